@@ -1,0 +1,1 @@
+"""An alliance: who takes part, their startup kits, and, on one machine, their running processes."""

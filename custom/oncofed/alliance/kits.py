@@ -1,0 +1,149 @@
+"""Startup kits through FLARE's own provisioner, with oncofed's policy in every one of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+from nvflare.lighter.constants import CtxKey
+from nvflare.lighter.entity import Project
+from nvflare.lighter.impl.cert import CertBuilder
+from nvflare.lighter.impl.signature import SignatureBuilder
+from nvflare.lighter.impl.static_file import StaticFileBuilder
+from nvflare.lighter.impl.workspace import WorkspaceBuilder
+from nvflare.lighter.provisioner import Provisioner
+from nvflare.lighter.spec import Builder, ProvisionContext
+from pydantic import Field
+
+from oncofed.data.spec import StrictModel
+from oncofed.errors import FederationError
+
+# The only classes that a job may name at a server or a site. Whatever else it names is refused before it is built.
+APPROVED_CLASSES = (
+    "oncofed.federation.controller.FederatedAveraging",
+    "oncofed.federation.executor.SiteExecutor",
+)
+
+# A site whose parent process vanished without a word is dropped after this many seconds (FLARE: ten minutes).
+_HEARTBEAT_TIMEOUT_SECONDS = 60
+
+
+class AllianceSpec(StrictModel):
+    """Who takes part. Names become the subjects of certificates."""
+
+    name: str = Field("oncofed", pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")
+    server: str = Field("localhost", description="host name at which sites and people reach the server")
+    port: int = Field(8002, ge=1, le=65535, description="the one port, for sites and people")
+    sites: tuple[str, ...] = Field(min_length=1)
+    admin: str = Field("admin@oncofed.org", description="project admin: may do everything but bring code")
+    engineer: str = Field("engineer@oncofed.org", description="ML engineer: submits jobs and fetches results")
+
+
+class PolicyBuilder(Builder):
+    """Writes what oncofed changes of FLARE's defaults into each kit's ``local`` folder.
+
+    - nobody may bring code (BYOC), whatever their role;
+    - only ``APPROVED_CLASSES`` are built from a job;
+    - a site's log stays at the site: FLARE's default streams its errors to the server;
+    - private keys are readable by their owner alone.
+    """
+
+    def build(self, project: Project, ctx: ProvisionContext) -> None:
+        """Write the policies; runs after FLARE's builder of static files."""
+        for participant in [project.get_server(), *project.get_clients()]:
+            local = Path(ctx.get_local_dir(participant))
+            _rewrite(local / "resources.json.default", local / "resources.json", _restrict_resources)
+            _rewrite(local / "authorization.json.default", local / "authorization.json", _forbid_code)
+
+    def finalize(self, project: Project, ctx: ProvisionContext) -> None:
+        """Close the files that hold private keys to everybody else."""
+        _close_secrets(Path(ctx.get_workspace()))
+
+
+def provision(spec: AllianceSpec, workspace: Path) -> Path:
+    """Write the alliance's startup kits and return the folder that holds one sub-folder for each participant.
+
+    Args:
+        spec: who takes part.
+        workspace: where the kits and the alliance's root key go; nobody else can enter it.
+
+    Raises:
+        FederationError: FLARE's provisioner failed.
+    """
+    workspace.mkdir(parents=True, exist_ok=True)
+    workspace.chmod(stat.S_IRWXU)
+    project = Project(spec.name, "federated training of medical imaging models", props={"api_version": 3})
+    organisation = "oncofed"
+    project.set_server(spec.server, organisation, {"fed_learn_port": spec.port, "admin_port": spec.port})
+    for site in spec.sites:
+        project.add_client(site, organisation, {"allow_log_streaming": False})
+    project.add_admin(spec.admin, organisation, {"role": "project_admin"})
+    project.add_admin(spec.engineer, organisation, {"role": "lead"})
+    builders = [
+        WorkspaceBuilder(["master_template.yml"]),
+        StaticFileBuilder(config_folder="config", scheme="http"),
+        PolicyBuilder(),
+        CertBuilder(),
+        SignatureBuilder(),
+    ]
+    log = _Messages()
+    mask = os.umask(0o077)
+    try:
+        ctx = Provisioner(str(workspace), builders).provision(project, logger=log)
+    finally:
+        os.umask(mask)
+    if ctx.get(CtxKey.BUILD_ERROR):
+        raise FederationError(f"the startup kits could not be written to {workspace}: {'; '.join(log.errors)}")
+    return Path(ctx[CtxKey.CURRENT_PROD_DIR])
+
+
+class _Messages:
+    """Keeps the provisioner's messages instead of printing them."""
+
+    def __init__(self) -> None:
+        self.errors: list[str] = []
+
+    def info(self, message: str) -> None:
+        pass
+
+    debug = warning = info
+
+    def error(self, message: str) -> None:
+        self.errors.append(message)
+
+
+def _rewrite(default: Path, out: Path, change: Any) -> None:
+    values = json.loads(default.read_text(encoding="utf-8"))
+    change(values)
+    out.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def _restrict_resources(resources: dict[str, Any]) -> None:
+    resources["class_list_enforcement_mode"] = "enforce"
+    resources["class_allow_list"] = list(APPROVED_CLASSES)
+    resources["allow_log_streaming"] = False
+    streams = {"site_log_streamer", "log_receiver"}
+    resources["components"] = [c for c in resources["components"] if c["id"] not in streams]
+    for server in resources.get("servers", []):
+        server["heart_beat_timeout"] = _HEARTBEAT_TIMEOUT_SECONDS
+
+
+def _forbid_code(authorization: dict[str, Any]) -> None:
+    # FLARE's project admin may do "any"thing, code included, and its lead may bring code: spell both out.
+    permissions = authorization["permissions"]
+    everything = {right: "any" for right in permissions["org_admin"]}
+    permissions["project_admin"] = {**everything, "byoc": "none"}
+    for role in ("org_admin", "lead"):
+        permissions[role]["byoc"] = "none"
+
+
+def _close_secrets(root: Path) -> None:
+    for folder, _, files in os.walk(root):
+        os.chmod(folder, stat.S_IRWXU)
+        for name in files:
+            path = Path(folder) / name
+            executable = path.stat().st_mode & stat.S_IXUSR
+            path.chmod(stat.S_IRUSR | stat.S_IWUSR | executable)

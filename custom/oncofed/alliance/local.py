@@ -1,0 +1,244 @@
+"""A whole alliance on this machine: the real server and real sites, each a process started from its startup kit."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+import psutil
+from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
+
+from oncofed.alliance.kits import AllianceSpec, provision
+from oncofed.errors import FederationError
+from oncofed.federation.executor import DATASETS_FILE
+
+_START_TIMEOUT_SECONDS = 90.0
+_STOP_SECONDS = 5.0
+
+
+class LocalAlliance:
+    """Provisions, starts and stops an alliance on loopback; use it as a context manager.
+
+    Args:
+        spec: who takes part; the server must be this machine.
+        workspace: where kits, logs and the server's storage go.
+        datasets: site -> dataset name -> folder.
+        temporary: folder for the processes' temporary files.
+    """
+
+    def __init__(
+        self, spec: AllianceSpec, workspace: Path, datasets: dict[str, dict[str, Path]], temporary: Path
+    ) -> None:
+        self.spec = spec
+        self.workspace = workspace
+        self._datasets = datasets
+        self._temporary = temporary
+        self._kits = Path()
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._session: Session | None = None
+
+    def __enter__(self) -> LocalAlliance:
+        try:
+            require_free_port(self.spec.port)
+            self._kits = provision(self.spec, self.workspace)
+            self._prepare_kits()
+            self._start(self.spec.server)
+            self._wait_for_port()
+            for site in self.spec.sites:
+                self._start(site)
+            return self
+        except BaseException:
+            self.close()
+            raise
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def kit(self, participant: str) -> Path:
+        """Return a participant's startup kit."""
+        return self._kits / participant
+
+    @property
+    def server_kit(self) -> Path:
+        """The server's startup kit, which is also its workspace."""
+        return self.kit(self.spec.server)
+
+    def session(self) -> Session:
+        """Return the engineer's session with the server, over mutual TLS with the engineer's kit."""
+        if self._session is None:
+            with _quiet():
+                self._session = new_secure_session(self.spec.engineer, str(self.kit(self.spec.engineer)))
+        return self._session
+
+    def wait_registered(self) -> None:
+        """Wait until every site is registered.
+
+        Raises:
+            FederationError: a process ended, or sites did not register in time.
+        """
+        expected = set(self.spec.sites)
+        deadline = time.monotonic() + _START_TIMEOUT_SECONDS
+        session = self.session()
+        while True:
+            with _quiet():
+                registered = {client.name for client in session.get_connected_client_list()}
+            if registered >= expected:
+                return
+            self.require_alive()
+            if time.monotonic() > deadline:
+                missing = ", ".join(sorted(expected - registered))
+                raise FederationError(
+                    f"only {len(registered)} of {len(expected)} sites registered within "
+                    f"{_START_TIMEOUT_SECONDS:.0f} s; missing: {missing}. Their logs: {self._kits}/SITE/log.txt"
+                )
+            time.sleep(0.2)
+
+    def ended(self) -> dict[str, int]:
+        """Return participant -> exit status of the processes that are no longer running."""
+        return {name: code for name, process in self._processes.items() if (code := process.poll()) is not None}
+
+    def require_alive(self) -> None:
+        """Raise where a process ended that should be running.
+
+        Raises:
+            FederationError: names the participant and its last words.
+        """
+        for name, code in self.ended().items():
+            role = "the server" if name == self.spec.server else name
+            ended = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
+            raise FederationError(f"{role} {ended}. Its log: {self._console(name)}{self._last_words(name)}")
+
+    def pids(self) -> dict[str, int]:
+        """Return participant -> process id."""
+        return {name: process.pid for name, process in self._processes.items()}
+
+    def close(self) -> None:
+        """Stop every process that was started, and those that they started."""
+        if self._session is not None:
+            with contextlib.suppress(Exception), _quiet():
+                self._session.close()
+            self._session = None
+        stop_processes([process.pid for process in self._processes.values()])
+        for process in self._processes.values():
+            process.wait()
+        self._processes.clear()
+
+    def _prepare_kits(self) -> None:
+        storage = self.server_kit / "storage"
+        resources_file = self.server_kit / "local" / "resources.json"
+        resources = json.loads(resources_file.read_text(encoding="utf-8"))
+        # FLARE keeps jobs under /tmp unless told otherwise: two federations would share them.
+        resources["snapshot_persistor"]["args"]["storage"]["args"]["root_dir"] = str(storage / "snapshots")
+        for component in resources["components"]:
+            if component["id"] == "job_manager":
+                component["args"]["uri_root"] = str(storage / "jobs")
+        resources_file.write_text(json.dumps(resources, indent=2) + "\n", encoding="utf-8")
+        for site in self.spec.sites:
+            entry = {site: {name: str(folder.resolve()) for name, folder in self._datasets[site].items()}}
+            (self.kit(site) / "local" / DATASETS_FILE).write_text(json.dumps(entry, indent=2), encoding="utf-8")
+
+    def _console(self, participant: str) -> Path:
+        return self.kit(participant) / "console.txt"
+
+    def _last_words(self, participant: str) -> str:
+        with contextlib.suppress(OSError):
+            lines = self._console(participant).read_text(errors="replace").strip().splitlines()
+            errors = [line for line in lines if "Error" in line or "ERROR" in line]
+            if errors:
+                return f" It said: {errors[-1][-300:]}"
+        return ""
+
+    def _start(self, participant: str) -> None:
+        with self._console(participant).open("wb") as console:
+            self._processes[participant] = subprocess.Popen(
+                ["bash", str(self.kit(participant) / "startup" / "sub_start.sh"), "--once"],
+                stdin=subprocess.DEVNULL,
+                stdout=console,
+                stderr=subprocess.STDOUT,
+                env=process_environment(self._temporary, len(self.spec.sites)),
+                start_new_session=True,
+            )
+
+    def _wait_for_port(self) -> None:
+        deadline = time.monotonic() + _START_TIMEOUT_SECONDS
+        while time.monotonic() < deadline:
+            self.require_alive()
+            with contextlib.suppress(OSError), socket.create_connection((self.spec.server, self.spec.port), 1.0):
+                return
+            time.sleep(0.1)
+        raise FederationError(f"the server did not open port {self.spec.port}. Its log: {self._console('server')}")
+
+
+def process_environment(temporary: Path, processes: int) -> dict[str, str]:
+    """Return the environment of a process that shares this machine with ``processes`` others.
+
+    Its ``python3`` is this one, its temporary files stay in ``temporary``, and its share of the cores is its own.
+    """
+    temporary.mkdir(parents=True, exist_ok=True)
+    threads = str(max(1, (os.cpu_count() or 1) // max(processes, 1)))
+    return {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        "TMPDIR": str(temporary),
+        "MPLCONFIGDIR": str(temporary),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads),
+        "PYTHONWARNINGS": "ignore",
+    }
+
+
+def free_port() -> int:
+    """Return a TCP port of the loopback interface that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def require_free_port(port: int) -> None:
+    """Raise where somebody listens on ``port``.
+
+    Raises:
+        FederationError: the port is taken.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            raise FederationError(
+                f"port {port} is taken by another program. Give another with --port, or none to take a free one."
+            ) from None
+
+
+def stop_processes(pids: list[int]) -> None:
+    """End processes and all their descendants: politely first, then by force."""
+    family: dict[int, psutil.Process] = {}
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(pid)
+            for member in (process, *process.children(recursive=True)):
+                family[member.pid] = member
+    for step in (signal.SIGTERM, signal.SIGKILL):
+        for member in family.values():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.send_signal(step)
+        _, alive = psutil.wait_procs(list(family.values()), timeout=_STOP_SECONDS)
+        if not alive:
+            return
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep FLARE's client library from printing."""
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield

@@ -1,0 +1,1 @@
+"""A site's dataset: which cases there are, whether they can be used, and how they become tensors."""

@@ -1,0 +1,33 @@
+"""The errors that a user may see. Each message says what was found, what was expected and what to do next."""
+
+
+class OncofedError(Exception):
+    """Root of all errors that end in one clear message; ``exit_code`` is the command's exit status."""
+
+    exit_code = 1
+
+
+class SpecError(OncofedError):
+    """A ``job.yaml`` or a command's arguments cannot be used."""
+
+    exit_code = 2
+
+
+class DataError(OncofedError):
+    """A site's data does not pass the checks."""
+
+    exit_code = 3
+
+
+class PolicyError(OncofedError):
+    """A policy forbids what was asked for."""
+
+    exit_code = 3
+
+
+class TrainingError(OncofedError):
+    """Training cannot go on, for example because the loss is not finite."""
+
+
+class FederationError(OncofedError):
+    """The server, a site or the connection between them failed."""

@@ -1,0 +1,144 @@
+"""A site's side: its turn in each round. Only weights and approved numbers leave it."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from nvflare.apis.event_type import EventType
+from nvflare.apis.executor import Executor
+from nvflare.apis.fl_constant import FLContextKey
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import Shareable
+from nvflare.apis.signal import Signal
+
+from oncofed.data.cases import check_cases, read_cases
+from oncofed.errors import DataError, OncofedError, TrainingError
+from oncofed.federation import exchange
+from oncofed.federation.exchange import TASK_SUBMIT_MODEL, TASK_TRAIN, TASK_VALIDATE, Weights
+from oncofed.training import Plan, Trainer
+
+DATASETS_FILE = "datasets.json"
+_SECONDS_BETWEEN_PROGRESS = 0.5
+
+
+class SiteExecutor(Executor):
+    """Trains and evaluates on the site's own cases.
+
+    The site's ``local/datasets.json`` says where a dataset lies: ``{SITE: {DATASET: FOLDER}}``. A job only names it.
+
+    Args:
+        plan: the job's ``Plan`` as a dictionary.
+        skip_bad_cases: go on without cases that cannot be used; otherwise one such case stops the site.
+    """
+
+    def __init__(self, plan: dict[str, Any], skip_bad_cases: bool = False) -> None:
+        super().__init__()
+        self._plan = Plan.model_validate(plan)
+        self._skip_bad_cases = skip_bad_cases
+        self._trainer: Trainer | None = None
+        self._trained: Weights | None = None
+        self._last_progress = 0.0
+
+    def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
+        """Register tensors before the first message, and leave the memory when the job ends."""
+        if event_type == EventType.START_RUN:
+            exchange.register_tensors()
+        elif event_type == EventType.END_RUN:
+            self._trainer = self._trained = None
+
+    def execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
+        """Do one task. An error is written to the site's own log; what leaves names no case, path or patient."""
+        try:
+            if self._trainer is None:
+                self._trainer = self._prepare(fl_ctx)
+            if task_name == TASK_TRAIN:
+                return self._train(self._trainer, shareable, fl_ctx, abort_signal)
+            if task_name == TASK_VALIDATE:
+                return self._validate(self._trainer, shareable, fl_ctx, abort_signal)
+            if task_name == TASK_SUBMIT_MODEL:
+                return self._submit_model()
+            return exchange.refusal(f"unknown task, expected {TASK_TRAIN}, {TASK_VALIDATE} or {TASK_SUBMIT_MODEL}")
+        except TrainingError as error:
+            self.log_error(fl_ctx, str(error), fire_event=False)
+            return exchange.refusal(str(error))
+        except DataError as error:
+            self.log_error(fl_ctx, str(error), fire_event=False)
+            return exchange.refusal("its data did not pass the checks; the site's own log names the cases")
+        except OncofedError as error:
+            self.log_error(fl_ctx, str(error), fire_event=False)
+            return exchange.refusal(f"{type(error).__name__}; the site's own log says more")
+        except Exception as error:
+            self.log_exception(fl_ctx, f"{task_name} failed", fire_event=False)
+            return exchange.refusal(f"{type(error).__name__} during {task_name}; the site's own log says more")
+
+    def _prepare(self, fl_ctx: FLContext) -> Trainer:
+        site = fl_ctx.get_identity_name()
+        config = Path(fl_ctx.get_prop(FLContextKey.WORKSPACE_OBJECT).get_site_config_dir()) / DATASETS_FILE
+        folder = _dataset_folder(config, site, self._plan.data.dataset)
+        cases = read_cases(folder, self._plan.data.split, self._plan.seed)
+        self._progress(fl_ctx, phase="checking data")
+        problems = check_cases(cases, list(self._plan.task.classes))
+        if problems and not self._skip_bad_cases:
+            raise DataError("; ".join(map(str, problems)))
+        for problem in problems:
+            self.log_warning(fl_ctx, f"skipped {problem}", fire_event=False)
+        usable = cases.without({problem.case for problem in problems}).require_training(site)
+        return Trainer(self._plan, usable, site)
+
+    def _train(self, trainer: Trainer, message: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
+        weights, _, _ = exchange.read_weights_message(message)
+        trainer.load_weights(weights)
+        numbers = self._evaluate(trainer, "validation", fl_ctx, abort_signal)
+        steps = self._plan.training.steps_per_round
+        first = trainer.steps_done
+
+        def on_step(done: int, loss: float) -> None:
+            self._progress(fl_ctx, every=done - first == steps, phase="training", step=done, steps=steps, loss=loss)
+
+        started = time.time()
+        numbers["loss"] = trainer.train(steps, on_step, lambda: abort_signal.triggered)
+        numbers["train_s"] = time.time() - started
+        self._trained = trainer.weights()
+        return exchange.update_message(self._trained, len(trainer.cases.train), numbers)
+
+    def _validate(self, trainer: Trainer, message: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
+        weights, _, split = exchange.read_weights_message(message)
+        trainer.load_weights(weights)
+        return exchange.numbers_message(self._evaluate(trainer, split, fl_ctx, abort_signal))
+
+    def _submit_model(self) -> Shareable:
+        if self._trained is None:
+            return exchange.refusal("it has not trained a model yet")
+        assert self._trainer is not None
+        return exchange.update_message(self._trained, len(self._trainer.cases.train), {})
+
+    def _evaluate(self, trainer: Trainer, split: str, fl_ctx: FLContext, abort_signal: Signal) -> dict[str, Any]:
+        self._progress(fl_ctx, phase="testing" if split == "test" else "validating")
+        started = time.time()
+        cases = trainer.cases.test if split == "test" else trainer.cases.validation
+        evaluation = trainer.evaluate(cases, lambda: abort_signal.triggered)
+        return {"evaluation": exchange.evaluation_numbers(evaluation), "validate_s": time.time() - started}
+
+    def _progress(self, fl_ctx: FLContext, every: bool = True, **values: Any) -> None:
+        """Tell the server how far this site is, at most twice a second unless ``every``."""
+        now = time.monotonic()
+        if not every and now - self._last_progress < _SECONDS_BETWEEN_PROGRESS:
+            return
+        self._last_progress = now
+        with fl_ctx.get_engine().new_context() as context:
+            self.fire_fed_event(exchange.PROGRESS_EVENT, Shareable(values), context)
+
+
+def _dataset_folder(config: Path, site: str, dataset: str) -> Path:
+    try:
+        registered = json.loads(config.read_text(encoding="utf-8"))[site]
+    except FileNotFoundError:
+        raise DataError(f"{config} is missing. Expected {{SITE: {{DATASET: FOLDER}}}}.") from None
+    except (json.JSONDecodeError, KeyError, TypeError):
+        raise DataError(f"{config} has no entry for {site}. Expected {{SITE: {{DATASET: FOLDER}}}}.") from None
+    if dataset not in registered:
+        raise DataError(f"{config}: no dataset {dataset!r}, found {sorted(registered)}. Register its folder there.")
+    return Path(registered[dataset])

@@ -1,0 +1,1 @@
+"""A job as data: its specification, its FLARE folder, and how it runs."""

@@ -1,0 +1,191 @@
+"""``job.yaml``: every setting of a job, its unit and its default, and the one place where it is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from oncofed.data.spec import DataSpec, StrictModel
+from oncofed.errors import SpecError
+from oncofed.federation.spec import FederationSpec
+from oncofed.models import ModelSpec
+from oncofed.tasks import SegmentationSpec
+from oncofed.training import Plan, TrainingSpec
+
+JOB_FILE = "job.yaml"
+
+
+class JobSpec(StrictModel):
+    """A job: what is learned, from which data, with which model, and how the sites train together."""
+
+    schema_: Literal[1] = Field(1, alias="schema", description="version of this file's format")
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$", description="lower case, digits, _ and -")
+    title: str = Field(min_length=1, max_length=120, description="one line for lists and reports")
+    data: DataSpec
+    task: SegmentationSpec
+    model: ModelSpec = ModelSpec()
+    training: TrainingSpec = TrainingSpec()
+    federation: FederationSpec = FederationSpec()
+    seed: int = Field(1, ge=0, lt=2**31, description="of the initial weights, the splits and the order of patches")
+
+    @model_validator(mode="after")
+    def _is_a_plan(self) -> JobSpec:
+        self.plan()
+        return self
+
+    def plan(self) -> Plan:
+        """Return what one site needs to know."""
+        return Plan(
+            data=self.data,
+            task=self.task,
+            model=self.model,
+            training=self.training,
+            rounds=self.federation.rounds,
+            seed=self.seed,
+        )
+
+    def with_rounds(self, rounds: int) -> JobSpec:
+        """Return the same job with another number of rounds."""
+        return self.changed({"federation": {"rounds": rounds}})
+
+    def changed(self, sections: dict[str, dict[str, Any]]) -> JobSpec:
+        """Return the same job with some settings of some sections changed, checked as if read from a file."""
+        values = self.model_dump(by_alias=True)
+        for section, settings in sections.items():
+            values[section] = {**values[section], **settings}
+        return _validate(values, "the changed job", {})
+
+    def to_yaml(self) -> str:
+        """Return the job as ``job.yaml`` holds it, with every default written out."""
+        return yaml.safe_dump(self.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
+
+
+@dataclass(frozen=True)
+class JobEntry:
+    """A job that was found in a folder of jobs."""
+
+    name: str
+    file: Path
+
+
+def read_job(job: str | Path) -> JobSpec:
+    """Read a job by name, by folder or by file.
+
+    Args:
+        job: a name that ``oncofed job list`` shows, a folder with ``job.yaml``, or the file itself.
+
+    Raises:
+        SpecError: there is no such job, or its file is not valid; the message names file, line, what was found and
+            what is allowed.
+    """
+    return parse_job(find_job(job))
+
+
+def find_job(job: str | Path) -> Path:
+    """Return the ``job.yaml`` of a job given by name, folder or file."""
+    path = Path(job)
+    if path.is_file():
+        return path
+    if (path / JOB_FILE).is_file():
+        return path / JOB_FILE
+    known = {entry.name: entry.file for entry in list_jobs()}
+    if str(job) in known:
+        return known[str(job)]
+    raise SpecError(
+        f"unknown job {str(job)!r}: no file, no folder with {JOB_FILE}, and no job of that name. "
+        f"Known jobs: {', '.join(sorted(known)) or 'none'}. See: oncofed job list"
+    )
+
+
+def list_jobs() -> list[JobEntry]:
+    """Return the jobs in ``./jobs`` and those that come with oncofed; a name found twice is the first one's."""
+    found: dict[str, JobEntry] = {}
+    for folder in jobs_folders():
+        for file in sorted(folder.glob(f"*/{JOB_FILE}")):
+            found.setdefault(file.parent.name, JobEntry(file.parent.name, file))
+    return sorted(found.values(), key=lambda entry: entry.name)
+
+
+def jobs_folders() -> list[Path]:
+    """Return where jobs are looked for: the working folder's, the checkout's, the installed package's."""
+    package = Path(__file__).resolve().parents[1]
+    candidates = [Path.cwd() / "jobs", package.parents[1] / "jobs", package / "_jobs"]
+    return [folder for folder in dict.fromkeys(candidates) if folder.is_dir()]
+
+
+def parse_job(file: Path) -> JobSpec:
+    """Read one ``job.yaml``.
+
+    Raises:
+        SpecError: the file is not valid.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"{file}: cannot be read ({error})") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise SpecError(f"{file}{line}: not YAML ({getattr(error, 'problem', error)})") from None
+    if not isinstance(values, dict):
+        raise SpecError(f"{file}:1: found {type(values).__name__}, expected settings such as 'name: my_job'")
+    lines: dict[tuple[str, ...], int] = {}
+    _collect_lines(root, (), lines, file)
+    return _validate(values, str(file), lines)
+
+
+def _validate(values: dict[str, Any], where: str, lines: dict[tuple[str, ...], int]) -> JobSpec:
+    try:
+        return JobSpec.model_validate(values)
+    except ValidationError as error:
+        raise SpecError("\n".join(_explain(problem, where, lines) for problem in error.errors())) from None
+
+
+def _collect_lines(node: yaml.Node | None, at: tuple[str, ...], lines: dict[tuple[str, ...], int], file: Path) -> None:
+    if node is None:
+        return
+    lines.setdefault(at, node.start_mark.line + 1)
+    if isinstance(node, yaml.MappingNode):
+        seen: dict[str, int] = {}
+        for key, value in node.value:
+            name, line = str(key.value), key.start_mark.line + 1
+            if name in seen:
+                raise SpecError(f"{file}:{line}: {'.'.join((*at, name))} is given twice, first on line {seen[name]}")
+            seen[name] = line
+            lines[(*at, name)] = line
+            _collect_lines(value, (*at, name), lines, file)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            _collect_lines(value, (*at, str(index)), lines, file)
+
+
+def _explain(problem: Any, where: str, lines: dict[tuple[str, ...], int]) -> str:
+    loc = tuple(str(part) for part in problem["loc"] if part != "[key]")
+    nearest = next((loc[:n] for n in range(len(loc), -1, -1) if loc[:n] in lines), ())
+    line = f":{lines[nearest]}" if nearest in lines else ""
+    setting = ".".join(loc) or "job"
+    if problem["type"] == "extra_forbidden":
+        allowed = ", ".join(_settings_beside(loc))
+        return f"{where}{line}: unknown setting {setting}; allowed here: {allowed}"
+    if problem["type"] == "missing":
+        return f"{where}{line}: {setting} is missing"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    found = problem.get("input")
+    shown = "" if isinstance(found, dict | StrictModel) else f"found {found!r}; "
+    return f"{where}{line}: {setting}: {shown}{message}"
+
+
+def _settings_beside(loc: tuple[str, ...]) -> list[str]:
+    model: Any = JobSpec
+    for part in loc[:-1]:
+        field = model.model_fields.get(part)
+        model = getattr(field, "annotation", None)
+        if not hasattr(model, "model_fields"):
+            return ["(no settings)"]
+    return [field.alias or name for name, field in model.model_fields.items()]

@@ -1,0 +1,112 @@
+"""3D segmentation: Dice loss with cross-entropy, sliding-window inference, Dice on the image's own grid."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+from monai.data.meta_tensor import MetaTensor
+from monai.inferers import SlidingWindowInferer
+from monai.losses import DiceCELoss
+from monai.transforms import LoadImage, SpatialResample
+from numpy.typing import NDArray
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+
+from oncofed.data.cases import Case
+from oncofed.data.spec import DataSpec, StrictModel
+from oncofed.data.transforms import load_image
+
+
+class SegmentationSpec(StrictModel):
+    """What a segmentation job learns."""
+
+    type: Literal["segmentation"] = "segmentation"
+    classes: dict[int, str] = Field(min_length=1, description="label value -> name, without background (0)")
+    overlap: float = Field(0.25, ge=0, lt=0.95, description="share by which inference windows overlap")
+
+    @field_validator("classes")
+    @classmethod
+    def _consecutive(cls, classes: dict[int, str]) -> dict[int, str]:
+        expected = list(range(1, len(classes) + 1))
+        if sorted(classes) != expected:
+            raise ValueError(f"label values are {sorted(classes)}, expected {expected}: 1, 2, … without gaps")
+        return dict(sorted(classes.items()))
+
+
+class Segmentation:
+    """A segmentation task.
+
+    Example:
+        >>> task = Segmentation(SegmentationSpec(classes={1: "tumour"}), DataSpec(dataset="demo"))
+        >>> logits, label = torch.zeros(1, 2, 8, 8, 8), torch.ones(1, 1, 8, 8, 8)
+        >>> bool(task.loss(logits, label) > 0)
+        True
+    """
+
+    def __init__(self, spec: SegmentationSpec, data: DataSpec) -> None:
+        self.spec = spec
+        self.data = data
+        self.loss: nn.Module = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False, squared_pred=True)
+        self._infer = SlidingWindowInferer(data.patch, sw_batch_size=4, overlap=spec.overlap, mode="gaussian")
+        self._load_image = load_image(data)
+        self._load_label = LoadImage(reader="NibabelReader", image_only=True, ensure_channel_first=True)
+
+    @property
+    def out_channels(self) -> int:
+        """Classes with background."""
+        return len(self.spec.classes) + 1
+
+    @torch.no_grad()
+    def predict(self, network: nn.Module, case: Case, device: torch.device) -> tuple[NDArray, NDArray, NDArray]:
+        """Segment one case.
+
+        Args:
+            network: from (1, 1, x, y, z) to logits (1, classes, x, y, z), on ``device``, in evaluation mode.
+            case: image and label files.
+            device: where the network is.
+
+        Returns:
+            Image (float32), prediction (uint8) and reference (uint8), each (x, y, z) on the grid of the label's file.
+        """
+        reference = self._load_label(case.label)
+        image = self._load_image({"image": case.image})["image"]
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            logits = self._infer(image.as_tensor()[None].to(device), network)[0].float()
+        probabilities = MetaTensor(logits.softmax(0), affine=image.affine)
+        to_file = SpatialResample(mode="bilinear", padding_mode="border", dtype=torch.float32)
+        size = reference.shape[1:]
+        on_file = to_file(probabilities, dst_affine=reference.affine, spatial_size=size)
+        shown = to_file(image, dst_affine=reference.affine, spatial_size=size)
+        prediction = on_file.argmax(0).to(torch.uint8)
+        return (
+            shown[0].as_tensor().cpu().numpy(),
+            prediction.as_tensor().cpu().numpy(),
+            reference[0].as_tensor().numpy().astype(np.uint8),
+        )
+
+    def score(self, prediction: NDArray, reference: NDArray) -> dict[str, float]:
+        """Return Dice by class name; a class that is in neither volume has none (NaN).
+
+        Args:
+            prediction: label values, (x, y, z).
+            reference: label values, (x, y, z).
+        """
+        scores = {}
+        for value, name in self.spec.classes.items():
+            p, r = prediction == value, reference == value
+            size = int(p.sum()) + int(r.sum())
+            scores[name] = 2.0 * int((p & r).sum()) / size if size else float("nan")
+        return scores
+
+
+def mean_score(by_case: list[dict[str, float]]) -> float | None:
+    """Return the mean over cases of the mean over the classes that a case has; None without cases."""
+    means = [float(np.nanmean(list(scores.values()))) for scores in by_case if not all(map(np.isnan, scores.values()))]
+    return float(np.mean(means)) if means else None
+
+
+def loss_is_finite(loss: Tensor) -> bool:
+    """Return whether a loss can be learned from."""
+    return bool(torch.isfinite(loss).item())
