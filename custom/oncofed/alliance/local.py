@@ -77,7 +77,7 @@ class LocalAlliance:
     def session(self) -> Session:
         """Return the engineer's session with the server, over mutual TLS with the engineer's kit."""
         if self._session is None:
-            with _quiet():
+            with quiet():
                 self._session = new_secure_session(self.spec.engineer, str(self.kit(self.spec.engineer)))
         return self._session
 
@@ -91,7 +91,7 @@ class LocalAlliance:
         deadline = time.monotonic() + _START_TIMEOUT_SECONDS
         session = self.session()
         while True:
-            with _quiet():
+            with quiet():
                 registered = {client.name for client in session.get_connected_client_list()}
             if registered >= expected:
                 return
@@ -119,6 +119,10 @@ class LocalAlliance:
             ended = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
             raise FederationError(f"{role} {ended}. Its log: {self._console(name)}{self._last_words(name)}")
 
+    def logs(self) -> dict[str, Path]:
+        """Return participant -> what its process printed."""
+        return {name: self._console(name) for name in self._processes}
+
     def pids(self) -> dict[str, int]:
         """Return participant -> process id."""
         return {name: process.pid for name, process in self._processes.items()}
@@ -126,7 +130,7 @@ class LocalAlliance:
     def close(self) -> None:
         """Stop every process that was started, and those that they started."""
         if self._session is not None:
-            with contextlib.suppress(Exception), _quiet():
+            with contextlib.suppress(Exception), quiet():
                 self._session.close()
             self._session = None
         stop_processes([process.pid for process in self._processes.values()])
@@ -177,7 +181,7 @@ class LocalAlliance:
             with contextlib.suppress(OSError), socket.create_connection((self.spec.server, self.spec.port), 1.0):
                 return
             time.sleep(0.1)
-        raise FederationError(f"the server did not open port {self.spec.port}. Its log: {self._console('server')}")
+        raise FederationError(f"the server did not open port {self.spec.port}. Its log: {self._console(self.spec.server)}")
 
 
 def process_environment(temporary: Path, processes: int) -> dict[str, str]:
@@ -238,7 +242,7 @@ def stop_processes(pids: list[int]) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep FLARE's client library from printing."""
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         yield

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,7 +41,7 @@ class Cases:
     validation: tuple[Case, ...]
     test: tuple[Case, ...]
 
-    def __iter__(self) -> Iterable[Case]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Case]:
         return iter((*self.train, *self.validation, *self.test))
 
     def without(self, names: set[str]) -> Cases:
@@ -84,7 +85,7 @@ def read_cases(folder: Path, split: SplitSpec, seed: int) -> Cases:
     Raises:
         DataError: the folder or its ``dataset.json`` cannot be used.
     """
-    manifest = _read_manifest(folder)
+    manifest = read_manifest(folder)
     lists = {key: _entries(folder, manifest, key) for key in ("training", "validation", "test")}
     train = lists["training"]
     parts: dict[str, list[Case]] = {}
@@ -170,7 +171,8 @@ def _check_arrays(
     return None
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return the contents of ``folder/dataset.json``, which holds a list "training"."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder. Expected a folder with dataset.json, imagesTr and labelsTr.")
     path = folder / "dataset.json"
@@ -204,8 +206,9 @@ def _entries(folder: Path, manifest: dict[str, Any], key: str) -> list[Case]:
 
 
 def _inside(folder: Path, relative: str) -> Path:
-    path = (folder / relative).resolve()
-    if not path.is_relative_to(folder.resolve()):
+    # Lexical on purpose: a site may link files into its folder, a manifest may not point out of it.
+    path = Path(os.path.normpath(folder / relative))
+    if not path.is_relative_to(os.path.normpath(folder)):
         raise DataError(f"{folder / 'dataset.json'}: {relative!r} lies outside the folder. Expected a path inside it.")
     return path
 

@@ -11,7 +11,7 @@ from typing import Any
 from nvflare.apis.client import Client
 from nvflare.apis.controller_spec import ClientTask, Task
 from nvflare.apis.event_type import EventType
-from nvflare.apis.fl_constant import FLContextKey
+from nvflare.apis.fl_constant import FLContextKey, ReservedKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.impl.controller import Controller
 from nvflare.apis.shareable import Shareable
@@ -22,7 +22,7 @@ from oncofed.errors import FederationError
 from oncofed.federation import exchange
 from oncofed.federation.aggregation import Contribution, weighted_mean
 from oncofed.federation.events import EVENTS_FILE, MODELS_FOLDER, EventLog
-from oncofed.federation.exchange import TASK_TRAIN, TASK_VALIDATE, Weights
+from oncofed.federation.exchange import TASK_PREPARE, TASK_TRAIN, TASK_VALIDATE, Weights
 from oncofed.models import build_network
 from oncofed.training import Plan
 
@@ -42,7 +42,7 @@ class _Turn:
 class FederatedAveraging(Controller):
     """Runs a job's rounds.
 
-    In each round every site scores the global model on its validation cases, trains it, and sends its weights, which
+    First every site checks and loads its data. In each round every site scores the global model on its validation cases, trains it, and sends its weights, which
     are averaged by training cases. After the last round the sites score the final model too; the model with the best
     mean validation score is scored once more, on the test cases.
 
@@ -101,9 +101,13 @@ class FederatedAveraging(Controller):
         self._record("started", sites=self._sites, rounds=plan.rounds, steps_per_round=plan.training.steps_per_round)
         network = build_network(plan.model, 1, len(plan.task.classes) + 1, plan.seed)
         weights = {name: value.clone() for name, value in network.state_dict().items()}
+        turn = self._ask(TASK_PREPARE, exchange.plain_message(), 0, "", weights, abort_signal, fl_ctx)
+        if abort_signal.triggered:
+            return
+        self._record("ready", seconds=time.time() - turn.started, sites=turn.numbers)
         best_score, best_round = -math.inf, 0
         for number in range(1, plan.rounds + 1):
-            turn = self._ask(TASK_TRAIN, weights, number, "validation", abort_signal, fl_ctx)
+            turn = self._ask_with(TASK_TRAIN, weights, number, "validation", abort_signal, fl_ctx)
             if abort_signal.triggered:
                 return
             score = self._record_scores(number - 1, turn)
@@ -121,7 +125,7 @@ class FederatedAveraging(Controller):
                 losses={site: n["loss"] for site, n in turn.numbers.items()},
                 cases={c.site: c.cases for c in turn.contributions},
             )
-        turn = self._ask(TASK_VALIDATE, weights, plan.rounds, "validation", abort_signal, fl_ctx)
+        turn = self._ask_with(TASK_VALIDATE, weights, plan.rounds, "validation", abort_signal, fl_ctx)
         if abort_signal.triggered:
             return
         score = self._record_scores(plan.rounds, turn)
@@ -129,7 +133,7 @@ class FederatedAveraging(Controller):
             best_score, best_round = (score if score is not None else best_score), plan.rounds
             self._save(weights, "best")
         best = load_file(self._models / "best.safetensors")
-        turn = self._ask(TASK_VALIDATE, best, best_round, "test", abort_signal, fl_ctx)
+        turn = self._ask_with(TASK_VALIDATE, best, best_round, "test", abort_signal, fl_ctx)
         if abort_signal.triggered:
             return
         self._record(
@@ -139,8 +143,21 @@ class FederatedAveraging(Controller):
             test={site: numbers["evaluation"] for site, numbers in sorted(turn.numbers.items())},
         )
 
-    def _ask(
+    def _ask_with(
         self, task_name: str, weights: Weights, number: int, split: str, abort_signal: Signal, fl_ctx: FLContext
+    ) -> _Turn:
+        message = exchange.weights_message(weights, number, split)
+        return self._ask(task_name, message, number, split, weights, abort_signal, fl_ctx)
+
+    def _ask(
+        self,
+        task_name: str,
+        message: Shareable,
+        number: int,
+        split: str,
+        weights: Weights,
+        abort_signal: Signal,
+        fl_ctx: FLContext,
     ) -> _Turn:
         """Give every site a task and wait for their answers.
 
@@ -165,7 +182,6 @@ class FederatedAveraging(Controller):
             else:
                 self._record("answer", site=site, task=task_name, round=number)
 
-        message = exchange.weights_message(weights, number, split)
         task = Task(task_name, message, result_received_cb=received)
         self.broadcast(task, fl_ctx, targets=list(sites), min_responses=len(sites))
         while task.completion_status is None and not self._all_answered_or_lost(turn, sites):
@@ -222,7 +238,7 @@ class FederatedAveraging(Controller):
     def _record_progress(self, fl_ctx: FLContext) -> None:
         data = fl_ctx.get_prop(FLContextKey.EVENT_DATA)
         # The name comes from the site's certificate, not from what it says of itself.
-        site = data.get_peer_prop("__identity_name__", None) if isinstance(data, Shareable) else None
+        site = data.get_peer_prop(ReservedKey.IDENTITY_NAME, None) if isinstance(data, Shareable) else None
         if site not in self._sites:
             return
         values = {key: kind(data[key]) for key, kind in _PROGRESS_FIELDS.items() if key in data}

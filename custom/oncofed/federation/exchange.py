@@ -18,6 +18,7 @@ from oncofed.training.trainer import Evaluation
 
 Weights = dict[str, Tensor]
 
+TASK_PREPARE = "prepare"
 TASK_TRAIN = "train"
 TASK_VALIDATE = "validate"
 TASK_SUBMIT_MODEL = "submit_model"
@@ -41,6 +42,11 @@ def weights_message(weights: Weights, round_number: int, split: str = "validatio
     message.set_header(_ROUND, round_number)
     message.set_header(_SPLIT, split)
     return message
+
+
+def plain_message() -> Shareable:
+    """Return a server's message without weights."""
+    return DXO(DataKind.METRICS, data={}).to_shareable()
 
 
 def read_weights_message(message: Shareable) -> tuple[Weights, int, str]:

@@ -17,7 +17,7 @@ from nvflare.apis.signal import Signal
 from oncofed.data.cases import check_cases, read_cases
 from oncofed.errors import DataError, OncofedError, TrainingError
 from oncofed.federation import exchange
-from oncofed.federation.exchange import TASK_SUBMIT_MODEL, TASK_TRAIN, TASK_VALIDATE, Weights
+from oncofed.federation.exchange import TASK_PREPARE, TASK_SUBMIT_MODEL, TASK_TRAIN, TASK_VALIDATE, Weights
 from oncofed.training import Plan, Trainer
 
 DATASETS_FILE = "datasets.json"
@@ -54,13 +54,15 @@ class SiteExecutor(Executor):
         try:
             if self._trainer is None:
                 self._trainer = self._prepare(fl_ctx)
+            if task_name == TASK_PREPARE:
+                return exchange.numbers_message(_counts(self._trainer))
             if task_name == TASK_TRAIN:
                 return self._train(self._trainer, shareable, fl_ctx, abort_signal)
             if task_name == TASK_VALIDATE:
                 return self._validate(self._trainer, shareable, fl_ctx, abort_signal)
             if task_name == TASK_SUBMIT_MODEL:
                 return self._submit_model()
-            return exchange.refusal(f"unknown task, expected {TASK_TRAIN}, {TASK_VALIDATE} or {TASK_SUBMIT_MODEL}")
+            return exchange.refusal(f"it does not know the task {task_name!r}")
         except TrainingError as error:
             self.log_error(fl_ctx, str(error), fire_event=False)
             return exchange.refusal(str(error))
@@ -86,17 +88,20 @@ class SiteExecutor(Executor):
         for problem in problems:
             self.log_warning(fl_ctx, f"skipped {problem}", fire_event=False)
         usable = cases.without({problem.case for problem in problems}).require_training(site)
-        return Trainer(self._plan, usable, site)
+        self._progress(fl_ctx, phase="loading data")
+        trainer = Trainer(self._plan, usable, site)
+        trainer.prepare()
+        return trainer
 
     def _train(self, trainer: Trainer, message: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
         weights, _, _ = exchange.read_weights_message(message)
         trainer.load_weights(weights)
         numbers = self._evaluate(trainer, "validation", fl_ctx, abort_signal)
         steps = self._plan.training.steps_per_round
-        first = trainer.steps_done
+        first, total = trainer.steps_done, self._plan.total_steps
 
         def on_step(done: int, loss: float) -> None:
-            self._progress(fl_ctx, every=done - first == steps, phase="training", step=done, steps=steps, loss=loss)
+            self._progress(fl_ctx, always=done - first == steps, phase="training", step=done, steps=total, loss=loss)
 
         started = time.time()
         numbers["loss"] = trainer.train(steps, on_step, lambda: abort_signal.triggered)
@@ -122,14 +127,25 @@ class SiteExecutor(Executor):
         evaluation = trainer.evaluate(cases, lambda: abort_signal.triggered)
         return {"evaluation": exchange.evaluation_numbers(evaluation), "validate_s": time.time() - started}
 
-    def _progress(self, fl_ctx: FLContext, every: bool = True, **values: Any) -> None:
-        """Tell the server how far this site is, at most twice a second unless ``every``."""
+    def _progress(self, fl_ctx: FLContext, always: bool = True, **values: Any) -> None:
+        """Tell the server how far this site is, at most twice a second unless ``always``."""
         now = time.monotonic()
-        if not every and now - self._last_progress < _SECONDS_BETWEEN_PROGRESS:
+        if not always and now - self._last_progress < _SECONDS_BETWEEN_PROGRESS:
             return
         self._last_progress = now
         with fl_ctx.get_engine().new_context() as context:
             self.fire_fed_event(exchange.PROGRESS_EVENT, Shareable(values), context)
+
+
+def _counts(trainer: Trainer) -> dict[str, Any]:
+    """Return what the server may know of a site's data before training: how many cases there are."""
+    cases = trainer.cases
+    return {
+        "train": len(cases.train),
+        "validation": len(cases.validation),
+        "test": len(cases.test),
+        "device": trainer.device.type,
+    }
 
 
 def _dataset_folder(config: Path, site: str, dataset: str) -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from oncofed.errors import SpecError
-from oncofed.federation.exchange import TASK_SUBMIT_MODEL, TASK_TRAIN, TASK_VALIDATE
+from oncofed.federation.exchange import TASK_PREPARE, TASK_SUBMIT_MODEL, TASK_TRAIN, TASK_VALIDATE
 from oncofed.job.spec import JobSpec
 
 # FLARE's own default is two seconds; an idle site asks again after this many.
@@ -86,7 +86,7 @@ def _client(spec: JobSpec, skip_bad_cases: bool) -> dict[str, Any]:
     return {
         "format_version": 2,
         "default_task_fetch_interval": _IDLE_SECONDS,
-        "executors": [{"tasks": [TASK_TRAIN, TASK_VALIDATE, TASK_SUBMIT_MODEL], "executor": executor}],
+        "executors": [{"tasks": [TASK_PREPARE, TASK_TRAIN, TASK_VALIDATE, TASK_SUBMIT_MODEL], "executor": executor}],
         "components": [],
         "task_data_filters": [],
         "task_result_filters": [],

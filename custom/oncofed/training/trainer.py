@@ -66,6 +66,12 @@ class Trainer:
         self._scaler = torch.amp.GradScaler(enabled=self._precision is torch.float16)
         self._patches: Iterator[dict[str, Any]] | None = None
 
+    def prepare(self) -> Iterator[dict[str, Any]]:
+        """Read and cache the training cases, if that was not done yet, and return the run's stream of patches."""
+        if self._patches is None:
+            self._patches = self._all_patches()
+        return self._patches
+
     def load_weights(self, weights: Weights) -> None:
         """Replace the network's weights; the optimizer's state stays."""
         self.network.load_state_dict(weights)
@@ -86,7 +92,7 @@ class Trainer:
             TrainingError: the loss is not finite.
         """
         self.network.train()
-        patches = self._patches = self._patches or self._endless_patches()
+        patches = self.prepare()
         total = 0.0
         taken = 0
         for _ in range(steps):
@@ -137,7 +143,7 @@ class Trainer:
         self.steps_done += 1
         return loss.item()
 
-    def _endless_patches(self) -> Iterator[dict[str, Any]]:
+    def _all_patches(self) -> Iterator[dict[str, Any]]:
         files = [{"image": str(c.image), "label": str(c.label)} for c in self.cases.train]
         cached = CacheDataset(files, load_pair(self.plan.data), num_workers=2, progress=False, copy_cache=False)
         random = augment(self.plan.data, self.task.out_channels, self.plan.training.augment)

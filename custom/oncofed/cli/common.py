@@ -1,0 +1,136 @@
+"""What several commands share: the run's folder, its last words, errors."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from oncofed.errors import OncofedError, SpecError
+
+if TYPE_CHECKING:
+    from oncofed.report.result import Result
+
+Workspace = Annotated[
+    Path, typer.Option("--workspace", envvar="ONCOFED_WORKSPACE", help="Folder for everything that a run leaves.")
+]
+DEFAULT_WORKSPACE = Path("workspace")
+
+
+@dataclass
+class Options:
+    """Options that come before the command."""
+
+    debug: bool = False
+
+
+options = Options()
+
+
+def fail(error: OncofedError) -> int:
+    """Print an error and return the exit status that goes with it."""
+    Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False)
+    return error.exit_code
+
+
+def progress_console(json: bool) -> Console:
+    """Return where progress goes: stderr where stdout is kept for JSON."""
+    return Console(stderr=json, soft_wrap=True, highlight=False)
+
+
+def new_run_folder(workspace: Path, job: str) -> Path:
+    """Return a folder ``workspace/runs/TIME-JOB`` that does not exist yet."""
+    runs = workspace / "runs"
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{job}"
+    candidates = [name, *(f"{name}-{n}" for n in range(2, 100))]
+    return next(runs / candidate for candidate in candidates if not (runs / candidate).exists())
+
+
+@contextlib.contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Let SIGTERM and a closed terminal end a run as Ctrl-C does: everything that it started is stopped."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def require_posix() -> None:
+    """Refuse systems on which FLARE's start scripts do not run.
+
+    Raises:
+        SpecError: this is Windows.
+    """
+    if sys.platform == "win32":
+        raise SpecError("FLARE's start scripts need a POSIX system; on Windows use WSL.")
+
+
+def show_result(result: Result, folder: Path, json: bool) -> None:
+    """Print a finished run: one table and where its files are, or the JSON alone."""
+    if json:
+        typer.echo(result.model_dump_json(indent=2, by_alias=True))
+        return
+    console = Console(highlight=False)
+    console.print(result_table(result))
+    timing = result.timing
+    overhead = timing.overhead_s_per_round
+    console.print(
+        f"{timing.total_s:.0f} s in all, {timing.startup_s:.0f} s until the sites were ready"
+        + (f", {overhead:.2f} s overhead a round" if overhead is not None else "")
+    )
+    if result.data_note:
+        console.print(result.data_note, soft_wrap=True)
+    console.print(f"Report:  {folder / 'report.html'}", soft_wrap=True)
+    console.print(f"Result:  {folder / 'result.json'}", soft_wrap=True)
+    console.print(f"Model:   {folder / 'model'} (model.safetensors, MONAI bundle)", soft_wrap=True)
+    console.print(f"Curves:  tensorboard --logdir {folder / 'tensorboard'}", soft_wrap=True)
+
+
+def result_table(result: Result) -> Table:
+    """Return the table of a result: one row a site, one column a model."""
+    models = [m for m in ("alone", "federated", "pooled") if getattr(result.mean, m) is not None]
+    table = Table(title=f"{result.title}: Dice on held-out patients", title_justify="left")
+    table.add_column("site")
+    for heading in ("train", "test", *models, *(["gain"] if "alone" in models else [])):
+        table.add_column(heading, justify="right")
+    for name, site in sorted(result.sites.items()):
+        values = [getattr(site, model) for model in models]
+        row = [name, str(site.train_cases), str(site.test_cases), *map(_dice, values)]
+        table.add_row(*row, *_gain(models, site.alone, site.federated))
+    table.add_section()
+    means = [_dice(getattr(result.mean, model)) for model in models]
+    table.add_row("mean", "", "", *means, *_gain(models, result.mean.alone, result.mean.federated), style="bold")
+    return table
+
+
+def _dice(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _gain(models: list[str], alone: float | None, federated: float | None) -> list[str]:
+    if "alone" not in models:
+        return []
+    if alone is None or federated is None:
+        return ["–"]
+    colour = "green" if federated >= alone else "yellow"
+    return [f"[{colour}]{federated - alone:+.3f}[/]"]
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", r"\[")

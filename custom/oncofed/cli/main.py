@@ -1,0 +1,57 @@
+"""``oncofed``: the entry point, and what all commands have in common."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from oncofed import __version__
+from oncofed.cli import demo, job
+from oncofed.cli.common import fail, options
+from oncofed.errors import OncofedError
+
+app = typer.Typer(
+    help="Federated training for medical imaging: MONAI models, NVIDIA FLARE federations, images stay at their sites.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit status: 0 done, 1 the work failed, 2 wrong usage, 3 refused by a policy or a check.",
+)
+app.add_typer(job.app, name="job")
+app.command("demo")(demo.demo)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"oncofed {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def common(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the stack trace of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Federated training for medical imaging."""
+    options.debug = debug
+
+
+def main() -> None:
+    """Run a command; an expected error ends in one message and its exit status."""
+    try:
+        app()
+    except OncofedError as error:
+        if options.debug:
+            raise
+        sys.exit(fail(error))
+    except KeyboardInterrupt:
+        typer.echo("\nstopped", err=True)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""Where a job runs on this machine: FLARE's real server and sites on loopback, or FLARE's simulator."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from nvflare.fuel.flare_api.api_spec import InvalidJobDefinition, NoConnection
+from nvflare.fuel.flare_api.flare_api import Session
+
+from oncofed.alliance.kits import APPROVED_CLASSES, AllianceSpec
+from oncofed.alliance.local import LocalAlliance, free_port, process_environment, quiet, stop_processes
+from oncofed.errors import FederationError
+from oncofed.federation.events import EVENTS_FILE, MODELS_FOLDER
+from oncofed.federation.executor import DATASETS_FILE
+
+Datasets = dict[str, dict[str, Path]]
+
+_END_TIMEOUT_SECONDS = 120.0
+_SECONDS_BETWEEN_STATUS = 2.0
+
+
+class Running(Protocol):
+    """A job that runs."""
+
+    @property
+    def events(self) -> Path:
+        """The server's record of the run; it may not be there yet, and may go when the job ends."""
+
+    @property
+    def logs(self) -> dict[str, Path]:
+        """Log files by process."""
+
+    def require_going(self) -> None:
+        """Raise ``FederationError`` where the run can no longer finish."""
+
+    def ended(self) -> str | None:
+        """Return how the job ended, or None while it runs."""
+
+    def fetch(self) -> Path:
+        """Wait for the job's end and return the folder with its record and models."""
+
+
+class _FederatedJob:
+    def __init__(self, alliance: LocalAlliance, job: Path, min_sites: int) -> None:
+        self._alliance = alliance
+        self._min_sites = min_sites
+        self._session: Session = alliance.session()
+        self._asked = 0.0
+        try:
+            with quiet():
+                self._id = self._session.submit_job(str(job.resolve()))
+        except InvalidJobDefinition as error:
+            raise FederationError(f"the server refused the job: {error}") from None
+
+    @property
+    def events(self) -> Path:
+        return self._alliance.server_kit / self._id / EVENTS_FILE
+
+    @property
+    def logs(self) -> dict[str, Path]:
+        return self._alliance.logs()
+
+    def require_going(self) -> None:
+        ended = self._alliance.ended()
+        sites = [site for site in self._alliance.spec.sites if site not in ended]
+        if self._alliance.spec.server in ended or len(sites) < self._min_sites:
+            self._alliance.require_alive()
+
+    def ended(self) -> str | None:
+        if time.monotonic() - self._asked < _SECONDS_BETWEEN_STATUS:
+            return None
+        self._asked = time.monotonic()
+        try:
+            with quiet():
+                status = str(self._session.get_job_status(self._id))
+        except NoConnection:
+            return None  # the server is gone or busy: require_going tells which
+        return status.removeprefix("FINISHED:") if status.startswith("FINISHED") else None
+
+    def fetch(self) -> Path:
+        deadline = time.monotonic() + _END_TIMEOUT_SECONDS
+        while self.ended() is None:
+            if time.monotonic() > deadline:
+                raise FederationError(f"the job did not end within {_END_TIMEOUT_SECONDS:.0f} s after its last round")
+            self.require_going()
+            time.sleep(0.1)
+        with quiet():
+            return Path(self._session.download_job_result(self._id)) / "workspace"
+
+
+class _SimulatedJob:
+    def __init__(self, process: subprocess.Popen[bytes], run_dir: Path, console: Path) -> None:
+        self._process = process
+        self._run_dir = run_dir
+        self._console = console
+
+    @property
+    def events(self) -> Path:
+        return self._run_dir / EVENTS_FILE
+
+    @property
+    def logs(self) -> dict[str, Path]:
+        return {"simulator": self._console}
+
+    def require_going(self) -> None:
+        code = self._process.poll()
+        if code and not self.events.is_file():
+            raise FederationError(f"FLARE's simulator ended with status {code}. Its log: {self._console}")
+
+    def ended(self) -> str | None:
+        code = self._process.poll()
+        return None if code is None else f"status {code}"
+
+    def fetch(self) -> Path:
+        if not (self._run_dir / MODELS_FOLDER / "best.safetensors").is_file():
+            raise FederationError(f"FLARE's simulator left no model. Its log: {self._console}")
+        return self._run_dir
+
+
+@contextmanager
+def federation(
+    job: Path, datasets: Datasets, min_sites: int, workspace: Path, temporary: Path, port: int | None
+) -> Iterator[Running]:
+    """Provision an alliance, start its server and sites, and submit a job with the engineer's kit; stop all on leaving.
+
+    Args:
+        job: the exported job folder.
+        datasets: site -> dataset name -> folder.
+        min_sites: fewest sites that the job needs.
+        workspace: for startup kits and FLARE's files.
+        temporary: for the processes' temporary files.
+        port: of the server; None takes a free one.
+    """
+    spec = AllianceSpec(sites=tuple(datasets), port=port or free_port())
+    with LocalAlliance(spec, workspace, datasets, temporary) as alliance:
+        alliance.wait_registered()
+        yield _FederatedJob(alliance, job, min_sites)
+
+
+@contextmanager
+def simulation(job: Path, datasets: Datasets, workspace: Path, temporary: Path) -> Iterator[Running]:
+    """Start FLARE's simulator on a job; on leaving, end it and all its processes.
+
+    Args:
+        job: the exported job folder.
+        datasets: site -> dataset name -> folder.
+        workspace: the simulator's folder, new or empty.
+        temporary: for the processes' temporary files.
+    """
+    local = workspace / "local"
+    local.mkdir(parents=True, exist_ok=True)
+    registered = {site: {name: str(folder.resolve()) for name, folder in d.items()} for site, d in datasets.items()}
+    (local / DATASETS_FILE).write_text(json.dumps(registered, indent=2), encoding="utf-8")
+    resources = {
+        "format_version": 2,
+        "class_list_enforcement_mode": "enforce",
+        "class_allow_list": list(APPROVED_CLASSES),
+    }
+    (local / "resources.json").write_text(json.dumps(resources, indent=2), encoding="utf-8")
+    console = workspace.parent / "simulator.txt"
+    command = [sys.executable, "-m", "nvflare.cli", "simulator", str(job.resolve()), "-w", str(workspace.resolve())]
+    command += ["-c", ",".join(datasets), "-t", str(len(datasets))]
+    with console.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=process_environment(temporary, len(datasets)),
+            start_new_session=True,
+        )
+    try:
+        yield _SimulatedJob(process, workspace / "server" / "simulate_job", console)
+    finally:
+        stop_processes([process.pid])
+        process.wait()

@@ -1,0 +1,266 @@
+"""Following a run: from the server's events to a live view, TensorBoard curves and timings."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from torch.utils.tensorboard import SummaryWriter
+
+_STATES = {"prepare": "preparing", "train": "waiting", "validate": "waiting"}
+
+
+@dataclass
+class SiteState:
+    """What is known of one site now."""
+
+    state: str = "starting"
+    step: int = 0
+    loss: float | None = None
+    validation: float | None = None
+
+
+@dataclass
+class RunState:
+    """What the events so far say of a run.
+
+    Attributes:
+        sites: state by site.
+        round: the round that runs, from 1; 0 before the first.
+        rounds: how many there are.
+        validation: mean validation score of the global model after each round, from round 0.
+        validation_by_site: the same by site.
+        losses: mean training loss by round and site.
+        rounds_s: wall time of each round in seconds.
+        slowest_site_s: training and validation time of each round's slowest site in seconds.
+        lost: why a site is no longer there.
+        finished: what the server said at the end.
+        failed: why the run failed.
+    """
+
+    sites: dict[str, SiteState] = field(default_factory=dict)
+    round: int = 0
+    rounds: int = 0
+    total_steps: int = 0
+    started: float | None = None
+    ready_s: float | None = None
+    cases: dict[str, dict[str, Any]] = field(default_factory=dict)
+    validation: dict[int, float] = field(default_factory=dict)
+    validation_by_site: dict[int, dict[str, float | None]] = field(default_factory=dict)
+    losses: dict[int, dict[str, float]] = field(default_factory=dict)
+    rounds_s: list[float] = field(default_factory=list)
+    slowest_site_s: list[float] = field(default_factory=list)
+    lost: dict[str, str] = field(default_factory=dict)
+    finished: dict[str, Any] | None = None
+    failed: str | None = None
+
+    def apply(self, event: dict[str, Any]) -> None:
+        """Take one event of the server into account."""
+        handler = getattr(self, f"_on_{event['kind']}", None)
+        if handler:
+            handler(event)
+
+    def _on_started(self, event: dict[str, Any]) -> None:
+        self.started = event["time"]
+        self.rounds = event["rounds"]
+        self.total_steps = event["rounds"] * event["steps_per_round"]
+        self.sites = {site: self.sites.get(site, SiteState()) for site in event["sites"]}
+
+    def _on_ready(self, event: dict[str, Any]) -> None:
+        self.ready_s = event["seconds"]
+        self.cases = event["sites"]
+
+    def _on_task(self, event: dict[str, Any]) -> None:
+        self.round = event["round"]
+        for site in event["sites"]:
+            self.sites[site].state = _STATES.get(event["task"], "waiting")
+
+    def _on_progress(self, event: dict[str, Any]) -> None:
+        site = self.sites.setdefault(event["site"], SiteState())
+        site.state = event.get("phase", site.state)
+        site.step = event.get("step", site.step)
+        site.loss = event.get("loss", site.loss)
+
+    def _on_answer(self, event: dict[str, Any]) -> None:
+        self.sites[event["site"]].state = "done"
+
+    def _on_lost(self, event: dict[str, Any]) -> None:
+        self.lost[event["site"]] = event["reason"]
+        self.sites[event["site"]].state = "lost"
+
+    def _on_validation(self, event: dict[str, Any]) -> None:
+        self.validation_by_site[event["round"]] = event["sites"]
+        if event["mean"] is not None:
+            self.validation[event["round"]] = event["mean"]
+        for site, score in event["sites"].items():
+            self.sites[site].validation = score
+
+    def _on_round(self, event: dict[str, Any]) -> None:
+        self.losses[event["round"]] = event["losses"]
+        self.rounds_s.append(event["seconds"])
+        self.slowest_site_s.append(event["slowest_site_s"])
+
+    def _on_finished(self, event: dict[str, Any]) -> None:
+        self.finished = event
+        for site in self.sites.values():
+            if site.state != "lost":
+                site.state = "finished"
+
+    def _on_failed(self, event: dict[str, Any]) -> None:
+        self.failed = event["reason"]
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Estimate from the rounds so far; None before the first is over."""
+        if not self.rounds_s:
+            return None
+        usual = sum(self.rounds_s) / len(self.rounds_s)
+        return usual * (self.rounds - len(self.rounds_s))
+
+
+class Curves:
+    """Writes a run's curves as TensorBoard files, one folder a site and one for the mean."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._writers: dict[str, SummaryWriter] = {}
+
+    def write(self, event: dict[str, Any]) -> None:
+        """Add what an event says of a curve."""
+        if event["kind"] == "progress" and "loss" in event:
+            self._of(event["site"]).add_scalar("train/loss", event["loss"], event["step"])
+        elif event["kind"] == "validation":
+            for site, score in event["sites"].items():
+                if score is not None:
+                    self._of(site).add_scalar("validation/dice", score, event["round"])
+            if event["mean"] is not None:
+                self._of("mean").add_scalar("validation/dice", event["mean"], event["round"])
+        elif event["kind"] == "round":
+            self._of("mean").add_scalar("time/round_s", event["seconds"], event["round"])
+
+    def flush(self) -> None:
+        """Make what was written visible to a running TensorBoard."""
+        for writer in self._writers.values():
+            writer.flush()
+
+    def close(self) -> None:
+        """Finish the files."""
+        for writer in self._writers.values():
+            writer.close()
+
+    def _of(self, name: str) -> SummaryWriter:
+        if name not in self._writers:
+            self._writers[name] = SummaryWriter(str(self._folder / name), flush_secs=5)
+        return self._writers[name]
+
+
+class RunView:
+    """Shows a run while it goes: live on a terminal, a line for each round elsewhere.
+
+    Args:
+        console: where to show it.
+        curves: where its curves are written.
+    """
+
+    def __init__(self, console: Console, curves: Curves) -> None:
+        self.state = RunState()
+        self._console = console
+        self._curves = curves
+        self._live: Live | None = None
+        self._told = 0
+
+    def __enter__(self) -> RunView:
+        if self._console.is_terminal:
+            self._live = Live(self._table(), console=self._console, refresh_per_second=4, transient=True)
+            self._live.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._live.__exit__(kind, error, trace)
+        self._curves.close()
+
+    def update(self, events: Iterable[dict[str, Any]]) -> None:
+        """Take new events into account and show them."""
+        for event in events:
+            self.state.apply(event)
+            self._curves.write(event)
+            if not self._live:
+                self._tell(event)
+        self._curves.flush()
+        if self._live:
+            self._live.update(self._table())
+
+    def _tell(self, event: dict[str, Any]) -> None:
+        state = self.state
+        if event["kind"] == "ready":
+            cases = ", ".join(f"{site} {n['train']}" for site, n in sorted(event["sites"].items()))
+            self._console.print(f"sites ready after {event['seconds']:.0f} s; training cases: {cases}")
+        elif event["kind"] == "validation" and event["round"] > 0:
+            losses = state.losses.get(event["round"], {})
+            sites = "  ".join(
+                f"{site} loss {losses[site]:.3f} dice {_number(score)}"
+                for site, score in sorted(event["sites"].items())
+                if site in losses
+            )
+            left = f"  {_clock(state.seconds_left)} left" if state.seconds_left else ""
+            self._console.print(
+                f"round {event['round']}/{state.rounds}  mean validation dice {_number(event['mean'])}  {sites}{left}"
+            )
+        elif event["kind"] == "lost":
+            self._console.print(f"{event['site']} was lost: {event['reason']}")
+
+    def _table(self) -> Group:
+        state = self.state
+        mean = state.validation.get(max(state.validation)) if state.validation else None
+        left = f", about {_clock(state.seconds_left)} left" if state.seconds_left else ""
+        elapsed = f", {_clock(time.time() - state.started)} so far" if state.started else ""
+        title = f"round {state.round}/{state.rounds or '?'}, mean validation Dice {_number(mean)}{elapsed}{left}"
+        table = Table(title=title, title_justify="left", expand=False)
+        for heading in ("site", "state", "step", "loss", "validation Dice"):
+            table.add_column(heading, justify="left" if heading in ("site", "state") else "right")
+        for name, site in sorted(state.sites.items()):
+            colour = {"lost": "red", "done": "green", "finished": "green"}.get(site.state, "")
+            table.add_row(
+                name,
+                f"[{colour}]{site.state}[/]" if colour else site.state,
+                f"{site.step}/{state.total_steps}",
+                _number(site.loss),
+                _number(site.validation),
+            )
+        return Group(table)
+
+
+def progress_bar(console: Console) -> Progress:
+    """Return a bar for work with a known end; nothing is drawn where the output is not a terminal."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _clock(seconds: float | None) -> str:
+    if seconds is None:
+        return "–"
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes}:{rest:02d} min" if minutes else f"{rest} s"

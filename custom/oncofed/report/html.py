@@ -1,0 +1,95 @@
+"""``report.html``: one file with the table, the curves and the pictures of a run, readable without a network."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from jinja2 import Environment, PackageLoader
+from markupsafe import Markup
+
+from oncofed.report.pictures import Picture
+from oncofed.report.result import Result
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+_REFERENCE, _PREDICTION = "#2ca02c", "#ff7f0e"
+_STYLES = ("-", "--", ":", "-.")
+
+
+def write_report(result: Result, pictures: dict[str, Picture], folder: Path) -> Path:
+    """Write ``folder/report.html`` and return it.
+
+    Args:
+        result: of the run.
+        pictures: one slice by site.
+        folder: the run's folder.
+    """
+    environment = Environment(loader=PackageLoader("oncofed.report"), autoescape=True, trim_blocks=True)
+    template = environment.get_template("report.html")
+    html = template.render(
+        result=result,
+        models=[name for name in ("alone", "federated", "pooled") if getattr(result.mean, name) is not None],
+        curves=_svg(_curves(result)),
+        pictures=_svg(_slices(pictures)) if pictures else "",
+    )
+    path = folder / "report.html"
+    path.write_text(html, encoding="utf-8")
+    return path
+
+
+def _svg(figure: Figure) -> Markup:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
+    plt.close(figure)
+    text = buffer.getvalue()
+    return Markup(text[text.index("<svg") :])  # made by matplotlib from numbers and escaped names
+
+
+def _curves(result: Result) -> Figure:
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4))
+    by_site: dict[str, list[tuple[int, float]]] = {}
+    for number, scores in result.curves.get("validation_by_site", {}).items():
+        for site, score in scores.items():
+            if score is not None:
+                by_site.setdefault(site, []).append((int(number), score))
+    for site, points in sorted(by_site.items()):
+        left.plot(*zip(*points, strict=True), marker="o", markersize=3, label=site)
+    mean = sorted((int(k), v) for k, v in result.curves.get("validation", {}).items())
+    if mean:
+        left.plot(*zip(*mean, strict=True), color="black", linewidth=2, label="mean")
+    left.set(xlabel="round", ylabel="Dice", title="Global model on each site's validation patients", ylim=(0, 1))
+    left.legend(fontsize=7)
+    losses: dict[str, list[tuple[int, float]]] = {}
+    for number, by in result.curves.get("loss", {}).items():
+        for site, loss in by.items():
+            losses.setdefault(site, []).append((int(number), loss))
+    for site, points in sorted(losses.items()):
+        right.plot(*zip(*points, strict=True), marker="o", markersize=3, label=site)
+    right.set(xlabel="round", ylabel="loss", title="Training loss, mean of each round")
+    right.legend(fontsize=7)
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    return figure
+
+
+def _slices(pictures: dict[str, Picture]) -> Figure:
+    figure, row = plt.subplots(1, len(pictures), figsize=(3.2 * len(pictures), 3.6), squeeze=False)
+    for axes, (site, picture) in zip(row[0], sorted(pictures.items()), strict=True):
+        low, high = np.percentile(picture.image, (1, 99.5))
+        axes.imshow(picture.image.T, cmap="gray", origin="lower", vmin=low, vmax=high, interpolation="nearest")
+        values = [int(v) for v in np.union1d(picture.reference, picture.prediction) if v > 0]
+        for value in values:
+            style = _STYLES[(value - 1) % len(_STYLES)]
+            for labels, colour in ((picture.reference, _REFERENCE), (picture.prediction, _PREDICTION)):
+                mask = labels == value
+                if mask.any() and not mask.all():
+                    axes.contour(mask.T, [0.5], colors=colour, linewidths=0.9, linestyles=style)
+        axes.set_title(site, fontsize=10)
+        axes.axis("off")
+    return figure

@@ -1,0 +1,88 @@
+"""``result.json``: what a run found, in a form that other programs may rely on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+
+class SiteResult(_Part):
+    """One site's held-out patients under each model; the metric is the mean over its test cases."""
+
+    train_cases: int
+    validation_cases: int
+    test_cases: int
+    skipped_cases: int = 0
+    alone: float | None = None
+    federated: float | None = None
+    pooled: float | None = None
+    by_class: dict[str, dict[str, float]] = Field(
+        default_factory=dict, description="model -> class -> mean over test cases"
+    )
+
+
+class Means(_Part):
+    """Means over the sites."""
+
+    alone: float | None = None
+    federated: float | None = None
+    pooled: float | None = None
+
+
+class Timing(_Part):
+    """Wall times in seconds."""
+
+    total_s: float = 0
+    startup_s: float = Field(0, description="until all sites had loaded their data")
+    federation_s: float = 0
+    baselines_s: float = 0
+    rounds_s: list[float] = []
+    train_s_max_per_round: list[float] = Field([], description="slowest site's training and validation")
+    overhead_s_per_round: float | None = Field(None, description="mean of rounds_s less train_s_max_per_round")
+
+
+class Bytes(_Part):
+    """Tensor bytes that travel in a round, over all sites; framing and TLS come on top."""
+
+    to_sites_per_round: int = 0
+    to_server_per_round: int = 0
+
+
+class Result(_Part):
+    """A run."""
+
+    schema_: Literal[1] = Field(1, alias="schema")
+    job: str
+    title: str = ""
+    status: Literal["completed", "failed", "stopped"]
+    error: str | None = None
+    backend: Literal["federation", "simulate"]
+    rounds: int
+    best_round: int | None = None
+    metric: str = "dice"
+    seed: int
+    data_note: str = ""
+    sites: dict[str, SiteResult] = {}
+    mean: Means = Means()
+    lost_sites: dict[str, str] = {}
+    curves: dict[str, Any] = Field(default_factory=dict, description="validation and training loss by round")
+    timing: Timing = Timing()
+    bytes: Bytes = Bytes()
+    environment: dict[str, str] = {}
+
+    def write(self, folder: Path) -> Path:
+        """Write ``folder/result.json`` and return it."""
+        path = folder / "result.json"
+        path.write_text(self.model_dump_json(indent=2, by_alias=True) + "\n", encoding="utf-8")
+        return path
+
+
+def read_result(folder: Path) -> Result:
+    """Read ``folder/result.json``."""
+    return Result.model_validate_json((folder / "result.json").read_text(encoding="utf-8"))
