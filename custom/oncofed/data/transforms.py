@@ -7,9 +7,7 @@ from typing import Any
 import numpy as np
 from monai.transforms import (
     Compose,
-    EnsureChannelFirstd,
     EnsureTyped,
-    LoadImaged,
     NormalizeIntensityd,
     Orientationd,
     RandAdjustContrastd,
@@ -22,6 +20,7 @@ from monai.transforms import (
     SpatialPadd,
 )
 
+from oncofed.data.nifti import ReadNiftid
 from oncofed.data.spec import DataSpec
 
 _CT_WINDOW_HU = (-1000.0, 1000.0)
@@ -41,8 +40,7 @@ def load_image(spec: DataSpec) -> Compose:
     grid of the file.
     """
     steps: list[Any] = [
-        LoadImaged("image", reader="NibabelReader", image_only=True),
-        EnsureChannelFirstd("image", channel_dim="no_channel"),
+        ReadNiftid("image"),
         Orientationd("image", axcodes=spec.orientation, labels=None),
     ]
     if spec.spacing:
@@ -54,8 +52,7 @@ def load_pair(spec: DataSpec) -> Compose:
     """Return the deterministic part for training: image (1, x, y, z) float32, label (1, x, y, z) uint8."""
     keys = ("image", "label")
     steps: list[Any] = [
-        LoadImaged(keys, reader="NibabelReader", image_only=True),
-        EnsureChannelFirstd(keys, channel_dim="no_channel"),
+        ReadNiftid(keys),
         Orientationd(keys, axcodes=spec.orientation, labels=None),
     ]
     if spec.spacing:

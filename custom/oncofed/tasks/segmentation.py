@@ -9,12 +9,13 @@ import torch
 from monai.data.meta_tensor import MetaTensor
 from monai.inferers import SlidingWindowInferer
 from monai.losses import DiceCELoss
-from monai.transforms import LoadImage, SpatialResample
+from monai.transforms import SpatialResample
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from oncofed.data.cases import Case
+from oncofed.data.nifti import read_nifti
 from oncofed.data.spec import DataSpec, StrictModel
 from oncofed.data.transforms import load_image
 
@@ -51,7 +52,6 @@ class Segmentation:
         self.loss: nn.Module = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False, squared_pred=True)
         self._infer = SlidingWindowInferer(data.patch, sw_batch_size=4, overlap=spec.overlap, mode="gaussian")
         self._load_image = load_image(data)
-        self._load_label = LoadImage(reader="NibabelReader", image_only=True, ensure_channel_first=True)
 
     @property
     def out_channels(self) -> int:
@@ -70,7 +70,7 @@ class Segmentation:
         Returns:
             Image (float32), prediction (uint8) and reference (uint8), each (x, y, z) on the grid of the label's file.
         """
-        reference = self._load_label(case.label)
+        reference = read_nifti(case.label)
         image = self._load_image({"image": case.image})["image"]
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             logits = self._infer(image.as_tensor()[None].to(device), network)[0].float()
