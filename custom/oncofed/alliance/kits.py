@@ -134,7 +134,7 @@ def _restrict_resources(resources: dict[str, Any]) -> None:
 def _forbid_code(authorization: dict[str, Any]) -> None:
     # FLARE's project admin may do "any"thing, code included, and its lead may bring code: spell both out.
     permissions = authorization["permissions"]
-    everything = {right: "any" for right in permissions["org_admin"]}
+    everything = dict.fromkeys(permissions["org_admin"], "any")
     permissions["project_admin"] = {**everything, "byoc": "none"}
     for role in ("org_admin", "lead"):
         permissions[role]["byoc"] = "none"
@@ -142,7 +142,7 @@ def _forbid_code(authorization: dict[str, Any]) -> None:
 
 def _close_secrets(root: Path) -> None:
     for folder, _, files in os.walk(root):
-        os.chmod(folder, stat.S_IRWXU)
+        Path(folder).chmod(stat.S_IRWXU)
         for name in files:
             path = Path(folder) / name
             executable = path.stat().st_mode & stat.S_IXUSR

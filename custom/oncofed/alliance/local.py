@@ -181,7 +181,9 @@ class LocalAlliance:
             with contextlib.suppress(OSError), socket.create_connection((self.spec.server, self.spec.port), 1.0):
                 return
             time.sleep(0.1)
-        raise FederationError(f"the server did not open port {self.spec.port}. Its log: {self._console(self.spec.server)}")
+        raise FederationError(
+            f"the server did not open port {self.spec.port}. Its log: {self._console(self.spec.server)}"
+        )
 
 
 def process_environment(temporary: Path, processes: int) -> dict[str, str]:

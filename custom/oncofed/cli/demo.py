@@ -28,9 +28,11 @@ _DATA_SEED = 1
 _SHARES = (0.45, 0.27, 0.18, 0.10)
 BRAIN_NOTE = (
     "Real anatomy, simulated scanners: every patient is the ICBM152 average brain under a random smooth deformation; "
-    "contrast, bias field, noise, voxel size, orientation and stored type are those of an invented scanner at each site."
+    "contrast, bias field, noise, voxel size, orientation and stored type are those of an invented scanner."
 )
-HIPPOCAMPUS_NOTE = "Real patients of one hospital (Medical Segmentation Decathlon, task 4), dealt to four sites of uneven size."
+HIPPOCAMPUS_NOTE = (
+    "Real patients of one hospital (Medical Segmentation Decathlon, task 4), dealt to four sites of uneven size."
+)
 
 
 class Backend(str, Enum):
@@ -50,7 +52,9 @@ class DemoData(str, Enum):
 def demo(
     backend: Annotated[
         Backend,
-        typer.Option(help="federation: real server and sites from startup kits, mutual TLS; simulate: FLARE's simulator."),
+        typer.Option(
+            help="federation: real server and sites from startup kits, mutual TLS; simulate: FLARE's simulator."
+        ),
     ] = Backend.federation,
     rounds: Annotated[int | None, typer.Option(min=1, help="Rounds; by default as many as the job says.")] = None,
     data: Annotated[
@@ -59,7 +63,9 @@ def demo(
     data_root: Annotated[
         Path | None, typer.Option(help="Folder of Task04_Hippocampus: dataset.json, imagesTr, labelsTr.")
     ] = None,
-    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port of the server; by default a free one.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Port of the server; by default a free one.")
+    ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Keep images, startup kits and FLARE's own files.")] = False,
     skip_bad_cases: Annotated[
         bool, typer.Option("--skip-bad-cases", help="Go on without images that cannot be used.")
@@ -78,8 +84,8 @@ def demo(
     require_posix()
     if data is DemoData.hippocampus and data_root is None:
         raise SpecError(
-            "--data hippocampus needs --data-root DIR: the folder of Task04_Hippocampus with dataset.json, imagesTr and "
-            "labelsTr. Download it from http://medicaldecathlon.com"
+            "--data hippocampus needs --data-root DIR: the folder of Task04_Hippocampus with dataset.json, imagesTr "
+            "and labelsTr. Download it from http://medicaldecathlon.com"
         )
     spec = read_job("brain_tissue_segmentation" if data is DemoData.brain else "hippocampus_segmentation")
     if rounds:

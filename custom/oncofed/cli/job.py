@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as jsonlib
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -70,8 +71,8 @@ def check(job: Job, json: Json = False) -> None:
         return
     steps = spec.plan().total_steps
     typer.echo(
-        f"{find_job(job)}: ok. {spec.model.network} with {parameters:,} parameters, {megabytes:.1f} MB each way a round, "
-        f"{spec.federation.rounds} rounds, {steps} steps at each site."
+        f"{find_job(job)}: ok. {spec.model.network} with {parameters:,} parameters, {megabytes:.1f} MB each way a "
+        f"round, {spec.federation.rounds} rounds, {steps} steps at each site."
     )
 
 
@@ -100,11 +101,15 @@ def run(
     ],
     backend: Annotated[
         Backend,
-        typer.Option(help="federation: real server and sites from startup kits, mutual TLS; simulate: FLARE's simulator."),
+        typer.Option(
+            help="federation: real server and sites from startup kits, mutual TLS; simulate: FLARE's simulator."
+        ),
     ] = Backend.federation,
     rounds: Annotated[int | None, typer.Option(min=1, help="Rounds; by default as many as the job says.")] = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder; by default a new one in the workspace.")] = None,
-    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port of the server; by default a free one.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Port of the server; by default a free one.")
+    ] = None,
     baselines: Annotated[
         bool, typer.Option("--baselines/--no-baselines", help="Also train each site alone, and all data pooled.")
     ] = True,
@@ -145,8 +150,6 @@ def parse_sites(values: list[str]) -> dict[str, Path]:
     Raises:
         SpecError: one is not of that form, or a name is given twice or is none that a certificate can carry.
     """
-    import re
-
     sites: dict[str, Path] = {}
     for value in values:
         name, equals, folder = value.partition("=")

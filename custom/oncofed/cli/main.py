@@ -26,7 +26,7 @@ app.command("demo")(demo.demo)
 def _version(value: bool) -> None:
     if value:
         typer.echo(f"oncofed {__version__}")
-        raise typer.Exit()
+        raise typer.Exit
 
 
 @app.callback()

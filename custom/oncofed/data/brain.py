@@ -102,11 +102,12 @@ def _scanned_atlas(voxel_mm: tuple[float, float, float]) -> tuple[NDArray[np.flo
 def _smooth_field(
     shape: tuple[int, int, int], knots: int, sigma: float, rng: np.random.Generator
 ) -> NDArray[np.float32]:
-    """Return a smooth random field of ``shape``: a cubic spline, one axis at a time, through ``knots``³ normal values."""
+    """Return a smooth random field of ``shape``: a cubic spline through ``knots``³ normal values, axis by axis."""
     spline = make_interp_spline(np.arange(knots), np.eye(knots))
     x, y, z = (spline(np.linspace(0, knots - 1, n)).astype(np.float32) for n in shape)
     coarse = rng.normal(0.0, sigma, (knots,) * 3).astype(np.float32)
-    return np.einsum("abc,xa,yb,zc->xyz", coarse, x, y, z, optimize=True)
+    field: NDArray[np.float32] = np.einsum("abc,xa,yb,zc->xyz", coarse, x, y, z, optimize=True)
+    return field
 
 
 def _patient_coordinates(
@@ -127,7 +128,7 @@ def _patient_coordinates(
     axes = [(np.arange(n) - (n - 1) / 2) * mm for n, mm in zip(shape, voxel_mm, strict=True)]
     millimetres = np.stack(np.meshgrid(*axes, indexing="ij")).reshape(3, -1)
     where = (rotation * scale) @ millimetres + centre[:, None] + rng.normal(0, 3, 3)[:, None]
-    coordinates = where.reshape(3, *shape).astype(np.float32)
+    coordinates: NDArray[np.float32] = where.reshape(3, *shape).astype(np.float32)
     for axis in range(3):
         coordinates[axis] += _smooth_field(shape, 5, 4.0, rng) + _smooth_field(shape, 9, 2.0, rng)
     return coordinates

@@ -46,7 +46,9 @@ class Cases:
 
     def without(self, names: set[str]) -> Cases:
         """Return the cases less those named."""
-        return Cases(*(tuple(c for c in part if c.name not in names) for part in (self.train, self.validation, self.test)))
+        return Cases(
+            *(tuple(c for c in part if c.name not in names) for part in (self.train, self.validation, self.test))
+        )
 
     def require_training(self, where: str) -> Cases:
         """Return the cases, or raise where a model cannot be trained and tested on them."""
@@ -137,7 +139,7 @@ def check_case(case: Case, classes: Sequence[int]) -> Problem | None:
             nifti = nib.load(path)
             arrays[kind] = np.asanyarray(nifti.dataobj)
             affines[kind] = nifti.affine
-        except Exception as error:  # nibabel, gzip and zlib raise many types for a broken file
+        except Exception as error:  # noqa: BLE001 - nibabel, gzip and zlib raise many types for a broken file
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             reason = reason.replace(str(path), path.name)
             return Problem(
@@ -213,10 +215,10 @@ def _inside(folder: Path, relative: str) -> Path:
     return path
 
 
-def _deal(
-    cases: list[Case], share: float, seed: int, purpose: str, taken: int
-) -> tuple[list[Case], list[Case]]:
-    patients = sorted({c.patient for c in cases}, key=lambda p: hashlib.sha256(f"{seed}:{purpose}:{p}".encode()).digest())
+def _deal(cases: list[Case], share: float, seed: int, purpose: str, taken: int) -> tuple[list[Case], list[Case]]:
+    patients = sorted(
+        {c.patient for c in cases}, key=lambda p: hashlib.sha256(f"{seed}:{purpose}:{p}".encode()).digest()
+    )
     everyone = len(patients) + taken
     count = round(everyone * share) if len(patients) > 2 else 0
     count = min(max(count, 1 if share > 0 and len(patients) > 2 else 0), max(len(patients) - 1, 0))

@@ -1,4 +1,4 @@
-"""Reading NIfTI. MONAI's ``LoadImage`` tries its other readers where the one asked for fails; this one never guesses."""
+"""Reading NIfTI. MONAI's ``LoadImage`` tries other readers where the one asked for fails; this one never guesses."""
 
 from __future__ import annotations
 

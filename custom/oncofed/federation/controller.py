@@ -42,9 +42,9 @@ class _Turn:
 class FederatedAveraging(Controller):
     """Runs a job's rounds.
 
-    First every site checks and loads its data. In each round every site scores the global model on its validation cases, trains it, and sends its weights, which
-    are averaged by training cases. After the last round the sites score the final model too; the model with the best
-    mean validation score is scored once more, on the test cases.
+    First every site checks and loads its data. In each round every site scores the global model on its validation
+    cases, trains it, and sends its weights, which are averaged by training cases. After the last round the sites score
+    the final model too; the model with the best mean validation score is scored once more, on the test cases.
 
     Args:
         plan: the job's ``Plan`` as a dictionary.

@@ -1,5 +1,7 @@
-"""What travels between server and sites: tensors by name (FLARE moves them as safetensors, never as pickles) and a few
-approved numbers."""
+"""What travels between server and sites: tensors by name, and a few approved numbers.
+
+FLARE moves tensors as safetensors, never as pickles.
+"""
 
 from __future__ import annotations
 

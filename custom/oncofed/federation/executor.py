@@ -72,7 +72,7 @@ class SiteExecutor(Executor):
         except OncofedError as error:
             self.log_error(fl_ctx, str(error), fire_event=False)
             return exchange.refusal(f"{type(error).__name__}; the site's own log says more")
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever went wrong here, only its type may leave
             self.log_exception(fl_ctx, f"{task_name} failed", fire_event=False)
             return exchange.refusal(f"{type(error).__name__} during {task_name}; the site's own log says more")
 

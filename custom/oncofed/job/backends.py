@@ -92,7 +92,8 @@ class _FederatedJob:
             self.require_going()
             time.sleep(0.1)
         with quiet():
-            return Path(self._session.download_job_result(self._id)) / "workspace"
+            fetched: str = self._session.download_job_result(self._id)
+        return Path(fetched) / "workspace"
 
 
 class _SimulatedJob:

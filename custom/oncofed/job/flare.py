@@ -1,5 +1,7 @@
-"""A job as a plain FLARE folder: JSON only, no code, so that ``nvflare job submit`` takes it and no site runs anything
-that it did not install itself."""
+"""A job as a plain FLARE folder: JSON only.
+
+``nvflare job submit`` takes it, and no site runs code that it did not install itself.
+"""
 
 from __future__ import annotations
 

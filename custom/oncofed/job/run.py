@@ -83,6 +83,7 @@ class Run:
             status="failed",
             backend=self.backend,
             rounds=self.spec.federation.rounds,
+            classes=list(self.spec.task.classes.values()),
             seed=self.spec.seed,
             data_note=self.data_note,
             environment=environment(),
@@ -251,7 +252,7 @@ class Run:
         trainer.load_weights(load_file(self.folder / "model" / "model.safetensors"))
         trainer.network.eval()
         return {
-            site: best_slice(*trainer.task.predict(trainer.network, cases.test[0], trainer.device))
+            site: best_slice(trainer.task.predict(trainer.network, cases.test[0], trainer.device))
             for site, cases in self._cases.items()
         }
 

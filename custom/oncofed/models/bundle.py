@@ -1,4 +1,4 @@
-"""A trained model as a MONAI bundle: ``monai.bundle.load(name, bundle_dir=...)`` returns the network with its weights."""
+"""A trained model as a MONAI bundle, which ``monai.bundle.load(name, bundle_dir=...)`` returns with its weights."""
 
 from __future__ import annotations
 

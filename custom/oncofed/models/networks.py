@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import torch
+from monai.bundle import ConfigParser
 from pydantic import Field, model_validator
 from torch import nn
 
@@ -57,8 +58,6 @@ def build_network(spec: ModelSpec, in_channels: int, out_channels: int, seed: in
     Returns:
         A network from (batch, in_channels, x, y, z) to logits (batch, out_channels, x, y, z), float32 on the CPU.
     """
-    from monai.bundle import ConfigParser
-
     config = network_config(spec, in_channels, out_channels)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -18,7 +18,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 _REFERENCE, _PREDICTION = "#2ca02c", "#ff7f0e"
-_STYLES = ("-", "--", ":", "-.")
+_STYLES = {"solid": "-", "dashed": "--", "dotted": ":", "dash-dotted": "-."}
 
 
 def write_report(result: Result, pictures: dict[str, Picture], folder: Path) -> Path:
@@ -33,6 +33,7 @@ def write_report(result: Result, pictures: dict[str, Picture], folder: Path) -> 
     template = environment.get_template("report.html")
     html = template.render(
         result=result,
+        classes=[(_style(index)[0], name) for index, name in enumerate(result.classes)],
         models=[name for name in ("alone", "federated", "pooled") if getattr(result.mean, name) is not None],
         curves=_svg(_curves(result)),
         pictures=_svg(_slices(pictures)) if pictures else "",
@@ -42,12 +43,16 @@ def write_report(result: Result, pictures: dict[str, Picture], folder: Path) -> 
     return path
 
 
+def _style(index: int) -> tuple[str, str]:
+    return list(_STYLES.items())[index % len(_STYLES)]
+
+
 def _svg(figure: Figure) -> Markup:
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
     plt.close(figure)
     text = buffer.getvalue()
-    return Markup(text[text.index("<svg") :])  # made by matplotlib from numbers and escaped names
+    return Markup(text[text.index("<svg") :])  # noqa: S704 - made by matplotlib, which escapes names
 
 
 def _curves(result: Result) -> Figure:
@@ -82,10 +87,10 @@ def _slices(pictures: dict[str, Picture]) -> Figure:
     figure, row = plt.subplots(1, len(pictures), figsize=(3.2 * len(pictures), 3.6), squeeze=False)
     for axes, (site, picture) in zip(row[0], sorted(pictures.items()), strict=True):
         low, high = np.percentile(picture.image, (1, 99.5))
-        axes.imshow(picture.image.T, cmap="gray", origin="lower", vmin=low, vmax=high, interpolation="nearest")
+        axes.imshow(picture.image.T, cmap="gray", origin="lower", vmin=low, vmax=high, aspect=picture.aspect)
         values = [int(v) for v in np.union1d(picture.reference, picture.prediction) if v > 0]
         for value in values:
-            style = _STYLES[(value - 1) % len(_STYLES)]
+            style = _style(value - 1)[1]
             for labels, colour in ((picture.reference, _REFERENCE), (picture.prediction, _PREDICTION)):
                 mask = labels == value
                 if mask.any() and not mask.all():

@@ -4,29 +4,36 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import nibabel as nib
 import numpy as np
+from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
+
+from oncofed.tasks.segmentation import Segmented
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One slice: image (float), reference and prediction (label values), each (x, y)."""
+    """One axial slice: image (float), reference and prediction (label values), each (right, anterior).
 
-    image: NDArray
-    reference: NDArray
-    prediction: NDArray
-
-
-def best_slice(image: NDArray, prediction: NDArray, reference: NDArray) -> Picture:
-    """Return the slice that shows most of the reference, cut across the axis with the fewest voxels.
-
-    Args:
-        image: (x, y, z).
-        prediction: label values, (x, y, z).
-        reference: label values, (x, y, z).
+    Attributes:
+        aspect: height of a pixel divided by its width.
     """
-    axis = int(np.argmin(image.shape))
-    others = tuple(a for a in range(3) if a != axis)
-    index = int(np.argmax((reference > 0).sum(axis=others)))
-    image, reference, prediction = (np.take(volume, index, axis=axis) for volume in (image, reference, prediction))
-    return Picture(image, reference, prediction)
+
+    image: NDArray[np.float32]
+    reference: NDArray[np.uint8]
+    prediction: NDArray[np.uint8]
+    aspect: float
+
+
+def best_slice(segmented: Segmented) -> Picture:
+    """Return the axial slice that shows most of the reference, however the file is oriented."""
+    turn = nib.orientations.io_orientation(segmented.affine)
+    image, reference, prediction = (
+        nib.orientations.apply_orientation(volume, turn)
+        for volume in (segmented.image, segmented.reference, segmented.prediction)
+    )
+    index = int(np.argmax((reference > 0).sum(axis=(0, 1))))
+    sizes = voxel_sizes(segmented.affine)
+    right, anterior = (sizes[int(np.flatnonzero(turn[:, 0] == axis)[0])] for axis in (0, 1))
+    return Picture(image[..., index], reference[..., index], prediction[..., index], float(anterior / right))

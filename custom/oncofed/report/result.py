@@ -66,6 +66,7 @@ class Result(_Part):
     rounds: int
     best_round: int | None = None
     metric: str = "dice"
+    classes: list[str] = []
     seed: int
     data_note: str = ""
     sites: dict[str, SiteResult] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -36,6 +37,23 @@ class SegmentationSpec(StrictModel):
         return dict(sorted(classes.items()))
 
 
+@dataclass(frozen=True)
+class Segmented:
+    """One case with its prediction, on the grid of its label's file.
+
+    Attributes:
+        image: (x, y, z) float32.
+        prediction: label values, (x, y, z) uint8.
+        reference: label values, (x, y, z) uint8.
+        affine: (4, 4), from voxels to RAS+ in mm.
+    """
+
+    image: NDArray[np.float32]
+    prediction: NDArray[np.uint8]
+    reference: NDArray[np.uint8]
+    affine: NDArray[np.float64]
+
+
 class Segmentation:
     """A segmentation task.
 
@@ -59,16 +77,13 @@ class Segmentation:
         return len(self.spec.classes) + 1
 
     @torch.no_grad()
-    def predict(self, network: nn.Module, case: Case, device: torch.device) -> tuple[NDArray, NDArray, NDArray]:
+    def predict(self, network: nn.Module, case: Case, device: torch.device) -> Segmented:
         """Segment one case.
 
         Args:
             network: from (1, 1, x, y, z) to logits (1, classes, x, y, z), on ``device``, in evaluation mode.
             case: image and label files.
             device: where the network is.
-
-        Returns:
-            Image (float32), prediction (uint8) and reference (uint8), each (x, y, z) on the grid of the label's file.
         """
         reference = read_nifti(case.label)
         image = self._load_image({"image": case.image})["image"]
@@ -80,13 +95,14 @@ class Segmentation:
         on_file = to_file(probabilities, dst_affine=reference.affine, spatial_size=size)
         shown = to_file(image, dst_affine=reference.affine, spatial_size=size)
         prediction = on_file.argmax(0).to(torch.uint8)
-        return (
+        return Segmented(
             shown[0].as_tensor().cpu().numpy(),
             prediction.as_tensor().cpu().numpy(),
             reference[0].as_tensor().numpy().astype(np.uint8),
+            reference.affine.numpy(),
         )
 
-    def score(self, prediction: NDArray, reference: NDArray) -> dict[str, float]:
+    def score(self, prediction: NDArray[np.uint8], reference: NDArray[np.uint8]) -> dict[str, float]:
         """Return Dice by class name; a class that is in neither volume has none (NaN).
 
         Args:

@@ -153,7 +153,7 @@ _report_steps: Any = None
 
 
 def _start_worker(queue: Any) -> None:
-    global _report_steps
+    global _report_steps  # noqa: PLW0603 - a pool hands its workers a queue in no other way
     _report_steps = queue
     # Ctrl-C is for the parent, which then ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -112,8 +111,8 @@ class Trainer:
         for case in cases:
             if should_stop and should_stop():
                 break
-            _, prediction, reference = self.task.predict(self.network, case, self.device)
-            scores.append(self.task.score(prediction, reference))
+            segmented = self.task.predict(self.network, case, self.device)
+            scores.append(self.task.score(segmented.prediction, segmented.reference))
         by_class = {}
         for name in self.plan.task.classes.values():
             values = [s[name] for s in scores if not math.isnan(s[name])]
@@ -141,7 +140,7 @@ class Trainer:
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self.steps_done += 1
-        return loss.item()
+        return float(loss)
 
     def _all_patches(self) -> Iterator[dict[str, Any]]:
         files = [{"image": str(c.image), "label": str(c.label)} for c in self.cases.train]
