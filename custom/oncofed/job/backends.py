@@ -55,7 +55,7 @@ class _FederatedJob:
         self._asked = 0.0
         try:
             with quiet():
-                self._id = self._session.submit_job(str(job.resolve()))
+                self._id: str = self._session.submit_job(str(job.resolve()))
         except InvalidJobDefinition as error:
             raise FederationError(f"the server refused the job: {error}") from None
 

@@ -158,8 +158,9 @@ def _collect_lines(node: yaml.Node | None, at: tuple[str, ...], lines: dict[tupl
             if name in seen:
                 raise SpecError(f"{file}:{line}: {'.'.join((*at, name))} is given twice, first on line {seen[name]}")
             seen[name] = line
-            lines[(*at, name)] = line
-            _collect_lines(value, (*at, name), lines, file)
+            inner = (*at, name)
+            lines[inner] = line
+            _collect_lines(value, inner, lines, file)
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
             _collect_lines(value, (*at, str(index)), lines, file)

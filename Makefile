@@ -1,0 +1,73 @@
+# The day of somebody who works on oncofed. `make` alone lists it.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.PHONY: help demo test check format bench constraints clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+CONSTRAINTS := provisioning/constraints.txt
+TORCH := 2.13.0
+
+# The first of these that runs and is of a version that oncofed supports. Another one: make demo PYTHON=/path/to/python
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3 python; do \
+	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
+
+# With a CUDA GPU the CUDA build of torch is installed ("===" shuts out other builds of the same version); without one,
+# whatever build the package index has. A small CPU build: make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+CUDA := $(shell nvidia-smi -L 2>/dev/null | grep -c GPU)
+TORCH_SPEC := torch$(if $(filter-out 0,$(CUDA)),===,==)$(TORCH)
+TORCH_INDEX ?=
+TORCH_ARGS := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX) --extra-index-url https://pypi.org/simple)
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
+
+help: ## list what can be done
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+demo: $(VENV)/demo.installed ## four hospitals train one model, on this machine (about 3 minutes)
+	@$(BIN)/oncofed demo
+
+test: $(VENV)/dev.installed ## all tests, real federations among them
+	@$(BIN)/python -m pytest
+
+check: $(VENV)/dev.installed ## style, format, types, spelling, who may import whom
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/typos
+
+format: $(VENV)/dev.installed ## put the code into the project's format
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: $(VENV)/demo.installed ## seconds that a round costs beyond the sites' own work, beside stock FLARE
+	@$(BIN)/python benchmarks/round_overhead.py
+
+constraints: $(VENV)/dev.installed ## write provisioning/constraints.txt anew
+	@$(BIN)/python -m pip install --quiet uv
+	@{ sed -n '/^#/p' $(CONSTRAINTS); $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-annotate \
+		--no-header --extra demo --extra pathology --extra privacy --extra gpu --extra dev pyproject.toml; \
+		} > $(VENV)/constraints.txt && mv $(VENV)/constraints.txt $(CONSTRAINTS)
+
+clean: ## remove the virtual environment and what runs left
+	rm -rf $(VENV) workspace/runs .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "oncofed needs Python 3.10, 3.11 or 3.12; found none. make demo PYTHON=/path/to/python"; exit 2; }
+	@echo "creating $(VENV) with $$($(PYTHON) --version) …"
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/torch.installed: $(BIN)/python $(CONSTRAINTS)
+	@echo "installing $(TORCH_SPEC) …"
+	@$(PIP) '$(TORCH_SPEC)' $(TORCH_ARGS)
+	@touch $@
+
+$(VENV)/demo.installed: $(VENV)/torch.installed pyproject.toml
+	@echo "installing oncofed …"
+	@$(PIP) --editable '.[demo]'
+	@touch $@
+
+$(VENV)/dev.installed: $(VENV)/demo.installed pyproject.toml
+	@echo "installing the tests' tools …"
+	@$(PIP) --editable '.[demo,dev]'
+	@touch $@
