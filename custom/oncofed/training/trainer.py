@@ -140,7 +140,7 @@ class Trainer:
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self.steps_done += 1
-        return float(loss)
+        return float(loss.detach())
 
     def _all_patches(self) -> Iterator[dict[str, Any]]:
         files = [{"image": str(c.image), "label": str(c.label)} for c in self.cases.train]

@@ -1,0 +1,56 @@
+"""What several tests need."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from oncofed.job.spec import JobSpec, parse_job
+from synthetic import make_site, write_job
+
+_ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    """One site's folder with six cases."""
+    return make_site(tmp_path / "site-1")
+
+
+@pytest.fixture
+def two_sites(tmp_path: Path) -> dict[str, Path]:
+    """Two sites of uneven size."""
+    return {"east": make_site(tmp_path / "east", 7, 1), "west": make_site(tmp_path / "west", 5, 2)}
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    """A job over the synthetic data that takes seconds."""
+    return write_job(tmp_path / "balls")
+
+
+@pytest.fixture
+def spec(job: Path) -> JobSpec:
+    """The same job, read."""
+    return parse_job(job)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder of real images; tests that need it are skipped where it is absent."""
+    folder = Path(os.environ.get("ONCOFED_DATA", _ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real images in {folder}; set ONCOFED_DATA to a folder with hippocampus/")
+    return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip tests marked ``gpu`` where there is none."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU; torch finds none"))

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import torch
+
+from oncofed.data.nifti import read_nifti
+from oncofed.data.spec import DataSpec
+from oncofed.data.transforms import augment, load_image, load_pair
+from synthetic import make_volume
+
+
+def _store(tmp_path: Path, axes: str) -> dict[str, Path]:
+    image, label = make_volume(1, side=24)
+    image[:4] += 3  # a mark on the left, so that a wrong turn shows
+    files = {}
+    for key, array in (("image", image), ("label", label)):
+        turn = nib.orientations.ornt_transform(
+            nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt(axes)
+        )
+        files[key] = tmp_path / f"{key}-{axes}.nii.gz"
+        nib.save(nib.Nifti1Image(array, np.eye(4)).as_reoriented(turn), files[key])
+    return files
+
+
+def test_the_working_grid_does_not_depend_on_how_a_file_is_stored(tmp_path: Path) -> None:
+    spec = DataSpec(dataset="balls", spacing=(1.5, 1.5, 1.5), patch=(16, 16, 16))
+    reference = load_pair(spec)(_store(tmp_path, "RAS"))
+    for axes in ("LPS", "PSR", "ASL"):
+        other = load_pair(spec)(_store(tmp_path, axes))
+        torch.testing.assert_close(other["image"], reference["image"], atol=1e-4, rtol=0)
+        assert torch.equal(other["label"], reference["label"])
+
+
+def test_image_and_label_types_and_padding_to_the_patch(tmp_path: Path) -> None:
+    spec = DataSpec(dataset="balls", patch=(32, 32, 32))
+    pair = load_pair(spec)(_store(tmp_path, "RAS"))
+    assert pair["image"].shape == pair["label"].shape == (1, 32, 32, 32)
+    assert pair["image"].dtype == torch.float32
+    assert pair["label"].dtype == torch.uint8
+    alone = load_image(spec)({"image": _store(tmp_path, "RAS")["image"]})["image"]
+    assert abs(float(alone.mean())) < 1e-4
+    assert abs(float(alone.std()) - 1) < 1e-2
+
+
+def test_patches_follow_from_the_random_state_and_keep_image_and_label_together(tmp_path: Path) -> None:
+    spec = DataSpec(dataset="balls", patch=(16, 16, 16))
+    pair = load_pair(spec)(_store(tmp_path, "RAS"))
+    draws = []
+    for _ in range(2):
+        random = augment(spec, classes=3)
+        random.set_random_state(5)
+        draws.append([random(dict(pair))[0] for _ in range(4)])
+    for a, b in zip(*draws, strict=True):
+        assert a["image"].shape == a["label"].shape == (1, 16, 16, 16)
+        assert torch.equal(torch.as_tensor(a["image"]), torch.as_tensor(b["image"]))
+    plain = augment(spec, classes=3, change=False)
+    plain.set_random_state(1)
+    patch = plain(dict(pair))[0]
+    core = patch["image"][patch["label"] == 2]
+    if len(core):
+        assert core.mean() > patch["image"][patch["label"] == 0].median()
+
+
+def test_stored_scale_and_intercept_are_applied(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(np.arange(27, dtype=np.int16).reshape(3, 3, 3), np.eye(4))
+    image.header.set_slope_inter(2.0, -10.0)
+    nib.save(image, tmp_path / "scaled.nii.gz")
+    volume = read_nifti(tmp_path / "scaled.nii.gz")
+    expected = nib.load(tmp_path / "scaled.nii.gz").get_fdata()
+    np.testing.assert_allclose(volume.numpy()[0], expected, atol=1e-4)

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from oncofed.data.cases import read_cases
+from oncofed.data.spec import DataSpec, SplitSpec
+from oncofed.tasks import Segmentation, SegmentationSpec
+from oncofed.tasks.segmentation import mean_score
+
+SPEC = SegmentationSpec(classes={1: "shell", 2: "core"})
+VOLUMES = arrays(np.uint8, (3, 4, 5), elements=st.integers(0, 2))
+
+
+def _task(**data: object) -> Segmentation:
+    return Segmentation(SPEC, DataSpec(dataset="balls", patch=(16, 16, 16), **data))
+
+
+@given(VOLUMES, VOLUMES)
+def test_dice_is_symmetric_within_bounds_and_one_for_itself(a: np.ndarray, b: np.ndarray) -> None:
+    task = _task()
+    there, back = task.score(a, b), task.score(b, a)
+    for name in there:
+        assert there[name] == back[name] or math.isnan(there[name])
+        assert math.isnan(there[name]) or 0 <= there[name] <= 1
+    assert all(value == 1 or math.isnan(value) for value in task.score(a, a).values())
+
+
+def test_a_class_that_is_nowhere_has_no_score_and_one_that_is_made_up_has_zero() -> None:
+    reference = np.zeros((4, 4, 4), np.uint8)
+    reference[0] = 1
+    prediction = reference.copy()
+    assert math.isnan(_task().score(prediction, reference)["core"])
+    prediction[3] = 2
+    assert _task().score(prediction, reference)["core"] == 0
+    assert mean_score([{"shell": 1.0, "core": math.nan}, {"shell": 0.5, "core": 0.7}]) == pytest.approx(0.8)
+    assert mean_score([]) is None
+
+
+def test_label_values_must_be_consecutive() -> None:
+    with pytest.raises(ValidationError, match="without gaps"):
+        SegmentationSpec(classes={1: "a", 3: "b"})
+
+
+class _Threshold(nn.Module):
+    """Draws the balls from the image's intensities, so that the true answer is known."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        low, high = image.mean() + 0.5 * image.std(), image.mean() + 2.2 * image.std()
+        shell, core = (image > low).float(), (image > high).float()
+        return torch.cat([1 - shell, shell - core, core], dim=1) * 20
+
+
+@pytest.mark.parametrize("spacing", [None, (1.3, 1.3, 1.3)])
+def test_a_prediction_lies_on_the_grid_of_the_label_file(site: Path, spacing: tuple[float, ...] | None) -> None:
+    task = _task(spacing=spacing)
+    case = read_cases(site, SplitSpec(), 1).train[0]
+    segmented = task.predict(_Threshold(), case, torch.device("cpu"))
+    assert segmented.image.shape == segmented.prediction.shape == segmented.reference.shape == (20, 20, 20)
+    foreground = (segmented.prediction > 0) & (segmented.reference > 0)
+    dice = 2 * foreground.sum() / ((segmented.prediction > 0).sum() + (segmented.reference > 0).sum())
+    assert dice > 0.85
+
+
+def test_the_loss_is_least_for_the_truth() -> None:
+    task = _task()
+    label = torch.randint(0, 3, (2, 1, 8, 8, 8))
+    truth = nn.functional.one_hot(label[:, 0], 3).movedim(-1, 1).float()
+    assert task.loss(truth * 20, label) < 0.05
+    assert task.loss(truth.roll(1, dims=1) * 20, label) > 1

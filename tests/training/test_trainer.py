@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from oncofed.data.cases import read_cases
+from oncofed.errors import TrainingError
+from oncofed.job.spec import JobSpec
+from oncofed.training import Trainer
+from oncofed.training.plan import TrainingSpec
+from oncofed.training.trainer import learning_rate
+
+
+def _trainer(spec: JobSpec, site: Path, name: str = "site-1", **training: object) -> Trainer:
+    plan = spec.changed({"training": training}).plan() if training else spec.plan()
+    return Trainer(plan, read_cases(site, plan.data.split, plan.seed), name)
+
+
+def test_it_learns(spec: JobSpec, site: Path) -> None:
+    trainer = _trainer(spec, site, steps_per_round=30)
+    before = trainer.evaluate(trainer.cases.validation).mean
+    first = trainer.train(5)
+    trainer.train(45)
+    assert trainer.train(5) < first * 0.8
+    after = trainer.evaluate(trainer.cases.validation).mean
+    assert before is not None
+    assert after is not None
+    assert after > before + 0.2
+
+
+def test_two_runs_with_one_seed_are_equal_to_the_bit(spec: JobSpec, site: Path) -> None:
+    runs = [_trainer(spec, site) for _ in range(2)]
+    losses = []
+    for trainer in runs:
+        # Each run sets the process's random state when it is made: make and train one after the other.
+        fresh = _trainer(spec, site)
+        losses.append(fresh.train(6))
+        trainer.load_weights(fresh.weights())
+    assert losses[0] == losses[1]
+    first, second = (trainer.weights() for trainer in runs)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_a_turn_goes_on_where_the_last_one_ended(spec: JobSpec, site: Path) -> None:
+    whole, parts = _trainer(spec, site), _trainer(spec, site)
+    whole = _trainer(spec, site)
+    whole.train(6)
+    parts = _trainer(spec, site)
+    parts.train(2)
+    parts.load_weights(parts.weights())
+    parts.train(4)
+    assert parts.steps_done == whole.steps_done == 6
+    expected = whole.weights()
+    assert all(torch.equal(value, expected[key]) for key, value in parts.weights().items())
+
+
+def test_sites_draw_their_own_patches(spec: JobSpec, site: Path) -> None:
+    assert _trainer(spec, site, "east").train(3) != _trainer(spec, site, "west").train(3)
+
+
+def test_a_loss_that_is_not_finite_stops_with_a_message(spec: JobSpec, site: Path) -> None:
+    trainer = _trainer(spec, site)
+    weights = trainer.weights()
+    trainer.load_weights({key: torch.full_like(value, float("nan")) for key, value in weights.items()})
+    with pytest.raises(TrainingError, match=r"the loss is nan at step 1, expected a finite number\. Lower"):
+        trainer.train(1)
+
+
+def test_gradients_are_clipped(spec: JobSpec, site: Path) -> None:
+    trainer = _trainer(spec, site, gradient_clip=1e-3, optimizer="sgd", learning_rate=1.0, weight_decay=0.0)
+    before = trainer.weights()
+    trainer.train(1)
+    after = trainer.weights()
+    moved = torch.sqrt(sum(((after[k] - before[k]) ** 2).sum() for k in before))
+    assert moved <= 1e-3 * 1.0 * 1.99 + 1e-6  # Nesterov adds momentum times the gradient
+
+
+def test_training_stops_when_asked(spec: JobSpec, site: Path) -> None:
+    trainer = _trainer(spec, site)
+    trainer.train(5, should_stop=lambda: trainer.steps_done >= 2)
+    assert trainer.steps_done == 2
+
+
+def test_the_schedule_runs_over_all_rounds_and_does_not_restart() -> None:
+    spec = TrainingSpec(learning_rate=1e-2, warmup_steps=10, schedule="cosine")
+    rates = [learning_rate(spec, step, 100) for step in range(100)]
+    assert rates[0] == pytest.approx(1e-3)
+    assert max(rates) == pytest.approx(1e-2)
+    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert rates[-1] < 3e-4
+    constant = spec.model_copy(update={"schedule": "constant"})
+    assert learning_rate(constant, 99, 100) == 1e-2
+    polynomial = spec.model_copy(update={"schedule": "polynomial"})
+    assert learning_rate(polynomial, 100, 100) == 0
