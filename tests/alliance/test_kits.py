@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+
+import pytest
+
+from oncofed.alliance.kits import APPROVED_CLASSES, AllianceSpec, provision
+
+
+@pytest.fixture(scope="module")
+def kits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return provision(AllianceSpec(sites=("east", "west"), port=8123), tmp_path_factory.mktemp("alliance"))
+
+
+def test_everybody_gets_a_kit(kits: Path) -> None:
+    names = {kit.name for kit in kits.iterdir()}
+    assert names == {"localhost", "east", "west", "admin@oncofed.org", "engineer@oncofed.org"}
+    for name in ("localhost", "east"):
+        assert (kits / name / "startup" / "start.sh").is_file()
+
+
+@pytest.mark.parametrize("participant", ["localhost", "east", "west"])
+def test_nobody_may_bring_code(kits: Path, participant: str) -> None:
+    authorization = json.loads((kits / participant / "local" / "authorization.json").read_text())
+    for role, rights in authorization["permissions"].items():
+        assert isinstance(rights, dict)
+        assert rights.get("byoc", "none") == "none", role
+    assert authorization["permissions"]["lead"]["submit_job"] == "any"
+    assert authorization["permissions"]["project_admin"]["shell_commands"] == "any"
+
+
+@pytest.mark.parametrize("participant", ["localhost", "east"])
+def test_only_approved_classes_are_built_and_logs_stay(kits: Path, participant: str) -> None:
+    resources = json.loads((kits / participant / "local" / "resources.json").read_text())
+    assert resources["class_allow_list"] == list(APPROVED_CLASSES)
+    assert resources["class_list_enforcement_mode"] == "enforce"
+    assert resources["allow_log_streaming"] is False
+    assert not [c for c in resources["components"] if "log" in c["path"].lower()]
+
+
+def test_connections_are_mutually_authenticated(kits: Path) -> None:
+    server = json.loads((kits / "localhost" / "startup" / "fed_server.json").read_text())["servers"][0]
+    assert server["connection_security"] == "mtls"
+    assert server["service"]["target"] == "localhost:8123"
+
+
+def test_nobody_else_can_read_a_key(kits: Path) -> None:
+    secrets = [*kits.rglob("*.key"), *kits.parent.rglob("cert.json")]
+    assert len(secrets) >= 6
+    for path in secrets:
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+    assert stat.S_IMODE(kits.parent.stat().st_mode) == 0o700

@@ -1,0 +1,99 @@
+"""A site's executor without FLARE around it: what leaves when something goes wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from nvflare.apis.fl_constant import FLContextKey
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.signal import Signal
+
+from oncofed.data.cases import read_cases
+from oncofed.federation import exchange
+from oncofed.federation.executor import DATASETS_FILE, SiteExecutor
+from oncofed.job.spec import JobSpec
+
+
+class _Context(FLContext):
+    """FLARE's context of a site, with an engine that opens contexts and nothing else."""
+
+    def __init__(self, local: Path) -> None:
+        super().__init__()
+        workspace = SimpleNamespace(get_site_config_dir=lambda: str(local))
+        self.set_prop(FLContextKey.WORKSPACE_OBJECT, workspace, private=True)
+
+    def get_identity_name(self, default: str = "") -> str:
+        return "west"
+
+    def get_engine(self, *args: object, **kwargs: object) -> SimpleNamespace:
+        outer = self
+
+        class _Opened:
+            def __enter__(self) -> FLContext:
+                return outer
+
+            def __exit__(self, *args: object) -> None: ...
+
+        return SimpleNamespace(new_context=_Opened, fire_event=lambda *a: None)
+
+
+@pytest.fixture
+def local(tmp_path: Path, two_sites: dict[str, Path]) -> Path:
+    folder = tmp_path / "local"
+    folder.mkdir()
+    (folder / DATASETS_FILE).write_text(json.dumps({"west": {"balls": str(two_sites["west"])}}))
+    return folder
+
+
+def _do(executor: SiteExecutor, task: str, local: Path, message=None):  # type: ignore[no-untyped-def]
+    return executor.execute(task, message or exchange.plain_message(), _Context(local), Signal())
+
+
+def _executor(spec: JobSpec, **arguments: bool) -> SiteExecutor:
+    return SiteExecutor(spec.plan().model_dump(mode="json"), **arguments)
+
+
+def test_a_site_tells_how_many_cases_it_has_and_trains(spec: JobSpec, local: Path) -> None:
+    executor = _executor(spec)
+    counts = exchange.read_numbers_message(_do(executor, "prepare", local))
+    assert counts == {"train": 3, "validation": 1, "test": 1, "device": "cpu"}
+    assert "has not trained" in str(exchange.refusal_reason(_do(executor, "submit_model", local)))
+    weights = executor._trainer.weights()  # type: ignore[union-attr]
+    reply = _do(executor, "train", local, exchange.weights_message(weights, 1))
+    update, cases, numbers = exchange.read_update_message(reply)
+    assert cases == 3
+    assert set(numbers) == {"evaluation", "validate_s", "train_s", "loss"}
+    assert any((update[name] != weights[name]).any() for name in weights)
+    submitted, _, _ = exchange.read_update_message(_do(executor, "submit_model", local))
+    assert all((submitted[name] == update[name]).all() for name in update)
+
+
+def test_no_name_or_path_leaves_with_an_error(spec: JobSpec, local: Path, two_sites: dict[str, Path]) -> None:
+    bad = read_cases(two_sites["west"], spec.data.split, spec.seed).train[0]
+    bad.label.unlink()
+    reply = _do(_executor(spec), "prepare", local)
+    reason = str(exchange.refusal_reason(reply))
+    assert reason == "its data did not pass the checks; the site's own log names the cases"
+    assert bad.name not in repr(dict(reply))
+    assert exchange.refusal_reason(_do(_executor(spec, skip_bad_cases=True), "prepare", local)) is None
+
+
+@pytest.mark.parametrize("content", ["{}", "{", '{"west": {"other": "/data"}}', '{"east": {"balls": "/data"}}'])
+def test_a_dataset_that_is_not_registered_is_refused(spec: JobSpec, local: Path, content: str) -> None:
+    (local / DATASETS_FILE).write_text(content)
+    assert "did not pass the checks" in str(exchange.refusal_reason(_do(_executor(spec), "prepare", local)))
+
+
+def test_a_loss_that_is_not_finite_leaves_as_such(spec: JobSpec, local: Path) -> None:
+    executor = _executor(spec)
+    _do(executor, "prepare", local)
+    weights = {k: v * float("nan") for k, v in executor._trainer.weights().items()}  # type: ignore[union-attr]
+    reason = exchange.refusal_reason(_do(executor, "train", local, exchange.weights_message(weights, 1)))
+    assert str(reason).startswith("the loss is nan at step 1")
+
+
+def test_an_unknown_task_is_refused(spec: JobSpec, local: Path) -> None:
+    assert "does not know" in str(exchange.refusal_reason(_do(_executor(spec), "delete_everything", local)))

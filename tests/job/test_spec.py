@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from oncofed.errors import SpecError
+from oncofed.job.spec import JobSpec, list_jobs, parse_job, read_job
+from synthetic import JOB, write_job
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("seed: 3", "sead: 3", r"job\.yaml:9: unknown setting sead; allowed here: schema, name, title, data"),
+        (
+            "batch_size: 2",
+            "batchsize: 2",
+            r"job\.yaml:7: unknown setting training\.batchsize; allowed here: steps_per_round, batch_size",
+        ),
+        ("learning_rate: 0.01", "learning_rate: fast", r"job\.yaml:7: training\.learning_rate: found 'fast'"),
+        ("rounds: 2", "rounds: 0", r"job\.yaml:8: federation\.rounds: found 0; .*greater than or equal to 1"),
+        ("network: unet", "network: unett", r"job\.yaml:6: model\.network: found 'unett'; .*'unet', 'dynunet'"),
+        ("patch: [16, 16, 16]", "patch: [16, 16]", r"job\.yaml:4: data\.patch\.2 is missing"),
+        ("patch: [16, 16, 16]", "patch: [17, 16, 16]", r"each side must be a multiple of 2"),
+        ("{1: shell, 2: core}", "{1: shell, 3: core}", r"job\.yaml:5: task\.classes: .*without gaps"),
+        ("title: Two nested balls\n", "", r"job\.yaml:1: title is missing"),
+        ("seed: 3", "seed: 3\nseed: 4", r"job\.yaml:10: seed is given twice, first on line 9"),
+        ("schema: 1", "schema: 2", r"job\.yaml:1: schema: found 2; Input should be 1"),
+        ("name: balls", "name: [balls", r"job\.yaml:\d+: not YAML"),
+        (JOB, "just text", r"job\.yaml:1: found str, expected settings"),
+        ("name: balls", "name: ../balls", r"job\.yaml:2: name: found '\.\./balls'"),
+    ],
+)
+def test_each_mistake_is_named_with_its_line(tmp_path: Path, old: str, new: str, message: str) -> None:
+    assert old in JOB
+    with pytest.raises(SpecError, match=message):
+        parse_job(write_job(tmp_path, JOB.replace(old, new)))
+
+
+def test_several_mistakes_are_told_at_once(tmp_path: Path) -> None:
+    text = JOB.replace("rounds: 2", "rounds: 0").replace("seed: 3", "seed: -1")
+    with pytest.raises(SpecError) as caught:
+        parse_job(write_job(tmp_path, text))
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_what_is_shown_reads_back_as_the_same_job(spec: JobSpec, tmp_path: Path) -> None:
+    assert parse_job(write_job(tmp_path / "again", spec.to_yaml())) == spec
+    assert yaml.safe_load(spec.to_yaml())["training"]["weight_decay"] == 1e-4
+
+
+def test_a_job_is_found_by_name_folder_or_file(job: Path, spec: JobSpec) -> None:
+    assert read_job(job) == read_job(job.parent) == spec
+    names = {entry.name for entry in list_jobs()}
+    assert {"brain_tissue_segmentation", "hippocampus_segmentation"} <= names
+    with pytest.raises(SpecError, match=r"unknown job 'hipocampus'.*Known jobs: .*hippocampus_segmentation"):
+        read_job("hipocampus")
+
+
+def test_a_changed_job_is_checked_again(spec: JobSpec) -> None:
+    assert spec.with_rounds(7).plan().rounds == 7
+    with pytest.raises(SpecError, match=r"federation\.rounds: found 0"):
+        spec.with_rounds(0)
+
+
+def test_every_setting_that_needs_one_has_a_description() -> None:
+    for name, field in JobSpec.model_fields.items():
+        section = field.annotation
+        for key, setting in getattr(section, "model_fields", {}).items():
+            plain = key in {"weight_decay", "split", "type"}
+            assert setting.description or plain, f"{name}.{key} has no description"

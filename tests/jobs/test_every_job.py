@@ -1,0 +1,28 @@
+"""Every folder in jobs/ is a valid job with a card, exports without code, and its network fits its patch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from oncofed.job.flare import export_job
+from oncofed.job.spec import parse_job
+from oncofed.models import build_network
+
+JOBS = sorted((Path(__file__).parents[2] / "jobs").glob("*/"))
+
+
+@pytest.mark.parametrize("folder", JOBS, ids=lambda f: f.name)
+def test_a_job_and_its_card(folder: Path, tmp_path: Path) -> None:
+    spec = parse_job(folder / "job.yaml")
+    assert spec.name == folder.name
+    card = (folder / "README.md").read_text()
+    assert all(name.split()[0] in card for name in spec.task.classes.values())
+    exported = export_job(spec, tmp_path / spec.name)
+    assert not [f for f in exported.rglob("*") if f.suffix == ".py"]
+    network = build_network(spec.model, 1, len(spec.task.classes) + 1, spec.seed)
+    with torch.no_grad():
+        logits = network(torch.zeros(1, 1, *spec.data.patch))
+    assert logits.shape == (1, len(spec.task.classes) + 1, *spec.data.patch)

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from oncofed.report.html import write_report
+from oncofed.report.pictures import best_slice
+from oncofed.report.result import Means, Result, SiteResult, Timing, read_result
+from oncofed.tasks.segmentation import Segmented
+
+
+def _result() -> Result:
+    sites = {
+        "east": SiteResult(train_cases=4, validation_cases=1, test_cases=2, alone=0.5, federated=0.7, pooled=0.75),
+        "<b>west</b>": SiteResult(train_cases=3, validation_cases=0, test_cases=1, alone=0.6, federated=0.55),
+    }
+    return Result(
+        job="balls",
+        title="Two balls & more",
+        status="completed",
+        backend="federation",
+        rounds=2,
+        best_round=2,
+        seed=1,
+        classes=["shell", "core"],
+        sites=sites,
+        mean=Means(alone=0.55, federated=0.625, pooled=0.75),
+        curves={
+            "validation": {"0": 0.1, "1": 0.4},
+            "validation_by_site": {"0": {"east": 0.1, "<b>west</b>": None}, "1": {"east": 0.4}},
+            "loss": {"1": {"east": 0.9}},
+        },
+        timing=Timing(total_s=12, overhead_s_per_round=0.2),
+    )
+
+
+def _segmented(axes: str) -> Segmented:
+    volume = np.zeros((10, 12, 8), np.uint8)
+    volume[2:5, 3:9, 5] = 1
+    volume[3, 4:6, 5] = 2
+    turn = nib.orientations.ornt_transform(
+        nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt(axes)
+    )
+    image = nib.Nifti1Image(volume, np.diag([1.0, 2.0, 3.0, 1.0])).as_reoriented(turn)
+    values = np.asarray(image.dataobj)
+    return Segmented(values.astype(np.float32), values, values, image.affine)
+
+
+def test_a_result_reads_back_and_has_the_documented_fields(tmp_path: Path) -> None:
+    result = _result()
+    values = json.loads(result.write(tmp_path).read_text())
+    assert read_result(tmp_path) == result
+    assert {"schema", "job", "status", "backend", "rounds", "metric", "sites", "mean", "timing", "bytes"} <= set(values)
+    assert {"train_cases", "test_cases", "alone", "federated", "pooled"} <= set(values["sites"]["east"])
+
+
+def test_the_slice_is_axial_however_the_file_is_stored() -> None:
+    expected = best_slice(_segmented("RAS"))
+    assert expected.image.shape == (10, 12)
+    assert expected.aspect == 2.0
+    for axes in ("LPS", "PSR", "ASL"):
+        picture = best_slice(_segmented(axes))
+        assert picture.aspect == expected.aspect
+        np.testing.assert_array_equal(picture.reference, expected.reference)
+
+
+def test_the_report_is_one_file_that_needs_no_network_and_escapes_names(tmp_path: Path) -> None:
+    html = write_report(_result(), {"east": best_slice(_segmented("ASL"))}, tmp_path).read_text()
+    assert "Two balls &amp; more" in html
+    assert "<b>west</b>" not in html
+    assert html.count("<svg") == 2
+    assert "+0.200" in html
+    assert "-0.050" in html
+    for source in ("<script", "<link", "src=", "@import"):
+        assert source not in html
