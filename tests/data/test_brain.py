@@ -46,9 +46,7 @@ def test_hospitals_follow_from_the_seed_and_are_valid_datasets(tmp_path: Path) -
         assert (len(cases.train), len(cases.validation), len(cases.test)) == (1, 1, 1)
         assert check_cases(cases, [1, 2]) == []
         name = cases.train[0].image.name
-        same, different = (
-            np.asarray(nib.load(made[site] / "imagesTr" / name).dataobj) for made in (again, other)
-        )
+        same, different = (np.asarray(nib.load(made[site] / "imagesTr" / name).dataobj) for made in (again, other))
         original = np.asarray(nib.load(cases.train[0].image).dataobj)
         np.testing.assert_array_equal(original, same)
         assert not np.array_equal(original, different)

@@ -41,9 +41,7 @@ def _segmented(axes: str) -> Segmented:
     volume = np.zeros((10, 12, 8), np.uint8)
     volume[2:5, 3:9, 5] = 1
     volume[3, 4:6, 5] = 2
-    turn = nib.orientations.ornt_transform(
-        nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt(axes)
-    )
+    turn = nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt(axes))
     image = nib.Nifti1Image(volume, np.diag([1.0, 2.0, 3.0, 1.0])).as_reoriented(turn)
     values = np.asarray(image.dataobj)
     return Segmented(values.astype(np.float32), values, values, image.affine)

@@ -5,24 +5,21 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
-import psutil
 from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 
 from oncofed.alliance.kits import AllianceSpec, provision
 from oncofed.errors import FederationError
 from oncofed.federation.executor import DATASETS_FILE
+from oncofed.processes import end_with_parent, process_environment, stop_processes
 
 _START_TIMEOUT_SECONDS = 90.0
-_STOP_SECONDS = 5.0
 
 
 class LocalAlliance:
@@ -32,16 +29,23 @@ class LocalAlliance:
         spec: who takes part; the server must be this machine.
         workspace: where kits, logs and the server's storage go.
         datasets: site -> dataset name -> folder.
+        logs: folder for what the processes print.
         temporary: folder for the processes' temporary files.
     """
 
     def __init__(
-        self, spec: AllianceSpec, workspace: Path, datasets: dict[str, dict[str, Path]], temporary: Path
+        self,
+        spec: AllianceSpec,
+        workspace: Path,
+        datasets: dict[str, dict[str, Path]],
+        logs: Path,
+        temporary: Path,
     ) -> None:
         self.spec = spec
-        self.workspace = workspace
+        self.workspace = workspace.resolve()
+        self._logs = logs.resolve()
         self._datasets = datasets
-        self._temporary = temporary
+        self._temporary = temporary.resolve()
         self._kits = Path()
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._session: Session | None = None
@@ -100,7 +104,7 @@ class LocalAlliance:
                 missing = ", ".join(sorted(expected - registered))
                 raise FederationError(
                     f"only {len(registered)} of {len(expected)} sites registered within "
-                    f"{_START_TIMEOUT_SECONDS:.0f} s; missing: {missing}. Their logs: {self._kits}/SITE/log.txt"
+                    f"{_START_TIMEOUT_SECONDS:.0f} s; missing: {missing}. Their logs: {self._logs}"
                 )
             time.sleep(0.2)
 
@@ -118,10 +122,6 @@ class LocalAlliance:
             role = "the server" if name == self.spec.server else name
             ended = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
             raise FederationError(f"{role} {ended}. Its log: {self._console(name)}{self._last_words(name)}")
-
-    def logs(self) -> dict[str, Path]:
-        """Return participant -> what its process printed."""
-        return {name: self._console(name) for name in self._processes}
 
     def pids(self) -> dict[str, int]:
         """Return participant -> process id."""
@@ -153,7 +153,8 @@ class LocalAlliance:
             (self.kit(site) / "local" / DATASETS_FILE).write_text(json.dumps(entry, indent=2), encoding="utf-8")
 
     def _console(self, participant: str) -> Path:
-        return self.kit(participant) / "console.txt"
+        name = "server" if participant == self.spec.server else participant
+        return self._logs / f"{name}.txt"
 
     def _last_words(self, participant: str) -> str:
         with contextlib.suppress(OSError):
@@ -164,6 +165,7 @@ class LocalAlliance:
         return ""
 
     def _start(self, participant: str) -> None:
+        self._logs.mkdir(parents=True, exist_ok=True)
         with self._console(participant).open("wb") as console:
             self._processes[participant] = subprocess.Popen(
                 ["bash", str(self.kit(participant) / "startup" / "sub_start.sh"), "--once"],
@@ -172,6 +174,7 @@ class LocalAlliance:
                 stderr=subprocess.STDOUT,
                 env=process_environment(self._temporary, len(self.spec.sites)),
                 start_new_session=True,
+                preexec_fn=end_with_parent,  # noqa: PLW1509 - no other thread runs here
             )
 
     def _wait_for_port(self) -> None:
@@ -184,23 +187,6 @@ class LocalAlliance:
         raise FederationError(
             f"the server did not open port {self.spec.port}. Its log: {self._console(self.spec.server)}"
         )
-
-
-def process_environment(temporary: Path, processes: int) -> dict[str, str]:
-    """Return the environment of a process that shares this machine with ``processes`` others.
-
-    Its ``python3`` is this one, its temporary files stay in ``temporary``, and its share of the cores is its own.
-    """
-    temporary.mkdir(parents=True, exist_ok=True)
-    threads = str(max(1, (os.cpu_count() or 1) // max(processes, 1)))
-    return {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
-        "TMPDIR": str(temporary),
-        "MPLCONFIGDIR": str(temporary),
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads),
-        "PYTHONWARNINGS": "ignore",
-    }
 
 
 def free_port() -> int:
@@ -224,23 +210,6 @@ def require_free_port(port: int) -> None:
             raise FederationError(
                 f"port {port} is taken by another program. Give another with --port, or none to take a free one."
             ) from None
-
-
-def stop_processes(pids: list[int]) -> None:
-    """End processes and all their descendants: politely first, then by force."""
-    family: dict[int, psutil.Process] = {}
-    for pid in pids:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process = psutil.Process(pid)
-            for member in (process, *process.children(recursive=True)):
-                family[member.pid] = member
-    for step in (signal.SIGTERM, signal.SIGKILL):
-        for member in family.values():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                member.send_signal(step)
-        _, alive = psutil.wait_procs(list(family.values()), timeout=_STOP_SECONDS)
-        if not alive:
-            return
 
 
 @contextlib.contextmanager

@@ -15,10 +15,11 @@ from nvflare.fuel.flare_api.api_spec import InvalidJobDefinition, NoConnection
 from nvflare.fuel.flare_api.flare_api import Session
 
 from oncofed.alliance.kits import APPROVED_CLASSES, AllianceSpec
-from oncofed.alliance.local import LocalAlliance, free_port, process_environment, quiet, stop_processes
+from oncofed.alliance.local import LocalAlliance, free_port, quiet
 from oncofed.errors import FederationError
 from oncofed.federation.events import EVENTS_FILE, MODELS_FOLDER
 from oncofed.federation.executor import DATASETS_FILE
+from oncofed.processes import end_with_parent, process_environment, stop_processes
 
 Datasets = dict[str, dict[str, Path]]
 
@@ -32,10 +33,6 @@ class Running(Protocol):
     @property
     def events(self) -> Path:
         """The server's record of the run; it may not be there yet, and may go when the job ends."""
-
-    @property
-    def logs(self) -> dict[str, Path]:
-        """Log files by process."""
 
     def require_going(self) -> None:
         """Raise ``FederationError`` where the run can no longer finish."""
@@ -62,10 +59,6 @@ class _FederatedJob:
     @property
     def events(self) -> Path:
         return self._alliance.server_kit / self._id / EVENTS_FILE
-
-    @property
-    def logs(self) -> dict[str, Path]:
-        return self._alliance.logs()
 
     def require_going(self) -> None:
         ended = self._alliance.ended()
@@ -106,10 +99,6 @@ class _SimulatedJob:
     def events(self) -> Path:
         return self._run_dir / EVENTS_FILE
 
-    @property
-    def logs(self) -> dict[str, Path]:
-        return {"simulator": self._console}
-
     def require_going(self) -> None:
         code = self._process.poll()
         if code and not self.events.is_file():
@@ -127,7 +116,7 @@ class _SimulatedJob:
 
 @contextmanager
 def federation(
-    job: Path, datasets: Datasets, min_sites: int, workspace: Path, temporary: Path, port: int | None
+    job: Path, datasets: Datasets, min_sites: int, workspace: Path, logs: Path, temporary: Path, port: int | None
 ) -> Iterator[Running]:
     """Provision an alliance, start its server and sites, and submit a job with the engineer's kit; stop all on leaving.
 
@@ -136,23 +125,25 @@ def federation(
         datasets: site -> dataset name -> folder.
         min_sites: fewest sites that the job needs.
         workspace: for startup kits and FLARE's files.
+        logs: for what the processes print.
         temporary: for the processes' temporary files.
         port: of the server; None takes a free one.
     """
     spec = AllianceSpec(sites=tuple(datasets), port=port or free_port())
-    with LocalAlliance(spec, workspace, datasets, temporary) as alliance:
+    with LocalAlliance(spec, workspace, datasets, logs, temporary) as alliance:
         alliance.wait_registered()
         yield _FederatedJob(alliance, job, min_sites)
 
 
 @contextmanager
-def simulation(job: Path, datasets: Datasets, workspace: Path, temporary: Path) -> Iterator[Running]:
+def simulation(job: Path, datasets: Datasets, workspace: Path, logs: Path, temporary: Path) -> Iterator[Running]:
     """Start FLARE's simulator on a job; on leaving, end it and all its processes.
 
     Args:
         job: the exported job folder.
         datasets: site -> dataset name -> folder.
         workspace: the simulator's folder, new or empty.
+        logs: for what it prints.
         temporary: for the processes' temporary files.
     """
     local = workspace / "local"
@@ -165,7 +156,8 @@ def simulation(job: Path, datasets: Datasets, workspace: Path, temporary: Path) 
         "class_allow_list": list(APPROVED_CLASSES),
     }
     (local / "resources.json").write_text(json.dumps(resources, indent=2), encoding="utf-8")
-    console = workspace.parent / "simulator.txt"
+    logs.mkdir(parents=True, exist_ok=True)
+    console = logs / "simulator.txt"
     command = [sys.executable, "-m", "nvflare.cli", "simulator", str(job.resolve()), "-w", str(workspace.resolve())]
     command += ["-c", ",".join(datasets), "-t", str(len(datasets))]
     with console.open("wb") as output:
@@ -176,6 +168,7 @@ def simulation(job: Path, datasets: Datasets, workspace: Path, temporary: Path) 
             stderr=subprocess.STDOUT,
             env=process_environment(temporary, len(datasets)),
             start_new_session=True,
+            preexec_fn=end_with_parent,  # noqa: PLW1509 - no other thread runs here
         )
     try:
         yield _SimulatedJob(process, workspace / "server" / "simulate_job", console)

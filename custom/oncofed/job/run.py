@@ -75,6 +75,7 @@ class Run:
             OncofedError: the run failed; ``result.json`` then says so.
         """
         started = time.time()
+        self.folder = self.folder.resolve()
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "job.yaml").write_text(self.spec.to_yaml(), encoding="utf-8")
         result = Result(
@@ -136,21 +137,18 @@ class Run:
     def _run(self, result: Result) -> None:
         job = export_job(self.spec, self._work / self.spec.name, self.skip_bad_cases)
         model = self.folder / "model"
-        model.mkdir(exist_ok=True)
+        (model / "baselines").mkdir(parents=True, exist_ok=True)
         started = time.time()
         view = RunView(self.console, Curves(self.folder / "tensorboard"))
-        with BaselinePool(self.spec.plan(), model) as pool:
+        with BaselinePool(self.spec.plan(), model / "baselines") as pool:
             with self._backend(job) as running:
-                try:
-                    with view:
-                        self._follow(running, view)
-                    ended = time.time()
-                    # The job's processes take seconds to end: train the baselines meanwhile.
-                    if self.baselines:
-                        pool.start(self._baselines())
-                    shutil.copy(running.fetch() / MODELS_FOLDER / "best.safetensors", model / "model.safetensors")
-                finally:
-                    self._keep_logs(running)
+                with view:
+                    self._follow(running, view)
+                ended = time.time()
+                # The job's processes take seconds to end: train the baselines meanwhile.
+                if self.baselines:
+                    pool.start(self._baselines())
+                shutil.copy(running.fetch() / MODELS_FOLDER / "best.safetensors", model / "model.safetensors")
             self._note_federation(result, view.state, started, ended)
             scores = self._collect(pool)
         result.timing.baselines_s = time.time() - ended
@@ -161,11 +159,11 @@ class Run:
 
     def _backend(self, job: Path) -> AbstractContextManager[Running]:
         datasets = {site: {self.spec.data.dataset: folder} for site, folder in self.sites.items()}
-        temporary = self._work / "tmp"
+        logs, temporary = self.folder / "logs", self._work / "tmp"
         if self.backend == "simulate":
-            return backends.simulation(job, datasets, self._work / "simulator", temporary)
+            return backends.simulation(job, datasets, self._work / "simulator", logs, temporary)
         needed = self.spec.federation.min_sites or len(datasets)
-        return backends.federation(job, datasets, needed, self._work / "alliance", temporary, self.port)
+        return backends.federation(job, datasets, needed, self._work / "alliance", logs, temporary, self.port)
 
     def _follow(self, running: Running, view: RunView) -> None:
         reader = EventReader(running.events)
@@ -179,13 +177,6 @@ class Run:
                     raise FederationError(f"the job ended early ({status}). Logs: {self.folder / 'logs'}")
                 running.require_going()
                 time.sleep(_POLL_SECONDS)
-
-    def _keep_logs(self, running: Running) -> None:
-        logs = self.folder / "logs"
-        logs.mkdir(exist_ok=True)
-        for name, file in running.logs.items():
-            if file.is_file():
-                shutil.copy(file, logs / f"{name}.txt")
 
     def _baselines(self) -> list[Baseline]:
         tests: dict[str, tuple[Case, ...]] = {site: cases.test for site, cases in self._cases.items()}

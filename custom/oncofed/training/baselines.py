@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 
 from oncofed.data.cases import Case, Cases
 from oncofed.errors import TrainingError
+from oncofed.processes import end_with_parent
 from oncofed.training.plan import Plan
 from oncofed.training.trainer import Evaluation, Trainer, Weights
 
@@ -157,6 +158,7 @@ def _start_worker(queue: Any) -> None:
     _report_steps = queue
     # Ctrl-C is for the parent, which then ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
     warnings.filterwarnings("ignore")
 
 
