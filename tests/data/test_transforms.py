@@ -27,16 +27,16 @@ def _store(tmp_path: Path, axes: str) -> dict[str, Path]:
 
 def test_the_working_grid_does_not_depend_on_how_a_file_is_stored(tmp_path: Path) -> None:
     spec = DataSpec(dataset="balls", spacing=(1.5, 1.5, 1.5), patch=(16, 16, 16))
-    reference = load_pair(spec)(_store(tmp_path, "RAS"))
+    reference = load_pair(spec, classes=3)(_store(tmp_path, "RAS"))
     for axes in ("LPS", "PSR", "ASL"):
-        other = load_pair(spec)(_store(tmp_path, axes))
+        other = load_pair(spec, classes=3)(_store(tmp_path, axes))
         torch.testing.assert_close(other["image"], reference["image"], atol=1e-4, rtol=0)
         assert torch.equal(other["label"], reference["label"])
 
 
 def test_image_and_label_types_and_padding_to_the_patch(tmp_path: Path) -> None:
     spec = DataSpec(dataset="balls", patch=(32, 32, 32))
-    pair = load_pair(spec)(_store(tmp_path, "RAS"))
+    pair = load_pair(spec, classes=3)(_store(tmp_path, "RAS"))
     assert pair["image"].shape == pair["label"].shape == (1, 32, 32, 32)
     assert pair["image"].dtype == torch.float32
     assert pair["label"].dtype == torch.uint8
@@ -47,7 +47,7 @@ def test_image_and_label_types_and_padding_to_the_patch(tmp_path: Path) -> None:
 
 def test_patches_follow_from_the_random_state_and_keep_image_and_label_together(tmp_path: Path) -> None:
     spec = DataSpec(dataset="balls", patch=(16, 16, 16))
-    pair = load_pair(spec)(_store(tmp_path, "RAS"))
+    pair = load_pair(spec, classes=3)(_store(tmp_path, "RAS"))
     draws = []
     for _ in range(2):
         random = augment(spec, classes=3)

@@ -65,7 +65,7 @@ def test_a_prediction_lies_on_the_grid_of_the_label_file(site: Path, spacing: tu
     task = _task(spacing=spacing)
     case = read_cases(site, SplitSpec(), 1).train[0]
     segmented = task.predict(_Threshold(), case, torch.device("cpu"))
-    assert segmented.image.shape == segmented.prediction.shape == segmented.reference.shape == (20, 20, 20)
+    assert segmented.prediction.shape == segmented.reference.shape == (20, 20, 20)
     foreground = (segmented.prediction > 0) & (segmented.reference > 0)
     dice = 2 * foreground.sum() / ((segmented.prediction > 0).sum() + (segmented.reference > 0).sum())
     assert dice > 0.85

@@ -242,9 +242,10 @@ class Run:
         trainer = Trainer(self.spec.plan(), self._cases[first], first)
         trainer.load_weights(load_file(self.folder / "model" / "model.safetensors"))
         trainer.network.eval()
+        shown = {site: cases.test[0] for site, cases in self._cases.items()}
         return {
-            site: best_slice(trainer.task.predict(trainer.network, cases.test[0], trainer.device))
-            for site, cases in self._cases.items()
+            site: best_slice(case, trainer.task.predict(trainer.network, case, trainer.device))
+            for site, case in shown.items()
         }
 
 

@@ -9,6 +9,8 @@ import numpy as np
 from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 
+from oncofed.data.cases import Case
+from oncofed.data.nifti import read_nifti
 from oncofed.tasks.segmentation import Segmented
 
 
@@ -26,12 +28,13 @@ class Picture:
     aspect: float
 
 
-def best_slice(segmented: Segmented) -> Picture:
+def best_slice(case: Case, segmented: Segmented) -> Picture:
     """Return the axial slice that shows most of the reference, however the file is oriented."""
+    original = read_nifti(case.image)[0].numpy()
     turn = nib.orientations.io_orientation(segmented.affine)
     image, reference, prediction = (
         nib.orientations.apply_orientation(volume, turn)
-        for volume in (segmented.image, segmented.reference, segmented.prediction)
+        for volume in (original, segmented.reference, segmented.prediction)
     )
     index = int(np.argmax((reference > 0).sum(axis=(0, 1))))
     sizes = voxel_sizes(segmented.affine)

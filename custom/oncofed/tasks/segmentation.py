@@ -42,13 +42,11 @@ class Segmented:
     """One case with its prediction, on the grid of its label's file.
 
     Attributes:
-        image: (x, y, z) float32.
         prediction: label values, (x, y, z) uint8.
         reference: label values, (x, y, z) uint8.
         affine: (4, 4), from voxels to RAS+ in mm.
     """
 
-    image: NDArray[np.float32]
     prediction: NDArray[np.uint8]
     reference: NDArray[np.uint8]
     affine: NDArray[np.float64]
@@ -91,13 +89,9 @@ class Segmentation:
             logits = self._infer(image.as_tensor()[None].to(device), network)[0].float()
         probabilities = MetaTensor(logits.softmax(0), affine=image.affine)
         to_file = SpatialResample(mode="bilinear", padding_mode="border", dtype=torch.float32)
-        size = reference.shape[1:]
-        on_file = to_file(probabilities, dst_affine=reference.affine, spatial_size=size)
-        shown = to_file(image, dst_affine=reference.affine, spatial_size=size)
-        prediction = on_file.argmax(0).to(torch.uint8)
+        on_file = to_file(probabilities, dst_affine=reference.affine, spatial_size=reference.shape[1:])
         return Segmented(
-            shown[0].as_tensor().cpu().numpy(),
-            prediction.as_tensor().cpu().numpy(),
+            on_file.argmax(0).to(torch.uint8).as_tensor().cpu().numpy(),
             reference[0].as_tensor().numpy().astype(np.uint8),
             reference.affine.numpy(),
         )

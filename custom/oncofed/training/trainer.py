@@ -144,7 +144,8 @@ class Trainer:
 
     def _all_patches(self) -> Iterator[dict[str, Any]]:
         files = [{"image": str(c.image), "label": str(c.label)} for c in self.cases.train]
-        cached = CacheDataset(files, load_pair(self.plan.data), num_workers=2, progress=False, copy_cache=False)
+        load = load_pair(self.plan.data, self.task.out_channels)
+        cached = CacheDataset(files, load, num_workers=2, progress=False, copy_cache=False)
         random = augment(self.plan.data, self.task.out_channels, self.plan.training.augment)
         random.set_random_state(self._seed)
         order = torch.Generator().manual_seed(self._seed)
@@ -175,9 +176,9 @@ def _site_seed(seed: int, site: str) -> int:
 def _optimizer(spec: TrainingSpec, network: nn.Module) -> torch.optim.Optimizer:
     if spec.optimizer == "sgd":
         return torch.optim.SGD(
-            network.parameters(), spec.learning_rate, momentum=0.99, nesterov=True, weight_decay=spec.weight_decay
+            network.parameters(), spec.learning_rate, momentum=0.99, nesterov=True, weight_decay=spec.weight_decay, fused=True
         )
-    return torch.optim.AdamW(network.parameters(), spec.learning_rate, weight_decay=spec.weight_decay)
+    return torch.optim.AdamW(network.parameters(), spec.learning_rate, weight_decay=spec.weight_decay, fused=True)
 
 
 def _precision(spec: TrainingSpec, device: torch.device) -> torch.dtype:
