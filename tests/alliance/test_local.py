@@ -1,0 +1,126 @@
+"""A live alliance from provisioned kits: what its server and sites accept, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from oncofed.alliance import local
+from oncofed.alliance.kits import AllianceSpec
+from oncofed.alliance.local import LocalAlliance, free_port, quiet
+from oncofed.errors import FederationError
+from oncofed.job.flare import export_job
+from oncofed.job.spec import parse_job
+from synthetic import make_site, write_job
+
+pytestmark = [pytest.mark.slow, pytest.mark.federation]
+
+_PLANTED = "from nvflare.apis.fl_component import FLComponent\n\n\nclass Planted(FLComponent):\n    pass\n"
+
+
+@pytest.fixture(scope="module")
+def alliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalAlliance]:
+    folder = tmp_path_factory.mktemp("live")
+    sites = ("east", "west")
+    datasets = {site: {"balls": make_site(folder / site, 6, number)} for number, site in enumerate(sites)}
+    spec = AllianceSpec(sites=sites, port=free_port())
+    with LocalAlliance(spec, folder / "alliance", datasets, folder / "logs", folder / "tmp") as alliance:
+        alliance.wait_registered()
+        yield alliance
+
+
+@pytest.fixture
+def exported(tmp_path: Path) -> Path:
+    return export_job(parse_job(write_job(tmp_path / "balls")), tmp_path / "exported")
+
+
+def _submit_with_flares_own_command(alliance: LocalAlliance, job: Path) -> dict[str, object]:
+    kit = alliance.kit(alliance.spec.engineer)
+    arguments = ["job", "submit", "-j", str(job), "--startup-kit", str(kit)]
+    done = subprocess.run(
+        [sys.executable, "-m", "nvflare.cli", "--format", "json", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    answer = json.loads(done.stdout)
+    assert isinstance(answer, dict)
+    return answer
+
+
+def _end(alliance: LocalAlliance, job_id: str) -> str:
+    with quiet():
+        alliance.session().monitor_job(job_id, timeout=120, poll_interval=1)
+        return str(alliance.session().get_job_status(job_id))
+
+
+def test_flares_own_command_submits_an_exported_job(alliance: LocalAlliance, exported: Path) -> None:
+    answer = _submit_with_flares_own_command(alliance, exported)
+    assert answer["status"] == "ok", answer
+    assert _end(alliance, str(answer["data"]["job_id"])) == "FINISHED:COMPLETED"  # type: ignore[index]
+
+
+def test_a_job_that_brings_code_is_refused(alliance: LocalAlliance, exported: Path) -> None:
+    custom = exported / "app" / "custom"
+    custom.mkdir()
+    (custom / "planted.py").write_text(_PLANTED)
+    answer = _submit_with_flares_own_command(alliance, exported)
+    if answer["status"] == "ok":
+        assert _end(alliance, str(answer["data"]["job_id"])) != "FINISHED:COMPLETED"  # type: ignore[index]
+    assert not list(alliance.workspace.rglob("planted.py*"))
+
+
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_a_job_that_names_another_class_does_not_run(alliance: LocalAlliance, exported: Path, side: str) -> None:
+    # Installed everywhere, harmless, and still on no list.
+    config = exported / "app" / "config" / f"config_fed_{side}.json"
+    values = json.loads(config.read_text())
+    values["components"] = [{"id": "other", "path": "nvflare.app_common.filters.exclude_vars.ExcludeVars", "args": {}}]
+    config.write_text(json.dumps(values))
+    with quiet():
+        job_id = alliance.session().submit_job(str(exported))
+    assert _end(alliance, job_id) != "FINISHED:COMPLETED"
+
+
+def test_the_servers_port_speaks_only_to_holders_of_a_kit(alliance: LocalAlliance) -> None:
+    context = ssl.create_default_context(cafile=str(alliance.kit("east") / "startup" / "rootCA.pem"))
+    address = (alliance.spec.server, alliance.spec.port)
+    with pytest.raises((ssl.SSLError, ConnectionError)):
+        with socket.create_connection(address, 10) as raw:
+            with context.wrap_socket(raw, server_hostname=alliance.spec.server) as secured:
+                secured.settimeout(10)
+                secured.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                secured.recv(1)
+
+
+def test_a_taken_port_is_named_before_anything_starts(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        spec = AllianceSpec(sites=("east",), port=port)
+        with pytest.raises(FederationError, match=f"port {port} is taken by another program"):
+            LocalAlliance(spec, tmp_path, {"east": {}}, tmp_path, tmp_path).__enter__()
+
+
+def test_a_site_that_does_not_come_up_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = AllianceSpec(sites=("east", "west"), port=free_port())
+    datasets: dict[str, dict[str, Path]] = {"east": {}, "west": {}}
+    with LocalAlliance(spec, tmp_path / "alliance", datasets, tmp_path / "logs", tmp_path / "tmp") as alliance:
+        os.kill(alliance.pids()["west"], signal.SIGSTOP)
+        monkeypatch.setattr(local, "_START_TIMEOUT_SECONDS", 15.0)
+        with pytest.raises(FederationError, match=r"only \d of 2 sites registered within 15 s; missing: .*west"):
+            alliance.wait_registered()
+        pids = list(alliance.pids().values())
+    assert not any(psutil.pid_exists(pid) for pid in pids)

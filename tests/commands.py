@@ -1,0 +1,83 @@
+"""Running ``oncofed`` as its users do, and looking for what it should not leave behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+
+ENVIRONMENT = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
+
+
+def oncofed(*arguments: str | Path, cwd: Path | None = None, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end."""
+    return subprocess.run(
+        command(*arguments),
+        cwd=cwd,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def command(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-m", "oncofed.cli.main", *map(str, arguments)]
+
+
+@contextlib.contextmanager
+def started(*arguments: str | Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a command that writes to ``log``; whatever the test does, nothing of it is left afterwards."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(command(*arguments), env=ENVIRONMENT, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        yield process
+    finally:
+        for member in family(process.pid):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
+        process.wait()
+
+
+def family(pid: int) -> list[psutil.Process]:
+    """Return a process and all its descendants."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    return []
+
+
+def site_processes(folder: Path, site: str) -> dict[str, psutil.Process]:
+    """Return "parent" and, while a job runs, "job": FLARE's processes of one site of a run in ``folder``."""
+    found = {}
+    for process, line in _command_lines():
+        if str(folder) in line and f"uid={site}" in line:
+            found["parent" if "client_train" in line else "job"] = process
+    return found
+
+
+def left_running(folder: Path) -> list[str]:
+    """Return the command lines of the processes that work in ``folder``."""
+    return [line for _, line in _command_lines() if str(folder) in line]
+
+
+def _command_lines() -> Iterator[tuple[psutil.Process, str]]:
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
+                yield process, " ".join(process.cmdline())
+
+
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 120) -> None:
+    """Wait until ``condition`` holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}"
+        time.sleep(0.1)
