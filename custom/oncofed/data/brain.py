@@ -67,7 +67,7 @@ class Hospital:
 
 # Portable low-field machines are as noisy as this; one large hospital, three small ones.
 HOSPITALS = (
-    Hospital("site-1", Scanner((2.0, 2.0, 2.0), "RAS", "int16", 1.0, 0.00, 0.4, 0.09, 900.0), 6, 2, 4),
+    Hospital("site-1", Scanner((2.0, 2.0, 2.0), "RAS", "int16", 1.0, 0.00, 0.4, 0.09, 900.0), 8, 2, 4),
     Hospital("site-2", Scanner((2.0, 2.0, 3.0), "LPS", "uint8", 0.7, 0.05, 0.6, 0.15, 140.0), 2, 1, 4),
     Hospital("site-3", Scanner((2.5, 2.0, 2.0), "PSR", "float32", 1.6, -0.06, 0.5, 0.18, 1.0), 1, 1, 4),
     Hospital("site-4", Scanner((2.2, 2.2, 2.2), "ASL", "uint16", 1.1, 0.08, 0.7, 0.24, 3000.0), 1, 1, 4),

@@ -1,0 +1,203 @@
+"""Seconds that a round costs beyond the sites' own work: oncofed beside stock FLARE, in one run on one machine.
+
+Both federations are provisioned by FLARE and run as one server and four sites on loopback with mutual TLS; both exchange
+the weights of the same network. oncofed's sites train one step a round and score the model, which is subtracted: the
+overhead is a round's wall time less the slowest site's training and validation. Stock FLARE runs its ``FedAvgRecipe``
+with a script that returns what it was sent, so that its whole round is overhead. The floor is what the same bytes
+need through one loopback connection with TLS.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import socket
+import ssl
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+from nvflare.app_opt.pt.recipes import FedAvgRecipe
+
+from oncofed.alliance.kits import AllianceSpec
+from oncofed.alliance.local import LocalAlliance, free_port, quiet
+from oncofed.data.brain import HOSPITALS, make_hospitals
+from oncofed.federation.events import EVENTS_FILE, EventReader
+from oncofed.job import backends
+from oncofed.job.flare import export_job
+from oncofed.job.run import environment
+from oncofed.job.spec import JobSpec, read_job
+from oncofed.models import build_network
+from oncofed.models.networks import network_config
+
+_BASELINE = Path(__file__).parent / "baselines" / "round_overhead.json"
+_FINISH_SECONDS = 600.0
+_STARTED = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}).*Round (\d+) started")
+_ENDED = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}).*Finished FedAvg")
+
+_RETURN_AT_ONCE = """\
+import nvflare.client as flare
+
+flare.init()
+while flare.is_running():
+    model = flare.receive()
+    flare.send(flare.FLModel(params=model.params, meta={"NUM_STEPS_CURRENT_ROUND": 1}))
+"""
+
+
+class StockAlliance(LocalAlliance):
+    """The same alliance under FLARE's own policy, which lets an engineer bring a training script."""
+
+    def _prepare_kits(self) -> None:
+        super()._prepare_kits()
+        for participant in (self.spec.server, *self.spec.sites):
+            local = self.kit(participant) / "local"
+            shutil.copy(local / "authorization.json.default", local / "authorization.json")
+            ours = json.loads((local / "resources.json").read_text(encoding="utf-8"))
+            theirs = json.loads((local / "resources.json.default").read_text(encoding="utf-8"))
+            ours["class_allow_list"] = theirs["class_allow_list"]
+            (local / "resources.json").write_text(json.dumps(ours), encoding="utf-8")
+
+
+def measure_oncofed(spec: JobSpec, folder: Path) -> list[float]:
+    """Return each round's overhead in seconds."""
+    sites = make_hospitals(folder / "data", seed=1)
+    datasets = {site: {spec.data.dataset: path} for site, path in sites.items()}
+    job = export_job(spec, folder / spec.name)
+    with backends.federation(job, datasets, len(sites), folder / "kits", folder / "logs", folder / "tmp", None) as run:
+        fetched = run.fetch()
+        rounds = [event for event in EventReader(fetched / EVENTS_FILE).read() if event["kind"] == "round"]
+    return [event["seconds"] - event["slowest_site_s"] for event in rounds]
+
+
+def measure_stock(spec: JobSpec, folder: Path) -> list[float]:
+    """Return the wall time in seconds of each round of stock FLARE whose sites have nothing to do."""
+    network = network_config(spec.model, 1, len(spec.task.classes) + 1)
+    model = {"class_path": f"monai.networks.nets.{network.pop('_target_')}", "args": network}
+    script = folder / "return_at_once.py"
+    script.parent.mkdir(parents=True, exist_ok=True)
+    script.write_text(_RETURN_AT_ONCE, encoding="utf-8")
+    sites = tuple(hospital.name for hospital in HOSPITALS)
+    recipe = FedAvgRecipe(
+        name="stock",
+        model=model,
+        min_clients=len(sites),
+        num_rounds=spec.federation.rounds,
+        train_script=str(script),
+    )
+    with quiet():
+        recipe.export(str(folder / "job"))
+    alliance_spec = AllianceSpec(sites=sites, port=free_port())
+    datasets: dict[str, dict[str, Path]] = {site: {} for site in sites}
+    with StockAlliance(alliance_spec, folder / "kits", datasets, folder / "logs", folder / "tmp") as alliance:
+        alliance.wait_registered()
+        with quiet():
+            job_id = alliance.session().submit_job(str((folder / "job" / "stock").resolve()))
+            alliance.session().monitor_job(job_id, timeout=_FINISH_SECONDS, poll_interval=1.0)
+            status = alliance.session().get_job_status(job_id)
+            fetched = Path(alliance.session().download_job_result(job_id))
+    if status != "FINISHED:COMPLETED":
+        sys.exit(f"stock FLARE's job ended as {status}; its log: {folder / 'logs'}")
+    log = "\n".join(path.read_text(encoding="utf-8") for path in fetched.rglob("log.txt"))
+    marks = [_time(found[1]) for found in _STARTED.finditer(log)] + [_time(found[1]) for found in _ENDED.finditer(log)]
+    return [later - earlier for earlier, later in zip(marks, marks[1:], strict=False)]
+
+
+def measure_loopback(bytes_each_way: int, certificates: Path) -> float:
+    """Return the seconds that a round's bytes need, there and back, through one loopback connection with TLS."""
+    server_side = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server_side.load_cert_chain(certificates / "server.crt", certificates / "server.key")
+    client_side = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client_side.load_verify_locations(certificates / "rootCA.pem")
+    payload = bytes(bytes_each_way)
+
+    def take(connection: ssl.SSLSocket) -> None:
+        left = bytes_each_way
+        while left:
+            left -= len(connection.recv(min(left, 1 << 20)))
+
+    def serve(listener: socket.socket) -> None:
+        raw, _ = listener.accept()
+        with server_side.wrap_socket(raw, server_side=True) as connection:
+            take(connection)
+            connection.sendall(payload)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, args=(listener,))
+        thread.start()
+        with client_side.wrap_socket(
+            socket.create_connection(listener.getsockname()), server_hostname="localhost"
+        ) as connection:
+            started = time.perf_counter()
+            connection.sendall(payload)
+            take(connection)
+            seconds = time.perf_counter() - started
+        thread.join()
+    return seconds
+
+
+def _time(stamp: str) -> float:
+    return datetime.strptime(stamp, "%Y-%m-%d %H:%M:%S,%f").timestamp()  # noqa: DTZ007 - differences only
+
+
+def _summary(values: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values), "rounds": len(values)}
+
+
+def main() -> None:
+    """Measure, print a table, and keep it where asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=10, help="rounds of each federation (default 10)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--save", action="store_true", help="keep the figures in benchmarks/baselines/")
+    arguments = parser.parse_args()
+    spec = read_job("brain_tissue_segmentation").changed(
+        {"training": {"steps_per_round": 1, "warmup_steps": 0}, "federation": {"rounds": arguments.rounds}}
+    )
+    weights = build_network(spec.model, 1, len(spec.task.classes) + 1, spec.seed).state_dict()
+    size = sum(tensor.nbytes for tensor in weights.values())
+    with tempfile.TemporaryDirectory(prefix="oncofed-bench-") as temporary:
+        folder = Path(temporary)
+        ours = _summary(measure_oncofed(spec, folder / "oncofed"))
+        stock = _summary(measure_stock(spec, folder / "stock"))
+        certificates = next((folder / "stock" / "kits").rglob("server.crt")).parent
+        floor = measure_loopback(size * len(HOSPITALS), certificates)
+    record: dict[str, Any] = {
+        "benchmark": "round_overhead",
+        "unit": "s",
+        "sites": len(HOSPITALS),
+        "megabytes_each_way": size * len(HOSPITALS) / 1e6,
+        "oncofed": ours,
+        "stock_flare": stock,
+        "ratio_stock_to_oncofed": stock["median"] / ours["median"],
+        "loopback_tls_floor": floor,
+        "machine": {**environment(), "cores": psutil.cpu_count(), "memory_gib": psutil.virtual_memory().total >> 30},
+    }
+    if arguments.save:
+        _BASELINE.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(record, indent=2) if arguments.json else _table(record))
+
+
+def _table(record: dict[str, Any]) -> str:
+    rows = [f"{'':24}{'median':>9}{'min':>9}{'max':>9}   seconds a round beyond the sites' work"]
+    for key, name in (("oncofed", "oncofed"), ("stock_flare", "FLARE, FedAvgRecipe")):
+        value = record[key]
+        rows.append(f"{name:24}{value['median']:9.2f}{value['min']:9.2f}{value['max']:9.2f}")
+    rows.append(f"{'same bytes over TLS':24}{record['loopback_tls_floor']:9.3f}")
+    rows.append(
+        f"stock FLARE takes {record['ratio_stock_to_oncofed']:.1f} times as long; {record['sites']} sites, "
+        f"{record['megabytes_each_way']:.1f} MB each way a round"
+    )
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    main()
