@@ -1,15 +1,16 @@
 """Seconds that a round costs beyond the sites' own work: oncofed beside stock FLARE, in one run on one machine.
 
-Both federations are provisioned by FLARE and run as one server and four sites on loopback with mutual TLS; both exchange
-the weights of the same network. oncofed's sites train one step a round and score the model, which is subtracted: the
-overhead is a round's wall time less the slowest site's training and validation. Stock FLARE runs its ``FedAvgRecipe``
-with a script that returns what it was sent, so that its whole round is overhead. The floor is what the same bytes
-need through one loopback connection with TLS.
+Both federations are provisioned by FLARE and run as one server and four sites on loopback with mutual TLS; both
+exchange the weights of the same network. oncofed's sites train one step a round and score the model, which is
+subtracted: the overhead is a round's wall time less the slowest site's training and validation. Stock FLARE runs its
+``FedAvgRecipe`` with a script that returns what it was sent, so that its whole round is overhead. The floor is what the
+same bytes need through one loopback connection with TLS.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import re
 import shutil
@@ -40,8 +41,7 @@ from oncofed.models.networks import network_config
 
 _BASELINE = Path(__file__).parent / "baselines" / "round_overhead.json"
 _FINISH_SECONDS = 600.0
-_STARTED = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}).*Round (\d+) started")
-_ENDED = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}).*Finished FedAvg")
+_SCHEDULED = re.compile(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}) .* - scheduled task train$", re.MULTILINE)
 
 _RETURN_AT_ONCE = """\
 import nvflare.client as flare
@@ -90,7 +90,7 @@ def measure_stock(spec: JobSpec, folder: Path) -> list[float]:
         name="stock",
         model=model,
         min_clients=len(sites),
-        num_rounds=spec.federation.rounds,
+        num_rounds=spec.federation.rounds + 1,  # a round is from one start to the next
         train_script=str(script),
     )
     with quiet():
@@ -103,12 +103,11 @@ def measure_stock(spec: JobSpec, folder: Path) -> list[float]:
             job_id = alliance.session().submit_job(str((folder / "job" / "stock").resolve()))
             alliance.session().monitor_job(job_id, timeout=_FINISH_SECONDS, poll_interval=1.0)
             status = alliance.session().get_job_status(job_id)
-            fetched = Path(alliance.session().download_job_result(job_id))
     if status != "FINISHED:COMPLETED":
         sys.exit(f"stock FLARE's job ended as {status}; its log: {folder / 'logs'}")
-    log = "\n".join(path.read_text(encoding="utf-8") for path in fetched.rglob("log.txt"))
-    marks = [_time(found[1]) for found in _STARTED.finditer(log)] + [_time(found[1]) for found in _ENDED.finditer(log)]
-    return [later - earlier for earlier, later in zip(marks, marks[1:], strict=False)]
+    log = (folder / "logs" / "server.txt").read_text(encoding="utf-8")
+    marks = [_time(found[1]) for found in _SCHEDULED.finditer(log)]
+    return [later - earlier for earlier, later in itertools.pairwise(marks)]
 
 
 def measure_loopback(bytes_each_way: int, certificates: Path) -> float:
@@ -145,7 +144,7 @@ def measure_loopback(bytes_each_way: int, certificates: Path) -> float:
 
 
 def _time(stamp: str) -> float:
-    return datetime.strptime(stamp, "%Y-%m-%d %H:%M:%S,%f").timestamp()  # noqa: DTZ007 - differences only
+    return datetime.strptime(stamp, "%Y-%m-%d %H:%M:%S,%f").timestamp()
 
 
 def _summary(values: list[float]) -> dict[str, float]:

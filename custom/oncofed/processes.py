@@ -7,13 +7,17 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 
 _STOP_SECONDS = 5.0
+_MARK = "ONCOFED_STARTED_WITH"  # names, in a process's environment, the run that it belongs to
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+# A UNIX socket's path has at most 107 bytes (unix(7)); multiprocessing appends 33 to that of the temporary folder.
+_LONGEST_TEMPORARY = 107 - 33
 
 
 def process_environment(temporary: Path, processes: int) -> dict[str, str]:
@@ -26,11 +30,25 @@ def process_environment(temporary: Path, processes: int) -> dict[str, str]:
     return {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
-        "TMPDIR": str(temporary.resolve()),
-        "MPLCONFIGDIR": str(temporary.resolve()),
+        "TMPDIR": str(temporary.absolute()),
+        "MPLCONFIGDIR": str(temporary.absolute()),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads),
         "PYTHONWARNINGS": "ignore",
+        _MARK: str(temporary.absolute()),
     }
+
+
+@contextlib.contextmanager
+def short_path(folder: Path) -> Iterator[Path]:
+    """Yield a name of ``folder`` that is short enough for sockets in it: its own, or a link that goes when left."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if len(os.fsencode(folder.absolute())) <= _LONGEST_TEMPORARY:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="oncofed-") as system:
+        link = Path(system) / "tmp"
+        link.symlink_to(folder.absolute())
+        yield link
 
 
 def end_with_parent() -> None:
@@ -42,18 +60,23 @@ def end_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def stop_processes(pids: Iterable[int]) -> None:
-    """End processes and all their descendants: politely first, then by force."""
-    family: dict[int, psutil.Process] = {}
-    for pid in pids:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process = psutil.Process(pid)
-            for member in (process, *process.children(recursive=True)):
-                family[member.pid] = member
-    for step in (signal.SIGTERM, signal.SIGKILL):
-        for member in family.values():
+def stop_processes(temporary: Path) -> None:
+    """End every process that was started with ``process_environment(temporary, ...)``, and all that those started.
+
+    They are known by their environment, not by their parents, who may be dead. Politely first, then by force.
+    """
+    for step in (signal.SIGTERM, signal.SIGKILL, signal.SIGKILL):
+        members = _started_with(temporary)
+        for member in members:
             with contextlib.suppress(psutil.NoSuchProcess):
                 member.send_signal(step)
-        _, alive = psutil.wait_procs(list(family.values()), timeout=_STOP_SECONDS)
-        if not alive:
-            return
+        psutil.wait_procs(members, timeout=_STOP_SECONDS)
+
+
+def _started_with(temporary: Path) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get(_MARK) == str(temporary.absolute()):
+                found.append(process)
+    return found

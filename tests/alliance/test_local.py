@@ -93,15 +93,25 @@ def test_a_job_that_names_another_class_does_not_run(alliance: LocalAlliance, ex
     assert _end(alliance, job_id) != "FINISHED:COMPLETED"
 
 
-def test_the_servers_port_speaks_only_to_holders_of_a_kit(alliance: LocalAlliance) -> None:
-    context = ssl.create_default_context(cafile=str(alliance.kit("east") / "startup" / "rootCA.pem"))
-    address = (alliance.spec.server, alliance.spec.port)
-    with pytest.raises((ssl.SSLError, ConnectionError)):
-        with socket.create_connection(address, 10) as raw:
-            with context.wrap_socket(raw, server_hostname=alliance.spec.server) as secured:
-                secured.settimeout(10)
-                secured.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
-                secured.recv(1)
+def _answer(alliance: LocalAlliance, with_certificate: bool) -> bytes:
+    kit = alliance.kit("east") / "startup"
+    context = ssl.create_default_context(cafile=str(kit / "rootCA.pem"))
+    if with_certificate:
+        context.load_cert_chain(kit / "client.crt", kit / "client.key")
+    try:
+        with (
+            socket.create_connection((alliance.spec.server, alliance.spec.port), 10) as raw,
+            context.wrap_socket(raw, server_hostname=alliance.spec.server) as secured,
+        ):
+            secured.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            return secured.recv(100)
+    except (ssl.SSLError, ConnectionError):
+        return b""
+
+
+def test_the_servers_port_speaks_only_to_holders_of_a_certificate(alliance: LocalAlliance) -> None:
+    assert _answer(alliance, with_certificate=True).startswith(b"HTTP/1.1")
+    assert _answer(alliance, with_certificate=False) == b""
 
 
 def test_a_taken_port_is_named_before_anything_starts(tmp_path: Path) -> None:

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import re
+import signal
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from oncofed.cli import main as entry
+from oncofed.cli.common import ended_by_signals
+from oncofed.errors import SpecError
 from oncofed.report.result import read_result
 
 
@@ -128,6 +134,8 @@ def test_a_run_goes_on_without_bad_cases_when_told_to(
     assert "skipped west: case_2: its image file imagesTr/case_2.nii.gz cannot be read" in outcome.text
     result = read_result(out)
     assert {site: values.skipped_cases for site, values in result.sites.items()} == {"east": 0, "west": 1}
+    assert result.backend == "simulate"
+    assert result.mean.federated is not None
     assert result.mean.alone is None
 
 
@@ -223,14 +231,29 @@ def test_the_demo_asks_for_the_folder_that_it_needs(run: Callable[..., Outcome],
     assert "no such folder" in outcome.text
 
 
-def test_debug_shows_where_an_error_came_from(run: Callable[..., Outcome]) -> None:
-    from oncofed.errors import SpecError
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_a_run_as_ctrl_c_does(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    cleaned_up = False
+    with pytest.raises(typer.Exit) as ended, ended_by_signals():
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(10)
+        finally:
+            cleaned_up = True
+    assert ended.value.exit_code == 130
+    assert cleaned_up
+    assert signal.getsignal(number) is before
 
+
+def test_debug_shows_where_an_error_came_from(run: Callable[..., Outcome]) -> None:
     with pytest.raises(SpecError):
         run("--debug", "job", "show", "hipocampus")
 
 
-@pytest.mark.parametrize("command", [[], ["demo"], ["job"], *(["job", c] for c in "list show check export run".split())])
+@pytest.mark.parametrize(
+    "command", [[], ["demo"], ["job"], *(["job", c] for c in ("list", "show", "check", "export", "run"))]
+)
 def test_every_command_explains_itself(command: list[str]) -> None:
     result = CliRunner().invoke(entry.app, [*command, "--help"])
     assert result.exit_code == 0

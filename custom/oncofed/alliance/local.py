@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import socket
 import subprocess
 import time
@@ -45,7 +46,7 @@ class LocalAlliance:
         self.workspace = workspace.resolve()
         self._logs = logs.resolve()
         self._datasets = datasets
-        self._temporary = temporary.resolve()
+        self._temporary = temporary.absolute()
         self._kits = Path()
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._session: Session | None = None
@@ -123,6 +124,12 @@ class LocalAlliance:
             ended = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
             raise FederationError(f"{role} {ended}. Its log: {self._console(name)}{self._last_words(name)}")
 
+    def site_that_failed(self, job_id: str) -> str | None:
+        """Return the site whose job process ended by itself, for which the server ended the job; None without one."""
+        said = self._console(self.spec.server).read_text(encoding="utf-8", errors="replace")
+        found = re.search(rf"Failing job {re.escape(job_id)} due to reported failure from (\S+?):", said)
+        return found[1] if found else None
+
     def pids(self) -> dict[str, int]:
         """Return participant -> process id."""
         return {name: process.pid for name, process in self._processes.items()}
@@ -133,7 +140,7 @@ class LocalAlliance:
             with contextlib.suppress(Exception), quiet():
                 self._session.close()
             self._session = None
-        stop_processes([process.pid for process in self._processes.values()])
+        stop_processes(self._temporary)
         for process in self._processes.values():
             process.wait()
         self._processes.clear()

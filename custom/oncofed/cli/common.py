@@ -58,7 +58,11 @@ def new_run_folder(workspace: Path, job: str) -> Path:
 
 @contextlib.contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Let SIGTERM and a closed terminal end a run as Ctrl-C does: everything that it started is stopped."""
+    """Let SIGTERM and a closed terminal end a run as Ctrl-C does: everything that it started is stopped.
+
+    Raises:
+        typer.Exit: one of them came; the status is a shell's for an interrupted program, 130.
+    """
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -66,6 +70,9 @@ def ended_by_signals() -> Iterator[None]:
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
+    except KeyboardInterrupt:
+        typer.echo("stopped; nothing that was started is left running", err=True)
+        raise typer.Exit(130) from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

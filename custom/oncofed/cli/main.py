@@ -48,9 +48,6 @@ def main() -> None:
         if options.debug:
             raise
         sys.exit(fail(error))
-    except KeyboardInterrupt:
-        typer.echo("\nstopped", err=True)
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ class Running(Protocol):
         """Raise ``FederationError`` where the run can no longer finish."""
 
     def ended(self) -> str | None:
-        """Return how the job ended, or None while it runs."""
+        """Return how the job ended and, where it is known, which site ended it; None while it runs."""
 
     def fetch(self) -> Path:
         """Wait for the job's end and return the folder with its record and models."""
@@ -75,7 +75,11 @@ class _FederatedJob:
                 status = str(self._session.get_job_status(self._id))
         except NoConnection:
             return None  # the server is gone or busy: require_going tells which
-        return status.removeprefix("FINISHED:") if status.startswith("FINISHED") else None
+        if not status.startswith("FINISHED"):
+            return None
+        site = self._alliance.site_that_failed(self._id)
+        ended = status.removeprefix("FINISHED:")
+        return f"{ended}: {site}'s job process ended abruptly" if site else ended
 
     def fetch(self) -> Path:
         deadline = time.monotonic() + _END_TIMEOUT_SECONDS
@@ -173,5 +177,5 @@ def simulation(job: Path, datasets: Datasets, workspace: Path, logs: Path, tempo
     try:
         yield _SimulatedJob(process, workspace / "server" / "simulate_job", console)
     finally:
-        stop_processes([process.pid])
+        stop_processes(temporary)
         process.wait()

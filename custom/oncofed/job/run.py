@@ -25,6 +25,7 @@ from oncofed.job.flare import export_job
 from oncofed.job.spec import JobSpec
 from oncofed.job.watch import Curves, RunState, RunView, progress_bar
 from oncofed.models.bundle import write_bundle
+from oncofed.processes import short_path
 from oncofed.report.html import write_report
 from oncofed.report.pictures import Picture, best_slice
 from oncofed.report.result import Bytes, Means, Result, SiteResult
@@ -140,8 +141,11 @@ class Run:
         (model / "baselines").mkdir(parents=True, exist_ok=True)
         started = time.time()
         view = RunView(self.console, Curves(self.folder / "tensorboard"))
-        with BaselinePool(self.spec.plan(), model / "baselines") as pool:
-            with self._backend(job) as running:
+        with (
+            short_path(self._work / "tmp") as temporary,
+            BaselinePool(self.spec.plan(), model / "baselines") as pool,
+        ):
+            with self._backend(job, temporary) as running:
                 with view:
                     self._follow(running, view)
                 ended = time.time()
@@ -157,9 +161,9 @@ class Run:
         weights = load_file(model / "model.safetensors")
         write_bundle(model, self.spec.title, plan.model, plan.data, plan.task.classes, weights)
 
-    def _backend(self, job: Path) -> AbstractContextManager[Running]:
+    def _backend(self, job: Path, temporary: Path) -> AbstractContextManager[Running]:
         datasets = {site: {self.spec.data.dataset: folder} for site, folder in self.sites.items()}
-        logs, temporary = self.folder / "logs", self._work / "tmp"
+        logs = self.folder / "logs"
         if self.backend == "simulate":
             return backends.simulation(job, datasets, self._work / "simulator", logs, temporary)
         needed = self.spec.federation.min_sites or len(datasets)

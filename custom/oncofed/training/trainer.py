@@ -176,7 +176,12 @@ def _site_seed(seed: int, site: str) -> int:
 def _optimizer(spec: TrainingSpec, network: nn.Module) -> torch.optim.Optimizer:
     if spec.optimizer == "sgd":
         return torch.optim.SGD(
-            network.parameters(), spec.learning_rate, momentum=0.99, nesterov=True, weight_decay=spec.weight_decay, fused=True
+            network.parameters(),
+            spec.learning_rate,
+            momentum=0.99,
+            nesterov=True,
+            weight_decay=spec.weight_decay,
+            fused=True,
         )
     return torch.optim.AdamW(network.parameters(), spec.learning_rate, weight_decay=spec.weight_decay, fused=True)
 
