@@ -231,18 +231,23 @@ def test_the_demo_asks_for_the_folder_that_it_needs(run: Callable[..., Outcome],
     assert "no such folder" in outcome.text
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_ends_a_run_as_ctrl_c_does(number: signal.Signals) -> None:
-    before = signal.getsignal(number)
-    cleaned_up = False
-    with pytest.raises(typer.Exit) as ended, ended_by_signals():
+def _interrupted_by(number: signal.Signals, cleaned_up: list[str]) -> None:
+    with ended_by_signals():
         try:
             os.kill(os.getpid(), number)
             time.sleep(10)
         finally:
-            cleaned_up = True
+            cleaned_up.append("yes")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_a_run_as_ctrl_c_does(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    cleaned_up: list[str] = []
+    with pytest.raises(typer.Exit) as ended:
+        _interrupted_by(number, cleaned_up)
     assert ended.value.exit_code == 130
-    assert cleaned_up
+    assert cleaned_up == ["yes"]
     assert signal.getsignal(number) is before
 
 
