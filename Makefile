@@ -50,7 +50,7 @@ constraints: $(VENV)/dev.installed ## write provisioning/constraints.txt anew
 		} > $(VENV)/constraints.txt && mv $(VENV)/constraints.txt $(CONSTRAINTS)
 
 clean: ## remove the virtual environment and what runs left
-	rm -rf $(VENV) workspace/runs .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) workspace/runs workspace/.cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "oncofed needs Python 3.10, 3.11 or 3.12; found none. make demo PYTHON=/path/to/python"; exit 2; }

@@ -15,12 +15,12 @@ import psutil
 ENVIRONMENT = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
 
 
-def oncofed(*arguments: str | Path, cwd: Path | None = None, timeout: float = 240) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end."""
+def oncofed(*arguments: str | Path, home: Path, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end; ``home`` is its user's folder and the system's temporary one, and where it works."""
     return subprocess.run(
         command(*arguments),
-        cwd=cwd,
-        env=ENVIRONMENT,
+        cwd=home,
+        env={**ENVIRONMENT, "HOME": str(home), "TMPDIR": str(home)},
         capture_output=True,
         text=True,
         timeout=timeout,

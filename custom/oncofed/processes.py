@@ -31,7 +31,7 @@ def process_environment(temporary: Path, processes: int) -> dict[str, str]:
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         "TMPDIR": str(temporary.absolute()),
-        "MPLCONFIGDIR": str(temporary.absolute()),
+        "MPLCONFIGDIR": os.environ.get("MPLCONFIGDIR", str(temporary.absolute())),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads),
         "PYTHONWARNINGS": "ignore",
         _MARK: str(temporary.absolute()),

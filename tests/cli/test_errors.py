@@ -215,6 +215,16 @@ def test_a_folder_that_holds_something_is_left_alone(
     assert (tmp_path / "thesis.txt").read_text() == "chapter 1"
 
 
+def test_a_workspace_that_cannot_be_written_to_is_named(
+    run: Callable[..., Outcome], job: Path, two_sites: dict[str, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "taken").write_text("a file")
+    outcome = run("job", "run", job, *_sites(two_sites), "--workspace", tmp_path / "taken")
+    assert outcome.status == 1
+    assert f"error: {tmp_path / 'taken'}" in outcome.text
+    assert "name another with --workspace or --out" in outcome.text
+
+
 def test_a_mistake_in_a_job_is_told_with_its_line(run: Callable[..., Outcome], job: Path) -> None:
     job.write_text(job.read_text().replace("learning_rate", "learning_rat"))
     outcome = run("job", "check", job)

@@ -32,9 +32,11 @@ def long_job(tmp_path: Path) -> Path:
 
 
 def test_a_run_leaves_result_report_model_and_curves(job: Path, two_sites: dict[str, Path], tmp_path: Path) -> None:
-    out = tmp_path / "run"
+    out, home = tmp_path / "run", tmp_path / "home"
+    home.mkdir()
     before = _flare_files_in_tmp()
-    done = oncofed("job", "run", job, *_sites(two_sites), "--out", out, "--json")
+    arguments = [*_sites(two_sites), "--out", out, "--workspace", tmp_path / "workspace", "--json"]
+    done = oncofed("job", "run", job, *arguments, home=home)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert json.loads((out / "result.json").read_text()) == result
@@ -56,6 +58,7 @@ def test_a_run_leaves_result_report_model_and_curves(job: Path, two_sites: dict[
     assert not (out / "federation").exists()
     assert left_running(tmp_path) == []
     assert _flare_files_in_tmp() == before
+    assert list(home.rglob("*")) == [], "written outside the run's folder and the workspace"
 
 
 @pytest.mark.parametrize("killed", ["parent", "job"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import time
@@ -46,6 +47,14 @@ def fail(error: OncofedError) -> int:
 def progress_console(json: bool) -> Console:
     """Return where progress goes: stderr where stdout is kept for JSON."""
     return Console(stderr=json, soft_wrap=True, highlight=False)
+
+
+def keep_caches_in(workspace: Path) -> None:
+    """Let libraries that cache on disk do so in the workspace. Call it before they are imported."""
+    caches = workspace.absolute() / ".cache"
+    for variable, library in (("MPLCONFIGDIR", "matplotlib"), ("TORCHINDUCTOR_CACHE_DIR", "torchinductor")):
+        (caches / library).mkdir(parents=True, exist_ok=True)
+        os.environ.setdefault(variable, str(caches / library))
 
 
 def new_run_folder(workspace: Path, job: str) -> Path:

@@ -14,6 +14,7 @@ from oncofed.cli.common import (
     DEFAULT_WORKSPACE,
     Workspace,
     ended_by_signals,
+    keep_caches_in,
     new_run_folder,
     progress_console,
     require_posix,
@@ -78,6 +79,7 @@ def demo(
     Provisions an alliance, starts its server and four sites as processes of their own, submits a job as an ML engineer
     would, and stops everything at the end. Nothing is downloaded, and nothing is written outside the workspace.
     """
+    keep_caches_in(workspace)
     from oncofed.job.run import Run
     from oncofed.job.spec import read_job
 

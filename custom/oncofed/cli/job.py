@@ -15,6 +15,7 @@ from oncofed.cli.common import (
     DEFAULT_WORKSPACE,
     Workspace,
     ended_by_signals,
+    keep_caches_in,
     new_run_folder,
     progress_console,
     require_posix,
@@ -121,6 +122,7 @@ def run(
     workspace: Workspace = DEFAULT_WORKSPACE,
 ) -> None:
     """Run a job on this machine over your own folders, each folder one site."""
+    keep_caches_in(workspace)
     from oncofed.job.run import Run
     from oncofed.job.spec import read_job
 

@@ -48,6 +48,12 @@ def main() -> None:
         if options.debug:
             raise
         sys.exit(fail(error))
+    except OSError as error:
+        if options.debug:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        advice = "Expected a folder that can be written to and has space; name another with --workspace or --out."
+        sys.exit(fail(OncofedError(f"{where}{error.strerror or error}. {advice}")))
 
 
 if __name__ == "__main__":

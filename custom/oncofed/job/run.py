@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import shutil
 import time
@@ -256,8 +257,16 @@ class Run:
 def environment() -> dict[str, str]:
     """Return versions and device of this machine, as a result records them."""
     packages = ("oncofed", "nvflare", "monai", "torch", "numpy")
-    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else platform.processor() or platform.machine()
+    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else _processor()
     return {"python": platform.python_version(), "device": device, **{name: version(name) for name in packages}}
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def _mean(values: Iterator[float | None]) -> float | None:
