@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -34,9 +35,11 @@ def command(*arguments: str | Path) -> list[str]:
 
 @contextlib.contextmanager
 def started(*arguments: str | Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a command that writes to ``log``; whatever the test does, nothing of it is left afterwards."""
+    """Start a command in a process group of its own, as a shell does; nothing of it is left after the test."""
     with log.open("wb") as output:
-        process = subprocess.Popen(command(*arguments), env=ENVIRONMENT, stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command(*arguments), env=ENVIRONMENT, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
     try:
         yield process
     finally:
@@ -44,6 +47,11 @@ def started(*arguments: str | Path, log: Path) -> Iterator[subprocess.Popen[byte
             with contextlib.suppress(psutil.NoSuchProcess):
                 member.kill()
         process.wait()
+
+
+def press_ctrl_c(process: subprocess.Popen[bytes]) -> None:
+    """Interrupt a started command and all in its process group, as a terminal does."""
+    os.killpg(process.pid, signal.SIGINT)
 
 
 def family(pid: int) -> list[psutil.Process]:

@@ -60,6 +60,16 @@ def end_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+@contextlib.contextmanager
+def deaf_to_interrupts() -> Iterator[None]:
+    """Start processes that do not heed Ctrl-C, which a terminal sends to all of them: their parent is to end them."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def stop_processes(temporary: Path) -> None:
     """End every process that was started with ``process_environment(temporary, ...)``, and all that those started.
 

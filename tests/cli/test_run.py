@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 from pathlib import Path
 
@@ -14,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from commands import family, left_running, oncofed, site_processes, started, wait_for
+from commands import family, left_running, oncofed, press_ctrl_c, site_processes, started, wait_for
 from oncofed.report.result import read_result
 from synthetic import JOB, write_job
 
@@ -97,23 +95,38 @@ def test_the_others_go_on_without_a_killed_site_where_the_job_allows(
     assert left_running(tmp_path) == []
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_nothing_outlives_a_command_that_is_stopped(
-    long_job: Path, two_sites: dict[str, Path], tmp_path: Path, how: signal.Signals
-) -> None:
+def test_nothing_outlives_a_run_that_is_interrupted(long_job: Path, two_sites: dict[str, Path], tmp_path: Path) -> None:
     out, log = tmp_path / "run", tmp_path / "log.txt"
     with started("job", "run", long_job, *_sites(two_sites), "--out", out, log=log) as process:
         wait_until_ready(process, log)
+        press_ctrl_c(process)
+        assert process.wait(60) == 130
+        assert left_running(tmp_path) == []
+    assert read_result(out).status == "stopped"
+    assert log.read_text().rstrip().endswith("stopped; nothing that was started is left running")
+    assert "Traceback" not in log.read_text()
+    assert not (out / "federation").exists()
+
+
+def test_processes_that_make_the_demos_images_end_with_it(tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    with started("demo", "--workspace", tmp_path / "workspace", log=log) as process:
+        wait_for(lambda: len(family(process.pid)) > 2, "processes make patients")
         members = family(process.pid)
-        assert len(members) > 5
-        os.kill(process.pid, how)
-        assert process.wait(60) == (-how if how == signal.SIGKILL else 130)
-        wait_for(lambda: not any(member.is_running() for member in members), "all processes ended", 30)
-    assert left_running(tmp_path) == []
-    if how != signal.SIGKILL:
-        assert read_result(out).status == "stopped"
-        assert log.read_text().rstrip().endswith("stopped; nothing that was started is left running")
-        assert not (out / "federation").exists()
+        press_ctrl_c(process)
+        assert process.wait(60) == 130
+        wait_for(lambda: not any(member.is_running() for member in members), "its processes ended", 10)
+    assert log.read_text().rstrip().endswith("stopped; nothing that was started is left running")
+    assert "Traceback" not in log.read_text()
+
+
+def test_nothing_outlives_a_run_that_is_killed(long_job: Path, two_sites: dict[str, Path], tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    with started("job", "run", long_job, *_sites(two_sites), "--out", tmp_path / "run", log=log) as process:
+        wait_until_ready(process, log)
+        process.kill()
+        process.wait()
+        wait_for(lambda: left_running(tmp_path) == [], "server, sites and their job processes ended", 30)
 
 
 def wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> None:

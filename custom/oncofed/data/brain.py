@@ -24,6 +24,7 @@ from scipy import ndimage
 from scipy.interpolate import make_interp_spline
 
 from oncofed.errors import DataError
+from oncofed.processes import deaf_to_interrupts, end_with_parent
 
 CLASSES = {1: "grey matter", 2: "white matter"}
 _FIELD_OF_VIEW_MARGIN_MM = 6.0
@@ -215,10 +216,15 @@ def make_hospitals(
             **lists,
         }
         (folder / "dataset.json").write_text(json.dumps(manifest, indent=1))
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(_write_patient, *job) for job in jobs]
-        for done, future in enumerate(futures, start=1):
-            future.result()
-            if progress:
-                progress(done, len(jobs))
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
+        with deaf_to_interrupts():
+            futures = [pool.submit(_write_patient, *job) for job in jobs]
+        try:
+            for done, future in enumerate(futures, start=1):
+                future.result()
+                if progress:
+                    progress(done, len(jobs))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
     return folders

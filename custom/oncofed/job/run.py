@@ -38,6 +38,10 @@ Scores = dict[str, dict[str, Evaluation]]
 
 _POLL_SECONDS = 0.2
 _POOLED = "pooled"
+_STARTING: dict[Backend, str] = {
+    "federation": "starting a server and {sites} sites from their startup kits …",
+    "simulate": "starting FLARE's simulator with {sites} sites …",
+}
 
 
 @dataclass
@@ -146,12 +150,14 @@ class Run:
             short_path(self._work / "tmp") as temporary,
             BaselinePool(self.spec.plan(), model / "baselines") as pool,
         ):
+            self.console.print(_STARTING[self.backend].format(sites=len(self.sites)))
             with self._backend(job, temporary) as running:
                 with view:
                     self._follow(running, view)
                 ended = time.time()
                 # The job's processes take seconds to end: train the baselines meanwhile.
                 if self.baselines:
+                    self.console.print("now each site alone, and all data in one place, for comparison …")
                     pool.start(self._baselines())
                 shutil.copy(running.fetch() / MODELS_FOLDER / "best.safetensors", model / "model.safetensors")
             self._note_federation(result, view.state, started, ended)
@@ -192,7 +198,6 @@ class Run:
     def _collect(self, pool: BaselinePool) -> Scores:
         if not self.baselines:
             return {}
-        self.console.print("now each site alone, and all data in one place, for comparison …")
         with progress_bar(self.console) as bar:
             task = bar.add_task("alone and pooled, steps", total=pool.total_steps)
             return pool.collect(lambda done: bar.update(task, completed=done))

@@ -222,6 +222,8 @@ class RunView:
 
     def _table(self) -> Group:
         state = self.state
+        if not state.sites:
+            return Group("waiting for the job to start at all sites …")
         mean = state.validation.get(max(state.validation)) if state.validation else None
         left = f", about {_clock(state.seconds_left)} left" if state.seconds_left else ""
         elapsed = f", {_clock(time.time() - state.started)} so far" if state.started else ""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import multiprocessing
 import os
-import signal
 import time
 import warnings
 from collections.abc import Callable
@@ -25,7 +24,7 @@ from safetensors.torch import save_file
 
 from oncofed.data.cases import Case, Cases
 from oncofed.errors import TrainingError
-from oncofed.processes import end_with_parent
+from oncofed.processes import deaf_to_interrupts, end_with_parent
 from oncofed.training.plan import Plan
 from oncofed.training.trainer import Evaluation, Trainer, Weights
 
@@ -120,9 +119,10 @@ class BaselinePool:
         self._pool = ProcessPoolExecutor(
             self._workers, mp_context=self._context, initializer=_start_worker, initargs=(self._done,)
         )
-        for baseline in baselines:
-            job = self._pool.submit(_train, self._plan, baseline, self._out, self._threads)
-            self._futures[baseline.name] = job
+        with deaf_to_interrupts():
+            for baseline in baselines:
+                job = self._pool.submit(_train, self._plan, baseline, self._out, self._threads)
+                self._futures[baseline.name] = job
 
     def collect(self, progress: Callable[[int], None] | None = None) -> dict[str, dict[str, Evaluation]]:
         """Wait for all and return scores by baseline and site.
@@ -156,8 +156,6 @@ _report_steps: Any = None
 def _start_worker(queue: Any) -> None:
     global _report_steps  # noqa: PLW0603 - a pool hands its workers a queue in no other way
     _report_steps = queue
-    # Ctrl-C is for the parent, which then ends its workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent()
     warnings.filterwarnings("ignore")
 
