@@ -62,7 +62,11 @@ def end_with_parent() -> None:
 
 @contextlib.contextmanager
 def deaf_to_interrupts() -> Iterator[None]:
-    """Start processes that do not heed Ctrl-C, which a terminal sends to all of them: their parent is to end them."""
+    """Start processes that do not heed Ctrl-C, which a terminal sends to all of them: their parent is to end them.
+
+    Raises:
+        ValueError: this is not the main thread, the only one in which Python sets what a signal does.
+    """
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
@@ -77,6 +81,8 @@ def stop_processes(temporary: Path) -> None:
     """
     for step in (signal.SIGTERM, signal.SIGKILL, signal.SIGKILL):
         members = _started_with(temporary)
+        if not members:
+            return
         for member in members:
             with contextlib.suppress(psutil.NoSuchProcess):
                 member.send_signal(step)
