@@ -36,7 +36,6 @@ from oncofed.job import backends
 from oncofed.job.flare import export_job
 from oncofed.job.run import environment
 from oncofed.job.spec import JobSpec, read_job
-from oncofed.models import build_network
 from oncofed.models.networks import network_config
 
 _BASELINE = Path(__file__).parent / "baselines" / "round_overhead.json"
@@ -161,7 +160,7 @@ def main() -> None:
     spec = read_job("brain_tissue_segmentation").changed(
         {"training": {"steps_per_round": 1, "warmup_steps": 0}, "federation": {"rounds": arguments.rounds}}
     )
-    weights = build_network(spec.model, 1, len(spec.task.classes) + 1, spec.seed).state_dict()
+    weights = spec.plan().build_network().state_dict()
     size = sum(tensor.nbytes for tensor in weights.values())
     with tempfile.TemporaryDirectory(prefix="oncofed-bench-") as temporary:
         folder = Path(temporary)

@@ -97,7 +97,7 @@ def _empty_label(label: Path) -> None:
         (_reshape, r"its label has shape \(5, 5, 5\), expected the image's \(20, 20, 20\)"),
         (_truncate, "its label file labelsTr/case_2.nii.gz cannot be read as NIfTI"),
         (_truncate_inside, "its label file labelsTr/case_2.nii.gz cannot be read as NIfTI"),
-        (_empty_file, "its label file labelsTr/case_2.nii.gz cannot be read as NIfTI"),
+        (_empty_file, r"its label file labelsTr/case_2.nii.gz is empty \(0 bytes\)"),
         (_scribble, "its label file labelsTr/case_2.nii.gz cannot be read as NIfTI"),
         (_other_values, r"its label holds the values 7, expected only \[0, 1, 2\]"),
         (_empty_label, "its label is empty"),
@@ -115,8 +115,10 @@ def test_a_case_that_cannot_be_used_is_named_with_the_way_on(
     out = tmp_path / "run"
     outcome = run("job", "run", job, *_sites(two_sites), "--out", out)
     assert outcome.status == 3
-    assert re.search(r"error: 1 of 12 cases cannot be used: west: case_2: " + message, outcome.text), outcome.text
-    assert outcome.text.endswith("Repair them, or go on without them: --skip-bad-cases")
+    assert re.search(
+        r"error: west: 1 of 5 cases cannot be used, more than the share of 0.05 [^:]*: case_2: " + message, outcome.text
+    ), outcome.text
+    assert outcome.text.endswith("Repair them, or let more be set aside: --max-bad-share 1")
     assert read_result(out).status == "failed"
     assert str(two_sites["west"]) not in outcome.text
 
@@ -128,10 +130,10 @@ def test_a_run_goes_on_without_bad_cases_when_told_to(
 ) -> None:
     _truncate(two_sites["west"] / "imagesTr" / "case_2.nii.gz")
     out = tmp_path / "run"
-    arguments = ["--out", out, "--skip-bad-cases", "--backend", "simulate", "--no-baselines"]
+    arguments = ["--out", out, "--max-bad-share", "0.2", "--backend", "simulate", "--no-baselines"]
     outcome = run("job", "run", job, *_sites(two_sites), *arguments)
     assert outcome.status == 0, outcome.text
-    assert "skipped west: case_2: its image file imagesTr/case_2.nii.gz cannot be read" in outcome.text
+    assert "set aside west: case_2: its image file imagesTr/case_2.nii.gz cannot be read" in outcome.text
     result = read_result(out)
     assert {site: values.skipped_cases for site, values in result.sites.items()} == {"east": 0, "west": 1}
     assert result.backend == "simulate"

@@ -163,7 +163,7 @@ def _break_four_axes(image: Path, label: Path) -> None:
         (_break_affine, "affines differ"),
         (_break_nan, "not finite"),
         (_break_constant, "its image is constant"),
-        (_break_four_axes, "its image has 4 axes"),
+        (_break_four_axes, "its image has 2 channels, expected 1"),
     ],
 )
 def test_each_fault_of_a_case_is_named(site: Path, damage, message: str) -> None:  # type: ignore[no-untyped-def]

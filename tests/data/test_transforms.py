@@ -6,13 +6,14 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from oncofed.data.nifti import read_nifti
+from oncofed.data.cases import Case
+from oncofed.data.images import read_image
 from oncofed.data.spec import DataSpec
-from oncofed.data.transforms import augment, load_image, load_pair
+from oncofed.data.transforms import as_tensor, augment, load_image, load_pair
 from synthetic import make_volume
 
 
-def _store(tmp_path: Path, axes: str) -> dict[str, Path]:
+def _store(tmp_path: Path, axes: str) -> Case:
     image, label = make_volume(1, side=24)
     image[:4] += 3  # a mark on the left, so that a wrong turn shows
     files = {}
@@ -22,7 +23,7 @@ def _store(tmp_path: Path, axes: str) -> dict[str, Path]:
         )
         files[key] = tmp_path / f"{key}-{axes}.nii.gz"
         nib.save(nib.Nifti1Image(array, np.eye(4)).as_reoriented(turn), files[key])
-    return files
+    return Case(axes, axes, files["image"], files["label"])
 
 
 def test_the_working_grid_does_not_depend_on_how_a_file_is_stored(tmp_path: Path) -> None:
@@ -40,7 +41,7 @@ def test_image_and_label_types_and_padding_to_the_patch(tmp_path: Path) -> None:
     assert pair["image"].shape == pair["label"].shape == (1, 32, 32, 32)
     assert pair["image"].dtype == torch.float32
     assert pair["label"].dtype == torch.uint8
-    alone = load_image(spec)({"image": _store(tmp_path, "RAS")["image"]})["image"]
+    alone = load_image(spec)(_store(tmp_path, "RAS"))["image"]
     assert abs(float(alone.mean())) < 1e-4
     assert abs(float(alone.std()) - 1) < 1e-2
 
@@ -68,6 +69,6 @@ def test_stored_scale_and_intercept_are_applied(tmp_path: Path) -> None:
     image = nib.Nifti1Image(np.arange(27, dtype=np.int16).reshape(3, 3, 3), np.eye(4))
     image.header.set_slope_inter(2.0, -10.0)
     nib.save(image, tmp_path / "scaled.nii.gz")
-    volume = read_nifti(tmp_path / "scaled.nii.gz")
+    volume = as_tensor(read_image(tmp_path / "scaled.nii.gz"))
     expected = nib.load(tmp_path / "scaled.nii.gz").get_fdata()
     np.testing.assert_allclose(volume.numpy()[0], expected, atol=1e-4)

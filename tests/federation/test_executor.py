@@ -52,8 +52,8 @@ def _do(executor: SiteExecutor, task: str, local: Path, message=None):  # type: 
     return executor.execute(task, message or exchange.plain_message(), _Context(local), Signal())
 
 
-def _executor(spec: JobSpec, **arguments: bool) -> SiteExecutor:
-    return SiteExecutor(spec.plan().model_dump(mode="json"), **arguments)
+def _executor(spec: JobSpec) -> SiteExecutor:
+    return SiteExecutor(spec.plan().model_dump(mode="json"))
 
 
 def test_a_site_tells_how_many_cases_it_has_and_trains(spec: JobSpec, local: Path) -> None:
@@ -78,7 +78,10 @@ def test_no_name_or_path_leaves_with_an_error(spec: JobSpec, local: Path, two_si
     reason = str(exchange.refusal_reason(reply))
     assert reason == "its data did not pass the checks; the site's own log names the cases"
     assert bad.name not in repr(dict(reply))
-    assert exchange.refusal_reason(_do(_executor(spec, skip_bad_cases=True), "prepare", local)) is None
+    assert (
+        exchange.refusal_reason(_do(_executor(spec.changed({"data": {"max_bad_share": 0.5}})), "prepare", local))
+        is None
+    )
 
 
 @pytest.mark.parametrize("content", ["{}", "{", '{"west": {"other": "/data"}}', '{"east": {"balls": "/data"}}'])

@@ -9,7 +9,6 @@ import torch
 
 from oncofed.job.flare import export_job
 from oncofed.job.spec import parse_job
-from oncofed.models import build_network
 
 JOBS = sorted((Path(__file__).parents[2] / "jobs").glob("*/"))
 
@@ -22,7 +21,7 @@ def test_a_job_and_its_card(folder: Path, tmp_path: Path) -> None:
     assert all(name.split()[0] in card for name in spec.task.classes.values())
     exported = export_job(spec, tmp_path / spec.name)
     assert not [f for f in exported.rglob("*") if f.suffix == ".py"]
-    network = build_network(spec.model, 1, len(spec.task.classes) + 1, spec.seed)
+    network = spec.plan().build_network()
     with torch.no_grad():
-        logits = network(torch.zeros(1, 1, *spec.data.patch))
+        logits = network(torch.zeros(1, len(spec.data.channels), *spec.data.patch))
     assert logits.shape == (1, len(spec.task.classes) + 1, *spec.data.patch)

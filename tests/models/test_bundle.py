@@ -9,6 +9,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser, load
 
+from oncofed.data.cases import Case
 from oncofed.data.spec import DataSpec
 from oncofed.data.transforms import load_image
 from oncofed.models import ModelSpec, build_network
@@ -39,7 +40,7 @@ def test_its_preprocessing_is_the_one_it_was_trained_with(bundle: Path, tmp_path
     parser = ConfigParser()
     parser.read_config(bundle / "configs" / "inference.json")
     theirs = parser.get_parsed_content("preprocessing")({"image": tmp_path / "image.nii.gz"})["image"]
-    ours = load_image(DATA)({"image": tmp_path / "image.nii.gz"})["image"]
+    ours = load_image(DATA)(Case("a", "a", tmp_path / "image.nii.gz", tmp_path))["image"]
     torch.testing.assert_close(theirs.as_tensor(), ours.as_tensor(), atol=1e-5, rtol=0)
 
 

@@ -68,9 +68,6 @@ def demo(
         int | None, typer.Option(min=1, max=65535, help="Port of the server; by default a free one.")
     ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Keep images, startup kits and FLARE's own files.")] = False,
-    skip_bad_cases: Annotated[
-        bool, typer.Option("--skip-bad-cases", help="Go on without images that cannot be used.")
-    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print result.json to stdout, progress to stderr.")] = False,
     workspace: Workspace = DEFAULT_WORKSPACE,
 ) -> None:
@@ -99,7 +96,7 @@ def demo(
         with ended_by_signals():
             sites = _images(spec, data, data_root, images, console)
             note = BRAIN_NOTE if data is DemoData.brain else HIPPOCAMPUS_NOTE
-            run = Run(spec, sites, backend.value, folder, console, port, skip_bad_cases, keep, data_note=note)
+            run = Run(spec, sites, backend.value, folder, console, port, keep, data_note=note)
             result = run.execute()
     finally:
         if not keep:

@@ -61,10 +61,9 @@ def show(job: Job, json: Json = False) -> None:
 def check(job: Job, json: Json = False) -> None:
     """Check a job.yaml: settings, their values, and that its network can be built."""
     from oncofed.job.spec import find_job, read_job
-    from oncofed.models import build_network
 
     spec = read_job(job)
-    network = build_network(spec.model, 1, len(spec.task.classes) + 1, spec.seed)
+    network = spec.plan().build_network()
     parameters = sum(p.numel() for p in network.parameters())
     megabytes = sum(v.numel() * v.element_size() for v in network.state_dict().values()) / 1e6
     if json:
@@ -82,15 +81,12 @@ def export(
     job: Job,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write; its name becomes FLARE's job name.")],
     force: Annotated[bool, typer.Option("--force", help="Replace a job folder exported before.")] = False,
-    skip_bad_cases: Annotated[
-        bool, typer.Option("--skip-bad-cases", help="Sites go on without images that they cannot use.")
-    ] = False,
 ) -> None:
     """Write a job as a plain FLARE job folder: JSON only, for `nvflare job submit`."""
     from oncofed.job.flare import export_job
     from oncofed.job.spec import read_job
 
-    folder = export_job(read_job(job), out, skip_bad_cases, force)
+    folder = export_job(read_job(job), out, force)
     typer.echo(f"{folder}: written. Submit it with: nvflare job submit -j {folder}")
 
 
@@ -114,9 +110,10 @@ def run(
     baselines: Annotated[
         bool, typer.Option("--baselines/--no-baselines", help="Also train each site alone, and all data pooled.")
     ] = True,
-    skip_bad_cases: Annotated[
-        bool, typer.Option("--skip-bad-cases", help="Go on without images that cannot be used.")
-    ] = False,
+    max_bad_share: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Share of a site's cases that may be set aside; by default the job's own."),
+    ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Keep startup kits and FLARE's own files.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print result.json to stdout, progress to stderr.")] = False,
     workspace: Workspace = DEFAULT_WORKSPACE,
@@ -130,6 +127,8 @@ def run(
     spec = read_job(job)
     if rounds:
         spec = spec.with_rounds(rounds)
+    if max_bad_share is not None:
+        spec = spec.changed({"data": {"max_bad_share": max_bad_share}})
     sites = parse_sites(site)
     needed = spec.federation.min_sites or 1
     if len(sites) < needed:
@@ -142,7 +141,7 @@ def run(
         raise SpecError(f"{folder} is not empty. Name a new folder with --out, or leave --out away.")
     with ended_by_signals():
         console = progress_console(json)
-        result = Run(spec, sites, backend.value, folder, console, port, skip_bad_cases, keep, baselines).execute()
+        result = Run(spec, sites, backend.value, folder, console, port, keep, baselines).execute()
     show_result(result, folder, json)
 
 

@@ -1,36 +1,92 @@
-"""The cases of a site's folder in Decathlon layout (``dataset.json``, ``imagesTr``, ``labelsTr``), and their checks.
+"""The cases that a job trains on, validates and tests, and their checks.
 
-Layout: Medical Segmentation Decathlon (Antonelli et al., Nature Communications 2022), as MONAI's
-``load_decathlon_datalist`` reads it. The key ``patient`` of an entry, where there is one, keeps a patient's images on
-one side of the split; otherwise each case is a patient.
+The key ``patient`` of an entry of ``dataset.json``, where there is one, keeps a patient's images on one side of the
+split; otherwise each case is a patient.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-import nibabel as nib
 import numpy as np
 
-from oncofed.data.spec import SplitSpec
+from oncofed.data import facts
+from oncofed.data.images import LoadedImage, read_image, stem
+from oncofed.data.manifest import MANIFEST_FILE, SPLITS, Entry, Manifest, Quarantined, Split, inside, read_manifest
+from oncofed.data.spec import DataSpec, SplitSpec
+from oncofed.data.vocabulary import match_labels
 from oncofed.errors import DataError
 
 
 @dataclass(frozen=True)
 class Case:
-    """One image with its reference label, both files on this site's disk."""
+    """One image with its reference label, files on this site's disk.
+
+    Attributes:
+        name: of the case; it stays at the site.
+        patient: key of the patient.
+        image: the image's file, or that of its first channel.
+        label: the mask's file.
+        more_images: files of the other channels.
+        label_values: the file's label values -> the job's; None: the same.
+        instances: the mask numbers objects, all of class 1 of ``label_values``.
+        spacing: pixel size in mm of a flat image, whose file cannot say it.
+        entry: what the manifest knows of it; None where nobody has registered it.
+    """
 
     name: str
     patient: str
     image: Path
     label: Path
+    more_images: tuple[Path, ...] = ()
+    label_values: tuple[tuple[int, int], ...] | None = None
+    instances: bool = False
+    spacing: tuple[float, ...] | None = None
+    entry: Entry | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def images(self) -> tuple[Path, ...]:
+        """Files of all channels."""
+        return (self.image, *self.more_images)
+
+    def read(self) -> tuple[LoadedImage, LoadedImage]:
+        """Read image and label; the label holds the job's values.
+
+        Raises:
+            DataError: a file cannot be read.
+        """
+        image, label = facts.read_case(self.images, self.label)
+        assert label is not None
+        return self._placed(image), self._placed(replace(label, values=self._translated(label.values)))
+
+    def read_image(self) -> LoadedImage:
+        """Read the image alone."""
+        return self._placed(facts.read_case(self.images, None)[0])
+
+    def read_label(self) -> LoadedImage:
+        """Read the label alone, with the job's values."""
+        label = read_image(self.label)
+        return self._placed(replace(label, values=self._translated(label.values)))
+
+    def _placed(self, image: LoadedImage) -> LoadedImage:
+        if image.calibrated or not self.spacing:
+            return image
+        return replace(image, affine=np.diag([*self.spacing, *[1.0] * (4 - len(self.spacing))]), calibrated=True)
+
+    def _translated(self, values: facts.Values) -> facts.Values:
+        if self.instances:
+            target = dict(self.label_values or ((1, 1),)).get(1, 1)
+            return ((values > 0) * target).astype(np.uint8)
+        if self.label_values is None:
+            return values
+        result = np.zeros(values.shape, np.uint8)
+        for value, target in self.label_values:
+            result[values == value] = target
+        return result
 
 
 @dataclass(frozen=True)
@@ -57,7 +113,7 @@ class Cases:
                 raise DataError(
                     f"{where}: no usable {purpose} case (found {len(self.train)} training, {len(self.validation)} "
                     f"validation, {len(self.test)} test; expected at least 1 training and 1 test). "
-                    "Add cases to dataset.json or leave the site out."
+                    "Add labelled cases to dataset.json or leave the site out."
                 )
         return self
 
@@ -73,22 +129,102 @@ class Problem:
         return f"{self.case}: {self.what}"
 
 
-def read_cases(folder: Path, split: SplitSpec, seed: int) -> Cases:
+@dataclass(frozen=True)
+class Usable:
+    """What of a site's dataset a job can use.
+
+    Attributes:
+        cases: those that can be used.
+        set_aside: those that cannot, and why: found now, or when the dataset was registered.
+    """
+
+    cases: Cases
+    set_aside: list[Problem]
+
+
+def usable_cases(
+    folder: Path,
+    data: DataSpec,
+    classes: Mapping[int, str],
+    seed: int,
+    where: str,
+    progress: Callable[[int, int], None] | None = None,
+) -> Usable:
+    """Read, check and deal a site's cases; bad ones are set aside as long as they are few.
+
+    Args:
+        folder: the dataset.
+        data: the job's contract.
+        classes: the job's label values and names, without background.
+        seed: of the deal.
+        where: the site's name, for messages.
+        progress: called with (cases checked, cases in all).
+
+    Raises:
+        DataError: the dataset cannot be used, more than ``data.max_bad_share`` of its cases are bad, or too few are
+            left.
+    """
+    manifest = read_manifest(folder)
+    cases = read_cases(folder, data.split, seed, classes, data.splits)
+    total = len(list(cases))
+    done = 0
+
+    def advance() -> None:
+        nonlocal done
+        done += 1
+        if progress:
+            progress(done, total)
+
+    problems = check_cases(cases, list(classes), data, progress=advance)
+    set_aside = [*map(_from_quarantine, manifest.quarantine), *problems]
+    everything = total + len(manifest.quarantine)
+    if set_aside and len(set_aside) > data.max_bad_share * everything:
+        listed = "\n  ".join(map(str, set_aside[:20])) + (
+            f"\n  … and {len(set_aside) - 20} more" if len(set_aside) > 20 else ""
+        )
+        raise DataError(
+            f"{where}: {len(set_aside)} of {everything} cases cannot be used, more than the share of "
+            f"{data.max_bad_share:g} that may be set aside (data.max_bad_share):\n  {listed}\n"
+            "Repair them, or let more be set aside: --max-bad-share 1"
+        )
+    usable = cases.without({problem.case for problem in problems}).require_training(where)
+    left = len(list(usable))
+    if left < data.minimum_cases:
+        raise DataError(f"{where}: {left} usable cases, the job asks for at least {data.minimum_cases}.")
+    return Usable(usable, set_aside)
+
+
+def read_cases(
+    folder: Path,
+    split: SplitSpec,
+    seed: int,
+    classes: Mapping[int, str] | None = None,
+    splits: Sequence[Split] = SPLITS,
+) -> Cases:
     """Read ``folder/dataset.json`` and deal its patients to training, validation and test.
 
     The lists ``validation`` and ``test`` of the file are used where they hold labelled cases; what they lack is dealt
     from ``training`` by a hash of patient and seed, so that adding a patient moves nobody else.
 
     Args:
-        folder: a folder in Decathlon layout.
+        folder: a dataset.
         split: shares to deal where the file does not say.
         seed: of the deal.
+        classes: the job's label values and names, to which the dataset's are matched; None leaves them as they are.
+        splits: lists of the file that may be used.
 
     Raises:
         DataError: the folder or its ``dataset.json`` cannot be used.
     """
     manifest = read_manifest(folder)
-    lists = {key: _entries(folder, manifest, key) for key in ("training", "validation", "test")}
+    vocabulary = match_labels(manifest, classes) if classes else None
+    if vocabulary and vocabulary.problems:
+        raise DataError(f"{folder / MANIFEST_FILE}: {'; '.join(vocabulary.problems)}.")
+    values = tuple(vocabulary.values.items()) if vocabulary and vocabulary.values is not None else None
+    lists: dict[str, list[Case]] = {key: [] for key in SPLITS}
+    for key, entry in manifest.by_split():
+        if key in splits and isinstance(entry.label, str):
+            lists[key].append(_case(folder, manifest, entry, values))
     train = lists["training"]
     parts: dict[str, list[Case]] = {}
     for purpose, share in (("test", split.test), ("validation", split.validation)):
@@ -106,20 +242,24 @@ def read_cases(folder: Path, split: SplitSpec, seed: int) -> Cases:
 def check_cases(
     cases: Iterable[Case],
     classes: Sequence[int],
+    data: DataSpec | None = None,
     workers: int = 4,
     progress: Callable[[], None] | None = None,
 ) -> list[Problem]:
-    """Read every file of every case and return what cannot be used.
+    """Check every case and return what cannot be used.
+
+    Files that are as they were when the dataset was registered are not read again.
 
     Args:
-        cases: the cases to read.
+        cases: the cases to check.
         classes: label values that the job learns; 0 is background.
+        data: the job's contract; None: a volume of one channel.
         workers: files read at the same time.
         progress: called after each case.
     """
 
     def check(case: Case) -> Problem | None:
-        problem = check_case(case, classes)
+        problem = check_case(case, classes, data)
         if progress:
             progress()
         return problem
@@ -128,91 +268,97 @@ def check_cases(
         return [problem for problem in pool.map(check, cases) if problem]
 
 
-def check_case(case: Case, classes: Sequence[int]) -> Problem | None:
+def check_case(case: Case, classes: Sequence[int], data: DataSpec | None = None) -> Problem | None:
     """Return why ``case`` cannot be used, or None."""
-    arrays = {}
-    affines = {}
-    for kind, path in (("image", case.image), ("label", case.label)):
-        if not path.is_file():
-            return Problem(case.name, f"its {kind} file {path.parent.name}/{path.name} is missing")
-        try:
-            nifti = nib.load(path)
-            arrays[kind] = np.asanyarray(nifti.dataobj)
-            affines[kind] = nifti.affine
-        except Exception as error:  # noqa: BLE001 - nibabel, gzip and zlib raise many types for a broken file
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            reason = reason.replace(str(path), path.name)
-            return Problem(
-                case.name, f"its {kind} file {path.parent.name}/{path.name} cannot be read as NIfTI ({reason})"
-            )
-    return _check_arrays(case.name, arrays["image"], arrays["label"], affines, classes)
-
-
-def _check_arrays(
-    name: str, image: np.ndarray, label: np.ndarray, affines: dict[str, np.ndarray], classes: Sequence[int]
-) -> Problem | None:
-    if image.ndim != 3:
-        return Problem(name, f"its image has {image.ndim} axes {image.shape}, expected a 3D volume")
-    if image.shape != label.shape:
-        return Problem(name, f"its label has shape {label.shape}, expected the image's {image.shape}")
-    if not np.allclose(affines["image"], affines["label"], atol=1e-2):
-        return Problem(name, "its label lies elsewhere in space than its image (their affines differ)")
-    if np.issubdtype(image.dtype, np.complexfloating) or image.dtype.fields:
-        return Problem(name, f"its image is stored as {image.dtype}, expected one number a voxel")
-    if not np.isfinite(image).all():
-        return Problem(name, "its image holds values that are not finite")
-    if image.min() == image.max():
-        return Problem(name, f"its image is constant (every voxel is {image.flat[0]})")
-    found = np.unique(label)
-    allowed = (0, *classes)
-    extra = [f"{value:g}" for value in found if value not in allowed]
-    if extra:
-        return Problem(name, f"its label holds the values {', '.join(extra[:5])}, expected only {list(allowed)}")
-    if not (found != 0).any():
-        return Problem(name, "its label is empty: no voxel of any class")
-    return None
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """Return the contents of ``folder/dataset.json``, which holds a list "training"."""
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder. Expected a folder with dataset.json, imagesTr and labelsTr.")
-    path = folder / "dataset.json"
-    if not path.is_file():
-        raise DataError(f"{folder}: no dataset.json. Expected the Decathlon layout: dataset.json, imagesTr, labelsTr.")
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DataError(f"{path}: not JSON ({error}). Repair the file or write it again.") from None
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("training"), list):
-        raise DataError(f'{path}: no list "training". Expected {{"training": [{{"image": ..., "label": ...}}, ...]}}.')
-    return manifest
+        entry = known_facts(case)
+    except DataError as error:
+        return Problem(case.name, str(error))
+    found = [*contract_faults(entry, data or DataSpec(dataset="any")), *facts.faults(entry)]
+    found += _label_faults(case, entry, classes) if not entry.label_problem else []
+    return Problem(case.name, "; ".join(found)) if found else None
 
 
-def _entries(folder: Path, manifest: dict[str, Any], key: str) -> list[Case]:
-    entries = manifest.get(key) or []
-    if key == "test":
-        # The Decathlon's own test images come without labels, as bare file names: of no use here.
-        entries = [e for e in entries if isinstance(e, dict) and "label" in e]
-    cases = []
-    for number, entry in enumerate(entries):
-        if not isinstance(entry, dict) or not all(isinstance(entry.get(k), str) for k in ("image", "label")):
-            raise DataError(
-                f'{folder / "dataset.json"}: entry {number} of "{key}" is {json.dumps(entry)[:80]}, '
-                'expected {"image": "imagesTr/NAME.nii.gz", "label": "labelsTr/NAME.nii.gz"}.'
-            )
-        image, label = (_inside(folder, entry[k]) for k in ("image", "label"))
-        name = image.name.removesuffix(".gz").removesuffix(".nii")
-        cases.append(Case(name, str(entry.get("patient", name)), image, label))
-    return cases
+def known_facts(case: Case) -> Entry:
+    """Return the facts of a case: as registered where its files have not changed since, else by reading them.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    files = [*case.images, case.label]
+    entry = case.entry
+    if entry and entry.stamp and entry.shape and all(f.is_file() for f in files) and entry.stamp == facts.stamp(files):
+        return entry
+    image, label = facts.read_case(case.images, case.label)
+    found = facts.measure(image, label)
+    base = entry or Entry(image=case.image.name)
+    return base.model_copy(update={"label_problem": None, **found})
 
 
-def _inside(folder: Path, relative: str) -> Path:
-    # Lexical on purpose: a site may link files into its folder, a manifest may not point out of it.
-    path = Path(os.path.normpath(folder / relative))
-    if not path.is_relative_to(os.path.normpath(folder)):
-        raise DataError(f"{folder / 'dataset.json'}: {relative!r} lies outside the folder. Expected a path inside it.")
-    return path
+def contract_faults(entry: Entry, data: DataSpec) -> list[str]:
+    """Return why an image does not meet a job's contract."""
+    shape = entry.shape or []
+    found = []
+    if len(shape) != data.dimensions:
+        kinds = {2: "a flat image", 3: "a volume"}
+        found.append(
+            f"its image is {kinds.get(len(shape), f'of {len(shape)} axes')}, expected {kinds[data.dimensions]}"
+        )
+    elif not channels_fit(entry.channels or 1, data):
+        found.append(f"its image has {entry.channels} channels, expected {len(data.channels)} {list(data.channels)}")
+    if data.size_range and shape and not data.size_range[0] <= min(shape) <= max(shape) <= data.size_range[1]:
+        found.append(f"its image has {'x'.join(map(str, shape))} voxels, expected {_between(data.size_range)} a side")
+    if data.spacing_range and entry.spacing is None:
+        found.append(f"its image does not say how large its pixels are, expected {_between(data.spacing_range)} mm")
+    elif data.spacing_range and entry.spacing:
+        low, high = data.spacing_range
+        if not low - 1e-6 <= min(entry.spacing) <= max(entry.spacing) <= high + 1e-6:
+            sides = " x ".join(f"{s:g}" for s in entry.spacing)
+            found.append(f"its voxels are {sides} mm, expected {_between(data.spacing_range)} mm a side")
+    if data.spacing and not entry.spacing:
+        found.append("its image does not say how large its pixels are, so that it cannot be resampled")
+    return found
+
+
+def channels_fit(channels: int, data: DataSpec) -> bool:
+    """Return whether an image's channels are the job's, or a flat image's grey and colour can become each other."""
+    wanted = len(data.channels)
+    return channels == wanted or (data.dimensions == 2 and {channels, wanted} == {1, 3})
+
+
+def _between(pair: tuple[float, float]) -> str:
+    return f"{pair[0]:g} to {pair[1]:g}"
+
+
+def _label_faults(case: Case, entry: Entry, classes: Sequence[int]) -> list[str]:
+    if case.instances or entry.label_values is None:
+        return []
+    known = dict(case.label_values) if case.label_values is not None else {value: value for value in classes}
+    extra = [f"{v}" for v in sorted(facts.label_counts(entry.label_values)) if v not in {0, *known}]
+    if not extra:
+        return []
+    return [f"its label holds the values {', '.join(extra[:5])}, expected only {sorted({0, *known})}"]
+
+
+def _from_quarantine(bad: Quarantined) -> Problem:
+    return Problem(bad.name, bad.reason)
+
+
+def _case(folder: Path, manifest: Manifest, entry: Entry, values: tuple[tuple[int, int], ...] | None) -> Case:
+    images = [inside(folder, image) for image in entry.images]
+    assert isinstance(entry.label, str)
+    name = entry.name or stem(images[0])
+    return Case(
+        name,
+        entry.patient or name,
+        images[0],
+        inside(folder, entry.label),
+        tuple(images[1:]),
+        values,
+        manifest.label_kind == "instances",
+        tuple(entry.spacing) if entry.spacing and len(entry.spacing) == 2 else None,
+        entry,
+    )
 
 
 def _deal(cases: list[Case], share: float, seed: int, purpose: str, taken: int) -> tuple[list[Case], list[Case]]:
@@ -235,7 +381,7 @@ def _refuse_shared_patients(folder: Path, cases: Cases) -> None:
         both = parts[a] & parts[b]
         if both:
             raise DataError(
-                f"{folder / 'dataset.json'}: patient {sorted(both)[0]} is in both {a} and {b}. "
+                f"{folder / MANIFEST_FILE}: patient {sorted(both)[0]} is in both {a} and {b}. "
                 "Expected each patient on one side of the split only."
             )
 

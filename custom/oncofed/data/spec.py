@@ -1,13 +1,25 @@
-"""The ``data`` section of a job."""
+"""The ``data`` section of a job: the contract between a job and each site's dataset."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from oncofed.data.manifest import SPLITS, Split
 
 Millimetres = Annotated[float, Field(gt=0, le=20)]
-Voxels = Annotated[int, Field(ge=8, le=512)]
+Voxels = Annotated[int, Field(ge=8, le=2048)]
+Modality = Literal["mri", "ct", "pet", "xray", "microscopy"]
+
+# DICOM's codes (PS3.3, section C.7.3.1.1.1) and what other layouts write, by the modality of a job.
+MODALITY_NAMES: dict[str, tuple[str, ...]] = {
+    "mri": ("mr", "mri"),
+    "ct": ("ct",),
+    "pet": ("pt", "pet"),
+    "xray": ("cr", "dx", "mg", "rg", "xa", "rf", "xray", "x-ray"),
+    "microscopy": ("sm", "gm", "xc", "microscopy", "histology", "pathology", "fluorescence"),
+}
 
 
 class StrictModel(BaseModel):
@@ -24,15 +36,49 @@ class SplitSpec(StrictModel):
 
 
 class DataSpec(StrictModel):
-    """Which dataset a job reads at each site, and the grid on which the network sees it."""
+    """Which dataset a job reads at each site, what it must be like, and the grid on which the network sees it."""
 
     dataset: str = Field(
         pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$", description="name under which every site registers its folder"
     )
-    modality: Literal["mri", "ct"] = Field("mri", description="decides the intensity normalisation")
-    orientation: Literal["RAS", "LPS"] = Field("RAS", description="axis order of the working grid")
-    spacing: tuple[Millimetres, Millimetres, Millimetres] | None = Field(
+    modality: Modality = Field("mri", description="what the images are; decides the intensity normalisation")
+    channels: tuple[str, ...] = Field(
+        ("image",), min_length=1, max_length=16, description="what each channel shows, such as [red, green, blue]"
+    )
+    orientation: Literal["RAS", "LPS"] = Field("RAS", description="axis order of the working grid of volumes")
+    spacing: tuple[Millimetres, ...] | None = Field(
         None, description="voxel size of the working grid in mm; null keeps each image's own"
     )
-    patch: tuple[Voxels, Voxels, Voxels] = Field((32, 32, 32), description="training patch in voxels")
+    patch: tuple[Voxels, ...] = Field(
+        (32, 32, 32), min_length=2, max_length=3, description="training patch in voxels; two sides: flat images"
+    )
     split: SplitSpec = SplitSpec()
+    splits: tuple[Split, ...] = Field(SPLITS, min_length=1, description="lists of dataset.json that the job may use")
+    spacing_range: tuple[Millimetres, Millimetres] | None = Field(
+        None, description="smallest and largest voxel side in mm that an image may have"
+    )
+    size_range: tuple[int, int] | None = Field(
+        None, description="fewest and most voxels that an image may have along an axis"
+    )
+    minimum_cases: int = Field(2, ge=2, description="fewest usable cases of a site")
+    max_bad_share: float = Field(
+        0.05, ge=0, le=1, description="share of a site's cases that may be set aside as unusable; more stops the site"
+    )
+    cache: Literal["memory", "gpu", "disk"] = Field(
+        "memory", description="where prepared training cases are held; each is also kept on disk for the next run"
+    )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> DataSpec:
+        if self.spacing and len(self.spacing) != len(self.patch):
+            raise ValueError(f"spacing has {len(self.spacing)} sides and patch {len(self.patch)}, expected as many")
+        for name in ("spacing_range", "size_range"):
+            pair = getattr(self, name)
+            if pair and pair[0] > pair[1]:
+                raise ValueError(f"{name} is {list(pair)}, expected the smaller number first")
+        return self
+
+    @property
+    def dimensions(self) -> int:
+        """2 for flat images, 3 for volumes."""
+        return len(self.patch)

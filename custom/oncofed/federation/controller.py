@@ -23,7 +23,6 @@ from oncofed.federation import exchange
 from oncofed.federation.aggregation import Contribution, weighted_mean
 from oncofed.federation.events import EVENTS_FILE, MODELS_FOLDER, EventLog
 from oncofed.federation.exchange import TASK_PREPARE, TASK_TRAIN, TASK_VALIDATE, Weights
-from oncofed.models import build_network
 from oncofed.training import Plan
 
 _PROGRESS_FIELDS = {"phase": str, "step": int, "steps": int, "loss": float}
@@ -99,7 +98,7 @@ class FederatedAveraging(Controller):
         plan = self._plan
         self._sites = sorted(client.name for client in fl_ctx.get_engine().get_clients())
         self._record("started", sites=self._sites, rounds=plan.rounds, steps_per_round=plan.training.steps_per_round)
-        network = build_network(plan.model, 1, len(plan.task.classes) + 1, plan.seed)
+        network = plan.build_network()
         weights = {name: value.clone() for name, value in network.state_dict().items()}
         turn = self._ask(TASK_PREPARE, exchange.plain_message(), 0, "", weights, abort_signal, fl_ctx)
         if abort_signal.triggered:

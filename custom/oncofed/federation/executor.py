@@ -14,7 +14,7 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
 
-from oncofed.data.cases import check_cases, read_cases
+from oncofed.data.cases import usable_cases
 from oncofed.errors import DataError, OncofedError, TrainingError
 from oncofed.federation import exchange
 from oncofed.federation.exchange import TASK_PREPARE, TASK_SUBMIT_MODEL, TASK_TRAIN, TASK_VALIDATE, Weights
@@ -31,13 +31,11 @@ class SiteExecutor(Executor):
 
     Args:
         plan: the job's ``Plan`` as a dictionary.
-        skip_bad_cases: go on without cases that cannot be used; otherwise one such case stops the site.
     """
 
-    def __init__(self, plan: dict[str, Any], skip_bad_cases: bool = False) -> None:
+    def __init__(self, plan: dict[str, Any]) -> None:
         super().__init__()
         self._plan = Plan.model_validate(plan)
-        self._skip_bad_cases = skip_bad_cases
         self._trainer: Trainer | None = None
         self._trained: Weights | None = None
         self._last_progress = 0.0
@@ -80,17 +78,21 @@ class SiteExecutor(Executor):
         site = fl_ctx.get_identity_name()
         config = Path(fl_ctx.get_prop(FLContextKey.WORKSPACE_OBJECT).get_site_config_dir()) / DATASETS_FILE
         folder = _dataset_folder(config, site, self._plan.data.dataset)
-        cases = read_cases(folder, self._plan.data.split, self._plan.seed)
+        plan = self._plan
+
+        def checked(done: int, total: int) -> None:
+            self._progress(fl_ctx, always=False, phase="checking data", step=done, steps=total)
+
+        def prepared(done: int, total: int) -> None:
+            self._progress(fl_ctx, always=False, phase="loading data", step=done, steps=total)
+
         self._progress(fl_ctx, phase="checking data")
-        problems = check_cases(cases, list(self._plan.task.classes))
-        if problems and not self._skip_bad_cases:
-            raise DataError("; ".join(map(str, problems)))
-        for problem in problems:
-            self.log_warning(fl_ctx, f"skipped {problem}", fire_event=False)
-        usable = cases.without({problem.case for problem in problems}).require_training(site)
+        usable = usable_cases(folder, plan.data, plan.task.classes, plan.seed, site, checked)
+        for problem in usable.set_aside:
+            self.log_warning(fl_ctx, f"set aside {problem}", fire_event=False)
         self._progress(fl_ctx, phase="loading data")
-        trainer = Trainer(self._plan, usable, site)
-        trainer.prepare()
+        trainer = Trainer(plan, usable.cases, site)
+        trainer.prepare(prepared)
         return trainer
 
     def _train(self, trainer: Trainer, message: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:

@@ -20,13 +20,12 @@ _IDLE_SECONDS = 0.05
 _LOST_AFTER_SECONDS = 10.0
 
 
-def export_job(spec: JobSpec, out: Path, skip_bad_cases: bool = False, force: bool = False) -> Path:
+def export_job(spec: JobSpec, out: Path, force: bool = False) -> Path:
     """Write ``out`` as a FLARE job folder and return it.
 
     Args:
         spec: the job.
         out: the folder to write; its name becomes FLARE's name for the job.
-        skip_bad_cases: sites go on without cases that they cannot use.
         force: replace ``out`` where it is a job folder already.
 
     Raises:
@@ -42,7 +41,7 @@ def export_job(spec: JobSpec, out: Path, skip_bad_cases: bool = False, force: bo
     config.mkdir(parents=True)
     _write(out / "meta.json", _meta(spec))
     _write(config / "config_fed_server.json", _server(spec))
-    _write(config / "config_fed_client.json", _client(spec, skip_bad_cases))
+    _write(config / "config_fed_client.json", _client(spec))
     return out
 
 
@@ -80,10 +79,10 @@ def _server(spec: JobSpec) -> dict[str, Any]:
     }
 
 
-def _client(spec: JobSpec, skip_bad_cases: bool) -> dict[str, Any]:
+def _client(spec: JobSpec) -> dict[str, Any]:
     executor = {
         "path": "oncofed.federation.executor.SiteExecutor",
-        "args": {"plan": _plan(spec), "skip_bad_cases": skip_bad_cases},
+        "args": {"plan": _plan(spec)},
     }
     return {
         "format_version": 2,

@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from oncofed.data.cases import Case, Cases, check_cases, pool_cases, read_cases
+from oncofed.data.cases import Case, Cases, Usable, pool_cases, usable_cases
 from oncofed.errors import DataError, FederationError, OncofedError
 from oncofed.federation.events import MODELS_FOLDER, EventReader
 from oncofed.job import backends
@@ -55,7 +55,6 @@ class Run:
         folder: the run's folder, new.
         console: where progress is shown.
         port: of the server; None takes a free one.
-        skip_bad_cases: go on without cases that cannot be used.
         keep: keep startup kits and FLARE's own files.
         baselines: also train each site alone, and all data in one place.
         data_note: what the report says of the data.
@@ -67,7 +66,6 @@ class Run:
     folder: Path
     console: Console
     port: int | None = None
-    skip_bad_cases: bool = False
     keep: bool = False
     baselines: bool = True
     data_note: str = ""
@@ -118,30 +116,35 @@ class Run:
         return self.folder / "federation"
 
     def _check_data(self) -> None:
+        refused = []
+        for site, folder in self.sites.items():
+            try:
+                usable = self._usable(site, folder)
+            except DataError as error:
+                refused.append(str(error))
+                continue
+            self._cases[site] = usable.cases
+            self._skipped[site] = len(usable.set_aside)
+            for problem in usable.set_aside:
+                self.console.print(f"set aside {site}: {problem}", markup=False, highlight=False)
+        if refused:
+            raise DataError("\n".join(refused))
+
+    def _usable(self, site: str, folder: Path) -> Usable:
         plan = self.spec.plan()
-        self._cases = {site: read_cases(folder, plan.data.split, plan.seed) for site, folder in self.sites.items()}
-        total = sum(len(list(cases)) for cases in self._cases.values())
-        bad: list[str] = []
         with progress_bar(self.console) as bar:
-            task = bar.add_task("checking images", total=total)
-            for site, cases in self._cases.items():
-                problems = check_cases(cases, list(plan.task.classes), progress=lambda: bar.advance(task))
-                bad += [f"{site}: {problem}" for problem in problems]
-                self._skipped[site] = len(problems)
-                self._cases[site] = cases.without({problem.case for problem in problems})
-        if bad and not self.skip_bad_cases:
-            listed = "\n  ".join(bad[:20]) + (f"\n  … and {len(bad) - 20} more" if len(bad) > 20 else "")
-            raise DataError(
-                f"{len(bad)} of {total} cases cannot be used:\n  {listed}\n"
-                "Repair them, or go on without them: --skip-bad-cases"
+            task = bar.add_task(f"checking images of {site}", total=None)
+            return usable_cases(
+                folder,
+                plan.data,
+                plan.task.classes,
+                plan.seed,
+                site,
+                lambda done, total: bar.update(task, completed=done, total=total),
             )
-        for line in bad:
-            self.console.print(f"skipped {line}", markup=False, highlight=False)
-        for site, cases in self._cases.items():
-            cases.require_training(site)
 
     def _run(self, result: Result) -> None:
-        job = export_job(self.spec, self._work / self.spec.name, self.skip_bad_cases)
+        job = export_job(self.spec, self._work / self.spec.name)
         model = self.folder / "model"
         (model / "baselines").mkdir(parents=True, exist_ok=True)
         started = time.time()

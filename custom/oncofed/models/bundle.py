@@ -71,12 +71,12 @@ def _metadata(title: str, data: DataSpec, classes: dict[int, str]) -> dict[str, 
                     "type": "image",
                     "format": "hounsfield" if data.modality == "ct" else "magnitude",
                     "modality": data.modality.upper(),
-                    "num_channels": 1,
+                    "num_channels": len(data.channels),
                     "spatial_shape": list(data.patch),
                     "dtype": "float32",
                     "value_range": [],
                     "is_patch_data": True,
-                    "channel_def": {"0": "image"},
+                    "channel_def": {str(n): name for n, name in enumerate(data.channels)},
                 }
             },
             "outputs": {
@@ -96,11 +96,7 @@ def _metadata(title: str, data: DataSpec, classes: dict[int, str]) -> dict[str, 
 
 
 def _inference(model: ModelSpec, data: DataSpec, out_channels: int) -> dict[str, Any]:
-    steps: list[dict[str, Any]] = [
-        {"_target_": "LoadImaged", "keys": "image", "reader": "NibabelReader", "image_only": True},
-        {"_target_": "EnsureChannelFirstd", "keys": "image", "channel_dim": "no_channel"},
-        {"_target_": "Orientationd", "keys": "image", "axcodes": data.orientation, "labels": None},
-    ]
+    steps = _reading(data)
     if data.spacing:
         steps.append({"_target_": "Spacingd", "keys": "image", "pixdim": list(data.spacing), "mode": "bilinear"})
     if data.modality == "ct":
@@ -118,7 +114,7 @@ def _inference(model: ModelSpec, data: DataSpec, out_channels: int) -> dict[str,
     else:
         steps.append({"_target_": "NormalizeIntensityd", "keys": "image", "channel_wise": True})
     return {
-        "network_def": network_config(model, 1, out_channels),
+        "network_def": network_config(model, len(data.channels), out_channels, data.dimensions),
         "preprocessing": {"_target_": "Compose", "transforms": steps},
         "inferer": {
             "_target_": "SlidingWindowInferer",
@@ -130,12 +126,24 @@ def _inference(model: ModelSpec, data: DataSpec, out_channels: int) -> dict[str,
     }
 
 
+def _reading(data: DataSpec) -> list[dict[str, Any]]:
+    several = len(data.channels) > 1
+    reader = "NibabelReader" if data.dimensions == 3 else "PILReader"
+    steps: list[dict[str, Any]] = [
+        {"_target_": "LoadImaged", "keys": "image", "reader": reader, "image_only": True},
+        {"_target_": "EnsureChannelFirstd", "keys": "image", "channel_dim": -1 if several else "no_channel"},
+    ]
+    if data.dimensions == 3:
+        steps.append({"_target_": "Orientationd", "keys": "image", "axcodes": data.orientation, "labels": None})
+    return steps
+
+
 def _readme(title: str, data: DataSpec, classes: dict[int, str]) -> str:
     labels = "\n".join(f"- {value}: {name}" for value, name in classes.items())
     grid = f"{list(data.spacing)} mm" if data.spacing else "the image's own"
     return (
         f"# {title}\n\nTrained by oncofed in a federation of sites.\n\nLabels:\n\n- 0: background\n{labels}\n\n"
-        f"Input: one channel, {data.modality.upper()}, voxel size {grid}, orientation {data.orientation}.\n\n"
+        f"Input: {', '.join(data.channels)}; {data.modality.upper()}, voxel size {grid}, axes {data.orientation}.\n\n"
         "```python\nfrom monai.bundle import load\n\n"
         f'network = load("{BUNDLE_NAME}", bundle_dir=".")\n```\n'
     )

@@ -41,12 +41,12 @@ class ModelSpec(StrictModel):
         return int(2 ** (len(self.channels) - 1))
 
 
-def network_config(spec: ModelSpec, in_channels: int, out_channels: int) -> dict[str, Any]:
-    """Return the network as a MONAI bundle writes it: ``_target_`` and arguments, for 3D images."""
-    return _CONFIGS[spec.network](spec, in_channels, out_channels)
+def network_config(spec: ModelSpec, in_channels: int, out_channels: int, dimensions: int = 3) -> dict[str, Any]:
+    """Return the network as a MONAI bundle writes it: ``_target_`` and arguments, for volumes or flat images."""
+    return {**_CONFIGS[spec.network](spec, in_channels, out_channels), "spatial_dims": dimensions}
 
 
-def build_network(spec: ModelSpec, in_channels: int, out_channels: int, seed: int) -> nn.Module:
+def build_network(spec: ModelSpec, in_channels: int, out_channels: int, seed: int, dimensions: int = 3) -> nn.Module:
     """Return the network of ``spec`` with initial weights that follow from ``seed`` alone.
 
     Args:
@@ -54,11 +54,12 @@ def build_network(spec: ModelSpec, in_channels: int, out_channels: int, seed: in
         in_channels: image channels.
         out_channels: classes with background.
         seed: of the initial weights; the caller's random state is left as it was.
+        dimensions: 3 for volumes, 2 for flat images.
 
     Returns:
-        A network from (batch, in_channels, x, y, z) to logits (batch, out_channels, x, y, z), float32 on the CPU.
+        A network from (batch, in_channels, x, y[, z]) to logits (batch, out_channels, x, y[, z]), float32 on the CPU.
     """
-    config = network_config(spec, in_channels, out_channels)
+    config = network_config(spec, in_channels, out_channels, dimensions)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = ConfigParser({"network": config}).get_parsed_content("network")
@@ -69,7 +70,6 @@ def build_network(spec: ModelSpec, in_channels: int, out_channels: int, seed: in
 def _unet(spec: ModelSpec, in_channels: int, out_channels: int) -> dict[str, Any]:
     return {
         "_target_": "UNet",
-        "spatial_dims": 3,
         "in_channels": in_channels,
         "out_channels": out_channels,
         "channels": list(spec.channels),
@@ -83,7 +83,6 @@ def _dynunet(spec: ModelSpec, in_channels: int, out_channels: int) -> dict[str, 
     levels = len(spec.channels)
     return {
         "_target_": "DynUNet",
-        "spatial_dims": 3,
         "in_channels": in_channels,
         "out_channels": out_channels,
         "filters": list(spec.channels),
@@ -98,7 +97,6 @@ def _segresnet(spec: ModelSpec, in_channels: int, out_channels: int) -> dict[str
     levels = len(spec.channels)
     return {
         "_target_": "SegResNet",
-        "spatial_dims": 3,
         "in_channels": in_channels,
         "out_channels": out_channels,
         "init_filters": spec.channels[0],

@@ -87,7 +87,11 @@ def _slices(pictures: dict[str, Picture]) -> Figure:
     figure, row = plt.subplots(1, len(pictures), figsize=(3.2 * len(pictures), 3.6), squeeze=False)
     for axes, (site, picture) in zip(row[0], sorted(pictures.items()), strict=True):
         low, high = np.percentile(picture.image, (1, 99.5))
-        axes.imshow(picture.image.T, cmap="gray", origin="lower", vmin=low, vmax=high, aspect=picture.aspect)
+        origin = "upper" if picture.downwards else "lower"
+        shown = picture.image.swapaxes(0, 1)
+        if shown.ndim == 3:
+            shown = np.clip((shown.astype(np.float32) - low) / max(high - low, 1e-6), 0, 1)
+        axes.imshow(shown, cmap="gray", origin=origin, vmin=low, vmax=high, aspect=picture.aspect)
         values = [int(v) for v in np.union1d(picture.reference, picture.prediction) if v > 0]
         for value in values:
             style = _style(value - 1)[1]

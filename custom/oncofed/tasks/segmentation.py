@@ -1,4 +1,4 @@
-"""3D segmentation: Dice loss with cross-entropy, sliding-window inference, Dice on the image's own grid."""
+"""Segmentation of volumes and flat images: Dice with cross-entropy, sliding window, Dice on the image's own grid."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from oncofed.data.cases import Case
-from oncofed.data.nifti import read_nifti
 from oncofed.data.spec import DataSpec, StrictModel
-from oncofed.data.transforms import load_image
+from oncofed.data.transforms import as_tensor, load_image
 
 
 class SegmentationSpec(StrictModel):
@@ -42,9 +41,9 @@ class Segmented:
     """One case with its prediction, on the grid of its label's file.
 
     Attributes:
-        prediction: label values, (x, y, z) uint8.
-        reference: label values, (x, y, z) uint8.
-        affine: (4, 4), from voxels to RAS+ in mm.
+        prediction: label values, (x, y[, z]) uint8.
+        reference: label values, (x, y[, z]) uint8.
+        affine: (4, 4), from voxels to RAS+ in mm; of a flat image its pixel sizes.
     """
 
     prediction: NDArray[np.uint8]
@@ -79,17 +78,18 @@ class Segmentation:
         """Segment one case.
 
         Args:
-            network: from (1, 1, x, y, z) to logits (1, classes, x, y, z), on ``device``, in evaluation mode.
+            network: from (1, channels, x, y[, z]) to logits (1, classes, x, y[, z]), on ``device``, in evaluation mode.
             case: image and label files.
             device: where the network is.
         """
-        reference = read_nifti(case.label)
-        image = self._load_image({"image": case.image})["image"]
+        reference = as_tensor(case.read_label())
+        image = self._load_image(case)["image"]
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             logits = self._infer(image.as_tensor()[None].to(device), network)[0].float()
-        probabilities = MetaTensor(logits.softmax(0), affine=image.affine)
-        to_file = SpatialResample(mode="bilinear", padding_mode="border", dtype=torch.float32)
-        on_file = to_file(probabilities, dst_affine=reference.affine, spatial_size=reference.shape[1:])
+        on_file = MetaTensor(logits.softmax(0), affine=image.affine)
+        if self.data.dimensions == 3 or self.data.spacing:
+            to_file = SpatialResample(mode="bilinear", padding_mode="border", dtype=torch.float32)
+            on_file = to_file(on_file, dst_affine=reference.affine, spatial_size=reference.shape[1:])
         return Segmented(
             on_file.argmax(0).to(torch.uint8).as_tensor().cpu().numpy(),
             reference[0].as_tensor().numpy().astype(np.uint8),
@@ -100,8 +100,8 @@ class Segmentation:
         """Return Dice by class name; a class that is in neither volume has none (NaN).
 
         Args:
-            prediction: label values, (x, y, z).
-            reference: label values, (x, y, z).
+            prediction: label values, (x, y[, z]).
+            reference: label values, (x, y[, z]).
         """
         scores = {}
         for value, name in self.spec.classes.items():

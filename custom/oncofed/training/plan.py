@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 from pydantic import Field, model_validator
+from torch import nn
 
 from oncofed.data.spec import DataSpec, StrictModel
-from oncofed.models import ModelSpec
+from oncofed.models import ModelSpec, build_network
 from oncofed.tasks import SegmentationSpec
 
 
@@ -49,6 +50,11 @@ class Plan(StrictModel):
                 f"each side must be a multiple of {divisor}"
             )
         return self
+
+    def build_network(self) -> nn.Module:
+        """Return the plan's network with its initial weights, on the CPU."""
+        classes = len(self.task.classes) + 1
+        return build_network(self.model, len(self.data.channels), classes, self.seed, self.data.dimensions)
 
     @property
     def total_steps(self) -> int:

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from monai.data import CacheDataset, DataLoader, Dataset
+from monai.data import DataLoader, Dataset
 from monai.utils import set_determinism
 from torch import Tensor, nn
 from torch.utils.data import RandomSampler
 
 from oncofed.data.cases import Case, Cases
-from oncofed.data.transforms import augment, load_pair
+from oncofed.data.prepared import PreparedCases
+from oncofed.data.transforms import augment
 from oncofed.errors import TrainingError
-from oncofed.models import build_network
 from oncofed.tasks import Segmentation
 from oncofed.tasks.segmentation import loss_is_finite, mean_score
 from oncofed.training.plan import Plan, TrainingSpec
@@ -59,16 +59,20 @@ class Trainer:
         self.steps_done = 0
         self._seed = _site_seed(plan.seed, site)
         set_determinism(self._seed)
-        self.network = build_network(plan.model, 1, self.task.out_channels, plan.seed).to(self.device)
+        self.network = plan.build_network().to(self.device)
         self._optimizer = _optimizer(plan.training, self.network)
         self._precision = _precision(plan.training, self.device)
         self._scaler = torch.amp.GradScaler(enabled=self._precision is torch.float16)
         self._patches: Iterator[dict[str, Any]] | None = None
 
-    def prepare(self) -> Iterator[dict[str, Any]]:
-        """Read and cache the training cases, if that was not done yet, and return the run's stream of patches."""
+    def prepare(self, progress: Callable[[int, int], None] | None = None) -> Iterator[dict[str, Any]]:
+        """Read and cache the training cases, if that was not done yet, and return the run's stream of patches.
+
+        Args:
+            progress: called with (cases prepared, cases in all).
+        """
         if self._patches is None:
-            self._patches = self._all_patches()
+            self._patches = self._all_patches(progress)
         return self._patches
 
     def load_weights(self, weights: Weights) -> None:
@@ -142,10 +146,8 @@ class Trainer:
         self.steps_done += 1
         return float(loss.detach())
 
-    def _all_patches(self) -> Iterator[dict[str, Any]]:
-        files = [{"image": str(c.image), "label": str(c.label)} for c in self.cases.train]
-        load = load_pair(self.plan.data, self.task.out_channels)
-        cached = CacheDataset(files, load, num_workers=2, progress=False, copy_cache=False)
+    def _all_patches(self, progress: Callable[[int, int], None] | None) -> Iterator[dict[str, Any]]:
+        cached = PreparedCases(self.cases.train, self.plan.data, self.task.out_channels, self.device, progress)
         random = augment(self.plan.data, self.task.out_channels, self.plan.training.augment)
         random.set_random_state(self._seed)
         order = torch.Generator().manual_seed(self._seed)
@@ -153,7 +155,8 @@ class Trainer:
         # One sampler over the whole run: epochs of shuffled patients, cut into rounds wherever a round ends.
         sampler = RandomSampler(cached, num_samples=batch * self.plan.total_steps, generator=order)
         dataset = Dataset(cached, lambda pair: random(dict(pair))[0])
-        return iter(DataLoader(dataset, batch_size=batch, sampler=sampler, pin_memory=self.device.type == "cuda"))
+        pin = self.device.type == "cuda" and cached.plan.held != "gpu"
+        return iter(DataLoader(dataset, batch_size=batch, sampler=sampler, pin_memory=pin))
 
 
 def learning_rate(spec: TrainingSpec, step: int, total: int) -> float:

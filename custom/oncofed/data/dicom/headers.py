@@ -1,0 +1,209 @@
+"""The headers of a heap of DICOM files, as plain values that fit into an index."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pydicom
+from pydicom.dataset import Dataset
+from pydicom.tag import Tag
+
+Header = dict[str, Any]
+
+_SEG = "1.2.840.10008.5.1.4.1.1.66.4"
+_RTSTRUCT = "1.2.840.10008.5.1.4.1.1.481.3"
+_DICOMDIR = "1.2.840.10008.1.3.10"
+_WSI = "1.2.840.10008.5.1.4.1.1.77.1.6"
+
+_SIEMENS_MOSAIC_IMAGES = Tag(0x0019, 0x100A)
+_PHILIPS_SCALE = (Tag(0x2005, 0x100E), Tag(0x2005, 0x140A))
+_TAGS: list[Any] = [
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "SeriesInstanceUID",
+    "StudyInstanceUID",
+    "FrameOfReferenceUID",
+    "PatientID",
+    "IssuerOfPatientID",
+    "PatientName",
+    "PatientBirthDate",
+    "Modality",
+    "Manufacturer",
+    "ImageType",
+    "SeriesDescription",
+    "BodyPartExamined",
+    "Rows",
+    "Columns",
+    "NumberOfFrames",
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "BitsAllocated",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "PixelSpacing",
+    "ImagerPixelSpacing",
+    "SliceThickness",
+    "SpacingBetweenSlices",
+    "InstanceNumber",
+    "EchoTime",
+    "TemporalPositionIdentifier",
+    "DiffusionBValue",
+    "TriggerTime",
+    "AcquisitionNumber",
+    "ContentTime",
+    "RescaleSlope",
+    "RescaleIntercept",
+    "PatientOrientation",
+    "BurnedInAnnotation",
+    "EncryptedAttributesSequence",
+    "SharedFunctionalGroupsSequence",
+    "ReferencedSeriesSequence",
+    "ReferencedFrameOfReferenceSequence",
+    "SegmentSequence",
+    "StructureSetROISequence",
+    _SIEMENS_MOSAIC_IMAGES,
+    *_PHILIPS_SCALE,
+]
+_TEXTS = {
+    "sop_class": "SOPClassUID",
+    "instance": "SOPInstanceUID",
+    "series": "SeriesInstanceUID",
+    "study": "StudyInstanceUID",
+    "frame_of_reference": "FrameOfReferenceUID",
+    "modality": "Modality",
+    "vendor": "Manufacturer",
+    "body_part": "BodyPartExamined",
+    "description": "SeriesDescription",
+    "photometric": "PhotometricInterpretation",
+    "burned_in": "BurnedInAnnotation",
+    # These tell the volumes of one series apart.
+    "EchoTime": "EchoTime",
+    "TemporalPositionIdentifier": "TemporalPositionIdentifier",
+    "DiffusionBValue": "DiffusionBValue",
+    "TriggerTime": "TriggerTime",
+    "AcquisitionNumber": "AcquisitionNumber",
+    "ContentTime": "ContentTime",
+}
+
+
+def looks_like_dicom(path: Path) -> bool:
+    """Return whether a file's first bytes are DICOM's, with or without the preamble of Part 10."""
+    with path.open("rb") as file:
+        head = file.read(132)
+    # Without a preamble a data set starts with group 0002 or 0008, little endian, and an element of few bytes.
+    return head[128:132] == b"DICM" or (
+        head[:2] in {b"\x02\x00", b"\x08\x00"} and head[3:4] == b"\x00" and len(head) > 8
+    )
+
+
+def read_header(path: Path) -> Header:
+    """Read what is needed of one file's header.
+
+    Returns:
+        ``kind`` ("image", "seg", "rtstruct", "slide", "dicomdir", "other") and, by kind, its values. Of a file that
+        cannot be read: kind "broken" and ``reason``.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            dataset = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=_TAGS)
+            return _values(dataset)
+        except Exception as error:  # noqa: BLE001 - a broken header raises whatever its bytes lead to
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            return {"kind": "broken", "reason": f"its header cannot be read ({reason.replace(str(path), 'file')})"}
+
+
+def _values(dataset: Dataset) -> Header:
+    header: Header = {name: str(dataset.get(tag, "") or "") for name, tag in _TEXTS.items()}
+    meta = dataset.file_meta
+    if str(meta.get("MediaStorageSOPClassUID", "")) == _DICOMDIR:
+        return {"kind": "dicomdir"}
+    header["syntax"] = str(meta.get("TransferSyntaxUID", "") or "")
+    header["kind"] = _kind(dataset, header["sop_class"])
+    if "EncryptedAttributesSequence" in dataset:
+        return {**header, "kind": "broken", "reason": "its attributes are encrypted; ask its source for the key"}
+    header["patient"] = _patient(dataset)
+    if header["kind"] == "seg":
+        header["labels"] = {str(s.SegmentNumber): str(s.SegmentLabel) for s in dataset.get("SegmentSequence", [])}
+        header["refers_to"] = [str(s.SeriesInstanceUID) for s in dataset.get("ReferencedSeriesSequence", [])]
+    elif header["kind"] == "rtstruct":
+        header["labels"] = {str(r.ROINumber): str(r.ROIName) for r in dataset.get("StructureSetROISequence", [])}
+        header["refers_to"] = _referenced_by_rtstruct(dataset)
+    elif header["kind"] == "image":
+        header |= _image_values(dataset)
+        if not header["series"] or not header["rows"]:
+            missing = "SeriesInstanceUID" if not header["series"] else "Rows"
+            return {"kind": "broken", "reason": f"its header has no {missing}; it is cut off or no DICOM image"}
+    return header
+
+
+def _kind(dataset: Dataset, sop_class: str) -> str:
+    if sop_class == _SEG:
+        return "seg"
+    if sop_class == _RTSTRUCT:
+        return "rtstruct"
+    if sop_class == _WSI:
+        return "slide"
+    if dataset.get("Modality") in {"RTDOSE", "RTPLAN", "SR", "PR", "KO", "ECG", "DOC", "REG", "RTRECORD"}:
+        return "other"
+    return "image" if "Rows" in dataset or not sop_class else "other"
+
+
+def _image_values(dataset: Dataset) -> Header:
+    spacing = _floats(dataset, "PixelSpacing", 2)
+    functional = dataset.get("SharedFunctionalGroupsSequence")
+    return {
+        "rows": int(dataset.get("Rows", 0) or 0),
+        "columns": int(dataset.get("Columns", 0) or 0),
+        "frames": int(dataset.get("NumberOfFrames", 1) or 1),
+        "samples": int(dataset.get("SamplesPerPixel", 1) or 1),
+        "bits": int(dataset.get("BitsAllocated", 16) or 16),
+        "image_type": [str(v) for v in dataset.get("ImageType", None) or []],
+        "position": _floats(dataset, "ImagePositionPatient", 3),
+        "orientation": _floats(dataset, "ImageOrientationPatient", 6),
+        "spacing": spacing or _floats(dataset, "ImagerPixelSpacing", 2),
+        "thickness": float(dataset.get("SpacingBetweenSlices", 0) or dataset.get("SliceThickness", 0) or 0),
+        "turned": [str(v) for v in dataset.get("PatientOrientation", None) or []],
+        "slope": float(dataset.get("RescaleSlope", 1) or 1),
+        "has_slope": "RescaleSlope" in dataset,
+        "enhanced": functional is not None,
+        "mosaic": "MOSAIC" in (dataset.get("ImageType", None) or []) or _SIEMENS_MOSAIC_IMAGES in dataset,
+        "philips_scale": _philips_scale(dataset),
+    }
+
+
+def _philips_scale(dataset: Dataset) -> float | None:
+    if "philips" not in str(dataset.get("Manufacturer", "")).lower():
+        return None
+    for tag in _PHILIPS_SCALE:
+        value = dataset.get(tag)
+        if value is not None:
+            try:
+                return float(value.value if not isinstance(value.value, bytes) else value.value.decode())
+            except (TypeError, ValueError):
+                continue
+    return None
+
+
+def _patient(dataset: Dataset) -> str:
+    identity = str(dataset.get("PatientID", "") or "").strip()
+    if identity:
+        return f"{dataset.get('IssuerOfPatientID', '') or ''}|{identity}"
+    name, birth = str(dataset.get("PatientName", "") or ""), str(dataset.get("PatientBirthDate", "") or "")
+    return f"{name}|{birth}" if name.strip() else f"study|{dataset.get('StudyInstanceUID', '') or ''}"
+
+
+def _referenced_by_rtstruct(dataset: Dataset) -> list[str]:
+    return [
+        str(series.SeriesInstanceUID)
+        for frame in dataset.get("ReferencedFrameOfReferenceSequence", [])
+        for study in frame.get("RTReferencedStudySequence", [])
+        for series in study.get("RTReferencedSeriesSequence", [])
+    ]
+
+
+def _floats(dataset: Dataset, tag: str, count: int) -> list[float] | None:
+    values = dataset.get(tag)
+    return [float(v) for v in values] if values is not None and len(values) == count else None

@@ -1,0 +1,220 @@
+"""From a stack of DICOM files to pixels and their place in space.
+
+Rescaling: DICOM PS3.3, section C.11.1; MONOCHROME1: C.7.6.3.1.2; patient orientation of projections: C.7.6.1.1.1.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import highdicom
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+from pydicom.pixels.processing import apply_color_lut, apply_rescale
+from scipy import ndimage
+
+from oncofed.data.dicom.series import Stack
+from oncofed.data.images import LoadedImage, require_memory
+from oncofed.errors import DataError
+
+_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+# A projection shows feet down, and the patient's left on the right or, from the side, the front or back there.
+_UPRIGHT = "F"
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """An image read from DICOM.
+
+    Attributes:
+        image: values with their place; of a flat image its affine holds pixel sizes alone.
+        notes: what was done, for people.
+    """
+
+    image: LoadedImage
+    notes: list[str] = field(default_factory=list)
+
+
+def read_stack(root: Path, stack: Stack) -> Pixels:
+    """Read the pixels of a stack.
+
+    Args:
+        root: folder that the slices' paths start from.
+        stack: as ``sort_heap`` returns it.
+
+    Returns:
+        A volume (column, row, slice, 1) or a flat image (column, row, channel), rescaled; int16, int32 or float32.
+
+    Raises:
+        DataError: it cannot be read; the message names no path.
+    """
+    if stack.reason:
+        raise DataError(stack.reason)
+    header = stack.header
+    frames = max(header["frames"], len(stack.slices))
+    require_memory(header["rows"] * header["columns"] * frames * header["samples"] * 4)
+    paths = [root / item.path for item in stack.slices]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            if stack.kind == "multiframe":
+                return _multiframe(paths[0])
+            if stack.kind == "flat":
+                return _flat(paths[0], stack)
+            return _volume(paths, stack)
+        except DataError:
+            raise
+        except Exception as error:  # noqa: BLE001 - decoders raise many types for broken pixels
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            for path in paths:
+                reason = reason.replace(str(path), "file")
+            raise DataError(f"its pixels cannot be read ({reason[:200]})") from None
+
+
+def _volume(paths: Sequence[Path], stack: Stack) -> Pixels:
+    notes: list[str] = []
+    first = _frame(paths[0], notes)
+    values = np.empty((*first.T.shape, len(paths)), first.dtype)
+    values[..., 0] = first.T
+    for number, path in enumerate(paths[1:], start=1):
+        frame = _frame(path, [])
+        if frame.shape != first.shape:
+            raise DataError(f"its slices have different sizes: {first.shape} and {frame.shape}")
+        if np.result_type(values, frame) != values.dtype:
+            values = values.astype(np.result_type(values, frame))
+        values[..., number] = frame.T
+    affine = _affine(stack)
+    if stack.tilt:
+        values, affine = _straighten(values, affine)
+    image = LoadedImage(values[..., None], _LPS_TO_RAS @ affine, str(values.dtype))
+    return Pixels(image, notes)
+
+
+def _affine(stack: Stack) -> NDArray[np.float64]:
+    """Return (column, row, slice) -> LPS in mm; PS3.3, equation C.7.6.2.1-1, with the slices' own positions."""
+    header = stack.header
+    row, column = np.array(header["orientation"][:3]), np.array(header["orientation"][3:])
+    positions = np.array([item.header["position"] for item in stack.slices])
+    affine = np.eye(4)
+    affine[:3, 0] = row * header["spacing"][1]
+    affine[:3, 1] = column * header["spacing"][0]
+    if len(positions) > 1:
+        affine[:3, 2] = (positions[-1] - positions[0]) / (len(positions) - 1)
+    else:
+        affine[:3, 2] = np.cross(row, column) * (header["thickness"] or 1.0)
+    affine[:3, 3] = positions[0]
+    return affine
+
+
+def _straighten(values: NDArray[Any], affine: NDArray[np.float64]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Move each slice of a tilted gantry back over the first one, onto a grid with right angles."""
+    units = affine[:3, :2] / np.linalg.norm(affine[:3, :2], axis=0)
+    normal = np.cross(units[:, 0], units[:, 1])
+    step = affine[:3, 2]
+    sizes = np.linalg.norm(affine[:3, :2], axis=0)
+    shift = units.T @ step / sizes  # pixels a slice, along columns and rows
+    depth = values.shape[2]
+    reach = shift * (depth - 1)
+    before = np.ceil(np.maximum(-reach, 0)).astype(int)
+    after = np.ceil(np.maximum(reach, 0)).astype(int)
+    padded = np.pad(values, [*zip(before, after, strict=True), (0, 0)], constant_values=values.min())
+    moved = np.empty(padded.shape, np.float32)
+    for number in range(depth):
+        ndimage.shift(
+            padded[..., number].astype(np.float32), shift * number, moved[..., number], order=1, mode="nearest"
+        )
+    straight = affine.copy()
+    straight[:3, 2] = normal * (step @ normal)
+    straight[:3, 3] -= affine[:3, :2] @ before
+    return moved, straight
+
+
+def _frame(path: Path, notes: list[str]) -> NDArray[Any]:
+    """Return one frame (row, column) or (row, column, 3): the values that the device meant."""
+    dataset = pydicom.dcmread(path)
+    return _meant(dataset, notes)
+
+
+def _meant(dataset: Dataset, notes: list[str]) -> NDArray[Any]:
+    if "PixelData" not in dataset and "FloatPixelData" not in dataset:
+        raise DataError("has no pixel data")
+    values = dataset.pixel_array
+    photometric = str(dataset.get("PhotometricInterpretation", ""))
+    if photometric == "PALETTE COLOR":
+        return apply_color_lut(values, dataset)[..., :3]
+    if values.ndim == 3:
+        return values
+    if photometric == "MONOCHROME1":
+        bits = int(dataset.get("BitsStored", 16))
+        values = (
+            (-1 - values.astype(np.int32))
+            if dataset.PixelRepresentation
+            else ((1 << bits) - 1 - values.astype(np.int32))
+        )
+        notes.append("MONOCHROME1: inverted, so that dense tissue is bright")
+    return _smallest(apply_rescale(values, dataset))
+
+
+def _smallest(values: NDArray[Any]) -> NDArray[Any]:
+    """Return whole numbers as integers of 16 or 32 bits, others as float32."""
+    if np.issubdtype(values.dtype, np.floating) and not np.array_equal(values, np.rint(values)):
+        return values.astype(np.float32)
+    low, high = values.min(), values.max()
+    for kind in (np.int16, np.int32):
+        if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max:
+            return values.astype(kind)
+    return values.astype(np.float32)
+
+
+def _multiframe(path: Path) -> Pixels:
+    image = highdicom.imread(path)
+    try:
+        volume = image.get_volume(dtype=np.float32, allow_missing_positions=False)
+    except (ValueError, RuntimeError) as error:
+        raise DataError(f"its frames are not one regular volume ({str(error).splitlines()[0][:160]})") from None
+    # highdicom's axes are (slice, row, column).
+    values = _smallest(np.asarray(volume.array).transpose(2, 1, 0))
+    affine = volume.affine[:, [2, 1, 0, 3]]
+    return Pixels(LoadedImage(values[..., None], _LPS_TO_RAS @ affine, str(values.dtype)))
+
+
+def _flat(path: Path, stack: Stack) -> Pixels:
+    notes: list[str] = []
+    values = _frame(path, notes)
+    values = values[..., None] if values.ndim == 2 else values
+    spacing = stack.header["spacing"]
+    affine = np.diag([spacing[1], spacing[0], 1.0, 1.0]) if spacing else np.eye(4)
+    values = values.swapaxes(0, 1)
+    values, affine = _upright(values, affine, stack, notes)
+    return Pixels(LoadedImage(values, affine, str(values.dtype), calibrated=bool(spacing)), notes)
+
+
+def _upright(
+    values: NDArray[Any], affine: NDArray[np.float64], stack: Stack, notes: list[str]
+) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """Turn a projection that its header says is sideways, upside down or mirrored."""
+    header = stack.header
+    if header["modality"] not in {"CR", "DX", "RG"} or header["body_part"].upper() == "BREAST":
+        return values, affine
+    turned = header["turned"]
+    if len(turned) != 2 or not all(turned):
+        notes.append("its header does not say how it is turned (PatientOrientation)")
+        return values, affine
+    along_columns, along_rows = turned[0][0], turned[1][0]
+    if along_columns in "FH" and along_rows in "LRAP":
+        values, affine = values.swapaxes(0, 1), affine[[1, 0, 2, 3]][:, [1, 0, 2, 3]]
+        along_columns, along_rows = along_rows, along_columns
+        notes.append(f"was stored sideways ({turned[0]}, {turned[1]}): turned upright")
+    if along_rows == "H":
+        values = values[:, ::-1]
+        notes.append("was stored upside down: flipped")
+    if along_columns == "R":
+        values = values[::-1]
+        notes.append("was stored mirrored, with the patient's right on the right: flipped")
+    return values, affine

@@ -1,0 +1,182 @@
+"""What one reading of a case finds: the facts that every check, profile and plan is made of."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oncofed.data.images import LoadedImage, read_image
+from oncofed.data.manifest import Entry, Intensity
+from oncofed.errors import DataError
+
+Values = NDArray[Any]
+
+# More distinct values than this in one mask: it numbers objects, not classes.
+_MOST_CLASSES = 64
+_INTENSITY_SAMPLES = 200_000
+_GRID_TOLERANCE_MM = 1e-2
+_CHUNK = 1 << 20
+
+
+def read_case(images: Sequence[Path], label: Path | None) -> tuple[LoadedImage, LoadedImage | None]:
+    """Read a case's files; several images are the channels of one.
+
+    Raises:
+        DataError: one cannot be read, or the channels do not lie on one grid; the message says "its image" or "its
+            label" and names no path.
+    """
+    parts = [_read("image", path) for path in images]
+    first = parts[0]
+    for part in parts[1:]:
+        if part.shape != first.shape or not np.allclose(part.affine, first.affine, atol=_GRID_TOLERANCE_MM):
+            raise DataError(
+                f"its channels do not lie on one grid: {first.shape} and {part.shape}, or another place in space"
+            )
+    if len(parts) > 1:
+        values = np.concatenate([part.values for part in parts], axis=-1)
+        first = LoadedImage(values, first.affine, first.stored, first.calibrated)
+    return first, _read("label", label) if label else None
+
+
+def measure(image: LoadedImage, label: LoadedImage | None) -> dict[str, Any]:
+    """Return the facts of one case, as fields of an ``Entry``."""
+    values = image.values
+    finite = bool(np.isfinite(values).all()) if np.issubdtype(values.dtype, np.floating) else True
+    facts: dict[str, Any] = {
+        "shape": list(image.shape),
+        "channels": int(values.shape[-1]),
+        "spacing": [round(s, 6) for s in image.spacing] if image.spacing else None,
+        "affine": np.round(image.affine, 6).tolist() if image.dimensions == 3 else None,
+        "orientation": image.orientation,
+        "dtype": image.stored,
+        "finite": finite,
+    }
+    mask = None
+    if label is not None:
+        facts |= _label_facts(image, label)
+        if label.shape == image.shape:
+            mask = label.values[..., 0] > 0
+    if finite:
+        facts["intensity"] = _intensity(values, mask)
+        facts["thumbnail"] = _thumbnail(values)
+    return facts
+
+
+def faults(entry: Entry) -> list[str]:
+    """Return why a case cannot be used by any job; empty where it can."""
+    found = []
+    if entry.finite is False:
+        found.append("its image holds values that are not finite (NaN or infinity)")
+    if entry.intensity and entry.intensity.std == 0 and entry.intensity.low == entry.intensity.high:
+        found.append(f"its image is constant (every voxel is {entry.intensity.median:g})")
+    if entry.label_problem:
+        found.append(entry.label_problem)
+    elif entry.label_values is not None and not any(int(float(v)) != 0 for v in entry.label_values):
+        found.append("its label is empty: no voxel of any class")
+    return found
+
+
+def checksum(paths: Sequence[Path]) -> str:
+    """Return the SHA-256 of files one after another, as hexadecimal."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(_CHUNK):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def stamp(paths: Sequence[Path]) -> str:
+    """Return what changes when any of the files does: their sizes and times."""
+    stats = [path.stat() for path in paths]
+    return " ".join(f"{s.st_size}:{s.st_mtime_ns}" for s in stats)
+
+
+def thumbnail_values(entry: Entry) -> NDArray[np.float32] | None:
+    """Return an entry's thumbnail with mean 0 and norm 1, so that a dot product is a correlation; None without one."""
+    if not entry.thumbnail:
+        return None
+    values: NDArray[np.float32] = np.frombuffer(base64.b64decode(entry.thumbnail), np.uint8).astype(np.float32)
+    centred: NDArray[np.float32] = values - values.mean()
+    norm = np.float32(np.linalg.norm(centred))
+    return centred / norm if norm > 0 else None
+
+
+def label_counts(label: Mapping[str, int]) -> dict[int, int]:
+    """Return label value -> voxels with numbers as keys."""
+    return {int(float(value)): count for value, count in label.items()}
+
+
+def _read(kind: str, path: Path) -> LoadedImage:
+    try:
+        return read_image(path)
+    except DataError as error:
+        raise DataError(f"its {kind} file {path.parent.name}/{path.name} {error}") from None
+
+
+def _label_facts(image: LoadedImage, label: LoadedImage) -> dict[str, Any]:
+    values = label.values
+    if label.shape != image.shape:
+        return {"label_problem": f"its label has shape {label.shape}, expected the image's {image.shape}"}
+    if values.shape[-1] > 1:
+        return {"label_problem": f"its label has {values.shape[-1]} channels, expected one number a pixel"}
+    if label.calibrated and image.calibrated and not np.allclose(label.affine, image.affine, atol=_GRID_TOLERANCE_MM):
+        return {"label_problem": "its label lies elsewhere in space than its image (their affines differ)"}
+    if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
+        return {"label_problem": "its label holds values that are not finite (NaN or infinity)"}
+    found, counts = np.unique(values, return_counts=True)
+    if np.issubdtype(found.dtype, np.floating) and not np.array_equal(found, np.rint(found)):
+        return {"label_problem": f"its label holds {found[found != np.rint(found)][0]:g}, expected whole numbers"}
+    objects = int((found != 0).sum())
+    if len(found) > _MOST_CLASSES:
+        background = int(counts[found == 0].sum())
+        return {"instances": objects, "label_values": {"0": background, "1": int(values.size) - background}}
+    return {
+        "instances": objects,
+        "label_values": {f"{int(v)}": int(c) for v, c in zip(found, counts, strict=True)},
+    }
+
+
+def _intensity(values: NDArray[Any], mask: NDArray[np.bool_] | None) -> Intensity:
+    flat = values.reshape(-1, values.shape[-1])
+    inside = mask.reshape(-1) if mask is not None and mask.any() else (flat != 0).any(axis=1)
+    chosen = np.flatnonzero(inside)
+    if not len(chosen):
+        chosen = np.arange(len(flat))
+    # Evenly spread voxels tell percentiles as well as all of them do, in a fraction of the time.
+    sample = flat[chosen[:: max(1, len(chosen) // _INTENSITY_SAMPLES)]].astype(np.float64)
+    if sample.max() == sample.min() and flat.max() != flat.min():
+        sample = flat[:: max(1, len(flat) // _INTENSITY_SAMPLES)].astype(np.float64)
+    low, median, high = np.percentile(sample, (0.5, 50, 99.5))
+    std = float(sample.std())
+    if std == 0 and flat.max() != flat.min():
+        std, high = float(flat.std(dtype=np.float64)), float(flat.max())
+    return Intensity(low=float(low), median=float(median), high=float(high), mean=float(sample.mean()), std=std)
+
+
+def _thumbnail(values: NDArray[Any]) -> str:
+    grey: NDArray[Any] = values.mean(axis=-1, dtype=np.float32)
+    for axis in range(grey.ndim):
+        grey = _shrink(grey, axis, 16 if values.ndim == 3 else 8)
+    low, high = float(grey.min()), float(grey.max())
+    scaled = np.zeros(grey.shape) if high == low else (grey - low) / (high - low) * 255
+    return base64.b64encode(np.rint(scaled).astype(np.uint8).tobytes()).decode()
+
+
+def _shrink(values: NDArray[Any], axis: int, size: int) -> NDArray[Any]:
+    length = values.shape[axis]
+    bounds = np.arange(size) * length // size
+    if length < size:
+        shrunk: NDArray[Any] = np.take(values, bounds, axis=axis)
+        return shrunk
+    sums: NDArray[Any] = np.add.reduceat(values, bounds, axis=axis)
+    counts = np.diff([*bounds, length])
+    shape = [1] * values.ndim
+    shape[axis] = size
+    return sums / counts.reshape(shape).astype(np.float32)

@@ -1,0 +1,55 @@
+"""What was read before, so that registering again, or after a kill, reads only what changed."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+_COMMIT_EVERY = 200
+
+
+class Index:
+    """Remembers a value for each key together with a stamp of the files that it came from.
+
+    Args:
+        path: an SQLite file, made where it is missing; one that is broken is made anew.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._connection = self._open(path)
+        except sqlite3.DatabaseError:
+            path.unlink()
+            self._connection = self._open(path)
+        self._pending = 0
+
+    def __enter__(self) -> Index:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._connection.commit()
+        self._connection.close()
+
+    def get(self, key: str, stamp: str) -> Any:
+        """Return what was remembered for ``key`` if its files are the same still, else None."""
+        row = self._connection.execute("SELECT stamp, value FROM seen WHERE key = ?", (key,)).fetchone()
+        return json.loads(row[1]) if row and row[0] == stamp else None
+
+    def put(self, key: str, stamp: str, value: Any) -> None:
+        """Remember a JSON value; it is on disk after at most some hundred more."""
+        self._connection.execute("INSERT OR REPLACE INTO seen VALUES (?, ?, ?)", (key, stamp, json.dumps(value)))
+        self._pending += 1
+        if self._pending >= _COMMIT_EVERY:
+            self._connection.commit()
+            self._pending = 0
+
+    @staticmethod
+    def _open(path: Path) -> sqlite3.Connection:
+        connection = sqlite3.connect(path)
+        connection.execute("CREATE TABLE IF NOT EXISTS seen (key TEXT PRIMARY KEY, stamp TEXT, value TEXT)")
+        return connection

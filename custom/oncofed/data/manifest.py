@@ -1,0 +1,235 @@
+"""``dataset.json``: the one list of a site's cases, and what is known of each.
+
+It extends the layout of the Medical Segmentation Decathlon (Antonelli et al., Nature Communications 2022), so that
+MONAI's ``load_decathlon_datalist`` reads it: lists ``training``, ``validation`` and ``test``, each entry with ``image``
+and ``label`` as paths inside the manifest's folder. A file that somebody wrote by hand needs no more than that; what
+``oncofed data register`` adds is described at each field.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from oncofed.errors import DataError
+
+MANIFEST_FILE = "dataset.json"
+Task = Literal["segmentation", "classification", "slides"]
+Split = Literal["training", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("training", "validation", "test")
+
+
+class _Part(BaseModel):
+    # A manifest may come from elsewhere: what is not known here is left alone.
+    model_config = ConfigDict(extra="ignore", frozen=True, populate_by_name=True)
+
+
+class Intensity(_Part):
+    """Intensities of one image inside its foreground: labelled voxels, or those that are not zero."""
+
+    low: float = Field(description="0.5th percentile")
+    median: float
+    high: float = Field(description="99.5th percentile")
+    mean: float
+    std: float
+
+
+class Entry(_Part):
+    """One case."""
+
+    image: str | list[str] = Field(description="path inside the folder; a list holds one file a channel")
+    label: str | int | None = Field(None, description="path of the mask, or number of the class; null: none")
+    name: str | None = Field(None, description="unique in the dataset")
+    patient: str | None = Field(None, description="salted hash; entries with the same key are one patient")
+    modality: str | None = Field(None, description="DICOM's code, such as MR, CT, DX, SM; or what the layout says")
+    spacing: list[float] | None = Field(None, description="mm along each stored axis; null: the file does not say")
+    shape: list[int] | None = Field(None, description="size along each stored axis, without channels")
+    channels: int | None = None
+    affine: list[list[float]] | None = Field(None, description="of a volume: from voxels to RAS+ in mm, 4x4")
+    orientation: str | None = Field(None, description='of a volume\'s axes, such as "RAS"')
+    dtype: str | None = Field(None, description="type in the file")
+    vendor: str | None = Field(None, description="manufacturer of the scanner")
+    split: Split | None = Field(None, description="where the layout says it; null: dealt by each job")
+    checksum: str | None = Field(None, description="SHA-256 of the image's file or files")
+    stamp: str | None = Field(None, description="sizes and times of the files when they were read")
+    intensity: Intensity | None = None
+    finite: bool | None = Field(None, description="no NaN and no infinity")
+    label_values: dict[str, int] | None = Field(None, description="label value -> voxels, background among them")
+    instances: int | None = Field(None, description="objects in a mask that numbers them")
+    label_problem: str | None = Field(None, description="why the label does not lie on the image")
+    thumbnail: str | None = Field(None, description="8x8x8 or 16x16 means, base64: finds copies of the same image")
+    tiles: str | None = Field(None, description="path of a slide's tiles (npz)")
+    tags: dict[str, str] = Field(default_factory=dict, description="other columns of a table")
+    notes: list[str] = Field(default_factory=list, description="what was seen while reading")
+    source: str | None = Field(None, description="where it lies in the registered folder; stays at the site")
+
+    @property
+    def images(self) -> list[str]:
+        """The image's files."""
+        return [self.image] if isinstance(self.image, str) else self.image
+
+
+class Quarantined(_Part):
+    """A case that cannot be used, and why."""
+
+    name: str
+    reason: str
+    source: str | None = None
+
+
+class Manifest(_Part):
+    """A dataset."""
+
+    schema_: Literal[1] = Field(1, alias="schema", description="version of this format")
+    name: str = ""
+    description: str = ""
+    task: Task = "segmentation"
+    modality: dict[str, str] = Field(default_factory=dict, description="channel -> what it shows")
+    labels: dict[str, str] = Field(default_factory=dict, description="label value -> name; a number is no name")
+    label_kind: Literal["classes", "instances"] = Field(
+        "classes", description="instances: each object has a number of its own, and all are label 1"
+    )
+    label_map: dict[str, str | None] = Field(
+        default_factory=dict, description="this site's label name -> the job's; null: background. Written by hand"
+    )
+    reviewed: list[str] = Field(default_factory=list, description="findings on PHI that a person has looked at")
+    training: list[Entry]
+    validation: list[Entry] = []
+    test: list[Entry | str] = Field([], description="bare paths are the Decathlon's unlabelled images")
+    quarantine: list[Quarantined] = []
+    left_out: dict[str, int] = Field(default_factory=dict, description="files that are no case: kind -> how many")
+
+    @property
+    def entries(self) -> list[Entry]:
+        """Every case, of whichever list."""
+        return [e for _, e in self.by_split()]
+
+    def by_split(self) -> Iterator[tuple[Split, Entry]]:
+        """Yield each case with its list."""
+        for split in SPLITS:
+            for entry in getattr(self, split):
+                if isinstance(entry, Entry):
+                    yield split, entry
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read ``folder/dataset.json``.
+
+    Raises:
+        DataError: there is none, or it is no manifest; the message says where it differs.
+    """
+    path = manifest_path(folder)
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DataError(f"{path}: not JSON ({error}). Repair the file or write it again.") from None
+    if not isinstance(values, dict) or not isinstance(values.get("training"), list):
+        raise DataError(f'{path}: no list "training". Expected {{"training": [{{"image": ..., "label": ...}}, ...]}}.')
+    try:
+        return Manifest.model_validate(_old_spellings(values))
+    except ValidationError as error:
+        raise DataError(f"{path}: {_explain(error, values)}") from None
+
+
+def manifest_path(folder: Path) -> Path:
+    """Return the manifest of a dataset's folder.
+
+    Raises:
+        DataError: there is none.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder. Expected a folder with dataset.json, imagesTr and labelsTr.")
+    path = folder / MANIFEST_FILE
+    if not path.is_file():
+        raise DataError(
+            f"{folder}: no dataset.json. Expected the Decathlon layout: dataset.json, imagesTr, labelsTr. "
+            f"Any other layout becomes one by: oncofed data register {folder} --dataset NAME"
+        )
+    return path
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> Path:
+    """Write ``folder/dataset.json`` whole or not at all, and return it."""
+    values = manifest.model_dump(mode="json", by_alias=True, exclude_none=True)
+    values["numTraining"] = len(manifest.training)
+    values["numTest"] = len(manifest.test)
+    path = folder / MANIFEST_FILE
+    write_whole(path, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
+    return path
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file so that whoever reads it finds the old contents or the new, also after a power cut."""
+    data = content.encode() if isinstance(content, str) else content
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(0o644 & ~_umask())
+        Path(name).replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            Path(name).unlink()
+        raise
+
+
+def inside(folder: Path, relative: str) -> Path:
+    """Return a manifest's path as a path of this machine.
+
+    It is compared by its letters on purpose: a site may link files into its folder, a manifest may not point out of it.
+
+    Raises:
+        DataError: it lies outside the folder.
+    """
+    path = Path(os.path.normpath(folder / relative))
+    if not path.is_relative_to(os.path.normpath(folder)):
+        raise DataError(f"{folder / MANIFEST_FILE}: {relative!r} lies outside the folder. Expected a path inside it.")
+    return path
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _old_spellings(values: dict[str, Any]) -> dict[str, Any]:
+    # nnU-Net writes {"background": 0, "tumour": 1} and "channel_names"; some manifests give a version of their own.
+    values = dict(values)
+    labels = values.get("labels")
+    if isinstance(labels, dict) and labels and all(isinstance(v, int) for v in labels.values()):
+        values["labels"] = {str(v): k for k, v in labels.items()}
+    elif not isinstance(labels, dict):
+        values.pop("labels", None)
+    if "channel_names" in values and "modality" not in values:
+        values["modality"] = values["channel_names"]
+    for key in ("modality", "label_map"):
+        if not isinstance(values.get(key, {}), dict):
+            del values[key]
+    for key in ("name", "description"):
+        if not isinstance(values.get(key, ""), str):
+            del values[key]
+    if values.get("task") not in {"segmentation", "classification", "slides"}:
+        values.pop("task", None)
+    return values
+
+
+def _explain(error: ValidationError, values: dict[str, Any]) -> str:
+    problem = error.errors()[0]
+    where = [str(part) for part in problem["loc"]]
+    if len(where) > 1 and where[0] in SPLITS:
+        entry = values[where[0]][int(where[1])]
+        return (
+            f'entry {where[1]} of "{where[0]}" is {json.dumps(entry)[:80]}, '
+            'expected {"image": "imagesTr/NAME.nii.gz", "label": "labelsTr/NAME.nii.gz"}.'
+        )
+    return f"{'.'.join(where)}: {problem['msg']}"

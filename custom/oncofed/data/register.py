@@ -1,0 +1,459 @@
+"""From a folder of any layout to one checked list of cases: ``dataset.json``.
+
+Images that are files of their own stay where they are; the dataset's folder reaches them through its link ``source``.
+DICOM is converted once, to NIfTI (volumes) or PNG (flat images) in the dataset's folder, and no header goes along.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import secrets
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+
+from oncofed.data import facts, slides
+from oncofed.data.dicom.headers import Header, looks_like_dicom, read_header
+from oncofed.data.dicom.series import Heap, Slice, sort_heap
+from oncofed.data.images import image_format, looks_like
+from oncofed.data.index import Index
+from oncofed.data.layouts import SLIDES, Item, Layout, find_layout, read_table, walk
+from oncofed.data.manifest import (
+    MANIFEST_FILE,
+    Entry,
+    Manifest,
+    Quarantined,
+    Task,
+    manifest_path,
+    read_manifest,
+    write_manifest,
+)
+from oncofed.data.work import FileWork, SlideWork, StackWork, Work
+from oncofed.data.workers import in_processes
+from oncofed.errors import DataError
+
+SOURCE_LINK = "source"
+_SALT_FILE = ".salt"
+_INDEX_FILE = ".index.sqlite"
+_NO_CASE = (".json", ".txt", ".csv", ".tsv", ".xml", ".pdf", ".html", ".md", ".bval", ".bvec", ".py", ".yaml", ".yml")
+_HEADERS_PER_TURN = 64
+_NUMBERED = 8
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to register, and how.
+
+    Attributes:
+        source: the folder.
+        name: of the dataset.
+        out: the dataset's folder.
+        task: "segmentation", "classification" or "slides"; None: as the layout says.
+        labels: label value -> name, where the user says it.
+        table: CSV or TSV with columns image (or patient, series), label, split; None: as found in the folder.
+        tiles: how slides are cut.
+        workers: processes; None: one a core.
+    """
+
+    source: Path
+    name: str
+    out: Path
+    task: Task | None = None
+    labels: Mapping[int, str] = field(default_factory=dict)
+    table: Path | None = None
+    tiles: slides.TileSpec = field(default_factory=slides.TileSpec)
+    workers: int | None = None
+
+
+def register(request: Request, progress: Progress | None = None) -> Manifest:
+    """Read a folder and write ``request.out/dataset.json``; only what changed since the last time is read.
+
+    Args:
+        request: what to register.
+        progress: called with (what is done, how many, of how many).
+
+    Raises:
+        DataError: the folder cannot be used at all. A single bad case is no error: it is in ``quarantine``.
+        OSError: ``request.out`` cannot be written to; a manifest that was there is as it was.
+    """
+    progress = progress or (lambda what, done, total: None)
+    source, out = request.source.resolve(), request.out.resolve()
+    if not source.is_dir():
+        raise DataError(f"{request.source}: no such folder. Name the folder that holds the images.")
+    if source == out:
+        raise DataError(f"{request.source}: the dataset's folder cannot be the images' own. Name another with --out.")
+    out.mkdir(parents=True, exist_ok=True)
+    salt = _salt(out)
+    before = read_manifest(out) if (out / MANIFEST_FILE).is_file() else None
+    prefix = _link(source, out)
+    progress("looking for files", 0, 0)
+    files = [f for f in walk(source) if not (source / f).is_relative_to(out)]
+    with Index(out / _INDEX_FILE) as index:
+        layout = find_layout(source, files, _image_table(request.table), request.task)
+        heap = Heap()
+        if layout is None or layout.kind in {"loose images", "slides"}:
+            heap = _read_heap(source, files, index, progress, request.workers)
+        layout = layout or Layout("DICOM" if heap.stacks or heap.slides or heap.broken else "nothing")
+        task = cast("Task", request.task or layout.task or ("slides" if heap.slides else "segmentation"))
+        work = [*_file_work(layout, request, prefix), *_dicom_work(heap, request, salt), *_slide_work(heap, request)]
+        if not work and not layout.bad and not heap.broken:
+            raise DataError(_nothing_found(request.source, files, layout, heap))
+        results = list(_read_all(work, index, progress, request.workers))
+    manifest = _compose(request, task, layout, heap, results, salt, before)
+    write_manifest(out, manifest)
+    _remove_stale(out, manifest)
+    return manifest
+
+
+def parse_labels(text: str) -> dict[int, str]:
+    """Return label value -> name of ``1=liver,2=tumour`` or ``liver,tumour``.
+
+    Raises:
+        DataError: it is neither.
+    """
+    labels: dict[int, str] = {}
+    for number, part in enumerate((p.strip() for p in text.split(",")), start=1):
+        value, equals, name = part.partition("=")
+        if equals and (not value.strip().isdigit() or not name.strip()):
+            raise DataError(f"--labels {text}: found {part!r}, expected VALUE=NAME, such as 1=liver,2=tumour")
+        labels[int(value) if equals else number] = name.strip() if equals else part
+    labels.setdefault(0, "background")
+    return dict(sorted(labels.items()))
+
+
+def _image_table(table: Path | None) -> Path | None:
+    """Return the table if it lists images; one that lists patients or series belongs to DICOM."""
+    return table if table and "image" in read_table(table)[0] else None
+
+
+def _salt(out: Path) -> bytes:
+    """Return the secret with which this dataset's patients are hashed; it never leaves the folder."""
+    path = out / _SALT_FILE
+    if not path.is_file():
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(secrets.token_bytes(32))
+    return path.read_bytes()
+
+
+def _hash(salt: bytes, text: str, length: int = 16) -> str:
+    return hmac.new(salt, text.encode(), hashlib.sha256).hexdigest()[:length]
+
+
+def _link(source: Path, out: Path) -> str:
+    """Make the dataset's link to its source and return the prefix of paths through it."""
+    link = out / SOURCE_LINK
+    if not link.is_symlink() or link.resolve() != source:
+        unfinished = out / f".{SOURCE_LINK}.new"
+        unfinished.unlink(missing_ok=True)
+        unfinished.symlink_to(source)
+        unfinished.replace(link)
+    return f"{SOURCE_LINK}/"
+
+
+def _nothing_found(source: Path, files: Sequence[str], layout: Layout, heap: Heap) -> str:
+    suffixes = Counter(Path(f).suffix or "no suffix" for f in files)
+    found = ", ".join(f"{n} {s}" for s, n in suffixes.most_common(4)) or "no file"
+    if heap.left_out:
+        found = ", ".join(f"{n} {kind}" for kind, n in heap.left_out.items())
+    return (
+        f"{source}: no image found (found {found}; layout: {layout.kind}). Expected DICOM, NIfTI, NRRD, MetaImage, "
+        "PNG, JPEG, TIFF or slides, or a table with a column image."
+    )
+
+
+# --- DICOM headers
+
+
+def _read_heap(source: Path, files: Sequence[str], index: Index, progress: Progress, workers: int | None) -> Heap:
+    candidates = [f for f in files if not image_format(Path(f)) and not f.lower().endswith((*_NO_CASE, *SLIDES))]
+    headers: list[tuple[str, Header]] = []
+    fresh: list[tuple[str, str]] = []
+    for path in candidates:
+        try:
+            seen = facts.stamp([source / path])
+        except OSError as error:
+            headers.append((path, {"kind": "broken", "reason": f"cannot be read ({error.strerror})"}))
+            continue
+        known = index.get(f"header:{path}", seen)
+        if known is None:
+            fresh.append((path, seen))
+        else:
+            headers.append((path, known))
+    turns = [(source, fresh[i : i + _HEADERS_PER_TURN]) for i in range(0, len(fresh), _HEADERS_PER_TURN)]
+    done = len(headers)
+    progress("reading headers", done, len(candidates))
+    for batch in in_processes(_read_headers, turns, workers, fewest=8):
+        for path, seen, header in batch:
+            header["stamp"] = seen
+            index.put(f"header:{path}", seen, header)
+            headers.append((path, header))
+        done += len(batch)
+        progress("reading headers", done, len(candidates))
+    heap = sort_heap((path, header) for path, header in headers if header["kind"] != "foreign")
+    foreign = Counter(header["what"] for _, header in headers if header["kind"] == "foreign")
+    heap.left_out.update(foreign)
+    return heap
+
+
+def _read_headers(turn: tuple[Path, list[tuple[str, str]]]) -> list[tuple[str, str, Header]]:
+    root, paths = turn
+    return [(path, seen, _header(root / path)) for path, seen in paths]
+
+
+def _header(path: Path) -> Header:
+    try:
+        size = path.stat().st_size
+        if looks_like_dicom(path):
+            return read_header(path)
+    except OSError as error:
+        return {"kind": "broken", "reason": f"cannot be read ({error.strerror})"}
+    if path.suffix.lower() in {".dcm", ".dicom", ".ima"} or size == 0:
+        found = "is empty (0 bytes)" if size == 0 else f"is not DICOM; it looks like {looks_like(path) or 'no image'}"
+        return {"kind": "broken", "reason": found}
+    return {"kind": "foreign", "what": f"file that is no image ({path.suffix or 'no suffix'})"}
+
+
+# --- what there is to read
+
+
+def _file_work(layout: Layout, request: Request, prefix: str) -> Iterator[Work]:
+    source, out = request.source.resolve(), request.out.resolve()
+    slide_task = (request.task or layout.task) == "slides"
+    names = {name: value for value, name in request.labels.items()}
+    for item in layout.items:
+        if slide_task:
+            yield SlideWork(source, prefix, out, item, request.tiles, names)
+        else:
+            yield FileWork(source, prefix, item)
+
+
+def _dicom_work(heap: Heap, request: Request, salt: bytes) -> Iterator[Work]:
+    by_series: dict[str, list[Slice]] = {}
+    for label in heap.labels:
+        for series in label.header["refers_to"]:
+            by_series.setdefault(series, []).append(label)
+    values = _label_values(heap, request)
+    rows = _dicom_table(request.table)
+    classes = sorted({row["label"] for row in rows if row.get("label")})
+    for stack in heap.stacks:
+        header = stack.header
+        name = f"{_hash(salt, header['patient'], 8)}-{_hash(salt, header['series'], 8)}"
+        name += f"-{stack.part}" if stack.part else ""
+        if stack.kind == "flat":
+            name += f"-{_hash(salt, header['instance'] or stack.slices[0].path, 6)}"
+        row = _row_of(header, rows)
+        number = classes.index(row["label"]) if row.get("label") else None
+        labels = tuple(by_series.get(header["series"], ()))
+        split = row.get("split") or None
+        yield StackWork(request.source.resolve(), request.out.resolve(), name, stack, labels, values, number, split)
+
+
+def _slide_work(heap: Heap, request: Request) -> Iterator[Work]:
+    source, out = request.source.resolve(), request.out.resolve()
+    names = {name: value for value, name in request.labels.items()}
+    for instances in heap.slides.values():
+        folder = str(Path(instances[0].path).parent)
+        item = Item(Path(folder).name or "slide", instances[0].header["patient"], (folder,), modality="SM")
+        yield SlideWork(source, f"{SOURCE_LINK}/", out, item, request.tiles, names)
+
+
+def _label_values(heap: Heap, request: Request) -> dict[str, int]:
+    """Return region name -> label value: as the user says, else in the order of the alphabet."""
+    given = {name: value for value, name in request.labels.items() if value}
+    if given:
+        return given
+    names = sorted({name for label in heap.labels for name in label.header["labels"].values()})
+    return {name: number for number, name in enumerate(names, start=1)}
+
+
+def _dicom_table(table: Path | None) -> list[dict[str, str]]:
+    if table is None or _image_table(table):
+        return []
+    columns, rows = read_table(table)
+    if not {"patient", "series", "study"} & set(columns) or "label" not in columns:
+        raise DataError(
+            f"{table}: found the columns {columns}, expected label and one of image, patient, study, series."
+        )
+    return rows
+
+
+def _row_of(header: Header, rows: list[dict[str, str]]) -> dict[str, str]:
+    patient = header["patient"].split("|", 1)[-1]
+    identity = {"series": header["series"], "study": header["study"], "patient": patient}
+    for key, value in identity.items():
+        for row in rows:
+            if row.get(key) and row[key] == value:
+                return row
+    return {}
+
+
+# --- reading
+
+
+def _read_all(work: Sequence[Work], index: Index, progress: Progress, workers: int | None) -> Iterator[dict[str, Any]]:
+    fresh: list[tuple[Work, str]] = []
+    done = 0
+    for item in work:
+        seen = item.stamp()
+        known = index.get(item.key, seen)
+        if known is None:
+            fresh.append((item, seen))
+        else:
+            done += 1
+            yield known
+    progress("reading images", done, len(work))
+    for item, result in in_processes(_read_one, [item for item, _ in fresh], workers):
+        index.put(item.key, item.stamp(), result)
+        done += 1
+        progress("reading images", done, len(work))
+        yield result
+
+
+def _read_one(work: Work) -> tuple[Work, dict[str, Any]]:
+    result = work.read()
+    return work, {k: v.model_dump() if hasattr(v, "model_dump") else v for k, v in result.items() if v is not None}
+
+
+# --- the manifest
+
+
+def _compose(
+    request: Request,
+    task: Task,
+    layout: Layout,
+    heap: Heap,
+    results: Iterable[dict[str, Any]],
+    salt: bytes,
+    before: Manifest | None,
+) -> Manifest:
+    entries: list[Entry] = []
+    quarantine = list(layout.bad)
+    quarantine += [
+        Quarantined(name=_hash(salt, path, 12), reason=reason, source=path) for path, reason in heap.broken.items()
+    ]
+    for result in results:
+        if "reason" in result:
+            quarantine.append(Quarantined.model_validate(result))
+        else:
+            patient = _hash(salt, result["patient"])
+            entries.append(Entry.model_validate({**result, "patient": patient}))
+    kind = _label_kind(entries, layout, request)
+    if kind == "instances":
+        entries = [_as_one_class(entry) for entry in entries]
+    labels = _labels(entries, layout, heap, request)
+    usable = []
+    for entry in sorted(entries, key=lambda e: e.name or ""):
+        reasons = [*facts.faults(entry), *_outside_vocabulary(entry, labels, request, layout)]
+        if reasons:
+            quarantine.append(Quarantined(name=entry.name or "", reason="; ".join(reasons), source=entry.source))
+        else:
+            usable.append(entry)
+    left_out = Counter(layout.left_out) + Counter(heap.left_out)
+    return Manifest(
+        name=request.name,
+        description=f"registered by oncofed, layout: {layout.kind}",
+        task=task,
+        modality=layout.modality or _modality(usable),
+        labels={str(value): name for value, name in sorted(labels.items())},
+        label_kind=kind,
+        label_map=before.label_map if before else {},
+        reviewed=before.reviewed if before else [],
+        training=[e for e in usable if e.split in {None, "training"}],
+        validation=[e for e in usable if e.split == "validation"],
+        test=[e for e in usable if e.split == "test"],
+        quarantine=sorted(quarantine, key=lambda q: q.name),
+        left_out=dict(left_out),
+    )
+
+
+def _label_kind(entries: Sequence[Entry], layout: Layout, request: Request) -> Literal["classes", "instances"]:
+    """Return "instances" where masks number their objects: 1, 2, … n, with another n in each image."""
+    named = {v for v in {**layout.labels, **request.labels} if v}
+    counts = [e.instances for e in entries if e.instances]
+    if len(named) > 1 or not counts:
+        return "classes"
+    running = [
+        e.instances > 64 or sorted(facts.label_counts(e.label_values or {}))[-1] <= e.instances + 2
+        for e in entries
+        if e.instances
+    ]
+    if max(counts) > _NUMBERED and len(set(counts)) > min(3, len(counts) - 1) and np.mean(running) > 0.8:
+        return "instances"
+    return "classes"
+
+
+def _as_one_class(entry: Entry) -> Entry:
+    if entry.label_values is None:
+        return entry
+    counts = facts.label_counts(entry.label_values)
+    background = counts.get(0, 0)
+    values = {"0": background, "1": sum(counts.values()) - background}
+    return entry.model_copy(update={"label_values": {k: v for k, v in values.items() if v}})
+
+
+def _labels(entries: Sequence[Entry], layout: Layout, heap: Heap, request: Request) -> dict[int, str]:
+    """Return label value -> name; a value that nobody named has its own number as name."""
+    found: set[int] = set()
+    for entry in entries:
+        found |= set(facts.label_counts(entry.label_values or {}))
+        if isinstance(entry.label, int):
+            found.add(entry.label)
+    named = {**layout.labels, **{v: n for n, v in _label_values(heap, request).items()}, **request.labels}
+    if heap.stacks and request.table and not _image_table(request.table):
+        named |= dict(enumerate(sorted({r["label"] for r in _dicom_table(request.table) if r.get("label")})))
+    masks = any(isinstance(entry.label, str) for entry in entries)
+    if masks or any(entry.label_values for entry in entries):
+        named.setdefault(0, "background")
+    explicit = bool(layout.labels or request.labels)
+    return named if explicit and set(named) - {0} else {**{v: str(v) for v in sorted(found)}, **named}
+
+
+def _outside_vocabulary(entry: Entry, labels: Mapping[int, str], request: Request, layout: Layout) -> list[str]:
+    if not (layout.labels or request.labels) or entry.label_values is None:
+        return []
+    extra = sorted(set(facts.label_counts(entry.label_values)) - set(labels) - {0})
+    if not extra:
+        return []
+    values = ", ".join(map(str, extra[:5]))
+    return [f"its label holds the values {values}, expected only {sorted({0, *labels})}"]
+
+
+def _modality(entries: Sequence[Entry]) -> dict[str, str]:
+    found = Counter(entry.modality for entry in entries if entry.modality)
+    return {"0": "/".join(sorted(found))} if found else {}
+
+
+def _remove_stale(out: Path, manifest: Manifest) -> None:
+    """Remove converted images of cases that are no longer there: a patient who withdrew is gone from here too."""
+    kept = {path for e in manifest.entries for path in (*e.images, e.label, e.tiles) if isinstance(path, str)}
+    for folder in ("images", "labels", "tiles"):
+        for path in (out / folder).glob("*") if (out / folder).is_dir() and not (out / folder).is_symlink() else ():
+            if f"{folder}/{path.name}" not in kept and path.suffix in {".gz", ".png", ".npz"}:
+                path.unlink()
+
+
+def dataset_folder(name_or_folder: str | Path, datasets: Path) -> Path:
+    """Return the folder of a dataset given by folder or by the name under which it is registered.
+
+    Raises:
+        DataError: there is none.
+    """
+    path = Path(name_or_folder).expanduser()
+    if path.is_dir():
+        return manifest_path(path).parent
+    if (datasets / str(name_or_folder)).is_dir():
+        return manifest_path(datasets / str(name_or_folder)).parent
+    known = sorted(p.parent.name for p in datasets.glob("*/dataset.json"))
+    raise DataError(
+        f"{name_or_folder}: neither a folder nor a registered dataset. Registered in {datasets}: "
+        f"{', '.join(known) or 'none'}. Register a folder with: oncofed data register FOLDER --dataset NAME"
+    )

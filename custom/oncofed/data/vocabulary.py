@@ -1,0 +1,85 @@
+"""From a site's label values to a job's, by their names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from oncofed.data.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """How a dataset's labels become a job's.
+
+    Attributes:
+        values: the dataset's label value -> the job's, 0 being background; None: they are the same.
+        instances: the masks number their objects; all of them are one class.
+        how: what is converted, for people; empty where nothing is.
+        problems: why the labels do not fit; empty where they do.
+    """
+
+    values: Mapping[int, int] | None = None
+    instances: bool = False
+    how: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def match_labels(manifest: Manifest, classes: Mapping[int, str]) -> Vocabulary:
+    """Match a dataset's labels with a job's.
+
+    Names are compared without regard to case; ``label_map`` of the manifest goes before them. Where nobody named the
+    dataset's labels, values are taken for what they are.
+
+    Args:
+        manifest: the dataset.
+        classes: the job's label values and names, without background.
+    """
+    instances = manifest.label_kind == "instances"
+    names = {int(float(value)): name for value, name in manifest.labels.items() if int(float(value)) != 0}
+    if not manifest.label_map and all(_is_unnamed(value, name) for value, name in names.items()):
+        return _by_value(names, classes, instances)
+    wanted = {name.lower(): value for value, name in classes.items()}
+    mapping = {name.lower(): target for name, target in manifest.label_map.items()}
+    values: dict[int, int] = {}
+    problems, how = [], []
+    for value, name in sorted(names.items()):
+        target = mapping.get(name.lower(), name)
+        if target is None or target.lower() == "background":
+            values[value] = 0
+            how.append(f"{name} ({value}) becomes background")
+        elif target.lower() in wanted:
+            values[value] = wanted[target.lower()]
+            if values[value] != value or target.lower() != name.lower():
+                how.append(f"{name} ({value}) becomes {target} ({values[value]})")
+        else:
+            problems.append(
+                f"its label {name!r} is none of the job's {sorted(classes.values())}; say what it is in dataset.json: "
+                f'"label_map": {{"{name}": "{next(iter(classes.values()))}"}} (null for background)'
+            )
+    unknown = sorted(set(mapping) - {name.lower() for name in names.values()})
+    if unknown:
+        problems.append(f"label_map names {', '.join(unknown)}, which no label of the dataset is called")
+    missing = [name for value, name in classes.items() if value not in values.values()]
+    if missing and not problems:
+        problems.append(f"no label of the dataset stands for {', '.join(missing)}")
+    if instances:
+        how.append("every numbered object becomes its class")
+    same = not instances and all(value == target for value, target in values.items())
+    return Vocabulary(None if same else values, instances, how, problems)
+
+
+def _by_value(names: Mapping[int, str], classes: Mapping[int, str], instances: bool) -> Vocabulary:
+    if not instances:
+        return Vocabulary()
+    if len(classes) > 1:
+        return Vocabulary(
+            instances=True,
+            problems=[f"its masks number objects of one kind, the job learns {sorted(classes.values())}"],
+        )
+    name = next(iter(classes.values()))
+    return Vocabulary({1: 1}, True, [f"every numbered object becomes {name} (1)"])
+
+
+def _is_unnamed(value: int, name: str) -> bool:
+    return name.strip() in {str(value), ""}

@@ -1,0 +1,242 @@
+"""One case to be read in a process of its own: files, a DICOM series with its labels, or a slide."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import nibabel as nib
+import numpy as np
+from PIL import Image
+
+from oncofed.data import facts, slides
+from oncofed.data.dicom.headers import Header
+from oncofed.data.dicom.labels import read_label
+from oncofed.data.dicom.pixels import read_stack
+from oncofed.data.dicom.series import Slice, Stack
+from oncofed.data.images import LoadedImage
+from oncofed.data.layouts import Item
+from oncofed.data.manifest import write_whole
+from oncofed.errors import DataError
+
+# Raised when facts gain a field, so that what an older version remembered is read anew.
+_FACTS_VERSION = "1"
+
+
+class Work(Protocol):
+    """One case to be read in a process of its own."""
+
+    @property
+    def key(self) -> str:
+        """What the index knows it by."""
+
+    def stamp(self) -> str:
+        """What changes when its files do."""
+
+    def read(self) -> dict[str, Any]:
+        """Return the fields of an ``Entry``, or ``{"name", "reason", "source"}`` of a case that cannot be used."""
+
+
+@dataclass(frozen=True)
+class FileWork:
+    """A case whose image and label are files of their own."""
+
+    root: Path
+    prefix: str
+    item: Item
+
+    @property
+    def key(self) -> str:
+        """What the index knows it by."""
+        return f"file:{self.item.name}"
+
+    def stamp(self) -> str:
+        """What changes when its files do."""
+        return f"{_FACTS_VERSION} {self.item!r} {facts.stamp(self._paths())}"
+
+    def read(self) -> dict[str, Any]:
+        """Return the case's facts or the reason why it cannot be used."""
+        item = self.item
+        label = self.root / item.label if isinstance(item.label, str) else None
+        images = [self.root / image for image in item.images]
+        try:
+            image, mask = facts.read_case(images, label)
+            found = facts.measure(image, mask)
+            found["checksum"] = facts.checksum(images)
+        except (DataError, OSError) as error:
+            return {"name": item.name, "reason": _reason(error), "source": item.images[0]}
+        paths = [f"{self.prefix}{image}" for image in item.images]
+        return {
+            **found,
+            "name": item.name,
+            "patient": item.patient,
+            "image": paths[0] if len(paths) == 1 else paths,
+            "label": f"{self.prefix}{item.label}" if isinstance(item.label, str) else item.label,
+            "split": item.split,
+            "modality": item.modality,
+            "tags": item.tags,
+            "stamp": facts.stamp(self._paths()),
+            "source": item.images[0],
+        }
+
+    def _paths(self) -> list[Path]:
+        label = [self.item.label] if isinstance(self.item.label, str) else []
+        return [self.root / path for path in (*self.item.images, *label) if (self.root / path).exists()]
+
+
+@dataclass(frozen=True)
+class StackWork:
+    """A DICOM image with its label files."""
+
+    root: Path
+    out: Path
+    name: str
+    stack: Stack
+    labels: tuple[Slice, ...]
+    values: Mapping[str, int]
+    class_label: int | None
+    split: str | None
+
+    @property
+    def key(self) -> str:
+        """What the index knows it by."""
+        return f"dicom:{self.name}"
+
+    def stamp(self) -> str:
+        """What changes when its files do."""
+        files = sorted(item.path + item.header["stamp"] for item in (*self.stack.slices, *self.labels))
+        text = f"{_FACTS_VERSION} {files} {sorted(self.values.items())} {self.class_label} {self.split}"
+        there = all((self.out / path).is_file() for path in self._written())
+        return hashlib.sha256(text.encode()).hexdigest() + ("" if there else " not written")
+
+    def read(self) -> dict[str, Any]:
+        """Convert the image and its label and return their facts, or the reason why they cannot be used."""
+        header = self.stack.header
+        source = self.stack.slices[0].path
+        try:
+            pixels = read_stack(self.root, self.stack)
+            label = self._label(pixels.image)
+            found = facts.measure(pixels.image, label)
+        except (DataError, OSError) as error:
+            return {"name": self.name, "reason": _reason(error), "source": source}
+        image_path, label_path = self._written()[0], self._written()[1] if self.labels else None
+        _write_image(self.out / image_path, pixels.image)
+        if label is not None and label_path:
+            _write_image(self.out / label_path, label)
+        written = [self.out / p for p in (image_path, label_path) if p]
+        return {
+            **found,
+            "name": self.name,
+            "patient": header["patient"],
+            "image": image_path,
+            "label": label_path or self.class_label,
+            "split": self.split,
+            "modality": header["modality"] or None,
+            "vendor": header["vendor"] or None,
+            "checksum": facts.checksum(written[:1]),
+            "stamp": facts.stamp(written),
+            "notes": [*self.stack.notes, *pixels.notes, *_header_notes(header)],
+            "source": source,
+        }
+
+    def _written(self) -> list[str]:
+        suffix = ".png" if self.stack.kind == "flat" else ".nii.gz"
+        return [f"images/{self.name}{suffix}", *([f"labels/{self.name}{suffix}"] if self.labels else [])]
+
+    def _label(self, image: LoadedImage) -> LoadedImage | None:
+        mask: LoadedImage | None = None
+        for item in self.labels:
+            if image.dimensions != 3:
+                raise DataError("its image is flat, and its label a volume")
+            read = read_label(self.root / item.path, item.header, image, self.values)
+            merged = read.values if mask is None else np.maximum(mask.values, read.values)
+            mask = replace(read, values=merged)
+        return mask
+
+
+@dataclass(frozen=True)
+class SlideWork:
+    """A whole slide with its table's or region's label."""
+
+    root: Path
+    prefix: str
+    out: Path
+    item: Item
+    tiles: slides.TileSpec
+    names: Mapping[str, int]
+
+    @property
+    def key(self) -> str:
+        """What the index knows it by."""
+        return f"slide:{self.item.name}"
+
+    def stamp(self) -> str:
+        """What changes when its files do."""
+        there = (self.out / self._tiles_path).is_file()
+        paths = [self.root / p for p in (*self.item.images, self.item.label) if isinstance(p, str)]
+        seen = facts.stamp([p for p in paths if p.exists()])
+        text = f"{_FACTS_VERSION} {self.item!r} {self.tiles!r} {sorted(self.names.items())} {seen}"
+        return text + ("" if there else " not written")
+
+    def read(self) -> dict[str, Any]:
+        """Find the slide's tissue and tiles and return its facts, or the reason why it cannot be used."""
+        item = self.item
+        path = self.root / item.images[0]
+        region = self.root / item.label if isinstance(item.label, str) else None
+        try:
+            found, grid = slides.measure(path, self.tiles, region, self.names)
+        except (DataError, OSError) as error:
+            return {"name": item.name, "reason": _reason(error), "source": item.images[0]}
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **grid)  # type: ignore[arg-type]
+        target = self.out / self._tiles_path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(target, buffer.getvalue())
+        return {
+            **found,
+            "name": item.name,
+            "patient": item.patient,
+            "image": f"{self.prefix}{item.images[0]}",
+            "label": f"{self.prefix}{item.label}" if isinstance(item.label, str) else item.label,
+            "split": item.split,
+            "modality": "SM",
+            "tags": item.tags,
+            "tiles": self._tiles_path,
+            "stamp": facts.stamp([path]),
+            "source": item.images[0],
+        }
+
+    @property
+    def _tiles_path(self) -> str:
+        return f"tiles/{self.item.name}.npz"
+
+
+def _header_notes(header: Header) -> list[str]:
+    return ["burned-in annotation: its header says YES"] if header["burned_in"].upper() == "YES" else []
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, DataError) else f"cannot be read ({getattr(error, 'strerror', error)})"
+
+
+def _write_image(path: Path, image: LoadedImage) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if image.dimensions == 3:
+        nifti = nib.Nifti1Image(image.values[..., 0], image.affine)
+        nifti.header.set_xyzt_units("mm")
+        unfinished = path.with_name(f".{path.name}")
+        nib.save(nifti, unfinished)
+        unfinished.replace(path)
+        return
+    values = np.ascontiguousarray(image.values.swapaxes(0, 1))
+    if values.dtype != np.uint8:
+        low = int(values.min())
+        # PNG holds 16 bits without a sign; the lowest value becomes zero where it was negative.
+        values = (values.astype(np.float64) - min(low, 0)).clip(0, 65535).round().astype(np.uint16)
+    buffer = io.BytesIO()
+    Image.fromarray(values[..., 0] if values.shape[-1] == 1 else values).save(buffer, "PNG", compress_level=1)
+    write_whole(path, buffer.getvalue())
