@@ -13,7 +13,8 @@ from nvflare.apis.signal import Signal
 
 from oncofed.data.cases import read_cases
 from oncofed.federation import exchange
-from oncofed.federation.executor import DATASETS_FILE, SiteExecutor
+from oncofed.federation.datasets import DATASETS_FILE
+from oncofed.federation.executor import SiteExecutor
 from oncofed.job.spec import JobSpec
 
 

@@ -25,6 +25,12 @@ from oncofed.errors import FederationError
 APPROVED_CLASSES = (
     "oncofed.federation.controller.FederatedAveraging",
     "oncofed.federation.executor.SiteExecutor",
+    # A federated profile: FLARE's statistics workflow with our statistics and privacy.
+    "oncofed.federation.profile.FederatedProfile",
+    "oncofed.federation.profile.CaseStatistics",
+    "oncofed.federation.profile.SmallCounts",
+    "nvflare.app_common.executors.statistics.statistics_executor.StatisticsExecutor",
+    "nvflare.app_common.filters.statistics_privacy_filter.StatisticsPrivacyFilter",
 )
 
 # A site whose parent process vanished without a word is dropped after this many seconds (FLARE: ten minutes).

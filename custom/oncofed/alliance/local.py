@@ -17,7 +17,7 @@ from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 
 from oncofed.alliance.kits import AllianceSpec, provision
 from oncofed.errors import FederationError
-from oncofed.federation.executor import DATASETS_FILE
+from oncofed.federation.datasets import DATASETS_FILE
 from oncofed.processes import end_with_parent, process_environment, stop_processes
 
 _START_TIMEOUT_SECONDS = 90.0

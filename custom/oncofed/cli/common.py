@@ -57,6 +57,11 @@ def keep_caches_in(workspace: Path) -> None:
         os.environ.setdefault(variable, str(caches / library))
 
 
+def datasets_folder(workspace: Path) -> Path:
+    """Return where registered datasets lie: ``workspace/datasets/NAME``."""
+    return workspace / "datasets"
+
+
 def new_run_folder(workspace: Path, job: str) -> Path:
     """Return a folder ``workspace/runs/TIME-JOB`` that does not exist yet."""
     runs = workspace / "runs"

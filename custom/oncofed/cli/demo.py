@@ -34,6 +34,12 @@ BRAIN_NOTE = (
 HIPPOCAMPUS_NOTE = (
     "Real patients of one hospital (Medical Segmentation Decathlon, task 4), dealt to four sites of uneven size."
 )
+NUCLEI_NOTE = (
+    "Real microscopy (Data Science Bowl 2018, BBBC038): one site for each stain and image size, which stand for the "
+    "laboratory and microscope; small groups make one site, others."
+)
+# Stains and sizes with fewer fields of view are put together.
+_FEWEST_FIELDS = 50
 
 
 class Backend(str, Enum):
@@ -48,6 +54,21 @@ class DemoData(str, Enum):
 
     brain = "brain"
     hippocampus = "hippocampus"
+    nuclei = "nuclei"
+
+
+_JOBS = {
+    DemoData.brain: "brain_tissue_segmentation",
+    DemoData.hippocampus: "hippocampus_segmentation",
+    DemoData.nuclei: "nuclei_segmentation",
+}
+_NEEDED = {
+    DemoData.hippocampus: "the folder of Task04_Hippocampus with dataset.json, imagesTr and labelsTr. Download it from "
+    "http://medicaldecathlon.com",
+    DemoData.nuclei: "a folder with images/, labels/ (one number a nucleus) and a table with the columns image and "
+    "stain. The images are BBBC038 of https://bbbc.broadinstitute.org",
+}
+_NOTES = {DemoData.brain: BRAIN_NOTE, DemoData.hippocampus: HIPPOCAMPUS_NOTE, DemoData.nuclei: NUCLEI_NOTE}
 
 
 def demo(
@@ -59,10 +80,15 @@ def demo(
     ] = Backend.federation,
     rounds: Annotated[int | None, typer.Option(min=1, help="Rounds; by default as many as the job says.")] = None,
     data: Annotated[
-        DemoData, typer.Option(help="brain: built in; hippocampus: the Decathlon's task 4, see --data-root.")
+        DemoData,
+        typer.Option(help="brain: built in; hippocampus: the Decathlon's task 4; nuclei: microscopy; see --data-root."),
     ] = DemoData.brain,
     data_root: Annotated[
-        Path | None, typer.Option(help="Folder of Task04_Hippocampus: dataset.json, imagesTr, labelsTr.")
+        Path | None,
+        typer.Option(
+            help="hippocampus: folder of Task04_Hippocampus with dataset.json, imagesTr, labelsTr; nuclei: folder with "
+            "images/, labels/ and a table of image and stain."
+        ),
     ] = None,
     port: Annotated[
         int | None, typer.Option(min=1, max=65535, help="Port of the server; by default a free one.")
@@ -81,12 +107,9 @@ def demo(
     from oncofed.job.spec import read_job
 
     require_posix()
-    if data is DemoData.hippocampus and data_root is None:
-        raise SpecError(
-            "--data hippocampus needs --data-root DIR: the folder of Task04_Hippocampus with dataset.json, imagesTr "
-            "and labelsTr. Download it from http://medicaldecathlon.com"
-        )
-    spec = read_job("brain_tissue_segmentation" if data is DemoData.brain else "hippocampus_segmentation")
+    if data in _NEEDED and data_root is None:
+        raise SpecError(f"--data {data.value} needs --data-root DIR: {_NEEDED[data]}")
+    spec = read_job(_JOBS[data])
     if rounds:
         spec = spec.with_rounds(rounds)
     console = progress_console(json)
@@ -95,8 +118,7 @@ def demo(
     try:
         with ended_by_signals():
             sites = _images(spec, data, data_root, images, console)
-            note = BRAIN_NOTE if data is DemoData.brain else HIPPOCAMPUS_NOTE
-            run = Run(spec, sites, backend.value, folder, console, port, keep, data_note=note)
+            run = Run(spec, sites, backend.value, folder, console, port, keep, data_note=_NOTES[data])
             result = run.execute()
     finally:
         if not keep:
@@ -106,12 +128,19 @@ def demo(
 
 def _images(spec: JobSpec, data: DemoData, root: Path | None, images: Path, console: Console) -> dict[str, Path]:
     from oncofed.data.brain import HOSPITALS, make_hospitals
-    from oncofed.data.deal import deal_to_sites
+    from oncofed.data.deal import deal_by_tags, deal_to_sites
+    from oncofed.data.register import Request, register
     from oncofed.job.watch import progress_bar
 
     if data is DemoData.hippocampus:
         assert root is not None
         return deal_to_sites(root, images, _SHARES, spec.seed)
+    if data is DemoData.nuclei:
+        assert root is not None
+        registered = images / "registered"
+        console.print("registering the images …")
+        register(Request(root, spec.data.dataset, registered, "segmentation"))
+        return deal_by_tags(registered, images / "sites", ("stain", "size"), _FEWEST_FIELDS)
     patients = sum(h.train + h.validation + h.test for h in HOSPITALS)
     console.print(f"making {patients} patients of {len(HOSPITALS)} hospitals (real anatomy, simulated scanners) …")
     with progress_bar(console) as bar:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json as jsonlib
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -14,6 +14,7 @@ from rich.table import Table
 from oncofed.cli.common import (
     DEFAULT_WORKSPACE,
     Workspace,
+    datasets_folder,
     ended_by_signals,
     keep_caches_in,
     new_run_folder,
@@ -24,7 +25,10 @@ from oncofed.cli.common import (
 from oncofed.cli.demo import Backend
 from oncofed.errors import SpecError
 
-app = typer.Typer(help="Jobs as data: list, show, check, export, run.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from oncofed.data.planning import PlanFile
+
+app = typer.Typer(help="Jobs as data: list, show, check, plan, export, run.", no_args_is_help=True)
 
 Job = Annotated[str, typer.Argument(help="A job's name, its folder, or its job.yaml.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
@@ -33,36 +37,47 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
 @app.command("list")
 def list_(json: Json = False) -> None:
     """List the jobs in ./jobs and those that come with oncofed."""
-    from oncofed.job.spec import list_jobs, parse_job
+    from oncofed.job.spec import ProfileJobSpec, list_jobs, parse_any_job
 
-    specs = [(entry, parse_job(entry.file)) for entry in list_jobs()]
+    specs = [(entry, parse_any_job(entry.file)) for entry in list_jobs()]
+    datasets = {e.name: s.profile.dataset if isinstance(s, ProfileJobSpec) else s.data.dataset for e, s in specs}
     if json:
-        rows = [{"name": e.name, "title": s.title, "dataset": s.data.dataset, "file": str(e.file)} for e, s in specs]
+        rows = [{"name": e.name, "title": s.title, "dataset": datasets[e.name], "file": str(e.file)} for e, s in specs]
         typer.echo(jsonlib.dumps(rows, indent=2))
         return
     table = Table()
     for heading in ("job", "what it learns", "dataset", "network"):
         table.add_column(heading)
     for entry, spec in specs:
-        table.add_row(entry.name, spec.title, spec.data.dataset, spec.model.network)
+        network = "–" if isinstance(spec, ProfileJobSpec) else spec.model.network
+        table.add_row(entry.name, spec.title, datasets[entry.name], network)
     Console().print(table)
 
 
 @app.command()
 def show(job: Job, json: Json = False) -> None:
     """Show a job with every default written out."""
-    from oncofed.job.spec import read_job
+    from oncofed.job.spec import read_any_job
 
-    spec = read_job(job)
+    spec = read_any_job(job)
     typer.echo(spec.model_dump_json(indent=2, by_alias=True) if json else spec.to_yaml().rstrip())
 
 
 @app.command()
 def check(job: Job, json: Json = False) -> None:
     """Check a job.yaml: settings, their values, and that its network can be built."""
-    from oncofed.job.spec import find_job, read_job
+    from oncofed.job.spec import ProfileJobSpec, find_job, read_any_job
 
-    spec = read_job(job)
+    spec = read_any_job(job)
+    if isinstance(spec, ProfileJobSpec):
+        if json:
+            typer.echo(jsonlib.dumps({"job": spec.name, "ok": True}))
+        else:
+            typer.echo(
+                f"{find_job(job)}: ok. It trains nothing; fewest patients behind a number: "
+                f"{spec.profile.minimum_count}."
+            )
+        return
     network = spec.plan().build_network()
     parameters = sum(p.numel() for p in network.parameters())
     megabytes = sum(v.numel() * v.element_size() for v in network.state_dict().values()) / 1e6
@@ -84,9 +99,9 @@ def export(
 ) -> None:
     """Write a job as a plain FLARE job folder: JSON only, for `nvflare job submit`."""
     from oncofed.job.flare import export_job
-    from oncofed.job.spec import read_job
+    from oncofed.job.spec import read_any_job
 
-    folder = export_job(read_job(job), out, force)
+    folder = export_job(read_any_job(job), out, force)
     typer.echo(f"{folder}: written. Submit it with: nvflare job submit -j {folder}")
 
 
@@ -94,7 +109,11 @@ def export(
 def run(
     job: Job,
     site: Annotated[
-        list[str], typer.Option("--site", help="NAME=FOLDER, once for each site: a folder in Decathlon layout.")
+        list[str],
+        typer.Option(
+            "--site",
+            help="NAME=DATASET, once for each site: a registered dataset's name, or a folder with dataset.json.",
+        ),
     ],
     backend: Annotated[
         Backend,
@@ -114,23 +133,36 @@ def run(
         float | None,
         typer.Option(min=0, max=1, help="Share of a site's cases that may be set aside; by default the job's own."),
     ] = None,
+    gpu_memory: Annotated[
+        float, typer.Option(min=0.1, help="federated_profile: GiB of the smallest GPU, for the plan.")
+    ] = 8.0,
     keep: Annotated[bool, typer.Option("--keep", help="Keep startup kits and FLARE's own files.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print result.json to stdout, progress to stderr.")] = False,
     workspace: Workspace = DEFAULT_WORKSPACE,
 ) -> None:
     """Run a job on this machine over your own folders, each folder one site."""
     keep_caches_in(workspace)
+    from oncofed.job.profile import ProfileRun
     from oncofed.job.run import Run
-    from oncofed.job.spec import read_job
+    from oncofed.job.spec import ProfileJobSpec, read_any_job
 
     require_posix()
-    spec = read_job(job)
-    if rounds:
-        spec = spec.with_rounds(rounds)
-    if max_bad_share is not None:
-        spec = spec.changed({"data": {"max_bad_share": max_bad_share}})
-    sites = parse_sites(site)
-    needed = spec.federation.min_sites or 1
+    spec = read_any_job(job)
+    if isinstance(spec, ProfileJobSpec):
+        if rounds or max_bad_share is not None:
+            raise SpecError(f"{spec.name} trains nothing: leave --rounds and --max-bad-share away.")
+        min_sites = spec.min_sites
+    else:
+        spec = spec.with_rounds(rounds) if rounds else spec
+        if max_bad_share is not None:
+            spec = spec.changed({"data": {"max_bad_share": max_bad_share}})
+        min_sites = spec.federation.min_sites
+    registered = datasets_folder(workspace)
+    sites = {
+        name: registered / value if not value.exists() and (registered / value).is_dir() else value
+        for name, value in parse_sites(site).items()
+    }
+    needed = min_sites or 1
     if len(sites) < needed:
         raise SpecError(
             f"the job needs {needed} sites (federation.min_sites), found {len(sites)}: {', '.join(sites)}. "
@@ -141,8 +173,62 @@ def run(
         raise SpecError(f"{folder} is not empty. Name a new folder with --out, or leave --out away.")
     with ended_by_signals():
         console = progress_console(json)
+        if isinstance(spec, ProfileJobSpec):
+            plan = ProfileRun(spec, sites, backend.value, folder, console, port, keep, gpu_memory).execute()
+            _show_plan(plan, folder / "plan.json", json)
+            return
         result = Run(spec, sites, backend.value, folder, console, port, keep, baselines).execute()
     show_result(result, folder, json)
+
+
+@app.command()
+def plan(
+    job: Job,
+    plan_file: Annotated[Path, typer.Argument(metavar="PLAN", help="plan.json of a federated profile.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The job.yaml to write; it must not exist.")],
+    json: Json = False,
+) -> None:
+    """Write a job with the settings that a federated profile proposes: spacing, patch, batch size, network."""
+    from pydantic import ValidationError
+
+    from oncofed.data.planning import PlanFile
+    from oncofed.job.spec import read_job
+
+    spec = read_job(job)
+    try:
+        proposed = PlanFile.model_validate_json(plan_file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SpecError(f"{plan_file}: no such file. Make one with: oncofed job run federated_profile ...") from None
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise SpecError(
+            f"{plan_file}: no plan ({str(error).splitlines()[0]}). Expected plan.json of a profile."
+        ) from None
+    if out.exists():
+        raise SpecError(f"{out} exists. Name another file with --out.")
+    if proposed.dimensions != spec.data.dimensions:
+        raise SpecError(f"the plan is for images of {proposed.dimensions} axes, the job's have {spec.data.dimensions}")
+    changed = spec.changed(proposed.settings)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(changed.to_yaml(), encoding="utf-8")
+    _show_plan(proposed, out, json)
+
+
+def _show_plan(plan: PlanFile, path: Path, json: bool) -> None:
+    if json:
+        typer.echo(plan.model_dump_json(indent=2, by_alias=True))
+        return
+    table = Table(
+        title=f"from {sum(plan.patients.values())} patients of {len(plan.patients)} sites", title_justify="left"
+    )
+    for heading in ("setting", "value", "because", "statistic"):
+        table.add_column(heading, overflow="fold")
+    for reason in plan.reasons:
+        table.add_row(reason.setting, str(reason.value), reason.because, reason.statistic)
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(f"Written: {path}", soft_wrap=True)
+    if path.suffix == ".json":
+        console.print(f"Next:    oncofed job plan JOB {path} --out NEW.yaml", soft_wrap=True)
 
 
 def parse_sites(values: list[str]) -> dict[str, Path]:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from oncofed import __version__
-from oncofed.cli import demo, job
+from oncofed.cli import data, demo, job
 from oncofed.cli.common import fail, options
 from oncofed.errors import OncofedError
 
@@ -20,6 +20,7 @@ app = typer.Typer(
     epilog="Exit status: 0 done, 1 the work failed, 2 wrong usage, 3 refused by a policy or a check.",
 )
 app.add_typer(job.app, name="job")
+app.add_typer(data.app, name="data")
 app.command("demo")(demo.demo)
 
 

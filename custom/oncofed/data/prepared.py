@@ -150,7 +150,7 @@ class PreparedCases(Dataset[Prepared]):
 
 def _relevant(spec: DataSpec) -> dict[str, Any]:
     """Return the settings that change what is prepared."""
-    return {k: getattr(spec, k) for k in ("modality", "channels", "orientation", "spacing", "patch")}
+    return {k: getattr(spec, k) for k in ("modality", "channels", "background", "orientation", "spacing", "patch")}
 
 
 def _cache_folder(cases: Sequence[Case]) -> Path | None:

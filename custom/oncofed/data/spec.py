@@ -45,6 +45,9 @@ class DataSpec(StrictModel):
     channels: tuple[str, ...] = Field(
         ("image",), min_length=1, max_length=16, description="what each channel shows, such as [red, green, blue]"
     )
+    background: Literal["as_is", "dark"] = Field(
+        "as_is", description="dark: images whose background is bright are inverted, so that stains look alike"
+    )
     orientation: Literal["RAS", "LPS"] = Field("RAS", description="axis order of the working grid of volumes")
     spacing: tuple[Millimetres, ...] | None = Field(
         None, description="voxel size of the working grid in mm; null keeps each image's own"

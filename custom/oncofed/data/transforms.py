@@ -27,6 +27,7 @@ from monai.transforms import (
 from monai.utils.enums import MetaKeys, SpaceKeys
 
 from oncofed.data.cases import Case
+from oncofed.data.facts import Values
 from oncofed.data.images import LoadedImage
 from oncofed.data.spec import DataSpec
 
@@ -51,12 +52,14 @@ class ReadCase(Transform):
     """Reads a ``Case``: {"image": (channel, x, y[, z]), "label": (1, x, y[, z])}, float32 with their affines.
 
     Args:
-        channels: that the network sees; a flat image's grey becomes colour, and colour grey.
+        spec: gives the channels that the network sees (a flat image's grey becomes colour, and colour grey), and
+            whether bright backgrounds are inverted.
         label: also read the label.
     """
 
-    def __init__(self, channels: int, label: bool = True) -> None:
-        self._channels = channels
+    def __init__(self, spec: DataSpec, label: bool = True) -> None:
+        self._channels = len(spec.channels)
+        self._darken = spec.background == "dark"
         self._label = label
 
     def __call__(self, case: Case) -> dict[str, MetaTensor]:
@@ -72,7 +75,25 @@ class ReadCase(Transform):
             values = np.repeat(values, 3, axis=-1)
         elif values.shape[-1] == 3 and self._channels == 1:
             values = (values.astype(np.float32) @ _LUMA)[..., None]
+        if self._darken:
+            values = darken(values)
         return LoadedImage(values, image.affine, image.stored, image.calibrated)
+
+
+def darken(values: Values) -> Values:
+    """Invert an image whose background is bright: whose median is nearer to its brightest percentile than its darkest.
+
+    What covers most of a field is background, and objects differ from it: in fluorescence they are brighter, in
+    bright-field and stained tissue darker.
+
+    Args:
+        values: (x, y[, z], channel).
+    """
+    low, median, high = np.percentile(values.mean(axis=-1), (1, 50, 99))
+    if median - low <= high - median:
+        return values
+    inverted: Values = values.max() - values
+    return inverted
 
 
 def _to_grid(spec: DataSpec, keys: tuple[str, ...]) -> list[Any]:
@@ -98,7 +119,7 @@ def load_image(spec: DataSpec) -> Compose:
     The image keeps its affine and the record of what was done to it, so that a prediction can be brought back to the
     grid of the file.
     """
-    steps = [ReadCase(len(spec.channels), label=False), *_to_grid(spec, ("image",)), *_normalise(spec)]
+    steps = [ReadCase(spec, label=False), *_to_grid(spec, ("image",)), *_normalise(spec)]
     return Compose([*steps, EnsureTyped("image", dtype=np.float32)])
 
 
@@ -114,7 +135,7 @@ def load_pair(spec: DataSpec, classes: int) -> Compose:
     """
     return Compose(
         [
-            ReadCase(len(spec.channels)),
+            ReadCase(spec),
             *_to_grid(spec, _PAIR),
             *_normalise(spec),
             SpatialPadd(_PAIR, spatial_size=spec.patch),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,10 @@ from nvflare.apis.signal import Signal
 from oncofed.data.cases import usable_cases
 from oncofed.errors import DataError, OncofedError, TrainingError
 from oncofed.federation import exchange
+from oncofed.federation.datasets import DATASETS_FILE, dataset_folder
 from oncofed.federation.exchange import TASK_PREPARE, TASK_SUBMIT_MODEL, TASK_TRAIN, TASK_VALIDATE, Weights
 from oncofed.training import Plan, Trainer
 
-DATASETS_FILE = "datasets.json"
 _SECONDS_BETWEEN_PROGRESS = 0.5
 
 
@@ -77,7 +76,7 @@ class SiteExecutor(Executor):
     def _prepare(self, fl_ctx: FLContext) -> Trainer:
         site = fl_ctx.get_identity_name()
         config = Path(fl_ctx.get_prop(FLContextKey.WORKSPACE_OBJECT).get_site_config_dir()) / DATASETS_FILE
-        folder = _dataset_folder(config, site, self._plan.data.dataset)
+        folder = dataset_folder(config, site, self._plan.data.dataset)
         plan = self._plan
 
         def checked(done: int, total: int) -> None:
@@ -148,15 +147,3 @@ def _counts(trainer: Trainer) -> dict[str, Any]:
         "test": len(cases.test),
         "device": trainer.device.type,
     }
-
-
-def _dataset_folder(config: Path, site: str, dataset: str) -> Path:
-    try:
-        registered = json.loads(config.read_text(encoding="utf-8"))[site]
-    except FileNotFoundError:
-        raise DataError(f"{config} is missing. Expected {{SITE: {{DATASET: FOLDER}}}}.") from None
-    except (json.JSONDecodeError, KeyError, TypeError):
-        raise DataError(f"{config} has no entry for {site}. Expected {{SITE: {{DATASET: FOLDER}}}}.") from None
-    if dataset not in registered:
-        raise DataError(f"{config}: no dataset {dataset!r}, found {sorted(registered)}. Register its folder there.")
-    return Path(registered[dataset])

@@ -17,8 +17,8 @@ from nvflare.fuel.flare_api.flare_api import Session
 from oncofed.alliance.kits import APPROVED_CLASSES, AllianceSpec
 from oncofed.alliance.local import LocalAlliance, free_port, quiet
 from oncofed.errors import FederationError
-from oncofed.federation.events import EVENTS_FILE, MODELS_FOLDER
-from oncofed.federation.executor import DATASETS_FILE
+from oncofed.federation.datasets import DATASETS_FILE
+from oncofed.federation.events import EVENTS_FILE
 from oncofed.processes import end_with_parent, process_environment, stop_processes
 
 Datasets = dict[str, dict[str, Path]]
@@ -113,8 +113,8 @@ class _SimulatedJob:
         return None if code is None else f"status {code}"
 
     def fetch(self) -> Path:
-        if not (self._run_dir / MODELS_FOLDER / "best.safetensors").is_file():
-            raise FederationError(f"FLARE's simulator left no model. Its log: {self._console}")
+        if not self.events.is_file():
+            raise FederationError(f"FLARE's simulator left no record. Its log: {self._console}")
         return self._run_dir
 
 

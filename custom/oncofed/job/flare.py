@@ -10,17 +10,21 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from oncofed.data.profile import features
 from oncofed.errors import SpecError
 from oncofed.federation.exchange import TASK_PREPARE, TASK_SUBMIT_MODEL, TASK_TRAIN, TASK_VALIDATE
-from oncofed.job.spec import JobSpec
+from oncofed.federation.spec import ProfilePlan
+from oncofed.job.spec import AnyJob, JobSpec, ProfileJobSpec
 
+# The name that FLARE's statistics workflow gives its task.
+_STATISTICS_TASK = "fed_stats"
 # FLARE's own default is two seconds; an idle site asks again after this many.
 _IDLE_SECONDS = 0.05
 # A site that vanished is given up after this many seconds; FLARE's own default is a minute.
 _LOST_AFTER_SECONDS = 10.0
 
 
-def export_job(spec: JobSpec, out: Path, force: bool = False) -> Path:
+def export_job(spec: AnyJob, out: Path, force: bool = False) -> Path:
     """Write ``out`` as a FLARE job folder and return it.
 
     Args:
@@ -39,9 +43,13 @@ def export_job(spec: JobSpec, out: Path, force: bool = False) -> Path:
         shutil.rmtree(out)
     config = out / "app" / "config"
     config.mkdir(parents=True)
-    _write(out / "meta.json", _meta(spec))
-    _write(config / "config_fed_server.json", _server(spec))
-    _write(config / "config_fed_client.json", _client(spec))
+    if isinstance(spec, ProfileJobSpec):
+        min_sites, server, client = spec.min_sites, _profile_server(spec), _profile_client(spec.profile)
+    else:
+        min_sites, server, client = spec.federation.min_sites, _server(spec), _client(spec)
+    _write(out / "meta.json", _meta(spec.name, min_sites))
+    _write(config / "config_fed_server.json", server)
+    _write(config / "config_fed_client.json", client)
     return out
 
 
@@ -53,11 +61,11 @@ def _plan(spec: JobSpec) -> dict[str, Any]:
     return spec.plan().model_dump(mode="json")
 
 
-def _meta(spec: JobSpec) -> dict[str, Any]:
+def _meta(name: str, min_sites: int | None) -> dict[str, Any]:
     return {
-        "name": spec.name,
+        "name": name,
         "resource_spec": {},
-        "min_clients": spec.federation.min_sites or 1,
+        "min_clients": min_sites or 1,
         "deploy_map": {"app": ["@ALL"]},
     }
 
@@ -68,6 +76,10 @@ def _server(spec: JobSpec) -> dict[str, Any]:
         "path": "oncofed.federation.controller.FederatedAveraging",
         "args": {"plan": _plan(spec), "min_sites": spec.federation.min_sites},
     }
+    return _server_config(controller)
+
+
+def _server_config(controller: dict[str, Any]) -> dict[str, Any]:
     return {
         "format_version": 2,
         "server": {"task_request_interval": _IDLE_SECONDS},
@@ -84,11 +96,48 @@ def _client(spec: JobSpec) -> dict[str, Any]:
         "path": "oncofed.federation.executor.SiteExecutor",
         "args": {"plan": _plan(spec)},
     }
+    return _client_config([TASK_PREPARE, TASK_TRAIN, TASK_VALIDATE, TASK_SUBMIT_MODEL], executor)
+
+
+def _client_config(tasks: list[str], executor: dict[str, Any], **more: Any) -> dict[str, Any]:
     return {
         "format_version": 2,
         "default_task_fetch_interval": _IDLE_SECONDS,
-        "executors": [{"tasks": [TASK_PREPARE, TASK_TRAIN, TASK_VALIDATE, TASK_SUBMIT_MODEL], "executor": executor}],
+        "executors": [{"tasks": tasks, "executor": executor}],
         "components": [],
         "task_data_filters": [],
         "task_result_filters": [],
+        **more,
     }
+
+
+def _profile_server(spec: ProfileJobSpec) -> dict[str, Any]:
+    arguments = {"plan": spec.profile.model_dump(mode="json"), "min_sites": spec.min_sites}
+    return _server_config({"id": "profile", "path": "oncofed.federation.profile.FederatedProfile", "args": arguments})
+
+
+def _profile_client(plan: ProfilePlan) -> dict[str, Any]:
+    ranges = {name: [low, high] for name, low, high in features(plan.modality, plan.dimensions, plan.classes)}
+    privacy = {"minimum_count": plan.minimum_count, "noise": plan.noise, "ranges": ranges}
+    components = [
+        {
+            "id": "statistics",
+            "path": "oncofed.federation.profile.CaseStatistics",
+            "args": {"plan": plan.model_dump(mode="json")},
+        },
+        {"id": "small_counts", "path": "oncofed.federation.profile.SmallCounts", "args": privacy},
+    ]
+    executor = {
+        "path": "nvflare.app_common.executors.statistics.statistics_executor.StatisticsExecutor",
+        "args": {"generator_id": "statistics", "precision": 6},
+    }
+    cleaned = {
+        "path": "nvflare.app_common.filters.statistics_privacy_filter.StatisticsPrivacyFilter",
+        "args": {"result_cleanser_ids": ["small_counts"]},
+    }
+    return _client_config(
+        [_STATISTICS_TASK],
+        executor,
+        components=components,
+        task_result_filters=[{"tasks": [_STATISTICS_TASK], "filters": [cleaned]}],
+    )

@@ -133,7 +133,7 @@ class Run:
     def _usable(self, site: str, folder: Path) -> Usable:
         plan = self.spec.plan()
         with progress_bar(self.console) as bar:
-            task = bar.add_task(f"checking images of {site}", total=None)
+            task = bar.add_task(f"checking images of {site}", total=0)
             return usable_cases(
                 folder,
                 plan.data,

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from oncofed.data.spec import DataSpec, StrictModel
 from oncofed.errors import SpecError
-from oncofed.federation.spec import FederationSpec
+from oncofed.federation.spec import FederationSpec, ProfilePlan
 from oncofed.models import ModelSpec
 from oncofed.tasks import SegmentationSpec
 from oncofed.training import Plan, TrainingSpec
 
 JOB_FILE = "job.yaml"
+
+Spec = TypeVar("Spec", bound=StrictModel)
 
 
 class JobSpec(StrictModel):
@@ -57,11 +59,28 @@ class JobSpec(StrictModel):
         values = self.model_dump(by_alias=True)
         for section, settings in sections.items():
             values[section] = {**values[section], **settings}
-        return _validate(values, "the changed job", {})
+        return _validate(JobSpec, values, "the changed job", {})
 
     def to_yaml(self) -> str:
         """Return the job as ``job.yaml`` holds it, with every default written out."""
         return yaml.safe_dump(self.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
+
+
+class ProfileJobSpec(StrictModel):
+    """A job that trains nothing: the sites tell together what their data are like."""
+
+    schema_: Literal[1] = Field(1, alias="schema", description="version of this file's format")
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$", description="lower case, digits, _ and -")
+    title: str = Field(min_length=1, max_length=120, description="one line for lists and reports")
+    profile: ProfilePlan
+    min_sites: int | None = Field(None, ge=1, le=1000, description="fewest sites that must answer; null: every one")
+
+    def to_yaml(self) -> str:
+        """Return the job as ``job.yaml`` holds it, with every default written out."""
+        return yaml.safe_dump(self.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
+
+
+AnyJob = JobSpec | ProfileJobSpec
 
 
 @dataclass(frozen=True)
@@ -73,7 +92,7 @@ class JobEntry:
 
 
 def read_job(job: str | Path) -> JobSpec:
-    """Read a job by name, by folder or by file.
+    """Read a job that trains a model, by name, by folder or by file.
 
     Args:
         job: a name that ``oncofed job list`` shows, a folder with ``job.yaml``, or the file itself.
@@ -83,6 +102,11 @@ def read_job(job: str | Path) -> JobSpec:
             what is allowed.
     """
     return parse_job(find_job(job))
+
+
+def read_any_job(job: str | Path) -> AnyJob:
+    """Read a job of whatever kind; see ``read_job``."""
+    return parse_any_job(find_job(job))
 
 
 def find_job(job: str | Path) -> Path:
@@ -118,7 +142,19 @@ def jobs_folders() -> list[Path]:
 
 
 def parse_job(file: Path) -> JobSpec:
-    """Read one ``job.yaml``.
+    """Read one ``job.yaml`` of a job that trains a model.
+
+    Raises:
+        SpecError: the file is not valid, or the job trains nothing.
+    """
+    spec = parse_any_job(file)
+    if isinstance(spec, ProfileJobSpec):
+        raise SpecError(f"{file}: the job {spec.name} has a section profile and trains nothing; name one that trains.")
+    return spec
+
+
+def parse_any_job(file: Path) -> AnyJob:
+    """Read one ``job.yaml``; a section ``profile`` makes it a job that trains nothing.
 
     Raises:
         SpecError: the file is not valid.
@@ -137,14 +173,16 @@ def parse_job(file: Path) -> JobSpec:
         raise SpecError(f"{file}:1: found {type(values).__name__}, expected settings such as 'name: my_job'")
     lines: dict[tuple[str, ...], int] = {}
     _collect_lines(root, (), lines, file)
-    return _validate(values, str(file), lines)
+    if "profile" in values:
+        return _validate(ProfileJobSpec, values, str(file), lines)
+    return _validate(JobSpec, values, str(file), lines)
 
 
-def _validate(values: dict[str, Any], where: str, lines: dict[tuple[str, ...], int]) -> JobSpec:
+def _validate(kind: type[Spec], values: dict[str, Any], where: str, lines: dict[tuple[str, ...], int]) -> Spec:
     try:
-        return JobSpec.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
-        raise SpecError("\n".join(_explain(problem, where, lines) for problem in error.errors())) from None
+        raise SpecError("\n".join(_explain(problem, where, lines, kind) for problem in error.errors())) from None
 
 
 def _collect_lines(node: yaml.Node | None, at: tuple[str, ...], lines: dict[tuple[str, ...], int], file: Path) -> None:
@@ -166,13 +204,13 @@ def _collect_lines(node: yaml.Node | None, at: tuple[str, ...], lines: dict[tupl
             _collect_lines(value, (*at, str(index)), lines, file)
 
 
-def _explain(problem: Any, where: str, lines: dict[tuple[str, ...], int]) -> str:
+def _explain(problem: Any, where: str, lines: dict[tuple[str, ...], int], kind: type[StrictModel]) -> str:
     loc = tuple(str(part) for part in problem["loc"] if part != "[key]")
     nearest = next((loc[:n] for n in range(len(loc), -1, -1) if loc[:n] in lines), ())
     line = f":{lines[nearest]}" if nearest in lines else ""
     setting = ".".join(loc) or "job"
     if problem["type"] == "extra_forbidden":
-        allowed = ", ".join(_settings_beside(loc))
+        allowed = ", ".join(_settings_beside(loc, kind))
         return f"{where}{line}: unknown setting {setting}; allowed here: {allowed}"
     if problem["type"] == "missing":
         return f"{where}{line}: {setting} is missing"
@@ -182,8 +220,8 @@ def _explain(problem: Any, where: str, lines: dict[tuple[str, ...], int]) -> str
     return f"{where}{line}: {setting}: {shown}{message}"
 
 
-def _settings_beside(loc: tuple[str, ...]) -> list[str]:
-    model: Any = JobSpec
+def _settings_beside(loc: tuple[str, ...], kind: type[StrictModel]) -> list[str]:
+    model: Any = kind
     for part in loc[:-1]:
         field = model.model_fields.get(part)
         model = getattr(field, "annotation", None)

@@ -1,0 +1,301 @@
+"""``oncofed data``: a hospital's folders become checked datasets."""
+
+from __future__ import annotations
+
+import json as jsonlib
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from oncofed.cli.common import (
+    DEFAULT_WORKSPACE,
+    Workspace,
+    datasets_folder,
+    ended_by_signals,
+    keep_caches_in,
+    progress_console,
+)
+from oncofed.errors import SpecError
+
+if TYPE_CHECKING:
+    from oncofed.data.contract import Report
+    from oncofed.data.manifest import Manifest
+
+app = typer.Typer(
+    help="A site's data: register folders of DICOM, NIfTI, slides or images; check, profile, split, de-identify them.",
+    no_args_is_help=True,
+)
+
+Dataset = Annotated[str, typer.Argument(help="A registered dataset's name, or its folder with dataset.json.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout, progress to stderr.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Processes that read; by default one a core.")]
+
+_MOST_SHOWN = 20
+
+
+class TaskName(str, Enum):
+    """What a dataset is for."""
+
+    segmentation = "segmentation"
+    classification = "classification"
+    slides = "slides"
+
+
+@app.command()
+def register(
+    folder: Annotated[Path, typer.Argument(help="The folder that holds the images, in any layout. It is only read.")],
+    dataset: Annotated[
+        str | None, typer.Option(help="Name of the dataset: lower case, digits, _ and -; by default the folder's name.")
+    ] = None,
+    task: Annotated[TaskName | None, typer.Option(help="What it is for; by default as the layout says.")] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            help="Names of the labels (1=liver,2=tumour), or a CSV/TSV file: image,label,patient,split; for DICOM "
+            "patient, study or series in place of image.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The dataset's folder; by default datasets/NAME in the workspace.")
+    ] = None,
+    tile: Annotated[int, typer.Option(min=16, max=4096, help="Slides: side of a tile in pixels.")] = 256,
+    mpp: Annotated[float, typer.Option(min=0.05, max=50, help="Slides: microns per pixel of a tile.")] = 0.5,
+    tissue: Annotated[float, typer.Option(min=0, max=1, help="Slides: least share of a tile that is tissue.")] = 0.25,
+    workers: Workers = None,
+    json: Json = False,
+    workspace: Workspace = DEFAULT_WORKSPACE,
+) -> None:
+    """Read a folder once and list its cases in dataset.json; the next time only what changed is read.
+
+    Reads DICOM in any heap (series, SEG, RT-STRUCT, X-rays, slides), NIfTI, NRRD and MetaImage, Decathlon and nnU-Net
+    folders, a table of images, one folder a class, images with masks, and whole slides. Volumes of DICOM become NIfTI
+    without headers. Patients are kept as salted hashes. A case that cannot be used is set aside with its reason.
+
+    Exit status: 0 also where some cases were set aside; `oncofed data check` says whether a job may train.
+    """
+    from oncofed.data.register import Request, parse_labels
+    from oncofed.data.register import register as read_folder
+    from oncofed.data.slides import TileSpec
+
+    name = dataset or _name_of(folder)
+    target = out or datasets_folder(workspace) / name
+    _require_name(name)
+    table, names = _labels(labels, parse_labels)
+    request = Request(
+        folder,
+        name,
+        target,
+        task.value if task else None,
+        names,
+        table,
+        TileSpec(tile, mpp, tissue),
+        workers,
+    )
+    with ended_by_signals(), _progress(progress_console(json)) as advance:
+        manifest = read_folder(request, advance)
+    if json:
+        typer.echo(jsonlib.dumps(_summary(manifest, target), indent=2))
+        return
+    _show_registered(manifest, target)
+
+
+@app.command()
+def check(
+    job: Annotated[str, typer.Argument(help="A job's name, its folder, or its job.yaml.")],
+    dataset: Dataset,
+    json: Json = False,
+    workspace: Workspace = DEFAULT_WORKSPACE,
+) -> None:
+    """Say whether a job may train on a dataset: what fits, what is converted, what does not fit and why.
+
+    Lists the cases that were set aside, copies of images, patients in two splits, cases unlike all others, and warns of
+    what may identify a patient. Exit status 3: something was found that a person has to mend, or cases were set aside;
+    the last line says whether the job would train all the same.
+    """
+    keep_caches_in(workspace)
+    from oncofed.data.contract import check_dataset
+    from oncofed.data.register import dataset_folder
+    from oncofed.job.spec import read_job
+
+    spec = read_job(job)
+    folder = dataset_folder(dataset, datasets_folder(workspace))
+    report = check_dataset(folder, spec.data, spec.task.classes, spec.seed)
+    if json:
+        typer.echo(jsonlib.dumps(_report_values(report), indent=2))
+    else:
+        _show_report(report, spec.name, dataset)
+    if not report.clean:
+        raise typer.Exit(3)
+
+
+@app.command()
+def split(
+    dataset: Dataset,
+    by: Annotated[str, typer.Option(help="Columns of the table, or size, vendor, modality: stain,size")],
+    out: Annotated[Path, typer.Option(help="Folder in which each site gets a folder of its own.")],
+    least: Annotated[int, typer.Option(min=1, help="Patients; smaller groups become one site, others.")] = 1,
+    json: Json = False,
+    workspace: Workspace = DEFAULT_WORKSPACE,
+) -> None:
+    """Deal one registered dataset to sites by what its cases say, to try a federation on one machine."""
+    from oncofed.data.deal import deal_by_tags
+    from oncofed.data.manifest import read_manifest
+    from oncofed.data.register import dataset_folder
+
+    folder = dataset_folder(dataset, datasets_folder(workspace))
+    sites = deal_by_tags(folder, out, [tag.strip() for tag in by.split(",")], least)
+    counts = {site: len(read_manifest(path).entries) for site, path in sites.items()}
+    if json:
+        typer.echo(jsonlib.dumps({s: {"folder": str(p), "cases": counts[s]} for s, p in sites.items()}, indent=2))
+        return
+    table = Table()
+    table.add_column("site")
+    table.add_column("cases", justify="right")
+    for site, count in counts.items():
+        table.add_row(site, str(count))
+    console = Console()
+    console.print(table)
+    arguments = " ".join(f"--site {site}={path}" for site, path in sites.items())
+    console.print(f"Train on them: oncofed job run JOB {arguments}", soft_wrap=True, highlight=False)
+
+
+def _labels(text: str | None, parse: Any) -> tuple[Path | None, dict[int, str]]:
+    if text is None:
+        return None, {}
+    if Path(text).is_file() or text.lower().endswith((".csv", ".tsv")):
+        return Path(text), {}
+    return None, parse(text)
+
+
+def _name_of(folder: Path) -> str:
+    name = "".join(c if c.isalnum() or c in "_-" else "_" for c in folder.resolve().name.lower()).strip("_-")
+    return name[:63] or "dataset"
+
+
+def _require_name(name: str) -> None:
+    import re
+
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,62}", name):
+        raise SpecError(f"--dataset {name}: expected lower case letters, digits, _ and -, such as liver_ct")
+
+
+def _progress(console: Console) -> Any:
+    """Return a context in which (what, done, total) is shown as a bar for each kind of work."""
+    import contextlib
+
+    from oncofed.job.watch import progress_bar
+
+    @contextlib.contextmanager
+    def shown() -> Any:
+        with progress_bar(console) as bar:
+            tasks: dict[str, Any] = {}
+
+            def advance(what: str, done: int, total: int) -> None:
+                if what not in tasks:
+                    tasks[what] = bar.add_task(what, total=total)
+                bar.update(tasks[what], completed=done, total=total)
+
+            yield advance
+
+    return shown()
+
+
+def _summary(manifest: Manifest, folder: Path) -> dict[str, Any]:
+    values = manifest.model_dump(mode="json", by_alias=True, exclude_none=True)
+    entries = [
+        {
+            "split": split,
+            **{k: v for k, v in entry.model_dump(mode="json", exclude_none=True).items() if k != "thumbnail"},
+        }
+        for split, entry in manifest.by_split()
+    ]
+    kept = ("schema", "task", "modality", "labels", "label_kind", "quarantine", "left_out")
+    return {
+        "dataset": manifest.name,
+        "folder": str(folder),
+        "manifest": str(folder / "dataset.json"),
+        "cases": len(entries),
+        **{key: values[key] for key in kept if key in values},
+        "entries": entries,
+    }
+
+
+def _show_registered(manifest: Manifest, folder: Path) -> None:
+    console = Console(highlight=False)
+    cases = list(manifest.by_split())
+    table = Table(title=f"{manifest.name}: {len(cases)} cases, {manifest.description}", title_justify="left")
+    for heading in ("case", "modality", "size", "spacing mm", "axes", "type", "label", "split", "notes"):
+        table.add_column(heading, overflow="fold")
+    for listed, entry in cases[:_MOST_SHOWN]:
+        label = "mask" if isinstance(entry.label, str) else "–" if entry.label is None else str(entry.label)
+        table.add_row(
+            entry.name,
+            entry.modality or "",
+            "x".join(map(str, entry.shape or []))
+            + (f" ({entry.channels} channels)" if (entry.channels or 1) > 1 else ""),
+            " x ".join(f"{s:.4g}" for s in entry.spacing or []) or "not said",
+            entry.orientation or "flat",
+            entry.dtype or "",
+            label,
+            listed if entry.split else "dealt by the job",
+            "; ".join(entry.notes),
+        )
+    console.print(table)
+    if len(cases) > _MOST_SHOWN:
+        console.print(f"… and {len(cases) - _MOST_SHOWN} more")
+    for bad in manifest.quarantine[:_MOST_SHOWN]:
+        where = f" ({bad.source})" if bad.source else ""
+        console.print(
+            f"[yellow]set aside[/] {_escape(bad.name)}{_escape(where)}: {_escape(bad.reason)}", soft_wrap=True
+        )
+    if len(manifest.quarantine) > _MOST_SHOWN:
+        console.print(f"… and {len(manifest.quarantine) - _MOST_SHOWN} more set aside, all in dataset.json")
+    left = {kind: n for kind, n in manifest.left_out.items() if n}
+    if left:
+        console.print("left out: " + ", ".join(f"{n} {kind}" for kind, n in left.items()), soft_wrap=True)
+    console.print(f"Manifest: {folder / 'dataset.json'}", soft_wrap=True)
+    console.print(f"Next:     oncofed data check JOB {manifest.name}", soft_wrap=True)
+
+
+def _report_values(report: Report) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return {"clean": report.clean, **asdict(report)}
+
+
+def _show_report(report: Report, job: str, dataset: str) -> None:
+    console = Console(highlight=False)
+    table = Table(title=f"{job} on {dataset}", title_justify="left")
+    for heading in ("", "found", "expected", "verdict", "how, or why not"):
+        table.add_column(heading, overflow="fold")
+    colours = {"fits": "green", "converted": "cyan", "does not fit": "red"}
+    for row in report.rows:
+        verdict = {"converted": "can be converted"}.get(row.verdict, row.verdict)
+        colour = colours[row.verdict]
+        table.add_row(
+            row.aspect, _escape(row.found), _escape(row.expected), f"[{colour}]{verdict}[/]", _escape(row.how)
+        )
+    console.print(table)
+    for kind, items in (("set aside", report.set_aside), ("found", report.findings), ("warning", report.warnings)):
+        colour = "yellow" if kind == "warning" else "red"
+        for item in items[:_MOST_SHOWN]:
+            label = f"{kind}: {item.kind}" if hasattr(item, "kind") else kind
+            console.print(f"[{colour}]{label}[/] {_escape(str(item))}", soft_wrap=True)
+        if len(items) > _MOST_SHOWN:
+            console.print(f"… and {len(items) - _MOST_SHOWN} more; --json lists them all")
+    cases = ", ".join(f"{n} {split}" for split, n in report.cases.items())
+    if report.may_train:
+        aside = f", without the {len(report.set_aside)} set aside" if report.set_aside else ""
+        console.print(f"[green]The job may train here[/]: {cases}{aside}.", soft_wrap=True)
+    else:
+        console.print("[red]The job does not train here[/]:", soft_wrap=True)
+        for reason in report.why_not:
+            console.print(f"  - {_escape(reason)}", soft_wrap=True)
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", r"\[")

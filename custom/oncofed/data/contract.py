@@ -1,0 +1,252 @@
+"""Whether a job may train on a dataset: what fits, what the training converts, what does not fit and why."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from oncofed.data import facts
+from oncofed.data.cases import Problem, channels_fit, check_cases, contract_faults, read_cases
+from oncofed.data.images import stem
+from oncofed.data.manifest import SPLITS, Entry, Manifest, inside, read_manifest
+from oncofed.data.quality import Finding, find_all, phi_warnings
+from oncofed.data.spec import MODALITY_NAMES, DataSpec
+from oncofed.data.vocabulary import Vocabulary, match_labels
+from oncofed.errors import DataError
+
+Verdict = Literal["fits", "converted", "does not fit"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One aspect of a dataset beside what the job expects of it."""
+
+    aspect: str
+    found: str
+    expected: str
+    verdict: Verdict
+    how: str = ""
+
+
+@dataclass
+class Report:
+    """Everything that the check of a dataset against a job found.
+
+    Attributes:
+        rows: by aspect.
+        findings: over all cases, by name.
+        set_aside: cases that cannot be used, now or since they were registered.
+        cases: usable cases by list.
+        may_train: the job would start here.
+        why_not: why it would not.
+    """
+
+    rows: list[Row] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    warnings: list[Finding] = field(default_factory=list)
+    set_aside: list[Problem] = field(default_factory=list)
+    cases: dict[str, int] = field(default_factory=dict)
+    may_train: bool = True
+    why_not: list[str] = field(default_factory=list)
+
+    @property
+    def clean(self) -> bool:
+        """Nothing was found that a person has to mend."""
+        return self.may_train and not self.findings and not self.set_aside
+
+
+def check_dataset(folder: Path, data: DataSpec, classes: Mapping[int, str], seed: int) -> Report:
+    """Compare a dataset with a job's contract.
+
+    Args:
+        folder: the dataset.
+        data: the contract.
+        classes: the job's label values and names, without background.
+        seed: of the deal to training, validation and test.
+
+    Raises:
+        DataError: there is no dataset in ``folder``.
+    """
+    manifest = with_facts(folder, read_manifest(folder))
+    vocabulary = match_labels(manifest, classes)
+    report = Report(rows=[_modality(manifest, data), *_rows(manifest, data, classes, vocabulary)])
+    report.findings = find_all(manifest, data)
+    report.warnings = [f for f in phi_warnings(manifest) if f"{f.kind}:{f.case or ''}" not in manifest.reviewed]
+    report.set_aside = [Problem(q.name, q.reason) for q in manifest.quarantine]
+    odd = {f.case for f in report.findings if f.case}
+    try:
+        if vocabulary.problems:
+            raise DataError("its labels do not fit")
+        cases = read_cases(folder, data.split, seed, classes, data.splits)
+        report.set_aside += check_cases(cases, list(classes), data)
+        usable = cases.without({p.case for p in report.set_aside})
+        report.cases = {
+            "training": len(usable.train),
+            "validation": len(usable.validation),
+            "test": len(usable.test),
+        }
+        usable.require_training(folder.name)
+    except DataError as error:
+        if not vocabulary.problems:
+            report.why_not.append(str(error).removeprefix(f"{folder / 'dataset.json'}: "))
+    total = len(manifest.entries) + len(manifest.quarantine)
+    share = len(report.set_aside) / max(total, 1)
+    if share > data.max_bad_share:
+        report.why_not.append(
+            f"{len(report.set_aside)} of {total} cases are set aside ({share:.0%}), more than {data.max_bad_share:.0%}"
+        )
+    left = sum(report.cases.values())
+    if report.cases and left < data.minimum_cases:
+        report.why_not.append(f"{left} usable cases, the job asks for at least {data.minimum_cases}")
+    report.why_not += [
+        f"{row.aspect}: found {row.found}, expected {row.expected}" + (f" ({row.how})" if row.how else "")
+        for row in report.rows
+        if row.verdict == "does not fit"
+    ]
+    if odd:
+        report.why_not.append(f"{len(odd)} cases have findings")
+    report.may_train = not report.why_not
+    return report
+
+
+def with_facts(folder: Path, manifest: Manifest) -> Manifest:
+    """Return a manifest that knows each case's facts; what nobody registered is read now."""
+
+    def known(entry: Entry | str) -> Entry | str:
+        if isinstance(entry, str) or entry.shape or not isinstance(entry.label, str):
+            return entry
+        images = [inside(folder, image) for image in entry.images]
+        name = entry.name or stem(images[0])
+        try:
+            found = facts.measure(*facts.read_case(images, inside(folder, entry.label)))
+            found["checksum"] = facts.checksum(images)
+        except (DataError, OSError):
+            return entry.model_copy(update={"name": name})
+        return entry.model_copy(update={**found, "name": name, "patient": entry.patient or name})
+
+    with ThreadPoolExecutor(4) as pool:
+        lists: dict[str, Any] = {split: list(pool.map(known, getattr(manifest, split))) for split in SPLITS}
+    return manifest.model_copy(update=lists)
+
+
+def _modality(manifest: Manifest, data: DataSpec) -> Row:
+    names = {entry.modality for entry in manifest.entries if entry.modality} or set(manifest.modality.values())
+    found = ", ".join(sorted(names)) or "not known"
+    words = set(re.split(r"[^a-z-]+", found.lower()))
+    everything = {word for allowed in MODALITY_NAMES.values() for word in allowed}
+    fits = bool(words & set(MODALITY_NAMES[data.modality])) or not words & everything
+    return Row("modality", found, data.modality, "fits" if fits else "does not fit")
+
+
+def _rows(manifest: Manifest, data: DataSpec, classes: Mapping[int, str], vocabulary: Vocabulary) -> list[Row]:
+    entries = [entry for split, entry in manifest.by_split() if split in data.splits]
+    known = [entry for entry in entries if entry.shape]
+    labelled = [entry for entry in entries if isinstance(entry.label, str)]
+    rows = [
+        _labels(manifest, classes, vocabulary),
+        Row(
+            "cases",
+            f"{len(labelled)} with a mask of {len(entries)}",
+            f"at least {data.minimum_cases}",
+            "fits" if len(labelled) >= data.minimum_cases else "does not fit",
+        ),
+    ]
+    if not known:
+        return rows
+    return [_dimensions(known, data), _channels(known, data), _spacing(known, data), _orientation(known, data), *rows]
+
+
+def _dimensions(entries: Sequence[Entry], data: DataSpec) -> Row:
+    counts = Counter(len(entry.shape or []) for entry in entries)
+    words = {2: "flat images", 3: "volumes"}
+    found = ", ".join(f"{n} {words.get(d, f'of {d} axes')}" for d, n in counts.most_common())
+    sizes = [side for entry in entries for side in entry.shape or []]
+    expected = words[data.dimensions]
+    if data.size_range:
+        expected += f", {data.size_range[0]} to {data.size_range[1]} a side"
+    faulty = [entry for entry in entries if _faults(entry, data, "voxels", "flat", "volume")]
+    how = _named(faulty)
+    small = sum(min(entry.shape or [0]) < min(data.patch) for entry in entries)
+    if not how and small:
+        return Row(
+            "size",
+            f"{found}, {_range(sizes)} a side",
+            expected,
+            "converted",
+            f"{small} padded to the patch",
+        )
+    return Row("size", f"{found}, {_range(sizes)} a side", expected, "does not fit" if how else "fits", how)
+
+
+def _channels(entries: Sequence[Entry], data: DataSpec) -> Row:
+    counts = Counter(entry.channels or 1 for entry in entries)
+    found = ", ".join(f"{c} ({n} cases)" for c, n in counts.most_common())
+    expected = f"{len(data.channels)} ({', '.join(data.channels)})"
+    bad = [entry for entry in entries if not channels_fit(entry.channels or 1, data)]
+    if bad:
+        return Row("channels", found, expected, "does not fit", _named(bad))
+    if any((entry.channels or 1) != len(data.channels) for entry in entries):
+        how = "grey becomes colour" if len(data.channels) == 3 else "colour becomes grey"
+        return Row("channels", found, expected, "converted", how)
+    return Row("channels", found, expected, "fits")
+
+
+def _spacing(entries: Sequence[Entry], data: DataSpec) -> Row:
+    sides = [side for entry in entries for side in entry.spacing or []]
+    found = f"{_range(sides, '.3g')} mm" if sides else "not known"
+    expected = " x ".join(f"{s:g}" for s in data.spacing) + " mm" if data.spacing else "each image's own"
+    if data.spacing_range:
+        expected += f", from {data.spacing_range[0]:g} to {data.spacing_range[1]:g} mm"
+    bad = [entry for entry in entries if _faults(entry, data, "mm", "pixels are")]
+    if bad:
+        return Row("spacing", found, expected, "does not fit", _named(bad))
+    target = list(data.spacing or ())
+    others = [
+        e
+        for e in entries
+        if data.spacing and any(abs(a - b) > 1e-3 for a, b in zip(e.spacing or [], target, strict=False))
+    ]
+    if others:
+        return Row("spacing", found, expected, "converted", f"{len(others)} cases resampled")
+    return Row("spacing", found, expected, "fits")
+
+
+def _orientation(entries: Sequence[Entry], data: DataSpec) -> Row:
+    counts = Counter(entry.orientation or "flat" for entry in entries)
+    found = ", ".join(f"{name} ({n})" for name, n in counts.most_common(4))
+    if data.dimensions == 2:
+        return Row("orientation", found, "flat", "fits")
+    others = sum(n for name, n in counts.items() if name != data.orientation)
+    if others:
+        return Row("orientation", found, data.orientation, "converted", f"{others} cases reoriented")
+    return Row("orientation", found, data.orientation, "fits")
+
+
+def _labels(manifest: Manifest, classes: Mapping[int, str], vocabulary: Vocabulary) -> Row:
+    found = ", ".join(f"{v} {n}" if n != v else v for v, n in manifest.labels.items() if v != "0") or "without names"
+    expected = ", ".join(f"{value} {name}" for value, name in classes.items())
+    if vocabulary.problems:
+        return Row("labels", found, expected, "does not fit", "; ".join(vocabulary.problems))
+    if vocabulary.how:
+        return Row("labels", found, expected, "converted", "; ".join(vocabulary.how))
+    return Row("labels", found, expected, "fits")
+
+
+def _faults(entry: Entry, data: DataSpec, *words: str) -> list[str]:
+    return [fault for fault in contract_faults(entry, data) if any(word in fault for word in words)]
+
+
+def _range(values: Sequence[float], form: str = "") -> str:
+    low, high = min(values), max(values)
+    return f"{low:{form}}" if low == high else f"{low:{form}} to {high:{form}}"
+
+
+def _named(entries: Sequence[Entry]) -> str:
+    names = [entry.name or entry.images[0] for entry in entries]
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more

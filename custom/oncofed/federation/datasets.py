@@ -1,0 +1,27 @@
+"""Where a site's datasets lie. A job only names them; the site alone knows their folders."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from oncofed.errors import DataError
+
+DATASETS_FILE = "datasets.json"
+
+
+def dataset_folder(config: Path, site: str, dataset: str) -> Path:
+    """Return where a dataset lies at this site, by its own ``datasets.json``: ``{SITE: {DATASET: FOLDER}}``.
+
+    Raises:
+        DataError: it says nothing of it.
+    """
+    try:
+        registered = json.loads(config.read_text(encoding="utf-8"))[site]
+    except FileNotFoundError:
+        raise DataError(f"{config} is missing. Expected {{SITE: {{DATASET: FOLDER}}}}.") from None
+    except (json.JSONDecodeError, KeyError, TypeError):
+        raise DataError(f"{config} has no entry for {site}. Expected {{SITE: {{DATASET: FOLDER}}}}.") from None
+    if dataset not in registered:
+        raise DataError(f"{config}: no dataset {dataset!r}, found {sorted(registered)}. Register its folder there.")
+    return Path(registered[dataset])

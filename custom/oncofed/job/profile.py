@@ -1,0 +1,99 @@
+"""Running a federated profile on this machine, and the plan that follows from it."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from oncofed.data.manifest import write_whole
+from oncofed.data.planning import PlanFile, make_plan
+from oncofed.errors import FederationError
+from oncofed.federation.events import EventReader
+from oncofed.job import backends
+from oncofed.job.flare import export_job
+from oncofed.job.spec import ProfileJobSpec
+from oncofed.processes import short_path
+
+PLAN_FILE = "plan.json"
+_POLL_SECONDS = 0.2
+
+
+@dataclass
+class ProfileRun:
+    """A federated profile on this machine.
+
+    Attributes:
+        spec: the job.
+        sites: site name -> folder of its dataset.
+        backend: "federation" or "simulate".
+        folder: the run's folder, new.
+        console: where progress is shown.
+        port: of the server; None takes a free one.
+        keep: keep startup kits and FLARE's own files.
+        gpu_gib: memory of the smallest GPU among the sites, for the plan.
+    """
+
+    spec: ProfileJobSpec
+    sites: dict[str, Path]
+    backend: str
+    folder: Path
+    console: Console
+    port: int | None = None
+    keep: bool = False
+    gpu_gib: float = 8.0
+
+    def execute(self) -> PlanFile:
+        """Run the profile, write ``plan.json`` to the run's folder, and return it.
+
+        Raises:
+            FederationError: the run failed.
+        """
+        self.folder = self.folder.resolve()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "job.yaml").write_text(self.spec.to_yaml(), encoding="utf-8")
+        work = self.folder / "federation"
+        try:
+            finished = self._run(work)
+        finally:
+            if not self.keep:
+                shutil.rmtree(work, ignore_errors=True)
+        plan = self.spec.profile
+        try:
+            made = make_plan(finished["statistics"], finished["patients"], plan.modality, plan.dimensions, self.gpu_gib)
+        except ValueError as error:
+            raise FederationError(str(error)) from None
+        write_whole(self.folder / PLAN_FILE, made.model_dump_json(indent=2, by_alias=True) + "\n")
+        return made
+
+    def _run(self, work: Path) -> dict[str, Any]:
+        job = export_job(self.spec, work / self.spec.name)
+        logs = self.folder / "logs"
+        datasets = {site: {self.spec.profile.dataset: folder} for site, folder in self.sites.items()}
+        with short_path(work / "tmp") as temporary:
+            if self.backend == "simulate":
+                running = backends.simulation(job, datasets, work / "simulator", logs, temporary)
+            else:
+                needed = self.spec.min_sites or len(datasets)
+                running = backends.federation(job, datasets, needed, work / "alliance", logs, temporary, self.port)
+            self.console.print(f"starting {len(datasets)} sites, which count their own cases …")
+            with running as job_running:
+                return self._wait(job_running, logs)
+
+    def _wait(self, running: backends.Running, logs: Path) -> dict[str, Any]:
+        reader = EventReader(running.events)
+        while True:
+            status = running.ended()
+            for event in reader.read():
+                if event["kind"] == "finished":
+                    return dict(event)
+                if event["kind"] == "failed":
+                    raise FederationError(f"{event['reason']}. Logs: {logs}")
+            if status is not None:
+                raise FederationError(f"the profile ended early ({status}). Logs: {logs}")
+            running.require_going()
+            time.sleep(_POLL_SECONDS)
