@@ -133,6 +133,48 @@ def check(
 
 
 @app.command()
+def profile(
+    dataset: Dataset,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for profile.json and profile.html; by default the dataset's.")
+    ] = None,
+    json: Json = False,
+    workspace: Workspace = DEFAULT_WORKSPACE,
+) -> None:
+    """Show what a dataset is like: sizes, spacings, intensities, classes, stains, scanners, pictures.
+
+    Writes profile.json and profile.html, which stay at the site. What sites may tell each other is the job
+    federated_profile.
+    """
+    keep_caches_in(workspace)
+    from oncofed.data.manifest import write_whole
+    from oncofed.data.profile import make_profile
+    from oncofed.data.register import dataset_folder
+    from oncofed.report.profile import write_profile_page
+
+    folder = dataset_folder(dataset, datasets_folder(workspace))
+    target = out or folder
+    target.mkdir(parents=True, exist_ok=True)
+    found, manifest = make_profile(folder)
+    text = found.model_dump_json(indent=2, by_alias=True)
+    write_whole(target / "profile.json", text + "\n")
+    page = write_profile_page(found, manifest, folder, target / "profile.html")
+    if json:
+        typer.echo(text)
+        return
+    console = Console(highlight=False)
+    console.print(f"{found.dataset}: {found.cases} cases of {found.patients} patients, {found.set_aside} set aside")
+    table = Table()
+    for heading in ("", "smallest", "median", "largest"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for group, summaries in (("size", found.shapes), ("spacing mm", found.spacings_mm), ("share", found.class_share)):
+        for name, s in summaries.items():
+            table.add_row(f"{group} {name}", f"{s.minimum:.4g}", f"{s.median:.4g}", f"{s.maximum:.4g}")
+    console.print(table)
+    console.print(f"Page: {page}", soft_wrap=True)
+
+
+@app.command()
 def split(
     dataset: Dataset,
     by: Annotated[str, typer.Option(help="Columns of the table, or size, vendor, modality: stain,size")],

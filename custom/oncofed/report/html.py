@@ -35,8 +35,8 @@ def write_report(result: Result, pictures: dict[str, Picture], folder: Path) -> 
         result=result,
         classes=[(_style(index)[0], name) for index, name in enumerate(result.classes)],
         models=[name for name in ("alone", "federated", "pooled") if getattr(result.mean, name) is not None],
-        curves=_svg(_curves(result)),
-        pictures=_svg(_slices(pictures)) if pictures else "",
+        curves=svg(_curves(result)),
+        pictures=svg(_slices(pictures)) if pictures else "",
     )
     path = folder / "report.html"
     path.write_text(html, encoding="utf-8")
@@ -47,7 +47,8 @@ def _style(index: int) -> tuple[str, str]:
     return list(_STYLES.items())[index % len(_STYLES)]
 
 
-def _svg(figure: Figure) -> Markup:
+def svg(figure: Figure) -> Markup:
+    """Return a figure as it stands in a page, and close it."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
     plt.close(figure)
