@@ -175,6 +175,58 @@ def profile(
 
 
 @app.command()
+def deidentify(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="Folder of images; it is only read.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="New folder for the copies.")],
+    key: Annotated[
+        Path | None,
+        typer.Option(help="Secret from which pseudonyms follow; by default deidentify/key in the workspace. Keep it."),
+    ] = None,
+    keep_dates: Annotated[
+        bool, typer.Option("--keep-dates", help="Shift dates, by the same days for all of a patient's.")
+    ] = False,
+    keep_device: Annotated[bool, typer.Option("--keep-device", help="Keep names and numbers of devices.")] = False,
+    keep_burned_in: Annotated[
+        bool, typer.Option("--keep-burned-in", help="Also copy images with text burned into their pixels.")
+    ] = False,
+    workers: Workers = None,
+    json: Json = False,
+    workspace: Workspace = DEFAULT_WORKSPACE,
+) -> None:
+    """Copy images without what identifies a patient: DICOM by PS3.15 annex E, slides without labels, NIfTI without text.
+
+    Registering needs no such copy: a dataset holds no names, and nothing but weights leaves the site. It is for images
+    that are handed on. Faces and burned-in text stay in the pixels.
+
+    Exit status: 1 where a file could not be copied.
+    """
+    from oncofed.data.deidentify import CROSSWALK_FILE, Options
+    from oncofed.data.deidentify import deidentify as copy
+
+    key_file = key or workspace / "deidentify" / "key"
+    options = Options(keep_dates, keep_device, keep_burned_in)
+    with ended_by_signals(), _progress(progress_console(json)) as advance:
+        outcome = copy(source, target, key_file, options, workers, advance)
+    if json:
+        values = {"written": outcome.written, "refused": outcome.refused, "left_out": outcome.left_out}
+        typer.echo(jsonlib.dumps(values, indent=2))
+    else:
+        console = Console(highlight=False)
+        written = ", ".join(f"{n} {kind}" for kind, n in outcome.written.items()) or "nothing"
+        console.print(f"written to {target}: {written}", soft_wrap=True)
+        for path, reason in list(outcome.refused.items())[:_MOST_SHOWN]:
+            console.print(f"[yellow]not copied[/] {_escape(path)}: {_escape(reason)}", soft_wrap=True)
+        if len(outcome.refused) > _MOST_SHOWN:
+            console.print(f"… and {len(outcome.refused) - _MOST_SHOWN} more; --json lists them all")
+        if outcome.left_out:
+            left = ", ".join(f"{n} {kind}" for kind, n in outcome.left_out.items())
+            console.print(f"left out: {left}", soft_wrap=True)
+        console.print(f"Which file became which: {key_file.parent / CROSSWALK_FILE}. It stays here.", soft_wrap=True)
+    if outcome.refused:
+        raise typer.Exit(1)
+
+
+@app.command()
 def split(
     dataset: Dataset,
     by: Annotated[str, typer.Option(help="Columns of the table, or size, vendor, modality: stain,size")],

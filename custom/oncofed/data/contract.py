@@ -125,6 +125,7 @@ def with_facts(folder: Path, manifest: Manifest) -> Manifest:
         try:
             found = facts.measure(*facts.read_case(images, inside(folder, entry.label)))
             found["checksum"] = facts.checksum(images)
+            found["notes"] = facts.header_text(images)
         except (DataError, OSError):
             return entry.model_copy(update={"name": name})
         return entry.model_copy(update={**found, "name": name, "patient": entry.patient or name})

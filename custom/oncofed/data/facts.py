@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from oncofed.data.images import LoadedImage, read_image
+from oncofed.data.images import LoadedImage, image_format, read_image
 from oncofed.data.manifest import Entry, Intensity
 from oncofed.errors import DataError
 
@@ -22,6 +24,10 @@ _MOST_CLASSES = 64
 _INTENSITY_SAMPLES = 200_000
 _GRID_TOLERANCE_MM = 1e-2
 _CHUNK = 1 << 20
+# FSL, SPM, FreeSurfer, ANTs, ITK, dcm2niix and nibabel write versions and sequence parameters.
+_SOFTWARE_TEXT = re.compile(
+    r"(FSL|SPM|FreeSurfer|ITK|ANTs|dcm2nii|NiBabel|nifti|TE=|TR=|\d+(\.\d+)*(:[0-9a-f]+)?$|none$|None$)", re.I
+)
 
 
 def read_case(images: Sequence[Path], label: Path | None) -> tuple[LoadedImage, LoadedImage | None]:
@@ -90,6 +96,22 @@ def checksum(paths: Sequence[Path]) -> str:
             while block := file.read(_CHUNK):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def header_text(paths: Sequence[Path]) -> list[str]:
+    """Return a note where a NIfTI header holds text of its own, beyond what software writes of itself."""
+    fields = set()
+    for path in paths:
+        if image_format(path) != "nifti":
+            continue
+        header: Any = nib.load(path).header
+        for name in ("descrip", "aux_file", "db_name", "intent_name"):
+            text = bytes(header[name].tobytes()).rstrip(b"\0 ").decode("latin-1") if name in header else ""
+            if text.strip() and not _SOFTWARE_TEXT.match(text):
+                fields.add(name)
+        if len(header.extensions):
+            fields.add("extensions")
+    return [f"header text in {', '.join(sorted(fields))}"] if fields else []
 
 
 def stamp(paths: Sequence[Path]) -> str:

@@ -174,7 +174,8 @@ def write_whole(path: Path, content: str | bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        Path(name).chmod(0o644 & ~_umask())
+        # The mode of the file that was there, else that of any new file.
+        Path(name).chmod(path.stat().st_mode & 0o777 if path.exists() else 0o644 & ~_umask())
         Path(name).replace(path)
     except BaseException:
         with contextlib.suppress(OSError):

@@ -67,6 +67,7 @@ class FileWork:
             image, mask = facts.read_case(images, label)
             found = facts.measure(image, mask)
             found["checksum"] = facts.checksum(images)
+            found["notes"] = facts.header_text(images)
         except (DataError, OSError) as error:
             return {"name": item.name, "reason": _reason(error), "source": item.images[0]}
         paths = [f"{self.prefix}{image}" for image in item.images]
