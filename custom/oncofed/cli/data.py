@@ -193,7 +193,7 @@ def deidentify(
     json: Json = False,
     workspace: Workspace = DEFAULT_WORKSPACE,
 ) -> None:
-    """Copy images without what identifies a patient: DICOM by PS3.15 annex E, slides without labels, NIfTI without text.
+    """Copy images without what identifies a patient: DICOM by PS3.15 annex E, slides without label, NIfTI without text.
 
     Registering needs no such copy: a dataset holds no names, and nothing but weights leaves the site. It is for images
     that are handed on. Faces and burned-in text stay in the pixels.

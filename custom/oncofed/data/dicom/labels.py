@@ -70,8 +70,16 @@ def _segmentation(path: Path, image: LoadedImage, wanted: Mapping[int, int]) -> 
 def _on_grid(values: NDArray[Any], affine: NDArray[np.float64], image: LoadedImage) -> NDArray[Any]:
     """Return ``values`` at the image's voxels, the nearest voxel each; zero outside."""
     to_values = np.linalg.inv(affine) @ image.affine
+    # A border of zeros: a voxel that rounding puts a hair outside of the first or last slice is still that slice's.
+    padded = np.pad(values, 1)
     result: NDArray[Any] = ndimage.affine_transform(
-        values, to_values[:3, :3], to_values[:3, 3], output_shape=image.shape, order=0, mode="constant", prefilter=False
+        padded,
+        to_values[:3, :3],
+        to_values[:3, 3] + 1,
+        output_shape=image.shape,
+        order=0,
+        mode="constant",
+        prefilter=False,
     )
     return result
 

@@ -71,10 +71,18 @@ def read_stack(root: Path, stack: Stack) -> Pixels:
         except DataError:
             raise
         except Exception as error:  # noqa: BLE001 - decoders raise many types for broken pixels
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            for path in paths:
-                reason = reason.replace(str(path), "file")
-            raise DataError(f"its pixels cannot be read ({reason[:200]})") from None
+            raise DataError(f"its pixels cannot be read ({_why(error, paths)})") from None
+
+
+def _why(error: Exception, paths: Sequence[Path]) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    # pydicom lists what each of its decoders said, under a heading.
+    reason = "; ".join(lines[1:3]) if lines[0].endswith(":") and len(lines) > 1 else lines[0]
+    for path in paths:
+        reason = reason.replace(str(path), "file")
+    if "JPEG Extended" in reason:
+        reason += "; pip install 'oncofed[jpeg12]' brings a decoder under the GPL"
+    return reason[:300]
 
 
 def _volume(paths: Sequence[Path], stack: Stack) -> Pixels:
@@ -147,9 +155,9 @@ def _meant(dataset: Dataset, notes: list[str]) -> NDArray[Any]:
     values = dataset.pixel_array
     photometric = str(dataset.get("PhotometricInterpretation", ""))
     if photometric == "PALETTE COLOR":
-        return apply_color_lut(values, dataset)[..., :3]
+        return _eight_bits(apply_color_lut(values, dataset)[..., :3])
     if values.ndim == 3:
-        return values
+        return _eight_bits(values[..., :3])
     if photometric == "MONOCHROME1":
         bits = int(dataset.get("BitsStored", 16))
         values = (
@@ -159,6 +167,14 @@ def _meant(dataset: Dataset, notes: list[str]) -> NDArray[Any]:
         )
         notes.append("MONOCHROME1: inverted, so that dense tissue is bright")
     return _smallest(apply_rescale(values, dataset))
+
+
+def _eight_bits(colours: NDArray[Any]) -> NDArray[np.uint8]:
+    """Return colours as a screen shows them: of more bits, the upper eight."""
+    if colours.dtype == np.uint8:
+        return colours
+    bits = max(8, int(colours.max()).bit_length())
+    return (colours >> (bits - 8)).astype(np.uint8)
 
 
 def _smallest(values: NDArray[Any]) -> NDArray[Any]:

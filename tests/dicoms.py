@@ -1,0 +1,199 @@
+"""Synthetic DICOM: series, segmentations, structure sets, written as scanners and workstations write them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import highdicom
+import numpy as np
+import pydicom
+from highdicom.seg import SegmentAlgorithmTypeValues, SegmentationTypeValues, SegmentDescription
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.sequence import Sequence as Items
+from pydicom.sr.codedict import codes
+from pydicom.uid import (
+    CTImageStorage,
+    DigitalXRayImageStorageForPresentation,
+    ExplicitVRLittleEndian,
+    MRImageStorage,
+    RTStructureSetStorage,
+    generate_uid,
+)
+
+AXIAL = (1.0, 0, 0, 0, 1, 0)
+SAGITTAL = (0.0, 1, 0, 0, 0, -1)
+CORONAL = (1.0, 0, 0, 0, 0, -1)
+OBLIQUE = (0.9396926, 0.3420201, 0, -0.1710101, 0.4698463, -0.8660254)
+
+
+def volume(shape: tuple[int, int, int] = (12, 16, 8), seed: int = 0) -> np.ndarray:
+    """Return (column, row, slice) int16 with a bright block that tells every axis apart."""
+    values = np.random.default_rng(seed).integers(0, 50, shape).astype(np.int16)
+    values[2:5, 3:9, 1:6] += 500
+    values[0] += 100
+    return values
+
+
+def make_series(
+    folder: Path,
+    values: np.ndarray | None = None,
+    *,
+    orientation: Sequence[float] = AXIAL,
+    spacing: tuple[float, float, float] = (0.8, 0.7, 2.5),
+    origin: Sequence[float] = (-30.0, -40, 10),
+    patient: str = "MRN-0001",
+    modality: str = "MR",
+    series: str | None = None,
+    change: Callable[[int, Dataset], None] | None = None,
+    names: Callable[[int], str] = lambda number: f"{number:04d}.dcm",
+    tilt: float = 0.0,
+) -> list[Path]:
+    """Write a series, one file a slice, and return the files in the order of their positions.
+
+    Args:
+        folder: where to.
+        values: (column, row, slice) int16.
+        orientation: of rows and columns.
+        spacing: between columns, rows and slices in mm.
+        origin: of the first slice's first pixel, LPS.
+        patient: identifier.
+        modality: DICOM's code.
+        series: UID; a new one by default.
+        change: what to do to the data set of each slice before it is written.
+        names: of the files by slice.
+        tilt: mm by which each slice is shifted along its columns, as a tilted gantry does.
+    """
+    values = volume() if values is None else values
+    folder.mkdir(parents=True, exist_ok=True)
+    series, study, frame = series or generate_uid(), generate_uid(), generate_uid()
+    row, column = np.array(orientation[:3]), np.array(orientation[3:])
+    normal = np.cross(row, column)
+    files = []
+    for number in range(values.shape[2]):
+        dataset = _dataset(CTImageStorage if modality == "CT" else MRImageStorage)
+        position = np.array(origin) + number * (normal * spacing[2] + column * tilt)
+        dataset.PatientID, dataset.PatientName, dataset.PatientBirthDate = patient, f"Canary^{patient}", "19501231"
+        dataset.PatientSex = "F"
+        dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.FrameOfReferenceUID = study, series, frame
+        dataset.Modality, dataset.Manufacturer = modality, "ACME"
+        dataset.StudyID, dataset.AccessionNumber, dataset.SeriesNumber = "S1", "ACC1", 1
+        dataset.StudyDate, dataset.StudyTime, dataset.ReferringPhysicianName = "20200102", "101112", "Doctor^Canary"
+        dataset.PositionReferenceIndicator = ""
+        # Instance numbers run the other way: whoever sorts by them turns the volume over.
+        dataset.InstanceNumber = values.shape[2] - number
+        dataset.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
+        dataset.ImagePositionPatient = [float(f"{v:.6f}") for v in position]
+        dataset.ImageOrientationPatient = list(orientation)
+        dataset.PixelSpacing = [spacing[1], spacing[0]]
+        dataset.SliceThickness = spacing[2]
+        _put_pixels(dataset, values[..., number].T)
+        if change:
+            change(number, dataset)
+        path = folder / names(number)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        dataset.save_as(path, enforce_file_format=True)
+        files.append(path)
+    return files
+
+
+def make_xray(folder: Path, values: np.ndarray, name: str = "x.dcm", **attributes: Any) -> Path:
+    """Write a digital X-ray of (row, column) uint16 and return its file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    dataset = _dataset(DigitalXRayImageStorageForPresentation)
+    dataset.PatientID, dataset.PatientName = "MRN-0002", "Canary^Xray"
+    dataset.StudyInstanceUID, dataset.SeriesInstanceUID = generate_uid(), generate_uid()
+    dataset.Modality, dataset.BodyPartExamined = "DX", "CHEST"
+    dataset.ImagerPixelSpacing = [0.2, 0.1]
+    dataset.PatientOrientation = ["L", "F"]
+    _put_pixels(dataset, values)
+    for keyword, value in attributes.items():
+        setattr(dataset, keyword, value)
+    dataset.save_as(folder / name, enforce_file_format=True)
+    return folder / name
+
+
+def make_seg(path: Path, series: Sequence[Path], masks: dict[str, np.ndarray]) -> Path:
+    """Write a SEG over a series; masks are (column, row, slice) bool by name."""
+    sources = [pydicom.dcmread(file) for file in series]
+    stacked = np.stack([mask.transpose(2, 1, 0) for mask in masks.values()], axis=-1).astype(np.uint8)
+    described = [
+        SegmentDescription(
+            segment_number=number,
+            segment_label=name,
+            segmented_property_category=codes.SCT.MorphologicallyAbnormalStructure,
+            segmented_property_type=codes.SCT.Neoplasm,
+            algorithm_type=SegmentAlgorithmTypeValues.MANUAL,
+        )
+        for number, name in enumerate(masks, start=1)
+    ]
+    segmentation = highdicom.seg.Segmentation(
+        source_images=sources,
+        pixel_array=stacked,
+        segmentation_type=SegmentationTypeValues.BINARY,
+        segment_descriptions=described,
+        series_instance_uid=generate_uid(),
+        series_number=9,
+        sop_instance_uid=generate_uid(),
+        instance_number=1,
+        manufacturer="ACME",
+        manufacturer_model_name="M",
+        software_versions="1",
+        device_serial_number="SN",
+    )
+    segmentation.save_as(path)
+    return path
+
+
+def make_rtstruct(path: Path, series: Sequence[Path], regions: dict[str, list[np.ndarray]]) -> Path:
+    """Write an RT-STRUCT over a series; regions are closed contours (points, 3) in LPS mm by name."""
+    first = pydicom.dcmread(series[0], stop_before_pixels=True)
+    dataset = _dataset(RTStructureSetStorage)
+    dataset.PatientID, dataset.Modality = first.PatientID, "RTSTRUCT"
+    dataset.StudyInstanceUID, dataset.SeriesInstanceUID = first.StudyInstanceUID, generate_uid()
+    referenced = item(SeriesInstanceUID=first.SeriesInstanceUID)
+    study = item(RTReferencedSeriesSequence=Items([referenced]))
+    frame = item(FrameOfReferenceUID=first.FrameOfReferenceUID, RTReferencedStudySequence=Items([study]))
+    dataset.ReferencedFrameOfReferenceSequence = Items([frame])
+    rois, contours = [], []
+    for number, (name, closed) in enumerate(regions.items(), start=1):
+        rois.append(item(ROINumber=number, ROIName=name, ReferencedFrameOfReferenceUID=first.FrameOfReferenceUID))
+        items = [
+            item(
+                ContourGeometricType="CLOSED_PLANAR",
+                NumberOfContourPoints=len(points),
+                ContourData=[float(f"{v:.4f}") for v in points.ravel()],
+            )
+            for points in closed
+        ]
+        contours.append(item(ReferencedROINumber=number, ContourSequence=Items(items)))
+    dataset.StructureSetROISequence, dataset.ROIContourSequence = Items(rois), Items(contours)
+    dataset.save_as(path, enforce_file_format=True)
+    return path
+
+
+def _dataset(sop_class: str) -> FileDataset:
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = sop_class
+    meta.MediaStorageSOPInstanceUID = generate_uid()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
+    dataset.SOPClassUID, dataset.SOPInstanceUID = sop_class, meta.MediaStorageSOPInstanceUID
+    return dataset
+
+
+def _put_pixels(dataset: Dataset, values: np.ndarray) -> None:
+    dataset.Rows, dataset.Columns = values.shape
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, 16, 15
+    dataset.PixelRepresentation = 1 if values.dtype == np.int16 else 0
+    dataset.PixelData = np.ascontiguousarray(values).tobytes()
+
+
+def item(**attributes: Any) -> Dataset:
+    """Return a data set with these attributes."""
+    dataset = Dataset()
+    for keyword, value in attributes.items():
+        setattr(dataset, keyword, value)
+    return dataset
