@@ -16,7 +16,17 @@ import numpy as np
 
 from oncofed.data import facts
 from oncofed.data.images import LoadedImage, read_image, stem
-from oncofed.data.manifest import MANIFEST_FILE, SPLITS, Entry, Manifest, Quarantined, Split, inside, read_manifest
+from oncofed.data.manifest import (
+    MANIFEST_FILE,
+    SALT_FILE,
+    SPLITS,
+    Entry,
+    Manifest,
+    Quarantined,
+    Split,
+    inside,
+    read_manifest,
+)
 from oncofed.data.spec import DataSpec, SplitSpec
 from oncofed.data.vocabulary import match_labels
 from oncofed.errors import DataError
@@ -36,6 +46,7 @@ class Case:
         instances: the mask numbers objects, all of class 1 of ``label_values``.
         spacing: pixel size in mm of a flat image, whose file cannot say it.
         entry: what the manifest knows of it; None where nobody has registered it.
+        folder: of the registered dataset, where prepared cases may be kept; None where nobody has registered it.
     """
 
     name: str
@@ -47,6 +58,7 @@ class Case:
     instances: bool = False
     spacing: tuple[float, ...] | None = None
     entry: Entry | None = field(default=None, compare=False, repr=False)
+    folder: Path | None = field(default=None, compare=False, repr=False)
 
     @property
     def images(self) -> tuple[Path, ...]:
@@ -358,6 +370,7 @@ def _case(folder: Path, manifest: Manifest, entry: Entry, values: tuple[tuple[in
         manifest.label_kind == "instances",
         tuple(entry.spacing) if entry.spacing and len(entry.spacing) == 2 else None,
         entry,
+        folder if (folder / SALT_FILE).is_file() else None,
     )
 
 

@@ -170,7 +170,7 @@ def _dimensions(entries: Sequence[Entry], data: DataSpec) -> Row:
     expected = words[data.dimensions]
     if data.size_range:
         expected += f", {data.size_range[0]} to {data.size_range[1]} a side"
-    faulty = [entry for entry in entries if _faults(entry, data, "voxels", "flat", "volume")]
+    faulty = [entry for entry in entries if _faults(entry, data, "voxels, expected", "flat", "volume")]
     how = _named(faulty)
     small = sum(min(entry.shape or [0]) < min(data.patch) for entry in entries)
     if not how and small:

@@ -258,9 +258,9 @@ def _copy_dicom(turn: _Turn, path: Path) -> tuple[str, str, str]:
         series = str(dataset.get("SeriesInstanceUID", "") or _name(turn.key, turn.path))
         folder = f"{dataset.PatientID}/{_name(turn.key, series)}"
         name = f"{folder}/{_name(turn.key, str(dataset.get('SOPInstanceUID', '') or turn.path))}.dcm"
-        for name in _SENDER_KEYWORDS:
-            if name in dataset.file_meta:
-                del dataset.file_meta[name]
+        for keyword in _SENDER_KEYWORDS:
+            if keyword in dataset.file_meta:
+                del dataset.file_meta[keyword]
         dataset.preamble = b"\0" * 128
         buffer = io.BytesIO()
         dataset.save_as(buffer)
@@ -375,14 +375,15 @@ def _without_text(path: Path) -> bytes:
     """Return a NIfTI file with its free text and extensions overwritten; its voxels are the same bytes."""
     packed = path.name.lower().endswith(".gz")
     content = bytearray(gzip.decompress(path.read_bytes()) if packed else path.read_bytes())
-    header: Any = nib.load(path).header
+    image: Any = nib.load(path)
+    header = image.header
     order = header.endianness
     for name in ("descrip", "aux_file", "intent_name", "db_name", "data_type"):
         if name in header.template_dtype.fields:
             kind, offset = header.template_dtype.fields[name][:2]
             content[offset : offset + kind.itemsize] = bytes(kind.itemsize)
     size = int.from_bytes(content[:4], "little" if order == "<" else "big")
-    start = int(header.get_data_offset())
+    start = int(image.dataobj.offset)
     content[size:start] = bytes(start - size)
     return gzip.compress(bytes(content), compresslevel=1, mtime=0) if packed else bytes(content)
 

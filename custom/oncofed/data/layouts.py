@@ -133,9 +133,11 @@ def find_layout(root: Path, files: Sequence[str], table: Path | None, task: str 
         items = [Item(_name(f), patient_of(f, _name(f)), (f,), modality="SM") for f in slides]
         return Layout("slides", _unique(items), task="slides")
     images = [f for f in files if image_format(Path(f))]
+    if not images:
+        return None
     if task == "classification" or (task is None and _is_class_folders(files, images)):
         return _class_folders(files, images)
-    return _loose(files, images) if images else None
+    return _loose(files, images)
 
 
 def patient_of(path: str, default: str) -> str:

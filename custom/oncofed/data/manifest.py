@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from oncofed.errors import DataError
 
 MANIFEST_FILE = "dataset.json"
+SALT_FILE = ".salt"  # of the patients' hashes; it also marks a folder as a registered dataset's
 Task = Literal["segmentation", "classification", "slides"]
 Split = Literal["training", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("training", "validation", "test")

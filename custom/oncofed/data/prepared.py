@@ -28,7 +28,6 @@ from torch.utils.data import Dataset
 
 from oncofed.data import facts
 from oncofed.data.cases import Case
-from oncofed.data.manifest import MANIFEST_FILE
 from oncofed.data.spec import DataSpec
 from oncofed.data.transforms import load_pair
 
@@ -63,7 +62,7 @@ class CachePlan:
 def plan_cache(cases: Sequence[Case], spec: DataSpec, classes: int, device: torch.device) -> CachePlan:
     """Return where the prepared cases are held: as the job says, or on disk where they do not fit."""
     size = _estimate(cases, spec, classes)
-    folder = _cache_folder(cases)
+    folder = cases[0].folder / CACHE_FOLDER if cases and cases[0].folder else None
     note = f"{len(cases)} prepared cases" + (f", about {size / 1e6:,.0f} MB" if size is not None else "")
     if folder is not None and size is not None and size > _SHARE_OF_FREE * shutil.disk_usage(folder.parent).free:
         note += "; not kept on disk, which has too little space"
@@ -106,8 +105,6 @@ class PreparedCases(Dataset[Prepared]):
         self._settings = json.dumps(
             [_VERSION, monai.__version__, classes, *(_relevant(spec)[k] for k in sorted(_relevant(spec)))], default=str
         )
-        if self.plan.folder is not None:
-            self.plan.folder.mkdir(exist_ok=True)
         done = 0
 
         def prepare(case: Case) -> Prepared | None:
@@ -129,7 +126,7 @@ class PreparedCases(Dataset[Prepared]):
         return held if held is not None else self._prepare(self._cases[index])
 
     def _prepare(self, case: Case) -> Prepared:
-        path = self.plan.folder / f"{self._key(case)}.safetensors" if self.plan.folder else None
+        path = self._path(case)
         prepared = _read(path) if path else None
         if prepared is None:
             prepared = dict(self._load(case))
@@ -139,6 +136,11 @@ class PreparedCases(Dataset[Prepared]):
         if self.plan.held == "gpu":
             prepared = {k: v.to(self._device) if isinstance(v, Tensor) else v for k, v in prepared.items()}
         return prepared
+
+    def _path(self, case: Case) -> Path | None:
+        if self.plan.folder is None or case.folder is None:
+            return None
+        return case.folder / CACHE_FOLDER / f"{self._key(case)}.safetensors"
 
     def _key(self, case: Case) -> str:
         known = case.entry.checksum if case.entry else None
@@ -151,15 +153,6 @@ class PreparedCases(Dataset[Prepared]):
 def _relevant(spec: DataSpec) -> dict[str, Any]:
     """Return the settings that change what is prepared."""
     return {k: getattr(spec, k) for k in ("modality", "channels", "background", "orientation", "spacing", "patch")}
-
-
-def _cache_folder(cases: Sequence[Case]) -> Path | None:
-    """Return the cache beside a registered dataset; nothing is written into a folder that nobody registered."""
-    for case in cases:
-        for folder in case.image.parents:
-            if (folder / MANIFEST_FILE).is_file():
-                return folder / CACHE_FOLDER if (folder / ".salt").is_file() else None
-    return None
 
 
 def _estimate(cases: Sequence[Case], spec: DataSpec, classes: int) -> int | None:
@@ -192,11 +185,14 @@ def _read(path: Path) -> Prepared | None:
 def _write(path: Path, prepared: Prepared) -> None:
     tensors = {"image": prepared["image"].contiguous(), "label": prepared["label"].contiguous()}
     tensors |= {f"{_INDICES}.{n}": torch.as_tensor(i).contiguous() for n, i in enumerate(prepared[_INDICES])}
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".unfinished", delete=False) as unfinished:
-        temporary = Path(unfinished.name)
+    temporary = None
     try:
+        path.parent.mkdir(exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".unfinished", delete=False) as unfinished:
+            temporary = Path(unfinished.name)
         save_file(tensors, temporary)
         temporary.replace(path)
-    except OSError:
-        # A full disk costs the cache, not the run.
-        temporary.unlink(missing_ok=True)
+    except (OSError, SafetensorError):
+        # A full disk, or one that may not be written to, costs the cache and not the run.
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)

@@ -26,6 +26,7 @@ from oncofed.data.index import Index
 from oncofed.data.layouts import SLIDES, Item, Layout, find_layout, read_table, walk
 from oncofed.data.manifest import (
     MANIFEST_FILE,
+    SALT_FILE,
     Entry,
     Manifest,
     Quarantined,
@@ -39,7 +40,6 @@ from oncofed.data.workers import in_processes
 from oncofed.errors import DataError
 
 SOURCE_LINK = "source"
-_SALT_FILE = ".salt"
 _INDEX_FILE = ".index.sqlite"
 _NO_CASE = (".json", ".txt", ".csv", ".tsv", ".xml", ".pdf", ".html", ".md", ".bval", ".bvec", ".py", ".yaml", ".yml")
 _HEADERS_PER_TURN = 64
@@ -136,7 +136,7 @@ def _image_table(table: Path | None) -> Path | None:
 
 def _salt(out: Path) -> bytes:
     """Return the secret with which this dataset's patients are hashed; it never leaves the folder."""
-    path = out / _SALT_FILE
+    path = out / SALT_FILE
     if not path.is_file():
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "wb") as file:

@@ -51,7 +51,7 @@ def match_labels(manifest: Manifest, classes: Mapping[int, str]) -> Vocabulary:
         elif target.lower() in wanted:
             values[value] = wanted[target.lower()]
             if values[value] != value or target.lower() != name.lower():
-                how.append(f"{name} ({value}) becomes {target} ({values[value]})")
+                how.append(f"{name} ({value}) becomes {classes[values[value]]} ({values[value]})")
         else:
             problems.append(
                 f"its label {name!r} is none of the job's {sorted(classes.values())}; say what it is in dataset.json: "

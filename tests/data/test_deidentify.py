@@ -1,0 +1,216 @@
+"""Copies hold no identifier, wherever it was, and still fit together."""
+
+from __future__ import annotations
+
+import gzip
+import stat
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+import tifffile
+from PIL import Image, PngImagePlugin
+from pydicom.data import get_testdata_file
+from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence as Items
+
+from dicoms import item, make_seg, make_series, make_xray, volume
+from oncofed.data.deidentify import CROSSWALK_FILE, Options, Outcome, deidentify
+from oncofed.data.register import Request, register
+from oncofed.errors import DataError
+from synthetic import make_volume
+
+CANARY = "Canary"
+
+
+def copy(tmp_path: Path, source: str = "in", out: str = "out", **options: bool) -> Outcome:
+    return deidentify(tmp_path / source, tmp_path / out, tmp_path / "secret" / "key", Options(**options))
+
+
+def _identifying(number: int, dataset: Dataset) -> None:
+    dataset.InstitutionName = "Canary Hospital"
+    dataset.OperatorsName = "Canary^Operator"
+    dataset.PatientAddress = "Canary Street 4"
+    dataset.AccessionNumber = "CanaryACC"
+    dataset.StudyDescription = "Canary study"
+    dataset.DeviceSerialNumber = "CanaryDevice"
+    dataset.StudyDate, dataset.SeriesDate, dataset.StudyTime = "20200102", "20200103", "101112"
+    # An attribute of the table inside a sequence that the profile keeps.
+    nested = item(PatientName="Canary^Nested", ReferencedSOPInstanceUID="1.2.3.canary".replace("canary", "77"))
+    dataset.ReferencedStudySequence = Items([nested])
+    dataset.DerivationCodeSequence = Items([item(CodeMeaning="x", PatientID="CanaryNested")])
+    block = dataset.private_block(0x0011, "CANARY CORP", create=True)
+    block.add_new(0x01, "LO", "Canary private")
+
+
+def _bytes(folder: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file())
+
+
+def test_no_identifier_is_left_at_any_level(tmp_path: Path) -> None:
+    files = make_series(tmp_path / "in" / "Canary_Name", patient="CanaryMRN", change=_identifying)
+    original = pydicom.dcmread(files[0])
+    outcome = copy(tmp_path)
+    assert outcome.written == {"DICOM": 8}
+    assert not outcome.refused
+    copies = sorted((tmp_path / "out").rglob("*.dcm"))
+    assert len(copies) == 8
+    everything = _bytes(tmp_path / "out") + " ".join(map(str, copies)).encode()
+    for secret in (b"Canary", b"CANARY", original.StudyInstanceUID.encode(), b"20200102", b"19501231"):
+        assert secret not in everything, secret
+    dataset = pydicom.dcmread(copies[0])
+    assert dataset.PatientIdentityRemoved == "YES"
+    assert dataset.DeidentificationMethodCodeSequence[0].CodeValue == "113100"
+    assert dataset.file_meta.MediaStorageSOPInstanceUID == dataset.SOPInstanceUID
+    assert (dataset.Modality, dataset.Manufacturer, dataset.Rows) == ("MR", "ACME", 16)
+
+
+def test_the_copies_are_the_same_volume(tmp_path: Path) -> None:
+    make_series(tmp_path / "in")
+    copy(tmp_path)
+    (one,) = register(Request(tmp_path / "in", "a", tmp_path / "a")).entries
+    (two,) = register(Request(tmp_path / "out", "b", tmp_path / "b")).entries
+    assert (one.affine, one.intensity, one.shape) == (two.affine, two.intensity, two.shape)
+    assert one.checksum == two.checksum
+
+
+def test_references_and_patients_still_fit_also_in_a_later_copy(tmp_path: Path) -> None:
+    files = make_series(tmp_path / "in", patient="P1")
+    mask = np.zeros((12, 16, 8), bool)
+    mask[2:5, 3:9, 1:6] = True
+    make_seg(tmp_path / "in" / "seg.dcm", files, {"tumour": mask})
+    make_series(tmp_path / "in2", volume(seed=4), patient="P1")
+    make_series(tmp_path / "in2", volume(seed=5), patient="P2", names=lambda n: f"b{n}")
+    copy(tmp_path)
+    copy(tmp_path, "in2", "out2")
+    (entry,) = register(Request(tmp_path / "out", "a", tmp_path / "a")).entries
+    assert np.asarray(nib.load(tmp_path / "a" / str(entry.label)).dataobj).sum() == mask.sum()
+    patients = [{p.name for p in (tmp_path / out).iterdir()} for out in ("out", "out2")]
+    assert len(patients[0]) == 1
+    assert len(patients[1]) == 2
+    assert patients[0] < patients[1]
+
+
+def test_dates_are_shifted_alike_for_a_patient_and_devices_kept_where_asked(tmp_path: Path) -> None:
+    make_series(tmp_path / "in", change=_identifying)
+    copy(tmp_path, keep_dates=True, keep_device=True)
+    dataset = pydicom.dcmread(next((tmp_path / "out").rglob("*.dcm")))
+    assert dataset.StudyDate not in {"20200102", ""}
+    assert int(dataset.SeriesDate) - int(dataset.StudyDate) in {1, 70, 71, 72, 73, 8870, 8871}  # the next day
+    assert dataset.get("PatientBirthDate", "") in {"", "00010101"}
+    assert dataset.DeviceSerialNumber == "CanaryDevice"
+    codes = {code.CodeValue for code in dataset.DeidentificationMethodCodeSequence}
+    assert codes == {"113100", "113107", "113109"}
+    assert dataset.LongitudinalTemporalInformationModified == "MODIFIED"
+
+
+def test_burned_in_text_reports_and_broken_files_are_not_copied(tmp_path: Path) -> None:
+    make_xray(tmp_path / "in", np.ones((8, 8), np.uint16), BurnedInAnnotation="YES")
+    (tmp_path / "in" / "empty.dcm").write_bytes(b"")
+    (tmp_path / "in" / "scan.mrxs").write_bytes(b"x" * 10)
+    (tmp_path / "in" / "report.txt").write_text("Canary")
+    report = get_testdata_file("reportsi.dcm", download=False)
+    (tmp_path / "in" / "sr.dcm").write_bytes(Path(str(report)).read_bytes())
+    outcome = copy(tmp_path)
+    assert set(outcome.refused) == {"x.dcm", "empty.dcm", "scan.mrxs"}
+    assert "burned into its pixels" in outcome.refused["x.dcm"]
+    assert sum(outcome.left_out.values()) == 2
+    assert list((tmp_path / "out").rglob("*.*")) == []
+    assert copy(tmp_path, out="out2", keep_burned_in=True).written == {"DICOM": 1}
+
+
+def test_overlays_and_curves_go(tmp_path: Path) -> None:
+    found = get_testdata_file("examples_overlay.dcm", download=False)
+    if not isinstance(found, str):
+        pytest.skip("this pydicom brings no image with an overlay")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.dcm").write_bytes(Path(found).read_bytes())
+    assert copy(tmp_path).written == {"DICOM": 1}
+    dataset = pydicom.dcmread(next((tmp_path / "out").rglob("*.dcm")))
+    assert (0x6000, 0x3000) not in dataset
+    np.testing.assert_array_equal(dataset.pixel_array, pydicom.dcmread(found).pixel_array)
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nii"])
+def test_nifti_loses_its_text_and_nothing_else(tmp_path: Path, suffix: str) -> None:
+    image = nib.Nifti1Image(make_volume(1)[0], np.diag([1.0, 2, 3, 1]))
+    image.header["descrip"], image.header["aux_file"] = b"Canary^Name", b"CanaryAux"
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"Canary comment"))
+    (tmp_path / "in" / "imagesTr").mkdir(parents=True)
+    nib.save(image, tmp_path / "in" / "imagesTr" / f"Canary_Name_0000{suffix}")
+    copy(tmp_path)
+    (written,) = (tmp_path / "out" / "imagesTr").iterdir()
+    assert written.name.endswith(f"_0000{suffix}")
+    content = written.read_bytes()
+    content = gzip.decompress(content) if suffix.endswith("gz") else content
+    assert b"Canary" not in content
+    assert "Canary" not in written.name
+    again = nib.load(written)
+    np.testing.assert_array_equal(np.asarray(again.dataobj), make_volume(1)[0])
+    np.testing.assert_allclose(again.affine, image.affine)
+
+
+def test_images_and_their_masks_keep_a_common_name_and_lose_their_text(tmp_path: Path) -> None:
+    text = PngImagePlugin.PngInfo()
+    text.add_text("Comment", "Canary^Name")
+    values = np.random.default_rng(0).integers(0, 255, (9, 8, 3), dtype=np.uint8)
+    for folder in ("images", "masks"):
+        (tmp_path / "in" / folder).mkdir(parents=True)
+        Image.fromarray(values).save(tmp_path / "in" / folder / "Canary 1.png", pnginfo=text)
+    exif = Image.Exif()
+    exif[0x010E] = "Canary description"
+    Image.fromarray(values).save(tmp_path / "in" / "images" / "b.jpg", exif=exif, comment=b"Canary")
+    copy(tmp_path)
+    assert b"Canary" not in _bytes(tmp_path / "out")
+    (png,) = (tmp_path / "out" / "images").glob("*.png")
+    assert (tmp_path / "out" / "masks" / png.name).is_file()
+    np.testing.assert_array_equal(np.asarray(Image.open(png)), values)
+    (jpeg,) = (tmp_path / "out" / "images").glob("*.jpg")
+    np.testing.assert_array_equal(
+        np.asarray(Image.open(jpeg)), np.asarray(Image.open(tmp_path / "in" / "images" / "b.jpg"))
+    )
+
+
+def test_a_slide_keeps_its_pyramid_and_loses_label_and_description(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (512, 768, 3), dtype=np.uint8)
+    (tmp_path / "in").mkdir()
+    description = "Aperio Image Library v12\r\n768x512 |AppMag = 20|MPP = 0.5|User = Canary|Filename = Canary_Name"
+    with tifffile.TiffWriter(tmp_path / "in" / "Canary.svs") as writer:
+        for step in (1, 0, 2):
+            if step == 0:  # scanners put a thumbnail behind the first page
+                writer.write(pixels[::4, ::4], photometric="rgb", description=description, metadata=None)
+                continue
+            writer.write(
+                pixels[::step, ::step],
+                tile=(256, 256),
+                compression="jpeg",
+                photometric="rgb",
+                description=description if step == 1 else description.replace("768x512", "768x512 -> 384x256"),
+                metadata=None,
+                subfiletype=0,
+            )
+        label = np.full((128, 128, 3), 77, np.uint8)
+        writer.write(label, description="Aperio\r\nlabel Canary 128x128", metadata=None, subfiletype=1)
+    assert copy(tmp_path).written == {"slide": 1}
+    (written,) = (tmp_path / "out").iterdir()
+    assert b"Canary" not in written.read_bytes()
+    with tifffile.TiffFile(written) as file, tifffile.TiffFile(tmp_path / "in" / "Canary.svs") as original:
+        assert len(file.pages) == 2
+        np.testing.assert_array_equal(file.pages[0].asarray(), original.pages[0].asarray())
+        x, unit = file.pages[0].tags["XResolution"].value, file.pages[0].tags["ResolutionUnit"].value
+        assert (x[0] / x[1], unit) == (20000, 3)
+
+
+def test_key_and_crosswalk_are_the_owners_and_the_folders_are_checked(tmp_path: Path) -> None:
+    make_series(tmp_path / "in")
+    copy(tmp_path)
+    for name in ("key", CROSSWALK_FILE):
+        assert stat.S_IMODE((tmp_path / "secret" / name).stat().st_mode) == 0o600
+    with pytest.raises(DataError, match="is not empty"):
+        copy(tmp_path)
+    with pytest.raises(DataError, match="inside the originals"):
+        copy(tmp_path, out="in/out")
+    with pytest.raises(DataError, match="no such folder"):
+        copy(tmp_path, source="nowhere", out="out3")

@@ -1,0 +1,116 @@
+"""Training cases are prepared once, under a key of content and settings."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from oncofed.data import prepared as module
+from oncofed.data.cases import read_cases
+from oncofed.data.prepared import CACHE_FOLDER, PreparedCases, plan_cache
+from oncofed.data.register import Request, register
+from oncofed.data.spec import DataSpec
+from synthetic import make_site
+
+DATA = DataSpec(dataset="balls", patch=(16, 16, 16))
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    register(Request(make_site(tmp_path / "in"), "balls", tmp_path / "set"))
+    return tmp_path / "set"
+
+
+def _prepare(dataset: Path, data: DataSpec = DATA) -> PreparedCases:
+    return PreparedCases(read_cases(dataset, data.split, 1).train, data, 3, CPU)
+
+
+def _files(dataset: Path) -> set[str]:
+    return {path.name for path in (dataset / CACHE_FOLDER).glob("*")}
+
+
+def test_a_second_run_reads_no_image(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = [_prepare(dataset)[n] for n in range(4)]
+    monkeypatch.setattr(module, "load_pair", lambda *a: lambda case: pytest.fail("an image was read"))
+    for one, two in zip(first, (_prepare(dataset)[n] for n in range(4)), strict=True):
+        assert torch.equal(one["image"], two["image"])
+        assert torch.equal(one["label"], two["label"])
+        assert all(
+            np.array_equal(a, b) for a, b in zip(one["label_cls_indices"], two["label_cls_indices"], strict=True)
+        )
+
+
+@pytest.mark.parametrize("held", ["memory", "disk"])
+def test_wherever_they_are_held_they_are_the_same(dataset: Path, held: str) -> None:
+    cases = _prepare(dataset, DATA.model_copy(update={"cache": held}))
+    assert cases.plan.held == held
+    assert cases[0]["image"].shape == (1, 20, 20, 20)
+    assert (cases._held[0] is None) == (held == "disk")
+    assert torch.equal(cases[1]["image"], _prepare(dataset)[1]["image"])
+
+
+def test_another_setting_or_another_content_is_prepared_anew(dataset: Path) -> None:
+    _prepare(dataset)
+    before = _files(dataset)
+    _prepare(dataset, DATA.model_copy(update={"spacing": (2.0, 2.0, 2.0)}))
+    assert len(_files(dataset)) == 2 * len(before)
+    time.sleep(0.01)
+    case = read_cases(dataset, DATA.split, 1).train[0]
+    image = nib.load(case.image)
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj) + 1, image.affine), case.image)
+    _prepare(dataset)
+    assert len(_files(dataset)) == 2 * len(before) + 1
+    # Settings that change nothing of what is prepared change no key.
+    _prepare(dataset, DATA.model_copy(update={"max_bad_share": 0.3}))
+    assert len(_files(dataset)) == 2 * len(before) + 1
+
+
+def test_a_file_that_a_killed_process_left_broken_is_made_anew(dataset: Path) -> None:
+    expected = _prepare(dataset)[0]["image"]
+    for path in (dataset / CACHE_FOLDER).glob("*"):
+        path.write_bytes(path.read_bytes()[:100])
+    assert torch.equal(_prepare(dataset)[0]["image"], expected)
+
+
+def test_a_full_disk_costs_the_cache_and_not_the_run(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "save_file", full)
+    assert _prepare(dataset)[0]["image"].shape == (1, 20, 20, 20)
+    assert _files(dataset) == set()
+
+
+def test_its_size_is_told_before_and_what_does_not_fit_goes_elsewhere(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = read_cases(dataset, DATA.split, 1).train
+    plan = plan_cache(train, DATA, 3, CPU)
+    _prepare(dataset)
+    written = sum(path.stat().st_size for path in (dataset / CACHE_FOLDER).glob("*"))
+    assert plan.bytes is not None
+    assert 0.3 * plan.bytes < written < 1.1 * plan.bytes
+    assert "prepared cases, about" in plan.note
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: _Free(10))
+    assert plan_cache(train, DATA, 3, CPU).folder is None
+    monkeypatch.undo()
+    monkeypatch.setattr(module.psutil, "virtual_memory", lambda: _Free(10))
+    assert plan_cache(train, DATA, 3, CPU).held == "disk"
+
+
+def test_nothing_is_written_beside_images_that_nobody_registered(tmp_path: Path) -> None:
+    site = make_site(tmp_path / "in")
+    before = set(site.rglob("*"))
+    assert _prepare(site).plan.folder is None
+    assert set(site.rglob("*")) == before
+
+
+class _Free:
+    def __init__(self, free: int) -> None:
+        self.free = self.available = free
