@@ -13,6 +13,16 @@ from pathlib import Path
 
 import psutil
 
+
+class Outcome:
+    """Exit status of a command, and what it printed: to stdout and stderr with single spaces, and to stdout alone."""
+
+    def __init__(self, status: int, text: str, output: str) -> None:
+        self.status = status
+        self.text = " ".join(text.split())
+        self.output = output
+
+
 ENVIRONMENT = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from commands import Outcome
+from oncofed.cli import main as entry
 from oncofed.job.spec import JobSpec, parse_job
 from synthetic import make_site, write_job
 
@@ -36,6 +39,25 @@ def job(tmp_path: Path) -> Path:
 def spec(job: Path) -> JobSpec:
     """The same job, read."""
     return parse_job(job)
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """Run a command in this process, through the program's own entry point."""
+
+    def call(*arguments: str | Path) -> Outcome:
+        monkeypatch.setattr("sys.argv", ["oncofed", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "200")
+        status = 0
+        try:
+            entry.main()
+        except SystemExit as ended:
+            status = int(ended.code or 0)
+        printed = capsys.readouterr()
+        assert "Traceback" not in printed.out + printed.err
+        return Outcome(status, printed.out + printed.err, printed.out)
+
+    return call
 
 
 @pytest.fixture(scope="session")

@@ -18,38 +18,11 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from commands import Outcome
 from oncofed.cli import main as entry
 from oncofed.cli.common import ended_by_signals
 from oncofed.errors import SpecError
 from oncofed.report.result import read_result
-
-
-class Outcome:
-    """Exit status, and what was printed to stdout and stderr."""
-
-    def __init__(self, status: int, text: str, output: str) -> None:
-        self.status = status
-        self.text = " ".join(text.split())
-        self.output = output
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
-    """Run a command in this process, through the program's own entry point."""
-
-    def call(*arguments: str | Path) -> Outcome:
-        monkeypatch.setattr("sys.argv", ["oncofed", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "200")
-        status = 0
-        try:
-            entry.main()
-        except SystemExit as ended:
-            status = int(ended.code or 0)
-        printed = capsys.readouterr()
-        assert "Traceback" not in printed.out + printed.err
-        return Outcome(status, printed.out + printed.err, printed.out)
-
-    return call
 
 
 def _sites(two_sites: dict[str, Path]) -> list[str]:
@@ -166,7 +139,7 @@ def test_an_unknown_job_is_answered_with_the_known_ones(run: Callable[..., Outco
         outcome = run("job", command[0], "hipocampus", *command[1:])
         assert outcome.status == 2
         assert "unknown job 'hipocampus'" in outcome.text
-        assert "Known jobs: brain_tissue_segmentation, hippocampus_segmentation" in outcome.text
+        assert "Known jobs: brain_tissue_segmentation, federated_profile, hippocampus_segmentation" in outcome.text
 
 
 def test_a_taken_port_is_named(
@@ -269,7 +242,15 @@ def test_debug_shows_where_an_error_came_from(run: Callable[..., Outcome]) -> No
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["demo"], ["job"], *(["job", c] for c in ("list", "show", "check", "export", "run"))]
+    "command",
+    [
+        [],
+        ["demo"],
+        ["job"],
+        *(["job", c] for c in ("list", "show", "check", "plan", "export", "run")),
+        ["data"],
+        *(["data", c] for c in ("register", "check", "profile", "deidentify", "split")),
+    ],
 )
 def test_every_command_explains_itself(command: list[str]) -> None:
     result = CliRunner().invoke(entry.app, [*command, "--help"])
@@ -279,7 +260,12 @@ def test_every_command_explains_itself(command: list[str]) -> None:
 
 def test_jobs_are_listed_shown_checked_and_exported(run: Callable[..., Outcome], tmp_path: Path) -> None:
     names = [row["name"] for row in json.loads(run("job", "list", "--json").output)]
-    assert names == ["brain_tissue_segmentation", "hippocampus_segmentation"]
+    assert names == [
+        "brain_tissue_segmentation",
+        "federated_profile",
+        "hippocampus_segmentation",
+        "nuclei_segmentation",
+    ]
     shown = json.loads(run("job", "show", names[0], "--json").output)
     assert shown["training"]["optimizer"] == "adamw"
     checked = json.loads(run("job", "check", names[0], "--json").output)

@@ -8,7 +8,7 @@ import pytest
 from oncofed.alliance.kits import APPROVED_CLASSES
 from oncofed.errors import SpecError
 from oncofed.job.flare import export_job
-from oncofed.job.spec import JobSpec
+from oncofed.job.spec import JobSpec, read_any_job
 from oncofed.training import Plan
 
 
@@ -22,12 +22,14 @@ def _class_paths(value: object) -> list[str]:
 
 
 def test_an_exported_job_is_json_only_and_names_approved_classes_only(spec: JobSpec, tmp_path: Path) -> None:
-    folder = export_job(spec, tmp_path / "exported")
-    files = [f for f in folder.rglob("*") if f.is_file()]
-    assert {f.suffix for f in files} == {".json"}
-    assert not list(folder.rglob("custom"))
-    paths = [p for f in files for p in _class_paths(json.loads(f.read_text()))]
-    assert sorted(paths) == sorted(APPROVED_CLASSES)
+    paths = set()
+    for job in (spec, read_any_job("federated_profile")):
+        folder = export_job(job, tmp_path / "exported" / job.name)
+        files = [f for f in folder.rglob("*") if f.is_file()]
+        assert {f.suffix for f in files} == {".json"}
+        assert not list(folder.rglob("custom"))
+        paths |= {p for f in files for p in _class_paths(json.loads(f.read_text()))}
+    assert paths == set(APPROVED_CLASSES)
 
 
 def test_the_whole_plan_travels(spec: JobSpec, tmp_path: Path) -> None:

@@ -8,19 +8,22 @@ import pytest
 import torch
 
 from oncofed.job.flare import export_job
-from oncofed.job.spec import parse_job
+from oncofed.job.spec import ProfileJobSpec, parse_any_job
 
 JOBS = sorted((Path(__file__).parents[2] / "jobs").glob("*/"))
 
 
 @pytest.mark.parametrize("folder", JOBS, ids=lambda f: f.name)
 def test_a_job_and_its_card(folder: Path, tmp_path: Path) -> None:
-    spec = parse_job(folder / "job.yaml")
+    spec = parse_any_job(folder / "job.yaml")
     assert spec.name == folder.name
     card = (folder / "README.md").read_text()
-    assert all(name.split()[0] in card for name in spec.task.classes.values())
+    classes = spec.profile.classes if isinstance(spec, ProfileJobSpec) else spec.task.classes
+    assert all(name.split()[0] in card for name in classes.values())
     exported = export_job(spec, tmp_path / spec.name)
     assert not [f for f in exported.rglob("*") if f.suffix == ".py"]
+    if isinstance(spec, ProfileJobSpec):
+        return
     network = spec.plan().build_network()
     with torch.no_grad():
         logits = network(torch.zeros(1, len(spec.data.channels), *spec.data.patch))

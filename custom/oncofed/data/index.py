@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-_COMMIT_EVERY = 200
+_COMMIT_EVERY = 40
 
 
 class Index:
@@ -41,7 +41,7 @@ class Index:
         return json.loads(row[1]) if row and row[0] == stamp else None
 
     def put(self, key: str, stamp: str, value: Any) -> None:
-        """Remember a JSON value; it is on disk after at most some hundred more."""
+        """Remember a JSON value; it is on disk after at most some tens more."""
         self._connection.execute("INSERT OR REPLACE INTO seen VALUES (?, ?, ?)", (key, stamp, json.dumps(value)))
         self._pending += 1
         if self._pending >= _COMMIT_EVERY:
