@@ -40,13 +40,15 @@ format: $(VENV)/dev.installed ## put the code into the project's format
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: $(VENV)/demo.installed ## seconds that a round costs beyond the sites' own work, beside stock FLARE
+bench: $(VENV)/dev.installed ## a round's overhead beside stock FLARE; reading images beside plain readers
 	@$(BIN)/python benchmarks/round_overhead.py
+	@$(BIN)/python benchmarks/ingest.py
 
 constraints: $(VENV)/dev.installed ## write provisioning/constraints.txt anew
 	@$(BIN)/python -m pip install --quiet uv
 	@{ sed -n '/^#/p' $(CONSTRAINTS); $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-annotate \
-		--no-header --extra demo --extra pathology --extra privacy --extra gpu --extra dev pyproject.toml; \
+		--no-header --extra demo --extra pathology --extra radiology --extra jpeg12 --extra privacy --extra gpu \
+		--extra dev pyproject.toml; \
 		} > $(VENV)/constraints.txt && mv $(VENV)/constraints.txt $(CONSTRAINTS)
 
 clean: ## remove the virtual environment and what runs left
@@ -69,5 +71,5 @@ $(VENV)/demo.installed: $(VENV)/torch.installed pyproject.toml
 
 $(VENV)/dev.installed: $(VENV)/demo.installed pyproject.toml
 	@echo "installing the tests' tools …"
-	@$(PIP) --editable '.[demo,dev]'
+	@$(PIP) --editable '.[demo,pathology,radiology,dev]'
 	@touch $@

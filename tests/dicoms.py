@@ -19,6 +19,7 @@ from pydicom.uid import (
     ExplicitVRLittleEndian,
     MRImageStorage,
     RTStructureSetStorage,
+    VLWholeSlideMicroscopyImageStorage,
     generate_uid,
 )
 
@@ -197,3 +198,72 @@ def item(**attributes: Any) -> Dataset:
     for keyword, value in attributes.items():
         setattr(dataset, keyword, value)
     return dataset
+
+
+def make_wsi(folder: Path, pixels: np.ndarray, mpp: float = 0.5, tile: int = 256, patient: str = "MRN-3") -> Path:
+    """Write one level of a DICOM slide, TILED_FULL and uncompressed, from (row, column, 3) uint8; return its file."""
+    rows, columns = pixels.shape[:2]
+    dataset = _dataset(VLWholeSlideMicroscopyImageStorage)
+    dataset.PatientID, dataset.PatientName, dataset.PatientBirthDate, dataset.PatientSex = (
+        patient,
+        "Canary^Slide",
+        "",
+        "",
+    )
+    dataset.StudyInstanceUID, dataset.SeriesInstanceUID = generate_uid(), generate_uid()
+    dataset.FrameOfReferenceUID, dataset.PositionReferenceIndicator = generate_uid(), "SLIDE_CORNER"
+    dataset.StudyID = dataset.AccessionNumber = dataset.StudyDate = dataset.StudyTime = ""
+    dataset.Modality, dataset.Manufacturer, dataset.ManufacturerModelName = "SM", "ACME", "Scanner"
+    dataset.DeviceSerialNumber, dataset.SoftwareVersions = "1", "1"
+    dataset.SeriesNumber, dataset.InstanceNumber = 1, 1
+    dataset.AcquisitionDateTime, dataset.ContentDate, dataset.ContentTime = "20200101", "20200101", "000000"
+    dataset.ImageType = ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"]
+    dataset.BurnedInAnnotation, dataset.SpecimenLabelInImage = "NO", "NO"
+    dataset.LossyImageCompression, dataset.VolumetricProperties = "00", "VOLUME"
+    dataset.FocusMethod, dataset.ExtendedDepthOfField = "AUTO", "NO"
+    dataset.DimensionOrganizationType = "TILED_FULL"
+    dataset.DimensionOrganizationSequence = Items([item(DimensionOrganizationUID=generate_uid())])
+    dataset.ImageOrientationSlide = [0, -1, 0, -1, 0, 0]
+    dataset.ImagedVolumeWidth, dataset.ImagedVolumeHeight = columns * mpp / 1000, rows * mpp / 1000
+    dataset.ImagedVolumeDepth = 0.001
+    dataset.TotalPixelMatrixRows, dataset.TotalPixelMatrixColumns = rows, columns
+    origin = item(XOffsetInSlideCoordinateSystem=0, YOffsetInSlideCoordinateSystem=0)
+    dataset.TotalPixelMatrixOriginSequence = Items([origin])
+    dataset.TotalPixelMatrixFocalPlanes = 1
+    dataset.NumberOfOpticalPaths = 1
+    measures = item(PixelSpacing=[mpp / 1000, mpp / 1000], SliceThickness=0.001)
+    frame_type = item(FrameType=["ORIGINAL", "PRIMARY", "VOLUME", "NONE"])
+    path_id = item(OpticalPathIdentifier="1")
+    dataset.SharedFunctionalGroupsSequence = Items(
+        [
+            item(
+                PixelMeasuresSequence=Items([measures]),
+                WholeSlideMicroscopyImageFrameTypeSequence=Items([frame_type]),
+                OpticalPathIdentificationSequence=Items([path_id]),
+            )
+        ]
+    )
+    light = item(CodeValue="111744", CodingSchemeDesignator="DCM", CodeMeaning="Brightfield illumination")
+    colour = item(CodeValue="414298005", CodingSchemeDesignator="SCT", CodeMeaning="Full Spectrum")
+    dataset.OpticalPathSequence = Items(
+        [
+            item(
+                OpticalPathIdentifier="1",
+                IlluminationTypeCodeSequence=Items([light]),
+                IlluminationColorCodeSequence=Items([colour]),
+            )
+        ]
+    )
+    down, across = -(-rows // tile), -(-columns // tile)
+    padded = np.full((down * tile, across * tile, 3), 255, np.uint8)
+    padded[:rows, :columns] = pixels
+    frames = padded.reshape(down, tile, across, tile, 3).swapaxes(1, 2)
+    dataset.Rows = dataset.Columns = tile
+    dataset.NumberOfFrames = down * across
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation, dataset.PlanarConfiguration = 3, "RGB", 0
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 8, 8, 7, 0
+    dataset.PixelData = np.ascontiguousarray(frames).tobytes()
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{dataset.SOPInstanceUID}.dcm"
+    dataset.save_as(path, enforce_file_format=True)
+    return path

@@ -10,8 +10,17 @@ import pytest
 import tifffile
 from PIL import Image
 
+from dicoms import make_wsi
 from oncofed.data.register import Request, parse_labels, register
-from oncofed.data.slides import OpenSlideFile, TiffSlideFile, TileReader, TileSpec, open_slide, tissue_mask
+from oncofed.data.slides import (
+    DicomSlideFile,
+    OpenSlideFile,
+    TiffSlideFile,
+    TileReader,
+    TileSpec,
+    open_slide,
+    tissue_mask,
+)
 from oncofed.errors import DataError
 
 
@@ -163,3 +172,24 @@ def test_bad_slides_are_set_aside(tmp_path: Path) -> None:
     assert set(reasons) == {"garbage", "empty", "blank", "cut"}
     assert "shows no tissue" in reasons["blank"]
     assert all(str(tmp_path) not in reason for reason in reasons.values())
+
+
+def test_dicom_slides_in_one_heap_are_read_each_by_itself(tmp_path: Path) -> None:
+    pixels = make_slide(tmp_path / "a.tif", levels=1)
+    for number in range(2):
+        make_wsi(tmp_path / "in", np.roll(pixels, 100 * number, axis=1), patient=f"P{number}")
+    manifest = register(Request(tmp_path / "in", "s", tmp_path / "out", tiles=TileSpec(256, 1.0, 0.5)))
+    assert not manifest.quarantine, manifest.quarantine
+    assert manifest.task == "slides"
+    assert [entry.shape for entry in manifest.entries] == [[2048, 1536]] * 2
+    assert len({entry.patient for entry in manifest.entries}) == 2
+    slide = open_slide(tmp_path / "out" / manifest.entries[0].images[0])
+    assert isinstance(slide, DicomSlideFile)
+    region = slide.read(0, 100, 200, 700, 500)
+    assert any(np.array_equal(region, np.roll(pixels, 100 * number, axis=1)[200:700, 100:800]) for number in range(2))
+    slide.close()
+    for file in (tmp_path / "in").iterdir():
+        if b"P1" in file.read_bytes()[:4000]:
+            file.unlink()
+    assert len(register(Request(tmp_path / "in", "s", tmp_path / "out")).entries) == 1
+    assert len(list((tmp_path / "out" / "slides").iterdir())) == 1

@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import os
 import secrets
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -103,7 +104,11 @@ def register(request: Request, progress: Progress | None = None) -> Manifest:
             heap = _read_heap(source, files, index, progress, request.workers)
         layout = layout or Layout("DICOM" if heap.stacks or heap.slides or heap.broken else "nothing")
         task = cast("Task", request.task or layout.task or ("slides" if heap.slides else "segmentation"))
-        work = [*_file_work(layout, request, prefix), *_dicom_work(heap, request, salt), *_slide_work(heap, request)]
+        work = [
+            *_file_work(layout, request, prefix),
+            *_dicom_work(heap, request, salt),
+            *_slide_work(heap, request, salt),
+        ]
         if not work and not layout.bad and not heap.broken:
             raise DataError(_nothing_found(request.source, files, layout, heap))
         results = list(_read_all(work, index, progress, request.workers))
@@ -243,7 +248,6 @@ def _dicom_work(heap: Heap, request: Request, salt: bytes) -> Iterator[Work]:
             by_series.setdefault(series, []).append(label)
     values = _label_values(heap, request)
     rows = _dicom_table(request.table)
-    classes = sorted({row["label"] for row in rows if row.get("label")})
     for stack in heap.stacks:
         header = stack.header
         name = f"{_hash(salt, header['patient'], 8)}-{_hash(salt, header['series'], 8)}"
@@ -251,19 +255,23 @@ def _dicom_work(heap: Heap, request: Request, salt: bytes) -> Iterator[Work]:
         if stack.kind == "flat":
             name += f"-{_hash(salt, header['instance'] or stack.slices[0].path, 6)}"
         row = _row_of(header, rows)
-        number = classes.index(row["label"]) if row.get("label") else None
+        number = _class_number(row, request)
         labels = tuple(by_series.get(header["series"], ()))
         split = row.get("split") or None
         yield StackWork(request.source.resolve(), request.out.resolve(), name, stack, labels, values, number, split)
 
 
-def _slide_work(heap: Heap, request: Request) -> Iterator[Work]:
+def _slide_work(heap: Heap, request: Request, salt: bytes) -> Iterator[Work]:
     source, out = request.source.resolve(), request.out.resolve()
     names = {name: value for value, name in request.labels.items()}
-    for instances in heap.slides.values():
-        folder = str(Path(instances[0].path).parent)
-        item = Item(Path(folder).name or "slide", instances[0].header["patient"], (folder,), modality="SM")
-        yield SlideWork(source, f"{SOURCE_LINK}/", out, item, request.tiles, names)
+    for series, instances in heap.slides.items():
+        header = instances[0].header
+        name = f"{_hash(salt, header['patient'], 8)}-{_hash(salt, series, 8)}"
+        row = _row_of(header, _dicom_table(request.table))
+        label = _class_number(row, request)
+        item = Item(name, header["patient"], (instances[0].path,), label, row.get("split") or None, "SM")  # type: ignore[arg-type]
+        files = tuple(instance.path for instance in instances)
+        yield SlideWork(source, f"{SOURCE_LINK}/", out, item, request.tiles, names, files)
 
 
 def _label_values(heap: Heap, request: Request) -> dict[str, int]:
@@ -284,6 +292,12 @@ def _dicom_table(table: Path | None) -> list[dict[str, str]]:
             f"{table}: found the columns {columns}, expected label and one of image, patient, study, series."
         )
     return rows
+
+
+def _class_number(row: Mapping[str, str], request: Request) -> int | None:
+    """Return the number of a table's class: by its name in the order of the alphabet."""
+    classes = sorted({r["label"] for r in _dicom_table(request.table) if r.get("label")})
+    return classes.index(row["label"]) if row.get("label") else None
 
 
 def _row_of(header: Header, rows: list[dict[str, str]]) -> dict[str, str]:
@@ -437,8 +451,11 @@ def _remove_stale(out: Path, manifest: Manifest) -> None:
     kept = {path for e in manifest.entries for path in (*e.images, e.label, e.tiles) if isinstance(path, str)}
     for folder in ("images", "labels", "tiles"):
         for path in (out / folder).glob("*") if (out / folder).is_dir() and not (out / folder).is_symlink() else ():
-            if f"{folder}/{path.name}" not in kept and path.suffix in {".gz", ".png", ".npz"}:
+            if f"{folder}/{path.name}" not in kept and path.suffix in {".nii", ".gz", ".png", ".npz"}:
                 path.unlink()
+    for path in (out / "slides").glob("*"):
+        if f"slides/{path.name}" not in kept:
+            shutil.rmtree(path)
 
 
 def dataset_folder(name_or_folder: str | Path, datasets: Path) -> Path:
