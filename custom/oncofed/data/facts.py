@@ -21,6 +21,7 @@ Values = NDArray[Any]
 
 # More distinct values than this in one mask: it numbers objects, not classes.
 _MOST_CLASSES = 64
+_MOST_COUNTED = 1 << 20
 _INTENSITY_SAMPLES = 100_000
 _THUMBNAIL_SAMPLES = 128
 _GRID_TOLERANCE_MM = 1e-2
@@ -153,7 +154,7 @@ def _label_facts(image: LoadedImage, label: LoadedImage) -> dict[str, Any]:
         return {"label_problem": "its label lies elsewhere in space than its image (their affines differ)"}
     if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
         return {"label_problem": "its label holds values that are not finite (NaN or infinity)"}
-    found, counts = np.unique(values, return_counts=True)
+    found, counts = _counted(values)
     if np.issubdtype(found.dtype, np.floating) and not np.array_equal(found, np.rint(found)):
         return {"label_problem": f"its label holds {found[found != np.rint(found)][0]:g}, expected whole numbers"}
     objects = int((found != 0).sum())
@@ -164,6 +165,16 @@ def _label_facts(image: LoadedImage, label: LoadedImage) -> dict[str, Any]:
         "instances": objects,
         "label_values": {f"{int(v)}": int(c) for v, c in zip(found, counts, strict=True)},
     }
+
+
+def _counted(values: Values) -> tuple[Values, NDArray[np.int64]]:
+    """Return the values of a mask and how often each is there."""
+    if np.issubdtype(values.dtype, np.integer) and values.min() >= 0 and values.max() < _MOST_COUNTED:
+        every = np.bincount(values.reshape(-1))  # ten times as fast as sorting
+        found = np.flatnonzero(every)
+        return found, every[found]
+    found, counts = np.unique(values, return_counts=True)
+    return found, counts
 
 
 def _intensity(values: NDArray[Any], mask: NDArray[np.bool_] | None) -> Intensity:

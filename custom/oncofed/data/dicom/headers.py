@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import pydicom
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
 from pydicom.tag import Tag
 
 Header = dict[str, Any]
@@ -41,6 +43,9 @@ _TAGS: list[Any] = [
     "SamplesPerPixel",
     "PhotometricInterpretation",
     "BitsAllocated",
+    "BitsStored",
+    "PixelRepresentation",
+    "ModalityLUTSequence",
     "ImagePositionPatient",
     "ImageOrientationPatient",
     "PixelSpacing",
@@ -111,14 +116,16 @@ def read_header(path: Path) -> Header:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            dataset = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=_WANTED)
-            return _values(dataset)
+            with path.open("rb") as file:
+                dataset = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=_WANTED)
+                # pydicom leaves off where the pixels begin.
+                return _values(dataset, file.tell())
         except Exception as error:  # noqa: BLE001 - a broken header raises whatever its bytes lead to
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             return {"kind": "broken", "reason": f"its header cannot be read ({reason.replace(str(path), 'file')})"}
 
 
-def _values(dataset: Dataset) -> Header:
+def _values(dataset: Dataset, pixels_at: int) -> Header:
     header: Header = {name: _text(dataset, number) for name, number in _TEXT_TAGS.items()}
     meta = dataset.file_meta
     if str(meta.get("MediaStorageSOPClassUID", "")) == _DICOMDIR:
@@ -136,6 +143,7 @@ def _values(dataset: Dataset) -> Header:
         header["refers_to"] = _referenced_by_rtstruct(dataset)
     elif header["kind"] == "image":
         header |= _image_values(dataset)
+        header["pixels_at"] = pixels_at
         if not header["series"] or not header["rows"]:
             missing = "SeriesInstanceUID" if not header["series"] else "Rows"
             return {"kind": "broken", "reason": f"its header has no {missing}; it is cut off or no DICOM image"}
@@ -148,7 +156,40 @@ def _text(dataset: Dataset, tag: int) -> str:
     if element is None or not element.value:
         return ""
     value = element.value
-    return value.decode("latin-1").rstrip("\0 ").lstrip() if isinstance(value, bytes) else str(value)
+    if isinstance(value, bytes):
+        return value.decode("latin-1").rstrip("\0 ").lstrip()
+    return "\\".join(map(str, value)) if isinstance(value, MultiValue) else str(value)
+
+
+def _texts(dataset: Dataset, keyword: str) -> list[str]:
+    text = _text(dataset, _tag(keyword))
+    return [part.strip() for part in text.split("\\")] if text else []
+
+
+def _floats(dataset: Dataset, keyword: str, count: int) -> list[float] | None:
+    values = _texts(dataset, keyword)
+    return [float(value) for value in values] if len(values) == count else None
+
+
+def _float(dataset: Dataset, keyword: str, default: float) -> float:
+    values = _texts(dataset, keyword)
+    return float(values[0]) if values and values[0] else default
+
+
+def _integer(dataset: Dataset, keyword: str, default: int) -> int:
+    """Return a number that is stored in binary (US) or, where pydicom has converted it, as it is."""
+    element = dataset.get_item(_tag(keyword)) if _tag(keyword) in dataset else None
+    if element is None or element.value in {None, b"", ""}:
+        return default
+    if isinstance(element.value, bytes):
+        little = getattr(element, "is_little_endian", True)
+        return int.from_bytes(element.value[:2], "little" if little else "big")
+    return int(element.value)
+
+
+@lru_cache(maxsize=100)
+def _tag(keyword: str) -> int:
+    return int(tag_for_keyword(keyword) or 0)
 
 
 def _kind(dataset: Dataset, sop_class: str) -> str:
@@ -158,36 +199,39 @@ def _kind(dataset: Dataset, sop_class: str) -> str:
         return "rtstruct"
     if sop_class == _WSI:
         return "slide"
-    if dataset.get("Modality") in {"RTDOSE", "RTPLAN", "SR", "PR", "KO", "ECG", "DOC", "REG", "RTRECORD"}:
+    if _text(dataset, _tag("Modality")) in {"RTDOSE", "RTPLAN", "SR", "PR", "KO", "ECG", "DOC", "REG", "RTRECORD"}:
         return "other"
     return "image" if "Rows" in dataset or not sop_class else "other"
 
 
 def _image_values(dataset: Dataset) -> Header:
-    spacing = _floats(dataset, "PixelSpacing", 2)
-    functional = dataset.get("SharedFunctionalGroupsSequence")
+    image_type = _texts(dataset, "ImageType")
     return {
-        "rows": int(dataset.get("Rows", 0) or 0),
-        "columns": int(dataset.get("Columns", 0) or 0),
-        "frames": int(dataset.get("NumberOfFrames", 1) or 1),
-        "samples": int(dataset.get("SamplesPerPixel", 1) or 1),
-        "bits": int(dataset.get("BitsAllocated", 16) or 16),
-        "image_type": [str(v) for v in dataset.get("ImageType", None) or []],
+        "rows": _integer(dataset, "Rows", 0),
+        "columns": _integer(dataset, "Columns", 0),
+        "frames": int(_float(dataset, "NumberOfFrames", 1)),
+        "samples": _integer(dataset, "SamplesPerPixel", 1),
+        "bits": _integer(dataset, "BitsAllocated", 16),
+        "bits_stored": _integer(dataset, "BitsStored", 16),
+        "signed": _integer(dataset, "PixelRepresentation", 0) == 1,
+        "image_type": image_type,
         "position": _floats(dataset, "ImagePositionPatient", 3),
         "orientation": _floats(dataset, "ImageOrientationPatient", 6),
-        "spacing": spacing or _floats(dataset, "ImagerPixelSpacing", 2),
-        "thickness": float(dataset.get("SpacingBetweenSlices", 0) or dataset.get("SliceThickness", 0) or 0),
-        "turned": [str(v) for v in dataset.get("PatientOrientation", None) or []],
-        "slope": float(dataset.get("RescaleSlope", 1) or 1),
+        "spacing": _floats(dataset, "PixelSpacing", 2) or _floats(dataset, "ImagerPixelSpacing", 2),
+        "thickness": _float(dataset, "SpacingBetweenSlices", 0) or _float(dataset, "SliceThickness", 0),
+        "turned": _texts(dataset, "PatientOrientation"),
+        "slope": _float(dataset, "RescaleSlope", 1),
+        "intercept": _float(dataset, "RescaleIntercept", 0),
         "has_slope": "RescaleSlope" in dataset,
-        "enhanced": functional is not None,
-        "mosaic": "MOSAIC" in (dataset.get("ImageType", None) or []) or _SIEMENS_MOSAIC_IMAGES in dataset,
+        "plain_values": "ModalityLUTSequence" not in dataset,
+        "enhanced": "SharedFunctionalGroupsSequence" in dataset,
+        "mosaic": "MOSAIC" in image_type or _SIEMENS_MOSAIC_IMAGES in dataset,
         "philips_scale": _philips_scale(dataset),
     }
 
 
 def _philips_scale(dataset: Dataset) -> float | None:
-    if "philips" not in str(dataset.get("Manufacturer", "")).lower():
+    if "philips" not in _text(dataset, _tag("Manufacturer")).lower():
         return None
     for tag in _PHILIPS_SCALE:
         value = dataset.get(tag)
@@ -200,11 +244,11 @@ def _philips_scale(dataset: Dataset) -> float | None:
 
 
 def _patient(dataset: Dataset) -> str:
-    identity = str(dataset.get("PatientID", "") or "").strip()
+    known = ("PatientID", "IssuerOfPatientID", "PatientName", "PatientBirthDate", "StudyInstanceUID")
+    identity, issuer, name, birth, study = (_text(dataset, _tag(keyword)) for keyword in known)
     if identity:
-        return f"{dataset.get('IssuerOfPatientID', '') or ''}|{identity}"
-    name, birth = str(dataset.get("PatientName", "") or ""), str(dataset.get("PatientBirthDate", "") or "")
-    return f"{name}|{birth}" if name.strip() else f"study|{dataset.get('StudyInstanceUID', '') or ''}"
+        return f"{issuer}|{identity}"
+    return f"{name}|{birth}" if name else f"study|{study}"
 
 
 def _referenced_by_rtstruct(dataset: Dataset) -> list[str]:
@@ -214,8 +258,3 @@ def _referenced_by_rtstruct(dataset: Dataset) -> list[str]:
         for study in frame.get("RTReferencedStudySequence", [])
         for series in study.get("RTReferencedSeriesSequence", [])
     ]
-
-
-def _floats(dataset: Dataset, tag: str, count: int) -> list[float] | None:
-    values = dataset.get(tag)
-    return [float(v) for v in values] if values is not None and len(values) == count else None

@@ -17,15 +17,17 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.pixels.processing import apply_color_lut, apply_rescale
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from scipy import ndimage
 
+from oncofed.data.dicom.headers import Header
 from oncofed.data.dicom.series import Stack
 from oncofed.data.images import LoadedImage, require_memory
 from oncofed.errors import DataError
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-# A projection shows feet down, and the patient's left on the right or, from the side, the front or back there.
-_UPRIGHT = "F"
+
+_PLAIN_SYNTAXES = {str(ImplicitVRLittleEndian), str(ExplicitVRLittleEndian)}
 
 
 @dataclass(frozen=True)
@@ -87,11 +89,12 @@ def _why(error: Exception, paths: Sequence[Path]) -> str:
 
 def _volume(paths: Sequence[Path], stack: Stack) -> Pixels:
     notes: list[str] = []
-    first = _frame(paths[0], notes)
+    headers = [item.header for item in stack.slices]
+    first = _frame(paths[0], notes, headers[0])
     values = np.empty((*first.T.shape, len(paths)), first.dtype)
     values[..., 0] = first.T
     for number, path in enumerate(paths[1:], start=1):
-        frame = _frame(path, [])
+        frame = _frame(path, [], headers[number])
         if frame.shape != first.shape:
             raise DataError(f"its slices have different sizes: {first.shape} and {frame.shape}")
         if np.result_type(values, frame) != values.dtype:
@@ -143,10 +146,39 @@ def _straighten(values: NDArray[Any], affine: NDArray[np.float64]) -> tuple[NDAr
     return moved, straight
 
 
-def _frame(path: Path, notes: list[str]) -> NDArray[Any]:
+def _frame(path: Path, notes: list[str], header: Header) -> NDArray[Any]:
     """Return one frame (row, column) or (row, column, 3): the values that the device meant."""
+    plain = _plain_frame(path, header)
+    if plain is not None:
+        return plain
     dataset = pydicom.dcmread(path)
     return _meant(dataset, notes)
+
+
+def _plain_frame(path: Path, header: Header) -> NDArray[Any] | None:
+    """Return one frame of 16-bit grey straight from where its header ends, or None where it is anything else.
+
+    Parsing a header a second time takes longer than all else about a slice that is not compressed.
+    """
+    plain = header.get("syntax") in _PLAIN_SYNTAXES and header["bits"] == 16 and header["samples"] == 1
+    if not plain or header["photometric"] != "MONOCHROME2" or header["frames"] != 1 or not header["plain_values"]:
+        return None
+    size = header["rows"] * header["columns"] * 2
+    with path.open("rb") as file:
+        file.seek(header["pixels_at"])
+        head = file.read(12 if header["syntax"] == ExplicitVRLittleEndian else 8)
+        content = file.read(size)
+    # Tag (7FE0,0010), its VR where the syntax has one, and its length: PS3.5, section 7.1.
+    length = int.from_bytes(head[-4:], "little")
+    if head[:4] != b"\xe0\x7f\x10\x00" or length != size or len(content) != size:
+        return None
+    stored = np.frombuffer(content, "<i2" if header["signed"] else "<u2").reshape(header["rows"], header["columns"])
+    bits = header["bits_stored"] - (1 if header["signed"] else 0)
+    if stored.max() >= 1 << bits or stored.min() < (-(1 << bits) if header["signed"] else 0):
+        return None  # something else stands in the bits that are not stored: pydicom knows what to do
+    if header["slope"] == 1 and header["intercept"] == 0:
+        return _smallest(stored)
+    return _smallest(stored.astype(np.float64) * header["slope"] + header["intercept"])
 
 
 def _meant(dataset: Dataset, notes: list[str]) -> NDArray[Any]:
@@ -202,7 +234,7 @@ def _multiframe(path: Path) -> Pixels:
 
 def _flat(path: Path, stack: Stack) -> Pixels:
     notes: list[str] = []
-    values = _frame(path, notes)
+    values = _frame(path, notes, stack.header)
     values = values[..., None] if values.ndim == 2 else values
     spacing = stack.header["spacing"]
     affine = np.diag([spacing[1], spacing[0], 1.0, 1.0]) if spacing else np.eye(4)
