@@ -24,6 +24,7 @@ from oncofed.errors import SpecError
 if TYPE_CHECKING:
     from oncofed.data.contract import Report
     from oncofed.data.manifest import Manifest
+    from oncofed.job.spec import JobSpec
 
 app = typer.Typer(
     help="A site's data: register folders of DICOM, NIfTI, slides or images; check, profile, split, de-identify them.",
@@ -124,10 +125,13 @@ def check(
     spec = read_job(job)
     folder = dataset_folder(dataset, datasets_folder(workspace))
     report = check_dataset(folder, spec.data, spec.task.classes, spec.seed)
+    cache = _cache_note(folder, spec) if report.may_train else ""
     if json:
-        typer.echo(jsonlib.dumps(_report_values(report), indent=2))
+        typer.echo(jsonlib.dumps({**_report_values(report), "cache": cache}, indent=2))
     else:
         _show_report(report, spec.name, dataset)
+        if cache:
+            typer.echo(f"Training needs room for {cache}.")
     if not report.clean:
         raise typer.Exit(3)
 
@@ -255,6 +259,18 @@ def split(
     console.print(table)
     arguments = " ".join(f"--site {site}={path}" for site, path in sites.items())
     console.print(f"Train on them: oncofed job run JOB {arguments}", soft_wrap=True, highlight=False)
+
+
+def _cache_note(folder: Path, spec: JobSpec) -> str:
+    """Return how large the prepared training cases will be, and where they will be held."""
+    import torch
+
+    from oncofed.data.cases import read_cases
+    from oncofed.data.prepared import plan_cache
+
+    train = read_cases(folder, spec.data.split, spec.seed, spec.task.classes, spec.data.splits).train
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return plan_cache(train, spec.data, len(spec.task.classes) + 1, device).note
 
 
 def _labels(text: str | None, parse: Any) -> tuple[Path | None, dict[int, str]]:

@@ -40,7 +40,7 @@ from oncofed.data.dicom.headers import looks_like_dicom, read_header
 from oncofed.data.images import NIFTI, image_format, stem
 from oncofed.data.layouts import IMAGE_FOLDERS, LABEL_FOLDERS, walk
 from oncofed.data.manifest import write_whole
-from oncofed.data.workers import in_processes
+from oncofed.data.workers import Workers
 from oncofed.errors import DataError
 
 CROSSWALK_FILE = "crosswalk.csv"
@@ -167,16 +167,17 @@ def deidentify(
     turns = [_Turn(source, out, path, key, options) for path in files]
     outcome = Outcome()
     pairs: list[tuple[str, str]] = []
-    for done, (path, kind, result) in enumerate(in_processes(_copy, turns, workers), start=1):
-        if kind == "refused":
-            outcome.refused[path] = result
-        elif kind == "left out":
-            outcome.left_out[result] += 1
-        else:
-            outcome.written[kind] += 1
-            pairs.append((path, result))
-        if progress:
-            progress("copying", done, len(files))
+    with Workers(workers) as pool:
+        for done, (path, kind, result) in enumerate(pool.map(_copy, turns), start=1):
+            if kind == "refused":
+                outcome.refused[path] = result
+            elif kind == "left out":
+                outcome.left_out[result] += 1
+            else:
+                outcome.written[kind] += 1
+                pairs.append((path, result))
+            if progress:
+                progress("copying", done, len(files))
     _write_crosswalk(key_file.parent / CROSSWALK_FILE, sorted(pairs))
     return outcome
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
 from pathlib import Path
@@ -32,7 +33,8 @@ class Index:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._connection.commit()
+        with contextlib.suppress(sqlite3.OperationalError):  # what is lost is read again
+            self._connection.commit()
         self._connection.close()
 
     def get(self, key: str, stamp: str) -> Any:
@@ -41,12 +43,19 @@ class Index:
         return json.loads(row[1]) if row and row[0] == stamp else None
 
     def put(self, key: str, stamp: str, value: Any) -> None:
-        """Remember a JSON value; it is on disk after at most some tens more."""
-        self._connection.execute("INSERT OR REPLACE INTO seen VALUES (?, ?, ?)", (key, stamp, json.dumps(value)))
-        self._pending += 1
-        if self._pending >= _COMMIT_EVERY:
-            self._connection.commit()
-            self._pending = 0
+        """Remember a JSON value; it is on disk after at most some tens more.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        try:
+            self._connection.execute("INSERT OR REPLACE INTO seen VALUES (?, ?, ?)", (key, stamp, json.dumps(value)))
+            self._pending += 1
+            if self._pending >= _COMMIT_EVERY:
+                self._connection.commit()
+                self._pending = 0
+        except sqlite3.OperationalError as error:  # a full disk, or one that may not be written to
+            raise OSError(f"the index of what was read cannot be written: {error}") from None
 
     @staticmethod
     def _open(path: Path) -> sqlite3.Connection:

@@ -11,6 +11,7 @@ import hmac
 import os
 import secrets
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,7 +38,7 @@ from oncofed.data.manifest import (
     write_manifest,
 )
 from oncofed.data.work import FileWork, SlideWork, StackWork, Work
-from oncofed.data.workers import in_processes
+from oncofed.data.workers import Workers
 from oncofed.errors import DataError
 
 SOURCE_LINK = "source"
@@ -97,11 +98,11 @@ def register(request: Request, progress: Progress | None = None) -> Manifest:
     prefix = _link(source, out)
     progress("looking for files", 0, 0)
     files = [f for f in walk(source) if not (source / f).is_relative_to(out)]
-    with Index(out / _INDEX_FILE) as index:
+    with Index(out / _INDEX_FILE) as index, Workers(request.workers) as workers:
         layout = find_layout(source, files, _image_table(request.table), request.task)
         heap = Heap()
         if layout is None or layout.kind in {"loose images", "slides"}:
-            heap = _read_heap(source, files, index, progress, request.workers)
+            heap = _read_heap(source, files, index, progress, workers)
         layout = layout or Layout("DICOM" if heap.stacks or heap.slides or heap.broken else "nothing")
         task = cast("Task", request.task or layout.task or ("slides" if heap.slides else "segmentation"))
         work = [
@@ -111,7 +112,7 @@ def register(request: Request, progress: Progress | None = None) -> Manifest:
         ]
         if not work and not layout.bad and not heap.broken:
             raise DataError(_nothing_found(request.source, files, layout, heap))
-        results = list(_read_all(work, index, progress, request.workers))
+        results = list(_read_all(work, index, progress, workers))
     manifest = _compose(request, task, layout, heap, results, salt, before)
     write_manifest(out, manifest)
     _remove_stale(out, manifest)
@@ -178,7 +179,7 @@ def _nothing_found(source: Path, files: Sequence[str], layout: Layout, heap: Hea
 # --- DICOM headers
 
 
-def _read_heap(source: Path, files: Sequence[str], index: Index, progress: Progress, workers: int | None) -> Heap:
+def _read_heap(source: Path, files: Sequence[str], index: Index, progress: Progress, workers: Workers) -> Heap:
     candidates = [f for f in files if not image_format(Path(f)) and not f.lower().endswith((*_NO_CASE, *SLIDES))]
     headers: list[tuple[str, Header]] = []
     fresh: list[tuple[str, str]] = []
@@ -192,21 +193,26 @@ def _read_heap(source: Path, files: Sequence[str], index: Index, progress: Progr
         if known is None:
             fresh.append((path, seen))
         else:
-            headers.append((path, known))
+            headers.append((path, _shared(known)))
     turns = [(source, fresh[i : i + _HEADERS_PER_TURN]) for i in range(0, len(fresh), _HEADERS_PER_TURN)]
     done = len(headers)
     progress("reading headers", done, len(candidates))
-    for batch in in_processes(_read_headers, turns, workers, fewest=8):
+    for batch in workers.map(_read_headers, turns, fewest=8):
         for path, seen, header in batch:
             header["stamp"] = seen
             index.put(f"header:{path}", seen, header)
-            headers.append((path, header))
+            headers.append((path, _shared(header)))
         done += len(batch)
         progress("reading headers", done, len(candidates))
     heap = sort_heap((path, header) for path, header in headers if header["kind"] != "foreign")
     foreign = Counter(header["what"] for _, header in headers if header["kind"] == "foreign")
     heap.left_out.update(foreign)
     return heap
+
+
+def _shared(header: Header) -> Header:
+    """Return a header whose texts are held once for all files that say the same: a heap has many thousands."""
+    return {key: sys.intern(value) if isinstance(value, str) else value for key, value in header.items()}
 
 
 def _read_headers(turn: tuple[Path, list[tuple[str, str]]]) -> list[tuple[str, str, Header]]:
@@ -313,7 +319,7 @@ def _row_of(header: Header, rows: list[dict[str, str]]) -> dict[str, str]:
 # --- reading
 
 
-def _read_all(work: Sequence[Work], index: Index, progress: Progress, workers: int | None) -> Iterator[dict[str, Any]]:
+def _read_all(work: Sequence[Work], index: Index, progress: Progress, workers: Workers) -> Iterator[dict[str, Any]]:
     fresh: list[tuple[Work, str]] = []
     done = 0
     for item in work:
@@ -325,7 +331,7 @@ def _read_all(work: Sequence[Work], index: Index, progress: Progress, workers: i
             done += 1
             yield known
     progress("reading images", done, len(work))
-    for item, result in in_processes(_read_one, [item for item, _ in fresh], workers):
+    for item, result in workers.map(_read_one, [item for item, _ in fresh]):
         index.put(item.key, item.stamp(), result)
         done += 1
         progress("reading images", done, len(work))

@@ -8,10 +8,11 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
+from types import TracebackType
 from typing import TypeVar
 
 from oncofed.errors import DataError
@@ -20,56 +21,72 @@ from oncofed.processes import deaf_to_interrupts, end_with_parent
 T = TypeVar("T")
 R = TypeVar("R")
 
-# Starting processes costs about as long as reading this many small files.
-_FEWEST_FOR_PROCESSES = 48
+# Starting processes costs about as long as reading this many small images.
+_FEWEST_FOR_PROCESSES = 64
 _WAITING_PER_WORKER = 4
 
 
-def in_processes(
-    function: Callable[[T], R], items: Sequence[T], workers: int | None = None, fewest: int = _FEWEST_FOR_PROCESSES
-) -> Iterator[R]:
-    """Yield ``function(item)`` for each item, in the order in which they are done.
+class Workers:
+    """Processes that are started when there is enough to do, and kept for what comes next; use it as a context manager.
 
     Args:
-        function: of a module's top level.
-        items: to work on.
-        workers: processes; None: one a core.
-        fewest: items for which processes are started; fewer are worked on in this one.
-
-    Raises:
-        DataError: a process ended abruptly.
+        count: of processes; None: one a core.
     """
-    workers = workers or os.cpu_count() or 1
-    if workers == 1 or len(items) < fewest:
-        yield from map(function, items)
-        return
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start)
-    try:
-        yield from _sliding(pool, function, iter(items), workers * _WAITING_PER_WORKER)
-    except BrokenProcessPool:
-        raise DataError(
-            "a process that read images ended abruptly, perhaps for want of memory. What was read is kept: "
-            "run the command again, with fewer processes if need be: --workers 1"
-        ) from None
-    except BaseException:
-        for process in list(pool._processes.values()):
-            process.kill()
-        raise
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
+    def __init__(self, count: int | None = None) -> None:
+        self._count = count or os.cpu_count() or 1
+        self._pool: ProcessPoolExecutor | None = None
 
-def _sliding(pool: ProcessPoolExecutor, function: Callable[[T], R], items: Iterable[T], window: int) -> Iterator[R]:
-    iterator = iter(items)
-    # Signals are set in the main thread alone; elsewhere nobody sends Ctrl-C to the workers.
-    main = threading.current_thread() is threading.main_thread()
-    with deaf_to_interrupts() if main else contextlib.nullcontext():
-        pending: set[Future[R]] = {pool.submit(function, item) for item in islice(iterator, window)}
-    while pending:
-        done, pending = wait(pending, return_when=FIRST_COMPLETED)
-        for future in done:
-            yield future.result()
-        pending |= {pool.submit(function, item) for item in islice(iterator, len(done))}
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._pool is None:
+            return
+        if error is not None:
+            for process in list(self._pool._processes.values()):
+                process.kill()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def map(self, function: Callable[[T], R], items: Sequence[T], fewest: int = _FEWEST_FOR_PROCESSES) -> Iterator[R]:
+        """Yield ``function(item)`` for each item, in the order in which they are done.
+
+        Args:
+            function: of a module's top level.
+            items: to work on.
+            fewest: items for which processes are started; fewer are worked on in this one.
+
+        Raises:
+            DataError: a process ended abruptly.
+        """
+        if self._count == 1 or (self._pool is None and len(items) < fewest) or len(items) < 2:
+            yield from map(function, items)
+            return
+        try:
+            yield from self._sliding(function, items)
+        except BrokenProcessPool:
+            raise DataError(
+                "a process that read images ended abruptly, perhaps for want of memory. What was read is kept: "
+                "run the command again, with fewer processes if need be: --workers 1"
+            ) from None
+
+    def _sliding(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+        if self._pool is None:
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(self._count, context, initializer=_start)
+        iterator = iter(items)
+        # Signals are set in the main thread alone; elsewhere nobody sends Ctrl-C to the workers.
+        main = threading.current_thread() is threading.main_thread()
+        with deaf_to_interrupts() if main else contextlib.nullcontext():
+            first = islice(iterator, self._count * _WAITING_PER_WORKER)
+            pending: set[Future[R]] = {self._pool.submit(function, item) for item in first}
+        while pending:
+            done, pending = wait(pending, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield future.result()
+            pending |= {self._pool.submit(function, item) for item in islice(iterator, len(done))}
 
 
 def _start() -> None:

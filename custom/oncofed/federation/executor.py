@@ -14,6 +14,7 @@ from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
 
 from oncofed.data.cases import usable_cases
+from oncofed.data.prepared import plan_cache
 from oncofed.errors import DataError, OncofedError, TrainingError
 from oncofed.federation import exchange
 from oncofed.federation.datasets import DATASETS_FILE, dataset_folder
@@ -91,6 +92,8 @@ class SiteExecutor(Executor):
             self.log_warning(fl_ctx, f"set aside {problem}", fire_event=False)
         self._progress(fl_ctx, phase="loading data")
         trainer = Trainer(plan, usable.cases, site)
+        cache = plan_cache(usable.cases.train, plan.data, trainer.task.out_channels, trainer.device)
+        self.log_info(fl_ctx, cache.note, fire_event=False)
         trainer.prepare(prepared)
         return trainer
 

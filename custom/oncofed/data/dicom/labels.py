@@ -10,10 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import highdicom
 import numpy as np
 import pydicom
-from matplotlib.path import Path as Polygon
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -56,6 +54,8 @@ def read_label(path: Path, header: Header, image: LoadedImage, values: Mapping[s
 
 
 def _segmentation(path: Path, image: LoadedImage, wanted: Mapping[int, int]) -> NDArray[np.uint8]:
+    import highdicom  # noqa: PLC0415 - see pixels.py
+
     segmentation = highdicom.seg.segread(path)
     mask = np.zeros(image.shape, np.uint8)
     for number, value in sorted(wanted.items(), key=lambda item: item[1]):
@@ -112,6 +112,8 @@ def _fill(region: NDArray[np.bool_], voxels: NDArray[np.float64]) -> bool:
     high = np.minimum(np.ceil(voxels[:, :2].max(axis=0)).astype(int) + 1, region.shape[:2])
     if (high <= low).any():
         return False
+    from matplotlib.path import Path as Polygon  # noqa: PLC0415 - see pixels.py
+
     x, y = np.meshgrid(np.arange(low[0], high[0]), np.arange(low[1], high[1]), indexing="ij")
     points = np.stack([x.ravel(), y.ravel()], axis=1)
     filled = Polygon(voxels[:, :2]).contains_points(points).reshape(x.shape)

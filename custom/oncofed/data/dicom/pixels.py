@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import highdicom
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
@@ -221,6 +220,8 @@ def _smallest(values: NDArray[Any]) -> NDArray[Any]:
 
 
 def _multiframe(path: Path) -> Pixels:
+    import highdicom  # noqa: PLC0415 - takes a fifth of a second, which processes that read plain slices spare
+
     image = highdicom.imread(path)
     try:
         volume = image.get_volume(dtype=np.float32, allow_missing_positions=False)

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from highdicom.spatial import get_volume_positions
 from numpy.typing import NDArray
 
 from oncofed.data.dicom.headers import Header
@@ -215,6 +214,8 @@ def _volume(group: list[Slice]) -> Stack:
     along = positions @ normal
     order = np.argsort(along, kind="stable")
     ordered = tuple(group[i] for i in order)
+    from highdicom.spatial import get_volume_positions  # noqa: PLC0415 - see pixels.py
+
     spacing, _ = get_volume_positions(positions.tolist(), header["orientation"], rtol=0.02)
     if spacing is not None:
         return Stack(ordered, "volume")
