@@ -90,7 +90,7 @@ def copies(manifest: Manifest) -> Iterator[Finding]:
         if other != number:
             reported.add(number)
             yield _copy(cases[other], cases[number], "is the same file as that of", "duplicate image (checksum)")
-    for one, two, correlation in _look_alikes([entry for _, entry in cases]):
+    for one, two, correlation in _alike([entry for _, entry in cases]):
         # Two visits of one patient may look alike, on one side of the split they do no harm.
         apart = cases[one][0] != cases[two][0] or cases[one][1].patient != cases[two][1].patient
         if two not in reported and apart:
@@ -172,7 +172,7 @@ def _shows_face(entry: Entry) -> bool:
     )
 
 
-def _look_alikes(entries: Sequence[Entry]) -> Iterator[tuple[int, int, float]]:
+def _alike(entries: Sequence[Entry]) -> Iterator[tuple[int, int, float]]:
     by_length: dict[int, list[tuple[int, NDArray[np.float32]]]] = defaultdict(list)
     for number, entry in enumerate(entries):
         values = facts.thumbnail_values(entry)

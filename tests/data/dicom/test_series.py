@@ -146,7 +146,7 @@ def _same_place(files: list[Path]) -> None:
 
 def _mosaic(files: list[Path]) -> None:
     for file in files:
-        _edit(file, lambda d: setattr(d, "ImageType", ["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"]))
+        _edit(file, lambda d: setattr(d, "ImageType", ["ORIGINAL", "PRIMARY", "M", "MOSAIC"]))
 
 
 def _philips(files: list[Path]) -> None:
