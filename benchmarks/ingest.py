@@ -12,12 +12,10 @@ Everything is generated on the spot. Each pair of programs runs in turn (A B A B
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
 import json
 import multiprocessing
 import os
-import platform
 import shutil
 import statistics
 import sys
@@ -34,7 +32,8 @@ sys.path.insert(0, str(HERE.parent / "tests"))
 
 from dicoms import make_series  # noqa: E402 - the tests' generator of DICOM
 from oncofed.data.register import Request, register  # noqa: E402
-from oncofed.data.slides import TileReader, TileSpec  # noqa: E402
+from oncofed.data.slides import TileReader, TileSpec
+from oncofed.job.run import environment  # noqa: E402
 
 
 def main() -> None:
@@ -51,7 +50,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="oncofed-ingest-") as folder:
         root = Path(folder)
         figures = {
-            "machine": {"processor": _processor(), "cores": os.cpu_count(), "python": platform.python_version()},
+            "machine": {**environment(), "cores": os.cpu_count()},
             "dicom": dicom(root / "dicom", int(120 * scale), arguments.repeats),
             "nifti": nifti(root / "nifti", int(240 * scale), arguments.repeats),
             "tiles": tiles(root / "tiles", int(32 * scale) + 4, 3 * arguments.repeats),
@@ -98,15 +97,7 @@ def nifti(root: Path, cases: int, repeats: int) -> dict[str, float]:
     import nibabel as nib
     from monai.transforms import LoadImage
 
-    rng = np.random.default_rng(0)
-    label = np.zeros((96, 96, 48), np.uint8)
-    label[20:60, 20:60, 10:30] = 1
-    for sub in ("images", "labels"):
-        (root / "in" / sub).mkdir(parents=True)
-    for number in range(cases):
-        image = rng.integers(0, 900, label.shape).astype(np.int16)
-        nib.save(nib.Nifti1Image(image, np.eye(4)), root / "in" / "images" / f"c{number}.nii.gz")
-        nib.save(nib.Nifti1Image(label, np.eye(4)), root / "in" / "labels" / f"c{number}.nii.gz")
+    _write_cases(root / "in", cases, np.eye(4))
     files = sorted((root / "in").rglob("*.nii.gz"))
     pairs = [(file, root / "in" / "labels" / file.name) for file in files if file.parent.name == "images"]
     load = LoadImage(image_only=True)
@@ -175,9 +166,23 @@ def tiles(root: Path, side: int, repeats: int) -> dict[str, float]:
     return {name: counts[name] / value for name, value in seconds.items()}
 
 
+def _write_cases(folder: Path, count: int, affine: np.ndarray) -> None:
+    """Write images with masks of 96 x 96 x 48 voxels."""
+    import nibabel as nib
+
+    rng = np.random.default_rng(0)
+    label = np.zeros((96, 96, 48), np.uint8)
+    label[20:60, 20:60, 10:30] = 1
+    for sub in ("images", "labels"):
+        (folder / sub).mkdir(parents=True)
+    for number in range(count):
+        image = rng.integers(0, 900, label.shape).astype(np.int16)
+        for sub, values in (("images", image), ("labels", label)):
+            nib.save(nib.Nifti1Image(values, affine), folder / sub / f"c{number}.nii.gz")
+
+
 def epoch(root: Path, cases: int, repeats: int) -> dict[str, float]:
     """Seconds to load every training case once: prepared before, and read and transformed each time."""
-    import nibabel as nib
     import torch
 
     from oncofed.data.cases import read_cases
@@ -185,15 +190,7 @@ def epoch(root: Path, cases: int, repeats: int) -> dict[str, float]:
     from oncofed.data.spec import DataSpec, SplitSpec
     from oncofed.data.transforms import load_pair
 
-    rng = np.random.default_rng(0)
-    label = np.zeros((96, 96, 48), np.uint8)
-    label[20:60, 20:60, 10:30] = 1
-    for sub in ("images", "labels"):
-        (root / "in" / sub).mkdir(parents=True)
-    for number in range(cases):
-        image = rng.integers(0, 900, label.shape).astype(np.int16)
-        for sub, values in (("images", image), ("labels", label)):
-            nib.save(nib.Nifti1Image(values, np.diag([1, 1, 2, 1])), root / "in" / sub / f"c{number}.nii.gz")
+    _write_cases(root / "in", cases, np.diag([1, 1, 2, 1]))
     _register(root / "in", root / "out")
     data = DataSpec(dataset="bench", spacing=(1.0, 1.0, 2.0), patch=(64, 64, 32), split=SplitSpec())
     train = read_cases(root / "out", data.split, 1).train
@@ -324,14 +321,6 @@ def _peak_of(source: Path, out: Path) -> float:
     # The peak that getrusage gives counts the parent's memory too, up to the moment at which this program was loaded.
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ options = Options()
 
 def fail(error: OncofedError) -> int:
     """Print an error and return the exit status that goes with it."""
-    Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False)
+    Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
     return error.exit_code
 
 
@@ -153,5 +153,6 @@ def _gain(models: list[str], alone: float | None, federated: float | None) -> li
     return [f"[{colour}]{federated - alone:+.3f}[/]"]
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
+    """Return text as it is shown where Rich would take brackets for its own."""
     return text.replace("[", r"\[")

@@ -16,6 +16,7 @@ from oncofed.cli.common import (
     Workspace,
     datasets_folder,
     ended_by_signals,
+    escape,
     keep_caches_in,
     progress_console,
 )
@@ -219,7 +220,7 @@ def deidentify(
         written = ", ".join(f"{n} {kind}" for kind, n in outcome.written.items()) or "nothing"
         console.print(f"written to {target}: {written}", soft_wrap=True)
         for path, reason in list(outcome.refused.items())[:_MOST_SHOWN]:
-            console.print(f"[yellow]not copied[/] {_escape(path)}: {_escape(reason)}", soft_wrap=True)
+            console.print(f"[yellow]not copied[/] {escape(path)}: {escape(reason)}", soft_wrap=True)
         if len(outcome.refused) > _MOST_SHOWN:
             console.print(f"… and {len(outcome.refused) - _MOST_SHOWN} more; --json lists them all")
         if outcome.left_out:
@@ -359,9 +360,7 @@ def _show_registered(manifest: Manifest, folder: Path) -> None:
         console.print(f"… and {len(cases) - _MOST_SHOWN} more")
     for bad in manifest.quarantine[:_MOST_SHOWN]:
         where = f" ({bad.source})" if bad.source else ""
-        console.print(
-            f"[yellow]set aside[/] {_escape(bad.name)}{_escape(where)}: {_escape(bad.reason)}", soft_wrap=True
-        )
+        console.print(f"[yellow]set aside[/] {escape(bad.name)}{escape(where)}: {escape(bad.reason)}", soft_wrap=True)
     if len(manifest.quarantine) > _MOST_SHOWN:
         console.print(f"… and {len(manifest.quarantine) - _MOST_SHOWN} more set aside, all in dataset.json")
     left = {kind: n for kind, n in manifest.left_out.items() if n}
@@ -386,15 +385,13 @@ def _show_report(report: Report, job: str, dataset: str) -> None:
     for row in report.rows:
         verdict = {"converted": "can be converted"}.get(row.verdict, row.verdict)
         colour = colours[row.verdict]
-        table.add_row(
-            row.aspect, _escape(row.found), _escape(row.expected), f"[{colour}]{verdict}[/]", _escape(row.how)
-        )
+        table.add_row(row.aspect, escape(row.found), escape(row.expected), f"[{colour}]{verdict}[/]", escape(row.how))
     console.print(table)
     for kind, items in (("set aside", report.set_aside), ("found", report.findings), ("warning", report.warnings)):
         colour = "yellow" if kind == "warning" else "red"
         for item in items[:_MOST_SHOWN]:
             label = f"{kind}: {item.kind}" if hasattr(item, "kind") else kind
-            console.print(f"[{colour}]{label}[/] {_escape(str(item))}", soft_wrap=True)
+            console.print(f"[{colour}]{label}[/] {escape(str(item))}", soft_wrap=True)
         if len(items) > _MOST_SHOWN:
             console.print(f"… and {len(items) - _MOST_SHOWN} more; --json lists them all")
     cases = ", ".join(f"{n} {split}" for split, n in report.cases.items())
@@ -404,8 +401,4 @@ def _show_report(report: Report, job: str, dataset: str) -> None:
     else:
         console.print("[red]The job does not train here[/]:", soft_wrap=True)
         for reason in report.why_not:
-            console.print(f"  - {_escape(reason)}", soft_wrap=True)
-
-
-def _escape(text: str) -> str:
-    return text.replace("[", r"\[")
+            console.print(f"  - {escape(reason)}", soft_wrap=True)

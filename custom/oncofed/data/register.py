@@ -253,29 +253,27 @@ def _dicom_work(heap: Heap, request: Request, salt: bytes) -> Iterator[Work]:
         for series in label.header["refers_to"]:
             by_series.setdefault(series, []).append(label)
     values = _label_values(heap, request)
-    rows = _dicom_table(request.table)
+    table = _ClassTable(request.table)
     for stack in heap.stacks:
         header = stack.header
         name = f"{_hash(salt, header['patient'], 8)}-{_hash(salt, header['series'], 8)}"
         name += f"-{stack.part}" if stack.part else ""
         if stack.kind == "flat":
             name += f"-{_hash(salt, header['instance'] or stack.slices[0].path, 6)}"
-        row = _row_of(header, rows)
-        number = _class_number(row, request)
+        number, split = table.find(header)
         labels = tuple(by_series.get(header["series"], ()))
-        split = row.get("split") or None
         yield StackWork(request.source.resolve(), request.out.resolve(), name, stack, labels, values, number, split)
 
 
 def _slide_work(heap: Heap, request: Request, salt: bytes) -> Iterator[Work]:
     source, out = request.source.resolve(), request.out.resolve()
     names = {name: value for value, name in request.labels.items()}
+    table = _ClassTable(request.table)
     for series, instances in heap.slides.items():
         header = instances[0].header
         name = f"{_hash(salt, header['patient'], 8)}-{_hash(salt, series, 8)}"
-        row = _row_of(header, _dicom_table(request.table))
-        label = _class_number(row, request)
-        item = Item(name, header["patient"], (instances[0].path,), label, row.get("split") or None, "SM")  # type: ignore[arg-type]
+        label, split = table.find(header)
+        item = Item(name, header["patient"], (instances[0].path,), label, split, "SM")  # type: ignore[arg-type]
         files = tuple(instance.path for instance in instances)
         yield SlideWork(source, f"{SOURCE_LINK}/", out, item, request.tiles, names, files)
 
@@ -300,20 +298,28 @@ def _dicom_table(table: Path | None) -> list[dict[str, str]]:
     return rows
 
 
-def _class_number(row: Mapping[str, str], request: Request) -> int | None:
-    """Return the number of a table's class: by its name in the order of the alphabet."""
-    classes = sorted({r["label"] for r in _dicom_table(request.table) if r.get("label")})
-    return classes.index(row["label"]) if row.get("label") else None
+class _ClassTable:
+    """A table that says the class of DICOM patients, studies or series; read once.
 
+    Attributes:
+        classes: class -> number, in the order of the alphabet.
+    """
 
-def _row_of(header: Header, rows: list[dict[str, str]]) -> dict[str, str]:
-    patient = header["patient"].split("|", 1)[-1]
-    identity = {"series": header["series"], "study": header["study"], "patient": patient}
-    for key, value in identity.items():
+    def __init__(self, table: Path | None) -> None:
+        rows = _dicom_table(table)
+        self.classes = {label: n for n, label in enumerate(sorted({r["label"] for r in rows if r.get("label")}))}
+        self._rows: dict[tuple[str, str], dict[str, str]] = {}
         for row in rows:
-            if row.get(key) and row[key] == value:
-                return row
-    return {}
+            for key in ("series", "study", "patient"):
+                if row.get(key):
+                    self._rows.setdefault((key, row[key]), row)
+
+    def find(self, header: Header) -> tuple[int | None, str | None]:
+        """Return class number and split of an image; None where the table does not say it."""
+        patient = header["patient"].split("|", 1)[-1]
+        identity = (("series", header["series"]), ("study", header["study"]), ("patient", patient))
+        row = next((self._rows[key] for key in identity if key in self._rows), {})
+        return self.classes.get(row.get("label", "")), row.get("split") or None
 
 
 # --- reading
@@ -429,7 +435,7 @@ def _labels(entries: Sequence[Entry], layout: Layout, heap: Heap, request: Reque
             found.add(entry.label)
     named = {**layout.labels, **{v: n for n, v in _label_values(heap, request).items()}, **request.labels}
     if heap.stacks and request.table and not _image_table(request.table):
-        named |= dict(enumerate(sorted({r["label"] for r in _dicom_table(request.table) if r.get("label")})))
+        named |= {number: label for label, number in _ClassTable(request.table).classes.items()}
     masks = any(isinstance(entry.label, str) for entry in entries)
     if masks or any(entry.label_values for entry in entries):
         named.setdefault(0, "background")
