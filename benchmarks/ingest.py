@@ -33,7 +33,6 @@ sys.path.insert(0, str(HERE.parent / "tests"))
 from dicoms import make_series  # noqa: E402 - the tests' generator of DICOM
 from oncofed.data.register import Request, register  # noqa: E402
 from oncofed.data.slides import TileReader, TileSpec
-from oncofed.job.run import environment  # noqa: E402
 
 
 def main() -> None:
@@ -45,6 +44,9 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     arguments = parser.parse_args()
+    # Here, so that the processes that are measured do not load torch.
+    from oncofed.job.run import environment
+
     warnings.filterwarnings("ignore")
     scale = 0.1 if arguments.quick else 1.0
     with tempfile.TemporaryDirectory(prefix="oncofed-ingest-") as folder:
