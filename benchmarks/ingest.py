@@ -32,7 +32,7 @@ sys.path.insert(0, str(HERE.parent / "tests"))
 
 from dicoms import make_series  # noqa: E402 - the tests' generator of DICOM
 from oncofed.data.register import Request, register  # noqa: E402
-from oncofed.data.slides import TileReader, TileSpec
+from oncofed.data.slides import TileReader, TileSpec  # noqa: E402 - the same
 
 
 def main() -> None:
