@@ -53,8 +53,8 @@ def main() -> None:
         root = Path(folder)
         figures = {
             "machine": {**environment(), "cores": os.cpu_count()},
-            "dicom": dicom(root / "dicom", int(120 * scale), arguments.repeats),
-            "nifti": nifti(root / "nifti", int(240 * scale), arguments.repeats),
+            "dicom": dicom(root / "dicom", int(400 * scale), arguments.repeats),
+            "nifti": nifti(root / "nifti", int(1000 * scale), arguments.repeats),
             "tiles": tiles(root / "tiles", int(32 * scale) + 4, 3 * arguments.repeats),
             "epoch": epoch(root / "epoch", int(40 * scale) + 4, arguments.repeats),
             "memory": memory(root / "memory", int(1000 * scale), int(10_000 * scale)),

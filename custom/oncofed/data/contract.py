@@ -123,9 +123,10 @@ def with_facts(folder: Path, manifest: Manifest) -> Manifest:
         images = [inside(folder, image) for image in entry.images]
         name = entry.name or stem(images[0])
         try:
-            found = facts.measure(*facts.read_case(images, inside(folder, entry.label)))
+            image, label = facts.read_case(images, inside(folder, entry.label))
+            found = facts.measure(image, label)
             found["checksum"] = facts.checksum(images)
-            found["notes"] = facts.header_text(images)
+            found["notes"] = facts.header_text(image)
         except (DataError, OSError):
             return entry.model_copy(update={"name": name})
         return entry.model_copy(update={**found, "name": name, "patient": entry.patient or name})

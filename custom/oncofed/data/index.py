@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-_COMMIT_EVERY = 40
+_SECONDS_AT_RISK = 2.0
 
 
 class Index:
@@ -25,7 +26,7 @@ class Index:
         except sqlite3.DatabaseError:
             path.unlink()
             self._connection = self._open(path)
-        self._pending = 0
+        self._committed = time.monotonic()
 
     def __enter__(self) -> Index:
         return self
@@ -43,17 +44,16 @@ class Index:
         return json.loads(row[1]) if row and row[0] == stamp else None
 
     def put(self, key: str, stamp: str, value: Any) -> None:
-        """Remember a JSON value; it is on disk after at most some tens more.
+        """Remember a JSON value; it is on disk two seconds later, if more follow.
 
         Raises:
             OSError: it cannot be written.
         """
         try:
             self._connection.execute("INSERT OR REPLACE INTO seen VALUES (?, ?, ?)", (key, stamp, json.dumps(value)))
-            self._pending += 1
-            if self._pending >= _COMMIT_EVERY:
+            if time.monotonic() - self._committed > _SECONDS_AT_RISK:  # each commit waits for the disk
                 self._connection.commit()
-                self._pending = 0
+                self._committed = time.monotonic()
         except sqlite3.OperationalError as error:  # a full disk, or one that may not be written to
             raise OSError(f"the index of what was read cannot be written: {error}") from None
 

@@ -85,6 +85,7 @@ def walk(root: Path) -> Iterator[str]:
     """Yield the path of each file under ``root``, from there; a link that leads in a circle is not followed twice."""
     seen: set[tuple[int, int]] = set()
     pending = [root]
+    start = len(str(root).rstrip("/")) + 1
     while pending:
         folder = pending.pop()
         try:
@@ -101,7 +102,7 @@ def walk(root: Path) -> Iterator[str]:
             if entry.is_dir():
                 pending.append(Path(entry.path))
             elif entry.is_file() or entry.is_symlink():
-                yield os.path.relpath(entry.path, root)
+                yield entry.path[start:]
 
 
 def find_layout(root: Path, files: Sequence[str], table: Path | None, task: str | None) -> Layout | None:

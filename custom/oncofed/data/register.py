@@ -97,7 +97,9 @@ def register(request: Request, progress: Progress | None = None) -> Manifest:
     before = read_manifest(out) if (out / MANIFEST_FILE).is_file() else None
     prefix = _link(source, out)
     progress("looking for files", 0, 0)
-    files = [f for f in walk(source) if not (source / f).is_relative_to(out)]
+    files = list(walk(source))
+    if out.is_relative_to(source):
+        files = [f for f in files if not (source / f).is_relative_to(out)]
     with Index(out / _INDEX_FILE) as index, Workers(request.workers) as workers:
         layout = find_layout(source, files, _image_table(request.table), request.task)
         heap = Heap()
@@ -326,27 +328,27 @@ class _ClassTable:
 
 
 def _read_all(work: Sequence[Work], index: Index, progress: Progress, workers: Workers) -> Iterator[dict[str, Any]]:
-    fresh: list[tuple[Work, str]] = []
+    fresh: list[Work] = []
     done = 0
     for item in work:
-        seen = item.stamp()
-        known = index.get(item.key, seen)
+        known = index.get(item.key, item.stamp())
         if known is None:
-            fresh.append((item, seen))
+            fresh.append(item)
         else:
             done += 1
             yield known
     progress("reading images", done, len(work))
-    for item, result in workers.map(_read_one, [item for item, _ in fresh]):
-        index.put(item.key, item.stamp(), result)
+    by_key = {item.key: item for item in fresh}
+    for key, result in workers.map(_read_one, fresh):
+        index.put(key, by_key[key].stamp(), result)
         done += 1
         progress("reading images", done, len(work))
         yield result
 
 
-def _read_one(work: Work) -> tuple[Work, dict[str, Any]]:
+def _read_one(work: Work) -> tuple[str, dict[str, Any]]:
     result = work.read()
-    return work, {k: v.model_dump() if hasattr(v, "model_dump") else v for k, v in result.items() if v is not None}
+    return work.key, {k: v.model_dump() if hasattr(v, "model_dump") else v for k, v in result.items() if v is not None}
 
 
 # --- the manifest

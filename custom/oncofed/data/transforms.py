@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -77,7 +78,7 @@ class ReadCase(Transform):
             values = (values.astype(np.float32) @ _LUMA)[..., None]
         if self._darken:
             values = darken(values)
-        return LoadedImage(values, image.affine, image.stored, image.calibrated)
+        return replace(image, values=values)
 
 
 def darken(values: Values) -> Values:

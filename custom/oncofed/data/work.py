@@ -24,7 +24,7 @@ from oncofed.data.manifest import write_whole
 from oncofed.errors import DataError
 
 # Raised when facts gain a field, so that what an older version remembered is read anew.
-_FACTS_VERSION = "1"
+_FACTS_VERSION = "2"
 
 
 class Work(Protocol):
@@ -67,7 +67,7 @@ class FileWork:
             image, mask = facts.read_case(images, label)
             found = facts.measure(image, mask)
             found["checksum"] = facts.checksum(images)
-            found["notes"] = facts.header_text(images)
+            found["notes"] = facts.header_text(image)
         except (DataError, OSError) as error:
             return {"name": item.name, "reason": _reason(error), "source": item.images[0]}
         paths = [f"{self.prefix}{image}" for image in item.images]

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from oncofed.data.dicom.headers import Header
 from oncofed.data.images import LoadedImage
@@ -72,6 +71,8 @@ def _on_grid(values: NDArray[Any], affine: NDArray[np.float64], image: LoadedIma
     to_values = np.linalg.inv(affine) @ image.affine
     # A border of zeros: a voxel that rounding puts a hair outside of the first or last slice is still that slice's.
     padded = np.pad(values, 1)
+    from scipy import ndimage  # noqa: PLC0415 - see pixels.py
+
     result: NDArray[Any] = ndimage.affine_transform(
         padded,
         to_values[:3, :3],

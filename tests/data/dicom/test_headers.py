@@ -1,0 +1,45 @@
+"""The quick walk through a header finds what pydicom's own reading finds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pydicom
+import pytest
+
+from oncofed.data.dicom import headers
+
+PYDICOM_FILES = sorted((Path(pydicom.__file__).parent / "data" / "test_files").glob("*.dcm"))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_both_ways_of_reading_agree_on_every_file_of_pydicom() -> None:
+    quick = 0
+    for path in PYDICOM_FILES:
+        with path.open("rb") as file:
+            elements = headers._elements(file)
+            if not elements:
+                continue
+            quick += 1
+            found = headers._values(elements, file.tell())
+            expected = headers._values(headers._any_elements(file), file.tell())
+        assert found == expected, path.name
+    assert quick > len(PYDICOM_FILES) / 2
+
+
+def test_a_file_that_says_explicit_and_is_implicit_is_read_all_the_same(tmp_path: Path) -> None:
+    dataset = pydicom.dcmread(next(p for p in PYDICOM_FILES if p.name == "CT_small.dcm"))
+    parts = {}
+    for syntax in (pydicom.uid.ExplicitVRLittleEndian, pydicom.uid.ImplicitVRLittleEndian):
+        path = tmp_path / f"{syntax.name}.dcm"
+        dataset.file_meta.TransferSyntaxUID = syntax
+        pydicom.dcmwrite(path, dataset, implicit_vr=syntax.is_implicit_VR, little_endian=True)
+        # Preamble and prefix, the group's length (an element of 12 bytes), and as many bytes as it says: PS3.10, 7.1.
+        meta = 132 + 12 + int(pydicom.dcmread(path).file_meta.FileMetaInformationGroupLength)
+        parts[syntax] = path.read_bytes()[:meta], path.read_bytes()[meta:]
+    path = tmp_path / "a.dcm"
+    path.write_bytes(parts[pydicom.uid.ExplicitVRLittleEndian][0] + parts[pydicom.uid.ImplicitVRLittleEndian][1])
+
+    header = headers.read_header(path)
+
+    assert (header["kind"], header["rows"], header["columns"]) == ("image", 128, 128)
