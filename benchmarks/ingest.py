@@ -188,26 +188,29 @@ def epoch(root: Path, cases: int, repeats: int) -> dict[str, float]:
     import torch
 
     from oncofed.data.cases import read_cases
+    from oncofed.data.inputs import Patches
     from oncofed.data.prepared import PreparedCases
     from oncofed.data.spec import DataSpec, SplitSpec
-    from oncofed.data.transforms import load_pair
 
     _write_cases(root / "in", cases, np.diag([1, 1, 2, 1]))
     _register(root / "in", root / "out")
     data = DataSpec(dataset="bench", spacing=(1.0, 1.0, 2.0), patch=(64, 64, 32), split=SplitSpec())
     train = read_cases(root / "out", data.split, 1).train
-    load = load_pair(data, 2)
+    patches = Patches(data, "none", 2)
     cpu = torch.device("cpu")
     begun = time.perf_counter()
-    PreparedCases(train, data, 2, cpu)
+    PreparedCases(train, patches, cpu)
     first = time.perf_counter() - begun
-    held = {kind: PreparedCases(train, data.model_copy(update={"cache": kind}), 2, cpu) for kind in ("memory", "disk")}
+    held = {
+        kind: PreparedCases(train, Patches(data.model_copy(update={"cache": kind}), "none", 2), cpu)
+        for kind in ("memory", "disk")
+    }
     seconds = interleaved(
         {
-            "uncached": lambda: [load(case) for case in train],
+            "uncached": lambda: [patches.prepare(case) for case in train],
             "memory": lambda: [held["memory"][n] for n in range(len(train))],
             "disk": lambda: [held["disk"][n] for n in range(len(train))],
-            "second_run_starts": lambda: PreparedCases(train, data, 2, cpu),
+            "second_run_starts": lambda: PreparedCases(train, patches, cpu),
         },
         repeats,
     )

@@ -79,7 +79,7 @@ def measure_oncofed(spec: JobSpec, folder: Path) -> list[float]:
 
 def measure_stock(spec: JobSpec, folder: Path) -> list[float]:
     """Return the wall time in seconds of each round of stock FLARE whose sites have nothing to do."""
-    network = network_config(spec.model, 1, len(spec.task.classes) + 1)
+    network = network_config(spec.plan().network_request)
     model = {"class_path": f"monai.networks.nets.{network.pop('_target_')}", "args": network}
     script = folder / "return_at_once.py"
     script.parent.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ import torch
 
 from oncofed.data import prepared as module
 from oncofed.data.cases import read_cases
+from oncofed.data.inputs import Patches
 from oncofed.data.prepared import CACHE_FOLDER, PreparedCases, plan_cache
 from oncofed.data.register import Request, register
 from oncofed.data.spec import DataSpec
@@ -28,7 +29,7 @@ def dataset(tmp_path: Path) -> Path:
 
 
 def _prepare(dataset: Path, data: DataSpec = DATA) -> PreparedCases:
-    return PreparedCases(read_cases(dataset, data.split, 1).train, data, 3, CPU)
+    return PreparedCases(read_cases(dataset, data.split, 1).train, Patches(data, "none", 3), CPU)
 
 
 def _files(dataset: Path) -> set[str]:
@@ -37,13 +38,10 @@ def _files(dataset: Path) -> set[str]:
 
 def test_a_second_run_reads_no_image(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = [_prepare(dataset)[n] for n in range(4)]
-    monkeypatch.setattr(module, "load_pair", lambda *a: lambda case: pytest.fail("an image was read"))
+    monkeypatch.setattr(Patches, "prepare", lambda self, case: pytest.fail("an image was read"))
     for one, two in zip(first, (_prepare(dataset)[n] for n in range(4)), strict=True):
-        assert torch.equal(one["image"], two["image"])
-        assert torch.equal(one["label"], two["label"])
-        assert all(
-            np.array_equal(a, b) for a, b in zip(one["label_cls_indices"], two["label_cls_indices"], strict=True)
-        )
+        assert one.keys() == two.keys()
+        assert all(torch.equal(values, two[name]) for name, values in one.items())
 
 
 @pytest.mark.parametrize("held", ["memory", "disk"])
@@ -91,17 +89,17 @@ def test_its_size_is_told_before_and_what_does_not_fit_goes_elsewhere(
     dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train = read_cases(dataset, DATA.split, 1).train
-    plan = plan_cache(train, DATA, 3, CPU)
+    plan = plan_cache(train, Patches(DATA, "none", 3), CPU)
     _prepare(dataset)
     written = sum(path.stat().st_size for path in (dataset / CACHE_FOLDER).glob("*"))
     assert plan.bytes is not None
     assert 0.3 * plan.bytes < written < 1.1 * plan.bytes
     assert "prepared cases, about" in plan.note
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: _Free(10))
-    assert plan_cache(train, DATA, 3, CPU).folder is None
+    assert plan_cache(train, Patches(DATA, "none", 3), CPU).folder is None
     monkeypatch.undo()
     monkeypatch.setattr(module.psutil, "virtual_memory", lambda: _Free(10))
-    assert plan_cache(train, DATA, 3, CPU).held == "disk"
+    assert plan_cache(train, Patches(DATA, "none", 3), CPU).held == "disk"
 
 
 def test_nothing_is_written_beside_images_that_nobody_registered(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from oncofed.data.cases import Case
 from oncofed.data.images import read_image
 from oncofed.data.spec import DataSpec
-from oncofed.data.transforms import as_tensor, augment, load_image, load_pair
+from oncofed.data.transforms import as_tensor, load_image, load_pair
 from synthetic import make_volume
 
 
@@ -28,41 +28,22 @@ def _store(tmp_path: Path, axes: str) -> Case:
 
 def test_the_working_grid_does_not_depend_on_how_a_file_is_stored(tmp_path: Path) -> None:
     spec = DataSpec(dataset="balls", spacing=(1.5, 1.5, 1.5), patch=(16, 16, 16))
-    reference = load_pair(spec, classes=3)(_store(tmp_path, "RAS"))
+    reference = load_pair(spec)(_store(tmp_path, "RAS"))
     for axes in ("LPS", "PSR", "ASL"):
-        other = load_pair(spec, classes=3)(_store(tmp_path, axes))
+        other = load_pair(spec)(_store(tmp_path, axes))
         torch.testing.assert_close(other["image"], reference["image"], atol=1e-4, rtol=0)
         assert torch.equal(other["label"], reference["label"])
 
 
 def test_image_and_label_types_and_padding_to_the_patch(tmp_path: Path) -> None:
     spec = DataSpec(dataset="balls", patch=(32, 32, 32))
-    pair = load_pair(spec, classes=3)(_store(tmp_path, "RAS"))
+    pair = load_pair(spec)(_store(tmp_path, "RAS"))
     assert pair["image"].shape == pair["label"].shape == (1, 32, 32, 32)
     assert pair["image"].dtype == torch.float32
     assert pair["label"].dtype == torch.uint8
     alone = load_image(spec)(_store(tmp_path, "RAS"))["image"]
     assert abs(float(alone.mean())) < 1e-4
     assert abs(float(alone.std()) - 1) < 1e-2
-
-
-def test_patches_follow_from_the_random_state_and_keep_image_and_label_together(tmp_path: Path) -> None:
-    spec = DataSpec(dataset="balls", patch=(16, 16, 16))
-    pair = load_pair(spec, classes=3)(_store(tmp_path, "RAS"))
-    draws = []
-    for _ in range(2):
-        random = augment(spec, classes=3)
-        random.set_random_state(5)
-        draws.append([random(dict(pair))[0] for _ in range(4)])
-    for a, b in zip(*draws, strict=True):
-        assert a["image"].shape == a["label"].shape == (1, 16, 16, 16)
-        assert torch.equal(torch.as_tensor(a["image"]), torch.as_tensor(b["image"]))
-    plain = augment(spec, classes=3, change=False)
-    plain.set_random_state(1)
-    patch = plain(dict(pair))[0]
-    core = patch["image"][patch["label"] == 2]
-    if len(core):
-        assert core.mean() > patch["image"][patch["label"] == 0].median()
 
 
 def test_stored_scale_and_intercept_are_applied(tmp_path: Path) -> None:

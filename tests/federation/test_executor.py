@@ -23,8 +23,11 @@ class _Context(FLContext):
 
     def __init__(self, local: Path) -> None:
         super().__init__()
-        workspace = SimpleNamespace(get_site_config_dir=lambda: str(local))
+        workspace = SimpleNamespace(get_site_config_dir=lambda: str(local), get_run_dir=lambda job: str(local))
         self.set_prop(FLContextKey.WORKSPACE_OBJECT, workspace, private=True)
+
+    def get_job_id(self, default: str = "") -> str:
+        return "job"
 
     def get_identity_name(self, default: str = "") -> str:
         return "west"
@@ -96,7 +99,7 @@ def test_a_loss_that_is_not_finite_leaves_as_such(spec: JobSpec, local: Path) ->
     _do(executor, "prepare", local)
     weights = {k: v * float("nan") for k, v in executor._trainer.weights().items()}  # type: ignore[union-attr]
     reason = exchange.refusal_reason(_do(executor, "train", local, exchange.weights_message(weights, 1)))
-    assert str(reason).startswith("the loss is nan at step 1")
+    assert str(reason).startswith("the loss was not finite in 4 of 4 steps")
 
 
 def test_an_unknown_task_is_refused(spec: JobSpec, local: Path) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from oncofed.data.cases import read_cases
+from oncofed.data.inputs import Patches
 from oncofed.data.prepared import PreparedCases
 from oncofed.job.spec import JobSpec
 from oncofed.training import Trainer
@@ -30,7 +31,7 @@ def test_it_learns_on_a_gpu_in_each_precision(spec: JobSpec, site: Path, precisi
 def test_prepared_cases_may_be_held_on_the_gpu(spec: JobSpec, site: Path) -> None:
     plan = spec.changed({"data": {"cache": "gpu"}, "training": {"steps_per_round": 10}}).plan()
     cases = read_cases(site, plan.data.split, plan.seed)
-    held = PreparedCases(cases.train, plan.data, 3, torch.device("cuda"))
+    held = PreparedCases(cases.train, Patches(plan.data, "light", 3), torch.device("cuda"))
     assert held.plan.held == "gpu"
     assert held[0]["image"].is_cuda
     trainer = Trainer(plan, cases, "site-1")

@@ -21,7 +21,11 @@ from synthetic import JOB, write_job
         ),
         ("learning_rate: 0.01", "learning_rate: fast", r"job\.yaml:7: training\.learning_rate: found 'fast'"),
         ("rounds: 2", "rounds: 0", r"job\.yaml:8: federation\.rounds: found 0; .*greater than or equal to 1"),
-        ("network: unet", "network: unett", r"job\.yaml:6: model\.network: found 'unett'; .*'unet', 'dynunet'"),
+        (
+            "network: unet",
+            "network: unett",
+            r"job\.yaml:6: model\.network: found 'unett'; unknown network .*dynunet.* unet,",
+        ),
         ("patch: [16, 16, 16]", "patch: [16]", r"job\.yaml:4: data\.patch: .*at least 2 items"),
         ("patch: [16, 16, 16]", "patch: [17, 16, 16]", r"each side must be a multiple of 2"),
         ("{1: shell, 2: core}", "{1: shell, 3: core}", r"job\.yaml:5: task\.classes: .*without gaps"),

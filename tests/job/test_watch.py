@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from oncofed.job.watch import Curves, RunView
 
 EVENTS: list[dict[str, Any]] = [
-    {"kind": "started", "time": 0.0, "sites": ["east", "west"], "rounds": 2, "steps_per_round": 4},
+    {"kind": "started", "time": 0.0, "sites": ["east", "west"], "rounds": 2, "steps_per_round": 4, "metric": "dice"},
     {"kind": "ready", "seconds": 3.0, "sites": {"east": {"train": 4}, "west": {"train": 3}}},
     {"kind": "task", "task": "train", "round": 1, "sites": ["east", "west"]},
     {"kind": "progress", "site": "east", "phase": "training", "step": 2, "steps": 8, "loss": 0.9},

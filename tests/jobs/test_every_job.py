@@ -24,7 +24,15 @@ def test_a_job_and_its_card(folder: Path, tmp_path: Path) -> None:
     assert not [f for f in exported.rglob("*") if f.suffix == ".py"]
     if isinstance(spec, ProfileJobSpec):
         return
-    network = spec.plan().build_network()
+    network = spec.plan().build_network().eval()
+    task = spec.plan().build_task()
+    outputs = task.out_channels
     with torch.no_grad():
-        logits = network(torch.zeros(1, len(spec.data.channels), *spec.data.patch))
-    assert logits.shape == (1, len(spec.task.classes) + 1, *spec.data.patch)
+        if spec.model.kind == "bag":
+            assert network(torch.zeros(1, 3, task.in_channels), torch.ones(1, 3, dtype=torch.bool)).shape == (
+                1,
+                outputs,
+            )
+            return
+        output = network(torch.zeros(1, task.in_channels, *spec.data.patch))
+    assert output.shape == (1, outputs, *(spec.data.patch if spec.model.kind == "dense" else ()))

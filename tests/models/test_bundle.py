@@ -12,24 +12,24 @@ from monai.bundle import ConfigParser, load
 from oncofed.data.cases import Case
 from oncofed.data.spec import DataSpec
 from oncofed.data.transforms import load_image
-from oncofed.models import ModelSpec, build_network
+from oncofed.models import ModelSpec, Request, build_network
 from oncofed.models.bundle import BUNDLE_NAME, write_bundle
 from synthetic import make_volume
 
 DATA = DataSpec(dataset="balls", spacing=(1.5, 1.5, 1.5), patch=(16, 16, 16))
-MODEL = ModelSpec(channels=(4, 8))
+REQUEST = Request(ModelSpec(channels=(4, 8)), 1, 3, 3, DATA.patch)
 
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
-    weights = build_network(MODEL, 1, 3, seed=9).state_dict()
-    return write_bundle(tmp_path, "Two balls", MODEL, DATA, {1: "shell", 2: "core"}, weights)
+    weights = build_network(REQUEST, seed=9).state_dict()
+    return write_bundle(tmp_path, "Two balls", REQUEST, DATA, {1: "shell", 2: "core"}, weights)
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_monai_loads_the_network_with_its_weights(bundle: Path) -> None:
     network = load(BUNDLE_NAME, bundle_dir=bundle.parent)
-    expected = build_network(MODEL, 1, 3, seed=9)
+    expected = build_network(REQUEST, seed=9)
     image = torch.randn(1, 1, 16, 16, 16)
     torch.testing.assert_close(network.eval()(image), expected.eval()(image))
 

@@ -1,45 +1,139 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from pydantic import ValidationError
+from torch import nn
 
-from oncofed.models import ModelSpec, build_network
+from oncofed.errors import SpecError
+from oncofed.models import ModelSpec, Request, build_network, list_networks
+from oncofed.models.mil import AttentionMIL
+from oncofed.models.networks import _NETWORKS, MODULES_VARIABLE, Kind
 
-SPECS = {
-    "unet": ModelSpec(network="unet", channels=(4, 8, 16)),
-    "dynunet": ModelSpec(network="dynunet", channels=(4, 8, 16)),
-    "segresnet": ModelSpec(network="segresnet", channels=(8, 16, 32)),
-}
-
-
-@pytest.mark.parametrize("name", SPECS)
-def test_each_network_maps_images_to_logits_and_learns(name: str) -> None:
-    spec = SPECS[name]
-    network = build_network(spec, 1, 3, seed=1)
-    image = torch.randn(2, 1, *[2 * spec.divisor] * 3)
-    logits = network(image)
-    assert logits.shape == (2, 3, *image.shape[2:])
-    logits.square().mean().backward()
-    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in network.parameters())
+SMALL = {"unet": (4, 8, 16), "dynunet": (4, 8, 16), "segresnet": (8, 16, 32)}
+NAMES = [(network.name, axes) for network in list_networks() for axes in network.dimensions]
 
 
-@pytest.mark.parametrize("name", SPECS)
-def test_no_network_keeps_batch_statistics(name: str) -> None:
-    assert not [key for key in build_network(SPECS[name], 1, 3, 1).state_dict() if "running" in key]
+def _request(name: str, axes: int) -> Request:
+    spec = ModelSpec(network=name, channels=SMALL.get(name))
+    if name == "vit":
+        spec = ModelSpec(network=name, arguments={"num_layers": 2, "hidden_size": 48, "mlp_dim": 64})
+    if name == "swinunetr":
+        spec = ModelSpec(network=name, arguments={"feature_size": 12})
+    least = {"swinunetr": 64}.get(name, 32)
+    side = max(least, 2 * spec.divisor if name in SMALL else spec.divisor)
+    return Request(spec, 8 if spec.kind == "bag" else 1, 3, axes, (side,) * axes)
+
+
+def _answer(request: Request, network: nn.Module) -> torch.Tensor:
+    if request.spec.kind == "bag":
+        return network(torch.rand(2, 5, request.in_channels), torch.ones(2, 5, dtype=torch.bool))
+    return network(torch.randn(2, request.in_channels, *request.patch))
+
+
+@pytest.mark.parametrize(("name", "axes"), [n for n in NAMES if n not in {("hovernet", 2), ("resnet50", 3)}])
+def test_each_network_answers_in_the_shape_of_its_kind_and_learns(name: str, axes: int) -> None:
+    request = _request(name, axes)
+    network = build_network(request, seed=1)
+    output = _answer(request, network)
+    assert output.shape == (2, 3, *(request.patch if request.spec.kind == "dense" else ()))
+    output.square().mean().backward()
+    grads = [p.grad for p in network.parameters()]
+    assert sum(g is not None and bool(torch.isfinite(g).all()) for g in grads) > 0.8 * len(
+        grads
+    )  # MONAI's ViT has layers that it does not use
+
+
+@pytest.mark.parametrize("name", [network.name for network in list_networks()])
+def test_no_network_keeps_batch_statistics_unless_asked_to(name: str) -> None:
+    axes = find_axes(name)
+    assert not [key for key in build_network(_request(name, axes), 1).state_dict() if "running" in key]
+
+
+def find_axes(name: str) -> int:
+    return _NETWORKS[name].dimensions[0]
+
+
+def test_batch_statistics_where_a_job_asks_for_them() -> None:
+    request = Request(ModelSpec(network="resnet18", norm="batch"), 3, 2, 2, (64, 64))
+    assert [key for key in build_network(request, 1).state_dict() if "running" in key]
 
 
 def test_initial_weights_follow_from_the_seed_alone() -> None:
+    request = _request("unet", 3)
     torch.manual_seed(1)
-    first = build_network(SPECS["unet"], 1, 3, seed=5).state_dict()
+    first = build_network(request, seed=5).state_dict()
     before = torch.random.get_rng_state()
-    again = build_network(SPECS["unet"], 1, 3, seed=5).state_dict()
+    again = build_network(request, seed=5).state_dict()
     assert torch.equal(before, torch.random.get_rng_state())
-    other = build_network(SPECS["unet"], 1, 3, seed=6).state_dict()
+    other = build_network(request, seed=6).state_dict()
     assert all(torch.equal(first[key], again[key]) for key in first)
     assert any(not torch.equal(first[key], other[key]) for key in first)
 
 
-def test_segresnet_refuses_channels_that_do_not_double() -> None:
-    with pytest.raises(ValidationError, match="doubles its channels"):
-        ModelSpec(network="segresnet", channels=(8, 16, 20))
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"network": "segresnet", "channels": (8, 16, 20)}, "doubles its channels"),
+        ({"network": "densenet121", "channels": (8, 16)}, "has no channels to set"),
+        ({"network": "unet", "deep_supervision": 1}, "deep_supervision is dynunet's"),
+        ({"network": "dynunet", "channels": (8, 16, 32), "deep_supervision": 3}, "expected at most 1"),
+        ({"network": "resnet18", "norm": "instance"}, "normalised by group or batch"),
+    ],
+)
+def test_settings_that_do_not_fit_a_network_are_refused(settings: dict[str, object], why: str) -> None:
+    with pytest.raises(ValidationError, match=why):
+        ModelSpec(**settings)  # type: ignore[arg-type]
+
+
+def test_what_cannot_be_built_is_told_in_words() -> None:
+    with pytest.raises(ValidationError, match="unknown network 'u-net'; known are attention_mil, densenet121"):
+        ModelSpec(network="u-net")
+    with pytest.raises(SpecError, match="hovernet is for images of 2 axes, the job's have 3"):
+        build_network(_request("hovernet", 3), 1)
+    with pytest.raises(SpecError, match="unet cannot be built"):
+        build_network(Request(ModelSpec(arguments={"kernel": 3}), 1, 2, 3, (16, 16, 16)), 1)
+
+
+def test_attention_looks_at_no_padding() -> None:
+    network = AttentionMIL(in_channels=8, out_channels=2).eval()
+    short = torch.rand(1, 3, 8)
+    alone = network(short, torch.ones(1, 3, dtype=torch.bool))
+    padded = torch.cat([short, 100 * torch.ones(1, 4, 8)], dim=1)
+    there = torch.tensor([[True] * 3 + [False] * 4])
+    torch.testing.assert_close(network(padded, there), alone)
+    weights = network.attention(padded, there)
+    assert weights[0, 3:].eq(0).all()
+    assert float(weights.sum()) == pytest.approx(1)
+
+
+OWN = """
+from torch import nn
+from oncofed.models import register_network
+
+@register_network("two_convolutions", kind="dense")
+def two_convolutions(in_channels, out_channels, spatial_dims, width=8):
+    convolution = nn.Conv3d if spatial_dims == 3 else nn.Conv2d
+    return nn.Sequential(
+        convolution(in_channels, width, 3, padding=1), nn.ReLU(), convolution(width, out_channels, 3, padding=1)
+    )
+"""
+
+
+def test_a_network_of_ones_own_is_one_file_that_the_site_installs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_networks.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValidationError, match="unknown network"):
+        ModelSpec(network="two_convolutions")
+    monkeypatch.setenv(MODULES_VARIABLE, "my_networks")
+    monkeypatch.setattr("oncofed.models.networks._NETWORKS", dict(_NETWORKS))
+    spec = ModelSpec(network="two_convolutions", arguments={"width": 4})
+    kind: Kind = spec.kind
+    network = build_network(Request(spec, 1, 3, 3, (8, 8, 8)), 1)
+    assert kind == "dense"
+    assert network(torch.zeros(1, 1, 8, 8, 8)).shape == (1, 3, 8, 8, 8)
+    assert network[0].out_channels == 4  # type: ignore[index]

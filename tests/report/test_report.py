@@ -6,11 +6,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from oncofed.data.cases import Case
 from oncofed.report.html import write_report
-from oncofed.report.pictures import Picture, best_slice
 from oncofed.report.result import Means, Result, SiteResult, Timing, read_result
-from oncofed.tasks.segmentation import Segmented
+from oncofed.tasks.pictures import Picture, best_slice
 
 
 def _result() -> Result:
@@ -38,16 +36,14 @@ def _result() -> Result:
     )
 
 
-def _picture(folder: Path, axes: str) -> Picture:
+def _picture(axes: str) -> Picture:
     volume = np.zeros((10, 12, 8), np.uint8)
     volume[2:5, 3:9, 5] = 1
     volume[3, 4:6, 5] = 2
     turn = nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt(axes))
     image = nib.Nifti1Image(volume, np.diag([1.0, 2.0, 3.0, 1.0])).as_reoriented(turn)
-    file = folder / f"{axes}.nii.gz"
-    nib.save(image, file)
     values = np.asarray(image.dataobj)
-    return best_slice(Case(axes, axes, file, file), Segmented(values, values, image.affine))
+    return best_slice(values[..., None], values, values, image.affine)
 
 
 def test_a_result_reads_back_and_has_the_documented_fields(tmp_path: Path) -> None:
@@ -58,19 +54,19 @@ def test_a_result_reads_back_and_has_the_documented_fields(tmp_path: Path) -> No
     assert {"train_cases", "test_cases", "alone", "federated", "pooled"} <= set(values["sites"]["east"])
 
 
-def test_the_slice_is_axial_however_the_file_is_stored(tmp_path: Path) -> None:
-    expected = _picture(tmp_path, "RAS")
+def test_the_slice_is_axial_however_the_file_is_stored() -> None:
+    expected = _picture("RAS")
     assert expected.image.shape == (10, 12)
     assert expected.aspect == 2.0
     for axes in ("LPS", "PSR", "ASL"):
-        picture = _picture(tmp_path, axes)
+        picture = _picture(axes)
         assert picture.aspect == expected.aspect
         np.testing.assert_array_equal(picture.reference, expected.reference)
         np.testing.assert_array_equal(picture.image, expected.image)
 
 
 def test_the_report_is_one_file_that_needs_no_network_and_escapes_names(tmp_path: Path) -> None:
-    html = write_report(_result(), {"east": _picture(tmp_path, "ASL")}, tmp_path).read_text()
+    html = write_report(_result(), {"east": _picture("ASL")}, tmp_path).read_text()
     assert "Two balls &amp; more" in html
     assert "<b>west</b>" not in html
     assert html.count("<svg") == 2

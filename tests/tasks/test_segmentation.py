@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from oncofed.data.cases import read_cases
 from oncofed.data.spec import DataSpec, SplitSpec
 from oncofed.tasks import Segmentation, SegmentationSpec
-from oncofed.tasks.segmentation import mean_score
 
 SPEC = SegmentationSpec(classes={1: "shell", 2: "core"})
 VOLUMES = arrays(np.uint8, (3, 4, 5), elements=st.integers(0, 2))
@@ -42,8 +41,9 @@ def test_a_class_that_is_nowhere_has_no_score_and_one_that_is_made_up_has_zero()
     assert math.isnan(_task().score(prediction, reference)["core"])
     prediction[3] = 2
     assert _task().score(prediction, reference)["core"] == 0
-    assert mean_score([{"shell": 1.0, "core": math.nan}, {"shell": 0.5, "core": 0.7}]) == pytest.approx(0.8)
-    assert mean_score([]) is None
+    figures = [{"dice.shell": 1.0, "dice.core": math.nan}, {"dice.shell": 0.5, "dice.core": 0.7}]
+    assert _task().summarise([("a", figures[0]), ("b", figures[1])]).mean == pytest.approx(0.8)
+    assert _task().summarise([]).mean is None
 
 
 def test_label_values_must_be_consecutive() -> None:
@@ -75,5 +75,5 @@ def test_the_loss_is_least_for_the_truth() -> None:
     task = _task()
     label = torch.randint(0, 3, (2, 1, 8, 8, 8))
     truth = nn.functional.one_hot(label[:, 0], 3).movedim(-1, 1).float()
-    assert task.loss(truth * 20, label) < 0.05
-    assert task.loss(truth.roll(1, dims=1) * 20, label) > 1
+    assert task.loss(truth * 20, {"label": label}) < 0.05
+    assert task.loss(truth.roll(1, dims=1) * 20, {"label": label}) > 1

@@ -126,21 +126,21 @@ def show_result(result: Result, folder: Path, json: bool) -> None:
 def result_table(result: Result) -> Table:
     """Return the table of a result: one row a site, one column a model."""
     models = [m for m in ("alone", "federated", "pooled") if getattr(result.mean, m) is not None]
-    table = Table(title=f"{result.title}: Dice on held-out patients", title_justify="left")
+    table = Table(title=f"{result.title}: {result.metric_name} on held-out patients", title_justify="left")
     table.add_column("site")
     for heading in ("train", "test", *models, *(["gain"] if "alone" in models else [])):
         table.add_column(heading, justify="right")
     for name, site in sorted(result.sites.items()):
         values = [getattr(site, model) for model in models]
-        row = [name, str(site.train_cases), str(site.test_cases), *map(_dice, values)]
+        row = [name, str(site.train_cases), str(site.test_cases), *map(_score, values)]
         table.add_row(*row, *_gain(models, site.alone, site.federated))
     table.add_section()
-    means = [_dice(getattr(result.mean, model)) for model in models]
+    means = [_score(getattr(result.mean, model)) for model in models]
     table.add_row("mean", "", "", *means, *_gain(models, result.mean.alone, result.mean.federated), style="bold")
     return table
 
 
-def _dice(value: float | None) -> str:
+def _score(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 

@@ -125,7 +125,7 @@ def check(
 
     spec = read_job(job)
     folder = dataset_folder(dataset, datasets_folder(workspace))
-    report = check_dataset(folder, spec.data, spec.task.classes, spec.seed)
+    report = check_dataset(folder, spec.data, spec.task.vocabulary, spec.seed, spec.plan().build_task().label_kind)
     cache = _cache_note(folder, spec) if report.may_train else ""
     if json:
         typer.echo(jsonlib.dumps({**_report_values(report), "cache": cache}, indent=2))
@@ -269,9 +269,11 @@ def _cache_note(folder: Path, spec: JobSpec) -> str:
     from oncofed.data.cases import read_cases
     from oncofed.data.prepared import plan_cache
 
-    train = read_cases(folder, spec.data.split, spec.seed, spec.task.classes, spec.data.splits).train
+    task = spec.plan().build_task()
+    vocabulary = spec.task.vocabulary
+    train = read_cases(folder, spec.data.split, spec.seed, vocabulary, spec.data.splits, task.label_kind).train
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return plan_cache(train, spec.data, len(spec.task.classes) + 1, device).note
+    return plan_cache(train, task.input(spec.training.augmentation), device).note
 
 
 def _labels(text: str | None, parse: Any) -> tuple[Path | None, dict[int, str]]:

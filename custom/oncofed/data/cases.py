@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+from scipy import ndimage
 
 from oncofed.data import facts
 from oncofed.data.images import LoadedImage, read_image, stem
@@ -28,7 +29,7 @@ from oncofed.data.manifest import (
     read_manifest,
 )
 from oncofed.data.spec import DataSpec, SplitSpec
-from oncofed.data.vocabulary import match_labels
+from oncofed.data.vocabulary import LabelKind, match_classes, match_labels
 from oncofed.errors import DataError
 
 
@@ -40,24 +41,26 @@ class Case:
         name: of the case; it stays at the site.
         patient: key of the patient.
         image: the image's file, or that of its first channel.
-        label: the mask's file.
+        label: the mask's file, or the number of the image's class in the job.
         more_images: files of the other channels.
         label_values: the file's label values -> the job's; None: the same.
         instances: the mask numbers objects, all of class 1 of ``label_values``.
         spacing: pixel size in mm of a flat image, whose file cannot say it.
         entry: what the manifest knows of it; None where nobody has registered it.
+        tiles: file with the places of a slide's tiles.
         folder: of the registered dataset, where prepared cases may be kept; None where nobody has registered it.
     """
 
     name: str
     patient: str
     image: Path
-    label: Path
+    label: Path | int
     more_images: tuple[Path, ...] = ()
     label_values: tuple[tuple[int, int], ...] | None = None
     instances: bool = False
     spacing: tuple[float, ...] | None = None
     entry: Entry | None = field(default=None, compare=False, repr=False)
+    tiles: Path | None = None
     folder: Path | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -65,31 +68,57 @@ class Case:
         """Files of all channels."""
         return (self.image, *self.more_images)
 
-    def read(self) -> tuple[LoadedImage, LoadedImage]:
+    @property
+    def files(self) -> list[Path]:
+        """Files of the image and, where it has one, the mask."""
+        return [*self.images, *([self.label] if isinstance(self.label, Path) else [])]
+
+    @property
+    def mask(self) -> Path:
+        """The mask's file; only a case of a segmentation has one."""
+        assert isinstance(self.label, Path)
+        return self.label
+
+    @property
+    def class_label(self) -> int:
+        """Number of the image's class in the job; only a case of a classification has one."""
+        assert isinstance(self.label, int)
+        return self.label
+
+    def read(self, numbered: bool = False) -> tuple[LoadedImage, LoadedImage]:
         """Read image and label; the label holds the job's values.
+
+        Args:
+            numbered: keep the numbers of single objects, where the mask has them.
 
         Raises:
             DataError: a file cannot be read.
         """
-        image, label = facts.read_case(self.images, self.label)
+        image, label = facts.read_case(self.images, self.mask)
         assert label is not None
-        return self._placed(image), self._placed(replace(label, values=self._translated(label.values)))
+        return self._placed(image), self._placed(replace(label, values=self._translated(label.values, numbered)))
 
     def read_image(self) -> LoadedImage:
         """Read the image alone."""
         return self._placed(facts.read_case(self.images, None)[0])
 
-    def read_label(self) -> LoadedImage:
-        """Read the label alone, with the job's values."""
-        label = read_image(self.label)
-        return self._placed(replace(label, values=self._translated(label.values)))
+    def read_label(self, numbered: bool = False) -> LoadedImage:
+        """Read the label alone; see ``read``."""
+        label = read_image(self.mask)
+        return self._placed(replace(label, values=self._translated(label.values, numbered)))
 
     def _placed(self, image: LoadedImage) -> LoadedImage:
         if image.calibrated or not self.spacing:
             return image
         return replace(image, affine=np.diag([*self.spacing, *[1.0] * (4 - len(self.spacing))]), calibrated=True)
 
-    def _translated(self, values: facts.Values) -> facts.Values:
+    def _translated(self, values: facts.Values, numbered: bool) -> facts.Values:
+        if self.instances and numbered:
+            return values.astype(np.int32)
+        if numbered:
+            # A mask of one value for all objects: what does not touch is an object of its own.
+            pieces: facts.Values = ndimage.label(self._translated(values, False) > 0)[0]
+            return pieces
         if self.instances:
             target = dict(self.label_values or ((1, 1),)).get(1, 1)
             return ((values > 0) * target).astype(np.uint8)
@@ -161,6 +190,7 @@ def usable_cases(
     seed: int,
     where: str,
     progress: Callable[[int, int], None] | None = None,
+    labels: LabelKind = "mask",
 ) -> Usable:
     """Read, check and deal a site's cases; bad ones are set aside as long as they are few.
 
@@ -171,13 +201,14 @@ def usable_cases(
         seed: of the deal.
         where: the site's name, for messages.
         progress: called with (cases checked, cases in all).
+        labels: what the job learns from.
 
     Raises:
         DataError: the dataset cannot be used, more than ``data.max_bad_share`` of its cases are bad, or too few are
             left.
     """
     manifest = read_manifest(folder)
-    cases = read_cases(folder, data.split, seed, classes, data.splits)
+    cases = read_cases(folder, data.split, seed, classes, data.splits, labels)
     total = len(list(cases))
     done = 0
 
@@ -212,6 +243,7 @@ def read_cases(
     seed: int,
     classes: Mapping[int, str] | None = None,
     splits: Sequence[Split] = SPLITS,
+    labels: LabelKind = "mask",
 ) -> Cases:
     """Read ``folder/dataset.json`` and deal its patients to training, validation and test.
 
@@ -224,18 +256,22 @@ def read_cases(
         seed: of the deal.
         classes: the job's label values and names, to which the dataset's are matched; None leaves them as they are.
         splits: lists of the file that may be used.
+        labels: what the job learns from; cases without it are left out.
 
     Raises:
         DataError: the folder or its ``dataset.json`` cannot be used.
     """
     manifest = read_manifest(folder)
-    vocabulary = match_labels(manifest, classes) if classes else None
+    match = match_classes if labels == "class" else match_labels
+    vocabulary = match(manifest, classes) if classes else None
     if vocabulary and vocabulary.problems:
         raise DataError(f"{folder / MANIFEST_FILE}: {'; '.join(vocabulary.problems)}.")
     values = tuple(vocabulary.values.items()) if vocabulary and vocabulary.values is not None else None
     lists: dict[str, list[Case]] = {key: [] for key in SPLITS}
     for key, entry in manifest.by_split():
-        if key in splits and isinstance(entry.label, str):
+        if key not in splits or not isinstance(entry.label, str if labels == "mask" else int):
+            continue
+        if labels == "mask" or values is None or entry.label in dict(values):
             lists[key].append(_case(folder, manifest, entry, values))
     train = lists["training"]
     parts: dict[str, list[Case]] = {}
@@ -297,11 +333,13 @@ def known_facts(case: Case) -> Entry:
     Raises:
         DataError: a file cannot be read.
     """
-    files = [*case.images, case.label]
+    files = case.files
     entry = case.entry
-    if entry and entry.stamp and entry.shape and all(f.is_file() for f in files) and entry.stamp == facts.stamp(files):
+    if entry and entry.stamp and entry.shape and all(f.exists() for f in files) and entry.stamp == facts.stamp(files):
         return entry
-    image, label = facts.read_case(case.images, case.label)
+    if case.tiles:
+        raise DataError("its slide is missing or has changed since it was registered; register the dataset again")
+    image, label = facts.read_case(case.images, case.label if isinstance(case.label, Path) else None)
     found = facts.measure(image, label)
     base = entry or Entry(image=case.image.name)
     return base.model_copy(update={"label_problem": None, **found})
@@ -343,7 +381,7 @@ def _between(pair: tuple[float, float]) -> str:
 
 
 def _label_faults(case: Case, entry: Entry, classes: Sequence[int]) -> list[str]:
-    if case.instances or entry.label_values is None:
+    if case.instances or entry.label_values is None or isinstance(case.label, int):
         return []
     known = dict(case.label_values) if case.label_values is not None else {value: value for value in classes}
     extra = [f"{v}" for v in sorted(facts.label_counts(entry.label_values)) if v not in {0, *known}]
@@ -358,18 +396,22 @@ def _from_quarantine(bad: Quarantined) -> Problem:
 
 def _case(folder: Path, manifest: Manifest, entry: Entry, values: tuple[tuple[int, int], ...] | None) -> Case:
     images = [inside(folder, image) for image in entry.images]
-    assert isinstance(entry.label, str)
+    if isinstance(entry.label, int):
+        label: Path | int = dict(values).get(entry.label, entry.label) if values else entry.label
+    else:
+        label = inside(folder, str(entry.label))
     name = entry.name or stem(images[0])
     return Case(
         name,
         entry.patient or name,
         images[0],
-        inside(folder, entry.label),
+        label,
         tuple(images[1:]),
         values,
         manifest.label_kind == "instances",
         tuple(entry.spacing) if entry.spacing and len(entry.spacing) == 2 else None,
         entry,
+        inside(folder, entry.tiles) if entry.tiles else None,
         folder if (folder / SALT_FILE).is_file() else None,
     )
 

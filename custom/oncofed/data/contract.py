@@ -16,7 +16,7 @@ from oncofed.data.images import stem
 from oncofed.data.manifest import SPLITS, Entry, Manifest, inside, read_manifest
 from oncofed.data.quality import Finding, find_all, phi_warnings
 from oncofed.data.spec import MODALITY_NAMES, DataSpec
-from oncofed.data.vocabulary import Vocabulary, match_labels
+from oncofed.data.vocabulary import LabelKind, Vocabulary, match_classes, match_labels
 from oncofed.errors import DataError
 
 Verdict = Literal["fits", "converted", "does not fit"]
@@ -60,7 +60,9 @@ class Report:
         return self.may_train and not self.findings and not self.set_aside
 
 
-def check_dataset(folder: Path, data: DataSpec, classes: Mapping[int, str], seed: int) -> Report:
+def check_dataset(
+    folder: Path, data: DataSpec, classes: Mapping[int, str], seed: int, labels: LabelKind = "mask"
+) -> Report:
     """Compare a dataset with a job's contract.
 
     Args:
@@ -68,13 +70,14 @@ def check_dataset(folder: Path, data: DataSpec, classes: Mapping[int, str], seed
         data: the contract.
         classes: the job's label values and names, without background.
         seed: of the deal to training, validation and test.
+        labels: what the job learns from.
 
     Raises:
         DataError: there is no dataset in ``folder``.
     """
     manifest = with_facts(folder, read_manifest(folder))
-    vocabulary = match_labels(manifest, classes)
-    report = Report(rows=[_modality(manifest, data), *_rows(manifest, data, classes, vocabulary)])
+    vocabulary = (match_classes if labels == "class" else match_labels)(manifest, classes)
+    report = Report(rows=[_modality(manifest, data), *_rows(manifest, data, classes, vocabulary, labels)])
     report.findings = find_all(manifest, data)
     report.warnings = [f for f in phi_warnings(manifest) if f"{f.kind}:{f.case or ''}" not in manifest.reviewed]
     report.set_aside = [Problem(q.name, q.reason) for q in manifest.quarantine]
@@ -82,7 +85,7 @@ def check_dataset(folder: Path, data: DataSpec, classes: Mapping[int, str], seed
     try:
         if vocabulary.problems:
             raise DataError("its labels do not fit")
-        cases = read_cases(folder, data.split, seed, classes, data.splits)
+        cases = read_cases(folder, data.split, seed, classes, data.splits, labels)
         report.set_aside += check_cases(cases, list(classes), data)
         usable = cases.without({p.case for p in report.set_aside})
         report.cases = {
@@ -145,15 +148,18 @@ def _modality(manifest: Manifest, data: DataSpec) -> Row:
     return Row("modality", found, data.modality, "fits" if fits else "does not fit")
 
 
-def _rows(manifest: Manifest, data: DataSpec, classes: Mapping[int, str], vocabulary: Vocabulary) -> list[Row]:
+def _rows(
+    manifest: Manifest, data: DataSpec, classes: Mapping[int, str], vocabulary: Vocabulary, labels: LabelKind
+) -> list[Row]:
     entries = [entry for split, entry in manifest.by_split() if split in data.splits]
     known = [entry for entry in entries if entry.shape]
-    labelled = [entry for entry in entries if isinstance(entry.label, str)]
+    kind, word = (str, "mask") if labels == "mask" else (int, "class")
+    labelled = [entry for entry in entries if isinstance(entry.label, kind)]
     rows = [
         _labels(manifest, classes, vocabulary),
         Row(
             "cases",
-            f"{len(labelled)} with a mask of {len(entries)}",
+            f"{len(labelled)} with a {word} of {len(entries)}",
             f"at least {data.minimum_cases}",
             "fits" if len(labelled) >= data.minimum_cases else "does not fit",
         ),

@@ -67,8 +67,10 @@ class DataSpec(StrictModel):
     max_bad_share: float = Field(
         0.05, ge=0, le=1, description="share of a site's cases that may be set aside as unusable; more stops the site"
     )
-    cache: Literal["memory", "gpu", "disk"] = Field(
-        "memory", description="where prepared training cases are held; each is also kept on disk for the next run"
+    cache: Literal["auto", "gpu", "memory", "disk"] = Field(
+        "auto",
+        description="where prepared training cases are held; auto: on the GPU where they fit, else in memory, else on "
+        "disk. Each is also kept on disk for the next run",
     )
 
     @model_validator(mode="after")

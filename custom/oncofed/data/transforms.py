@@ -1,4 +1,4 @@
-"""From files to tensors: the deterministic part, which is cached, and the random part, which is not."""
+"""From files to tensors: the part that is not random, and is kept (see ``prepared``)."""
 
 from __future__ import annotations
 
@@ -8,19 +8,13 @@ from typing import Any
 import numpy as np
 from monai.data.meta_tensor import MetaTensor
 from monai.transforms import (
-    ClassesToIndicesd,
     Compose,
     EnsureTyped,
     NormalizeIntensityd,
     Orientationd,
-    RandAdjustContrastd,
-    RandAffined,
-    RandCropByLabelClassesd,
-    RandFlipd,
-    RandGaussianNoised,
-    RandScaleIntensityd,
+    Resize,
+    ResizeWithPadOrCropd,
     ScaleIntensityRanged,
-    SelectItemsd,
     Spacingd,
     SpatialPadd,
     Transform,
@@ -34,10 +28,6 @@ from oncofed.data.spec import DataSpec
 
 _CT_WINDOW_HU = (-1000.0, 1000.0)
 _PAIR = ("image", "label")
-_INDICES = "label_cls_indices"
-# Voxels of each class among which a patch's centre is drawn, spread evenly over them all. All of them would take eight
-# bytes for each voxel of a cached case.
-_CENTRES_PER_CLASS = 10_000
 # ITU-R BT.601: how bright red, green and blue are to the eye.
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
@@ -56,18 +46,20 @@ class ReadCase(Transform):
         spec: gives the channels that the network sees (a flat image's grey becomes colour, and colour grey), and
             whether bright backgrounds are inverted.
         label: also read the label.
+    numbered: of masks that number their objects, keep the numbers.
     """
 
-    def __init__(self, spec: DataSpec, label: bool = True) -> None:
+    def __init__(self, spec: DataSpec, label: bool = True, numbered: bool = False) -> None:
         self._channels = len(spec.channels)
         self._darken = spec.background == "dark"
         self._label = label
+        self._numbered = numbered
 
     def __call__(self, case: Case) -> dict[str, MetaTensor]:
         """Read one case."""
         if not self._label:
             return {"image": as_tensor(self._fitted(case.read_image()))}
-        image, label = case.read()
+        image, label = case.read(self._numbered)
         return {"image": as_tensor(self._fitted(image)), "label": as_tensor(label)}
 
     def _fitted(self, image: LoadedImage) -> LoadedImage:
@@ -124,68 +116,52 @@ def load_image(spec: DataSpec) -> Compose:
     return Compose([*steps, EnsureTyped("image", dtype=np.float32)])
 
 
-def load_pair(spec: DataSpec, classes: int) -> Compose:
-    """Return the deterministic part for training, from a ``Case``.
+def load_pair(spec: DataSpec, numbered: bool = False) -> Compose:
+    """Return the deterministic part for training on patches, from a ``Case``.
 
     Args:
         spec: gives the grid, the normalisation and the patch, to which smaller images are padded.
-        classes: classes with background.
+        numbered: keep the numbers of single objects instead of their class.
 
     Returns:
-        A transform to image (channel, x, y[, z]) float32, label (1, x, y[, z]) uint8, and where each class lies.
+        A transform to image (channel, x, y[, z]) float32 and label (1, x, y[, z]) uint8 or, numbered, int32.
     """
     return Compose(
         [
-            ReadCase(spec),
+            ReadCase(spec, numbered=numbered),
             *_to_grid(spec, _PAIR),
             *_normalise(spec),
             SpatialPadd(_PAIR, spatial_size=spec.patch),
-            EnsureTyped(_PAIR, dtype=(np.float32, np.uint8), track_meta=False),
-            ClassesToIndicesd("label", num_classes=classes, max_samples_per_class=_CENTRES_PER_CLASS),
+            EnsureTyped(_PAIR, dtype=(np.float32, np.int32 if numbered else np.uint8), track_meta=False),
         ]
     )
 
 
-def augment(spec: DataSpec, classes: int, change: bool = True) -> Compose:
-    """Return the random part: a patch around a voxel of a class drawn at random, moved and its intensities changed.
+def load_whole(spec: DataSpec) -> Compose:
+    """Return the deterministic part for classification: a whole image on a grid of ``spec.patch``.
 
-    Args:
-        spec: gives the patch.
-        classes: classes with background.
-        change: false only draws the patch.
+    Where the job names a spacing the image keeps its scale and is cut or padded about its middle; elsewhere its longest
+    side is scaled to fit and the others are padded.
 
     Returns:
-        A transform from what ``load_pair`` returns to a list of one patch: image and label, plain tensors.
+        A transform from a ``Case`` to {"image": (channel, x, y[, z]) float32}.
     """
-    steps: list[Any] = [
-        RandCropByLabelClassesd(
-            _PAIR,
-            label_key="label",
-            indices_key=_INDICES,
-            spatial_size=spec.patch,
-            num_classes=classes,
-            num_samples=1,
-            warn=False,
-        ),
-        SelectItemsd(_PAIR),
-    ]
-    if change:
-        steps += [
-            RandAffined(
-                _PAIR,
-                prob=0.3,
-                rotate_range=0.15,
-                scale_range=0.1,
-                mode=("bilinear", "nearest"),
-                padding_mode="border",
-            ),
-            RandScaleIntensityd("image", factors=0.15, prob=0.3),
-            RandGaussianNoised("image", prob=0.15, std=0.1),
-        ]
-    if change and spec.modality == "mri":
-        steps.append(RandAdjustContrastd("image", prob=0.2, gamma=(0.7, 1.5)))
-    if change and spec.modality == "microscopy":
-        # A field of a slide has no top and no left.
-        steps[2:2] = [RandFlipd(_PAIR, prob=0.5, spatial_axis=axis) for axis in range(spec.dimensions)]
-    # Every operation on a tensor that carries metadata costs more than the operation: the network gets plain ones.
-    return Compose([*steps, EnsureTyped(_PAIR, track_meta=False)])
+    steps = [ReadCase(spec, label=False), *_to_grid(spec, ("image",))]
+    if not spec.spacing:
+        steps.append(_FitInto(spec.patch))
+    steps += [*_normalise(spec), ResizeWithPadOrCropd("image", spatial_size=spec.patch)]
+    return Compose([*steps, EnsureTyped("image", dtype=np.float32, track_meta=False)])
+
+
+class _FitInto(Transform):
+    """Scales an image so that it just fits into a box, whatever the proportions of either."""
+
+    def __init__(self, box: tuple[int, ...]) -> None:
+        self._box = box
+
+    def __call__(self, data: dict[str, MetaTensor]) -> dict[str, MetaTensor]:
+        shape = data["image"].shape[1:]
+        factor = min(side / length for side, length in zip(self._box, shape, strict=True))
+        size = [max(1, round(length * factor)) for length in shape]
+        mode = "area" if factor < 1 else "trilinear" if len(shape) == 3 else "bilinear"
+        return {**data, "image": Resize(size, mode=mode)(data["image"])}

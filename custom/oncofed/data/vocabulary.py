@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from oncofed.data.manifest import Manifest
+
+# What a job learns from: a mask for each image, or one class for it as a whole.
+LabelKind = Literal["mask", "class"]
+# Name of the label of voxels that nobody labelled; a dataset need not have it.
+IGNORED = "ignore"
 
 
 @dataclass(frozen=True)
@@ -60,13 +66,46 @@ def match_labels(manifest: Manifest, classes: Mapping[int, str]) -> Vocabulary:
     unknown = sorted(set(mapping) - {name.lower() for name in names.values()})
     if unknown:
         problems.append(f"label_map names {', '.join(unknown)}, which no label of the dataset is called")
-    missing = [name for value, name in classes.items() if value not in values.values()]
+    missing = [name for value, name in classes.items() if value not in values.values() and name != IGNORED]
     if missing and not problems:
         problems.append(f"no label of the dataset stands for {', '.join(missing)}")
     if instances:
         how.append("every numbered object becomes its class")
     same = not instances and all(value == target for value, target in values.items())
     return Vocabulary(None if same else values, instances, how, problems)
+
+
+def match_classes(manifest: Manifest, classes: Mapping[int, str]) -> Vocabulary:
+    """Match a dataset's classes of whole images with a job's, as ``match_labels`` does; a site may lack some of them.
+
+    A class that ``label_map`` says null of is left out with its images.
+    """
+    names = {int(float(value)): name for value, name in manifest.labels.items()}
+    if not manifest.label_map and all(_is_unnamed(value, name) for value, name in names.items()):
+        unknown = sorted(set(names) - set(classes))
+        problems = [f"its classes {unknown} are none of the job's {sorted(classes)}"] if unknown else []
+        return Vocabulary(problems=problems)
+    wanted = {name.lower(): value for value, name in classes.items()}
+    mapping = {name.lower(): target for name, target in manifest.label_map.items()}
+    values: dict[int, int] = {}
+    problems, how = [], []
+    for value, name in sorted(names.items()):
+        target = mapping.get(name.lower(), name)
+        if target is None:
+            how.append(f"{name} ({value}) is left out")
+        elif target.lower() in wanted:
+            values[value] = wanted[target.lower()]
+            if values[value] != value or target.lower() != name.lower():
+                how.append(f"{name} ({value}) becomes {classes[values[value]]} ({values[value]})")
+        else:
+            problems.append(
+                f"its class {name!r} is none of the job's {sorted(classes.values())}; say what it is in dataset.json: "
+                f'"label_map": {{"{name}": "{next(iter(classes.values()))}"}} (null leaves its images out)'
+            )
+    absent = [name for value, name in classes.items() if value not in values.values()]
+    if absent and not problems:
+        how.append(f"this site has no {', '.join(absent)}")
+    return Vocabulary(values, False, how, problems)
 
 
 def _by_value(names: Mapping[int, str], classes: Mapping[int, str], instances: bool) -> Vocabulary:

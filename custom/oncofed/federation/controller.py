@@ -97,7 +97,13 @@ class FederatedAveraging(Controller):
     def _run(self, abort_signal: Signal, fl_ctx: FLContext) -> None:
         plan = self._plan
         self._sites = sorted(client.name for client in fl_ctx.get_engine().get_clients())
-        self._record("started", sites=self._sites, rounds=plan.rounds, steps_per_round=plan.training.steps_per_round)
+        self._record(
+            "started",
+            sites=self._sites,
+            rounds=plan.rounds,
+            steps_per_round=plan.training.steps_per_round,
+            metric=plan.build_task().metric,
+        )
         network = plan.build_network()
         weights = {name: value.clone() for name, value in network.state_dict().items()}
         turn = self._ask(TASK_PREPARE, exchange.plain_message(), 0, "", weights, abort_signal, fl_ctx)

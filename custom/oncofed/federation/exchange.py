@@ -16,7 +16,7 @@ from nvflare.fuel.utils import fobs
 from torch import Tensor
 
 from oncofed.errors import FederationError
-from oncofed.training.trainer import Evaluation
+from oncofed.training import Evaluation
 
 Weights = dict[str, Tensor]
 
@@ -98,8 +98,14 @@ def refusal_reason(message: Shareable) -> str | None:
 
 
 def evaluation_numbers(evaluation: Evaluation) -> dict[str, Any]:
-    """Return what may leave a site of an evaluation: means and the number of cases."""
-    return {"mean": evaluation.mean, "by_class": dict(evaluation.by_class), "cases": evaluation.cases}
+    """Return what may leave a site of an evaluation: means, their interval, and the number of cases."""
+    return {
+        "mean": evaluation.mean,
+        "by_class": dict(evaluation.by_class),
+        "more": dict(evaluation.more),
+        "interval": list(evaluation.interval) if evaluation.interval else None,
+        "cases": evaluation.cases,
+    }
 
 
 def check_update(site: str, update: Weights, expected: Weights) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from oncofed.federation.exchange import TASK_PREPARE, TASK_SUBMIT_MODEL, TASK_TR
 from oncofed.training import Plan, Trainer
 
 _SECONDS_BETWEEN_PROGRESS = 0.5
+# In the site's own folder of the run, with its patients' names only as far as a digest of them.
+_CHECKPOINT_FILE = "checkpoint.safetensors"
 
 
 class SiteExecutor(Executor):
@@ -87,36 +90,42 @@ class SiteExecutor(Executor):
             self._progress(fl_ctx, always=False, phase="loading data", step=done, steps=total)
 
         self._progress(fl_ctx, phase="checking data")
-        usable = usable_cases(folder, plan.data, plan.task.classes, plan.seed, site, checked)
+        task = plan.build_task()
+        usable = usable_cases(folder, plan.data, plan.task.vocabulary, plan.seed, site, checked, task.label_kind)
         for problem in usable.set_aside:
             self.log_warning(fl_ctx, f"set aside {problem}", fire_event=False)
         self._progress(fl_ctx, phase="loading data")
-        trainer = Trainer(plan, usable.cases, site)
-        cache = plan_cache(usable.cases.train, plan.data, trainer.task.out_channels, trainer.device)
+        trainer = Trainer(plan, usable.cases, site, checkpoint=_run_folder(fl_ctx) / _CHECKPOINT_FILE)
+        cache = plan_cache(usable.cases.train, trainer.input, trainer.device)
         self.log_info(fl_ctx, cache.note, fire_event=False)
         trainer.prepare(prepared)
         return trainer
 
     def _train(self, trainer: Trainer, message: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
-        weights, _, _ = exchange.read_weights_message(message)
-        trainer.load_weights(weights)
-        numbers = self._evaluate(trainer, "validation", fl_ctx, abort_signal)
-        steps = self._plan.training.steps_per_round
-        first, total = trainer.steps_done, self._plan.total_steps
+        weights, number, _ = exchange.read_weights_message(message)
+        steps, total = self._plan.training.steps_per_round, self._plan.total_steps
+        last = number * steps
+        # A process before this one may have been killed in this very turn: then its state goes on, not the global one.
+        killed_in_it = last - steps < trainer.steps_done < last
+        numbers = self._evaluate(trainer, "validation", fl_ctx, abort_signal, weights)
+        if not killed_in_it:
+            trainer.load_weights(weights)
+            # The schedule follows the rounds of all, also of a site that missed some.
+            trainer.steps_done = last - steps
 
-        def on_step(done: int, loss: float) -> None:
-            self._progress(fl_ctx, always=done - first == steps, phase="training", step=done, steps=total, loss=loss)
+        def on_step(done: int, loss: Callable[[], float]) -> None:
+            if self._progress_is_due(always=done == last):
+                self._progress(fl_ctx, phase="training", step=done, steps=total, loss=loss())
 
         started = time.time()
-        numbers["loss"] = trainer.train(steps, on_step, lambda: abort_signal.triggered)
+        numbers["loss"] = trainer.train(last - trainer.steps_done, on_step, lambda: abort_signal.triggered)
         numbers["train_s"] = time.time() - started
         self._trained = trainer.weights()
         return exchange.update_message(self._trained, len(trainer.cases.train), numbers)
 
     def _validate(self, trainer: Trainer, message: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
         weights, _, split = exchange.read_weights_message(message)
-        trainer.load_weights(weights)
-        return exchange.numbers_message(self._evaluate(trainer, split, fl_ctx, abort_signal))
+        return exchange.numbers_message(self._evaluate(trainer, split, fl_ctx, abort_signal, weights))
 
     def _submit_model(self) -> Shareable:
         if self._trained is None:
@@ -124,21 +133,34 @@ class SiteExecutor(Executor):
         assert self._trainer is not None
         return exchange.update_message(self._trained, len(self._trainer.cases.train), {})
 
-    def _evaluate(self, trainer: Trainer, split: str, fl_ctx: FLContext, abort_signal: Signal) -> dict[str, Any]:
+    def _evaluate(
+        self, trainer: Trainer, split: str, fl_ctx: FLContext, abort_signal: Signal, weights: Weights
+    ) -> dict[str, Any]:
+        """Score a model on this site's cases; the model that is trained is the same afterwards."""
         self._progress(fl_ctx, phase="testing" if split == "test" else "validating")
         started = time.time()
         cases = trainer.cases.test if split == "test" else trainer.cases.validation
-        evaluation = trainer.evaluate(cases, lambda: abort_signal.triggered)
+        trained = trainer.weights()
+        trainer.load_weights(weights)
+        evaluation = trainer.evaluate(cases, lambda: abort_signal.triggered, detailed=split == "test")
+        trainer.load_weights(trained)
         return {"evaluation": exchange.evaluation_numbers(evaluation), "validate_s": time.time() - started}
+
+    def _progress_is_due(self, always: bool) -> bool:
+        return always or time.monotonic() - self._last_progress >= _SECONDS_BETWEEN_PROGRESS
 
     def _progress(self, fl_ctx: FLContext, always: bool = True, **values: Any) -> None:
         """Tell the server how far this site is, at most twice a second unless ``always``."""
-        now = time.monotonic()
-        if not always and now - self._last_progress < _SECONDS_BETWEEN_PROGRESS:
+        if not self._progress_is_due(always):
             return
-        self._last_progress = now
+        self._last_progress = time.monotonic()
         with fl_ctx.get_engine().new_context() as context:
             self.fire_fed_event(exchange.PROGRESS_EVENT, Shareable(values), context)
+
+
+def _run_folder(fl_ctx: FLContext) -> Path:
+    workspace = fl_ctx.get_prop(FLContextKey.WORKSPACE_OBJECT)
+    return Path(workspace.get_run_dir(fl_ctx.get_job_id()))
 
 
 def _counts(trainer: Trainer) -> dict[str, Any]:

@@ -28,10 +28,10 @@ from oncofed.job.watch import Curves, RunState, RunView, progress_bar
 from oncofed.models.bundle import write_bundle
 from oncofed.processes import short_path
 from oncofed.report.html import write_report
-from oncofed.report.pictures import Picture, best_slice
 from oncofed.report.result import Bytes, Means, Result, SiteResult
+from oncofed.tasks.pictures import Picture
+from oncofed.training import Evaluation, Trainer
 from oncofed.training.baselines import Baseline, BaselinePool
-from oncofed.training.trainer import Evaluation, Trainer
 
 Backend = Literal["federation", "simulate"]
 Scores = dict[str, dict[str, Evaluation]]
@@ -82,12 +82,15 @@ class Run:
         self.folder = self.folder.resolve()
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "job.yaml").write_text(self.spec.to_yaml(), encoding="utf-8")
+        task = self.spec.plan().build_task()
         result = Result(
             job=self.spec.name,
             title=self.spec.title,
             status="failed",
             backend=self.backend,
             rounds=self.spec.federation.rounds,
+            metric=task.metric,
+            metric_name=task.metric_name,
             classes=list(self.spec.task.classes.values()),
             seed=self.spec.seed,
             data_note=self.data_note,
@@ -137,10 +140,11 @@ class Run:
             return usable_cases(
                 folder,
                 plan.data,
-                plan.task.classes,
+                plan.task.vocabulary,
                 plan.seed,
                 site,
                 lambda done, total: bar.update(task, completed=done, total=total),
+                plan.build_task().label_kind,
             )
 
     def _run(self, result: Result) -> None:
@@ -169,7 +173,7 @@ class Run:
         self._note_scores(result, view.state, scores)
         plan = self.spec.plan()
         weights = load_file(model / "model.safetensors")
-        write_bundle(model, self.spec.title, plan.model, plan.data, plan.task.classes, weights)
+        write_bundle(model, self.spec.title, plan.network_request, plan.data, plan.task.classes, weights)
 
     def _backend(self, job: Path, temporary: Path) -> AbstractContextManager[Running]:
         datasets = {site: {self.spec.data.dataset: folder} for site, folder in self.sites.items()}
@@ -231,8 +235,10 @@ class Run:
             federated = state.finished["test"].get(site, {"mean": None, "by_class": {}})
             alone = scores.get(site, {}).get(site)
             pooled = scores.get(_POOLED, {}).get(site)
-            by_class = {"federated": federated["by_class"]}
-            by_class |= {name: e.by_class for name, e in (("alone", alone), ("pooled", pooled)) if e}
+            compared = {name: e for name, e in (("alone", alone), ("pooled", pooled)) if e}
+            by_class = {"federated": federated["by_class"], **{name: e.by_class for name, e in compared.items()}}
+            more = {"federated": federated.get("more", {}), **{name: e.more for name, e in compared.items()}}
+            intervals = {"federated": federated.get("interval"), **{n: e.interval for n, e in compared.items()}}
             result.sites[site] = SiteResult(
                 train_cases=len(cases.train),
                 validation_cases=len(cases.validation),
@@ -242,6 +248,8 @@ class Run:
                 federated=federated["mean"],
                 pooled=pooled.mean if pooled else None,
                 by_class=by_class,
+                more=more,
+                interval={name: interval for name, interval in intervals.items() if interval},
             )
         result.mean = Means(
             alone=_mean(site.alone for site in result.sites.values()),
@@ -250,16 +258,13 @@ class Run:
         )
 
     def _pictures(self) -> dict[str, Picture]:
-        """Return one slice of one test case of each site, with reference and the federated model's contours."""
+        """Return what the federated model makes of one test case of each site."""
         first = next(iter(self._cases))
         trainer = Trainer(self.spec.plan(), self._cases[first], first)
         trainer.load_weights(load_file(self.folder / "model" / "model.safetensors"))
         trainer.network.eval()
         shown = {site: cases.test[0] for site, cases in self._cases.items()}
-        return {
-            site: best_slice(case, trainer.task.predict(trainer.network, case, trainer.device))
-            for site, case in shown.items()
-        }
+        return {site: trainer.task.picture(trainer.network, case, trainer.device) for site, case in shown.items()}
 
 
 def environment() -> dict[str, str]:

@@ -13,7 +13,7 @@ from oncofed.data.spec import DataSpec, StrictModel
 from oncofed.errors import SpecError
 from oncofed.federation.spec import FederationSpec, ProfilePlan
 from oncofed.models import ModelSpec
-from oncofed.tasks import SegmentationSpec
+from oncofed.tasks import TASK_SPECS, TaskSpec
 from oncofed.training import Plan, TrainingSpec
 
 JOB_FILE = "job.yaml"
@@ -28,7 +28,7 @@ class JobSpec(StrictModel):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$", description="lower case, digits, _ and -")
     title: str = Field(min_length=1, max_length=120, description="one line for lists and reports")
     data: DataSpec
-    task: SegmentationSpec
+    task: TaskSpec
     model: ModelSpec = ModelSpec()
     training: TrainingSpec = TrainingSpec()
     federation: FederationSpec = FederationSpec()
@@ -206,11 +206,14 @@ def _collect_lines(node: yaml.Node | None, at: tuple[str, ...], lines: dict[tupl
 
 def _explain(problem: Any, where: str, lines: dict[tuple[str, ...], int], kind: type[StrictModel]) -> str:
     loc = tuple(str(part) for part in problem["loc"] if part != "[key]")
+    # pydantic puts the type of a task between "task" and its setting, where the file has nothing.
+    if loc[:1] == ("task",) and loc[1:2] and loc[1] in TASK_SPECS:
+        kind, loc = TASK_SPECS[loc[1]], ("task", *loc[2:])
     nearest = next((loc[:n] for n in range(len(loc), -1, -1) if loc[:n] in lines), ())
     line = f":{lines[nearest]}" if nearest in lines else ""
     setting = ".".join(loc) or "job"
     if problem["type"] == "extra_forbidden":
-        allowed = ", ".join(_settings_beside(loc, kind))
+        allowed = ", ".join(_settings_beside(loc[1:] if kind in TASK_SPECS.values() else loc, kind))
         return f"{where}{line}: unknown setting {setting}; allowed here: {allowed}"
     if problem["type"] == "missing":
         return f"{where}{line}: {setting} is missing"

@@ -34,6 +34,7 @@ class RunState:
 
     Attributes:
         sites: state by site.
+        metric: what the validation score is called.
         round: the round that runs, from 1; 0 before the first.
         rounds: how many there are.
         validation: mean validation score of the global model after each round, from round 0.
@@ -47,6 +48,7 @@ class RunState:
     """
 
     sites: dict[str, SiteState] = field(default_factory=dict)
+    metric: str = "score"
     round: int = 0
     rounds: int = 0
     total_steps: int = 0
@@ -70,6 +72,7 @@ class RunState:
 
     def _on_started(self, event: dict[str, Any]) -> None:
         self.started = event["time"]
+        self.metric = event.get("metric", self.metric)
         self.rounds = event["rounds"]
         self.total_steps = event["rounds"] * event["steps_per_round"]
         self.sites = {site: self.sites.get(site, SiteState()) for site in event["sites"]}
@@ -132,17 +135,20 @@ class Curves:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._writers: dict[str, SummaryWriter] = {}
+        self._validation = "validation/score"
 
     def write(self, event: dict[str, Any]) -> None:
         """Add what an event says of a curve."""
-        if event["kind"] == "progress" and "loss" in event:
+        if event["kind"] == "started" and "metric" in event:
+            self._validation = f"validation/{event['metric']}"
+        elif event["kind"] == "progress" and "loss" in event:
             self._of(event["site"]).add_scalar("train/loss", event["loss"], event["step"])
         elif event["kind"] == "validation":
             for site, score in event["sites"].items():
                 if score is not None:
-                    self._of(site).add_scalar("validation/dice", score, event["round"])
+                    self._of(site).add_scalar(self._validation, score, event["round"])
             if event["mean"] is not None:
-                self._of("mean").add_scalar("validation/dice", event["mean"], event["round"])
+                self._of("mean").add_scalar(self._validation, event["mean"], event["round"])
         elif event["kind"] == "round":
             self._of("mean").add_scalar("time/round_s", event["seconds"], event["round"])
 
@@ -209,14 +215,13 @@ class RunView:
         elif event["kind"] == "validation" and event["round"] > 0:
             losses = state.losses.get(event["round"], {})
             sites = "  ".join(
-                f"{site} loss {losses[site]:.3f} dice {_number(score)}"
+                f"{site} loss {losses[site]:.3f} {state.metric} {_number(score)}"
                 for site, score in sorted(event["sites"].items())
                 if site in losses
             )
             left = f"  {_clock(state.seconds_left)} left" if state.seconds_left else ""
-            self._console.print(
-                f"round {event['round']}/{state.rounds}  mean validation dice {_number(event['mean'])}  {sites}{left}"
-            )
+            score = f"mean validation {state.metric} {_number(event['mean'])}"
+            self._console.print(f"round {event['round']}/{state.rounds}  {score}  {sites}{left}")
         elif event["kind"] == "lost":
             self._console.print(f"{event['site']} was lost: {event['reason']}")
 
@@ -227,9 +232,11 @@ class RunView:
         mean = state.validation.get(max(state.validation)) if state.validation else None
         left = f", about {_clock(state.seconds_left)} left" if state.seconds_left else ""
         elapsed = f", {_clock(time.time() - state.started)} so far" if state.started else ""
-        title = f"round {state.round}/{state.rounds or '?'}, mean validation Dice {_number(mean)}{elapsed}{left}"
+        title = (
+            f"round {state.round}/{state.rounds or '?'}, mean validation {state.metric} {_number(mean)}{elapsed}{left}"
+        )
         table = Table(title=title, title_justify="left", expand=False)
-        for heading in ("site", "state", "step", "loss", "validation Dice"):
+        for heading in ("site", "state", "step", "loss", f"validation {state.metric}"):
             table.add_column(heading, justify="left" if heading in ("site", "state") else "right")
         for name, site in sorted(state.sites.items()):
             colour = {"lost": "red", "done": "green", "finished": "green"}.get(site.state, "")

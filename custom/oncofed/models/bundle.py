@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from oncofed.data.spec import DataSpec
-from oncofed.models.networks import ModelSpec, network_config
+from oncofed.models.networks import Request, network_config
 
 BUNDLE_NAME = "bundle"
 
 
 def write_bundle(
-    folder: Path, title: str, model: ModelSpec, data: DataSpec, classes: dict[int, str], weights: dict[str, Tensor]
+    folder: Path, title: str, request: Request, data: DataSpec, classes: dict[int, str], weights: dict[str, Tensor]
 ) -> Path:
     """Write ``folder/bundle`` and return it.
 
@@ -28,9 +28,9 @@ def write_bundle(
     Args:
         folder: where the bundle goes.
         title: of the model.
-        model: the network.
+        request: what the network was built for.
         data: grid and normalisation of its input.
-        classes: label values and names of its output, without background.
+        classes: label values and names of its output.
         weights: of the network.
     """
     bundle = folder / BUNDLE_NAME
@@ -38,12 +38,12 @@ def write_bundle(
         (bundle / sub).mkdir(parents=True, exist_ok=True)
     # MONAI reads weights with torch.load(weights_only=True): tensors only.
     torch.save(dict(weights), bundle / "models" / "model.pt")
-    _write(bundle / "configs" / "metadata.json", _metadata(title, data, classes))
-    inference = _inference(model, data, len(classes) + 1)
+    _write(bundle / "configs" / "metadata.json", _metadata(title, request, data, classes))
+    inference = _inference(request, data)
     _write(bundle / "configs" / "inference.json", inference)
     # monai.bundle.load looks for the network in train.json unless told otherwise.
     _write(bundle / "configs" / "train.json", {"network_def": inference["network_def"]})
-    (bundle / "docs" / "README.md").write_text(_readme(title, data, classes), encoding="utf-8")
+    (bundle / "docs" / "README.md").write_text(_readme(title, request, data, classes), encoding="utf-8")
     return bundle
 
 
@@ -51,7 +51,7 @@ def _write(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-def _metadata(title: str, data: DataSpec, classes: dict[int, str]) -> dict[str, Any]:
+def _metadata(title: str, request: Request, data: DataSpec, classes: dict[int, str]) -> dict[str, Any]:
     return {
         "schema": "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json",
         "version": "1.0.0",
@@ -79,23 +79,32 @@ def _metadata(title: str, data: DataSpec, classes: dict[int, str]) -> dict[str, 
                     "channel_def": {str(n): name for n, name in enumerate(data.channels)},
                 }
             },
-            "outputs": {
-                "pred": {
-                    "type": "image",
-                    "format": "segmentation",
-                    "num_channels": len(classes) + 1,
-                    "spatial_shape": list(data.patch),
-                    "dtype": "float32",
-                    "value_range": [],
-                    "is_patch_data": True,
-                    "channel_def": {"0": "background", **{str(k): v for k, v in classes.items()}},
-                }
-            },
+            "outputs": {"pred": _output(request, data, classes)},
         },
     }
 
 
-def _inference(model: ModelSpec, data: DataSpec, out_channels: int) -> dict[str, Any]:
+def _output(request: Request, data: DataSpec, classes: dict[int, str]) -> dict[str, Any]:
+    dense = request.spec.kind == "dense"
+    names = {0: "background", **classes} if dense else classes
+    # What the network gives beyond its classes: how deep inside its object a pixel lies.
+    names |= dict.fromkeys(range(len(names), request.out_channels), "depth inside the object")
+    return {
+        "type": "image" if dense else "probabilities",
+        "format": "segmentation" if dense else "classes",
+        "num_channels": request.out_channels,
+        "spatial_shape": list(data.patch) if dense else [],
+        "dtype": "float32",
+        "value_range": [],
+        "is_patch_data": dense,
+        "channel_def": {str(number): name for number, name in sorted(names.items())},
+    }
+
+
+def _inference(request: Request, data: DataSpec) -> dict[str, Any]:
+    network = {"network_def": network_config(request)}
+    if request.spec.kind == "bag":
+        return {**network, "inferer": {"_target_": "SimpleInferer"}}
     steps = _reading(data)
     if data.spacing:
         steps.append({"_target_": "Spacingd", "keys": "image", "pixdim": list(data.spacing), "mode": "bilinear"})
@@ -113,17 +122,18 @@ def _inference(model: ModelSpec, data: DataSpec, out_channels: int) -> dict[str,
         )
     else:
         steps.append({"_target_": "NormalizeIntensityd", "keys": "image", "channel_wise": True})
-    return {
-        "network_def": network_config(model, len(data.channels), out_channels, data.dimensions),
-        "preprocessing": {"_target_": "Compose", "transforms": steps},
-        "inferer": {
+    if request.spec.kind == "image":
+        steps.append({"_target_": "ResizeWithPadOrCropd", "keys": "image", "spatial_size": list(data.patch)})
+        inferer: dict[str, Any] = {"_target_": "SimpleInferer"}
+    else:
+        inferer = {
             "_target_": "SlidingWindowInferer",
             "roi_size": list(data.patch),
             "sw_batch_size": 4,
             "overlap": 0.25,
             "mode": "gaussian",
-        },
-    }
+        }
+    return {**network, "preprocessing": {"_target_": "Compose", "transforms": steps}, "inferer": inferer}
 
 
 def _reading(data: DataSpec) -> list[dict[str, Any]]:
@@ -138,11 +148,12 @@ def _reading(data: DataSpec) -> list[dict[str, Any]]:
     return steps
 
 
-def _readme(title: str, data: DataSpec, classes: dict[int, str]) -> str:
-    labels = "\n".join(f"- {value}: {name}" for value, name in classes.items())
+def _readme(title: str, request: Request, data: DataSpec, classes: dict[int, str]) -> str:
+    names = {0: "background", **classes} if request.spec.kind == "dense" else classes
+    labels = "\n".join(f"- {value}: {name}" for value, name in names.items())
     grid = f"{list(data.spacing)} mm" if data.spacing else "the image's own"
     return (
-        f"# {title}\n\nTrained by oncofed in a federation of sites.\n\nLabels:\n\n- 0: background\n{labels}\n\n"
+        f"# {title}\n\nTrained by oncofed in a federation of sites.\n\nLabels:\n\n{labels}\n\n"
         f"Input: {', '.join(data.channels)}; {data.modality.upper()}, voxel size {grid}, axes {data.orientation}.\n\n"
         "```python\nfrom monai.bundle import load\n\n"
         f'network = load("{BUNDLE_NAME}", bundle_dir=".")\n```\n'

@@ -1,113 +1,379 @@
 """Networks that a job may name.
 
-Normalisation is by instance: batch statistics differ between scanners, and averaging them over sites makes a model
-that fits none.
+Normalisation is by instance, or by groups of channels where a network ends in single pixels: batch statistics differ
+between scanners, and averaging them over sites makes a model that fits none. A job that wants them all the same says
+``norm: batch``, and may keep them at each site (``federation.local_norm``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
 from monai.bundle import ConfigParser
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import nn
 
 from oncofed.data.spec import StrictModel
+from oncofed.errors import SpecError
 
-NetworkName = Literal["unet", "dynunet", "segresnet"]
+# What a network turns its input into: values for each voxel, for an image as a whole, or for a bag of features.
+Kind = Literal["dense", "image", "bag"]
+
+# Modules that a site installed beside oncofed, whose networks jobs may name; separated by commas.
+MODULES_VARIABLE = "ONCOFED_NETWORKS"
+
+_GROUPS = 8
+_NORMS: dict[str, Any] = {
+    "instance": ["instance", {"affine": True}],
+    "group": ["group", {"num_groups": _GROUPS}],
+    "batch": "batch",
+}
 
 
 class ModelSpec(StrictModel):
     """Which network a job trains."""
 
-    network: NetworkName = Field("unet", description="MONAI network")
-    channels: tuple[Annotated[int, Field(ge=4, le=1024)], ...] = Field(
-        (16, 32, 64, 128), min_length=2, max_length=7, description="feature maps at each resolution, finest first"
+    network: str = Field("unet", description="a name that `oncofed job networks` lists")
+    channels: tuple[Annotated[int, Field(ge=4, le=2048)], ...] | None = Field(
+        None,
+        min_length=2,
+        max_length=7,
+        description="feature maps at each resolution, finest first; null: the network's own",
     )
     residual_units: int = Field(2, ge=0, le=4, description="convolutions with a skip at each resolution (unet)")
+    norm: Literal["instance", "group", "batch"] | None = Field(None, description="null: the network's own, never batch")
+    deep_supervision: int = Field(0, ge=0, le=4, description="coarser outputs that are learned from too (dynunet)")
+    arguments: dict[str, float | int | str | bool | list[int]] = Field(
+        default_factory=dict, description="further arguments of the network, as MONAI names them"
+    )
+
+    @field_validator("network")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        try:
+            find_network(name)
+        except SpecError as error:
+            raise ValueError(str(error)) from None
+        return name
 
     @model_validator(mode="after")
-    def _segresnet_doubles(self) -> ModelSpec:
-        doubled = tuple(self.channels[0] * 2**i for i in range(len(self.channels)))
-        if self.network == "segresnet" and self.channels != doubled:
+    def _fits_the_network(self) -> ModelSpec:
+        network = find_network(self.network)
+        if self.channels and not network.channels:
+            raise ValueError(f"{self.network} has no channels to set; see its arguments")
+        channels = self.feature_maps
+        doubled = tuple(channels[0] * 2**i for i in range(len(channels))) if channels else ()
+        if self.network == "segresnet" and channels != doubled:
             raise ValueError(f"segresnet doubles its channels at each resolution: expected {list(doubled)}")
+        if self.norm == "instance" and self.network in {"resnet18", "resnet50", "hovernet"}:
+            raise ValueError(f"{self.network} is normalised by group or batch")
+        if self.deep_supervision and self.network != "dynunet":
+            raise ValueError("deep_supervision is dynunet's; leave it at 0")
+        if self.deep_supervision > max(len(channels) - 2, 0):
+            raise ValueError(f"deep_supervision is {self.deep_supervision}, expected at most {len(channels) - 2}")
         return self
+
+    @property
+    def kind(self) -> Kind:
+        """What the network turns its input into."""
+        return find_network(self.network).kind
+
+    @property
+    def feature_maps(self) -> tuple[int, ...]:
+        """Channels at each resolution: the job's, or the network's own."""
+        return self.channels or find_network(self.network).channels
 
     @property
     def divisor(self) -> int:
         """Each axis of a network's input must be a multiple of this number of voxels."""
-        return int(2 ** (len(self.channels) - 1))
+        network = find_network(self.network)
+        return network.divisor or int(2 ** (len(self.feature_maps) - 1))
 
 
-def network_config(spec: ModelSpec, in_channels: int, out_channels: int, dimensions: int = 3) -> dict[str, Any]:
-    """Return the network as a MONAI bundle writes it: ``_target_`` and arguments, for volumes or flat images."""
-    return {**_CONFIGS[spec.network](spec, in_channels, out_channels), "spatial_dims": dimensions}
+@dataclass(frozen=True)
+class Request:
+    """What a network is built for.
+
+    Attributes:
+        spec: the job's choice.
+        in_channels: image channels, or features of a bag.
+        out_channels: values for each voxel, image or bag.
+        dimensions: 3 for volumes, 2 for flat images.
+        patch: sides of the input.
+    """
+
+    spec: ModelSpec
+    in_channels: int
+    out_channels: int
+    dimensions: int
+    patch: tuple[int, ...]
+
+    @property
+    def norm(self) -> Any:
+        """The normalisation as MONAI writes it."""
+        return _NORMS[self.spec.norm or find_network(self.spec.network).norm]
 
 
-def build_network(spec: ModelSpec, in_channels: int, out_channels: int, seed: int, dimensions: int = 3) -> nn.Module:
-    """Return the network of ``spec`` with initial weights that follow from ``seed`` alone.
+@dataclass(frozen=True)
+class Network:
+    """An entry of the list of networks.
+
+    Attributes:
+        name: that a job writes.
+        kind: of its output.
+        config: what it is built from, as a MONAI bundle writes it: ``_target_`` and arguments.
+        channels: its own, where a job may choose them.
+        norm: its own.
+        divisor: of the input's sides; 0: follows from the channels.
+        dimensions: that it can have.
+    """
+
+    name: str
+    kind: Kind
+    config: Callable[[Request], dict[str, Any]]
+    channels: tuple[int, ...] = ()
+    norm: Literal["instance", "group", "batch"] = "group"
+    divisor: int = 0
+    dimensions: tuple[int, ...] = (2, 3)
+
+
+def network_config(request: Request) -> dict[str, Any]:
+    """Return a network as a MONAI bundle writes it: ``_target_`` and arguments.
+
+    Raises:
+        SpecError: the network cannot have that many axes.
+    """
+    network = find_network(request.spec.network)
+    if request.dimensions not in network.dimensions:
+        axes = " or ".join(map(str, network.dimensions))
+        raise SpecError(
+            f"{network.name} is for images of {axes} axes, the job's have {request.dimensions} (data.patch)"
+        )
+    config = network.config(request)
+    return config if "network" in config else {**config, **request.spec.arguments}
+
+
+def build_network(request: Request, seed: int) -> nn.Module:
+    """Return a network with initial weights that follow from ``seed`` alone.
 
     Args:
-        spec: which network.
-        in_channels: image channels.
-        out_channels: classes with background.
+        request: which network, and for what.
         seed: of the initial weights; the caller's random state is left as it was.
-        dimensions: 3 for volumes, 2 for flat images.
 
     Returns:
-        A network from (batch, in_channels, x, y[, z]) to logits (batch, out_channels, x, y[, z]), float32 on the CPU.
+        On the CPU, float32: of the kind "dense" from (batch, channel, x, y[, z]) to (batch, out, x, y[, z]), "image"
+        from the same to (batch, out), "bag" from (batch, tile, feature) and a mask (batch, tile) to (batch, out).
+
+    Raises:
+        SpecError: it cannot be built so.
     """
-    config = network_config(spec, in_channels, out_channels, dimensions)
+    config = network_config(request)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = ConfigParser({"network": config}).get_parsed_content("network")
+        try:
+            network = ConfigParser({"network": config}).get_parsed_content("network")
+        except Exception as error:  # noqa: BLE001 - MONAI's networks raise many types for arguments that do not fit
+            cause = error.__cause__ or error
+            raise SpecError(f"{request.spec.network} cannot be built: {str(cause).splitlines()[0]}") from None
     assert isinstance(network, nn.Module)
     return network
 
 
-def _unet(spec: ModelSpec, in_channels: int, out_channels: int) -> dict[str, Any]:
+def register_network(
+    name: str,
+    kind: Kind = "dense",
+    divisor: int = 1,
+    dimensions: Sequence[int] = (2, 3),
+) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:
+    """Make a function a network that jobs may name.
+
+    The function is called with ``in_channels``, ``out_channels``, ``spatial_dims`` and the job's ``model.arguments``.
+
+    Args:
+        name: that a job writes.
+        kind: of its output; see ``build_network``.
+        divisor: each axis of the input must be a multiple of it.
+        dimensions: axes that its input can have.
+    """
+
+    def keep(function: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+        target = f"{function.__module__}.{function.__qualname__}"
+
+        def config(request: Request) -> dict[str, Any]:
+            return {"_target_": target, **_channels(request), "spatial_dims": request.dimensions}
+
+        _NETWORKS[name] = Network(name, kind, config, divisor=divisor, dimensions=tuple(dimensions))
+        return function
+
+    return keep
+
+
+def find_network(name: str) -> Network:
+    """Return a network by name.
+
+    Raises:
+        SpecError: there is none of that name.
+    """
+    if name not in _NETWORKS:
+        _import_modules()
+    if name not in _NETWORKS:
+        raise SpecError(
+            f"unknown network {name!r}; known are {', '.join(sorted(_NETWORKS))}. One of your own is a registered "
+            f"function in a module that every site installs and names in {MODULES_VARIABLE}."
+        )
+    return _NETWORKS[name]
+
+
+def list_networks() -> list[Network]:
+    """Return every network that a job may name here."""
+    _import_modules()
+    return sorted(_NETWORKS.values(), key=lambda network: (network.kind, network.name))
+
+
+def _import_modules() -> None:
+    for name in filter(None, map(str.strip, os.environ.get(MODULES_VARIABLE, "").split(","))):
+        _import(name)
+
+
+def _import(name: str) -> None:
+    try:
+        importlib.import_module(name)
+    except ImportError as error:
+        raise SpecError(f"{MODULES_VARIABLE} names the module {name}, which cannot be imported: {error}") from None
+
+
+def _normed(request: Request, config: dict[str, Any]) -> dict[str, Any]:
+    """Return a network, which MONAI builds with batch normalisation only, as the job wants it normalised."""
+    if request.spec.norm == "batch":
+        return config
+    network = {**config, **request.spec.arguments}
+    return {"_target_": "oncofed.models.norms.without_batch_norm", "network": network}
+
+
+def _channels(request: Request) -> dict[str, int]:
+    return {"in_channels": request.in_channels, "out_channels": request.out_channels}
+
+
+# --- values for each voxel
+
+
+def _unet(request: Request) -> dict[str, Any]:
+    channels = request.spec.feature_maps
     return {
         "_target_": "UNet",
-        "in_channels": in_channels,
-        "out_channels": out_channels,
-        "channels": list(spec.channels),
-        "strides": [2] * (len(spec.channels) - 1),
-        "num_res_units": spec.residual_units,
-        "norm": "instance",
+        **_channels(request),
+        "spatial_dims": request.dimensions,
+        "channels": list(channels),
+        "strides": [2] * (len(channels) - 1),
+        "num_res_units": request.spec.residual_units,
+        # Without scale and shift of its own, as MONAI's default is.
+        "norm": "instance" if request.spec.norm in {None, "instance"} else request.norm,
     }
 
 
-def _dynunet(spec: ModelSpec, in_channels: int, out_channels: int) -> dict[str, Any]:
-    levels = len(spec.channels)
-    return {
+def _dynunet(request: Request) -> dict[str, Any]:
+    levels = len(request.spec.feature_maps)
+    config = {
         "_target_": "DynUNet",
-        "in_channels": in_channels,
-        "out_channels": out_channels,
-        "filters": list(spec.channels),
+        **_channels(request),
+        "spatial_dims": request.dimensions,
+        "filters": list(request.spec.feature_maps),
         "kernel_size": [3] * levels,
         "strides": [1] + [2] * (levels - 1),
         "upsample_kernel_size": [2] * (levels - 1),
-        "norm_name": "instance",
+        "norm_name": request.norm,
     }
+    if request.spec.deep_supervision:
+        config |= {"deep_supervision": True, "deep_supr_num": request.spec.deep_supervision}
+    return config
 
 
-def _segresnet(spec: ModelSpec, in_channels: int, out_channels: int) -> dict[str, Any]:
-    levels = len(spec.channels)
+def _segresnet(request: Request) -> dict[str, Any]:
+    levels = len(request.spec.feature_maps)
     return {
         "_target_": "SegResNet",
-        "in_channels": in_channels,
-        "out_channels": out_channels,
-        "init_filters": spec.channels[0],
+        **_channels(request),
+        "spatial_dims": request.dimensions,
+        "init_filters": request.spec.feature_maps[0],
         "blocks_down": [1] + [2] * (levels - 1),
         "blocks_up": [1] * (levels - 1),
-        "norm": "instance",
+        "norm": request.norm,
     }
 
 
-_CONFIGS: dict[NetworkName, Callable[[ModelSpec, int, int], dict[str, Any]]] = {
-    "unet": _unet,
-    "dynunet": _dynunet,
-    "segresnet": _segresnet,
+def _swin_unetr(request: Request) -> dict[str, Any]:
+    norm = {"norm_name": request.norm}
+    return {"_target_": "SwinUNETR", **_channels(request), "spatial_dims": request.dimensions, **norm}
+
+
+def _hovernet(request: Request) -> dict[str, Any]:
+    return _normed(request, {"_target_": "oncofed.models.hovernet.HoVerNetMaps", **_channels(request)})
+
+
+# --- values for an image as a whole
+
+
+def _densenet(request: Request) -> dict[str, Any]:
+    norm = {"norm": request.norm}
+    return {"_target_": "DenseNet121", **_channels(request), "spatial_dims": request.dimensions, **norm}
+
+
+def _efficientnet(request: Request) -> dict[str, Any]:
+    return {
+        "_target_": "EfficientNetBN",
+        "model_name": "efficientnet-b0",
+        "pretrained": False,
+        "spatial_dims": request.dimensions,
+        "in_channels": request.in_channels,
+        "num_classes": request.out_channels,
+        "norm": request.norm,
+    }
+
+
+def _resnet(layers: int) -> Callable[[Request], dict[str, Any]]:
+    def config(request: Request) -> dict[str, Any]:
+        shape = {"spatial_dims": request.dimensions, "n_input_channels": request.in_channels}
+        target = {"_target_": f"resnet{layers}", **shape, "num_classes": request.out_channels}
+        return _normed(request, target)
+
+    return config
+
+
+def _vit(request: Request) -> dict[str, Any]:
+    return {
+        "_target_": "oncofed.models.vit.ViTClassifier",
+        **_channels(request),
+        "spatial_dims": request.dimensions,
+        "img_size": list(request.patch),
+        "patch_size": 16,
+    }
+
+
+# --- values for a bag
+
+
+def _attention_mil(request: Request) -> dict[str, Any]:
+    return {"_target_": "oncofed.models.mil.AttentionMIL", **_channels(request)}
+
+
+_NETWORKS = {
+    network.name: network
+    for network in (
+        Network("unet", "dense", _unet, (16, 32, 64, 128), "instance"),
+        Network("dynunet", "dense", _dynunet, (32, 64, 128, 256, 320), "instance"),
+        Network("segresnet", "dense", _segresnet, (16, 32, 64, 128)),
+        Network("swinunetr", "dense", _swin_unetr, norm="instance", divisor=32),
+        Network("hovernet", "dense", _hovernet, divisor=256, dimensions=(2,)),
+        Network("densenet121", "image", _densenet, divisor=32),
+        Network("efficientnet-b0", "image", _efficientnet, divisor=32),
+        Network("resnet18", "image", _resnet(18), divisor=32),
+        Network("resnet50", "image", _resnet(50), divisor=32),
+        Network("vit", "image", _vit, divisor=16),
+        Network("attention_mil", "bag", _attention_mil, divisor=1),
+    )
 }

@@ -9,12 +9,14 @@ import matplotlib
 import numpy as np
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
+from numpy.typing import NDArray
 
-from oncofed.report.pictures import Picture
 from oncofed.report.result import Result
+from oncofed.tasks.pictures import Picture
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 _REFERENCE, _PREDICTION = "#2ca02c", "#ff7f0e"
@@ -36,7 +38,10 @@ def write_report(result: Result, pictures: dict[str, Picture], folder: Path) -> 
         classes=[(_style(index)[0], name) for index, name in enumerate(result.classes)],
         models=[name for name in ("alone", "federated", "pooled") if getattr(result.mean, name) is not None],
         curves=svg(_curves(result)),
+        figures=sorted({name for site in result.sites.values() for name in site.more.get("federated", {})}),
         pictures=svg(_slices(pictures)) if pictures else "",
+        contours=any(picture.reference is not None for picture in pictures.values()),
+        heat=any(picture.heat is not None for picture in pictures.values()),
     )
     path = folder / "report.html"
     path.write_text(html, encoding="utf-8")
@@ -68,7 +73,9 @@ def _curves(result: Result) -> Figure:
     mean = sorted((int(k), v) for k, v in result.curves.get("validation", {}).items())
     if mean:
         left.plot(*zip(*mean, strict=True), color="black", linewidth=2, label="mean")
-    left.set(xlabel="round", ylabel="Dice", title="Global model on each site's validation patients", ylim=(0, 1))
+    left.set(
+        xlabel="round", ylabel=result.metric_name, title="Global model on each site's validation patients", ylim=(0, 1)
+    )
     left.legend(fontsize=7)
     losses: dict[str, list[tuple[int, float]]] = {}
     for number, by in result.curves.get("loss", {}).items():
@@ -93,13 +100,20 @@ def _slices(pictures: dict[str, Picture]) -> Figure:
         if shown.ndim == 3:
             shown = np.clip((shown.astype(np.float32) - low) / max(high - low, 1e-6), 0, 1)
         axes.imshow(shown, cmap="gray", origin=origin, vmin=low, vmax=high, aspect=picture.aspect)
-        values = [int(v) for v in np.union1d(picture.reference, picture.prediction) if v > 0]
-        for value in values:
-            style = _style(value - 1)[1]
-            for labels, colour in ((picture.reference, _REFERENCE), (picture.prediction, _PREDICTION)):
-                mask = labels == value
-                if mask.any() and not mask.all():
-                    axes.contour(mask.T, [0.5], colors=colour, linewidths=0.9, linestyles=style)
-        axes.set_title(site, fontsize=10)
+        if picture.reference is not None and picture.prediction is not None:
+            _contours(axes, picture.reference, picture.prediction)
+        if picture.heat is not None:
+            axes.imshow(picture.heat.T, cmap="inferno", origin=origin, alpha=0.45, vmin=0, vmax=1)
+        title = f"{site}\n{picture.caption}" if picture.caption else site
+        axes.set_title(title, fontsize=8 if picture.caption else 10)
         axes.axis("off")
     return figure
+
+
+def _contours(axes: Axes, reference: NDArray[np.uint8], prediction: NDArray[np.uint8]) -> None:
+    for value in (int(v) for v in np.union1d(reference, prediction) if v > 0):
+        style = _style(value - 1)[1]
+        for labels, colour in ((reference, _REFERENCE), (prediction, _PREDICTION)):
+            mask = labels == value
+            if mask.any() and not mask.all():
+                axes.contour(mask.T, [0.5], colors=colour, linewidths=0.9, linestyles=style)

@@ -13,7 +13,7 @@ class _Part(BaseModel):
 
 
 class SiteResult(_Part):
-    """One site's held-out patients under each model; the metric is the mean over its test cases."""
+    """One site's held-out patients under each model, by the run's metric."""
 
     train_cases: int
     validation_cases: int
@@ -23,7 +23,11 @@ class SiteResult(_Part):
     federated: float | None = None
     pooled: float | None = None
     by_class: dict[str, dict[str, float]] = Field(
-        default_factory=dict, description="model -> class -> mean over test cases"
+        default_factory=dict, description="model -> class -> mean over test patients"
+    )
+    more: dict[str, dict[str, float]] = Field(default_factory=dict, description="model -> further figures by name")
+    interval: dict[str, tuple[float, float]] = Field(
+        default_factory=dict, description="model -> 95 % interval of the metric, bootstrap over test patients"
     )
 
 
@@ -66,6 +70,7 @@ class Result(_Part):
     rounds: int
     best_round: int | None = None
     metric: str = "dice"
+    metric_name: str = Field("Dice", description="the metric as people call it")
     classes: list[str] = []
     seed: int
     data_note: str = ""

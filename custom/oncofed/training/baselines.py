@@ -25,8 +25,9 @@ from safetensors.torch import save_file
 from oncofed.data.cases import Case, Cases
 from oncofed.errors import TrainingError
 from oncofed.processes import deaf_to_interrupts, end_with_parent
+from oncofed.tasks import Evaluation
 from oncofed.training.plan import Plan
-from oncofed.training.trainer import Evaluation, Trainer, Weights
+from oncofed.training.trainer import Trainer, Weights
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def train_baseline(
             progress(baseline.name, trainer.steps_done)
     trainer.load_weights(best)
     save_file(best, out / f"{baseline.name}.safetensors")
-    return {site: trainer.evaluate(cases) for site, cases in baseline.tests.items()}
+    return {site: trainer.evaluate(cases, detailed=True) for site, cases in baseline.tests.items()}
 
 
 class BaselinePool:

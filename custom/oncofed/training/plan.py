@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 from torch import nn
 
+from oncofed.data.augment import Augmentation
 from oncofed.data.spec import DataSpec, StrictModel
-from oncofed.models import ModelSpec, build_network
-from oncofed.tasks import SegmentationSpec
+from oncofed.models import ModelSpec, Request, build_network
+from oncofed.tasks import Task, TaskSpec, build_task
 
 
 class TrainingSpec(StrictModel):
     """How a site trains in its turn."""
 
     steps_per_round: int = Field(50, ge=1, le=100_000, description="optimizer steps of each site in each round")
-    batch_size: int = Field(2, ge=1, le=256, description="patches a step")
+    batch_size: int = Field(2, ge=1, le=4096, description="patches, images or slides a step")
+    micro_batch: int | None = Field(
+        None,
+        ge=1,
+        le=4096,
+        description="of these at once, gradients are added up; null: all. Halved where memory is short",
+    )
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="sgd has Nesterov momentum 0.99, as nnU-Net's")
     learning_rate: float = Field(1e-3, gt=0, le=1, description="at the start of the run, after warm-up")
     schedule: Literal["cosine", "polynomial", "constant"] = Field(
@@ -28,33 +35,65 @@ class TrainingSpec(StrictModel):
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="auto: bfloat16 on CUDA GPUs that have it, else float16; float32 on the CPU"
     )
-    augment: bool = Field(True, description="random rotations, scale, contrast and noise")
+    augmentation: Augmentation = Field(
+        "light", description="light: small turns, scale, noise, contrast; full: nnU-Net's set, for long runs"
+    )
+    compile: Literal["auto", "always", "never"] = Field(
+        "auto", description="torch.compile; auto: on CUDA GPUs in runs of at least 500 steps"
+    )
+    checkpointing: bool = Field(
+        False,
+        description="blocks of the network are computed again in the backward pass: less memory, a third more time",
+    )
+    deterministic: bool = Field(
+        True, description="the same bits again on the same machine; false lets cuDNN look for its fastest kernels"
+    )
+    most_skipped: int = Field(
+        10, ge=0, le=10_000, description="steps of a turn that may be left out because their loss was not finite"
+    )
 
 
 class Plan(StrictModel):
     """What one site trains, with ``rounds`` turns."""
 
     data: DataSpec
-    task: SegmentationSpec
+    task: TaskSpec
     model: ModelSpec = ModelSpec()
     training: TrainingSpec = TrainingSpec()
     rounds: int = Field(5, ge=1, le=10_000)
     seed: int = Field(1, ge=0, lt=2**31)
 
     @model_validator(mode="after")
-    def _patch_fits_network(self) -> Plan:
+    def _network_fits(self) -> Plan:
+        kind = self.build_task().network_kind
+        if self.model.kind != kind:
+            what = {"dense": "values for each voxel", "image": "one class for an image", "bag": "one class for a slide"}
+            raise ValueError(
+                f"the task {self.task.type} needs a network that gives {what[kind]}; {self.model.network} gives "
+                f"{what[self.model.kind]}. See: oncofed job networks"
+            )
         divisor = self.model.divisor
         if any(side % divisor for side in self.data.patch):
+            resolutions = f" of {len(self.model.feature_maps)} resolutions" if self.model.feature_maps else ""
             raise ValueError(
-                f"patch {list(self.data.patch)} does not fit a network of {len(self.model.channels)} resolutions: "
-                f"each side must be a multiple of {divisor}"
+                f"patch {list(self.data.patch)} does not fit a {self.model.network}{resolutions}: each side must be a "
+                f"multiple of {divisor}"
             )
         return self
 
+    def build_task(self) -> Task[Any]:
+        """Return the plan's task."""
+        return build_task(self.task, self.data)
+
+    @property
+    def network_request(self) -> Request:
+        """What the plan's network is built for."""
+        task = self.build_task()
+        return Request(self.model, task.in_channels, task.out_channels, self.data.dimensions, self.data.patch)
+
     def build_network(self) -> nn.Module:
         """Return the plan's network with its initial weights, on the CPU."""
-        classes = len(self.task.classes) + 1
-        return build_network(self.model, len(self.data.channels), classes, self.seed, self.data.dimensions)
+        return build_network(self.network_request, self.seed)
 
     @property
     def total_steps(self) -> int:

@@ -3,42 +3,34 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+import time
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
-from monai.data import DataLoader, Dataset
 from monai.utils import set_determinism
 from torch import Tensor, nn
-from torch.utils.data import RandomSampler
 
+from oncofed.data.augment import Batch
+from oncofed.data.batches import Batches
 from oncofed.data.cases import Case, Cases
 from oncofed.data.prepared import PreparedCases
-from oncofed.data.transforms import augment
 from oncofed.errors import TrainingError
-from oncofed.tasks import Segmentation
-from oncofed.tasks.segmentation import loss_is_finite, mean_score
+from oncofed.tasks import Evaluation
+from oncofed.training import checkpoint as checkpoints
+from oncofed.training.memory import checkpoint_blocks
 from oncofed.training.plan import Plan, TrainingSpec
 
 Weights = dict[str, Tensor]
-OnStep = Callable[[int, float], None]
+# Called with the steps done since the start of the run, and what reads the last loss: a GPU waits when it is called.
+OnStep = Callable[[int, Callable[[], float]], None]
 
-
-@dataclass(frozen=True)
-class Evaluation:
-    """A model's scores on some cases of one site.
-
-    Attributes:
-        mean: mean over cases of the mean over classes; None without cases.
-        by_class: mean over cases, by class.
-        cases: how many cases.
-    """
-
-    mean: float | None
-    by_class: dict[str, float]
-    cases: int
+_LOG = logging.getLogger(__name__)
+_WORTH_COMPILING = 500
+_STEPS_BETWEEN_LOOKS = 50
+_SECONDS_BETWEEN_CHECKPOINTS = 60.0
 
 
 class Trainer:
@@ -47,33 +39,73 @@ class Trainer:
     Args:
         plan: what to train.
         cases: the site's cases.
-        site: name of the site; with the plan's seed it decides the order of patches.
+        site: name of the site; with the plan's seed it decides all that is random.
         device: where to train; by default the first CUDA GPU, else the CPU.
+        checkpoint: file in which the state is kept, so that a later process goes on; None: nowhere.
+
+    Example:
+        >>> trainer = Trainer(plan, read_cases(folder, plan.data.split, plan.seed), "here")  # doctest: +SKIP
+        >>> trainer.train(100)  # doctest: +SKIP
+        >>> trainer.evaluate(trainer.cases.test, detailed=True).mean  # doctest: +SKIP
     """
 
-    def __init__(self, plan: Plan, cases: Cases, site: str, device: torch.device | None = None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        cases: Cases,
+        site: str,
+        device: torch.device | None = None,
+        checkpoint: Path | None = None,
+    ) -> None:
         self.plan = plan
         self.cases = cases
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.task = Segmentation(plan.task, plan.data)
+        self.task = plan.build_task()
+        self.input = self.task.input(plan.training.augmentation)
         self.steps_done = 0
+        self._site = site
         self._seed = _site_seed(plan.seed, site)
-        set_determinism(self._seed)
+        _repeatable(self._seed, plan.training.deterministic)
         self.network = plan.build_network().to(self.device)
+        if self.device.type == "cuda":
+            # The layout in which tensor cores take convolutions; weights keep their names and values.
+            layout = torch.channels_last_3d if plan.data.dimensions == 3 else torch.channels_last
+            if plan.model.kind != "bag":
+                self.network = self.network.to(memory_format=layout)  # type: ignore[call-overload]
+        if plan.training.checkpointing and not checkpoint_blocks(self.network):
+            _LOG.warning(
+                "%s has no blocks that can be computed twice: checkpointing changes nothing", plan.model.network
+            )
+        self._forward: Callable[..., Tensor] = self.network
+        self._compiled = _worth_compiling(plan, self.device)
+        if self._compiled:
+            self._forward = torch.compile(self.network)
         self._optimizer = _optimizer(plan.training, self.network)
         self._precision = _precision(plan.training, self.device)
-        self._scaler = torch.amp.GradScaler(enabled=self._precision is torch.float16)
-        self._patches: Iterator[dict[str, Any]] | None = None
+        # Leaves a step out, without the host waiting, where a gradient is not finite. Only half precision is scaled.
+        half = self._precision is torch.float16
+        scale, interval = (2.0**16, 2000) if half else (1.0, 2**31 - 1)
+        self._scaler = torch.amp.GradScaler(self.device.type, init_scale=scale, growth_interval=interval)
+        self._micro = min(plan.training.micro_batch or plan.training.batch_size, plan.training.batch_size)
+        self._batches: Batches | None = None
+        self._checkpoint = checkpoint
+        self._restored: checkpoints.Tensors | None = None
+        if checkpoint and checkpoint.is_file():
+            self._restore(checkpoint)
 
-    def prepare(self, progress: Callable[[int, int], None] | None = None) -> Iterator[dict[str, Any]]:
-        """Read and cache the training cases, if that was not done yet, and return the run's stream of patches.
+    def prepare(self, progress: Callable[[int, int], None] | None = None) -> Batches:
+        """Read and keep the training cases, if that was not done yet, and return the run's stream of batches.
 
         Args:
             progress: called with (cases prepared, cases in all).
         """
-        if self._patches is None:
-            self._patches = self._all_patches(progress)
-        return self._patches
+        if self._batches is None:
+            prepared = PreparedCases(self.cases.train, self.input, self.device, progress)
+            self._batches = Batches(prepared, self.input, self.plan.training.batch_size, self._seed, self.device)
+            if self._restored:
+                self._batches.restore(checkpoints.part(self._restored, "batches"))
+                self._restored = None
+        return self._batches
 
     def load_weights(self, weights: Weights) -> None:
         """Replace the network's weights; the optimizer's state stays."""
@@ -81,82 +113,143 @@ class Trainer:
 
     def weights(self) -> Weights:
         """Return a copy of the network's weights on the CPU."""
-        return {name: value.detach().cpu().clone() for name, value in self.network.state_dict().items()}
+        return {name: value.detach().cpu().clone().contiguous() for name, value in self.network.state_dict().items()}
 
     def train(self, steps: int, on_step: OnStep | None = None, should_stop: Callable[[], bool] | None = None) -> float:
         """Take ``steps`` optimizer steps and return their mean loss.
 
+        A step whose loss is not finite changes nothing. The state is kept in the checkpoint once a minute and at the
+        end.
+
         Args:
             steps: how many.
-            on_step: called after each step with (steps done since the start of the run, loss).
+            on_step: called after each step.
             should_stop: asked before each step; true ends the training early.
 
         Raises:
-            TrainingError: the loss is not finite.
+            TrainingError: too many steps were left out, or one sample alone does not fit into memory.
         """
+        batches = self.prepare()
         self.network.train()
-        patches = self.prepare()
-        total = 0.0
+        total = torch.zeros((), device=self.device, dtype=torch.float64)
+        skipped = torch.zeros((), device=self.device, dtype=torch.long)
         taken = 0
+        kept = time.monotonic()
         for _ in range(steps):
             if should_stop and should_stop():
                 break
-            loss = self._step(next(patches))
-            total += loss
+            loss = self._step(next(batches))
+            finite = torch.isfinite(loss)
+            total += torch.where(finite, loss, 0)
+            skipped += ~finite
             taken += 1
             if on_step:
-                on_step(self.steps_done, loss)
-        return total / max(taken, 1)
+                on_step(self.steps_done, loss.item)
+            if taken % _STEPS_BETWEEN_LOOKS == 0:
+                self._require_finite(int(skipped), taken)
+                if self._checkpoint and time.monotonic() - kept > _SECONDS_BETWEEN_CHECKPOINTS:
+                    self.save()
+                    kept = time.monotonic()
+        left_out = int(skipped)
+        self._require_finite(left_out, taken)
+        if left_out:
+            _LOG.warning("left out %d of %d steps, whose loss was not finite", left_out, taken)
+        if self._checkpoint:
+            self.save()
+        return float(total) / max(taken - left_out, 1)
 
-    def evaluate(self, cases: tuple[Case, ...], should_stop: Callable[[], bool] | None = None) -> Evaluation:
-        """Score the network on ``cases``, each on the grid of its label file."""
-        self.network.eval()
-        scores = []
-        for case in cases:
-            if should_stop and should_stop():
-                break
-            segmented = self.task.predict(self.network, case, self.device)
-            scores.append(self.task.score(segmented.prediction, segmented.reference))
-        by_class = {}
-        for name in self.plan.task.classes.values():
-            values = [s[name] for s in scores if not math.isnan(s[name])]
-            if values:
-                by_class[name] = sum(values) / len(values)
-        return Evaluation(mean_score(scores), by_class, len(scores))
+    def evaluate(
+        self, cases: tuple[Case, ...], should_stop: Callable[[], bool] | None = None, detailed: bool = False
+    ) -> Evaluation:
+        """Score the network on ``cases``; see ``Task.evaluate``."""
+        return self.task.evaluate(self.network, cases, self.device, detailed, should_stop)
 
-    def _step(self, batch: dict[str, Any]) -> float:
+    def save(self) -> None:
+        """Keep all that a later process needs to go on to the same end, in the checkpoint's file."""
+        assert self._checkpoint
+        tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
+        optimizer = checkpoints.optimizer_tensors(self._optimizer)
+        tensors |= {f"optimizer.{name}": value for name, value in optimizer.items()}
+        tensors |= {f"batches.{name}": value for name, value in self.prepare().state().items()}
+        tensors["random.cpu"] = torch.get_rng_state()
+        if self.device.type == "cuda":
+            tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
+        facts = {"of": self._digest(), "steps_done": self.steps_done, "micro_batch": self._micro}
+        checkpoints.write_checkpoint(self._checkpoint, tensors, {**facts, "scaler": self._scaler.state_dict()})
+
+    def _restore(self, path: Path) -> None:
+        tensors, facts = checkpoints.read_checkpoint(path)
+        if facts.get("of") != self._digest():
+            raise TrainingError(
+                f"{path}: the checkpoint is of another job, site or network. Delete it to start from the beginning."
+            )
+        self.load_weights(checkpoints.part(tensors, "network"))
+        checkpoints.restore_optimizer(self._optimizer, checkpoints.part(tensors, "optimizer"))
+        self._scaler.load_state_dict(facts["scaler"])
+        self.steps_done, self._micro = facts["steps_done"], facts["micro_batch"]
+        torch.set_rng_state(tensors["random.cpu"])
+        if self.device.type == "cuda" and "random.cuda" in tensors:
+            torch.cuda.set_rng_state(tensors["random.cuda"], self.device)
+        self._restored = tensors
+
+    def _digest(self) -> str:
+        names = sorted(case.name for case in self.cases.train)
+        return hashlib.sha256(f"{self.plan.model_dump_json()} {self._site} {names}".encode()).hexdigest()
+
+    def _step(self, batch: Batch) -> Tensor:
+        """Take one step and return its loss, on the device."""
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate(self.plan.training, self.steps_done, self.plan.total_steps)
-        image = batch["image"].to(self.device, non_blocking=True)
-        label = batch["label"].to(self.device, non_blocking=True)
-        with torch.autocast(self.device.type, self._precision, enabled=self._precision is not torch.float32):
-            logits = self.network(image)
-        loss = self.task.loss(logits.float(), label)
-        if not loss_is_finite(loss):
-            raise TrainingError(
-                f"the loss is {loss.item()} at step {self.steps_done + 1}, expected a finite number. "
-                "Lower training.learning_rate, or look for images with extreme intensities."
-            )
-        self._optimizer.zero_grad(set_to_none=True)
-        self._scaler.scale(loss).backward()
+        while True:
+            try:
+                self._optimizer.zero_grad(set_to_none=True)
+                loss = self._gradients(batch)
+                break
+            except torch.OutOfMemoryError:
+                self._halve()
+            except Exception as error:
+                if not self._compiled:
+                    raise
+                _LOG.warning("torch.compile failed (%s); training goes on without it", str(error).partition("\n")[0])
+                self._compiled, self._forward = False, self.network
         self._scaler.unscale_(self._optimizer)
         nn.utils.clip_grad_norm_(self.network.parameters(), self.plan.training.gradient_clip)
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self.steps_done += 1
-        return float(loss.detach())
+        return loss
 
-    def _all_patches(self, progress: Callable[[int, int], None] | None) -> Iterator[dict[str, Any]]:
-        cached = PreparedCases(self.cases.train, self.plan.data, self.task.out_channels, self.device, progress)
-        random = augment(self.plan.data, self.task.out_channels, self.plan.training.augment)
-        random.set_random_state(self._seed)
-        order = torch.Generator().manual_seed(self._seed)
-        batch = self.plan.training.batch_size
-        # One sampler over the whole run: epochs of shuffled patients, cut into rounds wherever a round ends.
-        sampler = RandomSampler(cached, num_samples=batch * self.plan.total_steps, generator=order)
-        dataset = Dataset(cached, lambda pair: random(dict(pair))[0])
-        pin = self.device.type == "cuda" and cached.plan.held != "gpu"
-        return iter(DataLoader(dataset, batch_size=batch, sampler=sampler, pin_memory=pin))
+    def _gradients(self, batch: Batch) -> Tensor:
+        """Add up the gradients of a batch in parts that fit into memory; return the batch's mean loss."""
+        size = len(next(iter(batch.values())))
+        total = torch.zeros((), device=self.device)
+        for first in range(0, size, self._micro):
+            part = {name: values[first : first + self._micro] for name, values in batch.items()}
+            share = min(self._micro, size - first) / size
+            with torch.autocast(self.device.type, self._precision, enabled=self._precision is not torch.float32):
+                output = self.task.forward(self._forward, part)
+            loss = self.task.loss(output.float(), part) * share
+            self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            total = total + loss.detach()
+        return total
+
+    def _halve(self) -> None:
+        if self._micro == 1:
+            raise TrainingError(
+                "one sample alone does not fit into the GPU's memory. Make data.patch smaller, or set "
+                "training.checkpointing: true"
+            ) from None
+        self._micro = math.ceil(self._micro / 2)
+        torch.cuda.empty_cache()
+        _LOG.warning("out of memory: %d samples at once from now on; gradients are added up", self._micro)
+
+    def _require_finite(self, skipped: int, taken: int) -> None:
+        if skipped > self.plan.training.most_skipped or (taken and skipped == taken):
+            raise TrainingError(
+                f"the loss was not finite in {skipped} of {taken} steps up to step {self.steps_done}, expected at most "
+                f"{self.plan.training.most_skipped} (training.most_skipped). Lower training.learning_rate, or look for "
+                "images with extreme intensities."
+            )
 
 
 def learning_rate(spec: TrainingSpec, step: int, total: int) -> float:
@@ -174,6 +267,20 @@ def learning_rate(spec: TrainingSpec, step: int, total: int) -> float:
 
 def _site_seed(seed: int, site: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}:{site}".encode()).digest()[:4], "big")
+
+
+def _repeatable(seed: int, deterministic: bool) -> None:
+    """Seed what is random, and choose between kernels that repeat themselves and the fastest ones."""
+    set_determinism(seed)
+    if not deterministic:
+        torch.backends.cudnn.deterministic = False
+        torch.backends.cudnn.benchmark = True
+
+
+def _worth_compiling(plan: Plan, device: torch.device) -> bool:
+    if plan.training.compile == "auto":
+        return device.type == "cuda" and plan.total_steps >= _WORTH_COMPILING
+    return plan.training.compile == "always"
 
 
 def _optimizer(spec: TrainingSpec, network: nn.Module) -> torch.optim.Optimizer:

@@ -1,0 +1,91 @@
+"""An endless stream of batches from prepared cases, which goes on after a restart where it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Generator, Tensor
+
+from oncofed.data.augment import Batch
+from oncofed.data.inputs import Input
+from oncofed.data.prepared import PreparedCases
+
+
+class Batches(Iterator[Batch]):
+    """Draws batches: epochs of shuffled cases, one after the other, cut into batches wherever one ends.
+
+    On a GPU the next batch is copied and changed on a stream of its own while the current one is trained on.
+
+    Args:
+        prepared: the cases.
+        input_: how they become batches.
+        batch_size: of a step.
+        seed: of the order and all that is random.
+        device: where batches are wanted.
+    """
+
+    def __init__(
+        self, prepared: PreparedCases, input_: Input, batch_size: int, seed: int, device: torch.device
+    ) -> None:
+        self._prepared = prepared
+        self._input = input_
+        self._batch_size = batch_size
+        self._device = device
+        self._generator = Generator().manual_seed(seed)
+        self._queue = torch.empty(0, dtype=torch.long)
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._next: tuple[Batch, torch.cuda.Event] | None = None
+        self._before = self._state()
+
+    def __next__(self) -> Batch:
+        if self._stream is None:
+            self._before = self._state()
+            return self._draw()
+        batch, ready = self._next or self._ahead(self._stream)
+        current = torch.cuda.current_stream(self._device)
+        current.wait_event(ready)
+        for values in batch.values():
+            # The allocator must not hand this memory out while the training's stream still reads it.
+            values.record_stream(current)
+        self._next = self._ahead(self._stream)
+        return batch
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what tells all batches to come after the last one that was handed out."""
+        return self._before if self._next is not None else self._state()
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Go on from a state."""
+        self._generator.set_state(state["generator"])
+        self._queue = state["queue"].clone()
+        self._next = None
+
+    def _state(self) -> dict[str, Tensor]:
+        return {"generator": self._generator.get_state(), "queue": self._queue.clone()}
+
+    def _ahead(self, stream: torch.cuda.Stream) -> tuple[Batch, torch.cuda.Event]:
+        self._before = self._state()
+        with torch.cuda.stream(stream):
+            batch = self._draw()
+            ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            ready.record(stream)
+        return batch, ready
+
+    def _draw(self) -> Batch:
+        parts = [self._input.draw(self._prepared[index], self._generator) for index in self._indices()]
+        batch = self._input.together(parts)
+        if self._device.type == "cuda":
+            batch = {name: _pinned(v).to(self._device, non_blocking=True) for name, v in batch.items()}
+        return self._input.change(batch, self._generator)
+
+    def _indices(self) -> list[int]:
+        while len(self._queue) < self._batch_size:
+            order = torch.randperm(len(self._prepared), generator=self._generator)
+            self._queue = torch.cat([self._queue, order])
+        now, self._queue = self._queue[: self._batch_size], self._queue[self._batch_size :]
+        return [int(index) for index in now]
+
+
+def _pinned(values: Tensor) -> Tensor:
+    return values if values.is_cuda else values.pin_memory()

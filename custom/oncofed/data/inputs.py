@@ -1,0 +1,202 @@
+"""What networks are trained on: patches around voxels of each class, whole images, bags of a slide's features.
+
+An input prepares each case once (see ``prepared``), draws from prepared cases at random, and puts what it drew
+together to a batch. Everything random comes from one generator, whose state is all that a later run needs to go on.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import Any
+
+import monai
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch import Generator, Tensor
+
+from oncofed.data.augment import Augment, Augmentation, Batch, strength
+from oncofed.data.cases import Case
+from oncofed.data.facts import Values
+from oncofed.data.manifest import Entry
+from oncofed.data.spec import DataSpec
+from oncofed.data.transforms import load_pair, load_whole
+
+Prepared = dict[str, Tensor]
+
+# Raised when what preparing does changes though its settings do not.
+_VERSION = 2
+# Voxels of each class among which a patch's centre is drawn, spread evenly over them all. All of them would take eight
+# bytes for each voxel of a prepared case.
+_CENTRES_PER_CLASS = 10_000
+_READ_AT_ONCE = 2
+
+
+class Input(ABC):
+    """How cases become batches.
+
+    Args:
+        spec: the job's data.
+        augmentation: how much is changed at random.
+    """
+
+    def __init__(self, spec: DataSpec, augmentation: Augmentation) -> None:
+        self.spec = spec
+        self._strength = strength(augmentation, spec.modality)
+
+    @property
+    def settings(self) -> str:
+        """Everything beside the case that what is prepared follows from."""
+        relevant = ("modality", "channels", "background", "orientation", "spacing", "patch")
+        values = [getattr(self.spec, name) for name in relevant]
+        return json.dumps([type(self).__name__, _VERSION, monai.__version__, *values, *self._more_settings()])
+
+    @abstractmethod
+    def prepare(self, case: Case) -> Prepared:
+        """Read a case and do all that is not random.
+
+        Raises:
+            DataError: a file cannot be read.
+        """
+
+    def prepare_all(self, cases: Sequence[Case]) -> Iterator[tuple[int, Prepared]]:
+        """Yield each case's number with what ``prepare`` makes of it, in any order."""
+        with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
+            waiting = {pool.submit(self.prepare, case): number for number, case in enumerate(cases)}
+            for future in as_completed(waiting):
+                yield waiting[future], future.result()
+
+    @abstractmethod
+    def size(self, entry: Entry) -> int | None:
+        """Return about how many bytes the prepared case takes; None where that is not known."""
+
+    @abstractmethod
+    def draw(self, prepared: Prepared, generator: Generator) -> Prepared:
+        """Return what goes into a batch of one prepared case."""
+
+    def together(self, parts: Sequence[Prepared]) -> Batch:
+        """Return what was drawn as one batch, on the device where it lies."""
+        return {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
+
+    def change(self, batch: Batch, generator: Generator) -> Batch:
+        """Return a batch changed at random, on the device where it lies."""
+        return Augment(self._strength, generator)(batch)
+
+    def _more_settings(self) -> list[Any]:
+        return []
+
+
+class Patches(Input):
+    """Patches for segmentation: each class, background among them, is as often at the centre.
+
+    A batch holds image (batch, channel, x, y[, z]) float32 and label (batch, 1, x, y[, z]) uint8; with ``objects``
+    also distance (batch, 1, x, y[, z]) float32.
+
+    Args:
+        spec: the job's data.
+        augmentation: how much is changed at random.
+        classes: with background.
+        objects: masks number their objects, and each one's distance map is learned too.
+    """
+
+    def __init__(self, spec: DataSpec, augmentation: Augmentation, classes: int, objects: bool = False) -> None:
+        super().__init__(spec, augmentation)
+        self._classes = classes
+        self._objects = objects
+        self._load = load_pair(spec, numbered=objects)
+
+    def prepare(self, case: Case) -> Prepared:
+        """Return image, label, and where each class lies."""
+        loaded = self._load(case)
+        prepared = {"image": loaded["image"], "label": loaded["label"]}
+        if self._objects:
+            numbers = prepared["label"][0].numpy()
+            prepared["distance"] = torch.from_numpy(object_distances(numbers))[None]
+            prepared["label"] = (prepared["label"] > 0).to(torch.uint8)
+        flat = prepared["label"].flatten()
+        for value in range(self._classes):
+            places = torch.nonzero(flat == value).flatten()
+            if len(places) > _CENTRES_PER_CLASS:
+                places = places[torch.linspace(0, len(places) - 1, _CENTRES_PER_CLASS).long()]
+            prepared[f"centres.{value}"] = places
+        return prepared
+
+    def size(self, entry: Entry) -> int | None:
+        """Return about how many bytes the prepared case takes."""
+        if not entry.shape:
+            return None
+        shape = np.array(entry.shape, dtype=np.float64)
+        if self.spec.spacing and entry.spacing:
+            shape = shape * np.array(entry.spacing) / np.array(self.spec.spacing)
+        voxels = float(np.prod(np.maximum(np.ceil(shape), self.spec.patch[: len(shape)])))
+        each = 4 * len(self.spec.channels) + (5 if self._objects else 1)
+        return int(voxels * each) + self._classes * 8 * _CENTRES_PER_CLASS
+
+    def draw(self, prepared: Prepared, generator: Generator) -> Prepared:
+        """Return one patch around a voxel of a class drawn at random."""
+        image = prepared["image"]
+        there = [value for value in range(self._classes) if len(prepared[f"centres.{value}"])]
+        value = there[int(torch.randint(len(there), (), generator=generator))]
+        centres = prepared[f"centres.{value}"]
+        flat = int(centres[torch.randint(len(centres), (), generator=generator)])
+        centre = np.unravel_index(flat, image.shape[1:])
+        corner = [
+            min(max(int(at) - side // 2, 0), length - side)
+            for at, side, length in zip(centre, self.spec.patch, image.shape[1:], strict=True)
+        ]
+        window = (slice(None), *(slice(at, at + side) for at, side in zip(corner, self.spec.patch, strict=True)))
+        return {name: prepared[name][window] for name in ("image", "label", "distance") if name in prepared}
+
+    def _more_settings(self) -> list[Any]:
+        return [self._classes, self._objects]
+
+
+class WholeImages(Input):
+    """Whole images for classification, each scaled and padded to the job's ``patch``.
+
+    A batch holds image (batch, channel, x, y[, z]) float32 and label (batch,) int64.
+    """
+
+    def __init__(self, spec: DataSpec, augmentation: Augmentation) -> None:
+        super().__init__(spec, augmentation)
+        self._load = load_whole(spec)
+
+    def prepare(self, case: Case) -> Prepared:
+        """Return the image on the grid of the patch, and its class."""
+        return {"image": self._load(case)["image"], "label": torch.tensor(case.class_label)}
+
+    def size(self, entry: Entry) -> int | None:
+        """Return how many bytes the prepared case takes."""
+        return int(np.prod(self.spec.patch)) * len(self.spec.channels) * 4 + 8
+
+    def draw(self, prepared: Prepared, generator: Generator) -> Prepared:
+        """Return the whole image."""
+        return prepared
+
+    def change(self, batch: Batch, generator: Generator) -> Batch:
+        """Return a batch whose images are changed at random."""
+        return {**super().change({"image": batch["image"]}, generator), "label": batch["label"]}
+
+
+def object_distances(numbers: Values) -> NDArray[np.float32]:
+    """Return for each pixel of an object how deep inside it lies: near zero at its edge, one at its innermost.
+
+    Args:
+        numbers: (x, y[, z]), a number for each object, zero for background.
+
+    Returns:
+        (x, y[, z]) float32.
+    """
+    distances = np.zeros(numbers.shape, np.float32)
+    whole = numbers.astype(np.int64)
+    for number, box in enumerate(ndimage.find_objects(whole), start=1):
+        if box is None:
+            continue
+        inside = np.pad(whole[box] == number, 1)
+        depth = ndimage.distance_transform_edt(inside)[(slice(1, -1),) * numbers.ndim]
+        distances[box] = np.maximum(distances[box], depth / depth.max())
+    return distances

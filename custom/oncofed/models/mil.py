@@ -1,0 +1,57 @@
+"""Learning from bags: a slide is a bag of tiles' features, and only the slide has a label."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class AttentionMIL(nn.Module):
+    """Gated attention over the tiles of a bag (Ilse et al., ICML 2018, equation 9).
+
+    Tiles that only fill a batch up to its longest bag take part in nothing.
+
+    Args:
+        in_channels: features of a tile.
+        out_channels: classes.
+        hidden: size to which features are brought first.
+        attention: size of the attention's hidden layer.
+        dropout: share of the hidden features that a training step leaves out.
+
+    Example:
+        >>> network = AttentionMIL(in_channels=8, out_channels=2).eval()
+        >>> bags, there = torch.rand(2, 5, 8), torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
+        >>> network(bags, there).shape, network.attention(bags, there)[1].tolist()[3:]
+        (torch.Size([2, 2]), [0.0, 0.0])
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, hidden: int = 256, attention: int = 128, dropout: float = 0.25
+    ) -> None:
+        super().__init__()
+        # Features of different encoders have very different sizes; each tile is brought to the same.
+        self.embed = nn.Sequential(
+            nn.LayerNorm(in_channels), nn.Linear(in_channels, hidden), nn.ReLU(), nn.Dropout(dropout)
+        )
+        self.tanh = nn.Linear(hidden, attention)
+        self.gate = nn.Linear(hidden, attention)
+        self.score = nn.Linear(attention, 1)
+        self.classify = nn.Linear(hidden, out_channels)
+
+    def forward(self, bags: Tensor, there: Tensor) -> Tensor:
+        """Return logits (batch, class) of bags (batch, tile, feature); ``there`` (batch, tile) says which are tiles."""
+        hidden = self.embed(bags)
+        weights = self._weights(hidden, there)
+        pooled: Tensor = (weights[..., None] * hidden).sum(dim=1)
+        logits: Tensor = self.classify(pooled)
+        return logits
+
+    def attention(self, bags: Tensor, there: Tensor) -> Tensor:
+        """Return how much each tile counts (batch, tile); the tiles of a bag add up to one."""
+        return self._weights(self.embed(bags), there)
+
+    def _weights(self, hidden: Tensor, there: Tensor) -> Tensor:
+        scores = self.score(torch.tanh(self.tanh(hidden)) * torch.sigmoid(self.gate(hidden)))[..., 0]
+        # A softmax in half precision loses small weights of large bags.
+        weights: Tensor = scores.float().masked_fill(~there, float("-inf")).softmax(dim=1)
+        return weights.to(hidden.dtype)

@@ -1,0 +1,22 @@
+"""Networks whose normalisation MONAI fixes to that of a batch, with another one."""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+def without_batch_norm(network: nn.Module, groups: int = 8) -> nn.Module:
+    """Put group normalisation (Wu and He, ECCV 2018) where a network has batch normalisation, and return it.
+
+    MONAI's ResNet and HoVer-Net pass their argument ``norm`` on to some of their layers only.
+
+    Args:
+        network: changed in place.
+        groups: of channels; every layer's channels must be a multiple of it.
+    """
+    for name, child in network.named_children():
+        if isinstance(child, nn.modules.batchnorm._BatchNorm):
+            setattr(network, name, nn.GroupNorm(groups, child.num_features))
+        else:
+            without_batch_norm(child, groups)
+    return network

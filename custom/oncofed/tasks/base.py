@@ -1,0 +1,188 @@
+"""What a task is: one object that ties training input, loss, inference, scores and pictures together."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Generic, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from oncofed.data.augment import Augmentation, Batch
+from oncofed.data.cases import Case
+from oncofed.data.inputs import Input
+from oncofed.data.spec import DataSpec
+from oncofed.data.vocabulary import LabelKind
+from oncofed.models.networks import Kind
+from oncofed.tasks.pictures import Picture
+
+# Fewer patients than this say nothing about how far a mean may be off.
+_FEWEST_FOR_INTERVAL = 3
+_RESAMPLES = 500
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How well a model does on some cases.
+
+    Attributes:
+        mean: the task's metric; None where the cases cannot tell it.
+        by_class: the same for each class that can be told.
+        more: other figures, by name.
+    """
+
+    mean: float | None
+    by_class: dict[str, float] = field(default_factory=dict)
+    more: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Evaluation(Scores):
+    """A model's scores on some cases of one site.
+
+    Attributes:
+        cases: how many cases.
+        interval: in which the metric lies with 95 % confidence, over patients; None where it was not asked for, or
+            fewer than three patients stand behind it.
+    """
+
+    cases: int = 0
+    interval: tuple[float, float] | None = None
+
+
+Outcome = TypeVar("Outcome")
+
+
+class Task(ABC, Generic[Outcome]):
+    """What is learned.
+
+    A script, a notebook, a test and a federation use a task the same way: ``input`` makes batches, ``forward`` and
+    ``loss`` make a training step, ``evaluate`` scores cases.
+
+    Args:
+        data: of the job.
+        classes: label value -> name, as the job learns them.
+
+    Attributes:
+        metric: the figure that chooses the best round, as ``result.json`` names it.
+        metric_name: the same for people.
+        label_kind: what a case is labelled with.
+        network_kind: of the networks that fit.
+    """
+
+    metric: ClassVar[str]
+    metric_name: ClassVar[str]
+    label_kind: ClassVar[LabelKind] = "mask"
+    network_kind: ClassVar[Kind] = "dense"
+
+    def __init__(self, data: DataSpec, classes: dict[int, str]) -> None:
+        self.data = data
+        self.classes = classes
+
+    @property
+    @abstractmethod
+    def out_channels(self) -> int:
+        """Values that the network gives for each voxel, image or bag."""
+
+    @property
+    def in_channels(self) -> int:
+        """Values that the network takes."""
+        return len(self.data.channels)
+
+    @abstractmethod
+    def input(self, augmentation: Augmentation) -> Input:
+        """Return how cases become batches."""
+
+    def forward(self, network: Callable[..., Tensor], batch: Batch) -> Tensor:
+        """Return what the network says to a batch."""
+        return network(batch["image"])
+
+    @abstractmethod
+    def loss(self, output: Tensor, batch: Batch) -> Tensor:
+        """Return the loss, a scalar: the mean over a batch's samples, so that half batches make up a whole one."""
+
+    @abstractmethod
+    def assess(self, network: nn.Module, case: Case, device: torch.device, detailed: bool) -> Outcome:
+        """Return what a network in evaluation mode does on one case; ``detailed`` also what takes long to find out."""
+
+    @abstractmethod
+    def summarise(self, outcomes: Sequence[tuple[str, Outcome]]) -> Scores:
+        """Return the scores over cases, each with its patient's key."""
+
+    @abstractmethod
+    def picture(self, network: nn.Module, case: Case, device: torch.device) -> Picture:
+        """Return what a network in evaluation mode makes of one case, for people."""
+
+    @torch.no_grad()
+    def evaluate(
+        self,
+        network: nn.Module,
+        cases: Sequence[Case],
+        device: torch.device,
+        detailed: bool = False,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> Evaluation:
+        """Score a network on cases.
+
+        Args:
+            network: on ``device``; it is left in evaluation mode.
+            cases: of one site.
+            device: where the network is.
+            detailed: also find what takes long, and the interval of confidence.
+            should_stop: asked before each case; true ends the evaluation early.
+        """
+        network.eval()
+        outcomes: list[tuple[str, Outcome]] = []
+        for case in cases:
+            if should_stop and should_stop():
+                break
+            outcomes.append((case.patient, self.assess(network, case, device, detailed)))
+        scores = self.summarise(outcomes)
+        interval = confidence(self.summarise, outcomes) if detailed else None
+        return Evaluation(scores.mean, scores.by_class, scores.more, len(outcomes), interval)
+
+
+def confidence(
+    summarise: Callable[[Sequence[tuple[str, Outcome]]], Scores], outcomes: Sequence[tuple[str, Outcome]]
+) -> tuple[float, float] | None:
+    """Return the 95 % interval of a metric by the bootstrap over patients (Efron, 1979), percentile method.
+
+    Args:
+        summarise: what makes scores of outcomes.
+        outcomes: of all cases, each with its patient's key; a patient's cases are drawn together.
+    """
+    by_patient: dict[str, list[tuple[str, Outcome]]] = defaultdict(list)
+    for patient, outcome in outcomes:
+        by_patient[patient].append((patient, outcome))
+    groups = list(by_patient.values())
+    if len(groups) < _FEWEST_FOR_INTERVAL:
+        return None
+    rng = np.random.default_rng(0)
+    means = []
+    for _ in range(_RESAMPLES):
+        drawn = rng.integers(0, len(groups), len(groups))
+        # A patient drawn twice is two patients: their keys must differ.
+        sample = [(f"{n}", outcome) for n, index in enumerate(drawn) for _, outcome in groups[index]]
+        mean = summarise(sample).mean
+        if mean is not None:
+            means.append(mean)
+    if not means:
+        return None
+    low, high = np.percentile(means, (2.5, 97.5))
+    return float(low), float(high)
+
+
+def mean_over_patients(outcomes: Sequence[tuple[str, dict[str, float]]]) -> dict[str, float]:
+    """Return the mean of each figure over patients, each patient's cases counting as one; NaN is left out."""
+    by_name: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for patient, figures in outcomes:
+        for name, value in figures.items():
+            if not np.isnan(value):
+                by_name[name][patient].append(value)
+    return {
+        name: float(np.mean([np.mean(values) for values in patients.values()])) for name, patients in by_name.items()
+    }

@@ -1,0 +1,181 @@
+"""Classification of whole images, flat or volumes: cross-entropy, AUROC, calibration."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from monai.metrics import compute_average_precision, compute_roc_auc
+from numpy.typing import NDArray
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+from torch.nn import functional
+
+from oncofed.data.augment import Augmentation, Batch
+from oncofed.data.cases import Case
+from oncofed.data.inputs import Input, WholeImages
+from oncofed.data.spec import DataSpec, StrictModel
+from oncofed.data.transforms import load_whole
+from oncofed.data.vocabulary import LabelKind
+from oncofed.models.networks import Kind
+from oncofed.tasks.base import Scores, Task
+from oncofed.tasks.pictures import Picture, middle_slice
+from oncofed.tasks.segmentation import inference_type
+
+_BINS = 10
+
+
+class ClassesSpec(StrictModel):
+    """What a job learns that gives each image, or slide, one class."""
+
+    classes: dict[int, str] = Field(min_length=2, description="label value -> name, from 0")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the certainty that training takes away")
+
+    @field_validator("classes")
+    @classmethod
+    def _consecutive(cls, classes: dict[int, str]) -> dict[int, str]:
+        expected = list(range(len(classes)))
+        if sorted(classes) != expected:
+            raise ValueError(f"label values are {sorted(classes)}, expected {expected}: 0, 1, … without gaps")
+        return dict(sorted(classes.items()))
+
+    @property
+    def vocabulary(self) -> dict[int, str]:
+        """Label values that a case may have."""
+        return self.classes
+
+
+class ClassificationSpec(ClassesSpec):
+    """What a job learns that gives each image one class."""
+
+    type: Literal["classification"] = "classification"
+
+
+@dataclass(frozen=True)
+class Classified:
+    """What a model says of one image.
+
+    Attributes:
+        probabilities: of each class; they add up to one.
+        label: the class that it is.
+    """
+
+    probabilities: NDArray[np.float64]
+    label: int
+
+
+class Classification(Task[Classified]):
+    """A task that gives each image one class.
+
+    Example:
+        >>> spec = ClassificationSpec(classes={0: "clear", 1: "pneumonia"})
+        >>> task = Classification(spec, DataSpec(dataset="demo", modality="xray", patch=(64, 64)))
+        >>> round(float(task.loss(torch.zeros(3, 2), {"label": torch.tensor([0, 1, 1])})), 3)
+        0.693
+    """
+
+    metric = "auroc"
+    metric_name = "AUROC"
+    label_kind: ClassVar[LabelKind] = "class"
+    network_kind: ClassVar[Kind] = "image"
+
+    def __init__(self, spec: ClassesSpec, data: DataSpec) -> None:
+        super().__init__(data, spec.classes)
+        self.spec = spec
+        self._load = load_whole(data)
+
+    @property
+    def out_channels(self) -> int:
+        """Classes."""
+        return len(self.classes)
+
+    def input(self, augmentation: Augmentation) -> Input:
+        """Return whole images."""
+        return WholeImages(self.data, augmentation)
+
+    def loss(self, output: Tensor, batch: Batch) -> Tensor:
+        """Return the cross-entropy."""
+        return functional.cross_entropy(output, batch["label"], label_smoothing=self.spec.label_smoothing)
+
+    @torch.no_grad()
+    def assess(self, network: nn.Module, case: Case, device: torch.device, detailed: bool) -> Classified:
+        """Return what a network says of one case."""
+        image = self._load(case)["image"][None].to(device)
+        with torch.autocast(device.type, inference_type(device), enabled=device.type == "cuda"):
+            logits = network(image)[0]
+        return Classified(logits.float().softmax(0).double().cpu().numpy(), case.class_label)
+
+    def summarise(self, outcomes: Sequence[tuple[str, Classified]]) -> Scores:
+        """Return AUROC and other figures; a patient's images of one class count as one, by their mean probabilities."""
+        groups: dict[tuple[str, int], list[NDArray[np.float64]]] = defaultdict(list)
+        for patient, outcome in outcomes:
+            groups[patient, outcome.label].append(outcome.probabilities)
+        labels = np.array([label for _, label in groups], dtype=np.int64)
+        found = np.stack([np.mean(each, axis=0) for each in groups.values()]) if groups else np.empty((0, 1))
+        return class_scores(found, labels, self.classes)
+
+    def picture(self, network: nn.Module, case: Case, device: torch.device) -> Picture:
+        """Return the image, with its class and what the network takes it for."""
+        found = self.assess(network, case, device, detailed=False)
+        image = case.read_image()
+        return middle_slice(image.values, image.affine, caption(found, self.classes))
+
+
+def caption(found: Classified, classes: dict[int, str]) -> str:
+    """Return in words what a case is and what it was taken for."""
+    best = int(found.probabilities.argmax())
+    return f"{classes[found.label]}; model: {classes[best]} ({found.probabilities[best]:.0%})"
+
+
+def class_scores(found: NDArray[np.float64], labels: NDArray[np.int64], classes: dict[int, str]) -> Scores:
+    """Return figures of a classifier.
+
+    Args:
+        found: probabilities, (case, class).
+        labels: true classes, (case,).
+        classes: value -> name.
+
+    Returns:
+        As metric the area under the ROC curve: of two classes that of the second one, of more the mean of each against
+        the rest; None where only one class is there. Besides: average precision (AUPRC), balanced accuracy, and the
+        expected calibration error over ten equal bins of confidence (Guo et al., ICML 2017).
+    """
+    if not len(labels):
+        return Scores(None)
+    areas, precisions, recalls = {}, {}, {}
+    said = found.argmax(axis=1)
+    for value, name in classes.items():
+        is_it = labels == value
+        if not is_it.any():
+            continue
+        recalls[name] = float((said[is_it] == value).mean())
+        if is_it.all():
+            continue
+        probability, truth = torch.from_numpy(found[:, value].copy()), torch.from_numpy(is_it.astype(np.float64))
+        areas[name] = float(compute_roc_auc(probability, truth))
+        precisions[name] = float(compute_average_precision(probability, truth))
+    more = {
+        "balanced_accuracy": float(np.mean(list(recalls.values()))),
+        "calibration_error": _calibration(found, labels),
+    }
+    if not areas:
+        return Scores(None, {}, more)
+    # Of two classes one area is the other's mirror image: the second class is what is looked for.
+    shown = list(classes.values())[1:] if len(classes) == 2 else list(areas)
+    mean = float(np.mean([areas[name] for name in shown if name in areas]))
+    more["auprc"] = float(np.mean([precisions[name] for name in shown if name in precisions]))
+    return Scores(mean, areas, more)
+
+
+def _calibration(found: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
+    confidence, right = found.max(axis=1), found.argmax(axis=1) == labels
+    bins = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
+    gaps = [
+        (bins == number).mean() * abs(confidence[bins == number].mean() - right[bins == number].mean())
+        for number in np.unique(bins)
+    ]
+    return float(sum(gaps))

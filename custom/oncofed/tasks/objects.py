@@ -1,0 +1,191 @@
+"""Instance segmentation of many small objects, such as nuclei: where they are, and where one ends and the next begins.
+
+The network says for each pixel its class, and how deep inside its object it lies; the innermost places are the seeds of
+a watershed (Naylor et al., IEEE TMI 2019).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field, field_validator
+from scipy import ndimage
+from torch import Tensor, nn
+from torch.nn import functional
+
+from oncofed.data.augment import Augmentation, Batch
+from oncofed.data.cases import Case
+from oncofed.data.inputs import Input, Patches
+from oncofed.data.spec import DataSpec, StrictModel
+from oncofed.data.transforms import as_tensor, load_image
+from oncofed.tasks.base import Scores, Task, mean_over_patients
+from oncofed.tasks.losses import dice_ce
+from oncofed.tasks.pictures import Picture, flat
+from oncofed.tasks.segmentation import Windows, deeply, to_file
+
+Numbers = NDArray[np.int32]
+
+_SAME_OBJECT = 0.5
+_FINE = 255
+
+
+class ObjectsSpec(StrictModel):
+    """What a job learns that tells single objects apart."""
+
+    type: Literal["objects"] = "objects"
+    classes: dict[int, str] = Field({1: "object"}, min_length=1, max_length=1, description="1 -> name of the objects")
+    overlap: float = Field(0.25, ge=0, lt=0.95, description="share by which inference windows overlap")
+    mirror: bool = Field(False, description="inference is the mean over all mirrorings; takes 4 or 8 times as long")
+    seed_depth: float = Field(0.5, gt=0, lt=1, description="how deep inside an object its seed begins; 1 is innermost")
+    smallest: int = Field(10, ge=0, description="objects of fewer pixels are dropped")
+    distance_weight: float = Field(1.0, gt=0, le=100, description="of the depth's loss beside that of the classes")
+
+    @field_validator("classes")
+    @classmethod
+    def _is_one(cls, classes: dict[int, str]) -> dict[int, str]:
+        if list(classes) != [1]:
+            raise ValueError(f"label values are {sorted(classes)}, expected 1 alone: objects are of one kind")
+        return classes
+
+    @property
+    def vocabulary(self) -> dict[int, str]:
+        """Label values that a mask may hold, beside background."""
+        return self.classes
+
+
+class Objects(Task[dict[str, float]]):
+    """A task that tells single objects apart; scored by panoptic quality (Kirillov et al., CVPR 2019)."""
+
+    metric = "pq"
+    metric_name = "panoptic quality"
+
+    def __init__(self, spec: ObjectsSpec, data: DataSpec) -> None:
+        super().__init__(data, spec.classes)
+        self.spec = spec
+        self._windows = Windows(data, spec.overlap, spec.mirror)
+        self._load_image = load_image(data)
+
+    @property
+    def out_channels(self) -> int:
+        """Background, objects, and how deep inside an object a pixel lies."""
+        return 3
+
+    def input(self, augmentation: Augmentation) -> Input:
+        """Return patches with the depth inside each object."""
+        return Patches(self.data, augmentation, 2, objects=True)
+
+    def loss(self, output: Tensor, batch: Batch) -> Tensor:
+        """Return Dice with cross-entropy of the classes, and the squared error of the depth."""
+
+        def one(values: Tensor) -> Tensor:
+            depth = functional.mse_loss(values[:, 2:], batch["distance"])
+            return dice_ce(values[:, :2], batch["label"]) + self.spec.distance_weight * depth
+
+        return deeply(one, output, batch["label"])
+
+    @torch.no_grad()
+    def predict(self, network: nn.Module, case: Case, device: torch.device) -> Numbers:
+        """Return the objects of one case on the grid of its label, (x, y[, z]): a number for each, zero elsewhere."""
+        reference = as_tensor(case.read_label())
+        image = self._load_image(case)["image"]
+        output = self._windows(network, image.as_tensor(), device)
+        maps = torch.cat([output[:2].softmax(0)[1:], output[2:]])
+        on_file = to_file(maps, image, reference, self.data).cpu().numpy()
+        return separate(on_file[0] > 0.5, on_file[1], self.spec.seed_depth, self.spec.smallest)
+
+    def assess(self, network: nn.Module, case: Case, device: torch.device, detailed: bool) -> dict[str, float]:
+        """Return the case's figures by name; see ``object_scores``."""
+        reference = case.read_label(numbered=True).values[..., 0].astype(np.int32)
+        return object_scores(self.predict(network, case, device), reference)
+
+    def summarise(self, outcomes: Sequence[tuple[str, dict[str, float]]]) -> Scores:
+        """Return means over patients."""
+        means = mean_over_patients(outcomes)
+        quality = means.pop(self.metric, None)
+        by_class = {} if quality is None else {self.classes[1]: quality}
+        return Scores(quality, by_class, means)
+
+    def picture(self, network: nn.Module, case: Case, device: torch.device) -> Picture:
+        """Return the image with the outlines of every object."""
+        found = self.predict(network, case, device)
+        reference = case.read_label(numbered=True).values[..., 0].astype(np.int32)
+        image = case.read_image().values
+        if found.ndim == 3:
+            index = int(np.argmax((reference > 0).sum(axis=(0, 1))))
+            image, found, reference = image[:, :, index], found[..., index], reference[..., index]
+        return Picture(flat(image), _outlined(reference), _outlined(found), downwards=True)
+
+
+def separate(inside: NDArray[np.bool_], depth: NDArray[np.float32], seed_depth: float, smallest: int) -> Numbers:
+    """Return one number for each object.
+
+    Args:
+        inside: where objects are, (x, y[, z]).
+        depth: how deep inside its object a voxel lies, about 0 to 1.
+        seed_depth: where seeds begin.
+        smallest: objects of fewer voxels are dropped.
+    """
+    seeds, count = ndimage.label(inside & (depth > seed_depth))
+    pieces, _ = ndimage.label(inside)
+    # What has no seed of its own is one object.
+    seeded = np.zeros(pieces.max() + 1, bool)
+    seeded[np.unique(pieces[seeds > 0])] = True
+    rest, _ = ndimage.label(inside & ~seeded[pieces])
+    seeds[rest > 0] = rest[rest > 0] + count
+    markers = seeds.astype(np.int32)
+    markers[~inside] = -1
+    height = np.rint((1 - depth.clip(0, 1)) * _FINE).astype(np.uint8)
+    flooded = ndimage.watershed_ift(height, markers)
+    flooded[flooded < 0] = 0
+    sizes = np.bincount(flooded.ravel())
+    kept = sizes >= smallest
+    kept[0] = False
+    renumbered = np.cumsum(kept) * kept
+    return np.asarray(renumbered[flooded], np.int32)
+
+
+def object_scores(found: Numbers, reference: Numbers) -> dict[str, float]:
+    """Return how well objects were found.
+
+    Two objects are the same where they share more than half of their union, which at most one pair of each can.
+
+    Args:
+        found: a number for each object, (x, y[, z]).
+        reference: the same.
+
+    Returns:
+        pq: panoptic quality, the product of f1 and iou; f1: of finding objects; iou: mean over those found; dice: of
+        all objects together, whichever they are. NaN where there is nothing to be found and nothing was.
+    """
+    columns = int(reference.max()) + 1
+    pairs = np.bincount(found.ravel().astype(np.int64) * columns + reference.ravel(), minlength=columns)
+    together = pairs.copy()
+    together.resize((int(found.max()) + 1) * columns, refcheck=False)
+    together = together.reshape(-1, columns)
+    found_sizes, reference_sizes = together.sum(axis=1)[1:], together.sum(axis=0)[1:]
+    shared = together[1:, 1:]
+    union = found_sizes[:, None] + reference_sizes[None, :] - shared
+    ratios = shared / np.maximum(union, 1)
+    same = ratios > _SAME_OBJECT
+    hits = int(same.sum())
+    objects = int((found_sizes > 0).sum()) + int((reference_sizes > 0).sum())
+    covered = int(shared.sum())
+    total = int(found_sizes.sum() + reference_sizes.sum())
+    if not objects:
+        return dict.fromkeys(("pq", "f1", "iou", "dice"), float("nan"))
+    f1 = 2 * hits / objects
+    iou = float(ratios[same].mean()) if hits else float("nan")
+    return {"pq": f1 * iou if hits else 0.0, "f1": f1, "iou": iou, "dice": 2 * covered / total}
+
+
+def _outlined(numbers: NDArray[np.int32]) -> NDArray[np.uint8]:
+    """Return 1 inside objects and 0 on the edges between them, so that contours part what touches."""
+    edges = np.zeros(numbers.shape, bool)
+    for axis in range(numbers.ndim):
+        step = np.diff(numbers, axis=axis) != 0
+        edges |= np.pad(step, [(0, 1) if a == axis else (0, 0) for a in range(numbers.ndim)])
+    return ((numbers > 0) & ~edges).astype(np.uint8)

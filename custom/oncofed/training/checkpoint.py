@@ -1,0 +1,88 @@
+"""A training's whole state in one file of tensors, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from oncofed.errors import TrainingError
+
+Tensors = dict[str, Tensor]
+
+_KEY = "oncofed"
+
+
+def write_checkpoint(path: Path, tensors: Tensors, facts: dict[str, Any]) -> None:
+    """Write tensors and facts; whoever reads ``path`` finds the old state or the new one.
+
+    Args:
+        path: of the file, which its owner alone can read.
+        tensors: by name.
+        facts: plain values (JSON).
+    """
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".unfinished")
+    os.close(descriptor)
+    unfinished = Path(name)
+    try:
+        # Two names may be one tensor's memory, which the format does not allow.
+        save_file(
+            {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()},
+            unfinished,
+            {_KEY: json.dumps(facts)},
+        )
+        with unfinished.open("rb") as file:
+            os.fsync(file.fileno())
+        unfinished.chmod(0o600)
+        unfinished.replace(path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+
+
+def read_checkpoint(path: Path) -> tuple[Tensors, dict[str, Any]]:
+    """Return tensors and facts.
+
+    Raises:
+        TrainingError: the file is broken.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        return tensors, json.loads(metadata[_KEY])
+    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
+        raise TrainingError(
+            f"{path}: not a checkpoint of a training ({type(error).__name__}). Delete it to start from the beginning."
+        ) from None
+
+
+def part(tensors: Tensors, prefix: str) -> Tensors:
+    """Return the tensors whose names start with ``prefix.``, without it."""
+    return {name[len(prefix) + 1 :]: value for name, value in tensors.items() if name.startswith(f"{prefix}.")}
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Tensors:
+    """Return an optimizer's state as ``NUMBER.NAME``."""
+    return {
+        f"{number}.{name}": torch.as_tensor(value)
+        for number, state in optimizer.state_dict()["state"].items()
+        for name, value in state.items()
+        if value is not None
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
+    """Set an optimizer's state to what ``optimizer_tensors`` returned."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        number, _, key = name.partition(".")
+        state.setdefault(int(number), {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
