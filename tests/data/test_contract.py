@@ -71,7 +71,7 @@ def test_what_the_training_converts_is_said_and_is_what_it_does(dataset: Path) -
     translated = case.read_label().values[..., 0]
     np.testing.assert_array_equal(translated == 1, stored == 2)
     np.testing.assert_array_equal(translated == 2, stored == 1)
-    pair = load_pair(data, 3)(case)
+    pair = load_pair(data)(case)
     assert pair["image"].shape == (1, 16, 16, 16)
     assert set(torch.unique(pair["label"]).tolist()) == {0, 1, 2}
 

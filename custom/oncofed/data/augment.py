@@ -164,8 +164,9 @@ class Augment:
         if s.contrast[0]:
             mean = image.mean(dim=_places(image), keepdim=True)
             low, high = (image.amin(_places(image), keepdim=True), image.amax(_places(image), keepdim=True))
-            spread = (image - mean) * self._per_sample(self._factors(count, s.contrast), image) + mean
-            image = torch.minimum(torch.maximum(spread, low), high)
+            factors = self._per_sample(self._factors(count, s.contrast), image)
+            spread = torch.minimum(torch.maximum((image - mean) * factors + mean, low), high)
+            image = torch.where(factors == 1, image, spread)
         if s.coarse[0]:
             image = self._coarser(image)
         for (share, low_gamma, high_gamma), sign in ((s.inverted_gamma, -1), (s.gamma, 1)):

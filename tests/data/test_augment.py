@@ -1,0 +1,90 @@
+"""Random changes of batches: image and maps move together, what is not chosen stays as it is, a seed repeats it all."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from oncofed.data.augment import Augment, Strength, _affine, strength
+from synthetic import make_volume
+
+
+def _batch(count: int = 4, flat: bool = False) -> dict[str, torch.Tensor]:
+    labels = [torch.from_numpy(make_volume(seed, 24)[1]) for seed in range(count)]
+    label = torch.stack([volume[:, :, 12] if flat else volume for volume in labels])[:, None]
+    return {"image": label.float() + 0.01 * torch.rand(label.shape), "label": label}
+
+
+def _change(strength_: Strength, batch: dict[str, torch.Tensor], seed: int = 1) -> dict[str, torch.Tensor]:
+    copies = {name: values.clone() for name, values in batch.items()}
+    return Augment(strength_, torch.Generator().manual_seed(seed))(copies)
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_image_and_label_move_together(flat: bool) -> None:
+    batch = _batch(6, flat)
+    moved = _change(Strength(rotate=(1.0, 0.6), scale=(1.0, 0.8, 1.2), mirror=0.5), batch)
+    assert moved["label"].dtype == torch.uint8
+    assert set(moved["label"].unique().tolist()) <= {0, 1, 2}
+    assert not torch.equal(moved["label"], batch["label"])
+    # Interpolation blurs edges; away from them the image says what the label says.
+    assert ((moved["image"].round() == moved["label"]).float().mean()) > 0.93
+
+
+def test_a_quarter_turn_is_a_quarter_turn_on_a_patch_of_unequal_sides() -> None:
+    image = torch.zeros(1, 1, 8, 16)
+    image[0, 0, 2, 8] = 1  # two rows and a half... above the middle
+    theta = _affine(torch.full((1, 1), math.pi / 2), torch.ones(1), image.shape[2:])
+    grid = torch.nn.functional.affine_grid(theta, [1, 1, 8, 16], align_corners=False)
+    turned = torch.nn.functional.grid_sample(image, grid, mode="nearest", align_corners=False)
+    row, column = (int(v) for v in torch.nonzero(turned[0, 0])[0])
+    before, after = (2 - 3.5, 8 - 7.5), (row - 3.5, column - 7.5)
+    assert math.hypot(*before) == pytest.approx(math.hypot(*after))
+    assert before[0] * after[0] + before[1] * after[1] == pytest.approx(0)
+
+
+@pytest.mark.parametrize("augmentation", ["none", "light", "full"])
+@pytest.mark.parametrize("modality", ["mri", "ct", "xray", "microscopy"])
+def test_a_seed_repeats_it_and_all_stays_finite(augmentation: str, modality: str) -> None:
+    batch = _batch(3, flat=modality in {"xray", "microscopy"})
+    chosen = strength(augmentation, modality)  # type: ignore[arg-type]
+    first, again, other = (_change(chosen, batch, seed) for seed in (1, 1, 2))
+    assert torch.equal(first["image"], again["image"])
+    assert torch.equal(first["label"], again["label"])
+    assert torch.equal(first["image"], other["image"]) == (augmentation == "none")
+    assert torch.isfinite(first["image"]).all()
+    assert first["image"].shape == batch["image"].shape
+
+
+ALONE = {
+    "noise": (0.5, 1.0),
+    "blur": (0.5, 0.5, 1.0),
+    "brightness": (0.5, 0.5, 0.6),
+    "contrast": (0.5, 0.5, 0.6),
+    "coarse": (0.5, 0.5),
+    "gamma": (0.5, 0.5, 0.6),
+    "inverted_gamma": (0.5, 0.5, 0.6),
+    "tint": (0.5, 0.3),
+}
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_each_change_touches_the_samples_that_were_chosen_and_no_other(name: str) -> None:
+    batch = _batch(16)
+    changed = _change(replace(Strength(), **{name: ALONE[name]}), batch)  # type: ignore[arg-type]
+    same = [torch.equal(a, b) for a, b in zip(changed["image"], batch["image"], strict=True)]
+    assert 2 <= sum(same) <= 14
+    assert torch.equal(changed["label"], batch["label"])
+
+
+def test_gamma_keeps_mean_and_spread_and_blur_takes_noise_away() -> None:
+    image = torch.rand(4, 1, 16, 16, 16)
+    bent = _change(Strength(gamma=(1.0, 0.5, 0.6)), {"image": image})["image"]
+    torch.testing.assert_close(bent.mean((2, 3, 4)), image.mean((2, 3, 4)), atol=1e-4, rtol=0)
+    torch.testing.assert_close(bent.std((2, 3, 4)), image.std((2, 3, 4)), atol=1e-4, rtol=0)
+    blurred = _change(Strength(blur=(1.0, 0.8, 1.0)), {"image": image})["image"]
+    assert (blurred.std((2, 3, 4)) < 0.5 * image.std((2, 3, 4))).all()
+    torch.testing.assert_close(blurred.mean((2, 3, 4)), image.mean((2, 3, 4)), atol=0.02, rtol=0)

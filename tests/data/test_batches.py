@@ -1,0 +1,82 @@
+"""Batches: every case once an epoch, each class as often at a patch's centre, and a stream that can be taken up again."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from oncofed.data.batches import Batches
+from oncofed.data.cases import read_cases
+from oncofed.data.inputs import Patches, object_distances
+from oncofed.data.prepared import PreparedCases
+from oncofed.data.spec import DataSpec, SplitSpec
+
+CPU = torch.device("cpu")
+DATA = DataSpec(dataset="balls", patch=(8, 8, 8))
+
+
+def _batches(site: Path, size: int = 2, seed: int = 1, data: DataSpec = DATA) -> Batches:
+    patches = Patches(data, "light", 3)
+    train = read_cases(site, SplitSpec(), 1).train
+    return Batches(PreparedCases(train, patches, CPU), patches, size, seed, CPU)
+
+
+def test_batches_have_shape_and_type(site: Path) -> None:
+    batch = next(_batches(site, 3))
+    assert batch["image"].shape == batch["label"].shape == (3, 1, 8, 8, 8)
+    assert (batch["image"].dtype, batch["label"].dtype) == (torch.float32, torch.uint8)
+
+
+def test_every_case_comes_once_before_any_comes_twice(site: Path) -> None:
+    stream = _batches(site, 3)
+    cases = len(stream._prepared)
+    drawn = [index for _ in range(cases) for index in stream._indices()]
+    for start in range(0, len(drawn), cases):
+        assert sorted(drawn[start : start + cases]) == list(range(cases))
+
+
+@pytest.mark.parametrize("before", [0, 1, 5])
+def test_a_stream_goes_on_from_its_state(site: Path, before: int) -> None:
+    first = _batches(site)
+    for _ in range(before):
+        next(first)
+    state = first.state()
+    expected = [next(first) for _ in range(4)]
+    second = _batches(site, seed=99)
+    second.restore(state)
+    for one in expected:
+        other = next(second)
+        assert all(torch.equal(values, other[name]) for name, values in one.items())
+
+
+def test_each_class_is_as_often_at_the_centre(site: Path) -> None:
+    patches = Patches(DATA.model_copy(update={"patch": (9, 9, 9)}), "none", 3)
+    prepared = patches.prepare(read_cases(site, SplitSpec(), 1).train[0])
+    # Away from the border the drawn voxel is the patch's own centre.
+    generator = torch.Generator().manual_seed(1)
+    centres = [int(patches.draw(prepared, generator)["label"][0, 4, 4, 4]) for _ in range(600)]
+    counts = Counter(centres)
+    assert counts[2] > 150
+    assert counts[1] > 100
+    assert counts[0] > 60
+
+
+def test_a_class_that_a_case_lacks_is_not_waited_for(site: Path) -> None:
+    patches = Patches(DATA, "none", 5)
+    prepared = patches.prepare(read_cases(site, SplitSpec(), 1).train[0])
+    assert len(prepared["centres.4"]) == 0
+    assert patches.draw(prepared, torch.Generator())["image"].shape == (1, 8, 8, 8)
+
+
+def test_distances_are_deepest_in_the_middle_of_each_object() -> None:
+    numbers = np.zeros((20, 20), np.int32)
+    numbers[2:9, 2:9], numbers[2:9, 9:14] = 3, 7  # they touch
+    depth = object_distances(numbers)
+    assert depth[5, 5] == depth[5, 11] == 1
+    assert depth[5, 8] < 0.5
+    assert depth[5, 9] < 0.5
+    assert (depth[numbers == 0] == 0).all()
