@@ -158,10 +158,11 @@ def test_registering_that_is_stopped_goes_on_where_it_was(tmp_path: Path, sent: 
     site = tmp_path / "in"
     for sub in ("images", "labels"):
         (site / sub).mkdir(parents=True)
-    image, label = make_volume(1, side=40)
-    for number in range(250):
-        nib.save(nib.Nifti1Image(image + np.float32(number), np.eye(4)), site / "images" / f"c{number}.nii.gz")
-        nib.save(nib.Nifti1Image(label, np.eye(4)), site / "labels" / f"c{number}.nii.gz")
+    cases = 1500
+    for sub, values in zip(("images", "labels"), make_volume(1, side=48), strict=True):
+        nib.save(nib.Nifti1Image(values, np.eye(4)), tmp_path / f"{sub}.nii.gz")
+        for number in range(cases):
+            (site / sub / f"c{number}.nii.gz").hardlink_to(tmp_path / f"{sub}.nii.gz")
     out, log = tmp_path / "set", tmp_path / "log.txt"
     index = out / ".index.sqlite"
     with started("data", "register", site, "--out", out, log=log) as process:
@@ -173,4 +174,4 @@ def test_registering_that_is_stopped_goes_on_where_it_was(tmp_path: Path, sent: 
     assert "Traceback" not in log.read_text()
     with started("data", "register", site, "--out", out, log=log) as process:
         assert process.wait(120) == 0, log.read_text()
-    assert len(json.loads((out / "dataset.json").read_text())["training"]) == 250
+    assert len(json.loads((out / "dataset.json").read_text())["training"]) == cases

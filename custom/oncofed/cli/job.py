@@ -55,6 +55,30 @@ def list_(json: Json = False) -> None:
 
 
 @app.command()
+def networks(json: Json = False) -> None:
+    """List the networks that a job may name."""
+    from oncofed.models import list_networks
+
+    found = list_networks()
+    if json:
+        rows = [
+            {"name": n.name, "kind": n.kind, "dimensions": list(n.dimensions), "channels": list(n.channels)}
+            for n in found
+        ]
+        typer.echo(jsonlib.dumps(rows, indent=2))
+        return
+    gives = {"dense": "values for each voxel", "image": "one class for an image", "bag": "one class for a slide"}
+    table = Table()
+    for heading in ("network", "gives", "images", "sides are multiples of", "its own channels"):
+        table.add_column(heading)
+    for network in found:
+        axes = " and ".join(f"{axes}D" for axes in network.dimensions) if network.kind != "bag" else "tiles of slides"
+        sides = str(network.divisor or 2 ** (len(network.channels) - 1)) if network.kind != "bag" else "–"
+        table.add_row(network.name, gives[network.kind], axes, sides, ", ".join(map(str, network.channels)))
+    Console().print(table)
+
+
+@app.command()
 def show(job: Job, json: Json = False) -> None:
     """Show a job with every default written out."""
     from oncofed.job.spec import read_any_job
@@ -65,8 +89,9 @@ def show(job: Job, json: Json = False) -> None:
 
 @app.command()
 def check(job: Job, json: Json = False) -> None:
-    """Check a job.yaml: settings, their values, and that its network can be built."""
+    """Check a job.yaml: settings, their values, and that its network takes a patch of the job's data and learns."""
     from oncofed.job.spec import ProfileJobSpec, find_job, read_any_job
+    from oncofed.models.weights import weights_of
 
     spec = read_any_job(job)
     if isinstance(spec, ProfileJobSpec):
@@ -78,9 +103,9 @@ def check(job: Job, json: Json = False) -> None:
                 f"{spec.profile.minimum_count}."
             )
         return
-    network = spec.plan().build_network()
+    network = spec.plan().try_network()
     parameters = sum(p.numel() for p in network.parameters())
-    megabytes = sum(v.numel() * v.element_size() for v in network.state_dict().values()) / 1e6
+    megabytes = sum(v.numel() * v.element_size() for v in weights_of(network).values()) / 1e6
     if json:
         typer.echo(jsonlib.dumps({"job": spec.name, "ok": True, "parameters": parameters, "exchange_mb": megabytes}))
         return

@@ -51,7 +51,7 @@ class Input(ABC):
     @property
     def settings(self) -> str:
         """Everything beside the case that what is prepared follows from."""
-        relevant = ("modality", "channels", "background", "orientation", "spacing", "patch")
+        relevant = ("modality", "channels", "window", "background", "orientation", "spacing", "patch")
         values = [getattr(self.spec, name) for name in relevant]
         return json.dumps([type(self).__name__, _VERSION, monai.__version__, *values, *self._more_settings()])
 

@@ -45,6 +45,9 @@ class DataSpec(StrictModel):
     channels: tuple[str, ...] = Field(
         ("image",), min_length=1, max_length=16, description="what each channel shows, such as [red, green, blue]"
     )
+    window: tuple[float, float] | None = Field(
+        None, description="CT: Hounsfield units that become 0 to 1; null: -1000 to 1000 become -1 to 1"
+    )
     background: Literal["as_is", "dark"] = Field(
         "as_is", description="dark: images whose background is bright are inverted, so that stains look alike"
     )
@@ -77,9 +80,11 @@ class DataSpec(StrictModel):
     def _fits_together(self) -> DataSpec:
         if self.spacing and len(self.spacing) != len(self.patch):
             raise ValueError(f"spacing has {len(self.spacing)} sides and patch {len(self.patch)}, expected as many")
-        for name in ("spacing_range", "size_range"):
+        if self.window and self.modality != "ct":
+            raise ValueError(f"window is for modality ct, the job's is {self.modality}")
+        for name in ("spacing_range", "size_range", "window"):
             pair = getattr(self, name)
-            if pair and pair[0] > pair[1]:
+            if pair and pair[0] >= pair[1] and (pair[0] > pair[1] or name == "window"):
                 raise ValueError(f"{name} is {list(pair)}, expected the smaller number first")
         return self
 

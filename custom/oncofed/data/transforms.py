@@ -101,8 +101,9 @@ def _to_grid(spec: DataSpec, keys: tuple[str, ...]) -> list[Any]:
 
 def _normalise(spec: DataSpec) -> list[Any]:
     if spec.modality == "ct":
-        low, high = _CT_WINDOW_HU
-        return [ScaleIntensityRanged("image", a_min=low, a_max=high, b_min=-1, b_max=1, clip=True)]
+        low, high = spec.window or _CT_WINDOW_HU
+        least = 0 if spec.window else -1
+        return [ScaleIntensityRanged("image", a_min=low, a_max=high, b_min=least, b_max=1, clip=True)]
     return [NormalizeIntensityd("image", channel_wise=True)]
 
 

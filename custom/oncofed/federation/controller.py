@@ -23,6 +23,7 @@ from oncofed.federation import exchange
 from oncofed.federation.aggregation import Contribution, weighted_mean
 from oncofed.federation.events import EVENTS_FILE, MODELS_FOLDER, EventLog
 from oncofed.federation.exchange import TASK_PREPARE, TASK_TRAIN, TASK_VALIDATE, Weights
+from oncofed.models.weights import weights_of
 from oncofed.training import Plan
 
 _PROGRESS_FIELDS = {"phase": str, "step": int, "steps": int, "loss": float}
@@ -104,8 +105,7 @@ class FederatedAveraging(Controller):
             steps_per_round=plan.training.steps_per_round,
             metric=plan.build_task().metric,
         )
-        network = plan.build_network()
-        weights = {name: value.clone() for name, value in network.state_dict().items()}
+        weights = {name: value.clone() for name, value in weights_of(plan.build_network()).items()}
         turn = self._ask(TASK_PREPARE, exchange.plain_message(), 0, "", weights, abort_signal, fl_ctx)
         if abort_signal.triggered:
             return

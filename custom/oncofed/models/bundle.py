@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from oncofed.data.spec import DataSpec
-from oncofed.models.networks import Request, network_config
+from oncofed.models.networks import Request, build_network, network_config
+from oncofed.models.weights import load_weights
 
 BUNDLE_NAME = "bundle"
 
@@ -36,8 +37,11 @@ def write_bundle(
     bundle = folder / BUNDLE_NAME
     for sub in ("configs", "models", "docs"):
         (bundle / sub).mkdir(parents=True, exist_ok=True)
+    # Under every name that the network has for them, as MONAI asks for.
+    network = build_network(request, 0)
+    load_weights(network, weights)
     # MONAI reads weights with torch.load(weights_only=True): tensors only.
-    torch.save(dict(weights), bundle / "models" / "model.pt")
+    torch.save(dict(network.state_dict()), bundle / "models" / "model.pt")
     _write(bundle / "configs" / "metadata.json", _metadata(title, request, data, classes))
     inference = _inference(request, data)
     _write(bundle / "configs" / "inference.json", inference)
@@ -113,9 +117,9 @@ def _inference(request: Request, data: DataSpec) -> dict[str, Any]:
             {
                 "_target_": "ScaleIntensityRanged",
                 "keys": "image",
-                "a_min": -1000.0,
-                "a_max": 1000.0,
-                "b_min": -1.0,
+                "a_min": data.window[0] if data.window else -1000.0,
+                "a_max": data.window[1] if data.window else 1000.0,
+                "b_min": 0.0 if data.window else -1.0,
                 "b_max": 1.0,
                 "clip": True,
             }

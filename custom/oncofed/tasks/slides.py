@@ -83,7 +83,7 @@ class Encoder:
             return
         if spec.weights is None:
             raise TrainingError(
-                f"task.encoder.weights is missing: {spec.network} needs a file of weights that every site has under one path"
+                f"task.encoder.weights is missing: {spec.network} needs a file of weights, at the same path everywhere"
             )
         path = Path(spec.weights).expanduser()
         try:
@@ -228,9 +228,7 @@ def slide_tiles(case: Case, data: DataSpec) -> SlideTiles:
     tiles = read_tiles(case.image, case.tiles)
     size, wanted = tiles.spec.size, data.patch[0]
     if size != wanted or set(data.patch) != {wanted}:
-        raise DataError(
-            f"its tiles have {size} pixels a side, expected {wanted}; register it with --tile-size {wanted}"
-        )
+        raise DataError(f"its tiles have {size} pixels a side, expected {wanted}; register it with --tile {wanted}")
     if data.spacing and abs(tiles.spec.mpp / (data.spacing[0] * 1000) - 1) > _SAME_RESOLUTION:
         mpp = data.spacing[0] * 1000
         raise DataError(
@@ -275,7 +273,7 @@ class SlideClassification(Classification):
     def attention(
         self, network: nn.Module, case: Case, device: torch.device
     ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-        """Return how much each tile of a slide counts (tile,), and its corner (tile, 2), x and y at the finest level."""
+        """Return how much each tile counts (tile,), and its corner (tile, 2): x and y in pixels of the finest level."""
         assert isinstance(network, AttentionMIL)
         bags, there, places = self._bag(case, device)
         weights = network.attention(bags, there)[0].float().cpu().numpy()

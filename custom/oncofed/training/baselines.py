@@ -24,10 +24,11 @@ from safetensors.torch import save_file
 
 from oncofed.data.cases import Case, Cases
 from oncofed.errors import TrainingError
+from oncofed.models.weights import Weights
 from oncofed.processes import deaf_to_interrupts, end_with_parent
 from oncofed.tasks import Evaluation
 from oncofed.training.plan import Plan
-from oncofed.training.trainer import Trainer, Weights
+from oncofed.training.trainer import Trainer
 
 
 @dataclass(frozen=True)

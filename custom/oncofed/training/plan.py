@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import torch
 from pydantic import Field, model_validator
 from torch import nn
 
 from oncofed.data.augment import Augmentation
 from oncofed.data.spec import DataSpec, StrictModel
+from oncofed.errors import SpecError
 from oncofed.models import ModelSpec, Request, build_network
 from oncofed.tasks import Task, TaskSpec, build_task
 
@@ -94,6 +96,33 @@ class Plan(StrictModel):
     def build_network(self) -> nn.Module:
         """Return the plan's network with its initial weights, on the CPU."""
         return build_network(self.network_request, self.seed)
+
+    def try_network(self) -> nn.Module:
+        """Build the network, let it look at one patch of noise, and return it.
+
+        Raises:
+            SpecError: the network cannot be built, or does not take the job's patch.
+        """
+        network, task = self.build_network(), self.build_task()
+        shape = (1, 2, task.in_channels) if task.network_kind == "bag" else (1, task.in_channels, *self.data.patch)
+        batch = {
+            "image": torch.randn(shape),
+            "bags": torch.randn(shape),
+            "there": torch.ones(shape[:2], dtype=torch.bool),
+        }
+        try:
+            with torch.no_grad():
+                output = task.forward(network.train(), batch)
+        except Exception as error:  # noqa: BLE001 - networks raise many types for an input that they do not take
+            raise SpecError(
+                f"{self.model.network} does not take a patch of {list(self.data.patch)} (data.patch): "
+                f"{str(error).splitlines()[0]}"
+            ) from None
+        wanted = (1, task.out_channels, *(self.data.patch if task.network_kind == "dense" else ()))
+        found = tuple(output[:, 0].shape if output.ndim > len(wanted) else output.shape)
+        if found != wanted:
+            raise SpecError(f"{self.model.network} answers with the shape {found}, the task expects {wanted}")
+        return network
 
     @property
     def total_steps(self) -> int:

@@ -18,12 +18,12 @@ from oncofed.data.batches import Batches
 from oncofed.data.cases import Case, Cases
 from oncofed.data.prepared import PreparedCases
 from oncofed.errors import TrainingError
+from oncofed.models.weights import Weights, load_weights, weights_of
 from oncofed.tasks import Evaluation
 from oncofed.training import checkpoint as checkpoints
 from oncofed.training.memory import checkpoint_blocks
 from oncofed.training.plan import Plan, TrainingSpec
 
-Weights = dict[str, Tensor]
 # Called with the steps done since the start of the run, and what reads the last loss: a GPU waits when it is called.
 OnStep = Callable[[int, Callable[[], float]], None]
 
@@ -109,11 +109,11 @@ class Trainer:
 
     def load_weights(self, weights: Weights) -> None:
         """Replace the network's weights; the optimizer's state stays."""
-        self.network.load_state_dict(weights)
+        load_weights(self.network, weights)
 
     def weights(self) -> Weights:
         """Return a copy of the network's weights on the CPU."""
-        return {name: value.detach().cpu().clone().contiguous() for name, value in self.network.state_dict().items()}
+        return {name: value.detach().cpu().clone().contiguous() for name, value in weights_of(self.network).items()}
 
     def train(self, steps: int, on_step: OnStep | None = None, should_stop: Callable[[], bool] | None = None) -> float:
         """Take ``steps`` optimizer steps and return their mean loss.
@@ -167,7 +167,7 @@ class Trainer:
     def save(self) -> None:
         """Keep all that a later process needs to go on to the same end, in the checkpoint's file."""
         assert self._checkpoint
-        tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
+        tensors = {f"network.{name}": value for name, value in weights_of(self.network).items()}
         optimizer = checkpoints.optimizer_tensors(self._optimizer)
         tensors |= {f"optimizer.{name}": value for name, value in optimizer.items()}
         tensors |= {f"batches.{name}": value for name, value in self.prepare().state().items()}

@@ -1,0 +1,41 @@
+"""A network's weights by name, each once."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from oncofed.errors import TrainingError
+
+Weights = dict[str, Tensor]
+
+
+def weights_of(network: nn.Module) -> Weights:
+    """Return a network's parameters and buffers, those that have several names under the first of them.
+
+    MONAI's DynUNet holds every layer under two names: sending both would double what travels.
+
+    Returns:
+        The tensors themselves, not copies.
+    """
+    found: Weights = {}
+    seen: set[tuple[int, tuple[int, ...]]] = set()
+    for name, values in network.state_dict().items():
+        place = (values.data_ptr(), tuple(values.shape))
+        if place not in seen or not values.numel():
+            seen.add(place)
+            found[name] = values
+    return found
+
+
+def load_weights(network: nn.Module, weights: Weights) -> None:
+    """Put weights into a network.
+
+    Raises:
+        TrainingError: they are not those of this network.
+    """
+    expected = weights_of(network)
+    if set(expected) != set(weights):
+        odd = sorted(set(expected) ^ set(weights))[0]
+        raise TrainingError(f"the weights are not those of this network (first difference: {odd})")
+    # Not strict: second names are left out, and follow the first ones.
+    network.load_state_dict(weights, strict=False)
