@@ -1,4 +1,4 @@
-"""Small datasets made on the spot: two nested balls in noise, written as NIfTI in Decathlon layout."""
+"""Small datasets made on the spot: nested balls in noise, textures, nuclei, slides."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import tifffile
+from PIL import Image
 
 CLASSES = {1: "shell", 2: "core"}
 
@@ -53,3 +55,82 @@ def write_job(folder: Path, text: str = JOB) -> Path:
     file = folder / "job.yaml"
     file.write_text(text)
     return file
+
+
+def make_textures(folder: Path, classes: list[str], each: int = 12, side: int = 32, colours: int = 3) -> Path:
+    """Write one folder of images a class, each class with stripes of another width, and return the folder."""
+    rng = np.random.default_rng(0)
+    for value, name in enumerate(classes):
+        (folder / name.replace(" ", "_")).mkdir(parents=True)
+        for number in range(each):
+            waves = np.sin(np.arange(side) * 2 * np.pi * (value + 1) / side + rng.uniform(0, 6))
+            image = 128 + 90 * waves[:, None, None] + rng.normal(0, 10, (side, side, colours))
+            pixels = image.clip(0, 255).astype(np.uint8)
+            path = folder / name.replace(" ", "_") / f"{value}-{number}.png"
+            Image.fromarray(pixels if colours == 3 else pixels[..., 0]).save(path)
+    return folder
+
+
+def make_nuclei(folder: Path, count: int = 12, side: int = 96) -> Path:
+    """Write fields of bright discs, some of which touch, with masks that number them, and return the folder."""
+    rng = np.random.default_rng(0)
+    for sub in ("images", "masks"):
+        (folder / sub).mkdir(parents=True)
+    y, x = np.mgrid[:side, :side]
+    for field in range(count):
+        numbers, shade = np.zeros((side, side), np.uint16), np.zeros((side, side))
+        for number in range(1, 13 + field):
+            row, column, radius = (*rng.uniform(6, side - 6, 2), rng.uniform(4, 8))
+            distance = np.hypot(y - row, x - column) / radius
+            own = (distance < 1) & (numbers == 0)
+            numbers[own], shade[own] = number, 200 - 100 * distance[own] ** 2
+        image = 40 + shade[..., None] + rng.normal(0, 12, (side, side, 3))
+        Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(folder / "images" / f"f{field}.png")
+        Image.fromarray(numbers).save(folder / "masks" / f"f{field}.png")
+    return folder
+
+
+def make_slides(
+    folder: Path, count: int, side: int = 2048, seed: int = 0
+) -> dict[str, tuple[int, int, int, int] | None]:
+    """Write slides of pink tissue with dark nuclei, and a table of their classes.
+
+    In every other slide a region of less than 2 % of the tissue has nuclei that are larger and denser.
+
+    Returns:
+        file name -> (x, y, width, height) of that region in pixels; None where a slide has none.
+    """
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    truth: dict[str, tuple[int, int, int, int] | None] = {}
+    rows = ["image,label,patient"]
+    for number in range(count):
+        tumour = number % 2 == 1
+        pixels = np.full((side, side, 3), 243, np.uint8)
+        margin = side // 8
+        tissue = (slice(margin, side - margin), slice(margin, side - margin))
+        stain = np.array([226, 160, 196]) + rng.normal(0, 8, 3)
+        pixels[tissue] = (stain + rng.normal(0, 7, (side - 2 * margin, side - 2 * margin, 3))).clip(0, 255)
+        _nuclei(pixels, rng, margin, margin, side - 2 * margin, radius=4, every=900)
+        region = None
+        if tumour:
+            size = side // 8
+            x, y = (int(v) for v in rng.integers(margin, side - margin - size, 2))
+            region = (x, y, size, size)
+            _nuclei(pixels, rng, x, y, size, radius=7, every=350)
+        name = f"slide-{number:03d}.tif"
+        resolution = {"resolution": (1e4, 1e4), "resolutionunit": "CENTIMETER"}
+        tifffile.imwrite(folder / name, pixels, tile=(256, 256), photometric="rgb", compression="jpeg", **resolution)
+        truth[name] = region
+        rows.append(f"{name},{'tumour' if tumour else 'normal'},P{number}")
+    (folder / "labels.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return truth
+
+
+def _nuclei(pixels: np.ndarray, rng: np.random.Generator, x: int, y: int, size: int, radius: int, every: int) -> None:
+    offsets = np.arange(-radius, radius + 1)
+    disc = np.add.outer(offsets**2, offsets**2) <= radius**2
+    rows, columns = np.nonzero(disc)
+    for row, column in rng.integers(radius, size - radius, (size * size // every, 2)):
+        at = (y + row + rows - radius, x + column + columns - radius)
+        pixels[at] = (np.array([92, 58, 138]) + rng.normal(0, 10, 3)).clip(0, 255)

@@ -1,4 +1,4 @@
-"""Batches: every case once an epoch, each class as often at a patch's centre, and a stream that can be taken up again."""
+"""Batches: every case once an epoch, each class as often at a centre, and a stream that can be taken up again."""
 
 from __future__ import annotations
 

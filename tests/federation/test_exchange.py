@@ -26,7 +26,10 @@ def test_weights_survive_flares_serializer_to_the_bit_and_are_no_pickle() -> Non
 
 
 def test_an_update_carries_weights_cases_and_approved_numbers_only() -> None:
-    numbers = {"evaluation": exchange.evaluation_numbers(Evaluation(0.5, {"core": 0.5}, {"hd95_mm.core": 2.0}, 3, (0.4, 0.6))), "train_s": 1.5}
+    numbers = {
+        "evaluation": exchange.evaluation_numbers(Evaluation(0.5, {"core": 0.5}, {"hd95_mm.core": 2.0}, 3, (0.4, 0.6))),
+        "train_s": 1.5,
+    }
     weights, cases, read = exchange.read_update_message(exchange.update_message(WEIGHTS, 12, numbers))
     assert cases == 12
     assert read == numbers

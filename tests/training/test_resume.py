@@ -75,7 +75,7 @@ def test_what_is_kept_is_readable_by_its_owner_alone_and_names_no_case(plan: Pla
 def test_a_checkpoint_of_something_else_or_a_broken_one_is_refused(plan: Plan, site: Path, tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoint"
     _trainer(plan, site, checkpoint).train(1)
-    with pytest.raises(TrainingError, match="of another job, site or network. Delete it"):
+    with pytest.raises(TrainingError, match=r"of another job, site or network\. Delete it"):
         _trainer(plan.model_copy(update={"seed": 9}), site, checkpoint)
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     with pytest.raises(TrainingError, match="not a checkpoint of a training"):

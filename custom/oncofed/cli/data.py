@@ -106,6 +106,40 @@ def register(
 
 
 @app.command()
+def get(
+    name: Annotated[str | None, typer.Argument(help="Of the dataset; leave it away to see which there are.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for it; by default public in the workspace.")] = None,
+    json: Json = False,
+    workspace: Workspace = DEFAULT_WORKSPACE,
+) -> None:
+    """Fetch a public dataset for one of the jobs: with its checksum, and going on after a break."""
+    from oncofed.data.public import PUBLIC
+    from oncofed.data.public import get as fetch
+
+    if name is None:
+        if json:
+            typer.echo(jsonlib.dumps({key: vars(public) for key, public in PUBLIC.items()}, indent=2))
+            return
+        table = Table()
+        for heading in ("name", "what it is", "MB", "licence", "job"):
+            table.add_column(heading, overflow="fold")
+        for key, public in PUBLIC.items():
+            table.add_row(key, public.title, f"{public.megabytes:,}", public.licence, public.job)
+        Console().print(table)
+        return
+    with ended_by_signals(), _progress(progress_console(json)) as advance:
+        folder = fetch(name, out or workspace / "public", advance)
+    public = PUBLIC[name]
+    if json:
+        typer.echo(jsonlib.dumps({"name": name, "folder": str(folder), "job": public.job, "dataset": public.dataset}))
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"{folder}: {public.title} ({public.licence})")
+    console.print(f"Next: oncofed data register {folder} --dataset {public.dataset}")
+    console.print(f"Then: oncofed data check {public.job} {public.dataset}")
+
+
+@app.command()
 def check(
     job: Annotated[str, typer.Argument(help="A job's name, its folder, or its job.yaml.")],
     dataset: Dataset,

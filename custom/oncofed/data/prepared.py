@@ -134,6 +134,8 @@ def prepare_all(cases: Sequence[Case], input_: Input, keep: bool = True) -> Iter
             missing.append((number, path))
         else:
             yield number, found
+    if not missing:
+        return
     for index, prepared in input_.prepare_all([cases[number] for number, _ in missing]):
         number, path = missing[index]
         if path:

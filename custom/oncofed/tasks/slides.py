@@ -29,6 +29,7 @@ from oncofed.data.tiles import SlideTiles, read_tiles, stream_tiles
 from oncofed.errors import DataError, TrainingError
 from oncofed.models.mil import AttentionMIL
 from oncofed.models.networks import Kind, ModelSpec, Request, build_network
+from oncofed.models.weights import load_weights
 from oncofed.tasks.classification import ClassesSpec, Classification, Classified, caption
 from oncofed.tasks.pictures import Picture
 from oncofed.tasks.segmentation import inference_type
@@ -93,12 +94,10 @@ class Encoder:
         norm: Literal["batch", "group"] = "batch" if any("running_mean" in name for name in weights) else "group"
         model = ModelSpec(network=spec.network, norm=norm, arguments={"feed_forward": False})
         network = build_network(Request(model, 3, 2, 2, (256, 256)), 0)
-        missing = network.load_state_dict({k: v for k, v in weights.items() if not k.startswith("fc.")}, strict=False)
-        if missing.missing_keys or missing.unexpected_keys:
-            odd = (*missing.missing_keys, *missing.unexpected_keys)[0]
-            raise TrainingError(
-                f"the encoder's weights are not those of MONAI's {spec.network} (first difference: {odd})"
-            )
+        try:
+            load_weights(network, {name: value for name, value in weights.items() if not name.startswith("fc.")})
+        except (TrainingError, RuntimeError):
+            raise TrainingError(f"the encoder's weights {path.name} are not those of MONAI's {spec.network}") from None
         self._network = network.eval().to(device)
         self.digest = f"{spec.network} {hashlib.sha256(path.read_bytes()).hexdigest()}"
         self.size = {"resnet18": 512, "resnet50": 2048}[spec.network]

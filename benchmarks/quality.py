@@ -1,0 +1,152 @@
+"""How good the models become in ten minutes on this machine, on patients that were held out.
+
+All data in one place, one process, no federation: what the training itself reaches. Each run measures its speed first
+and chooses as many steps as fit into its time.
+
+- hippocampus: 3D segmentation (Medical Segmentation Decathlon, task 4);
+- nuclei: single objects in all stains (BBBC038);
+- slides: generated slides, half of which hold a small region of another texture; only the slide's label is known.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from oncofed.data.cases import Cases, usable_cases
+from oncofed.data.register import Request, register
+from oncofed.data.slides import TileSpec
+from oncofed.job.run import environment
+from oncofed.job.spec import JobSpec, read_job
+from oncofed.tasks import SlideClassification
+from oncofed.training import Evaluation, Trainer
+from synthetic import make_slides
+
+_TARGETS = {"hippocampus": ("Dice", 0.86), "nuclei": ("Dice", 0.85), "slides": ("AUROC", 0.95)}
+_SLIDES = 120
+_SHARE_FOR_TRAINING = 0.9
+
+
+def main() -> None:
+    """Run, print and keep the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=list(_TARGETS))
+    parser.add_argument("--data", type=Path, help="folder of the images; slides are generated")
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--out", type=Path, help="write the figures as JSON")
+    arguments = parser.parse_args()
+    if arguments.task != "slides" and not arguments.data:
+        parser.error(f"--data: the folder of {arguments.task} is missing")
+    warnings.filterwarnings("ignore")
+    with tempfile.TemporaryDirectory(prefix="oncofed-quality-") as folder:
+        programs = {"hippocampus": hippocampus, "nuclei": nuclei, "slides": slides}
+        figures = programs[arguments.task](Path(folder), arguments.data, arguments.minutes * 60)
+    figures["machine"] = {**environment(), "cores": os.cpu_count()}
+    metric, target = _TARGETS[arguments.task]
+    print(json.dumps(figures, indent=2))
+    print(f"{arguments.task}: {metric} {figures['score']:.3f}, target {target}")
+    if arguments.out:
+        arguments.out.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def hippocampus(folder: Path, data: Path, seconds: float) -> dict[str, Any]:
+    """Train on volumes of the hippocampus."""
+    register(Request(data, "hippocampus", folder / "set"))
+    spec = read_job("hippocampus_segmentation").changed(
+        {
+            "data": {"patch": [40, 56, 40]},
+            "model": {"network": "unet", "channels": [16, 32, 64, 128], "residual_units": 0},
+            "training": {"augmentation": "full", "batch_size": 4, "warmup_steps": 50},
+            "task": {"mirror": True, "overlap": 0.5},
+        }
+    )
+    evaluation, facts, _ = train_for(spec, folder / "set", seconds)
+    return {"score": evaluation.mean, **facts}
+
+
+def nuclei(folder: Path, data: Path, seconds: float) -> dict[str, Any]:
+    """Train on nuclei of every stain."""
+    register(Request(data, "nuclei", folder / "set", "segmentation"))
+    spec = read_job("nuclei_segmentation").changed(
+        {"training": {"augmentation": "full", "batch_size": 8, "warmup_steps": 50}, "task": {"overlap": 0.5}}
+    )
+    evaluation, facts, _ = train_for(spec, folder / "set", seconds)
+    return {"score": evaluation.more["dice"], **facts}
+
+
+def slides(folder: Path, data: Path | None, seconds: float) -> dict[str, Any]:
+    """Train on generated slides, and ask whether the attention lies on the region that makes the label."""
+    truth = make_slides(folder / "in", _SLIDES)
+    spec_of_tiles = TileSpec(128, 1.0, 0.25)
+    labels = folder / "in" / "labels.csv"
+    register(Request(folder / "in", "slides", folder / "set", "slides", table=labels, tiles=spec_of_tiles))
+    spec = read_job("slide_classification").changed({"data": {"patch": [128, 128], "minimum_cases": 2}})
+    evaluation, facts, trainer = train_for(spec, folder / "set", min(seconds, 60))
+    task = trainer.task
+    assert isinstance(task, SlideClassification)
+    found = []
+    trainer.network.eval()
+    for case in trainer.cases.test:
+        region = truth.get(Path(case.entry.source or "").name) if case.entry else None
+        if region is None:
+            continue
+        weights, places = task.attention(trainer.network, case, trainer.device)
+        x, y = places[int(weights.argmax())]
+        # The tile that counts most touches the region.
+        found.append(
+            all(low - 128 < at < low + size for at, low, size in zip((x, y), region[:2], region[2:], strict=True))
+        )
+    return {"score": evaluation.mean, "attention_finds_region": float(np.mean(found)), "of_slides": len(found), **facts}
+
+
+def train_for(spec: JobSpec, dataset: Path, seconds: float) -> tuple[Evaluation, dict[str, Any], Trainer]:
+    """Train as many steps as fit into the time, and score the held-out patients."""
+    plan = spec.plan()
+    labels = plan.build_task().label_kind
+    cases = usable_cases(dataset, plan.data, plan.task.vocabulary, plan.seed, "here", labels=labels).cases
+    begun = time.perf_counter()
+    steps = _steps_within(spec, cases, seconds * _SHARE_FOR_TRAINING)
+    trainer = Trainer(_with_steps(spec, steps).plan(), cases, "here")
+    trainer.train(steps)
+    trained = time.perf_counter() - begun
+    evaluation = trainer.evaluate(cases.test, detailed=True)
+    facts = {
+        "interval": evaluation.interval,
+        "by_class": evaluation.by_class,
+        "more": evaluation.more,
+        "cases": {"training": len(cases.train), "test": evaluation.cases},
+        "steps": steps,
+        "seconds": trained,
+    }
+    return evaluation, facts, trainer
+
+
+def _steps_within(spec: JobSpec, cases: Cases, seconds: float) -> int:
+    begun = time.perf_counter()
+    probe = Trainer(_with_steps(spec, 1000).plan(), cases, "probe")
+    probe.train(3)
+    prepared = time.perf_counter()
+    probe.train(20)
+    each = (time.perf_counter() - prepared) / 20
+    return max(20, int((seconds - 2 * (prepared - begun)) / each))
+
+
+def _with_steps(spec: JobSpec, steps: int) -> JobSpec:
+    return spec.changed({"training": {"steps_per_round": steps}, "federation": {"rounds": 1}})
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(os.cpu_count() or 1)
+    main()

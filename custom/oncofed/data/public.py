@@ -1,0 +1,231 @@
+"""Public datasets: fetched with a checksum, taken up again after a break, unpacked into folders to register."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import shutil
+import tarfile
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from oncofed.errors import DataError
+
+Progress = Callable[[str, int, int], None]
+
+_BLOCK = 1 << 20
+_SECONDS_OF_SILENCE = 60
+_AWS = "https://msd-for-monai.s3-us-west-2.amazonaws.com"
+_ZENODO = "https://zenodo.org/records/10519652/files"
+
+
+@dataclass(frozen=True)
+class PublicSet:
+    """A dataset that anybody may fetch.
+
+    Attributes:
+        title: one line.
+        url: of its one file.
+        md5: of that file, as its publishers give it.
+        megabytes: of that file, about.
+        licence: under which it is published.
+        job: that it is for.
+        dataset: name under which that job looks for it.
+        classes: of images that lie in one array; empty for an archive of files.
+        folder: what an archive unpacks to.
+    """
+
+    title: str
+    url: str
+    md5: str
+    megabytes: int
+    licence: str
+    job: str
+    dataset: str
+    classes: tuple[str, ...] = ()
+    folder: str = ""
+
+    @property
+    def file(self) -> str:
+        """Name of the file."""
+        return self.url.rpartition("/")[2].partition("?")[0]
+
+
+# Addresses and checksums: MONAI's DecathlonDataset and MedMNIST 3.0.2.
+PUBLIC = {
+    "hippocampus": PublicSet(
+        "Medical Segmentation Decathlon, task 4: hippocampus on MRI",
+        f"{_AWS}/Task04_Hippocampus.tar",
+        "9d24dba78a72977dbd1d2e110310f31b",
+        28,
+        "CC-BY-SA 4.0",
+        "hippocampus_segmentation",
+        "hippocampus",
+        folder="Task04_Hippocampus",
+    ),
+    "spleen": PublicSet(
+        "Medical Segmentation Decathlon, task 9: spleen on CT",
+        f"{_AWS}/Task09_Spleen.tar",
+        "410d4a301da4e5b2f6f86ec3ddba524e",
+        1600,
+        "CC-BY-SA 4.0",
+        "ct_organ_segmentation",
+        "spleen",
+        folder="Task09_Spleen",
+    ),
+    "pathmnist": PublicSet(
+        "MedMNIST: 107,180 tiles of colorectal H&E slides, 64 pixels a side",
+        f"{_ZENODO}/pathmnist_64.npz?download=1",
+        "55aa9c1e0525abe5a6b9d8343a507616",
+        1080,
+        "CC-BY 4.0",
+        "tile_classification",
+        "tiles",
+        (
+            "adipose",
+            "background",
+            "debris",
+            "lymphocytes",
+            "mucus",
+            "smooth muscle",
+            "normal colon mucosa",
+            "cancer-associated stroma",
+            "colorectal adenocarcinoma epithelium",
+        ),
+    ),
+    "pneumoniamnist": PublicSet(
+        "MedMNIST: 5,856 chest X-rays of children, 128 pixels a side",
+        f"{_ZENODO}/pneumoniamnist_128.npz?download=1",
+        "05b46931834c231683c68f40c47b2971",
+        65,
+        "CC-BY 4.0",
+        "xray_classification",
+        "chest_xray",
+        ("normal", "pneumonia"),
+    ),
+}
+
+
+def get(name: str, target: Path, progress: Progress | None = None) -> Path:
+    """Fetch a public dataset and unpack it; what is there already is not fetched again.
+
+    Args:
+        name: of ``PUBLIC``.
+        target: folder for the file and what it unpacks to.
+        progress: called with (what is done, bytes or images done, of how many).
+
+    Returns:
+        The folder to register.
+
+    Raises:
+        DataError: there is no such dataset, no network, or the file is not what was published.
+    """
+    if name not in PUBLIC:
+        raise DataError(f"unknown public dataset {name!r}; known are {', '.join(sorted(PUBLIC))}.")
+    public = PUBLIC[name]
+    progress = progress or (lambda what, done, total: None)
+    target.mkdir(parents=True, exist_ok=True)
+    unpacked = target / (public.folder or name)
+    if unpacked.is_dir():
+        return unpacked
+    file = _fetch(public, target / public.file, progress)
+    partly = target / f".{unpacked.name}.unfinished"
+    shutil.rmtree(partly, ignore_errors=True)
+    partly.mkdir()
+    if public.classes:
+        _write_images(file, partly, public.classes, progress)
+        partly.replace(unpacked)
+    else:
+        progress("unpacking", 0, 0)
+        _unpack(file, partly)
+        (partly / public.folder).replace(unpacked)
+        shutil.rmtree(partly)
+    return unpacked
+
+
+def _fetch(public: PublicSet, file: Path, progress: Progress) -> Path:
+    """Return the whole, checked file; a part that is there is gone on with."""
+    if file.is_file():
+        _require_checksum(public, file, progress)
+        return file
+    part = file.with_name(f"{file.name}.part")
+    try:
+        _download(public.url, part, progress)
+    except (OSError, http.client.HTTPException, urllib.error.URLError) as error:
+        reason = getattr(error, "reason", error)
+        raise DataError(
+            f"{public.url} cannot be fetched ({reason}). What has arrived is kept: run the command again to go on. "
+            f"Without a network, put the file there yourself: {file}"
+        ) from None
+    _require_checksum(public, part, progress)
+    return part.replace(file)
+
+
+def _download(url: str, part: Path, progress: Progress) -> None:
+    there = part.stat().st_size if part.is_file() else 0
+    headers = {"Range": f"bytes={there}-"} if there else {}
+    request = urllib.request.Request(url, headers=headers)  # noqa: S310 - from the table above
+    try:
+        answer = urllib.request.urlopen(request, timeout=_SECONDS_OF_SILENCE)  # noqa: S310 - the same
+    except urllib.error.HTTPError as error:
+        if there and error.code == 416:  # nothing lies beyond what is there: it is whole
+            return
+        raise
+    with answer:
+        if there and answer.status != 206:  # a server that cannot go on sends all of it again
+            there = 0
+        total = there + int(answer.headers.get("Content-Length") or 0)
+        with part.open("ab" if there else "wb") as out:
+            while block := answer.read(_BLOCK):
+                out.write(block)
+                there += len(block)
+                progress("fetching", there, total)
+    if there < total:
+        raise ConnectionError(f"the connection ended after {there} of {total} bytes")
+
+
+def _require_checksum(public: PublicSet, file: Path, progress: Progress) -> None:
+    progress("checking", 0, 0)
+    digest = hashlib.md5(usedforsecurity=False)
+    with file.open("rb") as content:
+        while block := content.read(_BLOCK):
+            digest.update(block)
+    if digest.hexdigest() != public.md5:
+        found = digest.hexdigest()
+        size = file.stat().st_size
+        file.unlink()
+        raise DataError(
+            f"{file.name}: its MD5 is {found} ({size} bytes), expected {public.md5}. It was removed; fetch it again."
+        )
+
+
+def _unpack(file: Path, folder: Path) -> None:
+    try:
+        with tarfile.open(file) as archive:
+            # "data" refuses paths out of the folder, links out of it, and devices.
+            archive.extractall(folder, filter="data")
+    except tarfile.TarError as error:
+        shutil.rmtree(folder)
+        raise DataError(f"{file.name} is no archive that can be unpacked ({error})") from None
+
+
+def _write_images(file: Path, folder: Path, classes: tuple[str, ...], progress: Progress) -> None:
+    """Write the images of a MedMNIST array as PNG, one folder a class under a folder for each of its splits."""
+    rows = ["image,label,split"]
+    with np.load(file) as arrays:
+        for split, name in (("train", "training"), ("val", "validation"), ("test", "test")):
+            images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"].reshape(-1)
+            for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+                path = folder / name / classes[int(label)].replace(" ", "_") / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(image).save(path, compress_level=1)
+                rows.append(f"{path.relative_to(folder)},{classes[int(label)]},{name}")
+                if number % 100 == 0:
+                    progress(f"writing {name} images", number, len(images))
+    (folder / "cases.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")

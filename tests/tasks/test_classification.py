@@ -1,0 +1,106 @@
+"""Figures of a classifier, and that it learns textures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from oncofed.data.cases import usable_cases
+from oncofed.data.register import Request, register
+from oncofed.data.spec import DataSpec
+from oncofed.models import ModelSpec
+from oncofed.tasks import Classification, ClassificationSpec
+from oncofed.tasks.base import confidence
+from oncofed.tasks.classification import Classified, class_scores
+from oncofed.training import Plan, Trainer, TrainingSpec
+from synthetic import make_textures
+
+CLASSES = {0: "clear", 1: "pneumonia"}
+TASK = Classification(ClassificationSpec(classes=CLASSES), DataSpec(dataset="x", modality="xray", patch=(32, 32)))
+
+
+def _said(*probabilities: float) -> np.ndarray:
+    second = np.array(probabilities)
+    return np.stack([1 - second, second], axis=1)
+
+
+@given(st.lists(st.tuples(st.floats(0.01, 0.99), st.integers(0, 1)), min_size=2, max_size=30))
+def test_the_area_is_the_share_of_pairs_in_the_right_order(cases: list[tuple[float, int]]) -> None:
+    found, labels = _said(*(p for p, _ in cases)), np.array([label for _, label in cases])
+    scores = class_scores(found, labels, CLASSES)
+    ill, well = found[labels == 1, 1], found[labels == 0, 1]
+    if not len(ill) or not len(well):
+        assert scores.mean is None
+        return
+    pairs = (ill[:, None] > well[None]).mean() + 0.5 * (ill[:, None] == well[None]).mean()
+    assert scores.mean == pytest.approx(pairs)
+    assert 0 <= scores.more["calibration_error"] <= 1
+    assert 0 <= scores.more["balanced_accuracy"] <= 1
+
+
+def test_a_classifier_that_is_as_sure_as_it_is_right_is_calibrated() -> None:
+    sure = class_scores(_said(*[0.75] * 4), np.array([1, 1, 1, 0]), CLASSES)
+    assert sure.more["calibration_error"] == pytest.approx(0)
+    too_sure = class_scores(_said(*[0.95] * 4), np.array([1, 1, 0, 0]), CLASSES)
+    assert too_sure.more["calibration_error"] == pytest.approx(0.45)
+
+
+def test_a_patients_images_count_as_one() -> None:
+    many = [("a", Classified(np.array([0.9, 0.1]), 1))] * 50
+    others = [("b", Classified(np.array([0.2, 0.8]), 1)), ("c", Classified(np.array([0.4, 0.6]), 0))]
+    assert TASK.summarise([*many, *others]).mean == pytest.approx(0.5)
+
+
+def test_the_interval_holds_the_mean_and_narrows_with_patients() -> None:
+    rng = np.random.default_rng(0)
+
+    def outcomes(count: int) -> list[tuple[str, Classified]]:
+        said = [(number, rng.normal(number % 2, 1.0)) for number in range(count)]
+        odds = [(number, 1 / (1 + np.exp(-value))) for number, value in said]
+        return [(str(number), Classified(np.array([1 - p, p]), number % 2)) for number, p in odds]
+
+    few, many = outcomes(20), outcomes(200)
+    wide, narrow = confidence(TASK.summarise, few), confidence(TASK.summarise, many)
+    assert wide
+    assert narrow
+    mean = TASK.summarise(many).mean
+    assert mean is not None
+    assert narrow[0] < mean < narrow[1]
+    assert narrow[1] - narrow[0] < 0.6 * (wide[1] - wide[0])
+    assert confidence(TASK.summarise, few[:2]) is None
+
+
+def test_classes_are_numbered_from_zero() -> None:
+    with pytest.raises(ValidationError, match="expected \\[0, 1\\]"):
+        ClassificationSpec(classes={1: "a", 2: "b"})
+
+
+@pytest.mark.parametrize("names", [["Clear", "pneumonia"], ["pneumonia", "clear"]])
+def test_it_learns_and_matches_classes_by_name(tmp_path: Path, names: list[str]) -> None:
+    register(Request(make_textures(tmp_path / "in", names, each=16), "x", tmp_path / "set", "classification"))
+    data = DataSpec(dataset="x", modality="xray", channels=("grey",), patch=(32, 32))
+    plan = Plan(
+        data=data,
+        task=ClassificationSpec(classes=CLASSES),
+        model=ModelSpec(
+            network="densenet121", arguments={"init_features": 16, "growth_rate": 16, "block_config": [2, 2]}
+        ),
+        training=TrainingSpec(steps_per_round=40, batch_size=8, learning_rate=3e-3, warmup_steps=0),
+        rounds=1,
+    )
+    cases = usable_cases(tmp_path / "set", data, CLASSES, 1, "here", labels="class").cases
+    trainer = Trainer(plan, cases, "here")
+    trainer.train(40)
+    evaluation = trainer.evaluate(cases.test, detailed=True)
+    assert evaluation.mean is not None
+    assert evaluation.mean > 0.9
+    assert set(evaluation.more) == {"auprc", "balanced_accuracy", "calibration_error"}
+    case = next(case for case in cases.test if case.image.resolve().parent.name.lower() == "clear")
+    assert case.class_label == 0
+    picture = trainer.task.picture(trainer.network, case, trainer.device)
+    assert picture.caption.startswith("clear; model: ")

@@ -1,0 +1,157 @@
+"""Slides from weak labels: features once a slide, attention on the region that makes the label."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from oncofed.data.cases import Cases, usable_cases
+from oncofed.data.prepared import CACHE_FOLDER
+from oncofed.data.register import Request, register
+from oncofed.data.slides import TileSpec
+from oncofed.data.spec import DataSpec
+from oncofed.data.tiles import read_tiles, stream_tiles
+from oncofed.errors import DataError, TrainingError
+from oncofed.models import ModelSpec, build_network
+from oncofed.models import Request as NetworkRequest
+from oncofed.models.weights import weights_of
+from oncofed.tasks import SlideClassification, SlideClassificationSpec
+from oncofed.tasks.slides import Encoder, EncoderSpec, extract
+from oncofed.training import Plan, Trainer, TrainingSpec
+from synthetic import make_slides
+
+pytest.importorskip("tifffile")
+
+CLASSES = {0: "normal", 1: "tumour"}
+DATA = DataSpec(dataset="slides", modality="microscopy", channels=("r", "g", "b"), patch=(64, 64))
+CPU = torch.device("cpu")
+Truth = dict[str, tuple[int, int, int, int] | None]
+
+
+@pytest.fixture(scope="module")
+def slides(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Truth]:
+    """A registered dataset of slides, and where each one's region is."""
+    folder = tmp_path_factory.mktemp("slides")
+    truth = make_slides(folder / "in", 40, side=768)
+    table = folder / "in" / "labels.csv"
+    register(Request(folder / "in", "slides", folder / "set", "slides", table=table, tiles=TileSpec(64, 1.0, 0.25)))
+    return folder / "set", truth
+
+
+def _cases(dataset: Path) -> Cases:
+    return usable_cases(dataset, DATA, CLASSES, 1, "here", labels="class").cases
+
+
+def test_attention_finds_the_region_that_makes_the_label(slides: tuple[Path, Truth]) -> None:
+    dataset, truth = slides
+    cases = _cases(dataset)
+    plan = Plan(
+        data=DATA,
+        task=SlideClassificationSpec(classes=CLASSES),
+        model=ModelSpec(network="attention_mil"),
+        training=TrainingSpec(steps_per_round=200, batch_size=8, learning_rate=3e-3, warmup_steps=0),
+        rounds=1,
+    )
+    trainer = Trainer(plan, cases, "here")
+    trainer.train(200)
+    evaluation = trainer.evaluate(cases.test, detailed=True)
+    assert evaluation.mean is not None
+    assert evaluation.mean >= 0.95
+    task = trainer.task
+    assert isinstance(task, SlideClassification)
+    hits = []
+    for case in cases.test:
+        region = truth[str(case.image.resolve().name)]
+        weights, places = task.attention(trainer.network, case, CPU)
+        assert weights.sum() == pytest.approx(1, abs=1e-3)
+        assert len(weights) == len(places)
+        if region:
+            corner = places[int(weights.argmax())]
+            hits.append(
+                all(low - 64 < at < low + size for at, low, size in zip(corner, region[:2], region[2:], strict=True))
+            )
+    assert np.mean(hits) > 0.7
+    picture = task.picture(trainer.network, cases.test[0], CPU)
+    assert picture.heat is not None
+    assert picture.heat.shape == picture.image.shape[:2]
+    assert picture.heat.max() == 1
+
+
+def test_features_are_found_once_and_taken_up_after_a_break(
+    slides: tuple[Path, Truth], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset, _ = slides
+    cases = _cases(dataset)
+    for path in (dataset / CACHE_FOLDER).glob("*"):
+        path.unlink()
+    task = SlideClassification(SlideClassificationSpec(classes=CLASSES), DATA)
+    bags = task.input("none")
+    stream = bags.prepare_all(cases.train[:3])
+    next(stream)
+    stream.close()  # as a process that is killed after its first slide
+    expected = dict(bags.prepare_all(cases.train[:3]))
+    assert {len(prepared["bags"]) == len(prepared["places"]) for prepared in expected.values()} == {True}
+    assert all(prepared["bags"].dtype == torch.bfloat16 for prepared in expected.values())
+    plan = Plan(
+        data=DATA, task=task._spec, model=ModelSpec(network="attention_mil"), training=TrainingSpec(batch_size=4)
+    )
+    Trainer(plan, cases, "here").prepare()
+    monkeypatch.setattr("oncofed.tasks.slides.stream_tiles", lambda *a: pytest.fail("a tile was read"))
+    trainer = Trainer(plan, cases, "here")
+    batch = next(trainer.prepare())
+    assert batch["bags"].shape[:2] == batch["there"].shape
+    assert not batch["bags"][~batch["there"]].any()
+
+
+def test_the_stream_gives_each_tile_once_and_in_order(slides: tuple[Path, Truth]) -> None:
+    dataset, _ = slides
+    cases = _cases(dataset).train[:3]
+    tiles = [read_tiles(case.image, case.tiles) for case in cases if case.tiles]
+    seen: list[list[int]] = [[] for _ in tiles]
+    for number, first, pixels in stream_tiles(tiles, threads=3, ahead=2):
+        seen[number] += range(first, first + len(pixels))
+        assert pixels[0].shape == (64, 64, 3)
+    assert seen == [list(range(len(slide))) for slide in tiles]
+
+
+def test_features_do_not_depend_on_what_else_is_in_a_batch(slides: tuple[Path, Truth]) -> None:
+    dataset, _ = slides
+    cases = _cases(dataset).train[:3]
+    tiles = [read_tiles(case.image, case.tiles) for case in cases if case.tiles]
+    encoder = Encoder(EncoderSpec(), CPU)
+    together = dict(extract(tiles, encoder))
+    for number, slide in enumerate(tiles):
+        alone = dict(extract([slide], encoder))[0]
+        torch.testing.assert_close(alone, together[number])
+        assert alone.shape == (len(slide), encoder.size)
+
+
+def test_an_encoder_of_ones_own_and_what_is_wrong_with_one(tmp_path: Path) -> None:
+    network = build_network(NetworkRequest(ModelSpec(network="resnet18"), 3, 9, 2, (64, 64)), 1)
+    path = tmp_path / "encoder.safetensors"
+    save_file({name: value.contiguous() for name, value in weights_of(network).items()}, path)
+    encoder = Encoder(EncoderSpec(network="resnet18", weights=str(path)), CPU)
+    features = encoder([np.zeros((64, 64, 3), np.uint8)] * 2)
+    assert features.shape == (2, 512)
+    assert path.name not in encoder.digest
+    with pytest.raises(TrainingError, match="not those of MONAI's resnet50"):
+        Encoder(EncoderSpec(network="resnet50", weights=str(path)), CPU)
+    with pytest.raises(TrainingError, match="weights cannot be read"):
+        Encoder(EncoderSpec(network="resnet18", weights=str(tmp_path / "none")), CPU)
+    with pytest.raises(TrainingError, match=r"task\.encoder\.weights is missing"):
+        Encoder(EncoderSpec(network="resnet18"), CPU)
+
+
+def test_slides_that_were_cut_otherwise_are_refused(slides: tuple[Path, Truth]) -> None:
+    case = _cases(slides[0]).train[0]
+    for data, why in (
+        (DATA.model_copy(update={"patch": (128, 128)}), "its tiles have 64 pixels a side, expected 128; .*--tile 128"),
+        (DATA.model_copy(update={"spacing": (0.0005, 0.0005)}), r"have 1 microns a pixel, expected 0\.5; .*--mpp 0\.5"),
+    ):
+        task = SlideClassification(SlideClassificationSpec(classes=CLASSES), data)
+        with pytest.raises(DataError, match=why):
+            task.input("none").prepare(case)
