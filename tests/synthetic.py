@@ -71,7 +71,7 @@ def make_textures(folder: Path, classes: list[str], each: int = 12, side: int = 
     return folder
 
 
-def make_nuclei(folder: Path, count: int = 12, side: int = 96) -> Path:
+def make_nuclei(folder: Path, count: int = 12, side: int = 128) -> Path:
     """Write fields of bright discs, some of which touch, with masks that number them, and return the folder."""
     rng = np.random.default_rng(0)
     for sub in ("images", "masks"):
@@ -79,7 +79,7 @@ def make_nuclei(folder: Path, count: int = 12, side: int = 96) -> Path:
     y, x = np.mgrid[:side, :side]
     for field in range(count):
         numbers, shade = np.zeros((side, side), np.uint16), np.zeros((side, side))
-        for number in range(1, 13 + field):
+        for number in range(1, 10 + field):
             row, column, radius = (*rng.uniform(6, side - 6, 2), rng.uniform(4, 8))
             distance = np.hypot(y - row, x - column) / radius
             own = (distance < 1) & (numbers == 0)

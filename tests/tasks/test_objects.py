@@ -70,12 +70,12 @@ def test_it_learns_to_count_nuclei(tmp_path: Path) -> None:
         data=data,
         task=ObjectsSpec(classes={1: "nucleus"}),
         model=ModelSpec(channels=(16, 32), residual_units=0),
-        training=TrainingSpec(steps_per_round=60, batch_size=4, learning_rate=1e-2, warmup_steps=0),
+        training=TrainingSpec(steps_per_round=100, batch_size=4, learning_rate=1e-2, warmup_steps=0),
         rounds=1,
     )
     cases = usable_cases(tmp_path / "set", data, {1: "nucleus"}, 1, "here").cases
     trainer = Trainer(plan, cases, "here")
-    trainer.train(60)
+    trainer.train(100)
     evaluation = trainer.evaluate(cases.test)
     assert evaluation.mean is not None
     assert evaluation.mean > 0.4

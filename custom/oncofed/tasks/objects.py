@@ -1,7 +1,7 @@
 """Instance segmentation of many small objects, such as nuclei: where they are, and where each one ends.
 
-The network says for each pixel its class, and how deep inside its object it lies; the innermost places are the seeds from
-which objects grow (after Naylor et al., IEEE TMI 2019).
+The network says for each pixel its class, and how deep inside its object it lies; the innermost places are the seeds
+from which objects grow (after Naylor et al., IEEE TMI 2019).
 """
 
 from __future__ import annotations
