@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from pathlib import Path
+from types import ModuleType
+from unittest.mock import patch
 
 import pytest
+import torch
 import typer
 
 from oncofed.cli.main import app
 from oncofed.job.flare import export_job
-from oncofed.job.spec import parse_job
+from oncofed.job.spec import parse_job, read_job
+from oncofed.models import ModelSpec, Request, build_network, networks
+from synthetic import make_site
 
 _ROOT = Path(__file__).parents[1]
 _README = (_ROOT / "README.md").read_text(encoding="utf-8")
@@ -45,6 +51,28 @@ def test_the_job_is_valid_and_exports(tmp_path: Path) -> None:
     file = tmp_path / "my_lesions.yaml"
     file.write_text(block)
     export_job(parse_job(file), tmp_path / "exported")
+
+
+def test_the_script_trains_and_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script, _ = _blocks("python")
+    site = make_site(tmp_path / "site")
+    small = {"data": {"patch": [16, 16, 16]}, "model": {"channels": [4, 8]}, "training": {"steps_per_round": 2}}
+    job = read_job("hippocampus_segmentation").changed(small)
+    with patch("oncofed.job.spec.read_job", return_value=job):
+        exec(compile(script, "README.md", "exec"), {"folder": site})
+    assert capsys.readouterr().out.startswith("Dice 0.")
+    assert (tmp_path / "checkpoint.safetensors").is_file()
+
+
+def test_the_network_of_ones_own_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, own = _blocks("python")
+    monkeypatch.setattr(networks, "_NETWORKS", dict(networks._NETWORKS))
+    module = ModuleType("my_networks")
+    monkeypatch.setitem(sys.modules, "my_networks", module)
+    exec(compile(own, "README.md", "exec"), module.__dict__)
+    spec = ModelSpec(network="two_convolutions", arguments={"width": 32})
+    assert build_network(Request(spec, 1, 3, 3, (8, 8, 8)), 1)(torch.zeros(1, 1, 8, 8, 8)).shape == (1, 3, 8, 8, 8)
+    assert len(own.splitlines()) <= 15
 
 
 def test_links_lead_somewhere() -> None:

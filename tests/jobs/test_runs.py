@@ -1,0 +1,75 @@
+"""Every job that trains runs from images to a report in FLARE's simulator, on small data and with small networks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from commands import oncofed
+from oncofed.data.register import Request, register
+from oncofed.data.slides import TileSpec
+from oncofed.job.spec import JobSpec, ProfileJobSpec, list_jobs, parse_any_job, read_job
+from synthetic import make_nuclei, make_site, make_slides, make_textures
+
+pytestmark = [pytest.mark.slow, pytest.mark.federation]
+
+SMALL_DENSENET = {"init_features": 16, "growth_rate": 16, "block_config": [2, 2]}
+# What makes a job small enough for seconds; its own settings otherwise.
+SMALL: dict[str, dict[str, dict[str, Any]]] = {
+    "hippocampus_segmentation": {"data": {"patch": [16, 16, 16]}, "model": {"channels": [4, 8]}},
+    "nuclei_segmentation": {"data": {"patch": [64, 64], "minimum_cases": 2}, "model": {"channels": [8, 16]}},
+    "tile_classification": {"data": {"patch": [32, 32]}},
+    "xray_classification": {"data": {"patch": [32, 32]}, "model": {"arguments": SMALL_DENSENET}},
+    "slide_classification": {"data": {"patch": [64, 64]}},
+    "ct_organ_segmentation": {
+        "data": {"patch": [16, 16, 16]},
+        "model": {"channels": [4, 8, 16], "deep_supervision": 1},
+    },
+}
+
+
+def _site(spec: JobSpec, source: Path, out: Path) -> Path:
+    names = list(spec.task.classes.values())
+    makers: dict[str, Callable[[], object]] = {
+        "nuclei_segmentation": lambda: make_nuclei(source, 8, 96),
+        "tile_classification": lambda: make_textures(source, names, 4),
+        "xray_classification": lambda: make_textures(source, names, 14, colours=1),
+        "slide_classification": lambda: make_slides(source, 10, side=512),
+    }
+    makers.get(spec.name, lambda: make_site(source, 6))()
+    table = source / "labels.csv"
+    tiles = TileSpec(64, 1.0, 0.25)
+    task = "slides" if spec.name == "slide_classification" else None
+    labels = {} if task or "classification" in spec.name or "nuclei" in spec.name else spec.task.classes
+    register(Request(source, spec.data.dataset, out, task, labels, table if table.is_file() else None, tiles))
+    return out
+
+
+def test_every_job_that_trains_is_run() -> None:
+    trains = {e.name for e in list_jobs() if not isinstance(parse_any_job(e.file), ProfileJobSpec)}
+    assert trains - set(SMALL) == {"brain_tissue_segmentation"}  # the demo, which has tests of its own
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_job_runs_from_images_to_a_report(name: str, tmp_path: Path) -> None:
+    spec = read_job(name)
+    site = _site(spec, tmp_path / "in", tmp_path / "set")
+    small = {section: dict(values) for section, values in SMALL[name].items()}
+    small["training"] = {"steps_per_round": 2, "batch_size": 2}
+    job = tmp_path / "job.yaml"
+    job.write_text(spec.changed({**small, "federation": {"rounds": 1}}).to_yaml())
+    out = tmp_path / "run"
+    arguments = ["--site", f"east={site}", "--site", f"west={site}", "--backend", "simulate", "--no-baselines"]
+    done = oncofed("job", "run", job, *arguments, "--out", out, "--json", home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert (result["status"], result["metric"]) == ("completed", spec.plan().build_task().metric)
+    assert set(result["sites"]) == {"east", "west"}
+    assert result["sites"]["east"]["more"]["federated"]
+    report = (out / "report.html").read_text()
+    assert report.count("<svg") == 2
+    assert (out / "model" / "bundle" / "models" / "model.pt").is_file()
