@@ -49,6 +49,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from oncofed.data.cases import read_cases
 from oncofed.data.register import Request, register
+from oncofed.data.spec import DataSpec
 from oncofed.job.run import environment
 from oncofed.job.spec import read_job
 from oncofed.training import Plan, Trainer
@@ -81,7 +82,7 @@ def main() -> None:
 def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Return all figures."""
     plan = _plan(arguments)
-    dataset = make_dataset(folder, plan)
+    dataset = make_volumes(folder, plan.data, plan.task.classes)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     cases = read_cases(dataset, plan.data.split, plan.seed, plan.task.vocabulary)
     trainer = Trainer(plan, cases, "bench", device)
@@ -139,23 +140,23 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     return spec.changed({"data": {"patch": sides, "spacing_range": None}, "training": training}).plan()
 
 
-def make_dataset(folder: Path, plan: Plan) -> Path:
-    """Write generated volumes half as large again as a patch, and register them."""
-    side = plan.data.patch[0] * 3 // 2
+def make_volumes(folder: Path, data: DataSpec, classes: dict[int, str]) -> Path:
+    """Write generated volumes half as large again as a patch, on the job's grid, and register them."""
+    side = data.patch[0] * 3 // 2
     rng = np.random.default_rng(0)
     grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, side)] * 3, indexing="ij"))
-    affine = np.diag([*(plan.data.spacing or (1, 1, 1)), 1])
+    affine = np.diag([*(data.spacing or (1, 1, 1)), 1])
     for sub in ("images", "labels"):
         (folder / "in" / sub).mkdir(parents=True)
     for number in range(_CASES):
         distance = np.linalg.norm(grid - rng.uniform(-0.3, 0.3, (3, 1, 1, 1)), axis=0)
         label = np.zeros(distance.shape, np.uint8)
-        for value in sorted(plan.task.classes):
+        for value in sorted(classes):
             label[distance < 0.6 / value] = value
         image = (label * 200 + rng.normal(0, 60, label.shape)).astype(np.int16)
         for sub, values in (("images", image), ("labels", label)):
             nib.save(nib.Nifti1Image(values, affine), folder / "in" / sub / f"c{number}.nii")
-    register(Request(folder / "in", plan.data.dataset, folder / "out", labels=plan.task.classes))
+    register(Request(folder / "in", data.dataset, folder / "out", labels=classes))
     return folder / "out"
 
 

@@ -40,10 +40,8 @@ def test_each_network_answers_in_the_shape_of_its_kind_and_learns(name: str, axe
     output = _answer(request, network)
     assert output.shape == (2, 3, *(request.patch if request.spec.kind == "dense" else ()))
     output.square().mean().backward()
-    grads = [p.grad for p in network.parameters()]
-    assert sum(g is not None and bool(torch.isfinite(g).all()) for g in grads) > 0.8 * len(
-        grads
-    )  # MONAI's ViT has layers that it does not use
+    grads = [p.grad for p in network.parameters() if p.requires_grad]
+    assert all(g is not None and torch.isfinite(g).all() for g in grads)
 
 
 @pytest.mark.parametrize("name", [network.name for network in list_networks()])

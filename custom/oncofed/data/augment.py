@@ -7,6 +7,7 @@ work is done by a few large operations instead of many small ones.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,8 +20,8 @@ from oncofed.data.spec import Modality
 Augmentation = Literal["none", "light", "full"]
 Batch = dict[str, Tensor]
 
-# Which tensors of a batch are images, whose intensities change, and which are maps, which only move along.
-_IMAGE, _LABEL = "image", "label"
+# The tensor of a batch whose intensities change; the others are maps that only move along.
+_IMAGE = "image"
 
 
 @dataclass(frozen=True)
@@ -102,144 +103,127 @@ class Augment:
         self._generator = generator
 
     def __call__(self, batch: Batch) -> Batch:
-        """Return a batch changed; every tensor of it is (batch, channel, x, y[, z]).
+        """Change a batch in place and return it; every tensor of it is (batch, channel, x, y[, z]).
 
-        ``image`` is changed in place and in its intensities. All others are maps of the same grid that move along;
-        those of whole numbers keep their values.
+        ``image`` is changed in its intensities too. All others are maps of the same grid that move along; those of
+        whole numbers keep their values.
         """
-        if self._strength == Strength():
-            return batch
-        batch = self._mirrored(self._moved(batch))
-        return {**batch, _IMAGE: self._coloured(batch[_IMAGE])}
+        s = self._strength
+        self._move(batch)
+        for axis in range(2, batch[_IMAGE].ndim):
+            for values, index in self._chosen(batch, s.mirror):
+                values.index_copy_(0, index, values.index_select(0, index).flip(axis))
+        # Intensities, in nnU-Net's order.
+        changes: list[tuple[float, Callable[[Tensor], Tensor]]] = [
+            (s.noise[0], self._noisy),
+            (s.blur[0], self._blurred),
+            (s.brightness[0], lambda image: image * self._drawn(image, *s.brightness[1:])),
+            (s.contrast[0], self._stretched),
+            (s.coarse[0], self._coarser),
+            (s.inverted_gamma[0], lambda image: -self._bent(-image, *s.inverted_gamma[1:])),
+            (s.gamma[0], lambda image: self._bent(image, *s.gamma[1:])),
+            (s.tint[0], lambda image: image + self._drawn(image, -s.tint[1], s.tint[1], image.shape[1])),
+        ]
+        for probability, change in changes:
+            for image, index in self._chosen({_IMAGE: batch[_IMAGE]}, probability):
+                image.index_copy_(0, index, change(image.index_select(0, index)))
+        return batch
 
     # --- places
 
-    def _moved(self, batch: Batch) -> Batch:
-        image = batch[_IMAGE]
+    def _move(self, batch: Batch) -> None:
+        image, s = batch[_IMAGE], self._strength
         axes = image.ndim - 2
-        turn = self._chosen(len(image), self._strength.rotate[0])
-        resize = self._chosen(len(image), self._strength.scale[0])
+        turn, resize = (torch.rand(len(image), generator=self._generator) < p for p in (s.rotate[0], s.scale[0]))
         which = torch.nonzero(turn | resize).flatten()
         if not len(which):
-            return batch
-        angles = self._uniform(len(image), axes if axes == 3 else 1, -1, 1) * self._strength.rotate[1]
-        factors = self._uniform(len(image), 1, *self._strength.scale[1:]).flatten()
-        angles[~turn] = 0
-        factors[~resize] = 1
-        theta = _affine(angles[which], factors[which], image.shape[2:]).to(image.device, non_blocking=True)
+            return
+        angles = self._uniform(len(which), axes if axes == 3 else 1, -1, 1) * s.rotate[1]
+        factors = self._uniform(len(which), 1, *s.scale[1:]).flatten()
+        angles[~turn[which]] = 0
+        factors[~resize[which]] = 1
+        theta = _affine(angles, factors, image.shape[2:]).to(image.device, non_blocking=True)
         index = which.to(image.device, non_blocking=True)
         grid = functional.affine_grid(theta, [len(which), 1, *image.shape[2:]], align_corners=False)
-        moved = {}
-        for name, values in batch.items():
+        for values in batch.values():
             mode = "bilinear" if values.is_floating_point() else "nearest"
             part = values.index_select(0, index).to(grid.dtype)
             part = functional.grid_sample(part, grid, mode=mode, padding_mode="border", align_corners=False)
-            moved[name] = values.index_copy(0, index, part.to(values.dtype))
-        return moved
+            values.index_copy_(0, index, part.to(values.dtype))
 
-    def _mirrored(self, batch: Batch) -> Batch:
-        if not self._strength.mirror:
-            return batch
-        image = batch[_IMAGE]
-        for axis in range(2, image.ndim):
-            which = torch.nonzero(self._chosen(len(image), self._strength.mirror)).flatten()
-            if len(which):
-                index = which.to(image.device, non_blocking=True)
-                batch = {n: v.index_copy(0, index, v.index_select(0, index).flip(axis)) for n, v in batch.items()}
-        return batch
+    # --- intensities of the samples that were chosen
 
-    # --- intensities, in nnU-Net's order
-
-    def _coloured(self, image: Tensor) -> Tensor:
-        s, count = self._strength, len(image)
-        if s.noise[0]:
-            deviation = self._uniform(count, 1, 0, s.noise[1]) * self._chosen(count, s.noise[0])[:, None]
-            # Noise is drawn on the CPU only where the images are: a GPU would wait for it.
-            noise = torch.randn(image.shape, generator=self._noise_generator(image.device), device=image.device)
-            image = torch.addcmul(image, noise, self._per_sample(deviation, image))
-        if s.blur[0]:
-            image = self._blurred(image)
-        if s.brightness[0]:
-            image = image * self._per_sample(self._factors(count, s.brightness), image)
-        if s.contrast[0]:
-            mean = image.mean(dim=_places(image), keepdim=True)
-            low, high = (image.amin(_places(image), keepdim=True), image.amax(_places(image), keepdim=True))
-            factors = self._per_sample(self._factors(count, s.contrast), image)
-            spread = torch.minimum(torch.maximum((image - mean) * factors + mean, low), high)
-            image = torch.where(factors == 1, image, spread)
-        if s.coarse[0]:
-            image = self._coarser(image)
-        for (share, low_gamma, high_gamma), sign in ((s.inverted_gamma, -1), (s.gamma, 1)):
-            if share:
-                image = self._bent(image * sign, (share, low_gamma, high_gamma)) * sign
-        if s.tint[0]:
-            shift = self._uniform(count, image.shape[1], -s.tint[1], s.tint[1])
-            image = image + self._per_sample(shift * self._chosen(count, s.tint[0])[:, None], image)
-        return image
+    def _noisy(self, image: Tensor) -> Tensor:
+        # Noise for a GPU is drawn there: it would wait for the CPU's.
+        noise = torch.randn(image.shape, generator=self._on(image.device), device=image.device)
+        return torch.addcmul(image, noise, self._drawn(image, 0, self._strength.noise[1]))
 
     def _blurred(self, image: Tensor) -> Tensor:
-        which = torch.nonzero(self._chosen(len(image), self._strength.blur[0])).flatten()
-        sigmas = self._uniform(len(image), 1, *self._strength.blur[1:]).flatten()
-        if not len(which):
-            return image
-        index = which.to(image.device, non_blocking=True)
+        sigmas = self._uniform(len(image), 1, *self._strength.blur[1:])
         radius = math.ceil(3 * self._strength.blur[2])
         offsets = torch.arange(-radius, radius + 1)
-        kernels = torch.exp(-0.5 * (offsets / sigmas[which, None]) ** 2)
+        kernels = torch.exp(-0.5 * (offsets / sigmas) ** 2)
         kernels = (kernels / kernels.sum(1, keepdim=True)).to(image.device, non_blocking=True)
-        part = image.index_select(0, index)
-        channels, axes = part.shape[1], part.ndim - 2
+        axes, groups = image.ndim - 2, image.shape[0] * image.shape[1]
         for axis in range(axes):
-            # Every image of the batch, with each of its channels, is a group with a kernel of its own.
+            # Every image, with each of its channels, is a group with a kernel of its own.
             shape = [1] * axes
             shape[axis] = len(offsets)
-            weight = kernels.repeat_interleave(channels, 0).view(len(which) * channels, 1, *shape)
-            flat = part.reshape(1, len(which) * channels, *part.shape[2:])
+            weight = kernels.repeat_interleave(image.shape[1], 0).view(groups, 1, *shape)
             padding = [0, 0] * axes
             padding[2 * (axes - 1 - axis)] = padding[2 * (axes - 1 - axis) + 1] = radius
-            flat = functional.pad(flat, padding, mode="replicate")
+            padded = functional.pad(image.reshape(1, groups, *image.shape[2:]), padding, mode="replicate")
             convolve = functional.conv3d if axes == 3 else functional.conv2d
-            part = convolve(flat, weight, groups=len(which) * channels).view_as(part)
-        return image.index_copy(0, index, part)
+            image = convolve(padded, weight, groups=groups).view_as(image)
+        return image
+
+    def _stretched(self, image: Tensor) -> Tensor:
+        places = _places(image)
+        mean = image.mean(places, keepdim=True)
+        low, high = image.amin(places, keepdim=True), image.amax(places, keepdim=True)
+        stretched = (image - mean) * self._drawn(image, *self._strength.contrast[1:]) + mean
+        return torch.minimum(torch.maximum(stretched, low), high)
 
     def _coarser(self, image: Tensor) -> Tensor:
-        which = torch.nonzero(self._chosen(len(image), self._strength.coarse[0])).flatten().tolist()
         shares = self._uniform(len(image), 1, self._strength.coarse[1], 1).flatten().tolist()
         mode = "trilinear" if image.ndim == 5 else "bilinear"
-        for number in which:
-            size = [max(1, round(side * shares[number])) for side in image.shape[2:]]
+        for number, share in enumerate(shares):
+            size = [max(1, round(side * share)) for side in image.shape[2:]]
             small = functional.interpolate(image[number : number + 1], size=size, mode="nearest")
             image[number] = functional.interpolate(small, size=image.shape[2:], mode=mode)[0]
         return image
 
-    def _bent(self, image: Tensor, setting: tuple[float, float, float]) -> Tensor:
+    def _bent(self, image: Tensor, low_exponent: float, high_exponent: float) -> Tensor:
         """Raise intensities to a power and keep their mean and spread."""
-        exponents = self._per_sample(self._factors(len(image), setting), image)
         places = _places(image)
         mean, spread = image.mean(places, keepdim=True), image.std(places, keepdim=True)
         low = image.amin(places, keepdim=True)
         reach = (image.amax(places, keepdim=True) - low).clamp_min(1e-7)
-        bent = ((image - low) / reach).clamp_min(0) ** exponents * reach + low
-        bent = (bent - bent.mean(places, keepdim=True)) / bent.std(places, keepdim=True).clamp_min(1e-7)
-        # Where nothing was drawn the exponent is one, and the image stays as it is to the last bit.
-        return torch.where(exponents == 1, image, bent * spread + mean)
+        bent = ((image - low) / reach).clamp_min(0) ** self._drawn(image, low_exponent, high_exponent)
+        centred = bent - bent.mean(places, keepdim=True)
+        return centred * (spread / bent.std(places, keepdim=True).clamp_min(1e-7)) + mean
 
     # --- drawing
 
-    def _chosen(self, count: int, probability: float) -> Tensor:
-        return torch.rand(count, generator=self._generator) < probability
+    def _chosen(self, batch: Batch, probability: float) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield each tensor of a batch with the samples that were chosen; nothing where none was."""
+        if not probability:
+            return
+        count = len(batch[_IMAGE])
+        which = torch.nonzero(torch.rand(count, generator=self._generator) < probability).flatten()
+        if len(which):
+            for values in batch.values():
+                yield values, which.to(values.device, non_blocking=True)
 
     def _uniform(self, count: int, columns: int, low: float, high: float) -> Tensor:
         return torch.rand(count, columns, generator=self._generator) * (high - low) + low
 
-    def _factors(self, count: int, setting: tuple[float, float, float]) -> Tensor:
-        chosen = self._chosen(count, setting[0])[:, None]
-        return torch.where(chosen, self._uniform(count, 1, *setting[1:]), torch.ones(count, 1))
+    def _drawn(self, image: Tensor, low: float, high: float, columns: int = 1) -> Tensor:
+        """Return a number for each image, or each of its channels, in a shape that goes with it."""
+        values = self._uniform(len(image), columns, low, high).to(image.device, non_blocking=True)
+        return values.view(*values.shape, *[1] * (image.ndim - 2))
 
-    def _per_sample(self, values: Tensor, image: Tensor) -> Tensor:
-        return values.to(image.device, non_blocking=True).view(*values.shape, *[1] * (image.ndim - 2))
-
-    def _noise_generator(self, device: torch.device) -> Generator:
+    def _on(self, device: torch.device) -> Generator:
         if device.type == "cpu":
             return self._generator
         seed = int(torch.randint(2**62, (), generator=self._generator))

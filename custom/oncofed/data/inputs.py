@@ -179,7 +179,8 @@ class WholeImages(Input):
 
     def change(self, batch: Batch, generator: Generator) -> Batch:
         """Return a batch whose images are changed at random."""
-        return {**super().change({"image": batch["image"]}, generator), "label": batch["label"]}
+        super().change({"image": batch["image"]}, generator)
+        return batch
 
 
 def object_distances(numbers: Values) -> NDArray[np.float32]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ from oncofed.errors import DataError, OncofedError, TrainingError
 from oncofed.federation import exchange
 from oncofed.federation.datasets import DATASETS_FILE, dataset_folder
 from oncofed.federation.exchange import TASK_PREPARE, TASK_SUBMIT_MODEL, TASK_TRAIN, TASK_VALIDATE, Weights
-from oncofed.training import Plan, Trainer
+from oncofed.training import Plan, Trainer, start_trainer
 
 _SECONDS_BETWEEN_PROGRESS = 0.5
 # In the site's own folder of the run, with its patients' names only as far as a digest of them.
@@ -40,6 +41,7 @@ class SiteExecutor(Executor):
         super().__init__()
         self._plan = Plan.model_validate(plan)
         self._trainer: Trainer | None = None
+        self._held = contextlib.ExitStack()
         self._trained: Weights | None = None
         self._last_progress = 0.0
 
@@ -48,6 +50,7 @@ class SiteExecutor(Executor):
         if event_type == EventType.START_RUN:
             exchange.register_tensors()
         elif event_type == EventType.END_RUN:
+            self._held.close()
             self._trainer = self._trained = None
 
     def execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
@@ -95,7 +98,8 @@ class SiteExecutor(Executor):
         for problem in usable.set_aside:
             self.log_warning(fl_ctx, f"set aside {problem}", fire_event=False)
         self._progress(fl_ctx, phase="loading data")
-        trainer = Trainer(plan, usable.cases, site, checkpoint=_run_folder(fl_ctx) / _CHECKPOINT_FILE)
+        checkpoint = _run_folder(fl_ctx) / _CHECKPOINT_FILE
+        trainer = self._held.enter_context(start_trainer(plan, usable.cases, site, checkpoint))
         cache = plan_cache(usable.cases.train, trainer.input, trainer.device)
         self.log_info(fl_ctx, cache.note, fire_event=False)
         trainer.prepare(prepared)

@@ -14,7 +14,7 @@ from oncofed.errors import SpecError
 from oncofed.federation.spec import FederationSpec, ProfilePlan
 from oncofed.models import ModelSpec
 from oncofed.tasks import TASK_SPECS, TaskSpec
-from oncofed.training import Plan, TrainingSpec
+from oncofed.training import Plan, ResourcesSpec, TrainingSpec
 
 JOB_FILE = "job.yaml"
 
@@ -31,6 +31,7 @@ class JobSpec(StrictModel):
     task: TaskSpec
     model: ModelSpec = ModelSpec()
     training: TrainingSpec = TrainingSpec()
+    resources: ResourcesSpec = ResourcesSpec()
     federation: FederationSpec = FederationSpec()
     seed: int = Field(1, ge=0, lt=2**31, description="of the initial weights, the splits and the order of patches")
 
@@ -46,6 +47,7 @@ class JobSpec(StrictModel):
             task=self.task,
             model=self.model,
             training=self.training,
+            resources=self.resources,
             rounds=self.federation.rounds,
             seed=self.seed,
         )

@@ -41,7 +41,7 @@ class ObjectsSpec(StrictModel):
     mirror: bool = Field(False, description="inference is the mean over all mirrorings; takes 4 or 8 times as long")
     seed_depth: float = Field(0.5, gt=0, lt=1, description="how deep inside an object its seed begins; 1 is innermost")
     smallest: int = Field(10, ge=0, description="objects of fewer pixels are dropped")
-    distance_weight: float = Field(1.0, gt=0, le=100, description="of the depth's loss beside that of the classes")
+    distance_weight: float = Field(2.0, gt=0, le=100, description="of the depth's loss beside that of the classes")
 
     @field_validator("classes")
     @classmethod
@@ -78,10 +78,14 @@ class Objects(Task[dict[str, float]]):
         return Patches(self.data, augmentation, 2, objects=True)
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
-        """Return Dice with cross-entropy of the classes, and the squared error of the depth."""
+        """Return Dice with cross-entropy of the classes, and the error of the depth inside objects."""
 
         def one(values: Tensor) -> Tensor:
-            depth = functional.mse_loss(values[:, 2:], batch["distance"])
+            # Only inside objects is there a depth: elsewhere the class says all.
+            inside = (batch["label"] > 0).to(values.dtype)
+            wrong = functional.smooth_l1_loss(values[:, 2:], batch["distance"], reduction="none", beta=0.1) * inside
+            places = list(range(1, wrong.ndim))
+            depth = (wrong.sum(places) / inside.sum(places).clamp_min(1)).mean()
             return dice_ce(values[:, :2], batch["label"]) + self.spec.distance_weight * depth
 
         return deeply(one, output, batch["label"])

@@ -1,7 +1,7 @@
 """The local training loop. It knows nothing of federation: a script, a test and a notebook use it the same way."""
 
 from oncofed.tasks import Evaluation
-from oncofed.training.plan import Plan, TrainingSpec
-from oncofed.training.trainer import Trainer
+from oncofed.training.plan import Plan, ResourcesSpec, TrainingSpec
+from oncofed.training.trainer import Trainer, start_trainer
 
-__all__ = ["Evaluation", "Plan", "Trainer", "TrainingSpec"]
+__all__ = ["Evaluation", "Plan", "ResourcesSpec", "Trainer", "TrainingSpec", "start_trainer"]

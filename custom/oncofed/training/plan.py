@@ -55,6 +55,12 @@ class TrainingSpec(StrictModel):
     )
 
 
+class ResourcesSpec(StrictModel):
+    """What a site gives to a job."""
+
+    gpus: int = Field(1, ge=1, le=64, description="GPUs of each site that train together, each a share of every batch")
+
+
 class Plan(StrictModel):
     """What one site trains, with ``rounds`` turns."""
 
@@ -62,8 +68,18 @@ class Plan(StrictModel):
     task: TaskSpec
     model: ModelSpec = ModelSpec()
     training: TrainingSpec = TrainingSpec()
+    resources: ResourcesSpec = ResourcesSpec()
     rounds: int = Field(5, ge=1, le=10_000)
     seed: int = Field(1, ge=0, lt=2**31)
+
+    @model_validator(mode="after")
+    def _batch_can_be_shared(self) -> Plan:
+        gpus = self.resources.gpus
+        if self.training.batch_size % gpus:
+            raise ValueError(
+                f"batch_size is {self.training.batch_size}, expected a multiple of the {gpus} GPUs (resources)"
+            )
+        return self
 
     @model_validator(mode="after")
     def _network_fits(self) -> Plan:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from monai.utils import set_determinism
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from oncofed.data.augment import Batch
 from oncofed.data.batches import Batches
@@ -22,6 +25,7 @@ from oncofed.models.weights import Weights, load_weights, weights_of
 from oncofed.tasks import Evaluation
 from oncofed.training import checkpoint as checkpoints
 from oncofed.training.memory import checkpoint_blocks
+from oncofed.training.parallel import Followers, Group
 from oncofed.training.plan import Plan, TrainingSpec
 
 # Called with the steps done since the start of the run, and what reads the last loss: a GPU waits when it is called.
@@ -42,6 +46,7 @@ class Trainer:
         site: name of the site; with the plan's seed it decides all that is random.
         device: where to train; by default the first CUDA GPU, else the CPU.
         checkpoint: file in which the state is kept, so that a later process goes on; None: nowhere.
+        group: the processes that train together, of which this is one; None: this one alone.
 
     Example:
         >>> trainer = Trainer(plan, read_cases(folder, plan.data.split, plan.seed), "here")  # doctest: +SKIP
@@ -56,6 +61,7 @@ class Trainer:
         site: str,
         device: torch.device | None = None,
         checkpoint: Path | None = None,
+        group: Group | None = None,
     ) -> None:
         self.plan = plan
         self.cases = cases
@@ -64,6 +70,7 @@ class Trainer:
         self.input = self.task.input(plan.training.augmentation)
         self.steps_done = 0
         self._site = site
+        self._group = group
         self._seed = _site_seed(plan.seed, site)
         _repeatable(self._seed, plan.training.deterministic)
         self.network = plan.build_network().to(self.device)
@@ -76,22 +83,27 @@ class Trainer:
             _LOG.warning(
                 "%s has no blocks that can be computed twice: checkpointing changes nothing", plan.model.network
             )
-        self._forward: Callable[..., Tensor] = self.network
+        self._forward: Callable[..., Tensor]
+        self._shared = group.wrap(self.network) if group else None
         self._compiled = _worth_compiling(plan, self.device)
-        if self._compiled:
-            self._forward = torch.compile(self.network)
+        self._forward = torch.compile(self._whole) if self._compiled else self._whole
         self._optimizer = _optimizer(plan.training, self.network)
         self._precision = _precision(plan.training, self.device)
         # Leaves a step out, without the host waiting, where a gradient is not finite. Only half precision is scaled.
         half = self._precision is torch.float16
         scale, interval = (2.0**16, 2000) if half else (1.0, 2**31 - 1)
         self._scaler = torch.amp.GradScaler(self.device.type, init_scale=scale, growth_interval=interval)
-        self._micro = min(plan.training.micro_batch or plan.training.batch_size, plan.training.batch_size)
+        self._batch_size = plan.training.batch_size // (group.size if group else 1)
+        self._micro = min(plan.training.micro_batch or self._batch_size, self._batch_size)
         self._batches: Batches | None = None
         self._checkpoint = checkpoint
         self._restored: checkpoints.Tensors | None = None
         if checkpoint and checkpoint.is_file():
             self._restore(checkpoint)
+
+    @property
+    def _whole(self) -> nn.Module:
+        return self._shared or self.network
 
     def prepare(self, progress: Callable[[int, int], None] | None = None) -> Batches:
         """Read and keep the training cases, if that was not done yet, and return the run's stream of batches.
@@ -101,7 +113,10 @@ class Trainer:
         """
         if self._batches is None:
             prepared = PreparedCases(self.cases.train, self.input, self.device, progress)
-            self._batches = Batches(prepared, self.input, self.plan.training.batch_size, self._seed, self.device)
+            rank = self._group.rank if self._group else 0
+            # The others of a group begin anew where the first one goes on: they draw what they have not drawn before.
+            seed = self._seed if rank == 0 else _site_seed(self._seed, f"{rank} {self.steps_done}")
+            self._batches = Batches(prepared, self.input, self._batch_size, seed, self.device)
             if self._restored:
                 self._batches.restore(checkpoints.part(self._restored, "batches"))
                 self._restored = None
@@ -129,14 +144,28 @@ class Trainer:
         Raises:
             TrainingError: too many steps were left out, or one sample alone does not fit into memory.
         """
+        if self._group:
+            self._group.order(steps, self.steps_done)
+        loss = self.take_turn(steps, on_step, should_stop)
+        if self._checkpoint:
+            self.save()
+        return loss
+
+    def take_turn(
+        self, steps: int, on_step: OnStep | None = None, should_stop: Callable[[], bool] | None = None
+    ) -> float:
+        """Do what ``train`` orders, in each process of a group."""
         batches = self.prepare()
         self.network.train()
+        if self._group:
+            self._group.same_weights(self.network)
         total = torch.zeros((), device=self.device, dtype=torch.float64)
         skipped = torch.zeros((), device=self.device, dtype=torch.long)
         taken = 0
         kept = time.monotonic()
         for _ in range(steps):
-            if should_stop and should_stop():
+            stop = bool(should_stop and should_stop())
+            if self._group.agree(stop) if self._group else stop:
                 break
             loss = self._step(next(batches))
             finite = torch.isfinite(loss)
@@ -154,8 +183,6 @@ class Trainer:
         self._require_finite(left_out, taken)
         if left_out:
             _LOG.warning("left out %d of %d steps, whose loss was not finite", left_out, taken)
-        if self._checkpoint:
-            self.save()
         return float(total) / max(taken - left_out, 1)
 
     def evaluate(
@@ -206,18 +233,23 @@ class Trainer:
                 loss = self._gradients(batch)
                 break
             except torch.OutOfMemoryError:
+                if self._group:  # the others wait for this one's gradients: it cannot take a step of its own
+                    raise TrainingError(
+                        "a GPU ran out of memory while several train together. Set training.micro_batch to less than "
+                        f"{self._micro}, or training.checkpointing: true"
+                    ) from None
                 self._halve()
             except Exception as error:
                 if not self._compiled:
                     raise
                 _LOG.warning("torch.compile failed (%s); training goes on without it", str(error).partition("\n")[0])
-                self._compiled, self._forward = False, self.network
+                self._compiled, self._forward = False, self._whole
         self._scaler.unscale_(self._optimizer)
         nn.utils.clip_grad_norm_(self.network.parameters(), self.plan.training.gradient_clip)
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self.steps_done += 1
-        return loss
+        return self._group.mean(loss) if self._group else loss
 
     def _gradients(self, batch: Batch) -> Tensor:
         """Add up the gradients of a batch in parts that fit into memory; return the batch's mean loss."""
@@ -226,12 +258,19 @@ class Trainer:
         for first in range(0, size, self._micro):
             part = {name: values[first : first + self._micro] for name, values in batch.items()}
             share = min(self._micro, size - first) / size
-            with torch.autocast(self.device.type, self._precision, enabled=self._precision is not torch.float32):
-                output = self.task.forward(self._forward, part)
-            loss = self.task.loss(output.float(), part) * share
-            self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            last = first + self._micro >= size
+            with self._alone() if not last else contextlib.nullcontext():
+                with torch.autocast(self.device.type, self._precision, enabled=self._precision is not torch.float32):
+                    output = self.task.forward(self._forward, part)
+                loss = self.task.loss(output.float(), part) * share
+                self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             total = total + loss.detach()
         return total
+
+    def _alone(self) -> contextlib.AbstractContextManager[None]:
+        """Keep gradients to this process: they are averaged once, with the last part of a batch."""
+        shared = self._shared
+        return shared.no_sync() if isinstance(shared, DistributedDataParallel) else contextlib.nullcontext()
 
     def _halve(self) -> None:
         if self._micro == 1:
@@ -250,6 +289,56 @@ class Trainer:
                 f"{self.plan.training.most_skipped} (training.most_skipped). Lower training.learning_rate, or look for "
                 "images with extreme intensities."
             )
+
+
+@dataclass(frozen=True)
+class _Following:
+    """What the other processes of a group run."""
+
+    plan: Plan
+    cases: Cases
+    site: str
+
+    def __call__(self, group: Group) -> Callable[[int, int], object]:
+        trainer = Trainer(self.plan, self.cases, self.site, group.device, group=group)
+
+        def act(steps: int, done: int) -> float:
+            trainer.steps_done = done
+            return trainer.take_turn(steps)
+
+        return act
+
+
+@contextlib.contextmanager
+def start_trainer(
+    plan: Plan, cases: Cases, site: str, checkpoint: Path | None = None, devices: str | None = None
+) -> Iterator[Trainer]:
+    """Yield a trainer on as many GPUs as the plan asks for; where there are several, it is the first of a group.
+
+    A group's result does not repeat itself to the bit after a restart, as that of one process does.
+
+    Args:
+        plan: what to train.
+        cases: the site's cases.
+        site: name of the site.
+        checkpoint: see ``Trainer``.
+        devices: "cuda" or "cpu"; by default CUDA where it is.
+
+    Raises:
+        TrainingError: there are fewer GPUs than the plan asks for.
+    """
+    kind = devices or ("cuda" if torch.cuda.is_available() or plan.resources.gpus > 1 else "cpu")
+    if plan.resources.gpus == 1:
+        yield Trainer(plan, cases, site, torch.device(kind), checkpoint)
+        return
+    followers = Followers(_Following(plan, cases, site), plan.resources.gpus, kind)
+    try:
+        yield Trainer(plan, cases, site, followers.group.device, checkpoint, followers.group)
+    except (RuntimeError, TrainingError):
+        followers.require_alive()
+        raise
+    finally:
+        followers.close()
 
 
 def learning_rate(spec: TrainingSpec, step: int, total: int) -> float:

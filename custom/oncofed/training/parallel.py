@@ -1,0 +1,170 @@
+"""Several GPUs of one site train one model: each takes its share of every batch, and gradients are averaged.
+
+The process that everybody talks to is the first of the group; it starts the others, tells them when to train, and alone
+scores and keeps the model. On machines without CUDA the group runs on CPU cores, through gloo.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import signal
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from oncofed.errors import TrainingError
+from oncofed.processes import end_with_parent
+
+_WAIT_FOR_GRADIENTS = timedelta(minutes=5)
+# Between two turns the others wait for as long as a round of the slowest site takes.
+_WAIT_FOR_ORDERS = timedelta(days=7)
+_LAST_WORDS_SECONDS = 2.0
+_STOP, _TRAIN = 0, 1
+
+# What a process of the group runs: called with its group, it returns what to do at an order (steps, steps done before).
+Follower = Callable[["Group"], Callable[[int, int], object]]
+
+
+class Group:
+    """The processes that train together, seen from one of them.
+
+    Args:
+        rank: of this process, from 0.
+        size: of the group.
+        device: of this process.
+        meeting: file through which the processes find each other.
+    """
+
+    def __init__(self, rank: int, size: int, device: torch.device, meeting: Path) -> None:
+        self.rank = rank
+        self.size = size
+        self.device = device
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        dist.init_process_group(
+            backend, init_method=f"file://{meeting}", rank=rank, world_size=size, timeout=_WAIT_FOR_GRADIENTS
+        )
+        # Orders go between CPUs: a GPU never waits for them.
+        self._orders: Any = dist.new_group(backend="gloo", timeout=_WAIT_FOR_ORDERS)
+
+    def wrap(self, network: nn.Module) -> nn.Module:
+        """Return a network whose backward pass averages gradients over the group."""
+        devices = [self.device.index] if self.device.type == "cuda" else None
+        return DistributedDataParallel(network, devices)
+
+    def order(self, steps: int, done: int) -> None:
+        """Tell the others to take steps; for the first process."""
+        self._tell(_TRAIN, steps, done)
+
+    def orders(self) -> Iterator[tuple[int, int]]:
+        """Yield what the first process orders, until it is done; for the others."""
+        while True:
+            what, steps, done = self._tell(_STOP, 0, 0)
+            if what == _STOP:
+                return
+            yield steps, done
+
+    def same_weights(self, network: nn.Module) -> None:
+        """Give every process the weights of the first one."""
+        with torch.no_grad():
+            for values in network.state_dict().values():
+                dist.broadcast(values, 0)
+
+    def agree(self, stop: bool) -> bool:
+        """Return whether the first process wants to stop."""
+        flag = torch.tensor([int(stop)])
+        dist.broadcast(flag, 0, group=self._orders)
+        return bool(flag.item())
+
+    def mean(self, value: Tensor) -> Tensor:
+        """Return the mean of a scalar over the group, on its device."""
+        total = value.clone()
+        dist.all_reduce(total)
+        return total / self.size
+
+    def leave(self) -> None:
+        """End this process's part; the first one lets the others go."""
+        if self.rank == 0:
+            with contextlib.suppress(RuntimeError):  # they are gone already
+                self._tell(_STOP, 0, 0)
+        dist.destroy_process_group()
+
+    def _tell(self, what: int, steps: int, done: int) -> tuple[int, int, int]:
+        message = torch.tensor([what, steps, done])
+        dist.broadcast(message, 0, group=self._orders)
+        return int(message[0]), int(message[1]), int(message[2])
+
+
+class Followers:
+    """Starts the other processes of a group and ends them; the group of the calling process is ``group``.
+
+    Args:
+        follower: what each of them runs, of a module's top level or a picklable object.
+        size: of the group, with the calling process.
+        devices: "cuda" or "cpu".
+
+    Raises:
+        TrainingError: there are fewer GPUs than asked for.
+    """
+
+    def __init__(self, follower: Follower, size: int, devices: str) -> None:
+        there = torch.cuda.device_count()
+        if devices == "cuda" and there < size:
+            raise TrainingError(
+                f"the job asks for {size} GPUs at a site (resources.gpus), found {there}. Lower it or run it elsewhere."
+            )
+        self._folder = tempfile.TemporaryDirectory(prefix="oncofed-group-")
+        meeting = Path(self._folder.name) / "meeting"
+        context = multiprocessing.get_context("spawn")
+        self._processes = [
+            context.Process(target=_follow, args=(follower, rank, size, devices, meeting), daemon=True)
+            for rank in range(1, size)
+        ]
+        for process in self._processes:
+            process.start()
+        self.group = Group(0, size, _device(devices, 0), meeting)
+
+    def require_alive(self) -> None:
+        """Raise where one of the processes has ended, or does so within two seconds."""
+        for process in self._processes:
+            process.join(_LAST_WORDS_SECONDS)
+        ended = [process.exitcode for process in self._processes if process.exitcode is not None]
+        if ended:
+            raise TrainingError(
+                f"{len(ended)} of {len(self._processes) + 1} processes that train together ended (status {ended[0]}), "
+                "perhaps for want of GPU memory: set training.micro_batch or training.checkpointing"
+            )
+
+    def close(self) -> None:
+        """Let the processes end."""
+        self.group.leave()
+        for process in self._processes:
+            process.join(10)
+            if process.is_alive():
+                process.kill()
+        self._folder.cleanup()
+
+
+def _follow(follower: Follower, rank: int, size: int, devices: str, meeting: Path) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all: the first process ends the others
+    end_with_parent()
+    warnings.filterwarnings("ignore")
+    group = Group(rank, size, _device(devices, rank), meeting)
+    act = follower(group)
+    for steps, done in group.orders():
+        act(steps, done)
+    group.leave()
+
+
+def _device(devices: str, rank: int) -> torch.device:
+    return torch.device(devices, rank) if devices == "cuda" else torch.device("cpu")

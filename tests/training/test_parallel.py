@@ -1,0 +1,82 @@
+"""Two processes that train together, through gloo on the CPU: the same as one that takes both shares of each batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from pydantic import ValidationError
+
+from oncofed.data.augment import Batch
+from oncofed.data.batches import Batches
+from oncofed.data.cases import read_cases
+from oncofed.errors import TrainingError
+from oncofed.job.spec import JobSpec
+from oncofed.training import Plan, Trainer, start_trainer
+from oncofed.training.trainer import _site_seed
+
+
+@pytest.fixture
+def plan(spec: JobSpec) -> Plan:
+    settings = {"optimizer": "sgd", "batch_size": 4, "micro_batch": 1, "steps_per_round": 20}
+    return spec.changed({"training": settings, "resources": {"gpus": 2}}).plan()
+
+
+class _Joined(Iterator[Batch]):
+    def __init__(self, one: Batches, two: Batches) -> None:
+        self._two = (one, two)
+
+    def __next__(self) -> Batch:
+        one, two = (next(stream) for stream in self._two)
+        return {name: torch.cat([one[name], two[name]]) for name in one}
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_learns_from_both_shares(plan: Plan, site: Path, tmp_path: Path) -> None:
+    cases = read_cases(site, plan.data.split, plan.seed)
+    with start_trainer(plan, cases, "here", tmp_path / "checkpoint", devices="cpu") as together:
+        together.train(3)
+        together.load_weights(together.weights())
+        loss = together.train(2)
+        found = together.weights()
+        stopped = together.train(5, should_stop=lambda: together.steps_done >= 6)
+        assert together.steps_done == 6
+        assert stopped > 0
+        assert together.evaluate(cases.test).cases == len(cases.test)
+    alone = Trainer(plan, cases, "here")
+    prepared = alone.prepare()._prepared
+    seeds = (alone._seed, _site_seed(alone._seed, "1 0"))
+    one, two = (Batches(prepared, alone.input, 2, seed, alone.device) for seed in seeds)
+    alone._batches = _Joined(one, two)  # type: ignore[assignment]
+    alone.train(3)
+    assert alone.train(2) == pytest.approx(loss, rel=1e-4)
+    for name, value in alone.weights().items():
+        torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-4)
+
+
+def test_fewer_gpus_than_asked_for_and_batches_that_cannot_be_shared(plan: Plan, site: Path, spec: JobSpec) -> None:
+    if torch.cuda.device_count() < 2:
+        with (
+            pytest.raises(TrainingError, match=r"asks for 2 GPUs at a site \(resources\.gpus\), found"),
+            start_trainer(plan, read_cases(site, plan.data.split, plan.seed), "here"),
+        ):
+            pass
+    with pytest.raises(ValidationError, match="batch_size is 3, expected a multiple of the 2 GPUs"):
+        Plan.model_validate({**plan.model_dump(), "training": {"batch_size": 3}})
+
+
+@pytest.mark.slow
+def test_a_process_of_the_group_that_is_killed_ends_the_training_with_a_word(plan: Plan, site: Path) -> None:
+    cases = read_cases(site, plan.data.split, plan.seed)
+
+    def killed_halfway() -> None:
+        with start_trainer(plan, cases, "here", devices="cpu") as trainer:
+            trainer.train(1)
+            next(child for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())).kill()
+            trainer.train(20)
+
+    with pytest.raises(TrainingError, match=r"1 of 2 processes that train together ended \(status -9\)"):
+        killed_halfway()
