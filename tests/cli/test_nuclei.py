@@ -44,6 +44,7 @@ def test_from_a_folder_of_microscopy_to_a_federation(real_data: Path, tmp_path: 
     assert ran.returncode == 0, ran.stderr
     result = json.loads(ran.stdout)
     assert result["status"] == "completed"
-    assert result["sites"]["fluorescence"]["federated"] > 0.3
+    assert result["metric"] == "pq"
+    assert result["sites"]["fluorescence"]["more"]["federated"]["dice"] > 0.3
     assert "<svg" in (tmp_path / "run" / "report.html").read_text()
     assert left_running(tmp_path) == []

@@ -27,6 +27,7 @@ from oncofed.errors import SpecError
 
 if TYPE_CHECKING:
     from oncofed.data.planning import PlanFile
+    from oncofed.job.spec import JobSpec
 
 app = typer.Typer(help="Jobs as data: list, show, check, plan, export, run.", no_args_is_help=True)
 
@@ -110,10 +111,25 @@ def check(job: Job, json: Json = False) -> None:
         typer.echo(jsonlib.dumps({"job": spec.name, "ok": True, "parameters": parameters, "exchange_mb": megabytes}))
         return
     steps = spec.plan().total_steps
+    if spec.model.bundle:
+        _tell_of_bundle(spec)
     typer.echo(
         f"{find_job(job)}: ok. {spec.model.network} with {parameters:,} parameters, {megabytes:.1f} MB each way a "
         f"round, {spec.federation.rounds} rounds, {steps} steps at each site."
     )
+
+
+def _tell_of_bundle(spec: JobSpec) -> None:
+    """Print a bundle's digest, and where its preprocessing and the job's differ."""
+    from oncofed.models.foreign import read_bundle
+
+    bundle = read_bundle(str(spec.model.bundle))
+    typer.echo(f"bundle {bundle.folder}: {bundle.network['_target_']}; to pin it: bundle_digest: {bundle.digest}")
+    for name, value in bundle.preprocessing.items():
+        own = getattr(spec.data, name)
+        mine = list(own) if isinstance(own, tuple) else own
+        if mine != value:
+            typer.echo(f"  its input has {name} {value}, the job's data.{name} is {mine}")
 
 
 @app.command()

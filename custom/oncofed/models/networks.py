@@ -20,6 +20,7 @@ from torch import nn
 
 from oncofed.data.spec import StrictModel
 from oncofed.errors import SpecError
+from oncofed.models.foreign import Bundle, load_bundle_weights, read_bundle
 
 # What a network turns its input into: values for each voxel, for an image as a whole, or for a bag of features.
 Kind = Literal["dense", "image", "bag"]
@@ -44,6 +45,12 @@ class ModelSpec(StrictModel):
         min_length=2,
         max_length=7,
         description="feature maps at each resolution, finest first; null: the network's own",
+    )
+    bundle: str | None = Field(
+        None, description="network bundle: folder of a MONAI bundle that server and sites have under this path"
+    )
+    bundle_digest: str | None = Field(
+        None, pattern=r"^[0-9a-f]{64}$", description="of definition and weights; a bundle with another one is refused"
     )
     residual_units: int = Field(2, ge=0, le=4, description="convolutions with a skip at each resolution (unet)")
     norm: Literal["instance", "group", "batch"] | None = Field(None, description="null: the network's own, never batch")
@@ -70,6 +77,8 @@ class ModelSpec(StrictModel):
         doubled = tuple(channels[0] * 2**i for i in range(len(channels))) if channels else ()
         if self.network == "segresnet" and channels != doubled:
             raise ValueError(f"segresnet doubles its channels at each resolution: expected {list(doubled)}")
+        if (self.network == "bundle") != (self.bundle is not None):
+            raise ValueError("network: bundle and bundle: FOLDER go together")
         if self.norm == "instance" and self.network in {"resnet18", "resnet50", "hovernet"}:
             raise ValueError(f"{self.network} is normalised by group or batch")
         if self.deep_supervision and self.network != "dynunet":
@@ -181,7 +190,16 @@ def build_network(request: Request, seed: int) -> nn.Module:
             cause = error.__cause__ or error
             raise SpecError(f"{request.spec.network} cannot be built: {str(cause).splitlines()[0]}") from None
     assert isinstance(network, nn.Module)
+    if request.spec.bundle:
+        load_bundle_weights(_bundle_of(request.spec), network)
     return network
+
+
+def _bundle_of(spec: ModelSpec) -> Bundle:
+    bundle = read_bundle(str(spec.bundle))
+    if spec.bundle_digest and bundle.digest != spec.bundle_digest:
+        raise SpecError(f"{bundle.folder}: its digest is {bundle.digest}, the job expects {spec.bundle_digest}")
+    return bundle
 
 
 def register_network(
@@ -315,6 +333,13 @@ def _hovernet(request: Request) -> dict[str, Any]:
     return _normed(request, {"_target_": "oncofed.models.hovernet.HoVerNetMaps", **_channels(request)})
 
 
+def _bundle(request: Request) -> dict[str, Any]:
+    network = _bundle_of(request.spec).network
+    # A bundle's network is made for its own classes; the job says its own.
+    names = {"in_channels": request.in_channels, "out_channels": request.out_channels}
+    return {**network, **{name: value for name, value in names.items() if name in network}}
+
+
 # --- values for an image as a whole
 
 
@@ -369,6 +394,7 @@ _NETWORKS = {
         Network("segresnet", "dense", _segresnet, (16, 32, 64, 128)),
         Network("swinunetr", "dense", _swin_unetr, norm="instance", divisor=32),
         Network("hovernet", "dense", _hovernet, divisor=256, dimensions=(2,)),
+        Network("bundle", "dense", _bundle, divisor=1),
         Network("densenet121", "image", _densenet, divisor=32),
         Network("efficientnet-b0", "image", _efficientnet, divisor=32),
         Network("resnet18", "image", _resnet(18), divisor=32),

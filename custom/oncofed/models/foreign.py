@@ -1,0 +1,174 @@
+"""A MONAI bundle's network and weights as a job's model, without running what the bundle brings.
+
+Of a bundle its network definition is read, which may name MONAI's own networks and plain values, and its weights, which
+are tensors. Expressions (``$...``), scripts and other classes are code: a bundle that needs them is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from monai.networks import nets
+from torch import Tensor, nn
+
+from oncofed.errors import SpecError
+
+# Where bundles lie that a job names by a relative path.
+FOLDER_VARIABLE = "ONCOFED_BUNDLES"
+
+_CONFIGS = ("inference", "train", "evaluate")
+_NETWORK_KEYS = ("network_def", "network")
+_NETWORKS = "monai.networks.nets"
+# A network that shares fewer of its tensors with the bundle's weights is another network.
+_LEAST_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What a bundle says.
+
+    Attributes:
+        folder: where it lies.
+        network: its definition: ``_target_`` and plain arguments.
+        preprocessing: spacing, orientation and window of its input, as a job's section ``data`` writes them; what it
+            does not say is missing.
+        digest: SHA-256 of definition and weights.
+    """
+
+    folder: Path
+    network: dict[str, Any]
+    preprocessing: dict[str, Any]
+    digest: str
+
+
+def read_bundle(path: str) -> Bundle:
+    """Read a bundle's definition.
+
+    Args:
+        path: of its folder; a relative one starts at the folder that ``ONCOFED_BUNDLES`` names, else here.
+
+    Raises:
+        SpecError: there is no bundle, or it needs code.
+    """
+    folder = Path(os.environ.get(FOLDER_VARIABLE, "."), Path(path).expanduser())
+    return _read(folder, _stamp(folder))
+
+
+def load_bundle_weights(bundle: Bundle, network: nn.Module) -> tuple[int, int]:
+    """Put a bundle's weights into a network, those that fit it: an output for other classes starts anew.
+
+    Returns:
+        How many tensors were taken, and how many the network has.
+
+    Raises:
+        SpecError: the weights are broken, or those of another network.
+    """
+    path = _weights(bundle.folder)
+    if path is None:
+        return 0, len(network.state_dict())
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001 - whatever a broken or forbidden pickle leads to
+        raise SpecError(f"{path}: no weights that can be read as tensors alone ({type(error).__name__})") from None
+    stored: dict[str, Tensor] = loaded.get("state_dict", loaded.get("model", loaded))
+    own = network.state_dict()
+    fitting = {n: v for n, v in stored.items() if n in own and own[n].shape == v.shape}
+    if len(fitting) < _LEAST_SHARE * len(own):
+        raise SpecError(
+            f"{path}: {len(fitting)} of the network's {len(own)} tensors fit: these are another network's weights"
+        )
+    network.load_state_dict(fitting, strict=False)
+    return len(fitting), len(own)
+
+
+@cache
+def _read(folder: Path, stamp: str) -> Bundle:
+    configs = [config for name in _CONFIGS if (config := _config(folder, name)) is not None]
+    if not configs:
+        raise SpecError(f"{folder}: no MONAI bundle (found no configs/inference.json or train.json)")
+    for config in configs:
+        found = next((config[key] for key in _NETWORK_KEYS if isinstance(config.get(key), dict)), None)
+        if found and "_target_" in found:
+            network = _plain(found, config, folder)
+            break
+    else:
+        raise SpecError(f"{folder}: its configuration has no network_def with a _target_")
+    name = str(network["_target_"]).removeprefix(f"{_NETWORKS}.")
+    if not hasattr(nets, name):
+        raise SpecError(
+            f"{folder}: its network is {network['_target_']}, expected one of {_NETWORKS}: other classes are code"
+        )
+    digest = hashlib.sha256(json.dumps(network, sort_keys=True).encode())
+    weights = _weights(folder)
+    if weights:
+        digest.update(weights.read_bytes())
+    return Bundle(folder, {**network, "_target_": name}, _preprocessing(configs), digest.hexdigest())
+
+
+def _stamp(folder: Path) -> str:
+    """Return what changes when the bundle does, so that it is read once."""
+    files = sorted(path for path in folder.glob("*/*") if path.is_file())
+    return " ".join(f"{path.name}:{path.stat().st_size}:{path.stat().st_mtime_ns}" for path in files)
+
+
+def _config(folder: Path, name: str) -> dict[str, Any] | None:
+    for suffix in (".json", ".yaml", ".yml"):
+        path = folder / "configs" / f"{name}{suffix}"
+        if path.is_file():
+            try:
+                values = yaml.safe_load(path.read_text(encoding="utf-8"))
+            except (yaml.YAMLError, UnicodeDecodeError) as error:
+                raise SpecError(f"{path}: cannot be read ({type(error).__name__})") from None
+            return values if isinstance(values, dict) else None
+    return None
+
+
+def _weights(folder: Path) -> Path | None:
+    path = folder / "models" / "model.pt"
+    return path if path.is_file() else None
+
+
+def _plain(value: Any, config: dict[str, Any], folder: Path) -> Any:
+    """Return a value with its references to plain values of the same file resolved."""
+    if isinstance(value, dict):
+        return {key: _plain(item, config, folder) for key, item in value.items() if key not in {"_desc_", "_requires_"}}
+    if isinstance(value, list):
+        return [_plain(item, config, folder) for item in value]
+    if isinstance(value, str) and value.startswith("@") and value[1:] in config:
+        return _plain(config[value[1:]], config, folder)
+    if isinstance(value, str) and value[:1] in {"$", "@", "%"}:
+        raise SpecError(
+            f"{folder}: its network needs the expression {value!r}: expressions are code, and no bundle's code runs"
+        )
+    return value
+
+
+def _preprocessing(configs: list[dict[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for step in _steps(configs):
+        name = str(step.get("_target_", "")).rpartition(".")[2]
+        if name == "Spacingd" and isinstance(step.get("pixdim"), list):
+            found["spacing"] = step["pixdim"]
+        elif name == "Orientationd":
+            found["orientation"] = step.get("axcodes")
+        elif name == "ScaleIntensityRanged":
+            found["window"] = [step.get("a_min"), step.get("a_max")]
+    return found
+
+
+def _steps(configs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    for config in configs:
+        for key in ("preprocessing", "validate#preprocessing", "deterministic_transforms"):
+            section = config.get(key)
+            steps = section.get("transforms", section) if isinstance(section, dict) else section
+            if isinstance(steps, list):
+                return [step for step in steps if isinstance(step, dict)]
+    return []

@@ -1,0 +1,91 @@
+"""A bundle as a job's model: its network and weights are taken, and none of its code runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from oncofed.data.spec import DataSpec
+from oncofed.errors import SpecError
+from oncofed.models import ModelSpec, Request, build_network
+from oncofed.models.bundle import write_bundle
+from oncofed.models.foreign import FOLDER_VARIABLE, read_bundle
+
+DATA = DataSpec(dataset="balls", spacing=(1.5, 1.5, 1.5), patch=(16, 16, 16))
+REQUEST = Request(ModelSpec(channels=(4, 8)), 1, 3, 3, DATA.patch)
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    weights = build_network(REQUEST, seed=9).state_dict()
+    return write_bundle(tmp_path, "Two balls", REQUEST, DATA, {1: "shell", 2: "core"}, weights)
+
+
+def _spec(bundle: Path, **more: Any) -> ModelSpec:
+    return ModelSpec(network="bundle", bundle=str(bundle), **more)
+
+
+def test_network_and_weights_are_the_bundles(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = build_network(Request(_spec(bundle), 1, 3, 3, DATA.patch), seed=1)
+    expected = build_network(REQUEST, seed=9).state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in network.state_dict().items())
+    assert read_bundle(str(bundle)).preprocessing == {"spacing": [1.5, 1.5, 1.5], "orientation": "RAS"}
+    monkeypatch.setenv(FOLDER_VARIABLE, str(bundle.parent))
+    assert read_bundle(bundle.name).digest == read_bundle(str(bundle)).digest
+
+
+def test_an_output_for_other_classes_starts_anew(bundle: Path) -> None:
+    network = build_network(Request(_spec(bundle), 1, 5, 3, DATA.patch), seed=1)
+    assert network(torch.zeros(1, 1, 16, 16, 16)).shape[1] == 5
+    expected = build_network(REQUEST, seed=9).state_dict()
+    first = next(iter(expected))
+    assert torch.equal(network.state_dict()[first], expected[first])
+
+
+@pytest.mark.parametrize(
+    ("network", "why"),
+    [
+        ({"_target_": "UNet", "channels": "$__import__('os').system('true')"}, "expressions are code"),
+        ({"_target_": "scripts.net.Net"}, "other classes are code"),
+        ({"_target_": "os.system", "command": "true"}, "other classes are code"),
+        ({"_target_": "UNet", "channels": "@missing"}, "needs the expression '@missing'"),
+    ],
+)
+def test_a_bundle_that_needs_code_is_refused(bundle: Path, network: dict[str, Any], why: str) -> None:
+    (bundle / "configs" / "inference.json").write_text(json.dumps({"network_def": network}))
+    with pytest.raises(SpecError, match=why):
+        read_bundle(str(bundle))
+
+
+def test_references_to_plain_values_are_followed(bundle: Path) -> None:
+    config = json.loads((bundle / "configs" / "inference.json").read_text())
+    config["network_def"]["channels"] = "@widths"
+    (bundle / "configs" / "inference.json").write_text(json.dumps({**config, "widths": [4, 8]}))
+    assert read_bundle(str(bundle)).network["channels"] == [4, 8]
+
+
+def test_other_weights_and_another_digest_are_refused(bundle: Path) -> None:
+    digest = read_bundle(str(bundle)).digest
+    assert build_network(Request(_spec(bundle, bundle_digest=digest), 1, 3, 3, DATA.patch), 1)
+    torch.save({"something.else": torch.zeros(3)}, bundle / "models" / "model.pt")
+    with pytest.raises(SpecError, match="these are another network's weights"):
+        build_network(Request(_spec(bundle), 1, 3, 3, DATA.patch), 1)
+    with pytest.raises(SpecError, match=r"its digest is .*, the job expects"):
+        build_network(Request(_spec(bundle, bundle_digest=digest), 1, 3, 3, DATA.patch), 1)
+    (bundle / "models" / "model.pt").write_bytes(b"no weights")
+    with pytest.raises(SpecError, match="no weights that can be read as tensors alone"):
+        build_network(Request(_spec(bundle), 1, 3, 3, DATA.patch), 1)
+
+
+def test_what_is_no_bundle_is_told(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="no MONAI bundle"):
+        read_bundle(str(tmp_path))
+    with pytest.raises(ValidationError, match="go together"):
+        ModelSpec(network="bundle")
+    with pytest.raises(ValidationError, match="go together"):
+        ModelSpec(bundle="x")
