@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.signal import Signal
@@ -16,6 +17,7 @@ from oncofed.federation import exchange
 from oncofed.federation.datasets import DATASETS_FILE
 from oncofed.federation.executor import SiteExecutor
 from oncofed.job.spec import JobSpec
+from oncofed.models.weights import norm_names
 
 
 class _Context(FLContext):
@@ -73,6 +75,21 @@ def test_a_site_tells_how_many_cases_it_has_and_trains(spec: JobSpec, local: Pat
     assert any((update[name] != weights[name]).any() for name in weights)
     submitted, _, _ = exchange.read_update_message(_do(executor, "submit_model", local))
     assert all((submitted[name] == update[name]).all() for name in update)
+
+
+def test_a_site_keeps_normalisation_layers_of_its_own_where_the_job_says_so(spec: JobSpec, local: Path) -> None:
+    settings = {"training": {"local_norm": True}, "model": {"norm": "batch"}}
+    executor = _executor(spec.changed(settings))
+    _do(executor, "prepare", local)
+    trainer = executor._trainer
+    assert trainer
+    first = exchange.weights_message(trainer.weights(), 1)
+    update, _, _ = exchange.read_update_message(_do(executor, "train", local, first))
+    names = norm_names(trainer.network)
+    assert any("running_mean" in name for name in names & set(update))
+    elsewhere = {name: torch.zeros_like(value) for name, value in update.items()}
+    loaded = executor._with_own_norm(trainer, elsewhere)
+    assert all(torch.equal(value, (update if name in names else elsewhere)[name]) for name, value in loaded.items())
 
 
 def test_no_name_or_path_leaves_with_an_error(spec: JobSpec, local: Path, two_sites: dict[str, Path]) -> None:

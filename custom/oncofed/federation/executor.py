@@ -21,6 +21,7 @@ from oncofed.errors import DataError, OncofedError, TrainingError
 from oncofed.federation import exchange
 from oncofed.federation.datasets import DATASETS_FILE, dataset_folder
 from oncofed.federation.exchange import TASK_PREPARE, TASK_SUBMIT_MODEL, TASK_TRAIN, TASK_VALIDATE, Weights
+from oncofed.models.weights import norm_names
 from oncofed.training import Plan, Trainer, start_trainer
 
 _SECONDS_BETWEEN_PROGRESS = 0.5
@@ -107,6 +108,7 @@ class SiteExecutor(Executor):
 
     def _train(self, trainer: Trainer, message: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
         weights, number, _ = exchange.read_weights_message(message)
+        weights = self._with_own_norm(trainer, weights)
         steps, total = self._plan.training.steps_per_round, self._plan.total_steps
         last = number * steps
         # A process before this one may have been killed in this very turn: then its state goes on, not the global one.
@@ -127,8 +129,15 @@ class SiteExecutor(Executor):
         self._trained = trainer.weights()
         return exchange.update_message(self._trained, len(trainer.cases.train), numbers)
 
+    def _with_own_norm(self, trainer: Trainer, weights: Weights) -> Weights:
+        """Return the global weights with this site's own normalisation layers (FedBN; Li et al., ICLR 2021)."""
+        if not self._plan.training.local_norm or self._trained is None:
+            return weights
+        return {**weights, **{name: self._trained[name] for name in norm_names(trainer.network) if name in weights}}
+
     def _validate(self, trainer: Trainer, message: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
         weights, _, split = exchange.read_weights_message(message)
+        weights = self._with_own_norm(trainer, weights)
         return exchange.numbers_message(self._evaluate(trainer, split, fl_ctx, abort_signal, weights))
 
     def _submit_model(self) -> Shareable:

@@ -362,7 +362,8 @@ def _efficientnet(request: Request) -> dict[str, Any]:
 
 def _resnet(layers: int) -> Callable[[Request], dict[str, Any]]:
     def config(request: Request) -> dict[str, Any]:
-        shape = {"spatial_dims": request.dimensions, "n_input_channels": request.in_channels}
+        # A first stride of two, as the network was published with (He et al., CVPR 2016); MONAI's own default is one.
+        shape = {"spatial_dims": request.dimensions, "n_input_channels": request.in_channels, "conv1_t_stride": 2}
         target = {"_target_": f"resnet{layers}", **shape, "num_classes": request.out_channels}
         return _normed(request, target)
 

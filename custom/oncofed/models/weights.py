@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from oncofed.errors import TrainingError
 
 Weights = dict[str, Tensor]
+_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
 def weights_of(network: nn.Module) -> Weights:
@@ -25,6 +26,16 @@ def weights_of(network: nn.Module) -> Weights:
             seen.add(place)
             found[name] = values
     return found
+
+
+def norm_names(network: nn.Module) -> set[str]:
+    """Return the names of the weights and statistics of a network's normalisation layers."""
+    return {
+        f"{prefix}.{name}"
+        for prefix, module in network.named_modules()
+        if isinstance(module, _NORMS)
+        for name in module.state_dict()
+    }
 
 
 def load_weights(network: nn.Module, weights: Weights) -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -79,7 +78,7 @@ class Encoder:
         self._device = device
         self._network: nn.Module | None = None
         self.digest: str = spec.network
-        self.size = _colour_features(torch.zeros(1, 3, 8, 8)).shape[1]
+        self.size = _colour_features(torch.zeros(1, 3, 16, 16)).shape[1]
         if spec.network == "colour":
             return
         if spec.weights is None:
@@ -250,7 +249,7 @@ class SlideClassification(Classification):
     def in_channels(self) -> int:
         """Features of a tile."""
         return {"resnet18": 512, "resnet50": 2048}.get(self._spec.encoder.network) or _colour_features(
-            torch.zeros(1, 3, 8, 8)
+            torch.zeros(1, 3, 16, 16)
         ).shape[1]
 
     def input(self, augmentation: Augmentation) -> Input:
@@ -310,9 +309,11 @@ def _colour_features(tiles: Tensor) -> Tensor:
     Args:
         tiles: (tile, 3, x, y), 0 to 1.
     """
-    parts: list[Any] = [tiles.mean((2, 3)), tiles.std((2, 3))]
-    edges = torch.linspace(0, 1, _HISTOGRAM_BINS + 1, device=tiles.device)
-    parts += [((tiles >= low) & (tiles < high)).float().mean((2, 3)) for low, high in itertools.pairwise(edges)]
+    # At half the resolution they cost a quarter and tell the same.
+    tiles = functional.avg_pool2d(tiles, 2)
+    parts = [tiles.mean((2, 3)), tiles.std((2, 3))]
+    bins = (tiles * _HISTOGRAM_BINS).to(torch.uint8).clamp_max(_HISTOGRAM_BINS - 1)
+    parts += [(bins == number).float().mean((2, 3)) for number in range(_HISTOGRAM_BINS)]
     for _ in range(3):
         across, down = tiles.diff(dim=2).abs().mean((2, 3)), tiles.diff(dim=3).abs().mean((2, 3))
         parts.append((across + down) * 4)

@@ -50,6 +50,11 @@ class TrainingSpec(StrictModel):
     deterministic: bool = Field(
         True, description="the same bits again on the same machine; false lets cuDNN look for its fastest kernels"
     )
+    local_norm: bool = Field(
+        False,
+        description="each site trains and is scored with normalisation layers of its own (FedBN); their mean over the "
+        "sites is in the model that the run leaves",
+    )
     most_skipped: int = Field(
         10, ge=0, le=10_000, description="steps of a turn that may be left out because their loss was not finite"
     )
