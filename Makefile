@@ -27,7 +27,7 @@ demo: $(VENV)/demo.installed ## four hospitals train one model, on this machine 
 	@$(BIN)/oncofed demo
 
 test: $(VENV)/dev.installed ## all tests, real federations among them
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 check: $(VENV)/dev.installed ## style, format, types, spelling, who may import whom
 	@$(BIN)/ruff check .
@@ -40,9 +40,12 @@ format: $(VENV)/dev.installed ## put the code into the project's format
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: $(VENV)/dev.installed ## a round's overhead beside stock FLARE; reading images beside plain readers
+bench: $(VENV)/dev.installed ## rounds, reading, training and slides, each beside a plain program (about 20 minutes)
 	@$(BIN)/python benchmarks/round_overhead.py
 	@$(BIN)/python benchmarks/ingest.py
+	@$(BIN)/python benchmarks/train_step.py
+	@$(BIN)/python benchmarks/input_pipeline.py
+	@$(BIN)/python benchmarks/slide_features.py
 
 constraints: $(VENV)/dev.installed ## write provisioning/constraints.txt anew
 	@$(BIN)/python -m pip install --quiet uv

@@ -18,6 +18,7 @@ _MARK = "ONCOFED_STARTED_WITH"  # names, in a process's environment, the run tha
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # A UNIX socket's path has at most 107 bytes (unix(7)); multiprocessing appends 33 to that of the temporary folder.
 _LONGEST_TEMPORARY = 107 - 33
+_LINK_PREFIX = "oncofed-"
 
 
 def process_environment(temporary: Path, processes: int) -> dict[str, str]:
@@ -45,10 +46,18 @@ def short_path(folder: Path) -> Iterator[Path]:
     if len(os.fsencode(folder.absolute())) <= _LONGEST_TEMPORARY:
         yield folder
         return
-    with tempfile.TemporaryDirectory(prefix="oncofed-") as system:
+    # TMPDIR may be as deep as the folder itself.
+    with tempfile.TemporaryDirectory(prefix=_LINK_PREFIX, dir=_shallow()) as system:
         link = Path(system) / "tmp"
         link.symlink_to(folder.absolute())
         yield link
+
+
+def _shallow() -> str:
+    """Return the system's temporary folder, or another one where its name is too long for sockets."""
+    longest = _LONGEST_TEMPORARY - len(f"/{_LINK_PREFIX}12345678/tmp")
+    folders = (tempfile.gettempdir(), "/tmp", "/var/tmp")  # noqa: S108 - a folder of its own is made in it
+    return next((f for f in folders if len(os.fsencode(f)) <= longest and os.access(f, os.W_OK)), folders[0])
 
 
 def end_with_parent() -> None:

@@ -139,7 +139,7 @@ def test_an_unknown_job_is_answered_with_the_known_ones(run: Callable[..., Outco
         outcome = run("job", command[0], "hipocampus", *command[1:])
         assert outcome.status == 2
         assert "unknown job 'hipocampus'" in outcome.text
-        assert "Known jobs: brain_tissue_segmentation, federated_profile, hippocampus_segmentation" in outcome.text
+        assert "Known jobs: brain_tissue_segmentation, ct_organ_segmentation, federated_profile" in outcome.text
 
 
 def test_a_taken_port_is_named(
@@ -262,9 +262,13 @@ def test_jobs_are_listed_shown_checked_and_exported(run: Callable[..., Outcome],
     names = [row["name"] for row in json.loads(run("job", "list", "--json").output)]
     assert names == [
         "brain_tissue_segmentation",
+        "ct_organ_segmentation",
         "federated_profile",
         "hippocampus_segmentation",
         "nuclei_segmentation",
+        "slide_classification",
+        "tile_classification",
+        "xray_classification",
     ]
     shown = json.loads(run("job", "show", names[0], "--json").output)
     assert shown["training"]["optimizer"] == "adamw"

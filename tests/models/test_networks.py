@@ -88,7 +88,7 @@ def test_settings_that_do_not_fit_a_network_are_refused(settings: dict[str, obje
 
 
 def test_what_cannot_be_built_is_told_in_words() -> None:
-    with pytest.raises(ValidationError, match="unknown network 'u-net'; known are attention_mil, densenet121"):
+    with pytest.raises(ValidationError, match="unknown network 'u-net'; known are attention_mil, bundle, densenet121"):
         ModelSpec(network="u-net")
     with pytest.raises(SpecError, match="hovernet is for images of 2 axes, the job's have 3"):
         build_network(_request("hovernet", 3), 1)
@@ -105,7 +105,7 @@ def test_attention_looks_at_no_padding() -> None:
     torch.testing.assert_close(network(padded, there), alone)
     weights = network.attention(padded, there)
     assert weights[0, 3:].eq(0).all()
-    assert float(weights.sum()) == pytest.approx(1)
+    assert weights.sum().item() == pytest.approx(1)
 
 
 OWN = """

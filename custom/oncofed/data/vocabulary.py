@@ -34,8 +34,8 @@ class Vocabulary:
 def match_labels(manifest: Manifest, classes: Mapping[int, str]) -> Vocabulary:
     """Match a dataset's labels with a job's.
 
-    Names are compared without regard to case; ``label_map`` of the manifest goes before them. Where nobody named the
-    dataset's labels, values are taken for what they are.
+    Names are compared without regard to case, and spaces, _ and - are the same; ``label_map`` of the manifest goes
+    before them. Where nobody named the dataset's labels, values are taken for what they are.
 
     Args:
         manifest: the dataset.
@@ -45,25 +45,25 @@ def match_labels(manifest: Manifest, classes: Mapping[int, str]) -> Vocabulary:
     names = {int(float(value)): name for value, name in manifest.labels.items() if int(float(value)) != 0}
     if not manifest.label_map and all(_is_unnamed(value, name) for value, name in names.items()):
         return _by_value(names, classes, instances)
-    wanted = {name.lower(): value for value, name in classes.items()}
-    mapping = {name.lower(): target for name, target in manifest.label_map.items()}
+    wanted = {_key(name): value for value, name in classes.items()}
+    mapping = {_key(name): target for name, target in manifest.label_map.items()}
     values: dict[int, int] = {}
     problems, how = [], []
     for value, name in sorted(names.items()):
-        target = mapping.get(name.lower(), name)
+        target = mapping.get(_key(name), name)
         if target is None or target.lower() == "background":
             values[value] = 0
             how.append(f"{name} ({value}) becomes background")
-        elif target.lower() in wanted:
-            values[value] = wanted[target.lower()]
-            if values[value] != value or target.lower() != name.lower():
+        elif _key(target) in wanted:
+            values[value] = wanted[_key(target)]
+            if values[value] != value or _key(target) != _key(name):
                 how.append(f"{name} ({value}) becomes {classes[values[value]]} ({values[value]})")
         else:
             problems.append(
                 f"its label {name!r} is none of the job's {sorted(classes.values())}; say what it is in dataset.json: "
                 f'"label_map": {{"{name}": "{next(iter(classes.values()))}"}} (null for background)'
             )
-    unknown = sorted(set(mapping) - {name.lower() for name in names.values()})
+    unknown = sorted(set(mapping) - {_key(name) for name in names.values()})
     if unknown:
         problems.append(f"label_map names {', '.join(unknown)}, which no label of the dataset is called")
     missing = [name for value, name in classes.items() if value not in values.values() and name != IGNORED]
@@ -85,17 +85,17 @@ def match_classes(manifest: Manifest, classes: Mapping[int, str]) -> Vocabulary:
         unknown = sorted(set(names) - set(classes))
         problems = [f"its classes {unknown} are none of the job's {sorted(classes)}"] if unknown else []
         return Vocabulary(problems=problems)
-    wanted = {name.lower(): value for value, name in classes.items()}
-    mapping = {name.lower(): target for name, target in manifest.label_map.items()}
+    wanted = {_key(name): value for value, name in classes.items()}
+    mapping = {_key(name): target for name, target in manifest.label_map.items()}
     values: dict[int, int] = {}
     problems, how = [], []
     for value, name in sorted(names.items()):
-        target = mapping.get(name.lower(), name)
+        target = mapping.get(_key(name), name)
         if target is None:
             how.append(f"{name} ({value}) is left out")
-        elif target.lower() in wanted:
-            values[value] = wanted[target.lower()]
-            if values[value] != value or target.lower() != name.lower():
+        elif _key(target) in wanted:
+            values[value] = wanted[_key(target)]
+            if values[value] != value or _key(target) != _key(name):
                 how.append(f"{name} ({value}) becomes {classes[values[value]]} ({values[value]})")
         else:
             problems.append(
@@ -118,6 +118,11 @@ def _by_value(names: Mapping[int, str], classes: Mapping[int, str], instances: b
         )
     name = next(iter(classes.values()))
     return Vocabulary({1: 1}, True, [f"every numbered object becomes {name} (1)"])
+
+
+def _key(name: str) -> str:
+    """Return a name as it is compared: folders and tables write spaces, case and hyphens as they like."""
+    return " ".join(name.lower().replace("_", " ").replace("-", " ").split())
 
 
 def _is_unnamed(value: int, name: str) -> bool:
