@@ -22,7 +22,7 @@ def _request(name: str, axes: int) -> Request:
     if name == "vit":
         spec = ModelSpec(network=name, arguments={"num_layers": 2, "hidden_size": 48, "mlp_dim": 64})
     if name == "swinunetr":
-        spec = ModelSpec(network=name, arguments={"feature_size": 12})
+        spec = ModelSpec(network=name, arguments={"feature_size": 12, "depths": [1, 1, 1, 1]})
     least = {"swinunetr": 64}.get(name, 32)
     side = max(least, 2 * spec.divisor if name in SMALL else spec.divisor)
     return Request(spec, 8 if spec.kind == "bag" else 1, 3, axes, (side,) * axes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from hypothesis import given
@@ -18,7 +19,7 @@ from oncofed.tasks import Classification, ClassificationSpec
 from oncofed.tasks.base import confidence
 from oncofed.tasks.classification import Classified, class_scores
 from oncofed.training import Plan, Trainer, TrainingSpec
-from synthetic import make_textures
+from synthetic import make_textures, make_volume
 
 CLASSES = {0: "clear", 1: "pneumonia"}
 TASK = Classification(ClassificationSpec(classes=CLASSES), DataSpec(dataset="x", modality="xray", patch=(32, 32)))
@@ -104,3 +105,36 @@ def test_it_learns_and_matches_classes_by_name(tmp_path: Path, names: list[str])
     assert case.class_label == 0
     picture = trainer.task.picture(trainer.network, case, trainer.device)
     assert picture.caption.startswith("clear; model: ")
+
+
+def test_volumes_are_classified_too(tmp_path: Path) -> None:
+    rows = ["image,label"]
+    for number in range(12):
+        image, _ = make_volume(number)
+        path = tmp_path / "in" / f"v{number}.nii.gz"
+        path.parent.mkdir(exist_ok=True)
+        nib.save(
+            nib.Nifti1Image(image if number % 2 else np.random.default_rng(number).normal(size=image.shape), np.eye(4)),
+            path,
+        )
+        rows.append(f"{path.name},{'ball' if number % 2 else 'noise'}")
+    (tmp_path / "in" / "cases.csv").write_text("\n".join(rows))
+    register(Request(tmp_path / "in", "x", tmp_path / "set"))
+    classes = {0: "noise", 1: "ball", 2: "cube"}  # of which this site has no image
+    plan = Plan(
+        data=DataSpec(dataset="x", patch=(32, 32, 32)),
+        task=ClassificationSpec(classes=classes),
+        model=ModelSpec(
+            network="densenet121", arguments={"init_features": 16, "growth_rate": 16, "block_config": [2, 2]}
+        ),
+        training=TrainingSpec(steps_per_round=15, batch_size=4, learning_rate=3e-3, warmup_steps=0),
+        rounds=1,
+    )
+    cases = usable_cases(tmp_path / "set", plan.data, classes, 1, "here", labels="class").cases
+    trainer = Trainer(plan, cases, "here")
+    trainer.train(15)
+    evaluation = trainer.evaluate(tuple(cases))
+    assert evaluation.mean is not None
+    assert evaluation.mean > 0.9
+    assert set(evaluation.by_class) == {"noise", "ball"}
+    assert trainer.task.picture(trainer.network, cases.test[0], trainer.device).image.ndim == 2

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from oncofed.data.cases import read_cases
 from oncofed.data.spec import DataSpec, SplitSpec
 from oncofed.tasks import Segmentation, SegmentationSpec
+from oncofed.tasks.segmentation import Segmented, without_largest
 
 SPEC = SegmentationSpec(classes={1: "shell", 2: "core"})
 VOLUMES = arrays(np.uint8, (3, 4, 5), elements=st.integers(0, 2))
@@ -77,3 +78,68 @@ def test_the_loss_is_least_for_the_truth() -> None:
     truth = nn.functional.one_hot(label[:, 0], 3).movedim(-1, 1).float()
     assert task.loss(truth * 20, {"label": label}) < 0.05
     assert task.loss(truth.roll(1, dims=1) * 20, {"label": label}) > 1
+
+
+def test_what_nobody_labelled_counts_in_neither_loss_nor_score() -> None:
+    spec = SegmentationSpec(classes={1: "shell", 2: "core"}, ignore=255)
+    task = Segmentation(spec, DataSpec(dataset="balls", patch=(16, 16, 16)))
+    label = torch.randint(0, 3, (2, 1, 8, 8, 8))
+    logits = torch.randn(2, 3, 8, 8, 8)
+    partly = label.clone()
+    partly[:, :, 4:] = 255
+    changed = logits.clone()
+    changed[:, :, 4:] += 5 * torch.randn(2, 3, 4, 8, 8)
+    assert task.loss(changed, {"label": partly}) == pytest.approx(float(task.loss(logits, {"label": partly})))
+    everything = torch.full_like(label, 255)
+    logits.requires_grad_()
+    loss = task.loss(logits, {"label": everything})
+    loss.backward()
+    assert float(loss) == 0
+    assert not logits.grad.any()  # type: ignore[union-attr]
+    assert spec.vocabulary == {1: "shell", 2: "core", 255: "ignore"}
+
+
+def test_coarser_outputs_count_half_as_much() -> None:
+    task = _task()
+    batch = {"label": torch.randint(0, 3, (2, 1, 8, 8, 8))}
+    fine, coarse = torch.randn(2, 3, 8, 8, 8), torch.randn(2, 3, 8, 8, 8)
+    both = task.loss(torch.stack([fine, coarse], dim=1), batch)
+    assert both == pytest.approx(float((task.loss(fine, batch) + 0.5 * task.loss(coarse, batch)) / 1.5))
+
+
+def test_only_the_largest_piece_is_kept() -> None:
+    mask = np.zeros((10, 10), bool)
+    mask[:4, :4] = mask[7:9, 7:9] = mask[0, 9] = True
+    rest = without_largest(mask)
+    assert rest.sum() == 5
+    assert not rest[:4, :4].any()
+    assert not without_largest(mask[:4, :4]).any()
+
+
+def test_mirrored_inference_of_a_network_that_sees_no_sides_changes_nothing(site: Path) -> None:
+    case = read_cases(site, SplitSpec(), 1).train[0]
+    once = _task().predict(_Threshold(), case, torch.device("cpu")).prediction
+    spec = SegmentationSpec(classes={1: "shell", 2: "core"}, mirror=True)
+    mirrored = Segmentation(spec, DataSpec(dataset="balls", patch=(20, 20, 20)))
+    plain = Segmentation(SPEC, DataSpec(dataset="balls", patch=(20, 20, 20)))
+    assert np.array_equal(
+        mirrored.predict(_Threshold(), case, torch.device("cpu")).prediction,
+        plain.predict(_Threshold(), case, torch.device("cpu")).prediction,
+    )
+    assert once.shape == (20, 20, 20)
+
+
+def test_surfaces_are_measured_in_mm(site: Path) -> None:
+    task = _task()
+    case = read_cases(site, SplitSpec(), 1).train[0]
+    figures = task.assess(_Threshold(), case, torch.device("cpu"), detailed=True)
+    assert 0.5 < figures["surface_dice.shell"] <= 1
+    assert 0 <= figures["hd95_mm.shell"] < 6
+    reference = np.zeros((10, 10, 10), np.uint8)
+    reference[2:6, 2:6, 2:6] = 1
+    moved = np.roll(reference, 2, axis=0)
+    shifted = task._surfaces(Segmented(moved, reference, np.diag([3.0, 1, 1, 1])))
+    assert shifted["hd95_mm.shell"] == pytest.approx(6)
+    missed = task._surfaces(Segmented(np.zeros_like(reference), reference, np.eye(4)))
+    assert missed["surface_dice.shell"] == 0
+    assert "hd95_mm.shell" not in missed

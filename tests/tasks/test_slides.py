@@ -25,6 +25,7 @@ from oncofed.training import Plan, Trainer, TrainingSpec
 from synthetic import make_slides
 
 pytest.importorskip("tifffile")
+pytestmark = pytest.mark.xdist_group("slides")  # which are made once
 
 CLASSES = {0: "normal", 1: "tumour"}
 DATA = DataSpec(dataset="slides", modality="microscopy", channels=("r", "g", "b"), patch=(64, 64))

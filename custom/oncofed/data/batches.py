@@ -35,6 +35,9 @@ class Batches(Iterator[Batch]):
         self._generator = Generator().manual_seed(seed)
         self._queue = torch.empty(0, dtype=torch.long)
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        if self._stream:
+            # What was prepared lies there before anything is drawn from it.
+            self._stream.wait_stream(torch.cuda.current_stream(device))
         self._next: tuple[Batch, torch.cuda.Event] | None = None
         self._before = self._state()
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from itertools import islice
 from typing import Any
 
 import monai
@@ -65,10 +66,15 @@ class Input(ABC):
 
     def prepare_all(self, cases: Sequence[Case]) -> Iterator[tuple[int, Prepared]]:
         """Yield each case's number with what ``prepare`` makes of it, in any order."""
+        numbers = iter(range(len(cases)))
         with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
-            waiting = {pool.submit(self.prepare, case): number for number, case in enumerate(cases)}
-            for future in as_completed(waiting):
-                yield waiting[future], future.result()
+            # Few are under way at a time: what is prepared may be larger than memory.
+            waiting = {pool.submit(self.prepare, cases[n]): n for n in islice(numbers, 2 * _READ_AT_ONCE)}
+            while waiting:
+                done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+                for future in done:
+                    yield waiting.pop(future), future.result()
+                waiting |= {pool.submit(self.prepare, cases[n]): n for n in islice(numbers, len(done))}
 
     @abstractmethod
     def size(self, entry: Entry) -> int | None:

@@ -76,7 +76,8 @@ def _curves(result: Result) -> Figure:
     left.set(
         xlabel="round", ylabel=result.metric_name, title="Global model on each site's validation patients", ylim=(0, 1)
     )
-    left.legend(fontsize=7)
+    if left.lines:
+        left.legend(fontsize=7)
     losses: dict[str, list[tuple[int, float]]] = {}
     for number, by in result.curves.get("loss", {}).items():
         for site, loss in by.items():
@@ -103,7 +104,7 @@ def _slices(pictures: dict[str, Picture]) -> Figure:
         if picture.reference is not None and picture.prediction is not None:
             _contours(axes, picture.reference, picture.prediction)
         if picture.heat is not None:
-            axes.imshow(picture.heat.T, cmap="inferno", origin=origin, alpha=0.45, vmin=0, vmax=1)
+            axes.imshow(picture.heat.T, cmap="inferno", origin=origin, alpha=0.7 * picture.heat.T, vmin=0, vmax=1)
         title = f"{site}\n{picture.caption}" if picture.caption else site
         axes.set_title(title, fontsize=8 if picture.caption else 10)
         axes.axis("off")

@@ -21,7 +21,8 @@ from oncofed.models.networks import Kind
 from oncofed.tasks.pictures import Picture
 
 # Fewer patients than this say nothing about how far a mean may be off.
-_FEWEST_FOR_INTERVAL = 3
+# Nor may the scores of so few leave a site one by one, which the ends of an interval would nearly be.
+_FEWEST_FOR_INTERVAL = 5
 _RESAMPLES = 500
 
 
@@ -47,7 +48,7 @@ class Evaluation(Scores):
     Attributes:
         cases: how many cases.
         interval: in which the metric lies with 95 % confidence, over patients; None where it was not asked for, or
-            fewer than three patients stand behind it.
+            fewer than five patients stand behind it.
     """
 
     cases: int = 0

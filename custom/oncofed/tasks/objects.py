@@ -30,6 +30,7 @@ from oncofed.tasks.segmentation import Windows, deeply, to_file
 Numbers = NDArray[np.int32]
 
 _SAME_OBJECT = 0.5
+_SMOOTHING = 1.0  # pixels
 
 
 class ObjectsSpec(StrictModel):
@@ -39,7 +40,7 @@ class ObjectsSpec(StrictModel):
     classes: dict[int, str] = Field({1: "object"}, min_length=1, max_length=1, description="1 -> name of the objects")
     overlap: float = Field(0.25, ge=0, lt=0.95, description="share by which inference windows overlap")
     mirror: bool = Field(False, description="inference is the mean over all mirrorings; takes 4 or 8 times as long")
-    seed_depth: float = Field(0.5, gt=0, lt=1, description="how deep inside an object its seed begins; 1 is innermost")
+    seed_depth: float = Field(0.4, gt=0, lt=1, description="how deep inside an object its seed begins; 1 is innermost")
     smallest: int = Field(10, ge=0, description="objects of fewer pixels are dropped")
     distance_weight: float = Field(2.0, gt=0, le=100, description="of the depth's loss beside that of the classes")
 
@@ -132,7 +133,9 @@ def separate(inside: NDArray[np.bool_], depth: NDArray[np.float32], seed_depth: 
         seed_depth: where seeds begin.
         smallest: objects of fewer voxels are dropped.
     """
-    seeds, count = ndimage.label(inside & (depth > seed_depth))
+    # A depth that trembles about the threshold would sow many seeds in one object.
+    smooth = ndimage.gaussian_filter(depth, _SMOOTHING)
+    seeds, count = ndimage.label(inside & (smooth > seed_depth))
     pieces, _ = ndimage.label(inside)
     # What has no seed of its own is one object.
     seeded = np.zeros(pieces.max() + 1, bool)

@@ -74,11 +74,11 @@ class Trainer:
         self._seed = _site_seed(plan.seed, site)
         _repeatable(self._seed, plan.training.deterministic)
         self.network = plan.build_network().to(self.device)
-        if self.device.type == "cuda":
-            # The layout in which tensor cores take convolutions; weights keep their names and values.
-            layout = torch.channels_last_3d if plan.data.dimensions == 3 else torch.channels_last
-            if plan.model.kind != "bag":
-                self.network = self.network.to(memory_format=layout)  # type: ignore[call-overload]
+        self._layout: torch.memory_format | None = None
+        if self.device.type == "cuda" and plan.model.kind != "bag":
+            # In which tensor cores take convolutions; weights keep their names and values.
+            self._layout = torch.channels_last_3d if plan.data.dimensions == 3 else torch.channels_last
+            self.network = self.network.to(memory_format=self._layout)  # type: ignore[call-overload]
         if plan.training.checkpointing and not checkpoint_blocks(self.network):
             _LOG.warning(
                 "%s has no blocks that can be computed twice: checkpointing changes nothing", plan.model.network
@@ -257,6 +257,8 @@ class Trainer:
         total = torch.zeros((), device=self.device)
         for first in range(0, size, self._micro):
             part = {name: values[first : first + self._micro] for name, values in batch.items()}
+            if self._layout and "image" in part:
+                part["image"] = part["image"].to(memory_format=self._layout)
             share = min(self._micro, size - first) / size
             last = first + self._micro >= size
             with self._alone() if not last else contextlib.nullcontext():
