@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from oncofed.data.spec import DataSpec
 from oncofed.errors import SpecError
+from oncofed.job.spec import parse_job
 from oncofed.models import ModelSpec, Request, build_network
 from oncofed.models.bundle import write_bundle
 from oncofed.models.foreign import FOLDER_VARIABLE, read_bundle
@@ -34,7 +35,8 @@ def test_network_and_weights_are_the_bundles(bundle: Path, monkeypatch: pytest.M
     network = build_network(Request(_spec(bundle), 1, 3, 3, DATA.patch), seed=1)
     expected = build_network(REQUEST, seed=9).state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in network.state_dict().items())
-    assert read_bundle(str(bundle)).preprocessing == {"spacing": [1.5, 1.5, 1.5], "orientation": "RAS"}
+    expected_input = {"spacing": [1.5, 1.5, 1.5], "orientation": "RAS", "patch": [16, 16, 16]}
+    assert read_bundle(str(bundle)).preprocessing == expected_input
     monkeypatch.setenv(FOLDER_VARIABLE, str(bundle.parent))
     assert read_bundle(bundle.name).digest == read_bundle(str(bundle)).digest
 
@@ -89,3 +91,22 @@ def test_what_is_no_bundle_is_told(tmp_path: Path) -> None:
         ModelSpec(network="bundle")
     with pytest.raises(ValidationError, match="go together"):
         ModelSpec(bundle="x")
+
+
+def test_a_job_takes_its_input_from_the_bundle_and_may_say_otherwise(bundle: Path, tmp_path: Path) -> None:
+    text = """
+schema: 1
+name: further
+title: A bundle trained on
+data: {dataset: balls, orientation: LPS}
+task: {type: segmentation, classes: {1: shell, 2: core}}
+model: {network: bundle, bundle: BUNDLE}
+"""
+    file = tmp_path / "job.yaml"
+    file.write_text(text.replace("BUNDLE", str(bundle)))
+    spec = parse_job(file)
+    assert (spec.data.spacing, spec.data.patch, spec.data.orientation) == ((1.5, 1.5, 1.5), (16, 16, 16), "LPS")
+    assert spec.plan().try_network()
+    file.write_text(text.replace("BUNDLE", str(tmp_path / "nowhere")))
+    with pytest.raises(SpecError, match="no MONAI bundle"):
+        parse_job(file)

@@ -13,6 +13,7 @@ from oncofed.data.spec import DataSpec, StrictModel
 from oncofed.errors import SpecError
 from oncofed.federation.spec import FederationSpec, ProfilePlan
 from oncofed.models import ModelSpec
+from oncofed.models.foreign import read_bundle
 from oncofed.tasks import TASK_SPECS, TaskSpec
 from oncofed.training import Plan, ResourcesSpec, TrainingSpec
 
@@ -34,6 +35,16 @@ class JobSpec(StrictModel):
     resources: ResourcesSpec = ResourcesSpec()
     federation: FederationSpec = FederationSpec()
     seed: int = Field(1, ge=0, lt=2**31, description="of the initial weights, the splits and the order of patches")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _input_of_its_bundle(cls, values: Any) -> Any:
+        """Let a job that trains a bundle on leave out what the bundle says of its input."""
+        model = values.get("model") if isinstance(values, dict) else None
+        data = values.get("data") if isinstance(values, dict) else None
+        if not isinstance(model, dict) or not isinstance(data, dict) or not isinstance(model.get("bundle"), str):
+            return values
+        return {**values, "data": {**read_bundle(model["bundle"]).preprocessing, **data}}
 
     @model_validator(mode="after")
     def _is_a_plan(self) -> JobSpec:

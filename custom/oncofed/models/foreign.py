@@ -38,8 +38,8 @@ class Bundle:
     Attributes:
         folder: where it lies.
         network: its definition: ``_target_`` and plain arguments.
-        preprocessing: spacing, orientation and window of its input, as a job's section ``data`` writes them; what it
-            does not say is missing.
+        preprocessing: spacing, orientation, window and patch of its input, as a job's section ``data`` writes them;
+            what it does not say, or what no job can say, is missing.
         digest: SHA-256 of definition and weights.
     """
 
@@ -159,8 +159,11 @@ def _preprocessing(configs: list[dict[str, Any]]) -> dict[str, Any]:
             found["spacing"] = step["pixdim"]
         elif name == "Orientationd":
             found["orientation"] = step.get("axcodes")
-        elif name == "ScaleIntensityRanged":
+        elif name == "ScaleIntensityRanged" and (step.get("b_min"), step.get("b_max")) == (0, 1):
             found["window"] = [step.get("a_min"), step.get("a_max")]
+    sides = [config["inferer"].get("roi_size") for config in configs if isinstance(config.get("inferer"), dict)]
+    if sides and isinstance(sides[0], list):
+        found["patch"] = sides[0]
     return found
 
 

@@ -39,6 +39,7 @@ def write_report(result: Result, pictures: dict[str, Picture], folder: Path) -> 
         models=[name for name in ("alone", "federated", "pooled") if getattr(result.mean, name) is not None],
         curves=svg(_curves(result)),
         figures=sorted({name for site in result.sites.values() for name in site.more.get("federated", {})}),
+        intervals=any(site.interval for site in result.sites.values()),
         pictures=svg(_slices(pictures)) if pictures else "",
         contours=any(picture.reference is not None for picture in pictures.values()),
         heat=any(picture.heat is not None for picture in pictures.values()),
