@@ -23,7 +23,7 @@ from oncofed.job.flare import export_job
 from oncofed.job.spec import parse_job
 from synthetic import make_site, write_job
 
-pytestmark = [pytest.mark.slow, pytest.mark.federation, pytest.mark.xdist_group("alliance")]  # one for all of them
+pytestmark = [pytest.mark.slow, pytest.mark.federation]
 
 _PLANTED = "from nvflare.apis.fl_component import FLComponent\n\n\nclass Planted(FLComponent):\n    pass\n"
 

@@ -15,7 +15,7 @@ from commands import oncofed
 from dicoms import make_seg, make_series
 from synthetic import make_volume, write_job
 
-pytestmark = [pytest.mark.slow, pytest.mark.federation, pytest.mark.xdist_group("canary")]  # one run for all of them
+pytestmark = [pytest.mark.slow, pytest.mark.federation]
 
 JOB = """\
 schema: 1
