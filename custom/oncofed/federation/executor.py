@@ -113,9 +113,11 @@ class SiteExecutor(Executor):
         last = number * steps
         # A process before this one may have been killed in this very turn: then its state goes on, not the global one.
         killed_in_it = last - steps < trainer.steps_done < last
+        halfway = trainer.weights() if killed_in_it else None
         numbers = self._evaluate(trainer, "validation", fl_ctx, abort_signal, weights)
-        if not killed_in_it:
-            trainer.load_weights(weights)
+        if halfway:
+            trainer.load_weights(halfway)
+        else:
             # The schedule follows the rounds of all, also of a site that missed some.
             trainer.steps_done = last - steps
 
@@ -149,14 +151,12 @@ class SiteExecutor(Executor):
     def _evaluate(
         self, trainer: Trainer, split: str, fl_ctx: FLContext, abort_signal: Signal, weights: Weights
     ) -> dict[str, Any]:
-        """Score a model on this site's cases; the model that is trained is the same afterwards."""
+        """Put a model into the trainer and score it on this site's cases."""
         self._progress(fl_ctx, phase="testing" if split == "test" else "validating")
         started = time.time()
         cases = trainer.cases.test if split == "test" else trainer.cases.validation
-        trained = trainer.weights()
         trainer.load_weights(weights)
         evaluation = trainer.evaluate(cases, lambda: abort_signal.triggered, detailed=split == "test")
-        trainer.load_weights(trained)
         return {"evaluation": exchange.evaluation_numbers(evaluation), "validate_s": time.time() - started}
 
     def _progress_is_due(self, always: bool) -> bool:

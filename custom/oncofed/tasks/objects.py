@@ -167,11 +167,9 @@ def object_scores(found: Numbers, reference: Numbers) -> dict[str, float]:
         pq: panoptic quality, the product of f1 and iou; f1: of finding objects; iou: mean over those found; dice: of
         all objects together, whichever they are. NaN where there is nothing to be found and nothing was.
     """
-    columns = int(reference.max()) + 1
-    pairs = np.bincount(found.ravel().astype(np.int64) * columns + reference.ravel(), minlength=columns)
-    together = pairs.copy()
-    together.resize((int(found.max()) + 1) * columns, refcheck=False)
-    together = together.reshape(-1, columns)
+    rows, columns = int(found.max()) + 1, int(reference.max()) + 1
+    pairs = found.ravel().astype(np.int64) * columns + reference.ravel()
+    together = np.bincount(pairs, minlength=rows * columns).reshape(rows, columns)
     found_sizes, reference_sizes = together.sum(axis=1)[1:], together.sum(axis=0)[1:]
     shared = together[1:, 1:]
     union = found_sizes[:, None] + reference_sizes[None, :] - shared

@@ -59,6 +59,12 @@ class SlideClassificationSpec(ClassesSpec):
     most_tiles: int = Field(4096, ge=16, le=100_000, description="tiles of a slide that a training step looks at")
 
 
+def feature_count(spec: EncoderSpec) -> int:
+    """Return how many features of a tile an encoder gives."""
+    sizes = {"resnet18": 512, "resnet50": 2048}
+    return sizes.get(spec.network) or _colour_features(torch.zeros(1, 3, 16, 16)).shape[1]
+
+
 class Encoder:
     """From tiles to features.
 
@@ -78,7 +84,7 @@ class Encoder:
         self._device = device
         self._network: nn.Module | None = None
         self.digest: str = spec.network
-        self.size = _colour_features(torch.zeros(1, 3, 16, 16)).shape[1]
+        self.size = feature_count(spec)
         if spec.network == "colour":
             return
         if spec.weights is None:
@@ -99,7 +105,6 @@ class Encoder:
             raise TrainingError(f"the encoder's weights {path.name} are not those of MONAI's {spec.network}") from None
         self._network = network.eval().to(device)
         self.digest = f"{spec.network} {hashlib.sha256(path.read_bytes()).hexdigest()}"
-        self.size = {"resnet18": 512, "resnet50": 2048}[spec.network]
 
     @torch.no_grad()
     def __call__(self, tiles: Sequence[Pixels]) -> Tensor:
@@ -248,9 +253,7 @@ class SlideClassification(Classification):
     @property
     def in_channels(self) -> int:
         """Features of a tile."""
-        return {"resnet18": 512, "resnet50": 2048}.get(self._spec.encoder.network) or _colour_features(
-            torch.zeros(1, 3, 16, 16)
-        ).shape[1]
+        return feature_count(self._spec.encoder)
 
     def input(self, augmentation: Augmentation) -> Input:
         """Return bags of features."""
