@@ -45,25 +45,9 @@ def match_labels(manifest: Manifest, classes: Mapping[int, str]) -> Vocabulary:
     names = {int(float(value)): name for value, name in manifest.labels.items() if int(float(value)) != 0}
     if not manifest.label_map and all(_is_unnamed(value, name) for value, name in names.items()):
         return _by_value(names, classes, instances)
-    wanted = {_key(name): value for value, name in classes.items()}
-    mapping = {_key(name): target for name, target in manifest.label_map.items()}
-    values: dict[int, int] = {}
-    problems, how = [], []
-    for value, name in sorted(names.items()):
-        target = mapping.get(_key(name), name)
-        if target is None or target.lower() == "background":
-            values[value] = 0
-            how.append(f"{name} ({value}) becomes background")
-        elif _key(target) in wanted:
-            values[value] = wanted[_key(target)]
-            if values[value] != value or _key(target) != _key(name):
-                how.append(f"{name} ({value}) becomes {classes[values[value]]} ({values[value]})")
-        else:
-            problems.append(
-                f"its label {name!r} is none of the job's {sorted(classes.values())}; say what it is in dataset.json: "
-                f'"label_map": {{"{name}": "{next(iter(classes.values()))}"}} (null for background)'
-            )
-    unknown = sorted(set(mapping) - {_key(name) for name in names.values()})
+    matched, how, problems = _by_name(names, manifest, classes, "label", "becomes background", "for background")
+    values = {value: target or 0 for value, target in matched.items()}
+    unknown = sorted(set(map(_key, manifest.label_map)) - set(map(_key, names.values())))
     if unknown:
         problems.append(f"label_map names {', '.join(unknown)}, which no label of the dataset is called")
     missing = [name for value, name in classes.items() if value not in values.values() and name != IGNORED]
@@ -85,27 +69,49 @@ def match_classes(manifest: Manifest, classes: Mapping[int, str]) -> Vocabulary:
         unknown = sorted(set(names) - set(classes))
         problems = [f"its classes {unknown} are none of the job's {sorted(classes)}"] if unknown else []
         return Vocabulary(problems=problems)
-    wanted = {_key(name): value for value, name in classes.items()}
-    mapping = {_key(name): target for name, target in manifest.label_map.items()}
-    values: dict[int, int] = {}
-    problems, how = [], []
-    for value, name in sorted(names.items()):
-        target = mapping.get(_key(name), name)
-        if target is None:
-            how.append(f"{name} ({value}) is left out")
-        elif _key(target) in wanted:
-            values[value] = wanted[_key(target)]
-            if values[value] != value or _key(target) != _key(name):
-                how.append(f"{name} ({value}) becomes {classes[values[value]]} ({values[value]})")
-        else:
-            problems.append(
-                f"its class {name!r} is none of the job's {sorted(classes.values())}; say what it is in dataset.json: "
-                f'"label_map": {{"{name}": "{next(iter(classes.values()))}"}} (null leaves its images out)'
-            )
+    matched, how, problems = _by_name(names, manifest, classes, "class", "is left out", "leaves its images out")
+    values = {value: target for value, target in matched.items() if target is not None}
     absent = [name for value, name in classes.items() if value not in values.values()]
     if absent and not problems:
         how.append(f"this site has no {', '.join(absent)}")
     return Vocabulary(values, False, how, problems)
+
+
+def _by_name(
+    names: Mapping[int, str], manifest: Manifest, classes: Mapping[int, str], noun: str, dropped: str, null: str
+) -> tuple[dict[int, int | None], list[str], list[str]]:
+    """Match names with a job's.
+
+    Args:
+        names: value -> name, of the dataset.
+        manifest: its ``label_map`` goes before the names.
+        classes: value -> name, of the job.
+        noun: what the names are of, for messages.
+        dropped: what happens to a name that the map says null of, or that is of the background of a mask.
+        null: what null is for, in the map.
+
+    Returns:
+        value -> the job's, or None for what is dropped; what is converted; what does not fit.
+    """
+    wanted = {_key(name): value for value, name in classes.items()}
+    mapping = {_key(name): target for name, target in manifest.label_map.items()}
+    values: dict[int, int | None] = {}
+    problems, how = [], []
+    for value, name in sorted(names.items()):
+        target = mapping.get(_key(name), name)
+        if target is None or (noun == "label" and target.lower() == "background"):
+            values[value] = None
+            how.append(f"{name} ({value}) {dropped}")
+        elif _key(target) in wanted:
+            found = values[value] = wanted[_key(target)]
+            if found != value or _key(target) != _key(name):
+                how.append(f"{name} ({value}) becomes {classes[found]} ({found})")
+        else:
+            problems.append(
+                f"its {noun} {name!r} is none of the job's {sorted(classes.values())}; say what it is in dataset.json: "
+                f'"label_map": {{"{name}": "{next(iter(classes.values()))}"}} (null {null})'
+            )
+    return values, how, problems
 
 
 def _by_value(names: Mapping[int, str], classes: Mapping[int, str], instances: bool) -> Vocabulary:
