@@ -144,7 +144,7 @@ def _steps_within(spec: JobSpec, cases: Cases, seconds: float) -> int:
 
 
 def _with_steps(spec: JobSpec, steps: int) -> JobSpec:
-    return spec.changed({"training": {"steps_per_round": steps}, "federation": {"rounds": 1}})
+    return spec.changed({"training": {"steps_per_round": steps}, "rounds": {"number": 1}})
 
 
 if __name__ == "__main__":

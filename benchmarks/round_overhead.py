@@ -89,7 +89,7 @@ def measure_stock(spec: JobSpec, folder: Path) -> list[float]:
         name="stock",
         model=model,
         min_clients=len(sites),
-        num_rounds=spec.federation.rounds + 1,  # a round is from one start to the next
+        num_rounds=spec.rounds.number + 1,  # a round is from one start to the next
         train_script=str(script),
     )
     with quiet():
@@ -158,7 +158,7 @@ def main() -> None:
     parser.add_argument("--save", action="store_true", help="keep the figures in benchmarks/baselines/")
     arguments = parser.parse_args()
     spec = read_job("brain_tissue_segmentation").changed(
-        {"training": {"steps_per_round": 1, "warmup_steps": 0}, "federation": {"rounds": arguments.rounds}}
+        {"training": {"steps_per_round": 1, "warmup_steps": 0}, "rounds": {"number": arguments.rounds}}
     )
     weights = spec.plan().build_network().state_dict()
     size = sum(tensor.nbytes for tensor in weights.values())

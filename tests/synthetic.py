@@ -20,7 +20,7 @@ data: {dataset: balls, patch: [16, 16, 16]}
 task: {type: segmentation, classes: {1: shell, 2: core}}
 model: {network: unet, channels: [4, 8], residual_units: 1}
 training: {steps_per_round: 4, batch_size: 2, learning_rate: 0.01, warmup_steps: 0}
-federation: {rounds: 2}
+rounds: {number: 2}
 seed: 3
 """
 

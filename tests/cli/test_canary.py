@@ -25,7 +25,7 @@ data: {dataset: lesions, patch: [16, 16, 16], minimum_cases: 3, max_bad_share: 0
 task: {type: segmentation, classes: {1: lesion}}
 model: {network: unet, channels: [4, 8], residual_units: 1}
 training: {steps_per_round: 3, batch_size: 2, warmup_steps: 0}
-federation: {rounds: 2}
+rounds: {number: 2}
 """
 PROFILE = """\
 schema: 1

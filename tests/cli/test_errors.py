@@ -174,10 +174,10 @@ def test_a_site_that_cannot_be_read_is_explained(
 def test_fewer_sites_than_the_job_needs_are_refused(
     run: Callable[..., Outcome], job: Path, two_sites: dict[str, Path]
 ) -> None:
-    job.write_text(job.read_text().replace("rounds: 2", "rounds: 2, min_sites: 3"))
+    job.write_text(job.read_text().replace("number: 2", "number: 2, quorum: 3"))
     outcome = run("job", "run", job, *_sites(two_sites))
     assert outcome.status == 2
-    assert "the job needs 3 sites (federation.min_sites), found 2: east, west. Add --site" in outcome.text
+    assert "the job needs 3 sites (rounds.quorum), found 2: east, west. Add --site" in outcome.text
 
 
 def test_a_folder_that_holds_something_is_left_alone(

@@ -45,7 +45,7 @@ def test_a_site_that_is_killed_ends_the_run_with_its_name(
 def test_the_others_go_on_without_a_killed_site_where_the_job_allows(
     two_sites: dict[str, Path], tmp_path: Path
 ) -> None:
-    text = JOB.replace("steps_per_round: 4", "steps_per_round: 150").replace("rounds: 2", "rounds: 2, min_sites: 1")
+    text = JOB.replace("steps_per_round: 4", "steps_per_round: 150").replace("number: 2", "number: 2, quorum: 1")
     job = write_job(tmp_path / "patient", text)
     out, log = tmp_path / "run", tmp_path / "log.txt"
     with started("job", "run", job, *_sites(two_sites), "--out", out, "--no-baselines", log=log) as process:

@@ -57,7 +57,7 @@ def test_every_job_that_trains_is_run() -> None:
 
 @pytest.mark.parametrize("name", SMALL)
 def test_a_job_runs_from_images_to_a_report(name: str, tmp_path: Path) -> None:
-    quick = {"training": {"steps_per_round": 2, "batch_size": 2}, "federation": {"rounds": 1}}
+    quick = {"training": {"steps_per_round": 2, "batch_size": 2}, "rounds": {"number": 1}}
     spec = read_job(name).changed({**SMALL[name], **quick})
     site = _site(spec, tmp_path / "in", tmp_path / "set")
     job = tmp_path / "job.yaml"

@@ -39,7 +39,7 @@ def _trainer(plan: Plan, site: Path, checkpoint: Path | None = None) -> Trainer:
 
 @pytest.fixture
 def plan(spec: JobSpec) -> Plan:
-    return spec.changed({"training": {"steps_per_round": 40}, "federation": {"rounds": 1}}).plan()
+    return spec.changed({"training": {"steps_per_round": 40}, "rounds": {"number": 1}}).plan()
 
 
 @pytest.mark.slow

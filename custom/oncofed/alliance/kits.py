@@ -23,7 +23,7 @@ from oncofed.errors import FederationError
 
 # The only classes that a job may name at a server or a site. Whatever else it names is refused before it is built.
 APPROVED_CLASSES = (
-    "oncofed.federation.controller.FederatedAveraging",
+    "oncofed.federation.controller.FederatedTraining",
     "oncofed.federation.executor.SiteExecutor",
     # A federated profile: FLARE's statistics workflow with our statistics and privacy.
     "oncofed.federation.profile.FederatedProfile",
@@ -54,6 +54,7 @@ class PolicyBuilder(Builder):
     - nobody may bring code (BYOC), whatever their role;
     - only ``APPROVED_CLASSES`` are built from a job;
     - a site's log stays at the site: FLARE's default streams its errors to the server;
+    - job processes that are killed are started again, and the server takes up its jobs after a restart;
     - private keys are readable by their owner alone.
     """
 
@@ -133,8 +134,18 @@ def _restrict_resources(resources: dict[str, Any]) -> None:
     resources["allow_log_streaming"] = False
     streams = {"site_log_streamer", "log_receiver"}
     resources["components"] = [c for c in resources["components"] if c["id"] not in streams]
+    launchers = {
+        "nvflare.app_common.job_launcher.client_process_launcher.ClientProcessJobLauncher": "SiteJobLauncher",
+        "nvflare.app_common.job_launcher.server_process_launcher.ServerProcessJobLauncher": "ServerJobLauncher",
+    }
+    for component in resources["components"]:
+        if component.get("path") in launchers:
+            component["path"] = f"oncofed.federation.launchers.{launchers[component['path']]}"
     for server in resources.get("servers", []):
         server["heart_beat_timeout"] = _HEARTBEAT_TIMEOUT_SECONDS
+    if "servers" in resources:
+        keeper = {"id": "job_keeper", "path": "oncofed.federation.keeper.JobKeeper", "args": {}}
+        resources["components"].append(keeper)
 
 
 def _forbid_code(authorization: dict[str, Any]) -> None:

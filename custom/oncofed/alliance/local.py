@@ -86,6 +86,14 @@ class LocalAlliance:
                 self._session = new_secure_session(self.spec.engineer, str(self.kit(self.spec.engineer)))
         return self._session
 
+    def renew_session(self) -> Session:
+        """Return a new session: one with a server that was started again knows nothing of the old one."""
+        with contextlib.suppress(Exception), quiet():
+            if self._session is not None:
+                self._session.close()
+        self._session = None
+        return self.session()
+
     def wait_registered(self) -> None:
         """Wait until every site is registered.
 
@@ -175,7 +183,8 @@ class LocalAlliance:
         self._logs.mkdir(parents=True, exist_ok=True)
         with self._console(participant).open("wb") as console:
             self._processes[participant] = subprocess.Popen(
-                ["bash", str(self.kit(participant) / "startup" / "sub_start.sh"), "--once"],
+                # FLARE's script, which starts the process again when it is killed.
+                ["bash", str(self.kit(participant) / "startup" / "sub_start.sh")],
                 stdin=subprocess.DEVNULL,
                 stdout=console,
                 stderr=subprocess.STDOUT,

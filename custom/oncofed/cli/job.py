@@ -115,7 +115,7 @@ def check(job: Job, json: Json = False) -> None:
         _tell_of_bundle(spec)
     typer.echo(
         f"{find_job(job)}: ok. {spec.model.network} with {parameters:,} parameters, {megabytes:.1f} MB each way a "
-        f"round, {spec.federation.rounds} rounds, {steps} steps at each site."
+        f"round, {spec.rounds.number} rounds, {steps} steps at each site."
     )
 
 
@@ -197,17 +197,17 @@ def run(
         spec = spec.with_rounds(rounds) if rounds else spec
         if max_bad_share is not None:
             spec = spec.changed({"data": {"max_bad_share": max_bad_share}})
-        min_sites = spec.federation.min_sites
+        min_sites = spec.rounds.quorum
     registered = datasets_folder(workspace)
     sites = {
         name: registered / value if not value.exists() and (registered / value).is_dir() else value
         for name, value in parse_sites(site).items()
     }
     needed = min_sites or 1
+    setting = "min_sites" if isinstance(spec, ProfileJobSpec) else "rounds.quorum"
     if len(sites) < needed:
         raise SpecError(
-            f"the job needs {needed} sites (federation.min_sites), found {len(sites)}: {', '.join(sites)}. "
-            "Add --site NAME=FOLDER."
+            f"the job needs {needed} sites ({setting}), found {len(sites)}: {', '.join(sites)}. Add --site NAME=FOLDER."
         )
     folder = out or new_run_folder(workspace, spec.name)
     if folder.exists() and any(folder.iterdir()):

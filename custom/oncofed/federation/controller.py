@@ -1,250 +1,645 @@
-"""The server's side: rounds of federated averaging, evaluation at every site, the best model kept."""
+"""The server's side: rounds of training, evaluation at every site, the best model kept."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import random
+import statistics
+import threading
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from nvflare.apis.client import Client
-from nvflare.apis.controller_spec import ClientTask, Task
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_constant import FLContextKey, ReservedKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.impl.controller import Controller
 from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
+from nvflare.apis.wf_comm_spec import WFCommSpec
+from nvflare.app_common.utils.tensor_disk_offload_context import cleanup_tensor_disk_offload, setup_tensor_disk_offload
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
+import oncofed
 from oncofed.errors import FederationError
 from oncofed.federation import exchange
-from oncofed.federation.aggregation import Contribution, weighted_mean
+from oncofed.federation.compression import ReceivedUpdate
+from oncofed.federation.desk import Desk, Question
 from oncofed.federation.events import EVENTS_FILE, MODELS_FOLDER, EventLog
-from oncofed.federation.exchange import TASK_PREPARE, TASK_TRAIN, TASK_VALIDATE, Weights
-from oncofed.models.weights import weights_of
+from oncofed.federation.exchange import TASK_PREPARE, TASK_TRAIN, TASK_VALIDATE
+from oncofed.federation.folders import INITIAL_MODEL, hand_over, state_folder
+from oncofed.federation.memory import Memory, read_memory, write_memory
+from oncofed.federation.spec import CyclicSpec, FedBuffSpec, FederationPlan
+from oncofed.federation.strategies import Update, build_strategy
+from oncofed.federation.strategies.robust import length
+from oncofed.models.weights import Weights, exchanged_names, trained_names, weights_of
 from oncofed.training import Plan
 
 _PROGRESS_FIELDS = {"phase": str, "step": int, "steps": int, "loss": float}
+# The server's own process looks at its state this often, when nothing happens.
+_LOOK_SECONDS = 0.5
+_SECONDS_BETWEEN_SYNCS = 2.0
+# Lengths of updates that say what is usual: of so many rounds back.
+_ROUNDS_REMEMBERED = 5
+
+
+class StoppedError(Exception):
+    """The job was aborted."""
 
 
 @dataclass
-class _Turn:
-    """What the sites answered to one task."""
+class _Round:
+    """What the sites answered to one question.
+
+    Attributes:
+        updates: those that count.
+        numbers: what else each site said.
+        refused: why an update was not taken, by site.
+        came: seconds until each site's answer.
+        late: sites whose update is of an earlier round.
+    """
 
     started: float
-    contributions: list[Contribution] = field(default_factory=list)
+    updates: list[Update] = field(default_factory=list)
     numbers: dict[str, dict[str, Any]] = field(default_factory=dict)
-    refusals: dict[str, str] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    came: dict[str, float] = field(default_factory=dict)
+    late: list[str] = field(default_factory=list)
+
+    @property
+    def counted(self) -> int:
+        """Answers that count towards a quorum."""
+        return len(self.updates)
 
 
-class FederatedAveraging(Controller):
+class FederatedTraining(Controller):
     """Runs a job's rounds.
 
-    First every site checks and loads its data. In each round every site scores the global model on its validation
-    cases, trains it, and sends its weights, which are averaged by training cases. After the last round the sites score
-    the final model too; the model with the best mean validation score is scored once more, on the test cases.
+    Every site checks and loads its data when it comes. In each round the sites that are asked score the global model on
+    their validation cases, train it, and send what they changed; the strategy makes the next model of that. After the
+    last round the sites score the final model too; the best one, by the job's rule, is scored once more on test cases.
+
+    What is needed to go on is kept after each round: a server that was killed continues with the round after it.
 
     Args:
         plan: the job's ``Plan`` as a dictionary.
-        min_sites: fewest sites that a round needs; None: every site that the job started with.
-        task_check_period: seconds between looks at the state of a task.
+        federation: the job's ``FederationPlan`` as a dictionary.
+        evaluate_only: score the model that the job brings along on every site's test cases, and train nothing.
     """
 
-    def __init__(self, plan: dict[str, Any], min_sites: int | None = None, task_check_period: float = 0.02) -> None:
-        super().__init__(task_check_period=task_check_period)
+    def __init__(self, plan: dict[str, Any], federation: dict[str, Any], evaluate_only: bool = False) -> None:
+        super().__init__()
         self._plan = Plan.model_validate(plan)
-        self._min_sites = min_sites
+        self._federation = FederationPlan.model_validate(federation)
+        self._evaluate_only = evaluate_only
+        self._desk = Desk()
         self._log: EventLog | None = None
-        self._models = Path()
-        self._lost: dict[str, str] = {}
-        self._sites: list[str] = []
+        self._state = Path()
+        self._cases: dict[str, dict[str, Any]] = {}
+        self._refusals: dict[str, str] = {}
+        self._turns = 0
+        self._early: list[tuple[Update, int]] = []
+        self._told_lost: set[str] = set()
+        self._synced = 0.0
+        self._lock = threading.Lock()
+        self._saving: threading.Thread | None = None
+
+    def set_communicator(self, communicator: WFCommSpec) -> None:
+        """Take our own desk in place of FLARE's communicator."""
+        del communicator
+        super().set_communicator(self._desk)
 
     def start_controller(self, fl_ctx: FLContext) -> None:
         """Open the run's record before the first round."""
         exchange.register_tensors()
-        run_dir = Path(fl_ctx.get_prop(FLContextKey.WORKSPACE_OBJECT).get_run_dir(fl_ctx.get_job_id()))
-        self._models = run_dir / MODELS_FOLDER
-        self._models.mkdir(parents=True, exist_ok=True)
-        self._log = EventLog(run_dir / EVENTS_FILE)
+        self._state = state_folder(fl_ctx)
+        (self._state / MODELS_FOLDER).mkdir(parents=True, exist_ok=True)
+        self._log = EventLog(self._state / EVENTS_FILE)
+        self._offload = setup_tensor_disk_offload(fl_ctx.get_engine(), True, str(fl_ctx.get_job_id()))
 
     def stop_controller(self, fl_ctx: FLContext) -> None:
-        """Close the run's record."""
+        """Close the run's record, and put it where FLARE collects what a job leaves."""
+        self._finish_saving()
         if self._log:
             self._log.close()
+        cleanup_tensor_disk_offload(fl_ctx.get_engine(), self._offload)
+        hand_over(fl_ctx)
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
-        """Record a site's progress, and that a site was lost or came back."""
+        """Record a site's progress, and that a site's processes are gone."""
         if event_type == exchange.PROGRESS_EVENT:
             self._record_progress(fl_ctx)
         elif event_type == EventType.CLIENT_DISCONNECTED:
-            self._lose(str(fl_ctx.get_prop(FLContextKey.DISCONNECTED_CLIENT_NAME)), "its process ended")
+            self._desk.lose(str(fl_ctx.get_prop(FLContextKey.DISCONNECTED_CLIENT_NAME)), "its process ended")
 
     def process_result_of_unknown_task(
         self, client: Client, task_name: str, client_task_id: str, result: Shareable, fl_ctx: FLContext
     ) -> None:
-        """Drop an answer that came after its task had ended."""
-        self._record("late", site=client.name, task=task_name)
+        """Drop an answer that nobody asked for."""
+        self._record("dropped", site=client.name, task=task_name)
 
     def control_flow(self, abort_signal: Signal, fl_ctx: FLContext) -> None:
         """Run all rounds; a failure ends the job with its reason in the run's record."""
+        self._abort, self._ctx = abort_signal, fl_ctx
         try:
-            self._run(abort_signal, fl_ctx)
-        except FederationError as error:
+            self._run()
+        except StoppedError:
+            self._record("stopped")
+        except (FederationError, OSError) as error:
             self._record("failed", reason=str(error))
             self.system_panic(str(error), fl_ctx)
 
-    def _run(self, abort_signal: Signal, fl_ctx: FLContext) -> None:
-        plan = self._plan
-        self._sites = sorted(client.name for client in fl_ctx.get_engine().get_clients())
+    def _run(self) -> None:
+        plan, federation = self._plan, self._federation
+        network = plan.build_network()
+        self._parameters = trained_names(network)
+        self._travelling = exchanged_names(network)
+        strategy = build_strategy(federation.strategy, self._parameters)
+        memory = read_memory(self._state)
+        if memory:
+            strategy.restore(memory.strategy)
+            self._record("resumed", round=memory.round + 1)
+        else:
+            memory = Memory(self._initial(weights_of(network)))
+        del network
         self._record(
             "started",
-            sites=self._sites,
-            rounds=plan.rounds,
+            sites=self._sites(),
+            rounds=federation.rounds.number,
             steps_per_round=plan.training.steps_per_round,
             metric=plan.build_task().metric,
+            strategy=federation.strategy.name,
         )
-        weights = {name: value.clone() for name, value in weights_of(plan.build_network()).items()}
-        turn = self._ask(TASK_PREPARE, exchange.plain_message(), 0, "", weights, abort_signal, fl_ctx)
-        if abort_signal.triggered:
+        self._prepare()
+        if self._evaluate_only:
+            self._test(memory.model, 0, None)
             return
-        self._record("ready", seconds=time.time() - turn.started, sites=turn.numbers)
-        best_score, best_round = -math.inf, 0
-        for number in range(1, plan.rounds + 1):
-            turn = self._ask_with(TASK_TRAIN, weights, number, "validation", abort_signal, fl_ctx)
-            if abort_signal.triggered:
+        for number in range(memory.round + 1, federation.rounds.number + 1):
+            if self._is_over(memory):
+                break
+            self._train(number, memory, strategy)
+        turn = self._validate(memory.model, memory.round)
+        self._judge(memory, memory.round, turn)
+        matrix = self._cross_site(memory) if federation.evaluation.cross_site else None
+        best = load_file(self._state / MODELS_FOLDER / "best.safetensors")
+        self._test(best, memory.best_round, memory.best_score, matrix)
+
+    def _initial(self, built: Weights) -> Weights:
+        """Return the weights that the job brings along, or else those that its seed gives."""
+        brought = Path(self._ctx.get_prop(FLContextKey.APP_ROOT)) / "config" / INITIAL_MODEL
+        if not brought.is_file():
+            return {name: value.clone() for name, value in built.items()}
+        model = load_file(brought)
+        if {n: v.shape for n, v in model.items()} != {n: v.shape for n, v in built.items()}:
+            raise FederationError("the model that the job brings along is not one of its network")
+        return model
+
+    def _prepare(self) -> None:
+        """Let every site load its data, also those that come later; wait for those that the job started with."""
+        started = time.time()
+        expected = set(self._sites())
+
+        def message(site: str) -> Shareable:
+            self._record("task", task=TASK_PREPARE, round=0, split="", sites=[site])
+            return exchange.plain_message()
+
+        def answered(site: str, result: Shareable, question: Question) -> None:
+            reason = exchange.refusal_reason(result)
+            numbers = {} if reason else exchange.read_numbers_message(result)
+            theirs = numbers.get("version", oncofed.__version__)
+            if not reason and theirs != oncofed.__version__:
+                reason = (
+                    f"it runs oncofed {theirs}, the server {oncofed.__version__}. Install the same version at both: "
+                    "rounding and file formats may differ"
+                )
+            if reason:
+                self._refusals[site] = reason
+                self._record("excluded", site=site, reason=reason)
                 return
-            score = self._record_scores(number - 1, turn)
-            if score is not None and number > 1 and score > best_score:
-                best_score, best_round = score, number - 1
-                self._save(weights, "best")
-            weights = weighted_mean(turn.contributions)
-            self._save(weights, "last")
-            busy = {site: n["train_s"] + n["validate_s"] for site, n in turn.numbers.items()}
-            self._record(
-                "round",
-                round=number,
-                seconds=time.time() - turn.started,
-                slowest_site_s=max(busy.values()),
-                losses={site: n["loss"] for site, n in turn.numbers.items()},
-                cases={c.site: c.cases for c in turn.contributions},
-            )
-        turn = self._ask_with(TASK_VALIDATE, weights, plan.rounds, "validation", abort_signal, fl_ctx)
-        if abort_signal.triggered:
+            self._cases[site] = numbers
+            self._record("joined", site=site, cases=numbers, started=time.time() - started)
+
+        self._desk.ask(Question(TASK_PREPARE, 0, None, message, answered))
+        quorum = self._needed(len(expected))
+
+        def ready() -> bool:
+            there = [s for s in expected if s in self._cases or s in self._refusals or s in self._desk.lost]
+            return len(there) == len(expected) and len(self._cases) >= quorum
+
+        self._wait_until(ready, "before the first round", lambda: len(self._cases), quorum)
+        self._record("ready", seconds=time.time() - started, sites=dict(sorted(self._cases.items())))
+
+    def _train(self, number: int, memory: Memory, strategy: Any) -> None:
+        """Run one round and keep what follows from it."""
+        federation = self._federation
+        asked = self._draw(number)
+        current = _Round(time.time())
+        # Late answers that came between the rounds.
+        with self._lock:
+            early, self._early = self._early, []
+        for update, given in early:
+            self._admit(current, update, number, given)
+        model, given = self._outgoing(memory.model), strategy.for_sites()
+        extra = self._extra_of(memory.model)
+        asynchronous = isinstance(federation.strategy, FedBuffSpec)
+
+        def message(site: str) -> Shareable:
+            weights = exchange.weights_message(model, number, "validation", given)
+            if site in self._refusals:
+                exchange.tell_refusal(weights, self._refusals.pop(site))
+            self._record("task", task=TASK_TRAIN, round=number, split="validation", sites=[site])
+            return weights
+
+        def answered(site: str, result: Shareable, question: Question) -> None:
+            self._take_update(site, result, question, current, number, memory.model, extra)
+
+        if isinstance(federation.strategy, CyclicSpec):
+            moved = self._cycle(number, asked, memory.model, current)
+        else:
+            question = self._desk.ask(Question(TASK_TRAIN, number, set(asked), message, answered, asynchronous))
+            needed = federation.strategy.buffer if isinstance(federation.strategy, FedBuffSpec) else None
+            self._wait_for_round(question, current, number, asked, needed)
+            self._desk.close(question)
+            with self._lock:
+                self._screen(current, memory)
+                updates = list(current.updates)
+            if not updates:
+                raise FederationError(self._too_few(f"round {number} has no update that counts", 0, 1))
+            # The state that is being written is the one that this changes.
+            self._finish_saving()
+            moved = strategy.step(memory.model, updates, max(len(self._cases), len(updates)))
+        self._judge(memory, number - 1, current)
+        if federation.evaluation.cross_site:
+            memory.last, memory.last_from = {u.site: u for u in current.updates}, memory.model
+        memory.model, memory.round, memory.strategy = moved, number, dict(strategy.state)
+        self._save(memory)
+        busy = {
+            site: n.get("train_s", 0.0) + n.get("validate_s", 0.0)
+            for site, n in current.numbers.items()
+            if site not in current.late
+        }
+        self._record(
+            "round",
+            round=number,
+            seconds=time.time() - current.started,
+            slowest_site_s=max(busy.values(), default=0.0),
+            losses={site: n["loss"] for site, n in sorted(current.numbers.items()) if "loss" in n},
+            cases={update.site: update.cases for update in current.updates},
+            participation=self._participation(asked, current),
+        )
+
+    def _participation(self, asked: list[str], current: _Round) -> dict[str, Any]:
+        taken = {update.site for update in current.updates}
+        return {
+            "asked": asked,
+            "in_time": sorted(taken - set(current.late)),
+            "late": sorted(taken & set(current.late)),
+            "refused": dict(sorted(current.refused.items())),
+            "lost": {s: self._desk.lost[s] for s in asked if s in self._desk.lost and s not in taken},
+            "missing": sorted(s for s in asked if s not in taken and s not in current.refused),
+            "seconds": {site: round(seconds, 3) for site, seconds in sorted(current.came.items())},
+            "staleness": {u.site: u.staleness for u in current.updates if u.staleness},
+        }
+
+    def _cycle(self, number: int, asked: list[str], model: Weights, current: _Round) -> Weights:
+        """Let one site after the other train; who is not there is left out."""
+        order = random.Random(f"{self._plan.seed} {number}").sample(asked, len(asked))  # noqa: S311 - not a secret
+        for site in order:
+            if site in self._desk.lost:
+                continue
+            outgoing, before = model, len(current.updates)
+
+            def message(_: str, weights: Weights = outgoing) -> Shareable:
+                self._record("task", task=TASK_TRAIN, round=number, split="validation", sites=[site])  # noqa: B023
+                return exchange.weights_message(self._outgoing(weights), number)
+
+            def answered(who: str, result: Shareable, q: Question, weights: Weights = outgoing) -> None:
+                self._take_update(who, result, q, current, number, weights, {})
+
+            question = self._desk.ask(Question(TASK_TRAIN, number, {site}, message, answered))
+            while not question.done and site not in self._desk.lost:
+                self._look(_LOOK_SECONDS)
+            self._desk.close(question)
+            if len(current.updates) > before:
+                delta = current.updates[-1].delta
+                model = _moved(model, delta)
+        if not current.updates:
+            raise FederationError(self._too_few(f"round {number} has no update that counts", 0, 1))
+        return model
+
+    def _take_update(
+        self,
+        site: str,
+        result: Shareable,
+        question: Question,
+        current: _Round,
+        number: int,
+        model: Weights,
+        extra: Weights,
+    ) -> None:
+        """Look at one site's answer and take it, or refuse it and say why."""
+        came = time.time() - current.started
+        try:
+            reason = exchange.refusal_reason(result)
+            if reason:
+                raise FederationError(reason)
+            sent, cases, steps, numbers = exchange.read_update_message(result)
+            like = {name: model[name] for name in model if name in self._travelling}
+            delta = ReceivedUpdate(sent, like, self._federation.exchange.update, extra)
+            if cases != self._cases.get(site, {}).get("train"):
+                raise FederationError(
+                    f"it says that {cases} cases are behind its update, before it was {self._cases[site]['train']}"
+                )
+            self._turns += 1
+            update = Update(site, delta, cases, max(steps, 1), extra=delta.extra, turn=self._turns)
+        except FederationError as error:
+            with self._lock:
+                self._refuse(current, site, str(error), number)
             return
-        score = self._record_scores(plan.rounds, turn)
-        if best_round == 0 or score is None or score > best_score:
-            best_score, best_round = (score if score is not None else best_score), plan.rounds
-            self._save(weights, "best")
-        best = load_file(self._models / "best.safetensors")
-        turn = self._ask_with(TASK_VALIDATE, best, best_round, "test", abort_signal, fl_ctx)
-        if abort_signal.triggered:
+        with self._lock:
+            if question.closed:
+                self._early.append((update, number))
+                self._record("late", site=site, round=number, seconds=came)
+                return
+            current.numbers[site] = numbers
+            current.came[site] = came
+            current.updates.append(update)
+        self._record("answer", site=site, task=TASK_TRAIN, round=number)
+
+    def _admit(self, current: _Round, update: Update, number: int, given: int) -> None:
+        """Take an update of an earlier round into this one, with less weight, or leave it out."""
+        rounds = self._federation.rounds
+        stale = number - given
+        if rounds.late == "drop":
+            self._record("dropped", site=update.site, task=TASK_TRAIN, staleness=stale)
             return
+        discount = (1 + stale) ** -rounds.staleness
+        current.updates.append(
+            Update(update.site, update.delta, update.cases, update.steps, stale, discount, update.extra, update.turn)
+        )
+        current.late.append(update.site)
+
+    def _refuse(self, current: _Round, site: str, reason: str, number: int) -> None:
+        current.refused[site] = reason
+        self._refusals[site] = reason
+        self._record("refused", site=site, round=number, reason=reason)
+
+    def _screen(self, current: _Round, memory: Memory) -> None:
+        """Refuse updates that are many times as long as those of this round and the last ones."""
+        lengths = [length(update, self._parameters) for update in current.updates]
+        known = lengths + [value for values in memory.lengths[-_ROUNDS_REMEMBERED:] for value in values]
+        factor = self._federation.exchange.largest_norm
+        kept, usual = [], statistics.median(known) if known else 0.0
+        for update, norm in zip(current.updates, lengths, strict=True):
+            if len(known) >= 3 and usual > 0 and norm > factor * usual:
+                reason = f"its update is {norm / usual:.1f} times as long as usual, expected at most {factor:g} times"
+                self._refuse(current, update.site, reason, memory.round + 1)
+            else:
+                kept.append((update, norm))
+        current.updates = [update for update, _ in kept]
+        memory.lengths = [*memory.lengths[1 - _ROUNDS_REMEMBERED :], [norm for _, norm in kept]]
+
+    def _draw(self, number: int) -> list[str]:
+        """Return the sites that train in a round: those with enough cases, or so many of them, drawn by the seed."""
+        rounds = self._federation.rounds
+        able = sorted(s for s, n in self._cases.items() if n["train"] >= rounds.minimum_cases)
+        if not able:
+            raise FederationError(f"no site has {rounds.minimum_cases} training cases (rounds.minimum_cases)")
+        if rounds.sites_per_round is None or rounds.sites_per_round >= len(able):
+            return able
+        drawn = random.Random(f"{self._plan.seed} {number}").sample(able, rounds.sites_per_round)  # noqa: S311
+        return sorted(drawn)
+
+    def _wait_for_round(
+        self, question: Question, current: _Round, number: int, asked: list[str], buffer: int | None
+    ) -> None:
+        """Wait until a round has what it needs: all who can still answer, or its quorum when the time is up."""
+        rounds = self._federation.rounds
+        needed = buffer or min(self._needed(len(asked)), len(asked))
+
+        def over() -> bool:
+            if buffer is not None:
+                with self._lock:
+                    if self._early:
+                        early, self._early = self._early, []
+                        for update, given in early:
+                            self._admit(current, update, number, given)
+                return current.counted >= buffer
+            self._welcome(question, asked)
+            if current.counted < needed:
+                return False
+            if rounds.deadline_s is not None and time.time() - current.started > rounds.deadline_s:
+                return True
+            open_ = [s for s in asked if s not in question.done and s not in self._desk.lost]
+            return not open_
+
+        self._wait_until(over, f"round {number}", lambda: current.counted, needed)
+
+    def _welcome(self, question: Question, asked: list[str]) -> None:
+        """Let a site that came during the round take part in it, where all sites do."""
+        rounds = self._federation.rounds
+        if rounds.sites_per_round is not None:
+            return
+        for site, numbers in list(self._cases.items()):
+            if site not in asked and numbers["train"] >= rounds.minimum_cases:
+                asked.append(site)
+                asked.sort()
+                self._desk.include(question, {site})
+
+    def _wait_until(self, over: Callable[[], bool], what: str, have: Callable[[], int], needed: int) -> None:
+        """Wait; give up where too few are left and none comes back for as long as the job allows."""
+        hopeless: float | None = None
+        while not over():
+            self._look(_LOOK_SECONDS)
+            there = [s for s in self._desk.known() if s not in self._desk.lost and s not in self._refusals_for_good()]
+            if len(there) >= needed:
+                hopeless = None
+                continue
+            now = time.monotonic()
+            hopeless = hopeless or now
+            if not self._may_come(needed) or now - hopeless > self._federation.rounds.return_s:
+                raise FederationError(self._too_few(what, have(), needed))
+
+    def _refusals_for_good(self) -> set[str]:
+        return {site for site in self._refusals if site not in self._cases}
+
+    def _may_come(self, needed: int) -> bool:
+        """Return whether there can be enough sites again: one whose data did not pass does not change its mind."""
+        return len((set(self._sites()) | self._desk.known()) - self._refusals_for_good()) >= needed
+
+    def _needed(self, sites: int) -> int:
+        return self._federation.rounds.quorum or sites
+
+    def _too_few(self, what: str, have: int, needed: int) -> str:
+        reasons = {**self._refusals, **self._desk.lost}
+        why = "; ".join(f"{site}: {reason}" for site, reason in sorted(reasons.items()))
+        return (
+            f"{what} has {have} of the {needed} sites that it needs ({why or 'none answered'}). Repair the "
+            "site and run the job again, or set rounds.quorum lower to go on without it."
+        )
+
+    def _look(self, seconds: float) -> None:
+        """Wait a little, then see who is there."""
+        self._desk.wait(seconds)
+        if self._abort.triggered:
+            raise StoppedError
+        self._desk.mark_silent()
+        lost = dict(self._desk.lost)
+        for site, reason in lost.items():
+            if site not in self._told_lost:
+                self._told_lost.add(site)
+                self._record("lost", site=site, reason=reason)
+        for site in sorted(self._told_lost - set(lost)):
+            self._told_lost.discard(site)
+            self._record("returned", site=site)
+        if time.monotonic() - self._synced > _SECONDS_BETWEEN_SYNCS:
+            self._synced = time.monotonic()
+            # Sites that registered since: only the server's main process knows of them.
+            sync = getattr(self._ctx.get_engine(), "sync_clients_from_main_process", None)
+            if sync:
+                sync()
+
+    def _sites(self) -> list[str]:
+        return sorted({client.name for client in self._ctx.get_engine().get_clients()} | set(self._cases))
+
+    def _outgoing(self, model: Weights) -> Weights:
+        """Return a model as it travels: without what no site trains."""
+        half = self._federation.exchange.model == "bfloat16"
+        parts = {name: model[name] for name in model if name in self._travelling}
+        return {n: v.to(torch.bfloat16) if half and v.is_floating_point() else v for n, v in parts.items()}
+
+    def _extra_of(self, model: Weights) -> Weights:
+        """Return what sites may send beside their update, by name, and of which shape."""
+        if self._federation.strategy.name != "scaffold":
+            return {}
+        return {f"control.{name}": model[name] for name in self._parameters}
+
+    def _validate(self, weights: Weights, number: int) -> _Round:
+        return self._score(weights, number, "validation")
+
+    def _score(self, weights: Weights, number: int, split: str) -> _Round:
+        """Have every site that is there score a model."""
+        current = _Round(time.time())
+        asked = sorted(s for s in self._cases if s not in self._desk.lost)
+        outgoing = self._outgoing(weights)
+
+        def message(site: str) -> Shareable:
+            self._record("task", task=TASK_VALIDATE, round=number, split=split, sites=[site])
+            return exchange.weights_message(outgoing, number, split)
+
+        def answered(site: str, result: Shareable, question: Question) -> None:
+            reason = exchange.refusal_reason(result)
+            if reason:
+                self._refuse(current, site, reason, number)
+                return
+            current.numbers[site] = exchange.read_numbers_message(result)
+            self._record("answer", site=site, task=TASK_VALIDATE, round=number)
+
+        question = self._desk.ask(Question(TASK_VALIDATE, number, set(asked), message, answered))
+        needed = min(self._needed(len(self._cases)), len(self._cases))
+        deadline = self._federation.rounds.deadline_s
+
+        def over() -> bool:
+            if len(current.numbers) < needed:
+                return False
+            if deadline is not None and time.time() - current.started > deadline:
+                return True
+            return all(s in question.done or s in self._desk.lost for s in asked)
+
+        # Who was away when it was asked may still come back to answer.
+        self._desk.include(question, set(self._cases))
+        self._wait_until(over, f"{split} after round {number}", lambda: len(current.numbers), needed)
+        self._desk.close(question)
+        return current
+
+    def _test(self, weights: Weights, number: int, score: float | None, matrix: dict[str, Any] | None = None) -> None:
+        turn = self._score(weights, number, "test")
         self._record(
             "finished",
-            best_round=best_round,
-            best_validation=best_score if math.isfinite(best_score) else None,
+            best_round=number,
+            best_validation=score if score is not None and math.isfinite(score) else None,
             test={site: numbers["evaluation"] for site, numbers in sorted(turn.numbers.items())},
+            personal={s: n["personal"] for s, n in sorted(turn.numbers.items()) if "personal" in n},
+            cross_site=matrix,
         )
 
-    def _ask_with(
-        self, task_name: str, weights: Weights, number: int, split: str, abort_signal: Signal, fl_ctx: FLContext
-    ) -> _Turn:
-        message = exchange.weights_message(weights, number, split)
-        return self._ask(task_name, message, number, split, weights, abort_signal, fl_ctx)
+    def _cross_site(self, memory: Memory) -> dict[str, dict[str, float | None]]:
+        """Return how each site's own last model does on every site's test cases: model's site -> site -> score."""
+        matrix = {}
+        base = memory.last_from or memory.model
+        for site, update in sorted(memory.last.items()):
+            turn = self._score(_moved(base, update.delta), memory.round, "test")
+            matrix[site] = {s: n["evaluation"]["mean"] for s, n in sorted(turn.numbers.items())}
+            self._record("cross_site", model=site, scores=matrix[site])
+        return matrix
 
-    def _ask(
-        self,
-        task_name: str,
-        message: Shareable,
-        number: int,
-        split: str,
-        weights: Weights,
-        abort_signal: Signal,
-        fl_ctx: FLContext,
-    ) -> _Turn:
-        """Give every site a task and wait for their answers.
-
-        Raises:
-            FederationError: fewer than the required sites answered.
-        """
-        turn = _Turn(time.time())
-        sites = [site for site in self._sites if site not in self._lost]
-        self._require(sites, number)
-        self._record("task", task=task_name, round=number, split=split, sites=sites)
-
-        def received(client_task: ClientTask, fl_ctx: FLContext) -> None:
-            site, result = client_task.client.name, client_task.result
-            try:
-                self._take(task_name, site, result, weights, turn)
-            except FederationError as error:
-                turn.refusals[site] = str(error)
-            # The task stands until its slowest site answered: do not hold everyone's weights until then.
-            client_task.result = None
-            if site in turn.refusals:
-                self._lose(site, turn.refusals[site])
-            else:
-                self._record("answer", site=site, task=task_name, round=number)
-
-        task = Task(task_name, message, result_received_cb=received)
-        self.broadcast(task, fl_ctx, targets=list(sites), min_responses=len(sites))
-        while task.completion_status is None and not self._all_answered_or_lost(turn, sites):
-            if abort_signal.triggered:
-                break
-            time.sleep(0.01)
-        self.cancel_task(task)
-        if not abort_signal.triggered:
-            self._require([site for site in sites if site in turn.numbers], number)
-        return turn
-
-    def _all_answered_or_lost(self, turn: _Turn, sites: list[str]) -> bool:
-        return all(site in turn.numbers or site in self._lost for site in sites)
-
-    def _take(self, task_name: str, site: str, result: Shareable, expected: Weights, turn: _Turn) -> None:
-        reason = exchange.refusal_reason(result)
-        if reason:
-            raise FederationError(reason)
-        if task_name == TASK_TRAIN:
-            weights, cases, numbers = exchange.read_update_message(result)
-            exchange.check_update(site, weights, expected)
-            turn.contributions.append(Contribution(site, weights, cases))
-        else:
-            numbers = exchange.read_numbers_message(result)
-        turn.numbers[site] = numbers
-
-    def _record_scores(self, number: int, turn: _Turn) -> float | None:
-        """Record how the global model after round ``number`` does at each site; return the mean over sites."""
-        scores = {site: n["evaluation"]["mean"] for site, n in turn.numbers.items()}
-        known = [score for score in scores.values() if score is not None]
-        mean = sum(known) / len(known) if known else None
+    def _judge(self, memory: Memory, number: int, turn: _Round) -> None:
+        """Record how the model after round ``number`` does at each site, and keep it where it is the best so far."""
+        evaluations = {s: n["evaluation"] for s, n in sorted(turn.numbers.items()) if "evaluation" in n}
+        scores = {site: e["mean"] for site, e in evaluations.items()}
+        known = {site: score for site, score in scores.items() if score is not None}
+        mean = sum(known.values()) / len(known) if known else None
         self._record("validation", round=number, mean=mean, sites=scores)
-        return mean
+        if number == 0:
+            return
+        score = self._selected(known)
+        if memory.best_round == 0 or (score is not None and score > memory.best_score):
+            memory.best_score = score if score is not None else memory.best_score
+            memory.best_round = number
+            _store(memory.model, self._state / MODELS_FOLDER / "best.safetensors")
 
-    def _require(self, sites: list[str], number: int) -> None:
-        needed = self._min_sites or len(self._sites)
-        if len(sites) < needed:
-            lost = "; ".join(f"{site}: {reason}" for site, reason in sorted(self._lost.items()))
-            raise FederationError(
-                f"round {number} has {len(sites)} of the {needed} sites that it needs ({lost or 'none answered'}). "
-                "Repair the site and run the job again, or lower federation.min_sites to go on without it."
-            )
+    def _selected(self, scores: dict[str, float]) -> float | None:
+        if not scores:
+            return None
+        rule = self._federation.evaluation.select
+        if rule == "worst":
+            return min(scores.values())
+        if rule == "weighted":
+            cases = {site: self._cases[site]["validation"] for site in scores}
+            total = sum(cases.values())
+            return sum(scores[s] * cases[s] for s in scores) / total if total else None
+        return sum(scores.values()) / len(scores)
 
-    def _lose(self, site: str, reason: str) -> None:
-        if site in self._sites and site not in self._lost:
-            self._lost[site] = reason
-            self._record("lost", site=site, reason=reason)
+    def _is_over(self, memory: Memory) -> bool:
+        patience = self._federation.evaluation.patience
+        # The score of a round's model comes with the next one's answers.
+        if patience is None or memory.round - 1 - memory.best_round < patience or memory.best_round == 0:
+            return False
+        self._record("early_stop", round=memory.round, best_round=memory.best_round)
+        return True
 
-    def _save(self, weights: Weights, name: str) -> None:
-        unfinished = self._models / f"{name}.unfinished"
-        save_file({key: value.contiguous() for key, value in weights.items()}, unfinished)
-        unfinished.replace(self._models / f"{name}.safetensors")
+    def _save(self, memory: Memory) -> None:
+        """Keep what is needed to go on, while sites train on; the file of the round before stands until it is done."""
+        self._finish_saving()
+        kept = dataclasses.replace(memory, last={}, last_from=None)
+
+        def write() -> None:
+            try:
+                write_memory(self._state, kept)
+            except (OSError, SafetensorError) as error:
+                # The run goes on; it could not if this process were killed now.
+                self._record("not_kept", round=kept.round, reason=str(error).partition(": ")[2] or str(error))
+
+        self._saving = threading.Thread(target=write, name="keep round")
+        self._saving.start()
+
+    def _finish_saving(self) -> None:
+        if self._saving:
+            self._saving.join()
+            self._saving = None
 
     def _record_progress(self, fl_ctx: FLContext) -> None:
         data = fl_ctx.get_prop(FLContextKey.EVENT_DATA)
         # The name comes from the site's certificate, not from what it says of itself.
         site = data.get_peer_prop(ReservedKey.IDENTITY_NAME, None) if isinstance(data, Shareable) else None
-        if site not in self._sites:
+        if site is None or site not in self._desk.known():
             return
         values = {key: kind(data[key]) for key, kind in _PROGRESS_FIELDS.items() if key in data}
         self._record("progress", site=site, **values)
@@ -252,3 +647,17 @@ class FederatedAveraging(Controller):
     def _record(self, kind: str, **values: Any) -> None:
         if self._log:
             self._log.write(kind, **values)
+
+
+def _moved(model: Weights, delta: Mapping[str, Tensor]) -> Weights:
+    """Return the model that a site had after its turn."""
+    return {
+        name: value if name not in delta else value + delta[name] if value.is_floating_point() else delta[name].clone()
+        for name, value in model.items()
+    }
+
+
+def _store(weights: Weights, path: Path) -> None:
+    unfinished = path.with_suffix(".unfinished")
+    save_file({key: value.contiguous() for key, value in weights.items()}, unfinished)
+    unfinished.replace(path)

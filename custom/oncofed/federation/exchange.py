@@ -7,30 +7,32 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from nvflare.apis.dxo import DXO, DataKind, MetaKey, from_shareable
 from nvflare.apis.fl_constant import ReturnCode
 from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.app_opt.pt.decomposers import TensorDecomposer
 from nvflare.fuel.utils import fobs
-from torch import Tensor
 
-from oncofed.errors import FederationError
+from oncofed.federation.compression import EXTRA
+from oncofed.models.weights import Weights
 from oncofed.training import Evaluation
-
-Weights = dict[str, Tensor]
 
 TASK_PREPARE = "prepare"
 TASK_TRAIN = "train"
 TASK_VALIDATE = "validate"
-TASK_SUBMIT_MODEL = "submit_model"
+TASKS = (TASK_PREPARE, TASK_TRAIN, TASK_VALIDATE)
 
 PROGRESS_EVENT = "oncofed.progress"
+# A site asks the server to be told as soon as there is something to do.
+WAIT_TOPIC = "oncofed.wait"
 
 _REASON = "oncofed.reason"
 _NUMBERS = "oncofed.numbers"
 _SPLIT = "oncofed.split"
 _ROUND = "oncofed.round"
+_REFUSED = "oncofed.refused"
+_STEPS = "oncofed.steps"
+_WAIT = "oncofed.wait"
 
 
 def register_tensors() -> None:
@@ -38,9 +40,19 @@ def register_tensors() -> None:
     fobs.register(TensorDecomposer)
 
 
-def weights_message(weights: Weights, round_number: int, split: str = "validation") -> Shareable:
-    """Return the server's message to a site: the global model, the round, and which cases to score it on."""
-    message = DXO(DataKind.WEIGHTS, data=dict(weights)).to_shareable()
+def weights_message(
+    weights: Weights, round_number: int, split: str = "validation", given: Weights | None = None
+) -> Shareable:
+    """Return the server's message to a site: the global model, the round, and which cases to score it on.
+
+    Args:
+        weights: the model.
+        round_number: from 1.
+        split: "validation" or "test".
+        given: what the strategy gives to sites beside the model.
+    """
+    extra = {EXTRA + name: value for name, value in (given or {}).items()}
+    message = DXO(DataKind.WEIGHTS, data={**weights, **extra}).to_shareable()
     message.set_header(_ROUND, round_number)
     message.set_header(_SPLIT, split)
     return message
@@ -51,25 +63,60 @@ def plain_message() -> Shareable:
     return DXO(DataKind.METRICS, data={}).to_shareable()
 
 
-def read_weights_message(message: Shareable) -> tuple[Weights, int, str]:
-    """Return (weights, round, split) of a server's message."""
-    weights = from_shareable(message).data
-    return weights, int(message.get_header(_ROUND, 0)), str(message.get_header(_SPLIT, "validation"))
+def read_weights_message(message: Shareable) -> tuple[Weights, int, str, Weights]:
+    """Return (weights, round, split, what the strategy gives) of a server's message."""
+    data: Weights = from_shareable(message).data
+    weights = {name: value for name, value in data.items() if not name.startswith(EXTRA)}
+    given = {name.removeprefix(EXTRA): value for name, value in data.items() if name.startswith(EXTRA)}
+    return weights, int(message.get_header(_ROUND, 0)), str(message.get_header(_SPLIT, "validation")), given
 
 
-def update_message(weights: Weights, cases: int, numbers: dict[str, Any]) -> Shareable:
-    """Return a site's message to the server: its weights, how many cases stand behind them, and approved numbers."""
-    update = DXO(DataKind.WEIGHTS, data=dict(weights))
+def tell_refusal(message: Shareable, reason: str) -> None:
+    """Add to a site's next message why its last update was not taken."""
+    message.set_header(_REFUSED, reason)
+
+
+def told_refusal(message: Shareable) -> str | None:
+    """Return why the server did not take this site's last update; None where it did."""
+    reason = message.get_header(_REFUSED)
+    return str(reason) if reason else None
+
+
+def wait_reply(ask_again: bool) -> Shareable:
+    """Return the server's answer to a site that waits: to go on waiting, or to ask for its task."""
+    reply = make_reply(ReturnCode.OK)
+    reply.set_header(_WAIT, ask_again)
+    return reply
+
+
+def says_wait(reply: Shareable) -> bool:
+    """Return whether there is nothing to do yet."""
+    return bool(reply.get_header(_WAIT, False))
+
+
+def update_message(delta: Weights, extra: Weights, cases: int, steps: int, numbers: dict[str, Any]) -> Shareable:
+    """Return a site's message to the server.
+
+    Args:
+        delta: what its turn changed, as it travels.
+        extra: what the strategy asks for beside it.
+        cases: training cases behind it.
+        steps: optimizer steps behind it.
+        numbers: approved numbers.
+    """
+    update = DXO(DataKind.WEIGHT_DIFF, data={**delta, **{EXTRA + name: value for name, value in extra.items()}})
     update.set_meta_prop(MetaKey.NUM_STEPS_CURRENT_ROUND, cases)
+    update.set_meta_prop(_STEPS, steps)
     update.set_meta_prop(_NUMBERS, numbers)
     return update.to_shareable()
 
 
-def read_update_message(message: Shareable) -> tuple[Weights, int, dict[str, Any]]:
-    """Return (weights, cases, numbers) of a site's message."""
+def read_update_message(message: Shareable) -> tuple[Any, int, int, dict[str, Any]]:
+    """Return (tensors by name, cases, steps, numbers) of a site's message."""
     update = from_shareable(message)
     cases = int(update.get_meta_prop(MetaKey.NUM_STEPS_CURRENT_ROUND, 0))
-    return update.data, cases, dict(update.get_meta_prop(_NUMBERS, {}))
+    steps = int(update.get_meta_prop(_STEPS, 1))
+    return update.data, cases, steps, dict(update.get_meta_prop(_NUMBERS, {}))
 
 
 def numbers_message(numbers: dict[str, Any]) -> Shareable:
@@ -106,22 +153,3 @@ def evaluation_numbers(evaluation: Evaluation) -> dict[str, Any]:
         "interval": list(evaluation.interval) if evaluation.interval else None,
         "cases": evaluation.cases,
     }
-
-
-def check_update(site: str, update: Weights, expected: Weights) -> None:
-    """Refuse an update that is not the expected model with finite values.
-
-    Raises:
-        FederationError: names, shapes or types differ, or a value is not finite.
-    """
-    if not isinstance(update, dict) or set(update) != set(expected):
-        found = set(update) if isinstance(update, dict) else set()
-        odd = sorted(found ^ set(expected))
-        raise FederationError(f"{site} sent other tensors than the model has (first difference: {odd[:1]})")
-    for name, tensor in expected.items():
-        sent = update[name]
-        if not isinstance(sent, Tensor) or sent.shape != tensor.shape or sent.dtype != tensor.dtype:
-            found_type = f"{tuple(sent.shape)} {sent.dtype}" if isinstance(sent, Tensor) else type(sent).__name__
-            raise FederationError(f"{site} sent {name} as {found_type}, expected {tuple(tensor.shape)} {tensor.dtype}")
-        if sent.is_floating_point() and not torch.isfinite(sent).all():
-            raise FederationError(f"{site} sent values in {name} that are not finite")

@@ -8,25 +8,37 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from nvflare.apis.event_type import EventType
 from nvflare.apis.executor import Executor
 from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
+from nvflare.fuel.f3.cellnet.fqcn import FQCN
+from safetensors.torch import load_file
 
+import oncofed
 from oncofed.data.cases import usable_cases
 from oncofed.data.prepared import plan_cache
 from oncofed.errors import DataError, OncofedError, TrainingError
 from oncofed.federation import exchange
+from oncofed.federation.compression import Compressor
 from oncofed.federation.datasets import DATASETS_FILE, dataset_folder
-from oncofed.federation.exchange import TASK_PREPARE, TASK_SUBMIT_MODEL, TASK_TRAIN, TASK_VALIDATE, Weights
-from oncofed.models.weights import norm_names
+from oncofed.federation.exchange import TASK_PREPARE, TASK_TRAIN, TASK_VALIDATE
+from oncofed.federation.folders import INITIAL_MODEL, state_folder
+from oncofed.federation.sharing import gpu_turn
+from oncofed.federation.site_state import SiteState
+from oncofed.federation.spec import DittoSpec, FedBNSpec, FedDynSpec, FederationPlan, FedProxSpec, ScaffoldSpec
+from oncofed.models.weights import Weights, exchanged_names, norm_names
 from oncofed.training import Plan, Trainer, start_trainer
+from oncofed.training.corrections import ControlVariates, Correction, DynamicRegulariser, Proximal
 
 _SECONDS_BETWEEN_PROGRESS = 0.5
-# In the site's own folder of the run, with its patients' names only as far as a digest of them.
+_WAIT_TIMEOUT_SECONDS = 10.0
+# In the site's own folder of the job, with its patients' names only as far as a digest of them.
 _CHECKPOINT_FILE = "checkpoint.safetensors"
+_PERSONAL_FILE = "personal.safetensors"
 
 
 class SiteExecutor(Executor):
@@ -36,38 +48,39 @@ class SiteExecutor(Executor):
 
     Args:
         plan: the job's ``Plan`` as a dictionary.
+        federation: the job's ``FederationPlan`` as a dictionary.
     """
 
-    def __init__(self, plan: dict[str, Any]) -> None:
+    def __init__(self, plan: dict[str, Any], federation: dict[str, Any] | None = None) -> None:
         super().__init__()
         self._plan = Plan.model_validate(plan)
+        self._federation = FederationPlan.model_validate(federation or {})
         self._trainer: Trainer | None = None
+        self._personal: Trainer | None = None
         self._held = contextlib.ExitStack()
-        self._trained: Weights | None = None
+        self._correction = _correction(self._federation)
+        self._compressor = Compressor(self._federation.exchange.update)
+        self._state = SiteState()
+        self._fixed: Weights = {}
+        self._own_norm: Weights = {}
+        self._answer: tuple[int, Weights, Shareable] | None = None
         self._last_progress = 0.0
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
-        """Register tensors before the first message, and leave the memory when the job ends."""
+        """Register tensors before the first message, wait for the next task, leave the memory when the job ends."""
         if event_type == EventType.START_RUN:
             exchange.register_tensors()
+        elif event_type == EventType.AFTER_SEND_TASK_RESULT:
+            self._wait_for_task(fl_ctx)
         elif event_type == EventType.END_RUN:
             self._held.close()
-            self._trainer = self._trained = None
+            self._trainer = self._personal = self._answer = None
 
     def execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
         """Do one task. An error is written to the site's own log; what leaves names no case, path or patient."""
         try:
-            if self._trainer is None:
-                self._trainer = self._prepare(fl_ctx)
-            if task_name == TASK_PREPARE:
-                return exchange.numbers_message(_counts(self._trainer))
-            if task_name == TASK_TRAIN:
-                return self._train(self._trainer, shareable, fl_ctx, abort_signal)
-            if task_name == TASK_VALIDATE:
-                return self._validate(self._trainer, shareable, fl_ctx, abort_signal)
-            if task_name == TASK_SUBMIT_MODEL:
-                return self._submit_model()
-            return exchange.refusal(f"it does not know the task {task_name!r}")
+            with gpu_turn(abort_signal):
+                return self._execute(task_name, shareable, fl_ctx, abort_signal)
         except TrainingError as error:
             self.log_error(fl_ctx, str(error), fire_event=False)
             return exchange.refusal(str(error))
@@ -80,6 +93,20 @@ class SiteExecutor(Executor):
         except Exception as error:  # noqa: BLE001 - whatever went wrong here, only its type may leave
             self.log_exception(fl_ctx, f"{task_name} failed", fire_event=False)
             return exchange.refusal(f"{type(error).__name__} during {task_name}; the site's own log says more")
+
+    def _execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
+        if self._trainer is None:
+            self._trainer = self._prepare(fl_ctx)
+        told = exchange.told_refusal(shareable)
+        if told:
+            self.log_warning(fl_ctx, f"the server did not take this site's last update: {told}", fire_event=False)
+        if task_name == TASK_PREPARE:
+            return exchange.numbers_message(_counts(self._trainer))
+        if task_name == TASK_TRAIN:
+            return self._train(self._trainer, shareable, fl_ctx, abort_signal)
+        if task_name == TASK_VALIDATE:
+            return self._validate(self._trainer, shareable, fl_ctx, abort_signal)
+        return exchange.refusal(f"it does not know the task {task_name!r}")
 
     def _prepare(self, fl_ctx: FLContext) -> Trainer:
         site = fl_ctx.get_identity_name()
@@ -99,27 +126,65 @@ class SiteExecutor(Executor):
         for problem in usable.set_aside:
             self.log_warning(fl_ctx, f"set aside {problem}", fire_event=False)
         self._progress(fl_ctx, phase="loading data")
-        checkpoint = _run_folder(fl_ctx) / _CHECKPOINT_FILE
-        trainer = self._held.enter_context(start_trainer(plan, usable.cases, site, checkpoint))
+        kept = state_folder(fl_ctx)
+        kept.mkdir(parents=True, exist_ok=True)
+        self._state = SiteState(kept)
+        trainer = self._held.enter_context(start_trainer(plan, usable.cases, site, kept / _CHECKPOINT_FILE))
         cache = plan_cache(usable.cases.train, trainer.input, trainer.device)
         self.log_info(fl_ctx, cache.note, fire_event=False)
         trainer.prepare(prepared)
+        trainer.correction = self._correction
+        if isinstance(self._federation.strategy, DittoSpec):
+            self._personal = Trainer(plan, usable.cases, site, trainer.device, kept / _PERSONAL_FILE)
+            self._personal.correction = Proximal(self._federation.strategy.mu)
+        self._fixed = self._weights_that_stay(trainer, fl_ctx)
+        self._recall()
         return trainer
 
+    def _weights_that_stay(self, trainer: Trainer, fl_ctx: FLContext) -> Weights:
+        """Return the weights that no site trains: every site has them from the job itself, so they do not travel."""
+        travelling = exchanged_names(trainer.network)
+        brought = Path(fl_ctx.get_prop(FLContextKey.APP_ROOT)) / "config" / INITIAL_MODEL
+        start = load_file(brought) if brought.is_file() else self._plan.initial_weights()
+        return {name: value for name, value in start.items() if name not in travelling}
+
+    def _recall(self) -> None:
+        """Take up what an earlier process of this site left."""
+        self._compressor.left_over = self._state.part("left_over")
+        self._own_norm = self._state.part("norm")
+        if self._correction:
+            self._correction.restore(self._state.part("correction"))
+
+    def _remember(self, fl_ctx: FLContext) -> None:
+        parts = {"left_over": self._compressor.left_over, "norm": self._own_norm}
+        if self._correction:
+            parts["correction"] = self._correction.state
+        try:
+            self._state.write(parts)
+        except OSError as error:
+            self.log_error(fl_ctx, f"the state of this site could not be kept: {error}", fire_event=False)
+
     def _train(self, trainer: Trainer, message: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
-        weights, number, _ = exchange.read_weights_message(message)
-        weights = self._with_own_norm(trainer, weights)
+        sent, number, _, given = exchange.read_weights_message(message)
+        sent = {name: _full(value) for name, value in sent.items()}
+        if self._answer and self._answer[0] == number and _same(self._answer[1], sent):
+            # The server asks again for what it was sent: its process died before it was done with it.
+            return self._answer[2]
+        weights = self._with_own_norm({**self._fixed, **sent})
         steps, total = self._plan.training.steps_per_round, self._plan.total_steps
         last = number * steps
         # A process before this one may have been killed in this very turn: then its state goes on, not the global one.
         killed_in_it = last - steps < trainer.steps_done < last
         halfway = trainer.weights() if killed_in_it else None
         numbers = self._evaluate(trainer, "validation", fl_ctx, abort_signal, weights)
+        if self._correction:
+            self._correction.start(trainer.network, given)
         if halfway:
             trainer.load_weights(halfway)
         else:
             # The schedule follows the rounds of all, also of a site that missed some.
             trainer.steps_done = last - steps
+        first = trainer.steps_done
 
         def on_step(done: int, loss: Callable[[], float]) -> None:
             if self._progress_is_due(always=done == last):
@@ -127,26 +192,50 @@ class SiteExecutor(Executor):
 
         started = time.time()
         numbers["loss"] = trainer.train(last - trainer.steps_done, on_step, lambda: abort_signal.triggered)
+        if self._personal:
+            self._train_personal(self._personal, weights, last - steps, abort_signal)
         numbers["train_s"] = time.time() - started
-        self._trained = trainer.weights()
-        return exchange.update_message(self._trained, len(trainer.cases.train), numbers)
+        trained = trainer.weights()
+        self._own_norm = {name: trained[name] for name in self._norms(trainer)}
+        delta = {n: trained[n] - v if v.is_floating_point() else trained[n] for n, v in sent.items()}
+        extra = self._correction.finish(trainer.network) if self._correction else {}
+        reply = exchange.update_message(
+            self._compressor.compress(delta), extra, len(trainer.cases.train), trainer.steps_done - first, numbers
+        )
+        if not abort_signal.triggered:
+            self._answer = (number, sent, reply)
+            self._remember(fl_ctx)
+        return reply
 
-    def _with_own_norm(self, trainer: Trainer, weights: Weights) -> Weights:
+    def _train_personal(self, personal: Trainer, towards: Weights, first: int, abort_signal: Signal) -> None:
+        """Train this site's own model as long, held near the global one (Ditto)."""
+        if personal.steps_done > first:
+            return
+        if personal.steps_done == 0:
+            personal.load_weights(towards)
+        assert isinstance(personal.correction, Proximal)
+        personal.correction.start(personal.network, {})
+        personal.correction.towards = {name: value.to(personal.device) for name, value in towards.items()}
+        personal.steps_done = first
+        personal.train(self._plan.training.steps_per_round, None, lambda: abort_signal.triggered)
+
+    def _norms(self, trainer: Trainer) -> set[str]:
+        if not isinstance(self._federation.strategy, FedBNSpec):
+            return set()
+        return norm_names(trainer.network) & exchanged_names(trainer.network)
+
+    def _with_own_norm(self, weights: Weights) -> Weights:
         """Return the global weights with this site's own normalisation layers (FedBN; Li et al., ICLR 2021)."""
-        if not self._plan.training.local_norm or self._trained is None:
-            return weights
-        return {**weights, **{name: self._trained[name] for name in norm_names(trainer.network) if name in weights}}
+        return {**weights, **self._own_norm}
 
     def _validate(self, trainer: Trainer, message: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
-        weights, _, split = exchange.read_weights_message(message)
-        weights = self._with_own_norm(trainer, weights)
-        return exchange.numbers_message(self._evaluate(trainer, split, fl_ctx, abort_signal, weights))
-
-    def _submit_model(self) -> Shareable:
-        if self._trained is None:
-            return exchange.refusal("it has not trained a model yet")
-        assert self._trainer is not None
-        return exchange.update_message(self._trained, len(self._trainer.cases.train), {})
+        sent, _, split, _ = exchange.read_weights_message(message)
+        weights = self._with_own_norm({**self._fixed, **{n: _full(v) for n, v in sent.items()}})
+        numbers = self._evaluate(trainer, split, fl_ctx, abort_signal, weights)
+        if split == "test" and self._personal:
+            evaluation = self._personal.evaluate(self._personal.cases.test, lambda: abort_signal.triggered, True)
+            numbers["personal"] = exchange.evaluation_numbers(evaluation)
+        return exchange.numbers_message(numbers)
 
     def _evaluate(
         self, trainer: Trainer, split: str, fl_ctx: FLContext, abort_signal: Signal, weights: Weights
@@ -158,6 +247,23 @@ class SiteExecutor(Executor):
         trainer.load_weights(weights)
         evaluation = trainer.evaluate(cases, lambda: abort_signal.triggered, detailed=split == "test")
         return {"evaluation": exchange.evaluation_numbers(evaluation), "validate_s": time.time() - started}
+
+    def _wait_for_task(self, fl_ctx: FLContext) -> None:
+        """Ask the server to be told when there is something to do, instead of asking for it twenty times a second."""
+        engine, signal = fl_ctx.get_engine(), fl_ctx.get_run_abort_signal()
+        while not (signal and signal.triggered):
+            with engine.new_context() as context:
+                replies = engine.send_aux_request(
+                    targets=[FQCN.ROOT_SERVER],
+                    topic=exchange.WAIT_TOPIC,
+                    request=Shareable(),
+                    timeout=_WAIT_TIMEOUT_SECONDS,
+                    fl_ctx=context,
+                    optional=True,
+                )
+            reply = (replies or {}).get(FQCN.ROOT_SERVER)
+            if not isinstance(reply, Shareable) or not exchange.says_wait(reply):
+                return
 
     def _progress_is_due(self, always: bool) -> bool:
         return always or time.monotonic() - self._last_progress >= _SECONDS_BETWEEN_PROGRESS
@@ -171,9 +277,25 @@ class SiteExecutor(Executor):
             self.fire_fed_event(exchange.PROGRESS_EVENT, Shareable(values), context)
 
 
-def _run_folder(fl_ctx: FLContext) -> Path:
-    workspace = fl_ctx.get_prop(FLContextKey.WORKSPACE_OBJECT)
-    return Path(workspace.get_run_dir(fl_ctx.get_job_id()))
+def _correction(federation: FederationPlan) -> Correction | None:
+    """Return what a strategy adds to the gradients at a site."""
+    strategy = federation.strategy
+    if isinstance(strategy, FedProxSpec):
+        return Proximal(strategy.mu)
+    if isinstance(strategy, ScaffoldSpec):
+        return ControlVariates()
+    if isinstance(strategy, FedDynSpec):
+        return DynamicRegulariser(strategy.alpha)
+    return None
+
+
+def _full(value: torch.Tensor) -> torch.Tensor:
+    """Return a weight as the network holds it: the global model may travel in half its type."""
+    return value.float() if value.dtype is torch.bfloat16 else value
+
+
+def _same(one: Weights, other: Weights) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
 
 
 def _counts(trainer: Trainer) -> dict[str, Any]:
@@ -184,4 +306,5 @@ def _counts(trainer: Trainer) -> dict[str, Any]:
         "validation": len(cases.validation),
         "test": len(cases.test),
         "device": trainer.device.type,
+        "version": oncofed.__version__,
     }

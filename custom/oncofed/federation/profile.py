@@ -24,6 +24,7 @@ from oncofed.data.profile import case_values, features
 from oncofed.errors import OncofedError
 from oncofed.federation.datasets import DATASETS_FILE, dataset_folder
 from oncofed.federation.events import EVENTS_FILE, EventLog
+from oncofed.federation.folders import hand_over, state_folder
 from oncofed.federation.spec import LEAST_PATIENTS, ProfilePlan
 
 _DATASET = "cases"
@@ -54,8 +55,7 @@ class FederatedProfile(StatisticsController):
     def start_controller(self, fl_ctx: FLContext) -> None:
         """Open the run's record."""
         super().start_controller(fl_ctx)
-        run_dir = Path(fl_ctx.get_prop(FLContextKey.WORKSPACE_OBJECT).get_run_dir(fl_ctx.get_job_id()))
-        self._log = EventLog(run_dir / EVENTS_FILE)
+        self._log = EventLog(state_folder(fl_ctx) / EVENTS_FILE)
         self._record("started", sites=sorted(c.name for c in fl_ctx.get_engine().get_clients()))
 
     def control_flow(self, abort_signal: Signal, fl_ctx: FLContext) -> Any:
@@ -83,6 +83,7 @@ class FederatedProfile(StatisticsController):
         """Close the run's record."""
         if self._log:
             self._log.close()
+        hand_over(fl_ctx)
 
     def _fail(self, reason: str, fl_ctx: FLContext) -> None:
         self._record("failed", reason=reason)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from nvflare.fuel.flare_api.api_spec import InvalidJobDefinition, NoConnection
+from nvflare.fuel.flare_api.api_spec import InvalidJobDefinition
 from nvflare.fuel.flare_api.flare_api import Session
 
 from oncofed.alliance.kits import APPROVED_CLASSES, AllianceSpec
@@ -19,6 +20,7 @@ from oncofed.alliance.local import LocalAlliance, free_port, quiet
 from oncofed.errors import FederationError
 from oncofed.federation.datasets import DATASETS_FILE
 from oncofed.federation.events import EVENTS_FILE
+from oncofed.federation.folders import STATE_FOLDER
 from oncofed.processes import end_with_parent, process_environment, stop_processes
 
 Datasets = dict[str, dict[str, Path]]
@@ -58,7 +60,7 @@ class _FederatedJob:
 
     @property
     def events(self) -> Path:
-        return self._alliance.server_kit / self._id / EVENTS_FILE
+        return self._alliance.server_kit / STATE_FOLDER / self._id / EVENTS_FILE
 
     def require_going(self) -> None:
         ended = self._alliance.ended()
@@ -73,8 +75,10 @@ class _FederatedJob:
         try:
             with quiet():
                 status = str(self._session.get_job_status(self._id))
-        except NoConnection:
-            return None  # the server is gone or busy: require_going tells which
+        except Exception:  # noqa: BLE001 - the client library raises many types for a server that is being restarted
+            with contextlib.suppress(Exception):
+                self._session = self._alliance.renew_session()
+            return None
         if not status.startswith("FINISHED"):
             return None
         site = self._alliance.site_that_failed(self._id)

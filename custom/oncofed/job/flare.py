@@ -12,7 +12,9 @@ from typing import Any
 
 from oncofed.data.profile import features
 from oncofed.errors import SpecError
-from oncofed.federation.exchange import TASK_PREPARE, TASK_SUBMIT_MODEL, TASK_TRAIN, TASK_VALIDATE
+from oncofed.federation.exchange import TASKS
+from oncofed.federation.folders import INITIAL_MODEL
+from oncofed.federation.keeper import job_mark
 from oncofed.federation.spec import ProfilePlan
 from oncofed.job.spec import AnyJob, JobSpec, ProfileJobSpec
 
@@ -24,13 +26,17 @@ _IDLE_SECONDS = 0.05
 _LOST_AFTER_SECONDS = 10.0
 
 
-def export_job(spec: AnyJob, out: Path, force: bool = False) -> Path:
+def export_job(
+    spec: AnyJob, out: Path, force: bool = False, model: Path | None = None, evaluate_only: bool = False
+) -> Path:
     """Write ``out`` as a FLARE job folder and return it.
 
     Args:
         spec: the job.
         out: the folder to write; its name becomes FLARE's name for the job.
         force: replace ``out`` where it is a job folder already.
+        model: weights as safetensors that the job starts from; None: those that its seed gives.
+        evaluate_only: score that model at every site, and train nothing.
 
     Raises:
         SpecError: ``out`` exists and may not be replaced.
@@ -44,10 +50,14 @@ def export_job(spec: AnyJob, out: Path, force: bool = False) -> Path:
     config = out / "app" / "config"
     config.mkdir(parents=True)
     if isinstance(spec, ProfileJobSpec):
-        min_sites, server, client = spec.min_sites, _profile_server(spec), _profile_client(spec.profile)
+        server, client = _profile_server(spec), _profile_client(spec.profile)
+        _write(out / "meta.json", _meta(spec.name, spec.min_sites))
     else:
-        min_sites, server, client = spec.federation.min_sites, _server(spec), _client(spec)
-    _write(out / "meta.json", _meta(spec.name, min_sites))
+        server, client = _server(spec, evaluate_only), _client(spec)
+        # A site that is not there yet joins later: the rounds know how many they need.
+        _write(out / "meta.json", {**_meta(spec.name, None), "custom_props": job_mark()})
+        if model:
+            shutil.copy(model, config / INITIAL_MODEL)
     _write(config / "config_fed_server.json", server)
     _write(config / "config_fed_client.json", client)
     return out
@@ -70,11 +80,15 @@ def _meta(name: str, min_sites: int | None) -> dict[str, Any]:
     }
 
 
-def _server(spec: JobSpec) -> dict[str, Any]:
+def _server(spec: JobSpec, evaluate_only: bool) -> dict[str, Any]:
     controller = {
         "id": "rounds",
-        "path": "oncofed.federation.controller.FederatedAveraging",
-        "args": {"plan": _plan(spec), "min_sites": spec.federation.min_sites},
+        "path": "oncofed.federation.controller.FederatedTraining",
+        "args": {
+            "plan": _plan(spec),
+            "federation": spec.federation().model_dump(mode="json"),
+            "evaluate_only": evaluate_only,
+        },
     }
     return _server_config(controller)
 
@@ -94,9 +108,9 @@ def _server_config(controller: dict[str, Any]) -> dict[str, Any]:
 def _client(spec: JobSpec) -> dict[str, Any]:
     executor = {
         "path": "oncofed.federation.executor.SiteExecutor",
-        "args": {"plan": _plan(spec)},
+        "args": {"plan": _plan(spec), "federation": spec.federation().model_dump(mode="json")},
     }
-    return _client_config([TASK_PREPARE, TASK_TRAIN, TASK_VALIDATE, TASK_SUBMIT_MODEL], executor)
+    return _client_config(list(TASKS), executor)
 
 
 def _client_config(tasks: list[str], executor: dict[str, Any], **more: Any) -> dict[str, Any]:

@@ -88,7 +88,7 @@ class Run:
             title=self.spec.title,
             status="failed",
             backend=self.backend,
-            rounds=self.spec.federation.rounds,
+            rounds=self.spec.rounds.number,
             metric=task.metric,
             metric_name=task.metric_name,
             classes=list(self.spec.task.classes.values()),
@@ -180,7 +180,7 @@ class Run:
         logs = self.folder / "logs"
         if self.backend == "simulate":
             return backends.simulation(job, datasets, self._work / "simulator", logs, temporary)
-        needed = self.spec.federation.min_sites or len(datasets)
+        needed = self.spec.rounds.quorum or len(datasets)
         return backends.federation(job, datasets, needed, self._work / "alliance", logs, temporary, self.port)
 
     def _follow(self, running: Running, view: RunView) -> None:
@@ -222,6 +222,8 @@ class Run:
             to_sites_per_round=tensors * len(self.sites), to_server_per_round=tensors * len(self.sites)
         )
         result.lost_sites = state.lost
+        result.participation = {str(number): who for number, who in sorted(state.participation.items())}
+        result.incidents = state.incidents
         result.curves = {
             "validation": {str(k): v for k, v in state.validation.items()},
             "validation_by_site": {str(k): v for k, v in state.validation_by_site.items()},

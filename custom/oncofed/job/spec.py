@@ -11,7 +11,15 @@ from pydantic import Field, ValidationError, model_validator
 
 from oncofed.data.spec import DataSpec, StrictModel
 from oncofed.errors import SpecError
-from oncofed.federation.spec import FederationSpec, ProfilePlan
+from oncofed.federation.spec import (
+    EvaluationSpec,
+    ExchangeSpec,
+    FedAvgSpec,
+    FederationPlan,
+    ProfilePlan,
+    RoundsSpec,
+    StrategySpec,
+)
 from oncofed.models import ModelSpec
 from oncofed.models.foreign import read_bundle
 from oncofed.tasks import TASK_SPECS, TaskSpec
@@ -33,7 +41,10 @@ class JobSpec(StrictModel):
     model: ModelSpec = ModelSpec()
     training: TrainingSpec = TrainingSpec()
     resources: ResourcesSpec = ResourcesSpec()
-    federation: FederationSpec = FederationSpec()
+    rounds: RoundsSpec = RoundsSpec()
+    strategy: StrategySpec = FedAvgSpec()
+    exchange: ExchangeSpec = ExchangeSpec()
+    evaluation: EvaluationSpec = EvaluationSpec()
     seed: int = Field(1, ge=0, lt=2**31, description="of the initial weights, the splits and the order of patches")
 
     @model_validator(mode="before")
@@ -49,6 +60,7 @@ class JobSpec(StrictModel):
     @model_validator(mode="after")
     def _is_a_plan(self) -> JobSpec:
         self.plan()
+        self.federation()
         return self
 
     def plan(self) -> Plan:
@@ -59,19 +71,27 @@ class JobSpec(StrictModel):
             model=self.model,
             training=self.training,
             resources=self.resources,
-            rounds=self.federation.rounds,
+            rounds=self.rounds.number,
             seed=self.seed,
+        )
+
+    def federation(self) -> FederationPlan:
+        """Return how the sites work together."""
+        return FederationPlan(
+            rounds=self.rounds, strategy=self.strategy, exchange=self.exchange, evaluation=self.evaluation
         )
 
     def with_rounds(self, rounds: int) -> JobSpec:
         """Return the same job with another number of rounds."""
-        return self.changed({"federation": {"rounds": rounds}})
+        return self.changed({"rounds": {"number": rounds}})
 
     def changed(self, sections: dict[str, dict[str, Any]]) -> JobSpec:
         """Return the same job with some settings of some sections changed, checked as if read from a file."""
         values = self.model_dump(by_alias=True)
         for section, settings in sections.items():
-            values[section] = {**values[section], **settings}
+            # Another strategy has other settings: none of the old one's are kept.
+            other = section == "strategy" and settings.get("name", values[section]["name"]) != values[section]["name"]
+            values[section] = settings if other else {**values[section], **settings}
         return _validate(JobSpec, values, "the changed job", {})
 
     def to_yaml(self) -> str:

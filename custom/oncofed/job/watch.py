@@ -15,6 +15,18 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
+# What is told of a run that did not go as usual.
+_TOLD = {
+    "lost": "{site} was lost: {reason}",
+    "returned": "{site} is back",
+    "excluded": "{site} does not take part: {reason}",
+    "refused": "an update of {site} was refused in round {round}: {reason}",
+    "late": "the update of {site} for round {round} came after the round had ended",
+    "dropped": "an update of {site} came too late and was left out",
+    "resumed": "the server was started again; the run goes on with round {round}",
+    "not_kept": "round {round} could not be kept ({reason}): free some space, or the run cannot be taken up again",
+    "early_stop": "no better score since round {best_round}: the run ends after round {round}",
+}
 _STATES = {"prepare": "preparing", "train": "waiting", "validate": "waiting"}
 
 
@@ -42,7 +54,9 @@ class RunState:
         losses: mean training loss by round and site.
         rounds_s: wall time of each round in seconds.
         slowest_site_s: training and validation time of each round's slowest site in seconds.
-        lost: why a site is no longer there.
+        lost: why a site is not there now.
+        participation: who took part in each round, by round.
+        incidents: what did not go as usual, in order.
         finished: what the server said at the end.
         failed: why the run failed.
     """
@@ -61,6 +75,8 @@ class RunState:
     rounds_s: list[float] = field(default_factory=list)
     slowest_site_s: list[float] = field(default_factory=list)
     lost: dict[str, str] = field(default_factory=dict)
+    participation: dict[int, dict[str, Any]] = field(default_factory=dict)
+    incidents: list[dict[str, Any]] = field(default_factory=list)
     finished: dict[str, Any] | None = None
     failed: str | None = None
 
@@ -71,20 +87,50 @@ class RunState:
             handler(event)
 
     def _on_started(self, event: dict[str, Any]) -> None:
-        self.started = event["time"]
+        self.started = self.started or event["time"]
         self.metric = event.get("metric", self.metric)
         self.rounds = event["rounds"]
         self.total_steps = event["rounds"] * event["steps_per_round"]
         self.sites = {site: self.sites.get(site, SiteState()) for site in event["sites"]}
+
+    def _on_joined(self, event: dict[str, Any]) -> None:
+        self.cases[event["site"]] = event["cases"]
+        self.sites.setdefault(event["site"], SiteState()).state = "ready"
+
+    def _on_returned(self, event: dict[str, Any]) -> None:
+        self.lost.pop(event["site"], None)
+        self.sites.setdefault(event["site"], SiteState()).state = "back"
+        self._note(event)
+
+    def _on_refused(self, event: dict[str, Any]) -> None:
+        self.sites.setdefault(event["site"], SiteState()).state = "refused"
+        self._note(event)
+
+    def _on_late(self, event: dict[str, Any]) -> None:
+        self.sites.setdefault(event["site"], SiteState()).state = "late"
+        self._note(event)
+
+    def _on_excluded(self, event: dict[str, Any]) -> None:
+        self.lost[event["site"]] = event["reason"]
+        self.sites.setdefault(event["site"], SiteState()).state = "excluded"
+        self._note(event)
+
+    def _on_resumed(self, event: dict[str, Any]) -> None:
+        self._note(event)
+
+    _on_not_kept = _on_early_stop = _on_dropped = _on_resumed
+
+    def _note(self, event: dict[str, Any]) -> None:
+        self.incidents.append(event)
 
     def _on_ready(self, event: dict[str, Any]) -> None:
         self.ready_s = event["seconds"]
         self.cases = event["sites"]
 
     def _on_task(self, event: dict[str, Any]) -> None:
-        self.round = event["round"]
+        self.round = max(self.round, event["round"])
         for site in event["sites"]:
-            self.sites[site].state = _STATES.get(event["task"], "waiting")
+            self.sites.setdefault(site, SiteState()).state = _STATES.get(event["task"], "waiting")
 
     def _on_progress(self, event: dict[str, Any]) -> None:
         site = self.sites.setdefault(event["site"], SiteState())
@@ -93,21 +139,23 @@ class RunState:
         site.loss = event.get("loss", site.loss)
 
     def _on_answer(self, event: dict[str, Any]) -> None:
-        self.sites[event["site"]].state = "done"
+        self.sites.setdefault(event["site"], SiteState()).state = "done"
 
     def _on_lost(self, event: dict[str, Any]) -> None:
         self.lost[event["site"]] = event["reason"]
-        self.sites[event["site"]].state = "lost"
+        self.sites.setdefault(event["site"], SiteState()).state = "lost"
+        self._note(event)
 
     def _on_validation(self, event: dict[str, Any]) -> None:
         self.validation_by_site[event["round"]] = event["sites"]
         if event["mean"] is not None:
             self.validation[event["round"]] = event["mean"]
         for site, score in event["sites"].items():
-            self.sites[site].validation = score
+            self.sites.setdefault(site, SiteState()).validation = score
 
     def _on_round(self, event: dict[str, Any]) -> None:
         self.losses[event["round"]] = event["losses"]
+        self.participation[event["round"]] = event["participation"]
         self.rounds_s.append(event["seconds"])
         self.slowest_site_s.append(event["slowest_site_s"])
 
@@ -222,8 +270,8 @@ class RunView:
             left = f"  {_clock(state.seconds_left)} left" if state.seconds_left else ""
             score = f"mean validation {state.metric} {_number(event['mean'])}"
             self._console.print(f"round {event['round']}/{state.rounds}  {score}  {sites}{left}")
-        elif event["kind"] == "lost":
-            self._console.print(f"{event['site']} was lost: {event['reason']}")
+        elif event["kind"] in _TOLD:
+            self._console.print(_TOLD[event["kind"]].format(**event), markup=False, highlight=False)
 
     def _table(self) -> Group:
         state = self.state

@@ -2,7 +2,7 @@
 
 Normalisation is by instance, or by groups of channels where a network ends in single pixels: batch statistics differ
 between scanners, and averaging them over sites makes a model that fits none. A job that wants them all the same says
-``norm: batch``, and may keep them at each site (``federation.local_norm``).
+``norm: batch``, and may keep them at each site (``strategy: {name: fedbn}``).
 """
 
 from __future__ import annotations

@@ -50,3 +50,15 @@ def load_weights(network: nn.Module, weights: Weights) -> None:
         raise TrainingError(f"the weights are not those of this network (first difference: {odd})")
     # Not strict: second names are left out, and follow the first ones.
     network.load_state_dict(weights, strict=False)
+
+
+def trained_names(network: nn.Module) -> frozenset[str]:
+    """Return the names of the weights that training changes by gradients; all others are statistics or fixed."""
+    known = weights_of(network)
+    return frozenset(name for name, value in network.named_parameters() if value.requires_grad and name in known)
+
+
+def exchanged_names(network: nn.Module) -> frozenset[str]:
+    """Return the names of what training changes: the weights that are trained, and all statistics."""
+    fixed = {name for name, value in network.named_parameters() if not value.requires_grad}
+    return frozenset(weights_of(network)) - fixed

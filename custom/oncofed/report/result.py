@@ -77,6 +77,10 @@ class Result(_Part):
     sites: dict[str, SiteResult] = {}
     mean: Means = Means()
     lost_sites: dict[str, str] = {}
+    participation: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="round -> who was asked, came in time, late, was refused, lost or missing"
+    )
+    incidents: list[dict[str, Any]] = Field(default_factory=list, description="what did not go as usual, in order")
     curves: dict[str, Any] = Field(default_factory=dict, description="validation and training loss by round")
     timing: Timing = Timing()
     bytes: Bytes = Bytes()

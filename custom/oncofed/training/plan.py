@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from typing import Any, Literal
 
 import torch
@@ -12,6 +13,7 @@ from oncofed.data.augment import Augmentation
 from oncofed.data.spec import DataSpec, StrictModel
 from oncofed.errors import SpecError
 from oncofed.models import ModelSpec, Request, build_network
+from oncofed.models.weights import Weights, weights_of
 from oncofed.tasks import Task, TaskSpec, build_task
 
 
@@ -50,10 +52,10 @@ class TrainingSpec(StrictModel):
     deterministic: bool = Field(
         True, description="the same bits again on the same machine; false lets cuDNN look for its fastest kernels"
     )
-    local_norm: bool = Field(
-        False,
-        description="each site trains and is scored with normalisation layers of its own (FedBN); their mean over the "
-        "sites is in the model that the run leaves",
+    trainable: tuple[str, ...] | None = Field(
+        None,
+        min_length=1,
+        description="patterns of the weights that are trained, such as '*head*'; the others stay and do not travel",
     )
     most_skipped: int = Field(
         10, ge=0, le=10_000, description="steps of a turn that may be left out because their loss was not finite"
@@ -115,8 +117,27 @@ class Plan(StrictModel):
         return Request(self.model, task.in_channels, task.out_channels, self.data.dimensions, self.data.patch)
 
     def build_network(self) -> nn.Module:
-        """Return the plan's network with its initial weights, on the CPU."""
-        return build_network(self.network_request, self.seed)
+        """Return the plan's network with its initial weights, on the CPU.
+
+        Raises:
+            SpecError: no weight fits the patterns of those that are to be trained.
+        """
+        network = build_network(self.network_request, self.seed)
+        patterns = self.training.trainable
+        if patterns:
+            fits = {n: any(fnmatch.fnmatch(n, p) for p in patterns) for n, _ in network.named_parameters()}
+            if not any(fits.values()):
+                raise SpecError(
+                    f"training.trainable: found {list(patterns)}, which fits no weight of {self.model.network}; it has "
+                    f"{', '.join(list(fits)[:4])}, …"
+                )
+            for name, value in network.named_parameters():
+                value.requires_grad_(fits[name])
+        return network
+
+    def initial_weights(self) -> Weights:
+        """Return the weights that the plan's seed gives, by name."""
+        return {name: value.clone() for name, value in weights_of(self.build_network()).items()}
 
     def try_network(self) -> nn.Module:
         """Build the network, let it look at one patch of noise, and return it.

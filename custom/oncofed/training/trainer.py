@@ -24,6 +24,7 @@ from oncofed.errors import TrainingError
 from oncofed.models.weights import Weights, load_weights, weights_of
 from oncofed.tasks import Evaluation
 from oncofed.training import checkpoint as checkpoints
+from oncofed.training.corrections import Correction
 from oncofed.training.memory import checkpoint_blocks
 from oncofed.training.parallel import Followers, Group
 from oncofed.training.plan import Plan, TrainingSpec
@@ -96,6 +97,7 @@ class Trainer:
         self._batch_size = plan.training.batch_size // (group.size if group else 1)
         self._micro = min(plan.training.micro_batch or self._batch_size, self._batch_size)
         self._batches: Batches | None = None
+        self.correction: Correction | None = None
         self._checkpoint = checkpoint
         self._restored: checkpoints.Tensors | None = None
         if checkpoint and checkpoint.is_file():
@@ -245,6 +247,8 @@ class Trainer:
                 _LOG.warning("torch.compile failed (%s); training goes on without it", str(error).partition("\n")[0])
                 self._compiled, self._forward = False, self._whole
         self._scaler.unscale_(self._optimizer)
+        if self.correction:
+            self.correction.apply(self.network)
         nn.utils.clip_grad_norm_(self.network.parameters(), self.plan.training.gradient_clip)
         self._scaler.step(self._optimizer)
         self._scaler.update()

@@ -1,0 +1,139 @@
+"""In which type updates travel, and what is done about what that rounds away."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from oncofed.errors import FederationError
+from oncofed.federation.spec import ExchangeType
+from oncofed.models.weights import Weights
+
+_SCALE = "scale."
+EXTRA = "extra."
+
+
+class Compressor:
+    """A site's half: rounds updates, and adds what was rounded away to the next one (error feedback).
+
+    bfloat16 halves what travels. int8 quarters it: each row of a tensor has a scale of its own. Without the feedback
+    the errors of many rounds add up (Seide et al., Interspeech 2014; Karimireddy et al., ICML 2019).
+
+    Args:
+        kind: type of the updates.
+    """
+
+    def __init__(self, kind: ExchangeType) -> None:
+        self._kind = kind
+        self.left_over: Weights = {}
+
+    def compress(self, delta: Weights) -> Weights:
+        """Return an update as it travels. Tensors of whole numbers are left as they are."""
+        if self._kind == "native":
+            return delta
+        sent: Weights = {}
+        for name, value in delta.items():
+            if not value.is_floating_point():
+                sent[name] = value
+                continue
+            whole = value + self.left_over[name] if name in self.left_over else value
+            if self._kind == "bfloat16":
+                sent[name] = whole.to(torch.bfloat16)
+                self.left_over[name] = whole - sent[name].to(whole.dtype)
+            else:
+                scale = (_largest_of_rows(whole) / 127).float()
+                rounded = torch.round(whole / scale.clamp_min(1e-30)).clamp(-127, 127).to(torch.int8)
+                sent[name], sent[_SCALE + name] = rounded, scale
+                self.left_over[name] = whole - _restored(rounded, scale, whole.dtype)
+        return sent
+
+
+class ReceivedUpdate(Mapping[str, Tensor]):
+    """An update as the strategies take it: each tensor is read, and brought back to its own type, when asked for.
+
+    Args:
+        sent: what arrived, by name: tensors, or FLARE's references to tensors that it keeps in a file.
+        like: the global model.
+        kind: type of the updates.
+        extra: names of what comes beside the weights, which travels in its own type.
+
+    Raises:
+        FederationError: it is not an update of this model; names the first difference.
+    """
+
+    def __init__(self, sent: Any, like: Weights, kind: ExchangeType, extra: Mapping[str, Tensor]) -> None:
+        if not isinstance(sent, dict):
+            raise FederationError(f"it sent a {type(sent).__name__}, expected tensors by name")
+        self._sent, self._like, self._kind = sent, like, kind
+        scaled = [n for n, v in like.items() if kind == "int8" and v.is_floating_point()]
+        expected = {*like, *(_SCALE + name for name in scaled)}
+        here = {name for name in sent if not str(name).startswith(EXTRA)}
+        if here != expected:
+            raise FederationError(
+                f"it sent other tensors than the model has (first difference: {sorted(map(str, here ^ expected))[:1]})"
+            )
+        strange = {name for name in sent if str(name).startswith(EXTRA)} - {EXTRA + name for name in extra}
+        if strange:
+            raise FederationError(f"it sent {min(strange)}, which the strategy does not ask for")
+        for name in sorted(here):
+            self._check(name)
+        for name in extra:
+            if EXTRA + name in sent:
+                _require(EXTRA + name, _tensor(sent[EXTRA + name]), extra[name].shape, extra[name].dtype)
+        self.extra: Weights = {name: _tensor(sent[EXTRA + name]) for name in extra if EXTRA + name in sent}
+
+    def _check(self, name: str) -> None:
+        value = _tensor(self._sent[name])
+        if name.startswith(_SCALE) and name not in self._like:
+            of = self._like[name.removeprefix(_SCALE)]
+            _require(name, value, _largest_of_rows(of).shape, torch.float32)
+            return
+        of = self._like[name]
+        kinds = {"native": of.dtype, "bfloat16": torch.bfloat16, "int8": torch.int8}
+        _require(name, value, of.shape, kinds[self._kind] if of.is_floating_point() else of.dtype)
+
+    def __getitem__(self, name: str) -> Tensor:
+        like = self._like[name]
+        value = _tensor(self._sent[name])
+        if self._kind == "int8" and like.is_floating_point():
+            return _restored(value, _tensor(self._sent[_SCALE + name]), like.dtype)
+        return value.to(like.dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._like)
+
+    def __len__(self) -> int:
+        return len(self._like)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that travelled."""
+        return sum(_tensor(value).nbytes for value in self._sent.values())
+
+
+def _tensor(value: Any) -> Tensor:
+    materialize = getattr(value, "materialize", None)
+    found = materialize() if materialize else value
+    if not isinstance(found, Tensor):
+        raise FederationError(f"it sent a {type(found).__name__} where a tensor was expected")
+    return found
+
+
+def _require(name: str, value: Tensor, shape: torch.Size, dtype: torch.dtype) -> None:
+    if value.shape != shape or value.dtype != dtype:
+        raise FederationError(f"it sent {name} as {tuple(value.shape)} {value.dtype}, expected {tuple(shape)} {dtype}")
+    if value.is_floating_point() and not torch.isfinite(value).all():
+        raise FederationError(f"it sent values in {name} that are not finite")
+
+
+def _largest_of_rows(value: Tensor) -> Tensor:
+    if value.ndim < 2:
+        return value.abs().amax() if value.numel() else value.new_zeros(())
+    return value.abs().amax(dim=tuple(range(1, value.ndim)), keepdim=True)
+
+
+def _restored(rounded: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    return (rounded.float() * scale).to(dtype)

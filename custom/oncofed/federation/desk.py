@@ -1,0 +1,226 @@
+"""Where sites ask the server what to do, and hand in what they did."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from nvflare.apis.client import Client
+from nvflare.apis.fl_constant import ReservedKey
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.impl.wf_comm_server import WFCommServer
+from nvflare.apis.shareable import ReservedHeaderKey, Shareable
+from nvflare.fuel.utils.msg_root_utils import delete_msg_root
+
+from oncofed.federation.exchange import WAIT_TOPIC, wait_reply
+
+# Nothing was heard of a site for so long: FLARE's job processes send a heartbeat every ten seconds.
+_SILENT_SECONDS = 45.0
+# A site's question "is there something to do?" is answered after this long at the latest.
+_LONGEST_WAIT_SECONDS = 5.0
+# Each waiting question holds one of the server's threads; more sites than this ask now and then instead.
+_MOST_WAITING = 40
+
+
+@dataclass
+class Question:
+    """One task for some sites.
+
+    Attributes:
+        task: its name.
+        number: of the round.
+        sites: who is asked; None: whoever comes.
+        message: makes the message to one site.
+        answered: called once for each answer, with the site and what it sent; true where it counts.
+        again: a site that answered may be asked again.
+    """
+
+    task: str
+    number: int
+    sites: set[str] | None
+    message: Callable[[str], Shareable]
+    answered: Callable[[str, Shareable, Question], None]
+    again: bool = False
+    closed: bool = False
+    done: set[str] = field(default_factory=set)
+    root: str = field(default_factory=lambda: str(uuid.uuid4()))
+
+    def is_for(self, site: str) -> bool:
+        """Return whether this site is to be asked now."""
+        if self.closed or (self.sites is not None and site not in self.sites):
+            return False
+        return self.again or site not in self.done
+
+
+def _nothing(site: str) -> Shareable:
+    del site
+    return Shareable()
+
+
+class Desk(WFCommServer):
+    """Gives each site that asks the question that stands for it, and takes answers whenever they come.
+
+    FLARE's own communicator sends a task to all sites, and forgets one that was given to a process which died. Here the
+    site asks, so that one which comes late, or comes back, is simply given what stands now; an answer to a question
+    that was closed meanwhile still reaches who asked it.
+
+    Attributes:
+        lost: why a site is not there, by name.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._changed = threading.Condition()
+        self._questions: list[Question] = []
+        self._given: dict[str, tuple[str, Question]] = {}
+        self._heard: dict[str, float] = {}
+        self._waiting = 0
+        self._ended = False
+        self.lost: dict[str, str] = {}
+
+    def initialize_run(self, fl_ctx: FLContext) -> None:
+        """Begin to take questions; unlike FLARE's, without a thread that ends the job when sites are gone."""
+        engine = fl_ctx.get_engine()
+        self._engine = engine
+        engine.register_aux_message_handler(topic=WAIT_TOPIC, message_handle_func=self._wait)
+
+    def finalize_run(self, fl_ctx: FLContext) -> None:
+        """Let every site go."""
+        with self._changed:
+            for question in list(self._questions):
+                self.close(question)
+            self._given.clear()
+            self._ended = True
+            self._changed.notify_all()
+
+    def ask(self, question: Question) -> Question:
+        """Let a question stand until it is closed; the first that fits a site is the one it gets."""
+        with self._changed:
+            self._questions.append(question)
+            self._changed.notify_all()
+        return question
+
+    def include(self, question: Question, sites: set[str]) -> None:
+        """Ask more sites."""
+        with self._changed:
+            question.sites = (question.sites or set()) | sites
+            self._changed.notify_all()
+
+    def close(self, question: Question) -> None:
+        """Ask nobody else. Who works on it may still answer."""
+        with self._changed:
+            question.closed = True
+            question.message = _nothing  # lets go of the model that it holds
+            if question in self._questions:
+                self._questions.remove(question)
+        delete_msg_root(question.root)
+
+    def wait(self, seconds: float) -> None:
+        """Wait until an answer came or a site was lost, at most so long."""
+        with self._changed:
+            self._changed.wait(seconds)
+
+    def working(self, question: Question) -> set[str]:
+        """Return the sites that were given a question and did not answer yet."""
+        with self._changed:
+            return {site for site, q in self._given.values() if q is question}
+
+    def known(self) -> set[str]:
+        """Return the sites that were heard of."""
+        with self._changed:
+            return set(self._heard)
+
+    def mark_silent(self) -> dict[str, str]:
+        """Find sites of which nothing was heard for long, and return those that were lost by that just now."""
+        now = time.monotonic()
+        with self._changed:
+            silent = [s for s, at in self._heard.items() if now - at > _SILENT_SECONDS and s not in self.lost]
+            reason = f"nothing was heard of it for {_SILENT_SECONDS:.0f} s"
+            self.lost.update(dict.fromkeys(silent, reason))
+        return dict.fromkeys(silent, reason)
+
+    def process_task_request(self, client: Client, fl_ctx: FLContext) -> tuple[str, str, Shareable]:
+        """Answer a site's "what shall I do?" with a question, or with "try again"."""
+        site = client.name
+        with self._changed:
+            # Who asks has nothing in hand: a task that was given to it before went down with its process.
+            for task_id in [t for t, (to, _) in self._given.items() if to == site]:
+                del self._given[task_id]
+            question = next((q for q in self._questions if q.is_for(site)), None)
+            if question is None:
+                return self._try_again()  # type: ignore[no-any-return]
+            task_id = str(uuid.uuid4())
+            self._given[task_id] = (site, question)
+            make = question.message
+        message = make(site)
+        message.set_header(ReservedHeaderKey.TASK_ID, task_id)
+        message.set_header(ReservedHeaderKey.MSG_ROOT_ID, question.root)
+        return question.task, task_id, message
+
+    def process_submission(
+        self, client: Client, task_name: str, task_id: str, result: Shareable, fl_ctx: FLContext
+    ) -> None:
+        """Hand an answer to who asked."""
+        with self._changed:
+            site, question = self._given.pop(task_id, ("", None))
+        if question is None or site != client.name:
+            self.log_warning(fl_ctx, f"dropped an answer of {client.name} to a task that it does not have")
+            return
+        question.answered(site, result, question)
+        with self._changed:
+            question.done.add(site)
+            self._changed.notify_all()
+
+    def process_task_check(self, task_id: str, fl_ctx: FLContext) -> Any:
+        """Return what is truthy where an answer to a task is still wanted, late or not."""
+        with self._changed:
+            return self._given.get(task_id)
+
+    def handle_exception(self, task_id: str, fl_ctx: FLContext) -> None:
+        """Take a task back that could not be sent."""
+        with self._changed:
+            self._given.pop(task_id, None)
+
+    def process_dead_client_report(self, client_name: str, fl_ctx: FLContext) -> None:
+        """Note that a site's job process ended; it counts as lost until it is heard of again."""
+        self.lose(client_name, "its job process ended")
+
+    def lose(self, site: str, reason: str) -> None:
+        """Note that a site is not there."""
+        with self._changed:
+            self.lost.setdefault(site, reason)
+            self._changed.notify_all()
+
+    def client_is_active(self, client_name: str, reason: str, fl_ctx: FLContext) -> None:
+        """Note that a site is there."""
+        with self._changed:
+            self._heard[client_name] = time.monotonic()
+            if self.lost.pop(client_name, None) is not None:
+                self._changed.notify_all()
+
+    def check_tasks(self) -> None:
+        """Do nothing: there are no tasks of FLARE's own kind."""
+
+    def _wait(self, topic: str, request: Shareable, fl_ctx: FLContext) -> Shareable:
+        """Hold a site's question until there is something for it to do, so that it need not ask again and again."""
+        del topic
+        site = str(request.get_peer_prop(ReservedKey.IDENTITY_NAME, ""))
+        deadline = time.monotonic() + _LONGEST_WAIT_SECONDS
+        with self._changed:
+            self._heard[site] = time.monotonic()
+            if self._waiting >= _MOST_WAITING:
+                return wait_reply(ask_again=False)
+            self._waiting += 1
+            try:
+                while not self._ended and not any(q.is_for(site) for q in self._questions):
+                    left = deadline - time.monotonic()
+                    if left <= 0:
+                        return wait_reply(ask_again=True)
+                    self._changed.wait(left)
+            finally:
+                self._waiting -= 1
+        return wait_reply(ask_again=False)

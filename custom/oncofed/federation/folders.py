@@ -1,0 +1,31 @@
+"""Where a run keeps what must outlive its processes, at the server and at each site."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from nvflare.apis.fl_constant import FLContextKey
+from nvflare.apis.fl_context import FLContext
+
+from oncofed.federation.events import EVENTS_FILE, MODELS_FOLDER
+
+# In a job's folder, beside its two configurations: weights that the job starts from.
+INITIAL_MODEL = "initial_model.safetensors"
+STATE_FOLDER = "oncofed"
+
+
+def state_folder(fl_ctx: FLContext) -> Path:
+    """Return a job's folder for its state. FLARE empties its own run folder when it starts a job again."""
+    workspace = fl_ctx.get_prop(FLContextKey.WORKSPACE_OBJECT)
+    return Path(workspace.get_root_dir()) / STATE_FOLDER / str(fl_ctx.get_job_id())
+
+
+def hand_over(fl_ctx: FLContext) -> None:
+    """Copy a job's record and models to where FLARE collects what a job leaves, for who fetches it."""
+    state = state_folder(fl_ctx)
+    run_dir = Path(fl_ctx.get_prop(FLContextKey.WORKSPACE_OBJECT).get_run_dir(fl_ctx.get_job_id()))
+    if (state / MODELS_FOLDER).is_dir():
+        shutil.copytree(state / MODELS_FOLDER, run_dir / MODELS_FOLDER, dirs_exist_ok=True)
+    if (state / EVENTS_FILE).is_file():
+        shutil.copy(state / EVENTS_FILE, run_dir / EVENTS_FILE)

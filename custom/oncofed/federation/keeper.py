@@ -1,0 +1,126 @@
+"""What the server's main process does so that a job outlives the processes that it runs in."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from nvflare.apis.client import Client
+from nvflare.apis.event_type import EventType
+from nvflare.apis.fl_component import FLComponent
+from nvflare.apis.fl_constant import RunProcessKey, SystemComponents
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.job_def import Job, JobMetaKey, RunStatus
+from nvflare.apis.job_scheduler_spec import DispatchInfo
+from nvflare.private.fed.server.admin import check_client_replies
+
+import oncofed
+
+_LOOK_SECONDS = 1.0
+# A site that could not take a job is asked again after so many looks.
+_LOOKS_BEFORE_NEXT_TRY = 5
+
+MARK = "oncofed"
+
+
+class JobKeeper(FLComponent):
+    """Puts jobs that a dead server ran back into its queue, and brings sites that come late or back into running jobs.
+
+    FLARE lists a job as running for ever when its server is killed, ends a job when one site's process fails, and gives
+    a job only to the sites that are there when it starts. All this holds for jobs of oncofed alone: their meta data
+    carry a mark, and their controllers know how to go on.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._stop = threading.Event()
+        self._failed: dict[tuple[str, str], int] = {}
+
+    def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
+        """Begin when the server has started, end with it."""
+        if event_type == EventType.SYSTEM_START:
+            engine = fl_ctx.get_engine()
+            self._requeue(engine, fl_ctx)
+            threading.Thread(target=self._look_after, args=(engine,), name="job keeper", daemon=True).start()
+        elif event_type == EventType.SYSTEM_END:
+            self._stop.set()
+
+    def _requeue(self, engine: Any, fl_ctx: FLContext) -> None:
+        manager = engine.get_component(SystemComponents.JOB_MANAGER)
+        for job in manager.get_jobs_by_status([RunStatus.RUNNING, RunStatus.DISPATCHED], fl_ctx):
+            if _is_ours(job):
+                manager.set_status(job.job_id, RunStatus.SUBMITTED, fl_ctx)
+                self.log_info(fl_ctx, f"job {job.job_id} ran when the server ended: it goes on", fire_event=False)
+
+    def _look_after(self, engine: Any) -> None:
+        while not self._stop.wait(_LOOK_SECONDS):
+            for job_id, job in list(engine.job_runner.running_jobs.items()):
+                if not _is_ours(job):
+                    continue
+                try:
+                    self._look_after_job(engine, job_id, job)
+                except Exception as error:  # noqa: BLE001 - this thread serves all jobs
+                    self.logger.error("job %s: %s: %s", job_id, type(error).__name__, error)
+
+    def _look_after_job(self, engine: Any, job_id: str, job: Job) -> None:
+        runner, process = engine.job_runner, engine.run_processes.get(job_id)
+        if not process:
+            for client in engine.get_clients():
+                runner.resolve_client_outcome(job_id, client.name)
+            return
+        participants: dict[str, Client] = process[RunProcessKey.PARTICIPANTS]
+        for client in list(participants.values()):
+            # Whether a job goes on without a site is for its controller to say.
+            runner.resolve_client_outcome(job_id, client.name)
+        for client in engine.get_clients():
+            if client.token not in participants and self._is_due(job_id, client.name):
+                self._bring_in(engine, job, client, participants)
+
+    def _is_due(self, job_id: str, site: str) -> bool:
+        left = self._failed.get((job_id, site), 0)
+        self._failed[job_id, site] = left - 1
+        return left <= 0
+
+    def _bring_in(self, engine: Any, job: Job, client: Client, participants: dict[str, Client]) -> None:
+        """Give a running job to a site."""
+        site, runner = client.name, engine.job_runner
+        self._failed[job.job_id, site] = _LOOKS_BEFORE_NEXT_TRY
+        admin = engine.server.admin_server
+        with engine.new_context() as fl_ctx:
+            app = next((a for a, sites in job.get_deployment().items() if _is_for(sites, site)), None)
+            if app is None:
+                return
+            # Whatever of this job still runs there belongs to a server or a parent that is gone.
+            runner.abort_client_run(job.job_id, [site], fl_ctx)
+            answer = engine.check_client_resources(job, {site: {}}, fl_ctx).get(site, (False, ""))
+            if not answer[0]:
+                return
+            message = runner._make_deploy_message(job, job.get_application(app, fl_ctx), app, fl_ctx)
+            reply = admin.send_requests_and_get_reply_dict({client.token: message}, timeout_secs=admin.timeout)
+            if not reply.get(client.token):
+                return
+            job.meta[JobMetaKey.JOB_CLIENTS] = [
+                *(c for c in job.meta.get(JobMetaKey.JOB_CLIENTS, []) if c.get("name") != site),
+                client.to_dict(),
+            ]
+            started = engine.start_client_job(job, {site: DispatchInfo(app, {}, answer[1])}, fl_ctx)
+            if check_client_replies(started, [site], "start job", strict=True):
+                return
+            for token in [t for t, c in participants.items() if c.name == site]:
+                del participants[token]
+            participants[client.token] = client
+            self.log_info(fl_ctx, f"{site} takes part in job {job.job_id} from now on", fire_event=False)
+
+
+def _is_ours(job: Job) -> bool:
+    return MARK in (job.meta.get(JobMetaKey.CUSTOM_PROPS) or {})
+
+
+def _is_for(sites: Any, site: str) -> bool:
+    names = sites.get("targets", []) if isinstance(sites, dict) else sites
+    return any(str(name).upper() == "@ALL" or name == site for name in names)
+
+
+def job_mark() -> dict[str, str]:
+    """Return what a job's meta data hold so that the keeper knows it."""
+    return {MARK: oncofed.__version__}
