@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import random
@@ -34,7 +35,7 @@ from oncofed.federation.compression import ReceivedUpdate
 from oncofed.federation.desk import Desk, Question
 from oncofed.federation.events import EVENTS_FILE, MODELS_FOLDER, EventLog
 from oncofed.federation.exchange import TASK_PREPARE, TASK_TRAIN, TASK_VALIDATE
-from oncofed.federation.folders import INITIAL_MODEL, hand_over, state_folder
+from oncofed.federation.folders import INITIAL_MODEL, hand_over, note_end, state_folder
 from oncofed.federation.memory import Memory, read_memory, write_memory
 from oncofed.federation.spec import CyclicSpec, FedBuffSpec, FederationPlan
 from oncofed.federation.strategies import Update, build_strategy
@@ -127,6 +128,7 @@ class FederatedTraining(Controller):
     def stop_controller(self, fl_ctx: FLContext) -> None:
         """Close the run's record, and put it where FLARE collects what a job leaves."""
         self._finish_saving()
+        note_end(fl_ctx)
         if self._log:
             self._log.close()
         cleanup_tensor_disk_offload(fl_ctx.get_engine(), self._offload)
@@ -504,7 +506,9 @@ class FederatedTraining(Controller):
             # Sites that registered since: only the server's main process knows of them.
             sync = getattr(self._ctx.get_engine(), "sync_clients_from_main_process", None)
             if sync:
-                sync()
+                # It fails while the main process is being started anew, which ends this process soon.
+                with contextlib.suppress(RuntimeError):
+                    sync()
 
     def _sites(self) -> list[str]:
         return sorted({client.name for client in self._ctx.get_engine().get_clients()} | set(self._cases))

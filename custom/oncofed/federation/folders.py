@@ -13,6 +13,7 @@ from oncofed.federation.events import EVENTS_FILE, MODELS_FOLDER
 # In a job's folder, beside its two configurations: weights that the job starts from.
 INITIAL_MODEL = "initial_model.safetensors"
 STATE_FOLDER = "oncofed"
+_ENDED = "ended"
 
 
 def state_folder(fl_ctx: FLContext) -> Path:
@@ -29,3 +30,13 @@ def hand_over(fl_ctx: FLContext) -> None:
         shutil.copytree(state / MODELS_FOLDER, run_dir / MODELS_FOLDER, dirs_exist_ok=True)
     if (state / EVENTS_FILE).is_file():
         shutil.copy(state / EVENTS_FILE, run_dir / EVENTS_FILE)
+
+
+def note_end(fl_ctx: FLContext) -> None:
+    """Note that a job has ended by itself, for the server's main process: no site is to be given it again."""
+    (state_folder(fl_ctx) / _ENDED).touch()
+
+
+def has_ended(workspace: str, job_id: str) -> bool:
+    """Return whether a job has ended by itself."""
+    return (Path(workspace) / STATE_FOLDER / job_id / _ENDED).exists()

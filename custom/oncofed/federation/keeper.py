@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import threading
+import time
+from pathlib import Path
 from typing import Any
 
 from nvflare.apis.client import Client
@@ -12,13 +15,17 @@ from nvflare.apis.fl_constant import RunProcessKey, SystemComponents
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.job_def import Job, JobMetaKey, RunStatus
 from nvflare.apis.job_scheduler_spec import DispatchInfo
+from nvflare.private.admin_defs import Message
+from nvflare.private.defs import ClientStatusKey, RequestHeader, TrainingTopic
 from nvflare.private.fed.server.admin import check_client_replies
 
 import oncofed
+from oncofed.federation.folders import has_ended
 
 _LOOK_SECONDS = 1.0
-# A site that could not take a job is asked again after so many looks.
-_LOOKS_BEFORE_NEXT_TRY = 5
+# How often sites are asked which jobs they run, and after how many times in vain a site is left alone.
+_SECONDS_BETWEEN_LOOKS_AT_SITES = 3.0
+_MOST_MISSED = 40
 
 MARK = "oncofed"
 
@@ -34,7 +41,8 @@ class JobKeeper(FLComponent):
     def __init__(self) -> None:
         super().__init__()
         self._stop = threading.Event()
-        self._failed: dict[tuple[str, str], int] = {}
+        self._missed: dict[tuple[str, str], int] = {}
+        self._looked = 0.0
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Begin when the server has started, end with it."""
@@ -49,7 +57,13 @@ class JobKeeper(FLComponent):
         manager = engine.get_component(SystemComponents.JOB_MANAGER)
         for job in manager.get_jobs_by_status([RunStatus.RUNNING, RunStatus.DISPATCHED], fl_ctx):
             if _is_ours(job):
+                # As if it had never been scheduled: FLARE passes over jobs that bear its mark for that, and waits between
+                # two tries.
+                manager.update_meta(
+                    job.job_id, {JobMetaKey.SCHEDULE_COUNT.value: 0, JobMetaKey.LAST_SCHEDULE_TIME.value: 0.0}, fl_ctx
+                )
                 manager.set_status(job.job_id, RunStatus.SUBMITTED, fl_ctx)
+                (Path(manager.job_uri(job.job_id)) / "scheduled").unlink(missing_ok=True)
                 self.log_info(fl_ctx, f"job {job.job_id} ran when the server ended: it goes on", fire_event=False)
 
     def _look_after(self, engine: Any) -> None:
@@ -72,19 +86,27 @@ class JobKeeper(FLComponent):
         for client in list(participants.values()):
             # Whether a job goes on without a site is for its controller to say.
             runner.resolve_client_outcome(job_id, client.name)
+        if time.monotonic() - self._looked < _SECONDS_BETWEEN_LOOKS_AT_SITES or has_ended(
+            engine.args.workspace, job_id
+        ):
+            return
+        self._looked = time.monotonic()
+        running = _sites_that_run(engine, job_id)
         for client in engine.get_clients():
-            if client.token not in participants and self._is_due(job_id, client.name):
+            # A site of which nothing was heard was not asked in vain: it may run the job, or come back.
+            if running.get(client.name, True) and client.token in participants:
+                self._missed.pop((job_id, client.name), None)
+            elif running.get(client.name) is False and self._is_to_come(job_id, client.name):
                 self._bring_in(engine, job, client, participants)
 
-    def _is_due(self, job_id: str, site: str) -> bool:
-        left = self._failed.get((job_id, site), 0)
-        self._failed[job_id, site] = left - 1
-        return left <= 0
+    def _is_to_come(self, job_id: str, site: str) -> bool:
+        """Return whether a site that does not run a job is to be given it: not at once, and not again and again."""
+        missed = self._missed[job_id, site] = self._missed.get((job_id, site), 0) + 1
+        return 2 <= missed <= _MOST_MISSED
 
     def _bring_in(self, engine: Any, job: Job, client: Client, participants: dict[str, Client]) -> None:
         """Give a running job to a site."""
         site, runner = client.name, engine.job_runner
-        self._failed[job.job_id, site] = _LOOKS_BEFORE_NEXT_TRY
         admin = engine.server.admin_server
         with engine.new_context() as fl_ctx:
             app = next((a for a, sites in job.get_deployment().items() if _is_for(sites, site)), None)
@@ -110,6 +132,21 @@ class JobKeeper(FLComponent):
                 del participants[token]
             participants[client.token] = client
             self.log_info(fl_ctx, f"{site} takes part in job {job.job_id} from now on", fire_event=False)
+
+
+def _sites_that_run(engine: Any, job_id: str) -> dict[str, bool]:
+    """Return whether each site that answers runs a job."""
+    clients = {client.token: client.name for client in engine.get_clients()}
+    message = Message(topic=TrainingTopic.CHECK_STATUS, body="")
+    message.set_header(RequestHeader.REQUIRE_AUTHZ, "false")
+    admin = engine.server.admin_server
+    replies = admin.send_requests_and_get_reply_dict(dict.fromkeys(clients, message), timeout_secs=5.0)
+    found = {}
+    for token, reply in replies.items():
+        if reply:
+            jobs = json.loads(reply.body).get(ClientStatusKey.RUNNING_JOBS, [])
+            found[clients[token]] = any(job.get(ClientStatusKey.JOB_ID) == job_id for job in jobs)
+    return found
 
 
 def _is_ours(job: Job) -> bool:

@@ -19,8 +19,9 @@ from nvflare.app_common.job_launcher.server_process_launcher import ServerProces
 # So often in so many seconds; a process that dies more often has a reason that starting again does not mend.
 _MOST_RESTARTS = 5
 _WITHIN_SECONDS = 600.0
-_LOOK_SECONDS = 0.5
-_SECONDS_BEFORE_RESTART = 1.0
+_SECONDS_BEFORE_RESTART = 0.2
+_FLARE_MODULE = "nvflare.private.fed.app.server.runner_process"
+_OUR_MODULE = "oncofed.federation.server_process"
 
 
 class RestartedProcess(JobHandleSpec):
@@ -28,11 +29,13 @@ class RestartedProcess(JobHandleSpec):
 
     Args:
         start: starts the process and returns FLARE's handle of it.
+        errors: exit statuses after which it is started again too, beside every end by a signal.
     """
 
-    def __init__(self, start: Callable[[], JobHandleSpec]) -> None:
+    def __init__(self, start: Callable[[], JobHandleSpec], errors: frozenset[int] = frozenset()) -> None:
         super().__init__()
         self._start = start
+        self._errors = errors
         self._handle = start()
         self._lock = threading.Lock()
         self._terminated = False
@@ -67,14 +70,13 @@ class RestartedProcess(JobHandleSpec):
                 self._handle = self._start()
 
     def _is_to_restart(self) -> bool:
-        # FLARE's handle tells success, an error that the process reported, and an end by its own abort from all else.
-        code = self._killed_by()
-        if self._terminated or code is None or code >= 0:
+        code = self._status()
+        if self._terminated or code is None or (code >= 0 and code not in self._errors):
             return False
         recent = [at for at in self._restarts if time.monotonic() - at < _WITHIN_SECONDS]
         return len(recent) < _MOST_RESTARTS
 
-    def _killed_by(self) -> int | None:
+    def _status(self) -> int | None:
         adapter = getattr(self._handle, "adapter", None)
         code = adapter.poll() if adapter else None
         return int(code) if code is not None else None
@@ -89,16 +91,27 @@ class SiteJobLauncher(ClientProcessJobLauncher):
 
 
 class ServerJobLauncher(ServerProcessJobLauncher):
-    """Starts the server's job process, and starts it again when it is killed."""
+    """Starts the server's job process, and starts it again when it is killed, or when FLARE gave it up.
+
+    FLARE ends it with status 1 when an update breaks off on its way, whichever site's link it was.
+    """
+
+    def get_command(self, job_meta: dict[str, object], fl_ctx: FLContext) -> str:
+        """Return FLARE's command, by way of our own module."""
+        command: str = super().get_command(job_meta, fl_ctx)
+        return command.replace(_FLARE_MODULE, _OUR_MODULE)
 
     def launch_job(self, job_meta: dict[str, object], fl_ctx: FLContext) -> JobHandleSpec:
         """Start the process."""
-        return _restarted(super().launch_job, job_meta, fl_ctx)
+        return _restarted(super().launch_job, job_meta, fl_ctx, frozenset({1}))
 
 
 def _restarted(
-    launch: Callable[[dict[str, object], FLContext], JobHandleSpec], job_meta: dict[str, object], fl_ctx: FLContext
+    launch: Callable[[dict[str, object], FLContext], JobHandleSpec],
+    job_meta: dict[str, object],
+    fl_ctx: FLContext,
+    errors: frozenset[int] = frozenset(),
 ) -> JobHandleSpec:
     # FLARE changes its context after the first start: what the command is made of is kept as it is now.
     kept = fl_ctx.clone()
-    return RestartedProcess(lambda: launch(job_meta, kept))
+    return RestartedProcess(lambda: launch(job_meta, kept), errors)

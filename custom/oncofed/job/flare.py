@@ -24,6 +24,9 @@ _STATISTICS_TASK = "fed_stats"
 _IDLE_SECONDS = 0.05
 # A site that vanished is given up after this many seconds; FLARE's own default is a minute.
 _LOST_AFTER_SECONDS = 10.0
+# 0: a message brings its tensors along. FLARE's default has the receiver fetch them afterwards, in chunks of 2 MiB.
+_CHUNK_SETTING = "tensor_download_chunk_size"
+_CHUNK_BYTES = 0
 
 
 def export_job(
@@ -96,6 +99,7 @@ def _server(spec: JobSpec, evaluate_only: bool) -> dict[str, Any]:
 def _server_config(controller: dict[str, Any]) -> dict[str, Any]:
     return {
         "format_version": 2,
+        _CHUNK_SETTING: _CHUNK_BYTES,
         "server": {"task_request_interval": _IDLE_SECONDS},
         "dead_client_grace_period": _LOST_AFTER_SECONDS,
         "workflows": [controller],
@@ -116,6 +120,7 @@ def _client(spec: JobSpec) -> dict[str, Any]:
 def _client_config(tasks: list[str], executor: dict[str, Any], **more: Any) -> dict[str, Any]:
     return {
         "format_version": 2,
+        _CHUNK_SETTING: _CHUNK_BYTES,
         "default_task_fetch_interval": _IDLE_SECONDS,
         "executors": [{"tasks": tasks, "executor": executor}],
         "components": [],
