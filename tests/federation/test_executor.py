@@ -12,6 +12,7 @@ from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.signal import Signal
 
+import oncofed
 from oncofed.data.cases import read_cases
 from oncofed.federation import exchange
 from oncofed.federation.datasets import DATASETS_FILE
@@ -25,8 +26,9 @@ class _Context(FLContext):
 
     def __init__(self, local: Path) -> None:
         super().__init__()
-        workspace = SimpleNamespace(get_site_config_dir=lambda: str(local), get_run_dir=lambda job: str(local))
+        workspace = SimpleNamespace(get_site_config_dir=lambda: str(local), get_root_dir=lambda: str(local))
         self.set_prop(FLContextKey.WORKSPACE_OBJECT, workspace, private=True)
+        self.set_prop(FLContextKey.APP_ROOT, str(local), private=True)
 
     def get_job_id(self, default: str = "") -> str:
         return "job"
@@ -59,36 +61,61 @@ def _do(executor: SiteExecutor, task: str, local: Path, message=None):  # type: 
 
 
 def _executor(spec: JobSpec) -> SiteExecutor:
-    return SiteExecutor(spec.plan().model_dump(mode="json"))
+    return SiteExecutor(spec.plan().model_dump(mode="json"), spec.federation().model_dump(mode="json"))
 
 
 def test_a_site_tells_how_many_cases_it_has_and_trains(spec: JobSpec, local: Path) -> None:
     executor = _executor(spec)
     counts = exchange.read_numbers_message(_do(executor, "prepare", local))
-    assert counts == {"train": 3, "validation": 1, "test": 1, "device": "cpu"}
-    assert "has not trained" in str(exchange.refusal_reason(_do(executor, "submit_model", local)))
+    assert counts == {"train": 3, "validation": 1, "test": 1, "device": "cpu", "version": oncofed.__version__}
     weights = executor._trainer.weights()  # type: ignore[union-attr]
     reply = _do(executor, "train", local, exchange.weights_message(weights, 1))
-    update, cases, numbers = exchange.read_update_message(reply)
-    assert cases == 3
+    update, cases, steps, numbers = exchange.read_update_message(reply)
+    assert (cases, steps) == (3, 4)
     assert set(numbers) == {"evaluation", "validate_s", "train_s", "loss"}
-    assert any((update[name] != weights[name]).any() for name in weights)
-    submitted, _, _ = exchange.read_update_message(_do(executor, "submit_model", local))
-    assert all((submitted[name] == update[name]).all() for name in update)
+    assert any(update[name].any() for name in weights)
+
+
+def test_a_site_that_is_asked_again_sends_the_same_update_also_from_a_later_process(spec: JobSpec, local: Path) -> None:
+    executor = _executor(spec)
+    _do(executor, "prepare", local)
+    weights = executor._trainer.weights()  # type: ignore[union-attr]
+    first, *_ = exchange.read_update_message(_do(executor, "train", local, exchange.weights_message(weights, 1)))
+    for again in (executor, _executor(spec)):
+        reply = _do(again, "train", local, exchange.weights_message(weights, 1))
+        update, *_ = exchange.read_update_message(reply)
+        assert all(torch.equal(update[name], first[name]) for name in first)
+    other = {name: value + 0.1 if value.is_floating_point() else value for name, value in weights.items()}
+    update, *_ = exchange.read_update_message(_do(executor, "train", local, exchange.weights_message(other, 1)))
+    assert any((update[name] != first[name]).any() for name in first)
+
+
+def test_only_what_is_trained_travels(spec: JobSpec, local: Path) -> None:
+    executor = _executor(spec.changed({"training": {"trainable": ["model.2*"]}}))
+    _do(executor, "prepare", local)
+    trainer = executor._trainer
+    assert trainer
+    before = trainer.weights()
+    sent = {name: value for name, value in before.items() if name.startswith("model.2")}
+    update, *_ = exchange.read_update_message(_do(executor, "train", local, exchange.weights_message(sent, 1)))
+    assert set(update) == set(sent) < set(before)
+    after = trainer.weights()
+    assert all(torch.equal(after[name], before[name]) for name in set(before) - set(sent))
 
 
 def test_a_site_keeps_normalisation_layers_of_its_own_where_the_job_says_so(spec: JobSpec, local: Path) -> None:
-    settings = {"training": {"local_norm": True}, "model": {"norm": "batch"}}
+    settings = {"strategy": {"name": "fedbn"}, "model": {"norm": "batch"}}
     executor = _executor(spec.changed(settings))
     _do(executor, "prepare", local)
     trainer = executor._trainer
     assert trainer
     first = exchange.weights_message(trainer.weights(), 1)
-    update, _, _ = exchange.read_update_message(_do(executor, "train", local, first))
+    _do(executor, "train", local, first)
+    update = trainer.weights()
     names = norm_names(trainer.network)
     assert any("running_mean" in name for name in names & set(update))
     elsewhere = {name: torch.zeros_like(value) for name, value in update.items()}
-    loaded = executor._with_own_norm(trainer, elsewhere)
+    loaded = executor._with_own_norm(elsewhere)
     assert all(torch.equal(value, (update if name in names else elsewhere)[name]) for name, value in loaded.items())
 
 

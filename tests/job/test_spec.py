@@ -20,7 +20,7 @@ from synthetic import JOB, write_job
             r"job\.yaml:7: unknown setting training\.batchsize; allowed here: steps_per_round, batch_size",
         ),
         ("learning_rate: 0.01", "learning_rate: fast", r"job\.yaml:7: training\.learning_rate: found 'fast'"),
-        ("rounds: 2", "rounds: 0", r"job\.yaml:8: federation\.rounds: found 0; .*greater than or equal to 1"),
+        ("number: 2", "number: 0", r"job\.yaml:8: rounds\.number: found 0; .*greater than or equal to 1"),
         (
             "network: unet",
             "network: unett",
@@ -44,7 +44,7 @@ def test_each_mistake_is_named_with_its_line(tmp_path: Path, old: str, new: str,
 
 
 def test_several_mistakes_are_told_at_once(tmp_path: Path) -> None:
-    text = JOB.replace("rounds: 2", "rounds: 0").replace("seed: 3", "seed: -1")
+    text = JOB.replace("number: 2", "number: 0").replace("seed: 3", "seed: -1")
     with pytest.raises(SpecError) as caught:
         parse_job(write_job(tmp_path, text))
     assert len(str(caught.value).splitlines()) == 2
@@ -65,7 +65,7 @@ def test_a_job_is_found_by_name_folder_or_file(job: Path, spec: JobSpec) -> None
 
 def test_a_changed_job_is_checked_again(spec: JobSpec) -> None:
     assert spec.with_rounds(7).plan().rounds == 7
-    with pytest.raises(SpecError, match=r"federation\.rounds: found 0"):
+    with pytest.raises(SpecError, match=r"rounds\.number: found 0"):
         spec.with_rounds(0)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from oncofed.federation.folders import INITIAL_MODEL, state_folder
 from oncofed.federation.sharing import gpu_turn
 from oncofed.federation.site_state import SiteState
 from oncofed.federation.spec import DittoSpec, FedBNSpec, FedDynSpec, FederationPlan, FedProxSpec, ScaffoldSpec
-from oncofed.models.weights import Weights, exchanged_names, norm_names
+from oncofed.models.weights import Weights, digest_of, exchanged_names, norm_names
 from oncofed.training import Plan, Trainer, start_trainer
 from oncofed.training.corrections import ControlVariates, Correction, DynamicRegulariser, Proximal
 
@@ -39,6 +40,25 @@ _WAIT_TIMEOUT_SECONDS = 10.0
 # In the site's own folder of the job, with its patients' names only as far as a digest of them.
 _CHECKPOINT_FILE = "checkpoint.safetensors"
 _PERSONAL_FILE = "personal.safetensors"
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What a site made of a turn. ``asked`` names the turn: its round, and a digest of the model that it began with."""
+
+    asked: str
+    delta: Weights
+    extra: Weights
+    cases: int
+    steps: int
+    numbers: dict[str, Any]
+
+    def message(self) -> Shareable:
+        return exchange.update_message(self.delta, self.extra, self.cases, self.steps, self.numbers)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {"asked": self.asked, "cases": self.cases, "steps": self.steps, "numbers": self.numbers}
 
 
 class SiteExecutor(Executor):
@@ -63,7 +83,7 @@ class SiteExecutor(Executor):
         self._state = SiteState()
         self._fixed: Weights = {}
         self._own_norm: Weights = {}
-        self._answer: tuple[int, Weights, Shareable] | None = None
+        self._answer: _Answer | None = None
         self._last_progress = 0.0
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
@@ -154,22 +174,29 @@ class SiteExecutor(Executor):
         self._own_norm = self._state.part("norm")
         if self._correction:
             self._correction.restore(self._state.part("correction"))
+        if self._state.facts:
+            self._answer = _Answer(
+                delta=self._state.part("delta"), extra=self._state.part("extra"), **self._state.facts
+            )
 
     def _remember(self, fl_ctx: FLContext) -> None:
+        assert self._answer
         parts = {"left_over": self._compressor.left_over, "norm": self._own_norm}
+        parts |= {"delta": self._answer.delta, "extra": self._answer.extra}
         if self._correction:
             parts["correction"] = self._correction.state
         try:
-            self._state.write(parts)
+            self._state.write(parts, self._answer.facts)
         except OSError as error:
             self.log_error(fl_ctx, f"the state of this site could not be kept: {error}", fire_event=False)
 
     def _train(self, trainer: Trainer, message: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
         sent, number, _, given = exchange.read_weights_message(message)
         sent = {name: _full(value) for name, value in sent.items()}
-        if self._answer and self._answer[0] == number and _same(self._answer[1], sent):
-            # The server asks again for what it was sent: its process died before it was done with it.
-            return self._answer[2]
+        asked = f"{number} {digest_of(sent)}"
+        if self._answer and self._answer.asked == asked:
+            # The server asks again for what it was sent, or would have been: a process died in between.
+            return self._answer.message()
         weights = self._with_own_norm({**self._fixed, **sent})
         steps, total = self._plan.training.steps_per_round, self._plan.total_steps
         last = number * steps
@@ -199,13 +226,12 @@ class SiteExecutor(Executor):
         self._own_norm = {name: trained[name] for name in self._norms(trainer)}
         delta = {n: trained[n] - v if v.is_floating_point() else trained[n] for n, v in sent.items()}
         extra = self._correction.finish(trainer.network) if self._correction else {}
-        reply = exchange.update_message(
-            self._compressor.compress(delta), extra, len(trainer.cases.train), trainer.steps_done - first, numbers
-        )
+        compressed = self._compressor.compress(delta)
+        answer = _Answer(asked, compressed, extra, len(trainer.cases.train), trainer.steps_done - first, numbers)
         if not abort_signal.triggered:
-            self._answer = (number, sent, reply)
+            self._answer = answer
             self._remember(fl_ctx)
-        return reply
+        return answer.message()
 
     def _train_personal(self, personal: Trainer, towards: Weights, first: int, abort_signal: Signal) -> None:
         """Train this site's own model as long, held near the global one (Ditto)."""
@@ -292,10 +318,6 @@ def _correction(federation: FederationPlan) -> Correction | None:
 def _full(value: torch.Tensor) -> torch.Tensor:
     """Return a weight as the network holds it: the global model may travel in half its type."""
     return value.float() if value.dtype is torch.bfloat16 else value
-
-
-def _same(one: Weights, other: Weights) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
 
 
 def _counts(trainer: Trainer) -> dict[str, Any]:

@@ -57,8 +57,7 @@ class JobKeeper(FLComponent):
         manager = engine.get_component(SystemComponents.JOB_MANAGER)
         for job in manager.get_jobs_by_status([RunStatus.RUNNING, RunStatus.DISPATCHED], fl_ctx):
             if _is_ours(job):
-                # As if it had never been scheduled: FLARE passes over jobs that bear its mark for that, and waits between
-                # two tries.
+                # As if it had never been scheduled: FLARE passes over jobs that bear its mark for that.
                 manager.update_meta(
                     job.job_id, {JobMetaKey.SCHEDULE_COUNT.value: 0, JobMetaKey.LAST_SCHEDULE_TIME.value: 0.0}, fl_ctx
                 )

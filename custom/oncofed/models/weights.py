@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+
+import torch
 from torch import Tensor, nn
 
 from oncofed.errors import TrainingError
@@ -62,3 +65,12 @@ def exchanged_names(network: nn.Module) -> frozenset[str]:
     """Return the names of what training changes: the weights that are trained, and all statistics."""
     fixed = {name for name, value in network.named_parameters() if not value.requires_grad}
     return frozenset(weights_of(network)) - fixed
+
+
+def digest_of(weights: Weights) -> str:
+    """Return a digest (SHA-256) of weights, their names and types."""
+    digest = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
