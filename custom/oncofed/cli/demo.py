@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from oncofed.job.spec import JobSpec
 
 _DATA_SEED = 1
-_SHARES = (0.45, 0.27, 0.18, 0.10)
+SHARES = (0.45, 0.27, 0.18, 0.10)
 BRAIN_NOTE = (
     "Real anatomy, simulated scanners: every patient is the ICBM152 average brain under a random smooth deformation; "
     "contrast, bias field, noise, voxel size, orientation and stored type are those of an invented scanner."
@@ -134,7 +134,7 @@ def _images(spec: JobSpec, data: DemoData, root: Path | None, images: Path, cons
 
     if data is DemoData.hippocampus:
         assert root is not None
-        return deal_to_sites(root, images, _SHARES, spec.seed)
+        return deal_to_sites(root, images, SHARES, spec.seed)
     if data is DemoData.nuclei:
         assert root is not None
         registered = images / "registered"

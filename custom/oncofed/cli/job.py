@@ -89,8 +89,9 @@ def show(job: Job, json: Json = False) -> None:
 
 
 @app.command()
-def check(job: Job, json: Json = False) -> None:
+def check(job: Job, json: Json = False, workspace: Workspace = DEFAULT_WORKSPACE) -> None:
     """Check a job.yaml: settings, their values, and that its network takes a patch of the job's data and learns."""
+    from oncofed.job.checks import check_strategy, deadline_warning
     from oncofed.job.spec import ProfileJobSpec, find_job, read_any_job
     from oncofed.models.weights import weights_of
 
@@ -105,18 +106,23 @@ def check(job: Job, json: Json = False) -> None:
             )
         return
     network = spec.plan().try_network()
+    check_strategy(spec, network)
+    warning = deadline_warning(spec, workspace / "runs")
     parameters = sum(p.numel() for p in network.parameters())
     megabytes = sum(v.numel() * v.element_size() for v in weights_of(network).values()) / 1e6
     if json:
-        typer.echo(jsonlib.dumps({"job": spec.name, "ok": True, "parameters": parameters, "exchange_mb": megabytes}))
+        found = {"job": spec.name, "ok": True, "parameters": parameters, "exchange_mb": megabytes, "warning": warning}
+        typer.echo(jsonlib.dumps(found))
         return
     steps = spec.plan().total_steps
     if spec.model.bundle:
         _tell_of_bundle(spec)
     typer.echo(
         f"{find_job(job)}: ok. {spec.model.network} with {parameters:,} parameters, {megabytes:.1f} MB each way a "
-        f"round, {spec.rounds.number} rounds, {steps} steps at each site."
+        f"round, {spec.rounds.number} rounds of {spec.strategy.name}, {steps} steps at each site."
     )
+    if warning:
+        typer.echo(f"warning: {warning}")
 
 
 def _tell_of_bundle(spec: JobSpec) -> None:
@@ -199,10 +205,7 @@ def run(
             spec = spec.changed({"data": {"max_bad_share": max_bad_share}})
         min_sites = spec.rounds.quorum
     registered = datasets_folder(workspace)
-    sites = {
-        name: registered / value if not value.exists() and (registered / value).is_dir() else value
-        for name, value in parse_sites(site).items()
-    }
+    sites = _named_sites(site, registered)
     needed = min_sites or 1
     setting = "min_sites" if isinstance(spec, ProfileJobSpec) else "rounds.quorum"
     if len(sites) < needed:
@@ -220,6 +223,98 @@ def run(
             return
         result = Run(spec, sites, backend.value, folder, console, port, keep, baselines).execute()
     show_result(result, folder, json)
+
+
+@app.command()
+def compare(
+    job: Job,
+    strategies: Annotated[str, typer.Option(help="Names with commas between them, such as fedavg,fedprox,scaffold.")],
+    site: Annotated[
+        list[str] | None,
+        typer.Option("--site", help="NAME=DATASET, once for each site; else the job's registered dataset is dealt."),
+    ] = None,
+    data_root: Annotated[
+        Path | None, typer.Option(help="A dataset's folder, whose patients are dealt to four sites of uneven size.")
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="With commas between them; each strategy runs once with each.")] = "",
+    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds; by default as many as the job says.")] = None,
+    backend: Annotated[
+        Backend, typer.Option(help="federation: real server and sites; simulate: FLARE's simulator.")
+    ] = Backend.federation,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder; runs that are complete in it are not run again. By default a new one.")
+    ] = None,
+    baselines: Annotated[
+        bool, typer.Option("--baselines/--no-baselines", help="Also train each site alone, and all data pooled.")
+    ] = True,
+    json: Annotated[bool, typer.Option("--json", help="Print comparison.json to stdout, progress to stderr.")] = False,
+    workspace: Workspace = DEFAULT_WORKSPACE,
+) -> None:
+    """Run a job with several strategies over the same sites and seeds: one table and one plot."""
+    keep_caches_in(workspace)
+    from oncofed.job.compare import Compare, with_strategies
+    from oncofed.job.spec import read_job
+
+    require_posix()
+    spec = read_job(job)
+    spec = spec.with_rounds(rounds) if rounds else spec
+    specs = list(with_strategies(spec, [name.strip() for name in strategies.split(",") if name.strip()]))
+    if not specs:
+        raise SpecError("--strategies is empty. Expected names such as fedavg,fedprox.")
+    try:
+        numbers = [int(text) for text in seeds.split(",") if text.strip()] or [spec.seed]
+    except ValueError:
+        raise SpecError(f"--seeds {seeds}: expected whole numbers with commas between them, such as 1,2,3") from None
+    folder = out or new_run_folder(workspace, f"{spec.name}-comparison")
+    console = progress_console(json)
+    with ended_by_signals():
+        sites = _compared_sites(spec, site or [], data_root, folder, workspace)
+        found = Compare(specs, sites, numbers, backend.value, folder, console, baselines).execute()
+    if json:
+        typer.echo(found.model_dump_json(indent=2))
+        return
+    table = Table(title=f"{spec.title}: {found.metric_name} on held-out patients", title_justify="left")
+    table.add_column("strategy")
+    for heading in ("mean", "worst site", "spread", *sites, "s a round"):
+        table.add_column(heading, justify="right")
+    for row in found.rows:
+        if row.mean is None or row.worst is None or row.spread is None or row.rounds_s is None:
+            table.add_row(row.strategy, "–", style="red")
+            console.print(f"{row.strategy} failed: {row.failed}", markup=False)
+            continue
+        scores = [f"{row.sites[name]:.3f}" if name in row.sites else "–" for name in sites]
+        columns = (f"{row.mean:.3f}", f"{row.worst:.3f}", f"{row.spread:.3f}", *scores, f"{row.rounds_s:.1f}")
+        table.add_row(row.strategy, *columns)
+    Console(highlight=False).print(table)
+    if found.alone is not None and found.pooled is not None:
+        console.print(f"alone {found.alone:.3f}, pooled {found.pooled:.3f}")
+    console.print(f"Figures: {folder / 'comparison.json'}\nPlot:    {folder / 'comparison.svg'}", soft_wrap=True)
+
+
+def _compared_sites(
+    spec: JobSpec, site: list[str], data_root: Path | None, folder: Path, workspace: Path
+) -> dict[str, Path]:
+    from oncofed.cli.demo import SHARES
+    from oncofed.data.deal import deal_to_sites
+
+    registered = datasets_folder(workspace)
+    if site:
+        return _named_sites(site, registered)
+    source = data_root or registered / spec.data.dataset
+    if not source.is_dir():
+        raise SpecError(
+            f"no sites: there is no registered dataset {spec.data.dataset!r}. Name sites with --site NAME=DATASET, or "
+            "a dataset that is dealt to four sites with --data-root FOLDER, or register one: oncofed data register "
+            f"FOLDER --dataset {spec.data.dataset}"
+        )
+    return deal_to_sites(source, folder / "data", SHARES, spec.seed)
+
+
+def _named_sites(site: list[str], registered: Path) -> dict[str, Path]:
+    return {
+        name: registered / value if not value.exists() and (registered / value).is_dir() else value
+        for name, value in parse_sites(site).items()
+    }
 
 
 @app.command()

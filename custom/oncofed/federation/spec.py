@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -173,6 +173,11 @@ StrategySpec = Annotated[
     | FedBuffSpec,
     Field(discriminator="name"),
 ]
+
+
+STRATEGY_SPECS: dict[str, type[StrictModel]] = {
+    name: spec for spec in _Strategy.__subclasses__() for name in get_args(spec.model_fields["name"].annotation)
+}
 
 
 class ExchangeSpec(StrictModel):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import platform
 import shutil
+import statistics
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -28,7 +29,7 @@ from oncofed.job.watch import Curves, RunState, RunView, progress_bar
 from oncofed.models.bundle import write_bundle
 from oncofed.processes import short_path
 from oncofed.report.html import write_report
-from oncofed.report.result import Bytes, Means, Result, SiteResult
+from oncofed.report.result import Bytes, Fairness, Means, Result, SiteResult
 from oncofed.tasks.pictures import Picture
 from oncofed.training import Evaluation, Trainer
 from oncofed.training.baselines import Baseline, BaselinePool
@@ -89,6 +90,7 @@ class Run:
             status="failed",
             backend=self.backend,
             rounds=self.spec.rounds.number,
+            strategy=self.spec.strategy.name,
             metric=task.metric,
             metric_name=task.metric_name,
             classes=list(self.spec.task.classes.values()),
@@ -216,7 +218,8 @@ class Run:
         timing.rounds_s = state.rounds_s
         timing.train_s_max_per_round = state.slowest_site_s
         over = [a - b for a, b in zip(state.rounds_s, state.slowest_site_s, strict=True)]
-        timing.overhead_s_per_round = sum(over) / len(over)
+        # A site that was asked again sent what it had: its seconds are those of another process.
+        timing.overhead_s_per_round = max(sum(over) / len(over), 0.0) if over else None
         tensors = sum(t.nbytes for t in load_file(self.folder / "model" / "model.safetensors").values())
         result.bytes = Bytes(
             to_sites_per_round=tensors * len(self.sites), to_server_per_round=tensors * len(self.sites)
@@ -249,10 +252,17 @@ class Run:
                 alone=alone.mean if alone else None,
                 federated=federated["mean"],
                 pooled=pooled.mean if pooled else None,
+                personal=(state.finished.get("personal") or {}).get(site, {}).get("mean"),
                 by_class=by_class,
                 more=more,
                 interval={name: interval for name, interval in intervals.items() if interval},
             )
+        result.cross_site = state.finished.get("cross_site")
+        known = {site: r.federated for site, r in result.sites.items() if r.federated is not None}
+        if known:
+            worst = min(known, key=lambda site: known[site])
+            spread = statistics.pstdev(known.values())
+            result.fairness = Fairness(worst_site=worst, worst=known[worst], spread=spread)
         result.mean = Means(
             alone=_mean(site.alone for site in result.sites.values()),
             federated=_mean(site.federated for site in result.sites.values()),

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from oncofed.data.spec import DataSpec, StrictModel
 from oncofed.errors import SpecError
 from oncofed.federation.spec import (
+    STRATEGY_SPECS,
     EvaluationSpec,
     ExchangeSpec,
     FedAvgSpec,
@@ -46,6 +47,12 @@ class JobSpec(StrictModel):
     exchange: ExchangeSpec = ExchangeSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
     seed: int = Field(1, ge=0, lt=2**31, description="of the initial weights, the splits and the order of patches")
+
+    @field_validator("strategy", mode="before")
+    @classmethod
+    def _name_alone(cls, value: Any) -> Any:
+        """Take ``strategy: fedadam`` for ``strategy: {name: fedadam}``."""
+        return {"name": value} if isinstance(value, str) else value
 
     @model_validator(mode="before")
     @classmethod
@@ -242,12 +249,18 @@ def _explain(problem: Any, where: str, lines: dict[tuple[str, ...], int], kind: 
     # pydantic puts the type of a task between "task" and its setting, where the file has nothing.
     if loc[:1] == ("task",) and loc[1:2] and loc[1] in TASK_SPECS:
         kind, loc = TASK_SPECS[loc[1]], ("task", *loc[2:])
+    if loc[:1] == ("strategy",) and loc[1:2] and loc[1] in STRATEGY_SPECS:
+        kind, loc = STRATEGY_SPECS[loc[1]], ("strategy", *loc[2:])
     nearest = next((loc[:n] for n in range(len(loc), -1, -1) if loc[:n] in lines), ())
     line = f":{lines[nearest]}" if nearest in lines else ""
     setting = ".".join(loc) or "job"
     if problem["type"] == "extra_forbidden":
-        allowed = ", ".join(_settings_beside(loc[1:] if kind in TASK_SPECS.values() else loc, kind))
+        inside = kind in TASK_SPECS.values() or kind in STRATEGY_SPECS.values()
+        allowed = ", ".join(_settings_beside(loc[1:] if inside else loc, kind))
         return f"{where}{line}: unknown setting {setting}; allowed here: {allowed}"
+    if problem["type"] == "union_tag_invalid" and loc == ("strategy",):
+        known = ", ".join(STRATEGY_SPECS)
+        return f"{where}{line}: strategy: found {problem['ctx']['tag']!r}, which is not known; known: {known}"
     if problem["type"] == "missing":
         return f"{where}{line}: {setting} is missing"
     message = str(problem["msg"]).removeprefix("Value error, ")

@@ -22,6 +22,7 @@ class SiteResult(_Part):
     alone: float | None = None
     federated: float | None = None
     pooled: float | None = None
+    personal: float | None = Field(None, description="of the site's own model, where the strategy trains one (Ditto)")
     by_class: dict[str, dict[str, float]] = Field(
         default_factory=dict, description="model -> class -> mean over test patients"
     )
@@ -37,6 +38,14 @@ class Means(_Part):
     alone: float | None = None
     federated: float | None = None
     pooled: float | None = None
+
+
+class Fairness(_Part):
+    """How evenly the federated model serves the sites."""
+
+    worst_site: str
+    worst: float
+    spread: float = Field(description="standard deviation over the sites")
 
 
 class Timing(_Part):
@@ -76,6 +85,11 @@ class Result(_Part):
     data_note: str = ""
     sites: dict[str, SiteResult] = {}
     mean: Means = Means()
+    strategy: str = "fedavg"
+    fairness: Fairness | None = None
+    cross_site: dict[str, dict[str, float | None]] | None = Field(
+        None, description="site whose last model it is -> site whose test cases they are -> score"
+    )
     lost_sites: dict[str, str] = {}
     participation: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="round -> who was asked, came in time, late, was refused, lost or missing"

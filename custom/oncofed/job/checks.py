@@ -1,0 +1,73 @@
+"""What is wrong with a job although each of its settings is right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import ValidationError
+from torch import nn
+
+from oncofed.errors import SpecError
+from oncofed.federation.spec import DittoSpec, FedBNSpec, FedDynSpec, FedProxSpec, KrumSpec, ScaffoldSpec
+from oncofed.job.spec import JobSpec
+from oncofed.report.result import read_result
+
+
+def check_strategy(spec: JobSpec, network: nn.Module) -> None:
+    """Refuse a strategy that does not fit the job's network or its GPUs.
+
+    Raises:
+        SpecError: says what was found and what would fit.
+    """
+    strategy = spec.strategy
+    if isinstance(strategy, FedBNSpec) and not any(
+        isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules()
+    ):
+        raise SpecError(
+            f"strategy fedbn keeps batch normalisation at each site, and {spec.model.network} has none (model.norm: "
+            f"{spec.model.norm}). Set model.norm: batch, or take another strategy."
+        )
+    corrected = FedProxSpec | ScaffoldSpec | FedDynSpec | DittoSpec
+    if isinstance(strategy, corrected) and spec.resources.gpus > 1:
+        raise SpecError(
+            f"strategy {strategy.name} changes gradients in one process, found resources.gpus: {spec.resources.gpus}. "
+            "Set it to 1, or take a strategy that leaves the sites alone, such as fedadam."
+        )
+
+
+def check_sites(spec: JobSpec, sites: int) -> None:
+    """Refuse a job that needs more sites than there are.
+
+    Raises:
+        SpecError: names the setting.
+    """
+    needed, setting = spec.rounds.quorum or 1, "rounds.quorum"
+    if isinstance(spec.strategy, KrumSpec) and 2 * spec.strategy.poisoned + 3 > needed:
+        needed, setting = 2 * spec.strategy.poisoned + 3, "krum with strategy.poisoned"
+    if sites < needed:
+        raise SpecError(f"the job needs {needed} sites ({setting}), found {sites}. Add --site NAME=FOLDER.")
+
+
+def deadline_warning(spec: JobSpec, runs: Path) -> str | None:
+    """Return a warning where the job's last run here took longer for a round than its deadline allows now.
+
+    Args:
+        spec: the job.
+        runs: the workspace's folder of runs.
+    """
+    deadline = spec.rounds.deadline_s
+    if deadline is None:
+        return None
+    for folder in sorted(runs.glob(f"*-{spec.name}*"), reverse=True) if runs.is_dir() else []:
+        try:
+            result = read_result(folder)
+        except (OSError, ValidationError):
+            continue
+        slowest = max(result.timing.train_s_max_per_round, default=0.0)
+        if slowest > deadline:
+            return (
+                f"rounds.deadline_s is {deadline:g}, but the slowest site needed {slowest:.0f} s for a round in "
+                f"{folder.name}: its updates would come late"
+            )
+        return None
+    return None
