@@ -45,6 +45,10 @@ class AllianceSpec(StrictModel):
     port: int = Field(8002, ge=1, le=65535, description="the one port, for sites and people")
     sites: tuple[str, ...] = Field(min_length=1)
     admin: str = Field("admin@oncofed.org", description="project admin: may do everything but bring code")
+    routes: dict[str, tuple[str, int]] = Field(
+        default_factory=dict,
+        description="site -> host and port through which it reaches the server; a hospital's proxy",
+    )
     engineer: str = Field("engineer@oncofed.org", description="ML engineer: submits jobs and fetches results")
 
 
@@ -86,7 +90,11 @@ def provision(spec: AllianceSpec, workspace: Path) -> Path:
     organisation = "oncofed"
     project.set_server(spec.server, organisation, {"fed_learn_port": spec.port, "admin_port": spec.port})
     for site in spec.sites:
-        project.add_client(site, organisation, {"allow_log_streaming": False})
+        props: dict[str, Any] = {"allow_log_streaming": False}
+        if site in spec.routes:
+            host, port = spec.routes[site]
+            props["connect_to"] = {"host": host, "port": port, "conn_security": "mtls"}
+        project.add_client(site, organisation, props)
     project.add_admin(spec.admin, organisation, {"role": "project_admin"})
     project.add_admin(spec.engineer, organisation, {"role": "lead"})
     builders = [

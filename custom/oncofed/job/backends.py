@@ -46,7 +46,9 @@ class Running(Protocol):
         """Wait for the job's end and return the folder with its record and models."""
 
 
-class _FederatedJob:
+class FederatedJob:
+    """A job that was submitted to an alliance with the engineer's kit."""
+
     def __init__(self, alliance: LocalAlliance, job: Path, min_sites: int) -> None:
         self._alliance = alliance
         self._min_sites = min_sites
@@ -60,15 +62,18 @@ class _FederatedJob:
 
     @property
     def events(self) -> Path:
+        """The server's record of the run."""
         return self._alliance.server_kit / STATE_FOLDER / self._id / EVENTS_FILE
 
     def require_going(self) -> None:
+        """Raise where the run can no longer finish."""
         ended = self._alliance.ended()
         sites = [site for site in self._alliance.spec.sites if site not in ended]
         if self._alliance.spec.server in ended or len(sites) < self._min_sites:
             self._alliance.require_alive()
 
     def ended(self) -> str | None:
+        """Return how the job ended; None while it runs."""
         if time.monotonic() - self._asked < _SECONDS_BETWEEN_STATUS:
             return None
         self._asked = time.monotonic()
@@ -86,6 +91,7 @@ class _FederatedJob:
         return f"{ended}: {site}'s job process ended abruptly" if site else ended
 
     def fetch(self) -> Path:
+        """Wait for the job's end and return the folder with its record and models."""
         deadline = time.monotonic() + _END_TIMEOUT_SECONDS
         while self.ended() is None:
             if time.monotonic() > deadline:
@@ -140,7 +146,7 @@ def federation(
     spec = AllianceSpec(sites=tuple(datasets), port=port or free_port())
     with LocalAlliance(spec, workspace, datasets, logs, temporary) as alliance:
         alliance.wait_registered()
-        yield _FederatedJob(alliance, job, min_sites)
+        yield FederatedJob(alliance, job, min_sites)
 
 
 @contextmanager

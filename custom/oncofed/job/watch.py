@@ -124,7 +124,7 @@ class RunState:
         self.incidents.append(event)
 
     def _on_ready(self, event: dict[str, Any]) -> None:
-        self.ready_s = event["seconds"]
+        self.ready_s = self.ready_s or event["seconds"]
         self.cases = event["sites"]
 
     def _on_task(self, event: dict[str, Any]) -> None:

@@ -1,0 +1,39 @@
+"""What a bad site may do to what it sends: a FLARE filter that it installs itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from nvflare.apis.dxo import DataKind
+from nvflare.apis.dxo_filter import DXOFilter
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import Shareable
+
+
+class Poison(DXOFilter):
+    """Changes each update before it leaves.
+
+    Args:
+        kind: "nan", "shape", "scale" (times ten), "flip" (times minus one) or "noise".
+    """
+
+    def __init__(self, kind: str) -> None:
+        super().__init__([DataKind.WEIGHT_DIFF], [DataKind.WEIGHT_DIFF])
+        self._kind = kind
+
+    def process_dxo(self, dxo: Any, shareable: Shareable, fl_ctx: FLContext) -> Any:
+        """Change the tensors in place."""
+        del shareable, fl_ctx
+        first = next(name for name, value in dxo.data.items() if value.is_floating_point())
+        if self._kind == "nan":
+            dxo.data[first] = torch.full_like(dxo.data[first], float("nan"))
+        elif self._kind == "shape":
+            dxo.data[first] = dxo.data[first][:1]
+        else:
+            factor = {"scale": 10.0, "flip": -1.0, "noise": 1.0}[self._kind]
+            for name, value in dxo.data.items():
+                if value.is_floating_point():
+                    noise = torch.randn_like(value) * value.std(correction=0) * 3 if self._kind == "noise" else 0
+                    dxo.data[name] = value * factor + noise
+        return dxo
