@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from fault_lab import Lab, lab
 
+from fault_lab import Lab, lab
 from oncofed.data.brain import make_hospitals
 from oncofed.errors import FederationError
 from oncofed.job.run import environment

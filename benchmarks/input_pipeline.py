@@ -33,7 +33,6 @@ from monai.transforms import (
     RandScaleIntensityd,
     RandSimulateLowResolutiond,
 )
-from train_step import make_volumes
 
 from oncofed.data.batches import Batches
 from oncofed.data.cases import read_cases
@@ -41,6 +40,7 @@ from oncofed.data.inputs import Patches
 from oncofed.data.prepared import PreparedCases
 from oncofed.data.spec import DataSpec
 from oncofed.job.run import environment
+from train_step import make_volumes
 
 _KEYS = ("image", "label")
 

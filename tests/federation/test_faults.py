@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from fault_lab import lab
 from safetensors.torch import load_file
 
+from fault_lab import lab
 from oncofed.job.spec import JobSpec
 from synthetic import make_site
 

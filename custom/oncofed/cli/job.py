@@ -274,16 +274,16 @@ def compare(
         typer.echo(found.model_dump_json(indent=2))
         return
     table = Table(title=f"{spec.title}: {found.metric_name} on held-out patients", title_justify="left")
-    table.add_column("strategy")
-    for heading in ("mean", "worst site", "spread", *sites, "s a round"):
-        table.add_column(heading, justify="right")
+    table.add_column("strategy", no_wrap=True)
+    for heading in ("mean", "worst site", "spread", "s a round"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in found.rows:
         if row.mean is None or row.worst is None or row.spread is None or row.rounds_s is None:
             table.add_row(row.strategy, "–", style="red")
             console.print(f"{row.strategy} failed: {row.failed}", markup=False)
             continue
-        scores = [f"{row.sites[name]:.3f}" if name in row.sites else "–" for name in sites]
-        columns = (f"{row.mean:.3f}", f"{row.worst:.3f}", f"{row.spread:.3f}", *scores, f"{row.rounds_s:.1f}")
+        worst = min(row.sites, key=lambda name: row.sites[name])
+        columns = (f"{row.mean:.3f}", f"{row.worst:.3f} {worst}", f"{row.spread:.3f}", f"{row.rounds_s:.1f}")
         table.add_row(row.strategy, *columns)
     Console(highlight=False).print(table)
     if found.alone is not None and found.pooled is not None:

@@ -47,6 +47,8 @@ _PROGRESS_FIELDS = {"phase": str, "step": int, "steps": int, "loss": float}
 # The server's own process looks at its state this often, when nothing happens.
 _LOOK_SECONDS = 0.5
 _SECONDS_BETWEEN_SYNCS = 2.0
+# A server that was started again waits so long for sites that it knew before it counts them as lost.
+_LONGEST_RETURN_SECONDS = 90.0
 # Lengths of updates that say what is usual: of so many rounds back.
 _ROUNDS_REMEMBERED = 5
 
@@ -179,7 +181,7 @@ class FederatedTraining(Controller):
             metric=plan.build_task().metric,
             strategy=federation.strategy.name,
         )
-        self._prepare()
+        self._prepare(set(memory.sites))
         if self._evaluate_only:
             self._test(memory.model, 0, None)
             return
@@ -203,10 +205,14 @@ class FederatedTraining(Controller):
             raise FederationError("the model that the job brings along is not one of its network")
         return model
 
-    def _prepare(self) -> None:
-        """Let every site load its data, also those that come later; wait for those that the job started with."""
+    def _prepare(self, before: set[str]) -> None:
+        """Let every site load its data, also those that come later; wait for those that the job started with.
+
+        Args:
+            before: sites that took part before this process was started.
+        """
         started = time.time()
-        expected = set(self._sites())
+        expected = set(self._sites()) | before
 
         def message(site: str) -> Shareable:
             self._record("task", task=TASK_PREPARE, round=0, split="", sites=[site])
@@ -232,6 +238,9 @@ class FederatedTraining(Controller):
         quorum = self._needed(len(expected))
 
         def ready() -> bool:
+            if time.time() - started > _LONGEST_RETURN_SECONDS:
+                for site in expected - self._desk.known():
+                    self._desk.lose(site, "it did not come back")
             there = [s for s in expected if s in self._cases or s in self._refusals or s in self._desk.lost]
             return len(there) == len(expected) and len(self._cases) >= quorum
 
@@ -281,6 +290,7 @@ class FederatedTraining(Controller):
         if federation.evaluation.cross_site:
             memory.last, memory.last_from = {u.site: u for u in current.updates}, memory.model
         memory.model, memory.round, memory.strategy = moved, number, dict(strategy.state)
+        memory.sites = sorted(self._cases)
         self._save(memory)
         busy = {
             site: n.get("train_s", 0.0) + n.get("validate_s", 0.0)

@@ -29,6 +29,7 @@ class Memory:
         best_round: whose model scored best; 0: none was scored yet.
         best_score: its score.
         lengths: of the updates of the last rounds, by round.
+        sites: who took part.
         last: each site's update of the last round, where the job wants to score them; not kept.
         last_from: the model that they started from; not kept.
     """
@@ -39,6 +40,7 @@ class Memory:
     best_round: int = 0
     best_score: float = -math.inf
     lengths: list[list[float]] = field(default_factory=list)
+    sites: list[str] = field(default_factory=list)
     last: dict[str, Update] = field(default_factory=dict)
     last_from: Weights | None = None
 
@@ -52,6 +54,7 @@ def write_memory(folder: Path, memory: Memory) -> None:
         "best_round": memory.best_round,
         "best_score": memory.best_score if math.isfinite(memory.best_score) else None,
         "lengths": memory.lengths,
+        "sites": memory.sites,
     }
     unfinished = folder / f"{_FILE}.unfinished"
     save_file(tensors, unfinished, {"facts": json.dumps(facts)})
@@ -78,4 +81,5 @@ def read_memory(folder: Path) -> Memory | None:
         facts["best_round"],
         -math.inf if best is None else best,
         facts["lengths"],
+        facts["sites"],
     )

@@ -162,7 +162,10 @@ class Run:
             self.console.print(_STARTING[self.backend].format(sites=len(self.sites)))
             with self._backend(job, temporary) as running:
                 with view:
-                    self._follow(running, view)
+                    try:
+                        self._follow(running, view)
+                    finally:
+                        _note_incidents(result, view.state)
                 ended = time.time()
                 # The job's processes take seconds to end: train the baselines meanwhile.
                 if self.baselines:
@@ -224,9 +227,6 @@ class Run:
         result.bytes = Bytes(
             to_sites_per_round=tensors * len(self.sites), to_server_per_round=tensors * len(self.sites)
         )
-        result.lost_sites = state.lost
-        result.participation = {str(number): who for number, who in sorted(state.participation.items())}
-        result.incidents = state.incidents
         result.curves = {
             "validation": {str(k): v for k, v in state.validation.items()},
             "validation_by_site": {str(k): v for k, v in state.validation_by_site.items()},
@@ -277,6 +277,13 @@ class Run:
         trainer.network.eval()
         shown = {site: cases.test[0] for site, cases in self._cases.items()}
         return {site: trainer.task.picture(trainer.network, case, trainer.device) for site, case in shown.items()}
+
+
+def _note_incidents(result: Result, state: RunState) -> None:
+    """Take over who took part and what did not go as usual, also of a run that failed."""
+    result.lost_sites = state.lost
+    result.participation = {str(number): who for number, who in sorted(state.participation.items())}
+    result.incidents = state.incidents
 
 
 def environment() -> dict[str, str]:
