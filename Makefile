@@ -1,7 +1,7 @@
 # The day of somebody who works on oncofed. `make` alone lists it.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
-.PHONY: help demo test check format bench constraints clean
+.PHONY: help demo test check format bench faults constraints clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -46,6 +46,9 @@ bench: $(VENV)/dev.installed ## rounds, reading, training and slides, each besid
 	@$(BIN)/python benchmarks/train_step.py
 	@$(BIN)/python benchmarks/input_pipeline.py
 	@$(BIN)/python benchmarks/slide_features.py
+
+faults: $(VENV)/dev.installed ## federations with one fault each: what happens, and the time that it costs (about 20 minutes)
+	@$(BIN)/python benchmarks/faults.py
 
 constraints: $(VENV)/dev.installed ## write provisioning/constraints.txt anew
 	@$(BIN)/python -m pip install --quiet uv

@@ -35,6 +35,9 @@ APPROVED_CLASSES = (
 
 # A site whose parent process vanished without a word is dropped after this many seconds (FLARE: ten minutes).
 _HEARTBEAT_TIMEOUT_SECONDS = 60
+# A message that nobody takes is given up after this many seconds without progress (FLARE: five minutes, in which a site
+# whose server was started again does nothing).
+_COMMUNICATION = {"streaming_ack_wait": 10, "streaming_read_timeout": 30}
 
 
 class AllianceSpec(StrictModel):
@@ -68,6 +71,7 @@ class PolicyBuilder(Builder):
             local = Path(ctx.get_local_dir(participant))
             _rewrite(local / "resources.json.default", local / "resources.json", _restrict_resources)
             _rewrite(local / "authorization.json.default", local / "authorization.json", _forbid_code)
+            (local / "comm_config.json").write_text(json.dumps(_COMMUNICATION, indent=2) + "\n", encoding="utf-8")
 
     def finalize(self, project: Project, ctx: ProvisionContext) -> None:
         """Close the files that hold private keys to everybody else."""

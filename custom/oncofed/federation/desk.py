@@ -19,7 +19,7 @@ from nvflare.fuel.utils.msg_root_utils import delete_msg_root
 from oncofed.federation.exchange import WAIT_TOPIC, wait_reply
 
 # Nothing was heard of a site for so long: FLARE's job processes send a heartbeat every ten seconds.
-_SILENT_SECONDS = 45.0
+_SILENT_SECONDS = 30.0
 # A site's question "is there something to do?" is answered after this long at the latest.
 _LONGEST_WAIT_SECONDS = 5.0
 # Each waiting question holds one of the server's threads; more sites than this ask now and then instead.

@@ -17,6 +17,7 @@ from oncofed.federation.folders import INITIAL_MODEL
 from oncofed.federation.keeper import job_mark
 from oncofed.federation.spec import ProfilePlan
 from oncofed.job.spec import AnyJob, JobSpec, ProfileJobSpec
+from oncofed.models.weights import weights_of
 
 # The name that FLARE's statistics workflow gives its task.
 _STATISTICS_TASK = "fed_stats"
@@ -24,9 +25,14 @@ _STATISTICS_TASK = "fed_stats"
 _IDLE_SECONDS = 0.05
 # A site that vanished is given up after this many seconds; FLARE's own default is a minute.
 _LOST_AFTER_SECONDS = 10.0
-# 0: a message brings its tensors along. FLARE's default has the receiver fetch them afterwards, in chunks of 2 MiB.
-_CHUNK_SETTING = "tensor_download_chunk_size"
-_CHUNK_BYTES = 0
+# Tensors of models up to this size come with their message. Those of larger ones are fetched in chunks, and lie in a file
+# at the server until they are added up; FLARE's default fetches all of them, 2 MiB at a time.
+_LARGEST_WHOLE_MESSAGE = 32 << 20
+_CHUNK_BYTES = 16 << 20
+# FLARE waits for ever for an answer to a site's question, also from a process that was killed.
+_ANSWER_SECONDS = 10.0
+_TASK_CHECK_SECONDS = 1.0
+_SLOWEST_LINK_BYTES_PER_SECOND = 500_000
 
 
 def export_job(
@@ -83,6 +89,18 @@ def _meta(name: str, min_sites: int | None) -> dict[str, Any]:
     }
 
 
+def _transfer(spec: JobSpec) -> dict[str, Any]:
+    """Return FLARE's settings of how a model of this size travels."""
+    size = sum(v.numel() * v.element_size() for v in weights_of(spec.plan().build_network()).values())
+    longest = _ANSWER_SECONDS + size / _SLOWEST_LINK_BYTES_PER_SECOND
+    return {
+        "tensor_download_chunk_size": 0 if size <= _LARGEST_WHOLE_MESSAGE else _CHUNK_BYTES,
+        "get_task_timeout": longest,
+        "submit_task_result_timeout": longest,
+        "task_check_interval": _TASK_CHECK_SECONDS,
+    }
+
+
 def _server(spec: JobSpec, evaluate_only: bool) -> dict[str, Any]:
     controller = {
         "id": "rounds",
@@ -93,13 +111,12 @@ def _server(spec: JobSpec, evaluate_only: bool) -> dict[str, Any]:
             "evaluate_only": evaluate_only,
         },
     }
-    return _server_config(controller)
+    return {**_server_config(controller), **_transfer(spec)}
 
 
 def _server_config(controller: dict[str, Any]) -> dict[str, Any]:
     return {
         "format_version": 2,
-        _CHUNK_SETTING: _CHUNK_BYTES,
         "server": {"task_request_interval": _IDLE_SECONDS},
         "dead_client_grace_period": _LOST_AFTER_SECONDS,
         "workflows": [controller],
@@ -114,13 +131,12 @@ def _client(spec: JobSpec) -> dict[str, Any]:
         "path": "oncofed.federation.executor.SiteExecutor",
         "args": {"plan": _plan(spec), "federation": spec.federation().model_dump(mode="json")},
     }
-    return _client_config(list(TASKS), executor)
+    return _client_config(list(TASKS), executor, **_transfer(spec))
 
 
 def _client_config(tasks: list[str], executor: dict[str, Any], **more: Any) -> dict[str, Any]:
     return {
         "format_version": 2,
-        _CHUNK_SETTING: _CHUNK_BYTES,
         "default_task_fetch_interval": _IDLE_SECONDS,
         "executors": [{"tasks": tasks, "executor": executor}],
         "components": [],
