@@ -37,6 +37,7 @@ APPROVED_CLASSES = (
 _HEARTBEAT_TIMEOUT_SECONDS = 60
 # A message that nobody takes is given up after this many seconds without progress (FLARE: five minutes, in which a site
 # whose server was started again does nothing).
+_ANSWER_SECONDS = 10.0
 _COMMUNICATION = {"streaming_ack_wait": 10, "streaming_read_timeout": 30}
 
 
@@ -153,6 +154,9 @@ def _restrict_resources(resources: dict[str, Any]) -> None:
     for component in resources["components"]:
         if component.get("path") in launchers:
             component["path"] = f"oncofed.federation.launchers.{launchers[component['path']]}"
+    if "client" in resources:
+        # The least that a site waits for an answer; a job with a large model says more.
+        resources["client"]["communication_timeout"] = _ANSWER_SECONDS
     for server in resources.get("servers", []):
         server["heart_beat_timeout"] = _HEARTBEAT_TIMEOUT_SECONDS
     if "servers" in resources:
