@@ -133,6 +133,7 @@ class Lab:
         """
         deadline = time.monotonic() + seconds
         while not condition(self.look()):
+            self.alliance.restart_killed()
             if self.state.failed:
                 raise FederationError(self.state.failed)
             if time.monotonic() > deadline:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import time
@@ -21,6 +22,8 @@ from oncofed.federation.datasets import DATASETS_FILE
 from oncofed.processes import end_with_parent, process_environment, stop_processes
 
 _START_TIMEOUT_SECONDS = 90.0
+_MOST_RESTARTS = 3
+_SESSION_SECONDS = 10.0
 
 
 class LocalAlliance:
@@ -50,6 +53,7 @@ class LocalAlliance:
         self._kits = Path()
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._session: Session | None = None
+        self._restarts: dict[str, int] = {}
 
     def __enter__(self) -> LocalAlliance:
         try:
@@ -81,9 +85,16 @@ class LocalAlliance:
 
     def session(self) -> Session:
         """Return the engineer's session with the server, over mutual TLS with the engineer's kit."""
-        if self._session is None:
-            with quiet():
-                self._session = new_secure_session(self.spec.engineer, str(self.kit(self.spec.engineer)))
+        deadline = time.monotonic() + _SESSION_SECONDS
+        while self._session is None:
+            try:
+                with quiet():
+                    self._session = new_secure_session(self.spec.engineer, str(self.kit(self.spec.engineer)))
+            except Exception:
+                # Its port is open before the server can prove who it is.
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.5)
         return self._session
 
     def renew_session(self) -> Session:
@@ -120,6 +131,13 @@ class LocalAlliance:
     def ended(self) -> dict[str, int]:
         """Return participant -> exit status of the processes that are no longer running."""
         return {name: code for name, process in self._processes.items() if (code := process.poll()) is not None}
+
+    def restart_killed(self) -> None:
+        """Start processes again that were killed, as the service of a real site does; not for ever."""
+        for name, code in self.ended().items():
+            if (code < 0 or code == 128 + signal.SIGKILL) and self._restarts.get(name, 0) < _MOST_RESTARTS:
+                self._restarts[name] = self._restarts.get(name, 0) + 1
+                self._start(name)
 
     def require_alive(self) -> None:
         """Raise where a process ended that should be running.
@@ -181,10 +199,10 @@ class LocalAlliance:
 
     def _start(self, participant: str) -> None:
         self._logs.mkdir(parents=True, exist_ok=True)
-        with self._console(participant).open("wb") as console:
+        with self._console(participant).open("ab") as console:
             self._processes[participant] = subprocess.Popen(
-                # FLARE's script, which starts the process again when it is killed.
-                ["bash", str(self.kit(participant) / "startup" / "sub_start.sh")],
+                # Not FLARE's loop, which starts what was killed again too, but waits five seconds before its first start.
+                ["bash", str(self.kit(participant) / "startup" / "sub_start.sh"), "--once"],
                 stdin=subprocess.DEVNULL,
                 stdout=console,
                 stderr=subprocess.STDOUT,

@@ -67,6 +67,7 @@ class FederatedJob:
 
     def require_going(self) -> None:
         """Raise where the run can no longer finish."""
+        self._alliance.restart_killed()
         ended = self._alliance.ended()
         sites = [site for site in self._alliance.spec.sites if site not in ended]
         if self._alliance.spec.server in ended or len(sites) < self._min_sites:
@@ -94,6 +95,7 @@ class FederatedJob:
         """Wait for the job's end and return the folder with its record and models."""
         deadline = time.monotonic() + _END_TIMEOUT_SECONDS
         while self.ended() is None:
+            self._alliance.restart_killed()
             if time.monotonic() > deadline:
                 raise FederationError(f"the job did not end within {_END_TIMEOUT_SECONDS:.0f} s after its last round")
             self.require_going()

@@ -155,7 +155,7 @@ class RunState:
 
     def _on_round(self, event: dict[str, Any]) -> None:
         self.losses[event["round"]] = event["losses"]
-        self.participation[event["round"]] = event["participation"]
+        self.participation[event["round"]] = event.get("participation", {})
         self.rounds_s.append(event["seconds"])
         self.slowest_site_s.append(event["slowest_site_s"])
 
