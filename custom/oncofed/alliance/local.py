@@ -90,7 +90,7 @@ class LocalAlliance:
             try:
                 with quiet():
                     self._session = new_secure_session(self.spec.engineer, str(self.kit(self.spec.engineer)))
-            except Exception:
+            except Exception:  # noqa: PERF203 - retried twice a second
                 # Its port is open before the server can prove who it is.
                 if time.monotonic() > deadline:
                     raise
@@ -201,7 +201,7 @@ class LocalAlliance:
         self._logs.mkdir(parents=True, exist_ok=True)
         with self._console(participant).open("ab") as console:
             self._processes[participant] = subprocess.Popen(
-                # Not FLARE's loop, which starts what was killed again too, but waits five seconds before its first start.
+                # Not FLARE's loop, which does the same, but waits five seconds before its first start.
                 ["bash", str(self.kit(participant) / "startup" / "sub_start.sh"), "--once"],
                 stdin=subprocess.DEVNULL,
                 stdout=console,
