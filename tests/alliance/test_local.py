@@ -90,6 +90,10 @@ def test_a_job_that_names_another_class_does_not_run(alliance: LocalAlliance, ex
     values = json.loads(config.read_text())
     values["components"] = [{"id": "other", "path": "nvflare.app_common.filters.exclude_vars.ExcludeVars", "args": {}}]
     config.write_text(json.dumps(values))
+    server = exported / "app" / "config" / "config_fed_server.json"
+    rounds = json.loads(server.read_text())
+    rounds["workflows"][0]["args"]["federation"]["rounds"]["return_s"] = 3.0
+    server.write_text(json.dumps(rounds))
     with quiet():
         job_id = alliance.session().submit_job(str(exported))
     assert _end(alliance, job_id) != "FINISHED:COMPLETED"
