@@ -35,7 +35,7 @@ from oncofed.federation.compression import ReceivedUpdate
 from oncofed.federation.desk import Desk, Question
 from oncofed.federation.events import EVENTS_FILE, MODELS_FOLDER, EventLog
 from oncofed.federation.exchange import TASK_PREPARE, TASK_TRAIN, TASK_VALIDATE
-from oncofed.federation.folders import INITIAL_MODEL, hand_over, note_end, state_folder
+from oncofed.federation.folders import hand_over, initial_model, note_end, state_folder
 from oncofed.federation.memory import Memory, read_memory, write_memory
 from oncofed.federation.spec import CyclicSpec, FedBuffSpec, FederationPlan
 from oncofed.federation.strategies import Update, build_strategy
@@ -189,7 +189,7 @@ class FederatedTraining(Controller):
             if self._is_over(memory):
                 break
             self._train(number, memory, strategy)
-        turn = self._validate(memory.model, memory.round)
+        turn = self._score(memory.model, memory.round, "validation")
         self._judge(memory, memory.round, turn)
         matrix = self._cross_site(memory) if federation.evaluation.cross_site else None
         best = load_file(self._state / MODELS_FOLDER / "best.safetensors")
@@ -197,8 +197,8 @@ class FederatedTraining(Controller):
 
     def _initial(self, built: Weights) -> Weights:
         """Return the weights that the job brings along, or else those that its seed gives."""
-        brought = Path(self._ctx.get_prop(FLContextKey.APP_ROOT)) / "config" / INITIAL_MODEL
-        if not brought.is_file():
+        brought = initial_model(self._ctx)
+        if brought is None:
             return {name: value.clone() for name, value in built.items()}
         model = load_file(brought)
         if {n: v.shape for n, v in model.items()} != {n: v.shape for n, v in built.items()}:
@@ -252,11 +252,7 @@ class FederatedTraining(Controller):
         federation = self._federation
         asked = self._draw(number)
         current = _Round(time.time())
-        # Late answers that came between the rounds.
-        with self._lock:
-            early, self._early = self._early, []
-        for update, given in early:
-            self._admit(current, update, number, given)
+        self._admit_early(current, number)
         model, given = self._outgoing(memory.model), strategy.for_sites()
         extra = self._extra_of(memory.model)
         asynchronous = isinstance(federation.strategy, FedBuffSpec)
@@ -385,6 +381,13 @@ class FederatedTraining(Controller):
             current.updates.append(update)
         self._record("answer", site=site, task=TASK_TRAIN, round=number)
 
+    def _admit_early(self, current: _Round, number: int) -> None:
+        """Take the answers that came after their own round had ended."""
+        with self._lock:
+            for update, given in self._early:
+                self._admit(current, update, number, given)
+            self._early.clear()
+
     def _admit(self, current: _Round, update: Update, number: int, given: int) -> None:
         """Take an update of an earlier round into this one, with less weight, or leave it out."""
         rounds = self._federation.rounds
@@ -393,9 +396,7 @@ class FederatedTraining(Controller):
             self._record("dropped", site=update.site, task=TASK_TRAIN, staleness=stale)
             return
         discount = (1 + stale) ** -rounds.staleness
-        current.updates.append(
-            Update(update.site, update.delta, update.cases, update.steps, stale, discount, update.extra, update.turn)
-        )
+        current.updates.append(dataclasses.replace(update, staleness=stale, discount=discount))
         current.late.append(update.site)
 
     def _refuse(self, current: _Round, site: str, reason: str, number: int) -> None:
@@ -438,11 +439,7 @@ class FederatedTraining(Controller):
 
         def over() -> bool:
             if buffer is not None:
-                with self._lock:
-                    if self._early:
-                        early, self._early = self._early, []
-                        for update, given in early:
-                            self._admit(current, update, number, given)
+                self._admit_early(current, number)
                 return current.counted >= buffer
             self._welcome(question, asked)
             if current.counted < needed:
@@ -534,9 +531,6 @@ class FederatedTraining(Controller):
         if self._federation.strategy.name != "scaffold":
             return {}
         return {f"control.{name}": model[name] for name in self._parameters}
-
-    def _validate(self, weights: Weights, number: int) -> _Round:
-        return self._score(weights, number, "validation")
 
     def _score(self, weights: Weights, number: int, split: str) -> _Round:
         """Have every site that is there score a model."""

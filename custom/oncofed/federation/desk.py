@@ -124,24 +124,18 @@ class Desk(WFCommServer):
         with self._changed:
             self._changed.wait(seconds)
 
-    def working(self, question: Question) -> set[str]:
-        """Return the sites that were given a question and did not answer yet."""
-        with self._changed:
-            return {site for site, q in self._given.values() if q is question}
-
     def known(self) -> set[str]:
         """Return the sites that were heard of."""
         with self._changed:
             return set(self._heard)
 
-    def mark_silent(self) -> dict[str, str]:
-        """Find sites of which nothing was heard for long, and return those that were lost by that just now."""
+    def mark_silent(self) -> None:
+        """Count sites of which nothing was heard for long as lost."""
         now = time.monotonic()
         with self._changed:
             silent = [s for s, at in self._heard.items() if now - at > _SILENT_SECONDS and s not in self.lost]
             reason = f"nothing was heard of it for {_SILENT_SECONDS:.0f} s"
             self.lost.update(dict.fromkeys(silent, reason))
-        return dict.fromkeys(silent, reason)
 
     def process_task_request(self, client: Client, fl_ctx: FLContext) -> tuple[str, str, Shareable]:
         """Answer a site's "what shall I do?" with a question, or with "try again"."""

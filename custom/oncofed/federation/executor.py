@@ -27,7 +27,7 @@ from oncofed.federation import exchange
 from oncofed.federation.compression import Compressor
 from oncofed.federation.datasets import DATASETS_FILE, dataset_folder
 from oncofed.federation.exchange import TASK_PREPARE, TASK_TRAIN, TASK_VALIDATE
-from oncofed.federation.folders import INITIAL_MODEL, state_folder
+from oncofed.federation.folders import initial_model, state_folder
 from oncofed.federation.sharing import gpu_turn
 from oncofed.federation.site_state import SiteState
 from oncofed.federation.spec import DittoSpec, FedBNSpec, FedDynSpec, FederationPlan, FedProxSpec, ScaffoldSpec
@@ -164,8 +164,8 @@ class SiteExecutor(Executor):
     def _weights_that_stay(self, trainer: Trainer, fl_ctx: FLContext) -> Weights:
         """Return the weights that no site trains: every site has them from the job itself, so they do not travel."""
         travelling = exchanged_names(trainer.network)
-        brought = Path(fl_ctx.get_prop(FLContextKey.APP_ROOT)) / "config" / INITIAL_MODEL
-        start = load_file(brought) if brought.is_file() else self._plan.initial_weights()
+        brought = initial_model(fl_ctx)
+        start = load_file(brought) if brought else self._plan.initial_weights()
         return {name: value for name, value in start.items() if name not in travelling}
 
     def _recall(self) -> None:

@@ -22,6 +22,12 @@ def state_folder(fl_ctx: FLContext) -> Path:
     return Path(workspace.get_root_dir()) / STATE_FOLDER / str(fl_ctx.get_job_id())
 
 
+def initial_model(fl_ctx: FLContext) -> Path | None:
+    """Return the file of weights that a job brings along; None where its seed gives them."""
+    brought = Path(fl_ctx.get_prop(FLContextKey.APP_ROOT)) / "config" / INITIAL_MODEL
+    return brought if brought.is_file() else None
+
+
 def hand_over(fl_ctx: FLContext) -> None:
     """Copy a job's record and models to where FLARE collects what a job leaves, for who fetches it."""
     state = state_folder(fl_ctx)

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-from safetensors.torch import save_file
-
 from oncofed.federation.strategies import Update
 from oncofed.models.weights import Weights
+from oncofed.training.checkpoint import part, read_checkpoint, write_checkpoint
 
 _FILE = "server.safetensors"
-_MODEL, _STRATEGY = "model.", "strategy."
 
 
 @dataclass
@@ -47,8 +43,8 @@ class Memory:
 
 def write_memory(folder: Path, memory: Memory) -> None:
     """Write a run's state; the file of the round before stands until the new one is complete."""
-    tensors = {_MODEL + name: value.contiguous() for name, value in memory.model.items()}
-    tensors |= {_STRATEGY + name: value.contiguous() for name, value in memory.strategy.items()}
+    tensors = {f"model.{name}": value for name, value in memory.model.items()}
+    tensors |= {f"strategy.{name}": value for name, value in memory.strategy.items()}
     facts: dict[str, Any] = {
         "round": memory.round,
         "best_round": memory.best_round,
@@ -56,9 +52,7 @@ def write_memory(folder: Path, memory: Memory) -> None:
         "lengths": memory.lengths,
         "sites": memory.sites,
     }
-    unfinished = folder / f"{_FILE}.unfinished"
-    save_file(tensors, unfinished, {"facts": json.dumps(facts)})
-    unfinished.replace(folder / _FILE)
+    write_checkpoint(folder / _FILE, tensors, facts)
 
 
 def read_memory(folder: Path) -> Memory | None:
@@ -66,18 +60,12 @@ def read_memory(folder: Path) -> Memory | None:
     path = folder / _FILE
     if not path.is_file():
         return None
-    model: Weights = {}
-    strategy: Weights = {}
-    with safe_open(path, framework="pt") as file:
-        facts = json.loads(file.metadata()["facts"])
-        for name in file.keys():  # noqa: SIM118 - not a dictionary
-            part, rest = (model, _MODEL) if name.startswith(_MODEL) else (strategy, _STRATEGY)
-            part[name.removeprefix(rest)] = file.get_tensor(name)
+    tensors, facts = read_checkpoint(path)
     best = facts["best_score"]
     return Memory(
-        model,
+        part(tensors, "model"),
         facts["round"],
-        strategy,
+        part(tensors, "strategy"),
         facts["best_round"],
         -math.inf if best is None else best,
         facts["lengths"],
