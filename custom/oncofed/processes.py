@@ -9,6 +9,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 import psutil
@@ -73,14 +74,15 @@ def end_with_parent() -> None:
 def deaf_to_interrupts() -> Iterator[None]:
     """Start processes that do not heed Ctrl-C, which a terminal sends to all of them: their parent is to end them.
 
-    Raises:
-        ValueError: this is not the main thread, the only one in which Python sets what a signal does.
+    Such processes inherit that the signal is blocked. Here it waits until the block is left, and is not lost.
     """
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # It lifts every block when it starts, so it starts before.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def stop_processes(temporary: Path) -> None:

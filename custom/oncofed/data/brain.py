@@ -11,10 +11,8 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from multiprocessing import get_context
 from pathlib import Path
 
 import nibabel as nib
@@ -23,8 +21,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.interpolate import make_interp_spline
 
+from oncofed.data.workers import Workers
 from oncofed.errors import DataError
-from oncofed.processes import deaf_to_interrupts, end_with_parent
 
 CLASSES = {1: "grey matter", 2: "white matter"}
 _FIELD_OF_VIEW_MARGIN_MM = 6.0
@@ -170,11 +168,15 @@ def make_patient(scanner: Scanner, rng: np.random.Generator) -> tuple[nib.Nifti1
     return image, nib.Nifti1Image(label, affine).as_reoriented(turn)
 
 
-def _write_patient(folder: Path, case: str, scanner: Scanner, seed: tuple[int, ...]) -> str:
+# Folder of the hospital, name of the case, its scanner, its seed.
+_Patient = tuple[Path, str, Scanner, tuple[int, ...]]
+
+
+def _write_patient(patient: _Patient) -> None:
+    folder, case, scanner, seed = patient
     image, label = make_patient(scanner, np.random.default_rng(seed))
     nib.save(image, folder / "imagesTr" / f"{case}.nii.gz")
     nib.save(label, folder / "labelsTr" / f"{case}.nii.gz")
-    return case
 
 
 def make_hospitals(
@@ -193,7 +195,7 @@ def make_hospitals(
         workers: processes that write patients.
         progress: called with (patients written, patients in all).
     """
-    jobs: list[tuple[Path, str, Scanner, tuple[int, ...]]] = []
+    jobs: list[_Patient] = []
     folders = {}
     for number, hospital in enumerate(hospitals, start=1):
         folder = folders[hospital.name] = out / hospital.name
@@ -216,15 +218,8 @@ def make_hospitals(
             **lists,
         }
         (folder / "dataset.json").write_text(json.dumps(manifest, indent=1))
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
-        with deaf_to_interrupts():
-            futures = [pool.submit(_write_patient, *job) for job in jobs]
-        try:
-            for done, future in enumerate(futures, start=1):
-                future.result()
-                if progress:
-                    progress(done, len(jobs))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    with Workers(workers) as pool:
+        for done, _ in enumerate(pool.map(_write_patient, jobs, fewest=2), start=1):
+            if progress:
+                progress(done, len(jobs))
     return folders

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
 import signal
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -77,9 +75,7 @@ class Workers:
             context = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(self._count, context, initializer=_start)
         iterator = iter(items)
-        # Signals are set in the main thread alone; elsewhere nobody sends Ctrl-C to the workers.
-        main = threading.current_thread() is threading.main_thread()
-        with deaf_to_interrupts() if main else contextlib.nullcontext():
+        with deaf_to_interrupts():
             first = islice(iterator, self._count * _WAITING_PER_WORKER)
             pending: set[Future[R]] = {self._pool.submit(function, item) for item in first}
         while pending:
