@@ -29,5 +29,9 @@ class TrainingError(OncofedError):
     """Training cannot go on, for example because the loss is not finite."""
 
 
+class StateError(TrainingError):
+    """What an earlier process left to go on from cannot be used."""
+
+
 class FederationError(OncofedError):
     """The server, a site or the connection between them failed."""

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import psutil
 
+# Processes whose environment names the same file here take turns at this machine's GPU.
+TURN_VARIABLE = "ONCOFED_GPU_TURN"
 _STOP_SECONDS = 5.0
 _MARK = "ONCOFED_STARTED_WITH"  # names, in a process's environment, the run that it belongs to
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -25,7 +27,8 @@ _LINK_PREFIX = "oncofed-"
 def process_environment(temporary: Path, processes: int) -> dict[str, str]:
     """Return the environment of a process that shares this machine with ``processes`` others.
 
-    Its ``python3`` is this one, its temporary files stay in ``temporary``, and its share of the cores is its own.
+    Its ``python3`` is this one, its temporary files stay in ``temporary``, its share of the cores is its own, and it
+    takes turns at the GPU with the others.
     """
     temporary.mkdir(parents=True, exist_ok=True)
     threads = str(max(1, (os.cpu_count() or 1) // max(processes, 1)))
@@ -37,6 +40,7 @@ def process_environment(temporary: Path, processes: int) -> dict[str, str]:
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads),
         "PYTHONWARNINGS": "ignore",
         _MARK: str(temporary.absolute()),
+        TURN_VARIABLE: str(temporary.absolute() / "gpu.turn"),
     }
 
 

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import json
 import stat
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 
 from oncofed.alliance.kits import APPROVED_CLASSES, AllianceSpec, provision
 
@@ -52,3 +54,13 @@ def test_nobody_else_can_read_a_key(kits: Path) -> None:
     for path in secrets:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
     assert stat.S_IMODE(kits.parent.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize(
+    "certificate", ["localhost/startup/server.crt", "east/startup/client.crt", "east/startup/rootCA.pem"]
+)
+def test_a_site_whose_clock_is_slow_takes_the_certificates(kits: Path, certificate: str) -> None:
+    found = x509.load_pem_x509_certificate((kits / certificate).read_bytes())
+    now = datetime.now(timezone.utc)
+    assert found.not_valid_before_utc < now - timedelta(hours=23)
+    assert found.not_valid_after_utc > now + timedelta(days=350)

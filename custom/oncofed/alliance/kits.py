@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ _HEARTBEAT_TIMEOUT_SECONDS = 60
 # A message that nobody takes is given up after this many seconds without progress (FLARE: five minutes, in which a site
 # whose server was started again does nothing).
 _ANSWER_SECONDS = 10.0
+_LARGEST_CLOCK_ERROR = timedelta(days=1)
 _COMMUNICATION = {"streaming_ack_wait": 10, "streaming_read_timeout": 30}
 
 
@@ -54,6 +56,15 @@ class AllianceSpec(StrictModel):
         description="site -> host and port through which it reaches the server; a hospital's proxy",
     )
     engineer: str = Field("engineer@oncofed.org", description="ML engineer: submits jobs and fetches results")
+
+
+class PatientCertBuilder(CertBuilder):
+    """Writes certificates that hold since yesterday: a site whose clock is slow would refuse one that is new."""
+
+    @staticmethod
+    def _generate_cert(*args: Any, not_valid_before: datetime | None = None, **more: Any) -> Any:
+        before = (not_valid_before or datetime.now(timezone.utc)) - _LARGEST_CLOCK_ERROR
+        return CertBuilder._generate_cert(*args, not_valid_before=before, **more)
 
 
 class PolicyBuilder(Builder):
@@ -106,7 +117,7 @@ def provision(spec: AllianceSpec, workspace: Path) -> Path:
         WorkspaceBuilder(["master_template.yml"]),
         StaticFileBuilder(config_folder="config", scheme="http"),
         PolicyBuilder(),
-        CertBuilder(),
+        PatientCertBuilder(),
         SignatureBuilder(),
     ]
     log = _Messages()

@@ -9,7 +9,7 @@ import random
 import statistics
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import oncofed
-from oncofed.errors import FederationError
+from oncofed.errors import FederationError, OncofedError
 from oncofed.federation import exchange
 from oncofed.federation.compression import ReceivedUpdate
 from oncofed.federation.desk import Desk, Question
@@ -47,6 +47,7 @@ _PROGRESS_FIELDS = {"phase": str, "step": int, "steps": int, "loss": float}
 # The server's own process looks at its state this often, when nothing happens.
 _LOOK_SECONDS = 0.5
 _SECONDS_BETWEEN_SYNCS = 2.0
+_SECONDS_BETWEEN_TRIES = 5.0
 # A server that was started again waits so long for sites that it knew before it counts them as lost.
 _LONGEST_RETURN_SECONDS = 90.0
 # Lengths of updates that say what is usual: of so many rounds back.
@@ -156,9 +157,10 @@ class FederatedTraining(Controller):
             self._run()
         except StoppedError:
             self._record("stopped")
-        except (FederationError, OSError) as error:
-            self._record("failed", reason=str(error))
-            self.system_panic(str(error), fl_ctx)
+        except (OncofedError, OSError) as error:
+            reason = f"the server: {error.strerror or error}" if isinstance(error, OSError) else str(error)
+            self._record("failed", reason=reason)
+            self.system_panic(reason, fl_ctx)
 
     def _run(self) -> None:
         plan, federation = self._plan, self._federation
@@ -235,7 +237,7 @@ class FederatedTraining(Controller):
             self._record("joined", site=site, cases=numbers, started=time.time() - started)
 
         self._desk.ask(Question(TASK_PREPARE, 0, None, message, answered))
-        quorum = self._needed(len(expected))
+        quorum = self._federation.rounds.quorum or len(expected)
 
         def ready() -> bool:
             if time.time() - started > _LONGEST_RETURN_SECONDS:
@@ -244,7 +246,7 @@ class FederatedTraining(Controller):
             there = [s for s in expected if s in self._cases or s in self._refusals or s in self._desk.lost]
             return len(there) == len(expected) and len(self._cases) >= quorum
 
-        self._wait_until(ready, "before the first round", lambda: len(self._cases), quorum)
+        self._wait_until(ready, "before the first round", lambda: len(self._cases), lambda: quorum)
         self._record("ready", seconds=time.time() - started, sites=dict(sorted(self._cases.items())))
 
     def _train(self, number: int, memory: Memory, strategy: Any) -> None:
@@ -379,6 +381,8 @@ class FederatedTraining(Controller):
             current.numbers[site] = numbers
             current.came[site] = came
             current.updates.append(update)
+        if "not_kept" in numbers:
+            self._record("site_not_kept", site=site, round=number, reason=str(numbers["not_kept"]))
         self._record("answer", site=site, task=TASK_TRAIN, round=number)
 
     def _admit_early(self, current: _Round, number: int) -> None:
@@ -434,22 +438,27 @@ class FederatedTraining(Controller):
         self, question: Question, current: _Round, number: int, asked: list[str], buffer: int | None
     ) -> None:
         """Wait until a round has what it needs: all who can still answer, or its quorum when the time is up."""
-        rounds = self._federation.rounds
-        needed = buffer or min(self._needed(len(asked)), len(asked))
+
+        def needed() -> int:
+            return buffer or self._needed(len(asked), current)
 
         def over() -> bool:
             if buffer is not None:
                 self._admit_early(current, number)
                 return current.counted >= buffer
             self._welcome(question, asked)
-            if current.counted < needed:
-                return False
-            if rounds.deadline_s is not None and time.time() - current.started > rounds.deadline_s:
-                return True
-            open_ = [s for s in asked if s not in question.done and s not in self._desk.lost]
-            return not open_
+            return self._is_answered(question, current, asked, current.counted >= needed())
 
-        self._wait_until(over, f"round {number}", lambda: current.counted, needed)
+        self._wait_until(over, f"round {number}", lambda: current.counted, needed, set() if buffer else current.refused)
+
+    def _is_answered(self, question: Question, current: _Round, asked: list[str], enough: bool) -> bool:
+        """Return whether a question has enough answers, and time is up or nobody is there who could still answer."""
+        deadline = self._federation.rounds.deadline_s
+        if not enough:
+            return False
+        if deadline is not None and time.time() - current.started > deadline:
+            return True
+        return all(site in question.done or site in self._desk.lost for site in asked)
 
     def _welcome(self, question: Question, asked: list[str]) -> None:
         """Let a site that came during the round take part in it, where all sites do."""
@@ -462,29 +471,44 @@ class FederatedTraining(Controller):
                 asked.sort()
                 self._desk.include(question, {site})
 
-    def _wait_until(self, over: Callable[[], bool], what: str, have: Callable[[], int], needed: int) -> None:
-        """Wait; give up where too few are left and none comes back for as long as the job allows."""
+    def _wait_until(
+        self,
+        over: Callable[[], bool],
+        what: str,
+        have: Callable[[], int],
+        needed: Callable[[], int],
+        out: Collection[str] = (),
+    ) -> None:
+        """Wait; give up where too few are left and none comes back for as long as the job allows.
+
+        Args:
+            over: whether the wait is over.
+            what: is waited for.
+            have: sites that count so far.
+            needed: how many must count.
+            out: sites that were refused: unlike lost ones, they do not count later.
+        """
         hopeless: float | None = None
         while not over():
             self._look(_LOOK_SECONDS)
-            there = [s for s in self._desk.known() if s not in self._desk.lost and s not in self._refusals_for_good()]
-            if len(there) >= needed:
+            # One whose data did not pass does not change its mind.
+            out_now = set(out) | {site for site in self._refusals if site not in self._cases}
+            there = self._desk.known() - set(self._desk.lost) - out_now
+            if len(there) >= needed():
                 hopeless = None
                 continue
             now = time.monotonic()
             hopeless = hopeless or now
-            if not self._may_come(needed) or now - hopeless > self._federation.rounds.return_s:
-                raise FederationError(self._too_few(what, have(), needed))
+            may_come = (set(self._sites()) | self._desk.known()) - out_now
+            if len(may_come) < needed() or now - hopeless > self._federation.rounds.return_s:
+                raise FederationError(self._too_few(what, have(), needed()))
 
-    def _refusals_for_good(self) -> set[str]:
-        return {site for site in self._refusals if site not in self._cases}
-
-    def _may_come(self, needed: int) -> bool:
-        """Return whether there can be enough sites again: one whose data did not pass does not change its mind."""
-        return len((set(self._sites()) | self._desk.known()) - self._refusals_for_good()) >= needed
-
-    def _needed(self, sites: int) -> int:
-        return self._federation.rounds.quorum or sites
+    def _needed(self, asked: int, current: _Round | None = None) -> int:
+        """Return how many answers count as enough: the job's quorum, or all but those that were refused."""
+        quorum = self._federation.rounds.quorum
+        if quorum is not None:
+            return min(quorum, asked)
+        return max(1, asked - len(current.refused if current else ()))
 
     def _too_few(self, what: str, have: int, needed: int) -> str:
         reasons = {**self._refusals, **self._desk.lost}
@@ -551,19 +575,16 @@ class FederatedTraining(Controller):
             self._record("answer", site=site, task=TASK_VALIDATE, round=number)
 
         question = self._desk.ask(Question(TASK_VALIDATE, number, set(asked), message, answered))
-        needed = min(self._needed(len(self._cases)), len(self._cases))
-        deadline = self._federation.rounds.deadline_s
+
+        def needed() -> int:
+            return self._needed(len(self._cases), current)
 
         def over() -> bool:
-            if len(current.numbers) < needed:
-                return False
-            if deadline is not None and time.time() - current.started > deadline:
-                return True
-            return all(s in question.done or s in self._desk.lost for s in asked)
+            return self._is_answered(question, current, asked, len(current.numbers) >= needed())
 
         # Who was away when it was asked may still come back to answer.
         self._desk.include(question, set(self._cases))
-        self._wait_until(over, f"{split} after round {number}", lambda: len(current.numbers), needed)
+        self._wait_until(over, f"{split} after round {number}", lambda: len(current.numbers), needed, current.refused)
         self._desk.close(question)
         return current
 
@@ -601,7 +622,22 @@ class FederatedTraining(Controller):
         if memory.best_round == 0 or (score is not None and score > memory.best_score):
             memory.best_score = score if score is not None else memory.best_score
             memory.best_round = number
-            _store(memory.model, self._state / MODELS_FOLDER / "best.safetensors")
+            self._store(memory.model, number)
+
+    def _store(self, weights: Weights, number: int) -> None:
+        """Keep a model as the best so far; where the disk is full, say so and try again until the job gives up."""
+        path = self._state / MODELS_FOLDER / "best.safetensors"
+        told: float | None = None
+        while not _written(weights, path):
+            if told is None:
+                told = time.monotonic()
+                self._record("not_kept", round=number, reason="the best model could not be written")
+            if time.monotonic() - told > self._federation.rounds.return_s:
+                raise FederationError(
+                    "the server could not write the best model, for want of space perhaps. Free some and run the job "
+                    "again"
+                )
+            self._look(_SECONDS_BETWEEN_TRIES)
 
     def _selected(self, scores: dict[str, float]) -> float | None:
         if not scores:
@@ -631,9 +667,9 @@ class FederatedTraining(Controller):
         def write() -> None:
             try:
                 write_memory(self._state, kept)
-            except (OSError, SafetensorError) as error:
+            except OSError as error:
                 # The run goes on; it could not if this process were killed now.
-                self._record("not_kept", round=kept.round, reason=str(error).partition(": ")[2] or str(error))
+                self._record("not_kept", round=kept.round, reason=error.strerror or str(error))
 
         self._saving = threading.Thread(target=write, name="keep round")
         self._saving.start()
@@ -665,7 +701,13 @@ def _moved(model: Weights, delta: Mapping[str, Tensor]) -> Weights:
     }
 
 
-def _store(weights: Weights, path: Path) -> None:
+def _written(weights: Weights, path: Path) -> bool:
+    """Write weights whole or not at all, and return whether that was possible."""
     unfinished = path.with_suffix(".unfinished")
-    save_file({key: value.contiguous() for key, value in weights.items()}, unfinished)
-    unfinished.replace(path)
+    try:
+        save_file({name: value.contiguous() for name, value in weights.items()}, unfinished)
+        unfinished.replace(path)
+    except (OSError, SafetensorError):
+        unfinished.unlink(missing_ok=True)
+        return False
+    return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -14,20 +15,29 @@ MODELS_FOLDER = "models"
 
 
 class EventLog:
-    """Appends events to a file; safe to call from several threads."""
+    """Appends events to a file; safe to call from several threads.
+
+    What a full disk does not take is kept, and written with a later event. Half a line that a killed process left goes.
+    """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("ab", buffering=0)
+        written = path.read_bytes()
+        self._file.truncate(written.rfind(b"\n") + 1)
+        self._pending = b""
         self._lock = threading.Lock()
 
     def write(self, kind: str, **values: Any) -> None:
         """Append one event with the time of day in seconds."""
-        line = json.dumps({"time": time.time(), "kind": kind, **values})
+        line = json.dumps({"time": time.time(), "kind": kind, **values}).encode() + b"\n"
         with self._lock:
-            if not self._file.closed:
-                self._file.write(line + "\n")
-                self._file.flush()
+            if self._file.closed:
+                return
+            self._pending += line
+            with contextlib.suppress(OSError):
+                while self._pending:
+                    self._pending = self._pending[self._file.write(self._pending) :]
 
     def close(self) -> None:
         """Close the file; later events are dropped."""

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 import oncofed
 from oncofed.data.cases import usable_cases
 from oncofed.data.prepared import plan_cache
-from oncofed.errors import DataError, OncofedError, TrainingError
+from oncofed.errors import DataError, OncofedError, StateError, TrainingError
 from oncofed.federation import exchange
 from oncofed.federation.compression import Compressor
 from oncofed.federation.datasets import DATASETS_FILE, dataset_folder
@@ -33,6 +33,7 @@ from oncofed.federation.site_state import SiteState
 from oncofed.federation.spec import DittoSpec, FedBNSpec, FedDynSpec, FederationPlan, FedProxSpec, ScaffoldSpec
 from oncofed.models.weights import Weights, digest_of, exchanged_names, norm_names
 from oncofed.training import Plan, Trainer, start_trainer
+from oncofed.training.checkpoint import is_whole
 from oncofed.training.corrections import ControlVariates, Correction, DynamicRegulariser, Proximal
 
 _SECONDS_BETWEEN_PROGRESS = 0.5
@@ -101,6 +102,10 @@ class SiteExecutor(Executor):
         try:
             with gpu_turn(abort_signal):
                 return self._execute(task_name, shareable, fl_ctx, abort_signal)
+        except StateError as error:
+            # It names a file of the site.
+            self.log_error(fl_ctx, str(error), fire_event=False)
+            return exchange.refusal("its kept state cannot be used; the site's own log says more")
         except TrainingError as error:
             self.log_error(fl_ctx, str(error), fire_event=False)
             return exchange.refusal(str(error))
@@ -148,6 +153,7 @@ class SiteExecutor(Executor):
         self._progress(fl_ctx, phase="loading data")
         kept = state_folder(fl_ctx)
         kept.mkdir(parents=True, exist_ok=True)
+        self._set_broken_state_aside(kept, fl_ctx)
         self._state = SiteState(kept)
         trainer = self._held.enter_context(start_trainer(plan, usable.cases, site, kept / _CHECKPOINT_FILE))
         cache = plan_cache(usable.cases.train, trainer.input, trainer.device)
@@ -160,6 +166,13 @@ class SiteExecutor(Executor):
         self._fixed = self._weights_that_stay(trainer, fl_ctx)
         self._recall()
         return trainer
+
+    def _set_broken_state_aside(self, folder: Path, fl_ctx: FLContext) -> None:
+        """Begin with the global model where what an earlier process left is broken, by a bad disk for example."""
+        for path in folder.glob("*.safetensors"):
+            if not is_whole(path):
+                self.log_error(fl_ctx, f"{path} is broken and set aside: this site begins anew", fire_event=False)
+                path.replace(path.with_suffix(".broken"))
 
     def _weights_that_stay(self, trainer: Trainer, fl_ctx: FLContext) -> Weights:
         """Return the weights that no site trains: every site has them from the job itself, so they do not travel."""
@@ -179,7 +192,8 @@ class SiteExecutor(Executor):
                 delta=self._state.part("delta"), extra=self._state.part("extra"), **self._state.facts
             )
 
-    def _remember(self, fl_ctx: FLContext) -> None:
+    def _remember(self, fl_ctx: FLContext) -> str | None:
+        """Keep what this site knows now; return why that failed, or None."""
         assert self._answer
         parts = {"left_over": self._compressor.left_over, "norm": self._own_norm}
         parts |= {"delta": self._answer.delta, "extra": self._answer.extra}
@@ -189,6 +203,8 @@ class SiteExecutor(Executor):
             self._state.write(parts, self._answer.facts)
         except OSError as error:
             self.log_error(fl_ctx, f"the state of this site could not be kept: {error}", fire_event=False)
+            return error.strerror or str(error)
+        return None
 
     def _train(self, trainer: Trainer, message: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
         sent, number, _, given = exchange.read_weights_message(message)
@@ -230,7 +246,9 @@ class SiteExecutor(Executor):
         answer = _Answer(asked, compressed, extra, len(trainer.cases.train), trainer.steps_done - first, numbers)
         if not abort_signal.triggered:
             self._answer = answer
-            self._remember(fl_ctx)
+            not_kept = self._remember(fl_ctx) or trainer.not_kept
+            if not_kept:
+                numbers["not_kept"] = not_kept
         return answer.message()
 
     def _train_personal(self, personal: Trainer, towards: Weights, first: int, abort_signal: Signal) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +12,9 @@ from pathlib import Path
 import torch
 from nvflare.apis.signal import Signal
 
+from oncofed.processes import TURN_VARIABLE
+
 _LOOK_SECONDS = 0.05
-# Processes that name the same file here take turns; ``oncofed job run`` names one for all sites of a machine.
-TURN_VARIABLE = "ONCOFED_GPU_TURN"
 
 
 @contextlib.contextmanager
@@ -29,8 +28,7 @@ def gpu_turn(abort_signal: Signal) -> Iterator[None]:
     if not name or not torch.cuda.is_available():
         yield
         return
-    path = Path(name) if os.sep in name else Path(tempfile.gettempdir()) / name
-    with path.open("w") as file:
+    with Path(name).open("w") as file:
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

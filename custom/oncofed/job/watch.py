@@ -24,7 +24,8 @@ _TOLD = {
     "late": "the update of {site} for round {round} came after the round had ended",
     "dropped": "an update of {site} came too late and was left out",
     "resumed": "the server was started again; the run goes on with round {round}",
-    "not_kept": "round {round} could not be kept ({reason}): free some space, or the run cannot be taken up again",
+    "not_kept": "the server could not keep round {round} ({reason}): free some space there",
+    "site_not_kept": "{site} could not keep its state of round {round} ({reason}): free some space there",
     "early_stop": "no better score since round {best_round}: the run ends after round {round}",
 }
 _STATES = {"prepare": "preparing", "train": "waiting", "validate": "waiting"}
@@ -118,7 +119,7 @@ class RunState:
     def _on_resumed(self, event: dict[str, Any]) -> None:
         self._note(event)
 
-    _on_not_kept = _on_early_stop = _on_dropped = _on_resumed
+    _on_not_kept = _on_site_not_kept = _on_early_stop = _on_dropped = _on_resumed
 
     def _note(self, event: dict[str, Any]) -> None:
         self.incidents.append(event)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from oncofed.errors import TrainingError
+from oncofed.errors import StateError
 
 Tensors = dict[str, Tensor]
 
@@ -27,6 +30,9 @@ def write_checkpoint(path: Path, tensors: Tensors, facts: dict[str, Any]) -> Non
         path: of the file, which its owner alone can read.
         tensors: by name.
         facts: plain values (JSON).
+
+    Raises:
+        OSError: it could not be written, for example because the disk is full; the old state stands.
     """
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".unfinished")
     os.close(descriptor)
@@ -42,26 +48,48 @@ def write_checkpoint(path: Path, tensors: Tensors, facts: dict[str, Any]) -> Non
             os.fsync(file.fileno())
         unfinished.chmod(0o600)
         unfinished.replace(path)
+    except SafetensorError as error:
+        unfinished.unlink(missing_ok=True)
+        raise OSError(_said_by_system(str(error))) from None
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
+
+
+def _said_by_system(message: str) -> str:
+    """Return what the operating system said of a failed write, without what the library says around it."""
+    found = re.search(r"([^:]+) \(os error \d+\)", message)
+    return found[1].strip() if found else "it could not be written"
 
 
 def read_checkpoint(path: Path) -> tuple[Tensors, dict[str, Any]]:
     """Return tensors and facts.
 
     Raises:
-        TrainingError: the file is broken.
+        StateError: the file is broken.
     """
+    with _opened(path) as (file, facts):
+        return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118 - not a mapping
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
     try:
         with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        return tensors, json.loads(metadata[_KEY])
+            yield file, json.loads((file.metadata() or {})[_KEY])
     except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
-        raise TrainingError(
+        raise StateError(
             f"{path}: not a checkpoint of a training ({type(error).__name__}). Delete it to start from the beginning."
         ) from None
+
+
+def is_whole(path: Path) -> bool:
+    """Return whether a file is a whole checkpoint, without reading its tensors."""
+    try:
+        with _opened(path):
+            return True
+    except StateError:
+        return False
 
 
 def part(tensors: Tensors, prefix: str) -> Tensors:

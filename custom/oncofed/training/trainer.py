@@ -20,7 +20,7 @@ from oncofed.data.augment import Batch
 from oncofed.data.batches import Batches
 from oncofed.data.cases import Case, Cases
 from oncofed.data.prepared import PreparedCases
-from oncofed.errors import TrainingError
+from oncofed.errors import StateError, TrainingError
 from oncofed.models.weights import Weights, load_weights, weights_of
 from oncofed.tasks import Evaluation
 from oncofed.training import checkpoint as checkpoints
@@ -48,6 +48,10 @@ class Trainer:
         device: where to train; by default the first CUDA GPU, else the CPU.
         checkpoint: file in which the state is kept, so that a later process goes on; None: nowhere.
         group: the processes that train together, of which this is one; None: this one alone.
+
+    Attributes:
+        steps_done: optimizer steps since the start of the run.
+        not_kept: why the checkpoint could not be written last time; None where it was.
 
     Example:
         >>> trainer = Trainer(plan, read_cases(folder, plan.data.split, plan.seed), "here")  # doctest: +SKIP
@@ -99,6 +103,7 @@ class Trainer:
         self._batches: Batches | None = None
         self.correction: Correction | None = None
         self._checkpoint = checkpoint
+        self.not_kept: str | None = None
         self._restored: checkpoints.Tensors | None = None
         if checkpoint and checkpoint.is_file():
             self._restore(checkpoint)
@@ -150,7 +155,7 @@ class Trainer:
             self._group.order(steps, self.steps_done)
         loss = self.take_turn(steps, on_step, should_stop)
         if self._checkpoint:
-            self.save()
+            self._keep()
         return loss
 
     def take_turn(
@@ -179,7 +184,7 @@ class Trainer:
             if taken % _STEPS_BETWEEN_LOOKS == 0:
                 self._require_finite(int(skipped), taken)
                 if self._checkpoint and time.monotonic() - kept > _SECONDS_BETWEEN_CHECKPOINTS:
-                    self.save()
+                    self._keep()
                     kept = time.monotonic()
         left_out = int(skipped)
         self._require_finite(left_out, taken)
@@ -206,10 +211,19 @@ class Trainer:
         facts = {"of": self._digest(), "steps_done": self.steps_done, "micro_batch": self._micro}
         checkpoints.write_checkpoint(self._checkpoint, tensors, {**facts, "scaler": self._scaler.state_dict()})
 
+    def _keep(self) -> None:
+        """Save, and train on where that fails: a full disk costs what a later crash would lose, not the training."""
+        try:
+            self.save()
+            self.not_kept = None
+        except OSError as error:
+            self.not_kept = error.strerror or str(error)
+            _LOG.warning("the training's state could not be kept (%s): free some space", self.not_kept)
+
     def _restore(self, path: Path) -> None:
         tensors, facts = checkpoints.read_checkpoint(path)
         if facts.get("of") != self._digest():
-            raise TrainingError(
+            raise StateError(
                 f"{path}: the checkpoint is of another job, site or network. Delete it to start from the beginning."
             )
         self.load_weights(checkpoints.part(tensors, "network"))
