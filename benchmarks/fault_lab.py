@@ -3,31 +3,37 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
+import resource
 import select
+import shutil
 import signal
 import socket
+import struct
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import psutil
 
+import oncofed
 from oncofed.alliance.kits import AllianceSpec
 from oncofed.alliance.local import LocalAlliance, free_port
 from oncofed.errors import FederationError
 from oncofed.federation.events import EventReader
-from oncofed.federation.folders import STATE_FOLDER
 from oncofed.job.backends import FederatedJob
 from oncofed.job.flare import export_job
 from oncofed.job.spec import JobSpec
 from oncofed.job.watch import RunState
 from oncofed.processes import short_path
 
+_SO_ATTACH_FILTER = 26
 _PROCESS_MODULES = {
     "server": "nvflare.private.fed.app.server.server_train",
     "server job": "oncofed.federation.server_process",
@@ -49,7 +55,7 @@ class Link:
         self.port = int(self._listener.getsockname()[1])
         self._cut = threading.Event()
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
-        self.delay = 0.0
+        self._loss = 0.0
         threading.Thread(target=self._accept, daemon=True).start()
 
     def cut(self) -> None:
@@ -64,6 +70,13 @@ class Link:
     def mend(self) -> None:
         """Take connections again."""
         self._cut.clear()
+
+    def lose(self, share: float) -> None:
+        """Let the kernel drop a share of the packets of every connection, as a bad line does; TCP sends them again."""
+        self._loss = share
+        for pair in self._pairs:
+            for end in pair:
+                _drop_packets(end, share)
 
     def close(self) -> None:
         """Take nothing any more."""
@@ -85,6 +98,9 @@ class Link:
                 near.close()
                 continue
             self._pairs.append((near, far))
+            if self._loss:
+                for end in (near, far):
+                    _drop_packets(end, self._loss)
             threading.Thread(target=self._carry, args=(near, far), daemon=True).start()
 
     def _carry(self, near: socket.socket, far: socket.socket) -> None:
@@ -95,9 +111,22 @@ class Link:
                     data = end.recv(1 << 16)
                     if not data:
                         return
-                    if self.delay:
-                        time.sleep(self.delay)
                     other[end].sendall(data)
+
+
+def _drop_packets(end: socket.socket, share: float) -> None:
+    """Attach a packet filter (Linux socket(7), SO_ATTACH_FILTER) that lets only some of what arrives through."""
+    load_random, jump_if_less, give_back = 0x20, 0x35, 0x06
+    random_number = (-0x1000 + 56) & 0xFFFFFFFF  # linux/filter.h: SKF_AD_OFF + SKF_AD_RANDOM
+    program = [
+        (load_random, 0, 0, random_number),
+        (jump_if_less, 0, 1, int((1 - share) * 2**32)),
+        (give_back, 0, 0, 0),
+        (give_back, 0, 0, 0xFFFFFFFF),
+    ]
+    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in program))
+    with contextlib.suppress(OSError):  # it was closed meanwhile
+        end.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HL", len(program), ctypes.addressof(code)))
 
 
 @dataclass
@@ -108,16 +137,25 @@ class Lab:
         alliance: its processes.
         job: the submitted job.
         links: site -> its link to the server.
+        folder: of everything that is written.
+        spec: the job as it was submitted first.
         state: what the server recorded.
     """
 
-    alliance: LocalAlliance
+    alliance: DisturbedAlliance
     job: FederatedJob
     links: dict[str, Link]
+    folder: Path
+    spec: JobSpec
     state: RunState = field(default_factory=RunState)
 
     def __post_init__(self) -> None:
         self._reader = EventReader(self.job.events)
+
+    def submit(self, spec: JobSpec) -> None:
+        """Submit another job, which is then the one that is looked at."""
+        self.job = _submitted(self.alliance, spec, self.folder)
+        self.state, self._reader = RunState(), EventReader(self.job.events)
 
     def look(self) -> RunState:
         """Return what is known now."""
@@ -176,6 +214,25 @@ class Lab:
                 process.send_signal(signal.SIGCONT)
                 time.sleep(0.05)
 
+    def fill_disk(self, kind: str, site: str) -> None:
+        """Let every file that a process writes end after a few bytes."""
+        self.process(kind, site).rlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+
+    @contextlib.contextmanager
+    def twin(self, site: str) -> Iterator[subprocess.Popen[bytes]]:
+        """Start a second site from a copy of a site's kit while the block runs."""
+        kit = self.folder / "twin" / site
+        shutil.copytree(self.alliance.kit(site), kit, ignore=shutil.ignore_patterns("oncofed", "*.fl", "pid.*"))
+        with (self.folder / "logs" / f"{site}-twin.txt").open("wb") as log:
+            process = self.alliance.start_kit(kit, log)
+        try:
+            yield process
+        finally:
+            for member in [*psutil.Process(process.pid).children(recursive=True), process]:
+                with contextlib.suppress(psutil.Error):
+                    member.kill()
+            process.wait()
+
 
 def poison(kit: Path, kind: str) -> None:
     """Make a site send bad updates, as its owner could: a filter of its own on what leaves it."""
@@ -188,8 +245,69 @@ def poison(kit: Path, kind: str) -> None:
     (local / "privacy.json").write_text(json.dumps(privacy), encoding="utf-8")
 
 
+class DisturbedAlliance(LocalAlliance):
+    """An alliance with bad sites in it.
+
+    Args:
+        arguments: of ``LocalAlliance``.
+        poisoned: site -> how its updates are bad; see ``poison.Poison``.
+        environments: participant -> what its processes find in their environment, beside the usual.
+    """
+
+    def __init__(self, *arguments: Any, poisoned: dict[str, str], environments: dict[str, dict[str, str]]) -> None:
+        super().__init__(*arguments)
+        self._poisoned = poisoned
+        self._environments = environments
+
+    def start_kit(self, kit: Path, log: IO[bytes]) -> subprocess.Popen[bytes]:
+        """Start a site from a kit of its own."""
+        return subprocess.Popen(
+            ["bash", str(kit / "startup" / "sub_start.sh"), "--once"],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=self._environment(kit.name),
+            start_new_session=True,
+        )
+
+    def _environment(self, participant: str) -> dict[str, str]:
+        usual = super()._environment(participant)
+        own = self._environments.get(participant, {})
+        paths = [own.get("PYTHONPATH", ""), str(Path(__file__).parent), usual.get("PYTHONPATH", "")]
+        return {**usual, **own, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
+
+    def _prepare_kits(self) -> None:
+        super()._prepare_kits()
+        for site, kind in self._poisoned.items():
+            poison(self.kit(site), kind)
+
+
+def another_version(folder: Path, version: str) -> dict[str, str]:
+    """Return the environment of a site that has another version of oncofed, a copy of which is put into a folder."""
+    copy = folder / "oncofed"
+    source = Path(oncofed.__file__).parent
+    shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    (copy / "__init__.py").write_text(f'"""Another version."""\n\n__version__ = "{version}"\n', encoding="utf-8")
+    return {"PYTHONPATH": str(folder)}
+
+
+def another_clock(folder: Path, seconds: float) -> dict[str, str]:
+    """Return the environment of a site whose programs find their clock off by so many seconds."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "sitecustomize.py").write_text(
+        f"import time\n\n_true = time.time\ntime.time = lambda: _true() + {seconds}\n", encoding="utf-8"
+    )
+    return {"PYTHONPATH": str(folder)}
+
+
 @contextlib.contextmanager
-def lab(spec: JobSpec, sites: dict[str, Path], folder: Path, poisoned: dict[str, str] | None = None) -> Iterator[Lab]:
+def lab(
+    spec: JobSpec,
+    sites: dict[str, Path],
+    folder: Path,
+    poisoned: dict[str, str] | None = None,
+    environments: dict[str, dict[str, str]] | None = None,
+) -> Iterator[Lab]:
     """Start a federation, submit a job, and stop all on leaving.
 
     Args:
@@ -197,46 +315,28 @@ def lab(spec: JobSpec, sites: dict[str, Path], folder: Path, poisoned: dict[str,
         sites: site -> folder of its data.
         folder: for everything that is written.
         poisoned: site -> how its updates are bad; see ``poison.Poison``.
+        environments: site -> what its processes find in their environment, beside the usual.
     """
     port = free_port()
     links = {site: Link(port) for site in sites}
     routes = {site: ("localhost", link.port) for site, link in links.items()}
     alliance_spec = AllianceSpec(sites=tuple(sites), port=port, routes=routes)
     datasets = {site: {spec.data.dataset: path} for site, path in sites.items()}
-    job = export_job(spec, folder / "job" / spec.name)
-    paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = paths
     try:
-        _PoisonedAlliance.poisoned = poisoned or {}
         with (
             short_path(folder / "tmp") as temporary,
-            _PoisonedAlliance(alliance_spec, folder / "kits", datasets, folder / "logs", temporary) as alliance,
+            DisturbedAlliance(
+                *(alliance_spec, folder / "kits", datasets, folder / "logs", temporary),
+                poisoned=poisoned or {},
+                environments=environments or {},
+            ) as alliance,
         ):
             alliance.wait_registered()
-            yield Lab(alliance, FederatedJob(alliance, job, 1), links)
+            yield Lab(alliance, _submitted(alliance, spec, folder), links, folder, spec)
     finally:
-        _PoisonedAlliance.poisoned = {}
         for link in links.values():
             link.close()
-        if before is None:
-            os.environ.pop("PYTHONPATH")
-        else:
-            os.environ["PYTHONPATH"] = before
 
 
-class _PoisonedAlliance(LocalAlliance):
-    poisoned: dict[str, str] = {}  # noqa: RUF012 - set by ``lab`` before it is used
-
-    def _prepare_kits(self) -> None:
-        super()._prepare_kits()
-        for site, kind in self.poisoned.items():
-            poison(self.kit(site), kind)
-
-
-def state_of(lab_: Lab) -> Path:
-    """Return the folder in which the server keeps the run's state."""
-    return lab_.alliance.server_kit / STATE_FOLDER / lab_.job.events.parent.name
-
-
-Fault = Callable[[Lab], Any]
+def _submitted(alliance: LocalAlliance, spec: JobSpec, folder: Path) -> FederatedJob:
+    return FederatedJob(alliance, export_job(spec, folder / "job" / spec.name, force=True), 1)

@@ -206,10 +206,14 @@ class LocalAlliance:
                 stdin=subprocess.DEVNULL,
                 stdout=console,
                 stderr=subprocess.STDOUT,
-                env=process_environment(self._temporary, len(self.spec.sites)),
+                env=self._environment(participant),
                 start_new_session=True,
                 preexec_fn=end_with_parent,  # noqa: PLW1509 - no other thread runs here
             )
+
+    def _environment(self, participant: str) -> dict[str, str]:
+        del participant
+        return process_environment(self._temporary, len(self.spec.sites))
 
     def _wait_for_port(self) -> None:
         deadline = time.monotonic() + _START_TIMEOUT_SECONDS

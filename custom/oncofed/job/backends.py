@@ -47,7 +47,11 @@ class Running(Protocol):
 
 
 class FederatedJob:
-    """A job that was submitted to an alliance with the engineer's kit."""
+    """A job that was submitted to an alliance with the engineer's kit.
+
+    Attributes:
+        id: FLARE's name for it.
+    """
 
     def __init__(self, alliance: LocalAlliance, job: Path, min_sites: int) -> None:
         self._alliance = alliance
@@ -56,14 +60,14 @@ class FederatedJob:
         self._asked = 0.0
         try:
             with quiet():
-                self._id: str = self._session.submit_job(str(job.resolve()))
+                self.id: str = self._session.submit_job(str(job.resolve()))
         except InvalidJobDefinition as error:
             raise FederationError(f"the server refused the job: {error}") from None
 
     @property
     def events(self) -> Path:
         """The server's record of the run."""
-        return self._alliance.server_kit / STATE_FOLDER / self._id / EVENTS_FILE
+        return self._alliance.server_kit / STATE_FOLDER / self.id / EVENTS_FILE
 
     def require_going(self) -> None:
         """Raise where the run can no longer finish."""
@@ -80,14 +84,14 @@ class FederatedJob:
         self._asked = time.monotonic()
         try:
             with quiet():
-                status = str(self._session.get_job_status(self._id))
+                status = str(self._session.get_job_status(self.id))
         except Exception:  # noqa: BLE001 - the client library raises many types for a server that is being restarted
             with contextlib.suppress(Exception):
                 self._session = self._alliance.renew_session()
             return None
         if not status.startswith("FINISHED"):
             return None
-        site = self._alliance.site_that_failed(self._id)
+        site = self._alliance.site_that_failed(self.id)
         ended = status.removeprefix("FINISHED:")
         return f"{ended}: {site}'s job process ended abruptly" if site else ended
 
@@ -101,7 +105,7 @@ class FederatedJob:
             self.require_going()
             time.sleep(0.1)
         with quiet():
-            fetched: str = self._session.download_job_result(self._id)
+            fetched: str = self._session.download_job_result(self.id)
         return Path(fetched) / "workspace"
 
 
