@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import resource
+import stat
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -148,3 +151,48 @@ def test_a_loss_that_is_not_finite_leaves_as_such(spec: JobSpec, local: Path) ->
 
 def test_an_unknown_task_is_refused(spec: JobSpec, local: Path) -> None:
     assert "does not know" in str(exchange.refusal_reason(_do(_executor(spec), "delete_everything", local)))
+
+
+def test_figures_of_single_cases_stay_at_the_site(spec: JobSpec, local: Path) -> None:
+    executor = _executor(spec)
+    _do(executor, "prepare", local)
+    assert executor._trainer
+    message = exchange.weights_message(executor._trainer.weights(), 1, "test")
+    numbers = exchange.read_numbers_message(_do(executor, "validate", local, message))
+    table = local / "oncofed" / "job" / "test_cases.csv"
+    rows = list(csv.DictReader(table.open()))
+    assert [row["case"] for row in rows] == [case.name for case in executor._trainer.cases.test]
+    assert 0 <= float(rows[0]["dice.core"]) <= 1
+    assert stat.S_IMODE(table.stat().st_mode) == 0o600
+    assert rows[0]["case"] not in repr(numbers)
+
+
+def test_a_site_whose_kept_state_is_broken_begins_anew(spec: JobSpec, local: Path) -> None:
+    first = _executor(spec)
+    _do(first, "prepare", local)
+    weights = first._trainer.weights()  # type: ignore[union-attr]
+    _do(first, "train", local, exchange.weights_message(weights, 1))
+    kept = local / "oncofed" / "job"
+    for path in kept.glob("*.safetensors"):
+        path.write_bytes(path.read_bytes()[:-100])
+    again = _executor(spec)
+    update, *_ = exchange.read_update_message(_do(again, "train", local, exchange.weights_message(weights, 1)))
+    assert any(update[name].any() for name in weights)
+    assert {path.name for path in kept.glob("*.broken")} == {"site.broken", "checkpoint.broken"}
+
+
+def test_a_full_disk_costs_the_state_and_not_the_update(spec: JobSpec, local: Path) -> None:
+    executor = _executor(spec)
+    _do(executor, "prepare", local)
+    weights = executor._trainer.weights()  # type: ignore[union-attr]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (512, before[1]))
+    try:
+        reply = _do(executor, "train", local, exchange.weights_message(weights, 1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    update, _, _, numbers = exchange.read_update_message(reply)
+    assert any(update[name].any() for name in weights)
+    assert numbers["not_kept"] == "File too large"
+    assert str(local) not in repr(numbers)
+    assert not list(local.rglob("*.unfinished"))

@@ -1,12 +1,17 @@
-"""A hospital's bad day: real servers and sites, some of them poisoned."""
+"""A hospital's bad day: real servers and sites, killed, hung, cut off, poisoned, and not what they say they are."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
-from fault_lab import lab
+import oncofed
+from commands import wait_for
+from fault_lab import another_clock, another_version, lab
+from oncofed.alliance.local import quiet
 from oncofed.job.spec import JobSpec
 from synthetic import make_site
 
@@ -18,11 +23,89 @@ def three_sites(tmp_path: Path, two_sites: dict[str, Path]) -> dict[str, Path]:
     return {**two_sites, "north": make_site(tmp_path / "north", 6, 3)}
 
 
+@pytest.mark.timeout(400)
+def test_a_run_outlives_every_process_and_ends_with_the_same_bits(
+    spec: JobSpec, two_sites: dict[str, Path], tmp_path: Path
+) -> None:
+    strategy = {"strategy": {"name": "fedadam"}, "exchange": {"update": "int8"}}
+    patient = spec.changed({"rounds": {"number": 6}, "training": {"steps_per_round": 60}, **strategy})
+    models = []
+    for name in ("undisturbed", "disturbed"):
+        with lab(patient, two_sites, tmp_path / name) as running:
+            running.wait(lambda state: state.round >= 1, "the first round begins")
+            if name == "disturbed":
+                running.kill("site job", "west")
+                running.wait(lambda state: state.round >= 2, "the second round begins")
+                running.kill("server job")
+                running.wait(lambda state: state.round >= 3, "the third round begins")
+                running.kill("site", "east")
+                running.wait(lambda state: state.round >= 5, "the fifth round begins")
+                running.kill("server")
+            state = running.wait(lambda state: state.finished is not None, "the run ends")
+            assert sorted(state.participation) == [1, 2, 3, 4, 5, 6]
+            assert all(sorted(who["in_time"]) == ["east", "west"] for who in state.participation.values())
+            models.append(load_file(running.job.fetch() / "models" / "best.safetensors"))
+    assert sum(incident["kind"] == "resumed" for incident in state.incidents) == 2
+    assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
+
+
+@pytest.mark.timeout(400)
+def test_a_bad_day(spec: JobSpec, three_sites: dict[str, Path], tmp_path: Path) -> None:
+    changes = {"rounds": {"number": 200, "quorum": 2, "deadline_s": 4.0}, "training": {"steps_per_round": 20}}
+    clock = {"east": another_clock(tmp_path / "clock", -600)}
+    with lab(spec.changed(changes), three_sites, tmp_path / "lab", environments=clock) as running:
+        running.wait(lambda state: state.rounds_s, "the first round is over")
+        for link in running.links.values():
+            link.lose(0.02)
+
+        # A site that hangs holds nobody up past the deadline, and takes part again when it goes on.
+        with running.stopped("site job", "north"):
+            begun = running.look().round
+            state = running.wait(
+                lambda state: len(state.rounds_s) > begun + 1, "rounds end without the site that hangs"
+            )
+            assert "north" in state.participation[begun + 1]["missing"]
+        running.wait(lambda state: _took_part(state.participation, "north", state.round), "it takes part again")
+
+        # A link that is cut.
+        running.links["north"].cut()
+        running.wait(lambda state: "north" in state.lost, "the site behind it is missed", 90)
+        running.links["north"].mend()
+        running.wait(lambda state: "north" not in state.lost, "it is back")
+        running.wait(lambda state: _took_part(state.participation, "north", state.round), "it takes part again")
+
+        # A full disk costs the state, not the update.
+        running.fill_disk("site job", "east")
+        state = running.wait(lambda state: _kinds(state.incidents, "site_not_kept", "east"), "the full disk is told")
+        assert "east" in state.participation[max(state.participation)]["in_time"]
+
+        # The engineer has seen enough.
+        with quiet():
+            running.alliance.session().abort_job(running.job.id)
+        running.submit(spec.changed({"rounds": {"quorum": 2}}))
+        state = running.wait(lambda state: state.finished is not None, "the next job ends")
+        assert sorted(state.finished["test"]) == ["east", "north", "west"]  # type: ignore[index]
+
+
+@pytest.mark.timeout(300)
+def test_who_is_not_what_it_says(spec: JobSpec, three_sites: dict[str, Path], tmp_path: Path) -> None:
+    other = {"north": another_version(tmp_path / "other", "0.0.1")}
+    patient = spec.changed({"rounds": {"number": 3, "quorum": 2}, "training": {"steps_per_round": 200}})
+    with lab(patient, three_sites, tmp_path / "lab", environments=other) as running:
+        running.wait(lambda state: state.ready_s is not None, "the sites are ready")
+        with running.twin("west") as twin:
+            state = running.wait(lambda state: state.finished is not None, "the run ends")
+            assert all(who["in_time"] == ["east", "west"] for who in state.participation.values())
+            assert f"it runs oncofed 0.0.1, the server {oncofed.__version__}" in state.lost["north"]
+            log = tmp_path / "lab" / "logs" / "west-twin.txt"
+            wait_for(lambda: twin.poll() is not None, f"the second west ends: {log.read_text()[-2000:]}", 60)
+
+
 @pytest.mark.timeout(300)
 def test_bad_updates_are_refused_and_the_round_goes_on(
     spec: JobSpec, three_sites: dict[str, Path], tmp_path: Path
 ) -> None:
-    changes = {"rounds": {"number": 3, "quorum": 1}, "exchange": {"update": "bfloat16"}}
+    changes = {"rounds": {"number": 3}, "exchange": {"update": "bfloat16"}}
     poisoned = {"west": "nan", "north": "shape"}
     with lab(spec.changed(changes), three_sites, tmp_path / "lab", poisoned) as running:
         state = running.wait(lambda state: state.finished is not None, "the run ends")
@@ -32,3 +115,11 @@ def test_bad_updates_are_refused_and_the_round_goes_on(
             assert "expected" in who["refused"]["north"]
         told = [p for p in running.alliance.kit("west").rglob("*.txt") if "did not take" in p.read_text()]
         assert told or "did not take" in (tmp_path / "lab" / "logs" / "west.txt").read_text()
+
+
+def _took_part(participation: dict[int, dict[str, object]], site: str, since: int) -> bool:
+    return any(site in who["in_time"] + who["late"] for number, who in participation.items() if number >= since - 1)  # type: ignore[operator]
+
+
+def _kinds(incidents: list[dict[str, object]], kind: str, site: str) -> bool:
+    return any(incident["kind"] == kind and incident["site"] == site for incident in incidents)

@@ -35,7 +35,7 @@ from oncofed.federation.compression import ReceivedUpdate
 from oncofed.federation.desk import Desk, Question
 from oncofed.federation.events import EVENTS_FILE, MODELS_FOLDER, EventLog
 from oncofed.federation.exchange import TASK_PREPARE, TASK_TRAIN, TASK_VALIDATE
-from oncofed.federation.folders import hand_over, initial_model, note_end, state_folder
+from oncofed.federation.folders import hand_over, initial_model, note_end, sole_owner, state_folder
 from oncofed.federation.memory import Memory, read_memory, write_memory
 from oncofed.federation.spec import CyclicSpec, FedBuffSpec, FederationPlan
 from oncofed.federation.strategies import Update, build_strategy
@@ -104,8 +104,10 @@ class FederatedTraining(Controller):
         self._federation = FederationPlan.model_validate(federation)
         self._evaluate_only = evaluate_only
         self._desk = Desk()
+        self._held = contextlib.ExitStack()
         self._log: EventLog | None = None
         self._state = Path()
+        self._before: set[str] = set()
         self._cases: dict[str, dict[str, Any]] = {}
         self._refusals: dict[str, str] = {}
         self._turns = 0
@@ -124,6 +126,7 @@ class FederatedTraining(Controller):
         """Open the run's record before the first round."""
         exchange.register_tensors()
         self._state = state_folder(fl_ctx)
+        self._held.enter_context(sole_owner(self._state))
         (self._state / MODELS_FOLDER).mkdir(parents=True, exist_ok=True)
         self._log = EventLog(self._state / EVENTS_FILE)
         self._offload = setup_tensor_disk_offload(fl_ctx.get_engine(), True, str(fl_ctx.get_job_id()))
@@ -136,6 +139,7 @@ class FederatedTraining(Controller):
             self._log.close()
         cleanup_tensor_disk_offload(fl_ctx.get_engine(), self._offload)
         hand_over(fl_ctx)
+        self._held.close()
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Record a site's progress, and that a site's processes are gone."""
@@ -171,6 +175,7 @@ class FederatedTraining(Controller):
         memory = read_memory(self._state)
         if memory:
             strategy.restore(memory.strategy)
+            self._before = set(memory.sites)
             self._record("resumed", round=memory.round + 1)
         else:
             memory = Memory(self._initial(weights_of(network)))
@@ -183,7 +188,7 @@ class FederatedTraining(Controller):
             metric=plan.build_task().metric,
             strategy=federation.strategy.name,
         )
-        self._prepare(set(memory.sites))
+        self._prepare()
         if self._evaluate_only:
             self._test(memory.model, 0, None)
             return
@@ -207,14 +212,10 @@ class FederatedTraining(Controller):
             raise FederationError("the model that the job brings along is not one of its network")
         return model
 
-    def _prepare(self, before: set[str]) -> None:
-        """Let every site load its data, also those that come later; wait for those that the job started with.
-
-        Args:
-            before: sites that took part before this process was started.
-        """
+    def _prepare(self) -> None:
+        """Let every site load its data, also those that come later; wait for those that the job started with."""
         started = time.time()
-        expected = set(self._sites()) | before
+        expected = set(self._sites())
 
         def message(site: str) -> Shareable:
             self._record("task", task=TASK_PREPARE, round=0, split="", sites=[site])
@@ -542,7 +543,9 @@ class FederatedTraining(Controller):
                     sync()
 
     def _sites(self) -> list[str]:
-        return sorted({client.name for client in self._ctx.get_engine().get_clients()} | set(self._cases))
+        """Return the sites that are registered now, or took part before, also in an earlier process of the server."""
+        registered = {client.name for client in self._ctx.get_engine().get_clients()}
+        return sorted(registered | set(self._cases) | self._before)
 
     def _outgoing(self, model: Weights) -> Weights:
         """Return a model as it travels: without what no site trains."""

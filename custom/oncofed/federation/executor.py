@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ from oncofed.federation import exchange
 from oncofed.federation.compression import Compressor
 from oncofed.federation.datasets import DATASETS_FILE, dataset_folder
 from oncofed.federation.exchange import TASK_PREPARE, TASK_TRAIN, TASK_VALIDATE
-from oncofed.federation.folders import initial_model, state_folder
+from oncofed.federation.folders import initial_model, sole_owner, state_folder
 from oncofed.federation.sharing import gpu_turn
 from oncofed.federation.site_state import SiteState
 from oncofed.federation.spec import DittoSpec, FedBNSpec, FedDynSpec, FederationPlan, FedProxSpec, ScaffoldSpec
@@ -38,8 +40,9 @@ from oncofed.training.corrections import ControlVariates, Correction, DynamicReg
 
 _SECONDS_BETWEEN_PROGRESS = 0.5
 _WAIT_TIMEOUT_SECONDS = 10.0
-# In the site's own folder of the job, with its patients' names only as far as a digest of them.
+# In the site's own folder of the job; only its table of test cases names any.
 _CHECKPOINT_FILE = "checkpoint.safetensors"
+_CASES_FILE = "test_cases.csv"
 _PERSONAL_FILE = "personal.safetensors"
 
 
@@ -121,7 +124,11 @@ class SiteExecutor(Executor):
 
     def _execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
         if self._trainer is None:
-            self._trainer = self._prepare(fl_ctx)
+            try:
+                self._trainer = self._prepare(fl_ctx)
+            except BaseException:
+                self._held.close()
+                raise
         told = exchange.told_refusal(shareable)
         if told:
             self.log_warning(fl_ctx, f"the server did not take this site's last update: {told}", fire_event=False)
@@ -152,7 +159,7 @@ class SiteExecutor(Executor):
             self.log_warning(fl_ctx, f"set aside {problem}", fire_event=False)
         self._progress(fl_ctx, phase="loading data")
         kept = state_folder(fl_ctx)
-        kept.mkdir(parents=True, exist_ok=True)
+        self._held.enter_context(sole_owner(kept))
         self._set_broken_state_aside(kept, fl_ctx)
         self._state = SiteState(kept)
         trainer = self._held.enter_context(start_trainer(plan, usable.cases, site, kept / _CHECKPOINT_FILE))
@@ -290,7 +297,21 @@ class SiteExecutor(Executor):
         cases = trainer.cases.test if split == "test" else trainer.cases.validation
         trainer.load_weights(weights)
         evaluation = trainer.evaluate(cases, lambda: abort_signal.triggered, detailed=split == "test")
+        if evaluation.by_case:
+            self._note_cases(evaluation.by_case, fl_ctx)
         return {"evaluation": exchange.evaluation_numbers(evaluation), "validate_s": time.time() - started}
+
+    def _note_cases(self, by_case: Sequence[tuple[str, dict[str, float | str]]], fl_ctx: FLContext) -> None:
+        """Write what the last tested model does on each case, for this site alone."""
+        path = state_folder(fl_ctx) / _CASES_FILE
+        columns = list(dict.fromkeys(name for _, figures in by_case for name in figures))
+        try:
+            with open(path, "w", newline="", encoding="utf-8", opener=_private) as file:
+                table = csv.DictWriter(file, ["case", *columns])
+                table.writeheader()
+                table.writerows({"case": case, **figures} for case, figures in by_case)
+        except OSError as error:
+            self.log_error(fl_ctx, f"{path} could not be written: {error}", fire_event=False)
 
     def _wait_for_task(self, fl_ctx: FLContext) -> None:
         """Ask the server to be told when there is something to do, instead of asking for it twenty times a second."""
@@ -319,6 +340,10 @@ class SiteExecutor(Executor):
         self._last_progress = time.monotonic()
         with fl_ctx.get_engine().new_context() as context:
             self.fire_fed_event(exchange.PROGRESS_EVENT, Shareable(values), context)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _correction(federation: FederationPlan) -> Correction | None:

@@ -2,24 +2,51 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import shutil
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
 
+from oncofed.errors import StateError
 from oncofed.federation.events import EVENTS_FILE, MODELS_FOLDER
 
 # In a job's folder, beside its two configurations: weights that the job starts from.
 INITIAL_MODEL = "initial_model.safetensors"
 STATE_FOLDER = "oncofed"
 _ENDED = "ended"
+_LONGEST_HOLD_SECONDS = 60.0
 
 
 def state_folder(fl_ctx: FLContext) -> Path:
     """Return a job's folder for its state. FLARE empties its own run folder when it starts a job again."""
     workspace = fl_ctx.get_prop(FLContextKey.WORKSPACE_OBJECT)
     return Path(workspace.get_root_dir()) / STATE_FOLDER / str(fl_ctx.get_job_id())
+
+
+@contextlib.contextmanager
+def sole_owner(folder: Path) -> Iterator[None]:
+    """Hold a job's folder: a process whose parent died works on for seconds, while its successor is started.
+
+    Raises:
+        StateError: another process did not let go of it for a minute.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".owner").open("w") as file:
+        deadline = time.monotonic() + _LONGEST_HOLD_SECONDS
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise StateError(f"{folder}: another process works on this job; end it first") from None
+                time.sleep(0.1)
+        yield
 
 
 def initial_model(fl_ctx: FLContext) -> Path | None:

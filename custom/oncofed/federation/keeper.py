@@ -26,6 +26,10 @@ _LOOK_SECONDS = 1.0
 # How often sites are asked which jobs they run, and after how many times in vain a site is left alone.
 _SECONDS_BETWEEN_LOOKS_AT_SITES = 3.0
 _MOST_MISSED = 40
+# How often a job of a dead server is put into the queue, where FLARE could not start it.
+_MOST_TRIES = 5
+# What FLARE says of a job that a dead server ran, or that could not be started because a site still ran it.
+_NOT_RUNNING = (RunStatus.RUNNING, RunStatus.DISPATCHED, RunStatus.FAILED_TO_RUN)
 
 MARK = "oncofed"
 
@@ -43,30 +47,66 @@ class JobKeeper(FLComponent):
         self._stop = threading.Event()
         self._missed: dict[tuple[str, str], int] = {}
         self._looked = 0.0
+        # Jobs of a server process that died, and how often they were put into the queue again.
+        self._interrupted: dict[str, int] = {}
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Begin when the server has started, end with it."""
         if event_type == EventType.SYSTEM_START:
             engine = fl_ctx.get_engine()
-            self._requeue(engine, fl_ctx)
+            self._note_interrupted(engine, fl_ctx)
             threading.Thread(target=self._look_after, args=(engine,), name="job keeper", daemon=True).start()
         elif event_type == EventType.SYSTEM_END:
             self._stop.set()
 
-    def _requeue(self, engine: Any, fl_ctx: FLContext) -> None:
+    def _note_interrupted(self, engine: Any, fl_ctx: FLContext) -> None:
         manager = engine.get_component(SystemComponents.JOB_MANAGER)
         for job in manager.get_jobs_by_status([RunStatus.RUNNING, RunStatus.DISPATCHED], fl_ctx):
             if _is_ours(job):
-                # As if it had never been scheduled: FLARE passes over jobs that bear its mark for that.
-                manager.update_meta(
-                    job.job_id, {JobMetaKey.SCHEDULE_COUNT.value: 0, JobMetaKey.LAST_SCHEDULE_TIME.value: 0.0}, fl_ctx
-                )
-                manager.set_status(job.job_id, RunStatus.SUBMITTED, fl_ctx)
-                (Path(manager.job_uri(job.job_id)) / "scheduled").unlink(missing_ok=True)
+                self._interrupted[job.job_id] = 0
                 self.log_info(fl_ctx, f"job {job.job_id} ran when the server ended: it goes on", fire_event=False)
+
+    def _requeue(self, engine: Any) -> None:
+        """Put jobs of a dead server into the queue when no site runs them any more: FLARE gives up a job that one does.
+
+        It does so again where a site came back meanwhile that still ran it.
+        """
+        manager = engine.get_component(SystemComponents.JOB_MANAGER)
+        for job_id, tries in list(self._interrupted.items()):
+            if job_id in engine.job_runner.running_jobs or tries > _MOST_TRIES:
+                del self._interrupted[job_id]
+                continue
+            with engine.new_context() as fl_ctx:
+                job = manager.get_job(job_id, fl_ctx)
+                status = job.meta.get(JobMetaKey.STATUS.value) if job else None
+                if status in (RunStatus.SUBMITTED, RunStatus.APPROVED) or (tries and status == RunStatus.DISPATCHED):
+                    continue
+                if status not in _NOT_RUNNING:
+                    del self._interrupted[job_id]  # aborted, or deleted
+                    continue
+                if not self._is_free(engine, job_id, fl_ctx):
+                    continue
+                # As if it had never been scheduled: FLARE passes over jobs that bear its mark for that.
+                never = {JobMetaKey.SCHEDULE_COUNT.value: 0, JobMetaKey.LAST_SCHEDULE_TIME.value: 0.0}
+                manager.update_meta(job_id, never, fl_ctx)
+                (Path(manager.job_uri(job_id)) / "scheduled").unlink(missing_ok=True)
+                manager.set_status(job_id, RunStatus.SUBMITTED, fl_ctx)
+                self._interrupted[job_id] = tries + 1
+
+    def _is_free(self, engine: Any, job_id: str, fl_ctx: FLContext) -> bool:
+        """Return whether a site is there and none runs a job of a dead server; those that do are told to end it."""
+        running = _sites_that_run(engine, job_id)
+        busy = [site for site, runs in running.items() if runs]
+        if busy:
+            engine.job_runner.abort_client_run(job_id, busy, fl_ctx)
+        return bool(running) and not busy and not engine.run_processes.get(job_id)
 
     def _look_after(self, engine: Any) -> None:
         while not self._stop.wait(_LOOK_SECONDS):
+            try:
+                self._requeue(engine)
+            except Exception as error:  # noqa: BLE001 - tried again in a second
+                self.logger.error("jobs of the server before: %s: %s", type(error).__name__, error)
             for job_id, job in list(engine.job_runner.running_jobs.items()):
                 if not _is_ours(job):
                     continue

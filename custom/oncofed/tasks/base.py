@@ -49,10 +49,12 @@ class Evaluation(Scores):
         cases: how many cases.
         interval: in which the metric lies with 95 % confidence, over patients; None where it was not asked for, or
             fewer than five patients stand behind it.
+        by_case: each case's name and figures, for the site's own eyes; empty where details were not asked for.
     """
 
     cases: int = 0
     interval: tuple[float, float] | None = None
+    by_case: tuple[tuple[str, dict[str, float | str]], ...] = ()
 
 
 Outcome = TypeVar("Outcome")
@@ -115,6 +117,10 @@ class Task(ABC, Generic[Outcome]):
         """Return the scores over cases, each with its patient's key."""
 
     @abstractmethod
+    def figures(self, outcome: Outcome) -> dict[str, float | str]:
+        """Return what is to be said of one case."""
+
+    @abstractmethod
     def picture(self, network: nn.Module, case: Case, device: torch.device) -> Picture:
         """Return what a network in evaluation mode makes of one case, for people."""
 
@@ -138,13 +144,17 @@ class Task(ABC, Generic[Outcome]):
         """
         network.eval()
         outcomes: list[tuple[str, Outcome]] = []
+        by_case = []
         for case in cases:
             if should_stop and should_stop():
                 break
-            outcomes.append((case.patient, self.assess(network, case, device, detailed)))
+            outcome = self.assess(network, case, device, detailed)
+            outcomes.append((case.patient, outcome))
+            if detailed:
+                by_case.append((case.name, self.figures(outcome)))
         scores = self.summarise(outcomes)
         interval = confidence(self.summarise, outcomes) if detailed else None
-        return Evaluation(scores.mean, scores.by_class, scores.more, len(outcomes), interval)
+        return Evaluation(scores.mean, scores.by_class, scores.more, len(outcomes), interval, tuple(by_case))
 
 
 def confidence(

@@ -118,6 +118,11 @@ class Classification(Task[Classified]):
         found = np.stack([np.mean(each, axis=0) for each in groups.values()]) if groups else np.empty((0, 1))
         return class_scores(found, labels, self.classes)
 
+    def figures(self, outcome: Classified) -> dict[str, float | str]:
+        """Return the case's class and the probability of each."""
+        said = {f"probability.{name}": float(outcome.probabilities[value]) for value, name in self.classes.items()}
+        return {"class": self.classes[outcome.label], **said}
+
     def picture(self, network: nn.Module, case: Case, device: torch.device) -> Picture:
         """Return the image, with its class and what the network takes it for."""
         found = self.assess(network, case, device, detailed=False)

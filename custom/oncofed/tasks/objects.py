@@ -113,6 +113,10 @@ class Objects(Task[dict[str, float]]):
         by_class = {} if quality is None else {self.classes[1]: quality}
         return Scores(quality, by_class, means)
 
+    def figures(self, outcome: dict[str, float]) -> dict[str, float | str]:
+        """Return the case's figures."""
+        return dict(outcome)
+
     def picture(self, network: nn.Module, case: Case, device: torch.device) -> Picture:
         """Return the image with the outlines of every object."""
         found = self.predict(network, case, device)

@@ -198,6 +198,10 @@ class Segmentation(Task[dict[str, float]]):
         more = {name: v for name, v in means.items() if name and not name.startswith("dice.")}
         return Scores(means.get(""), by_class, more)
 
+    def figures(self, outcome: dict[str, float]) -> dict[str, float | str]:
+        """Return the case's figures."""
+        return dict(outcome)
+
     def picture(self, network: nn.Module, case: Case, device: torch.device) -> Picture:
         """Return the slice that shows most of the reference, with contours."""
         found = self.predict(network, case, device)
