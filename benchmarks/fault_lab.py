@@ -214,9 +214,17 @@ class Lab:
                 process.send_signal(signal.SIGCONT)
                 time.sleep(0.05)
 
-    def fill_disk(self, kind: str, site: str) -> None:
-        """Let every file that a process writes end after a few bytes."""
-        self.process(kind, site).rlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+    @contextlib.contextmanager
+    def full_disk(self, kind: str, site: str) -> Iterator[None]:
+        """Let every file that a process writes end after a few bytes while the block runs."""
+        process = self.process(kind, site)
+        before = process.rlimit(resource.RLIMIT_FSIZE)
+        process.rlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+        try:
+            yield
+        finally:
+            with contextlib.suppress(psutil.Error):
+                process.rlimit(resource.RLIMIT_FSIZE, before)
 
     @contextlib.contextmanager
     def twin(self, site: str) -> Iterator[subprocess.Popen[bytes]]:

@@ -22,12 +22,13 @@ from fault_lab import Lab, another_clock, another_version, lab
 from oncofed.alliance.local import quiet
 from oncofed.data.brain import make_hospitals
 from oncofed.errors import FederationError
-from oncofed.job.run import environment
+from oncofed.job.outcome import environment
 from oncofed.job.spec import JobSpec, read_job
 
 _BASELINE = Path(__file__).parent / "baselines" / "faults.json"
 _SITE = "site-4"
 _CUT_SECONDS = 30.0
+_FULL_SECONDS = 20.0
 _LONGEST_SECONDS = 400.0
 
 
@@ -72,6 +73,11 @@ def _lossy(lab_: Lab) -> None:
         link.lose(0.02)
 
 
+def _full(lab_: Lab) -> None:
+    with lab_.full_disk("site job", _SITE):
+        time.sleep(_FULL_SECONDS)
+
+
 def _doubled(lab_: Lab) -> None:
     with lab_.twin(_SITE):
         lab_.wait(lambda state: state.finished is not None, "the run ends", _LONGEST_SECONDS)
@@ -94,7 +100,7 @@ FAULTS = [
     Fault("a site ten times as slow", _slow, _PATIENT),
     Fault("a site's link cut for 30 s", _cut),
     Fault("2 % of all packets lost", _lossy),
-    Fault("a site's disk full", lambda x: x.fill_disk("site job", _SITE)),
+    Fault("a site's disk full for 20 s", _full),
     Fault("a site's clock ten minutes slow", environments=lambda x: {_SITE: another_clock(x, -600)}),
     Fault("a second site with a site's name and kit", _doubled),
     Fault(

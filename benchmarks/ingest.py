@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     arguments = parser.parse_args()
     # Here, so that the processes that are measured do not load torch.
-    from oncofed.job.run import environment
+    from oncofed.job.outcome import environment
 
     warnings.filterwarnings("ignore")
     scale = 0.1 if arguments.quick else 1.0

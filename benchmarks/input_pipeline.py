@@ -39,7 +39,7 @@ from oncofed.data.cases import read_cases
 from oncofed.data.inputs import Patches
 from oncofed.data.prepared import PreparedCases
 from oncofed.data.spec import DataSpec
-from oncofed.job.run import environment
+from oncofed.job.outcome import environment
 from train_step import make_volumes
 
 _KEYS = ("image", "label")

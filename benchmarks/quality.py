@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from oncofed.data.cases import Cases, usable_cases
 from oncofed.data.register import Request, register
 from oncofed.data.slides import TileSpec
-from oncofed.job.run import environment
+from oncofed.job.outcome import environment
 from oncofed.job.spec import JobSpec, read_job
 from oncofed.tasks import SlideClassification
 from oncofed.training import Evaluation, Trainer

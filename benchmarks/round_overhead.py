@@ -34,7 +34,7 @@ from oncofed.data.brain import HOSPITALS, make_hospitals
 from oncofed.federation.events import EVENTS_FILE, EventReader
 from oncofed.job import backends
 from oncofed.job.flare import export_job
-from oncofed.job.run import environment
+from oncofed.job.outcome import environment
 from oncofed.job.spec import JobSpec, read_job
 from oncofed.models.networks import network_config
 

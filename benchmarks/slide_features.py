@@ -33,7 +33,7 @@ from oncofed.data.register import Request, register
 from oncofed.data.slides import TileSpec
 from oncofed.data.spec import SplitSpec
 from oncofed.data.tiles import SlideTiles, read_tiles
-from oncofed.job.run import environment
+from oncofed.job.outcome import environment
 from oncofed.models import ModelSpec, build_network
 from oncofed.models import Request as NetworkRequest
 from oncofed.models.weights import weights_of

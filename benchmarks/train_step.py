@@ -50,7 +50,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from oncofed.data.cases import read_cases
 from oncofed.data.register import Request, register
 from oncofed.data.spec import DataSpec
-from oncofed.job.run import environment
+from oncofed.job.outcome import environment
 from oncofed.job.spec import read_job
 from oncofed.training import Plan, Trainer
 

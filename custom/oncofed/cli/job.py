@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from oncofed.cli import submitted
 from oncofed.cli.common import (
     DEFAULT_WORKSPACE,
     Workspace,
@@ -23,13 +24,17 @@ from oncofed.cli.common import (
     show_result,
 )
 from oncofed.cli.demo import Backend
+from oncofed.cli.submitted import EvaluateOnly, Model, require_model
 from oncofed.errors import SpecError
 
 if TYPE_CHECKING:
     from oncofed.data.planning import PlanFile
     from oncofed.job.spec import JobSpec
 
-app = typer.Typer(help="Jobs as data: list, show, check, plan, export, run.", no_args_is_help=True)
+app = typer.Typer(
+    help="Jobs as data: list, show, check, plan, export, run; submit, watch, stop and fetch those of an alliance.",
+    no_args_is_help=True,
+)
 
 Job = Annotated[str, typer.Argument(help="A job's name, its folder, or its job.yaml.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
@@ -143,12 +148,15 @@ def export(
     job: Job,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write; its name becomes FLARE's job name.")],
     force: Annotated[bool, typer.Option("--force", help="Replace a job folder exported before.")] = False,
+    model: Model = None,
+    evaluate_only: EvaluateOnly = False,
 ) -> None:
     """Write a job as a plain FLARE job folder: JSON only, for `nvflare job submit`."""
     from oncofed.job.flare import export_job
     from oncofed.job.spec import read_any_job
 
-    folder = export_job(read_any_job(job), out, force)
+    require_model(model, evaluate_only)
+    folder = export_job(read_any_job(job), out, force, model, evaluate_only)
     typer.echo(f"{folder}: written. Submit it with: nvflare job submit -j {folder}")
 
 
@@ -183,6 +191,8 @@ def run(
     gpu_memory: Annotated[
         float, typer.Option(min=0.1, help="federated_profile: GiB of the smallest GPU, for the plan.")
     ] = 8.0,
+    model: Model = None,
+    evaluate_only: EvaluateOnly = False,
     keep: Annotated[bool, typer.Option("--keep", help="Keep startup kits and FLARE's own files.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print result.json to stdout, progress to stderr.")] = False,
     workspace: Workspace = DEFAULT_WORKSPACE,
@@ -195,9 +205,10 @@ def run(
 
     require_posix()
     spec = read_any_job(job)
+    require_model(model, evaluate_only)
     if isinstance(spec, ProfileJobSpec):
-        if rounds or max_bad_share is not None:
-            raise SpecError(f"{spec.name} trains nothing: leave --rounds and --max-bad-share away.")
+        if rounds or max_bad_share is not None or model:
+            raise SpecError(f"{spec.name} trains nothing: leave --rounds, --max-bad-share and --model away.")
         min_sites = spec.min_sites
     else:
         spec = spec.with_rounds(rounds) if rounds else spec
@@ -221,7 +232,18 @@ def run(
             plan = ProfileRun(spec, sites, backend.value, folder, console, port, keep, gpu_memory).execute()
             _show_plan(plan, folder / "plan.json", json)
             return
-        result = Run(spec, sites, backend.value, folder, console, port, keep, baselines).execute()
+        result = Run(
+            spec,
+            sites,
+            backend.value,
+            folder,
+            console,
+            port,
+            keep,
+            baselines,
+            model=model,
+            evaluate_only=evaluate_only,
+        ).execute()
     show_result(result, folder, json)
 
 
@@ -365,6 +387,10 @@ def _show_plan(plan: PlanFile, path: Path, json: bool) -> None:
     console.print(f"Written: {path}", soft_wrap=True)
     if path.suffix == ".json":
         console.print(f"Next:    oncofed job plan JOB {path} --out NEW.yaml", soft_wrap=True)
+
+
+for _command in (submitted.submit, submitted.watch, submitted.stop, submitted.fetch):
+    app.command()(_command)
 
 
 def parse_sites(values: list[str]) -> dict[str, Path]:

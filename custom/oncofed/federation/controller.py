@@ -9,7 +9,7 @@ import random
 import statistics
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
 from nvflare.apis.wf_comm_spec import WFCommSpec
 from nvflare.app_common.utils.tensor_disk_offload_context import cleanup_tensor_disk_offload, setup_tensor_disk_offload
+from nvflare.widgets.info_collector import InfoCollector
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -33,7 +34,7 @@ from oncofed.errors import FederationError, OncofedError
 from oncofed.federation import exchange
 from oncofed.federation.compression import ReceivedUpdate
 from oncofed.federation.desk import Desk, Question
-from oncofed.federation.events import EVENTS_FILE, MODELS_FOLDER, EventLog
+from oncofed.federation.events import BEST_MODEL, EVENTS_FILE, MODELS_FOLDER, TOLD_GROUP, EventLog
 from oncofed.federation.exchange import TASK_PREPARE, TASK_TRAIN, TASK_VALIDATE
 from oncofed.federation.folders import hand_over, initial_model, note_end, sole_owner, state_folder
 from oncofed.federation.memory import Memory, read_memory, write_memory
@@ -68,6 +69,7 @@ class _Round:
         refused: why an update was not taken, by site.
         came: seconds until each site's answer.
         late: sites whose update is of an earlier round.
+        unable: when sites said that they cannot answer now, by site.
     """
 
     started: float
@@ -76,6 +78,7 @@ class _Round:
     refused: dict[str, str] = field(default_factory=dict)
     came: dict[str, float] = field(default_factory=dict)
     late: list[str] = field(default_factory=list)
+    unable: dict[str, float] = field(default_factory=dict)
 
     @property
     def counted(self) -> int:
@@ -142,9 +145,12 @@ class FederatedTraining(Controller):
         self._held.close()
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
-        """Record a site's progress, and that a site's processes are gone."""
+        """Record a site's progress, and that a site's processes are gone; tell who asks how the run goes."""
         if event_type == exchange.PROGRESS_EVENT:
             self._record_progress(fl_ctx)
+        elif event_type == InfoCollector.EVENT_TYPE_GET_STATS and self._log:
+            told = fl_ctx.get_prop(InfoCollector.CTX_KEY_STATS_COLLECTOR)
+            told.set_info(TOLD_GROUP, {"events": self._log.told()})
         elif event_type == EventType.CLIENT_DISCONNECTED:
             self._desk.lose(str(fl_ctx.get_prop(FLContextKey.DISCONNECTED_CLIENT_NAME)), "its process ended")
 
@@ -183,13 +189,14 @@ class FederatedTraining(Controller):
         self._record(
             "started",
             sites=self._sites(),
-            rounds=federation.rounds.number,
+            rounds=0 if self._evaluate_only else federation.rounds.number,
             steps_per_round=plan.training.steps_per_round,
             metric=plan.build_task().metric,
             strategy=federation.strategy.name,
         )
         self._prepare()
         if self._evaluate_only:
+            self._store(memory.model, 0)
             self._test(memory.model, 0, None)
             return
         for number in range(memory.round + 1, federation.rounds.number + 1):
@@ -199,7 +206,7 @@ class FederatedTraining(Controller):
         turn = self._score(memory.model, memory.round, "validation")
         self._judge(memory, memory.round, turn)
         matrix = self._cross_site(memory) if federation.evaluation.cross_site else None
-        best = load_file(self._state / MODELS_FOLDER / "best.safetensors")
+        best = load_file(self._state / MODELS_FOLDER / BEST_MODEL)
         self._test(best, memory.best_round, memory.best_score, matrix)
 
     def _initial(self, built: Weights) -> Weights:
@@ -373,6 +380,8 @@ class FederatedTraining(Controller):
         except FederationError as error:
             with self._lock:
                 self._refuse(current, site, str(error), number)
+                if exchange.may_pass(result):
+                    current.unable[site] = time.time()
             return
         with self._lock:
             if question.closed:
@@ -450,16 +459,29 @@ class FederatedTraining(Controller):
             self._welcome(question, asked)
             return self._is_answered(question, current, asked, current.counted >= needed())
 
-        self._wait_until(over, f"round {number}", lambda: current.counted, needed, set() if buffer else current.refused)
+        self._wait_until(over, f"round {number}", lambda: current.counted, needed, None if buffer else current)
 
     def _is_answered(self, question: Question, current: _Round, asked: list[str], enough: bool) -> bool:
         """Return whether a question has enough answers, and time is up or nobody is there who could still answer."""
         deadline = self._federation.rounds.deadline_s
         if not enough:
+            self._ask_again(question, current)
             return False
         if deadline is not None and time.time() - current.started > deadline:
             return True
         return all(site in question.done or site in self._desk.lost for site in asked)
+
+    def _ask_again(self, question: Question, current: _Round) -> None:
+        """Ask sites again that could not answer: their disk may have been full. They count as refused meanwhile."""
+        now = time.time()
+        if now - current.started > self._federation.rounds.return_s:
+            return
+        for site, since in list(current.unable.items()):
+            if now - since > _SECONDS_BETWEEN_TRIES:
+                with self._lock:
+                    del current.unable[site]
+                    current.refused.pop(site, None)
+                self._desk.reopen(question, site)
 
     def _welcome(self, question: Question, asked: list[str]) -> None:
         """Let a site that came during the round take part in it, where all sites do."""
@@ -478,7 +500,7 @@ class FederatedTraining(Controller):
         what: str,
         have: Callable[[], int],
         needed: Callable[[], int],
-        out: Collection[str] = (),
+        current: _Round | None = None,
     ) -> None:
         """Wait; give up where too few are left and none comes back for as long as the job allows.
 
@@ -487,20 +509,22 @@ class FederatedTraining(Controller):
             what: is waited for.
             have: sites that count so far.
             needed: how many must count.
-            out: sites that were refused: unlike lost ones, they do not count later.
+            current: what was answered so far: sites that were refused do not count later, unlike lost ones.
         """
         hopeless: float | None = None
         while not over():
             self._look(_LOOK_SECONDS)
             # One whose data did not pass does not change its mind.
-            out_now = set(out) | {site for site in self._refusals if site not in self._cases}
-            there = self._desk.known() - set(self._desk.lost) - out_now
+            out = {site for site in self._refusals if site not in self._cases}
+            out |= set(current.refused) if current else set()
+            there = self._desk.known() - set(self._desk.lost) - out
             if len(there) >= needed():
                 hopeless = None
                 continue
             now = time.monotonic()
             hopeless = hopeless or now
-            may_come = (set(self._sites()) | self._desk.known()) - out_now
+            unable = set(current.unable) if current else set()
+            may_come = (set(self._sites()) | self._desk.known()) - (out - unable)
             if len(may_come) < needed() or now - hopeless > self._federation.rounds.return_s:
                 raise FederationError(self._too_few(what, have(), needed()))
 
@@ -573,6 +597,8 @@ class FederatedTraining(Controller):
             reason = exchange.refusal_reason(result)
             if reason:
                 self._refuse(current, site, reason, number)
+                if exchange.may_pass(result):
+                    current.unable[site] = time.time()
                 return
             current.numbers[site] = exchange.read_numbers_message(result)
             self._record("answer", site=site, task=TASK_VALIDATE, round=number)
@@ -587,7 +613,7 @@ class FederatedTraining(Controller):
 
         # Who was away when it was asked may still come back to answer.
         self._desk.include(question, set(self._cases))
-        self._wait_until(over, f"{split} after round {number}", lambda: len(current.numbers), needed, current.refused)
+        self._wait_until(over, f"{split} after round {number}", lambda: len(current.numbers), needed, current)
         self._desk.close(question)
         return current
 
@@ -629,7 +655,7 @@ class FederatedTraining(Controller):
 
     def _store(self, weights: Weights, number: int) -> None:
         """Keep a model as the best so far; where the disk is full, say so and try again until the job gives up."""
-        path = self._state / MODELS_FOLDER / "best.safetensors"
+        path = self._state / MODELS_FOLDER / BEST_MODEL
         told: float | None = None
         while not _written(weights, path):
             if told is None:

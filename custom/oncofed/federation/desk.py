@@ -110,6 +110,12 @@ class Desk(WFCommServer):
             question.sites = (question.sites or set()) | sites
             self._changed.notify_all()
 
+    def reopen(self, question: Question, site: str) -> None:
+        """Ask a site again that has answered."""
+        with self._changed:
+            question.done.discard(site)
+            self._changed.notify_all()
+
     def close(self, question: Question) -> None:
         """Ask nobody else. Who works on it may still answer."""
         with self._changed:
@@ -195,6 +201,9 @@ class Desk(WFCommServer):
             self._heard[client_name] = time.monotonic()
             if self.lost.pop(client_name, None) is not None:
                 self._changed.notify_all()
+
+    def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
+        """Do nothing: FLARE's statistics are of tasks of its own kind."""
 
     def check_tasks(self) -> None:
         """Do nothing: there are no tasks of FLARE's own kind."""

@@ -6,12 +6,18 @@ import contextlib
 import json
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 EVENTS_FILE = "events.jsonl"
 MODELS_FOLDER = "models"
+# Under which the server tells them, where FLARE collects statistics of a job.
+TOLD_GROUP = "oncofed"
+# Events that a look from afar gets at most; the record holds all.
+_MOST_TOLD = 500
+BEST_MODEL = "best.safetensors"
 
 
 class EventLog:
@@ -22,6 +28,7 @@ class EventLog:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
         self._file = path.open("ab", buffering=0)
         written = path.read_bytes()
         self._file.truncate(written.rfind(b"\n") + 1)
@@ -38,6 +45,20 @@ class EventLog:
             with contextlib.suppress(OSError):
                 while self._pending:
                     self._pending = self._pending[self._file.write(self._pending) :]
+
+    def told(self) -> list[dict[str, Any]]:
+        """Return what somebody who looks at the run from afar needs to know: no more than some hundred events."""
+        first: list[dict[str, Any]] = []
+        last: deque[dict[str, Any]] = deque(maxlen=_MOST_TOLD)
+        now: dict[str, dict[str, Any]] = {}
+        for event in EventReader(self._path).read():
+            if event["kind"] in ("started", "joined", "ready"):
+                first.append(event)
+            elif event["kind"] in ("progress", "answer"):
+                now[event["site"]] = event
+            elif event["kind"] != "task":
+                last.append(event)
+        return sorted([*first[-_MOST_TOLD:], *last, *now.values()], key=lambda event: float(event["time"]))
 
     def close(self) -> None:
         """Close the file; later events are dropped."""

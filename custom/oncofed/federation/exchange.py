@@ -27,6 +27,7 @@ PROGRESS_EVENT = "oncofed.progress"
 WAIT_TOPIC = "oncofed.wait"
 
 _REASON = "oncofed.reason"
+_PASSING = "oncofed.passing"
 _NUMBERS = "oncofed.numbers"
 _SPLIT = "oncofed.split"
 _ROUND = "oncofed.round"
@@ -129,11 +130,22 @@ def read_numbers_message(message: Shareable) -> dict[str, Any]:
     return dict(from_shareable(message).data)
 
 
-def refusal(reason: str) -> Shareable:
-    """Return a site's answer that it could not do its task, with a reason that may leave the site."""
+def refusal(reason: str, passing: bool = False) -> Shareable:
+    """Return a site's answer that it could not do its task.
+
+    Args:
+        reason: may leave the site.
+        passing: it may be able to later, as when its disk is full.
+    """
     reply = make_reply(ReturnCode.EXECUTION_EXCEPTION)
     reply.set_header(_REASON, reason)
+    reply.set_header(_PASSING, passing)
     return reply
+
+
+def may_pass(message: Shareable) -> bool:
+    """Return whether what kept a site from its task may pass. FLARE itself gives up where it cannot write its audit."""
+    return message.get_return_code() != ReturnCode.OK and bool(message.get_header(_PASSING, True))
 
 
 def refusal_reason(message: Shareable) -> str | None:

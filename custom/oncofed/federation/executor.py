@@ -120,7 +120,8 @@ class SiteExecutor(Executor):
             return exchange.refusal(f"{type(error).__name__}; the site's own log says more")
         except Exception as error:  # noqa: BLE001 - whatever went wrong here, only its type may leave
             self.log_exception(fl_ctx, f"{task_name} failed", fire_event=False)
-            return exchange.refusal(f"{type(error).__name__} during {task_name}; the site's own log says more")
+            reason = f"{type(error).__name__} during {task_name}; the site's own log says more"
+            return exchange.refusal(reason, passing=isinstance(error, OSError))
 
     def _execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
         if self._trainer is None:

@@ -13,10 +13,10 @@ from rich.console import Console
 
 from oncofed.errors import FederationError
 from oncofed.job.checks import check_sites, check_strategy
-from oncofed.job.run import Backend, Run
+from oncofed.job.run import Run
 from oncofed.job.spec import JobSpec
 from oncofed.report.compare import write_plot
-from oncofed.report.result import Result, read_result
+from oncofed.report.result import Backend, Result, read_result
 
 COMPARISON_FILE = "comparison.json"
 

@@ -19,6 +19,8 @@ from oncofed.federation.spec import ProfilePlan
 from oncofed.job.spec import AnyJob, JobSpec, ProfileJobSpec
 from oncofed.models.weights import weights_of
 
+# In a job's folder: the job as its engineer wrote it.
+SPEC_FILE = "job.json"
 # The name that FLARE's statistics workflow gives its task.
 _STATISTICS_TASK = "fed_stats"
 # FLARE's own default is two seconds; an idle site asks again after this many.
@@ -65,6 +67,8 @@ def export_job(
         server, client = _server(spec, evaluate_only), _client(spec)
         # A site that is not there yet joins later: the rounds know how many they need.
         _write(out / "meta.json", {**_meta(spec.name, None), "custom_props": job_mark()})
+        # For who fetches the result: FLARE gives back what a job brought.
+        _write(config / SPEC_FILE, spec.model_dump(mode="json", by_alias=True))
         if model:
             shutil.copy(model, config / INITIAL_MODEL)
     _write(config / "config_fed_server.json", server)

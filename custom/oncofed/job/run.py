@@ -2,43 +2,33 @@
 
 from __future__ import annotations
 
-import contextlib
-import platform
 import shutil
-import statistics
 import time
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
 
-import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
 from oncofed.data.cases import Case, Cases, Usable, pool_cases, usable_cases
 from oncofed.errors import DataError, FederationError, OncofedError
-from oncofed.federation.events import MODELS_FOLDER, EventReader
+from oncofed.federation.events import BEST_MODEL, MODELS_FOLDER, EventReader
 from oncofed.job import backends
 from oncofed.job.backends import Running
 from oncofed.job.flare import export_job
+from oncofed.job.outcome import POOLED, Scores, begin_result, note_incidents, note_rounds, note_scores
 from oncofed.job.spec import JobSpec
-from oncofed.job.watch import Curves, RunState, RunView, progress_bar
+from oncofed.job.watch import Curves, RunView, progress_bar
 from oncofed.models.bundle import write_bundle
 from oncofed.processes import short_path
 from oncofed.report.html import write_report
-from oncofed.report.result import Bytes, Fairness, Means, Result, SiteResult
+from oncofed.report.result import Backend, Result
 from oncofed.tasks.pictures import Picture
-from oncofed.training import Evaluation, Trainer
+from oncofed.training import Trainer
 from oncofed.training.baselines import Baseline, BaselinePool
 
-Backend = Literal["federation", "simulate"]
-Scores = dict[str, dict[str, Evaluation]]
-
 _POLL_SECONDS = 0.2
-_POOLED = "pooled"
 _STARTING: dict[Backend, str] = {
     "federation": "starting a server and {sites} sites from their startup kits …",
     "simulate": "starting FLARE's simulator with {sites} sites …",
@@ -59,6 +49,8 @@ class Run:
         keep: keep startup kits and FLARE's own files.
         baselines: also train each site alone, and all data in one place.
         data_note: what the report says of the data.
+        model: weights as safetensors that the job starts from; None: those that its seed gives.
+        evaluate_only: score that model at every site, and train nothing.
     """
 
     spec: JobSpec
@@ -70,6 +62,8 @@ class Run:
     keep: bool = False
     baselines: bool = True
     data_note: str = ""
+    model: Path | None = None
+    evaluate_only: bool = False
     _cases: dict[str, Cases] = field(default_factory=dict)
     _skipped: dict[str, int] = field(default_factory=dict)
 
@@ -83,21 +77,9 @@ class Run:
         self.folder = self.folder.resolve()
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "job.yaml").write_text(self.spec.to_yaml(), encoding="utf-8")
-        task = self.spec.plan().build_task()
-        result = Result(
-            job=self.spec.name,
-            title=self.spec.title,
-            status="failed",
-            backend=self.backend,
-            rounds=self.spec.rounds.number,
-            strategy=self.spec.strategy.name,
-            metric=task.metric,
-            metric_name=task.metric_name,
-            classes=list(self.spec.task.classes.values()),
-            seed=self.spec.seed,
-            data_note=self.data_note,
-            environment=environment(),
-        )
+        result = begin_result(self.spec, self.backend, self.data_note)
+        if self.evaluate_only:
+            result.rounds = 0
         try:
             self._check_data()
             self._run(result)
@@ -119,6 +101,10 @@ class Run:
     @property
     def _work(self) -> Path:
         return self.folder / "federation"
+
+    @property
+    def _compares(self) -> bool:
+        return self.baselines and not self.evaluate_only
 
     def _check_data(self) -> None:
         refused = []
@@ -150,7 +136,7 @@ class Run:
             )
 
     def _run(self, result: Result) -> None:
-        job = export_job(self.spec, self._work / self.spec.name)
+        job = export_job(self.spec, self._work / self.spec.name, model=self.model, evaluate_only=self.evaluate_only)
         model = self.folder / "model"
         (model / "baselines").mkdir(parents=True, exist_ok=True)
         started = time.time()
@@ -165,17 +151,21 @@ class Run:
                     try:
                         self._follow(running, view)
                     finally:
-                        _note_incidents(result, view.state)
+                        note_incidents(result, view.state)
                 ended = time.time()
                 # The job's processes take seconds to end: train the baselines meanwhile.
-                if self.baselines:
+                if self._compares:
                     self.console.print("now each site alone, and all data in one place, for comparison …")
                     pool.start(self._baselines())
-                shutil.copy(running.fetch() / MODELS_FOLDER / "best.safetensors", model / "model.safetensors")
-            self._note_federation(result, view.state, started, ended)
+                best = running.fetch() / MODELS_FOLDER / BEST_MODEL
+                shutil.copy(best, model / "model.safetensors")
+            state = view.state
+            result.timing.startup_s = (state.started or started) - started + (state.ready_s or 0)
+            result.timing.federation_s = ended - started
+            note_rounds(result, state, model / "model.safetensors")
             scores = self._collect(pool)
         result.timing.baselines_s = time.time() - ended
-        self._note_scores(result, view.state, scores)
+        note_scores(result, state, scores, self._skipped)
         plan = self.spec.plan()
         weights = load_file(model / "model.safetensors")
         write_bundle(model, self.spec.title, plan.network_request, plan.data, plan.task.classes, weights)
@@ -203,71 +193,16 @@ class Run:
 
     def _baselines(self) -> list[Baseline]:
         tests: dict[str, tuple[Case, ...]] = {site: cases.test for site, cases in self._cases.items()}
-        pooled = Baseline(_POOLED, pool_cases(self._cases), tests)
+        pooled = Baseline(POOLED, pool_cases(self._cases), tests)
         # Pooled first: it loads and tests the most.
         return [pooled, *(Baseline(site, cases, {site: cases.test}) for site, cases in self._cases.items())]
 
     def _collect(self, pool: BaselinePool) -> Scores:
-        if not self.baselines:
+        if not self._compares:
             return {}
         with progress_bar(self.console) as bar:
             task = bar.add_task("alone and pooled, steps", total=pool.total_steps)
             return pool.collect(lambda done: bar.update(task, completed=done))
-
-    def _note_federation(self, result: Result, state: RunState, started: float, ended: float) -> None:
-        timing = result.timing
-        timing.startup_s = (state.started or started) - started + (state.ready_s or 0)
-        timing.federation_s = ended - started
-        timing.rounds_s = state.rounds_s
-        timing.train_s_max_per_round = state.slowest_site_s
-        over = [a - b for a, b in zip(state.rounds_s, state.slowest_site_s, strict=True)]
-        # A site that was asked again sent what it had: its seconds are those of another process.
-        timing.overhead_s_per_round = max(sum(over) / len(over), 0.0) if over else None
-        tensors = sum(t.nbytes for t in load_file(self.folder / "model" / "model.safetensors").values())
-        result.bytes = Bytes(
-            to_sites_per_round=tensors * len(self.sites), to_server_per_round=tensors * len(self.sites)
-        )
-        result.curves = {
-            "validation": {str(k): v for k, v in state.validation.items()},
-            "validation_by_site": {str(k): v for k, v in state.validation_by_site.items()},
-            "loss": {str(k): v for k, v in state.losses.items()},
-        }
-
-    def _note_scores(self, result: Result, state: RunState, scores: Scores) -> None:
-        assert state.finished is not None
-        result.best_round = state.finished["best_round"]
-        for site, cases in self._cases.items():
-            federated = state.finished["test"].get(site, {"mean": None, "by_class": {}})
-            alone = scores.get(site, {}).get(site)
-            pooled = scores.get(_POOLED, {}).get(site)
-            compared = {name: e for name, e in (("alone", alone), ("pooled", pooled)) if e}
-            by_class = {"federated": federated["by_class"], **{name: e.by_class for name, e in compared.items()}}
-            more = {"federated": federated.get("more", {}), **{name: e.more for name, e in compared.items()}}
-            intervals = {"federated": federated.get("interval"), **{n: e.interval for n, e in compared.items()}}
-            result.sites[site] = SiteResult(
-                train_cases=len(cases.train),
-                validation_cases=len(cases.validation),
-                test_cases=len(cases.test),
-                skipped_cases=self._skipped.get(site, 0),
-                alone=alone.mean if alone else None,
-                federated=federated["mean"],
-                pooled=pooled.mean if pooled else None,
-                personal=(state.finished.get("personal") or {}).get(site, {}).get("mean"),
-                by_class=by_class,
-                more=more,
-                interval={name: interval for name, interval in intervals.items() if interval},
-            )
-        result.cross_site = state.finished.get("cross_site")
-        known = {site: r.federated for site, r in result.sites.items() if r.federated is not None}
-        if known:
-            worst = min(known, key=lambda site: known[site])
-            spread = statistics.pstdev(known.values())
-            result.fairness = Fairness(worst_site=worst, worst=known[worst], spread=spread)
-        result.mean = Means(
-            alone=_mean(site.alone for site in result.sites.values()),
-            federated=_mean(site.federated for site in result.sites.values()),
-            pooled=_mean(site.pooled for site in result.sites.values()),
-        )
 
     def _pictures(self) -> dict[str, Picture]:
         """Return what the federated model makes of one test case of each site."""
@@ -277,30 +212,3 @@ class Run:
         trainer.network.eval()
         shown = {site: cases.test[0] for site, cases in self._cases.items()}
         return {site: trainer.task.picture(trainer.network, case, trainer.device) for site, case in shown.items()}
-
-
-def _note_incidents(result: Result, state: RunState) -> None:
-    """Take over who took part and what did not go as usual, also of a run that failed."""
-    result.lost_sites = state.lost
-    result.participation = {str(number): who for number, who in sorted(state.participation.items())}
-    result.incidents = state.incidents
-
-
-def environment() -> dict[str, str]:
-    """Return versions and device of this machine, as a result records them."""
-    packages = ("oncofed", "nvflare", "monai", "torch", "numpy")
-    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else _processor()
-    return {"python": platform.python_version(), "device": device, **{name: version(name) for name in packages}}
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _mean(values: Iterator[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None

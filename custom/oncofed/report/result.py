@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+Backend = Literal["federation", "simulate"]
+
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
@@ -75,7 +77,7 @@ class Result(_Part):
     title: str = ""
     status: Literal["completed", "failed", "stopped"]
     error: str | None = None
-    backend: Literal["federation", "simulate"]
+    backend: Backend
     rounds: int
     best_round: int | None = None
     metric: str = "dice"

@@ -1,0 +1,130 @@
+"""``oncofed job submit|watch|stop|fetch``: jobs of an alliance that somebody else's machines run."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from oncofed.cli.common import (
+    DEFAULT_WORKSPACE,
+    Workspace,
+    ended_by_signals,
+    keep_caches_in,
+    progress_console,
+    show_result,
+)
+from oncofed.errors import FederationError, SpecError
+
+Kit = Annotated[
+    Path, typer.Option("--kit", envvar="ONCOFED_KIT", help="Your startup kit: the folder that holds startup/.")
+]
+JobId = Annotated[str, typer.Argument(help="What `oncofed job submit` printed.")]
+Model = Annotated[
+    Path | None, typer.Option("--model", help="Weights (safetensors) to start from; by default the seed's.")
+]
+EvaluateOnly = Annotated[
+    bool, typer.Option("--evaluate-only", help="Score --model on every site's test cases, and train nothing.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout, progress to stderr.")]
+
+
+def submit(
+    job: Annotated[str, typer.Argument(help="A job's name, its folder, or its job.yaml.")],
+    kit: Kit,
+    model: Model = None,
+    evaluate_only: EvaluateOnly = False,
+    follow: Annotated[bool, typer.Option("--watch/--no-watch", help="Watch it then.")] = False,
+    json: Json = False,
+    workspace: Workspace = DEFAULT_WORKSPACE,
+) -> None:
+    """Submit a job to an alliance. It runs on the alliance's machines: this one may be switched off."""
+    keep_caches_in(workspace)
+    from oncofed.job.flare import export_job
+    from oncofed.job.remote import Engineer
+    from oncofed.job.spec import read_any_job
+
+    spec = read_any_job(job)
+    require_model(model, evaluate_only)
+    with tempfile.TemporaryDirectory() as temporary, Engineer(kit) as engineer:
+        exported = export_job(spec, Path(temporary) / spec.name, model=model, evaluate_only=evaluate_only)
+        job_id = engineer.submit(exported)
+    if json:
+        typer.echo(jsonlib.dumps({"job": spec.name, "id": job_id}))
+    else:
+        typer.echo(f"{spec.name} is submitted: {job_id}\nWatch it with: oncofed job watch {job_id}")
+    if follow:
+        watch(job_id, kit, json, workspace)
+
+
+def watch(job_id: JobId, kit: Kit, json: Json = False, workspace: Workspace = DEFAULT_WORKSPACE) -> None:
+    """Watch a job of an alliance until it ends. Ctrl-C ends the watching alone; watch again whenever you like."""
+    keep_caches_in(workspace)
+    from oncofed.job.remote import Engineer
+    from oncofed.job.remote import watch as follow
+
+    console = progress_console(json)
+    curves = workspace / "runs" / job_id / "tensorboard"
+    try:
+        with Engineer(kit) as engineer:
+            ended = follow(engineer, job_id, console, curves)
+    except KeyboardInterrupt:
+        console.print(f"The job runs on. Watch it again with: oncofed job watch {job_id}")
+        raise typer.Exit(130) from None
+    if json:
+        typer.echo(jsonlib.dumps({"id": job_id, "ended": ended}))
+    else:
+        console.print(f"{ended}. Fetch its result with: oncofed job fetch {job_id}")
+    if ended != "COMPLETED":
+        raise typer.Exit(1)
+
+
+def stop(job_id: JobId, kit: Kit) -> None:
+    """Stop a job of an alliance at the server and all sites. What its rounds gave can still be fetched."""
+    from oncofed.job.remote import Engineer
+
+    with Engineer(kit) as engineer:
+        status = engineer.status(job_id)
+        if status.startswith("FINISHED"):
+            raise FederationError(f"job {job_id} has ended already: {status.removeprefix('FINISHED:')}")
+        engineer.stop(job_id)
+    typer.echo(f"{job_id} is stopped")
+
+
+def fetch(
+    job_id: JobId,
+    kit: Kit,
+    out: Annotated[Path | None, typer.Option(help="Folder; by default the job's own in the workspace.")] = None,
+    json: Json = False,
+    workspace: Workspace = DEFAULT_WORKSPACE,
+) -> None:
+    """Fetch what a finished job left: model, MONAI bundle, result, report and curves."""
+    keep_caches_in(workspace)
+    from oncofed.job.remote import Engineer
+    from oncofed.job.remote import fetch as download
+
+    folder = out or workspace / "runs" / job_id
+    if (folder / "result.json").exists():
+        raise SpecError(f"{folder} holds a result already. Name another folder with --out.")
+    with ended_by_signals(), Engineer(kit) as engineer:
+        result = download(engineer, job_id, folder)
+    show_result(result, folder, json)
+    if result.status != "completed":
+        Console(stderr=True).print(f"The run is not complete: {result.error}", markup=False)
+        raise typer.Exit(1)
+
+
+def require_model(model: Path | None, evaluate_only: bool) -> None:
+    """Refuse a model that is not there, and an evaluation of none.
+
+    Raises:
+        SpecError: says what to give.
+    """
+    if evaluate_only and model is None:
+        raise SpecError("--evaluate-only needs --model FILE: the weights to score, such as a run's model.safetensors.")
+    if model is not None and not (model.is_file() and model.suffix == ".safetensors"):
+        raise SpecError(f"--model {model}: expected a file of weights, such as a run's model/model.safetensors.")

@@ -1,0 +1,146 @@
+"""From a run's record to its result."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import statistics
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from oncofed.job.spec import JobSpec
+from oncofed.job.watch import RunState
+from oncofed.report.result import Backend, Bytes, Fairness, Means, Result, SiteResult
+from oncofed.tasks import Evaluation
+
+# Site or "pooled" -> site whose test cases they are -> scores.
+Scores = dict[str, dict[str, Evaluation]]
+
+POOLED = "pooled"
+
+
+def begin_result(spec: JobSpec, backend: Backend, data_note: str = "") -> Result:
+    """Return the result of a run that has found nothing yet; it counts as failed until it is said otherwise."""
+    task = spec.plan().build_task()
+    return Result(
+        job=spec.name,
+        title=spec.title,
+        status="failed",
+        backend=backend,
+        rounds=spec.rounds.number,
+        strategy=spec.strategy.name,
+        metric=task.metric,
+        metric_name=task.metric_name,
+        classes=list(spec.task.classes.values()),
+        seed=spec.seed,
+        data_note=data_note,
+        environment=environment(),
+    )
+
+
+def note_incidents(result: Result, state: RunState) -> None:
+    """Take over who took part and what did not go as usual, also of a run that failed."""
+    result.lost_sites = state.lost
+    result.participation = {str(number): who for number, who in sorted(state.participation.items())}
+    result.incidents = state.incidents
+
+
+def note_rounds(result: Result, state: RunState, model: Path) -> None:
+    """Take over what the rounds took and how they went.
+
+    Args:
+        result: to write to.
+        state: of the run.
+        model: file of the best model.
+    """
+    timing = result.timing
+    timing.rounds_s = state.rounds_s
+    timing.train_s_max_per_round = state.slowest_site_s
+    over = [a - b for a, b in zip(state.rounds_s, state.slowest_site_s, strict=True)]
+    # A site that was asked again sent what it had: its seconds are those of another process.
+    timing.overhead_s_per_round = max(sum(over) / len(over), 0.0) if over else None
+    tensors = _tensor_bytes(model) * len(state.cases)
+    result.bytes = Bytes(to_sites_per_round=tensors, to_server_per_round=tensors)
+    result.curves = {
+        "validation": {str(k): v for k, v in state.validation.items()},
+        "validation_by_site": {str(k): v for k, v in state.validation_by_site.items()},
+        "loss": {str(k): v for k, v in state.losses.items()},
+    }
+
+
+def note_scores(
+    result: Result, state: RunState, scores: Scores | None = None, skipped: Mapping[str, int] | None = None
+) -> None:
+    """Take over how the best model does at each site, beside models that were trained alone or on pooled data.
+
+    Args:
+        result: to write to.
+        state: of a run that finished.
+        scores: of the models to compare with, where they were trained.
+        skipped: cases that were set aside, by site.
+    """
+    assert state.finished is not None
+    scores, skipped = scores or {}, skipped or {}
+    result.best_round = state.finished["best_round"]
+    for site, cases in sorted(state.cases.items()):
+        federated = state.finished["test"].get(site, {"mean": None, "by_class": {}})
+        alone = scores.get(site, {}).get(site)
+        pooled = scores.get(POOLED, {}).get(site)
+        compared = {name: e for name, e in (("alone", alone), ("pooled", pooled)) if e}
+        by_class = {"federated": federated["by_class"], **{name: e.by_class for name, e in compared.items()}}
+        more = {"federated": federated.get("more", {}), **{name: e.more for name, e in compared.items()}}
+        intervals = {"federated": federated.get("interval"), **{n: e.interval for n, e in compared.items()}}
+        result.sites[site] = SiteResult(
+            train_cases=cases["train"],
+            validation_cases=cases["validation"],
+            test_cases=cases["test"],
+            skipped_cases=skipped.get(site, 0),
+            alone=alone.mean if alone else None,
+            federated=federated["mean"],
+            pooled=pooled.mean if pooled else None,
+            personal=(state.finished.get("personal") or {}).get(site, {}).get("mean"),
+            by_class=by_class,
+            more=more,
+            interval={name: interval for name, interval in intervals.items() if interval},
+        )
+    result.cross_site = state.finished.get("cross_site")
+    known = {site: r.federated for site, r in result.sites.items() if r.federated is not None}
+    if known:
+        worst = min(known, key=lambda site: known[site])
+        spread = statistics.pstdev(known.values())
+        result.fairness = Fairness(worst_site=worst, worst=known[worst], spread=spread)
+    result.mean = Means(
+        alone=_mean(site.alone for site in result.sites.values()),
+        federated=_mean(site.federated for site in result.sites.values()),
+        pooled=_mean(site.pooled for site in result.sites.values()),
+    )
+
+
+def _tensor_bytes(model: Path) -> int:
+    with safe_open(model, "pt") as file:
+        tensors = [file.get_tensor(name) for name in file.keys()]  # noqa: SIM118 - not a mapping
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def environment() -> dict[str, str]:
+    """Return versions and device of this machine, as a result records them."""
+    packages = ("oncofed", "nvflare", "monai", "torch", "numpy")
+    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else _processor()
+    return {"python": platform.python_version(), "device": device, **{name: version(name) for name in packages}}
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

@@ -1,0 +1,242 @@
+"""Jobs of an alliance, from the engineer's own machine, which may be switched off meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from nvflare.fuel.flare_api.api_spec import InvalidJobDefinition, JobNotFound, JobNotRunning, TargetType
+from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
+from rich.console import Console
+from safetensors.torch import load_file
+
+from oncofed.alliance.local import quiet
+from oncofed.errors import FederationError, SpecError
+from oncofed.federation.events import BEST_MODEL, EVENTS_FILE, MODELS_FOLDER, TOLD_GROUP, EventReader
+from oncofed.job.flare import SPEC_FILE
+from oncofed.job.outcome import begin_result, note_incidents, note_rounds, note_scores
+from oncofed.job.spec import JobSpec, parse_job
+from oncofed.job.watch import Curves, RunState, RunView
+from oncofed.models.bundle import write_bundle
+from oncofed.report.html import write_report
+from oncofed.report.result import Result
+
+_SECONDS_BETWEEN_LOOKS = 2.0
+_SECONDS_BETWEEN_TRIES = 0.5
+_CONNECT_SECONDS = 15.0
+
+
+class Engineer:
+    """A session with an alliance's server; use it as a context manager.
+
+    Args:
+        kit: the engineer's startup kit, the folder that holds ``startup``.
+
+    Raises:
+        SpecError: that is no kit of a person.
+        FederationError: the server does not answer, or does not know the kit.
+    """
+
+    def __init__(self, kit: Path) -> None:
+        self._kit = kit
+        self._name = _person(kit)
+        self._session: Session | None = None
+
+    def __enter__(self) -> Engineer:
+        self._connect()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close()
+
+    def submit(self, job: Path) -> str:
+        """Submit an exported job folder and return FLARE's id of it.
+
+        Raises:
+            FederationError: the server refused it.
+        """
+        try:
+            with quiet():
+                return str(self._connect().submit_job(str(job.resolve())))
+        except InvalidJobDefinition as error:
+            raise FederationError(f"the server refused the job: {error}") from None
+
+    def status(self, job_id: str) -> str:
+        """Return what FLARE calls the state of a job, such as RUNNING or FINISHED:COMPLETED.
+
+        Raises:
+            SpecError: the alliance has no such job.
+            FederationError: the server did not answer.
+        """
+        status = self._ask(job_id, lambda session: session.get_job_status(job_id))
+        if status is None:
+            raise SpecError(_unknown(job_id))
+        return str(status)
+
+    def events(self, job_id: str) -> list[dict[str, Any]]:
+        """Return what the server tells of a running job; nothing of one that does not run."""
+
+        def question(session: Session) -> Any:
+            with contextlib.suppress(JobNotRunning, JobNotFound):
+                return session.show_stats(job_id, TargetType.SERVER)
+
+        server = (self._ask(job_id, question) or {}).get("server")
+        return list(server.get(TOLD_GROUP, {}).get("events", [])) if isinstance(server, dict) else []
+
+    def stop(self, job_id: str) -> None:
+        """Stop a job at the server and all sites."""
+        self._ask(job_id, lambda session: session.abort_job(job_id))
+
+    def download(self, job_id: str, folder: Path) -> Path:
+        """Download what a finished job left into ``folder`` and return the server's part of it."""
+        self._ask(job_id, lambda session: session.download_job_result(job_id, str(folder)))
+        found = next(iter(folder.rglob(EVENTS_FILE)), None)
+        if found is None:
+            raise FederationError(f"job {job_id} left no record of its rounds: it is no training, or failed before it")
+        return found.parent
+
+    def _ask(self, job_id: str, question: Any, tries: int = 3) -> Any:
+        try:
+            with quiet():
+                return question(self._connect())
+        except JobNotFound:
+            if tries > 1:
+                # FLARE finds no job while it writes its meta data anew.
+                time.sleep(_SECONDS_BETWEEN_TRIES)
+                return self._ask(job_id, question, tries - 1)
+            raise SpecError(_unknown(job_id)) from None
+        except Exception as error:  # noqa: BLE001 - see below
+            # The client library raises many types for a server that went away: the next question makes a new session.
+            self._close()
+            raise FederationError(f"the server did not answer ({type(error).__name__})") from None
+
+    def _connect(self) -> Session:
+        if self._session is None:
+            try:
+                with quiet():
+                    self._session = new_secure_session(self._name, str(self._kit), timeout=_CONNECT_SECONDS)
+            except Exception as error:  # noqa: BLE001 - as many types as there are reasons
+                raise FederationError(
+                    f"no session with the server of the kit {self._kit.name} ({type(error).__name__}). Is it running, "
+                    "and does this machine reach the host and port in startup/fed_admin.json?"
+                ) from None
+        return self._session
+
+    def _close(self) -> None:
+        with contextlib.suppress(Exception), quiet():
+            if self._session is not None:
+                self._session.close()
+        self._session = None
+
+
+def watch(engineer: Engineer, job_id: str, console: Console, curves: Path) -> str:
+    """Follow a job until it ends, also through restarts of the server, and return how it ended.
+
+    Args:
+        engineer: the session.
+        job_id: FLARE's id of the job.
+        console: where progress is shown.
+        curves: folder for TensorBoard; what lay there is replaced.
+    """
+    shutil.rmtree(curves, ignore_errors=True)
+    status = engineer.status(job_id)
+    last = 0.0
+
+    def look() -> str:
+        """Show what is new and return the job's state; a server that does not answer is asked again."""
+        nonlocal last
+        try:
+            events = [event for event in engineer.events(job_id) if event["time"] > last]
+            last = max([last, *(event["time"] for event in events)])
+            view.update(events)
+            return engineer.status(job_id)
+        except FederationError as error:
+            console.print(f"{error}; trying again. Ctrl-C ends the watching, not the job", markup=False)
+            return status
+
+    with RunView(console, Curves(curves)) as view:
+        while not status.startswith("FINISHED"):
+            status = look()
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+    return status.removeprefix("FINISHED:")
+
+
+def fetch(engineer: Engineer, job_id: str, folder: Path) -> Result:
+    """Download what a job left, and write its result, report, model and curves into ``folder``.
+
+    Raises:
+        FederationError: the job still runs, or left nothing.
+    """
+    status = engineer.status(job_id)
+    if not status.startswith("FINISHED"):
+        raise FederationError(f"job {job_id} is {status}. Wait for its end: oncofed job watch {job_id}")
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        record = engineer.download(job_id, Path(temporary))
+        spec = _spec(Path(temporary))
+        (folder / "job.yaml").write_text(spec.to_yaml(), encoding="utf-8")
+        events = list(EventReader(record / EVENTS_FILE).read())
+        best = record / MODELS_FOLDER / BEST_MODEL
+        if best.is_file():
+            (folder / "model").mkdir(exist_ok=True)
+            shutil.copy(best, folder / "model" / "model.safetensors")
+    return _write(spec, events, folder)
+
+
+def _write(spec: JobSpec, events: list[dict[str, Any]], folder: Path) -> Result:
+    state, curves = RunState(), Curves(folder / "tensorboard")
+    for event in events:
+        state.apply(event)
+        curves.write(event)
+    curves.close()
+    result = begin_result(spec, "federation", "The sites' own data; only weights and approved numbers left them.")
+    result.environment = {}
+    result.rounds = state.rounds
+    note_incidents(result, state)
+    model = folder / "model" / "model.safetensors"
+    if state.finished is not None and model.is_file():
+        result.status = "completed"
+        note_rounds(result, state, model)
+        note_scores(result, state)
+        plan = spec.plan()
+        write_bundle(model.parent, spec.title, plan.network_request, plan.data, plan.task.classes, load_file(model))
+    else:
+        stopped = any(event["kind"] == "stopped" for event in events)
+        result.status = "stopped" if stopped and not state.failed else "failed"
+        result.error = state.failed or "the job was stopped before its end"
+    if events:
+        result.timing.startup_s = state.ready_s or 0.0
+        result.timing.total_s = result.timing.federation_s = events[-1]["time"] - events[0]["time"]
+    result.write(folder)
+    write_report(result, {}, folder)
+    return result
+
+
+def _spec(folder: Path) -> JobSpec:
+    found = next(iter(folder.rglob(SPEC_FILE)), None)
+    if found is None:
+        raise FederationError("the job's result does not hold the job: an older oncofed submitted it")
+    return parse_job(found)
+
+
+def _person(kit: Path) -> str:
+    file = kit / "startup" / "fed_admin.json"
+    try:
+        return str(json.loads(file.read_text(encoding="utf-8"))["admin"]["username"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise SpecError(
+            f"{kit}: no startup kit of a person, which holds startup/fed_admin.json. Name the folder that your "
+            "alliance's admin sent you, with --kit or ONCOFED_KIT."
+        ) from None
+
+
+def _unknown(job_id: str) -> str:
+    return f"the alliance has no job {job_id}, or it is not yours. See: nvflare job list"

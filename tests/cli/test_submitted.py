@@ -1,0 +1,109 @@
+"""An engineer's jobs at an alliance: submitted, watched, stopped, fetched, from the engineer's kit alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from commands import oncofed, press_ctrl_c, started, wait_for
+from oncofed.alliance.kits import AllianceSpec
+from oncofed.alliance.local import LocalAlliance, free_port
+from oncofed.report.result import read_result
+from synthetic import JOB, make_site, write_job
+
+pytestmark = [pytest.mark.slow, pytest.mark.federation]
+
+
+@pytest.fixture(scope="module")
+def alliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalAlliance]:
+    folder = tmp_path_factory.mktemp("alliance")
+    datasets = {site: {"balls": make_site(folder / site, 6, seed)} for seed, site in enumerate(("east", "west"))}
+    spec = AllianceSpec(sites=tuple(datasets), port=free_port())
+    with LocalAlliance(spec, folder / "alliance", datasets, folder / "logs", folder / "tmp") as alliance:
+        alliance.wait_registered()
+        yield alliance
+
+
+@pytest.mark.timeout(300)
+def test_the_laptop_may_be_closed(alliance: LocalAlliance, tmp_path: Path) -> None:
+    kit = ("--kit", alliance.kit(alliance.spec.engineer))
+    job = write_job(tmp_path / "long", JOB.replace("number: 2", "number: 40").replace("round: 4", "round: 40"))
+    submitted = oncofed("job", "submit", job, *kit, "--json", home=tmp_path)
+    job_id = json.loads(submitted.stdout)["id"]
+
+    log = tmp_path / "watched.txt"
+    with started("job", "watch", job_id, *kit, "--workspace", tmp_path / "workspace", log=log) as watching:
+        wait_for(lambda: "round 1/40" in log.read_text(), "the first round is shown")
+        press_ctrl_c(watching)
+        assert watching.wait(30) == 130
+    assert f"The job runs on. Watch it again with: oncofed job watch {job_id}" in log.read_text()
+
+    watched = oncofed("job", "watch", job_id, *kit, home=tmp_path)
+    assert watched.returncode == 0, watched.stderr
+    assert "round 1/40" in watched.stdout
+    assert "round 40/40" in watched.stdout
+    assert f"COMPLETED. Fetch its result with: oncofed job fetch {job_id}" in watched.stdout
+
+    fetched = oncofed("job", "fetch", job_id, *kit, home=tmp_path)
+    assert fetched.returncode == 0, fetched.stderr
+    folder = tmp_path / "workspace" / "runs" / job_id
+    result = read_result(folder)
+    assert (result.status, result.rounds, sorted(result.sites)) == ("completed", 40, ["east", "west"])
+    assert all(site.federated is not None and site.alone is None for site in result.sites.values())
+    assert {"job.yaml", "report.html", "result.json", "model", "tensorboard"} <= {p.name for p in folder.iterdir()}
+    assert (folder / "model" / "bundle" / "configs" / "metadata.json").is_file()
+    assert "holds a result already" in oncofed("job", "fetch", job_id, *kit, home=tmp_path).stderr
+
+    # The finished model is scored at every site, and nothing is trained.
+    model = folder / "model" / "model.safetensors"
+    scoring = ("job", "submit", job, *kit, "--model", model, "--evaluate-only", "--watch")
+    scored = oncofed(*scoring, home=tmp_path)
+    assert scored.returncode == 0, scored.stderr
+    again = next(word for word in scored.stdout.split() if word.count("-") == 4)
+    assert oncofed("job", "fetch", again, *kit, home=tmp_path).returncode == 0
+    other = read_result(tmp_path / "workspace" / "runs" / again)
+    assert other.rounds == 0
+    assert {s: r.federated for s, r in other.sites.items()} == {s: r.federated for s, r in result.sites.items()}
+    assert (tmp_path / "workspace" / "runs" / again / "model" / "model.safetensors").read_bytes() == model.read_bytes()
+
+
+@pytest.mark.timeout(200)
+def test_a_stopped_job_leaves_what_its_rounds_gave(alliance: LocalAlliance, tmp_path: Path) -> None:
+    kit = ("--kit", alliance.kit(alliance.spec.engineer))
+    job = write_job(tmp_path / "long", JOB.replace("number: 2", "number: 500"))
+    job_id = json.loads(oncofed("job", "submit", job, *kit, "--json", home=tmp_path).stdout)["id"]
+    log = tmp_path / "watched.txt"
+    with started("job", "watch", job_id, *kit, "--workspace", tmp_path / "workspace", log=log) as watching:
+        wait_for(lambda: "round 1/500" in log.read_text(), "the first round is shown")
+        assert "still runs" not in oncofed("job", "stop", job_id, *kit, home=tmp_path).stderr
+        assert watching.wait(60) == 1
+    fetched = oncofed("job", "fetch", job_id, *kit, home=tmp_path)
+    assert fetched.returncode == 1
+    folder = tmp_path / "workspace" / "runs" / job_id
+    assert read_result(folder).status == "stopped"
+    assert (folder / "model" / "model.safetensors").is_file()
+    assert "has ended already" in oncofed("job", "stop", job_id, *kit, home=tmp_path).stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (("watch", "no-such-job"), 2, "the alliance has no job no-such-job"),
+        (("submit", "hippocampus_segmentation", "--evaluate-only"), 2, "--evaluate-only needs --model FILE"),
+        (("submit", "hippocampus_segmentation", "--model", "nowhere.safetensors"), 2, "expected a file of weights"),
+    ],
+)
+def test_what_cannot_be_is_said(
+    alliance: LocalAlliance, tmp_path: Path, arguments: tuple[str, ...], status: int, said: str
+) -> None:
+    done = oncofed("job", *arguments, "--kit", alliance.kit(alliance.spec.engineer), home=tmp_path)
+    assert (done.returncode, said in " ".join(done.stderr.split())) == (status, True), done.stderr
+
+
+def test_a_folder_that_is_no_kit_is_named(tmp_path: Path) -> None:
+    done = oncofed("job", "watch", "some-job", "--kit", tmp_path, home=tmp_path)
+    assert done.returncode == 2
+    assert "no startup kit of a person" in " ".join(done.stderr.split())
