@@ -17,7 +17,7 @@ from nvflare.lighter.impl.static_file import StaticFileBuilder
 from nvflare.lighter.impl.workspace import WorkspaceBuilder
 from nvflare.lighter.provisioner import Provisioner
 from nvflare.lighter.spec import Builder, ProvisionContext
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from oncofed.data.spec import StrictModel
 from oncofed.errors import FederationError
@@ -40,7 +40,17 @@ _HEARTBEAT_TIMEOUT_SECONDS = 60
 # whose server was started again does nothing).
 _ANSWER_SECONDS = 10.0
 _LARGEST_CLOCK_ERROR = timedelta(days=1)
+# Both ends of every connection show a certificate; FLARE's default for relays is none at all.
+_MUTUAL = {"connection_security": "mtls"}
 _COMMUNICATION = {"streaming_ack_wait": 10, "streaming_read_timeout": 30}
+
+
+class RelaySpec(StrictModel):
+    """A machine between the server and some sites: it passes messages on, and sees no more of them than a router."""
+
+    host: str = Field("localhost", description="host name at which its sites reach it")
+    port: int = Field(ge=1, le=65535, description="the one port, for its sites")
+    sites: tuple[str, ...] = Field(min_length=1, description="who reaches the server through it")
 
 
 class AllianceSpec(StrictModel):
@@ -55,7 +65,21 @@ class AllianceSpec(StrictModel):
         default_factory=dict,
         description="site -> host and port through which it reaches the server; a hospital's proxy",
     )
+    relays: dict[str, RelaySpec] = Field(
+        default_factory=dict, description="for dozens of sites: name -> relay; each holds the connections of its sites"
+    )
     engineer: str = Field("engineer@oncofed.org", description="ML engineer: submits jobs and fetches results")
+
+    @model_validator(mode="after")
+    def _relays_serve_sites(self) -> AllianceSpec:
+        served = [site for relay in self.relays.values() for site in relay.sites]
+        strange = sorted(set(served) - set(self.sites))
+        if strange:
+            raise ValueError(f"relays serve {', '.join(strange)}, which is no site of the alliance")
+        twice = sorted({site for site in served if served.count(site) > 1} | (set(served) & set(self.routes)))
+        if twice:
+            raise ValueError(f"{', '.join(twice)}: a site reaches the server by one way, found two")
+        return self
 
 
 class PatientCertBuilder(CertBuilder):
@@ -104,12 +128,18 @@ def provision(spec: AllianceSpec, workspace: Path) -> Path:
     workspace.chmod(stat.S_IRWXU)
     project = Project(spec.name, "federated training of medical imaging models", props={"api_version": 3})
     organisation = "oncofed"
-    project.set_server(spec.server, organisation, {"fed_learn_port": spec.port, "admin_port": spec.port})
+    project.set_server(spec.server, organisation, {"fed_learn_port": spec.port, "admin_port": spec.port, **_MUTUAL})
+    for name, relay in spec.relays.items():
+        listens = {"scheme": "http", "default_host": relay.host, "port": relay.port, **_MUTUAL}
+        project.add_relay(name, organisation, {"listening_host": listens, **_MUTUAL})
+    behind = {site: name for name, relay in spec.relays.items() for site in relay.sites}
     for site in spec.sites:
         props: dict[str, Any] = {"allow_log_streaming": False}
         if site in spec.routes:
             host, port = spec.routes[site]
-            props["connect_to"] = {"host": host, "port": port, "conn_security": "mtls"}
+            props["connect_to"] = {"host": host, "port": port, **_MUTUAL}
+        if site in behind:
+            props["connect_to"] = {"name": behind[site], **_MUTUAL}
         project.add_client(site, organisation, props)
     project.add_admin(spec.admin, organisation, {"role": "project_admin"})
     project.add_admin(spec.engineer, organisation, {"role": "lead"})

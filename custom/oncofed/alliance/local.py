@@ -61,7 +61,10 @@ class LocalAlliance:
             self._kits = provision(self.spec, self.workspace)
             self._prepare_kits()
             self._start(self.spec.server)
-            self._wait_for_port()
+            self._wait_for_port(self.spec.server, self.spec.server, self.spec.port)
+            for name, relay in self.spec.relays.items():
+                self._start(name)
+                self._wait_for_port(name, relay.host, relay.port)
             for site in self.spec.sites:
                 self._start(site)
             return self
@@ -215,16 +218,15 @@ class LocalAlliance:
         del participant
         return process_environment(self._temporary, len(self.spec.sites))
 
-    def _wait_for_port(self) -> None:
+    def _wait_for_port(self, participant: str, host: str, port: int) -> None:
         deadline = time.monotonic() + _START_TIMEOUT_SECONDS
         while time.monotonic() < deadline:
             self.require_alive()
-            with contextlib.suppress(OSError), socket.create_connection((self.spec.server, self.spec.port), 1.0):
+            with contextlib.suppress(OSError), socket.create_connection((host, port), 1.0):
                 return
             time.sleep(0.1)
-        raise FederationError(
-            f"the server did not open port {self.spec.port}. Its log: {self._console(self.spec.server)}"
-        )
+        role = "the server" if participant == self.spec.server else participant
+        raise FederationError(f"{role} did not open port {port}. Its log: {self._console(participant)}")
 
 
 def free_port() -> int:

@@ -38,12 +38,7 @@ def write_checkpoint(path: Path, tensors: Tensors, facts: dict[str, Any]) -> Non
     os.close(descriptor)
     unfinished = Path(name)
     try:
-        # Two names may be one tensor's memory, which the format does not allow.
-        save_file(
-            {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()},
-            unfinished,
-            {_KEY: json.dumps(facts)},
-        )
+        save_file(_apart(tensors), unfinished, {_KEY: json.dumps(facts)})
         with unfinished.open("rb") as file:
             os.fsync(file.fileno())
         unfinished.chmod(0o600)
@@ -54,6 +49,20 @@ def write_checkpoint(path: Path, tensors: Tensors, facts: dict[str, Any]) -> Non
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
+
+
+def _apart(tensors: Tensors) -> Tensors:
+    """Return tensors on the CPU of which no two share memory, which the format does not allow; no other is copied."""
+    apart: Tensors = {}
+    seen: set[int] = set()
+    for name, value in tensors.items():
+        tensor = value.detach().cpu().contiguous()
+        memory = tensor.untyped_storage()
+        if memory.data_ptr() in seen or memory.nbytes() != tensor.nbytes:
+            tensor = tensor.clone()
+        seen.add(memory.data_ptr())
+        apart[name] = tensor
+    return apart
 
 
 def _said_by_system(message: str) -> str:
