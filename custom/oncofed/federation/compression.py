@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from oncofed.errors import FederationError
+from oncofed.federation.pieces import Joined, Seen
 from oncofed.federation.spec import ExchangeType
 from oncofed.models.weights import Weights
 
@@ -65,41 +66,40 @@ class ReceivedUpdate(Mapping[str, Tensor]):
     """
 
     def __init__(self, sent: Any, like: Weights, kind: ExchangeType, extra: Mapping[str, Tensor]) -> None:
-        if not isinstance(sent, dict):
-            raise FederationError(f"it sent a {type(sent).__name__}, expected tensors by name")
-        self._sent, self._like, self._kind = sent, like, kind
+        joined = Joined(sent)
+        self._sent, self._like, self._kind = joined, like, kind
         scaled = [n for n, v in like.items() if kind == "int8" and v.is_floating_point()]
         expected = {*like, *(_SCALE + name for name in scaled)}
-        here = {name for name in sent if not str(name).startswith(EXTRA)}
+        here = {name for name in joined if not str(name).startswith(EXTRA)}
         if here != expected:
             raise FederationError(
                 f"it sent other tensors than the model has (first difference: {sorted(map(str, here ^ expected))[:1]})"
             )
-        strange = {name for name in sent if str(name).startswith(EXTRA)} - {EXTRA + name for name in extra}
+        strange = {name for name in joined if str(name).startswith(EXTRA)} - {EXTRA + name for name in extra}
         if strange:
             raise FederationError(f"it sent {min(strange)}, which the strategy does not ask for")
         for name in sorted(here):
             self._check(name)
         for name in extra:
-            if EXTRA + name in sent:
-                _require(EXTRA + name, _tensor(sent[EXTRA + name]), extra[name].shape, extra[name].dtype)
-        self.extra: Weights = {name: _tensor(sent[EXTRA + name]) for name in extra if EXTRA + name in sent}
+            if EXTRA + name in joined:
+                _require(EXTRA + name, joined.look(EXTRA + name), extra[name].shape, extra[name].dtype)
+        self.extra: Weights = {name: joined[EXTRA + name] for name in extra if EXTRA + name in joined}
 
     def _check(self, name: str) -> None:
-        value = _tensor(self._sent[name])
+        seen = self._sent.look(name)
         if name.startswith(_SCALE) and name not in self._like:
             of = self._like[name.removeprefix(_SCALE)]
-            _require(name, value, _largest_of_rows(of).shape, torch.float32)
+            _require(name, seen, _largest_of_rows(of).shape, torch.float32)
             return
         of = self._like[name]
         kinds = {"native": of.dtype, "bfloat16": torch.bfloat16, "int8": torch.int8}
-        _require(name, value, of.shape, kinds[self._kind] if of.is_floating_point() else of.dtype)
+        _require(name, seen, of.shape, kinds[self._kind] if of.is_floating_point() else of.dtype)
 
     def __getitem__(self, name: str) -> Tensor:
         like = self._like[name]
-        value = _tensor(self._sent[name])
+        value = self._sent[name]
         if self._kind == "int8" and like.is_floating_point():
-            return _restored(value, _tensor(self._sent[_SCALE + name]), like.dtype)
+            return _restored(value, self._sent[_SCALE + name], like.dtype)
         return value.to(like.dtype)
 
     def __iter__(self) -> Iterator[str]:
@@ -111,21 +111,13 @@ class ReceivedUpdate(Mapping[str, Tensor]):
     @property
     def nbytes(self) -> int:
         """Bytes that travelled."""
-        return sum(_tensor(value).nbytes for value in self._sent.values())
+        return self._sent.nbytes
 
 
-def _tensor(value: Any) -> Tensor:
-    materialize = getattr(value, "materialize", None)
-    found = materialize() if materialize else value
-    if not isinstance(found, Tensor):
-        raise FederationError(f"it sent a {type(found).__name__} where a tensor was expected")
-    return found
-
-
-def _require(name: str, value: Tensor, shape: torch.Size, dtype: torch.dtype) -> None:
-    if value.shape != shape or value.dtype != dtype:
-        raise FederationError(f"it sent {name} as {tuple(value.shape)} {value.dtype}, expected {tuple(shape)} {dtype}")
-    if value.is_floating_point() and not torch.isfinite(value).all():
+def _require(name: str, seen: Seen, shape: torch.Size, dtype: torch.dtype) -> None:
+    if seen.shape != tuple(shape) or seen.dtype != dtype:
+        raise FederationError(f"it sent {name} as {seen.shape} {seen.dtype}, expected {tuple(shape)} {dtype}")
+    if not seen.finite:
         raise FederationError(f"it sent values in {name} that are not finite")
 
 

@@ -206,6 +206,7 @@ class FederatedTraining(Controller):
         turn = self._score(memory.model, memory.round, "validation")
         self._judge(memory, memory.round, turn)
         matrix = self._cross_site(memory) if federation.evaluation.cross_site else None
+        memory.model = {}  # the last one; the best may be another, and one of them is enough to hold
         best = load_file(self._state / MODELS_FOLDER / BEST_MODEL)
         self._test(best, memory.best_round, memory.best_score, matrix)
 

@@ -14,6 +14,7 @@ from nvflare.app_opt.pt.decomposers import TensorDecomposer
 from nvflare.fuel.utils import fobs
 
 from oncofed.federation.compression import EXTRA
+from oncofed.federation.pieces import Joined, in_pieces
 from oncofed.models.weights import Weights
 from oncofed.training import Evaluation
 
@@ -53,7 +54,7 @@ def weights_message(
         given: what the strategy gives to sites beside the model.
     """
     extra = {EXTRA + name: value for name, value in (given or {}).items()}
-    message = DXO(DataKind.WEIGHTS, data={**weights, **extra}).to_shareable()
+    message = DXO(DataKind.WEIGHTS, data=in_pieces({**weights, **extra})).to_shareable()
     message.set_header(_ROUND, round_number)
     message.set_header(_SPLIT, split)
     return message
@@ -66,7 +67,7 @@ def plain_message() -> Shareable:
 
 def read_weights_message(message: Shareable) -> tuple[Weights, int, str, Weights]:
     """Return (weights, round, split, what the strategy gives) of a server's message."""
-    data: Weights = from_shareable(message).data
+    data: Weights = dict(Joined(from_shareable(message).data))
     weights = {name: value for name, value in data.items() if not name.startswith(EXTRA)}
     given = {name.removeprefix(EXTRA): value for name, value in data.items() if name.startswith(EXTRA)}
     return weights, int(message.get_header(_ROUND, 0)), str(message.get_header(_SPLIT, "validation")), given
@@ -105,7 +106,8 @@ def update_message(delta: Weights, extra: Weights, cases: int, steps: int, numbe
         steps: optimizer steps behind it.
         numbers: approved numbers.
     """
-    update = DXO(DataKind.WEIGHT_DIFF, data={**delta, **{EXTRA + name: value for name, value in extra.items()}})
+    sent = in_pieces({**delta, **{EXTRA + name: value for name, value in extra.items()}})
+    update = DXO(DataKind.WEIGHT_DIFF, data=sent)
     update.set_meta_prop(MetaKey.NUM_STEPS_CURRENT_ROUND, cases)
     update.set_meta_prop(_STEPS, steps)
     update.set_meta_prop(_NUMBERS, numbers)

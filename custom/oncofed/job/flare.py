@@ -30,7 +30,7 @@ _LOST_AFTER_SECONDS = 10.0
 # Tensors of models up to this size come with their message. Those of larger ones are fetched in chunks, and lie in a
 # file at the server until they are added up; FLARE's default fetches all of them, 2 MiB at a time.
 _LARGEST_WHOLE_MESSAGE = 32 << 20
-_CHUNK_BYTES = 16 << 20
+_CHUNK_BYTES = 8 << 20
 # FLARE waits for ever for an answer to a site's question, also from a process that was killed.
 _ANSWER_SECONDS = 10.0
 _TASK_CHECK_SECONDS = 1.0

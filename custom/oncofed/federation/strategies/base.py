@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -103,7 +104,7 @@ class Strategy:
             if not value.is_floating_point():
                 moved[name] = kept[0].delta[name].clone()
                 continue
-            deltas = [update.delta[name] for update in kept]
+            deltas = _Deltas(kept, name)
             if name in self._parameters:
                 moved[name] = self.move(name, value, deltas, kept_shares)
             else:
@@ -128,6 +129,32 @@ class Strategy:
 def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """Return the sum of tensors, each times its weight, added in the order given."""
     total = tensors[0] * weights[0]
-    for tensor, weight in zip(tensors[1:], weights[1:], strict=True):
-        total.add_(tensor, alpha=weight)
+    for number in range(1, len(tensors)):
+        total.add_(tensors[number], alpha=weights[number])
     return total
+
+
+class _Deltas(Sequence[Tensor]):
+    """One tensor of each update, read when it is asked for: a mean holds two of them at a time, however many there are.
+
+    Args:
+        updates: in their order.
+        name: of the tensor.
+    """
+
+    def __init__(self, updates: Sequence[Update], name: str) -> None:
+        self._updates, self._name = updates, name
+
+    def __len__(self) -> int:
+        return len(self._updates)
+
+    @overload
+    def __getitem__(self, number: int) -> Tensor: ...
+
+    @overload
+    def __getitem__(self, number: slice) -> Sequence[Tensor]: ...
+
+    def __getitem__(self, number: int | slice) -> Tensor | Sequence[Tensor]:
+        if isinstance(number, slice):
+            return _Deltas(self._updates[number], self._name)
+        return self._updates[number].delta[self._name]

@@ -1,0 +1,37 @@
+"""A site that trains nothing: it sends an update of the model's size at once, so that only the exchange takes time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psutil
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import Shareable
+from nvflare.apis.signal import Signal
+
+import oncofed
+from oncofed.federation import exchange
+from oncofed.federation.compression import Compressor
+from oncofed.federation.exchange import TASK_PREPARE, TASK_TRAIN
+from oncofed.federation.executor import SiteExecutor
+
+_SCORE = {"mean": 0.5, "by_class": {}, "more": {}, "interval": None, "cases": 1}
+
+
+class Echo(SiteExecutor):
+    """Answers every task of a job without touching data."""
+
+    def execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
+        """Return counts, an update that is a tenth of the model, or a score."""
+        del fl_ctx, abort_signal
+        if task_name == TASK_PREPARE:
+            cases = {"train": 1, "validation": 1, "test": 1, "device": "cpu", "version": oncofed.__version__}
+            return exchange.numbers_message(cases)
+        numbers: dict[str, Any] = {"evaluation": _SCORE, "validate_s": 0.0}
+        if task_name != TASK_TRAIN:
+            return exchange.numbers_message(numbers)
+        sent, _, _, _ = exchange.read_weights_message(shareable)
+        delta = {name: value * 0.1 if value.is_floating_point() else value for name, value in sent.items()}
+        compressed = Compressor(self._federation.exchange.update).compress(delta)
+        numbers |= {"loss": 0.0, "train_s": 0.0, "resident_mb": psutil.Process().memory_info().rss / 1e6}
+        return exchange.update_message(compressed, {}, 1, 1, numbers)
