@@ -53,6 +53,7 @@ _SECONDS_BETWEEN_TRIES = 5.0
 _LONGEST_RETURN_SECONDS = 90.0
 # Lengths of updates that say what is usual: of so many rounds back.
 _ROUNDS_REMEMBERED = 5
+_LARGE_MODEL = 32 << 20
 
 
 class StoppedError(Exception):
@@ -177,6 +178,7 @@ class FederatedTraining(Controller):
         network = plan.build_network()
         self._parameters = trained_names(network)
         self._travelling = exchanged_names(network)
+        self._desk.tidy = sum(value.nbytes for value in weights_of(network).values()) > _LARGE_MODEL
         strategy = build_strategy(federation.strategy, self._parameters)
         memory = read_memory(self._state)
         if memory:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 import uuid
@@ -70,6 +71,8 @@ class Desk(WFCommServer):
 
     Attributes:
         lost: why a site is not there, by name.
+        tidy: whether messages are large: FLARE's hold each other in circles, and with them the model that they carry,
+            until Python looks for such circles. Then it does so after each answer, and for young ones twice a second.
     """
 
     def __init__(self) -> None:
@@ -81,6 +84,7 @@ class Desk(WFCommServer):
         self._waiting = 0
         self._ended = False
         self.lost: dict[str, str] = {}
+        self.tidy = False
 
     def initialize_run(self, fl_ctx: FLContext) -> None:
         """Begin to take questions; unlike FLARE's, without a thread that ends the job when sites are gone."""
@@ -124,11 +128,14 @@ class Desk(WFCommServer):
             if question in self._questions:
                 self._questions.remove(question)
         delete_msg_root(question.root)
+        self._tidy_up()
 
     def wait(self, seconds: float) -> None:
         """Wait until an answer came or a site was lost, at most so long."""
         with self._changed:
             self._changed.wait(seconds)
+        if self.tidy:
+            gc.collect(1)  # young ones alone, which takes milliseconds
 
     def known(self) -> set[str]:
         """Return the sites that were heard of."""
@@ -174,6 +181,11 @@ class Desk(WFCommServer):
         with self._changed:
             question.done.add(site)
             self._changed.notify_all()
+        self._tidy_up()
+
+    def _tidy_up(self) -> None:
+        if self.tidy:
+            gc.collect()
 
     def process_task_check(self, task_id: str, fl_ctx: FLContext) -> Any:
         """Return what is truthy where an answer to a task is still wanted, late or not."""

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from oncofed.errors import FederationError
+from oncofed.federation.pieces import Joined, in_pieces
+
+LARGE = torch.randn(5, 1 << 20)
+WEIGHTS = {"large": LARGE, "small": torch.randn(3), "count": torch.tensor(7)}
+
+
+def test_a_large_tensor_travels_in_pieces_and_arrives_whole() -> None:
+    pieces = in_pieces(WEIGHTS)
+    assert list(pieces) == ["large#0", "large#1", "large#2", "small", "count"]
+    assert max(piece.numel() for piece in pieces.values()) <= 2 << 20
+    joined = Joined(pieces)
+    assert all(torch.equal(joined[name], value) for name, value in WEIGHTS.items())
+    assert list(joined) == list(WEIGHTS)
+    assert joined.look("large") == ((5, 1 << 20), torch.float32, True)
+
+
+def test_a_value_that_is_not_finite_is_seen_in_whichever_piece() -> None:
+    bad = LARGE.clone()
+    bad[4, 7] = float("inf")
+    assert not Joined(in_pieces({"large": bad})).look("large").finite
+
+
+@pytest.mark.parametrize(
+    ("sent", "said"),
+    [
+        ([1, 2], "it sent a list, expected tensors by name"),
+        ({"large#1": LARGE}, "it sent large#1 where piece 0 of large was expected"),
+        ({"large#0": LARGE, "large#x": LARGE}, "it sent large#x where piece 1 of large was expected"),
+        ({"large#0": LARGE, "large#1": torch.zeros(2, 3)}, "pieces of large that do not fit together"),
+        ({"large#0": LARGE, "large#1": LARGE.double()}, "pieces of large that do not fit together"),
+        ({"large#0": torch.tensor(1.0), "large#1": torch.tensor(1.0)}, "pieces of large that do not fit together"),
+        ({"large": "text"}, "it sent a str where a tensor was expected"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(sent: object, said: str) -> None:
+    with pytest.raises(FederationError, match=said):
+        joined = Joined(sent)
+        [joined.look(name) for name in joined]
