@@ -177,7 +177,8 @@ def test_fewer_sites_than_the_job_needs_are_refused(
     job.write_text(job.read_text().replace("number: 2", "number: 2, quorum: 3"))
     outcome = run("job", "run", job, *_sites(two_sites))
     assert outcome.status == 2
-    assert "the job needs 3 sites (rounds.quorum), found 2: east, west. Add --site" in outcome.text
+    assert "the job needs 3 sites (rounds.quorum), found 2. Name more sites, or lower it." in outcome.text
+    assert "the job needs 3 sites (rounds.quorum), found 2." in run("job", "check", job, "--sites", "2").text
 
 
 def test_a_folder_that_holds_something_is_left_alone(

@@ -40,5 +40,10 @@ def test_a_value_that_is_not_finite_is_seen_in_whichever_piece() -> None:
 )
 def test_what_does_not_fit_together_is_refused(sent: object, said: str) -> None:
     with pytest.raises(FederationError, match=said):
-        joined = Joined(sent)
-        [joined.look(name) for name in joined]
+        _look_at(sent)
+
+
+def _look_at(sent: object) -> None:
+    joined = Joined(sent)
+    for name in joined:
+        joined.look(name)

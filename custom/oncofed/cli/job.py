@@ -94,9 +94,16 @@ def show(job: Job, json: Json = False) -> None:
 
 
 @app.command()
-def check(job: Job, json: Json = False, workspace: Workspace = DEFAULT_WORKSPACE) -> None:
+def check(
+    job: Job,
+    sites: Annotated[
+        int | None, typer.Option(min=1, help="How many sites the alliance has: whether they meet quorum and strategy.")
+    ] = None,
+    json: Json = False,
+    workspace: Workspace = DEFAULT_WORKSPACE,
+) -> None:
     """Check a job.yaml: settings, their values, and that its network takes a patch of the job's data and learns."""
-    from oncofed.job.checks import check_strategy, deadline_warning
+    from oncofed.job.checks import check_sites, check_strategy, deadline_warning
     from oncofed.job.spec import ProfileJobSpec, find_job, read_any_job
     from oncofed.models.weights import weights_of
 
@@ -112,6 +119,8 @@ def check(job: Job, json: Json = False, workspace: Workspace = DEFAULT_WORKSPACE
         return
     network = spec.plan().try_network()
     check_strategy(spec, network)
+    if sites:
+        check_sites(spec, sites)
     warning = deadline_warning(spec, workspace / "runs")
     parameters = sum(p.numel() for p in network.parameters())
     megabytes = sum(v.numel() * v.element_size() for v in weights_of(network).values()) / 1e6
@@ -199,6 +208,7 @@ def run(
 ) -> None:
     """Run a job on this machine over your own folders, each folder one site."""
     keep_caches_in(workspace)
+    from oncofed.job.checks import check_sites
     from oncofed.job.profile import ProfileRun
     from oncofed.job.run import Run
     from oncofed.job.spec import ProfileJobSpec, read_any_job
@@ -209,20 +219,13 @@ def run(
     if isinstance(spec, ProfileJobSpec):
         if rounds or max_bad_share is not None or model:
             raise SpecError(f"{spec.name} trains nothing: leave --rounds, --max-bad-share and --model away.")
-        min_sites = spec.min_sites
     else:
         spec = spec.with_rounds(rounds) if rounds else spec
         if max_bad_share is not None:
             spec = spec.changed({"data": {"max_bad_share": max_bad_share}})
-        min_sites = spec.rounds.quorum
     registered = datasets_folder(workspace)
     sites = _named_sites(site, registered)
-    needed = min_sites or 1
-    setting = "min_sites" if isinstance(spec, ProfileJobSpec) else "rounds.quorum"
-    if len(sites) < needed:
-        raise SpecError(
-            f"the job needs {needed} sites ({setting}), found {len(sites)}: {', '.join(sites)}. Add --site NAME=FOLDER."
-        )
+    check_sites(spec, len(sites))
     folder = out or new_run_folder(workspace, spec.name)
     if folder.exists() and any(folder.iterdir()):
         raise SpecError(f"{folder} is not empty. Name a new folder with --out, or leave --out away.")

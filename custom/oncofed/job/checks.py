@@ -9,7 +9,7 @@ from torch import nn
 
 from oncofed.errors import SpecError
 from oncofed.federation.spec import DittoSpec, FedBNSpec, FedDynSpec, FedProxSpec, KrumSpec, ScaffoldSpec
-from oncofed.job.spec import JobSpec
+from oncofed.job.spec import AnyJob, JobSpec, ProfileJobSpec
 from oncofed.report.result import read_result
 
 
@@ -35,17 +35,20 @@ def check_strategy(spec: JobSpec, network: nn.Module) -> None:
         )
 
 
-def check_sites(spec: JobSpec, sites: int) -> None:
+def check_sites(spec: AnyJob, sites: int) -> None:
     """Refuse a job that needs more sites than there are.
 
     Raises:
         SpecError: names the setting.
     """
-    needed, setting = spec.rounds.quorum or 1, "rounds.quorum"
-    if isinstance(spec.strategy, KrumSpec) and 2 * spec.strategy.poisoned + 3 > needed:
+    if isinstance(spec, ProfileJobSpec):
+        needed, setting = spec.min_sites or 1, "min_sites"
+    else:
+        needed, setting = spec.rounds.quorum or 1, "rounds.quorum"
+    if isinstance(spec, JobSpec) and isinstance(spec.strategy, KrumSpec) and 2 * spec.strategy.poisoned + 3 > needed:
         needed, setting = 2 * spec.strategy.poisoned + 3, "krum with strategy.poisoned"
     if sites < needed:
-        raise SpecError(f"the job needs {needed} sites ({setting}), found {sites}. Add --site NAME=FOLDER.")
+        raise SpecError(f"the job needs {needed} sites ({setting}), found {sites}. Name more sites, or lower it.")
 
 
 def deadline_warning(spec: JobSpec, runs: Path) -> str | None:
