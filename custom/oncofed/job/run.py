@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
 from rich.console import Console
 from safetensors.torch import load_file
 
@@ -29,6 +30,8 @@ from oncofed.training import Trainer
 from oncofed.training.baselines import Baseline, BaselinePool
 
 _POLL_SECONDS = 0.2
+# What one site's process holds once torch and MONAI are loaded, measured with small images.
+_GIB_OF_A_SITE = 0.45
 _STARTING: dict[Backend, str] = {
     "federation": "starting a server and {sites} sites from their startup kits …",
     "simulate": "starting FLARE's simulator with {sites} sites …",
@@ -146,6 +149,7 @@ class Run:
             BaselinePool(self.spec.plan(), model / "baselines") as pool,
         ):
             self.console.print(_STARTING[self.backend].format(sites=len(self.sites)))
+            self._warn_of_memory()
             with self._backend(job, temporary) as running:
                 with view:
                     try:
@@ -169,6 +173,13 @@ class Run:
         plan = self.spec.plan()
         weights = load_file(model / "model.safetensors")
         write_bundle(model, self.spec.title, plan.network_request, plan.data, plan.task.classes, weights)
+
+    def _warn_of_memory(self) -> None:
+        needed, free = len(self.sites) * _GIB_OF_A_SITE, psutil.virtual_memory().available / 2**30
+        if needed > free:
+            self.console.print(
+                f"warning: {len(self.sites)} sites need about {needed:.0f} GiB of memory, here {free:.0f} are free"
+            )
 
     def _backend(self, job: Path, temporary: Path) -> AbstractContextManager[Running]:
         datasets = {site: {self.spec.data.dataset: folder} for site, folder in self.sites.items()}
