@@ -40,8 +40,10 @@ format: $(VENV)/dev.installed ## put the code into the project's format
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: $(VENV)/dev.installed ## rounds, reading, training and slides, each beside a plain program (about 20 minutes)
+bench: $(VENV)/dev.installed ## rounds, reading, training and slides, each beside a plain program (about 30 minutes)
 	@$(BIN)/python benchmarks/round_overhead.py
+	@$(BIN)/python benchmarks/exchange.py
+	@$(BIN)/python benchmarks/scale.py
 	@$(BIN)/python benchmarks/ingest.py
 	@$(BIN)/python benchmarks/train_step.py
 	@$(BIN)/python benchmarks/input_pipeline.py

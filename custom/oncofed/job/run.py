@@ -31,7 +31,7 @@ from oncofed.training.baselines import Baseline, BaselinePool
 
 _POLL_SECONDS = 0.2
 # What one site's process holds once torch and MONAI are loaded, measured with small images.
-_GIB_OF_A_SITE = 0.45
+_GIB_OF_A_SITE = 0.55
 _STARTING: dict[Backend, str] = {
     "federation": "starting a server and {sites} sites from their startup kits …",
     "simulate": "starting FLARE's simulator with {sites} sites …",
