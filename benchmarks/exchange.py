@@ -19,12 +19,12 @@ from typing import Any
 
 import psutil
 
-from fault_lab import DisturbedAlliance, Lab
+from fault_lab import DisturbedAlliance, Lab, allow_class
+from machine import machine
 from oncofed.alliance.kits import AllianceSpec
 from oncofed.alliance.local import free_port
 from oncofed.job.backends import FederatedJob
 from oncofed.job.flare import export_job
-from oncofed.job.outcome import environment
 from oncofed.job.spec import JobSpec, read_job
 from round_overhead import measure_loopback
 
@@ -41,10 +41,7 @@ class _EchoAlliance(DisturbedAlliance):
     def _prepare_kits(self) -> None:
         super()._prepare_kits()
         for site in self.spec.sites:
-            file = self.kit(site) / "local" / "resources.json"
-            resources = json.loads(file.read_text(encoding="utf-8"))
-            resources["class_allow_list"].append(_CLASS)
-            file.write_text(json.dumps(resources), encoding="utf-8")
+            allow_class(self.kit(site), _CLASS)
 
 
 def job_of(megabytes: int, rounds: int, update: str) -> JobSpec:
@@ -138,7 +135,7 @@ def main() -> None:
         "server_mb": large["server_mb"],
         "server_mb_with_a_small_model": small["server_mb"],
         "server_models": (large["server_mb"] - small["server_mb"]) / (large["bytes"] / 1e6),
-        "machine": {**environment(), "cores": psutil.cpu_count(), "memory_gib": psutil.virtual_memory().total >> 30},
+        "machine": machine(),
     }
     if arguments.save:
         _BASELINE.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

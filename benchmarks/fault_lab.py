@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import psutil
 
@@ -242,15 +242,20 @@ class Lab:
             process.wait()
 
 
+def allow_class(kit: Path, path: str) -> None:
+    """Let a site build a class that oncofed's kits do not allow, as its owner could."""
+    file = kit / "local" / "resources.json"
+    resources = json.loads(file.read_text(encoding="utf-8"))
+    resources["class_allow_list"].append(path)
+    file.write_text(json.dumps(resources), encoding="utf-8")
+
+
 def poison(kit: Path, kind: str) -> None:
     """Make a site send bad updates, as its owner could: a filter of its own on what leaves it."""
-    local = kit / "local"
-    resources = json.loads((local / "resources.json").read_text(encoding="utf-8"))
-    resources["class_allow_list"].append("poison.Poison")
-    (local / "resources.json").write_text(json.dumps(resources), encoding="utf-8")
+    allow_class(kit, "poison.Poison")
     scope = {"name": "public", "task_result_filters": [{"path": "poison.Poison", "args": {"kind": kind}}]}
     privacy = {"scopes": [scope], "default_scope": "public"}
-    (local / "privacy.json").write_text(json.dumps(privacy), encoding="utf-8")
+    (kit / "local" / "privacy.json").write_text(json.dumps(privacy), encoding="utf-8")
 
 
 class DisturbedAlliance(LocalAlliance):
@@ -266,17 +271,6 @@ class DisturbedAlliance(LocalAlliance):
         super().__init__(*arguments)
         self._poisoned = poisoned
         self._environments = environments
-
-    def start_kit(self, kit: Path, log: IO[bytes]) -> subprocess.Popen[bytes]:
-        """Start a site from a kit of its own."""
-        return subprocess.Popen(
-            ["bash", str(kit / "startup" / "sub_start.sh"), "--once"],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=self._environment(kit.name),
-            start_new_session=True,
-        )
 
     def _environment(self, participant: str) -> dict[str, str]:
         usual = super()._environment(participant)

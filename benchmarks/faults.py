@@ -16,13 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from fault_lab import Lab, another_clock, another_version, lab
+from machine import machine
 from oncofed.alliance.local import quiet
 from oncofed.data.brain import make_hospitals
 from oncofed.errors import FederationError
-from oncofed.job.outcome import environment
 from oncofed.job.spec import JobSpec, read_job
 
 _BASELINE = Path(__file__).parent / "baselines" / "faults.json"
@@ -163,8 +161,7 @@ def main() -> None:
                 rows[-1]["lost_s"] = rows[-1].get("seconds", 0.0) - rows[0]["seconds"]
                 if not arguments.json:
                     print(_line(rows[-1]), flush=True)
-    machine = {**environment(), "cores": psutil.cpu_count(), "memory_gib": psutil.virtual_memory().total >> 30}
-    record = {"benchmark": "faults", "rounds": arguments.rounds, "sites": 4, "rows": rows, "machine": machine}
+    record = {"benchmark": "faults", "rounds": arguments.rounds, "sites": 4, "rows": rows, "machine": machine()}
     if arguments.save:
         _BASELINE.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     if arguments.json:

@@ -25,16 +25,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import psutil
 from nvflare.app_opt.pt.recipes import FedAvgRecipe
 
+from machine import machine
 from oncofed.alliance.kits import AllianceSpec
 from oncofed.alliance.local import LocalAlliance, free_port, quiet
 from oncofed.data.brain import HOSPITALS, make_hospitals
 from oncofed.federation.events import EVENTS_FILE, EventReader
 from oncofed.job import backends
 from oncofed.job.flare import export_job
-from oncofed.job.outcome import environment
 from oncofed.job.spec import JobSpec, read_job
 from oncofed.models.networks import network_config
 
@@ -177,7 +176,7 @@ def main() -> None:
         "stock_flare": stock,
         "ratio_stock_to_oncofed": stock["median"] / ours["median"],
         "loopback_tls_floor": floor,
-        "machine": {**environment(), "cores": psutil.cpu_count(), "memory_gib": psutil.virtual_memory().total >> 30},
+        "machine": machine(),
     }
     if arguments.save:
         _BASELINE.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

@@ -19,8 +19,8 @@ from typing import Any
 import psutil
 from rich.console import Console
 
+from machine import machine
 from oncofed.data.brain import HOSPITALS, make_hospitals
-from oncofed.job.outcome import environment
 from oncofed.job.run import Run
 from oncofed.job.spec import read_job
 
@@ -70,8 +70,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="oncofed-bench-") as temporary:
         rows = [measure(sites, arguments.rounds, Path(temporary) / str(sites)) for sites in arguments.sites]
-    machine = {**environment(), "cores": psutil.cpu_count(), "memory_gib": psutil.virtual_memory().total >> 30}
-    record = {"benchmark": "scale", "rows": rows, "machine": machine}
+    record = {"benchmark": "scale", "rows": rows, "machine": machine()}
     if arguments.save:
         _BASELINE.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     if arguments.json:

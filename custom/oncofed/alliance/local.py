@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import IO
 
 from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 
@@ -203,16 +204,20 @@ class LocalAlliance:
     def _start(self, participant: str) -> None:
         self._logs.mkdir(parents=True, exist_ok=True)
         with self._console(participant).open("ab") as console:
-            self._processes[participant] = subprocess.Popen(
-                # Not FLARE's loop, which does the same, but waits five seconds before its first start.
-                ["bash", str(self.kit(participant) / "startup" / "sub_start.sh"), "--once"],
-                stdin=subprocess.DEVNULL,
-                stdout=console,
-                stderr=subprocess.STDOUT,
-                env=self._environment(participant),
-                start_new_session=True,
-                preexec_fn=end_with_parent,  # noqa: PLW1509 - no other thread runs here
-            )
+            self._processes[participant] = self.start_kit(self.kit(participant), console)
+
+    def start_kit(self, kit: Path, console: IO[bytes]) -> subprocess.Popen[bytes]:
+        """Start a participant from a startup kit; what it prints goes to ``console``."""
+        return subprocess.Popen(
+            # Not FLARE's loop, which does the same, but waits five seconds before its first start.
+            ["bash", str(kit / "startup" / "sub_start.sh"), "--once"],
+            stdin=subprocess.DEVNULL,
+            stdout=console,
+            stderr=subprocess.STDOUT,
+            env=self._environment(kit.name),
+            start_new_session=True,
+            preexec_fn=end_with_parent,  # noqa: PLW1509 - no other thread runs here
+        )
 
     def _environment(self, participant: str) -> dict[str, str]:
         del participant

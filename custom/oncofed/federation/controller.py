@@ -382,9 +382,7 @@ class FederatedTraining(Controller):
             update = Update(site, delta, cases, max(steps, 1), extra=delta.extra, turn=self._turns)
         except FederationError as error:
             with self._lock:
-                self._refuse(current, site, str(error), number)
-                if exchange.may_pass(result):
-                    current.unable[site] = time.time()
+                self._refuse(current, site, str(error), number, exchange.may_pass(result))
             return
         with self._lock:
             if question.closed:
@@ -416,8 +414,10 @@ class FederatedTraining(Controller):
         current.updates.append(dataclasses.replace(update, staleness=stale, discount=discount))
         current.late.append(update.site)
 
-    def _refuse(self, current: _Round, site: str, reason: str, number: int) -> None:
+    def _refuse(self, current: _Round, site: str, reason: str, number: int, may_pass: bool = False) -> None:
         current.refused[site] = reason
+        if may_pass:
+            current.unable[site] = time.time()
         self._refusals[site] = reason
         self._record("refused", site=site, round=number, reason=reason)
 
@@ -599,9 +599,7 @@ class FederatedTraining(Controller):
         def answered(site: str, result: Shareable, question: Question) -> None:
             reason = exchange.refusal_reason(result)
             if reason:
-                self._refuse(current, site, reason, number)
-                if exchange.may_pass(result):
-                    current.unable[site] = time.time()
+                self._refuse(current, site, reason, number, exchange.may_pass(result))
                 return
             current.numbers[site] = exchange.read_numbers_message(result)
             self._record("answer", site=site, task=TASK_VALIDATE, round=number)

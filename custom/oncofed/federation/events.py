@@ -28,11 +28,16 @@ class EventLog:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._path = path
         self._file = path.open("ab", buffering=0)
         written = path.read_bytes()
         self._file.truncate(written.rfind(b"\n") + 1)
         self._pending = b""
+        # For ``told``, which reads on from where it was: a record of weeks is long.
+        self._told_lock = threading.Lock()
+        self._told_from = EventReader(path)
+        self._first: deque[dict[str, Any]] = deque(maxlen=_MOST_TOLD)
+        self._last: deque[dict[str, Any]] = deque(maxlen=_MOST_TOLD)
+        self._now: dict[str, dict[str, Any]] = {}
         self._lock = threading.Lock()
 
     def write(self, kind: str, **values: Any) -> None:
@@ -48,17 +53,15 @@ class EventLog:
 
     def told(self) -> list[dict[str, Any]]:
         """Return what somebody who looks at the run from afar needs to know: no more than some hundred events."""
-        first: list[dict[str, Any]] = []
-        last: deque[dict[str, Any]] = deque(maxlen=_MOST_TOLD)
-        now: dict[str, dict[str, Any]] = {}
-        for event in EventReader(self._path).read():
-            if event["kind"] in ("started", "joined", "ready"):
-                first.append(event)
-            elif event["kind"] in ("progress", "answer"):
-                now[event["site"]] = event
-            elif event["kind"] != "task":
-                last.append(event)
-        return sorted([*first[-_MOST_TOLD:], *last, *now.values()], key=lambda event: float(event["time"]))
+        with self._told_lock:
+            for event in self._told_from.read():
+                if event["kind"] in ("started", "joined", "ready"):
+                    self._first.append(event)
+                elif event["kind"] in ("progress", "answer"):
+                    self._now[event["site"]] = event
+                elif event["kind"] != "task":
+                    self._last.append(event)
+            return sorted([*self._first, *self._last, *self._now.values()], key=lambda event: float(event["time"]))
 
     def close(self) -> None:
         """Close the file; later events are dropped."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import shutil
 import time
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from nvflare.apis.fl_context import FLContext
 
 from oncofed.errors import StateError
 from oncofed.federation.events import EVENTS_FILE, MODELS_FOLDER
+from oncofed.federation.locks import wait_for_lock
 
 # In a job's folder, beside its two configurations: weights that the job starts from.
 INITIAL_MODEL = "initial_model.safetensors"
@@ -38,14 +38,8 @@ def sole_owner(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".owner").open("w") as file:
         deadline = time.monotonic() + _LONGEST_HOLD_SECONDS
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise StateError(f"{folder}: another process works on this job; end it first") from None
-                time.sleep(0.1)
+        if not wait_for_lock(file, lambda: time.monotonic() > deadline):
+            raise StateError(f"{folder}: another process works on this job; end it first")
         yield
 
 

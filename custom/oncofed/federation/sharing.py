@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from nvflare.apis.signal import Signal
 
+from oncofed.federation.locks import wait_for_lock
 from oncofed.processes import TURN_VARIABLE
-
-_LOOK_SECONDS = 0.05
 
 
 @contextlib.contextmanager
@@ -29,12 +26,5 @@ def gpu_turn(abort_signal: Signal) -> Iterator[None]:
         yield
         return
     with Path(name).open("w") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if abort_signal.triggered:
-                    break
-                time.sleep(_LOOK_SECONDS)
+        wait_for_lock(file, lambda: bool(abort_signal.triggered))
         yield
