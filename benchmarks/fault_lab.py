@@ -36,10 +36,9 @@ from oncofed.processes import short_path
 _SO_ATTACH_FILTER = 26
 _PROCESS_MODULES = {
     "server": "nvflare.private.fed.app.server.server_train",
-    "server job": "oncofed.federation.server_process",
     "site": "nvflare.private.fed.app.client.client_train",
-    "site job": "nvflare.private.fed.app.client.worker_process",
 }
+_JOB_PROCESS = "oncofed job"
 
 
 class Link:
@@ -181,6 +180,13 @@ class Lab:
 
     def process(self, kind: str, site: str = "") -> psutil.Process:
         """Return a process by its kind: "server", "server job", "site" or "site job"."""
+        role, _, job = kind.partition(" ")
+        if job:
+            for process in self.process(role, site).children():
+                with contextlib.suppress(psutil.Error):
+                    if process.name() == _JOB_PROCESS:
+                        return process
+            raise FederationError(f"there is no process {kind} {site}")
         kit = str(self.alliance.kit(site)) if site else str(self.alliance.server_kit)
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):

@@ -18,7 +18,7 @@ import psutil
 TURN_VARIABLE = "ONCOFED_GPU_TURN"
 _STOP_SECONDS = 5.0
 _MARK = "ONCOFED_STARTED_WITH"  # names, in a process's environment, the run that it belongs to
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15  # linux/prctl.h
 # A UNIX socket's path has at most 107 bytes (unix(7)); multiprocessing appends 33 to that of the temporary folder.
 _LONGEST_TEMPORARY = 107 - 33
 _LINK_PREFIX = "oncofed-"
@@ -72,6 +72,15 @@ def end_with_parent() -> None:
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def name_process(name: str) -> None:
+    """Have the system's list of processes (``top``, ``ps -e``) show this one as ``name``, at most 15 characters.
+
+    Linux only; elsewhere it does nothing.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_NAME, name.encode())
 
 
 @contextlib.contextmanager
