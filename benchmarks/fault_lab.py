@@ -252,12 +252,12 @@ def allow_class(kit: Path, path: str) -> None:
     """Let a site build a class that oncofed's kits do not allow, as its owner could."""
     file = kit / "local" / "resources.json"
     resources = json.loads(file.read_text(encoding="utf-8"))
-    resources["class_allow_list"].append(path)
+    resources["class_allow_list"] = [*dict.fromkeys([*resources["class_allow_list"], path])]
     file.write_text(json.dumps(resources), encoding="utf-8")
 
 
 def poison(kit: Path, kind: str) -> None:
-    """Make a site send bad updates, as its owner could: a filter of its own on what leaves it."""
+    """Make a site send bad updates from its next job on, as its owner could: a filter of its own on what leaves it."""
     allow_class(kit, "poison.Poison")
     scope = {"name": "public", "task_result_filters": [{"path": "poison.Poison", "args": {"kind": kind}}]}
     privacy = {"scopes": [scope], "default_scope": "public"}
@@ -271,10 +271,18 @@ class DisturbedAlliance(LocalAlliance):
         arguments: of ``LocalAlliance``.
         poisoned: site -> how its updates are bad; see ``poison.Poison``.
         environments: participant -> what its processes find in their environment, beside the usual.
+        prepared: see ``lab``.
     """
 
-    def __init__(self, *arguments: Any, poisoned: dict[str, str], environments: dict[str, dict[str, str]]) -> None:
+    def __init__(
+        self,
+        *arguments: Any,
+        poisoned: dict[str, str],
+        environments: dict[str, dict[str, str]],
+        prepared: Callable[[DisturbedAlliance], None] | None,
+    ) -> None:
         super().__init__(*arguments)
+        self._prepared = prepared
         self._poisoned = poisoned
         self._environments = environments
 
@@ -288,6 +296,8 @@ class DisturbedAlliance(LocalAlliance):
         super()._prepare_kits()
         for site, kind in self._poisoned.items():
             poison(self.kit(site), kind)
+        if self._prepared:
+            self._prepared(self)
 
 
 def another_version(folder: Path, version: str) -> dict[str, str]:
@@ -315,6 +325,8 @@ def lab(
     folder: Path,
     poisoned: dict[str, str] | None = None,
     environments: dict[str, dict[str, str]] | None = None,
+    more: dict[str, dict[str, Path]] | None = None,
+    prepared: Callable[[DisturbedAlliance], None] | None = None,
 ) -> Iterator[Lab]:
     """Start a federation, submit a job, and stop all on leaving.
 
@@ -324,12 +336,14 @@ def lab(
         folder: for everything that is written.
         poisoned: site -> how its updates are bad; see ``poison.Poison``.
         environments: site -> what its processes find in their environment, beside the usual.
+        more: site -> other datasets by name, for later jobs.
+        prepared: called with the alliance when its kits are there and nothing was started yet.
     """
     port = free_port()
     links = {site: Link(port) for site in sites}
     routes = {site: ("localhost", link.port) for site, link in links.items()}
     alliance_spec = AllianceSpec(sites=tuple(sites), port=port, routes=routes)
-    datasets = {site: {spec.data.dataset: path} for site, path in sites.items()}
+    datasets = {site: {spec.data.dataset: path, **(more or {}).get(site, {})} for site, path in sites.items()}
     try:
         with (
             short_path(folder / "tmp") as temporary,
@@ -337,6 +351,7 @@ def lab(
                 *(alliance_spec, folder / "kits", datasets, folder / "logs", temporary),
                 poisoned=poisoned or {},
                 environments=environments or {},
+                prepared=prepared,
             ) as alliance,
         ):
             alliance.wait_registered()

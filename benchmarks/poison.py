@@ -15,12 +15,14 @@ class Poison(DXOFilter):
     """Changes each update before it leaves.
 
     Args:
-        kind: "nan", "shape", "scale" (times ten), "flip" (times minus one) or "noise".
+        kind: "none", "nan", "shape", "scale" (times ten), "flip" (times minus one), "reverse" (times minus four: as far
+            the wrong way as passes the door), "noise", or "stale" (the first one again and again).
     """
 
     def __init__(self, kind: str) -> None:
         super().__init__([DataKind.WEIGHT_DIFF], [DataKind.WEIGHT_DIFF])
         self._kind = kind
+        self._first: dict[str, Any] = {}
 
     def process_dxo(self, dxo: Any, shareable: Shareable, fl_ctx: FLContext) -> Any:
         """Change the tensors in place."""
@@ -30,8 +32,11 @@ class Poison(DXOFilter):
             dxo.data[first] = torch.full_like(dxo.data[first], float("nan"))
         elif self._kind == "shape":
             dxo.data[first] = dxo.data[first][:1]
-        else:
-            factor = {"scale": 10.0, "flip": -1.0, "noise": 1.0}[self._kind]
+        elif self._kind == "stale":
+            self._first = self._first or {name: value.clone() for name, value in dxo.data.items()}
+            dxo.data.update(self._first)
+        elif self._kind != "none":
+            factor = {"scale": 10.0, "flip": -1.0, "reverse": -4.0, "noise": 1.0}[self._kind]
             for name, value in dxo.data.items():
                 if value.is_floating_point():
                     noise = torch.randn_like(value) * value.std(correction=0) * 3 if self._kind == "noise" else 0

@@ -4,7 +4,7 @@ Both federations are provisioned by FLARE and run as one server and four sites o
 exchange the weights of the same network. oncofed's sites train one step a round and score the model, which is
 subtracted: the overhead is a round's wall time less the slowest site's training and validation. Stock FLARE runs its
 ``FedAvgRecipe`` with a script that returns what it was sent, so that its whole round is overhead. The floor is what the
-same bytes need through one loopback connection with TLS.
+same bytes need through one loopback connection with TLS. A third federation is oncofed in FLARE's simulator.
 """
 
 from __future__ import annotations
@@ -39,6 +39,10 @@ from oncofed.models.networks import network_config
 
 _BASELINE = Path(__file__).parent / "baselines" / "round_overhead.json"
 _FINISH_SECONDS = 600.0
+# A model of one megabyte.
+_CHANNELS = [12, 24, 48, 96]
+# Seconds of a round with a server and four sites, and in the simulator.
+_TARGET, _TARGET_SIMULATED = 0.15, 0.10
 _SCHEDULED = re.compile(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}) .* - scheduled task train$", re.MULTILINE)
 
 _RETURN_AT_ONCE = """\
@@ -65,12 +69,20 @@ class StockAlliance(LocalAlliance):
             (local / "resources.json").write_text(json.dumps(ours), encoding="utf-8")
 
 
-def measure_oncofed(spec: JobSpec, folder: Path) -> list[float]:
+def measure_oncofed(spec: JobSpec, folder: Path, simulated: bool = False) -> list[float]:
     """Return each round's overhead in seconds."""
     sites = make_hospitals(folder / "data", seed=1)
     datasets = {site: {spec.data.dataset: path} for site, path in sites.items()}
     job = export_job(spec, folder / spec.name)
-    with backends.federation(job, datasets, len(sites), folder / "kits", folder / "logs", folder / "tmp", None) as run:
+    running = (
+        backends.simulation(job, datasets, folder / "simulator", folder / "logs", folder / "tmp")
+        if simulated
+        else backends.federation(job, datasets, len(sites), folder / "kits", folder / "logs", folder / "tmp", None)
+    )
+    with running as run:
+        while run.ended() is None:
+            run.require_going()
+            time.sleep(0.5)
         fetched = run.fetch()
         rounds = [event for event in EventReader(fetched / EVENTS_FILE).read() if event["kind"] == "round"]
     return [event["seconds"] - event["slowest_site_s"] for event in rounds]
@@ -157,13 +169,18 @@ def main() -> None:
     parser.add_argument("--save", action="store_true", help="keep the figures in benchmarks/baselines/")
     arguments = parser.parse_args()
     spec = read_job("brain_tissue_segmentation").changed(
-        {"training": {"steps_per_round": 1, "warmup_steps": 0}, "rounds": {"number": arguments.rounds}}
+        {
+            "model": {"channels": _CHANNELS},
+            "training": {"steps_per_round": 1, "warmup_steps": 0},
+            "rounds": {"number": arguments.rounds},
+        }
     )
     weights = spec.plan().build_network().state_dict()
     size = sum(tensor.nbytes for tensor in weights.values())
     with tempfile.TemporaryDirectory(prefix="oncofed-bench-") as temporary:
         folder = Path(temporary)
         ours = _summary(measure_oncofed(spec, folder / "oncofed"))
+        simulated = _summary(measure_oncofed(spec, folder / "simulated", simulated=True))
         stock = _summary(measure_stock(spec, folder / "stock"))
         certificates = next((folder / "stock" / "kits").rglob("server.crt")).parent
         floor = measure_loopback(size * len(HOSPITALS), certificates)
@@ -173,6 +190,9 @@ def main() -> None:
         "sites": len(HOSPITALS),
         "megabytes_each_way": size * len(HOSPITALS) / 1e6,
         "oncofed": ours,
+        "oncofed_simulated": simulated,
+        "target": _TARGET,
+        "target_simulated": _TARGET_SIMULATED,
         "stock_flare": stock,
         "ratio_stock_to_oncofed": stock["median"] / ours["median"],
         "loopback_tls_floor": floor,
@@ -185,7 +205,12 @@ def main() -> None:
 
 def _table(record: dict[str, Any]) -> str:
     rows = [f"{'':24}{'median':>9}{'min':>9}{'max':>9}   seconds a round beyond the sites' work"]
-    for key, name in (("oncofed", "oncofed"), ("stock_flare", "FLARE, FedAvgRecipe")):
+    names = {
+        "oncofed": "oncofed",
+        "oncofed_simulated": "oncofed, simulator",
+        "stock_flare": "FLARE, FedAvgRecipe",
+    }
+    for key, name in names.items():
         value = record[key]
         rows.append(f"{name:24}{value['median']:9.2f}{value['min']:9.2f}{value['max']:9.2f}")
     rows.append(f"{'same bytes over TLS':24}{record['loopback_tls_floor']:9.3f}")
