@@ -38,6 +38,8 @@ ATTACKS = {
     "its first update again and again": "stale",
     "classes swapped in its masks": "none",
 }
+# No such update gets past the door: it is the same for every strategy.
+_AT_THE_DOOR = {"scale", "nan"}
 _LONGEST_SECONDS = 300.0
 
 
@@ -60,7 +62,7 @@ def run_all(running: Lab, spec: JobSpec) -> Iterator[dict[str, Any]]:
     for attack, filtered in ATTACKS.items():
         dataset = _SWAPPED if attack.startswith("classes") else spec.data.dataset
         row: dict[str, Any] = {"attack": attack}
-        for strategy in _STRATEGIES:
+        for strategy in _STRATEGIES[:1] if filtered in _AT_THE_DOOR else _STRATEGIES:
             poison(running.alliance.kit(_BAD), filtered)
             running.submit(spec.changed({"strategy": {"name": strategy}, "data": {"dataset": dataset}}))
             state = running.wait(lambda state: state.finished is not None, "the run ends", _LONGEST_SECONDS)
@@ -114,7 +116,10 @@ def main() -> None:
 
 
 def _line(row: dict[str, Any]) -> str:
-    cells = [f"{row[name]['score']:.3f}{' (refused)' if row[name]['refused'] else ''}" for name in _STRATEGIES]
+    cells = [
+        f"{row[name]['score']:.3f}{' (refused)' if row[name]['refused'] else ''}" for name in _STRATEGIES if name in row
+    ]
+    cells += ["the same"] * (len(_STRATEGIES) - len(cells))
     return f"| {row['attack']} | {' | '.join(cells)} |"
 
 
