@@ -8,7 +8,6 @@ while the rounds run, less what it has with a model of one megabyte, in units of
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import tempfile
@@ -20,7 +19,7 @@ from typing import Any
 import psutil
 
 from fault_lab import DisturbedAlliance, Lab, allow_class
-from machine import machine
+from figures import hand_over, options
 from oncofed.alliance.kits import AllianceSpec
 from oncofed.alliance.local import free_port
 from oncofed.job.backends import FederatedJob
@@ -28,7 +27,6 @@ from oncofed.job.flare import export_job
 from oncofed.job.spec import JobSpec, read_job
 from round_overhead import measure_loopback
 
-_BASELINE = Path(__file__).parent / "baselines" / "exchange.json"
 _CLASS = "echo.Echo"
 # Feature maps of each level for one megabyte of weights.
 _WIDTH = 18.9
@@ -111,13 +109,11 @@ def _bytes_of(spec: JobSpec) -> int:
 
 def main() -> None:
     """Measure, print a table, and keep it where asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--megabytes", type=int, default=500, help="size of the model (default 500)")
     parser.add_argument("--sites", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--update", choices=["native", "bfloat16", "int8"], default="native")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--save", action="store_true", help="keep the figures in benchmarks/baselines/")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="oncofed-bench-") as temporary:
         folder = Path(temporary)
@@ -135,11 +131,8 @@ def main() -> None:
         "server_mb": large["server_mb"],
         "server_mb_with_a_small_model": small["server_mb"],
         "server_models": (large["server_mb"] - small["server_mb"]) / (large["bytes"] / 1e6),
-        "machine": machine(),
     }
-    if arguments.save:
-        _BASELINE.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(record, indent=2) if arguments.json else _table(record))
+    hand_over(record, arguments, _table(record))
 
 
 def _table(record: dict[str, Any]) -> str:

@@ -23,7 +23,7 @@ from typing import Any
 import psutil
 
 import oncofed
-from oncofed.alliance.kits import AllianceSpec
+from oncofed.alliance.kits import AllianceSpec, rewrite
 from oncofed.alliance.local import LocalAlliance, free_port
 from oncofed.errors import FederationError
 from oncofed.federation.events import EventReader
@@ -250,10 +250,18 @@ class Lab:
 
 def allow_class(kit: Path, path: str) -> None:
     """Let a site build a class that oncofed's kits do not allow, as its owner could."""
+
+    def allow(resources: dict[str, Any]) -> None:
+        if path not in resources["class_allow_list"]:
+            resources["class_allow_list"].append(path)
+
+    change_resources(kit, allow)
+
+
+def change_resources(kit: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change a kit's ``local/resources.json``, as its owner could."""
     file = kit / "local" / "resources.json"
-    resources = json.loads(file.read_text(encoding="utf-8"))
-    resources["class_allow_list"] = [*dict.fromkeys([*resources["class_allow_list"], path])]
-    file.write_text(json.dumps(resources), encoding="utf-8")
+    rewrite(file, file, change)
 
 
 def poison(kit: Path, kind: str) -> None:
@@ -269,21 +277,18 @@ class DisturbedAlliance(LocalAlliance):
 
     Args:
         arguments: of ``LocalAlliance``.
-        poisoned: site -> how its updates are bad; see ``poison.Poison``.
         environments: participant -> what its processes find in their environment, beside the usual.
-        prepared: see ``lab``.
+        prepared: called with the alliance when its kits are there and nothing was started yet.
     """
 
     def __init__(
         self,
         *arguments: Any,
-        poisoned: dict[str, str],
         environments: dict[str, dict[str, str]],
-        prepared: Callable[[DisturbedAlliance], None] | None,
+        prepared: Callable[[LocalAlliance], None],
     ) -> None:
         super().__init__(*arguments)
         self._prepared = prepared
-        self._poisoned = poisoned
         self._environments = environments
 
     def _environment(self, participant: str) -> dict[str, str]:
@@ -294,10 +299,7 @@ class DisturbedAlliance(LocalAlliance):
 
     def _prepare_kits(self) -> None:
         super()._prepare_kits()
-        for site, kind in self._poisoned.items():
-            poison(self.kit(site), kind)
-        if self._prepared:
-            self._prepared(self)
+        self._prepared(self)
 
 
 def another_version(folder: Path, version: str) -> dict[str, str]:
@@ -326,7 +328,7 @@ def lab(
     poisoned: dict[str, str] | None = None,
     environments: dict[str, dict[str, str]] | None = None,
     more: dict[str, dict[str, Path]] | None = None,
-    prepared: Callable[[DisturbedAlliance], None] | None = None,
+    prepared: Callable[[LocalAlliance], None] = lambda _: None,
 ) -> Iterator[Lab]:
     """Start a federation, submit a job, and stop all on leaving.
 
@@ -344,14 +346,19 @@ def lab(
     routes = {site: ("localhost", link.port) for site, link in links.items()}
     alliance_spec = AllianceSpec(sites=tuple(sites), port=port, routes=routes)
     datasets = {site: {spec.data.dataset: path, **(more or {}).get(site, {})} for site, path in sites.items()}
+
+    def prepare(alliance: LocalAlliance) -> None:
+        for site, kind in (poisoned or {}).items():
+            poison(alliance.kit(site), kind)
+        prepared(alliance)
+
     try:
         with (
             short_path(folder / "tmp") as temporary,
             DisturbedAlliance(
                 *(alliance_spec, folder / "kits", datasets, folder / "logs", temporary),
-                poisoned=poisoned or {},
                 environments=environments or {},
-                prepared=prepared,
+                prepared=prepare,
             ) as alliance,
         ):
             alliance.wait_registered()

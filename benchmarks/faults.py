@@ -6,8 +6,6 @@ lost is the wall time from the sites being ready to the end, less that of a run 
 
 from __future__ import annotations
 
-import argparse
-import json
 import re
 import tempfile
 import time
@@ -17,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from fault_lab import Lab, another_clock, another_version, lab
-from machine import machine
+from figures import hand_over, options
 from oncofed.alliance.local import quiet
 from oncofed.data.brain import make_hospitals
 from oncofed.errors import FederationError
 from oncofed.job.spec import JobSpec, read_job
 
-_BASELINE = Path(__file__).parent / "baselines" / "faults.json"
 _SITE = "site-4"
 _CUT_SECONDS = 30.0
 _FULL_SECONDS = 20.0
@@ -142,11 +139,9 @@ def measure(fault: Fault, spec: JobSpec, sites: dict[str, Path], folder: Path) -
 
 def main() -> None:
     """Run the faults, print a table, and keep it where asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--only", default="", help="faults whose name fits this regular expression")
     parser.add_argument("--rounds", type=int, default=4, help="of each run (default 4)")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--save", action="store_true", help="keep the figures in benchmarks/baselines/")
     arguments = parser.parse_args()
     spec = read_job("brain_tissue_segmentation").changed(
         {"rounds": {"number": arguments.rounds}, "training": {"steps_per_round": 30, "warmup_steps": 5}}
@@ -161,11 +156,8 @@ def main() -> None:
                 rows[-1]["lost_s"] = rows[-1].get("seconds", 0.0) - rows[0]["seconds"]
                 if not arguments.json:
                     print(_line(rows[-1]), flush=True)
-    record = {"benchmark": "faults", "rounds": arguments.rounds, "sites": 4, "rows": rows, "machine": machine()}
-    if arguments.save:
-        _BASELINE.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    if arguments.json:
-        print(json.dumps(record, indent=2))
+    record = {"benchmark": "faults", "rounds": arguments.rounds, "sites": 4, "rows": rows}
+    hand_over(record, arguments)
 
 
 def _line(row: dict[str, Any]) -> str:

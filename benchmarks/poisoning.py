@@ -7,8 +7,6 @@ patients of the four good sites.
 
 from __future__ import annotations
 
-import argparse
-import json
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -20,11 +18,10 @@ import nibabel as nib
 import numpy as np
 
 from fault_lab import Lab, lab, poison
-from machine import machine
+from figures import hand_over, options
 from oncofed.data.brain import HOSPITALS, make_hospitals
 from oncofed.job.spec import JobSpec, read_job
 
-_BASELINE = Path(__file__).parent / "baselines" / "poisoning.json"
 _SITES, _BAD = 5, "site-5"
 _SWAPPED = "brain_tissue_swapped"
 _STRATEGIES = ("fedavg", "median", "trimmed_mean", "krum", "clipped_mean")
@@ -75,11 +72,9 @@ def run_all(running: Lab, spec: JobSpec) -> Iterator[dict[str, Any]]:
 
 def main() -> None:
     """Run, print a table, and keep it where asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--rounds", type=int, default=4, help="of each run (default 4)")
     parser.add_argument("--steps", type=int, default=25, help="of each round (default 25)")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--save", action="store_true", help="keep the figures in benchmarks/baselines/")
     arguments = parser.parse_args()
     spec = read_job("brain_tissue_segmentation").changed(
         {
@@ -107,12 +102,8 @@ def main() -> None:
         "rounds": arguments.rounds,
         "steps_per_round": arguments.steps,
         "rows": rows,
-        "machine": machine(),
     }
-    if arguments.save:
-        _BASELINE.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    if arguments.json:
-        print(json.dumps(record, indent=2))
+    hand_over(record, arguments)
 
 
 def _line(row: dict[str, Any]) -> str:

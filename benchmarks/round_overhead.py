@@ -9,7 +9,6 @@ same bytes need through one loopback connection with TLS. A third federation is 
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import re
@@ -26,18 +25,17 @@ from pathlib import Path
 from typing import Any
 
 from nvflare.app_opt.pt.recipes import FedAvgRecipe
+from rich.console import Console
 
-from machine import machine
+from figures import hand_over, options
 from oncofed.alliance.kits import AllianceSpec
 from oncofed.alliance.local import LocalAlliance, free_port, quiet
 from oncofed.data.brain import HOSPITALS, make_hospitals
-from oncofed.federation.events import EVENTS_FILE, EventReader
-from oncofed.job import backends
-from oncofed.job.flare import export_job
+from oncofed.job.run import Run
 from oncofed.job.spec import JobSpec, read_job
 from oncofed.models.networks import network_config
+from oncofed.report.result import Backend
 
-_BASELINE = Path(__file__).parent / "baselines" / "round_overhead.json"
 _FINISH_SECONDS = 600.0
 # A model of one megabyte.
 _CHANNELS = [12, 24, 48, 96]
@@ -69,23 +67,11 @@ class StockAlliance(LocalAlliance):
             (local / "resources.json").write_text(json.dumps(ours), encoding="utf-8")
 
 
-def measure_oncofed(spec: JobSpec, folder: Path, simulated: bool = False) -> list[float]:
+def measure_oncofed(spec: JobSpec, folder: Path, backend: Backend) -> list[float]:
     """Return each round's overhead in seconds."""
     sites = make_hospitals(folder / "data", seed=1)
-    datasets = {site: {spec.data.dataset: path} for site, path in sites.items()}
-    job = export_job(spec, folder / spec.name)
-    running = (
-        backends.simulation(job, datasets, folder / "simulator", folder / "logs", folder / "tmp")
-        if simulated
-        else backends.federation(job, datasets, len(sites), folder / "kits", folder / "logs", folder / "tmp", None)
-    )
-    with running as run:
-        while run.ended() is None:
-            run.require_going()
-            time.sleep(0.5)
-        fetched = run.fetch()
-        rounds = [event for event in EventReader(fetched / EVENTS_FILE).read() if event["kind"] == "round"]
-    return [event["seconds"] - event["slowest_site_s"] for event in rounds]
+    timing = Run(spec, sites, backend, folder / "run", Console(quiet=True), baselines=False).execute().timing
+    return [whole - busy for whole, busy in zip(timing.rounds_s, timing.train_s_max_per_round, strict=True)]
 
 
 def measure_stock(spec: JobSpec, folder: Path) -> list[float]:
@@ -163,10 +149,8 @@ def _summary(values: list[float]) -> dict[str, float]:
 
 def main() -> None:
     """Measure, print a table, and keep it where asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--rounds", type=int, default=10, help="rounds of each federation (default 10)")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--save", action="store_true", help="keep the figures in benchmarks/baselines/")
     arguments = parser.parse_args()
     spec = read_job("brain_tissue_segmentation").changed(
         {
@@ -179,8 +163,8 @@ def main() -> None:
     size = sum(tensor.nbytes for tensor in weights.values())
     with tempfile.TemporaryDirectory(prefix="oncofed-bench-") as temporary:
         folder = Path(temporary)
-        ours = _summary(measure_oncofed(spec, folder / "oncofed"))
-        simulated = _summary(measure_oncofed(spec, folder / "simulated", simulated=True))
+        ours = _summary(measure_oncofed(spec, folder / "oncofed", "federation"))
+        simulated = _summary(measure_oncofed(spec, folder / "simulated", "simulate"))
         stock = _summary(measure_stock(spec, folder / "stock"))
         certificates = next((folder / "stock" / "kits").rglob("server.crt")).parent
         floor = measure_loopback(size * len(HOSPITALS), certificates)
@@ -196,11 +180,8 @@ def main() -> None:
         "stock_flare": stock,
         "ratio_stock_to_oncofed": stock["median"] / ours["median"],
         "loopback_tls_floor": floor,
-        "machine": machine(),
     }
-    if arguments.save:
-        _BASELINE.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(record, indent=2) if arguments.json else _table(record))
+    hand_over(record, arguments, _table(record))
 
 
 def _table(record: dict[str, Any]) -> str:

@@ -6,9 +6,7 @@ divided by its sites, and the memory that the machine gives for each site.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
 import statistics
 import tempfile
 import threading
@@ -19,12 +17,10 @@ from typing import Any
 import psutil
 from rich.console import Console
 
-from machine import machine
+from figures import hand_over, options
 from oncofed.data.brain import HOSPITALS, make_hospitals
 from oncofed.job.run import Run
 from oncofed.job.spec import read_job
-
-_BASELINE = Path(__file__).parent / "baselines" / "scale.json"
 
 
 def measure(sites: int, rounds: int, folder: Path) -> dict[str, Any]:
@@ -62,24 +58,22 @@ def measure(sites: int, rounds: int, folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Measure, print a table, and keep it where asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--sites", type=int, nargs="+", default=[8, 24], help="how many, one simulation each")
     parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--save", action="store_true", help="keep the figures in benchmarks/baselines/")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="oncofed-bench-") as temporary:
         rows = [measure(sites, arguments.rounds, Path(temporary) / str(sites)) for sites in arguments.sites]
-    record = {"benchmark": "scale", "rows": rows, "machine": machine()}
-    if arguments.save:
-        _BASELINE.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    if arguments.json:
-        print(json.dumps(record, indent=2))
-        return
-    print(f"{'sites':>6}{'s per site-round':>18}{'start, s':>10}{'GB per site':>13}")
+    record = {"benchmark": "scale", "rows": rows}
+    hand_over(record, arguments, _table(rows))
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    lines = [f"{'sites':>6}{'s per site-round':>18}{'start, s':>10}{'GB per site':>13}"]
     for row in rows:
         figures = f"{row['s_per_site_round']:18.3f}{row['startup_s']:10.0f}{row['memory_gb_per_site']:13.2f}"
-        print(f"{row['sites']:6}{figures}")
+        lines.append(f"{row['sites']:6}{figures}")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -6,38 +6,44 @@ in the same run.
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fault_lab import DisturbedAlliance, Lab, lab
-from machine import machine
+from fault_lab import Lab, change_resources, lab
+from figures import hand_over, options
+from oncofed.alliance.local import LocalAlliance
 from oncofed.data.brain import make_hospitals
+from oncofed.federation.events import EventReader
 from oncofed.job.spec import JobSpec, read_job
 
-_BASELINE = Path(__file__).parent / "baselines" / "start.json"
 _SECONDS_UNTIL_IDLE = 20.0
 _TARGET_SECONDS = 10.0
 
 
-def without_spares(alliance: DisturbedAlliance) -> None:
+def without_spares(alliance: LocalAlliance) -> None:
     """Have no participant keep a process ready, as its owner may."""
-    for kit in (alliance.server_kit, *(alliance.kit(site) for site in alliance.spec.sites)):
-        file = kit / "local" / "resources.json"
-        resources = json.loads(file.read_text(encoding="utf-8"))
+
+    def change(resources: dict[str, Any]) -> None:
         for component in resources["components"]:
-            if component["path"].startswith("oncofed.federation.launchers."):
+            if component.get("path", "").startswith("oncofed.federation.launchers."):
                 component["args"] = {"spare": False}
-        file.write_text(json.dumps(resources), encoding="utf-8")
+
+    for participant in (alliance.spec.server, *alliance.spec.sites):
+        change_resources(alliance.kit(participant), change)
 
 
-def measure(spec: JobSpec, sites: dict[str, Path], folder: Path, spares: bool, runs: int) -> list[float]:
+def measure(
+    spec: JobSpec,
+    sites: dict[str, Path],
+    folder: Path,
+    runs: int,
+    prepared: Callable[[LocalAlliance], None] = lambda _: None,
+) -> list[float]:
     """Return for each run the seconds until the first step of the site that came to it first."""
-    prepared = None if spares else without_spares
     with lab(spec, sites, folder, prepared=prepared) as running:
         running.wait(lambda state: state.finished is not None, "the first job ends")
         return [_first_step(running, spec) for _ in range(runs)]
@@ -47,19 +53,15 @@ def _first_step(running: Lab, spec: JobSpec) -> float:
     time.sleep(_SECONDS_UNTIL_IDLE)
     submitted = time.time()
     running.submit(spec)
-    running.wait(lambda state: any(site.step for site in state.sites.values()), "the first step")
     running.wait(lambda state: state.finished is not None, "the job ends")
-    with running.job.events.open(encoding="utf-8") as events:
-        steps = [event for event in map(json.loads, events) if event.get("phase") == "training"]
-    return float(steps[0]["time"] - submitted)
+    first = next(event for event in EventReader(running.job.events).read() if event.get("phase") == "training")
+    return float(first["time"] - submitted)
 
 
 def main() -> None:
     """Measure, print a table, and keep it where asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--runs", type=int, default=3, help="jobs of each kind (default 3)")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--save", action="store_true", help="keep the figures in benchmarks/baselines/")
     arguments = parser.parse_args()
     spec = read_job("brain_tissue_segmentation").changed(
         {"training": {"steps_per_round": 5, "warmup_steps": 0}, "rounds": {"number": 1}}
@@ -67,26 +69,27 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="oncofed-start-") as temporary:
         folder = Path(temporary)
         sites = make_hospitals(folder / "data", seed=1)
-        with_spares = measure(spec, sites, folder / "spares", True, arguments.runs)
-        without = measure(spec, sites, folder / "none", False, arguments.runs)
+        ready = measure(spec, sites, folder / "spares", arguments.runs)
+        none = measure(spec, sites, folder / "none", arguments.runs, without_spares)
     record: dict[str, Any] = {
         "benchmark": "start",
         "unit": "s",
         "sites": len(sites),
-        "seconds": with_spares,
-        "seconds_without_spares": without,
-        "ratio": statistics.median(without) / statistics.median(with_spares),
+        "seconds": ready,
+        "seconds_without_spares": none,
+        "ratio": statistics.median(none) / statistics.median(ready),
         "target": _TARGET_SECONDS,
-        "machine": machine(),
     }
-    if arguments.save:
-        _BASELINE.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    if arguments.json:
-        print(json.dumps(record, indent=2))
-    else:
-        print(f"from submitting to the first step, s, medians of {arguments.runs} jobs, {len(sites)} sites")
-        print(f"{'a process ready':20}{statistics.median(with_spares):6.1f}   target {_TARGET_SECONDS:.0f}")
-        print(f"{'none ready':20}{statistics.median(without):6.1f}")
+    hand_over(record, arguments, _table(record))
+
+
+def _table(record: dict[str, Any]) -> str:
+    ready, none = (statistics.median(record[key]) for key in ("seconds", "seconds_without_spares"))
+    return (
+        f"from submitting to the first step, s, medians of {len(record['seconds'])} jobs, {record['sites']} sites\n"
+        f"{'a process ready':20}{ready:6.1f}   target {record['target']:.0f}\n"
+        f"{'none ready':20}{none:6.1f}"
+    )
 
 
 if __name__ == "__main__":

@@ -25,7 +25,8 @@ sys.exit(3)
 
 
 @pytest.fixture
-def launcher():
+def launcher(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     made = SiteJobLauncher()
     made.handle_event(EventType.SYSTEM_START, FLContext())
     yield made
@@ -34,7 +35,7 @@ def launcher():
 
 def _line(folder: Path) -> bytes:
     (folder / "program.py").write_text(_PROGRAM)
-    return order("program", [str(folder / "out.json")], {"SECRET": "a-token-of-the-server", "PYTHONPATH": str(folder)})
+    return order("program", [str(folder / "out.json")], {"SECRET": "a-token-of-the-server"})
 
 
 def test_a_spare_process_becomes_what_it_is_told_and_shows_no_secret(launcher, tmp_path):

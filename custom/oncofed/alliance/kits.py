@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -105,8 +106,8 @@ class PolicyBuilder(Builder):
         """Write the policies; runs after FLARE's builder of static files."""
         for participant in [project.get_server(), *project.get_clients()]:
             local = Path(ctx.get_local_dir(participant))
-            _rewrite(local / "resources.json.default", local / "resources.json", _restrict_resources)
-            _rewrite(local / "authorization.json.default", local / "authorization.json", _forbid_code)
+            rewrite(local / "resources.json.default", local / "resources.json", _restrict_resources)
+            rewrite(local / "authorization.json.default", local / "authorization.json", _forbid_code)
             (local / "comm_config.json").write_text(json.dumps(_COMMUNICATION, indent=2) + "\n", encoding="utf-8")
 
     def finalize(self, project: Project, ctx: ProvisionContext) -> None:
@@ -176,7 +177,8 @@ class _Messages:
         self.errors.append(message)
 
 
-def _rewrite(default: Path, out: Path, change: Any) -> None:
+def rewrite(default: Path, out: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Write a kit's JSON file as another one with a change; both may be the same file."""
     values = json.loads(default.read_text(encoding="utf-8"))
     change(values)
     out.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

@@ -13,11 +13,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+from typing import IO, Any
 
 from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 
-from oncofed.alliance.kits import AllianceSpec, provision
+from oncofed.alliance.kits import AllianceSpec, provision, rewrite
 from oncofed.errors import FederationError
 from oncofed.federation.datasets import DATASETS_FILE
 from oncofed.processes import end_with_parent, process_environment, stop_processes
@@ -178,13 +178,15 @@ class LocalAlliance:
     def _prepare_kits(self) -> None:
         storage = self.server_kit / "storage"
         resources_file = self.server_kit / "local" / "resources.json"
-        resources = json.loads(resources_file.read_text(encoding="utf-8"))
-        # FLARE keeps jobs under /tmp unless told otherwise: two federations would share them.
-        resources["snapshot_persistor"]["args"]["storage"]["args"]["root_dir"] = str(storage / "snapshots")
-        for component in resources["components"]:
-            if component["id"] == "job_manager":
-                component["args"]["uri_root"] = str(storage / "jobs")
-        resources_file.write_text(json.dumps(resources, indent=2) + "\n", encoding="utf-8")
+
+        def keep_inside(resources: dict[str, Any]) -> None:
+            # FLARE keeps jobs under /tmp unless told otherwise: two federations would share them.
+            resources["snapshot_persistor"]["args"]["storage"]["args"]["root_dir"] = str(storage / "snapshots")
+            for component in resources["components"]:
+                if component["id"] == "job_manager":
+                    component["args"]["uri_root"] = str(storage / "jobs")
+
+        rewrite(resources_file, resources_file, keep_inside)
         for site in self.spec.sites:
             entry = {site: {name: str(folder.resolve()) for name, folder in self._datasets[site].items()}}
             (self.kit(site) / "local" / DATASETS_FILE).write_text(json.dumps(entry, indent=2), encoding="utf-8")

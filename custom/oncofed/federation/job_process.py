@@ -25,7 +25,6 @@ _MODULES = (
     "nvflare.private.fed.app.client.worker_process",
     "nvflare.private.fed.app.server.runner_process",
 )
-_CURRENT_FOLDER_FIRST = 1
 # mallopt(3): M_ARENA_MAX, M_MMAP_THRESHOLD.
 _MOST_ARENAS = (-8, 2)
 _LARGEST_ON_HEAP = (-3, 1 << 20)
@@ -67,9 +66,6 @@ def main() -> None:
     name_process("oncofed job")
     os.environ.clear()
     os.environ.update(told["environment"])
-    # A job may bring code where a site's owner lets it; Python reads this variable when it starts.
-    paths = told["environment"].get("PYTHONPATH", "").split(os.pathsep)
-    sys.path[_CURRENT_FOLDER_FIRST:_CURRENT_FOLDER_FIRST] = [path for path in paths if path and path not in sys.path]
     sys.argv = [told["module"], *told["arguments"]]
     # FLARE's own program, with its module as the main one: what is imported stays.
     sys.modules.pop(told["module"], None)
@@ -83,7 +79,9 @@ def _import_all() -> None:
         importlib.import_module(name)
     # FLARE's own process learns of tensors with its job's classes, after it is connected: a site that sent its update
     # in that second, as happens when the process was started anew, would end it.
-    importlib.import_module("oncofed.federation.exchange").register_tensors()
+    from oncofed.federation.exchange import register_tensors  # noqa: PLC0415 - launchers import this module
+
+    register_tensors()
     gc.freeze()
     gc.enable()
 

@@ -20,13 +20,10 @@ from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_constant import FLContextKey, JobConstants
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.job_launcher_spec import JobHandleSpec, JobReturnCode
+from nvflare.app_common.job_launcher.client_process_launcher import ClientProcessJobLauncher
 from nvflare.app_common.job_launcher.process_launcher import ProcessHandle, ProcessJobLauncher
-from nvflare.utils.job_launcher_utils import (
-    add_custom_dir_to_path,
-    generate_client_command,
-    generate_server_command,
-    get_credential_env,
-)
+from nvflare.app_common.job_launcher.server_process_launcher import ServerProcessJobLauncher
+from nvflare.utils.job_launcher_utils import add_custom_dir_to_path, get_credential_env
 
 from oncofed.federation.job_process import order
 
@@ -47,9 +44,7 @@ class RestartedProcess(JobHandleSpec):
         ended: called once it ended for good.
     """
 
-    def __init__(
-        self, start: Callable[[], JobHandleSpec], errors: frozenset[int], ended: Callable[[], None] = lambda: None
-    ) -> None:
+    def __init__(self, start: Callable[[], JobHandleSpec], errors: frozenset[int], ended: Callable[[], None]) -> None:
         super().__init__()
         self._start = start
         self._errors = errors
@@ -186,22 +181,14 @@ def _told(process: subprocess.Popen[bytes], line: bytes) -> ProcessHandle:
     return ProcessHandle(process=process)
 
 
-class SiteJobLauncher(_ReadyLauncher):
+class SiteJobLauncher(_ReadyLauncher, ClientProcessJobLauncher):
     """Starts a site's job process, and starts it again when it is killed."""
 
-    def get_command(self, job_meta: dict[str, object], fl_ctx: FLContext) -> str:
-        """Return FLARE's command."""
-        return str(generate_client_command(fl_ctx))
 
-
-class ServerJobLauncher(_ReadyLauncher):
+class ServerJobLauncher(_ReadyLauncher, ServerProcessJobLauncher):
     """Starts the server's job process, and starts it again when it is killed, or when FLARE gave it up.
 
     FLARE ends it with status 1 when an update breaks off on its way, whichever site's link it was.
     """
 
     restart_after = frozenset({1})
-
-    def get_command(self, job_meta: dict[str, object], fl_ctx: FLContext) -> str:
-        """Return FLARE's command."""
-        return str(generate_server_command(fl_ctx))
