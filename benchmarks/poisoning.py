@@ -42,8 +42,8 @@ _LONGEST_SECONDS = 300.0
 
 def make_sites(folder: Path) -> tuple[dict[str, Path], dict[str, dict[str, Path]]]:
     """Write the sites' images; return site -> folder, and the same with the bad site's masks swapped."""
-    alike = [replace(HOSPITALS[0], name=f"site-{n}", train=2, validation=1, test=3) for n in range(1, _SITES + 1)]
-    sites = make_hospitals(folder, alike, seed=1)
+    alike = tuple(replace(HOSPITALS[0], name=f"site-{n}", train=2, validation=1, test=3) for n in range(1, _SITES + 1))
+    sites = make_hospitals(folder, seed=1, hospitals=alike)
     swapped = folder / "swapped"
     shutil.copytree(sites[_BAD], swapped)
     for path in (swapped / "labelsTr").iterdir():
