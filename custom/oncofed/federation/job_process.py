@@ -19,11 +19,12 @@ import sys
 from oncofed.processes import name_process
 
 # What the first round of any job needs; the rest takes milliseconds.
-_MODULES = (
+MODULES = (
     "oncofed.federation.controller",
     "oncofed.federation.executor",
     "nvflare.private.fed.app.client.worker_process",
     "nvflare.private.fed.app.server.runner_process",
+    "torch._dynamo",  # the first optimizer imports it
 )
 # mallopt(3): M_ARENA_MAX, M_MMAP_THRESHOLD.
 _MOST_ARENAS = (-8, 2)
@@ -64,18 +65,22 @@ def main() -> None:
     told = json.loads(line)
     _close_input()
     name_process("oncofed job")
+    become(**told)
+
+
+def become(module: str, arguments: list[str], environment: dict[str, str]) -> None:
+    """Run a module as the main program; what is imported stays."""
     os.environ.clear()
-    os.environ.update(told["environment"])
-    sys.argv = [told["module"], *told["arguments"]]
-    # FLARE's own program, with its module as the main one: what is imported stays.
-    sys.modules.pop(told["module"], None)
-    runpy.run_module(told["module"], run_name="__main__", alter_sys=True)
+    os.environ.update(environment)
+    sys.argv = [module, *arguments]
+    sys.modules.pop(module, None)
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def _import_all() -> None:
     # Looking for garbage among what is being imported takes a fifth of the time and finds none.
     gc.disable()
-    for name in _MODULES:
+    for name in MODULES:
         importlib.import_module(name)
     # FLARE's own process learns of tensors with its job's classes, after it is connected: a site that sent its update
     # in that second, as happens when the process was started anew, would end it.

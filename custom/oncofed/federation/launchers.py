@@ -104,8 +104,7 @@ class _ReadyLauncher(ProcessJobLauncher):
     """Keeps one process that has imported everything, so that a job's first step need not wait for that.
 
     Args:
-        spare: keep one; without it a job starts some seconds later, and an idle participant takes a third of a
-            gigabyte less memory.
+        spare: keep one; without it a job starts some seconds later, and an idle participant takes 0.4 GB less memory.
     """
 
     restart_after: frozenset[int] = frozenset()

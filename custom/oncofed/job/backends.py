@@ -178,8 +178,8 @@ def simulation(job: Path, datasets: Datasets, workspace: Path, logs: Path, tempo
     (local / "resources.json").write_text(json.dumps(resources, indent=2), encoding="utf-8")
     logs.mkdir(parents=True, exist_ok=True)
     console = logs / "simulator.txt"
-    command = [sys.executable, "-m", "nvflare.cli", "simulator", str(job.resolve()), "-w", str(workspace.resolve())]
-    command += ["-c", ",".join(datasets), "-t", str(len(datasets))]
+    command = [sys.executable, "-m", "oncofed.federation.simulator", str(job.resolve()), str(workspace.resolve())]
+    command += list(datasets)
     with console.open("wb") as output:
         process = subprocess.Popen(
             command,

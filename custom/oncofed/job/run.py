@@ -30,8 +30,8 @@ from oncofed.training import Trainer
 from oncofed.training.baselines import Baseline, BaselinePool
 
 _POLL_SECONDS = 0.2
-# What one site's process holds once torch and MONAI are loaded, measured with small images.
-_GIB_OF_A_SITE = 0.55
+# What one more site takes with small images: a process of its own, or a fork in the simulator.
+_GIB_OF_A_SITE: dict[Backend, float] = {"federation": 0.55, "simulate": 0.16}
 _STARTING: dict[Backend, str] = {
     "federation": "starting a server and {sites} sites from their startup kits …",
     "simulate": "starting FLARE's simulator with {sites} sites …",
@@ -175,7 +175,7 @@ class Run:
         write_bundle(model, self.spec.title, plan.network_request, plan.data, plan.task.classes, weights)
 
     def _warn_of_memory(self) -> None:
-        needed, free = len(self.sites) * _GIB_OF_A_SITE, psutil.virtual_memory().available / 2**30
+        needed, free = len(self.sites) * _GIB_OF_A_SITE[self.backend], psutil.virtual_memory().available / 2**30
         if needed > free:
             self.console.print(
                 f"warning: {len(self.sites)} sites need about {needed:.0f} GiB of memory, here {free:.0f} are free"
