@@ -21,7 +21,7 @@ import psutil
 from fault_lab import DisturbedAlliance, Lab, allow_class
 from figures import hand_over, options
 from oncofed.alliance.kits import AllianceSpec
-from oncofed.alliance.local import free_port
+from oncofed.alliance.local import LocalAlliance, free_port
 from oncofed.job.backends import FederatedJob
 from oncofed.job.flare import export_job
 from oncofed.job.spec import JobSpec, read_job
@@ -33,13 +33,10 @@ _WIDTH = 18.9
 _LONGEST_SECONDS = 1500.0
 
 
-class _EchoAlliance(DisturbedAlliance):
-    """An alliance whose sites allow the class that trains nothing."""
-
-    def _prepare_kits(self) -> None:
-        super()._prepare_kits()
-        for site in self.spec.sites:
-            allow_class(self.kit(site), _CLASS)
+def _allow_echo(alliance: LocalAlliance) -> None:
+    """Have the sites allow the class that trains nothing."""
+    for site in alliance.spec.sites:
+        allow_class(alliance.kit(site), _CLASS)
 
 
 def job_of(megabytes: int, rounds: int, update: str) -> JobSpec:
@@ -66,7 +63,7 @@ def measure(spec: JobSpec, sites: int, folder: Path) -> dict[str, Any]:
     datasets = {name: {spec.data.dataset: folder / "data"} for name in names}
     alliance_spec = AllianceSpec(sites=names, port=free_port())
     arguments = (alliance_spec, folder / "kits", datasets, folder / "logs", folder / "tmp")
-    with _EchoAlliance(*arguments, poisoned={}, environments={}) as alliance:
+    with DisturbedAlliance(*arguments, environments={}, prepared=_allow_echo) as alliance:
         alliance.wait_registered()
         lab = Lab(alliance, FederatedJob(alliance, job, sites), {}, folder, spec)
         lab.wait(lambda state: state.started is not None, "the job starts")

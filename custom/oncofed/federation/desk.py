@@ -18,6 +18,7 @@ from nvflare.apis.shareable import ReservedHeaderKey, Shareable
 from nvflare.fuel.utils.msg_root_utils import delete_msg_root
 
 from oncofed.federation.exchange import WAIT_TOPIC, wait_reply
+from oncofed.federation.heap import trim_heap
 
 # Nothing was heard of a site for so long: FLARE's job processes send a heartbeat every ten seconds.
 _SILENT_SECONDS = 30.0
@@ -136,6 +137,7 @@ class Desk(WFCommServer):
             self._changed.wait(seconds)
         if self.tidy:
             gc.collect(1)  # young ones alone, which takes milliseconds
+            trim_heap()
 
     def known(self) -> set[str]:
         """Return the sites that were heard of."""
@@ -186,6 +188,7 @@ class Desk(WFCommServer):
     def _tidy_up(self) -> None:
         if self.tidy:
             gc.collect()
+            trim_heap()
 
     def process_task_check(self, task_id: str, fl_ctx: FLContext) -> Any:
         """Return what is truthy where an answer to a task is still wanted, late or not."""

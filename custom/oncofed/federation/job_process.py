@@ -7,8 +7,6 @@ of processes. It ends when its standard input does before that line.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import gc
 import importlib
 import json
@@ -16,6 +14,7 @@ import os
 import runpy
 import sys
 
+from oncofed.federation.heap import share_one_heap
 from oncofed.processes import name_process
 
 # What the first round of any job needs; the rest takes milliseconds.
@@ -26,9 +25,6 @@ MODULES = (
     "nvflare.private.fed.app.server.runner_process",
     "torch._dynamo",  # the first optimizer imports it
 )
-# mallopt(3): M_ARENA_MAX, M_MMAP_THRESHOLD.
-_MOST_ARENAS = (-8, 2)
-_LARGEST_ON_HEAP = (-3, 1 << 20)
 
 
 def order(module: str, arguments: list[str], environment: dict[str, str]) -> bytes:
@@ -43,20 +39,9 @@ def order(module: str, arguments: list[str], environment: dict[str, str]) -> byt
     return json.dumps(line).encode() + b"\n"
 
 
-def give_memory_back() -> None:
-    """Have the C library return large blocks to the system when they are freed.
-
-    glibc keeps blocks of up to 32 MiB on heaps of its own, one for each of many threads: a server that passes a model
-    on in chunks would hold several models' worth of free memory. Elsewhere this does nothing.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        for setting in (_MOST_ARENAS, _LARGEST_ON_HEAP):
-            ctypes.CDLL(None).mallopt(*setting)
-
-
 def main() -> None:
     """Get ready, wait, and run."""
-    give_memory_back()
+    share_one_heap()
     name_process("oncofed spare")
     _import_all()
     line = sys.stdin.buffer.readline()

@@ -19,7 +19,8 @@ from typing import Any
 from nvflare.fuel.utils.log_utils import LogMode
 from nvflare.private.fed.app.simulator import simulator_runner
 
-from oncofed.federation.job_process import MODULES, become, give_memory_back
+from oncofed.federation.heap import share_one_heap
+from oncofed.federation.job_process import MODULES, become
 from oncofed.processes import end_with_parent, name_process
 
 _WORKER = "nvflare.private.fed.app.simulator.simulator_worker"
@@ -60,7 +61,7 @@ def _be_site(module: str, arguments: list[str], environment: dict[str, str]) -> 
     name_process("oncofed site")
     # A look for garbage would write to every page that the sites share.
     gc.freeze()
-    give_memory_back()
+    share_one_heap()
     become(module, arguments, environment)
 
 
