@@ -57,7 +57,7 @@ class ReceivedUpdate(Mapping[str, Tensor]):
 
     Args:
         sent: what arrived, by name: tensors, or FLARE's references to tensors that it keeps in a file.
-        like: the global model.
+        like: tensors as the global model has them; their values do not matter.
         kind: type of the updates.
         extra: names of what comes beside the weights, which travels in its own type.
 

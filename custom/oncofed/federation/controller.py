@@ -6,11 +6,9 @@ import contextlib
 import dataclasses
 import math
 import random
-import statistics
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +30,16 @@ from torch import Tensor
 import oncofed
 from oncofed.errors import FederationError, OncofedError
 from oncofed.federation import exchange
-from oncofed.federation.compression import ReceivedUpdate
 from oncofed.federation.desk import Desk, Question
+from oncofed.federation.door import Door
 from oncofed.federation.events import BEST_MODEL, EVENTS_FILE, MODELS_FOLDER, TOLD_GROUP, EventLog
 from oncofed.federation.exchange import TASK_PREPARE, TASK_TRAIN, TASK_VALIDATE
 from oncofed.federation.folders import hand_over, initial_model, note_end, sole_owner, state_folder
 from oncofed.federation.memory import Memory, read_memory, write_memory
+from oncofed.federation.rounds import Round
+from oncofed.federation.selection import has_stalled, selected_score
 from oncofed.federation.spec import CyclicSpec, FedBuffSpec, FederationPlan
-from oncofed.federation.strategies import Update, build_strategy
-from oncofed.federation.strategies.robust import length
+from oncofed.federation.strategies import build_strategy
 from oncofed.models.weights import Weights, exchanged_names, trained_names, weights_of
 from oncofed.training import Plan
 
@@ -51,40 +50,11 @@ _SECONDS_BETWEEN_SYNCS = 2.0
 _SECONDS_BETWEEN_TRIES = 5.0
 # A server that was started again waits so long for sites that it knew before it counts them as lost.
 _LONGEST_RETURN_SECONDS = 90.0
-# Lengths of updates that say what is usual: of so many rounds back.
-_ROUNDS_REMEMBERED = 5
 _LARGE_MODEL = 32 << 20
 
 
 class StoppedError(Exception):
     """The job was aborted."""
-
-
-@dataclass
-class _Round:
-    """What the sites answered to one question.
-
-    Attributes:
-        updates: those that count.
-        numbers: what else each site said.
-        refused: why an update was not taken, by site.
-        came: seconds until each site's answer.
-        late: sites whose update is of an earlier round.
-        unable: when sites said that they cannot answer now, by site.
-    """
-
-    started: float
-    updates: list[Update] = field(default_factory=list)
-    numbers: dict[str, dict[str, Any]] = field(default_factory=dict)
-    refused: dict[str, str] = field(default_factory=dict)
-    came: dict[str, float] = field(default_factory=dict)
-    late: list[str] = field(default_factory=list)
-    unable: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def counted(self) -> int:
-        """Answers that count towards a quorum."""
-        return len(self.updates)
 
 
 class FederatedTraining(Controller):
@@ -113,12 +83,8 @@ class FederatedTraining(Controller):
         self._state = Path()
         self._before: set[str] = set()
         self._cases: dict[str, dict[str, Any]] = {}
-        self._refusals: dict[str, str] = {}
-        self._turns = 0
-        self._early: list[tuple[Update, int]] = []
         self._told_lost: set[str] = set()
         self._synced = 0.0
-        self._lock = threading.Lock()
         self._saving: threading.Thread | None = None
 
     def set_communicator(self, communicator: WFCommSpec) -> None:
@@ -178,6 +144,7 @@ class FederatedTraining(Controller):
         network = plan.build_network()
         self._parameters = trained_names(network)
         self._travelling = exchanged_names(network)
+        self._door = Door(federation, self._parameters, self._travelling, self._cases, self._record)
         self._desk.tidy = sum(value.nbytes for value in weights_of(network).values()) > _LARGE_MODEL
         strategy = build_strategy(federation.strategy, self._parameters)
         memory = read_memory(self._state)
@@ -202,7 +169,8 @@ class FederatedTraining(Controller):
             self._test(memory.model, 0, None)
             return
         for number in range(memory.round + 1, federation.rounds.number + 1):
-            if self._is_over(memory):
+            if has_stalled(federation.evaluation, memory):
+                self._record("early_stop", round=memory.round, best_round=memory.best_round)
                 break
             self._train(number, memory, strategy)
         turn = self._score(memory.model, memory.round, "validation")
@@ -241,7 +209,7 @@ class FederatedTraining(Controller):
                     "rounding and file formats may differ"
                 )
             if reason:
-                self._refusals[site] = reason
+                self._door.reasons[site] = reason
                 self._record("excluded", site=site, reason=reason)
                 return
             self._cases[site] = numbers
@@ -254,7 +222,7 @@ class FederatedTraining(Controller):
             if time.time() - started > _LONGEST_RETURN_SECONDS:
                 for site in expected - self._desk.known():
                     self._desk.lose(site, "it did not come back")
-            there = [s for s in expected if s in self._cases or s in self._refusals or s in self._desk.lost]
+            there = [s for s in expected if s in self._cases or s in self._door.reasons or s in self._desk.lost]
             return len(there) == len(expected) and len(self._cases) >= quorum
 
         self._wait_until(ready, "before the first round", lambda: len(self._cases), lambda: quorum)
@@ -264,21 +232,21 @@ class FederatedTraining(Controller):
         """Run one round and keep what follows from it."""
         federation = self._federation
         asked = self._draw(number)
-        current = _Round(time.time())
-        self._admit_early(current, number)
-        model, given = self._outgoing(memory.model), strategy.for_sites()
-        extra = self._extra_of(memory.model)
+        current = Round()
+        self._door.admit_early(current, number)
+        model, beside = self._outgoing(memory.model), strategy.for_sites()
+        given = self._door.given(number, memory.model)
         asynchronous = isinstance(federation.strategy, FedBuffSpec)
 
         def message(site: str) -> Shareable:
-            weights = exchange.weights_message(model, number, "validation", given)
-            if site in self._refusals:
-                exchange.tell_refusal(weights, self._refusals.pop(site))
+            weights = exchange.weights_message(model, number, "validation", beside)
+            if site in self._door.reasons:
+                exchange.tell_refusal(weights, self._door.reasons.pop(site))
             self._record("task", task=TASK_TRAIN, round=number, split="validation", sites=[site])
             return weights
 
         def answered(site: str, result: Shareable, question: Question) -> None:
-            self._take_update(site, result, question, current, number, memory.model, extra)
+            self._door.take(site, result, question, current, given)
 
         if isinstance(federation.strategy, CyclicSpec):
             moved = self._cycle(number, asked, memory.model, current)
@@ -287,9 +255,7 @@ class FederatedTraining(Controller):
             needed = federation.strategy.buffer if isinstance(federation.strategy, FedBuffSpec) else None
             self._wait_for_round(question, current, number, asked, needed)
             self._desk.close(question)
-            with self._lock:
-                self._screen(current, memory)
-                updates = list(current.updates)
+            updates = self._door.screened(current, memory)
             if not updates:
                 raise FederationError(self._too_few(f"round {number} has no update that counts", 0, 1))
             # The state that is being written is the one that this changes.
@@ -301,51 +267,35 @@ class FederatedTraining(Controller):
         memory.model, memory.round, memory.strategy = moved, number, dict(strategy.state)
         memory.sites = sorted(self._cases)
         self._save(memory)
-        busy = {
-            site: n.get("train_s", 0.0) + n.get("validate_s", 0.0)
-            for site, n in current.numbers.items()
-            if site not in current.late
-        }
         self._record(
             "round",
             round=number,
             seconds=time.time() - current.started,
-            slowest_site_s=max(busy.values(), default=0.0),
-            losses={site: n["loss"] for site, n in sorted(current.numbers.items()) if "loss" in n},
+            slowest_site_s=current.slowest_s,
+            losses=current.losses,
             cases={update.site: update.cases for update in current.updates},
-            participation=self._participation(asked, current),
+            participation=current.participation(asked, self._desk.lost),
         )
 
-    def _participation(self, asked: list[str], current: _Round) -> dict[str, Any]:
-        taken = {update.site for update in current.updates}
-        return {
-            "asked": asked,
-            "in_time": sorted(taken - set(current.late)),
-            "late": sorted(taken & set(current.late)),
-            "refused": dict(sorted(current.refused.items())),
-            "lost": {s: self._desk.lost[s] for s in asked if s in self._desk.lost and s not in taken},
-            "missing": sorted(s for s in asked if s not in taken and s not in current.refused),
-            "seconds": {site: round(seconds, 3) for site, seconds in sorted(current.came.items())},
-            "staleness": {u.site: u.staleness for u in current.updates if u.staleness},
-        }
-
-    def _cycle(self, number: int, asked: list[str], model: Weights, current: _Round) -> Weights:
+    def _cycle(self, number: int, asked: list[str], model: Weights, current: Round) -> Weights:
         """Let one site after the other train; who is not there is left out."""
         order = random.Random(f"{self._plan.seed} {number}").sample(asked, len(asked))  # noqa: S311 - not a secret
-        for site in order:
-            if site in self._desk.lost:
+        given = self._door.given(number, model)
+
+        def answered(site: str, result: Shareable, question: Question) -> None:
+            self._door.take(site, result, question, current, given)
+
+        for turn in order:
+            if turn in self._desk.lost:
                 continue
             outgoing, before = model, len(current.updates)
 
-            def message(_: str, weights: Weights = outgoing) -> Shareable:
-                self._record("task", task=TASK_TRAIN, round=number, split="validation", sites=[site])  # noqa: B023
+            def message(site: str, weights: Weights = outgoing) -> Shareable:
+                self._record("task", task=TASK_TRAIN, round=number, split="validation", sites=[site])
                 return exchange.weights_message(self._outgoing(weights), number)
 
-            def answered(who: str, result: Shareable, q: Question, weights: Weights = outgoing) -> None:
-                self._take_update(who, result, q, current, number, weights, {})
-
-            question = self._desk.ask(Question(TASK_TRAIN, number, {site}, message, answered))
-            while not question.done and site not in self._desk.lost:
+            question = self._desk.ask(Question(TASK_TRAIN, number, {turn}, message, answered))
+            while not question.done and turn not in self._desk.lost:
                 self._look(_LOOK_SECONDS)
             self._desk.close(question)
             if len(current.updates) > before:
@@ -354,87 +304,6 @@ class FederatedTraining(Controller):
         if not current.updates:
             raise FederationError(self._too_few(f"round {number} has no update that counts", 0, 1))
         return model
-
-    def _take_update(
-        self,
-        site: str,
-        result: Shareable,
-        question: Question,
-        current: _Round,
-        number: int,
-        model: Weights,
-        extra: Weights,
-    ) -> None:
-        """Look at one site's answer and take it, or refuse it and say why."""
-        came = time.time() - current.started
-        try:
-            reason = exchange.refusal_reason(result)
-            if reason:
-                raise FederationError(reason)
-            sent, cases, steps, numbers = exchange.read_update_message(result)
-            like = {name: model[name] for name in model if name in self._travelling}
-            delta = ReceivedUpdate(sent, like, self._federation.exchange.update, extra)
-            if cases != self._cases.get(site, {}).get("train"):
-                raise FederationError(
-                    f"it says that {cases} cases are behind its update, before it was {self._cases[site]['train']}"
-                )
-            self._turns += 1
-            update = Update(site, delta, cases, max(steps, 1), extra=delta.extra, turn=self._turns)
-        except FederationError as error:
-            with self._lock:
-                self._refuse(current, site, str(error), number, exchange.may_pass(result))
-            return
-        with self._lock:
-            if question.closed:
-                self._early.append((update, number))
-                self._record("late", site=site, round=number, seconds=came)
-                return
-            current.numbers[site] = numbers
-            current.came[site] = came
-            current.updates.append(update)
-        if "not_kept" in numbers:
-            self._record("site_not_kept", site=site, round=number, reason=str(numbers["not_kept"]))
-        self._record("answer", site=site, task=TASK_TRAIN, round=number)
-
-    def _admit_early(self, current: _Round, number: int) -> None:
-        """Take the answers that came after their own round had ended."""
-        with self._lock:
-            for update, given in self._early:
-                self._admit(current, update, number, given)
-            self._early.clear()
-
-    def _admit(self, current: _Round, update: Update, number: int, given: int) -> None:
-        """Take an update of an earlier round into this one, with less weight, or leave it out."""
-        rounds = self._federation.rounds
-        stale = number - given
-        if rounds.late == "drop":
-            self._record("dropped", site=update.site, task=TASK_TRAIN, staleness=stale)
-            return
-        discount = (1 + stale) ** -rounds.staleness
-        current.updates.append(dataclasses.replace(update, staleness=stale, discount=discount))
-        current.late.append(update.site)
-
-    def _refuse(self, current: _Round, site: str, reason: str, number: int, may_pass: bool = False) -> None:
-        current.refused[site] = reason
-        if may_pass:
-            current.unable[site] = time.time()
-        self._refusals[site] = reason
-        self._record("refused", site=site, round=number, reason=reason)
-
-    def _screen(self, current: _Round, memory: Memory) -> None:
-        """Refuse updates that are many times as long as those of this round and the last ones."""
-        lengths = [length(update, self._parameters) for update in current.updates]
-        known = lengths + [value for values in memory.lengths[-_ROUNDS_REMEMBERED:] for value in values]
-        factor = self._federation.exchange.largest_norm
-        kept, usual = [], statistics.median(known) if known else 0.0
-        for update, norm in zip(current.updates, lengths, strict=True):
-            if len(known) >= 3 and usual > 0 and norm > factor * usual:
-                reason = f"its update is {norm / usual:.1f} times as long as usual, expected at most {factor:g} times"
-                self._refuse(current, update.site, reason, memory.round + 1)
-            else:
-                kept.append((update, norm))
-        current.updates = [update for update, _ in kept]
-        memory.lengths = [*memory.lengths[1 - _ROUNDS_REMEMBERED :], [norm for _, norm in kept]]
 
     def _draw(self, number: int) -> list[str]:
         """Return the sites that train in a round: those with enough cases, or so many of them, drawn by the seed."""
@@ -448,7 +317,7 @@ class FederatedTraining(Controller):
         return sorted(drawn)
 
     def _wait_for_round(
-        self, question: Question, current: _Round, number: int, asked: list[str], buffer: int | None
+        self, question: Question, current: Round, number: int, asked: list[str], buffer: int | None
     ) -> None:
         """Wait until a round has what it needs: all who can still answer, or its quorum when the time is up."""
 
@@ -457,14 +326,14 @@ class FederatedTraining(Controller):
 
         def over() -> bool:
             if buffer is not None:
-                self._admit_early(current, number)
-                return current.counted >= buffer
+                self._door.admit_early(current, number)
+                return len(current.updates) >= buffer
             self._welcome(question, asked)
-            return self._is_answered(question, current, asked, current.counted >= needed())
+            return self._is_answered(question, current, asked, len(current.updates) >= needed())
 
-        self._wait_until(over, f"round {number}", lambda: current.counted, needed, None if buffer else current)
+        self._wait_until(over, f"round {number}", lambda: len(current.updates), needed, None if buffer else current)
 
-    def _is_answered(self, question: Question, current: _Round, asked: list[str], enough: bool) -> bool:
+    def _is_answered(self, question: Question, current: Round, asked: list[str], enough: bool) -> bool:
         """Return whether a question has enough answers, and time is up or nobody is there who could still answer."""
         deadline = self._federation.rounds.deadline_s
         if not enough:
@@ -474,16 +343,14 @@ class FederatedTraining(Controller):
             return True
         return all(site in question.done or site in self._desk.lost for site in asked)
 
-    def _ask_again(self, question: Question, current: _Round) -> None:
+    def _ask_again(self, question: Question, current: Round) -> None:
         """Ask sites again that could not answer: their disk may have been full. They count as refused meanwhile."""
         now = time.time()
         if now - current.started > self._federation.rounds.return_s:
             return
         for site, since in list(current.unable.items()):
             if now - since > _SECONDS_BETWEEN_TRIES:
-                with self._lock:
-                    del current.unable[site]
-                    current.refused.pop(site, None)
+                self._door.forgive(current, site)
                 self._desk.reopen(question, site)
 
     def _welcome(self, question: Question, asked: list[str]) -> None:
@@ -503,7 +370,7 @@ class FederatedTraining(Controller):
         what: str,
         have: Callable[[], int],
         needed: Callable[[], int],
-        current: _Round | None = None,
+        current: Round | None = None,
     ) -> None:
         """Wait; give up where too few are left and none comes back for as long as the job allows.
 
@@ -518,7 +385,7 @@ class FederatedTraining(Controller):
         while not over():
             self._look(_LOOK_SECONDS)
             # One whose data did not pass does not change its mind.
-            out = {site for site in self._refusals if site not in self._cases}
+            out = {site for site in self._door.reasons if site not in self._cases}
             out |= set(current.refused) if current else set()
             there = self._desk.known() - set(self._desk.lost) - out
             if len(there) >= needed():
@@ -531,7 +398,7 @@ class FederatedTraining(Controller):
             if len(may_come) < needed() or now - hopeless > self._federation.rounds.return_s:
                 raise FederationError(self._too_few(what, have(), needed()))
 
-    def _needed(self, asked: int, current: _Round | None = None) -> int:
+    def _needed(self, asked: int, current: Round | None = None) -> int:
         """Return how many answers count as enough: the job's quorum, or all but those that were refused."""
         quorum = self._federation.rounds.quorum
         if quorum is not None:
@@ -539,7 +406,7 @@ class FederatedTraining(Controller):
         return max(1, asked - len(current.refused if current else ()))
 
     def _too_few(self, what: str, have: int, needed: int) -> str:
-        reasons = {**self._refusals, **self._desk.lost}
+        reasons = {**self._door.reasons, **self._desk.lost}
         why = "; ".join(f"{site}: {reason}" for site, reason in sorted(reasons.items()))
         return (
             f"{what} has {have} of the {needed} sites that it needs ({why or 'none answered'}). Repair the "
@@ -580,15 +447,9 @@ class FederatedTraining(Controller):
         parts = {name: model[name] for name in model if name in self._travelling}
         return {n: v.to(torch.bfloat16) if half and v.is_floating_point() else v for n, v in parts.items()}
 
-    def _extra_of(self, model: Weights) -> Weights:
-        """Return what sites may send beside their update, by name, and of which shape."""
-        if self._federation.strategy.name != "scaffold":
-            return {}
-        return {f"control.{name}": model[name] for name in self._parameters}
-
-    def _score(self, weights: Weights, number: int, split: str) -> _Round:
+    def _score(self, weights: Weights, number: int, split: str) -> Round:
         """Have every site that is there score a model."""
-        current = _Round(time.time())
+        current = Round()
         asked = sorted(s for s in self._cases if s not in self._desk.lost)
         outgoing = self._outgoing(weights)
 
@@ -599,7 +460,7 @@ class FederatedTraining(Controller):
         def answered(site: str, result: Shareable, question: Question) -> None:
             reason = exchange.refusal_reason(result)
             if reason:
-                self._refuse(current, site, reason, number, exchange.may_pass(result))
+                self._door.refuse(current, site, reason, number, exchange.may_pass(result))
                 return
             current.numbers[site] = exchange.read_numbers_message(result)
             self._record("answer", site=site, task=TASK_VALIDATE, round=number)
@@ -639,7 +500,7 @@ class FederatedTraining(Controller):
             self._record("cross_site", model=site, scores=matrix[site])
         return matrix
 
-    def _judge(self, memory: Memory, number: int, turn: _Round) -> None:
+    def _judge(self, memory: Memory, number: int, turn: Round) -> None:
         """Record how the model after round ``number`` does at each site, and keep it where it is the best so far."""
         evaluations = {s: n["evaluation"] for s, n in sorted(turn.numbers.items()) if "evaluation" in n}
         scores = {site: e["mean"] for site, e in evaluations.items()}
@@ -648,7 +509,7 @@ class FederatedTraining(Controller):
         self._record("validation", round=number, mean=mean, sites=scores)
         if number == 0:
             return
-        score = self._selected(known)
+        score = selected_score(self._federation.evaluation.select, known, self._cases)
         if memory.best_round == 0 or (score is not None and score > memory.best_score):
             memory.best_score = score if score is not None else memory.best_score
             memory.best_round = number
@@ -668,26 +529,6 @@ class FederatedTraining(Controller):
                     "again"
                 )
             self._look(_SECONDS_BETWEEN_TRIES)
-
-    def _selected(self, scores: dict[str, float]) -> float | None:
-        if not scores:
-            return None
-        rule = self._federation.evaluation.select
-        if rule == "worst":
-            return min(scores.values())
-        if rule == "weighted":
-            cases = {site: self._cases[site]["validation"] for site in scores}
-            total = sum(cases.values())
-            return sum(scores[s] * cases[s] for s in scores) / total if total else None
-        return sum(scores.values()) / len(scores)
-
-    def _is_over(self, memory: Memory) -> bool:
-        patience = self._federation.evaluation.patience
-        # The score of a round's model comes with the next one's answers.
-        if patience is None or memory.round - 1 - memory.best_round < patience or memory.best_round == 0:
-            return False
-        self._record("early_stop", round=memory.round, best_round=memory.best_round)
-        return True
 
     def _save(self, memory: Memory) -> None:
         """Keep what is needed to go on, while sites train on; the file of the round before stands until it is done."""

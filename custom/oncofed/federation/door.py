@@ -1,0 +1,176 @@
+"""The door that updates come through: each is looked at before it counts, and its site told why where it does not."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from nvflare.apis.shareable import Shareable
+
+from oncofed.errors import FederationError
+from oncofed.federation import exchange
+from oncofed.federation.compression import ReceivedUpdate
+from oncofed.federation.desk import Question
+from oncofed.federation.exchange import TASK_TRAIN
+from oncofed.federation.memory import Memory
+from oncofed.federation.rounds import Round
+from oncofed.federation.spec import FederationPlan
+from oncofed.federation.strategies import Update
+from oncofed.federation.strategies.robust import length
+from oncofed.models.weights import Weights
+
+# Lengths of updates that say what is usual: of so many rounds back.
+_ROUNDS_REMEMBERED = 5
+
+
+class Record(Protocol):
+    """Writes an event to the run's record."""
+
+    def __call__(self, kind: str, **values: Any) -> None:
+        """Write an event of a kind."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """What sites were asked for, in tensors that have a shape and a type but no values.
+
+    Attributes:
+        round: its number.
+        like: the weights that an update has.
+        extra: what sites may send beside it.
+    """
+
+    round: int
+    like: Weights
+    extra: Weights
+
+
+class Door:
+    """Takes updates or refuses them. Answers come on several threads.
+
+    Args:
+        federation: the job's rules.
+        parameters: names of the weights that are trained.
+        travelling: names of the weights that sites send.
+        cases: each site's numbers of cases, as it gave them when it came.
+        record: writes to the run's record.
+
+    Attributes:
+        reasons: why a site's data or last update was not taken, until it was told.
+    """
+
+    def __init__(
+        self,
+        federation: FederationPlan,
+        parameters: frozenset[str],
+        travelling: frozenset[str],
+        cases: Mapping[str, dict[str, Any]],
+        record: Record,
+    ) -> None:
+        self.reasons: dict[str, str] = {}
+        self._federation = federation
+        self._parameters = parameters
+        self._travelling = travelling
+        self._cases = cases
+        self._record = record
+        self._lock = threading.Lock()
+        self._early: list[tuple[Update, int]] = []
+        self._turns = 0
+
+    def given(self, number: int, model: Weights) -> Given:
+        """Return what sites that are sent a model in a round are asked for."""
+        shapes = {name: value.to("meta") for name, value in model.items()}
+        like = {name: value for name, value in shapes.items() if name in self._travelling}
+        if self._federation.strategy.name != "scaffold":
+            return Given(number, like, {})
+        return Given(number, like, {f"control.{name}": shapes[name] for name in self._parameters})
+
+    def take(self, site: str, result: Shareable, question: Question, current: Round, given: Given) -> None:
+        """Look at one site's answer and take it, or refuse it and say why."""
+        came = time.time() - current.started
+        try:
+            update, numbers = self._read(site, result, given)
+        except FederationError as error:
+            self.refuse(current, site, str(error), given.round, exchange.may_pass(result))
+            return
+        with self._lock:
+            if question.closed:
+                self._early.append((update, given.round))
+                self._record("late", site=site, round=given.round, seconds=came)
+                return
+            current.numbers[site] = numbers
+            current.came[site] = came
+            current.updates.append(update)
+        if "not_kept" in numbers:
+            self._record("site_not_kept", site=site, round=given.round, reason=str(numbers["not_kept"]))
+        self._record("answer", site=site, task=TASK_TRAIN, round=given.round)
+
+    def _read(self, site: str, result: Shareable, given: Given) -> tuple[Update, dict[str, Any]]:
+        reason = exchange.refusal_reason(result)
+        if reason:
+            raise FederationError(reason)
+        sent, cases, steps, numbers = exchange.read_update_message(result)
+        delta = ReceivedUpdate(sent, given.like, self._federation.exchange.update, given.extra)
+        known = self._cases.get(site, {}).get("train")
+        if cases != known:
+            raise FederationError(f"it says that {cases} cases are behind its update, before it was {known}")
+        with self._lock:
+            self._turns += 1
+            turn = self._turns
+        return Update(site, delta, cases, max(steps, 1), extra=delta.extra, turn=turn), numbers
+
+    def admit_early(self, current: Round, number: int) -> None:
+        """Take the answers that came after their own round had ended: with less weight, or not, as the job says."""
+        rounds = self._federation.rounds
+        with self._lock:
+            for update, given in self._early:
+                stale = number - given
+                if rounds.late == "drop":
+                    self._record("dropped", site=update.site, task=TASK_TRAIN, staleness=stale)
+                    continue
+                discount = (1 + stale) ** -rounds.staleness
+                current.updates.append(dataclasses.replace(update, staleness=stale, discount=discount))
+                current.late.append(update.site)
+            self._early.clear()
+
+    def refuse(self, current: Round, site: str, reason: str, number: int, may_pass: bool = False) -> None:
+        """Leave a site's answer out; where what kept it from its task may pass, it can be asked again."""
+        with self._lock:
+            self._refuse(current, site, reason, number)
+            if may_pass:
+                current.unable[site] = time.time()
+
+    def _refuse(self, current: Round, site: str, reason: str, number: int) -> None:
+        current.refused[site] = reason
+        self.reasons[site] = reason
+        self._record("refused", site=site, round=number, reason=reason)
+
+    def forgive(self, current: Round, site: str) -> None:
+        """Let a site answer again that could not."""
+        with self._lock:
+            del current.unable[site]
+            current.refused.pop(site, None)
+
+    def screened(self, current: Round, memory: Memory) -> list[Update]:
+        """Return the updates that count: without those many times as long as others of this round and the last ones."""
+        with self._lock:
+            lengths = [length(update, self._parameters) for update in current.updates]
+            known = lengths + [value for values in memory.lengths[-_ROUNDS_REMEMBERED:] for value in values]
+            factor = self._federation.exchange.largest_norm
+            kept, usual = [], statistics.median(known) if known else 0.0
+            for update, norm in zip(current.updates, lengths, strict=True):
+                if len(known) >= 3 and usual > 0 and norm > factor * usual:
+                    reason = (
+                        f"its update is {norm / usual:.1f} times as long as usual, expected at most {factor:g} times"
+                    )
+                    self._refuse(current, update.site, reason, memory.round + 1)
+                else:
+                    kept.append((update, norm))
+            current.updates = [update for update, _ in kept]
+            memory.lengths = [*memory.lengths[1 - _ROUNDS_REMEMBERED :], [norm for _, norm in kept]]
+            return list(current.updates)

@@ -1,0 +1,112 @@
+"""What comes through the door: updates of this round, late ones with less weight, none that is far too long."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from nvflare.apis.shareable import Shareable
+
+from oncofed.federation import exchange
+from oncofed.federation.desk import Question
+from oncofed.federation.door import Door
+from oncofed.federation.memory import Memory
+from oncofed.federation.rounds import Round
+from oncofed.federation.spec import FederationPlan
+
+_MODEL = {"weight": torch.zeros(4), "fixed": torch.ones(2)}
+_CASES = {f"site-{n}": {"train": n} for n in range(1, 5)}
+
+
+class _Written(list[tuple[str, dict[str, Any]]]):
+    def __call__(self, kind: str, **values: Any) -> None:
+        self.append((kind, values))
+
+    @property
+    def kinds(self) -> list[str]:
+        return [kind for kind, _ in self]
+
+
+def _door(written: _Written, **settings: Any) -> Door:
+    plan = FederationPlan.model_validate(settings)
+    return Door(plan, frozenset({"weight"}), frozenset({"weight"}), _CASES, written)
+
+
+def _update(value: float, cases: int) -> Shareable:
+    return exchange.update_message({"weight": torch.full((4,), value)}, {}, cases, 5, {"loss": 0.1})
+
+
+def _question() -> Question:
+    return Question(exchange.TASK_TRAIN, 1, None, lambda site: Shareable(), lambda site, result, question: None)
+
+
+def test_an_update_counts_with_what_its_site_said() -> None:
+    written = _Written()
+    door, current = _door(written), Round()
+    door.take("site-2", _update(1.0, 2), _question(), current, door.given(1, _MODEL))
+    (update,) = door.screened(current, Memory(_MODEL))
+    assert (update.site, update.cases, update.steps) == ("site-2", 2, 5)
+    assert torch.equal(update.delta["weight"], torch.ones(4))
+    assert current.losses == {"site-2": 0.1}
+    assert written.kinds == ["answer"]
+
+
+def test_other_numbers_of_cases_than_before_are_refused_and_the_site_can_be_asked_again() -> None:
+    written = _Written()
+    door, current = _door(written), Round()
+    door.take("site-2", _update(1.0, 900), _question(), current, door.given(1, _MODEL))
+    assert "900 cases" in current.refused["site-2"]
+    assert door.reasons["site-2"] == current.refused["site-2"]
+    assert not current.updates
+
+    door.refuse(current, "site-3", "its disk is full", 1, may_pass=True)
+    assert set(current.unable) == {"site-3"}
+    door.forgive(current, "site-3")
+    assert "site-3" not in current.refused
+    assert not current.unable
+
+
+@pytest.mark.parametrize(("late", "counts"), [("discount", True), ("drop", False)])
+def test_what_comes_after_its_round_counts_less_in_the_next_or_not_at_all(late: str, counts: bool) -> None:
+    written = _Written()
+    door, question = _door(written, rounds={"late": late}), _question()
+    question.closed = True
+    first, second = Round(), Round()
+    door.take("site-1", _update(1.0, 1), question, first, door.given(1, _MODEL))
+    door.admit_early(second, 2)
+    assert not first.updates
+    assert [u.site for u in second.updates] == (["site-1"] if counts else [])
+    assert written.kinds == (["late"] if counts else ["late", "dropped"])
+    if counts:
+        assert second.updates[0].staleness == 1
+        assert 0 < second.updates[0].discount < 1
+        assert second.participation(["site-1", "site-2"], {"site-2": "gone"}) == {
+            "asked": ["site-1", "site-2"],
+            "in_time": [],
+            "late": ["site-1"],
+            "refused": {},
+            "lost": {"site-2": "gone"},
+            "missing": ["site-2"],
+            "seconds": {},
+            "staleness": {"site-1": 1},
+        }
+    door.admit_early(second, 3)
+    assert len(second.updates) == counts
+
+
+def test_an_update_far_longer_than_the_others_is_left_out() -> None:
+    written = _Written()
+    door, current, memory = _door(written), Round(), Memory(_MODEL)
+    for site, value in (("site-1", 1.0), ("site-2", 1.1), ("site-3", 0.9), ("site-4", 50.0)):
+        door.take(site, _update(value, _CASES[site]["train"]), _question(), current, door.given(1, _MODEL))
+    assert {u.site for u in door.screened(current, memory)} == {"site-1", "site-2", "site-3"}
+    assert "times as long as usual" in door.reasons["site-4"]
+    assert len(memory.lengths[-1]) == 3
+
+
+def test_only_scaffold_takes_more_than_weights() -> None:
+    assert _door(_Written()).given(1, _MODEL).extra == {}
+    given = _door(_Written(), strategy={"name": "scaffold"}).given(1, _MODEL)
+    assert {name: value.shape for name, value in given.extra.items()} == {"control.weight": torch.Size([4])}
+    assert set(given.like) == {"weight"}
