@@ -4,7 +4,9 @@ Both federations are provisioned by FLARE and run as one server and four sites o
 exchange the weights of the same network. oncofed's sites train one step a round and score the model, which is
 subtracted: the overhead is a round's wall time less the slowest site's training and validation. Stock FLARE runs its
 ``FedAvgRecipe`` with a script that returns what it was sent, so that its whole round is overhead. The floor is what the
-same bytes need through one loopback connection with TLS. A third federation is oncofed in FLARE's simulator.
+same bytes need through one loopback connection with TLS. A third federation is oncofed in FLARE's simulator;
+a fourth is Flower's deployment, installed into an environment of its own where a package index can be reached, and
+without TLS.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import shutil
 import socket
 import ssl
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
@@ -28,6 +31,7 @@ from nvflare.app_opt.pt.recipes import FedAvgRecipe
 from rich.console import Console
 
 from figures import hand_over, options
+from flower import VERSION, measure_flower
 from oncofed.alliance.kits import AllianceSpec
 from oncofed.alliance.local import LocalAlliance, free_port, quiet
 from oncofed.data.brain import HOSPITALS, make_hospitals
@@ -166,6 +170,7 @@ def main() -> None:
         ours = _summary(measure_oncofed(spec, folder / "oncofed", "federation"))
         simulated = _summary(measure_oncofed(spec, folder / "simulated", "simulate"))
         stock = _summary(measure_stock(spec, folder / "stock"))
+        flower = _flower(size // 4, arguments.rounds, folder / "flower")
         certificates = next((folder / "stock" / "kits").rglob("server.crt")).parent
         floor = measure_loopback(size * len(HOSPITALS), certificates)
     record: dict[str, Any] = {
@@ -178,10 +183,21 @@ def main() -> None:
         "target": _TARGET,
         "target_simulated": _TARGET_SIMULATED,
         "stock_flare": stock,
+        "flower": flower,
+        "flower_version": VERSION,
         "ratio_stock_to_oncofed": stock["median"] / ours["median"],
+        "ratio_flower_to_oncofed": flower["median"] / ours["median"] if flower else None,
         "loopback_tls_floor": floor,
     }
     hand_over(record, arguments, _table(record))
+
+
+def _flower(floats: int, rounds: int, folder: Path) -> dict[str, float] | None:
+    try:
+        return _summary(measure_flower(floats, len(HOSPITALS), rounds, folder))
+    except (OSError, subprocess.SubprocessError) as error:
+        print(f"Flower was not measured: {error}", file=sys.stderr)
+        return None
 
 
 def _table(record: dict[str, Any]) -> str:
@@ -190,9 +206,12 @@ def _table(record: dict[str, Any]) -> str:
         "oncofed": "oncofed",
         "oncofed_simulated": "oncofed, simulator",
         "stock_flare": "FLARE, FedAvgRecipe",
+        "flower": "Flower, FedAvg",
     }
     for key, name in names.items():
         value = record[key]
+        if value is None:
+            continue
         rows.append(f"{name:24}{value['median']:9.2f}{value['min']:9.2f}{value['max']:9.2f}")
     rows.append(f"{'same bytes over TLS':24}{record['loopback_tls_floor']:9.3f}")
     rows.append(

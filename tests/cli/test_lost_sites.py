@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.federation]
 @pytest.mark.timeout(300)
 def test_a_site_that_does_not_come_back_is_named(two_sites: dict[str, Path], tmp_path: Path) -> None:
     text = JOB.replace("steps_per_round: 4", "steps_per_round: 150")
-    text = text.replace("number: 2", "number: 2, return_s: 3, quorum: 2")
+    text = text.replace("number: 2", "number: 2, return_s: 1, quorum: 2")
     job = write_job(tmp_path / "patient", text)
     sites = [argument for name, folder in two_sites.items() for argument in ("--site", f"{name}={folder}")]
     out, log = tmp_path / "run", tmp_path / "log.txt"

@@ -8,7 +8,7 @@ import math
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -225,7 +225,7 @@ class FederatedTraining(Controller):
             there = [s for s in expected if s in self._cases or s in self._door.reasons or s in self._desk.lost]
             return len(there) == len(expected) and len(self._cases) >= quorum
 
-        self._wait_until(ready, "before the first round", lambda: len(self._cases), lambda: quorum)
+        self._wait_until(ready, "before the first round", lambda: len(self._cases), lambda: quorum, coming=expected)
         self._record("ready", seconds=time.time() - started, sites=dict(sorted(self._cases.items())))
 
     def _train(self, number: int, memory: Memory, strategy: Any) -> None:
@@ -371,6 +371,7 @@ class FederatedTraining(Controller):
         have: Callable[[], int],
         needed: Callable[[], int],
         current: Round | None = None,
+        coming: Collection[str] = (),
     ) -> None:
         """Wait; give up where too few are left and none comes back for as long as the job allows.
 
@@ -380,6 +381,7 @@ class FederatedTraining(Controller):
             have: sites that count so far.
             needed: how many must count.
             current: what was answered so far: sites that were refused do not count later, unlike lost ones.
+            coming: sites that may not have been heard of yet, since their processes are being started.
         """
         hopeless: float | None = None
         while not over():
@@ -387,7 +389,7 @@ class FederatedTraining(Controller):
             # One whose data did not pass does not change its mind.
             out = {site for site in self._door.reasons if site not in self._cases}
             out |= set(current.refused) if current else set()
-            there = self._desk.known() - set(self._desk.lost) - out
+            there = (self._desk.known() | set(coming)) - set(self._desk.lost) - out
             if len(there) >= needed():
                 hopeless = None
                 continue

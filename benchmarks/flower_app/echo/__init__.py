@@ -1,0 +1,1 @@
+"""Sites that return what they were sent."""
