@@ -14,7 +14,6 @@ import sys
 from collections.abc import Callable
 from multiprocessing.forkserver import ensure_running
 from types import SimpleNamespace
-from typing import Any
 
 from nvflare.fuel.utils.log_utils import LogMode
 from nvflare.private.fed.app.simulator import simulator_runner
@@ -66,20 +65,23 @@ def _be_site(module: str, arguments: list[str], environment: dict[str, str]) -> 
 
 
 class _Simulator(simulator_runner.SimulatorRunner):
-    """FLARE's simulator, in whose process the forks are asked for."""
+    """FLARE's simulator, whose server is this very process."""
 
-    def run_process(self, return_dict: Any) -> None:
-        """Get the process ready that sites are forks of, then simulate."""
-        # PyTorch's usual way to look for a GPU would keep the forks from using one.
-        os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
-        _CONTEXT.set_forkserver_preload([*MODULES, _WORKER])
-        ensure_running()
-        simulator_runner.subprocess = SimpleNamespace(Popen=_ForkedSite, TimeoutExpired=subprocess.TimeoutExpired)
-        super().run_process(return_dict)
+    def run(self) -> int:
+        """Simulate; FLARE's own way is by two more processes, of which one outlives a parent that is killed."""
+        ended: dict[str, int] = {}
+        self.run_process(ended)
+        return ended["run_status"]
 
 
 def main() -> int:
-    """Simulate, and return FLARE's status."""
+    """Get the process ready that sites are forks of, simulate, and return FLARE's status."""
+    share_one_heap()
+    # PyTorch's usual way to look for a GPU would keep the forks from using one.
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+    _CONTEXT.set_forkserver_preload([*MODULES, _WORKER])
+    ensure_running()
+    simulator_runner.subprocess = SimpleNamespace(Popen=_ForkedSite, TimeoutExpired=subprocess.TimeoutExpired)
     job, workspace, *sites = sys.argv[1:]
     simulator = _Simulator(
         job_folder=job,
@@ -89,7 +91,7 @@ def main() -> int:
         log_config=os.environ.get("FL_LOG_LEVEL", LogMode.CONCISE),
         max_clients=len(sites),
     )
-    return int(simulator.run())
+    return simulator.run()
 
 
 if __name__ == "__main__":
