@@ -131,11 +131,14 @@ class JobKeeper(FLComponent):
             return
         self._looked = time.monotonic()
         running = _sites_that_run(engine, job_id)
+        given = {client.name for client in participants.values()}
         for client in engine.get_clients():
             # A site of which nothing was heard was not asked in vain: it may run the job, or come back.
-            if running.get(client.name, True) and client.token in participants:
+            runs = running.get(client.name)
+            if runs is not False and client.name in given:
                 self._missed.pop((job_id, client.name), None)
-            elif running.get(client.name) is False and self._is_to_come(job_id, client.name):
+            # One may run it without having been given it: it came back just after a server that died had started anew.
+            elif runs is not None and self._is_to_come(job_id, client.name):
                 self._bring_in(engine, job, client, participants)
 
     def _is_to_come(self, job_id: str, site: str) -> bool:
