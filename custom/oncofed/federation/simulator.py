@@ -44,14 +44,14 @@ class _ForkedSite:
 
     def poll(self) -> int | None:
         """Return how it ended; None while it runs."""
-        return self._process.exitcode
+        return self.returncode
 
     def wait(self, timeout: float | None = None) -> int | None:
         """Wait for its end."""
         self._process.join(timeout)
-        if self._process.exitcode is None:
+        if self.returncode is None:
             raise subprocess.TimeoutExpired(_WORKER, timeout or 0.0)
-        return self._process.exitcode
+        return self.returncode
 
 
 def _be_site(module: str, arguments: list[str], environment: dict[str, str]) -> None:
