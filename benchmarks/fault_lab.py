@@ -141,7 +141,7 @@ class Lab:
         state: what the server recorded.
     """
 
-    alliance: DisturbedAlliance
+    alliance: LocalAlliance
     job: FederatedJob
     links: dict[str, Link]
     folder: Path
@@ -242,9 +242,10 @@ class Lab:
         try:
             yield process
         finally:
-            for member in [*psutil.Process(process.pid).children(recursive=True), process]:
+            for child in psutil.Process(process.pid).children(recursive=True):
                 with contextlib.suppress(psutil.Error):
-                    member.kill()
+                    child.kill()
+            process.kill()
             process.wait()
 
 

@@ -24,6 +24,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -51,7 +52,7 @@ def main() -> None:
     scale = 0.1 if arguments.quick else 1.0
     with tempfile.TemporaryDirectory(prefix="oncofed-ingest-") as folder:
         root = Path(folder)
-        figures = {
+        figures: dict[str, dict[str, Any]] = {
             "machine": {**environment(), "cores": os.cpu_count()},
             "dicom": dicom(root / "dicom", int(400 * scale), arguments.repeats),
             "nifti": nifti(root / "nifti", int(1000 * scale), arguments.repeats),
@@ -230,7 +231,7 @@ def memory(root: Path, few: int, many: int) -> dict[str, float]:
     return peaks
 
 
-def table(figures: dict[str, dict[str, float]]) -> str:
+def table(figures: dict[str, dict[str, Any]]) -> str:
     """Return the figures as Markdown."""
     d, n, t, e, m = (figures[k] for k in ("dicom", "nifti", "tiles", "epoch", "memory"))
     rows = [
@@ -297,15 +298,17 @@ def _pydicom(root: Path, out: Path | None = None) -> None:
         hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _nibabel_facts(image: Path, label: Path) -> None:
+def _nibabel_facts(image: Path, label: Path) -> tuple[object, ...]:
     """Read a case and find out about it what registering does, with NumPy's plain functions."""
     import nibabel as nib
 
     values, mask = (np.asarray(nib.load(path).dataobj) for path in (image, label))
-    np.unique(mask, return_counts=True)
-    np.percentile(values[mask > 0], (0.5, 50, 99.5))
-    np.isfinite(values).all()
-    hashlib.sha256(image.read_bytes()).hexdigest()
+    return (
+        np.unique(mask, return_counts=True),
+        np.percentile(values[mask > 0], (0.5, 50, 99.5)),
+        np.isfinite(values).all(),
+        hashlib.sha256(image.read_bytes()).hexdigest(),
+    )
 
 
 def _monai_series(root: Path) -> None:

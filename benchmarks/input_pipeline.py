@@ -16,6 +16,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, dict[str, 
         prepared = PreparedCases(train, patches, device)
         ours = Batches(prepared, patches, arguments.batch, 1, device)
         theirs = _monai(prepared, data, augmentation == "full", arguments)
-        rates[augmentation] = _rates({"oncofed": lambda s=ours: next(s), "monai": lambda s=theirs: next(s)}, arguments)
+        rates[augmentation] = _rates({"oncofed": partial(next, ours), "monai": partial(next, theirs)}, arguments)
     return rates
 
 

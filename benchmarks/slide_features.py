@@ -72,7 +72,7 @@ def measure(arguments: argparse.Namespace, root: Path) -> dict[str, dict[str, fl
     weights = root / "encoder.safetensors"
     save_file({name: value.contiguous() for name, value in weights_of(network).items()}, weights)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    rates = {}
+    rates: dict[str, dict[str, float]] = {}
     for encoder_spec in (EncoderSpec(), EncoderSpec(network="resnet18", weights=str(weights))):
         encoder = Encoder(encoder_spec, device)
         times: dict[str, list[float]] = {"oncofed": [], "plain": []}

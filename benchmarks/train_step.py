@@ -204,7 +204,7 @@ def network_alone(plan: Plan, device: torch.device, precision: torch.dtype) -> I
     network = plan.build_network().to(device)
     image = torch.randn(plan.training.batch_size, len(plan.data.channels), *plan.data.patch, device=device)
     if device.type == "cuda":
-        network = network.to(memory_format=torch.channels_last_3d)
+        network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # torch takes it, its stubs do not
         image = image.to(memory_format=torch.channels_last_3d)
     forward = torch.compile(network) if plan.training.compile != "never" and device.type == "cuda" else network
     while True:
@@ -257,7 +257,7 @@ def _busy(program: Callable[[], Any]) -> float:
     spans = sorted(
         (event.time_range.start, event.time_range.end)
         for event in profile.events() or []
-        if event.device_type == torch.autograd.DeviceType.CUDA
+        if event.device_type.name == "CUDA"
     )
     covered, end = 0.0, float("-inf")
     for start, stop in spans:

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
+from typing_extensions import Self
 
 from oncofed.alliance.kits import AllianceSpec, provision, rewrite
 from oncofed.errors import FederationError
@@ -56,7 +57,7 @@ class LocalAlliance:
         self._session: Session | None = None
         self._restarts: dict[str, int] = {}
 
-    def __enter__(self) -> LocalAlliance:
+    def __enter__(self) -> Self:
         try:
             require_free_port(self.spec.port)
             self._kits = provision(self.spec, self.workspace)
