@@ -33,12 +33,12 @@ from oncofed.federation import exchange
 from oncofed.federation.desk import Desk, Question
 from oncofed.federation.door import Door
 from oncofed.federation.events import BEST_MODEL, EVENTS_FILE, MODELS_FOLDER, TOLD_GROUP, EventLog
-from oncofed.federation.exchange import TASK_PREPARE, TASK_TRAIN, TASK_VALIDATE
+from oncofed.federation.exchange import TASK_COMBINE, TASK_PREPARE, TASK_TRAIN, TASK_VALIDATE
 from oncofed.federation.folders import hand_over, initial_model, note_end, sole_owner, state_folder
 from oncofed.federation.memory import Memory, read_memory, write_memory
 from oncofed.federation.rounds import Round
 from oncofed.federation.selection import has_stalled, selected_score
-from oncofed.federation.spec import CyclicSpec, FedBuffSpec, FederationPlan
+from oncofed.federation.spec import CyclicSpec, FedBuffSpec, FederationPlan, SwarmSpec
 from oncofed.federation.strategies import build_strategy
 from oncofed.models.weights import Weights, exchanged_names, trained_names, weights_of
 from oncofed.training import Plan
@@ -250,6 +250,8 @@ class FederatedTraining(Controller):
 
         if isinstance(federation.strategy, CyclicSpec):
             moved = self._cycle(number, asked, memory.model, current)
+        elif isinstance(federation.strategy, SwarmSpec):
+            moved, current = self._swarm(number, asked, memory)
         else:
             question = self._desk.ask(Question(TASK_TRAIN, number, set(asked), message, answered, asynchronous))
             needed = federation.strategy.buffer if isinstance(federation.strategy, FedBuffSpec) else None
@@ -305,6 +307,91 @@ class FederatedTraining(Controller):
             raise FederationError(self._too_few(f"round {number} has no update that counts", 0, 1))
         return model
 
+    def _swarm(self, number: int, asked: list[str], memory: Memory) -> tuple[Weights, Round]:
+        """Let sites give their updates to one of them, which answers with the mean; to another one where it is lost."""
+        outgoing, given = self._outgoing(memory.model), self._door.given(number, memory.model)
+        order = random.Random(f"{self._plan.seed} collector {number}").sample(asked, len(asked))  # noqa: S311
+        started, failed, doubtful = time.time(), set[str](), set[str]()
+        while True:
+            collector = self._collector([site for site in order if site not in failed], number, started)
+            current = Round(started, collector=collector)
+
+            def message(site: str, collector: str = collector) -> Shareable:
+                self._record("task", task=TASK_TRAIN, round=number, split="validation", sites=[site])
+                weights = exchange.weights_message(outgoing, number)
+                exchange.name_collector(weights, collector)
+                if site in self._door.reasons:
+                    exchange.tell_refusal(weights, self._door.reasons.pop(site))
+                return weights
+
+            def answered(site: str, result: Shareable, question: Question, current: Round = current) -> None:
+                self._door.take(site, result, question, current, given)
+                if site in current.numbers and not current.numbers[site].get("update"):
+                    current.updates = [update for update in current.updates if update.site != site]
+                    current.apart[site] = time.time()
+
+            question = self._desk.ask(Question(TASK_TRAIN, number, set(asked), message, answered))
+            self._wait_for_round(question, current, number, asked, None)
+            self._desk.close(question)
+            if collector in self._desk.lost:
+                continue
+            for site in doubtful & {update.site for update in current.updates}:
+                self._leave_out(current, site, f"its update did not reach {collector}", number)
+            mean, missing = self._combine(collector, number, current, memory)
+            if mean is not None:
+                return _moved(memory.model, mean), current
+            # A collector that was started anew has nothing: sites hand in once more what they kept. Who failed twice is
+            # left out.
+            if not missing or set(missing) <= doubtful:
+                failed.add(collector)
+            doubtful |= set(missing)
+
+    def _collector(self, able: list[str], number: int, started: float) -> str:
+        """Return the first of these sites that is there; wait for one."""
+        while able:
+            for site in able:
+                if site not in self._desk.lost:
+                    return site
+            if time.time() - started > self._federation.rounds.return_s:
+                break
+            self._look(_LOOK_SECONDS)
+        raise FederationError(self._too_few(f"round {number} has no site that puts the updates together", 0, 1))
+
+    def _combine(
+        self, collector: str, number: int, current: Round, memory: Memory
+    ) -> tuple[Mapping[str, Tensor] | None, list[str]]:
+        """Return the mean that a collector made of a round's updates, or None and whose it did not have."""
+        cases = {update.site: update.cases for update in current.updates}
+        wanted = {s: {"digest": str(current.numbers[s].get("update")), "cases": n} for s, n in cases.items()}
+        answers: list[Shareable] = []
+
+        def message(site: str) -> Shareable:
+            self._record("task", task=TASK_COMBINE, round=number, split="", sites=[site])
+            return exchange.combine_message(wanted, number)
+
+        def answered(site: str, result: Shareable, question: Question) -> None:
+            answers.append(result)
+            self._record("answer", site=site, task=TASK_COMBINE, round=number)
+
+        question = self._desk.ask(Question(TASK_COMBINE, number, {collector}, message, answered))
+        while not question.done and collector not in self._desk.lost:
+            self._look(_LOOK_SECONDS)
+        self._desk.close(question)
+        if not answers:
+            return None, []
+        try:
+            mean, missing, left_out = self._door.combined(collector, answers[0], number, memory, cases)
+        except FederationError as error:
+            self._door.refuse(current, collector, str(error), number)
+            return None, []
+        for site, reason in left_out.items():
+            self._leave_out(current, site, reason, number)
+        return mean, missing
+
+    def _leave_out(self, current: Round, site: str, reason: str, number: int) -> None:
+        self._door.refuse(current, site, reason, number)
+        current.updates = [update for update in current.updates if update.site != site]
+
     def _draw(self, number: int) -> list[str]:
         """Return the sites that train in a round: those with enough cases, or so many of them, drawn by the seed."""
         rounds = self._federation.rounds
@@ -325,10 +412,13 @@ class FederatedTraining(Controller):
             return buffer or self._needed(len(asked), current)
 
         def over() -> bool:
+            if current.collector in self._desk.lost:
+                return True
             if buffer is not None:
                 self._door.admit_early(current, number)
                 return len(current.updates) >= buffer
             self._welcome(question, asked)
+            self._bring_together(question, current, number)
             return self._is_answered(question, current, asked, len(current.updates) >= needed())
 
         self._wait_until(over, f"round {number}", lambda: len(current.updates), needed, None if buffer else current)
@@ -341,7 +431,7 @@ class FederatedTraining(Controller):
             return False
         if deadline is not None and time.time() - current.started > deadline:
             return True
-        return all(site in question.done or site in self._desk.lost for site in asked)
+        return all((site in question.done and site not in current.apart) or site in self._desk.lost for site in asked)
 
     def _ask_again(self, question: Question, current: Round) -> None:
         """Ask sites again that could not answer: their disk may have been full. They count as refused meanwhile."""
@@ -351,6 +441,17 @@ class FederatedTraining(Controller):
         for site, since in list(current.unable.items()):
             if now - since > _SECONDS_BETWEEN_TRIES:
                 self._door.forgive(current, site)
+                self._desk.reopen(question, site)
+
+    def _bring_together(self, question: Question, current: Round, number: int) -> None:
+        """Have sites try again whose update did not reach the round's collector, for as long as the job waits."""
+        now = time.time()
+        for site, since in list(current.apart.items()):
+            if now - current.started > self._federation.rounds.return_s:
+                del current.apart[site]
+                self._door.refuse(current, site, f"its update did not reach {current.collector}", number)
+            elif now - since > _LOOK_SECONDS:
+                del current.apart[site]
                 self._desk.reopen(question, site)
 
     def _welcome(self, question: Question, asked: list[str]) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from nvflare.apis.shareable import Shareable
+from torch import Tensor
 
 from oncofed.errors import FederationError
 from oncofed.federation import exchange
@@ -19,7 +20,7 @@ from oncofed.federation.desk import Question
 from oncofed.federation.exchange import TASK_TRAIN
 from oncofed.federation.memory import Memory
 from oncofed.federation.rounds import Round
-from oncofed.federation.spec import FederationPlan
+from oncofed.federation.spec import FederationPlan, SwarmSpec
 from oncofed.federation.strategies import Update
 from oncofed.federation.strategies.robust import length
 from oncofed.models.weights import Weights
@@ -86,6 +87,8 @@ class Door:
         """Return what sites that are sent a model in a round are asked for."""
         shapes = {name: value.to("meta") for name, value in model.items()}
         like = {name: value for name, value in shapes.items() if name in self._travelling}
+        if isinstance(self._federation.strategy, SwarmSpec):
+            return Given(number, {}, {})  # updates go to the round's collector
         if self._federation.strategy.name != "scaffold":
             return Given(number, like, {})
         return Given(number, like, {f"control.{name}": shapes[name] for name in self._parameters})
@@ -124,13 +127,45 @@ class Door:
             turn = self._turns
         return Update(site, delta, cases, max(steps, 1), extra=delta.extra, turn=turn), numbers
 
+    def combined(
+        self, collector: str, result: Shareable, number: int, memory: Memory, cases: Mapping[str, int]
+    ) -> tuple[Mapping[str, Tensor] | None, list[str], dict[str, str]]:
+        """Return the mean that a round's collector made, whose updates it did not have, and why it left some out.
+
+        Args:
+            collector: the site that answers.
+            result: its answer.
+            number: of the round.
+            memory: of the run; its lengths are those of earlier means.
+            cases: behind the update of each site that it was to take.
+
+        Raises:
+            FederationError: it did not do it, or its mean is not one of these updates.
+        """
+        reason = exchange.refusal_reason(result)
+        if reason:
+            raise FederationError(reason)
+        sent, total, missing, left_out = exchange.read_combined_message(result)
+        if missing:
+            return None, [site for site in cases if site in missing], {}
+        left_out = {site: str(why) for site, why in left_out.items() if site in cases}
+        expected = sum(n for site, n in cases.items() if site not in left_out)
+        if total != expected:
+            raise FederationError(f"it says that {total} cases are behind the mean, expected {expected}")
+        like = {name: value.to("meta") for name, value in memory.model.items() if name in self._travelling}
+        mean = Update(collector, ReceivedUpdate(sent, like, "native", {}), total)
+        looked_at = Round(updates=[mean])
+        if not self.screened(looked_at, memory):
+            raise FederationError(looked_at.refused[collector])
+        return mean.delta, [], left_out
+
     def admit_early(self, current: Round, number: int) -> None:
         """Take the answers that came after their own round had ended: with less weight, or not, as the job says."""
         rounds = self._federation.rounds
         with self._lock:
             for update, given in self._early:
                 stale = number - given
-                if rounds.late == "drop":
+                if rounds.late == "drop" or isinstance(self._federation.strategy, SwarmSpec):
                     self._record("dropped", site=update.site, task=TASK_TRAIN, staleness=stale)
                     continue
                 discount = (1 + stale) ** -rounds.staleness

@@ -21,7 +21,8 @@ from oncofed.training import Evaluation
 TASK_PREPARE = "prepare"
 TASK_TRAIN = "train"
 TASK_VALIDATE = "validate"
-TASKS = (TASK_PREPARE, TASK_TRAIN, TASK_VALIDATE)
+TASK_COMBINE = "combine"
+TASKS = (TASK_PREPARE, TASK_TRAIN, TASK_VALIDATE, TASK_COMBINE)
 
 PROGRESS_EVENT = "oncofed.progress"
 # A site asks the server to be told as soon as there is something to do.
@@ -34,6 +35,9 @@ _SPLIT = "oncofed.split"
 _ROUND = "oncofed.round"
 _REFUSED = "oncofed.refused"
 _STEPS = "oncofed.steps"
+_COLLECTOR = "oncofed.collector"
+_MISSING = "oncofed.missing"
+_LEFT_OUT = "oncofed.left_out"
 _WAIT = "oncofed.wait"
 
 
@@ -82,6 +86,42 @@ def told_refusal(message: Shareable) -> str | None:
     """Return why the server did not take this site's last update; None where it did."""
     reason = message.get_header(_REFUSED)
     return str(reason) if reason else None
+
+
+def name_collector(message: Shareable, site: str) -> None:
+    """Add to a message to train who puts this round's updates together."""
+    message.set_header(_COLLECTOR, site)
+
+
+def named_collector(message: Shareable) -> str | None:
+    """Return who puts this round's updates together; None: the server."""
+    return message.get_header(_COLLECTOR) or None
+
+
+def combine_message(wanted: dict[str, dict[str, Any]], round_number: int) -> Shareable:
+    """Return the server's message to a round's collector: of each site the digest of its update, and its cases."""
+    message = DXO(DataKind.METRICS, data=wanted).to_shareable()
+    message.set_header(_ROUND, round_number)
+    return message
+
+
+def read_combine_message(message: Shareable) -> tuple[dict[str, dict[str, Any]], int]:
+    """Return (digest and cases by site, round) of the server's message to a collector."""
+    return dict(from_shareable(message).data), int(message.get_header(_ROUND, 0))
+
+
+def combined_message(mean: Weights, cases: int, missing: list[str], left_out: dict[str, str]) -> Shareable:
+    """Return a collector's answer: the mean update, or which updates are missing; and which it left out, and why."""
+    message = update_message(mean, {}, cases, 1, {})
+    message.set_header(_MISSING, missing)
+    message.set_header(_LEFT_OUT, left_out)
+    return message
+
+
+def read_combined_message(message: Shareable) -> tuple[Any, int, list[str], dict[str, str]]:
+    """Return (tensors by name, cases, sites whose update is missing, reasons by site) of a collector's answer."""
+    sent, cases, _, _ = read_update_message(message)
+    return sent, cases, list(message.get_header(_MISSING) or []), dict(message.get_header(_LEFT_OUT) or {})
 
 
 def wait_reply(ask_again: bool) -> Shareable:

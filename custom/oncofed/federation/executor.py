@@ -24,16 +24,25 @@ from safetensors.torch import load_file
 import oncofed
 from oncofed.data.cases import usable_cases
 from oncofed.data.prepared import plan_cache
-from oncofed.errors import DataError, OncofedError, StateError, TrainingError
+from oncofed.errors import DataError, FederationError, OncofedError, StateError, TrainingError
 from oncofed.federation import exchange
 from oncofed.federation.compression import Compressor
 from oncofed.federation.datasets import DATASETS_FILE, dataset_folder
-from oncofed.federation.exchange import TASK_PREPARE, TASK_TRAIN, TASK_VALIDATE
+from oncofed.federation.exchange import TASK_COMBINE, TASK_PREPARE, TASK_TRAIN, TASK_VALIDATE
 from oncofed.federation.folders import initial_model, sole_owner, state_folder
 from oncofed.federation.sharing import gpu_turn
 from oncofed.federation.site_state import SiteState
-from oncofed.federation.spec import DittoSpec, FedBNSpec, FedDynSpec, FederationPlan, FedProxSpec, ScaffoldSpec
-from oncofed.models.weights import Weights, digest_of, exchanged_names, norm_names
+from oncofed.federation.spec import (
+    DittoSpec,
+    FedBNSpec,
+    FedDynSpec,
+    FederationPlan,
+    FedProxSpec,
+    ScaffoldSpec,
+    SwarmSpec,
+)
+from oncofed.federation.swarm import Peer
+from oncofed.models.weights import Weights, digest_of, exchanged_names, norm_names, trained_names, weights_of
 from oncofed.training import Plan, Trainer, start_trainer
 from oncofed.training.checkpoint import is_whole
 from oncofed.training.corrections import ControlVariates, Correction, DynamicRegulariser, Proximal
@@ -84,6 +93,7 @@ class SiteExecutor(Executor):
         self._held = contextlib.ExitStack()
         self._correction = _correction(self._federation)
         self._compressor = Compressor(self._federation.exchange.update)
+        self._peer = Peer(self._federation)
         self._state = SiteState()
         self._fixed: Weights = {}
         self._own_norm: Weights = {}
@@ -94,6 +104,8 @@ class SiteExecutor(Executor):
         """Register tensors before the first message, wait for the next task, leave the memory when the job ends."""
         if event_type == EventType.START_RUN:
             exchange.register_tensors()
+            if isinstance(self._federation.strategy, SwarmSpec):
+                self._peer.listen(fl_ctx)
         elif event_type == EventType.AFTER_SEND_TASK_RESULT:
             self._wait_for_task(fl_ctx)
         elif event_type == EventType.END_RUN:
@@ -139,6 +151,8 @@ class SiteExecutor(Executor):
             return self._train(self._trainer, shareable, fl_ctx, abort_signal)
         if task_name == TASK_VALIDATE:
             return self._validate(self._trainer, shareable, fl_ctx, abort_signal)
+        if task_name == TASK_COMBINE:
+            return self._combine(self._trainer, shareable)
         return exchange.refusal(f"it does not know the task {task_name!r}")
 
     def _prepare(self, fl_ctx: FLContext) -> Trainer:
@@ -220,7 +234,7 @@ class SiteExecutor(Executor):
         asked = f"{number} {digest_of(sent)}"
         if self._answer and self._answer.asked == asked:
             # The server asks again for what it was sent, or would have been: a process died in between.
-            return self._answer.message()
+            return self._hand_in(self._answer, number, message, fl_ctx)
         weights = self._with_own_norm({**self._fixed, **sent})
         steps, total = self._plan.training.steps_per_round, self._plan.total_steps
         last = number * steps
@@ -257,7 +271,26 @@ class SiteExecutor(Executor):
             not_kept = self._remember(fl_ctx) or trainer.not_kept
             if not_kept:
                 numbers["not_kept"] = not_kept
-        return answer.message()
+        return self._hand_in(answer, number, message, fl_ctx)
+
+    def _hand_in(self, answer: _Answer, number: int, message: Shareable, fl_ctx: FLContext) -> Shareable:
+        """Return an update to the server; where a site collects this round's, give it to that one, and say so."""
+        collector = exchange.named_collector(message)
+        if collector is None:
+            return answer.message()
+        digest = self._peer.give(answer.delta, number, collector, fl_ctx)
+        return exchange.update_message({}, {}, answer.cases, answer.steps, {**answer.numbers, "update": digest})
+
+    def _combine(self, trainer: Trainer, message: Shareable) -> Shareable:
+        """Put together what the peers sent to this site."""
+        wanted, number = exchange.read_combine_message(message)
+        travelling = exchanged_names(trainer.network)
+        like = {n: v.to("meta") for n, v in weights_of(trainer.network).items() if n in travelling}
+        try:
+            made = self._peer.combine(wanted, number, like, trained_names(trainer.network))
+        except FederationError as error:
+            return exchange.refusal(str(error))
+        return exchange.combined_message(made.mean, made.cases, made.missing, made.refused)
 
     def _train_personal(self, personal: Trainer, towards: Weights, first: int, abort_signal: Signal) -> None:
         """Train this site's own model as long, held near the global one (Ditto)."""

@@ -22,6 +22,8 @@ class Round:
         came: seconds until each site's answer.
         late: sites whose update is of an earlier round.
         unable: when sites said that they cannot answer now, by site.
+        collector: the site that puts the updates together; None: the server.
+        apart: when sites said that their update did not reach it, by site.
     """
 
     started: float = field(default_factory=time.time)
@@ -31,6 +33,8 @@ class Round:
     came: dict[str, float] = field(default_factory=dict)
     late: list[str] = field(default_factory=list)
     unable: dict[str, float] = field(default_factory=dict)
+    collector: str | None = None
+    apart: dict[str, float] = field(default_factory=dict)
 
     @property
     def slowest_s(self) -> float:

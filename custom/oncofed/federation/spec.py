@@ -121,6 +121,15 @@ class CyclicSpec(_Strategy):
     name: Literal["cyclic"]
 
 
+class SwarmSpec(_Strategy):
+    """A site, drawn anew each round, averages what the others send it (Warnat-Herresthal et al., Nature 2021).
+
+    The server leads the rounds and keeps the mean model; it sees no site's update.
+    """
+
+    name: Literal["swarm"]
+
+
 class MedianSpec(_Strategy):
     """The median of each weight over the sites (Yin et al., ICML 2018)."""
 
@@ -166,6 +175,7 @@ StrategySpec = Annotated[
     | FedDynSpec
     | DittoSpec
     | CyclicSpec
+    | SwarmSpec
     | MedianSpec
     | TrimmedMeanSpec
     | KrumSpec
@@ -220,6 +230,8 @@ class FederationPlan(StrictModel):
         strategy, rounds = self.strategy, self.rounds
         if isinstance(strategy, CyclicSpec) and (rounds.sites_per_round or rounds.deadline_s or rounds.quorum):
             raise ValueError("cyclic asks one site after the other: leave quorum, deadline_s and sites_per_round away")
+        if isinstance(strategy, SwarmSpec) and self.evaluation.cross_site:
+            raise ValueError("swarm gives no site's model to the server: leave evaluation.cross_site away")
         if isinstance(strategy, FedBuffSpec) and (rounds.quorum or rounds.sites_per_round or rounds.late == "drop"):
             raise ValueError(
                 "fedbuff takes every update when it comes: leave quorum, sites_per_round and late: drop away"

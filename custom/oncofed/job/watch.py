@@ -28,7 +28,7 @@ _TOLD = {
     "site_not_kept": "{site} could not keep its state of round {round} ({reason}): free some space there",
     "early_stop": "no better score since round {best_round}: the run ends after round {round}",
 }
-_STATES = {"prepare": "preparing", "train": "waiting", "validate": "waiting"}
+_STATES = {"prepare": "preparing", "train": "waiting", "validate": "waiting", "combine": "averaging"}
 
 
 @dataclass

@@ -12,13 +12,15 @@ from oncofed.federation.strategies.robust import ClippedMean, Krum, Median, Trim
 
 __all__ = ["STRATEGIES", "Strategy", "Update", "build_strategy"]
 
-# FedProx, FedBN, Ditto and cyclic differ from averaging in what sites do, not in how their updates are put together.
+# These differ from averaging in what sites do, not in how their updates are put together: FedProx, FedBN, Ditto, cyclic
+# and swarm.
 STRATEGIES: dict[str, type[Strategy]] = {
     "fedavg": Strategy,
     "fedprox": Strategy,
     "fedbn": Strategy,
     "ditto": Strategy,
     "cyclic": Strategy,
+    "swarm": Strategy,
     "fedavgm": FedAvgM,
     "fedadam": FedAdam,
     "fedyogi": FedYogi,
