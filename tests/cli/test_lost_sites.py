@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from commands import left_running, started, wait_for
-from oncofed.report.result import read_result
+from oncofed.report.result import Result, read_result
 from synthetic import JOB, write_job
 
 pytestmark = [pytest.mark.slow, pytest.mark.federation]
@@ -19,22 +19,41 @@ pytestmark = [pytest.mark.slow, pytest.mark.federation]
 
 @pytest.mark.timeout(300)
 def test_a_site_that_does_not_come_back_is_named(two_sites: dict[str, Path], tmp_path: Path) -> None:
+    status, result, printed = _run_without_west(two_sites, tmp_path, quorum=2)
+    assert (status, result.status) == (1, "failed")
+    assert "west" in printed.split("error:")[1]
+
+
+@pytest.mark.timeout(300)
+def test_where_one_site_is_enough_the_run_ends_without_the_lost_one_and_says_so(
+    two_sites: dict[str, Path], tmp_path: Path
+) -> None:
+    status, result, printed = _run_without_west(two_sites, tmp_path, quorum=1)
+    assert (status, result.status) == (0, "completed"), printed
+    assert list(result.lost_sites) == ["west"]
+    for number, took_part in result.participation.items():
+        assert took_part["in_time"] == ["east"], number
+    assert result.sites["east"].federated is not None
+    assert result.sites["west"].federated is None
+    assert "west" in (tmp_path / "run" / "report.html").read_text()
+
+
+def _run_without_west(two_sites: dict[str, Path], folder: Path, quorum: int) -> tuple[int | None, Result, str]:
+    """Run a job of which a site is lost for good once all are ready: exit status, result, and what was printed."""
     text = JOB.replace("steps_per_round: 4", "steps_per_round: 150")
-    text = text.replace("number: 2", "number: 2, return_s: 1, quorum: 2")
-    job = write_job(tmp_path / "patient", text)
-    sites = [argument for name, folder in two_sites.items() for argument in ("--site", f"{name}={folder}")]
-    out, log = tmp_path / "run", tmp_path / "log.txt"
+    text = text.replace("number: 2", f"number: 2, return_s: 1, quorum: {quorum}")
+    job = write_job(folder / "patient", text)
+    sites = [argument for name, path in two_sites.items() for argument in ("--site", f"{name}={path}")]
+    out, log = folder / "run", folder / "log.txt"
     with started("job", "run", job, *sites, "--out", out, "--no-baselines", log=log) as process:
         _wait_until_ready(process, log)
         while process.poll() is None:
             _kill(out, "west")
             time.sleep(0.5)
         status = process.returncode
-    result = read_result(out)
     assert "Traceback" not in log.read_text()
-    assert left_running(tmp_path) == []
-    assert (status, result.status) == (1, "failed")
-    assert "west" in log.read_text().split("error:")[1]
+    assert left_running(folder) == []
+    return status, read_result(out), log.read_text()
 
 
 def _kill(folder: Path, site: str) -> None:
