@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from oncofed.errors import FederationError
-from oncofed.federation.compression import Compressor, ReceivedUpdate
+from oncofed.federation.compression import Compressor, ReceivedUpdate, travelling_bytes
 
 MODEL = {"conv.weight": torch.randn(4, 3, 3), "conv.bias": torch.zeros(4), "counter": torch.tensor(2)}
 
@@ -24,6 +24,7 @@ def test_an_update_arrives_with_the_models_types_and_smaller_as_asked(kind, shar
     assert torch.allclose(received["w"], delta["w"], atol=0.03)
     assert received["counter"].item() == 5
     assert received.nbytes <= share * sum(value.nbytes for value in delta.values())
+    assert received.nbytes == travelling_bytes(delta, kind)
 
 
 @pytest.mark.parametrize("kind", ["bfloat16", "int8"])

@@ -20,8 +20,8 @@ from nvflare.lighter.provisioner import Provisioner
 from nvflare.lighter.spec import Builder, ProvisionContext
 from pydantic import Field, model_validator
 
-from oncofed.data.spec import StrictModel
 from oncofed.errors import FederationError
+from oncofed.settings import StrictModel
 
 # The only classes that a job may name at a server or a site. Whatever else it names is refused before it is built.
 APPROVED_CLASSES = (

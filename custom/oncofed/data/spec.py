@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from oncofed.data.manifest import SPLITS, Split
+from oncofed.settings import StrictModel
 
 Millimetres = Annotated[float, Field(gt=0, le=20)]
 Voxels = Annotated[int, Field(ge=8, le=2048)]
@@ -20,12 +21,6 @@ MODALITY_NAMES: dict[str, tuple[str, ...]] = {
     "xray": ("cr", "dx", "mg", "rg", "xa", "rf", "xray", "x-ray"),
     "microscopy": ("sm", "gm", "xc", "microscopy", "histology", "pathology", "fluorescence"),
 }
-
-
-class StrictModel(BaseModel):
-    """Base of every section of a job: unknown keys are refused and values never change after reading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
 
 
 class SplitSpec(StrictModel):

@@ -52,6 +52,18 @@ class Compressor:
         return sent
 
 
+def travelling_bytes(weights: Weights, kind: ExchangeType) -> int:
+    """Return how many bytes weights have as they travel, framing and TLS aside."""
+    floating = [value for value in weights.values() if value.is_floating_point()]
+    whole = sum(value.nbytes for value in weights.values() if not value.is_floating_point())
+    if kind == "native":
+        return whole + sum(value.nbytes for value in floating)
+    if kind == "bfloat16":
+        return whole + sum(2 * value.numel() for value in floating)
+    # A byte each, and a scale in float32 for each row.
+    return whole + sum(value.numel() + 4 * (value.shape[0] if value.ndim > 1 else 1) for value in floating)
+
+
 class ReceivedUpdate(Mapping[str, Tensor]):
     """An update as the strategies take it: each tensor is read, and brought back to its own type, when asked for.
 

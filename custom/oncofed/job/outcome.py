@@ -10,10 +10,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 
+from oncofed.federation.compression import travelling_bytes
+from oncofed.federation.spec import ScaffoldSpec, SwarmSpec
 from oncofed.job.spec import JobSpec
 from oncofed.job.watch import RunState
+from oncofed.models.weights import exchanged_names, trained_names, weights_of
 from oncofed.report.result import Backend, Bytes, Fairness, Means, Result, SiteResult
 from oncofed.tasks import Evaluation
 
@@ -49,13 +51,13 @@ def note_incidents(result: Result, state: RunState) -> None:
     result.incidents = state.incidents
 
 
-def note_rounds(result: Result, state: RunState, model: Path) -> None:
+def note_rounds(result: Result, state: RunState, spec: JobSpec) -> None:
     """Take over what the rounds took and how they went.
 
     Args:
         result: to write to.
         state: of the run.
-        model: file of the best model.
+        spec: the job, which says what travels, and how.
     """
     timing = result.timing
     timing.rounds_s = state.rounds_s
@@ -63,8 +65,7 @@ def note_rounds(result: Result, state: RunState, model: Path) -> None:
     over = [a - b for a, b in zip(state.rounds_s, state.slowest_site_s, strict=True)]
     # A site that was asked again sent what it had: its seconds are those of another process.
     timing.overhead_s_per_round = max(sum(over) / len(over), 0.0) if over else None
-    tensors = _tensor_bytes(model) * len(state.cases)
-    result.bytes = Bytes(to_sites_per_round=tensors, to_server_per_round=tensors)
+    result.bytes = _bytes(spec, len(state.cases))
     result.curves = {
         "validation": {str(k): v for k, v in state.validation.items()},
         "validation_by_site": {str(k): v for k, v in state.validation_by_site.items()},
@@ -120,10 +121,19 @@ def note_scores(
     )
 
 
-def _tensor_bytes(model: Path) -> int:
-    with safe_open(model, "pt") as file:
-        tensors = [file.get_tensor(name) for name in file.keys()]  # noqa: SIM118 - not a mapping
-    return sum(tensor.nbytes for tensor in tensors)
+def _bytes(spec: JobSpec, sites: int) -> Bytes:
+    network = spec.plan().build_network()
+    travelling = exchanged_names(network)
+    weights = {name: value for name, value in weights_of(network).items() if name in travelling}
+    # Scaffold's control variates go with the model, and with each update.
+    trained = trained_names(network) if isinstance(spec.strategy, ScaffoldSpec) else frozenset()
+    beside = travelling_bytes({name: weights[name] for name in trained}, "native")
+    if isinstance(spec.strategy, SwarmSpec):
+        to_server = travelling_bytes(weights, "native")  # the mean; updates go from site to site
+    else:
+        to_server = sites * (travelling_bytes(weights, spec.exchange.update) + beside)
+    to_sites = sites * (travelling_bytes(weights, spec.exchange.model) + beside)
+    return Bytes(to_sites_per_round=to_sites, to_server_per_round=to_server)
 
 
 def environment() -> dict[str, str]:

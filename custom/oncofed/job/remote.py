@@ -204,7 +204,7 @@ def _write(spec: JobSpec, events: list[dict[str, Any]], folder: Path) -> Result:
     model = folder / "model" / "model.safetensors"
     if state.finished is not None and model.is_file():
         result.status = "completed"
-        note_rounds(result, state, model)
+        note_rounds(result, state, spec)
         note_scores(result, state)
         plan = spec.plan()
         write_bundle(model.parent, spec.title, plan.network_request, plan.data, plan.task.classes, load_file(model))

@@ -166,7 +166,7 @@ class Run:
             state = view.state
             result.timing.startup_s = (state.started or started) - started + (state.ready_s or 0)
             result.timing.federation_s = ended - started
-            note_rounds(result, state, model / "model.safetensors")
+            note_rounds(result, state, self.spec)
             scores = self._collect(pool)
         result.timing.baselines_s = time.time() - ended
         note_scores(result, state, scores, self._skipped)

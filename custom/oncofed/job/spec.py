@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from oncofed.data.spec import DataSpec, StrictModel
+from oncofed.data.spec import DataSpec
 from oncofed.errors import SpecError
 from oncofed.federation.spec import (
     STRATEGY_SPECS,
@@ -23,6 +23,7 @@ from oncofed.federation.spec import (
 )
 from oncofed.models import ModelSpec
 from oncofed.models.foreign import read_bundle
+from oncofed.settings import Lines, StrictModel, read_yaml, validated
 from oncofed.tasks import TASK_SPECS, TaskSpec
 from oncofed.training import Plan, ResourcesSpec, TrainingSpec
 
@@ -199,81 +200,25 @@ def parse_any_job(file: Path) -> AnyJob:
     Raises:
         SpecError: the file is not valid.
     """
-    try:
-        text = file.read_text(encoding="utf-8")
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError) as error:
-        raise SpecError(f"{file}: cannot be read ({error})") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        raise SpecError(f"{file}{line}: not YAML ({getattr(error, 'problem', error)})") from None
-    if not isinstance(values, dict):
-        raise SpecError(f"{file}:1: found {type(values).__name__}, expected settings such as 'name: my_job'")
-    lines: dict[tuple[str, ...], int] = {}
-    _collect_lines(root, (), lines, file)
+    values, lines = read_yaml(file, "name: my_job")
     if "profile" in values:
         return _validate(ProfileJobSpec, values, str(file), lines)
     return _validate(JobSpec, values, str(file), lines)
 
 
-def _validate(kind: type[Spec], values: dict[str, Any], where: str, lines: dict[tuple[str, ...], int]) -> Spec:
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        raise SpecError("\n".join(_explain(problem, where, lines, kind) for problem in error.errors())) from None
+def _validate(kind: type[Spec], values: dict[str, Any], where: str, lines: Lines) -> Spec:
+    return validated(kind, values, where, lines, "job", _placed, _explained)
 
 
-def _collect_lines(node: yaml.Node | None, at: tuple[str, ...], lines: dict[tuple[str, ...], int], file: Path) -> None:
-    if node is None:
-        return
-    lines.setdefault(at, node.start_mark.line + 1)
-    if isinstance(node, yaml.MappingNode):
-        seen: dict[str, int] = {}
-        for key, value in node.value:
-            name, line = str(key.value), key.start_mark.line + 1
-            if name in seen:
-                raise SpecError(f"{file}:{line}: {'.'.join((*at, name))} is given twice, first on line {seen[name]}")
-            seen[name] = line
-            inner = (*at, name)
-            lines[inner] = line
-            _collect_lines(value, inner, lines, file)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            _collect_lines(value, (*at, str(index)), lines, file)
+def _placed(kind: type[StrictModel], loc: tuple[str, ...]) -> tuple[type[StrictModel], tuple[str, ...]]:
+    """Return a problem's model and place without the type of a task or strategy, which the file has elsewhere."""
+    for section, specs in (("task", TASK_SPECS), ("strategy", STRATEGY_SPECS)):
+        if loc[:1] == (section,) and loc[1:2] and loc[1] in specs:
+            return specs[loc[1]], (section, *loc[2:])
+    return kind, loc
 
 
-def _explain(problem: Any, where: str, lines: dict[tuple[str, ...], int], kind: type[StrictModel]) -> str:
-    loc = tuple(str(part) for part in problem["loc"] if part != "[key]")
-    # pydantic puts the type of a task between "task" and its setting, where the file has nothing.
-    if loc[:1] == ("task",) and loc[1:2] and loc[1] in TASK_SPECS:
-        kind, loc = TASK_SPECS[loc[1]], ("task", *loc[2:])
-    if loc[:1] == ("strategy",) and loc[1:2] and loc[1] in STRATEGY_SPECS:
-        kind, loc = STRATEGY_SPECS[loc[1]], ("strategy", *loc[2:])
-    nearest = next((loc[:n] for n in range(len(loc), -1, -1) if loc[:n] in lines), ())
-    line = f":{lines[nearest]}" if nearest in lines else ""
-    setting = ".".join(loc) or "job"
-    if problem["type"] == "extra_forbidden":
-        inside = kind in TASK_SPECS.values() or kind in STRATEGY_SPECS.values()
-        allowed = ", ".join(_settings_beside(loc[1:] if inside else loc, kind))
-        return f"{where}{line}: unknown setting {setting}; allowed here: {allowed}"
+def _explained(problem: Any, loc: tuple[str, ...]) -> str | None:
     if problem["type"] == "union_tag_invalid" and loc == ("strategy",):
-        known = ", ".join(STRATEGY_SPECS)
-        return f"{where}{line}: strategy: found {problem['ctx']['tag']!r}, which is not known; known: {known}"
-    if problem["type"] == "missing":
-        return f"{where}{line}: {setting} is missing"
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    found = problem.get("input")
-    shown = "" if isinstance(found, dict | StrictModel) else f"found {found!r}; "
-    return f"{where}{line}: {setting}: {shown}{message}"
-
-
-def _settings_beside(loc: tuple[str, ...], kind: type[StrictModel]) -> list[str]:
-    model: Any = kind
-    for part in loc[:-1]:
-        field = model.model_fields.get(part)
-        model = getattr(field, "annotation", None)
-        if not hasattr(model, "model_fields"):
-            return ["(no settings)"]
-    return [field.alias or name for name, field in model.model_fields.items()]
+        return f"strategy: found {problem['ctx']['tag']!r}, which is not known; known: {', '.join(STRATEGY_SPECS)}"
+    return None

@@ -18,9 +18,9 @@ from monai.bundle import ConfigParser
 from pydantic import Field, field_validator, model_validator
 from torch import nn
 
-from oncofed.data.spec import StrictModel
 from oncofed.errors import SpecError
 from oncofed.models.foreign import Bundle, load_bundle_weights, read_bundle
+from oncofed.settings import StrictModel
 
 # What a network turns its input into: values for each voxel, for an image as a whole, or for a bag of features.
 Kind = Literal["dense", "image", "bag"]

@@ -4,7 +4,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from oncofed.data.spec import DataSpec, StrictModel
+from oncofed.data.spec import DataSpec
+from oncofed.settings import StrictModel
 from oncofed.tasks.base import Evaluation, Scores, Task
 from oncofed.tasks.classification import Classification, ClassificationSpec
 from oncofed.tasks.objects import Objects, ObjectsSpec

@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from oncofed.data.augment import Augmentation, Batch
 from oncofed.data.cases import Case
 from oncofed.data.inputs import Input, Patches
-from oncofed.data.spec import DataSpec, StrictModel
+from oncofed.data.spec import DataSpec
 from oncofed.data.transforms import as_tensor, load_image
 from oncofed.data.vocabulary import IGNORED
+from oncofed.settings import StrictModel
 from oncofed.tasks.base import Scores, Task, mean_over_patients
 from oncofed.tasks.losses import dice_ce
 from oncofed.tasks.pictures import Picture, best_slice

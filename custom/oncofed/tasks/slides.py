@@ -23,12 +23,13 @@ from oncofed.data.inputs import Input, Prepared
 from oncofed.data.manifest import Entry
 from oncofed.data.prepared import prepare_one
 from oncofed.data.slides import Pixels, TileReader
-from oncofed.data.spec import DataSpec, StrictModel
+from oncofed.data.spec import DataSpec
 from oncofed.data.tiles import SlideTiles, read_tiles, stream_tiles
 from oncofed.errors import DataError, TrainingError
 from oncofed.models.mil import AttentionMIL
 from oncofed.models.networks import Kind, ModelSpec, Request, build_network
 from oncofed.models.weights import load_weights
+from oncofed.settings import StrictModel
 from oncofed.tasks.classification import ClassesSpec, Classification, Classified, caption
 from oncofed.tasks.pictures import Picture
 from oncofed.tasks.segmentation import inference_type

@@ -10,10 +10,11 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from oncofed.data.augment import Augmentation
-from oncofed.data.spec import DataSpec, StrictModel
+from oncofed.data.spec import DataSpec
 from oncofed.errors import SpecError
 from oncofed.models import ModelSpec, Request, build_network
 from oncofed.models.weights import Weights, weights_of
+from oncofed.settings import StrictModel
 from oncofed.tasks import Task, TaskSpec, build_task
 
 

@@ -1,0 +1,148 @@
+"""Settings in YAML files: read into a model that refuses what it does not know, mistakes told with their line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from oncofed.errors import SpecError
+
+Lines = dict[tuple[str, ...], int]
+
+
+class StrictModel(BaseModel):
+    """Base of every section of a file: unknown keys are refused and values never change after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+
+
+Settings = TypeVar("Settings", bound=StrictModel)
+# Takes (kind, place of a problem in pydantic's words) and gives them as the file has them.
+Placed = Callable[[type[StrictModel], tuple[str, ...]], tuple[type[StrictModel], tuple[str, ...]]]
+
+
+def read_yaml(file: Path, example: str) -> tuple[dict[str, Any], Lines]:
+    """Return a file's settings, and the line of each by its path.
+
+    Args:
+        file: to read.
+        example: a setting that it could hold, for who wrote something else.
+
+    Raises:
+        SpecError: it cannot be read, is not YAML, holds no settings, or one of them twice.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"{file}: cannot be read ({error})") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise SpecError(f"{file}{line}: not YAML ({getattr(error, 'problem', error)})") from None
+    if not isinstance(values, dict):
+        raise SpecError(f"{file}:1: found {type(values).__name__}, expected settings such as '{example}'")
+    lines: Lines = {}
+    _collect_lines(root, (), lines, file)
+    return values, lines
+
+
+def validated(
+    kind: type[Settings],
+    values: Mapping[str, Any],
+    where: str,
+    lines: Lines,
+    whole: str,
+    placed: Placed = lambda kind, loc: (kind, loc),
+    explained: Callable[[Any, tuple[str, ...]], str | None] = lambda problem, loc: None,
+) -> Settings:
+    """Return settings as their model.
+
+    Args:
+        kind: the model.
+        values: by name.
+        where: the file's name.
+        lines: of each setting.
+        whole: what the file is called where a problem is of no single setting.
+        placed: where the model has unions whose names pydantic puts into the place of a problem, takes them out.
+        explained: a better word for a problem, or None.
+
+    Raises:
+        SpecError: one line for each mistake.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        told = (_explain(problem, where, lines, kind, whole, placed, explained) for problem in error.errors())
+        raise SpecError("\n".join(told)) from None
+
+
+def _collect_lines(node: yaml.Node | None, at: tuple[str, ...], lines: Lines, file: Path) -> None:
+    if node is None:
+        return
+    lines.setdefault(at, node.start_mark.line + 1)
+    if isinstance(node, yaml.MappingNode):
+        seen: dict[str, int] = {}
+        for key, value in node.value:
+            name, line = str(key.value), key.start_mark.line + 1
+            if name in seen:
+                raise SpecError(f"{file}:{line}: {'.'.join((*at, name))} is given twice, first on line {seen[name]}")
+            seen[name] = line
+            inner = (*at, name)
+            lines[inner] = line
+            _collect_lines(value, inner, lines, file)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            _collect_lines(value, (*at, str(index)), lines, file)
+
+
+def _explain(
+    problem: Any,
+    where: str,
+    lines: Lines,
+    kind: type[StrictModel],
+    whole: str,
+    placed: Placed,
+    explained: Callable[[Any, tuple[str, ...]], str | None],
+) -> str:
+    loc = tuple(str(part) for part in problem["loc"] if part != "[key]")
+    model, inside = kind, loc
+    model, loc = placed(kind, loc)
+    inside = loc if model is kind else loc[1:]
+    nearest = next((loc[:n] for n in range(len(loc), -1, -1) if loc[:n] in lines), ())
+    line = f":{lines[nearest]}" if nearest in lines else ""
+    setting = ".".join(loc) or whole
+    better = explained(problem, loc)
+    if better:
+        return f"{where}{line}: {better}"
+    if problem["type"] == "extra_forbidden":
+        return f"{where}{line}: unknown setting {setting}; allowed here: {', '.join(_settings_beside(inside, model))}"
+    if problem["type"] == "missing":
+        return f"{where}{line}: {setting} is missing"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    found = problem.get("input")
+    shown = "" if isinstance(found, dict | StrictModel) else f"found {found!r}; "
+    return f"{where}{line}: {setting}: {shown}{message}"
+
+
+def _settings_beside(loc: tuple[str, ...], kind: type[StrictModel]) -> list[str]:
+    model: Any = kind
+    for part in loc[:-1]:
+        model = _inner(model, part)
+        if not hasattr(model, "model_fields"):
+            return ["(no settings)"]
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _inner(model: Any, part: str) -> Any:
+    """Return the model of a section; that of an entry where the section maps names to entries."""
+    fields = getattr(model, "model_fields", None)
+    if fields is None:
+        arguments = getattr(model, "__args__", ())
+        return arguments[-1] if arguments else None
+    return getattr(fields.get(part), "annotation", None)
