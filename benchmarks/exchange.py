@@ -20,8 +20,8 @@ import psutil
 
 from fault_lab import DisturbedAlliance, Lab, allow_class
 from figures import hand_over, options
-from oncofed.alliance.kits import AllianceSpec
 from oncofed.alliance.local import LocalAlliance, free_port
+from oncofed.alliance.spec import AllianceSpec
 from oncofed.job.backends import FederatedJob
 from oncofed.job.flare import export_job
 from oncofed.job.spec import JobSpec, read_job

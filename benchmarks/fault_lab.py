@@ -23,8 +23,9 @@ from typing import Any
 import psutil
 
 import oncofed
-from oncofed.alliance.kits import AllianceSpec, rewrite
+from oncofed.alliance.kits import rewrite
 from oncofed.alliance.local import LocalAlliance, free_port
+from oncofed.alliance.spec import AllianceSpec
 from oncofed.errors import FederationError
 from oncofed.federation.events import EventReader
 from oncofed.job.backends import FederatedJob

@@ -32,8 +32,8 @@ from rich.console import Console
 
 from figures import hand_over, options
 from flower import VERSION, measure_flower
-from oncofed.alliance.kits import AllianceSpec
 from oncofed.alliance.local import LocalAlliance, free_port, quiet
+from oncofed.alliance.spec import AllianceSpec
 from oncofed.data.brain import HOSPITALS, make_hospitals
 from oncofed.job.run import Run
 from oncofed.job.spec import JobSpec, read_job

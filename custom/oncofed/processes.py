@@ -24,11 +24,16 @@ _LONGEST_TEMPORARY = 107 - 33
 _LINK_PREFIX = "oncofed-"
 
 
-def process_environment(temporary: Path, processes: int) -> dict[str, str]:
+def process_environment(temporary: Path, processes: int, mark: Path | None = None) -> dict[str, str]:
     """Return the environment of a process that shares this machine with ``processes`` others.
 
     Its ``python3`` is this one, its temporary files stay in ``temporary``, its share of the cores is its own, and it
     takes turns at the GPU with the others.
+
+    Args:
+        temporary: folder for its temporary files.
+        processes: that share this machine.
+        mark: by which ``stop_processes`` knows it; None: the temporary folder.
     """
     temporary.mkdir(parents=True, exist_ok=True)
     threads = str(max(1, (os.cpu_count() or 1) // max(processes, 1)))
@@ -39,7 +44,7 @@ def process_environment(temporary: Path, processes: int) -> dict[str, str]:
         "MPLCONFIGDIR": os.environ.get("MPLCONFIGDIR", str(temporary.absolute())),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads),
         "PYTHONWARNINGS": "ignore",
-        _MARK: str(temporary.absolute()),
+        _MARK: str((mark or temporary).absolute()),
         TURN_VARIABLE: str(temporary.absolute() / "gpu.turn"),
     }
 
@@ -98,13 +103,13 @@ def deaf_to_interrupts() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def stop_processes(temporary: Path) -> None:
-    """End every process that was started with ``process_environment(temporary, ...)``, and all that those started.
+def stop_processes(mark: Path) -> None:
+    """End every process whose ``process_environment`` has this mark, and all that those started.
 
     They are known by their environment, not by their parents, who may be dead. Politely first, then by force.
     """
     for step in (signal.SIGTERM, signal.SIGKILL, signal.SIGKILL):
-        members = _started_with(temporary)
+        members = _started_with(mark)
         if not members:
             return
         for member in members:
@@ -113,10 +118,10 @@ def stop_processes(temporary: Path) -> None:
         psutil.wait_procs(members, timeout=_STOP_SECONDS)
 
 
-def _started_with(temporary: Path) -> list[psutil.Process]:
+def _started_with(mark: Path) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if process.environ().get(_MARK) == str(temporary.absolute()):
+            if process.environ().get(_MARK) == str(mark.absolute()):
                 found.append(process)
     return found

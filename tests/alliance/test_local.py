@@ -16,8 +16,8 @@ import psutil
 import pytest
 
 from oncofed.alliance import local
-from oncofed.alliance.kits import AllianceSpec
 from oncofed.alliance.local import LocalAlliance, free_port, quiet
+from oncofed.alliance.spec import AllianceSpec
 from oncofed.errors import FederationError
 from oncofed.job.flare import export_job
 from oncofed.job.spec import parse_job

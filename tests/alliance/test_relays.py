@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from oncofed.alliance.kits import AllianceSpec, RelaySpec, provision
+from oncofed.alliance.kits import provision
 from oncofed.alliance.local import LocalAlliance, free_port
+from oncofed.alliance.spec import AllianceSpec, RelaySpec
 from oncofed.federation.events import EVENTS_FILE, EventReader
 from oncofed.job.backends import FederatedJob
 from oncofed.job.flare import export_job

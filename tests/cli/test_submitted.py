@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from commands import oncofed, press_ctrl_c, started, wait_for
-from oncofed.alliance.kits import AllianceSpec
 from oncofed.alliance.local import LocalAlliance, free_port
+from oncofed.alliance.spec import AllianceSpec
 from oncofed.report.result import read_result
 from synthetic import JOB, make_site, write_job
 

@@ -5,23 +5,22 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 from nvflare.lighter.constants import CtxKey
 from nvflare.lighter.entity import Project
-from nvflare.lighter.impl.cert import CertBuilder
-from nvflare.lighter.impl.signature import SignatureBuilder
+from nvflare.lighter.impl.cert import CertBuilder, _CertState
 from nvflare.lighter.impl.static_file import StaticFileBuilder
 from nvflare.lighter.impl.workspace import WorkspaceBuilder
 from nvflare.lighter.provisioner import Provisioner
 from nvflare.lighter.spec import Builder, ProvisionContext
-from pydantic import Field, model_validator
 
+from oncofed.alliance.authority import LARGEST_CLOCK_ERROR, Authority, common_name
+from oncofed.alliance.spec import AllianceSpec
 from oncofed.errors import FederationError
-from oncofed.settings import StrictModel
 
 # The only classes that a job may name at a server or a site. Whatever else it names is refused before it is built.
 APPROVED_CLASSES = (
@@ -40,56 +39,41 @@ _HEARTBEAT_TIMEOUT_SECONDS = 60
 # A message that nobody takes is given up after this many seconds without progress (FLARE: five minutes, in which a site
 # whose server was started again does nothing).
 _ANSWER_SECONDS = 10.0
-_LARGEST_CLOCK_ERROR = timedelta(days=1)
 # Both ends of every connection show a certificate; FLARE's default for relays is none at all.
 _MUTUAL = {"connection_security": "mtls"}
 _COMMUNICATION = {"streaming_ack_wait": 10, "streaming_read_timeout": 30}
 
 
-class RelaySpec(StrictModel):
-    """A machine between the server and some sites: it passes messages on, and sees no more of them than a router."""
+class AuthorityCertBuilder(CertBuilder):
+    """Certificates signed by the alliance's authority; FLARE's own builder would keep every private key on the disk.
 
-    host: str = Field("localhost", description="host name at which its sites reach it")
-    port: int = Field(ge=1, le=65535, description="the one port, for its sites")
-    sites: tuple[str, ...] = Field(min_length=1, description="who reaches the server through it")
+    Args:
+        authority: of the alliance.
+        days: for which certificates hold.
+    """
 
+    def __init__(self, authority: Authority, days: int) -> None:
+        super().__init__()
+        self._authority, self._days = authority, days
 
-class AllianceSpec(StrictModel):
-    """Who takes part. Names become the subjects of certificates."""
+    def initialize(self, project: Project, ctx: ProvisionContext) -> None:
+        """Take the authority as the root."""
+        self._fix_server_name(project.get_server())
+        self.persistent_state = _CertState(ctx.get_state_dir())
+        self.persistent_state.is_available = True
+        self.root_cert, self.pri_key = self._authority.certificate, self._authority.key
+        self.serialized_cert = self._authority.certificate_pem
+        self.subject, self.issuer = self.root_cert.subject, common_name(self.root_cert)
 
-    name: str = Field("oncofed", pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")
-    server: str = Field("localhost", description="host name at which sites and people reach the server")
-    port: int = Field(8002, ge=1, le=65535, description="the one port, for sites and people")
-    sites: tuple[str, ...] = Field(min_length=1)
-    admin: str = Field("admin@oncofed.org", description="project admin: may do everything but bring code")
-    routes: dict[str, tuple[str, int]] = Field(
-        default_factory=dict,
-        description="site -> host and port through which it reaches the server; a hospital's proxy",
-    )
-    relays: dict[str, RelaySpec] = Field(
-        default_factory=dict, description="for dozens of sites: name -> relay; each holds the connections of its sites"
-    )
-    engineer: str = Field("engineer@oncofed.org", description="ML engineer: submits jobs and fetches results")
+    def _generate_cert(self, *args: Any, **more: Any) -> Any:
+        """Return a certificate that holds since yesterday: a site whose clock is slow would refuse one that is new."""
+        now = datetime.now(timezone.utc)
+        until = min(now + timedelta(days=self._days), self._authority.certificate.not_valid_after_utc)
+        more |= {"not_valid_before": now - LARGEST_CLOCK_ERROR, "not_valid_after": until}
+        return CertBuilder._generate_cert(*args, **more)
 
-    @model_validator(mode="after")
-    def _relays_serve_sites(self) -> AllianceSpec:
-        served = [site for relay in self.relays.values() for site in relay.sites]
-        strange = sorted(set(served) - set(self.sites))
-        if strange:
-            raise ValueError(f"relays serve {', '.join(strange)}, which is no site of the alliance")
-        twice = sorted({site for site in served if served.count(site) > 1} | (set(served) & set(self.routes)))
-        if twice:
-            raise ValueError(f"{', '.join(twice)}: a site reaches the server by one way, found two")
-        return self
-
-
-class PatientCertBuilder(CertBuilder):
-    """Writes certificates that hold since yesterday: a site whose clock is slow would refuse one that is new."""
-
-    @staticmethod
-    def _generate_cert(*args: Any, not_valid_before: datetime | None = None, **more: Any) -> Any:
-        before = (not_valid_before or datetime.now(timezone.utc)) - _LARGEST_CLOCK_ERROR
-        return CertBuilder._generate_cert(*args, not_valid_before=before, **more)
+    def finalize(self, project: Project, ctx: ProvisionContext) -> None:
+        """Keep nothing: a kit's key is in that kit alone."""
 
 
 class PolicyBuilder(Builder):
@@ -115,41 +99,28 @@ class PolicyBuilder(Builder):
         _close_secrets(Path(ctx.get_workspace()))
 
 
-def provision(spec: AllianceSpec, workspace: Path) -> Path:
-    """Write the alliance's startup kits and return the folder that holds one sub-folder for each participant.
+def provision(
+    spec: AllianceSpec, workspace: Path, authority: Authority | None = None, only: Collection[str] | None = None
+) -> Path:
+    """Write startup kits and return the folder that holds one sub-folder for each participant.
 
     Args:
         spec: who takes part.
-        workspace: where the kits and the alliance's root key go; nobody else can enter it.
+        workspace: where the kits go; nobody else can enter it.
+        authority: signs the certificates; None: a new one, whose key is forgotten when this returns.
+        only: whose kits are wanted; None: everybody's.
 
     Raises:
         FederationError: FLARE's provisioner failed.
     """
     workspace.mkdir(parents=True, exist_ok=True)
     workspace.chmod(stat.S_IRWXU)
-    project = Project(spec.name, "federated training of medical imaging models", props={"api_version": 3})
-    organisation = "oncofed"
-    project.set_server(spec.server, organisation, {"fed_learn_port": spec.port, "admin_port": spec.port, **_MUTUAL})
-    for name, relay in spec.relays.items():
-        listens = {"scheme": "http", "default_host": relay.host, "port": relay.port, **_MUTUAL}
-        project.add_relay(name, organisation, {"listening_host": listens, **_MUTUAL})
-    behind = {site: name for name, relay in spec.relays.items() for site in relay.sites}
-    for site in spec.sites:
-        props: dict[str, Any] = {"allow_log_streaming": False}
-        if site in spec.routes:
-            host, port = spec.routes[site]
-            props["connect_to"] = {"host": host, "port": port, **_MUTUAL}
-        if site in behind:
-            props["connect_to"] = {"name": behind[site], **_MUTUAL}
-        project.add_client(site, organisation, props)
-    project.add_admin(spec.admin, organisation, {"role": "project_admin"})
-    project.add_admin(spec.engineer, organisation, {"role": "lead"})
+    project = _project(spec, only)
     builders = [
         WorkspaceBuilder(["master_template.yml"]),
         StaticFileBuilder(config_folder="config", scheme="http"),
         PolicyBuilder(),
-        PatientCertBuilder(),
-        SignatureBuilder(),
+        AuthorityCertBuilder(authority or Authority.new(spec.name), spec.valid_days),
     ]
     log = _Messages()
     mask = os.umask(0o077)
@@ -160,6 +131,37 @@ def provision(spec: AllianceSpec, workspace: Path) -> Path:
     if ctx.get(CtxKey.BUILD_ERROR):
         raise FederationError(f"the startup kits could not be written to {workspace}: {'; '.join(log.errors)}")
     return Path(ctx[CtxKey.CURRENT_PROD_DIR])
+
+
+def _project(spec: AllianceSpec, only: Collection[str] | None) -> Project:
+    """Return FLARE's project: the server, without which it makes no kit, and who is wanted."""
+
+    def wanted(name: str) -> bool:
+        return only is None or name in only
+
+    project = Project(spec.name, "federated training of medical imaging models", props={"api_version": 3})
+    project.set_server(
+        spec.server, spec.organisation, {"fed_learn_port": spec.port, "admin_port": spec.port, **_MUTUAL}
+    )
+    behind = {site: name for name, relay in spec.relays.items() for site in relay.sites}
+    for name, relay in spec.relays.items():
+        if wanted(name) or any(wanted(site) for site in relay.sites):
+            listens = {"scheme": "http", "default_host": relay.host, "port": relay.port, **_MUTUAL}
+            project.add_relay(name, spec.organisation, {"listening_host": listens, **_MUTUAL})
+    for name, site in spec.sites.items():
+        if not wanted(name):
+            continue
+        props: dict[str, Any] = {"allow_log_streaming": False}
+        if name in spec.routes:
+            host, port = spec.routes[name]
+            props["connect_to"] = {"host": host, "port": port, **_MUTUAL}
+        if name in behind:
+            props["connect_to"] = {"name": behind[name], **_MUTUAL}
+        project.add_client(name, site.organisation, props)
+    for name, person in spec.people.items():
+        if wanted(name):
+            project.add_admin(name, person.organisation, {"role": person.role})
+    return project
 
 
 class _Messages:
@@ -200,6 +202,12 @@ def _restrict_resources(resources: dict[str, Any]) -> None:
     if "client" in resources:
         # The least that a site waits for an answer; a job with a large model says more.
         resources["client"]["communication_timeout"] = _ANSWER_SECONDS
+    if "snapshot_persistor" in resources:
+        # In the kit's own folder, in which the server runs; FLARE's defaults are under /tmp, for all servers alike.
+        resources["snapshot_persistor"]["args"]["storage"]["args"]["root_dir"] = "storage/snapshots"
+        for component in resources["components"]:
+            if component["id"] == "job_manager":
+                component["args"]["uri_root"] = "storage/jobs"
     for server in resources.get("servers", []):
         server["heart_beat_timeout"] = _HEARTBEAT_TIMEOUT_SECONDS
     if "servers" in resources:

@@ -13,12 +13,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO
 
 from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 from typing_extensions import Self
 
-from oncofed.alliance.kits import AllianceSpec, provision, rewrite
+from oncofed.alliance.kits import provision
+from oncofed.alliance.spec import AllianceSpec
 from oncofed.errors import FederationError
 from oncofed.federation.datasets import DATASETS_FILE
 from oncofed.processes import end_with_parent, process_environment, stop_processes
@@ -177,17 +178,6 @@ class LocalAlliance:
         self._processes.clear()
 
     def _prepare_kits(self) -> None:
-        storage = self.server_kit / "storage"
-        resources_file = self.server_kit / "local" / "resources.json"
-
-        def keep_inside(resources: dict[str, Any]) -> None:
-            # FLARE keeps jobs under /tmp unless told otherwise: two federations would share them.
-            resources["snapshot_persistor"]["args"]["storage"]["args"]["root_dir"] = str(storage / "snapshots")
-            for component in resources["components"]:
-                if component["id"] == "job_manager":
-                    component["args"]["uri_root"] = str(storage / "jobs")
-
-        rewrite(resources_file, resources_file, keep_inside)
         for site in self.spec.sites:
             entry = {site: {name: str(folder.resolve()) for name, folder in self._datasets[site].items()}}
             (self.kit(site) / "local" / DATASETS_FILE).write_text(json.dumps(entry, indent=2), encoding="utf-8")
@@ -214,6 +204,7 @@ class LocalAlliance:
         return subprocess.Popen(
             # Not FLARE's loop, which does the same, but waits five seconds before its first start.
             ["bash", str(kit / "startup" / "sub_start.sh"), "--once"],
+            cwd=kit,
             stdin=subprocess.DEVNULL,
             stdout=console,
             stderr=subprocess.STDOUT,

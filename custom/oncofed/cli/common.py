@@ -26,6 +26,7 @@ Workspace = Annotated[
     Path, typer.Option("--workspace", envvar="ONCOFED_WORKSPACE", help="Folder for everything that a run leaves.")
 ]
 DEFAULT_WORKSPACE = Path("workspace")
+_SHORTEST_PASSWORD = 12
 
 
 @dataclass
@@ -156,3 +157,28 @@ def _gain(models: list[str], alone: float | None, federated: float | None) -> li
 def escape(text: str) -> str:
     """Return text as it is shown where Rich would take brackets for its own."""
     return text.replace("[", r"\[")
+
+
+def ask_password(what: str, file: Path | None, new: bool = False) -> str:
+    """Return a password from a file, or ask for it; never from the command line, which other users of a machine see.
+
+    Args:
+        what: it opens.
+        file: that holds it on its first line; None: ask.
+        new: ask twice, and refuse what is short.
+
+    Raises:
+        SpecError: the file cannot be read, nobody can be asked, or it is too short.
+    """
+    if file is not None:
+        try:
+            password = file.read_text(encoding="utf-8").partition("\n")[0].rstrip("\r")
+        except OSError as error:
+            raise SpecError(f"{file}: {error.strerror}. Expected a file whose first line is the password.") from None
+    elif not sys.stdin.isatty():
+        raise SpecError(f"the password of {what} is asked for at a terminal; here give --password-file FILE")
+    else:
+        password = str(typer.prompt(f"Password of {what}", hide_input=True, confirmation_prompt=new))
+    if new and len(password) < _SHORTEST_PASSWORD:
+        raise SpecError(f"the password of {what} has {len(password)} characters, expected {_SHORTEST_PASSWORD} or more")
+    return password

@@ -15,8 +15,9 @@ from typing import Protocol
 from nvflare.fuel.flare_api.api_spec import InvalidJobDefinition
 from nvflare.fuel.flare_api.flare_api import Session
 
-from oncofed.alliance.kits import APPROVED_CLASSES, AllianceSpec
+from oncofed.alliance.kits import APPROVED_CLASSES
 from oncofed.alliance.local import LocalAlliance, free_port, quiet
+from oncofed.alliance.spec import AllianceSpec
 from oncofed.errors import FederationError
 from oncofed.federation.datasets import DATASETS_FILE
 from oncofed.federation.events import EVENTS_FILE

@@ -1,0 +1,119 @@
+"""The root of an alliance's trust: the key that signs every certificate. At rest it is encrypted."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+import pyrage
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from cryptography.x509.oid import NameOID
+from nvflare.lighter.impl.cert import CertBuilder
+from nvflare.lighter.utils import generate_keys
+
+from oncofed.alliance.files import write_private
+from oncofed.errors import FederationError
+
+_CERTIFICATE_FILE = "root.pem"
+_KEY_FILE = "root.key.age"
+_VALID_DAYS = 3650
+# A site whose clock is slow would refuse what holds only from now on.
+LARGEST_CLOCK_ERROR = timedelta(days=1)
+_PADDING = padding.PSS(mgf=padding.MGF1(hashes.SHA256()), salt_length=padding.PSS.MAX_LENGTH)
+
+
+class Authority:
+    """Signs certificates and kits.
+
+    Args:
+        certificate: of the root.
+        key: of the root.
+    """
+
+    def __init__(self, certificate: x509.Certificate, key: rsa.RSAPrivateKey) -> None:
+        self.certificate = certificate
+        self.key = key
+
+    @classmethod
+    def new(cls, name: str) -> Authority:
+        """Return the authority of a new alliance; its key is in this process alone until it is saved."""
+        key, public = generate_keys()
+        certificate = CertBuilder._generate_cert(
+            name,
+            None,
+            name,
+            key,
+            public,
+            valid_days=_VALID_DAYS,
+            ca=True,
+            not_valid_before=datetime.now(timezone.utc) - LARGEST_CLOCK_ERROR,
+        )
+        return cls(certificate, key)
+
+    @classmethod
+    def load(cls, folder: Path, password: str) -> Authority:
+        """Return an authority that was saved.
+
+        Raises:
+            FederationError: the password is wrong, or the file was changed.
+        """
+        try:
+            pem = pyrage.passphrase.decrypt((folder / _KEY_FILE).read_bytes(), password)
+        except pyrage.DecryptError:
+            raise FederationError(f"the password does not open {folder / _KEY_FILE}, or the file was changed") from None
+        key = serialization.load_pem_private_key(pem, password=None)
+        assert isinstance(key, rsa.RSAPrivateKey)
+        return cls(x509.load_pem_x509_certificate((folder / _CERTIFICATE_FILE).read_bytes()), key)
+
+    @staticmethod
+    def is_in(folder: Path) -> bool:
+        """Return whether a folder holds an authority."""
+        return (folder / _KEY_FILE).exists()
+
+    def save(self, folder: Path, password: str) -> None:
+        """Write certificate and key, which only the password opens (age, scrypt).
+
+        Raises:
+            FederationError: there is one already.
+        """
+        if self.is_in(folder):
+            raise FederationError(f"{folder / _KEY_FILE} exists: an alliance's root is never written over")
+        pem = self.key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        write_private(folder / _CERTIFICATE_FILE, self.certificate_pem)
+        write_private(folder / _KEY_FILE, pyrage.passphrase.encrypt(pem, password))
+
+    @property
+    def certificate_pem(self) -> bytes:
+        """The root's certificate as it lies in every kit."""
+        return self.certificate.public_bytes(serialization.Encoding.PEM)
+
+    def sign(self, data: bytes) -> bytes:
+        """Return a signature of the root (RSA-PSS, SHA-256)."""
+        return self.key.sign(data, _PADDING, hashes.SHA256())
+
+
+def is_signed_by(certificate: x509.Certificate, data: bytes, signature: bytes) -> bool:
+    """Return whether an authority's certificate proves a signature."""
+    key = certificate.public_key()
+    if not isinstance(key, rsa.RSAPublicKey):
+        return False
+    try:
+        key.verify(signature, data, _PADDING, hashes.SHA256())
+    except InvalidSignature:
+        return False
+    return True
+
+
+def fingerprint(certificate: x509.Certificate) -> str:
+    """Return a certificate's SHA-256 fingerprint as people read it out: ``AB:CD:...``."""
+    return certificate.fingerprint(hashes.SHA256()).hex(":").upper()
+
+
+def common_name(certificate: x509.Certificate) -> str:
+    """Return whose certificate it is."""
+    return str(certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)

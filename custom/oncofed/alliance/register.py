@@ -1,0 +1,231 @@
+"""An alliance's own folder: its root, its sealed kits, and the list of what was issued to whom."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from oncofed.alliance.authority import Authority, common_name, fingerprint
+from oncofed.alliance.contents import Kind, add_contents, describe, read_facts
+from oncofed.alliance.files import write_private
+from oncofed.alliance.kits import provision
+from oncofed.alliance.sealing import new_password, seal, sign_folder
+from oncofed.alliance.spec import AllianceSpec
+from oncofed.errors import FederationError
+from oncofed.settings import StrictModel
+
+REGISTER_FILE = "alliance.json"
+KITS_FOLDER = "kits"
+SUFFIX = ".kit.age"
+
+
+class Issued(StrictModel):
+    """A certificate that the alliance gave out."""
+
+    serial: str = Field(description="hexadecimal")
+    fingerprint: str
+    made: datetime
+    until: datetime
+
+
+class Participant(StrictModel):
+    """Somebody who takes part, and what they were given."""
+
+    kind: Kind
+    role: str | None = None
+    organisation: str
+    kit: str = Field(description="file in the folder kits")
+    sealed_for: str = Field(description='"password", or an age recipient')
+    certificates: tuple[Issued, ...]
+
+
+class Register(StrictModel):
+    """``alliance.json``: nothing in it is secret."""
+
+    schema_: Literal[1] = Field(1, alias="schema")
+    name: str
+    server: str
+    port: int
+    root_fingerprint: str
+    participants: dict[str, Participant] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """A kit that was made.
+
+    Attributes:
+        name: whose it is.
+        kind: of participant.
+        file: the sealed kit.
+        password: opens it; None where a recipient's key does.
+    """
+
+    name: str
+    kind: Kind
+    file: Path
+    password: str | None
+
+
+class Alliance:
+    """An alliance's own folder, which only its project admin can enter.
+
+    Args:
+        home: the folder.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+
+    @property
+    def exists(self) -> bool:
+        """Whether an alliance was founded here."""
+        return Authority.is_in(self.home)
+
+    def register(self) -> Register:
+        """Return what was issued.
+
+        Raises:
+            FederationError: there is no alliance here, or its list is broken.
+        """
+        path = self.home / REGISTER_FILE
+        try:
+            return Register.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            raise FederationError(
+                f"{self.home} holds no alliance. Found one with: oncofed alliance provision alliance.yaml --home "
+                f"{self.home}"
+            ) from None
+        except (ValueError, ValidationError) as error:
+            raise FederationError(f"{path} is broken ({type(error).__name__}). Restore it from a backup.") from None
+
+    def without_kit(self, spec: AllianceSpec) -> list[str]:
+        """Return who has no kit yet."""
+        known = self.register().participants if self.exists else {}
+        return [name for name in (spec.server, *spec.relays, *spec.sites, *spec.people) if name not in known]
+
+    def issue(self, spec: AllianceSpec, password: str) -> Iterator[Sealed]:
+        """Found the alliance where there is none, and make kits for those who have none; other kits stay as they are.
+
+        Args:
+            spec: who takes part.
+            password: of the alliance's root.
+
+        Yields:
+            each kit once it is sealed and listed. Its password is kept nowhere else.
+
+        Raises:
+            FederationError: the password is wrong, or the specification is of another alliance.
+        """
+        founding = not self.exists
+        if founding:
+            authority, register = self._found(spec)
+        else:
+            register = self.register()
+            self._require_same(spec, register)
+            authority = Authority.load(self.home, password)
+        if founding:
+            # Written before any certificate is given out: without its root a kit could never be renewed.
+            self._write(register)
+            authority.save(self.home, password)
+        new = self.without_kit(spec)
+        if new:
+            yield from self._make(spec, authority, new)
+
+    def _found(self, spec: AllianceSpec) -> tuple[Authority, Register]:
+        if self.home.exists() and any(self.home.iterdir()):
+            raise FederationError(f"{self.home} is not empty and holds no alliance. Name another folder with --home.")
+        self.home.mkdir(parents=True, exist_ok=True)
+        self.home.chmod(0o700)
+        authority = Authority.new(spec.name)
+        root = fingerprint(authority.certificate)
+        return authority, Register(name=spec.name, server=spec.server, port=spec.port, root_fingerprint=root)
+
+    def _require_same(self, spec: AllianceSpec, register: Register) -> None:
+        for what in ("name", "server", "port"):
+            old, new = getattr(register, what), getattr(spec, what)
+            if old != new:
+                raise FederationError(
+                    f"{what}: found {new!r}, but the alliance in {self.home} and all its kits have {old!r}. Put it "
+                    "back, or found a new alliance with another --home."
+                )
+        changed = [
+            name
+            for name, given in register.participants.items()
+            if name in (spec.server, *spec.relays, *spec.sites, *spec.people)
+            and describe(spec, name) != (given.kind, given.role, given.organisation)
+        ]
+        if changed:
+            raise FederationError(
+                f"{', '.join(changed)}: kind, role or organisation differ from the certificate that was given out. Put "
+                "them back, or take another name."
+            )
+
+    def _make(self, spec: AllianceSpec, authority: Authority, names: list[str]) -> Iterator[Sealed]:
+        (self.home / KITS_FOLDER).mkdir(exist_ok=True, mode=0o700)
+        # Keys are readable here until their kits are sealed: in the alliance's own folder, and gone when this is left.
+        with tempfile.TemporaryDirectory(dir=self.home, prefix=".making-") as temporary:
+            folder = provision(spec, Path(temporary), authority, names)
+            for name in names:
+                add_contents(folder / name, spec, name, authority)
+                sign_folder(folder / name, authority)
+            yield from self._seal_all(spec, folder, names)
+
+    def _seal_all(self, spec: AllianceSpec, folder: Path, names: list[str]) -> Iterator[Sealed]:
+        """Seal kits side by side: age takes about a second for each password, on purpose."""
+        with ProcessPoolExecutor(mp_context=get_context("spawn"), max_workers=_workers(names)) as pool:
+            jobs = {}
+            for name in names:
+                recipient = _recipient(spec, name)
+                password = None if recipient else new_password()
+                file = self.home / KITS_FOLDER / f"{name}{SUFFIX}"
+                jobs[name] = (file, password, recipient, pool.submit(seal, folder / name, file, password, recipient))
+            for name, (file, password, recipient, job) in jobs.items():
+                job.result()
+                self._add(spec, name, folder / name, recipient or "password")
+                yield Sealed(name, describe(spec, name)[0], file, password)
+
+    def _add(self, spec: AllianceSpec, name: str, kit: Path, sealed_for: str) -> None:
+        """Note what was issued, one by one: a kit that is not in the list is made again."""
+        certificate = read_facts(kit).certificate(kit)
+        assert common_name(certificate) == name
+        kind, role, organisation = describe(spec, name)
+        issued = Issued(
+            serial=f"{certificate.serial_number:x}",
+            fingerprint=fingerprint(certificate),
+            made=datetime.now(timezone.utc).replace(microsecond=0),
+            until=certificate.not_valid_after_utc,
+        )
+        participant = Participant(
+            kind=kind,
+            role=role,
+            organisation=organisation,
+            kit=f"{name}{SUFFIX}",
+            sealed_for=sealed_for,
+            certificates=(issued,),
+        )
+        register = self.register()
+        self._write(register.model_copy(update={"participants": {**register.participants, name: participant}}))
+
+    def _write(self, register: Register) -> None:
+        text = register.model_dump_json(indent=2, by_alias=True) + "\n"
+        write_private(self.home / REGISTER_FILE, text.encode())
+
+
+def _recipient(spec: AllianceSpec, name: str) -> str | None:
+    entries: Mapping[str, Any] = {**spec.sites, **spec.people}
+    return entries[name].recipient if name in entries else None
+
+
+def _workers(names: list[str]) -> int:
+    return max(1, min(len(names), os.cpu_count() or 1))

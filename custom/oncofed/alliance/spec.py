@@ -1,0 +1,132 @@
+"""``alliance.yaml``: who takes part in an alliance, and how they reach its server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StringConstraints, field_validator, model_validator
+
+from oncofed.settings import StrictModel, read_yaml, validated
+
+# FLARE's own rules for the names that become subjects of certificates.
+SiteName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")]
+HostName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9-]+)*$")]
+PersonName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._%+-]+@[A-Za-z0-9.-]+\.[A-Za-z]{2,}$")]
+Organisation = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]{1,63}$")]
+Port = Annotated[int, Field(ge=1, le=65535)]
+# FLARE's names of what a person may do.
+Role = Literal["project_admin", "org_admin", "lead", "member"]
+
+_RECIPIENT = r"^age1[a-z0-9]{50,80}$"
+
+
+class SiteSpec(StrictModel):
+    """A site: an organisation's machine that trains on its own data."""
+
+    organisation: Organisation = Field("oncofed", description="letters, digits and _")
+    contact: str | None = Field(None, max_length=200, description="who answers there, for its guide and `status`")
+    recipient: str | None = Field(
+        None, pattern=_RECIPIENT, description="age recipient (age1...) that its kit is sealed for; null: a password"
+    )
+
+
+class PersonSpec(StrictModel):
+    """A person: submits jobs, or looks after the alliance or a site."""
+
+    role: Role = Field("lead", description="project_admin, org_admin (of a site), lead (submits jobs), member (looks)")
+    organisation: Organisation = Field("oncofed", description="letters, digits and _")
+    recipient: str | None = Field(
+        None, pattern=_RECIPIENT, description="age recipient (age1...) that the kit is sealed for; null: a password"
+    )
+
+
+class RelaySpec(StrictModel):
+    """A machine between the server and some sites: it passes messages on, and sees no more of them than a router."""
+
+    host: HostName = Field("localhost", description="host name at which its sites reach it")
+    port: Port = Field(description="the one port, for its sites")
+    sites: tuple[str, ...] = Field(min_length=1, description="who reaches the server through it")
+
+
+class AllianceSpec(StrictModel):
+    """Who takes part. Names become the subjects of certificates."""
+
+    schema_: Literal[1] = Field(1, alias="schema", description="version of this file's format")
+    name: str = Field("oncofed", pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$", description="lower case, digits, _ and -")
+    server: HostName = Field("localhost", description="host name at which sites and people reach the server")
+    port: Port = Field(8002, description="the one port, for sites and people")
+    organisation: Organisation = Field("oncofed", description="of the server: letters, digits and _")
+    valid_days: int = Field(360, ge=1, le=3650, description="certificates of sites and people hold so long")
+    sites: dict[SiteName, SiteSpec] = Field(min_length=1, description="name -> site")
+    people: dict[PersonName, PersonSpec] = Field(
+        default_factory=lambda: {
+            "admin@oncofed.org": PersonSpec(role="project_admin"),
+            "engineer@oncofed.org": PersonSpec(role="lead"),
+        },
+        description="e-mail address -> person",
+    )
+    routes: dict[str, tuple[str, int]] = Field(
+        default_factory=dict,
+        description="site -> host and port through which it reaches the server; a hospital's proxy",
+    )
+    relays: dict[SiteName, RelaySpec] = Field(
+        default_factory=dict, description="for dozens of sites: name -> relay; each holds the connections of its sites"
+    )
+
+    @field_validator("sites", mode="before")
+    @classmethod
+    def _names_alone(cls, value: Any) -> Any:
+        """Take ``[east, west]`` for sites of which nothing more is said, and ``east:`` for one."""
+        if isinstance(value, list | tuple):
+            return {name: {} for name in value}
+        if isinstance(value, dict):
+            return {name: {} if site is None else site for name, site in value.items()}
+        return value
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> AllianceSpec:
+        names = [self.server, *self.sites, *self.relays, *self.people]
+        folded = [name.lower() for name in names]
+        twice = sorted({name for name in names if folded.count(name.lower()) > 1})
+        if twice:
+            raise ValueError(f"{', '.join(twice)}: given to two participants; upper and lower case count as one name")
+        return self
+
+    @model_validator(mode="after")
+    def _relays_serve_sites(self) -> AllianceSpec:
+        served = [site for relay in self.relays.values() for site in relay.sites]
+        strange = sorted(set(served) - set(self.sites))
+        if strange:
+            raise ValueError(f"relays serve {', '.join(strange)}, which is no site of the alliance")
+        lost = sorted(set(self.routes) - set(self.sites))
+        if lost:
+            raise ValueError(f"routes of {', '.join(lost)}, which is no site of the alliance")
+        twice = sorted({site for site in served if served.count(site) > 1} | (set(served) & set(self.routes)))
+        if twice:
+            raise ValueError(f"{', '.join(twice)}: a site reaches the server by one way, found two")
+        return self
+
+    def route_of(self, name: str) -> tuple[str, int]:
+        """Return host and port that a participant connects to: the server's, its relay's, or its proxy's."""
+        if name in self.routes:
+            return self.routes[name]
+        for relay in self.relays.values():
+            if name in relay.sites:
+                return relay.host, relay.port
+        return self.server, self.port
+
+    @property
+    def engineer(self) -> str:
+        """The first person who submits jobs."""
+        return next(name for name, person in self.people.items() if person.role == "lead")
+
+
+def read_alliance(file: Path) -> AllianceSpec:
+    """Read an ``alliance.yaml``.
+
+    Raises:
+        SpecError: it is not valid; one line for each mistake.
+    """
+    values, lines = read_yaml(file, "name: my_alliance")
+    return validated(AllianceSpec, values, str(file), lines, "alliance")

@@ -1,0 +1,127 @@
+"""``oncofed alliance``: who takes part, and their startup kits."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import os
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from oncofed.cli.common import ask_password, escape, progress_console
+
+if TYPE_CHECKING:
+    from oncofed.alliance.register import Sealed
+
+app = typer.Typer(
+    help="An alliance as data: who takes part, their sealed startup kits, and until when those hold.",
+    no_args_is_help=True,
+)
+
+DEFAULT_HOME = Path("workspace/alliance")
+_SOON_DAYS = 30
+
+Home = Annotated[
+    Path, typer.Option("--home", envvar="ONCOFED_ALLIANCE", help="The alliance's own folder: root key, sealed kits.")
+]
+PasswordFile = Annotated[
+    Path | None, typer.Option("--password-file", help="File whose first line is the root's password; else it is asked.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout, progress to stderr.")]
+
+
+@app.command()
+def provision(
+    file: Annotated[Path, typer.Argument(help="The alliance as data; an example is provisioning/alliance.yaml.")],
+    home: Home = DEFAULT_HOME,
+    password_file: PasswordFile = None,
+    passwords: Annotated[
+        Path | None, typer.Option(help="Write the kits' passwords to this file (0600) instead of the terminal.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Make a sealed startup kit for everybody in alliance.yaml who has none yet. Kits that exist stay as they are.
+
+    The first time the alliance is founded: its root key is made, and encrypted with a password that you choose. Each
+    kit is sealed with a password of its own, which is shown once, or for the age recipient that alliance.yaml names.
+    Send kits and passwords by different ways.
+    """
+    from oncofed.alliance.register import Alliance
+    from oncofed.alliance.spec import read_alliance
+
+    spec, alliance, console = read_alliance(file), Alliance(home), progress_console(json)
+    new = alliance.without_kit(spec)
+    if not new:
+        console.print(f"Everybody in {file} has a kit already; nothing was changed.", markup=False)
+        if json:
+            typer.echo("[]")
+        return
+    password = ask_password("the alliance's root", password_file, new=not alliance.exists)
+    made: list[Sealed] = []
+    try:
+        kits = track(alliance.issue(spec, password), "Sealed kits", len(new), console=console, transient=True)
+        made.extend(kits)
+    finally:
+        # Also where it is interrupted: a password that is not told now is lost.
+        _tell(made, passwords, console, json)
+    console.print(f"The alliance's fingerprint, for who opens a kit: {alliance.register().root_fingerprint}")
+
+
+@app.command()
+def status(home: Home = DEFAULT_HOME, json: Json = False) -> None:
+    """Show who takes part, with which role, and until when their certificates hold."""
+    from oncofed.alliance.register import Alliance
+
+    register = Alliance(home).register()
+    if json:
+        typer.echo(register.model_dump_json(indent=2, by_alias=True))
+        return
+    table = Table(title=f"{register.name}: server {register.server}, port {register.port}", title_justify="left")
+    for heading in ("participant", "kind", "role", "organisation", "certificate until"):
+        table.add_column(heading)
+    now = datetime.now(timezone.utc)
+    for name, participant in register.participants.items():
+        until = participant.certificates[-1].until
+        left = (until - now).days
+        colour = "red" if left < 0 else "yellow" if left < _SOON_DAYS else "default"
+        told = f"{until:%Y-%m-%d} " + ("[bold]expired[/]" if left < 0 else f"({left} days)")
+        table.add_row(
+            escape(name), participant.kind, participant.role or "", participant.organisation, f"[{colour}]{told}[/]"
+        )
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(f"Fingerprint of the root: {register.root_fingerprint}", soft_wrap=True)
+
+
+def _tell(made: list[Sealed], file: Path | None, console: Console, json: bool) -> None:
+    """Show kits and their passwords, or write the passwords to a file."""
+    if not made:
+        return
+    from oncofed.alliance.files import write_private
+    from oncofed.alliance.register import SUFFIX
+
+    if file:
+        lines = "".join(f"{kit.name}\t{kit.password}\n" for kit in made if kit.password)
+        write_private(file, lines.encode())
+    if json:
+        shown = [
+            {"name": kit.name, "kind": kit.kind, "kit": str(kit.file), **({} if file else {"password": kit.password})}
+            for kit in made
+        ]
+        typer.echo(jsonlib.dumps(shown, indent=2))
+        return
+    table = Table(title="Sealed kits", title_justify="left")
+    table.add_column("participant", overflow="fold")
+    table.add_column("kind")
+    table.add_column("password" if file else "password, shown once", no_wrap=True)
+    for kit in made:
+        opened_by = "(their age key)" if kit.password is None else "(in the file)" if file else kit.password
+        table.add_row(escape(kit.name), kit.kind, escape(opened_by))
+    console.print(table)
+    console.print(f"The files: {made[0].file.parent}{os.sep}PARTICIPANT{SUFFIX}", markup=False)
+    console.print("Send each kit, and by another way its password. They open it with: oncofed site open FILE")

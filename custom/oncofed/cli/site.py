@@ -1,0 +1,254 @@
+"""``oncofed site``: the site admin's side of an alliance."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import os
+import subprocess
+import sys
+import time
+from collections import deque
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from oncofed.cli.common import ask_password, escape, require_posix
+from oncofed.errors import FederationError, SpecError
+
+if TYPE_CHECKING:
+    from oncofed.site.doctor import Check
+
+app = typer.Typer(
+    help="A site of an alliance (or its server): open its startup kit, look whether all is ready, start and stop it.",
+    no_args_is_help=True,
+)
+
+Folder = Annotated[Path, typer.Option("--folder", envvar="ONCOFED_SITE", help="The kit's folder.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+_COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
+_START_SECONDS = 30.0
+
+
+@app.command("open")
+def open_kit(
+    file: Annotated[Path, typer.Argument(help="The sealed kit that the alliance sent, such as SITE.kit.age.")],
+    out: Annotated[Path | None, typer.Option(help="Folder to make; by default the kit's name, here.")] = None,
+    password_file: Annotated[
+        Path | None, typer.Option(help="File whose first line is the kit's password; else it is asked.")
+    ] = None,
+    identity: Annotated[
+        Path | None, typer.Option(help="File with the age key (AGE-SECRET-KEY-...) that the kit was sealed for.")
+    ] = None,
+) -> None:
+    """Open a sealed startup kit. Nothing is left of it where one byte is not as the alliance made it."""
+    from oncofed.alliance.contents import read_facts
+    from oncofed.alliance.sealing import unseal
+
+    folder = out or Path(file.name.removesuffix(".age").removesuffix(".kit"))
+    password = None if identity else ask_password(file.name, password_file).strip().upper()
+    unseal(file, folder, password, identity)
+    facts = read_facts(folder)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"{folder}: the kit of {facts.kind} {facts.participant} in {facts.alliance}", markup=False)
+    console.print(f"The alliance's fingerprint; compare it with what you were told:\n  {facts.root_fingerprint}")
+    person = facts.kind == "person"
+    then = f"oncofed job submit JOB --kit {folder}" if person else f"oncofed site doctor --folder {folder}"
+    console.print(f"What to do next is in {folder / 'guide.html'}. First: {then}", markup=False)
+
+
+@app.command()
+def doctor(
+    folder: Annotated[
+        Path | None, typer.Option("--folder", envvar="ONCOFED_SITE", help="The kit's folder; by default this one.")
+    ] = None,
+    server: Annotated[str | None, typer.Option(help="HOST:PORT; before there is a kit.")] = None,
+    json: Json = False,
+) -> None:
+    """Look whether this machine is ready: packages, GPU, disk, limits, clock, route to the server, kit, datasets.
+
+    One line for each check; exit status 1 where one fails.
+    """
+    from oncofed.site.doctor import examine
+
+    if folder is None and server is None:
+        folder = Path()
+    checks = examine(folder.resolve() if folder else None, _address(server) if server else None)
+    if json:
+        typer.echo(jsonlib.dumps([check.as_dict() for check in checks], indent=2))
+    else:
+        _show(checks)
+    if any(check.state == "fail" for check in checks):
+        raise typer.Exit(1)
+
+
+@app.command()
+def start(
+    folder: Folder = Path(),
+    background: Annotated[
+        bool, typer.Option("--background", help="Return once it runs; end it with site stop.")
+    ] = False,
+) -> None:
+    """Start the kit's site, relay or server. It is started again when it crashes; Ctrl-C stops it.
+
+    Everything that it writes lies in the kit's folder. What a job had done when it is stopped is taken up again.
+    """
+    require_posix()
+    if background:
+        _start_in_background(folder)
+        return
+    from oncofed.site.service import LOG_FILE, Service
+
+    console = Console(highlight=False, soft_wrap=True)
+    service = Service(folder, lambda line: console.print(f"{datetime.now():%H:%M:%S} {line}", markup=False))
+    facts = service.facts
+    whose = f"{facts.kind} {facts.participant} of {facts.alliance}"
+    console.print(f"{whose} runs. Log: {folder / LOG_FILE}. Ctrl-C stops it.", markup=False)
+    service.run()
+
+
+@app.command()
+def stop(folder: Folder = Path()) -> None:
+    """Stop the kit's site, relay or server, and all that it started. Its jobs go on when it is started again."""
+    from oncofed.site.service import machine_facts, stop_service
+
+    facts = machine_facts(folder.resolve())
+    if stop_service(folder.resolve()):
+        typer.echo(f"{facts.participant} is stopped")
+    else:
+        typer.echo(f"{facts.participant} was not running")
+
+
+@app.command()
+def status(folder: Folder = Path(), json: Json = False) -> None:
+    """Show whether it runs and is connected, what its job does, what left today. Exit status 1: it does not run."""
+    from oncofed.federation.site_report import read_report
+    from oncofed.site.service import is_connected, machine_facts, service_state
+
+    folder = folder.resolve()
+    facts, state = machine_facts(folder), service_state(folder)
+    today = datetime.now(timezone.utc).date().isoformat()
+    report = read_report(folder, today)
+    shown: dict[str, Any] = {
+        "participant": facts.participant,
+        "kind": facts.kind,
+        "alliance": facts.alliance,
+        "running": state.running,
+        "connected": is_connected(folder) if facts.kind != "server" else None,
+        "since": _time(state.since) if state.since else None,
+        "restarts": state.restarts,
+        "trouble": state.trouble or None,
+        "job": report.now or None,
+        "left_today": {"day": today, "bytes_by_job": report.bytes_by_job},
+    }
+    if json:
+        typer.echo(jsonlib.dumps(shown, indent=2))
+    else:
+        _show_status(shown)
+    if not state.running:
+        raise typer.Exit(1)
+
+
+@app.command()
+def logs(
+    folder: Folder = Path(),
+    lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="How many of the last ones.")] = 50,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what is written; Ctrl-C ends it.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="FLARE's own log, one JSON object a line.")] = False,
+) -> None:
+    """Show the site's log. It stays at the site."""
+    from oncofed.site.service import LOG_FILE, machine_facts
+
+    folder = folder.resolve()
+    machine_facts(folder)
+    path = folder / ("log.json" if json else LOG_FILE)
+    if not path.is_file():
+        raise FederationError(f"{path} is not there: nothing was started from {folder} yet")
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in deque(file, lines):
+            typer.echo(line.rstrip())
+        try:
+            while follow:
+                line = file.readline()
+                if line:
+                    typer.echo(line.rstrip())
+                elif not path.exists() or path.stat().st_size < file.tell():
+                    file.seek(0)  # it was put aside, and a new one begun
+                else:
+                    time.sleep(0.3)
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="seconds")
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise SpecError(f"--server {text}: expected HOST:PORT, such as federation.example.org:8002")
+    return host, int(port)
+
+
+def _show(checks: list[Check]) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    width = max(len(check.name) for check in checks)
+    for check in checks:
+        colour = _COLOURS[check.state]
+        console.print(f"[{colour}]{check.state:>4}[/]  {check.name:<{width}}  {escape(check.found)}")
+        if check.advice:
+            console.print(f"      {'':<{width}}  -> {escape(check.advice)}")
+    count = {state: sum(check.state == state for check in checks) for state in _COLOURS}
+    console.print(", ".join(f"{number} {state}" for state, number in count.items() if number))
+
+
+def _show_status(shown: dict[str, Any]) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    running = "[green]running[/]" if shown["running"] else "[red]not running[/]"
+    since = f" since {shown['since']}" if shown["since"] and shown["running"] else ""
+    console.print(f"{shown['kind']} {escape(shown['participant'])} of {shown['alliance']}: {running}{since}")
+    if shown["running"] and shown["connected"] is not None:
+        console.print("connected to the server" if shown["connected"] else "[yellow]not connected to the server[/]")
+    if shown["restarts"]:
+        console.print(f"started again {shown['restarts']} times")
+    if shown["trouble"]:
+        console.print(f"[red]{escape(shown['trouble'])}[/]")
+    job = shown["job"]
+    if job:
+        step = f", step {job['step']} of {job['steps']}" if "step" in job else ""
+        number = f", round {job['round']}" if job.get("round") else ""
+        ago = max(time.time() - job["at"], 0)
+        console.print(f"job {job['job']}: {job.get('phase', '')}{number}{step} ({ago:.0f} s ago)", markup=False)
+    for job_id, size in shown["left_today"]["bytes_by_job"].items():
+        console.print(f"left today for job {job_id}: {size / 1e6:.1f} MB of weights and numbers", markup=False)
+
+
+def _start_in_background(folder: Path) -> None:
+    """Start ``oncofed site start`` as a process of its own, and wait until it holds the folder.
+
+    Raises:
+        FederationError: it ended at once.
+    """
+    from oncofed.site.service import LOG_FILE, machine_facts, require_unchanged, service_state
+
+    folder = folder.resolve()
+    facts = machine_facts(folder)
+    require_unchanged(folder)
+    if service_state(folder).running:
+        raise FederationError(f"{folder} runs already. Stop it with: oncofed site stop --folder {folder}")
+    command = [sys.executable, "-m", "oncofed.cli.main", "site", "start", "--folder", str(folder)]
+    with open(folder / "service.log", "ab", opener=lambda path, flags: os.open(path, flags, 0o600)) as log:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd=folder
+        )
+    deadline = time.monotonic() + _START_SECONDS
+    while not (service_state(folder).running and service_state(folder).since):
+        if process.poll() is not None or time.monotonic() > deadline:
+            said = (folder / "service.log").read_text(errors="replace").strip().splitlines()
+            raise FederationError(f"{facts.participant} did not start: {said[-1] if said else 'it said nothing'}")
+        time.sleep(0.1)
+    typer.echo(f"{facts.participant} runs in the background (process {process.pid}). Log: {folder / LOG_FILE}")

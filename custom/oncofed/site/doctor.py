@@ -1,0 +1,426 @@
+"""``oncofed site doctor``: is this machine ready? One line for each thing that was looked at, and what to do."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import importlib.metadata
+import os
+import platform
+import resource
+import shutil
+import socket
+import ssl
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Literal
+
+from cryptography import x509
+from packaging.requirements import InvalidRequirement, Requirement
+
+import oncofed
+from oncofed.alliance.authority import fingerprint
+from oncofed.alliance.contents import CONSTRAINTS_FILE, KitFacts, read_facts, read_settings
+from oncofed.alliance.sealing import ROOT_FILE, changed_files
+from oncofed.data.manifest import MANIFEST_FILE
+from oncofed.errors import OncofedError
+from oncofed.site.service import is_own, service_state
+
+State = Literal["ok", "warn", "fail"]
+
+_CONNECT_SECONDS = 4.0
+_SOON_DAYS = 30
+_LEAST_DISK_GB, _GOOD_DISK_GB = 2, 20
+_GOOD_FILES = 4096
+_GOOD_SHARED_MB = 512
+_LARGEST_CLOCK_SECONDS = 60.0
+# What may not differ between sites: results would, or messages could not be read.
+_SAME_EVERYWHERE = ("nvflare", "monai", "torch", "numpy")
+
+
+@dataclass(frozen=True)
+class Check:
+    """What was found.
+
+    Attributes:
+        name: of what was looked at.
+        state: "ok", "warn" (works, not as it should) or "fail".
+        found: in words.
+        advice: what to do; empty where all is well.
+    """
+
+    name: str
+    state: State
+    found: str
+    advice: str = ""
+
+    def as_dict(self) -> dict[str, str]:
+        """Return it for JSON."""
+        return asdict(self)
+
+
+def examine(folder: Path | None, server: tuple[str, int] | None = None) -> list[Check]:
+    """Look at everything; checks wait for the network side by side.
+
+    Args:
+        folder: the kit; None: there is none yet.
+        server: host and port to look at where there is no kit.
+    """
+    looks: list[Callable[[], Iterator[Check]]] = [_python, _gpu, _limits]
+    looks += [lambda: _packages(folder), lambda: _disk(folder)]
+    facts = None
+    if folder is not None:
+        try:
+            facts = read_facts(folder)
+        except OncofedError as error:
+            return [Check("kit", "fail", str(error), "open the kit that the alliance sent: oncofed site open FILE")]
+        known = facts
+        looks += [
+            lambda: _kit(folder, known),
+            lambda: _permissions(folder),
+            lambda: _certificate(folder, known),
+            lambda: _settings(folder, known),
+        ]
+    if facts and facts.kind == "server":
+        known = facts
+        looks.append(lambda: _own_port(folder, known.port))
+    elif facts and facts.reaches and facts.reaches_port:
+        route = (facts.reaches, facts.reaches_port)
+        looks.append(lambda: _route(route, folder, facts))
+    elif server:
+        looks.append(lambda: _route(server, None, None))
+    with ThreadPoolExecutor(len(looks)) as pool:
+        found = pool.map(lambda look: list(_guarded(look)), looks)
+        return [check for checks in found for check in checks]
+
+
+def _guarded(look: Callable[[], Iterator[Check]]) -> Iterator[Check]:
+    """Yield what a look finds; one that cannot be made is a finding, and the others go on."""
+    try:
+        yield from look()
+    except Exception as error:  # noqa: BLE001 - a doctor does not die of a finding
+        name = getattr(look, "__name__", "check").strip("_<>")
+        yield Check(name, "fail", f"{type(error).__name__}: {error}", "tell the alliance; this should not happen")
+
+
+def _python() -> Iterator[Check]:
+    found = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    if not (3, 10) <= sys.version_info < (3, 13):
+        yield Check("python", "fail", found, "install Python 3.10, 3.11 or 3.12")
+    elif sys.platform != "linux":
+        yield Check("python", "warn", found, "sites are tested on Linux alone")
+    else:
+        yield Check("python", "ok", found)
+
+
+def _packages(folder: Path | None) -> Iterator[Check]:
+    yield _versions(folder)
+    changed = [name for name in (*_SAME_EVERYWHERE, "oncofed") if _changed_since_installed(name)]
+    if changed:
+        first = _changed_since_installed(changed[0])
+        yield Check(
+            "installed files",
+            "fail",
+            f"{first} of {changed[0]} is not as it was installed",
+            f"find out who changed it, then: pip install --force-reinstall {' '.join(changed)}",
+        )
+    else:
+        yield Check("installed files", "ok", f"{', '.join(_SAME_EVERYWHERE)} are as their packages' digests say")
+
+
+def _versions(folder: Path | None) -> Check:
+    wanted: dict[str, str] = {}
+    if folder is not None and (folder / CONSTRAINTS_FILE).is_file():
+        wanted = _constraints(folder / CONSTRAINTS_FILE)
+        wanted["oncofed"] = read_facts(folder).oncofed
+    elif folder is not None:
+        return Check("packages", "fail", f"{CONSTRAINTS_FILE} is missing from the kit", "open the kit again")
+    differ, strict = [], False
+    for name, expected in wanted.items():
+        found = _installed(name)
+        if found is not None and found.partition("+")[0] != expected:
+            differ.append(f"{name} {found}, expected {expected}")
+            strict |= name in (*_SAME_EVERYWHERE, "oncofed")
+    if differ:
+        advice = f"pip install oncofed=={wanted['oncofed']} --constraint {CONSTRAINTS_FILE}"
+        more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
+        return Check("packages", "fail" if strict else "warn", "; ".join(differ[:3]) + more, advice)
+    versions = ", ".join(f"{name} {_installed(name)}" for name in _SAME_EVERYWHERE)
+    return Check("packages", "ok", f"oncofed {oncofed.__version__}, {versions}")
+
+
+def _constraints(path: Path) -> dict[str, str]:
+    wanted = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        text = line.partition("#")[0].strip()
+        try:
+            requirement = Requirement(text) if text and not text.startswith("-") else None
+        except InvalidRequirement:
+            continue
+        if requirement and (requirement.marker is None or requirement.marker.evaluate()):
+            pins = [part.version for part in requirement.specifier if part.operator == "=="]
+            if pins:
+                wanted[requirement.name.lower()] = pins[0]
+    return wanted
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _changed_since_installed(name: str) -> str | None:
+    """Return a Python file of a package that is not as its own list of digests says; None where all are."""
+    try:
+        files = importlib.metadata.distribution(name).files or []
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    for file in files:
+        if file.suffix != ".py" or file.hash is None or file.hash.mode != "sha256":
+            continue
+        path = Path(str(file.locate()))
+        if not path.is_file():
+            return f"{file} (missing)"
+        digest = base64.urlsafe_b64encode(hashlib.sha256(path.read_bytes()).digest()).rstrip(b"=").decode()
+        if digest != file.hash.value:
+            return str(file)
+    return None
+
+
+def _gpu() -> Iterator[Check]:
+    query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total,memory.free", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=8, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        found = "no NVIDIA driver" if isinstance(error, FileNotFoundError) else f"nvidia-smi: {error}"
+        yield Check("gpu", "warn", f"{found}: jobs train on the CPU", "install the NVIDIA driver where there is a GPU")
+        return
+    rows = [[part.strip() for part in line.split(",")] for line in done.stdout.splitlines() if line.count(",") == 3]
+    if done.returncode or not rows:
+        said = (done.stdout + done.stderr).strip().splitlines()
+        yield Check("gpu", "fail", f"nvidia-smi says: {said[0] if said else 'nothing'}", "repair the NVIDIA driver")
+        return
+    for number, (name, driver, total, free) in enumerate(rows):
+        found = f"{number}: {name}, driver {driver}, {int(free) / 1024:.0f} of {int(total) / 1024:.0f} GiB free"
+        busy = int(free) < int(total) / 2
+        yield Check("gpu", *(("warn", found, "something else uses its memory: nvidia-smi") if busy else ("ok", found)))
+    import torch  # noqa: PLC0415 - two seconds, only where there is a GPU
+
+    if not torch.cuda.is_available():
+        yield Check(
+            "cuda",
+            "fail",
+            f"torch {torch.__version__} does not see the GPU",
+            "install the CUDA build of torch that fits the driver: https://pytorch.org/get-started",
+        )
+    else:
+        yield Check("cuda", "ok", f"torch {torch.__version__}, CUDA {torch.version.cuda}")
+
+
+def _disk(folder: Path | None) -> Iterator[Check]:
+    place = folder or Path.cwd()
+    free = shutil.disk_usage(place).free / 1e9
+    found = f"{free:.0f} GB free where {'the kit' if folder else 'this folder'} lies"
+    if not os.access(place, os.W_OK):
+        yield Check("disk", "fail", f"{place} cannot be written to", "give its owner the folder, or start as its owner")
+    elif free < _LEAST_DISK_GB:
+        yield Check("disk", "fail", found, f"free some: jobs need {_LEAST_DISK_GB} GB at least")
+    elif free < _GOOD_DISK_GB:
+        yield Check("disk", "warn", found, f"{_GOOD_DISK_GB} GB are enough for most jobs")
+    else:
+        yield Check("disk", "ok", found)
+
+
+def _limits() -> Iterator[Check]:
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    enough = files == resource.RLIM_INFINITY or files >= _GOOD_FILES
+    told = "unlimited" if files == resource.RLIM_INFINITY else str(files)
+    yield Check(
+        "open files",
+        "ok" if enough else "warn",
+        f"{told} at once",
+        "" if enough else f"ulimit -n {_GOOD_FILES}, or LimitNOFILE in the service",
+    )
+    shared = Path("/dev/shm")  # noqa: S108 - looked at, not written to
+    if shared.is_dir():
+        size = shutil.disk_usage(shared).total / 2**20
+        small = size < _GOOD_SHARED_MB
+        yield Check(
+            "shared memory",
+            "warn" if small else "ok",
+            f"{size:.0f} MiB",
+            f"processes that read images need {_GOOD_SHARED_MB} MiB; in Docker: --shm-size=2g" if small else "",
+        )
+
+
+def _kit(folder: Path, facts: KitFacts) -> Iterator[Check]:
+    changed = changed_files(folder)
+    strange = [problem for problem in changed if not is_own(problem)]
+    whose = f"{facts.kind} {facts.participant} of {facts.alliance}"
+    if strange:
+        more = f" and {len(strange) - 1} more" if len(strange) > 1 else ""
+        yield Check("kit", "fail", f"{whose}: {strange[0]}{more}", "open the kit again, or ask for another")
+    else:
+        own = [problem for problem in changed if not problem.startswith("site.yaml")]
+        note = f"; yours: {', '.join(problem.split()[0] for problem in own)}" if own else ""
+        yield Check("kit", "ok", f"{whose}, signed by the alliance{note}")
+    if facts.oncofed != oncofed.__version__:
+        yield Check(
+            "kit's version",
+            "warn",
+            f"made with oncofed {facts.oncofed}, here is {oncofed.__version__}",
+            "install the version that the server runs; it refuses another",
+        )
+
+
+def _permissions(folder: Path) -> Iterator[Check]:
+    open_ones = [
+        path
+        for path in [folder / "startup", *(folder / "startup").glob("*.key")]
+        if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO)
+    ]
+    if open_ones:
+        names = ", ".join(path.relative_to(folder).as_posix() for path in open_ones)
+        advice = f"chmod -R go-rwx {folder}; where somebody read it, ask for a new kit"
+        yield Check("private key", "fail", f"others can read {names}", advice)
+    else:
+        yield Check("private key", "ok", "readable by its owner alone")
+
+
+def _certificate(folder: Path, facts: KitFacts) -> Iterator[Check]:
+    try:
+        certificate = facts.certificate(folder)
+        root = x509.load_pem_x509_certificate((folder / ROOT_FILE).read_bytes())
+        certificate.verify_directly_issued_by(root)
+    except Exception as error:  # noqa: BLE001 - several libraries' errors, one meaning
+        yield Check("certificate", "fail", f"not of this alliance ({type(error).__name__})", "ask for a new kit")
+        return
+    if fingerprint(root) != facts.root_fingerprint:
+        yield Check("certificate", "fail", "the root is not the one that the kit was made with", "ask for a new kit")
+        return
+    now = datetime.now(timezone.utc)
+    days = (certificate.not_valid_after_utc - now).days
+    since, until = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    found = f"holds until {until:%Y-%m-%d} ({days} days)"
+    if now < since:
+        yield Check("certificate", "fail", f"holds from {since:%Y-%m-%d}", "look at this machine's clock")
+    elif days < 0:
+        yield Check("certificate", "fail", f"expired on {until:%Y-%m-%d}", "ask for a new kit")
+    elif days < _SOON_DAYS:
+        yield Check("certificate", "warn", found, "ask the alliance to renew it")
+    else:
+        yield Check("certificate", "ok", found)
+
+
+def _settings(folder: Path, facts: KitFacts) -> Iterator[Check]:
+    if facts.kind == "person":
+        return
+    try:
+        settings = read_settings(folder)
+    except OncofedError as error:
+        yield Check("site.yaml", "fail", str(error), "correct it")
+        return
+    if facts.kind != "site":
+        yield Check("site.yaml", "ok", "valid")
+        return
+    missing = [name for name, path in settings.datasets.items() if not (folder / path / MANIFEST_FILE).is_file()]
+    if missing:
+        yield Check(
+            "datasets",
+            "fail",
+            f"{', '.join(missing)}: no {MANIFEST_FILE} in the folder that site.yaml names",
+            "register the folder: oncofed data register FOLDER --dataset NAME --out DATASET",
+        )
+    elif not settings.datasets:
+        yield Check("datasets", "warn", "none", "register one, and name it in site.yaml: oncofed data register --help")
+    else:
+        yield Check("datasets", "ok", f"{', '.join(sorted(settings.datasets))}; look closer: oncofed data check")
+
+
+def _own_port(folder: Path | None, port: int) -> Iterator[Check]:
+    if folder is not None and service_state(folder).running:
+        yield Check("port", "ok", f"{port}, in use by this server")
+        return
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            advice = f"end what listens on it; it is named by: ss -ltnp 'sport = :{port}'"
+            yield Check("port", "fail", f"{port}: {error.strerror}", advice)
+            return
+    yield Check("port", "ok", f"{port} is free")
+
+
+def _route(route: tuple[str, int], folder: Path | None, facts: KitFacts | None) -> Iterator[Check]:
+    host, port = route
+    try:
+        addresses = sorted({str(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)})
+    except OSError as error:
+        yield Check("name", "fail", f"{host}: {error.strerror or error}", "ask for a DNS entry, or use /etc/hosts")
+        return
+    yield Check("name", "ok", f"{host} is {', '.join(addresses[:3])}")
+    try:
+        connection = socket.create_connection((host, port), _CONNECT_SECONDS)
+    except OSError as error:
+        why = "no answer" if isinstance(error, TimeoutError) else error.strerror or str(error)
+        advice = f"let this machine out to {host}, TCP {port}, in the firewall; or the server is down"
+        yield Check("server", "fail", f"{host}:{port}: {why}", advice)
+        return
+    with connection:
+        if folder is None or facts is None:
+            yield Check("server", "ok", f"{host}:{port} takes connections")
+            return
+        yield from _handshake(connection, folder, facts)
+
+
+def _handshake(connection: socket.socket, folder: Path, facts: KitFacts) -> Iterator[Check]:
+    """Speak TLS with the server as the site does, and compare its clock with ours."""
+    context = ssl.create_default_context(cafile=str(folder / ROOT_FILE))
+    context.check_hostname = False
+    own = facts.certificate_file(folder)
+    try:
+        context.load_cert_chain(own, own.with_suffix(".key"))
+        with context.wrap_socket(connection) as secured:
+            secured.settimeout(_CONNECT_SECONDS)
+            theirs = x509.load_der_x509_certificate(secured.getpeercert(binary_form=True) or b"")
+            yield Check("server", "ok", f"{facts.reaches} proves to be of this alliance, {secured.version()}")
+            days = (theirs.not_valid_after_utc - datetime.now(timezone.utc)).days
+            if days < _SOON_DAYS:
+                yield Check("server's certificate", "warn", f"holds {days} days more", "the alliance is to renew it")
+            yield from _clock(secured)
+    except ssl.SSLCertVerificationError as error:
+        yield Check("server", "fail", f"not of this alliance: {error.verify_message}", "tell the alliance at once")
+    except (ssl.SSLError, ConnectionError) as error:
+        said = error.reason if isinstance(error, ssl.SSLError) and error.reason else type(error).__name__
+        advice = "a proxy that opens TLS must let this host through as it is; or the certificate is no longer in force"
+        yield Check("server", "fail", f"TLS failed: {said}", advice)
+    except OSError as error:
+        yield Check("server", "fail", f"TLS failed: {error}", "ask the alliance whether the server is well")
+
+
+def _clock(secured: ssl.SSLSocket) -> Iterator[Check]:
+    """Compare clocks: the server dates its answer to a question that it refuses."""
+    try:
+        secured.sendall(b"HEAD / HTTP/1.1\r\nHost: oncofed\r\nConnection: close\r\n\r\n")
+        answer = secured.recv(4096).decode("latin-1")
+    except OSError:
+        return
+    dates = [line.partition(":")[2].strip() for line in answer.split("\r\n") if line.lower().startswith("date:")]
+    if not dates:
+        return
+    offset = (datetime.now(timezone.utc) - parsedate_to_datetime(dates[0])).total_seconds()
+    if abs(offset) > _LARGEST_CLOCK_SECONDS:
+        found = f"{abs(offset):.0f} s {'ahead of' if offset > 0 else 'behind'} the server's"
+        yield Check("clock", "fail", found, "set it by NTP: timedatectl set-ntp true")
+    else:
+        yield Check("clock", "ok", "agrees with the server's")

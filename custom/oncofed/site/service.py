@@ -1,0 +1,291 @@
+"""A site (or the server) as a service: one process that starts FLARE's, starts it again when it ends, and stops it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import logging.handlers
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import IO, Any
+
+import psutil
+
+from oncofed.alliance.contents import KitFacts, SiteSettings, read_facts, read_settings
+from oncofed.alliance.files import write_private
+from oncofed.alliance.sealing import changed_files
+from oncofed.errors import FederationError, PolicyError
+from oncofed.federation.datasets import DATASETS_FILE
+from oncofed.federation.site_report import RUN_FOLDER
+from oncofed.processes import end_with_parent, process_environment, short_path, stop_processes
+
+LOG_FILE = "console.log"
+_LOGS_KEPT = 5
+_LOCK_FILE = "lock"
+_STATE_FILE = "service.json"
+_LONGEST_BACK_OFF_SECONDS = 60.0
+_HOUR = 3600.0
+# One that ran so long did not fail for want of something that is missing at its start.
+_SOUND_SECONDS = 60.0
+_STOP_SECONDS = 60.0
+_TEMPORARY = "tmp"
+
+
+@dataclass(frozen=True)
+class ServiceState:
+    """How a site's service is.
+
+    Attributes:
+        running: whether its process is there.
+        pid: of that process.
+        since: when FLARE's process was started last.
+        restarts: how often it was started again.
+        trouble: why it ended, where it did not end by a stop.
+    """
+
+    running: bool
+    pid: int = 0
+    since: float = 0.0
+    restarts: int = 0
+    trouble: str = ""
+
+
+class Service:
+    """Runs a kit's server, relay or site in the foreground.
+
+    Args:
+        folder: the kit; everything that is written lies in it.
+        told: is told what happens, one line at a time.
+
+    Raises:
+        FederationError: the folder holds no kit of a machine.
+        PolicyError: the kit was changed.
+    """
+
+    def __init__(self, folder: Path, told: Callable[[str], None]) -> None:
+        self._folder = folder.resolve()
+        self._told = told
+        self.facts = machine_facts(self._folder)
+        self._settings = read_settings(self._folder)
+        require_unchanged(self._folder)
+        self._mark = self._folder / _TEMPORARY
+        self._stop = threading.Event()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._starts: list[float] = []
+
+    def run(self) -> None:
+        """Run until it is stopped by SIGTERM or Ctrl-C.
+
+        Raises:
+            FederationError: it runs already, or its process ends again and again.
+        """
+        (self._folder / RUN_FOLDER).mkdir(exist_ok=True, mode=0o700)
+        with _sole_owner(self._folder), short_path(self._folder / _TEMPORARY) as temporary, self._signals():
+            # What a service before this one left, when it was killed.
+            stop_processes(self._mark)
+            prepare(self._folder, self.facts, self._settings)
+            try:
+                self._keep_running(temporary)
+            finally:
+                stop_processes(self._mark)
+
+    def _keep_running(self, temporary: Path) -> None:
+        back_off = 1.0
+        while not self._stop.is_set():
+            started = time.monotonic()
+            status = self._run_once(temporary)
+            if self._stop.is_set():
+                break
+            stop_processes(self._mark)
+            self._require_few_restarts(status)
+            was_sound = time.monotonic() - started > _SOUND_SECONDS
+            back_off = 1.0 if was_sound else min(back_off * 2, _LONGEST_BACK_OFF_SECONDS)
+            self._told(f"its process ended with status {status}; it is started again in {back_off:.0f} s")
+            self._stop.wait(back_off)
+        self._note()
+        self._told("stopped")
+
+    def _run_once(self, temporary: Path) -> int:
+        environment = process_environment(temporary, 1, self._mark)
+        if self._settings.gpus is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, self._settings.gpus))
+        self._process = subprocess.Popen(
+            # Not FLARE's loop, which starts it again for ever and waits five seconds before its first start.
+            ["bash", str(self._folder / "startup" / "sub_start.sh"), "--once"],
+            cwd=self._folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+            preexec_fn=end_with_parent,  # noqa: PLW1509 - no other thread runs here
+        )
+        self._starts.append(time.monotonic())
+        self._note()
+        assert self._process.stdout
+        pump = threading.Thread(target=self._write_log, args=(self._process.stdout,), name="log")
+        pump.start()
+        while self._process.poll() is None and not self._stop.is_set():
+            time.sleep(0.1)
+        if self._stop.is_set():
+            stop_processes(self._mark)
+        status = self._process.wait()
+        pump.join()
+        return status
+
+    def _write_log(self, printed: IO[bytes]) -> None:
+        handler = logging.handlers.RotatingFileHandler(
+            self._folder / LOG_FILE, maxBytes=self._settings.log_mb << 20, backupCount=_LOGS_KEPT, encoding="utf-8"
+        )
+        (self._folder / LOG_FILE).chmod(0o600)
+        with contextlib.closing(handler):
+            for line in printed:
+                text = line.decode(errors="replace").rstrip()
+                handler.emit(logging.LogRecord("", logging.INFO, "", 0, "%s", (text,), None))
+
+    def _require_few_restarts(self, status: int) -> None:
+        recent = [at for at in self._starts if time.monotonic() - at < _HOUR]
+        if len(recent) > self._settings.restarts_an_hour:
+            trouble = f"its process ended {len(recent)} times within an hour, the last time with status {status}"
+            self._note(trouble)
+            raise FederationError(f"{trouble}. Look into {self._folder / LOG_FILE}, and run: oncofed site doctor")
+
+    def _note(self, trouble: str = "") -> None:
+        running = self._process is not None and self._process.poll() is None
+        state = {
+            "pid": os.getpid(),
+            "since": time.time() if running else 0.0,
+            "restarts": max(len(self._starts) - 1, 0),
+            "trouble": trouble,
+        }
+        write_private(self._folder / RUN_FOLDER / _STATE_FILE, json.dumps(state).encode())
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        def stop(number: int, frame: FrameType | None) -> None:
+            self._stop.set()
+
+        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        before = {number: signal.signal(number, stop) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def machine_facts(folder: Path) -> KitFacts:
+    """Return whose kit a folder holds.
+
+    Raises:
+        FederationError: it holds none, or that of a person, who runs nothing.
+    """
+    facts = read_facts(folder)
+    if facts.kind == "person":
+        raise FederationError(
+            f"{folder} is the kit of {facts.participant}, a person: nothing is started from it. Submit jobs with: "
+            f"oncofed job submit JOB --kit {folder}"
+        )
+    return facts
+
+
+def require_unchanged(folder: Path) -> None:
+    """Refuse a kit in which something was changed that is not the site's to change.
+
+    Raises:
+        PolicyError: names the first file.
+    """
+    changed = [problem for problem in changed_files(folder) if not is_own(problem)]
+    if changed:
+        raise PolicyError(
+            f"{folder} is not as the alliance made it: {changed[0]}. Open the kit again, or ask for a new one."
+        )
+
+
+def is_own(problem: str) -> bool:
+    """Return whether a changed file is one that a site may change."""
+    return problem.startswith(("local/", "site.yaml"))
+
+
+def prepare(folder: Path, facts: KitFacts, settings: SiteSettings) -> None:
+    """Write what FLARE's processes read of a site's settings."""
+    if facts.kind == "site":
+        datasets = {name: str(folder / path) for name, path in settings.datasets.items()}
+        text = json.dumps({facts.participant: datasets}, indent=2) + "\n"
+        write_private(folder / "local" / DATASETS_FILE, text.encode())
+
+
+def service_state(folder: Path) -> ServiceState:
+    """Return how a site's service is."""
+    values: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError):
+        values = json.loads((folder / RUN_FOLDER / _STATE_FILE).read_text(encoding="utf-8"))
+    return ServiceState(_is_held(folder), **values)
+
+
+def stop_service(folder: Path) -> bool:
+    """Stop a site's service and all that it started; return whether there was one.
+
+    Raises:
+        FederationError: it does not end.
+    """
+    state = service_state(folder)
+    if state.running:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(state.pid, signal.SIGTERM)
+        deadline = time.monotonic() + _STOP_SECONDS
+        while _is_held(folder):
+            if time.monotonic() > deadline:
+                raise FederationError(f"process {state.pid} does not end. Look into {folder / LOG_FILE}, then kill it.")
+            time.sleep(0.1)
+    stop_processes(folder.resolve() / _TEMPORARY)
+    return state.running
+
+
+def is_connected(folder: Path) -> bool:
+    """Return whether a process of the site holds a connection to the server's port."""
+    facts, state = read_facts(folder), service_state(folder)
+    if not state.running:
+        return False
+    with contextlib.suppress(psutil.Error):
+        for process in psutil.Process(state.pid).children(recursive=True):
+            there = [c for c in process.net_connections("tcp") if c.status == psutil.CONN_ESTABLISHED and c.raddr]
+            if any(connection.raddr.port == facts.reaches_port for connection in there):
+                return True
+    return False
+
+
+@contextlib.contextmanager
+def _sole_owner(folder: Path) -> Iterator[None]:
+    """Hold a site's folder.
+
+    Raises:
+        FederationError: it runs already.
+    """
+    with (folder / RUN_FOLDER / _LOCK_FILE).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pid = service_state(folder).pid
+            raise FederationError(f"{folder} runs already (process {pid}). Stop it with: oncofed site stop") from None
+        yield
+
+
+def _is_held(folder: Path) -> bool:
+    try:
+        with (folder / RUN_FOLDER / _LOCK_FILE).open("r") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
