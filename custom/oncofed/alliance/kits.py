@@ -186,6 +186,19 @@ def rewrite(default: Path, out: Path, change: Callable[[dict[str, Any]], None]) 
     out.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
+def keep_storage_inside(server_kit: Path) -> None:
+    """Let a server keep its jobs in its own kit's folder: FLARE's default is under /tmp, for all servers alike."""
+    resources_file, storage = server_kit / "local" / "resources.json", server_kit.absolute() / "storage"
+
+    def keep_inside(resources: dict[str, Any]) -> None:
+        resources["snapshot_persistor"]["args"]["storage"]["args"]["root_dir"] = str(storage / "snapshots")
+        for component in resources["components"]:
+            if component["id"] == "job_manager":
+                component["args"]["uri_root"] = str(storage / "jobs")
+
+    rewrite(resources_file, resources_file, keep_inside)
+
+
 def _restrict_resources(resources: dict[str, Any]) -> None:
     resources["class_list_enforcement_mode"] = "enforce"
     resources["class_allow_list"] = list(APPROVED_CLASSES)
@@ -202,12 +215,6 @@ def _restrict_resources(resources: dict[str, Any]) -> None:
     if "client" in resources:
         # The least that a site waits for an answer; a job with a large model says more.
         resources["client"]["communication_timeout"] = _ANSWER_SECONDS
-    if "snapshot_persistor" in resources:
-        # In the kit's own folder, in which the server runs; FLARE's defaults are under /tmp, for all servers alike.
-        resources["snapshot_persistor"]["args"]["storage"]["args"]["root_dir"] = "storage/snapshots"
-        for component in resources["components"]:
-            if component["id"] == "job_manager":
-                component["args"]["uri_root"] = "storage/jobs"
     for server in resources.get("servers", []):
         server["heart_beat_timeout"] = _HEARTBEAT_TIMEOUT_SECONDS
     if "servers" in resources:

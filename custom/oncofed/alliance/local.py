@@ -18,7 +18,7 @@ from typing import IO
 from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 from typing_extensions import Self
 
-from oncofed.alliance.kits import provision
+from oncofed.alliance.kits import keep_storage_inside, provision
 from oncofed.alliance.spec import AllianceSpec
 from oncofed.errors import FederationError
 from oncofed.federation.datasets import DATASETS_FILE
@@ -178,6 +178,7 @@ class LocalAlliance:
         self._processes.clear()
 
     def _prepare_kits(self) -> None:
+        keep_storage_inside(self.server_kit)
         for site in self.spec.sites:
             entry = {site: {name: str(folder.resolve()) for name, folder in self._datasets[site].items()}}
             (self.kit(site) / "local" / DATASETS_FILE).write_text(json.dumps(entry, indent=2), encoding="utf-8")

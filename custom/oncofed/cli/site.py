@@ -88,9 +88,7 @@ def doctor(
 @app.command()
 def start(
     folder: Folder = Path(),
-    background: Annotated[
-        bool, typer.Option("--background", help="Return once it runs; end it with site stop.")
-    ] = False,
+    background: Annotated[bool, typer.Option("--background", help="Return once it runs; see site stop.")] = False,
 ) -> None:
     """Start the kit's site, relay or server. It is started again when it crashes; Ctrl-C stops it.
 

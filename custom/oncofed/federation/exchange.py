@@ -5,8 +5,10 @@ FLARE moves tensors as safetensors, never as pickles.
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
+import torch
 from nvflare.apis.dxo import DXO, DataKind, MetaKey, from_shareable
 from nvflare.apis.fl_constant import ReturnCode
 from nvflare.apis.shareable import Shareable, make_reply
@@ -75,6 +77,22 @@ def read_weights_message(message: Shareable) -> tuple[Weights, int, str, Weights
     weights = {name: value for name, value in data.items() if not name.startswith(EXTRA)}
     given = {name.removeprefix(EXTRA): value for name, value in data.items() if name.startswith(EXTRA)}
     return weights, int(message.get_header(_ROUND, 0)), str(message.get_header(_SPLIT, "validation")), given
+
+
+def round_of(message: Shareable) -> int:
+    """Return the round of a server's message; 0 before the first."""
+    return int(message.get_header(_ROUND, 0))
+
+
+def bytes_of(message: Shareable) -> int:
+    """Return how many bytes an answer's tensors and numbers have, framing and TLS aside."""
+    if message.get_return_code() != ReturnCode.OK:
+        return len(str(message.get_header(_REASON) or ""))
+    update = from_shareable(message)
+    tensors = [value for value in update.data.values() if isinstance(value, torch.Tensor)]
+    numbers = {name: value for name, value in update.data.items() if not isinstance(value, torch.Tensor)}
+    told = update.get_meta_prop(_NUMBERS, {})
+    return sum(tensor.nbytes for tensor in tensors) + len(json.dumps([numbers, told], default=str))
 
 
 def tell_refusal(message: Shareable, reason: str) -> None:

@@ -31,6 +31,7 @@ from oncofed.federation.datasets import DATASETS_FILE, dataset_folder
 from oncofed.federation.exchange import TASK_COMBINE, TASK_PREPARE, TASK_TRAIN, TASK_VALIDATE
 from oncofed.federation.folders import initial_model, sole_owner, state_folder
 from oncofed.federation.sharing import gpu_turn
+from oncofed.federation.site_report import SiteReport
 from oncofed.federation.site_state import SiteState
 from oncofed.federation.spec import (
     DittoSpec,
@@ -111,9 +112,15 @@ class SiteExecutor(Executor):
         elif event_type == EventType.END_RUN:
             self._held.close()
             self._trainer = self._personal = self._answer = None
+            self._report(fl_ctx).now(phase="ended")
 
     def execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
         """Do one task. An error is written to the site's own log; what leaves names no case, path or patient."""
+        answer = self._answered(task_name, shareable, fl_ctx, abort_signal)
+        self._report(fl_ctx).left(task_name, exchange.round_of(shareable), exchange.bytes_of(answer))
+        return answer
+
+    def _answered(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
         try:
             with gpu_turn(abort_signal):
                 return self._execute(task_name, shareable, fl_ctx, abort_signal)
@@ -253,7 +260,7 @@ class SiteExecutor(Executor):
 
         def on_step(done: int, loss: Callable[[], float]) -> None:
             if self._progress_is_due(always=done == last):
-                self._progress(fl_ctx, phase="training", step=done, steps=total, loss=loss())
+                self._progress(fl_ctx, phase="training", round=number, step=done, steps=total, loss=loss())
 
         started = time.time()
         numbers["loss"] = trainer.train(last - trainer.steps_done, on_step, lambda: abort_signal.triggered)
@@ -279,6 +286,9 @@ class SiteExecutor(Executor):
         if collector is None:
             return answer.message()
         digest = self._peer.give(answer.delta, number, collector, fl_ctx)
+        if digest and collector != fl_ctx.get_identity_name():
+            size = sum(value.nbytes for value in answer.delta.values())
+            self._report(fl_ctx).left(TASK_TRAIN, number, size, collector)
         return exchange.update_message({}, {}, answer.cases, answer.steps, {**answer.numbers, "update": digest})
 
     def _combine(self, trainer: Trainer, message: Shareable) -> Shareable:
@@ -364,6 +374,11 @@ class SiteExecutor(Executor):
             if not isinstance(reply, Shareable) or not exchange.says_wait(reply):
                 return
 
+    def _report(self, fl_ctx: FLContext) -> SiteReport:
+        """Return where this site's own admin looks."""
+        root = Path(fl_ctx.get_prop(FLContextKey.WORKSPACE_OBJECT).get_root_dir())
+        return SiteReport(root, str(fl_ctx.get_job_id()))
+
     def _progress_is_due(self, always: bool) -> bool:
         return always or time.monotonic() - self._last_progress >= _SECONDS_BETWEEN_PROGRESS
 
@@ -372,6 +387,7 @@ class SiteExecutor(Executor):
         if not self._progress_is_due(always):
             return
         self._last_progress = time.monotonic()
+        self._report(fl_ctx).now(**values)
         with fl_ctx.get_engine().new_context() as context:
             self.fire_fed_event(exchange.PROGRESS_EVENT, Shareable(values), context)
 

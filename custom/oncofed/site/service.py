@@ -22,6 +22,7 @@ import psutil
 
 from oncofed.alliance.contents import KitFacts, SiteSettings, read_facts, read_settings
 from oncofed.alliance.files import write_private
+from oncofed.alliance.kits import keep_storage_inside
 from oncofed.alliance.sealing import changed_files
 from oncofed.errors import FederationError, PolicyError
 from oncofed.federation.datasets import DATASETS_FILE
@@ -222,6 +223,8 @@ def prepare(folder: Path, facts: KitFacts, settings: SiteSettings) -> None:
         datasets = {name: str(folder / path) for name, path in settings.datasets.items()}
         text = json.dumps({facts.participant: datasets}, indent=2) + "\n"
         write_private(folder / "local" / DATASETS_FILE, text.encode())
+    if facts.kind == "server":
+        keep_storage_inside(folder)
 
 
 def service_state(folder: Path) -> ServiceState:
