@@ -134,8 +134,8 @@ def _settings_beside(loc: tuple[str, ...], kind: type[StrictModel]) -> list[str]
     model: Any = kind
     for part in loc[:-1]:
         model = _inner(model, part)
-        if not hasattr(model, "model_fields"):
-            return ["(no settings)"]
+    if not hasattr(model, "model_fields"):
+        return ["(no settings)"]
     return [field.alias or name for name, field in model.model_fields.items()]
 
 

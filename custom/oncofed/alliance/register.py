@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, ValidationError
 
@@ -182,20 +183,26 @@ class Alliance:
             yield from self._seal_all(spec, folder, names)
 
     def _seal_all(self, spec: AllianceSpec, folder: Path, names: list[str]) -> Iterator[Sealed]:
-        """Seal kits side by side: age takes about a second for each password, on purpose."""
-        with ProcessPoolExecutor(mp_context=get_context("spawn"), max_workers=_workers(names)) as pool:
-            jobs = {}
+        """Seal kits, those with a password side by side: age takes about a second for each, on purpose."""
+        passwords = {name: new_password() for name in names if spec.recipient_of(name) is None}
+        with ExitStack() as stack:
+            jobs: dict[str, Future[None]] = {}
+            if len(passwords) > 1:
+                count = min(len(passwords), os.cpu_count() or 1)
+                pool = stack.enter_context(ProcessPoolExecutor(count, get_context("spawn")))
+                jobs = {n: pool.submit(seal, folder / n, self._file(n), word) for n, word in passwords.items()}
             for name in names:
-                recipient = _recipient(spec, name)
-                password = None if recipient else new_password()
-                file = self.home / KITS_FOLDER / f"{name}{SUFFIX}"
-                jobs[name] = (file, password, recipient, pool.submit(seal, folder / name, file, password, recipient))
-            for name, (file, password, recipient, job) in jobs.items():
-                job.result()
-                self._add(spec, name, folder / name, recipient or "password")
-                yield Sealed(name, describe(spec, name)[0], file, password)
+                if name in jobs:
+                    jobs[name].result()
+                else:
+                    seal(folder / name, self._file(name), passwords.get(name), spec.recipient_of(name))
+                self._add(spec, name, folder / name)
+                yield Sealed(name, describe(spec, name)[0], self._file(name), passwords.get(name))
 
-    def _add(self, spec: AllianceSpec, name: str, kit: Path, sealed_for: str) -> None:
+    def _file(self, name: str) -> Path:
+        return self.home / KITS_FOLDER / f"{name}{SUFFIX}"
+
+    def _add(self, spec: AllianceSpec, name: str, kit: Path) -> None:
         """Note what was issued, one by one: a kit that is not in the list is made again."""
         certificate = read_facts(kit).certificate(kit)
         assert common_name(certificate) == name
@@ -210,8 +217,8 @@ class Alliance:
             kind=kind,
             role=role,
             organisation=organisation,
-            kit=f"{name}{SUFFIX}",
-            sealed_for=sealed_for,
+            kit=self._file(name).name,
+            sealed_for=spec.recipient_of(name) or "password",
             certificates=(issued,),
         )
         register = self.register()
@@ -220,12 +227,3 @@ class Alliance:
     def _write(self, register: Register) -> None:
         text = register.model_dump_json(indent=2, by_alias=True) + "\n"
         write_private(self.home / REGISTER_FILE, text.encode())
-
-
-def _recipient(spec: AllianceSpec, name: str) -> str | None:
-    entries: Mapping[str, Any] = {**spec.sites, **spec.people}
-    return entries[name].recipient if name in entries else None
-
-
-def _workers(names: list[str]) -> int:
-    return max(1, min(len(names), os.cpu_count() or 1))

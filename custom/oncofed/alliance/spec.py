@@ -57,6 +57,9 @@ class AllianceSpec(StrictModel):
     server: HostName = Field("localhost", description="host name at which sites and people reach the server")
     port: Port = Field(8002, description="the one port, for sites and people")
     organisation: Organisation = Field("oncofed", description="of the server: letters, digits and _")
+    recipient: str | None = Field(
+        None, pattern=_RECIPIENT, description="age recipient that the server's kit is sealed for; null: a password"
+    )
     valid_days: int = Field(360, ge=1, le=3650, description="certificates of sites and people hold so long")
     sites: dict[SiteName, SiteSpec] = Field(min_length=1, description="name -> site")
     people: dict[PersonName, PersonSpec] = Field(
@@ -115,6 +118,13 @@ class AllianceSpec(StrictModel):
             if name in relay.sites:
                 return relay.host, relay.port
         return self.server, self.port
+
+    def recipient_of(self, name: str) -> str | None:
+        """Return the age recipient that a participant's kit is sealed for; None: a password."""
+        if name == self.server:
+            return self.recipient
+        entry = self.sites.get(name) or self.people.get(name)
+        return entry.recipient if entry else None
 
     @property
     def engineer(self) -> str:
