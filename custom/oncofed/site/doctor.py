@@ -393,28 +393,36 @@ def _handshake(connection: socket.socket, folder: Path, facts: KitFacts) -> Iter
         with context.wrap_socket(connection) as secured:
             secured.settimeout(_CONNECT_SECONDS)
             theirs = x509.load_der_x509_certificate(secured.getpeercert(binary_form=True) or b"")
+            # In TLS 1.3 a server that does not know our certificate says so in place of its first answer.
+            answer = _asked(secured)
             yield Check("server", "ok", f"{facts.reaches} proves to be of this alliance, {secured.version()}")
             days = (theirs.not_valid_after_utc - datetime.now(timezone.utc)).days
             if days < _SOON_DAYS:
                 yield Check("server's certificate", "warn", f"holds {days} days more", "the alliance is to renew it")
-            yield from _clock(secured)
+            yield from _clock(answer)
     except ssl.SSLCertVerificationError as error:
         yield Check("server", "fail", f"not of this alliance: {error.verify_message}", "tell the alliance at once")
     except (ssl.SSLError, ConnectionError) as error:
         said = error.reason if isinstance(error, ssl.SSLError) and error.reason else type(error).__name__
-        advice = "a proxy that opens TLS must let this host through as it is; or the certificate is no longer in force"
+        advice = (
+            "a proxy that opens TLS must let this host through as it is; or the server does not know the certificate"
+        )
         yield Check("server", "fail", f"TLS failed: {said}", advice)
     except OSError as error:
         yield Check("server", "fail", f"TLS failed: {error}", "ask the alliance whether the server is well")
 
 
-def _clock(secured: ssl.SSLSocket) -> Iterator[Check]:
-    """Compare clocks: the server dates its answer to a question that it refuses."""
+def _asked(secured: ssl.SSLSocket) -> str:
+    """Return what the server answers to a question that it refuses; empty where it says nothing in time."""
     try:
         secured.sendall(b"HEAD / HTTP/1.1\r\nHost: oncofed\r\nConnection: close\r\n\r\n")
-        answer = secured.recv(4096).decode("latin-1")
-    except OSError:
-        return
+        return secured.recv(4096).decode("latin-1")
+    except TimeoutError:
+        return ""
+
+
+def _clock(answer: str) -> Iterator[Check]:
+    """Compare clocks: the server's answer is dated."""
     dates = [line.partition(":")[2].strip() for line in answer.split("\r\n") if line.lower().startswith("date:")]
     if not dates:
         return

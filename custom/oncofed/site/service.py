@@ -243,13 +243,15 @@ def stop_service(folder: Path) -> bool:
     """
     state = service_state(folder)
     if state.running:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(state.pid, signal.SIGTERM)
-        deadline = time.monotonic() + _STOP_SECONDS
-        while _is_held(folder):
-            if time.monotonic() > deadline:
-                raise FederationError(f"process {state.pid} does not end. Look into {folder / LOG_FILE}, then kill it.")
-            time.sleep(0.1)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(state.pid)
+            process.terminate()
+            try:
+                process.wait(_STOP_SECONDS)
+            except psutil.TimeoutExpired:
+                raise FederationError(
+                    f"process {state.pid} does not end. Look into {folder / LOG_FILE}, then kill it."
+                ) from None
     stop_processes(folder.resolve() / _TEMPORARY)
     return state.running
 

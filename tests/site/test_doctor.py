@@ -1,0 +1,213 @@
+"""``oncofed site doctor`` finds each fault that is planted, and says what to do."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import shutil
+import socket
+import ssl
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta, timezone
+from email.utils import format_datetime
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from commands import Outcome
+from oncofed.alliance.contents import read_facts
+from oncofed.alliance.kits import provision
+from oncofed.alliance.spec import AllianceSpec
+from oncofed.site import doctor
+from oncofed.site.doctor import Check, examine
+
+
+def _found(checks: list[Check]) -> dict[str, Check]:
+    return {check.name: check for check in checks}
+
+
+@contextmanager
+def _server(kits: dict[str, Path], certificates: Path | None = None, clock: float = 0.0) -> Iterator[None]:
+    """Answer as the server does: TLS in which both ends show a certificate, then a refusal with the time on it."""
+    startup = (certificates or kits["localhost"]) / "startup"
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(startup / "server.crt", startup / "server.key")
+    context.load_verify_locations(startup / "rootCA.pem")
+    context.verify_mode = ssl.CERT_REQUIRED
+    listener = socket.create_server(("127.0.0.1", read_facts(kits["localhost"]).port))
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            try:
+                with context.wrap_socket(connection, server_side=True) as secured:
+                    secured.recv(1000)
+                    date = format_datetime(datetime.now(timezone.utc) + timedelta(seconds=clock), usegmt=True)
+                    secured.sendall(f"HTTP/1.1 404 Not Found\r\nDate: {date}\r\n\r\n".encode())
+            except OSError:
+                continue
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join()
+
+
+def test_a_site_that_is_ready(kits: dict[str, Path], site: Path) -> None:
+    settings = kits["east"] / "site.yaml"
+    settings.write_text(settings.read_text().replace("datasets: {}", f"datasets: {{balls: {site}}}"))
+    with _server(kits):
+        checks = examine(kits["east"])
+    assert {check.name for check in checks if check.state == "fail"} == set()
+    found = _found(checks)
+    assert "signed by the alliance" in found["kit"].found
+    assert "proves to be of this alliance, TLSv1.3" in found["server"].found
+    assert found["clock"].state == found["datasets"].state == found["certificate"].state == "ok"
+    assert all(check.advice for check in checks if check.state != "ok")
+
+
+def _evil(folder: Path) -> Path:
+    """Return kits of another alliance for the same names."""
+    return provision(AllianceSpec(name="evil", sites=("east",)), folder / "evil")
+
+
+FAULTS: dict[str, tuple[Callable[[Path], object], str, str]] = {
+    "a changed script": (
+        lambda kit: (kit / "startup" / "sub_start.sh").write_text("evil"),
+        "kit",
+        "sub_start.sh was changed",
+    ),
+    "a file too many": (lambda kit: (kit / "startup" / "more.sh").touch(), "kit", "more.sh does not belong"),
+    "no signature": (lambda kit: (kit / "SHA256SUMS.sig").unlink(), "kit", "cannot be read"),
+    "no kit": (lambda kit: (kit / "kit.json").unlink(), "kit", "holds no kit"),
+    "an older kit": (lambda kit: (kit / "kit.json").write_text('{"schema": 0}'), "kit", "another version of oncofed"),
+    "an open key": (lambda kit: (kit / "startup" / "client.key").chmod(0o644), "private key", "startup/client.key"),
+    "other versions": (
+        lambda kit: (kit / "constraints.txt").write_text("monai==0.1\nnumpy==1.0\n"),
+        "packages",
+        "monai 1.6.1, expected 0.1",
+    ),
+    "a typo in the settings": (
+        lambda kit: (kit / "site.yaml").write_text("schema: 1\ngpu: [0]\n"),
+        "site.yaml",
+        ":2: unknown setting gpu",
+    ),
+    "data that is not there": (
+        lambda kit: (kit / "site.yaml").write_text("datasets: {balls: /nowhere}\n"),
+        "datasets",
+        "balls: no dataset.json",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_of_the_kit_is_found(kits: dict[str, Path], fault: str) -> None:
+    plant, name, words = FAULTS[fault]
+    plant(kits["east"])
+    check = _found(examine(kits["east"]))[name]
+    assert check.state == "fail"
+    assert words in check.found
+    assert check.advice
+
+
+def test_an_expired_certificate_is_found(kits: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = read_facts(kits["east"])
+    for days, state, words in ((345, "warn", "days)"), (400, "fail", "expired on"), (-400, "fail", "holds from")):
+        then = datetime.now(timezone.utc) + timedelta(days=days)
+        monkeypatch.setattr(doctor, "datetime", SimpleNamespace(now=lambda zone, then=then: then))
+        (check,) = doctor._certificate(kits["east"], facts)
+        assert (check.state, words in check.found) == (state, True), check
+
+
+def test_the_way_to_the_server(kits: dict[str, Path], tmp_path: Path) -> None:
+    checks = _found(examine(kits["east"]))
+    assert (checks["server"].state, "refused" in checks["server"].found) == ("fail", True)
+    assert "firewall" in checks["server"].advice
+    with _server(kits, clock=-600):
+        checks = _found(examine(kits["east"]))
+    assert checks["clock"].state == "fail"
+    assert "600 s ahead of the server's" in checks["clock"].found or "599 s" in checks["clock"].found
+    with _server(kits, _evil(tmp_path) / "localhost"):
+        checks = _found(examine(kits["east"]))
+    assert (checks["server"].state, "not of this alliance" in checks["server"].found) == ("fail", True)
+
+
+def test_a_site_of_another_alliance_is_not_let_in(kits: dict[str, Path], tmp_path: Path) -> None:
+    other = _evil(tmp_path) / "east" / "startup"
+    for name in ("client.crt", "client.key"):
+        shutil.copy(other / name, kits["east"] / "startup" / name)
+    with _server(kits):
+        checks = _found(examine(kits["east"]))
+    assert "not of this alliance" in checks["certificate"].found
+    assert checks["kit"].state == checks["server"].state == "fail"
+
+
+def test_a_name_that_nobody_knows() -> None:
+    checks = _found(examine(None, ("no-such-host.invalid", 8002)))
+    assert checks["name"].state == "fail"
+    assert "DNS" in checks["name"].advice
+    assert "kit" not in checks
+
+
+def test_a_port_that_is_taken(kits: dict[str, Path]) -> None:
+    with socket.create_server(("", read_facts(kits["localhost"]).port)):
+        assert _found(examine(kits["localhost"]))["port"].state == "fail"
+    assert _found(examine(kits["localhost"]))["port"].state == "ok"
+
+
+def test_a_package_that_was_changed_after_it_was_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    installed = tmp_path / "installed"
+    (installed / "monai").mkdir(parents=True)
+    (installed / "monai" / "nets.py").write_text("import os")
+    (installed / "monai-1.6.1.dist-info").mkdir()
+    (installed / "monai-1.6.1.dist-info" / "METADATA").write_text("Name: monai\nVersion: 1.6.1\n")
+    digest = base64.urlsafe_b64encode(hashlib.sha256(b"import os").digest()).rstrip(b"=").decode()
+    record = installed / "monai-1.6.1.dist-info" / "RECORD"
+    record.write_text(f"monai/nets.py,sha256={digest},9\nmonai/py.typed,,\n")
+    monkeypatch.syspath_prepend(str(installed))
+    assert doctor._changed_since_installed("monai") is None
+    (installed / "monai" / "nets.py").write_text("import os, socket")
+    (check,) = [check for check in doctor._packages(None) if check.name == "installed files"]
+    assert (check.state, "monai/nets.py of monai" in check.found) == ("fail", True)
+    assert "pip install --force-reinstall monai" in check.advice
+
+
+@pytest.mark.parametrize(
+    ("printed", "status", "state", "words"),
+    [
+        ("NVIDIA H100, 570.1, 81559, 81000\n", 0, "ok", "NVIDIA H100, driver 570.1, 79 of 80 GiB free"),
+        ("NVIDIA H100, 570.1, 81559, 1000\n", 0, "warn", "1 of 80 GiB free"),
+        ("Failed to initialize NVML: Driver/library version mismatch\n", 18, "fail", "version mismatch"),
+    ],
+)
+def test_what_nvidia_smi_says(
+    monkeypatch: pytest.MonkeyPatch, printed: str, status: int, state: str, words: str
+) -> None:
+    answer = subprocess.CompletedProcess([], status, printed, "")
+    monkeypatch.setattr(doctor.subprocess, "run", lambda *arguments, **more: answer)
+    check = next(doctor._gpu())
+    assert check.state == state
+    assert words in check.found
+
+
+def test_the_command_prints_and_exits(kits: dict[str, Path], run: Callable[..., Outcome]) -> None:
+    done = run("site", "doctor", "--folder", kits["east"], "--json")
+    assert done.status == 1  # nobody answers at the server's port
+    checks = json.loads(done.output)
+    assert {check["state"] for check in checks} <= {"ok", "warn", "fail"}
+    shown = run("site", "doctor", "--folder", kits["east"])
+    assert shown.status == 1
+    assert "fail server" in shown.text
+    assert run("site", "doctor", "--server", "nonsense").status == 2

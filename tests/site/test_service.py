@@ -1,0 +1,144 @@
+"""A site's way from a sealed kit to a running site, with the commands that its admin types."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from commands import Outcome, left_running, oncofed, wait_for
+from oncofed.alliance.contents import read_facts
+from oncofed.alliance.local import free_port
+from oncofed.site.service import Service, is_connected, service_state
+
+
+def test_a_changed_kit_and_that_of_a_person_are_not_started(kits: dict[str, Path], run: Callable[..., Outcome]) -> None:
+    refused = run("site", "start", "--folder", kits["eng@x.org"])
+    assert (refused.status, "a person: nothing is started from it" in refused.text) == (1, True)
+    (kits["east"] / "startup" / "sub_start.sh").write_text("evil")
+    for more in ([], ["--background"]):
+        refused = run("site", "start", "--folder", kits["east"], *more)
+        assert (refused.status, "startup/sub_start.sh was changed" in refused.text) == (3, True)
+    assert run("site", "start", "--folder", kits["east"].parent).status == 1
+    assert run("site", "stop", "--folder", kits["west"]).text == "west was not running"
+    shown = run("site", "status", "--folder", kits["west"])
+    assert (shown.status, "not running" in shown.text) == (1, True)
+    assert "nothing was started" in run("site", "logs", "--folder", kits["west"]).text
+
+
+@pytest.mark.slow
+def test_a_process_that_ends_at_once_is_started_again_and_then_given_up(kits: dict[str, Path]) -> None:
+    script = kits["east"] / "startup" / "sub_start.sh"
+    (kits["east"] / "site.yaml").write_text("restarts_an_hour: 1\n")
+    told: list[str] = []
+    service = Service(kits["east"], told.append)
+    script.write_text("echo no such graphics card\nexit 7\n")
+    with pytest.raises(Exception, match="ended 2 times within an hour, the last time with status 7"):
+        service.run()
+    assert told == ["its process ended with status 7; it is started again in 2 s"]
+    assert "no such graphics card" in (kits["east"] / "console.log").read_text()
+    state = service_state(kits["east"])
+    assert (state.running, "status 7" in state.trouble) == (False, True)
+
+
+@pytest.fixture
+def opened(tmp_path: Path, two_sites: dict[str, Path]) -> Iterator[dict[str, Path]]:
+    """Provision an alliance and open its kits by command; whatever was started is stopped."""
+    port = free_port()
+    (tmp_path / "alliance.yaml").write_text(
+        f"name: tiny\nserver: localhost\nport: {port}\nsites: [east, west]\n"
+        "people: {eng@x.org: {role: lead}, admin@x.org: {role: project_admin}}\n"
+    )
+    (tmp_path / "root.txt").write_text("correct horse battery\n")
+    arguments = ("--home", tmp_path / "home", "--password-file", tmp_path / "root.txt", "--json")
+    done = oncofed("alliance", "provision", tmp_path / "alliance.yaml", *arguments, home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    folders = {}
+    for kit in json.loads(done.stdout):
+        folder = tmp_path / "opened" / kit["name"]
+        (tmp_path / "password.txt").write_text(kit["password"].lower())
+        done = oncofed("site", "open", kit["kit"], "--out", folder, "--password-file", "password.txt", home=tmp_path)
+        assert done.returncode == 0, done.stderr
+        folders[kit["name"]] = folder
+    for site, data in two_sites.items():
+        settings = folders[site] / "site.yaml"
+        settings.write_text(settings.read_text().replace("datasets: {}", f"datasets: {{balls: {data}}}"))
+    yield folders
+    for name in ("east", "west", "localhost"):
+        oncofed("site", "stop", "--folder", folders[name], home=tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.federation
+@pytest.mark.timeout(400)
+def test_from_a_sealed_kit_to_a_job_that_outlives_killed_services(
+    opened: dict[str, Path], job: Path, tmp_path: Path
+) -> None:
+    def command(*arguments: str | Path, status: int = 0) -> str:
+        done = oncofed(*arguments, home=tmp_path)
+        assert done.returncode == status, done.stdout + done.stderr
+        return done.stdout
+
+    for name in ("localhost", "east", "west"):
+        assert "runs in the background" in command("site", "start", "--folder", opened[name], "--background")
+    assert "runs already" in oncofed("site", "start", "--folder", opened["east"], home=tmp_path).stderr
+    for site in ("east", "west"):
+        wait_for(lambda site=site: is_connected(opened[site]), f"{site} is connected")
+    assert "fail" not in command("site", "doctor", "--folder", opened["east"])
+
+    # One whose service is killed has left its processes; the next one ends them and goes on.
+    os.kill(service_state(opened["east"]).pid, signal.SIGKILL)
+    wait_for(lambda: not service_state(opened["east"]).running, "its service is gone")
+    command("site", "start", "--folder", opened["east"], "--background")
+    # One whose FLARE process is killed starts it again by itself.
+    flare = [
+        process
+        for process in psutil.Process(service_state(opened["west"]).pid).children(recursive=True)
+        if "client_train" in " ".join(process.cmdline())
+    ]
+    flare[0].kill()
+    wait_for(lambda: service_state(opened["west"]).restarts == 1, "west is started again")
+    for site in ("east", "west"):
+        wait_for(lambda site=site: is_connected(opened[site]), f"{site} is connected again")
+
+    job_id = json.loads(command("job", "submit", job, "--kit", opened["eng@x.org"], "--json"))["id"]
+    assert json.loads(command("job", "watch", job_id, "--kit", opened["eng@x.org"], "--json"))["ended"] == "COMPLETED"
+    for site in ("east", "west"):
+        shown = json.loads(command("site", "status", "--folder", opened[site], "--json"))
+        assert (shown["running"], shown["connected"]) == (True, True)
+        assert shown["job"]["job"] == job_id
+        assert shown["left_today"]["bytes_by_job"][job_id] > 1000
+    _no_secret_is_shown(opened)
+
+    for name in ("east", "west", "localhost"):
+        assert f"{name} is stopped" in command("site", "stop", "--folder", opened[name])
+    assert left_running(tmp_path) == []
+    assert "not running" in command("site", "status", "--folder", opened["east"], status=1)
+
+
+def _no_secret_is_shown(opened: dict[str, Path]) -> None:
+    """Look for private keys and tokens in every log, and in the list of processes."""
+    keys = {path.read_text().splitlines()[3] for folder in opened.values() for path in folder.rglob("*.key")}
+    for folder in opened.values():
+        for log in folder.rglob("*"):
+            if log.suffix not in (".log", ".txt", ".json", ".jsonl"):
+                continue
+            text = log.read_text(errors="replace")
+            assert "PRIVATE KEY" not in text, log
+            assert not any(key in text for key in keys), log
+    for process in psutil.process_iter(["cmdline"]):
+        line = " ".join(process.info["cmdline"] or [])
+        assert "PRIVATE KEY" not in line
+        assert not any(key in line for key in keys)
+
+
+def test_a_moved_kit_runs_where_it_is(kits: dict[str, Path], tmp_path: Path) -> None:
+    moved = kits["localhost"].rename(tmp_path / "elsewhere")
+    assert read_facts(moved).kind == "server"
+    service = Service(moved, lambda line: None)
+    assert service.facts.participant == "localhost"
