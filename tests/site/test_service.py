@@ -121,6 +121,52 @@ def test_from_a_sealed_kit_to_a_job_that_outlives_killed_services(
     assert "not running" in command("site", "status", "--folder", opened["east"], status=1)
 
 
+@pytest.mark.slow
+@pytest.mark.federation
+@pytest.mark.timeout(300)
+def test_who_is_revoked_is_out_of_a_running_job_and_stays_out(
+    opened: dict[str, Path], job: Path, tmp_path: Path
+) -> None:
+    def command(*arguments: str | Path, status: int = 0) -> str:
+        done = oncofed(*arguments, home=tmp_path)
+        assert done.returncode == status, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    text = job.read_text().replace("number: 2", "number: 2000, quorum: 1")
+    job.write_text(text.replace("steps_per_round: 4", "steps_per_round: 40"))
+    for name in ("localhost", "east", "west"):
+        command("site", "start", "--folder", opened[name], "--background")
+    for site in ("east", "west"):
+        wait_for(lambda site=site: is_connected(opened[site]), f"{site} is connected")
+    submitted = oncofed("job", "submit", job, "--kit", opened["eng@x.org"], "--json", home=tmp_path)
+    job_id = json.loads(submitted.stdout)["id"]
+    events = opened["localhost"] / "oncofed" / job_id / "events.jsonl"
+    wait_for(lambda: len(_participations(events)) > 1, "both sites train")
+    assert _participations(events)[-1]["in_time"] == ["east", "west"]
+
+    root = ("--home", tmp_path / "home", "--password-file", tmp_path / "root.txt", "--server-kit", opened["localhost"])
+    command("alliance", "revoke", "west", *root)
+    wait_for(lambda: _participations(events)[-1]["in_time"] == ["east"], "it is out")
+    begun = len(_participations(events))
+    wait_for(lambda: len(_participations(events)) > begun + 3, "rounds go on")
+    # It stays out when it is started again, and when the server is.
+    command("site", "stop", "--folder", opened["west"])
+    command("site", "start", "--folder", opened["west"], "--background")
+    command("alliance", "revoke", "eng@x.org", *root)
+    wait_for(lambda: "eng@x.org is revoked" in (opened["localhost"] / "console.log").read_text(), "the server knows")
+    refused = command("job", "stop", job_id, "--kit", opened["eng@x.org"], status=3)
+    assert "eng@x.org may not do this" in refused
+    command("job", "stop", job_id, "--kit", opened["admin@x.org"])
+    assert all(who["in_time"] == ["east"] for who in _participations(events)[begun:])
+
+
+def _participations(events: Path) -> list[dict[str, list[str]]]:
+    if not events.is_file():
+        return []
+    rounds = [json.loads(line) for line in events.read_text().splitlines() if '"round"' in line]
+    return [event["participation"] for event in rounds if event["kind"] == "round"]
+
+
 def _no_secret_is_shown(opened: dict[str, Path]) -> None:
     """Look for private keys and tokens in every log, and in the list of processes."""
     keys = {path.read_text().splitlines()[3] for folder in opened.values() for path in folder.rglob("*.key")}

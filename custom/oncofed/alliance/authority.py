@@ -7,22 +7,21 @@ from pathlib import Path
 
 import pyrage
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import NameOID
 from nvflare.lighter.impl.cert import CertBuilder
 from nvflare.lighter.utils import generate_keys
 
 from oncofed.alliance.files import write_private
 from oncofed.errors import FederationError
+from oncofed.federation.gate import PADDING
 
 _CERTIFICATE_FILE = "root.pem"
 _KEY_FILE = "root.key.age"
 _VALID_DAYS = 3650
 # A site whose clock is slow would refuse what holds only from now on.
 LARGEST_CLOCK_ERROR = timedelta(days=1)
-_PADDING = padding.PSS(mgf=padding.MGF1(hashes.SHA256()), salt_length=padding.PSS.MAX_LENGTH)
 
 
 class Authority:
@@ -94,19 +93,7 @@ class Authority:
 
     def sign(self, data: bytes) -> bytes:
         """Return a signature of the root (RSA-PSS, SHA-256)."""
-        return self.key.sign(data, _PADDING, hashes.SHA256())
-
-
-def is_signed_by(certificate: x509.Certificate, data: bytes, signature: bytes) -> bool:
-    """Return whether an authority's certificate proves a signature."""
-    key = certificate.public_key()
-    if not isinstance(key, rsa.RSAPublicKey):
-        return False
-    try:
-        key.verify(signature, data, _PADDING, hashes.SHA256())
-    except InvalidSignature:
-        return False
-    return True
+        return self.key.sign(data, PADDING, hashes.SHA256())
 
 
 def fingerprint(certificate: x509.Certificate) -> str:

@@ -219,7 +219,8 @@ def _restrict_resources(resources: dict[str, Any]) -> None:
         server["heart_beat_timeout"] = _HEARTBEAT_TIMEOUT_SECONDS
     if "servers" in resources:
         keeper = {"id": "job_keeper", "path": "oncofed.federation.keeper.JobKeeper", "args": {}}
-        resources["components"].append(keeper)
+        gate = {"id": "gate", "path": "oncofed.federation.gate.Gate", "args": {}}
+        resources["components"] += [keeper, gate]
 
 
 def _forbid_code(authorization: dict[str, Any]) -> None:

@@ -23,6 +23,7 @@ from oncofed.alliance.kits import provision
 from oncofed.alliance.sealing import new_password, seal, sign_folder
 from oncofed.alliance.spec import AllianceSpec
 from oncofed.errors import FederationError
+from oncofed.federation.gate import REVOKED_FILE, Revoked, revoked_file
 from oncofed.settings import StrictModel
 
 REGISTER_FILE = "alliance.json"
@@ -48,6 +49,7 @@ class Participant(StrictModel):
     kit: str = Field(description="file in the folder kits")
     sealed_for: str = Field(description='"password", or an age recipient')
     certificates: tuple[Issued, ...]
+    revoked: datetime | None = None
 
 
 class Register(StrictModel):
@@ -59,6 +61,7 @@ class Register(StrictModel):
     port: int
     root_fingerprint: str
     participants: dict[str, Participant] = Field(default_factory=dict)
+    lists: int = Field(0, description="how many lists of revoked names were signed")
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,31 @@ class Alliance:
         new = self.without_kit(spec)
         if new:
             yield from self._make(spec, authority, new)
+
+    def revoke(self, name: str, password: str) -> Path:
+        """Take somebody's certificates out of force, and return the signed list that the server is to be given.
+
+        A name that was revoked is not given again: FLARE knows sites by their name, not by the key that they show.
+
+        Raises:
+            FederationError: nobody has that name, it is the server's, or it is revoked already.
+        """
+        register = self.register()
+        participant = register.participants.get(name)
+        if participant is None:
+            raise FederationError(f"nobody is called {name}; there are {', '.join(register.participants)}")
+        if participant.kind == "server":
+            raise FederationError(f"{name} is the server: stop it, and found a new alliance where its key was stolen")
+        authority = Authority.load(self.home, password)
+        if participant.revoked is None:
+            now = datetime.now(timezone.utc).replace(microsecond=0)
+            changed = {**register.participants, name: participant.model_copy(update={"revoked": now})}
+            register = register.model_copy(update={"participants": changed, "lists": register.lists + 1})
+            self._write(register)
+        names = frozenset(other for other, entry in register.participants.items() if entry.revoked)
+        out = Revoked(register.lists, names)
+        write_private(self.home / REVOKED_FILE, revoked_file(out, authority.sign(out.signed_part())))
+        return self.home / REVOKED_FILE
 
     def _found(self, spec: AllianceSpec) -> tuple[Authority, Register]:
         if self.home.exists() and any(self.home.iterdir()):

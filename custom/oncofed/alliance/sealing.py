@@ -17,9 +17,10 @@ from pathlib import Path, PurePosixPath
 import pyrage
 from cryptography import x509
 
-from oncofed.alliance.authority import Authority, is_signed_by
+from oncofed.alliance.authority import Authority
 from oncofed.alliance.files import write_private
 from oncofed.errors import FederationError
+from oncofed.federation.gate import is_signed_by
 
 SUMS_FILE = "SHA256SUMS"
 SIGNATURE_FILE = "SHA256SUMS.sig"

@@ -14,6 +14,7 @@ from rich.progress import track
 from rich.table import Table
 
 from oncofed.cli.common import ask_password, escape, progress_console
+from oncofed.errors import SpecError
 
 if TYPE_CHECKING:
     from oncofed.alliance.register import Sealed
@@ -90,12 +91,47 @@ def status(home: Home = DEFAULT_HOME, json: Json = False) -> None:
         left = (until - now).days
         colour = "red" if left < 0 else "yellow" if left < _SOON_DAYS else "default"
         told = f"{until:%Y-%m-%d} " + ("[bold]expired[/]" if left < 0 else f"({left} days)")
+        if participant.revoked:
+            colour, told = "red", f"[bold]revoked[/] on {participant.revoked:%Y-%m-%d}"
         table.add_row(
             escape(name), participant.kind, participant.role or "", participant.organisation, f"[{colour}]{told}[/]"
         )
     console = Console(highlight=False)
     console.print(table)
     console.print(f"Fingerprint of the root: {register.root_fingerprint}", soft_wrap=True)
+
+
+@app.command()
+def revoke(
+    name: Annotated[str, typer.Argument(help="Site, relay or person, as `oncofed alliance status` names them.")],
+    server_kit: Annotated[
+        Path | None, typer.Option(help="The server's open kit, where it is on this machine: the list is put into it.")
+    ] = None,
+    home: Home = DEFAULT_HOME,
+    password_file: PasswordFile = None,
+) -> None:
+    """Keep somebody out from now on. The running server obeys within seconds, without a restart.
+
+    The list of those who are out is signed by the alliance, so it may travel to the server by any way. The name is not
+    given again: who comes back takes another one.
+    """
+    from oncofed.alliance.contents import read_facts
+    from oncofed.alliance.files import write_private
+    from oncofed.alliance.register import Alliance
+
+    alliance = Alliance(home)
+    if server_kit:
+        facts, register = read_facts(server_kit), alliance.register()
+        if facts.kind != "server" or facts.root_fingerprint != register.root_fingerprint:
+            raise SpecError(f"--server-kit {server_kit}: expected the kit of {register.server}, the server of {home}")
+    elif name not in alliance.register().participants:
+        raise SpecError(f"nobody is called {name}; there are {', '.join(alliance.register().participants)}")
+    file = alliance.revoke(name, ask_password("the alliance's root", password_file))
+    if server_kit:
+        write_private(server_kit / "local" / file.name, file.read_bytes())
+        typer.echo(f"{name} is revoked, and the server of {server_kit} keeps it out")
+    else:
+        typer.echo(f"{name} is revoked once the server has the list. Put {file} into the folder local/ of its kit.")
 
 
 def _tell(made: list[Sealed], file: Path | None, console: Console, json: bool) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from cryptography.x509 import load_pem_x509_certificate
 from nvflare.apis.client import Client
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_constant import FLContextKey, ReservedKey
@@ -35,6 +36,7 @@ from oncofed.federation.door import Door
 from oncofed.federation.events import BEST_MODEL, EVENTS_FILE, MODELS_FOLDER, TOLD_GROUP, EventLog
 from oncofed.federation.exchange import TASK_COMBINE, TASK_PREPARE, TASK_TRAIN, TASK_VALIDATE
 from oncofed.federation.folders import hand_over, initial_model, note_end, sole_owner, state_folder
+from oncofed.federation.gate import list_and_root, read_revoked
 from oncofed.federation.memory import Memory, read_memory, write_memory
 from oncofed.federation.rounds import Round
 from oncofed.federation.selection import has_stalled, selected_score
@@ -532,12 +534,20 @@ class FederatedTraining(Controller):
             self._record("returned", site=site)
         if time.monotonic() - self._synced > _SECONDS_BETWEEN_SYNCS:
             self._synced = time.monotonic()
+            self._keep_out_revoked()
             # Sites that registered since: only the server's main process knows of them.
             sync = getattr(self._ctx.get_engine(), "sync_clients_from_main_process", None)
             if sync:
                 # It fails while the main process is being started anew, which ends this process soon.
                 with contextlib.suppress(RuntimeError):
                     sync()
+
+    def _keep_out_revoked(self) -> None:
+        """Keep out whom the alliance revoked meanwhile. Whether its list is sound the server's main process tells."""
+        path, root = list_and_root(self._ctx)
+        if path.is_file() and root.is_file():
+            with contextlib.suppress(FederationError, OSError):
+                self._desk.ban(read_revoked(path, load_pem_x509_certificate(root.read_bytes())).names)
 
     def _sites(self) -> list[str]:
         """Return the sites that are registered now, or took part before, also in an earlier process of the server."""

@@ -85,6 +85,7 @@ class Desk(WFCommServer):
         self._waiting = 0
         self._ended = False
         self.lost: dict[str, str] = {}
+        self._banned: frozenset[str] = frozenset()
         self.tidy = False
 
     def initialize_run(self, fl_ctx: FLContext) -> None:
@@ -144,6 +145,13 @@ class Desk(WFCommServer):
         with self._changed:
             return set(self._heard)
 
+    def ban(self, sites: frozenset[str]) -> None:
+        """Give these sites nothing to do, and take nothing from them, from now on."""
+        with self._changed:
+            self._banned = sites
+            self.lost.update(dict.fromkeys(sites & self._heard.keys(), "revoked by the alliance"))
+            self._changed.notify_all()
+
     def mark_silent(self) -> None:
         """Count sites of which nothing was heard for long as lost."""
         now = time.monotonic()
@@ -159,7 +167,7 @@ class Desk(WFCommServer):
             # Who asks has nothing in hand: a task that was given to it before went down with its process.
             for task_id in [t for t, (to, _) in self._given.items() if to == site]:
                 del self._given[task_id]
-            question = next((q for q in self._questions if q.is_for(site)), None)
+            question = None if site in self._banned else next((q for q in self._questions if q.is_for(site)), None)
             if question is None:
                 return self._try_again()  # type: ignore[no-any-return]
             task_id = str(uuid.uuid4())
@@ -176,7 +184,8 @@ class Desk(WFCommServer):
         """Hand an answer to who asked."""
         with self._changed:
             site, question = self._given.pop(task_id, ("", None))
-        if question is None or site != client.name:
+            banned = client.name in self._banned
+        if question is None or site != client.name or banned:
             self.log_warning(fl_ctx, f"dropped an answer of {client.name} to a task that it does not have")
             return
         question.answered(site, result, question)
@@ -214,7 +223,7 @@ class Desk(WFCommServer):
         """Note that a site is there."""
         with self._changed:
             self._heard[client_name] = time.monotonic()
-            if self.lost.pop(client_name, None) is not None:
+            if client_name not in self._banned and self.lost.pop(client_name, None) is not None:
                 self._changed.notify_all()
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:

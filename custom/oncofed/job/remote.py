@@ -11,13 +11,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from nvflare.fuel.flare_api.api_spec import InvalidJobDefinition, JobNotFound, JobNotRunning, TargetType
+from nvflare.fuel.flare_api.api_spec import (
+    AuthorizationError,
+    InvalidJobDefinition,
+    JobNotFound,
+    JobNotRunning,
+    TargetType,
+)
 from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 from rich.console import Console
 from safetensors.torch import load_file
 
 from oncofed.alliance.local import quiet
-from oncofed.errors import FederationError, SpecError
+from oncofed.errors import FederationError, PolicyError, SpecError
 from oncofed.federation.events import BEST_MODEL, EVENTS_FILE, MODELS_FOLDER, TOLD_GROUP, EventReader
 from oncofed.job.flare import SPEC_FILE
 from oncofed.job.outcome import begin_result, note_incidents, note_rounds, note_scores
@@ -62,12 +68,15 @@ class Engineer:
 
         Raises:
             FederationError: the server refused it.
+            PolicyError: this person may not submit jobs.
         """
         try:
             with quiet():
                 return str(self._connect().submit_job(str(job.resolve())))
         except InvalidJobDefinition as error:
             raise FederationError(f"the server refused the job: {error}") from None
+        except AuthorizationError as error:
+            raise PolicyError(f"{self._name} may not do this: {error}") from None
 
     def status(self, job_id: str) -> str:
         """Return what FLARE calls the state of a job, such as RUNNING or FINISHED:COMPLETED.
@@ -113,6 +122,8 @@ class Engineer:
                 time.sleep(_SECONDS_BETWEEN_TRIES)
                 return self._ask(job_id, question, tries - 1)
             raise SpecError(_unknown(job_id)) from None
+        except AuthorizationError as error:
+            raise PolicyError(f"{self._name} may not do this: {error}") from None
         except Exception as error:  # noqa: BLE001 - see below
             # The client library raises many types for a server that went away: the next question makes a new session.
             self._close()

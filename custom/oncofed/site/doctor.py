@@ -316,7 +316,7 @@ def _certificate(folder: Path, facts: KitFacts) -> Iterator[Check]:
     elif days < 0:
         yield Check("certificate", "fail", f"expired on {until:%Y-%m-%d}", "ask for a new kit")
     elif days < _SOON_DAYS:
-        yield Check("certificate", "warn", found, "ask the alliance to renew it")
+        yield Check("certificate", "warn", found, "ask the alliance for a new kit before it ends")
     else:
         yield Check("certificate", "ok", found)
 
@@ -398,7 +398,7 @@ def _handshake(connection: socket.socket, folder: Path, facts: KitFacts) -> Iter
             yield Check("server", "ok", f"{facts.reaches} proves to be of this alliance, {secured.version()}")
             days = (theirs.not_valid_after_utc - datetime.now(timezone.utc)).days
             if days < _SOON_DAYS:
-                yield Check("server's certificate", "warn", f"holds {days} days more", "the alliance is to renew it")
+                yield Check("server's certificate", "warn", f"holds {days} days more", "tell the alliance")
             yield from _clock(answer)
     except ssl.SSLCertVerificationError as error:
         yield Check("server", "fail", f"not of this alliance: {error.verify_message}", "tell the alliance at once")

@@ -1,0 +1,172 @@
+"""Who is no longer let in: a list that the alliance signs, in force on a running server within seconds."""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from nvflare.apis.event_type import EventType
+from nvflare.apis.fl_component import FLComponent
+from nvflare.apis.fl_constant import FLContextKey
+from nvflare.apis.fl_context import FLContext
+from nvflare.fuel.sec.authz import AuthorizationService, Authorizer, AuthzContext
+
+from oncofed.errors import FederationError
+
+REVOKED_FILE = "revoked.json"
+PADDING = padding.PSS(mgf=padding.MGF1(hashes.SHA256()), salt_length=padding.PSS.MAX_LENGTH)
+_LOOK_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Revoked:
+    """Names that are out.
+
+    Attributes:
+        number: of the list; a later one has a higher number.
+        names: sites, relays and people.
+    """
+
+    number: int = 0
+    names: frozenset[str] = frozenset()
+
+    def signed_part(self) -> bytes:
+        """Return what the alliance signs."""
+        return json.dumps({"number": self.number, "revoked": sorted(self.names)}).encode()
+
+
+def is_signed_by(certificate: x509.Certificate, data: bytes, signature: bytes) -> bool:
+    """Return whether an alliance's root certificate proves a signature (RSA-PSS, SHA-256)."""
+    key = certificate.public_key()
+    if not isinstance(key, rsa.RSAPublicKey):
+        return False
+    try:
+        key.verify(signature, data, PADDING, hashes.SHA256())
+    except InvalidSignature:
+        return False
+    return True
+
+
+def revoked_file(revoked: Revoked, signature: bytes) -> bytes:
+    """Return the list as a server reads it."""
+    values = {**json.loads(revoked.signed_part()), "signature": base64.b64encode(signature).decode()}
+    return (json.dumps(values, indent=2) + "\n").encode()
+
+
+def read_revoked(path: Path, root: x509.Certificate) -> Revoked:
+    """Return the list in a file; nobody where there is none.
+
+    Raises:
+        FederationError: it is broken, or not signed by the alliance.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        revoked = Revoked(int(values["number"]), frozenset(map(str, values["revoked"])))
+        signature = base64.b64decode(values["signature"])
+    except FileNotFoundError:
+        return Revoked()
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FederationError(f"{path} is broken ({type(error).__name__})") from None
+    if not is_signed_by(root, revoked.signed_part(), signature):
+        raise FederationError(f"{path} is not signed by this alliance")
+    return revoked
+
+
+def list_and_root(fl_ctx: FLContext) -> tuple[Path, Path]:
+    """Return where a server's list of revoked names and its root certificate lie."""
+    workspace = fl_ctx.get_prop(FLContextKey.WORKSPACE_OBJECT)
+    return Path(workspace.get_site_config_dir()) / REVOKED_FILE, Path(workspace.get_startup_kit_dir()) / "rootCA.pem"
+
+
+class Gate(FLComponent):
+    """Keeps out who is on the alliance's list, in the server's main process.
+
+    Sites are disabled as FLARE's own command does, which ends their session and refuses the next; a running job's own
+    process keeps them out itself. FLARE knows nothing like it for people, so their rights are taken here. A list that
+    is older, broken or not the alliance's changes nothing.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._stop = threading.Event()
+        self._revoked = Revoked()
+        self._told = ""
+
+    def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
+        """Begin when the server has started, end with it."""
+        if event_type == EventType.SYSTEM_START:
+            path, certificate = list_and_root(fl_ctx)
+            root = x509.load_pem_x509_certificate(certificate.read_bytes())
+            authorizer = AuthorizationService.get_authorizer()
+            if authorizer:
+                AuthorizationService.the_authorizer = _WithoutRevoked(authorizer, self)
+            engine = fl_ctx.get_engine()
+            self._look(engine, path, root, fl_ctx)
+            watch = threading.Thread(target=self._watch, args=(engine, path, root), name="gate", daemon=True)
+            watch.start()
+        elif event_type == EventType.SYSTEM_END:
+            self._stop.set()
+
+    def is_out(self, name: str) -> bool:
+        """Return whether somebody is on the list; FLARE has names of people in lower case."""
+        return name.lower() in {out.lower() for out in self._revoked.names}
+
+    def _watch(self, engine: Any, path: Path, root: x509.Certificate) -> None:
+        while not self._stop.wait(_LOOK_SECONDS):
+            with engine.new_context() as fl_ctx:
+                self._look(engine, path, root, fl_ctx)
+
+    def _look(self, engine: Any, path: Path, root: x509.Certificate, fl_ctx: FLContext) -> None:
+        try:
+            found = read_revoked(path, root)
+        except FederationError as error:
+            # Who is out stays out; said once.
+            if str(error) != self._told:
+                self.log_error(fl_ctx, str(error), fire_event=False)
+            self._told = str(error)
+            return
+        if found.number <= self._revoked.number:
+            return
+        new = found.names - self._revoked.names
+        self._revoked = found
+        for name in sorted(new):
+            self.log_warning(fl_ctx, f"{name} is revoked by the alliance and no longer let in", fire_event=False)
+            if "@" not in name:
+                engine.disable_clients([name])
+
+
+class _WithoutRevoked(Authorizer):
+    """FLARE's authorizer, but for people who are out.
+
+    Args:
+        inner: decides about everybody else.
+        gate: knows who is out.
+    """
+
+    def __init__(self, inner: Authorizer, gate: Gate) -> None:
+        super().__init__(inner.site_org, inner.right_categories)
+        self._inner, self._gate = inner, gate
+
+    def get_policy(self) -> Any:
+        """Return the policy of everybody else."""
+        return self._inner.get_policy()
+
+    def load_policy(self, policy_config: Mapping[str, Any]) -> str:
+        """Take another policy for everybody else."""
+        return str(self._inner.load_policy(policy_config))
+
+    def authorize(self, ctx: AuthzContext) -> tuple[bool, str]:
+        """Return whether somebody may do what they ask for, and why not."""
+        if ctx and self._gate.is_out(ctx.user.name):
+            return False, f"{ctx.user.name} is revoked by the alliance"
+        allowed, why = self._inner.authorize(ctx)
+        return bool(allowed), str(why)
