@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 import shutil
 import socket
 import ssl
@@ -138,7 +139,8 @@ def test_the_way_to_the_server(kits: dict[str, Path], tmp_path: Path) -> None:
     with _server(kits, clock=-600):
         checks = _found(examine(kits["east"]))
     assert checks["clock"].state == "fail"
-    assert "600 s ahead of the server's" in checks["clock"].found or "599 s" in checks["clock"].found
+    # To the second, and the question takes a while on a busy machine.
+    assert re.match(r"(599|6\d\d) s ahead of the server's", checks["clock"].found)
     with _server(kits, _evil(tmp_path) / "localhost"):
         checks = _found(examine(kits["east"]))
     assert (checks["server"].state, "not of this alliance" in checks["server"].found) == ("fail", True)
