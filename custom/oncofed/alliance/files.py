@@ -1,22 +1,13 @@
-"""Files that nobody else reads, written whole or not at all."""
+"""Files that nobody else reads."""
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
+
+from oncofed.data.manifest import write_whole
 
 
 def write_private(path: Path, content: bytes) -> None:
-    """Write a file that its owner alone can read, whole or not at all; on the disk when this returns."""
+    """Write a file that its owner alone can read, whole or not at all, and its folder where there is none."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    handle, unfinished = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(unfinished).replace(path)
-    except BaseException:
-        Path(unfinished).unlink(missing_ok=True)
-        raise
+    write_whole(path, content, 0o600)

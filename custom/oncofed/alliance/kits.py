@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Callable, Collection
+import subprocess
+from collections.abc import Callable, Collection, Mapping
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from nvflare.lighter.constants import CtxKey
 from nvflare.lighter.entity import Project
@@ -21,6 +22,7 @@ from nvflare.lighter.spec import Builder, ProvisionContext
 from oncofed.alliance.authority import LARGEST_CLOCK_ERROR, Authority, common_name
 from oncofed.alliance.spec import AllianceSpec
 from oncofed.errors import FederationError
+from oncofed.processes import end_with_parent
 
 # The only classes that a job may name at a server or a site. Whatever else it names is refused before it is built.
 APPROVED_CLASSES = (
@@ -184,6 +186,27 @@ def rewrite(default: Path, out: Path, change: Callable[[dict[str, Any]], None]) 
     values = json.loads(default.read_text(encoding="utf-8"))
     change(values)
     out.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def start_process(kit: Path, console: IO[bytes] | int, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start FLARE's process of a kit; it ends with this one.
+
+    Args:
+        kit: of a server, a relay or a site.
+        console: where what it prints goes.
+        environment: of the process.
+    """
+    return subprocess.Popen(
+        # Not FLARE's loop, which starts it again for ever and waits five seconds before its first start.
+        ["bash", str(kit / "startup" / "sub_start.sh"), "--once"],
+        cwd=kit,
+        stdin=subprocess.DEVNULL,
+        stdout=console,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        start_new_session=True,
+        preexec_fn=end_with_parent,  # noqa: PLW1509 - no other thread runs here
+    )
 
 
 def keep_storage_inside(server_kit: Path) -> None:

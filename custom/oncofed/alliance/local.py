@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import signal
@@ -18,11 +17,11 @@ from typing import IO
 from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 from typing_extensions import Self
 
-from oncofed.alliance.kits import keep_storage_inside, provision
+from oncofed.alliance.kits import keep_storage_inside, provision, start_process
 from oncofed.alliance.spec import AllianceSpec
 from oncofed.errors import FederationError
-from oncofed.federation.datasets import DATASETS_FILE
-from oncofed.processes import end_with_parent, process_environment, stop_processes
+from oncofed.federation.datasets import DATASETS_FILE, datasets_entry
+from oncofed.processes import process_environment, stop_processes
 
 _START_TIMEOUT_SECONDS = 90.0
 _MOST_RESTARTS = 3
@@ -180,8 +179,7 @@ class LocalAlliance:
     def _prepare_kits(self) -> None:
         keep_storage_inside(self.server_kit)
         for site in self.spec.sites:
-            entry = {site: {name: str(folder.resolve()) for name, folder in self._datasets[site].items()}}
-            (self.kit(site) / "local" / DATASETS_FILE).write_text(json.dumps(entry, indent=2), encoding="utf-8")
+            (self.kit(site) / "local" / DATASETS_FILE).write_bytes(datasets_entry(site, self._datasets[site]))
 
     def _console(self, participant: str) -> Path:
         name = "server" if participant == self.spec.server else participant
@@ -202,17 +200,7 @@ class LocalAlliance:
 
     def start_kit(self, kit: Path, console: IO[bytes]) -> subprocess.Popen[bytes]:
         """Start a participant from a startup kit; what it prints goes to ``console``."""
-        return subprocess.Popen(
-            # Not FLARE's loop, which does the same, but waits five seconds before its first start.
-            ["bash", str(kit / "startup" / "sub_start.sh"), "--once"],
-            cwd=kit,
-            stdin=subprocess.DEVNULL,
-            stdout=console,
-            stderr=subprocess.STDOUT,
-            env=self._environment(kit.name),
-            start_new_session=True,
-            preexec_fn=end_with_parent,  # noqa: PLW1509 - no other thread runs here
-        )
+        return start_process(kit, console, self._environment(kit.name))
 
     def _environment(self, participant: str) -> dict[str, str]:
         del participant

@@ -116,7 +116,7 @@ class Alliance:
     def without_kit(self, spec: AllianceSpec) -> list[str]:
         """Return who has no kit yet."""
         known = self.register().participants if self.exists else {}
-        return [name for name in (spec.server, *spec.relays, *spec.sites, *spec.people) if name not in known]
+        return [name for name in spec.everybody if name not in known]
 
     def issue(self, spec: AllianceSpec, password: str) -> Iterator[Sealed]:
         """Found the alliance where there is none, and make kits for those who have none; other kits stay as they are.
@@ -131,17 +131,11 @@ class Alliance:
         Raises:
             FederationError: the password is wrong, or the specification is of another alliance.
         """
-        founding = not self.exists
-        if founding:
-            authority, register = self._found(spec)
-        else:
-            register = self.register()
-            self._require_same(spec, register)
+        if self.exists:
+            self._require_same(spec, self.register())
             authority = Authority.load(self.home, password)
-        if founding:
-            # Written before any certificate is given out: without its root a kit could never be renewed.
-            self._write(register)
-            authority.save(self.home, password)
+        else:
+            authority = self._found(spec, password)
         new = self.without_kit(spec)
         if new:
             yield from self._make(spec, authority, new)
@@ -171,14 +165,17 @@ class Alliance:
         write_private(self.home / REVOKED_FILE, revoked_file(out, authority.sign(out.signed_part())))
         return self.home / REVOKED_FILE
 
-    def _found(self, spec: AllianceSpec) -> tuple[Authority, Register]:
+    def _found(self, spec: AllianceSpec, password: str) -> Authority:
+        """Write root and list before any certificate is given out: without its root a kit could never be renewed."""
         if self.home.exists() and any(self.home.iterdir()):
             raise FederationError(f"{self.home} is not empty and holds no alliance. Name another folder with --home.")
         self.home.mkdir(parents=True, exist_ok=True)
         self.home.chmod(0o700)
         authority = Authority.new(spec.name)
         root = fingerprint(authority.certificate)
-        return authority, Register(name=spec.name, server=spec.server, port=spec.port, root_fingerprint=root)
+        self._write(Register(name=spec.name, server=spec.server, port=spec.port, root_fingerprint=root))
+        authority.save(self.home, password)
+        return authority
 
     def _require_same(self, spec: AllianceSpec, register: Register) -> None:
         for what in ("name", "server", "port"):
@@ -191,8 +188,7 @@ class Alliance:
         changed = [
             name
             for name, given in register.participants.items()
-            if name in (spec.server, *spec.relays, *spec.sites, *spec.people)
-            and describe(spec, name) != (given.kind, given.role, given.organisation)
+            if name in spec.everybody and describe(spec, name) != (given.kind, given.role, given.organisation)
         ]
         if changed:
             raise FederationError(

@@ -89,7 +89,7 @@ class AllianceSpec(StrictModel):
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> AllianceSpec:
-        names = [self.server, *self.sites, *self.relays, *self.people]
+        names = self.everybody
         folded = [name.lower() for name in names]
         twice = sorted({name for name in names if folded.count(name.lower()) > 1})
         if twice:
@@ -109,6 +109,11 @@ class AllianceSpec(StrictModel):
         if twice:
             raise ValueError(f"{', '.join(twice)}: a site reaches the server by one way, found two")
         return self
+
+    @property
+    def everybody(self) -> list[str]:
+        """The names of all participants."""
+        return [self.server, *self.relays, *self.sites, *self.people]
 
     def route_of(self, name: str) -> tuple[str, int]:
         """Return host and port that a participant connects to: the server's, its relay's, or its proxy's."""

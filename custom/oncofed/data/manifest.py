@@ -166,8 +166,14 @@ def write_manifest(folder: Path, manifest: Manifest) -> Path:
     return path
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file so that whoever reads it finds the old contents or the new, also after a power cut."""
+def write_whole(path: Path, content: str | bytes, mode: int | None = None) -> None:
+    """Write a file so that whoever reads it finds the old contents or the new, also after a power cut.
+
+    Args:
+        path: of the file.
+        content: all of it; text in UTF-8.
+        mode: its permissions; None: those of the file that was there, else those of any new file.
+    """
     data = content.encode() if isinstance(content, str) else content
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -175,8 +181,8 @@ def write_whole(path: Path, content: str | bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        # The mode of the file that was there, else that of any new file.
-        Path(name).chmod(path.stat().st_mode & 0o777 if path.exists() else 0o644 & ~_umask())
+        usual = path.stat().st_mode & 0o777 if path.exists() else 0o644 & ~_umask()
+        Path(name).chmod(usual if mode is None else mode)
         Path(name).replace(path)
     except BaseException:
         with contextlib.suppress(OSError):

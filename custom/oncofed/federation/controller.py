@@ -241,11 +241,7 @@ class FederatedTraining(Controller):
         asynchronous = isinstance(federation.strategy, FedBuffSpec)
 
         def message(site: str) -> Shareable:
-            weights = exchange.weights_message(model, number, "validation", beside)
-            if site in self._door.reasons:
-                exchange.tell_refusal(weights, self._door.reasons.pop(site))
-            self._record("task", task=TASK_TRAIN, round=number, split="validation", sites=[site])
-            return weights
+            return self._turn(site, model, number, beside)
 
         def answered(site: str, result: Shareable, question: Question) -> None:
             self._door.take(site, result, question, current, given)
@@ -280,6 +276,14 @@ class FederatedTraining(Controller):
             cases={update.site: update.cases for update in current.updates},
             participation=current.participation(asked, self._desk.lost),
         )
+
+    def _turn(self, site: str, model: Weights, number: int, beside: Weights | None = None) -> Shareable:
+        """Return the message with which a site trains in a round, and why its last update was not taken."""
+        message = exchange.weights_message(model, number, "validation", beside)
+        if site in self._door.reasons:
+            exchange.tell_refusal(message, self._door.reasons.pop(site))
+        self._record("task", task=TASK_TRAIN, round=number, split="validation", sites=[site])
+        return message
 
     def _cycle(self, number: int, asked: list[str], model: Weights, current: Round) -> Weights:
         """Let one site after the other train; who is not there is left out."""
@@ -319,11 +323,8 @@ class FederatedTraining(Controller):
             current = Round(started, collector=collector)
 
             def message(site: str, collector: str = collector) -> Shareable:
-                self._record("task", task=TASK_TRAIN, round=number, split="validation", sites=[site])
-                weights = exchange.weights_message(outgoing, number)
+                weights = self._turn(site, outgoing, number)
                 exchange.name_collector(weights, collector)
-                if site in self._door.reasons:
-                    exchange.tell_refusal(weights, self._door.reasons.pop(site))
                 return weights
 
             def answered(site: str, result: Shareable, question: Question, current: Round = current) -> None:

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from oncofed.errors import DataError
 
 DATASETS_FILE = "datasets.json"
+
+
+def datasets_entry(site: str, folders: Mapping[str, Path]) -> bytes:
+    """Return what ``datasets.json`` holds for a site."""
+    entry = {site: {name: str(folder.resolve()) for name, folder in folders.items()}}
+    return (json.dumps(entry, indent=2) + "\n").encode()
 
 
 def dataset_folder(config: Path, site: str, dataset: str) -> Path:

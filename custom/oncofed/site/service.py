@@ -22,12 +22,12 @@ import psutil
 
 from oncofed.alliance.contents import KitFacts, SiteSettings, read_facts, read_settings
 from oncofed.alliance.files import write_private
-from oncofed.alliance.kits import keep_storage_inside
+from oncofed.alliance.kits import keep_storage_inside, start_process
 from oncofed.alliance.sealing import changed_files
 from oncofed.errors import FederationError, PolicyError
-from oncofed.federation.datasets import DATASETS_FILE
+from oncofed.federation.datasets import DATASETS_FILE, datasets_entry
 from oncofed.federation.site_report import RUN_FOLDER
-from oncofed.processes import end_with_parent, process_environment, short_path, stop_processes
+from oncofed.processes import process_environment, short_path, stop_processes
 
 LOG_FILE = "console.log"
 _LOGS_KEPT = 5
@@ -119,17 +119,7 @@ class Service:
         environment = process_environment(temporary, 1, self._mark)
         if self._settings.gpus is not None:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, self._settings.gpus))
-        self._process = subprocess.Popen(
-            # Not FLARE's loop, which starts it again for ever and waits five seconds before its first start.
-            ["bash", str(self._folder / "startup" / "sub_start.sh"), "--once"],
-            cwd=self._folder,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            start_new_session=True,
-            preexec_fn=end_with_parent,  # noqa: PLW1509 - no other thread runs here
-        )
+        self._process = start_process(self._folder, subprocess.PIPE, environment)
         self._starts.append(time.monotonic())
         self._note()
         assert self._process.stdout
@@ -220,9 +210,8 @@ def is_own(problem: str) -> bool:
 def prepare(folder: Path, facts: KitFacts, settings: SiteSettings) -> None:
     """Write what FLARE's processes read of a site's settings."""
     if facts.kind == "site":
-        datasets = {name: str(folder / path) for name, path in settings.datasets.items()}
-        text = json.dumps({facts.participant: datasets}, indent=2) + "\n"
-        write_private(folder / "local" / DATASETS_FILE, text.encode())
+        datasets = {name: folder / path for name, path in settings.datasets.items()}
+        write_private(folder / "local" / DATASETS_FILE, datasets_entry(facts.participant, datasets))
     if facts.kind == "server":
         keep_storage_inside(folder)
 
