@@ -16,6 +16,8 @@ import psutil
 
 # Processes whose environment names the same file here take turns at this machine's GPU.
 TURN_VARIABLE = "ONCOFED_GPU_TURN"
+# What the system's list of processes calls one that runs a job.
+JOB_PROCESS = "oncofed job"
 _STOP_SECONDS = 5.0
 _MARK = "ONCOFED_STARTED_WITH"  # names, in a process's environment, the run that it belongs to
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15  # linux/prctl.h

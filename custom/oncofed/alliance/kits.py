@@ -9,10 +9,12 @@ import subprocess
 from collections.abc import Callable, Collection, Mapping
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any
 
+from cryptography.hazmat.primitives.asymmetric import rsa
 from nvflare.lighter.constants import CtxKey
-from nvflare.lighter.entity import Project
+from nvflare.lighter.entity import Participant, Project
 from nvflare.lighter.impl.cert import CertBuilder, _CertState
 from nvflare.lighter.impl.static_file import StaticFileBuilder
 from nvflare.lighter.impl.workspace import WorkspaceBuilder
@@ -23,6 +25,8 @@ from oncofed.alliance.authority import LARGEST_CLOCK_ERROR, Authority, common_na
 from oncofed.alliance.spec import AllianceSpec
 from oncofed.errors import FederationError
 from oncofed.processes import end_with_parent
+
+PublicKeys = Mapping[str, rsa.RSAPublicKey]
 
 # The only classes that a job may name at a server or a site. Whatever else it names is refused before it is built.
 APPROVED_CLASSES = (
@@ -52,11 +56,12 @@ class AuthorityCertBuilder(CertBuilder):
     Args:
         authority: of the alliance.
         days: for which certificates hold.
+        public_keys: participant -> public key, of those whose private key never leaves them: their kits hold none.
     """
 
-    def __init__(self, authority: Authority, days: int) -> None:
+    def __init__(self, authority: Authority, days: int, public_keys: PublicKeys) -> None:
         super().__init__()
-        self._authority, self._days = authority, days
+        self._authority, self._days, self._public_keys = authority, days, public_keys
 
     def initialize(self, project: Project, ctx: ProvisionContext) -> None:
         """Take the authority as the root."""
@@ -67,15 +72,21 @@ class AuthorityCertBuilder(CertBuilder):
         self.serialized_cert = self._authority.certificate_pem
         self.subject, self.issuer = self.root_cert.subject, common_name(self.root_cert)
 
-    def _generate_cert(self, *args: Any, **more: Any) -> Any:
+    def _generate_cert(
+        self, subject: str, organisation: str, issuer: str, signing_key: Any, public_key: Any, **more: Any
+    ) -> Any:
         """Return a certificate that holds since yesterday: a site whose clock is slow would refuse one that is new."""
         now = datetime.now(timezone.utc)
         until = min(now + timedelta(days=self._days), self._authority.certificate.not_valid_after_utc)
         more |= {"not_valid_before": now - LARGEST_CLOCK_ERROR, "not_valid_after": until}
-        return CertBuilder._generate_cert(*args, **more)
+        public_key = self._public_keys.get(subject, public_key)
+        return CertBuilder._generate_cert(subject, organisation, issuer, signing_key, public_key, **more)
 
     def finalize(self, project: Project, ctx: ProvisionContext) -> None:
-        """Keep nothing: a kit's key is in that kit alone."""
+        """Keep nothing: a kit's key is in that kit alone, or not even there where the participant made its own."""
+        for name in self._public_keys:
+            for key in Path(ctx.get_kit_dir(_entity(project, name))).glob("*.key"):
+                key.unlink()
 
 
 class PolicyBuilder(Builder):
@@ -102,7 +113,11 @@ class PolicyBuilder(Builder):
 
 
 def provision(
-    spec: AllianceSpec, workspace: Path, authority: Authority | None = None, only: Collection[str] | None = None
+    spec: AllianceSpec,
+    workspace: Path,
+    authority: Authority | None = None,
+    only: Collection[str] | None = None,
+    public_keys: PublicKeys = MappingProxyType({}),
 ) -> Path:
     """Write startup kits and return the folder that holds one sub-folder for each participant.
 
@@ -111,6 +126,7 @@ def provision(
         workspace: where the kits go; nobody else can enter it.
         authority: signs the certificates; None: a new one, whose key is forgotten when this returns.
         only: whose kits are wanted; None: everybody's.
+        public_keys: participant -> public key, of those who keep their private key to themselves.
 
     Raises:
         FederationError: FLARE's provisioner failed.
@@ -122,7 +138,7 @@ def provision(
         WorkspaceBuilder(["master_template.yml"]),
         StaticFileBuilder(config_folder="config", scheme="http"),
         PolicyBuilder(),
-        AuthorityCertBuilder(authority or Authority.new(spec.name), spec.valid_days),
+        AuthorityCertBuilder(authority or Authority.new(spec.name), spec.valid_days, public_keys),
     ]
     log = _Messages()
     mask = os.umask(0o077)
@@ -164,6 +180,11 @@ def _project(spec: AllianceSpec, only: Collection[str] | None) -> Project:
         if wanted(name):
             project.add_admin(name, person.organisation, {"role": person.role})
     return project
+
+
+def _entity(project: Project, name: str) -> Participant:
+    everybody = [project.get_server(), *project.get_clients(), *project.get_admins()]
+    return next(participant for participant in everybody if participant.name == name)
 
 
 class _Messages:

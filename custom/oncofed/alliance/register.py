@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
@@ -20,6 +20,7 @@ from oncofed.alliance.authority import Authority, common_name, fingerprint
 from oncofed.alliance.contents import Kind, add_contents, describe, read_facts
 from oncofed.alliance.files import write_private
 from oncofed.alliance.kits import provision
+from oncofed.alliance.request import Request
 from oncofed.alliance.sealing import new_password, seal, sign_folder
 from oncofed.alliance.spec import AllianceSpec
 from oncofed.errors import FederationError
@@ -118,6 +119,16 @@ class Alliance:
         known = self.register().participants if self.exists else {}
         return [name for name in spec.everybody if name not in known]
 
+    def ending(self, spec: AllianceSpec, days: int) -> list[str]:
+        """Return whose certificates end within so many days, of those who are not revoked."""
+        before = datetime.now(timezone.utc) + timedelta(days=days)
+        known = self.register().participants.items()
+        return [
+            name
+            for name, given in known
+            if name in spec.everybody and not given.revoked and given.certificates[-1].until < before
+        ]
+
     def issue(self, spec: AllianceSpec, password: str) -> Iterator[Sealed]:
         """Found the alliance where there is none, and make kits for those who have none; other kits stay as they are.
 
@@ -139,6 +150,59 @@ class Alliance:
         new = self.without_kit(spec)
         if new:
             yield from self._make(spec, authority, new)
+
+    def renew(self, spec: AllianceSpec, names: Sequence[str], password: str) -> Iterator[Sealed]:
+        """Make new kits, with new keys, for some who have one. The certificates that they have hold on to their end.
+
+        Args:
+            spec: who takes part.
+            names: whose kits.
+            password: of the alliance's root.
+
+        Raises:
+            FederationError: one has no kit or is revoked, the password is wrong, or ``spec`` is of another alliance.
+        """
+        self._require_renewable(spec, names)
+        yield from self._make(spec, Authority.load(self.home, password), list(names))
+
+    def approve(self, spec: AllianceSpec, request: Request, password: str, again: bool = False) -> Sealed:
+        """Answer a participant who made its own private key: make a kit without one, for that participant alone.
+
+        Args:
+            spec: who takes part; the participant must be in it.
+            request: what the participant sent.
+            password: of the alliance's root.
+            again: the participant has a kit already, and is given a new certificate beside the one that it has.
+
+        Raises:
+            FederationError: it is not in ``spec``, is a relay, or has a kit and this is not ``again``.
+        """
+        name = request.participant
+        if name not in spec.everybody or name in spec.relays:
+            takers = ", ".join(other for other in spec.everybody if other not in spec.relays)
+            raise FederationError(f"{name} is nobody who can ask for a certificate. Those of the alliance: {takers}")
+        kind = describe(spec, name)[0]
+        if request.kind != kind:
+            raise FederationError(f"{name} asks as a {request.kind}, but is a {kind} in the alliance")
+        if again:
+            self._require_renewable(spec, [name])
+        elif not self.exists:
+            raise FederationError(f"{self.home} holds no alliance. Found it first: oncofed alliance provision")
+        else:
+            self._require_same(spec, self.register())
+            if name not in self.without_kit(spec):
+                raise FederationError(f"{name} has a kit already. Where it asks for a new certificate: --renew")
+        (sealed,) = self._make(spec, Authority.load(self.home, password), [name], request)
+        return sealed
+
+    def _require_renewable(self, spec: AllianceSpec, names: Sequence[str]) -> None:
+        register = self.register()
+        self._require_same(spec, register)
+        for name in names:
+            if name not in register.participants or name not in spec.everybody:
+                raise FederationError(f"{name} has no kit yet. Make one with: oncofed alliance provision")
+            if register.participants[name].revoked:
+                raise FederationError(f"{name} is revoked. Who comes back takes another name.")
 
     def revoke(self, name: str, password: str) -> Path:
         """Take somebody's certificates out of force, and return the signed list that the server is to be given.
@@ -196,37 +260,43 @@ class Alliance:
                 "them back, or take another name."
             )
 
-    def _make(self, spec: AllianceSpec, authority: Authority, names: list[str]) -> Iterator[Sealed]:
+    def _make(
+        self, spec: AllianceSpec, authority: Authority, names: list[str], request: Request | None = None
+    ) -> Iterator[Sealed]:
         (self.home / KITS_FOLDER).mkdir(exist_ok=True, mode=0o700)
         # Keys are readable here until their kits are sealed: in the alliance's own folder, and gone when this is left.
         with tempfile.TemporaryDirectory(dir=self.home, prefix=".making-") as temporary:
-            folder = provision(spec, Path(temporary), authority, names)
+            public_keys = {request.participant: request.public_key} if request else {}
+            folder = provision(spec, Path(temporary), authority, names, public_keys)
             for name in names:
                 add_contents(folder / name, spec, name, authority)
                 sign_folder(folder / name, authority)
-            yield from self._seal_all(spec, folder, names)
+            recipients = {name: spec.recipient_of(name) for name in names}
+            if request:
+                recipients[request.participant] = request.recipient
+            yield from self._seal_all(spec, folder, recipients)
 
-    def _seal_all(self, spec: AllianceSpec, folder: Path, names: list[str]) -> Iterator[Sealed]:
+    def _seal_all(self, spec: AllianceSpec, folder: Path, recipients: Mapping[str, str | None]) -> Iterator[Sealed]:
         """Seal kits, those with a password side by side: age takes about a second for each, on purpose."""
-        passwords = {name: new_password() for name in names if spec.recipient_of(name) is None}
+        passwords = {name: new_password() for name, recipient in recipients.items() if recipient is None}
         with ExitStack() as stack:
             jobs: dict[str, Future[None]] = {}
             if len(passwords) > 1:
                 count = min(len(passwords), os.cpu_count() or 1)
                 pool = stack.enter_context(ProcessPoolExecutor(count, get_context("spawn")))
                 jobs = {n: pool.submit(seal, folder / n, self._file(n), word) for n, word in passwords.items()}
-            for name in names:
+            for name, recipient in recipients.items():
                 if name in jobs:
                     jobs[name].result()
                 else:
-                    seal(folder / name, self._file(name), passwords.get(name), spec.recipient_of(name))
-                self._add(spec, name, folder / name)
+                    seal(folder / name, self._file(name), passwords.get(name), recipient)
+                self._add(spec, name, folder / name, recipient or "password")
                 yield Sealed(name, describe(spec, name)[0], self._file(name), passwords.get(name))
 
     def _file(self, name: str) -> Path:
         return self.home / KITS_FOLDER / f"{name}{SUFFIX}"
 
-    def _add(self, spec: AllianceSpec, name: str, kit: Path) -> None:
+    def _add(self, spec: AllianceSpec, name: str, kit: Path, sealed_for: str) -> None:
         """Note what was issued, one by one: a kit that is not in the list is made again."""
         certificate = read_facts(kit).certificate(kit)
         assert common_name(certificate) == name
@@ -237,15 +307,16 @@ class Alliance:
             made=datetime.now(timezone.utc).replace(microsecond=0),
             until=certificate.not_valid_after_utc,
         )
+        register = self.register()
+        before = register.participants.get(name)
         participant = Participant(
             kind=kind,
             role=role,
             organisation=organisation,
             kit=self._file(name).name,
-            sealed_for=spec.recipient_of(name) or "password",
-            certificates=(issued,),
+            sealed_for=sealed_for,
+            certificates=(*(before.certificates if before else ()), issued),
         )
-        register = self.register()
         self._write(register.model_copy(update={"participants": {**register.participants, name: participant}}))
 
     def _write(self, register: Register) -> None:

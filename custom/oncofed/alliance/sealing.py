@@ -117,7 +117,9 @@ def changed_files(folder: Path) -> list[str]:
         elif _digest(path) != digest:
             problems.append(f"{name} was changed")
     startup = {p.relative_to(folder).as_posix() for p in (folder / "startup").rglob("*") if p.is_file()}
-    problems += [f"{name} does not belong to it" for name in sorted(startup - set(listed))]
+    # The private key of a participant who made its own is listed nowhere: the alliance never saw it.
+    own = {f"startup/{name}.key" for name in ("client", "server") if f"startup/{name}.crt" in listed}
+    problems += [f"{name} does not belong to it" for name in sorted(startup - set(listed) - own)]
     return problems
 
 

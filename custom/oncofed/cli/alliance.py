@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json as jsonlib
 import os
+import sys
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -33,17 +35,19 @@ Home = Annotated[
 PasswordFile = Annotated[
     Path | None, typer.Option("--password-file", help="File whose first line is the root's password; else it is asked.")
 ]
+SpecFile = Annotated[Path, typer.Argument(help="The alliance as data; an example is provisioning/alliance.yaml.")]
+Passwords = Annotated[
+    Path | None, typer.Option("--passwords", help="Write the kits' passwords to this file (0600), not the terminal.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout, progress to stderr.")]
 
 
 @app.command()
 def provision(
-    file: Annotated[Path, typer.Argument(help="The alliance as data; an example is provisioning/alliance.yaml.")],
+    file: SpecFile,
     home: Home = DEFAULT_HOME,
     password_file: PasswordFile = None,
-    passwords: Annotated[
-        Path | None, typer.Option(help="Write the kits' passwords to this file (0600) instead of the terminal.")
-    ] = None,
+    passwords: Passwords = None,
     json: Json = False,
 ) -> None:
     """Make a sealed startup kit for everybody in alliance.yaml who has none yet. Kits that exist stay as they are.
@@ -63,14 +67,78 @@ def provision(
             typer.echo("[]")
         return
     password = ask_password("the alliance's root", password_file, new=not alliance.exists)
-    made: list[Sealed] = []
-    try:
-        kits = track(alliance.issue(spec, password), "Sealed kits", len(new), console=console, transient=True)
-        made.extend(kits)
-    finally:
-        # Also where it is interrupted: a password that is not told now is lost.
-        _tell(made, passwords, console, json)
+    _make(alliance.issue(spec, password), len(new), passwords, console, json)
     console.print(f"The alliance's fingerprint, for who opens a kit: {alliance.register().root_fingerprint}")
+
+
+@app.command()
+def renew(
+    file: SpecFile,
+    names: Annotated[list[str] | None, typer.Argument(help="Whose kits; without any, see --within.")] = None,
+    within: Annotated[
+        int, typer.Option(min=1, help="Where nobody is named: whose certificates end in so many days.")
+    ] = 60,
+    home: Home = DEFAULT_HOME,
+    password_file: PasswordFile = None,
+    passwords: Passwords = None,
+    json: Json = False,
+) -> None:
+    """Make kits with new certificates before the old ones end. Old and new hold side by side.
+
+    A participant puts the new kit in place with `oncofed site renew FILE`, also while it runs. One that made its own
+    private key sends a new request instead; see `oncofed alliance approve`.
+    """
+    from oncofed.alliance.register import Alliance
+    from oncofed.alliance.spec import read_alliance
+
+    spec, alliance, console = read_alliance(file), Alliance(home), progress_console(json)
+    chosen = list(dict.fromkeys(names)) if names else alliance.ending(spec, within)
+    if not chosen:
+        console.print(f"No certificate ends within {within} days; nothing was changed.")
+        if json:
+            typer.echo("[]")
+        return
+    password = ask_password("the alliance's root", password_file)
+    _make(alliance.renew(spec, chosen, password), len(chosen), passwords, console, json)
+    console.print("They put it in place with: oncofed site renew FILE --folder KIT")
+
+
+@app.command()
+def approve(
+    file: SpecFile,
+    request: Annotated[Path, typer.Argument(help="The request.json that a participant sent.")],
+    fingerprint: Annotated[
+        str | None, typer.Option(help="The request's, as its sender told it by another way; without it you are asked.")
+    ] = None,
+    again: Annotated[bool, typer.Option("--renew", help="It has a kit, and asks for a certificate after it.")] = False,
+    home: Home = DEFAULT_HOME,
+    password_file: PasswordFile = None,
+    json: Json = False,
+) -> None:
+    """Answer a participant who made its own private key: a kit without one, which that participant alone can open.
+
+    alliance.yaml must name the participant. Who has the request's file alone may not be who it says: compare the
+    fingerprint with its sender by telephone.
+    """
+    from oncofed.alliance.register import Alliance
+    from oncofed.alliance.request import read_request
+    from oncofed.alliance.spec import read_alliance
+
+    spec, asked, console = read_alliance(file), read_request(request), progress_console(json)
+    console.print(
+        f"{asked.kind} {asked.participant} asks. Fingerprint of the request:\n  {asked.fingerprint}", markup=False
+    )
+    if fingerprint is not None and fingerprint.strip().upper() != asked.fingerprint:
+        raise SpecError("--fingerprint is not that of the request: it comes from somebody else, or was changed")
+    if fingerprint is None:
+        if not sys.stdin.isatty():
+            raise SpecError("the fingerprint is confirmed at a terminal; here give --fingerprint")
+        typer.confirm(f"Did {asked.participant} tell you the same one?", abort=True)
+    made = Alliance(home).approve(spec, asked, ask_password("the alliance's root", password_file), again)
+    then = "renew" if again else "open"
+    if json:
+        typer.echo(jsonlib.dumps({"name": made.name, "kind": made.kind, "kit": str(made.file)}))
+    console.print(f"Send {made.file}. They open it with: oncofed site {then} FILE --request FOLDER", markup=False)
 
 
 @app.command()
@@ -132,6 +200,15 @@ def revoke(
         typer.echo(f"{name} is revoked, and the server of {server_kit} keeps it out")
     else:
         typer.echo(f"{name} is revoked once the server has the list. Put {file} into the folder local/ of its kit.")
+
+
+def _make(kits: Iterator[Sealed], count: int, passwords: Path | None, console: Console, json: bool) -> None:
+    """Make kits and tell their passwords, also where it is interrupted: one that is not told now is lost."""
+    made: list[Sealed] = []
+    try:
+        made.extend(track(kits, "Sealed kits", count, console=console, transient=True))
+    finally:
+        _tell(made, passwords, console, json)
 
 
 def _tell(made: list[Sealed], file: Path | None, console: Console, json: bool) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import deque
+from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -33,24 +34,32 @@ _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 _START_SECONDS = 30.0
 
 
+SealedKit = Annotated[Path, typer.Argument(help="The sealed kit that the alliance sent, such as SITE.kit.age.")]
+KitPassword = Annotated[
+    Path | None, typer.Option("--password-file", help="File whose first line is the kit's password; else it is asked.")
+]
+Identity = Annotated[
+    Path | None,
+    typer.Option("--identity", help="File with the age key (AGE-SECRET-KEY-...) that the kit was sealed for."),
+]
+RequestFolder = Annotated[
+    Path | None, typer.Option("--request", help="Folder that `oncofed site request` made, which this kit answers.")
+]
+
+
 @app.command("open")
 def open_kit(
-    file: Annotated[Path, typer.Argument(help="The sealed kit that the alliance sent, such as SITE.kit.age.")],
+    file: SealedKit,
     out: Annotated[Path | None, typer.Option(help="Folder to make; by default the kit's name, here.")] = None,
-    password_file: Annotated[
-        Path | None, typer.Option(help="File whose first line is the kit's password; else it is asked.")
-    ] = None,
-    identity: Annotated[
-        Path | None, typer.Option(help="File with the age key (AGE-SECRET-KEY-...) that the kit was sealed for.")
-    ] = None,
+    password_file: KitPassword = None,
+    identity: Identity = None,
+    request: RequestFolder = None,
 ) -> None:
     """Open a sealed startup kit. Nothing is left of it where one byte is not as the alliance made it."""
     from oncofed.alliance.contents import read_facts
-    from oncofed.alliance.sealing import unseal
 
     folder = out or Path(file.name.removesuffix(".age").removesuffix(".kit"))
-    password = None if identity else ask_password(file.name, password_file).strip().upper()
-    unseal(file, folder, password, identity)
+    _opener(file, password_file, identity, request)(folder)
     facts = read_facts(folder)
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"{folder}: the kit of {facts.kind} {facts.participant} in {facts.alliance}", markup=False)
@@ -58,6 +67,54 @@ def open_kit(
     person = facts.kind == "person"
     then = f"oncofed job submit JOB --kit {folder}" if person else f"oncofed site doctor --folder {folder}"
     console.print(f"What to do next is in {folder / 'guide.html'}. First: {then}", markup=False)
+
+
+@app.command()
+def request(
+    name: Annotated[str, typer.Argument(help="As the alliance knows this site, server or person.")],
+    kind: Annotated[str, typer.Option(help="site, server or person")] = "site",
+    out: Annotated[Path | None, typer.Option(help="Folder to make; by default NAME.request, here.")] = None,
+) -> None:
+    """Make a private key that never leaves this machine, and a request for its certificate to send to the alliance.
+
+    For a site whose rules forbid that anybody else ever had its key; else the alliance sends a kit with one in it.
+    """
+    from oncofed.alliance.request import REQUEST_FILE, make_request
+
+    if kind not in ("site", "server", "person"):
+        raise SpecError(f"--kind {kind}: expected site, server or person")
+    folder = out or Path(f"{name}.request")
+    made = make_request(name, kind, folder)  # type: ignore[arg-type]  # looked at above
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(
+        f"Send {folder / REQUEST_FILE} to the alliance; nothing in it is secret. Keep the folder.", markup=False
+    )
+    console.print(f"Its fingerprint, for them to compare on the telephone:\n  {made.fingerprint}")
+    console.print(f"Then: oncofed site open {name}.kit.age --request {folder}", markup=False)
+
+
+@app.command()
+def renew(
+    file: SealedKit,
+    folder: Folder = Path(),
+    password_file: KitPassword = None,
+    identity: Identity = None,
+    request: RequestFolder = None,
+) -> None:
+    """Put a newer kit, with a certificate that holds longer, in the place of the one in --folder.
+
+    It may run meanwhile: no round is missed. The new certificate is in force from when no job runs here.
+    """
+    from oncofed.site.renewal import renew as put
+    from oncofed.site.service import service_state
+
+    until, kept = put(folder.resolve(), _opener(file, password_file, identity, request))
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"{folder}: renewed until {until:%Y-%m-%d}", markup=False)
+    if kept:
+        console.print(f"Yours, and left as they are: {', '.join(kept)}", markup=False)
+    if service_state(folder).running:
+        console.print("It runs, and takes the new certificate as soon as no job runs here.")
 
 
 @app.command()
@@ -179,6 +236,21 @@ def logs(
                     time.sleep(0.3)
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
+
+
+def _opener(
+    file: Path, password_file: Path | None, identity: Path | None, request: Path | None
+) -> Callable[[Path], object]:
+    """Return what opens a sealed kit into a folder, with what is at hand: a password, a key, or a request's folder."""
+    from oncofed.alliance.request import open_answer
+    from oncofed.alliance.sealing import unseal
+
+    if sum(way is not None for way in (password_file, identity, request)) > 1:
+        raise SpecError("give one of --password-file, --identity and --request: found several")
+    if request:
+        return lambda folder: open_answer(file, folder, request)
+    password = None if identity else ask_password(file.name, password_file).strip().upper()
+    return lambda folder: unseal(file, folder, password, identity)
 
 
 def _time(seconds: float) -> str:

@@ -15,7 +15,7 @@ import runpy
 import sys
 
 from oncofed.federation.heap import share_one_heap
-from oncofed.processes import name_process
+from oncofed.processes import JOB_PROCESS, name_process
 
 # What the first round of any job needs; the rest takes milliseconds.
 MODULES = (
@@ -49,7 +49,7 @@ def main() -> None:
         return
     told = json.loads(line)
     _close_input()
-    name_process("oncofed job")
+    name_process(JOB_PROCESS)
     become(**told)
 
 

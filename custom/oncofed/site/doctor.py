@@ -41,6 +41,7 @@ _LEAST_DISK_GB, _GOOD_DISK_GB = 2, 20
 _GOOD_FILES = 4096
 _GOOD_SHARED_MB = 512
 _LARGEST_CLOCK_SECONDS = 60.0
+_RENEW = "oncofed site renew FILE"
 # What may not differ between sites: results would, or messages could not be read.
 _SAME_EVERYWHERE = ("nvflare", "monai", "torch", "numpy")
 
@@ -314,9 +315,9 @@ def _certificate(folder: Path, facts: KitFacts) -> Iterator[Check]:
     if now < since:
         yield Check("certificate", "fail", f"holds from {since:%Y-%m-%d}", "look at this machine's clock")
     elif days < 0:
-        yield Check("certificate", "fail", f"expired on {until:%Y-%m-%d}", "ask for a new kit")
+        yield Check("certificate", "fail", f"expired on {until:%Y-%m-%d}", f"ask for a new kit, then: {_RENEW}")
     elif days < _SOON_DAYS:
-        yield Check("certificate", "warn", found, "ask the alliance for a new kit before it ends")
+        yield Check("certificate", "warn", found, f"ask the alliance for a new kit before it ends, then: {_RENEW}")
     else:
         yield Check("certificate", "ok", found)
 

@@ -20,14 +20,14 @@ from typing import IO, Any
 
 import psutil
 
-from oncofed.alliance.contents import KitFacts, SiteSettings, read_facts, read_settings
+from oncofed.alliance.contents import KIT_FILE, KitFacts, SiteSettings, read_facts, read_settings
 from oncofed.alliance.files import write_private
 from oncofed.alliance.kits import keep_storage_inside, start_process
 from oncofed.alliance.sealing import changed_files
 from oncofed.errors import FederationError, PolicyError
 from oncofed.federation.datasets import DATASETS_FILE, datasets_entry
 from oncofed.federation.site_report import RUN_FOLDER
-from oncofed.processes import process_environment, short_path, stop_processes
+from oncofed.processes import JOB_PROCESS, process_environment, short_path, stop_processes
 
 LOG_FILE = "console.log"
 _LOGS_KEPT = 5
@@ -75,13 +75,18 @@ class Service:
     def __init__(self, folder: Path, told: Callable[[str], None]) -> None:
         self._folder = folder.resolve()
         self._told = told
-        self.facts = machine_facts(self._folder)
-        self._settings = read_settings(self._folder)
-        require_unchanged(self._folder)
+        self._read_kit()
         self._mark = self._folder / _TEMPORARY
         self._stop = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
         self._starts: list[float] = []
+
+    def _read_kit(self) -> None:
+        self._kit_read = _changed_at(self._folder)
+        self.facts = machine_facts(self._folder)
+        self._settings = read_settings(self._folder)
+        require_unchanged(self._folder)
+        self._until = self.facts.certificate(self._folder).not_valid_after_utc.timestamp()
 
     def run(self) -> None:
         """Run until it is stopped by SIGTERM or Ctrl-C.
@@ -107,6 +112,12 @@ class Service:
             if self._stop.is_set():
                 break
             stop_processes(self._mark)
+            if status is None:
+                self._told("its kit was renewed: it starts again with the new certificate")
+                self._read_kit()
+                prepare(self._folder, self.facts, self._settings)
+                self._starts.clear()
+                continue
             self._require_few_restarts(status)
             was_sound = time.monotonic() - started > _SOUND_SECONDS
             back_off = 1.0 if was_sound else min(back_off * 2, _LONGEST_BACK_OFF_SECONDS)
@@ -115,7 +126,8 @@ class Service:
         self._note()
         self._told("stopped")
 
-    def _run_once(self, temporary: Path) -> int:
+    def _run_once(self, temporary: Path) -> int | None:
+        """Start FLARE's process, and return with which status it ended; None where it was ended for a newer kit."""
         environment = process_environment(temporary, 1, self._mark)
         if self._settings.gpus is not None:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, self._settings.gpus))
@@ -125,13 +137,24 @@ class Service:
         assert self._process.stdout
         pump = threading.Thread(target=self._write_log, args=(self._process.stdout,), name="log")
         pump.start()
-        while self._process.poll() is None and not self._stop.is_set():
+        renewed = False
+        while self._process.poll() is None and not self._stop.is_set() and not renewed:
             time.sleep(0.1)
-        if self._stop.is_set():
+            renewed = self._is_to_renew(self._process.pid)
+        if self._stop.is_set() or renewed:
             stop_processes(self._mark)
         status = self._process.wait()
         pump.join()
-        return status
+        return None if renewed else status
+
+    def _is_to_renew(self, pid: int) -> bool:
+        """Return whether there is a newer kit, and no job that would be disturbed; near the old one's end, in any case.
+
+        FLARE's processes read their certificate at their start alone.
+        """
+        if _changed_at(self._folder) == self._kit_read:
+            return False
+        return self._until - time.time() < _HOUR or not _runs_job(pid)
 
     def _write_log(self, printed: IO[bytes]) -> None:
         handler = logging.handlers.RotatingFileHandler(
@@ -172,6 +195,19 @@ class Service:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _changed_at(folder: Path) -> int:
+    """Return when a folder's kit was put there, in ns; the file that is looked at is the last that a renewal writes."""
+    with contextlib.suppress(OSError):
+        return (folder / KIT_FILE).stat().st_mtime_ns
+    return 0
+
+
+def _runs_job(pid: int) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return any(child.name() == JOB_PROCESS for child in psutil.Process(pid).children(recursive=True))
+    return False
 
 
 def machine_facts(folder: Path) -> KitFacts:

@@ -1,0 +1,136 @@
+"""Private keys that never leave their participant: the request, the alliance's answer, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from oncofed.alliance.authority import Authority, common_name
+from oncofed.alliance.contents import read_facts
+from oncofed.alliance.register import Alliance
+from oncofed.alliance.request import fits, make_request, open_answer, read_request
+from oncofed.alliance.sealing import changed_files
+from oncofed.alliance.spec import AllianceSpec
+from oncofed.errors import FederationError
+
+PASSWORD = "correct horse battery"
+SPEC = AllianceSpec(
+    name="tiny", server="fl.example.org", sites=("east", "west"), people={"eng@x.org": {"role": "lead"}}
+)
+
+
+@pytest.fixture(scope="module")
+def alliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Alliance]:
+    """An alliance that was founded, and gave nobody a kit yet. Its root's password takes seconds, but once alone."""
+    alliance = Alliance(tmp_path_factory.mktemp("alliance") / "home")
+    authority = alliance._found(SPEC, PASSWORD)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Authority, "load", lambda folder, password: authority)
+        yield alliance
+
+
+@pytest.mark.parametrize(("name", "kind"), [("east", "site"), ("fl.example.org", "server"), ("eng@x.org", "person")])
+def test_a_key_stays_where_it_was_made(alliance: Alliance, tmp_path: Path, name: str, kind: str) -> None:
+    asked = make_request(name, kind, tmp_path / "request")  # type: ignore[arg-type]
+    assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in (tmp_path / "request").iterdir())
+    sent = tmp_path / "request.json"
+    sent.write_bytes((tmp_path / "request" / "request.json").read_bytes())
+    assert "PRIVATE" not in sent.read_text()
+    request = read_request(sent)
+    assert request.fingerprint == asked.fingerprint
+    sealed = alliance.approve(SPEC, request, PASSWORD)
+    assert sealed.password is None
+    facts = open_answer(sealed.file, tmp_path / "kit", tmp_path / "request")
+    assert (facts.participant, facts.kind) == (name, kind)
+    certificate = facts.certificate(tmp_path / "kit")
+    assert common_name(certificate) == name
+    certificate.verify_directly_issued_by(Authority.load(alliance.home, PASSWORD).certificate)
+    key = facts.certificate_file(tmp_path / "kit").with_suffix(".key")
+    assert fits(certificate, key.read_bytes())
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    assert changed_files(tmp_path / "kit") == []
+    assert alliance.register().participants[name].sealed_for == request.recipient
+    # A second one for the same name is somebody else's, unless the alliance is told that it is not.
+    with pytest.raises(FederationError, match=f"{name} has a kit already"):
+        alliance.approve(SPEC, request, PASSWORD)
+    alliance.approve(SPEC, request, PASSWORD, again=True)
+    assert len(alliance.register().participants[name].certificates) == 2
+
+
+def test_an_answer_to_another_request_is_refused(alliance: Alliance, tmp_path: Path) -> None:
+    first = make_request("west", "site", tmp_path / "first")
+    make_request("west", "site", tmp_path / "second")
+    sealed = alliance.approve(SPEC, first, PASSWORD)
+    with pytest.raises(FederationError, match="does not open"):
+        open_answer(sealed.file, tmp_path / "kit", tmp_path / "second")
+    key = tmp_path / "first" / "private.key"
+    key.write_bytes((tmp_path / "second" / "private.key").read_bytes())
+    with pytest.raises(FederationError, match="the answer to another request"):
+        open_answer(sealed.file, tmp_path / "kit", tmp_path / "first")
+    assert not (tmp_path / "kit").exists()
+    with pytest.raises(FederationError, match="holds no request"):
+        open_answer(sealed.file, tmp_path / "kit", tmp_path)
+
+
+def _sent(tmp_path: Path, change: Callable[[dict[str, str]], object]) -> Path:
+    make_request("mallory", "site", tmp_path / "request")
+    values = json.loads((tmp_path / "request" / "request.json").read_text())
+    change(values)
+    path = tmp_path / "sent.json"
+    path.write_text(json.dumps(values))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda values: values.update(participant="east"), "asks for a certificate of another name"),
+        (lambda values: values.update(participant="../east"), "participant"),
+        (lambda values: values.update(kind="root"), "kind"),
+        (lambda values: values.update(csr="nothing"), "csr"),
+        (lambda values: values.update(recipient="age1evil"), "recipient"),
+        (lambda values: values.pop("csr"), "csr"),
+        (lambda values: values.update(more="x" * 70_000), "larger than a request"),
+    ],
+)
+def test_a_request_that_was_changed_is_refused(
+    tmp_path: Path, change: Callable[[dict[str, str]], object], said: str
+) -> None:
+    with pytest.raises(FederationError, match=said):
+        read_request(_sent(tmp_path, change))
+
+
+def test_what_is_no_request_and_who_may_not_ask_is_said(alliance: Alliance, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(FederationError, match="is no request"):
+        read_request(tmp_path / "notes.txt")
+    with pytest.raises(FederationError, match="No such file"):
+        read_request(tmp_path / "nothing")
+    with pytest.raises(FederationError, match="nobody who can ask"):
+        alliance.approve(SPEC, read_request(_sent(tmp_path, lambda values: None)), PASSWORD)
+    as_person = make_request("east", "person", tmp_path / "east")
+    with pytest.raises(FederationError, match="asks as a person, but is a site"):
+        alliance.approve(SPEC, as_person, PASSWORD)
+    with pytest.raises(FederationError, match="exists"):
+        make_request("east", "site", tmp_path / "east")
+    with pytest.raises(FederationError, match="no name of a participant"):
+        make_request("a" * 70, "site", tmp_path / "long")
+    assert not (tmp_path / "long").exists()
+
+
+def test_a_certificate_cannot_be_asked_for_somebody_elses_key(tmp_path: Path) -> None:
+    """Proof of possession: the request is signed with the key that it is about."""
+    make_request("east", "site", tmp_path / "request")
+    values = json.loads((tmp_path / "request" / "request.json").read_text())
+    der = bytearray(x509.load_pem_x509_csr(values["csr"].encode()).public_bytes(Encoding.DER))
+    der[-1] ^= 1
+    values["csr"] = x509.load_der_x509_csr(bytes(der)).public_bytes(Encoding.PEM).decode()
+    (tmp_path / "sent.json").write_text(json.dumps(values))
+    with pytest.raises(FederationError, match="not signed with the key"):
+        read_request(tmp_path / "sent.json")

@@ -1,0 +1,107 @@
+"""A newer kit in the place of an older one: what changes, what stays, and what is refused."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from commands import Outcome
+from oncofed.alliance.authority import Authority
+from oncofed.alliance.contents import add_contents, read_facts
+from oncofed.alliance.kits import provision
+from oncofed.alliance.sealing import changed_files, sign_folder
+from oncofed.alliance.spec import AllianceSpec
+from oncofed.errors import FederationError
+from oncofed.site.renewal import renew
+
+PEOPLE = {"eng@x.org": {"role": "lead"}}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Kits of one alliance, old and new, and of another that has its names."""
+    folder = tmp_path_factory.mktemp("made")
+    root, others = Authority.new("tiny"), Authority.new("tiny")
+    kits = {}
+    for label, days, authority in (("old", 30, root), ("new", 300, root), ("evil", 300, others)):
+        spec = AllianceSpec(name="tiny", sites=("east", "west"), people=PEOPLE, valid_days=days)
+        kits[label] = provision(spec, folder / label, authority)
+        for kit in kits[label].iterdir():
+            add_contents(kit, spec, kit.name, authority)
+            sign_folder(kit, authority)
+    return kits
+
+
+@pytest.fixture
+def kit(made: dict[str, Path], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made["old"] / "east", tmp_path / "east"))
+
+
+def _copied(kit: Path) -> Callable[[Path], object]:
+    return lambda folder: shutil.copytree(kit, folder)
+
+
+def test_certificate_and_key_are_new_and_what_is_the_sites_own_stays(kit: Path, made: dict[str, Path]) -> None:
+    (kit / "site.yaml").write_text("datasets: {balls: /data/balls}\n")
+    (kit / "local" / "privacy.json.sample").write_text("mine")
+    (kit / "local" / "datasets.json").write_text("{}")
+    (kit / "storage").mkdir()
+    (kit / "storage" / "job").write_text("kept")
+    old = read_facts(kit).certificate(kit)
+    until, kept = renew(kit, _copied(made["new"] / "east"))
+    new = read_facts(kit).certificate(kit)
+    assert new.serial_number != old.serial_number
+    assert until == new.not_valid_after_utc > old.not_valid_after_utc
+    assert kept == ["local/privacy.json.sample"]
+    assert "/data/balls" in (kit / "site.yaml").read_text()
+    assert (kit / "storage" / "job").read_text() == "kept"
+    assert (kit / "startup" / "client.key").read_bytes() == (made["new"] / "east/startup/client.key").read_bytes()
+    assert not [problem for problem in changed_files(kit) if not problem.startswith(("local/", "site.yaml"))]
+    assert not list(kit.glob(".renewal"))
+    # Once more is no harm: somebody may not know how far it came.
+    renew(kit, _copied(made["new"] / "east"))
+
+
+@pytest.mark.parametrize(
+    ("newer", "said"),
+    [
+        ("new/west", "participant west"),
+        ("evil/east", "root_fingerprint"),
+        ("new/eng@x.org", "participant eng@x.org"),
+    ],
+)
+def test_the_kit_of_somebody_else_changes_nothing(kit: Path, made: dict[str, Path], newer: str, said: str) -> None:
+    label, name = newer.split("/")
+    before = {path: path.read_bytes() for path in kit.rglob("*") if path.is_file()}
+    with pytest.raises(FederationError, match=said):
+        renew(kit, _copied(made[label] / name))
+    assert {path: path.read_bytes() for path in kit.rglob("*") if path.is_file()} == before
+
+
+def test_an_older_kit_and_one_that_does_not_open_change_nothing(
+    kit: Path, made: dict[str, Path], run: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    renew(kit, _copied(made["new"] / "east"))
+    with pytest.raises(FederationError, match="nothing was changed"):
+        renew(kit, _copied(made["old"] / "east"))
+    (tmp_path / "east.kit.age").write_text("age-encryption.org/v1\nbroken")
+    (tmp_path / "password.txt").write_text("wrong\n")
+    refused = run(
+        "site", "renew", tmp_path / "east.kit.age", "--folder", kit, "--password-file", tmp_path / "password.txt"
+    )
+    assert (refused.status, "does not open" in refused.text) == (1, True)
+    assert changed_files(kit) == []
+    assert not list(kit.glob(".renewal"))
+
+
+def test_one_that_was_interrupted_is_mended_by_another(kit: Path, made: dict[str, Path]) -> None:
+    """The worst moment: the new keys lie in place, and the file that says whose kit it is, does not."""
+    shutil.rmtree(kit / "startup")
+    shutil.copytree(made["new"] / "east" / "startup", kit / "startup")
+    assert changed_files(kit)
+    (kit / ".renewal").mkdir()
+    renew(kit, _copied(made["new"] / "east"))
+    assert changed_files(kit) == []
