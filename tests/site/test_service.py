@@ -124,7 +124,7 @@ def test_from_a_sealed_kit_to_a_job_that_outlives_killed_services(
 @pytest.mark.slow
 @pytest.mark.federation
 @pytest.mark.timeout(300)
-def test_who_is_revoked_is_out_of_a_running_job_and_stays_out(
+def test_in_a_running_job_one_is_renewed_without_missing_a_round_and_another_is_revoked(
     opened: dict[str, Path], job: Path, tmp_path: Path
 ) -> None:
     def command(*arguments: str | Path, status: int = 0) -> str:
@@ -144,7 +144,17 @@ def test_who_is_revoked_is_out_of_a_running_job_and_stays_out(
     wait_for(lambda: len(_participations(events)) > 1, "both sites train")
     assert _participations(events)[-1]["in_time"] == ["east", "west"]
 
-    root = ("--home", tmp_path / "home", "--password-file", tmp_path / "root.txt", "--server-kit", opened["localhost"])
+    root = ("--home", tmp_path / "home", "--password-file", tmp_path / "root.txt")
+    passwords = tmp_path / "passwords.txt"
+    before = read_facts(opened["east"]).certificate(opened["east"])
+    command("alliance", "renew", tmp_path / "alliance.yaml", "east", "--passwords", passwords, *root)
+    passwords.write_text(passwords.read_text().split("\t")[1])
+    kit = tmp_path / "home" / "kits" / "east.kit.age"
+    said = command("site", "renew", kit, "--folder", opened["east"], "--password-file", passwords)
+    assert "as soon as no job runs here" in said
+    assert read_facts(opened["east"]).certificate(opened["east"]).serial_number != before.serial_number
+
+    root = (*root, "--server-kit", opened["localhost"])
     command("alliance", "revoke", "west", *root)
     wait_for(lambda: _participations(events)[-1]["in_time"] == ["east"], "it is out")
     begun = len(_participations(events))
@@ -158,6 +168,11 @@ def test_who_is_revoked_is_out_of_a_running_job_and_stays_out(
     assert "eng@x.org may not do this" in refused
     command("job", "stop", job_id, "--kit", opened["admin@x.org"])
     assert all(who["in_time"] == ["east"] for who in _participations(events)[begun:])
+    assert all("east" in who["in_time"] for who in _participations(events)), "a round was missed"
+    service_log = opened["east"] / "service.log"
+    wait_for(lambda: "its kit was renewed" in service_log.read_text(), "the new certificate is taken")
+    wait_for(lambda: is_connected(opened["east"]), "east is connected with it")
+    assert service_state(opened["east"]).restarts == 0
 
 
 def _participations(events: Path) -> list[dict[str, list[str]]]:
