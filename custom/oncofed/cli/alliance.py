@@ -39,6 +39,12 @@ SpecFile = Annotated[Path, typer.Argument(help="The alliance as data; an example
 Passwords = Annotated[
     Path | None, typer.Option("--passwords", help="Write the kits' passwords to this file (0600), not the terminal.")
 ]
+Recipient = Annotated[
+    str | None, typer.Option("--recipient", help="age recipient (age1...) that the kit is sealed for; else a password.")
+]
+MakeKit = Annotated[
+    bool, typer.Option("--kit/--no-kit", help="Make the kit too; without it where they make their own private key.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout, progress to stderr.")]
 
 
@@ -69,6 +75,49 @@ def provision(
     password = ask_password("the alliance's root", password_file, new=not alliance.exists)
     _make(alliance.issue(spec, password), len(new), passwords, console, json)
     console.print(f"The alliance's fingerprint, for who opens a kit: {alliance.register().root_fingerprint}")
+
+
+@app.command("add-site")
+def add_site(
+    file: SpecFile,
+    name: Annotated[str, typer.Argument(help="Of the site: letters, digits, _ and -.")],
+    organisation: Annotated[str, typer.Option(help="Letters, digits and _.")],
+    contact: Annotated[str | None, typer.Option(help="Who answers there.")] = None,
+    recipient: Recipient = None,
+    kit: MakeKit = True,
+    home: Home = DEFAULT_HOME,
+    password_file: PasswordFile = None,
+    passwords: Passwords = None,
+    json: Json = False,
+) -> None:
+    """Add a site to alliance.yaml, whose comments stay, and make its kit. Nobody else's kit changes."""
+    from oncofed.alliance.edit import add_participant
+
+    entry = {"organisation": organisation, "contact": contact, "recipient": recipient}
+    add_participant(file, "sites", name, entry)
+    _added(file, name, kit, home, password_file, passwords, json)
+
+
+@app.command("add-user")
+def add_user(
+    file: SpecFile,
+    name: Annotated[str, typer.Argument(help="E-mail address.")],
+    organisation: Annotated[str, typer.Option(help="Letters, digits and _.")],
+    role: Annotated[
+        str, typer.Option(help="project_admin, org_admin (of a site), lead (submits jobs) or member (looks).")
+    ] = "lead",
+    recipient: Recipient = None,
+    kit: MakeKit = True,
+    home: Home = DEFAULT_HOME,
+    password_file: PasswordFile = None,
+    passwords: Passwords = None,
+    json: Json = False,
+) -> None:
+    """Add a person to alliance.yaml, whose comments stay, and make their kit. Nobody else's kit changes."""
+    from oncofed.alliance.edit import add_participant
+
+    add_participant(file, "people", name, {"role": role, "organisation": organisation, "recipient": recipient})
+    _added(file, name, kit, home, password_file, passwords, json)
 
 
 @app.command()
@@ -200,6 +249,14 @@ def revoke(
         typer.echo(f"{name} is revoked, and the server of {server_kit} keeps it out")
     else:
         typer.echo(f"{name} is revoked once the server has the list. Put {file} into the folder local/ of its kit.")
+
+
+def _added(
+    file: Path, name: str, kit: bool, home: Path, password_file: Path | None, passwords: Path | None, json: bool
+) -> None:
+    progress_console(json).print(f"{name} is in {file}", markup=False)
+    if kit:
+        provision(file, home, password_file, passwords, json)
 
 
 def _make(kits: Iterator[Sealed], count: int, passwords: Path | None, console: Console, json: bool) -> None:
