@@ -21,6 +21,7 @@ from types import SimpleNamespace
 import pytest
 
 from commands import Outcome
+from oncofed import gpus
 from oncofed.alliance.contents import read_facts
 from oncofed.alliance.kits import provision
 from oncofed.alliance.spec import AllianceSpec
@@ -189,8 +190,8 @@ def test_a_package_that_was_changed_after_it_was_installed(monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("printed", "status", "state", "words"),
     [
-        ("NVIDIA H100, 570.1, 81559, 81000\n", 0, "ok", "NVIDIA H100, driver 570.1, 79 of 80 GiB free"),
-        ("NVIDIA H100, 570.1, 81559, 1000\n", 0, "warn", "1 of 80 GiB free"),
+        ("0, NVIDIA H100, 570.1, 81559, 81000, 3\n", 0, "ok", "NVIDIA H100, driver 570.1, 79 of 80 GiB free"),
+        ("0, NVIDIA H100, 570.1, 81559, 1000, [N/A]\n", 0, "warn", "1 of 80 GiB free"),
         ("Failed to initialize NVML: Driver/library version mismatch\n", 18, "fail", "version mismatch"),
     ],
 )
@@ -198,7 +199,7 @@ def test_what_nvidia_smi_says(
     monkeypatch: pytest.MonkeyPatch, printed: str, status: int, state: str, words: str
 ) -> None:
     answer = subprocess.CompletedProcess([], status, printed, "")
-    monkeypatch.setattr(doctor.subprocess, "run", lambda *arguments, **more: answer)
+    monkeypatch.setattr(gpus.subprocess, "run", lambda *arguments, **more: answer)
     check = next(doctor._gpu())
     assert check.state == state
     assert words in check.found

@@ -17,6 +17,7 @@ from oncofed.alliance.authority import Authority, fingerprint
 from oncofed.alliance.files import write_private
 from oncofed.alliance.spec import AllianceSpec
 from oncofed.errors import FederationError
+from oncofed.federation.lending import HOURS, Lending
 from oncofed.settings import StrictModel, read_yaml, validated
 
 KIT_FILE = "kit.json"
@@ -64,21 +65,37 @@ class SiteSettings(StrictModel):
         default_factory=dict, description="name that jobs ask for -> folder of the registered dataset"
     )
     gpus: tuple[int, ...] | None = Field(None, description="numbers of the GPUs that are lent; null: all of them")
+    jobs_at_once: int | None = Field(
+        1, ge=1, le=64, description="jobs of the alliance; null: as many as there are GPUs for"
+    )
+    hours: str | None = Field(
+        None, pattern=HOURS, description="from when to when jobs may run, by this machine's clock; null: always"
+    )
     log_mb: int = Field(20, ge=1, le=10_000, description="size at which a log is put aside; five of each are kept")
     restarts_an_hour: int = Field(10, ge=0, le=1000, description="so often a process that ended is started again")
+
+    @property
+    def lending(self) -> Lending:
+        """What the site lends to jobs."""
+        return Lending(self.gpus, self.jobs_at_once, self.hours)
 
 
 _SETTINGS_TEXT = """\
 # What this {kind} may change. `oncofed site doctor` checks it; `oncofed site start` reads it.
 schema: 1
-{datasets}gpus: null              # numbers of the GPUs that are lent, such as [0, 1]; null: all
-log_mb: 20              # size at which a log is put aside; five of each are kept
+{datasets}{lending}log_mb: 20              # size at which a log is put aside; five of each are kept
 restarts_an_hour: 10    # so often a process that ended is started again
+"""
+_LENDING_TEXT = """\
+gpus: null              # numbers of the GPUs that are lent, such as [0, 1]; null: all
+jobs_at_once: 1         # jobs of the alliance; null: as many as there are GPUs for, each has its own
+hours: null             # when jobs may run, by this machine's clock, such as "18:00-07:00"; null: always
 """
 _DATASETS_TEXT = """\
 datasets: {}            # name that jobs ask for: folder of the registered dataset, such as
                         # {spleen_ct: /data/oncofed/spleen_ct}; see: oncofed data register --help
 """
+_NOTHING_TO_LEND = {"datasets": "", "lending": ""}
 
 
 def add_contents(folder: Path, spec: AllianceSpec, name: str, authority: Authority) -> KitFacts:
@@ -118,8 +135,8 @@ def add_contents(folder: Path, spec: AllianceSpec, name: str, authority: Authori
     values = {"facts": facts, "spec": spec, "contact": contact, "until": until}
     write_private(folder / GUIDE_FILE, environment.get_template(GUIDE_FILE).render(values).encode())
     if kind != "person":
-        datasets = _DATASETS_TEXT if kind == "site" else ""
-        write_private(folder / SETTINGS_FILE, _SETTINGS_TEXT.format(kind=kind, datasets=datasets).encode())
+        own = {"datasets": _DATASETS_TEXT, "lending": _LENDING_TEXT} if kind == "site" else _NOTHING_TO_LEND
+        write_private(folder / SETTINGS_FILE, _SETTINGS_TEXT.format(kind=kind, **own).encode())
         write_private(folder / SERVICE_FILE, environment.get_template(SERVICE_FILE).render(values).encode())
     return facts
 

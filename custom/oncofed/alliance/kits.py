@@ -45,6 +45,8 @@ _HEARTBEAT_TIMEOUT_SECONDS = 60
 # A message that nobody takes is given up after this many seconds without progress (FLARE: five minutes, in which a site
 # whose server was started again does nothing).
 _ANSWER_SECONDS = 10.0
+# FLARE's own lend the first GPUs for ever, and to several jobs at once where a job does not say what it needs.
+_LENDING = {"resource_manager": "SiteResources", "resource_consumer": "LentGPUs"}
 # Both ends of every connection show a certificate; FLARE's default for relays is none at all.
 _MUTUAL = {"connection_security": "mtls"}
 _COMMUNICATION = {"streaming_ack_wait": 10, "streaming_read_timeout": 30}
@@ -256,6 +258,8 @@ def _restrict_resources(resources: dict[str, Any]) -> None:
     for component in resources["components"]:
         if component.get("path") in launchers:
             component["path"] = f"oncofed.federation.launchers.{launchers[component['path']]}"
+        if component["id"] in _LENDING:
+            component.update(path=f"oncofed.federation.lending.{_LENDING[component['id']]}", args={})
     if "client" in resources:
         # The least that a site waits for an answer; a job with a large model says more.
         resources["client"]["communication_timeout"] = _ANSWER_SECONDS

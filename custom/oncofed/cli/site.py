@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json as jsonlib
 import os
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +20,7 @@ from rich.console import Console
 
 from oncofed.cli.common import ask_password, escape, require_posix
 from oncofed.errors import FederationError, SpecError
+from oncofed.gpus import GPU, read_gpus
 
 if TYPE_CHECKING:
     from oncofed.site.doctor import Check
@@ -166,11 +169,21 @@ def start(
 
 
 @app.command()
-def stop(folder: Folder = Path()) -> None:
-    """Stop the kit's site, relay or server, and all that it started. Its jobs go on when it is started again."""
+def stop(
+    folder: Folder = Path(),
+    after_round: Annotated[
+        bool, typer.Option("--after-round", help="Let the job's turn in this round end first; Ctrl-C: do not stop.")
+    ] = False,
+) -> None:
+    """Stop the kit's site, relay or server, and all that it started. Its jobs go on when it is started again.
+
+    A turn that is stopped in the middle is taken up from its last checkpoint, which is a minute old at most.
+    """
     from oncofed.site.service import machine_facts, stop_service
 
     facts = machine_facts(folder.resolve())
+    if after_round:
+        _wait_for_turn(folder.resolve())
     if stop_service(folder.resolve()):
         typer.echo(f"{facts.participant} is stopped")
     else:
@@ -187,6 +200,9 @@ def status(folder: Folder = Path(), json: Json = False) -> None:
     facts, state = machine_facts(folder), service_state(folder)
     today = datetime.now(timezone.utc).date().isoformat()
     report = read_report(folder, today)
+    gpus: list[GPU] = []
+    with contextlib.suppress(FederationError):  # the doctor says what is wrong with the driver
+        gpus = read_gpus() if facts.kind == "site" else []
     shown: dict[str, Any] = {
         "participant": facts.participant,
         "kind": facts.kind,
@@ -197,6 +213,7 @@ def status(folder: Folder = Path(), json: Json = False) -> None:
         "restarts": state.restarts,
         "trouble": state.trouble or None,
         "job": report.now or None,
+        "gpus": [asdict(gpu) for gpu in gpus],
         "left_today": {"day": today, "bytes_by_job": report.bytes_by_job},
     }
     if json:
@@ -293,8 +310,27 @@ def _show_status(shown: dict[str, Any]) -> None:
         number = f", round {job['round']}" if job.get("round") else ""
         ago = max(time.time() - job["at"], 0)
         console.print(f"job {job['job']}: {job.get('phase', '')}{number}{step} ({ago:.0f} s ago)", markup=False)
+    for gpu in shown["gpus"]:
+        busy = f"{gpu['busy_percent']} % busy, " if gpu["busy_percent"] is not None else ""
+        memory = f"{gpu['total_gib'] - gpu['free_gib']:.0f} of {gpu['total_gib']:.0f} GiB in use"
+        console.print(f"GPU {gpu['number']}, {gpu['name']}: {busy}{memory}", markup=False)
     for job_id, size in shown["left_today"]["bytes_by_job"].items():
         console.print(f"left today for job {job_id}: {size / 1e6:.1f} MB of weights and numbers", markup=False)
+
+
+def _wait_for_turn(folder: Path) -> None:
+    """Wait until what the site's job does now has been handed in."""
+    from oncofed.federation.site_report import ENDED, WAITING, read_report
+    from oncofed.site.service import runs_job
+
+    with Console(stderr=True).status("") as shown:
+        while runs_job(folder):
+            now = read_report(folder, "").now
+            if now.get("phase") in (WAITING, ENDED):
+                return
+            step = f", step {now['step']} of {now['steps']}" if "step" in now else ""
+            shown.update(f"its job goes on until its turn ends: {now.get('phase', 'starting')}{step}")
+            time.sleep(0.2)
 
 
 def _start_in_background(folder: Path) -> None:

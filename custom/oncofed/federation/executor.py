@@ -31,7 +31,7 @@ from oncofed.federation.datasets import DATASETS_FILE, dataset_folder
 from oncofed.federation.exchange import TASK_COMBINE, TASK_PREPARE, TASK_TRAIN, TASK_VALIDATE
 from oncofed.federation.folders import initial_model, sole_owner, state_folder
 from oncofed.federation.sharing import gpu_turn
-from oncofed.federation.site_report import SiteReport
+from oncofed.federation.site_report import ENDED, WAITING, SiteReport
 from oncofed.federation.site_state import SiteState
 from oncofed.federation.spec import (
     DittoSpec,
@@ -108,11 +108,12 @@ class SiteExecutor(Executor):
             if isinstance(self._federation.strategy, SwarmSpec):
                 self._peer.listen(fl_ctx)
         elif event_type == EventType.AFTER_SEND_TASK_RESULT:
+            self._report(fl_ctx).now(phase=WAITING)
             self._wait_for_task(fl_ctx)
         elif event_type == EventType.END_RUN:
             self._held.close()
             self._trainer = self._personal = self._answer = None
-            self._report(fl_ctx).now(phase="ended")
+            self._report(fl_ctx).now(phase=ENDED)
 
     def execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
         """Do one task. An error is written to the site's own log; what leaves names no case, path or patient."""

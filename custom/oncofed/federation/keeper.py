@@ -18,6 +18,7 @@ from nvflare.apis.job_scheduler_spec import DispatchInfo
 from nvflare.private.admin_defs import Message
 from nvflare.private.defs import ClientStatusKey, RequestHeader, TrainingTopic
 from nvflare.private.fed.server.admin import check_client_replies
+from nvflare.utils.job_launcher_utils import get_resource_manager_spec
 
 import oncofed
 from oncofed.federation.folders import has_ended
@@ -156,8 +157,12 @@ class JobKeeper(FLComponent):
                 return
             # Whatever of this job still runs there belongs to a server or a parent that is gone.
             runner.abort_client_run(job.job_id, [site], fl_ctx)
-            answer = engine.check_client_resources(job, {site: {}}, fl_ctx).get(site, (False, ""))
+            meta = {**job.meta, JobMetaKey.RESOURCE_SPEC.value: job.resource_spec}
+            wanted = get_resource_manager_spec(meta, site)
+            answer = engine.check_client_resources(job, {site: wanted}, fl_ctx).get(site, (False, ""))
             if not answer[0]:
+                # It lends nothing now, or to another job: it was not asked in vain.
+                self._missed.pop((job.job_id, site), None)
                 return
             message = runner._make_deploy_message(job, job.get_application(app, fl_ctx), app, fl_ctx)
             reply = admin.send_requests_and_get_reply_dict({client.token: message}, timeout_secs=admin.timeout)
@@ -167,7 +172,7 @@ class JobKeeper(FLComponent):
                 *(c for c in job.meta.get(JobMetaKey.JOB_CLIENTS, []) if c.get("name") != site),
                 client.to_dict(),
             ]
-            started = engine.start_client_job(job, {site: DispatchInfo(app, {}, answer[1])}, fl_ctx)
+            started = engine.start_client_job(job, {site: DispatchInfo(app, wanted, answer[1])}, fl_ctx)
             if check_client_replies(started, [site], "start job", strict=True):
                 return
             for token in [t for t, c in participants.items() if c.name == site]:

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 RUN_FOLDER = "run"
+# Phases of a job in which nothing is lost when its processes are stopped.
+WAITING, ENDED = "waiting for the other sites", "ended"
 _NOW_FILE = "job.json"
 _LEFT_FILE = "left.jsonl"
 

@@ -15,6 +15,7 @@ from oncofed.errors import SpecError
 from oncofed.federation.exchange import TASKS
 from oncofed.federation.folders import INITIAL_MODEL
 from oncofed.federation.keeper import job_mark
+from oncofed.federation.lending import ANY_SITE, GPU_MEMORY, GPUS
 from oncofed.federation.spec import ProfilePlan
 from oncofed.job.spec import AnyJob, JobSpec, ProfileJobSpec
 from oncofed.models.weights import weights_of
@@ -66,7 +67,7 @@ def export_job(
     else:
         server, client = _server(spec, evaluate_only), _client(spec)
         # A site that is not there yet joins later: the rounds know how many they need.
-        _write(out / "meta.json", {**_meta(spec.name, None), "custom_props": job_mark()})
+        _write(out / "meta.json", {**_meta(spec.name, None), **_asked(spec), "custom_props": job_mark()})
         # For who fetches the result: FLARE gives back what a job brought.
         _write(config / SPEC_FILE, spec.model_dump(mode="json", by_alias=True))
         if model:
@@ -91,6 +92,14 @@ def _meta(name: str, min_sites: int | None) -> dict[str, Any]:
         "min_clients": min_sites or 1,
         "deploy_map": {"app": ["@ALL"]},
     }
+
+
+def _asked(spec: JobSpec) -> dict[str, Any]:
+    """Return what a job needs of each site, as FLARE's resource managers are told."""
+    wanted: dict[str, float] = {GPUS: spec.resources.gpus}
+    if spec.resources.gpu_memory_gb is not None:
+        wanted[GPU_MEMORY] = spec.resources.gpu_memory_gb
+    return {"resource_spec": {ANY_SITE: wanted}}
 
 
 def _transfer(spec: JobSpec) -> dict[str, Any]:

@@ -12,7 +12,6 @@ import shutil
 import socket
 import ssl
 import stat
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +30,7 @@ from oncofed.alliance.contents import CONSTRAINTS_FILE, KitFacts, read_facts, re
 from oncofed.alliance.sealing import ROOT_FILE, changed_files
 from oncofed.data.manifest import MANIFEST_FILE
 from oncofed.errors import OncofedError
+from oncofed.gpus import read_gpus
 from oncofed.site.service import is_own, service_state
 
 State = Literal["ok", "warn", "fail"]
@@ -198,21 +198,19 @@ def _changed_since_installed(name: str) -> str | None:
 
 
 def _gpu() -> Iterator[Check]:
-    query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total,memory.free", "--format=csv,noheader,nounits"]
     try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=8, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        found = "no NVIDIA driver" if isinstance(error, FileNotFoundError) else f"nvidia-smi: {error}"
-        yield Check("gpu", "warn", f"{found}: jobs train on the CPU", "install the NVIDIA driver where there is a GPU")
+        gpus = read_gpus()
+    except OncofedError as error:
+        yield Check("gpu", "fail", str(error), "repair the NVIDIA driver")
         return
-    rows = [[part.strip() for part in line.split(",")] for line in done.stdout.splitlines() if line.count(",") == 3]
-    if done.returncode or not rows:
-        said = (done.stdout + done.stderr).strip().splitlines()
-        yield Check("gpu", "fail", f"nvidia-smi says: {said[0] if said else 'nothing'}", "repair the NVIDIA driver")
+    if not gpus:
+        found = "no NVIDIA driver: jobs train on the CPU"
+        yield Check("gpu", "warn", found, "install the NVIDIA driver where there is a GPU")
         return
-    for number, (name, driver, total, free) in enumerate(rows):
-        found = f"{number}: {name}, driver {driver}, {int(free) / 1024:.0f} of {int(total) / 1024:.0f} GiB free"
-        busy = int(free) < int(total) / 2
+    for gpu in gpus:
+        memory = f"{gpu.free_gib:.0f} of {gpu.total_gib:.0f} GiB free"
+        found = f"{gpu.number}: {gpu.name}, driver {gpu.driver}, {memory}"
+        busy = gpu.free_gib < gpu.total_gib / 2
         yield Check("gpu", *(("warn", found, "something else uses its memory: nvidia-smi") if busy else ("ok", found)))
     import torch  # noqa: PLC0415 - two seconds, only where there is a GPU
 

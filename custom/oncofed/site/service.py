@@ -26,6 +26,7 @@ from oncofed.alliance.kits import keep_storage_inside, start_process
 from oncofed.alliance.sealing import changed_files
 from oncofed.errors import FederationError, PolicyError
 from oncofed.federation.datasets import DATASETS_FILE, datasets_entry
+from oncofed.federation.lending import LENDING_FILE
 from oncofed.federation.site_report import RUN_FOLDER
 from oncofed.processes import JOB_PROCESS, process_environment, short_path, stop_processes
 
@@ -129,8 +130,6 @@ class Service:
     def _run_once(self, temporary: Path) -> int | None:
         """Start FLARE's process, and return with which status it ended; None where it was ended for a newer kit."""
         environment = process_environment(temporary, 1, self._mark)
-        if self._settings.gpus is not None:
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, self._settings.gpus))
         self._process = start_process(self._folder, subprocess.PIPE, environment)
         self._starts.append(time.monotonic())
         self._note()
@@ -154,7 +153,7 @@ class Service:
         """
         if _changed_at(self._folder) == self._kit_read:
             return False
-        return self._until - time.time() < _HOUR or not _runs_job(pid)
+        return self._until - time.time() < _HOUR or not _has_job(pid)
 
     def _write_log(self, printed: IO[bytes]) -> None:
         handler = logging.handlers.RotatingFileHandler(
@@ -204,7 +203,13 @@ def _changed_at(folder: Path) -> int:
     return 0
 
 
-def _runs_job(pid: int) -> bool:
+def runs_job(folder: Path) -> bool:
+    """Return whether a job runs in a site's service."""
+    state = service_state(folder)
+    return state.running and _has_job(state.pid)
+
+
+def _has_job(pid: int) -> bool:
     with contextlib.suppress(psutil.Error):
         return any(child.name() == JOB_PROCESS for child in psutil.Process(pid).children(recursive=True))
     return False
@@ -248,6 +253,7 @@ def prepare(folder: Path, facts: KitFacts, settings: SiteSettings) -> None:
     if facts.kind == "site":
         datasets = {name: folder / path for name, path in settings.datasets.items()}
         write_private(folder / "local" / DATASETS_FILE, datasets_entry(facts.participant, datasets))
+        write_private(folder / "local" / LENDING_FILE, settings.lending.to_json())
     if facts.kind == "server":
         keep_storage_inside(folder)
 

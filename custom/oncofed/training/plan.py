@@ -67,6 +67,9 @@ class ResourcesSpec(StrictModel):
     """What a site gives to a job."""
 
     gpus: int = Field(1, ge=1, le=64, description="GPUs of each site that train together, each a share of every batch")
+    gpu_memory_gb: int | None = Field(
+        None, ge=1, le=1024, description="GiB that each needs; null: a site without a GPU may train on its CPU"
+    )
 
 
 class Plan(StrictModel):
