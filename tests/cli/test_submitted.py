@@ -103,6 +103,21 @@ def test_what_cannot_be_is_said(
     assert (done.returncode, said in " ".join(done.stderr.split())) == (status, True), done.stderr
 
 
+def test_who_is_there_is_said_and_who_is_not_is_waited_for(alliance: LocalAlliance, tmp_path: Path) -> None:
+    kit = ("--kit", alliance.kit(alliance.spec.engineer))
+    job = write_job(tmp_path / "job")
+    log = tmp_path / "submitted.txt"
+    with started("job", "submit", job, *kit, "--wait-for", "east,north", log=log) as waiting:
+        wait_for(lambda: "waiting for north" in log.read_text(), "the missing site is named")
+        press_ctrl_c(waiting)
+        assert waiting.wait(30) == 130
+    assert "is submitted" not in log.read_text()
+    done = oncofed("job", "submit", job, *kit, "--wait-for", "east,west", home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "connected: east, west" in done.stdout
+    assert oncofed("job", "submit", job, *kit, "--wait-for", "east,,west", home=tmp_path).returncode == 2
+
+
 def test_a_folder_that_is_no_kit_is_named(tmp_path: Path) -> None:
     done = oncofed("job", "watch", "some-job", "--kit", tmp_path, home=tmp_path)
     assert done.returncode == 2

@@ -44,6 +44,7 @@ class KitFacts(StrictModel):
     reaches: str | None = Field(None, description="host that it connects to: the server, a relay, a proxy")
     reaches_port: int | None = None
     root_fingerprint: str
+    sites: tuple[str, ...] = Field((), description="of the alliance when the kit was made; of a person's kit")
     made: datetime
     oncofed: str
     nvflare: str
@@ -121,6 +122,7 @@ def add_contents(folder: Path, spec: AllianceSpec, name: str, authority: Authori
         reaches=reaches,
         reaches_port=reaches_port,
         root_fingerprint=fingerprint(authority.certificate),
+        sites=tuple(sorted(spec.sites)) if kind == "person" else (),
         made=datetime.now(timezone.utc).replace(microsecond=0),
         oncofed=oncofed.__version__,
         nvflare=version("nvflare"),
@@ -177,6 +179,11 @@ def read_facts(folder: Path) -> KitFacts:
     except ValidationError as error:
         problem = error.errors()[0]
         raise FederationError(f"{path}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
+
+
+def sites_of(folder: Path) -> tuple[str, ...]:
+    """Return the sites of the alliance of a person's kit; none where it does not say."""
+    return read_facts(folder).sites if (folder / KIT_FILE).is_file() else ()
 
 
 def read_settings(folder: Path) -> SiteSettings:

@@ -39,6 +39,7 @@ class Issued(StrictModel):
     fingerprint: str
     made: datetime
     until: datetime
+    oncofed: str = Field(description="version that made the kit")
 
 
 class Participant(StrictModel):
@@ -298,7 +299,8 @@ class Alliance:
 
     def _add(self, spec: AllianceSpec, name: str, kit: Path, sealed_for: str) -> None:
         """Note what was issued, one by one: a kit that is not in the list is made again."""
-        certificate = read_facts(kit).certificate(kit)
+        facts = read_facts(kit)
+        certificate = facts.certificate(kit)
         assert common_name(certificate) == name
         kind, role, organisation = describe(spec, name)
         issued = Issued(
@@ -306,6 +308,7 @@ class Alliance:
             fingerprint=fingerprint(certificate),
             made=datetime.now(timezone.utc).replace(microsecond=0),
             until=certificate.not_valid_after_utc,
+            oncofed=facts.oncofed,
         )
         register = self.register()
         before = register.participants.get(name)

@@ -191,17 +191,28 @@ def approve(
 
 
 @app.command()
-def status(home: Home = DEFAULT_HOME, json: Json = False) -> None:
-    """Show who takes part, with which role, and until when their certificates hold."""
+def status(
+    home: Home = DEFAULT_HOME,
+    kit: Annotated[
+        Path | None, typer.Option(help="A person's open kit: the running server is asked which sites it hears of.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Show who takes part, with which role, until when their certificates hold, and which sites are connected."""
     from oncofed.alliance.register import Alliance
 
     register = Alliance(home).register()
+    heard = _heard_of(kit) if kit else None
     if json:
-        typer.echo(register.model_dump_json(indent=2, by_alias=True))
+        shown = jsonlib.loads(register.model_dump_json(by_alias=True))
+        shown["connected"] = None if heard is None else {name: at.isoformat() for name, at in heard.items()}
+        typer.echo(jsonlib.dumps(shown, indent=2))
         return
     table = Table(title=f"{register.name}: server {register.server}, port {register.port}", title_justify="left")
-    for heading in ("participant", "kind", "role", "organisation", "certificate until"):
+    for heading in ("participant", "kind", "role", "organisation", "version of the kit", "certificate until"):
         table.add_column(heading)
+    if heard is not None:
+        table.add_column("last heard of")
     now = datetime.now(timezone.utc)
     for name, participant in register.participants.items():
         until = participant.certificates[-1].until
@@ -210,9 +221,11 @@ def status(home: Home = DEFAULT_HOME, json: Json = False) -> None:
         told = f"{until:%Y-%m-%d} " + ("[bold]expired[/]" if left < 0 else f"({left} days)")
         if participant.revoked:
             colour, told = "red", f"[bold]revoked[/] on {participant.revoked:%Y-%m-%d}"
-        table.add_row(
-            escape(name), participant.kind, participant.role or "", participant.organisation, f"[{colour}]{told}[/]"
-        )
+        row = [escape(name), participant.kind, participant.role or "", participant.organisation]
+        row += [participant.certificates[-1].oncofed, f"[{colour}]{told}[/]"]
+        if heard is not None:
+            row.append(_ago(heard.get(name)) if participant.kind == "site" else "")
+        table.add_row(*row)
     console = Console(highlight=False)
     console.print(table)
     console.print(f"Fingerprint of the root: {register.root_fingerprint}", soft_wrap=True)
@@ -249,6 +262,19 @@ def revoke(
         typer.echo(f"{name} is revoked, and the server of {server_kit} keeps it out")
     else:
         typer.echo(f"{name} is revoked once the server has the list. Put {file} into the folder local/ of its kit.")
+
+
+def _heard_of(kit: Path) -> dict[str, datetime]:
+    from oncofed.job.remote import Engineer
+
+    with Engineer(kit) as engineer:
+        return engineer.connected()
+
+
+def _ago(at: datetime | None) -> str:
+    if at is None:
+        return "[yellow]not connected[/]"
+    return f"{max((datetime.now(timezone.utc) - at).total_seconds(), 0):.0f} s ago"
 
 
 def _added(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json as jsonlib
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -19,6 +19,10 @@ from oncofed.cli.common import (
     show_result,
 )
 from oncofed.errors import FederationError, SpecError
+
+if TYPE_CHECKING:
+    from oncofed.job.remote import Engineer
+    from oncofed.job.spec import AnyJob
 
 Kit = Annotated[
     Path, typer.Option("--kit", envvar="ONCOFED_KIT", help="Your startup kit: the folder that holds startup/.")
@@ -38,6 +42,10 @@ def submit(
     kit: Kit,
     model: Model = None,
     evaluate_only: EvaluateOnly = False,
+    wait_for: Annotated[
+        str | None,
+        typer.Option(help="Sites, such as east,west: submit once all of them are connected. Ctrl-C: do not."),
+    ] = None,
     follow: Annotated[bool, typer.Option("--watch/--no-watch", help="Watch it then.")] = False,
     json: Json = False,
     workspace: Workspace = DEFAULT_WORKSPACE,
@@ -52,6 +60,7 @@ def submit(
     require_model(model, evaluate_only)
     with tempfile.TemporaryDirectory() as temporary, Engineer(kit) as engineer:
         exported = export_job(spec, Path(temporary) / spec.name, model=model, evaluate_only=evaluate_only)
+        _tell_who_is_there(engineer, kit, spec, _names(wait_for), progress_console(json))
         job_id = engineer.submit(exported)
     if json:
         typer.echo(jsonlib.dumps({"job": spec.name, "id": job_id}))
@@ -59,6 +68,34 @@ def submit(
         typer.echo(f"{spec.name} is submitted: {job_id}\nWatch it with: oncofed job watch {job_id}")
     if follow:
         watch(job_id, kit, json, workspace)
+
+
+def _names(text: str | None) -> list[str]:
+    names = [name.strip() for name in text.split(",")] if text else []
+    if "" in names:
+        raise SpecError(f"--wait-for {text}: expected names of sites, such as east,west")
+    return names
+
+
+def _tell_who_is_there(engineer: Engineer, kit: Path, spec: AnyJob, wait_for: list[str], console: Console) -> None:
+    """Say which sites will take part and which will not, and wait for those that were named."""
+    from oncofed.alliance.contents import sites_of
+    from oncofed.job.spec import JobSpec
+
+    sites = sites_of(kit)
+    unknown = sorted(set(wait_for) - set(sites)) if sites else []
+    if unknown:
+        # One that joined after this kit was made is not in its list.
+        console.print(f"not in this kit's list of sites, which may be older: {', '.join(unknown)}", markup=False)
+    engineer.wait_for(wait_for, lambda missing: console.print(f"waiting for {', '.join(missing)}", markup=False))
+    there = sorted(engineer.connected())
+    console.print(f"connected: {', '.join(there) if there else 'no site'}", markup=False)
+    absent = sorted(set(sites) - set(there))
+    if absent:
+        console.print(f"not connected: {', '.join(absent)}. They take part from when they are.", markup=False)
+    needed = spec.rounds.quorum if isinstance(spec, JobSpec) else spec.min_sites
+    if needed and len(there) < needed:
+        console.print(f"It waits until {needed} sites are there.")
 
 
 def watch(job_id: JobId, kit: Kit, json: Json = False, workspace: Workspace = DEFAULT_WORKSPACE) -> None:

@@ -29,6 +29,10 @@ _SECONDS_BETWEEN_LOOKS_AT_SITES = 3.0
 _MOST_MISSED = 40
 # How often a job of a dead server is put into the queue, where FLARE could not start it.
 _MOST_TRIES = 5
+# FLARE waits twice as long after each try to start a job for which no site has room, and gives it up after ten tries.
+_SECONDS_BETWEEN_LOOKS_AT_WAITING = 20.0
+_TRIES_TO_COUNT = 3
+_KEPT_HISTORY = 20
 # What FLARE says of a job that a dead server ran, or that could not be started because a site still ran it.
 _NOT_RUNNING = (RunStatus.RUNNING, RunStatus.DISPATCHED, RunStatus.FAILED_TO_RUN)
 
@@ -47,7 +51,7 @@ class JobKeeper(FLComponent):
         super().__init__()
         self._stop = threading.Event()
         self._missed: dict[tuple[str, str], int] = {}
-        self._looked = 0.0
+        self._looked = self._looked_at_waiting = 0.0
         # Jobs of a server process that died, and how often they were put into the queue again.
         self._interrupted: dict[str, int] = {}
 
@@ -94,6 +98,19 @@ class JobKeeper(FLComponent):
                 manager.set_status(job_id, RunStatus.SUBMITTED, fl_ctx)
                 self._interrupted[job_id] = tries + 1
 
+    def _keep_waiting(self, engine: Any) -> None:
+        """Let jobs wait for as long as no site has room for them: for a night whose hours begin, for example."""
+        if time.monotonic() - self._looked_at_waiting < _SECONDS_BETWEEN_LOOKS_AT_WAITING:
+            return
+        self._looked_at_waiting = time.monotonic()
+        manager = engine.get_component(SystemComponents.JOB_MANAGER)
+        with engine.new_context() as fl_ctx:
+            for job in manager.get_jobs_by_status([RunStatus.SUBMITTED], fl_ctx):
+                if _is_ours(job) and job.meta.get(JobMetaKey.SCHEDULE_COUNT.value, 0) > _TRIES_TO_COUNT:
+                    history = job.meta.get(JobMetaKey.SCHEDULE_HISTORY.value) or []
+                    kept = {JobMetaKey.SCHEDULE_HISTORY.value: history[-_KEPT_HISTORY:]}
+                    manager.update_meta(job.job_id, {JobMetaKey.SCHEDULE_COUNT.value: _TRIES_TO_COUNT, **kept}, fl_ctx)
+
     def _is_free(self, engine: Any, job_id: str, fl_ctx: FLContext) -> bool:
         """Return whether a site is there and none runs a job of a dead server; those that do are told to end it."""
         running = _sites_that_run(engine, job_id)
@@ -106,8 +123,9 @@ class JobKeeper(FLComponent):
         while not self._stop.wait(_LOOK_SECONDS):
             try:
                 self._requeue(engine)
+                self._keep_waiting(engine)
             except Exception as error:  # noqa: BLE001 - tried again in a second
-                self.logger.error("jobs of the server before: %s: %s", type(error).__name__, error)
+                self.logger.error("jobs that wait: %s: %s", type(error).__name__, error)
             for job_id, job in list(engine.job_runner.running_jobs.items()):
                 if not _is_ours(job):
                     continue

@@ -7,10 +7,13 @@ import json
 import shutil
 import tempfile
 import time
+from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from nvflare.apis.job_def import JobMetaKey, RunStatus
 from nvflare.fuel.flare_api.api_spec import (
     AuthorizationError,
     InvalidJobDefinition,
@@ -90,6 +93,36 @@ class Engineer:
             raise SpecError(_unknown(job_id))
         return str(status)
 
+    def why_waiting(self, job_id: str) -> str:
+        """Return why a job was not started when the server last tried; empty where it did not try yet."""
+        meta = self._ask(job_id, lambda session: session.get_job_meta(job_id)) or {}
+        history = meta.get(JobMetaKey.SCHEDULE_HISTORY.value) or [""]
+        # After the time, which has two colons but no space behind them.
+        return str(history[-1]).split(": ", 1)[-1]
+
+    def connected(self) -> dict[str, datetime]:
+        """Return which sites are connected, and when each was last heard of.
+
+        Raises:
+            FederationError: the server did not answer.
+        """
+        clients = self._ask("", lambda session: session.get_connected_client_list())
+        return {client.name: datetime.fromtimestamp(client.last_connect_time or 0, timezone.utc) for client in clients}
+
+    def wait_for(self, sites: Sequence[str], told: Callable[[list[str]], None]) -> None:
+        """Wait until sites are connected.
+
+        Args:
+            sites: their names.
+            told: is told which of them are missing, each time that this changes.
+        """
+        before = None
+        while missing := sorted(set(sites) - set(self.connected())):
+            if missing != before:
+                told(missing)
+            before = missing
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+
     def events(self, job_id: str) -> list[dict[str, Any]]:
         """Return what the server tells of a running job; nothing of one that does not run."""
 
@@ -159,16 +192,21 @@ def watch(engineer: Engineer, job_id: str, console: Console, curves: Path) -> st
     """
     shutil.rmtree(curves, ignore_errors=True)
     status = engineer.status(job_id)
-    last = 0.0
+    last, waited_for = 0.0, ""
 
     def look() -> str:
         """Show what is new and return the job's state; a server that does not answer is asked again."""
-        nonlocal last
+        nonlocal last, waited_for
         try:
             events = [event for event in engineer.events(job_id) if event["time"] > last]
             last = max([last, *(event["time"] for event in events)])
             view.update(events)
-            return engineer.status(job_id)
+            now = engineer.status(job_id)
+            why = engineer.why_waiting(job_id) if now == RunStatus.SUBMITTED else ""
+            if why and why != waited_for:
+                console.print(f"it waits: {why}", markup=False)
+            waited_for = why
+            return now
         except FederationError as error:
             console.print(f"{error}; trying again. Ctrl-C ends the watching, not the job", markup=False)
             return status
