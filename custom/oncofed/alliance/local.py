@@ -17,7 +17,10 @@ from typing import IO
 from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 from typing_extensions import Self
 
+from oncofed.alliance.authority import Authority
+from oncofed.alliance.contents import add_contents
 from oncofed.alliance.kits import keep_storage_inside, provision, start_process
+from oncofed.alliance.sealing import sign_folder
 from oncofed.alliance.spec import AllianceSpec
 from oncofed.errors import FederationError
 from oncofed.federation.datasets import DATASETS_FILE, datasets_entry
@@ -37,6 +40,7 @@ class LocalAlliance:
         datasets: site -> dataset name -> folder.
         logs: folder for what the processes print.
         temporary: folder for the processes' temporary files.
+        authority: of the alliance; None: a new one.
     """
 
     def __init__(
@@ -46,8 +50,10 @@ class LocalAlliance:
         datasets: dict[str, dict[str, Path]],
         logs: Path,
         temporary: Path,
+        authority: Authority | None = None,
     ) -> None:
         self.spec = spec
+        self._authority = authority or Authority.new(spec.name)
         self.workspace = workspace.resolve()
         self._logs = logs.resolve()
         self._datasets = datasets
@@ -60,7 +66,7 @@ class LocalAlliance:
     def __enter__(self) -> Self:
         try:
             require_free_port(self.spec.port)
-            self._kits = provision(self.spec, self.workspace)
+            self._kits = provision(self.spec, self.workspace, self._authority)
             self._prepare_kits()
             self._start(self.spec.server)
             self._wait_for_port(self.spec.server, self.spec.server, self.spec.port)
@@ -177,6 +183,9 @@ class LocalAlliance:
         self._processes.clear()
 
     def _prepare_kits(self) -> None:
+        for name in self.spec.everybody:
+            add_contents(self.kit(name), self.spec, name, self._authority)
+            sign_folder(self.kit(name), self._authority)
         keep_storage_inside(self.server_kit)
         for site in self.spec.sites:
             (self.kit(site) / "local" / DATASETS_FILE).write_bytes(datasets_entry(site, self._datasets[site]))

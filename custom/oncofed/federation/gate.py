@@ -14,11 +14,15 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from nvflare.apis.client import Client
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_component import FLComponent
 from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
+from nvflare.fuel.f3.message import Message
 from nvflare.fuel.sec.authz import AuthorizationService, Authorizer, AuthzContext
+from nvflare.private.defs import CellMessageHeaderKeys, ClientType
+from nvflare.private.fed.server.client_manager import ClientManager
 
 from oncofed.errors import FederationError
 
@@ -92,7 +96,7 @@ class Gate(FLComponent):
 
     Sites are disabled as FLARE's own command does, which ends their session and refuses the next; a running job's own
     process keeps them out itself. FLARE knows nothing like it for people, so their rights are taken here. A list that
-    is older, broken or not the alliance's changes nothing.
+    is older, broken or not the alliance's changes nothing. Whoever comes, comes as what their certificate is for.
     """
 
     def __init__(self) -> None:
@@ -110,6 +114,7 @@ class Gate(FLComponent):
             if authorizer:
                 AuthorizationService.the_authorizer = _WithoutRevoked(authorizer, self)
             engine = fl_ctx.get_engine()
+            tell_people_from_sites(engine.server.client_manager)
             self._look(engine, path, root, fl_ctx)
             watch = threading.Thread(target=self._watch, args=(engine, path, root), name="gate", daemon=True)
             watch.start()
@@ -142,6 +147,35 @@ class Gate(FLComponent):
             self.log_warning(fl_ctx, f"{name} is revoked by the alliance and no longer let in", fire_event=False)
             if "@" not in name:
                 engine.disable_clients([name])
+
+
+def tell_people_from_sites(manager: ClientManager) -> None:
+    """Let nobody take part as a site with a person's certificate, nor as a person with a site's.
+
+    FLARE looks at a certificate's signature and name, not at whom it was made for: with an engineer's key one would be
+    given the model, and send updates, as one more site. Names of people are e-mail addresses, those of sites and relays
+    never are; that a name is the certificate's own is FLARE's to check.
+    """
+    authenticate, heartbeat = manager.authenticate, manager.heartbeat
+
+    def is_let_in(name: str, as_person: bool, fl_ctx: FLContext) -> bool:
+        is_person = "@" in name
+        if is_person == as_person:
+            return True
+        why = f"{name} is {'a person, not a site' if is_person else 'a site, not a person'}"
+        fl_ctx.set_prop(FLContextKey.UNAUTHENTICATED, why, sticky=False)
+        manager.logger.warning("refused: %s", why)
+        return False
+
+    def authenticate_by_kind(request: Message, fl_ctx: FLContext) -> Client | None:
+        name = str(request.get_header(CellMessageHeaderKeys.CLIENT_NAME))
+        as_person = request.get_header(CellMessageHeaderKeys.CLIENT_TYPE) == ClientType.ADMIN
+        return authenticate(request, fl_ctx) if is_let_in(name, as_person, fl_ctx) else None
+
+    def heartbeat_of_sites(token: str, client_name: str, client_fqcn: str, fl_ctx: FLContext) -> bool:
+        return is_let_in(client_name, False, fl_ctx) and bool(heartbeat(token, client_name, client_fqcn, fl_ctx))
+
+    manager.authenticate, manager.heartbeat = authenticate_by_kind, heartbeat_of_sites
 
 
 class _WithoutRevoked(Authorizer):

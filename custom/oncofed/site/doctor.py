@@ -11,7 +11,6 @@ import resource
 import shutil
 import socket
 import ssl
-import stat
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -31,7 +30,7 @@ from oncofed.alliance.sealing import ROOT_FILE, changed_files
 from oncofed.data.manifest import MANIFEST_FILE
 from oncofed.errors import OncofedError
 from oncofed.gpus import read_gpus
-from oncofed.site.service import is_own, service_state
+from oncofed.site.service import is_own, readable_by_others, service_state
 
 State = Literal["ok", "warn", "fail"]
 
@@ -282,15 +281,10 @@ def _kit(folder: Path, facts: KitFacts) -> Iterator[Check]:
 
 
 def _permissions(folder: Path) -> Iterator[Check]:
-    open_ones = [
-        path
-        for path in [folder / "startup", *(folder / "startup").glob("*.key")]
-        if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO)
-    ]
-    if open_ones:
-        names = ", ".join(path.relative_to(folder).as_posix() for path in open_ones)
+    exposed = readable_by_others(folder)
+    if exposed:
         advice = f"chmod -R go-rwx {folder}; where somebody read it, ask for a new kit"
-        yield Check("private key", "fail", f"others can read {names}", advice)
+        yield Check("private key", "fail", f"others can read {', '.join(exposed)}", advice)
     else:
         yield Check("private key", "ok", "readable by its owner alone")
 

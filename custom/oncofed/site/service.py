@@ -9,6 +9,7 @@ import logging
 import logging.handlers
 import os
 import signal
+import stat
 import subprocess
 import threading
 import time
@@ -234,13 +235,26 @@ def require_unchanged(folder: Path) -> None:
     """Refuse a kit in which something was changed that is not the site's to change.
 
     Raises:
-        PolicyError: names the first file.
+        PolicyError: names the first file, or says that others can read the private key.
     """
+    readable = readable_by_others(folder)
+    if readable:
+        raise PolicyError(
+            f"others on this machine can read {readable[0]}: chmod -R go-rwx {folder}. Where somebody did, ask for a "
+            "new kit."
+        )
     changed = [problem for problem in changed_files(folder) if not is_own(problem)]
     if changed:
         raise PolicyError(
             f"{folder} is not as the alliance made it: {changed[0]}. Open the kit again, or ask for a new one."
         )
+
+
+def readable_by_others(folder: Path) -> list[str]:
+    """Return which of a kit's secrets others than its owner can reach."""
+    secrets = [folder / "startup", *sorted((folder / "startup").glob("*.key"))]
+    exposed = [path for path in secrets if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO)]
+    return [path.relative_to(folder).as_posix() for path in exposed]
 
 
 def is_own(problem: str) -> bool:

@@ -1,0 +1,225 @@
+"""Who is let in by a running server, and by a site that looks for one. Attackers are real processes and sockets."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from commands import wait_for
+from oncofed.alliance.authority import Authority
+from oncofed.alliance.kits import keep_storage_inside, provision, start_process
+from oncofed.alliance.local import LocalAlliance, free_port
+from oncofed.alliance.spec import AllianceSpec
+from oncofed.errors import PolicyError
+from oncofed.job.flare import export_job
+from oncofed.job.remote import Engineer
+from oncofed.job.spec import parse_job
+from oncofed.processes import process_environment, stop_processes
+from synthetic import make_site, write_job
+
+pytestmark = [pytest.mark.slow, pytest.mark.federation]
+
+LEAD, OTHER, LOOKS = "eng@x.org", "other@x.org", "looks@x.org"
+SPEC = AllianceSpec(
+    name="tiny",
+    sites=("east", "west"),
+    people={LEAD: {"role": "lead"}, OTHER: {"role": "lead"}, LOOKS: {"role": "member"}},
+    port=free_port(),
+)
+AUTHORITY = Authority.new("tiny")
+
+
+@pytest.fixture(scope="module")
+def alliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalAlliance]:
+    """A running server with two sites."""
+    folder = tmp_path_factory.mktemp("attacked")
+    datasets = {"east": {"balls": make_site(folder / "east", 6, 0)}, "west": {}}
+    with LocalAlliance(SPEC, folder / "alliance", datasets, folder / "logs", folder / "tmp", AUTHORITY) as alliance:
+        alliance.wait_registered()
+        yield alliance
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    file = write_job(tmp_path / "balls")
+    file.write_text(file.read_text().replace("number: 2", "number: 500, quorum: 1"))
+    return export_job(parse_job(file), tmp_path / "exported")
+
+
+def _said(alliance: LocalAlliance) -> str:
+    return (alliance._logs / "server.txt").read_text(errors="replace")
+
+
+def _copy(kit: Path, out: Path) -> Path:
+    return Path(shutil.copytree(kit, out, ignore=shutil.ignore_patterns("*.log", "*.fl", "run*")))
+
+
+def _context(alliance: LocalAlliance, kit: Path | None) -> ssl.SSLContext:
+    """Return how one connects who trusts the alliance, and shows a kit's certificate or none."""
+    context = ssl.create_default_context(cafile=str(alliance.server_kit / "startup" / "rootCA.pem"))
+    context.check_hostname = False
+    if kit:
+        context.load_cert_chain(kit / "startup" / "client.crt", kit / "startup" / "client.key")
+    return context
+
+
+def _is_answered(context: ssl.SSLContext) -> bool:
+    """Return whether the server says anything; a refusal in TLS 1.3 comes in place of its first answer."""
+    try:
+        with socket.create_connection(("localhost", SPEC.port), 5) as plain, context.wrap_socket(plain) as secured:
+            secured.sendall(b"HEAD / HTTP/1.1\r\nHost: x\r\n\r\n")
+            return bool(secured.recv(100))
+    except (ssl.SSLError, ConnectionError):
+        return False
+
+
+def _made_by(authority: Authority, folder: Path, days: float = 100) -> Path:
+    """Return a kit for east that the alliance did not send."""
+    spec = SPEC.model_copy(update={"valid_days": days})
+    return provision(spec, folder, authority, ["east"]) / "east"
+
+
+def test_certificates_that_are_good_are_let_in(alliance: LocalAlliance, tmp_path: Path) -> None:
+    assert _is_answered(_context(alliance, alliance.kit("west")))
+    assert _is_answered(_context(alliance, _made_by(AUTHORITY, tmp_path)))
+
+
+def test_those_of_another_alliance_are_not(alliance: LocalAlliance, tmp_path: Path) -> None:
+    assert not _is_answered(_context(alliance, _made_by(Authority.new("tiny"), tmp_path)))
+
+
+def test_those_that_expired_are_not(alliance: LocalAlliance, tmp_path: Path) -> None:
+    assert not _is_answered(_context(alliance, _made_by(AUTHORITY, tmp_path, days=-0.5)))
+
+
+def test_who_shows_none_is_not(alliance: LocalAlliance) -> None:
+    assert not _is_answered(_context(alliance, None))
+
+
+def test_nothing_is_said_in_plain_text(alliance: LocalAlliance) -> None:
+    with socket.create_connection(("localhost", SPEC.port), 5) as plain:
+        plain.sendall(b"GET /f3 HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n")
+        plain.settimeout(5)
+        try:
+            answer = plain.recv(1000)
+        except ConnectionResetError:
+            answer = b""
+    assert b"HTTP" not in answer
+
+
+def test_who_only_looks_submits_nothing(alliance: LocalAlliance, job: Path) -> None:
+    with Engineer(alliance.kit(LOOKS)) as engineer, pytest.raises(PolicyError, match=f"{LOOKS} may not do this"):
+        engineer.submit(job)
+
+
+def test_the_job_of_another_engineer_is_left_alone(alliance: LocalAlliance, job: Path, tmp_path: Path) -> None:
+    with Engineer(alliance.kit(LEAD)) as owner, Engineer(alliance.kit(OTHER)) as other:
+        job_id = owner.submit(job)
+        wait_for(lambda: owner.status(job_id) == "RUNNING", "it runs")
+        with pytest.raises(PolicyError, match=f"{OTHER} may not do this"):
+            other.stop(job_id)
+        owner.stop(job_id)
+        wait_for(lambda: owner.status(job_id).startswith("FINISHED"), "its owner stops it")
+        with pytest.raises(PolicyError, match=f"{OTHER} may not do this"):
+            other.download(job_id, tmp_path / "stolen")
+        assert not (tmp_path / "stolen").exists() or not list((tmp_path / "stolen").rglob("*"))
+
+
+def _attack(what: str, kit: Path, name: str) -> str:
+    """Return what came of it when the holder of a kit's keys spoke to the server; see ``attacker.py``."""
+    attacker = Path(__file__).with_name("attacker.py")
+    command = [sys.executable, str(attacker), what, str(kit), name]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout, done.stderr
+    return done.stdout.splitlines()[-1]
+
+
+def _with_key_of(kit: Path, other: Path, out: Path) -> Path:
+    """Return a copy of a kit with the certificate and key of another one."""
+    copy = _copy(kit, out)
+    for file in ("client.crt", "client.key"):
+        shutil.copy(other / "startup" / file, copy / "startup" / file)
+    return copy
+
+
+def test_an_engineer_is_let_in_as_one(alliance: LocalAlliance) -> None:
+    assert _attack("login", alliance.kit(LEAD), LEAD) == "let in, sites: ['east', 'west']"
+
+
+@pytest.mark.parametrize("claimed", ["east", LEAD])
+def test_the_key_of_a_site_is_not_that_of_an_engineer(alliance: LocalAlliance, tmp_path: Path, claimed: str) -> None:
+    kit = _with_key_of(alliance.kit(LEAD), alliance.kit("east"), tmp_path / "kit")
+    assert _attack("login", kit, claimed).startswith("refused")
+    assert _attack("login", alliance.kit(LEAD), LEAD) == "let in, sites: ['east', 'west']"
+
+
+def test_the_key_of_an_engineer_is_not_that_of_a_site(alliance: LocalAlliance) -> None:
+    assert _attack("as_site", alliance.kit(LEAD), LEAD).startswith("refused")
+    assert f"refused: {LEAD} is a person, not a site" in _said(alliance)
+    assert _attack("heartbeat", alliance.kit(LEAD), LEAD) == "let in, sites: ['east', 'west']"
+
+
+def test_a_join_that_is_played_again_is_refused(alliance: LocalAlliance) -> None:
+    assert _attack("replay", alliance.kit(LEAD), LEAD) == "first True, again False"
+
+
+def test_a_role_cannot_be_claimed(alliance: LocalAlliance, job: Path, tmp_path: Path) -> None:
+    """What a person may do is in the certificate, whatever the kit's files say."""
+    kit = _copy(alliance.kit(LOOKS), tmp_path / "kit")
+    for file in kit.rglob("*.json"):
+        file.write_text(file.read_text().replace('"member"', '"project_admin"'))
+    with Engineer(kit) as engineer, pytest.raises(PolicyError, match=f"{LOOKS} may not do this"):
+        engineer.submit(job)
+
+
+def test_a_site_is_not_taken_for_another(alliance: LocalAlliance, tmp_path: Path) -> None:
+    kit = _with_key_of(alliance.kit("west"), alliance.kit("east"), tmp_path / "kit")
+    before = len(_said(alliance))
+    with _started(kit, tmp_path):
+        wait_for(lambda: "authenticated as 'east' but claimed" in _said(alliance)[before:], "it is refused", 30)
+
+
+def test_a_site_joins_no_server_but_the_alliances(alliance: LocalAlliance, tmp_path: Path) -> None:
+    """A thief of one site's key sets up a server, and a site is sent there, by a forged DNS entry for example."""
+    port = free_port()
+    thief = _copy(alliance.server_kit, tmp_path / "thief")
+    for end in ("crt", "key"):
+        shutil.copy(alliance.kit("east") / "startup" / f"client.{end}", thief / "startup" / f"server.{end}")
+    victim = _copy(alliance.kit("west"), tmp_path / "victim")
+    for kit in (thief, victim):
+        for file in [*(kit / "startup").glob("*.json"), *(kit / "local").glob("*.json")]:
+            file.write_text(file.read_text().replace(str(SPEC.port), str(port)))
+    keep_storage_inside(thief)
+    with _started(thief, tmp_path):
+        wait_for(lambda: _listens(port), "the thief's server listens", 30)
+        with _started(victim, tmp_path):
+            log = tmp_path / "victim.txt"
+            wait_for(lambda: "SSL" in log.read_text() or "identity" in log.read_text(), "the site looks at it", 40)
+            time.sleep(3)
+            assert "Successfully registered" not in log.read_text()
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("localhost", port)) == 0
+
+
+@contextlib.contextmanager
+def _started(kit: Path, folder: Path) -> Iterator[None]:
+    """Run FLARE's process of a kit; what it prints is in a file of the kit's name."""
+    mark = folder / f"tmp-{kit.name}"
+    with (folder / f"{kit.name}.txt").open("wb") as output:
+        start_process(kit, output, process_environment(mark, 1))
+    try:
+        yield
+    finally:
+        stop_processes(mark)
