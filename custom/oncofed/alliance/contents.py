@@ -10,7 +10,7 @@ from typing import Literal
 
 from cryptography import x509
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 import oncofed
 from oncofed.alliance.authority import Authority, fingerprint
@@ -18,6 +18,7 @@ from oncofed.alliance.files import write_private
 from oncofed.alliance.spec import AllianceSpec
 from oncofed.errors import FederationError
 from oncofed.federation.lending import HOURS, Lending
+from oncofed.proxy import parse_proxy
 from oncofed.settings import StrictModel, read_yaml, validated
 
 KIT_FILE = "kit.json"
@@ -72,8 +73,18 @@ class SiteSettings(StrictModel):
     hours: str | None = Field(
         None, pattern=HOURS, description="from when to when jobs may run, by this machine's clock; null: always"
     )
+    proxy: str | None = Field(
+        None, description="http://HOST:PORT of the hospital's proxy (HTTP CONNECT) on the way to the server; null: none"
+    )
     log_mb: int = Field(20, ge=1, le=10_000, description="size at which a log is put aside; five of each are kept")
     restarts_an_hour: int = Field(10, ge=0, le=1000, description="so often a process that ended is started again")
+
+    @field_validator("proxy")
+    @classmethod
+    def _is_address(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_proxy(value)
+        return value
 
     @property
     def lending(self) -> Lending:
@@ -81,10 +92,13 @@ class SiteSettings(StrictModel):
         return Lending(self.gpus, self.jobs_at_once, self.hours)
 
 
+_PROXY_TEXT = """\
+proxy: null             # the way out, where there is one: http://HOST:PORT or http://USER:PASSWORD@HOST:PORT
+"""
 _SETTINGS_TEXT = """\
 # What this {kind} may change. `oncofed site doctor` checks it; `oncofed site start` reads it.
 schema: 1
-{datasets}{lending}log_mb: 20              # size at which a log is put aside; five of each are kept
+{datasets}{lending}{proxy}log_mb: 20              # size at which a log is put aside; five of each are kept
 restarts_an_hour: 10    # so often a process that ended is started again
 """
 _LENDING_TEXT = """\
@@ -96,7 +110,7 @@ _DATASETS_TEXT = """\
 datasets: {}            # name that jobs ask for: folder of the registered dataset, such as
                         # {spleen_ct: /data/oncofed/spleen_ct}; see: oncofed data register --help
 """
-_NOTHING_TO_LEND = {"datasets": "", "lending": ""}
+_OWN_OF_A_SITE = {"datasets": _DATASETS_TEXT, "lending": _LENDING_TEXT, "proxy": _PROXY_TEXT}
 
 
 def add_contents(folder: Path, spec: AllianceSpec, name: str, authority: Authority) -> KitFacts:
@@ -137,7 +151,7 @@ def add_contents(folder: Path, spec: AllianceSpec, name: str, authority: Authori
     values = {"facts": facts, "spec": spec, "contact": contact, "until": until}
     write_private(folder / GUIDE_FILE, environment.get_template(GUIDE_FILE).render(values).encode())
     if kind != "person":
-        own = {"datasets": _DATASETS_TEXT, "lending": _LENDING_TEXT} if kind == "site" else _NOTHING_TO_LEND
+        own = _OWN_OF_A_SITE if kind == "site" else dict.fromkeys(_OWN_OF_A_SITE, "")
         write_private(folder / SETTINGS_FILE, _SETTINGS_TEXT.format(kind=kind, **own).encode())
         write_private(folder / SERVICE_FILE, environment.get_template(SERVICE_FILE).render(values).encode())
     return facts

@@ -15,6 +15,7 @@ import runpy
 import sys
 
 from oncofed.federation.heap import share_one_heap
+from oncofed.federation.tunnel import use_proxy_of_environment
 from oncofed.processes import JOB_PROCESS, name_process
 
 # What the first round of any job needs; the rest takes milliseconds.
@@ -57,6 +58,7 @@ def become(module: str, arguments: list[str], environment: dict[str, str]) -> No
     """Run a module as the main program; what is imported stays."""
     os.environ.clear()
     os.environ.update(environment)
+    use_proxy_of_environment()
     sys.argv = [module, *arguments]
     sys.modules.pop(module, None)
     runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -26,6 +26,7 @@ from nvflare.app_common.job_launcher.server_process_launcher import ServerProces
 from nvflare.utils.job_launcher_utils import add_custom_dir_to_path, get_credential_env
 
 from oncofed.federation.job_process import order
+from oncofed.federation.tunnel import use_proxy_of_environment
 
 # So often in so many seconds; a process that dies more often has a reason that starting again does not mend.
 _MOST_RESTARTS = 5
@@ -111,6 +112,8 @@ class _ReadyLauncher(ProcessJobLauncher):
 
     def __init__(self, spare: bool = True) -> None:
         super().__init__()
+        # FLARE makes its components before it connects, and nothing else of ours.
+        use_proxy_of_environment()
         self._keeps_spare = spare
         self._spare: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()

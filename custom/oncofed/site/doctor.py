@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import importlib.metadata
 import os
@@ -28,8 +29,9 @@ from oncofed.alliance.authority import fingerprint
 from oncofed.alliance.contents import CONSTRAINTS_FILE, KitFacts, read_facts, read_settings
 from oncofed.alliance.sealing import ROOT_FILE, changed_files
 from oncofed.data.manifest import MANIFEST_FILE
-from oncofed.errors import OncofedError
+from oncofed.errors import FederationError, OncofedError
 from oncofed.gpus import read_gpus
+from oncofed.proxy import open_tunnel, parse_proxy
 from oncofed.site.service import is_own, readable_by_others, service_state
 
 State = Literal["ok", "warn", "fail"]
@@ -356,6 +358,10 @@ def _own_port(folder: Path | None, port: int) -> Iterator[Check]:
 
 def _route(route: tuple[str, int], folder: Path | None, facts: KitFacts | None) -> Iterator[Check]:
     host, port = route
+    proxy = _proxy(folder)
+    if proxy:
+        yield from _through(proxy, route, folder, facts)
+        return
     try:
         addresses = sorted({str(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)})
     except OSError as error:
@@ -369,9 +375,39 @@ def _route(route: tuple[str, int], folder: Path | None, facts: KitFacts | None) 
         advice = f"let this machine out to {host}, TCP {port}, in the firewall; or the server is down"
         yield Check("server", "fail", f"{host}:{port}: {why}", advice)
         return
+    yield from _reached(connection, route, folder, facts)
+
+
+def _proxy(folder: Path | None) -> str | None:
+    """Return the proxy that the site's settings name; what is wrong with them is another look's finding."""
+    with contextlib.suppress(OncofedError):
+        return read_settings(folder).proxy if folder else None
+    return None
+
+
+def _through(proxy: str, route: tuple[str, int], folder: Path | None, facts: KitFacts | None) -> Iterator[Check]:
+    parts, (host, port) = parse_proxy(proxy), route
+    named = f"{parts.hostname}:{parts.port}"
+    try:
+        connection = open_tunnel(proxy, host, port, _CONNECT_SECONDS)
+    except OSError as error:
+        why = "no answer" if isinstance(error, TimeoutError) else error.strerror or str(error)
+        yield Check("proxy", "fail", f"{named}: {why}", "correct proxy in site.yaml, or ask who looks after the proxy")
+        return
+    except FederationError as error:
+        advice = f"ask who looks after the proxy to let this machine out to {host}, TCP {port}, by CONNECT"
+        yield Check("proxy", "fail", f"{named}: {error}", advice)
+        return
+    yield Check("proxy", "ok", f"{named} opens a way to {host}:{port}")
+    yield from _reached(connection, route, folder, facts)
+
+
+def _reached(
+    connection: socket.socket, route: tuple[str, int], folder: Path | None, facts: KitFacts | None
+) -> Iterator[Check]:
     with connection:
         if folder is None or facts is None:
-            yield Check("server", "ok", f"{host}:{port} takes connections")
+            yield Check("server", "ok", f"{route[0]}:{route[1]} takes connections")
             return
         yield from _handshake(connection, folder, facts)
 

@@ -30,6 +30,7 @@ from oncofed.federation.datasets import DATASETS_FILE, datasets_entry
 from oncofed.federation.lending import LENDING_FILE
 from oncofed.federation.site_report import RUN_FOLDER
 from oncofed.processes import JOB_PROCESS, process_environment, short_path, stop_processes
+from oncofed.proxy import PROXY_VARIABLE, parse_proxy
 
 LOG_FILE = "console.log"
 _LOGS_KEPT = 5
@@ -131,6 +132,8 @@ class Service:
     def _run_once(self, temporary: Path) -> int | None:
         """Start FLARE's process, and return with which status it ended; None where it was ended for a newer kit."""
         environment = process_environment(temporary, 1, self._mark)
+        if self._settings.proxy:
+            environment[PROXY_VARIABLE] = self._settings.proxy
         self._process = start_process(self._folder, subprocess.PIPE, environment)
         self._starts.append(time.monotonic())
         self._note()
@@ -302,14 +305,16 @@ def stop_service(folder: Path) -> bool:
 
 
 def is_connected(folder: Path) -> bool:
-    """Return whether a process of the site holds a connection to the server's port."""
+    """Return whether a process of the site holds a connection to the server's port, or its proxy's."""
     facts, state = read_facts(folder), service_state(folder)
     if not state.running:
         return False
+    proxy = read_settings(folder).proxy
+    port = parse_proxy(proxy).port if proxy else facts.reaches_port
     with contextlib.suppress(psutil.Error):
         for process in psutil.Process(state.pid).children(recursive=True):
             there = [c for c in process.net_connections("tcp") if c.status == psutil.CONN_ESTABLISHED and c.raddr]
-            if any(connection.raddr.port == facts.reaches_port for connection in there):
+            if any(connection.raddr.port == port for connection in there):
                 return True
     return False
 

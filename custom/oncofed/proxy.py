@@ -1,0 +1,62 @@
+"""A hospital's way out: a proxy that opens a tunnel to the server (HTTP CONNECT, RFC 9110, section 9.3.6)."""
+
+from __future__ import annotations
+
+import base64
+import socket
+from urllib.parse import SplitResult, unquote, urlsplit
+
+from oncofed.errors import FederationError
+
+# The name under which libraries look for the proxy of a TLS web socket, which is what FLARE's processes talk through.
+PROXY_VARIABLE = "wss_proxy"
+_LONGEST_ANSWER = 65_536
+
+
+def parse_proxy(url: str) -> SplitResult:
+    """Return the parts of a proxy's address, ``http://[USER:PASSWORD@]HOST:PORT``.
+
+    Raises:
+        ValueError: it is none; the password is not in the message.
+    """
+    parts = urlsplit(url)
+    if parts.scheme != "http" or not parts.hostname or not parts.port or parts.path.strip("/") or parts.query:
+        raise ValueError("expected http://HOST:PORT or http://USER:PASSWORD@HOST:PORT")
+    return parts
+
+
+def open_tunnel(proxy: str, host: str, port: int, timeout: float) -> socket.socket:
+    """Return a connection to a server through a proxy.
+
+    Args:
+        proxy: its address.
+        host: of the server; the proxy looks the name up.
+        port: of the server.
+        timeout: seconds for each step.
+
+    Raises:
+        OSError: the proxy does not answer.
+        FederationError: it does not let this through.
+    """
+    parts = parse_proxy(proxy)
+    request = [f"CONNECT {host}:{port} HTTP/1.1", f"Host: {host}:{port}"]
+    if parts.username:
+        credentials = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+        request.append(f"Proxy-Authorization: Basic {base64.b64encode(credentials.encode()).decode()}")
+    connection = socket.create_connection((str(parts.hostname), int(parts.port or 0)), timeout)
+    try:
+        connection.sendall("\r\n".join([*request, "", ""]).encode())
+        answer = b""
+        while b"\r\n\r\n" not in answer:
+            # One byte at a time: what comes after the answer is the server's.
+            byte = connection.recv(1)
+            if not byte or len(answer) > _LONGEST_ANSWER:
+                raise FederationError("the proxy hung up")
+            answer += byte
+        status = answer.split(b"\r\n", 1)[0].decode("latin-1").split(" ", 1)[-1]
+        if not status.startswith("2"):
+            raise FederationError(f"the proxy says: {status}")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
