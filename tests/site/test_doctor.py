@@ -25,8 +25,10 @@ from oncofed import gpus
 from oncofed.alliance.contents import read_facts
 from oncofed.alliance.kits import provision
 from oncofed.alliance.spec import AllianceSpec
+from oncofed.job.spec import JobSpec
 from oncofed.site import doctor
-from oncofed.site.doctor import Check, examine
+from oncofed.site.check import Check
+from oncofed.site.doctor import examine
 
 
 def _found(checks: list[Check]) -> dict[str, Check]:
@@ -78,6 +80,26 @@ def test_a_site_that_is_ready(kits: dict[str, Path], site: Path) -> None:
     assert "proves to be of this alliance, TLSv1.3" in found["server"].found
     assert found["clock"].state == found["datasets"].state == found["certificate"].state == "ok"
     assert all(check.advice for check in checks if check.state != "ok")
+
+
+def test_whether_the_alliances_jobs_fit_and_whether_patients_can_be_named(
+    kits: dict[str, Path], site: Path, spec: JobSpec
+) -> None:
+    plans = {"balls": spec.plan(), "other": spec.changed({"data": {"dataset": "livers"}}).plan()}
+    (kits["east"] / "site.yaml").write_text(f"datasets: {{balls: {site}}}\n")
+    found = _found(examine(kits["east"], jobs=plans))
+    assert (found["job balls"].state, "balls fits: " in found["job balls"].found) == ("ok", True)
+    assert found["job other"].found == "site.yaml names no dataset livers"
+    assert found["patients in balls"].state == "ok"
+
+    (site / "imagesTr" / "case_0.nii.gz").rename(site / "imagesTr" / "Doe^Jane.nii.gz")
+    manifest = site / "dataset.json"
+    manifest.write_text(manifest.read_text().replace("imagesTr/case_0", "imagesTr/Doe^Jane"))
+    found = _found(examine(kits["east"], jobs={"balls": spec.changed({"data": {"minimum_cases": 99}}).plan()}))
+    assert (found["job balls"].state, "at least 99" in found["job balls"].found) == ("fail", True)
+    phi = found["patients in balls"]
+    assert (phi.state, "1 findings" in phi.found, "name in path" in phi.found) == ("warn", True, True)
+    assert "Doe" not in phi.found
 
 
 def _evil(folder: Path) -> Path:

@@ -15,7 +15,8 @@ from oncofed.alliance.contents import read_facts, read_settings
 from oncofed.alliance.local import free_port
 from oncofed.errors import FederationError, SpecError
 from oncofed.proxy import open_tunnel
-from oncofed.site.doctor import Check, examine
+from oncofed.site.check import Check
+from oncofed.site.doctor import examine
 from oncofed.site.service import is_connected
 
 

@@ -23,7 +23,7 @@ from oncofed.errors import FederationError, SpecError
 from oncofed.gpus import GPU, read_gpus
 
 if TYPE_CHECKING:
-    from oncofed.site.doctor import Check
+    from oncofed.site.check import Check
 
 app = typer.Typer(
     help="A site of an alliance (or its server): open its startup kit, look whether all is ready, start and stop it.",
@@ -126,17 +126,22 @@ def doctor(
         Path | None, typer.Option("--folder", envvar="ONCOFED_SITE", help="The kit's folder; by default this one.")
     ] = None,
     server: Annotated[str | None, typer.Option(help="HOST:PORT; before there is a kit.")] = None,
+    job: Annotated[
+        list[str] | None, typer.Option(help="A job of the alliance: may it train on this site's data? Several times.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Look whether this machine is ready: packages, GPU, disk, limits, clock, route to the server, kit, datasets.
 
     One line for each check; exit status 1 where one fails.
     """
+    from oncofed.job.spec import read_job
     from oncofed.site.doctor import examine
 
     if folder is None and server is None:
         folder = Path()
-    checks = examine(folder.resolve() if folder else None, _address(server) if server else None)
+    jobs = {name: read_job(name).plan() for name in job or ()}
+    checks = examine(folder.resolve() if folder else None, _address(server) if server else None, jobs)
     if json:
         typer.echo(jsonlib.dumps([check.as_dict() for check in checks], indent=2))
     else:

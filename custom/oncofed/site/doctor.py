@@ -13,13 +13,12 @@ import shutil
 import socket
 import ssl
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Literal
+from types import MappingProxyType
 
 from cryptography import x509
 from packaging.requirements import InvalidRequirement, Requirement
@@ -28,13 +27,13 @@ import oncofed
 from oncofed.alliance.authority import fingerprint
 from oncofed.alliance.contents import CONSTRAINTS_FILE, KitFacts, read_facts, read_settings
 from oncofed.alliance.sealing import ROOT_FILE, changed_files
-from oncofed.data.manifest import MANIFEST_FILE
 from oncofed.errors import FederationError, OncofedError
 from oncofed.gpus import read_gpus
 from oncofed.proxy import open_tunnel, parse_proxy
+from oncofed.site.check import Check
+from oncofed.site.datasets import look_at_datasets
 from oncofed.site.service import is_own, readable_by_others, service_state
-
-State = Literal["ok", "warn", "fail"]
+from oncofed.training import Plan
 
 _CONNECT_SECONDS = 4.0
 _SOON_DAYS = 30
@@ -47,33 +46,15 @@ _RENEW = "oncofed site renew FILE"
 _SAME_EVERYWHERE = ("nvflare", "monai", "torch", "numpy")
 
 
-@dataclass(frozen=True)
-class Check:
-    """What was found.
-
-    Attributes:
-        name: of what was looked at.
-        state: "ok", "warn" (works, not as it should) or "fail".
-        found: in words.
-        advice: what to do; empty where all is well.
-    """
-
-    name: str
-    state: State
-    found: str
-    advice: str = ""
-
-    def as_dict(self) -> dict[str, str]:
-        """Return it for JSON."""
-        return asdict(self)
-
-
-def examine(folder: Path | None, server: tuple[str, int] | None = None) -> list[Check]:
+def examine(
+    folder: Path | None, server: tuple[str, int] | None = None, jobs: Mapping[str, Plan] = MappingProxyType({})
+) -> list[Check]:
     """Look at everything; checks wait for the network side by side.
 
     Args:
         folder: the kit; None: there is none yet.
         server: host and port to look at where there is no kit.
+        jobs: name -> what the alliance's jobs train, to compare the datasets with.
     """
     looks: list[Callable[[], Iterator[Check]]] = [_python, _gpu, _limits]
     looks += [lambda: _packages(folder), lambda: _disk(folder)]
@@ -88,7 +69,7 @@ def examine(folder: Path | None, server: tuple[str, int] | None = None) -> list[
             lambda: _kit(folder, known),
             lambda: _permissions(folder),
             lambda: _certificate(folder, known),
-            lambda: _settings(folder, known),
+            lambda: _settings(folder, known, jobs),
         ]
     if facts and facts.kind == "server":
         known = facts
@@ -316,7 +297,7 @@ def _certificate(folder: Path, facts: KitFacts) -> Iterator[Check]:
         yield Check("certificate", "ok", found)
 
 
-def _settings(folder: Path, facts: KitFacts) -> Iterator[Check]:
+def _settings(folder: Path, facts: KitFacts, jobs: Mapping[str, Plan]) -> Iterator[Check]:
     if facts.kind == "person":
         return
     try:
@@ -327,18 +308,8 @@ def _settings(folder: Path, facts: KitFacts) -> Iterator[Check]:
     if facts.kind != "site":
         yield Check("site.yaml", "ok", "valid")
         return
-    missing = [name for name, path in settings.datasets.items() if not (folder / path / MANIFEST_FILE).is_file()]
-    if missing:
-        yield Check(
-            "datasets",
-            "fail",
-            f"{', '.join(missing)}: no {MANIFEST_FILE} in the folder that site.yaml names",
-            "register the folder: oncofed data register FOLDER --dataset NAME --out DATASET",
-        )
-    elif not settings.datasets:
-        yield Check("datasets", "warn", "none", "register one, and name it in site.yaml: oncofed data register --help")
-    else:
-        yield Check("datasets", "ok", f"{', '.join(sorted(settings.datasets))}; look closer: oncofed data check")
+    datasets = {name: folder / path for name, path in settings.datasets.items()}
+    yield from look_at_datasets(datasets, jobs)
 
 
 def _own_port(folder: Path | None, port: int) -> Iterator[Check]:

@@ -1,0 +1,71 @@
+"""The doctor's look at registered datasets: there, fit for the alliance's jobs, free of what names a patient."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from oncofed.data.contract import check_dataset
+from oncofed.data.manifest import MANIFEST_FILE, read_manifest
+from oncofed.data.quality import phi_warnings
+from oncofed.errors import DataError
+from oncofed.site.check import Check
+from oncofed.training import Plan
+
+_REGISTER = "register the folder: oncofed data register FOLDER --dataset NAME --out DATASET"
+
+
+def look_at_datasets(datasets: Mapping[str, Path], jobs: Mapping[str, Plan]) -> Iterator[Check]:
+    """Yield what is found of a site's datasets.
+
+    Args:
+        datasets: name -> folder, as ``site.yaml`` has them.
+        jobs: name -> what the alliance's jobs train.
+    """
+    missing = [name for name, folder in datasets.items() if not (folder / MANIFEST_FILE).is_file()]
+    if missing:
+        found = f"{', '.join(missing)}: no {MANIFEST_FILE} in the folder that site.yaml names"
+        yield Check("datasets", "fail", found, _REGISTER)
+    elif not datasets:
+        yield Check("datasets", "warn", "none", f"{_REGISTER}; then name it in site.yaml")
+    else:
+        yield Check("datasets", "ok", ", ".join(sorted(datasets)))
+    for name, folder in datasets.items():
+        if name not in missing:
+            yield from _look_for_phi(name, folder)
+    for job, plan in jobs.items():
+        yield _look_at_job(job, plan, datasets)
+
+
+def _look_for_phi(name: str, folder: Path) -> Iterator[Check]:
+    try:
+        manifest = read_manifest(folder)
+    except DataError as error:
+        yield Check(f"dataset {name}", "fail", str(error), _REGISTER)
+        return
+    found = [f for f in phi_warnings(manifest) if f"{f.kind}:{f.case or ''}" not in manifest.reviewed]
+    if found:
+        kinds = ", ".join(dict.fromkeys(finding.kind for finding in found))
+        advice = f"oncofed data check JOB --dataset {folder} names the cases; oncofed data deidentify --help"
+        yield Check(f"patients in {name}", "warn", f"{len(found)} findings that may identify one: {kinds}", advice)
+    else:
+        yield Check(f"patients in {name}", "ok", "nothing was found that identifies one")
+
+
+def _look_at_job(job: str, plan: Plan, datasets: Mapping[str, Path]) -> Check:
+    name, folder = plan.data.dataset, datasets.get(plan.data.dataset)
+    if folder is None:
+        return Check(f"job {job}", "fail", f"site.yaml names no dataset {name}", f"name it there; {_REGISTER}")
+    labels = plan.build_task().label_kind
+    try:
+        report = check_dataset(folder, plan.data, plan.task.vocabulary, plan.seed, labels)
+    except DataError as error:
+        return Check(f"job {job}", "fail", str(error), _REGISTER)
+    advice = f"oncofed data check {job} --dataset {folder} says more"
+    if not report.may_train:
+        return Check(f"job {job}", "fail", f"{name}: {'; '.join(report.why_not[:2])}", advice)
+    cases = ", ".join(f"{number} {split}" for split, number in report.cases.items())
+    if not report.clean:
+        aside = len(report.set_aside)
+        return Check(f"job {job}", "warn", f"{name} fits: {cases}; {aside} cases are set aside", advice)
+    return Check(f"job {job}", "ok", f"{name} fits: {cases}")
