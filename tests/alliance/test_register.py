@@ -9,9 +9,10 @@ import pyrage
 import pytest
 
 from oncofed.alliance.authority import Authority
-from oncofed.alliance.contents import read_facts, read_settings
+from oncofed.alliance.facts import read_facts
 from oncofed.alliance.register import Alliance, Sealed
 from oncofed.alliance.sealing import unseal
+from oncofed.alliance.site_settings import read_settings
 from oncofed.alliance.spec import AllianceSpec
 from oncofed.errors import FederationError
 
@@ -62,7 +63,7 @@ def test_everybody_gets_a_kit_that_only_their_password_or_key_opens(
         assert facts.root_fingerprint in guide
     assert read_settings(tmp_path / "east").datasets == {}
     assert "monai==" in (tmp_path / "east" / "constraints.txt").read_text()
-    assert "site start --folder /srv/oncofed/east" in (tmp_path / "east" / "oncofed.service").read_text()
+    assert "site start --folder /srv/oncofed/east" in (tmp_path / "east" / "deploy" / "oncofed.service").read_text()
     assert "TCP port 8002" in (tmp_path / "east" / "guide.html").read_text()
 
 

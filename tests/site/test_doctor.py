@@ -22,7 +22,7 @@ import pytest
 
 from commands import Outcome
 from oncofed import gpus
-from oncofed.alliance.contents import read_facts
+from oncofed.alliance.facts import read_facts
 from oncofed.alliance.kits import provision
 from oncofed.alliance.spec import AllianceSpec
 from oncofed.job.spec import JobSpec

@@ -11,8 +11,9 @@ import pytest
 
 from commands import oncofed, wait_for
 from connect_proxy import proxy
-from oncofed.alliance.contents import read_facts, read_settings
+from oncofed.alliance.facts import read_facts
 from oncofed.alliance.local import free_port
+from oncofed.alliance.site_settings import read_settings
 from oncofed.errors import FederationError, SpecError
 from oncofed.proxy import open_tunnel
 from oncofed.site.check import Check

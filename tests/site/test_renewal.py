@@ -10,7 +10,8 @@ import pytest
 
 from commands import Outcome
 from oncofed.alliance.authority import Authority
-from oncofed.alliance.contents import add_contents, read_facts
+from oncofed.alliance.contents import add_contents
+from oncofed.alliance.facts import read_facts
 from oncofed.alliance.kits import provision
 from oncofed.alliance.sealing import changed_files, sign_folder
 from oncofed.alliance.spec import AllianceSpec

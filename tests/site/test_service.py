@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from commands import Outcome, left_running, oncofed, wait_for
-from oncofed.alliance.contents import read_facts
+from oncofed.alliance.facts import read_facts
 from oncofed.alliance.local import free_port
 from oncofed.site.service import Service, is_connected, service_state
 

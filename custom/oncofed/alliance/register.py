@@ -17,7 +17,8 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from oncofed.alliance.authority import Authority, common_name, fingerprint
-from oncofed.alliance.contents import Kind, add_contents, describe, read_facts
+from oncofed.alliance.contents import add_contents
+from oncofed.alliance.facts import Kind, describe, read_facts
 from oncofed.alliance.files import write_private
 from oncofed.alliance.kits import provision
 from oncofed.alliance.request import Request

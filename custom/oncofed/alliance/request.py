@@ -19,7 +19,7 @@ from cryptography.x509.oid import NameOID
 from nvflare.lighter.utils import generate_keys, serialize_pri_key
 from pydantic import Field, ValidationError, field_validator
 
-from oncofed.alliance.contents import KitFacts, read_facts
+from oncofed.alliance.facts import KitFacts, read_facts
 from oncofed.alliance.files import write_private
 from oncofed.alliance.sealing import unseal
 from oncofed.errors import FederationError

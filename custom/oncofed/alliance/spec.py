@@ -60,6 +60,11 @@ class AllianceSpec(StrictModel):
     recipient: str | None = Field(
         None, pattern=_RECIPIENT, description="age recipient that the server's kit is sealed for; null: a password"
     )
+    image: str | None = Field(
+        None,
+        pattern=r"^[a-z0-9][a-z0-9._/:-]{0,200}$",
+        description="container image of servers and sites; null: oncofed with the version as its tag",
+    )
     valid_days: int = Field(360, ge=1, le=3650, description="certificates of sites and people hold so long")
     sites: dict[SiteName, SiteSpec] = Field(min_length=1, description="name -> site")
     people: dict[PersonName, PersonSpec] = Field(

@@ -245,7 +245,7 @@ def revoke(
     The list of those who are out is signed by the alliance, so it may travel to the server by any way. The name is not
     given again: who comes back takes another one.
     """
-    from oncofed.alliance.contents import read_facts
+    from oncofed.alliance.facts import read_facts
     from oncofed.alliance.files import write_private
     from oncofed.alliance.register import Alliance
 

@@ -59,7 +59,7 @@ def open_kit(
     request: RequestFolder = None,
 ) -> None:
     """Open a sealed startup kit. Nothing is left of it where one byte is not as the alliance made it."""
-    from oncofed.alliance.contents import read_facts
+    from oncofed.alliance.facts import read_facts
 
     folder = out or Path(file.name.removesuffix(".age").removesuffix(".kit"))
     _opener(file, password_file, identity, request)(folder)

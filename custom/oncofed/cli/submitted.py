@@ -79,7 +79,7 @@ def _names(text: str | None) -> list[str]:
 
 def _tell_who_is_there(engineer: Engineer, kit: Path, spec: AnyJob, wait_for: list[str], console: Console) -> None:
     """Say which sites will take part and which will not, and wait for those that were named."""
-    from oncofed.alliance.contents import sites_of
+    from oncofed.alliance.facts import sites_of
     from oncofed.job.spec import JobSpec
 
     sites = sites_of(kit)

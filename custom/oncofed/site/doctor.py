@@ -25,8 +25,10 @@ from packaging.requirements import InvalidRequirement, Requirement
 
 import oncofed
 from oncofed.alliance.authority import fingerprint
-from oncofed.alliance.contents import CONSTRAINTS_FILE, KitFacts, read_facts, read_settings
+from oncofed.alliance.contents import CONSTRAINTS_FILE
+from oncofed.alliance.facts import KitFacts, read_facts
 from oncofed.alliance.sealing import ROOT_FILE, changed_files
+from oncofed.alliance.site_settings import read_settings
 from oncofed.errors import FederationError, OncofedError
 from oncofed.gpus import read_gpus
 from oncofed.proxy import open_tunnel, parse_proxy

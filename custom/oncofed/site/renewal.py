@@ -7,8 +7,9 @@ from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
-from oncofed.alliance.contents import KIT_FILE, SETTINGS_FILE, KitFacts, read_facts
+from oncofed.alliance.facts import KIT_FILE, KitFacts, read_facts
 from oncofed.alliance.sealing import changed_files
+from oncofed.alliance.site_settings import SETTINGS_FILE
 from oncofed.errors import FederationError
 
 _UNFINISHED = ".renewal"

@@ -21,10 +21,11 @@ from typing import IO, Any
 
 import psutil
 
-from oncofed.alliance.contents import KIT_FILE, KitFacts, SiteSettings, read_facts, read_settings
+from oncofed.alliance.facts import KIT_FILE, KitFacts, read_facts
 from oncofed.alliance.files import write_private
 from oncofed.alliance.kits import keep_storage_inside, start_process
 from oncofed.alliance.sealing import changed_files
+from oncofed.alliance.site_settings import SiteSettings, read_settings
 from oncofed.errors import FederationError, PolicyError
 from oncofed.federation.datasets import DATASETS_FILE, datasets_entry
 from oncofed.federation.lending import LENDING_FILE
