@@ -6,6 +6,7 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 CONSTRAINTS := provisioning/constraints.txt
+REQUIREMENTS := provisioning/requirements.txt
 TORCH := 2.13.0
 
 # The first of these that runs and is of a version that oncofed supports. Another one: make demo PYTHON=/path/to/python
@@ -53,12 +54,16 @@ bench: $(VENV)/dev.installed ## rounds, reading, training and slides, each besid
 faults: $(VENV)/dev.installed ## federations with one fault each: what happens, and the time that it costs (about 20 minutes)
 	@$(BIN)/python benchmarks/faults.py
 
-constraints: $(VENV)/dev.installed ## write provisioning/constraints.txt anew
+constraints: $(VENV)/dev.installed ## write provisioning/constraints.txt and requirements.txt anew
 	@$(BIN)/python -m pip install --quiet uv
 	@{ sed -n '/^#/p' $(CONSTRAINTS); $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-annotate \
 		--no-header --extra demo --extra pathology --extra radiology --extra jpeg12 --extra privacy --extra gpu \
 		--extra dev pyproject.toml; \
 		} > $(VENV)/constraints.txt && mv $(VENV)/constraints.txt $(CONSTRAINTS)
+	@{ sed -n '/^#/p' $(REQUIREMENTS); $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-annotate \
+		--no-header --generate-hashes --default-index https://pypi.org/simple --constraint $(CONSTRAINTS) \
+		--extra pathology --extra radiology --extra jpeg12 --extra privacy --extra gpu pyproject.toml; \
+		} > $(VENV)/requirements.txt && mv $(VENV)/requirements.txt $(REQUIREMENTS)
 
 clean: ## remove the virtual environment and what runs left
 	rm -rf $(VENV) workspace/runs workspace/.cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -18,6 +18,7 @@ from oncofed.alliance.spec import AllianceSpec
 from oncofed.errors import FederationError
 
 CONSTRAINTS_FILE = "constraints.txt"
+REQUIREMENTS_FILE = "requirements.txt"
 GUIDE_FILE = "guide.html"
 
 
@@ -50,7 +51,8 @@ def add_contents(folder: Path, spec: AllianceSpec, name: str, authority: Authori
         nvflare=version("nvflare"),
     )
     write_private(folder / KIT_FILE, (facts.model_dump_json(indent=2, by_alias=True) + "\n").encode())
-    write_private(folder / CONSTRAINTS_FILE, _constraints())
+    for name_of_file in (CONSTRAINTS_FILE, REQUIREMENTS_FILE):
+        write_private(folder / name_of_file, _provisioning(name_of_file))
     environment = Environment(
         loader=PackageLoader("oncofed.alliance"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -64,11 +66,11 @@ def add_contents(folder: Path, spec: AllianceSpec, name: str, authority: Authori
     return facts
 
 
-def _constraints() -> bytes:
-    """Return the versions that every site installs: the checkout's file, or the installed package's copy of it."""
+def _provisioning(name: str) -> bytes:
+    """Return a file about what every site installs: the checkout's, or the installed package's copy of it."""
     package = Path(oncofed.__file__).resolve().parent
     for place in (package / "_provisioning", package.parents[1] / "provisioning"):
-        path = place / CONSTRAINTS_FILE
+        path = place / name
         if path.is_file():
             return path.read_bytes()
-    raise FederationError(f"{CONSTRAINTS_FILE} is missing from this installation of oncofed. Install it again.")
+    raise FederationError(f"{name} is missing from this installation of oncofed. Install it again.")

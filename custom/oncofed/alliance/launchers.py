@@ -62,4 +62,3 @@ def _port(spec: AllianceSpec, facts: KitFacts) -> int | None:
     if facts.kind == "server":
         return facts.port
     return spec.relays[facts.participant].port if facts.kind == "relay" else None
-

@@ -1,0 +1,125 @@
+"""What a kit brings for containers, Slurm and Kubernetes, as far as that can be tried without them."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from oncofed.alliance.authority import Authority
+from oncofed.alliance.contents import add_contents
+from oncofed.alliance.kits import provision
+from oncofed.alliance.spec import AllianceSpec
+
+SPEC = AllianceSpec(
+    name="tiny",
+    server="fl.example.org",
+    sites=("east", "West_2"),
+    relays={"mid": {"host": "relay.example.org", "port": 8003, "sites": ["West_2"]}},
+    image="registry.example.org:5000/oncofed:1.2",
+)
+MACHINES = ("fl.example.org", "mid", "east", "West_2")
+
+
+@pytest.fixture(scope="module")
+def kits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    authority = Authority.new("tiny")
+    folder = provision(SPEC, tmp_path_factory.mktemp("deploy"), authority)
+    for name in SPEC.everybody:
+        add_contents(folder / name, SPEC, name, authority)
+    return folder
+
+
+def test_a_person_starts_nothing(kits: Path) -> None:
+    assert not (kits / "engineer@oncofed.org" / "deploy").exists()
+
+
+@pytest.mark.parametrize("name", MACHINES)
+def test_the_compose_file_fits_its_schema(kits: Path, name: str) -> None:
+    file = kits / name / "deploy" / "compose.yaml"
+    done = subprocess.run(
+        [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(file)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (service,) = yaml.safe_load(file.read_text())["services"].values()
+    assert service["image"] == SPEC.image
+    assert (service["cap_drop"], service["read_only"]) == (["ALL"], True)
+    assert service.get("ports") == {"fl.example.org": ["8002:8002"], "mid": ["8003:8003"]}.get(name)
+
+
+@pytest.mark.parametrize("name", MACHINES)
+def test_the_chart_finds_every_value_that_it_asks_for(kits: Path, name: str) -> None:
+    chart = kits / name / "deploy" / "helm"
+    values = yaml.safe_load((chart / "values.yaml").read_text())
+    templates = "".join(path.read_text() for path in (chart / "templates").iterdir())
+    for asked in sorted(set(re.findall(r"\.Values\.([A-Za-z.]+)", templates))):
+        found = values
+        for part in asked.split("."):
+            assert part in found, f"values.yaml has no {asked}"
+            found = found[part]
+    assert values["image"] == {
+        "repository": "registry.example.org:5000/oncofed",
+        "tag": "1.2",
+        "pullPolicy": "IfNotPresent",
+    }
+    assert re.fullmatch(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?", values["name"])
+    assert (values["rbac"]["create"], values["serviceAccount"]["create"]) == (False, False)
+    assert yaml.safe_load((chart / "Chart.yaml").read_text())["apiVersion"] == "v2"
+
+
+def _program(folder: Path, name: str, does: str) -> Path:
+    path = folder / name
+    path.write_text(f'#!/bin/bash\necho "{name} $*" >> {folder}/log\n{does}\n')
+    path.chmod(0o755)
+    return path
+
+
+def test_the_slurm_job_stops_the_site_and_submits_itself_again(kits: Path, tmp_path: Path) -> None:
+    script = kits / "east" / "deploy" / "oncofed.slurm"
+    directives = [line for line in script.read_text().splitlines() if line.startswith("#SBATCH")]
+    assert "#SBATCH --gres=gpu:1" in directives
+    assert not [line for line in directives if not re.fullmatch(r"#SBATCH --[a-z-]+(=\S+)?", line)]
+    program = _program(tmp_path, "oncofed", '[ "$2" = start ] && exec sleep 60')
+    _program(tmp_path, "scontrol", "true")
+    environment = {
+        "PATH": f"{tmp_path}:/usr/bin:/bin",
+        "ONCOFED": str(program),
+        "SLURM_SUBMIT_DIR": str(kits / "east"),
+        "SLURM_JOB_ID": "7",
+    }
+    with subprocess.Popen(["bash", str(script)], env=environment) as job:
+        log = tmp_path / "log"
+        while not log.is_file():
+            time.sleep(0.05)
+        job.send_signal(signal.SIGTERM)
+        assert job.wait(10) == 0
+    folder = f"--folder {kits / 'east'}"
+    assert log.read_text().splitlines() == [
+        f"oncofed site start {folder}",
+        f"oncofed site stop {folder}",
+        "scontrol requeue 7",
+    ]
+
+
+def test_the_slurm_job_ends_as_the_site_does(kits: Path, tmp_path: Path) -> None:
+    program = _program(tmp_path, "oncofed", "exit 3")
+    environment = {"PATH": "/usr/bin:/bin", "ONCOFED": str(program), "SLURM_SUBMIT_DIR": "/x", "SLURM_JOB_ID": "7"}
+    script = kits / "east" / "deploy" / "oncofed.slurm"
+    assert subprocess.run(["bash", str(script)], env=environment, check=False).returncode == 3
+
+
+def test_what_is_installed_is_known_by_its_digest(kits: Path) -> None:
+    lines = (kits / "east" / "requirements.txt").read_text().splitlines()
+    pins = [line.split(" ")[0] for line in lines if re.match(r"[a-z0-9]", line)]
+    pinned = set((kits / "east" / "constraints.txt").read_text().split())
+    assert {"torch==2.13.0", "monai==1.6.1", "nvflare==2.9.0"} <= set(pins) <= pinned
+    assert sum("--hash=sha256:" in line for line in lines) > len(pins)
