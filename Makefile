@@ -44,6 +44,7 @@ format: $(VENV)/dev.installed ## put the code into the project's format
 bench: $(VENV)/dev.installed ## rounds, reading, training and slides, each beside a plain program (about 30 minutes)
 	@$(BIN)/python benchmarks/round_overhead.py
 	@$(BIN)/python benchmarks/start.py
+	@$(BIN)/python benchmarks/kits.py
 	@$(BIN)/python benchmarks/exchange.py
 	@$(BIN)/python benchmarks/scale.py
 	@$(BIN)/python benchmarks/ingest.py
