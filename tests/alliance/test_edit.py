@@ -10,6 +10,7 @@ import pytest
 
 from commands import Outcome
 from oncofed.alliance.edit import add_participant
+from oncofed.alliance.register import Alliance
 from oncofed.alliance.spec import read_alliance
 from oncofed.errors import SpecError
 
@@ -87,8 +88,10 @@ def test_what_would_not_be_valid_leaves_the_file_as_it_was(
 
 
 def test_a_site_that_makes_its_own_key_is_added_without_a_kit(file: Path, run: Callable[..., Outcome]) -> None:
-    added = run("alliance", "add-site", file, "west", "--organisation", "West", "--no-kit")
+    added = run("alliance", "add-site", file, "west", "--organisation", "West", "--own-key")
     assert added.status == 0, added.text
-    added = run("alliance", "add-user", file, "bob@x.org", "--organisation", "West", "--role", "member", "--no-kit")
+    added = run("alliance", "add-user", file, "bob@x.org", "--organisation", "West", "--role", "member", "--own-key")
     assert added.status == 0, added.text
-    assert set(read_alliance(file).everybody) >= {"west", "bob@x.org"}
+    spec = read_alliance(file)
+    assert set(spec.everybody) >= {"west", "bob@x.org"}
+    assert Alliance(file.parent / "home").without_kit(spec) == ["localhost", "east", "eng@x.org"]

@@ -7,6 +7,7 @@ import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pyrage
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -20,7 +21,10 @@ from oncofed.errors import FederationError
 
 PASSWORD = "correct horse battery"
 SPEC = AllianceSpec(
-    name="tiny", server="fl.example.org", sites=("east", "west"), people={"eng@x.org": {"role": "lead"}}
+    name="tiny",
+    server="fl.example.org",
+    sites={"east": {"own_key": True}, "west": {}},
+    people={"eng@x.org": {"role": "lead"}},
 )
 
 
@@ -58,6 +62,9 @@ def test_a_key_stays_where_it_was_made(alliance: Alliance, tmp_path: Path, name:
     # A second one for the same name is somebody else's, unless the alliance is told that it is not.
     with pytest.raises(FederationError, match=f"{name} has a kit already"):
         alliance.approve(SPEC, request, PASSWORD)
+    if name == "east":
+        with pytest.raises(FederationError, match="They ask anew"):
+            list(alliance.renew(SPEC, [name], PASSWORD))
     alliance.approve(SPEC, request, PASSWORD, again=True)
     assert len(alliance.register().participants[name].certificates) == 2
 
@@ -133,3 +140,31 @@ def test_a_certificate_cannot_be_asked_for_somebody_elses_key(tmp_path: Path) ->
     (tmp_path / "sent.json").write_text(json.dumps(values))
     with pytest.raises(FederationError, match="not signed with the key"):
         read_request(tmp_path / "sent.json")
+
+
+def test_who_is_renewed_and_who_cannot_be(tmp_path_factory: pytest.TempPathFactory) -> None:
+    alliance = Alliance(tmp_path_factory.mktemp("renewed") / "home")
+    recipient = str(pyrage.x25519.Identity.generate().to_public())
+    spec = AllianceSpec(
+        name="tiny",
+        recipient=recipient,
+        sites={name: {"recipient": recipient} for name in ("east", "west")},
+        people={"eng@x.org": {"role": "lead", "recipient": recipient}},
+        valid_days=40,
+    )
+    authority = alliance._found(spec, PASSWORD)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Authority, "load", lambda folder, password: authority)
+        list(alliance.issue(spec, PASSWORD))
+        alliance.revoke("west", PASSWORD)
+        assert alliance.ending(spec, 30) == []
+        assert alliance.ending(spec, 60) == ["localhost", "east", "eng@x.org"]
+        with pytest.raises(FederationError, match="west is revoked"):
+            list(alliance.renew(spec, ["west"], PASSWORD))
+        with pytest.raises(FederationError, match="north has no kit yet"):
+            list(alliance.renew(spec, ["north"], PASSWORD))
+        longer = spec.model_copy(update={"valid_days": 400})
+        assert [kit.name for kit in alliance.renew(longer, ["east"], PASSWORD)] == ["east"]
+        assert alliance.ending(spec, 60) == ["localhost", "eng@x.org"]
+        old, new = alliance.register().participants["east"].certificates
+        assert old.serial != new.serial

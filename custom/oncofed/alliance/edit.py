@@ -19,7 +19,7 @@ _WIDTH = 120
 
 
 def add_participant(
-    file: Path, group: Literal["sites", "people"], name: str, values: Mapping[str, str | None]
+    file: Path, group: Literal["sites", "people"], name: str, values: Mapping[str, str | bool | None]
 ) -> AllianceSpec:
     """Add a site or a person to the file, and return the alliance as it is then.
 

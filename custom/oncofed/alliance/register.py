@@ -117,9 +117,9 @@ class Alliance:
             raise FederationError(f"{path} is broken ({type(error).__name__}). Restore it from a backup.") from None
 
     def without_kit(self, spec: AllianceSpec) -> list[str]:
-        """Return who has no kit yet."""
+        """Return who has no kit yet and is to be made one."""
         known = self.register().participants if self.exists else {}
-        return [name for name in spec.everybody if name not in known]
+        return [name for name in spec.everybody if name not in known and not spec.makes_own_key(name)]
 
     def ending(self, spec: AllianceSpec, days: int) -> list[str]:
         """Return whose certificates end within so many days, of those who are not revoked."""
@@ -128,7 +128,10 @@ class Alliance:
         return [
             name
             for name, given in known
-            if name in spec.everybody and not given.revoked and given.certificates[-1].until < before
+            if name in spec.everybody
+            and not spec.makes_own_key(name)
+            and not given.revoked
+            and given.certificates[-1].until < before
         ]
 
     def issue(self, spec: AllianceSpec, password: str) -> Iterator[Sealed]:
@@ -165,6 +168,12 @@ class Alliance:
             FederationError: one has no kit or is revoked, the password is wrong, or ``spec`` is of another alliance.
         """
         self._require_renewable(spec, names)
+        own = [name for name in names if spec.makes_own_key(name)]
+        if own:
+            raise FederationError(
+                f"{', '.join(own)}: own_key in alliance.yaml. They ask anew: oncofed site request; you answer with: "
+                "oncofed alliance approve --renew"
+            )
         yield from self._make(spec, Authority.load(self.home, password), list(names))
 
     def approve(self, spec: AllianceSpec, request: Request, password: str, again: bool = False) -> Sealed:
@@ -192,7 +201,7 @@ class Alliance:
             raise FederationError(f"{self.home} holds no alliance. Found it first: oncofed alliance provision")
         else:
             self._require_same(spec, self.register())
-            if name not in self.without_kit(spec):
+            if name in self.register().participants:
                 raise FederationError(f"{name} has a kit already. Where it asks for a new certificate: --renew")
         (sealed,) = self._make(spec, Authority.load(self.home, password), [name], request)
         return sealed

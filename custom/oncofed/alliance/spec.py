@@ -29,6 +29,9 @@ class SiteSpec(StrictModel):
     recipient: str | None = Field(
         None, pattern=_RECIPIENT, description="age recipient (age1...) that its kit is sealed for; null: a password"
     )
+    own_key: bool = Field(
+        False, description="makes its private key itself: `oncofed site request`; `provision` passes it over"
+    )
 
 
 class PersonSpec(StrictModel):
@@ -38,6 +41,9 @@ class PersonSpec(StrictModel):
     organisation: Organisation = Field("oncofed", description="letters, digits and _")
     recipient: str | None = Field(
         None, pattern=_RECIPIENT, description="age recipient (age1...) that the kit is sealed for; null: a password"
+    )
+    own_key: bool = Field(
+        False, description="makes its private key itself: `oncofed site request`; `provision` passes it over"
     )
 
 
@@ -135,6 +141,11 @@ class AllianceSpec(StrictModel):
             return self.recipient
         entry = self.sites.get(name) or self.people.get(name)
         return entry.recipient if entry else None
+
+    def makes_own_key(self, name: str) -> bool:
+        """Return whether a site or person makes its private key itself."""
+        entry = self.sites.get(name) or self.people.get(name)
+        return entry.own_key if entry else False
 
     @property
     def engineer(self) -> str:

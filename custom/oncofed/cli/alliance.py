@@ -42,8 +42,9 @@ Passwords = Annotated[
 Recipient = Annotated[
     str | None, typer.Option("--recipient", help="age recipient (age1...) that the kit is sealed for; else a password.")
 ]
-MakeKit = Annotated[
-    bool, typer.Option("--kit/--no-kit", help="Make the kit too; without it where they make their own private key.")
+OwnKey = Annotated[
+    bool,
+    typer.Option("--own-key", help="Make no kit: they make their private key themselves; see oncofed site request."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout, progress to stderr.")]
 
@@ -84,7 +85,7 @@ def add_site(
     organisation: Annotated[str, typer.Option(help="Letters, digits and _.")],
     contact: Annotated[str | None, typer.Option(help="Who answers there.")] = None,
     recipient: Recipient = None,
-    kit: MakeKit = True,
+    own_key: OwnKey = False,
     home: Home = DEFAULT_HOME,
     password_file: PasswordFile = None,
     passwords: Passwords = None,
@@ -93,9 +94,9 @@ def add_site(
     """Add a site to alliance.yaml, whose comments stay, and make its kit. Nobody else's kit changes."""
     from oncofed.alliance.edit import add_participant
 
-    entry = {"organisation": organisation, "contact": contact, "recipient": recipient}
+    entry = {"organisation": organisation, "contact": contact, "recipient": recipient, "own_key": own_key or None}
     add_participant(file, "sites", name, entry)
-    _added(file, name, kit, home, password_file, passwords, json)
+    _added(file, name, not own_key, home, password_file, passwords, json)
 
 
 @app.command("add-user")
@@ -107,7 +108,7 @@ def add_user(
         str, typer.Option(help="project_admin, org_admin (of a site), lead (submits jobs) or member (looks).")
     ] = "lead",
     recipient: Recipient = None,
-    kit: MakeKit = True,
+    own_key: OwnKey = False,
     home: Home = DEFAULT_HOME,
     password_file: PasswordFile = None,
     passwords: Passwords = None,
@@ -116,8 +117,9 @@ def add_user(
     """Add a person to alliance.yaml, whose comments stay, and make their kit. Nobody else's kit changes."""
     from oncofed.alliance.edit import add_participant
 
-    add_participant(file, "people", name, {"role": role, "organisation": organisation, "recipient": recipient})
-    _added(file, name, kit, home, password_file, passwords, json)
+    entry = {"role": role, "organisation": organisation, "recipient": recipient, "own_key": own_key or None}
+    add_participant(file, "people", name, entry)
+    _added(file, name, not own_key, home, password_file, passwords, json)
 
 
 @app.command()
