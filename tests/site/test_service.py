@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -44,6 +45,21 @@ def test_a_process_that_ends_at_once_is_started_again_and_then_given_up(kits: di
     assert "no such graphics card" in (kits["east"] / "console.log").read_text()
     state = service_state(kits["east"])
     assert (state.running, "status 7" in state.trouble) == (False, True)
+
+
+def test_a_server_whose_port_is_taken_says_so(kits: dict[str, Path], run: Callable[..., Outcome]) -> None:
+    with socket.create_server(("", read_facts(kits["localhost"]).port)):
+        refused = run("site", "start", "--folder", kits["localhost"])
+        assert (refused.status, "Address already in use. What listens there: ss" in refused.text) == (1, True)
+        refused = run("site", "start", "--folder", kits["localhost"], "--background")
+        assert (refused.status, "did not start: error: port" in refused.text) == (1, True)
+    assert not service_state(kits["localhost"]).running
+
+
+def test_a_kit_whose_key_others_can_read_is_not_started(kits: dict[str, Path], run: Callable[..., Outcome]) -> None:
+    (kits["east"] / "startup" / "client.key").chmod(0o640)
+    refused = run("site", "start", "--folder", kits["east"])
+    assert (refused.status, "can read startup/client.key" in refused.text) == (3, True)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -210,21 +211,29 @@ def status(
         shown["connected"] = None if heard is None else {name: at.isoformat() for name, at in heard.items()}
         typer.echo(jsonlib.dumps(shown, indent=2))
         return
-    table = Table(title=f"{register.name}: server {register.server}, port {register.port}", title_justify="left")
-    for heading in ("participant", "kind", "role", "organisation", "version of the kit", "certificate until"):
-        table.add_column(heading)
-    if heard is not None:
-        table.add_column("last heard of")
+    table = Table(
+        title=f"{register.name}: server {register.server}, port {register.port}", title_justify="left", box=SIMPLE
+    )
+    table.add_column("participant", no_wrap=True)
+    for heading in ("kind or role", "organisation", "kit"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("until", *(["heard of"] if heard is not None else [])):
+        table.add_column(heading, no_wrap=True)
     now = datetime.now(timezone.utc)
     for name, participant in register.participants.items():
         until = participant.certificates[-1].until
         left = (until - now).days
         colour = "red" if left < 0 else "yellow" if left < _SOON_DAYS else "default"
-        told = f"{until:%Y-%m-%d} " + ("[bold]expired[/]" if left < 0 else f"({left} days)")
+        told = f"{until:%Y-%m-%d}, " + ("[bold]expired[/]" if left < 0 else f"{left} days")
         if participant.revoked:
             colour, told = "red", f"[bold]revoked[/] on {participant.revoked:%Y-%m-%d}"
-        row = [escape(name), participant.kind, participant.role or "", participant.organisation]
-        row += [participant.certificates[-1].oncofed, f"[{colour}]{told}[/]"]
+        row = [
+            escape(name),
+            participant.role or participant.kind,
+            participant.organisation,
+            participant.certificates[-1].oncofed,
+        ]
+        row.append(f"[{colour}]{told}[/]")
         if heard is not None:
             row.append(_ago(heard.get(name)) if participant.kind == "site" else "")
         table.add_row(*row)

@@ -34,7 +34,7 @@ from oncofed.gpus import read_gpus
 from oncofed.proxy import open_tunnel, parse_proxy
 from oncofed.site.check import Check
 from oncofed.site.datasets import look_at_datasets
-from oncofed.site.service import is_own, readable_by_others, service_state
+from oncofed.site.service import is_own, readable_by_others, require_free_port, service_state
 from oncofed.training import Plan
 
 _CONNECT_SECONDS = 4.0
@@ -75,7 +75,7 @@ def examine(
         ]
     if facts and facts.kind == "server":
         known = facts
-        looks.append(lambda: _own_port(folder, known.port))
+        looks.append(lambda: _own_port(folder, known))
     elif facts and facts.reaches and facts.reaches_port:
         route = (facts.reaches, facts.reaches_port)
         looks.append(lambda: _route(route, folder, facts))
@@ -314,19 +314,17 @@ def _settings(folder: Path, facts: KitFacts, jobs: Mapping[str, Plan]) -> Iterat
     yield from look_at_datasets(datasets, jobs)
 
 
-def _own_port(folder: Path | None, port: int) -> Iterator[Check]:
+def _own_port(folder: Path | None, facts: KitFacts) -> Iterator[Check]:
     if folder is not None and service_state(folder).running:
-        yield Check("port", "ok", f"{port}, in use by this server")
+        yield Check("port", "ok", f"{facts.port}, in use by this server")
         return
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("", port))
-        except OSError as error:
-            advice = f"end what listens on it; it is named by: ss -ltnp 'sport = :{port}'"
-            yield Check("port", "fail", f"{port}: {error.strerror}", advice)
-            return
-    yield Check("port", "ok", f"{port} is free")
+    try:
+        require_free_port(facts)
+    except FederationError as error:
+        found, _, what = str(error).partition(". What listens there: ")
+        yield Check("port", "fail", found, f"end what listens there; it is named by: {what}")
+    else:
+        yield Check("port", "ok", f"{facts.port} is free")
 
 
 def _route(route: tuple[str, int], folder: Path | None, facts: KitFacts | None) -> Iterator[Check]:

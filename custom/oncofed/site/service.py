@@ -9,6 +9,7 @@ import logging
 import logging.handlers
 import os
 import signal
+import socket
 import stat
 import subprocess
 import threading
@@ -102,6 +103,7 @@ class Service:
         with _sole_owner(self._folder), short_path(self._folder / _TEMPORARY) as temporary, self._signals():
             # What a service before this one left, when it was killed.
             stop_processes(self._mark)
+            require_free_port(self.facts)
             prepare(self._folder, self.facts, self._settings)
             try:
                 self._keep_running(temporary)
@@ -252,6 +254,24 @@ def require_unchanged(folder: Path) -> None:
         raise PolicyError(
             f"{folder} is not as the alliance made it: {changed[0]}. Open the kit again, or ask for a new one."
         )
+
+
+def require_free_port(facts: KitFacts) -> None:
+    """Refuse to start a server at whose port something else listens: FLARE would try again and again.
+
+    Raises:
+        FederationError: names the port.
+    """
+    if facts.kind != "server":
+        return
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", facts.port))
+        except OSError as error:
+            raise FederationError(
+                f"port {facts.port}: {error.strerror}. What listens there: ss -ltnp 'sport = :{facts.port}'"
+            ) from None
 
 
 def readable_by_others(folder: Path) -> list[str]:
