@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import socket
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from commands import oncofed, wait_for
+from commands import Outcome, oncofed, wait_for
 from connect_proxy import proxy
 from oncofed.alliance.facts import read_facts
 from oncofed.alliance.local import free_port
@@ -62,7 +63,7 @@ def _check(folder: Path, name: str) -> Check:
     return next(check for check in examine(folder) if check.name == name)
 
 
-def test_the_doctor_looks_through_the_proxy(kits: dict[str, Path], echo: int) -> None:
+def test_the_doctor_looks_through_the_proxy(kits: dict[str, Path], echo: int, run: Callable[..., Outcome]) -> None:
     port = read_facts(kits["east"]).port
     settings = kits["east"] / "site.yaml"
     settings.write_text(f"proxy: http://127.0.0.1:{free_port()}\n")
@@ -72,6 +73,11 @@ def test_the_doctor_looks_through_the_proxy(kits: dict[str, Path], echo: int) ->
         found = _check(kits["east"], "proxy")
         assert (found.state, found.found.endswith("the proxy says: 403 Forbidden")) == ("fail", True)
         assert f"localhost, TCP {port}, by CONNECT" in found.advice
+        # Before there is a kit.
+        checks = examine(None, ("localhost", echo), proxy=f"http://127.0.0.1:{running.port}")
+        assert {check.name: check.state for check in checks}["proxy"] == "ok"
+    refused = run("site", "doctor", "--server", "localhost:1", "--proxy", "nowhere")
+    assert (refused.status, "expected http://HOST:PORT" in refused.text) == (2, True)
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from rich.console import Console
 from oncofed.cli.common import ask_password, escape, require_posix
 from oncofed.errors import FederationError, SpecError
 from oncofed.gpus import GPU, read_gpus
+from oncofed.proxy import parse_proxy
 
 if TYPE_CHECKING:
     from oncofed.site.check import Check
@@ -126,6 +127,9 @@ def doctor(
         Path | None, typer.Option("--folder", envvar="ONCOFED_SITE", help="The kit's folder; by default this one.")
     ] = None,
     server: Annotated[str | None, typer.Option(help="HOST:PORT; before there is a kit.")] = None,
+    proxy: Annotated[
+        str | None, typer.Option(help="http://HOST:PORT on the way to the server; by default that of site.yaml.")
+    ] = None,
     job: Annotated[
         list[str] | None, typer.Option(help="A job of the alliance: may it train on this site's data? Several times.")
     ] = None,
@@ -140,8 +144,13 @@ def doctor(
 
     if folder is None and server is None:
         folder = Path()
+    if proxy:
+        try:
+            parse_proxy(proxy)
+        except ValueError as error:
+            raise SpecError(f"--proxy: {error}") from None
     jobs = {name: read_job(name).plan() for name in job or ()}
-    checks = examine(folder.resolve() if folder else None, _address(server) if server else None, jobs)
+    checks = examine(folder.resolve() if folder else None, _address(server) if server else None, jobs, proxy)
     if json:
         typer.echo(jsonlib.dumps([check.as_dict() for check in checks], indent=2))
     else:

@@ -49,7 +49,10 @@ _SAME_EVERYWHERE = ("nvflare", "monai", "torch", "numpy")
 
 
 def examine(
-    folder: Path | None, server: tuple[str, int] | None = None, jobs: Mapping[str, Plan] = MappingProxyType({})
+    folder: Path | None,
+    server: tuple[str, int] | None = None,
+    jobs: Mapping[str, Plan] = MappingProxyType({}),
+    proxy: str | None = None,
 ) -> list[Check]:
     """Look at everything; checks wait for the network side by side.
 
@@ -57,6 +60,7 @@ def examine(
         folder: the kit; None: there is none yet.
         server: host and port to look at where there is no kit.
         jobs: name -> what the alliance's jobs train, to compare the datasets with.
+        proxy: on the way to the server; None: the one that the site's settings name, where they do.
     """
     looks: list[Callable[[], Iterator[Check]]] = [_python, _gpu, _limits]
     looks += [lambda: _packages(folder), lambda: _disk(folder)]
@@ -78,9 +82,9 @@ def examine(
         looks.append(lambda: _own_port(folder, known))
     elif facts and facts.reaches and facts.reaches_port:
         route = (facts.reaches, facts.reaches_port)
-        looks.append(lambda: _route(route, folder, facts))
+        looks.append(lambda: _route(route, proxy or _proxy(folder), folder, facts))
     elif server:
-        looks.append(lambda: _route(server, None, None))
+        looks.append(lambda: _route(server, proxy, None, None))
     with ThreadPoolExecutor(len(looks)) as pool:
         found = pool.map(lambda look: list(_guarded(look)), looks)
         return [check for checks in found for check in checks]
@@ -327,9 +331,8 @@ def _own_port(folder: Path | None, facts: KitFacts) -> Iterator[Check]:
         yield Check("port", "ok", f"{facts.port} is free")
 
 
-def _route(route: tuple[str, int], folder: Path | None, facts: KitFacts | None) -> Iterator[Check]:
+def _route(route: tuple[str, int], proxy: str | None, folder: Path | None, facts: KitFacts | None) -> Iterator[Check]:
     host, port = route
-    proxy = _proxy(folder)
     if proxy:
         yield from _through(proxy, route, folder, facts)
         return
