@@ -10,7 +10,9 @@ from pathlib import Path
 import pyrage
 import pytest
 
+from oncofed.alliance import passwords
 from oncofed.alliance.authority import Authority
+from oncofed.alliance.passwords import lock, unlock
 from oncofed.alliance.sealing import changed_files, new_password, seal, sign_folder, unseal
 from oncofed.errors import FederationError
 
@@ -152,3 +154,14 @@ def test_passwords_are_not_like_each_other() -> None:
     assert all(
         len(password) == 23 and set(password) <= set("0123456789ABCDEFGHJKMNPQRSTVWXYZ-") for password in passwords
     )
+
+
+def test_a_machine_that_is_too_slow_or_busy_says_so_and_not_that_the_password_is_wrong(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(passwords, "_SECONDS_BETWEEN_TRIES", 0.0)
+    head, _, rest = lock(b"a key", PASSWORD).partition(b"\n--- ")
+    lines = head.split(b"\n")
+    lines[1] = lines[1].rsplit(b" ", 1)[0] + b" 40"  # age would take twelve days for this many steps
+    with pytest.raises(FederationError, match="too busy to try the password of east"):
+        unlock(b"\n".join(lines) + b"\n--- " + rest, PASSWORD, "east.kit.age")

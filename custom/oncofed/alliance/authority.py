@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
-import pyrage
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -14,6 +13,7 @@ from nvflare.lighter.impl.cert import CertBuilder
 from nvflare.lighter.utils import generate_keys
 
 from oncofed.alliance.files import write_private
+from oncofed.alliance.passwords import lock, unlock
 from oncofed.errors import FederationError
 from oncofed.federation.gate import PADDING
 
@@ -59,10 +59,7 @@ class Authority:
         Raises:
             FederationError: the password is wrong, or the file was changed.
         """
-        try:
-            pem = pyrage.passphrase.decrypt((folder / _KEY_FILE).read_bytes(), password)
-        except pyrage.DecryptError:
-            raise FederationError(f"the password does not open {folder / _KEY_FILE}, or the file was changed") from None
+        pem = unlock((folder / _KEY_FILE).read_bytes(), password, str(folder / _KEY_FILE))
         key = serialization.load_pem_private_key(pem, password=None)
         assert isinstance(key, rsa.RSAPrivateKey)
         return cls(x509.load_pem_x509_certificate((folder / _CERTIFICATE_FILE).read_bytes()), key)
@@ -84,7 +81,7 @@ class Authority:
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
         write_private(folder / _CERTIFICATE_FILE, self.certificate_pem)
-        write_private(folder / _KEY_FILE, pyrage.passphrase.encrypt(pem, password))
+        write_private(folder / _KEY_FILE, lock(pem, password))
 
     @property
     def certificate_pem(self) -> bytes:

@@ -19,6 +19,7 @@ from cryptography import x509
 
 from oncofed.alliance.authority import Authority
 from oncofed.alliance.files import write_private
+from oncofed.alliance.passwords import lock, unlock
 from oncofed.errors import FederationError
 from oncofed.federation.gate import is_signed_by
 
@@ -64,7 +65,7 @@ def seal(folder: Path, out: Path, password: str | None, recipient: str | None = 
         sealed = pyrage.encrypt(packed.getvalue(), [pyrage.x25519.Recipient.from_str(recipient)])
     else:
         assert password
-        sealed = pyrage.passphrase.encrypt(packed.getvalue(), password)
+        sealed = lock(packed.getvalue(), password)
     write_private(out, sealed)
 
 
@@ -139,17 +140,14 @@ def _decrypted(file: Path, password: str | None, identity: Path | None) -> bytes
         raise FederationError(
             f"{file} is no sealed kit. Expected the file that the alliance sent, such as SITE.kit.age."
         )
+    if identity is None:
+        return unlock(sealed, password or "", str(file))
     try:
-        if identity:
-            lines = identity.read_text(encoding="utf-8").splitlines()
-            keys = [
-                pyrage.x25519.Identity.from_str(line.strip()) for line in lines if line.startswith("AGE-SECRET-KEY-")
-            ]
-            return bytes(pyrage.decrypt(sealed, keys))
-        return bytes(pyrage.passphrase.decrypt(sealed, password or ""))
+        lines = identity.read_text(encoding="utf-8").splitlines()
+        keys = [pyrage.x25519.Identity.from_str(line.strip()) for line in lines if line.startswith("AGE-SECRET-KEY-")]
+        return bytes(pyrage.decrypt(sealed, keys))
     except (pyrage.DecryptError, pyrage.IdentityError):
-        what = f"the key in {identity}" if identity else "this password"
-        raise FederationError(f"{what} does not open {file}, or the file was changed on its way") from None
+        raise FederationError(f"the key in {identity} does not open {file}, or the file was changed") from None
 
 
 def _unpack(content: bytes, folder: Path, file: Path) -> None:
