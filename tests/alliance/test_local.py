@@ -93,6 +93,7 @@ def test_a_job_that_names_another_class_does_not_run(alliance: LocalAlliance, ex
     server = exported / "app" / "config" / "config_fed_server.json"
     rounds = json.loads(server.read_text())
     rounds["workflows"][0]["args"]["federation"]["rounds"]["return_s"] = 3.0
+    rounds["dead_client_grace_period"] = 5.0
     server.write_text(json.dumps(rounds))
     with quiet():
         job_id = alliance.session().submit_job(str(exported))
