@@ -47,6 +47,8 @@ _HEARTBEAT_TIMEOUT_SECONDS = 60
 _ANSWER_SECONDS = 10.0
 # FLARE's own lend the first GPUs for ever, and to several jobs at once where a job does not say what it needs.
 _LENDING = {"resource_manager": "SiteResources", "resource_consumer": "LentGPUs"}
+# How often it is tried to start a job that waits for room, in seconds (FLARE: ten at first, then up to ten minutes).
+_WAITING = {"min_schedule_interval": 2.0, "max_schedule_interval": 10.0}
 # Both ends of every connection show a certificate; FLARE's default for relays is none at all.
 _MUTUAL = {"connection_security": "mtls"}
 _COMMUNICATION = {"streaming_ack_wait": 10, "streaming_read_timeout": 30}
@@ -258,6 +260,8 @@ def _restrict_resources(resources: dict[str, Any]) -> None:
     for component in resources["components"]:
         if component.get("path") in launchers:
             component["path"] = f"oncofed.federation.launchers.{launchers[component['path']]}"
+        if component["id"] == "job_scheduler":
+            component["args"] |= _WAITING
         if component["id"] in _LENDING:
             component.update(path=f"oncofed.federation.lending.{_LENDING[component['id']]}", args={})
     if "client" in resources:

@@ -29,9 +29,9 @@ _SECONDS_BETWEEN_LOOKS_AT_SITES = 3.0
 _MOST_MISSED = 40
 # How often a job of a dead server is put into the queue, where FLARE could not start it.
 _MOST_TRIES = 5
-# FLARE waits twice as long after each try to start a job for which no site has room, and gives it up after ten tries.
+# FLARE gives up a job for which no site had room in ten tries.
 _SECONDS_BETWEEN_LOOKS_AT_WAITING = 20.0
-_TRIES_TO_COUNT = 3
+_TRIES_TO_COUNT = 4
 _KEPT_HISTORY = 20
 # What FLARE says of a job that a dead server ran, or that could not be started because a site still ran it.
 _NOT_RUNNING = (RunStatus.RUNNING, RunStatus.DISPATCHED, RunStatus.FAILED_TO_RUN)
