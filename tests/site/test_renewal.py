@@ -17,6 +17,7 @@ from oncofed.alliance.sealing import changed_files, sign_folder
 from oncofed.alliance.spec import AllianceSpec
 from oncofed.errors import FederationError
 from oncofed.site.renewal import renew
+from oncofed.site.service import require_unchanged
 
 PEOPLE = {"eng@x.org": {"role": "lead"}}
 
@@ -48,6 +49,8 @@ def _copied(kit: Path) -> Callable[[Path], object]:
 def test_certificate_and_key_are_new_and_what_is_the_sites_own_stays(kit: Path, made: dict[str, Path]) -> None:
     (kit / "site.yaml").write_text("datasets: {balls: /data/balls}\n")
     (kit / "local" / "privacy.json.sample").write_text("mine")
+    (kit / "deploy" / "compose.yaml").write_text("mine")
+    require_unchanged(kit)
     (kit / "local" / "datasets.json").write_text("{}")
     (kit / "storage").mkdir()
     (kit / "storage" / "job").write_text("kept")
@@ -56,11 +59,12 @@ def test_certificate_and_key_are_new_and_what_is_the_sites_own_stays(kit: Path, 
     new = read_facts(kit).certificate(kit)
     assert new.serial_number != old.serial_number
     assert until == new.not_valid_after_utc > old.not_valid_after_utc
-    assert kept == ["local/privacy.json.sample"]
+    assert kept == ["deploy/compose.yaml", "local/privacy.json.sample"]
+    assert (kit / "deploy" / "compose.yaml").read_text() == "mine"
     assert "/data/balls" in (kit / "site.yaml").read_text()
     assert (kit / "storage" / "job").read_text() == "kept"
     assert (kit / "startup" / "client.key").read_bytes() == (made["new"] / "east/startup/client.key").read_bytes()
-    assert not [problem for problem in changed_files(kit) if not problem.startswith(("local/", "site.yaml"))]
+    require_unchanged(kit)
     assert not list(kit.glob(".renewal"))
     # Once more is no harm: somebody may not know how far it came.
     renew(kit, _copied(made["new"] / "east"))

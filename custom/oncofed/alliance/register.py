@@ -40,7 +40,7 @@ class Issued(StrictModel):
     fingerprint: str
     made: datetime
     until: datetime
-    oncofed: str = Field(description="version that made the kit")
+    oncofed: str = Field("", description="version that made the kit")
 
 
 class Participant(StrictModel):

@@ -11,6 +11,7 @@ from oncofed.alliance.facts import KIT_FILE, KitFacts, read_facts
 from oncofed.alliance.sealing import changed_files
 from oncofed.alliance.site_settings import SETTINGS_FILE
 from oncofed.errors import FederationError
+from oncofed.site.service import is_own
 
 _UNFINISHED = ".renewal"
 _THE_SAME = ("alliance", "participant", "kind", "role", "server", "port", "root_fingerprint")
@@ -29,7 +30,7 @@ def renew(folder: Path, open_into: Callable[[Path], object]) -> tuple[datetime, 
         open_into: opens the newer one into a folder.
 
     Returns:
-        until when the new certificate holds, and which files under ``local`` stayed the site's own.
+        until when the new certificate holds, and which files beside ``site.yaml`` stayed the site's own.
 
     Raises:
         FederationError: the newer kit is another participant's or alliance's, or does not hold longer.
@@ -66,9 +67,9 @@ def _require_successor(old: KitFacts, folder: Path, new: KitFacts, unfinished: P
 
 def _own_files(folder: Path, facts: KitFacts) -> set[str]:
     """Return which files of its kit a site has changed, and may."""
-    changed = {problem.split(" ")[0] for problem in changed_files(folder) if problem.endswith(" was changed")}
+    changed = [problem for problem in changed_files(folder) if problem.endswith(" was changed")]
     rewritten = {_REWRITTEN} if facts.kind == "server" else set()
-    return {name for name in changed if name == SETTINGS_FILE or name.startswith("local/")} - rewritten
+    return {problem.removesuffix(" was changed") for problem in changed if is_own(problem)} - rewritten
 
 
 def _move(new: Path, folder: Path, kept: set[str]) -> None:

@@ -25,8 +25,9 @@ import psutil
 from oncofed.alliance.facts import KIT_FILE, KitFacts, read_facts
 from oncofed.alliance.files import write_private
 from oncofed.alliance.kits import keep_storage_inside, start_process
+from oncofed.alliance.launchers import DEPLOY_FOLDER
 from oncofed.alliance.sealing import changed_files
-from oncofed.alliance.site_settings import SiteSettings, read_settings
+from oncofed.alliance.site_settings import SETTINGS_FILE, SiteSettings, read_settings
 from oncofed.errors import FederationError, PolicyError
 from oncofed.federation.datasets import DATASETS_FILE, datasets_entry
 from oncofed.federation.lending import LENDING_FILE
@@ -282,8 +283,8 @@ def readable_by_others(folder: Path) -> list[str]:
 
 
 def is_own(problem: str) -> bool:
-    """Return whether a changed file is one that a site may change."""
-    return problem.startswith(("local/", "site.yaml"))
+    """Return whether a changed file, as ``changed_files`` names it, is one that a site may change."""
+    return problem.startswith(("local/", f"{DEPLOY_FOLDER}/", SETTINGS_FILE))
 
 
 def prepare(folder: Path, facts: KitFacts, settings: SiteSettings) -> None:
