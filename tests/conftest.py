@@ -20,6 +20,12 @@ from synthetic import make_site, write_job
 _ROOT = Path(__file__).parents[1]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take long: several workers that each take a file after the other end together then."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture
 def site(tmp_path: Path) -> Path:
     """One site's folder with six cases."""

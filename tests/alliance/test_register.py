@@ -79,6 +79,19 @@ def test_nothing_secret_lies_open_in_the_alliances_folder(founded: tuple[Allianc
         assert str(kits["eng@x.org"].password).encode() not in content, path
 
 
+@pytest.fixture
+def open_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Open each root once alone: its password takes seconds."""
+    roots: dict[Path, Authority] = {}
+    load = Authority.load
+
+    def once(folder: Path, password: str) -> Authority:
+        return roots.get(folder) or roots.setdefault(folder, load(folder, password))
+
+    monkeypatch.setattr(Authority, "load", once)
+
+
+@pytest.mark.usefixtures("open_root")
 def test_one_more_site_changes_nobody_elses_kit(
     founded: tuple[Alliance, dict[str, Sealed]], key: Path, tmp_path: Path
 ) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
+import pyrage
 import pytest
 
 from commands import Outcome, left_running, oncofed, wait_for
@@ -64,11 +65,13 @@ def test_a_kit_whose_key_others_can_read_is_not_started(kits: dict[str, Path], r
 
 @pytest.fixture
 def opened(tmp_path: Path, two_sites: dict[str, Path]) -> Iterator[dict[str, Path]]:
-    """Provision an alliance and open its kits by command; whatever was started is stopped."""
-    port = free_port()
+    """Provision an alliance and open its kits by command, east's with a password; what was started is stopped."""
+    key = pyrage.x25519.Identity.generate()
+    (tmp_path / "key.txt").write_text(str(key))
+    sealed = f"recipient: {key.to_public()}"
     (tmp_path / "alliance.yaml").write_text(
-        f"name: tiny\nserver: localhost\nport: {port}\nsites: [east, west]\n"
-        "people: {eng@x.org: {role: lead}, admin@x.org: {role: project_admin}}\n"
+        f"name: tiny\nserver: localhost\nport: {free_port()}\n{sealed}\nsites: {{east: {{}}, west: {{{sealed}}}}}\n"
+        f"people: {{eng@x.org: {{role: lead, {sealed}}}, admin@x.org: {{role: project_admin, {sealed}}}}}\n"
     )
     (tmp_path / "root.txt").write_text("correct horse battery\n")
     arguments = ("--home", tmp_path / "home", "--password-file", tmp_path / "root.txt", "--json")
@@ -77,8 +80,10 @@ def opened(tmp_path: Path, two_sites: dict[str, Path]) -> Iterator[dict[str, Pat
     folders = {}
     for kit in json.loads(done.stdout):
         folder = tmp_path / "opened" / kit["name"]
-        (tmp_path / "password.txt").write_text(kit["password"].lower())
-        done = oncofed("site", "open", kit["kit"], "--out", folder, "--password-file", "password.txt", home=tmp_path)
+        if kit["password"]:
+            (tmp_path / "password.txt").write_text(kit["password"].lower())
+        way = ("--password-file", "password.txt") if kit["password"] else ("--identity", "key.txt")
+        done = oncofed("site", "open", kit["kit"], "--out", folder, *way, home=tmp_path)
         assert done.returncode == 0, done.stderr
         folders[kit["name"]] = folder
     for site, data in two_sites.items():
