@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -74,12 +73,7 @@ def real_data() -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files that take long, and skip tests marked ``gpu`` where there is none.
-
-    Workers take one file after the other: with the long ones first they end at about the same time.
-    """
-    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: -slow[item.path])
+    """Skip tests marked ``gpu`` where there is none."""
     if torch.cuda.is_available():
         return
     for item in items:
