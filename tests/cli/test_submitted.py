@@ -76,7 +76,7 @@ def test_a_stopped_job_leaves_what_its_rounds_gave(alliance: LocalAlliance, tmp_
     job_id = json.loads(oncofed("job", "submit", job, *kit, "--json", home=tmp_path).stdout)["id"]
     log = tmp_path / "watched.txt"
     with started("job", "watch", job_id, *kit, "--workspace", tmp_path / "workspace", log=log) as watching:
-        wait_for(lambda: "round 1/900" in log.read_text(), "the first round is shown")
+        wait_for(lambda: "round 1/500" in log.read_text(), "the first round is shown")
         assert "still runs" not in oncofed("job", "stop", job_id, *kit, home=tmp_path).stderr
         assert watching.wait(60) == 1
     fetched = oncofed("job", "fetch", job_id, *kit, home=tmp_path)
