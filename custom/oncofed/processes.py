@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import signal
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -88,6 +89,22 @@ def name_process(name: str) -> None:
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_NAME, name.encode())
+
+
+def why_taken(port: int, host: str = "") -> str:
+    """Return why nothing can listen on a port, in the system's words; empty where something can.
+
+    Args:
+        port: the port.
+        host: address to listen at; empty: all of this machine's.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            return error.strerror or str(error)
+    return ""
 
 
 @contextlib.contextmanager

@@ -52,6 +52,12 @@ def read_yaml(file: Path, example: str) -> tuple[dict[str, Any], Lines]:
     return values, lines
 
 
+def first_problem(error: ValidationError) -> str:
+    """Return the first mistake in a file that a program wrote: where it is, and what it is."""
+    problem = error.errors()[0]
+    return f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
+
+
 def validated(
     kind: type[Settings],
     values: Mapping[str, Any],

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError
 
 from oncofed.alliance.spec import AllianceSpec
 from oncofed.errors import FederationError
-from oncofed.settings import StrictModel
+from oncofed.settings import StrictModel, first_problem
 
 KIT_FILE = "kit.json"
 SCHEMA = 1
@@ -82,8 +82,7 @@ def read_facts(folder: Path) -> KitFacts:
     try:
         return KitFacts.model_validate(values)
     except ValidationError as error:
-        problem = error.errors()[0]
-        raise FederationError(f"{path}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
+        raise FederationError(f"{path}: {first_problem(error)}") from None
 
 
 def sites_of(folder: Path) -> tuple[str, ...]:

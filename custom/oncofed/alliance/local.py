@@ -24,7 +24,7 @@ from oncofed.alliance.sealing import sign_folder
 from oncofed.alliance.spec import AllianceSpec
 from oncofed.errors import FederationError
 from oncofed.federation.datasets import DATASETS_FILE, datasets_entry
-from oncofed.processes import process_environment, stop_processes
+from oncofed.processes import process_environment, stop_processes, why_taken
 
 _START_TIMEOUT_SECONDS = 90.0
 _MOST_RESTARTS = 3
@@ -239,14 +239,10 @@ def require_free_port(port: int) -> None:
     Raises:
         FederationError: the port is taken.
     """
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            raise FederationError(
-                f"port {port} is taken by another program. Give another with --port, or none to take a free one."
-            ) from None
+    if why_taken(port, "127.0.0.1"):
+        raise FederationError(
+            f"port {port} is taken by another program. Give another with --port, or none to take a free one."
+        )
 
 
 @contextlib.contextmanager

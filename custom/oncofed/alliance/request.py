@@ -22,8 +22,9 @@ from pydantic import Field, ValidationError, field_validator
 from oncofed.alliance.facts import KitFacts, read_facts
 from oncofed.alliance.files import write_private
 from oncofed.alliance.sealing import unseal
+from oncofed.alliance.spec import RECIPIENT
 from oncofed.errors import FederationError
-from oncofed.settings import StrictModel
+from oncofed.settings import StrictModel, first_problem
 
 REQUEST_FILE = "request.json"
 _KEY_FILE = "private.key"
@@ -42,7 +43,7 @@ class Request(StrictModel):
     schema_: Literal[1] = Field(1, alias="schema")
     participant: str = Field(pattern=_NAME)
     kind: AskingKind
-    recipient: str = Field(pattern=r"^age1[a-z0-9]{50,80}$", description="the answer is sealed for this age recipient")
+    recipient: str = Field(pattern=RECIPIENT, description="the answer is sealed for this age recipient")
     csr: str = Field(max_length=16_384, description="PKCS #10, PEM: proves that the sender has the private key")
 
     @field_validator("csr")
@@ -111,8 +112,7 @@ def read_request(file: Path) -> Request:
     except OSError as error:
         raise FederationError(f"{file}: {error.strerror}. Expected a {REQUEST_FILE} that a participant sent") from None
     except ValidationError as error:
-        problem = error.errors()[0]
-        raise FederationError(f"{file}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
+        raise FederationError(f"{file}: {first_problem(error)}") from None
     except ValueError:
         raise FederationError(f"{file} is no request. Expected a {REQUEST_FILE} that a participant sent") from None
     names = x509.load_pem_x509_csr(request.csr.encode()).subject.get_attributes_for_oid(NameOID.COMMON_NAME)
@@ -146,13 +146,7 @@ def open_answer(file: Path, out: Path, request: Path) -> KitFacts:
 
 def fits(certificate: x509.Certificate, private_key: bytes) -> bool:
     """Return whether a private key (PEM) is that of a certificate."""
-    key = serialization.load_pem_private_key(private_key, password=None)
-    public = certificate.public_key()
-    return (
-        isinstance(key, rsa.RSAPrivateKey)
-        and isinstance(public, rsa.RSAPublicKey)
-        and _public_bytes(key.public_key()) == _public_bytes(public)
-    )
+    return serialization.load_pem_private_key(private_key, password=None).public_key() == certificate.public_key()
 
 
 def _public_bytes(key: rsa.RSAPublicKey) -> bytes:

@@ -18,7 +18,7 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 # FLARE's names of what a person may do.
 Role = Literal["project_admin", "org_admin", "lead", "member"]
 
-_RECIPIENT = r"^age1[a-z0-9]{50,80}$"
+RECIPIENT = r"^age1[a-z0-9]{50,80}$"
 
 
 class SiteSpec(StrictModel):
@@ -27,7 +27,7 @@ class SiteSpec(StrictModel):
     organisation: Organisation = Field("oncofed", description="letters, digits and _")
     contact: str | None = Field(None, max_length=200, description="who answers there, for its guide and `status`")
     recipient: str | None = Field(
-        None, pattern=_RECIPIENT, description="age recipient (age1...) that its kit is sealed for; null: a password"
+        None, pattern=RECIPIENT, description="age recipient (age1...) that its kit is sealed for; null: a password"
     )
     own_key: bool = Field(
         False, description="makes its private key itself: `oncofed site request`; `provision` passes it over"
@@ -40,7 +40,7 @@ class PersonSpec(StrictModel):
     role: Role = Field("lead", description="project_admin, org_admin (of a site), lead (submits jobs), member (looks)")
     organisation: Organisation = Field("oncofed", description="letters, digits and _")
     recipient: str | None = Field(
-        None, pattern=_RECIPIENT, description="age recipient (age1...) that the kit is sealed for; null: a password"
+        None, pattern=RECIPIENT, description="age recipient (age1...) that the kit is sealed for; null: a password"
     )
     own_key: bool = Field(
         False, description="makes its private key itself: `oncofed site request`; `provision` passes it over"
@@ -64,7 +64,7 @@ class AllianceSpec(StrictModel):
     port: Port = Field(8002, description="the one port, for sites and people")
     organisation: Organisation = Field("oncofed", description="of the server: letters, digits and _")
     recipient: str | None = Field(
-        None, pattern=_RECIPIENT, description="age recipient that the server's kit is sealed for; null: a password"
+        None, pattern=RECIPIENT, description="age recipient that the server's kit is sealed for; null: a password"
     )
     image: str | None = Field(
         None,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json as jsonlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.box import SIMPLE
@@ -93,11 +93,10 @@ def add_site(
     json: Json = False,
 ) -> None:
     """Add a site to alliance.yaml, whose comments stay, and make its kit. Nobody else's kit changes."""
-    from oncofed.alliance.edit import add_participant
-
     entry = {"organisation": organisation, "contact": contact, "recipient": recipient, "own_key": own_key or None}
-    add_participant(file, "sites", name, entry)
-    _added(file, name, not own_key, home, password_file, passwords, json)
+    _add(file, "sites", name, entry, json)
+    if not own_key:
+        provision(file, home, password_file, passwords, json)
 
 
 @app.command("add-user")
@@ -116,11 +115,10 @@ def add_user(
     json: Json = False,
 ) -> None:
     """Add a person to alliance.yaml, whose comments stay, and make their kit. Nobody else's kit changes."""
-    from oncofed.alliance.edit import add_participant
-
     entry = {"role": role, "organisation": organisation, "recipient": recipient, "own_key": own_key or None}
-    add_participant(file, "people", name, entry)
-    _added(file, name, not own_key, home, password_file, passwords, json)
+    _add(file, "people", name, entry, json)
+    if not own_key:
+        provision(file, home, password_file, passwords, json)
 
 
 @app.command()
@@ -288,12 +286,13 @@ def _ago(at: datetime | None) -> str:
     return f"{max((datetime.now(timezone.utc) - at).total_seconds(), 0):.0f} s ago"
 
 
-def _added(
-    file: Path, name: str, kit: bool, home: Path, password_file: Path | None, passwords: Path | None, json: bool
+def _add(
+    file: Path, group: Literal["sites", "people"], name: str, entry: Mapping[str, str | bool | None], json: bool
 ) -> None:
+    from oncofed.alliance.edit import add_participant
+
+    add_participant(file, group, name, entry)
     progress_console(json).print(f"{name} is in {file}", markup=False)
-    if kit:
-        provision(file, home, password_file, passwords, json)
 
 
 def _make(kits: Iterator[Sealed], count: int, passwords: Path | None, console: Console, json: bool) -> None:

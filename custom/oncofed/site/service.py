@@ -9,7 +9,6 @@ import logging
 import logging.handlers
 import os
 import signal
-import socket
 import stat
 import subprocess
 import threading
@@ -32,7 +31,7 @@ from oncofed.errors import FederationError, PolicyError
 from oncofed.federation.datasets import DATASETS_FILE, datasets_entry
 from oncofed.federation.lending import LENDING_FILE
 from oncofed.federation.site_report import RUN_FOLDER
-from oncofed.processes import JOB_PROCESS, process_environment, short_path, stop_processes
+from oncofed.processes import JOB_PROCESS, process_environment, short_path, stop_processes, why_taken
 from oncofed.proxy import PROXY_VARIABLE, parse_proxy
 
 LOG_FILE = "console.log"
@@ -44,6 +43,7 @@ _HOUR = 3600.0
 # One that ran so long did not fail for want of something that is missing at its start.
 _SOUND_SECONDS = 60.0
 _STOP_SECONDS = 60.0
+_SECONDS_BETWEEN_LOOKS = 2.0
 _TEMPORARY = "tmp"
 
 
@@ -86,6 +86,7 @@ class Service:
         self._stop = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
         self._starts: list[float] = []
+        self._next_look = 0.0
 
     def _read_kit(self) -> None:
         self._kit_read = _changed_at(self._folder)
@@ -159,6 +160,9 @@ class Service:
 
         FLARE's processes read their certificate at their start alone.
         """
+        if time.monotonic() < self._next_look:
+            return False
+        self._next_look = time.monotonic() + _SECONDS_BETWEEN_LOOKS
         if _changed_at(self._folder) == self._kit_read:
             return False
         return self._until - time.time() < _HOUR or not _has_job(pid)
@@ -263,16 +267,9 @@ def require_free_port(facts: KitFacts) -> None:
     Raises:
         FederationError: names the port.
     """
-    if facts.kind != "server":
-        return
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("", facts.port))
-        except OSError as error:
-            raise FederationError(
-                f"port {facts.port}: {error.strerror}. What listens there: ss -ltnp 'sport = :{facts.port}'"
-            ) from None
+    why = why_taken(facts.port) if facts.kind == "server" else ""
+    if why:
+        raise FederationError(f"port {facts.port}: {why}. What listens there: ss -ltnp 'sport = :{facts.port}'")
 
 
 def readable_by_others(folder: Path) -> list[str]:
