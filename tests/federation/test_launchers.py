@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_context import FLContext
 
-from oncofed.federation.job_process import order
+from oncofed.federation.job_process import Template, order
 from oncofed.federation.launchers import SiteJobLauncher
 
 _PROGRAM = """
@@ -38,38 +40,63 @@ def _line(folder: Path) -> bytes:
     return order("program", [str(folder / "out.json")], {"SECRET": "a-token-of-the-server"})
 
 
-def test_a_spare_process_becomes_what_it_is_told_and_shows_no_secret(launcher, tmp_path):
-    spare = launcher._spare
+def test_a_job_is_a_fork_that_becomes_what_it_is_told_and_shows_no_secret(launcher, tmp_path):
     handle = launcher._start(_line(tmp_path))
-    handle.wait()
+    assert psutil.Process(handle.pid).ppid() == launcher._template.pid
+    assert handle.wait() == handle.poll() == 3
     seen = json.loads((tmp_path / "out.json").read_text())
-    assert handle.adapter.pid == spare.pid
-    assert handle.adapter.poll() == 3
     assert seen["arguments"] == [str(tmp_path / "out.json")]
     assert (seen["main"], seen["secret"], seen["input"]) == ("__main__", "a-token-of-the-server", "")
     assert "a-token-of-the-server" not in seen["shown"]
 
 
-def test_a_spare_process_that_was_killed_costs_no_job(launcher, tmp_path):
-    spare = launcher._spare
-    spare.kill()
-    spare.wait()
-    handle = launcher._start(_line(tmp_path))
-    handle.wait()
-    assert handle.adapter.pid != spare.pid
-    assert handle.adapter.poll() == 3
+def test_a_job_that_is_killed_says_so_also_when_nobody_is_left_who_could_tell(launcher, tmp_path):
+    (tmp_path / "program.py").write_text("import time; time.sleep(60)")
+    line = order("program", [], {})
+    killed, orphan = launcher._start(line), launcher._start(line)
+    assert os.getpgid(killed.pid) == killed.pid
+    os.killpg(killed.pid, signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL
+    launcher._template.kill()
+    assert orphan.poll() is None
+    os.killpg(orphan.pid, signal.SIGKILL)
+    assert orphan.wait() == -signal.SIGKILL
 
 
-def test_a_spare_process_ends_with_its_parent():
-    code = "import time; from oncofed.federation import launchers as l; print(l._waiting_process().pid, flush=True)"
+def test_a_template_that_was_killed_costs_no_job(launcher, tmp_path):
+    before = launcher._template.pid
+    os.kill(before, signal.SIGKILL)
+    assert launcher._start(_line(tmp_path)).wait() == 3
+    assert launcher._template.pid != before
+
+
+def test_participants_of_a_machine_share_a_template_until_it_is_gone(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    shared = Template()
+    monkeypatch.setenv("ONCOFED_JOB_TEMPLATE", str(os.dup(shared.fileno())))
+    made = SiteJobLauncher()
+    made.handle_event(EventType.SYSTEM_START, FLContext())
+    handle = made._start(_line(tmp_path))
+    assert psutil.Process(handle.pid).ppid() == shared.pid
+    assert handle.wait() == 3
+    shared.kill()
+    assert made._start(_line(tmp_path)).wait() == 3
+    made.handle_event(EventType.SYSTEM_END, FLContext())
+
+
+def test_a_template_ends_with_its_parent():
+    code = "import time; from oncofed.federation.job_process import Template; print(Template().pid, flush=True)"
     parent = subprocess.Popen([sys.executable, "-c", f"{code}; time.sleep(60)"], stdout=subprocess.PIPE)
-    spare = psutil.Process(int(parent.stdout.readline()))
+    template = psutil.Process(int(parent.stdout.readline()))
     parent.kill()
     parent.communicate()
-    spare.wait(60)
+    template.wait(60)
 
 
-def test_no_spare_process_where_the_owner_wants_none():
+def test_no_template_waits_where_the_owner_wants_none(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     made = SiteJobLauncher(spare=False)
     made.handle_event(EventType.SYSTEM_START, FLContext())
-    assert made._spare is None
+    assert made._template is None
+    assert made._start(_line(tmp_path)).wait() == 3
+    assert made._template is None

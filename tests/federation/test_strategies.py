@@ -12,7 +12,7 @@ from oncofed.errors import FederationError
 from oncofed.federation.spec import StrategySpec
 from oncofed.federation.strategies import STRATEGIES, Strategy, Update, build_strategy
 from oncofed.federation.strategies.optimizers import FedAdam, FedAvgM, FedDyn, FedNova, FedYogi, Scaffold
-from oncofed.federation.strategies.robust import ClippedMean, Krum, Median, TrimmedMean
+from oncofed.federation.strategies.robust import ClippedMean, Krum, Median, TrimmedMean, in_order
 
 NAMES = frozenset({"w"})
 VALUES = st.lists(st.floats(-1e3, 1e3, width=32), min_size=3, max_size=3)
@@ -136,6 +136,21 @@ def test_one_bad_site_of_five_moves_a_robust_model_no_further_than_the_good_ones
 def test_a_long_update_is_shortened_to_the_usual() -> None:
     moved = ClippedMean(NAMES).step({"w": torch.zeros(1)}, _updates(1.0, 1.0, 100.0), 3)
     assert moved["w"].item() == pytest.approx(1.0)
+
+
+@given(st.integers(1, 70), st.integers(0, 2**31))
+def test_weights_are_sorted_over_any_number_of_sites(count: int, seed: int) -> None:
+    drawn = torch.randint(-5, 5, (count, 3, 7), generator=torch.Generator().manual_seed(seed)).float()
+    for rank in {0, count // 2, count - 1}:
+        found = in_order(list(drawn), lambda ordered, rank=rank: ordered[rank])  # type: ignore[misc]
+        assert torch.equal(found, drawn.sort(dim=0).values[rank])
+
+
+def test_weights_of_several_blocks_are_sorted_and_inputs_stay_as_they_are() -> None:
+    drawn = torch.randn(5, 40_000, generator=torch.Generator().manual_seed(1))
+    before = drawn.clone()
+    assert torch.equal(in_order(list(drawn), lambda ordered: ordered[2]), before.sort(dim=0).values[2])
+    assert torch.equal(drawn, before)
 
 
 def test_the_median_of_an_even_number_is_between_the_middle_two() -> None:

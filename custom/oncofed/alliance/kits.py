@@ -6,7 +6,7 @@ import json
 import os
 import stat
 import subprocess
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from types import MappingProxyType
@@ -213,13 +213,16 @@ def rewrite(default: Path, out: Path, change: Callable[[dict[str, Any]], None]) 
     out.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
-def start_process(kit: Path, console: IO[bytes] | int, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+def start_process(
+    kit: Path, console: IO[bytes] | int, environment: Mapping[str, str], inherited: Sequence[int] = ()
+) -> subprocess.Popen[bytes]:
     """Start FLARE's process of a kit; it ends with this one.
 
     Args:
         kit: of a server, a relay or a site.
         console: where what it prints goes.
         environment: of the process.
+        inherited: numbers of open files that it keeps open.
     """
     return subprocess.Popen(
         # Not FLARE's loop, which starts it again for ever and waits five seconds before its first start.
@@ -230,6 +233,7 @@ def start_process(kit: Path, console: IO[bytes] | int, environment: Mapping[str,
         stderr=subprocess.STDOUT,
         env=environment,
         start_new_session=True,
+        pass_fds=inherited,
         preexec_fn=end_with_parent,  # noqa: PLW1509 - no other thread runs here
     )
 

@@ -24,6 +24,7 @@ from oncofed.alliance.sealing import sign_folder
 from oncofed.alliance.spec import AllianceSpec
 from oncofed.errors import FederationError
 from oncofed.federation.datasets import DATASETS_FILE, datasets_entry
+from oncofed.federation.job_process import TEMPLATE_VARIABLE, Template
 from oncofed.processes import process_environment, stop_processes, why_taken
 
 _START_TIMEOUT_SECONDS = 90.0
@@ -60,6 +61,8 @@ class LocalAlliance:
         self._temporary = temporary.absolute()
         self._kits = Path()
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._template: Template | None = None
+        self._common: dict[str, str] = {}
         self._session: Session | None = None
         self._restarts: dict[str, int] = {}
 
@@ -177,7 +180,12 @@ class LocalAlliance:
             with contextlib.suppress(Exception), quiet():
                 self._session.close()
             self._session = None
+        if self._template:
+            self._template.close()
         stop_processes(self._temporary)
+        if self._template:
+            self._template.kill()
+            self._template = None
         for process in self._processes.values():
             process.wait()
         self._processes.clear()
@@ -209,7 +217,14 @@ class LocalAlliance:
 
     def start_kit(self, kit: Path, console: IO[bytes]) -> subprocess.Popen[bytes]:
         """Start a participant from a startup kit; what it prints goes to ``console``."""
-        return start_process(kit, console, self._environment(kit.name))
+        environment = self._environment(kit.name)
+        if self._template is None:
+            # One process imports what all of this machine's participants need for a job.
+            self._template, self._common = Template(environment), environment
+        if environment != self._common:
+            return start_process(kit, console, environment)
+        number = self._template.fileno()
+        return start_process(kit, console, {**environment, TEMPLATE_VARIABLE: str(number)}, [number])
 
     def _environment(self, participant: str) -> dict[str, str]:
         del participant

@@ -1,18 +1,34 @@
-"""A job's process, ready before there is a job: it has imported what training needs, and waits to be told what to run.
+"""Job processes that start at once: forks of one process that has imported what training needs.
 
-``python -m oncofed.federation.job_process`` reads one line of JSON from its standard input (``order``), and then is the
+``python -m oncofed.federation.job_process`` imports, and then forks for each socket that it is sent through its
+standard input, itself a socket. The fork reads one line of JSON (``order``) from what it was sent, and then is the
 process of FLARE that the line names. Neither the arguments nor FLARE's credentials can be read from the system's list
-of processes. It ends when its standard input does before that line.
+of processes. The first process tells through the same socket the fork's number and, later, its exit status. It ends
+when nobody can send it anything any more and its forks have ended.
+
+Launchers use it through ``Template`` and ``Fork``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import json
 import os
 import runpy
+import select
+import signal
+import socket
+import subprocess
 import sys
+import time
+from dataclasses import dataclass, field
+from io import BufferedReader
+from pathlib import Path
+from threading import Lock
+from types import FrameType
+from typing import Any
 
 from oncofed.federation.heap import share_one_heap
 from oncofed.federation.tunnel import use_proxy_of_environment
@@ -26,32 +42,209 @@ MODULES = (
     "nvflare.private.fed.app.server.runner_process",
     "torch._dynamo",  # the first optimizer imports it
 )
+# Names, in an environment, the inherited socket of a template that several participants of a machine share.
+TEMPLATE_VARIABLE = "ONCOFED_JOB_TEMPLATE"
+_SECONDS_BETWEEN_LOOKS = 0.5
 
 
 def order(module: str, arguments: list[str], environment: dict[str, str]) -> bytes:
-    """Return the line that tells a waiting process what to be.
+    """Return the line that tells a fork what to be.
 
     Args:
         module: of FLARE, to run as a program.
         arguments: of the program.
         environment: all of its environment variables.
     """
-    line = {"module": module, "arguments": arguments, "environment": environment}
+    line = {"module": module, "arguments": arguments, "environment": environment, "folder": str(Path.cwd())}
     return json.dumps(line).encode() + b"\n"
 
 
+class Template:
+    """The process that others are forks of.
+
+    Args:
+        environment: of it and, until they are told their own, of its forks; None: this process's.
+    """
+
+    def __init__(self, environment: dict[str, str] | None = None) -> None:
+        self._sender, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-u", "-m", "oncofed.federation.job_process"],
+                stdin=theirs.fileno(),
+                # PyTorch's usual way to look for a GPU would keep the forks from using one.
+                env={**(environment or os.environ), "PYTORCH_NVML_BASED_CUDA_CHECK": "1"},
+                start_new_session=True,
+            )
+        self.pid = self._process.pid
+
+    def fileno(self) -> int:
+        """Return the socket through which forks are asked for; processes that inherit it can ask too."""
+        return self._sender.fileno()
+
+    def fork(self, line: bytes) -> Fork:
+        """Start a process; see ``ask``."""
+        return ask(self._sender, line)
+
+    def close(self) -> None:
+        """Ask for nothing more. The process ends once its forks have."""
+        self._sender.close()
+
+    def kill(self) -> None:
+        """End the process; its forks go on."""
+        self.close()
+        self._process.kill()
+        self._process.wait()
+
+
+def ask(sender: socket.socket, line: bytes) -> Fork:
+    """Ask a template for a fork, which prints to where this process does.
+
+    Args:
+        sender: a template's socket.
+        line: what the fork is to be; see ``order``.
+
+    Raises:
+        OSError: the template is gone.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with ours:
+        with theirs:
+            socket.send_fds(sender, [b"fork"], [theirs.fileno(), sys.stdout.fileno(), sys.stderr.fileno()])
+        ours.sendall(line)
+        answers = ours.makefile("rb")  # keeps the socket open
+        told = answers.readline()
+        if not told:
+            answers.close()
+            raise BrokenPipeError("the process that jobs are forks of was killed")
+    return Fork(int(told), answers)
+
+
+@dataclass
+class Fork:
+    """A fork, as much of ``subprocess.Popen`` as FLARE uses."""
+
+    pid: int
+    _answers: BufferedReader
+    _status: int | None = None
+    _lock: Lock = field(default_factory=Lock)
+
+    def poll(self) -> int | None:
+        """Return how it ended, as ``subprocess`` does; None while it runs."""
+        with self._lock:
+            if self._status is None and select.select([self._answers], [], [], 0)[0]:
+                told = self._answers.readline()
+                if told:
+                    self._status = int(told)
+                elif not _is_running(self.pid):
+                    self._status = -signal.SIGKILL  # nobody is left who could tell
+                if self._status is not None:
+                    self._answers.close()
+            return self._status
+
+    def wait(self) -> int:
+        """Wait for its end and return its status."""
+        while (status := self.poll()) is None:
+            with contextlib.suppress(ValueError):  # another thread learned of the end meanwhile
+                # What a template that is gone would have said can be read at once, time and again.
+                if select.select([self._answers], [], [], _SECONDS_BETWEEN_LOOKS)[0] and self.poll() is None:
+                    time.sleep(_SECONDS_BETWEEN_LOOKS)
+        return status
+
+
+def _is_running(pid: int) -> bool:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, 0)
+        return True
+    return False
+
+
 def main() -> None:
-    """Get ready, wait, and run."""
+    """Get ready, fork when asked, and in a fork run what is asked for."""
     share_one_heap()
     name_process("oncofed spare")
     _import_all()
-    line = sys.stdin.buffer.readline()
-    if not line.endswith(b"\n"):
-        return
-    told = json.loads(line)
-    _close_input()
-    name_process(JOB_PROCESS)
-    become(**told)
+    line = _Forks(socket.socket(fileno=os.dup(0))).serve()
+    if line is not None:
+        name_process(JOB_PROCESS)
+        told = json.loads(line)
+        os.chdir(told.pop("folder"))
+        become(**told)
+
+
+class _Forks:
+    """Forks this process for each request, and tells who asked how the forks ended.
+
+    Args:
+        requests: where requests come from.
+    """
+
+    def __init__(self, requests: socket.socket) -> None:
+        self._requests = requests
+        self._replies: dict[int, socket.socket] = {}
+        self._woken, self._waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(self._waker)
+        signal.signal(signal.SIGCHLD, _nothing)
+
+    def serve(self) -> bytes | None:
+        """Return in a fork what it was told, and in the first process None, once it is not needed any more."""
+        watched: list[Any] = [self._requests, self._woken]
+        while self._requests in watched or self._replies:
+            readable, _, _ = select.select(watched, [], [])
+            if self._woken in readable:
+                with contextlib.suppress(BlockingIOError):
+                    os.read(self._woken, 4096)
+                self._tell_ended()
+            if self._requests in readable:
+                message, sockets, _, _ = socket.recv_fds(self._requests, 16, 3)
+                if not message:
+                    watched.remove(self._requests)
+                elif line := self._fork(*sockets):
+                    return line
+        return None
+
+    def _fork(self, reply: int, output: int, errors: int) -> bytes | None:
+        """Return the line that the fork was told; in the first process nothing."""
+        pid = os.fork()
+        if pid:
+            with contextlib.suppress(OSError):
+                os.setpgid(pid, pid)  # as the fork does: whoever is first, none is killed with this process's group
+            self._replies[pid] = socket.socket(fileno=reply)
+            os.close(output)
+            os.close(errors)
+            with contextlib.suppress(OSError):
+                self._replies[pid].sendall(b"%d\n" % pid)
+            return None
+        with contextlib.suppress(OSError):
+            os.setpgid(0, 0)
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for mine in (self._requests, *self._replies.values()):
+            mine.close()
+        for number in (self._woken, self._waker):
+            os.close(number)
+        for number, standard in ((os.open(os.devnull, os.O_RDONLY), 0), (output, 1), (errors, 2)):
+            os.dup2(number, standard)
+            os.close(number)
+        with socket.socket(fileno=reply) as told, told.makefile("rb") as lines:
+            line = lines.readline()
+        if not line.endswith(b"\n"):
+            os._exit(0)  # whoever asked was killed meanwhile
+        return line
+
+    def _tell_ended(self) -> None:
+        while self._replies:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if not pid:
+                return
+            reply = self._replies.pop(pid)
+            with contextlib.suppress(OSError):
+                reply.sendall(b"%d\n" % os.waitstatus_to_exitcode(status))
+            reply.close()
+
+
+def _nothing(number: int, frame: FrameType | None) -> None:
+    """Let the signal's number be written to the pipe that is watched."""
 
 
 def become(module: str, arguments: list[str], environment: dict[str, str]) -> None:
@@ -76,12 +269,6 @@ def _import_all() -> None:
     register_tensors()
     gc.freeze()
     gc.enable()
-
-
-def _close_input() -> None:
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, sys.stdin.fileno())
-    os.close(nothing)
 
 
 if __name__ == "__main__":

@@ -108,7 +108,7 @@ class Strategy:
             if name in self._parameters:
                 moved[name] = self.move(name, value, deltas, kept_shares)
             else:
-                moved[name] = value + weighted_sum(deltas, kept_shares)
+                moved[name] = weighted_sum(deltas, kept_shares).add_(value)
         return moved
 
     def begin(
@@ -119,7 +119,7 @@ class Strategy:
 
     def move(self, name: str, value: Tensor, deltas: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
         """Return the next value of one tensor."""
-        return value + weighted_sum(deltas, shares)
+        return weighted_sum(deltas, shares).add_(value)
 
     def remembered(self, name: str, like: Tensor) -> Tensor:
         """Return a tensor of this strategy's state, zeros at first."""

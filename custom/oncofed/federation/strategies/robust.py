@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from oncofed.errors import FederationError
-from oncofed.federation.strategies.base import Strategy, Update
+from oncofed.federation.strategies.base import Strategy, Update, weighted_sum
 from oncofed.models.weights import Weights
+
+# Weights that are looked at together: small enough for a core's cache, too small for torch to start threads.
+_BLOCK = 1 << 14
 
 
 class Median(Strategy):
@@ -19,9 +23,8 @@ class Median(Strategy):
 
     def move(self, name: str, value: Tensor, deltas: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
         """Move by the median change; of an even number, by the mean of the middle two."""
-        ordered = torch.stack(list(deltas)).sort(dim=0).values
         middle = len(deltas) // 2
-        return value + (ordered[middle] + ordered[-middle - 1]) / 2
+        return in_order(deltas, lambda ordered: (ordered[middle] + ordered[-middle - 1]) / 2).add_(value)
 
 
 class TrimmedMean(Strategy):
@@ -35,8 +38,9 @@ class TrimmedMean(Strategy):
         """Move by the mean change of those that are left; at least one is left out at each end of three."""
         count = len(deltas)
         cut = min(max(math.floor(self._trim * count), 1), (count - 1) // 2)
-        ordered = torch.stack(list(deltas)).sort(dim=0).values
-        return value + ordered[cut : count - cut].mean(dim=0)
+        share = 1 / (count - 2 * cut)
+        middle = [share] * (count - 2 * cut)
+        return in_order(deltas, lambda ordered: weighted_sum(ordered[cut : count - cut], middle)).add_(value)
 
 
 class Krum(Strategy):
@@ -62,15 +66,57 @@ class Krum(Strategy):
                 f"krum with {poisoned} bad sites needs {2 * poisoned + 3} updates, found {count}. Ask more sites, or "
                 "set strategy.poisoned lower, or take strategy: median"
             )
-        apart = torch.zeros(count, count, dtype=torch.float64)
+        products = torch.zeros(count, count, dtype=torch.float64)
         for name in sorted(self._parameters):
-            flat = torch.stack([update.delta[name].flatten().double() for update in updates])
-            apart += torch.cdist(flat, flat).square()
+            flat = [update.delta[name].flatten() for update in updates]
+            for first in range(0, flat[0].numel(), _BLOCK):
+                block = torch.stack([values[first : first + _BLOCK] for values in flat]).double()
+                products += block @ block.T
+        squares = products.diagonal()
+        apart = (squares[:, None] + squares - 2 * products).clamp_(min=0).fill_diagonal_(0)
         nearest = apart.sort(dim=1).values[:, 1 : count - poisoned - 1]
         order = nearest.sum(dim=1).argsort(stable=True).tolist()
         kept = sorted(order[: self._keep or count - poisoned])
         total = sum(shares[index] for index in kept)
         return [updates[index] for index in kept], [shares[index] / total for index in kept]
+
+
+def in_order(deltas: Sequence[Tensor], combine: Callable[[list[Tensor]], Tensor]) -> Tensor:
+    """Sort each weight over the updates, and return what ``combine`` makes of them, smallest first.
+
+    Updates are few and weights are many: a sorting network (Batcher, AFIPS 1968) compares whole blocks of weights at a
+    time, that fit into a core's cache.
+
+    Args:
+        deltas: tensors of one shape.
+        combine: from the sorted values of a block, one tensor for each update, to one tensor.
+    """
+    flat = [values.flatten() for values in deltas]
+    result = torch.empty_like(flat[0])
+    pairs = _network(len(flat))
+    for first in range(0, len(result), _BLOCK):
+        rows = [values[first : first + _BLOCK] for values in flat]
+        for low, high in pairs:
+            rows[low], rows[high] = torch.minimum(rows[low], rows[high]), torch.maximum(rows[low], rows[high])
+        result[first : first + _BLOCK] = combine(rows)
+    return result.view_as(deltas[0])
+
+
+@lru_cache
+def _network(count: int) -> list[tuple[int, int]]:
+    """Return the pairs that Batcher's odd-even merge sort compares, for any number of values."""
+    pairs: list[tuple[int, int]] = []
+    size = 1
+    while size < count:
+        step = size
+        while step:
+            for first in range(step % size, count - step, 2 * step):
+                ends = range(first, min(first + step, count - step))
+                # Only within what two sorted runs of this size make together.
+                pairs += [(low, low + step) for low in ends if low // (2 * size) == (low + step) // (2 * size)]
+            step //= 2
+        size *= 2
+    return pairs
 
 
 class ClippedMean(Strategy):

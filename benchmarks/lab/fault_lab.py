@@ -32,14 +32,13 @@ from oncofed.job.backends import FederatedJob
 from oncofed.job.flare import export_job
 from oncofed.job.spec import JobSpec
 from oncofed.job.watch import RunState
-from oncofed.processes import short_path
+from oncofed.processes import JOB_PROCESS, short_path
 
 _SO_ATTACH_FILTER = 26
 _PROCESS_MODULES = {
     "server": "nvflare.private.fed.app.server.server_train",
     "site": "nvflare.private.fed.app.client.client_train",
 }
-_JOB_PROCESS = "oncofed job"
 
 
 class Link:
@@ -182,17 +181,13 @@ class Lab:
     def process(self, kind: str, site: str = "") -> psutil.Process:
         """Return a process by its kind: "server", "server job", "site" or "site job"."""
         role, _, job = kind.partition(" ")
-        if job:
-            for process in self.process(role, site).children():
-                with contextlib.suppress(psutil.Error):
-                    if process.name() == _JOB_PROCESS:
-                        return process
-            raise FederationError(f"there is no process {kind} {site}")
         kit = str(self.alliance.kit(site)) if site else str(self.alliance.server_kit)
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
                 line = process.cmdline()
-                if _PROCESS_MODULES[kind] in line and kit in line:
+                if job and process.name() == JOB_PROCESS and process.cwd() == kit:
+                    return process
+                if not job and _PROCESS_MODULES[role] in line and kit in line:
                     return process
         raise FederationError(f"there is no process {kind} {site}")
 
