@@ -1,36 +1,85 @@
-"""What a large model costs on its way to four sites and back, beside the same bytes through one connection with TLS.
+"""A large model to four sites and back, by codec: seconds a round, bytes, and the server's memory.
 
 The federation is real: server and sites from startup kits on loopback, mutual TLS, oncofed's own rounds; only the
-sites' training is left out, so that a round is nothing but the exchange, the average and keeping the state. The floor
-copies a round's bytes, there and back, through one loopback connection. Memory is the server's job process: its peak
-while the rounds run, less what it has with a model of one megabyte, in units of the model.
+sites' training is left out, so that a round is nothing but the exchange, the average and keeping the state. Beside it:
+stock FLARE's ``FedAvgRecipe`` with NumPy arrays and a script that returns what it was sent. The limit copies a round's
+bytes, there and back, through one loopback connection. Memory is the server's job process: its peak while the rounds
+run, less what it has with a model of one megabyte, in units of the model.
 """
 
 from __future__ import annotations
 
 import json
-import statistics
-import tempfile
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from fault_lab import DisturbedAlliance, Lab, allow_class
-from figures import hand_over, options
 from oncofed.alliance.local import LocalAlliance, free_port
 from oncofed.alliance.spec import AllianceSpec
+from oncofed.bench.harness import Bench, Settings
+from oncofed.bench.results import Beside, Limit, Target
+from oncofed.federation.compression import travelling_bytes
+from oncofed.federation.spec import ExchangeType
 from oncofed.job.backends import FederatedJob
 from oncofed.job.flare import export_job
 from oncofed.job.spec import JobSpec, read_job
-from round_overhead import measure_loopback
+from oncofed.models.weights import weights_of
+from peak import Peak
+from stock import measure_stock
 
 _CLASS = "echo.Echo"
 # Feature maps of each level for one megabyte of weights.
 _WIDTH = 18.9
 _LONGEST_SECONDS = 1500.0
+
+
+def run(bench: Bench) -> None:
+    """Measure each codec, and the server's memory."""
+    sites, rounds, megabytes = (2, 2, 20) if bench.quick else (4, 3, 500)
+    codecs: tuple[ExchangeType, ...] = ("native", "int8") if bench.quick else ("native", "bfloat16", "int8")
+    bench.doing("a small model")
+    small = measure(job_of(1, rounds, "native"), sites, bench.folder / "small")
+    for codec in codecs:
+        spec = job_of(megabytes, rounds, codec)
+        weights = weights_of(spec.plan().build_network())
+        size = sum(value.nbytes for value in weights.values())
+        there, back = sites * size, sites * travelling_bytes(weights, codec)
+        settings: Settings = {"sites": sites, "megabytes": round(size / 1e6), "update": codec}
+        bench.doing(f"updates as {codec}")
+        large = measure(spec, sites, bench.folder / codec)
+        floor = (there + back) / bench.limits.loopback_tls()
+        baseline = _stock(bench, spec, sites, rounds) if codec == "native" else None
+        bench.measured(
+            f"a round of {size / 1e6:.0f} MB to {sites} sites and back, updates {codec}",
+            large["rounds_s"],
+            "s",
+            settings=settings,
+            baseline=baseline,
+            limit=Limit(name="the same bytes through one TLS connection", value=floor),
+            target=Target(of="limit", value=1 / 1.5),
+            note="the time is FLARE's transport, in Python in every process; all share this machine's cores",
+        )
+        bench.measured(
+            f"bytes of that round, updates {codec}",
+            [(there + back) / 1e6],
+            "MB",
+            settings=settings,
+            baseline=Beside(name="as they are", samples=[2 * there / 1e6]),
+        )
+        bench.measured(
+            f"server's memory, updates {codec}",
+            [(large["server_mb"] - small["server_mb"]) / (size / 1e6)],
+            "models",
+            settings=settings,
+            target=Target(of="value", value=2.5),
+        )
+
+
+def _stock(bench: Bench, spec: JobSpec, sites: int, rounds: int) -> Beside:
+    name = "FLARE's FedAvgRecipe"
+    bench.doing("stock FLARE")
+    names = tuple(f"site-{number}" for number in range(1, sites + 1))
+    return Beside(name=name, samples=measure_stock(spec, names, rounds, bench.folder / "stock"))
 
 
 def _allow_echo(alliance: LocalAlliance) -> None:
@@ -67,80 +116,6 @@ def measure(spec: JobSpec, sites: int, folder: Path) -> dict[str, Any]:
         alliance.wait_registered()
         lab = Lab(alliance, FederatedJob(alliance, job, sites), {}, folder, spec)
         lab.wait(lambda state: state.started is not None, "the job starts")
-        peak = _Peak(lab.process("server job"))
-        state = lab.wait(lambda state: state.finished is not None, "the run ends", _LONGEST_SECONDS)
-        resident = peak.stop()
-        certificates = next((folder / "kits").rglob("server.crt")).parent
-        size = _bytes_of(spec)
-        floor = measure_loopback(size * sites, certificates)
-    return {"rounds_s": state.rounds_s, "server_mb": resident, "bytes": size, "floor_s": floor}
-
-
-class _Peak:
-    """Watches the memory of a process."""
-
-    def __init__(self, process: psutil.Process) -> None:
-        self._process, self._most, self._over = process, 0, threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-
-    def stop(self) -> float:
-        self._over.set()
-        self._thread.join()
-        return self._most / 1e6
-
-    def _watch(self) -> None:
-        while not self._over.is_set():
-            try:
-                memory = self._process.memory_info()
-            except psutil.Error:
-                return
-            # Pages of files that are only mapped can be dropped at any time.
-            self._most = max(self._most, memory.rss - memory.shared)
-            time.sleep(0.02)
-
-
-def _bytes_of(spec: JobSpec) -> int:
-    return sum(value.nbytes for value in spec.plan().build_network().state_dict().values())
-
-
-def main() -> None:
-    """Measure, print a table, and keep it where asked."""
-    parser = options(__doc__)
-    parser.add_argument("--megabytes", type=int, default=500, help="size of the model (default 500)")
-    parser.add_argument("--sites", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--update", choices=["native", "bfloat16", "int8"], default="native")
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="oncofed-bench-") as temporary:
-        folder = Path(temporary)
-        small = measure(job_of(1, arguments.rounds, arguments.update), arguments.sites, folder / "small")
-        large = measure(job_of(arguments.megabytes, arguments.rounds, arguments.update), arguments.sites, folder / "l")
-    record = {
-        "benchmark": "exchange",
-        "sites": arguments.sites,
-        "update": arguments.update,
-        "model_mb": large["bytes"] / 1e6,
-        "round_s": statistics.median(large["rounds_s"]),
-        "rounds_s": large["rounds_s"],
-        "floor_s": large["floor_s"],
-        "ratio_to_floor": statistics.median(large["rounds_s"]) / large["floor_s"],
-        "server_mb": large["server_mb"],
-        "server_mb_with_a_small_model": small["server_mb"],
-        "server_models": (large["server_mb"] - small["server_mb"]) / (large["bytes"] / 1e6),
-    }
-    hand_over(record, arguments, _table(record))
-
-
-def _table(record: dict[str, Any]) -> str:
-    how = f"{record['model_mb']:.0f} MB to {record['sites']} sites and back ({record['update']})"
-    server = f"{record['server_mb']:.0f} MB at most, {record['server_models']:.2f} models"
-    return (
-        f"{how}: {record['round_s']:.1f} s a round,\n"
-        f"{record['ratio_to_floor']:.1f} times the same bytes over one TLS connection ({record['floor_s']:.1f} s)\n"
-        f"server's job process: {server} beyond the {record['server_mb_with_a_small_model']:.0f} MB of a small one"
-    )
-
-
-if __name__ == "__main__":
-    main()
+        with Peak(lab.process("server job")) as peak:
+            state = lab.wait(lambda state: state.finished is not None, "the run ends", _LONGEST_SECONDS)
+    return {"rounds_s": state.rounds_s, "server_mb": peak.most / 1e6}

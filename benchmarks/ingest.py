@@ -1,6 +1,6 @@
-"""Reading images: registering, tiles of a slide, and a training's input, beside plain readers in the same run.
+"""Registering a dataset, tiles of a slide and a training's input, beside plain readers.
 
-Everything is generated on the spot. Each pair of programs runs in turn (A B A B); the median of each is kept. Figures:
+Everything is generated on the spot. Figures:
 
 - volumes a second from DICOM series and from NIfTI: ``oncofed data register`` beside reading the same files in one
   process with pydicom, and with MONAI's ``LoadImage``; cold (first time) and again (nothing changed);
@@ -11,91 +11,69 @@ Everything is generated on the spot. Each pair of programs runs in turn (A B A B
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import json
 import multiprocessing
-import os
 import shutil
-import statistics
-import sys
-import tempfile
-import time
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent / "tests"))
+from dicoms import make_series
+from oncofed.bench.harness import Bench
+from oncofed.bench.results import Target
+from oncofed.data.register import Request, register
+from oncofed.data.slides import TileReader, TileSpec
 
-from dicoms import make_series  # noqa: E402 - the tests' generator of DICOM
-from oncofed.data.register import Request, register  # noqa: E402
-from oncofed.data.slides import TileReader, TileSpec  # noqa: E402 - the same
-
-
-def main() -> None:
-    """Run all and print, compare or keep the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a tenth of the work: does it run?")
-    parser.add_argument(
-        "--repeats", type=int, default=3, help="times that each program runs; tiles three times as often"
-    )
-    parser.add_argument("--out", type=Path, help="write the figures as JSON")
-    arguments = parser.parse_args()
-    # Here, so that the processes that are measured do not load torch.
-    from oncofed.job.outcome import environment
-
-    warnings.filterwarnings("ignore")
-    scale = 0.1 if arguments.quick else 1.0
-    with tempfile.TemporaryDirectory(prefix="oncofed-ingest-") as folder:
-        root = Path(folder)
-        figures: dict[str, dict[str, Any]] = {
-            "machine": {**environment(), "cores": os.cpu_count()},
-            "dicom": dicom(root / "dicom", int(400 * scale), arguments.repeats),
-            "nifti": nifti(root / "nifti", int(1000 * scale), arguments.repeats),
-            "tiles": tiles(root / "tiles", int(32 * scale) + 4, 3 * arguments.repeats),
-            "epoch": epoch(root / "epoch", int(40 * scale) + 4, arguments.repeats),
-            "memory": memory(root / "memory", int(1000 * scale), int(10_000 * scale)),
-        }
-    print(table(figures))
-    if arguments.out:
-        arguments.out.write_text(json.dumps(figures, indent=2) + "\n")
+_MEMORY_FILES, _MEMORY_FILES_QUICK = (1000, 10_000), (100, 500)
 
 
-def interleaved(programs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Return the median seconds of each program, run in turn."""
-    times: dict[str, list[float]] = {name: [] for name in programs}
-    for _ in range(repeats):
-        for name, program in programs.items():
-            begun = time.perf_counter()
-            program()
-            times[name].append(time.perf_counter() - begun)
-    return {name: statistics.median(values) for name, values in times.items()}
+def run(bench: Bench) -> None:
+    """Measure registering, tiles, loading, memory."""
+    dicom(bench, bench.folder / "dicom", 20 if bench.quick else 400)
+    nifti(bench, bench.folder / "nifti", 40 if bench.quick else 1000)
+    tiles(bench, bench.folder / "tiles", 8 if bench.quick else 36)
+    epoch(bench, bench.folder / "epoch", 6 if bench.quick else 44)
+    memory(bench, bench.folder / "memory", *(_MEMORY_FILES_QUICK if bench.quick else _MEMORY_FILES))
 
 
-def dicom(root: Path, series: int, repeats: int) -> dict[str, float]:
+def dicom(bench: Bench, root: Path, series: int) -> None:
     """Volumes a second from series of 24 slices of 256 x 256."""
     values = np.random.default_rng(0).integers(0, 900, (256, 256, 24)).astype(np.int16)
     for number in range(series):
         make_series(root / "in" / str(number), values + number, patient=f"P{number}")
     _warm_up(root)
-    seconds = interleaved(
+    bench.race(
+        "registering DICOM series",
         {
-            "register": lambda: _register(root / "in", root / "out", fresh=True),
-            "again": lambda: _register(root / "in", root / "out"),
-            "pydicom": lambda: _pydicom(root / "in"),
-            "monai": lambda: _monai_series(root / "in"),
-            "same_job": lambda: _pydicom(root / "in", root / "plain"),
+            "oncofed": lambda: _register(root / "in", root / "out", fresh=True),
+            "the same job, one process": lambda: _pydicom(root / "in", root / "plain"),
+            "reading alone, pydicom": lambda: _pydicom(root / "in"),
+            "reading alone, MONAI LoadImage": lambda: _monai_series(root / "in"),
         },
-        repeats,
+        unit="volumes/s",
+        amount=series,
+        target=Target(of="baseline", value=2.0),
+        settings={"series": series},
     )
-    return {name: series / value for name, value in seconds.items()}
+    _again(bench, root, "DICOM series", series)
 
 
-def nifti(root: Path, cases: int, repeats: int) -> dict[str, float]:
+def _again(bench: Bench, root: Path, what: str, amount: int) -> None:
+    """Register what has not changed, beside registering it anew."""
+    bench.race(
+        f"registering {what} again, nothing changed",
+        {
+            "oncofed": lambda: _register(root / "in", root / "out"),
+            "anew": lambda: _register(root / "in", root / "anew", fresh=True),
+        },
+        unit="volumes/s",
+        amount=amount,
+        settings={"series": amount},
+    )
+
+
+def nifti(bench: Bench, root: Path, cases: int) -> None:
     """Cases a second, image and label, of 96 x 96 x 48 voxels."""
     import nibabel as nib
     from monai.transforms import LoadImage
@@ -104,20 +82,23 @@ def nifti(root: Path, cases: int, repeats: int) -> dict[str, float]:
     files = sorted((root / "in").rglob("*.nii.gz"))
     pairs = [(file, root / "in" / "labels" / file.name) for file in files if file.parent.name == "images"]
     load = LoadImage(image_only=True)
-    seconds = interleaved(
+    bench.race(
+        "registering NIfTI with labels",
         {
-            "register": lambda: _register(root / "in", root / "out", fresh=True),
-            "again": lambda: _register(root / "in", root / "out"),
-            "nibabel": lambda: [np.asarray(nib.load(file).dataobj).mean() for file in files],
-            "monai": lambda: [load(file).mean() for file in files],
-            "same_job": lambda: [_nibabel_facts(*pair) for pair in pairs],
+            "oncofed": lambda: _register(root / "in", root / "out", fresh=True),
+            "the same job, one process": lambda: [_nibabel_facts(*pair) for pair in pairs],
+            "reading alone, nibabel": lambda: [np.asarray(nib.load(file).dataobj).mean() for file in files],
+            "reading alone, MONAI LoadImage": lambda: [load(file).mean() for file in files],
         },
-        repeats,
+        unit="cases/s",
+        amount=cases,
+        target=Target(of="baseline", value=2.0),
+        settings={"cases": cases},
     )
-    return {name: cases / value for name, value in seconds.items()}
+    _again(bench, root, "NIfTI", cases)
 
 
-def tiles(root: Path, side: int, repeats: int) -> dict[str, float]:
+def tiles(bench: Bench, root: Path, side: int) -> None:
     """Tiles of 256 x 256 a second, one thread, from a JPEG-compressed pyramid with smooth tissue."""
     import openslide
     import tifffile
@@ -161,12 +142,22 @@ def tiles(root: Path, side: int, repeats: int) -> dict[str, float]:
         for x0, y0 in few:
             reader.get_data(wsi, location=(y0, x0), size=(256, 256), level=0)
 
-    counts = {"oncofed": len(places), "oncofed_unaligned": len(places) // 4, "openslide": len(places) // 2}
-    counts["monai"] = len(few)
-    seconds = interleaved(
-        {"oncofed": ours, "oncofed_unaligned": ours_unaligned, "openslide": theirs, "monai": monai}, repeats
+    amounts = {"OpenSlide": len(places) // 2, "MONAI WSIReader": len(few)}
+    bench.race(
+        "aligned tiles, one thread",
+        {"oncofed": ours, "OpenSlide": theirs, "MONAI WSIReader": monai},
+        unit="tiles/s",
+        amount={"oncofed": len(places), **amounts},
+        target=Target(of="value", value=5000.0),
+        settings={"tiles": len(places)},
     )
-    return {name: counts[name] / value for name, value in seconds.items()}
+    bench.race(
+        "tiles that are not aligned, one thread",
+        {"oncofed": ours_unaligned, "OpenSlide": theirs},
+        unit="tiles/s",
+        amount={"oncofed": len(places) // 4, **amounts},
+        settings={"tiles": len(places)},
+    )
 
 
 def _write_cases(folder: Path, count: int, affine: np.ndarray) -> None:
@@ -184,7 +175,7 @@ def _write_cases(folder: Path, count: int, affine: np.ndarray) -> None:
             nib.save(nib.Nifti1Image(values, affine), folder / sub / f"c{number}.nii.gz")
 
 
-def epoch(root: Path, cases: int, repeats: int) -> dict[str, float]:
+def epoch(bench: Bench, root: Path, cases: int) -> None:
     """Seconds to load every training case once: prepared before, and read and transformed each time."""
     import torch
 
@@ -199,63 +190,41 @@ def epoch(root: Path, cases: int, repeats: int) -> dict[str, float]:
     train = read_cases(root / "out", data.split, 1).train
     patches = Patches(data, "none", 2)
     cpu = torch.device("cpu")
-    begun = time.perf_counter()
     PreparedCases(train, patches, cpu)
-    first = time.perf_counter() - begun
     held = {
         kind: PreparedCases(train, Patches(data.model_copy(update={"cache": kind}), "none", 2), cpu)
         for kind in ("memory", "disk")
     }
-    seconds = interleaved(
-        {
-            "uncached": lambda: [patches.prepare(case) for case in train],
-            "memory": lambda: [held["memory"][n] for n in range(len(train))],
-            "disk": lambda: [held["disk"][n] for n in range(len(train))],
-            "second_run_starts": lambda: PreparedCases(train, patches, cpu),
-        },
-        repeats,
-    )
-    return {"first_run_prepares": first, **seconds}
+    for name, program in {
+        "kept in memory": lambda: [held["memory"][n] for n in range(len(train))],
+        "kept on disk": lambda: [held["disk"][n] for n in range(len(train))],
+        "as a second run starts": lambda: PreparedCases(train, patches, cpu),
+    }.items():
+        bench.race(
+            f"an epoch's loading, {name}",
+            {"oncofed": program, "read and transformed": lambda: [patches.prepare(case) for case in train]},
+            target=Target(of="baseline", value=20.0),
+            settings={"cases": cases},
+        )
 
 
-def memory(root: Path, few: int, many: int) -> dict[str, float]:
-    """Peak memory in MB of a process that registers few and many DICOM files of 64 x 64."""
+def memory(bench: Bench, root: Path, few: int, many: int) -> None:
+    """Peak memory of a process that registers few and many DICOM files of 64 x 64."""
     values = np.random.default_rng(0).integers(0, 900, (64, 64, 10)).astype(np.int16)
-    peaks = {}
+    peaks = []
     for count in (few, many):
         source = root / f"in{count}"
         for number in range(count // 10):
             make_series(source / str(number), values + number, patient=f"P{number}")
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            peaks[f"{count}_files_mb"] = pool.apply(_peak_of, (source, root / f"out{count}"))
-    return peaks
-
-
-def table(figures: dict[str, dict[str, Any]]) -> str:
-    """Return the figures as Markdown."""
-    d, n, t, e, m = (figures[k] for k in ("dicom", "nifti", "tiles", "epoch", "memory"))
-    rows = [
-        ("DICOM series, volumes/s", d["register"], "the same job, pydicom and nibabel, one process", d["same_job"]),
-        ("the same", d["register"], "reading alone, pydicom", d["pydicom"]),
-        ("the same", d["register"], "reading alone, MONAI LoadImage", d["monai"]),
-        ("the same again, nothing changed", d["again"], "registering", d["register"]),
-        ("NIfTI with label, cases/s", n["register"], "the same job, nibabel and NumPy, one process", n["same_job"]),
-        ("the same", n["register"], "reading alone, nibabel", n["nibabel"]),
-        ("the same", n["register"], "reading alone, MONAI LoadImage", n["monai"]),
-        ("aligned tiles/s, one thread", t["oncofed"], "OpenSlide", t["openslide"]),
-        ("the same", t["oncofed"], "MONAI WSIReader", t["monai"]),
-        ("tiles that are not aligned/s", t["oncofed_unaligned"], "OpenSlide, aligned", t["openslide"]),
-    ]
-    lines = ["| figure | oncofed | beside | theirs | ratio |", "|---|---|---|---|---|"]
-    lines += [f"| {what} | {a:,.1f} | {other} | {b:,.1f} | {a / b:.2f} |" for what, a, other, b in rows]
-    uncached = e["uncached"]
-    for name in ("memory", "disk", "second_run_starts"):
-        label = f"an epoch's loading, {name.replace('_', ' ')}, s"
-        lines.append(f"| {label} | {e[name]:.3f} | read and transformed | {uncached:.3f} | {e[name] / uncached:.3f} |")
-    (few, small), (many, large) = m.items()
-    what, beside = (f"{name.split('_')[0]} files" for name in (many, few))
-    lines.append(f"| peak memory, {what}, MB | {large:.0f} | {beside} | {small:.0f} | {large / small:.2f} |")
-    return "\n".join(lines)
+            peaks.append(pool.apply(_peak_of, (source, root / f"out{count}")))
+    bench.measured(
+        f"peak memory, registering {many} files",
+        peaks[1:],
+        "MB",
+        settings={"files": many},
+        baseline={"name": f"{few} files", "samples": peaks[:1]},
+    )
 
 
 def _warm_up(root: Path) -> None:
@@ -329,7 +298,3 @@ def _peak_of(source: Path, out: Path) -> float:
     # The peak that getrusage gives counts the parent's memory too, up to the moment at which this program was loaded.
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024
-
-
-if __name__ == "__main__":
-    main()

@@ -1,30 +1,33 @@
-"""Patches a second that the input gives, without any training: oncofed's batches beside MONAI's transforms.
+"""From files to a batch on the device: samples a second, without any training, beside MONAI's and plain readers.
 
-Both draw from the same prepared volumes, held where each holds them (oncofed: on the GPU where there is one; MONAI: in
-memory, with ``DataLoader`` workers), with the same kinds of changes: "light", and nnU-Net's set, "full". The programs
-run in turn, and the median of the repeats counts.
+Three things are measured for DICOM series, NIfTI volumes and a slide's tiles alike: all that happens before the first
+training step (files are read, brought to the job's grid and put on the device), with what each kind's decoding alone
+takes as the limit; and then patches a second, with the same kinds of changes at random: "light", and nnU-Net's set,
+"full". Baselines: MONAI's ``LoadImaged`` with ``CacheDataset`` and ``DataLoader``, and its ``WSIReader``.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import logging
 import os
-import statistics
-import tempfile
-import time
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openslide
+import pydicom
+import tifffile
 import torch
 from monai.data import CacheDataset, DataLoader
+from monai.data.wsi_reader import WSIReader
 from monai.transforms import (
     Compose,
+    EnsureChannelFirstd,
+    LoadImaged,
+    NormalizeIntensityd,
+    Orientationd,
     RandAdjustContrastd,
     RandAffined,
     RandCropByPosNegLabeld,
@@ -33,57 +36,228 @@ from monai.transforms import (
     RandGaussianSmoothd,
     RandScaleIntensityd,
     RandSimulateLowResolutiond,
+    Spacingd,
+    SpatialPadd,
 )
 
+from dicoms import make_seg, make_series
+from oncofed.bench.harness import Bench
+from oncofed.bench.results import Limit, Target
 from oncofed.data.batches import Batches
 from oncofed.data.cases import read_cases
 from oncofed.data.inputs import Patches
 from oncofed.data.prepared import PreparedCases
-from oncofed.data.spec import DataSpec
-from oncofed.job.outcome import environment
-from train_step import make_volumes
+from oncofed.data.register import Request, register
+from oncofed.data.slides import TileReader, TileSpec
+from oncofed.data.spec import DataSpec, SplitSpec
+from volumes import make_volumes
 
 _KEYS = ("image", "label")
+_WORKERS = min(8, os.cpu_count() or 1)
+_TILES_AT_ONCE = 64
 
 
-def main() -> None:
-    """Run, print and keep the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    cuda = torch.cuda.is_available()
-    parser.add_argument("--patch", type=int, default=128 if cuda else 64, help="side in voxels")
-    parser.add_argument("--batch", type=int, default=2, help="patches a batch")
-    parser.add_argument("--batches", type=int, default=50 if cuda else 20, help="in each repeat")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="of MONAI's DataLoader")
-    parser.add_argument("--out", type=Path, help="write the figures as JSON")
-    arguments = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    logging.getLogger("monai").setLevel(logging.ERROR)
-    figures: dict[str, Any] = {"machine": {**environment(), "cores": os.cpu_count()}, "patch": arguments.patch}
-    with tempfile.TemporaryDirectory(prefix="oncofed-input-") as folder:
-        figures |= measure(arguments, Path(folder))
-    print(table(figures))
-    if arguments.out:
-        arguments.out.write_text(json.dumps(figures, indent=2) + "\n")
+def run(bench: Bench) -> None:
+    """Measure reading of each kind, then patches."""
+    _dicom(bench)
+    _nifti(bench)
+    _tiles(bench)
+    _patches(bench)
 
 
-def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, dict[str, float]]:
-    """Return patches a second by augmentation and program."""
-    data = DataSpec(dataset="volumes", modality="mri", patch=(arguments.patch,) * 3)
-    dataset = make_volumes(folder, data, {1: "ball"})
+def _dicom(bench: Bench) -> None:
+    """DICOM series with segmentations, from what registering left; MONAI reads the series anew and no segmentation."""
+    count, side = (4, 96) if bench.quick else (16, 192)
+    rng = np.random.default_rng(0)
+    source = bench.folder / "dicom"
+    for number in range(count):
+        values = rng.integers(0, 900, (side, side, 48)).astype(np.int16)
+        mask = np.zeros(values.shape, bool)
+        mask[side // 4 : side // 2, side // 4 : side // 2, 10:30] = True
+        files = make_series(source / f"s{number}", values, patient=f"P{number}")
+        (source / f"g{number}").mkdir()
+        make_seg(source / f"g{number}" / "seg.dcm", files, {"liver": mask})
+    register(Request(source, "bench", bench.folder / "dicom-set"))
+    folders = sorted(path for path in source.iterdir() if path.name.startswith("s"))
+    data = DataSpec(dataset="bench", modality="ct", window=(0.0, 900.0), spacing=(2.0, 2.0, 2.0), patch=(32, 32, 32))
+    transforms = _deterministic(("image",), data, reader="PydicomReader")
+
+    def decode() -> None:
+        for folder in folders:
+            for path in folder.glob("*.dcm"):
+                assert pydicom.dcmread(path).pixel_array.any()
+
+    bench.doing("decoding DICOM")
+    seconds = bench.best(decode)
+    cases = read_cases(bench.folder / "dicom-set", SplitSpec(test=0, validation=0), 1, {1: "liver"}).train
+    bench.race(
+        "DICOM series, files to device",
+        {
+            "oncofed": lambda: _prepare(cases, data, bench.device),
+            "MONAI LoadImaged": lambda: _cache([{"image": folder} for folder in folders], transforms, bench.device),
+        },
+        unit="series/s",
+        amount=count,
+        limit=Limit(name="decoding alone, one thread", value=count / seconds),
+        settings={"series": count, "side": side, "slices": 48},
+        note="oncofed reads what registering made of the series, with its segmentation; MONAI reads the series alone",
+    )
+
+
+def _nifti(bench: Bench) -> None:
+    import nibabel as nib
+
+    count, side = (8, 64) if bench.quick else (24, 128)
+    rng = np.random.default_rng(0)
+    source = bench.folder / "nifti"
+    label = np.zeros((side, side, side), np.uint8)
+    label[side // 4 : side // 2, side // 4 : side // 2, side // 4 : side // 2] = 1
+    for sub in ("images", "labels"):
+        (source / sub).mkdir(parents=True)
+    for number in range(count):
+        image = rng.integers(0, 900, label.shape).astype(np.int16)
+        for sub, values in (("images", image), ("labels", label)):
+            nib.save(nib.Nifti1Image(values, np.diag([1, 1, 1.5, 1])), source / sub / f"c{number}.nii.gz")
+    register(Request(source, "bench", bench.folder / "nifti-set"))
+    data = DataSpec(dataset="bench", modality="mri", spacing=(1.5, 1.5, 1.5), patch=(32, 32, 32))
+    files = [{key: source / f"{key}s" / f"c{number}.nii.gz" for key in _KEYS} for number in range(count)]
+    transforms = _deterministic(_KEYS, data)
+
+    def decode() -> None:
+        for pair in files:
+            for path in pair.values():
+                np.asarray(nib.load(path).dataobj)
+
+    bench.doing("decoding NIfTI")
+    seconds = bench.best(decode)
+    cases = read_cases(bench.folder / "nifti-set", SplitSpec(test=0, validation=0), 1).train
+    bench.race(
+        "NIfTI with labels, files to device",
+        {
+            "oncofed": lambda: _prepare(cases, data, bench.device),
+            "MONAI LoadImaged": lambda: _cache(files, transforms, bench.device),
+        },
+        unit="cases/s",
+        amount=count,
+        limit=Limit(name="decoding alone, one thread", value=count / seconds),
+        settings={"cases": count, "side": side},
+    )
+
+
+def _prepare(cases: Any, data: DataSpec, device: torch.device) -> None:
+    """Read, bring to the grid and hold all cases, as the start of a training does for which nothing was kept."""
+    PreparedCases([replace(case, folder=None) for case in cases], Patches(data, "light", 2), device)
+
+
+def _deterministic(keys: tuple[str, ...], data: DataSpec, reader: str | None = None) -> Compose:
+    modes = ("bilinear", "nearest")[: len(keys)]
+    return Compose(
+        [
+            LoadImaged(keys, reader=reader),
+            EnsureChannelFirstd(keys),
+            Orientationd(keys, axcodes="RAS", labels=None),
+            Spacingd(keys, data.spacing, mode=modes),
+            NormalizeIntensityd("image"),
+            SpatialPadd(keys, data.patch),
+        ]
+    )
+
+
+def _cache(files: list[dict[str, Path]], transforms: Compose, device: torch.device) -> None:
+    dataset = CacheDataset(files, transforms, num_workers=_WORKERS, progress=False)
+    for number in range(len(files)):
+        for value in dataset[number].values():
+            value.to(device)
+
+
+def _tiles(bench: Bench) -> None:
+    """Tiles of a slide, read in its order, in batches on the device."""
+    side = 8 if bench.quick else 24
+    path = bench.folder / "slide.tif"
+    y, x = np.mgrid[: side * 256, : side * 256].astype(np.float32) / 256
+    wave = (np.sin(x * 3) + np.cos(y * 2)) * 20
+    pixels = np.stack([200 + wave, 130 + wave, 180 + wave], axis=-1).clip(0, 255).astype(np.uint8)
+    tifffile.imwrite(
+        path,
+        pixels,
+        tile=(256, 256),
+        photometric="rgb",
+        compression="jpeg",
+        resolution=(2e4, 2e4),
+        resolutionunit="CENTIMETER",
+    )
+    places = [(column * 256, row * 256) for row in range(side) for column in range(side)]
+    few = places[:: max(1, len(places) // 40)]
+
+    def on_device(tiles: list[np.ndarray]) -> None:
+        for first in range(0, len(tiles), _TILES_AT_ONCE):
+            torch.from_numpy(np.stack(tiles[first : first + _TILES_AT_ONCE])).to(bench.device)
+
+    def ours() -> None:
+        with TileReader(path, TileSpec(256, 0.5)) as reader:
+            on_device([reader.read(x0, y0) for x0, y0 in places])
+
+    def monai() -> None:
+        reader = WSIReader("openslide")
+        wsi = reader.read(str(path))
+        tiles = [reader.get_data(wsi, location=(y0, x0), size=(256, 256), level=0)[0] for x0, y0 in few]
+        on_device([tile.transpose(1, 2, 0) for tile in tiles])
+
+    def plain() -> None:
+        with openslide.OpenSlide(str(path)) as slide:
+            on_device([np.asarray(slide.read_region(at, 0, (256, 256)).convert("RGB")) for at in places])
+
+    def decode() -> None:
+        with tifffile.TiffFile(path) as file:
+            for _ in file.pages.first.segments(maxworkers=1):
+                pass
+
+    seconds = bench.best(decode)
+    bench.race(
+        "tiles of a slide, file to device",
+        {"oncofed": ours, "MONAI WSIReader": monai, "OpenSlide": plain},
+        unit="tiles/s",
+        amount={"oncofed": len(places), "MONAI WSIReader": len(few), "OpenSlide": len(places)},
+        limit=Limit(name="decoding alone, one thread", value=len(places) / seconds),
+        target=Target(of="value", value=5000.0),
+        settings={"tiles": len(places), "side": 256},
+    )
+
+
+def _patches(bench: Bench) -> None:
+    """Patches with random changes, from cases that each program holds where it holds them."""
+    side, number = (128, 50) if bench.cuda else (32, 10) if bench.quick else (64, 20)
+    batch = 2
+    data = DataSpec(dataset="volumes", modality="mri", patch=(side,) * 3)
+    dataset = make_volumes(bench.folder / "volumes", data, {1: "ball"})
     train = read_cases(dataset, data.split, 1).train
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    rates = {}
     for augmentation in ("light", "full"):
         patches = Patches(data, augmentation, 2)
-        prepared = PreparedCases(train, patches, device)
-        ours = Batches(prepared, patches, arguments.batch, 1, device)
-        theirs = _monai(prepared, data, augmentation == "full", arguments)
-        rates[augmentation] = _rates({"oncofed": partial(next, ours), "monai": partial(next, theirs)}, arguments)
-    return rates
+        prepared = PreparedCases(train, patches, bench.device)
+        ours = Batches(prepared, patches, batch, 1, bench.device)
+        theirs = _monai_batches(prepared, data, augmentation == "full", batch, bench.device)
+
+        def draw(source: Iterator[Any]) -> None:
+            for _ in range(number):
+                next(source)
+
+        bench.race(
+            f"patches of {side}³, {augmentation} changes",
+            {"oncofed": partial(draw, ours), "MONAI's transforms and DataLoader": partial(draw, theirs)},
+            unit="patches/s",
+            amount=number * batch,
+            limit=Limit(
+                name="writing each once, memory bandwidth",
+                value=bench.limits.memory_bandwidth() / (2 * side**3 * (len(data.channels) * 4 + 1)),
+            ),
+            target=Target(of="baseline", value=1.0),
+            settings={"side": side, "workers": _WORKERS, "changes": augmentation},
+        )
 
 
-def _monai(prepared: PreparedCases, data: DataSpec, full: bool, arguments: argparse.Namespace) -> Iterator[Any]:
+def _monai_batches(
+    prepared: PreparedCases, data: DataSpec, full: bool, batch: int, device: torch.device
+) -> Iterator[Any]:
     changes: list[Any] = [
         RandCropByPosNegLabeld(_KEYS, "label", data.patch, pos=1, neg=1, num_samples=1),
         RandAffined(
@@ -107,41 +281,8 @@ def _monai(prepared: PreparedCases, data: DataSpec, full: bool, arguments: argpa
         ]
     held = [{key: prepared[n][key].cpu() for key in _KEYS} for n in range(len(prepared))]
     dataset = CacheDataset(held * 4, Compose(changes), cache_rate=0, progress=False)
-    same = {"shuffle": True, "persistent_workers": True, "drop_last": True, "pin_memory": torch.cuda.is_available()}
-    loader = DataLoader(dataset, num_workers=arguments.workers, batch_size=arguments.batch, **same)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    same = {"shuffle": True, "persistent_workers": True, "drop_last": True, "pin_memory": device.type == "cuda"}
+    loader = DataLoader(dataset, num_workers=_WORKERS, batch_size=batch, **same)
     while True:
-        for batch in loader:
-            yield {key: batch[key].to(device, non_blocking=True) for key in _KEYS}
-
-
-def _rates(programs: dict[str, Callable[[], Any]], arguments: argparse.Namespace) -> dict[str, float]:
-    times: dict[str, list[float]] = {name: [] for name in programs}
-    for repeat in range(arguments.repeats + 1):
-        for name, program in programs.items():
-            begun = time.perf_counter()
-            for _ in range(arguments.batches):
-                program()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if repeat:  # the first is for warming up
-                times[name].append(time.perf_counter() - begun)
-    return {n: arguments.batches * arguments.batch / statistics.median(values) for n, values in times.items()}
-
-
-def table(figures: dict[str, Any]) -> str:
-    """Return the figures as Markdown."""
-    lines = [
-        f"{figures['machine']['device']}: patches of {figures['patch']}³ a second",
-        "",
-        "| augmentation | oncofed | MONAI's transforms and DataLoader | ratio |",
-        "|---|---|---|---|",
-    ]
-    for name in ("light", "full"):
-        ours, theirs = figures[name]["oncofed"], figures[name]["monai"]
-        lines.append(f"| {name} | {ours:,.1f} | {theirs:,.1f} | {ours / theirs:.1f} |")
-    return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    main()
+        for drawn in loader:
+            yield {key: drawn[key].to(device, non_blocking=True) for key in _KEYS}

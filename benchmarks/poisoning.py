@@ -1,24 +1,21 @@
-"""What one bad site of five does to the model, by strategy: real server and sites, poisoned updates and labels.
+"""What one bad site of five does to the model, by strategy.
 
-The sites are alike: patients of one scanner, dealt evenly. One of them trains as the others do and then sends something
-else, or trains on masks whose classes are swapped. The score is the mean Dice of the final best model on the test
-patients of the four good sites.
+A real server and real sites, poisoned updates and labels. The sites are alike: patients of one scanner, dealt evenly.
+One of them trains as the others do and then sends something else, or trains on masks whose classes are swapped. The
+score is the mean Dice of the final best model on the test patients of the four good sites.
 """
 
 from __future__ import annotations
 
 import shutil
-import tempfile
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
 
 from fault_lab import Lab, lab, poison
-from figures import hand_over, options
+from oncofed.bench.harness import Bench, Settings
 from oncofed.data.brain import HOSPITALS, make_hospitals
 from oncofed.job.spec import JobSpec, read_job
 
@@ -37,6 +34,7 @@ ATTACKS = {
 }
 # No such update gets past the door: it is the same for every strategy.
 _AT_THE_DOOR = {"scale", "nan"}
+_QUICK = ("nothing", "its update times 10")
 _LONGEST_SECONDS = 300.0
 
 
@@ -54,65 +52,35 @@ def make_sites(folder: Path) -> tuple[dict[str, Path], dict[str, dict[str, Path]
     return sites, {site: {_SWAPPED: swapped if site == _BAD else path} for site, path in sites.items()}
 
 
-def run_all(running: Lab, spec: JobSpec) -> Iterator[dict[str, Any]]:
-    """Run each attack under each strategy, and yield a row for each attack."""
-    for attack, filtered in ATTACKS.items():
-        dataset = _SWAPPED if attack.startswith("classes") else spec.data.dataset
-        row: dict[str, Any] = {"attack": attack}
-        for strategy in _STRATEGIES[:1] if filtered in _AT_THE_DOOR else _STRATEGIES:
-            poison(running.alliance.kit(_BAD), filtered)
-            running.submit(spec.changed({"strategy": {"name": strategy}, "data": {"dataset": dataset}}))
-            state = running.wait(lambda state: state.finished is not None, "the run ends", _LONGEST_SECONDS)
-            assert state.finished is not None
-            good = [e["mean"] for site, e in state.finished["test"].items() if site != _BAD]
-            refused = sum(_BAD in who["refused"] for who in state.participation.values())
-            row[strategy] = {"score": sum(good) / len(good), "refused": refused}
-        yield row
-
-
-def main() -> None:
-    """Run, print a table, and keep it where asked."""
-    parser = options(__doc__)
-    parser.add_argument("--rounds", type=int, default=4, help="of each run (default 4)")
-    parser.add_argument("--steps", type=int, default=25, help="of each round (default 25)")
-    arguments = parser.parse_args()
+def run(bench: Bench) -> None:
+    """Run each attack under each strategy, in one alliance."""
+    rounds, steps = (2, 10) if bench.quick else (4, 25)
     spec = read_job("brain_tissue_segmentation").changed(
-        {
-            "rounds": {"number": arguments.rounds},
-            "training": {"steps_per_round": arguments.steps, "warmup_steps": 5},
-        }
+        {"rounds": {"number": rounds}, "training": {"steps_per_round": steps, "warmup_steps": 5}}
     )
-    rows = []
-    if not arguments.json:
-        print("| one site of five sends |", " | ".join(f"`{name}`" for name in _STRATEGIES), "|")
-    with tempfile.TemporaryDirectory(prefix="oncofed-poisoning-") as temporary:
-        folder = Path(temporary)
-        sites, more = make_sites(folder / "data")
-        # The first job is the lab's own; what it does is not looked at.
-        first = spec.changed({"rounds": {"number": 1}, "training": {"steps_per_round": 1, "warmup_steps": 0}})
-        with lab(first, sites, folder / "lab", {_BAD: "none"}, more=more) as running:
-            running.wait(lambda state: state.finished is not None, "the first job ends", _LONGEST_SECONDS)
-            for row in run_all(running, spec):
-                rows.append(row)
-                if not arguments.json:
-                    print(_line(row), flush=True)
-    record = {
-        "benchmark": "poisoning",
-        "sites": _SITES,
-        "rounds": arguments.rounds,
-        "steps_per_round": arguments.steps,
-        "rows": rows,
-    }
-    hand_over(record, arguments)
+    settings: Settings = {"sites": _SITES, "rounds": rounds, "steps": steps}
+    sites, more = make_sites(bench.folder / "data")
+    # The first job is the lab's own; what it does is not looked at.
+    first = spec.changed({"rounds": {"number": 1}, "training": {"steps_per_round": 1, "warmup_steps": 0}})
+    with lab(first, sites, bench.folder / "lab", {_BAD: "none"}, more=more) as running:
+        running.wait(lambda state: state.finished is not None, "the first job ends", _LONGEST_SECONDS)
+        for attack in _QUICK if bench.quick else ATTACKS:
+            at_the_door = bench.quick or ATTACKS[attack] in _AT_THE_DOOR
+            for strategy in _STRATEGIES[:1] if at_the_door else _STRATEGIES:
+                bench.doing(f"{attack}, {strategy}")
+                score, refused = _score(running, spec, attack, strategy)
+                note = f"refused in {refused} of {rounds} rounds" if refused else ""
+                bench.measured(
+                    f"{attack}, {strategy}", [score], "Dice", "higher", {**settings, "strategy": strategy}, note=note
+                )
 
 
-def _line(row: dict[str, Any]) -> str:
-    cells = [
-        f"{row[name]['score']:.3f}{' (refused)' if row[name]['refused'] else ''}" for name in _STRATEGIES if name in row
-    ]
-    cells += ["the same"] * (len(_STRATEGIES) - len(cells))
-    return f"| {row['attack']} | {' | '.join(cells)} |"
-
-
-if __name__ == "__main__":
-    main()
+def _score(running: Lab, spec: JobSpec, attack: str, strategy: str) -> tuple[float, int]:
+    """Return the good sites' mean Dice, and in how many rounds the bad site's update was refused."""
+    dataset = _SWAPPED if attack.startswith("classes") else spec.data.dataset
+    poison(running.alliance.kit(_BAD), ATTACKS[attack])
+    running.submit(spec.changed({"strategy": {"name": strategy}, "data": {"dataset": dataset}}))
+    state = running.wait(lambda state: state.finished is not None, "the run ends", _LONGEST_SECONDS)
+    assert state.finished is not None
+    good = [e["mean"] for site, e in state.finished["test"].items() if site != _BAD]
+    return sum(good) / len(good), sum(_BAD in who["refused"] for who in state.participation.values())

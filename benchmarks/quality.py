@@ -1,4 +1,4 @@
-"""How good the models become in ten minutes on this machine, on patients that were held out.
+"""How good models become in ten minutes on this machine, on patients that were held out.
 
 All data in one place, one process, no federation: what the training itself reaches. Each run measures its speed first
 and chooses as many steps as fit into its time.
@@ -10,55 +10,78 @@ and chooses as many steps as fit into its time.
 
 from __future__ import annotations
 
-import argparse
-import json
+import math
 import os
-import sys
-import tempfile
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-
+from oncofed.bench.harness import Bench, Settings
+from oncofed.bench.results import Better, Target
 from oncofed.data.cases import Cases, usable_cases
 from oncofed.data.register import Request, register
 from oncofed.data.slides import TileSpec
-from oncofed.job.outcome import environment
 from oncofed.job.spec import JobSpec, read_job
 from oncofed.tasks import SlideClassification
 from oncofed.training import Evaluation, Trainer
 from synthetic import make_slides
 
 _TARGETS = {"hippocampus": ("Dice", 0.86), "nuclei": ("Dice", 0.85), "slides": ("AUROC", 0.95)}
-_SLIDES = 120
+_SLIDES, _SLIDES_SHORT = 120, 30
+_SHORT = 30.0
 _SHARE_FOR_TRAINING = 0.9
 
 
-def main() -> None:
-    """Run, print and keep the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=list(_TARGETS))
-    parser.add_argument("--data", type=Path, help="folder of the images; slides are generated")
-    parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--out", type=Path, help="write the figures as JSON")
-    arguments = parser.parse_args()
-    if arguments.task != "slides" and not arguments.data:
-        parser.error(f"--data: the folder of {arguments.task} is missing")
-    warnings.filterwarnings("ignore")
-    with tempfile.TemporaryDirectory(prefix="oncofed-quality-") as folder:
-        programs = {"hippocampus": hippocampus, "nuclei": nuclei, "slides": slides}
-        figures = programs[arguments.task](Path(folder), arguments.data, arguments.minutes * 60)
-    figures["machine"] = {**environment(), "cores": os.cpu_count()}
-    metric, target = _TARGETS[arguments.task]
-    print(json.dumps(figures, indent=2))
-    print(f"{arguments.task}: {metric} {figures['score']:.3f}, target {target}")
-    if arguments.out:
-        arguments.out.write_text(json.dumps(figures, indent=2) + "\n")
+def run(bench: Bench) -> None:
+    """Train on each, as long as the kind of run allows."""
+    seconds = 15.0 if bench.quick else 600.0
+    real = _real_images()
+    for name, program in {"hippocampus": hippocampus, "nuclei": nuclei}.items():
+        source = real / name if real else None
+        metric, _ = _TARGETS[name]
+        if bench.quick or source is None or not source.is_dir():
+            why = "left out of a quick run" if bench.quick else f"ONCOFED_DATA names no folder with {name}/"
+            bench.skip(f"{name}, held-out patients", metric, why)
+            continue
+        bench.doing(name)
+        _keep(bench, name, program(bench.folder / name, source, seconds))
+    bench.doing("slides")
+    _keep(bench, "slides", slides(bench.folder / "slides", None, min(seconds, 60.0)))
+
+
+def _keep(bench: Bench, name: str, found: dict[str, Any]) -> None:
+    metric, target = _TARGETS[name]
+    interval = found["interval"]
+    note = f"{found['steps']} steps in {found['seconds']:.0f} s, {found['cases']['training']} patients to train"
+    note += (
+        f"; 95 % interval over {found['cases']['test']} patients {interval[0]:.3f} to {interval[1]:.3f}"
+        if interval
+        else ""
+    )
+    settings: Settings = {"seconds": round(found["allowed"]), "training": found["cases"]["training"]}
+    bench.measured(
+        f"{name}, held-out patients",
+        [found["score"]],
+        metric,
+        "higher",
+        settings,
+        target=None if bench.quick else Target(of="value", value=target),
+        note=note,
+    )
+    for key, value in found["more"].items():
+        if isinstance(value, float) and not math.isnan(value):
+            better: Better = "lower" if key.endswith("_error") or key.startswith("hd95") else "higher"
+            bench.measured(f"{name}, {key}", [value], "score", better, settings)
+    if "attention_finds_region" in found:
+        share = found["attention_finds_region"]
+        bench.measured(f"{name}, attention lies on what makes the label", [share], "share", "higher", settings)
+
+
+def _real_images() -> Path | None:
+    folder = os.environ.get("ONCOFED_DATA")
+    return Path(folder) if folder else None
 
 
 def hippocampus(folder: Path, data: Path, seconds: float) -> dict[str, Any]:
@@ -88,12 +111,12 @@ def nuclei(folder: Path, data: Path, seconds: float) -> dict[str, Any]:
 
 def slides(folder: Path, data: Path | None, seconds: float) -> dict[str, Any]:
     """Train on generated slides, and ask whether the attention lies on the region that makes the label."""
-    truth = make_slides(folder / "in", _SLIDES)
+    truth = make_slides(folder / "in", _SLIDES if seconds > _SHORT else _SLIDES_SHORT)
     spec_of_tiles = TileSpec(128, 1.0, 0.25)
     labels = folder / "in" / "labels.csv"
     register(Request(folder / "in", "slides", folder / "set", "slides", table=labels, tiles=spec_of_tiles))
     spec = read_job("slide_classification").changed({"data": {"patch": [128, 128], "minimum_cases": 2}})
-    evaluation, facts, trainer = train_for(spec, folder / "set", min(seconds, 60))
+    evaluation, facts, trainer = train_for(spec, folder / "set", seconds)
     task = trainer.task
     assert isinstance(task, SlideClassification)
     found = []
@@ -129,6 +152,7 @@ def train_for(spec: JobSpec, dataset: Path, seconds: float) -> tuple[Evaluation,
         "cases": {"training": len(cases.train), "test": evaluation.cases},
         "steps": steps,
         "seconds": trained,
+        "allowed": seconds,
     }
     return evaluation, facts, trainer
 
@@ -145,8 +169,3 @@ def _steps_within(spec: JobSpec, cases: Cases, seconds: float) -> int:
 
 def _with_steps(spec: JobSpec, steps: int) -> JobSpec:
     return spec.changed({"training": {"steps_per_round": steps}, "rounds": {"number": 1}})
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(os.cpu_count() or 1)
-    main()

@@ -1,4 +1,4 @@
-"""What happens when things go wrong: real processes, killed, hung, slowed, cut off and poisoned, one fault a run.
+"""Seconds lost to each fault: real processes, killed, hung, slowed, cut off and poisoned, one fault a run.
 
 Each run is a federation of a real server and four sites on loopback, from their startup kits, with mutual TLS. Time
 lost is the wall time from the sites being ready to the end, less that of a run in which nothing happens.
@@ -6,8 +6,6 @@ lost is the wall time from the sites being ready to the end, less that of a run 
 
 from __future__ import annotations
 
-import re
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from fault_lab import Lab, another_clock, another_version, lab
-from figures import hand_over, options
 from oncofed.alliance.local import quiet
+from oncofed.bench.harness import Bench, Settings
+from oncofed.bench.results import Target
 from oncofed.data.brain import make_hospitals
 from oncofed.errors import FederationError
 from oncofed.job.spec import JobSpec, read_job
@@ -25,6 +24,7 @@ _SITE = "site-4"
 _CUT_SECONDS = 30.0
 _FULL_SECONDS = 20.0
 _LONGEST_SECONDS = 400.0
+_MOST_LOST = 60.0
 
 
 @dataclass
@@ -110,62 +110,57 @@ FAULTS = [
 ]
 
 
+_QUICK = 2
+
+
+def run(bench: Bench) -> None:
+    """Run the faults, each beside a run in which nothing happens."""
+    rounds = 2 if bench.quick else 4
+    spec = read_job("brain_tissue_segmentation").changed(
+        {"rounds": {"number": rounds}, "training": {"steps_per_round": 30, "warmup_steps": 5}}
+    )
+    sites = make_hospitals(bench.folder / "data", seed=1)
+    usual = 0.0
+    for index, fault in enumerate(FAULTS[:_QUICK] if bench.quick else FAULTS):
+        bench.doing(fault.name)
+        settings: Settings = {"rounds": rounds, "sites": len(sites)}
+        try:
+            found = measure(fault, spec, sites, bench.folder / str(index))
+        except FederationError as error:
+            bench.skip(fault.name, "s lost", f"the run ended: {error}")
+            continue
+        usual = usual if index else found["seconds"]
+        told = f"; told: {', '.join(found['told'])}" if found["told"] else ""
+        note = f"{found['rounds']} rounds completed, Dice {found['score']:.3f}{told}"
+        if index == 0:
+            bench.measured("a run in which nothing happens", [usual], "s", settings=settings, note=note)
+            continue
+        lost = found["seconds"] - usual
+        target = Target(of="value", value=_MOST_LOST) if "killed" in fault.name else None
+        bench.measured(fault.name, [lost], "s lost", settings=settings, note=note, target=target)
+
+
 def measure(fault: Fault, spec: JobSpec, sites: dict[str, Path], folder: Path) -> dict[str, Any]:
-    """Run one federation with one fault and return what came of it."""
+    """Run one federation with one fault and return what came of it.
+
+    Raises:
+        FederationError: the run did not come to its end.
+    """
     changed = spec.changed(fault.settings)
     with lab(changed, sites, folder, fault.poisoned, fault.environments(folder / "other")) as running:
         running.wait(lambda state: state.ready_s is not None, "the sites are ready")
         started = time.time()
         running.wait(lambda state: state.rounds_s, "the first round is over")
-        try:
-            fault.act(running)
-            state = running.wait(lambda s: s.finished is not None, "the run ends", _LONGEST_SECONDS)
-        except FederationError as error:
-            return {"fault": fault.name, "completed": False, "reason": str(error)}
+        fault.act(running)
+        running.wait(lambda s: s.finished is not None, "the run ends", _LONGEST_SECONDS)
         seconds = time.time() - started
         state = running.look()
     assert state.finished is not None
     told = sorted({incident["kind"] for incident in state.incidents})
     scores = {site: e["mean"] for site, e in state.finished["test"].items()}
     return {
-        "fault": fault.name,
-        "completed": True,
         "seconds": seconds,
         "rounds": len(state.participation),
         "told": told,
         "score": sum(scores.values()) / len(scores),
     }
-
-
-def main() -> None:
-    """Run the faults, print a table, and keep it where asked."""
-    parser = options(__doc__)
-    parser.add_argument("--only", default="", help="faults whose name fits this regular expression")
-    parser.add_argument("--rounds", type=int, default=4, help="of each run (default 4)")
-    arguments = parser.parse_args()
-    spec = read_job("brain_tissue_segmentation").changed(
-        {"rounds": {"number": arguments.rounds}, "training": {"steps_per_round": 30, "warmup_steps": 5}}
-    )
-    rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory(prefix="oncofed-faults-") as temporary:
-        folder = Path(temporary)
-        sites = make_hospitals(folder / "data", seed=1)
-        for index, fault in enumerate(FAULTS):
-            if index == 0 or re.search(arguments.only, fault.name):
-                rows.append(measure(fault, spec, sites, folder / str(index)))
-                rows[-1]["lost_s"] = rows[-1].get("seconds", 0.0) - rows[0]["seconds"]
-                if not arguments.json:
-                    print(_line(rows[-1]), flush=True)
-    record = {"benchmark": "faults", "rounds": arguments.rounds, "sites": 4, "rows": rows}
-    hand_over(record, arguments)
-
-
-def _line(row: dict[str, Any]) -> str:
-    if not row["completed"]:
-        return f"| {row['fault']} | the run ended: {row['reason']} | – | – |"
-    what = f"{row['rounds']} rounds completed" + (f"; told: {', '.join(row['told'])}" if row["told"] else "")
-    return f"| {row['fault']} | {what} | {row['lost_s']:.0f} s | {row['score']:.3f} |"
-
-
-if __name__ == "__main__":
-    main()

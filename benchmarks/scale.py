@@ -1,26 +1,56 @@
-"""What many sites on one machine cost: FLARE's simulator with few and with many, each a process of its own.
+"""Many simulated sites on one machine: time and memory of a site-round.
 
 The sites have few small patients and train few steps, so that what is measured is the federation: wall time of a round
-divided by its sites, and the memory that the machine gives for each site.
+divided by its sites, and the memory that the machine gives for each site. Beside it: FLARE's own simulator, with its
+``FedAvgRecipe`` over the same network and a script that returns what it was sent, which trains nothing.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import statistics
-import tempfile
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
 import psutil
 from rich.console import Console
 
-from figures import hand_over, options
+from oncofed.bench.harness import Bench, Settings
+from oncofed.bench.results import Beside, Target
 from oncofed.data.brain import HOSPITALS, make_hospitals
 from oncofed.job.run import Run
 from oncofed.job.spec import read_job
+from stock import simulate_stock
+
+# FLARE's simulator loads torch and MONAI anew in each site's process: more sites do not fit into 24 GiB.
+_MOST_STOCK = 8
+
+
+def run(bench: Bench) -> None:
+    """Measure few and many sites; the fewest are what the others are held against."""
+    rounds = 2 if bench.quick else 4
+    first: float | None = None
+    for sites in (4,) if bench.quick else (4, 8, 24, 64):
+        bench.doing(f"{sites} sites")
+        found = measure(sites, rounds, bench.folder / str(sites))
+        settings: Settings = {"sites": sites, "rounds": rounds}
+        each = [seconds / sites for seconds in found["rounds_s"]]
+        baseline = _stock(bench, sites, rounds) if sites <= _MOST_STOCK else None
+        target = Target(of="value", value=first) if first and sites == 64 else None
+        figure = bench.measured(
+            f"a site-round, {sites} sites", each, "s", settings=settings, baseline=baseline, target=target
+        )
+        if sites == 8:
+            first = figure.value
+        bench.measured(f"until {sites} sites are ready", [found["startup_s"]], "s", settings=settings)
+        bench.measured(f"memory of a site, {sites} sites", [found["memory_gb_per_site"]], "GB", settings=settings)
+
+
+def _stock(bench: Bench, sites: int, rounds: int) -> Beside:
+    bench.doing(f"FLARE's simulator, {sites} sites")
+    spec = read_job("brain_tissue_segmentation")
+    seconds = simulate_stock(spec, sites, rounds, bench.folder / f"stock-{sites}")
+    return Beside(name="FLARE's simulator, no training", samples=[s / sites for s in seconds])
 
 
 def measure(sites: int, rounds: int, folder: Path) -> dict[str, Any]:
@@ -43,38 +73,10 @@ def measure(sites: int, rounds: int, folder: Path) -> dict[str, Any]:
             most = max(most, psutil.virtual_memory().used)
 
     threading.Thread(target=watch, daemon=True).start()
-    started = time.time()
     result = Run(spec, folders, "simulate", folder / "run", Console(quiet=True), baselines=False).execute()
     over.set()
     return {
-        "sites": sites,
         "rounds_s": result.timing.rounds_s,
-        "s_per_site_round": statistics.median(result.timing.rounds_s) / sites,
         "startup_s": result.timing.startup_s,
-        "total_s": time.time() - started,
         "memory_gb_per_site": (most - before) / 1e9 / sites,
     }
-
-
-def main() -> None:
-    """Measure, print a table, and keep it where asked."""
-    parser = options(__doc__)
-    parser.add_argument("--sites", type=int, nargs="+", default=[8, 24], help="how many, one simulation each")
-    parser.add_argument("--rounds", type=int, default=4)
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="oncofed-bench-") as temporary:
-        rows = [measure(sites, arguments.rounds, Path(temporary) / str(sites)) for sites in arguments.sites]
-    record = {"benchmark": "scale", "rows": rows}
-    hand_over(record, arguments, _table(rows))
-
-
-def _table(rows: list[dict[str, Any]]) -> str:
-    lines = [f"{'sites':>6}{'s per site-round':>18}{'start, s':>10}{'GB per site':>13}"]
-    for row in rows:
-        figures = f"{row['s_per_site_round']:18.3f}{row['startup_s']:10.0f}{row['memory_gb_per_site']:13.2f}"
-        lines.append(f"{row['sites']:6}{figures}")
-    return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    main()

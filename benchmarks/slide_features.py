@@ -3,21 +3,14 @@
 Slides are generated, JPEG-compressed and tiled as scanners write them. Both programs read every tile that shows tissue
 and give it to the same encoder, in batches of 64: oncofed across the ends of slides and reading ahead, the plain loop
 one slide after the other, with a ``DataLoader`` whose workers open the slide by themselves, as tutorials do. The
-programs run in turn, and the median of the repeats counts.
+limit is the encoder on as many batches that lie in memory.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import statistics
-import sys
-import tempfile
-import time
-import warnings
 from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,66 +19,54 @@ import torch
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Dataset
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-
+from oncofed.bench.harness import Bench
+from oncofed.bench.results import Limit, Target
 from oncofed.data.cases import read_cases
 from oncofed.data.register import Request, register
 from oncofed.data.slides import TileSpec
 from oncofed.data.spec import SplitSpec
 from oncofed.data.tiles import SlideTiles, read_tiles
-from oncofed.job.outcome import environment
 from oncofed.models import ModelSpec, build_network
 from oncofed.models import Request as NetworkRequest
 from oncofed.models.weights import weights_of
 from oncofed.tasks.slides import Encoder, EncoderSpec, extract
 from synthetic import make_slides
 
-
-def main() -> None:
-    """Run, print and keep the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    cuda = torch.cuda.is_available()
-    parser.add_argument("--slides", type=int, default=20 if cuda else 4)
-    parser.add_argument("--side", type=int, default=8192 if cuda else 3072, help="of a slide in pixels")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="of the plain DataLoader")
-    parser.add_argument("--out", type=Path, help="write the figures as JSON")
-    arguments = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    figures: dict[str, Any] = {"machine": {**environment(), "cores": os.cpu_count()}}
-    with tempfile.TemporaryDirectory(prefix="oncofed-slides-") as folder:
-        figures |= measure(arguments, Path(folder))
-    print(table(figures))
-    if arguments.out:
-        arguments.out.write_text(json.dumps(figures, indent=2) + "\n")
+_TILES_AT_ONCE = 64
+_WORKERS = min(8, os.cpu_count() or 1)
 
 
-def measure(arguments: argparse.Namespace, root: Path) -> dict[str, dict[str, float]]:
-    """Return tiles a second by encoder and program."""
-    make_slides(root / "in", arguments.slides, arguments.side)
+def run(bench: Bench) -> None:
+    """Measure each encoder."""
+    root = bench.folder
+    count, side = (20, 8192) if bench.cuda else (4, 1536 if bench.quick else 3072)
+    make_slides(root / "in", count, side)
     spec = TileSpec(256, 1.0, 0.25)
     register(Request(root / "in", "slides", root / "set", "slides", table=root / "in" / "labels.csv", tiles=spec))
     cases = read_cases(root / "set", SplitSpec(test=0, validation=0), 1, labels="class").train
     slides = [read_tiles(case.image, case.tiles) for case in cases if case.tiles]
-    count = sum(map(len, slides))
+    tiles = sum(map(len, slides))
     network = build_network(NetworkRequest(ModelSpec(network="resnet18"), 3, 2, 2, (256, 256)), 1)
     weights = root / "encoder.safetensors"
     save_file({name: value.contiguous() for name, value in weights_of(network).items()}, weights)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    rates: dict[str, dict[str, float]] = {}
+    batch = list(np.random.default_rng(0).integers(0, 255, (_TILES_AT_ONCE, 256, 256, 3), dtype=np.uint8))
     for encoder_spec in (EncoderSpec(), EncoderSpec(network="resnet18", weights=str(weights))):
-        encoder = Encoder(encoder_spec, device)
-        times: dict[str, list[float]] = {"oncofed": [], "plain": []}
-        for _ in range(arguments.repeats):
-            begun = time.perf_counter()
+        encoder = Encoder(encoder_spec, bench.device)
+        alone = bench.best(partial(encoder, batch))
+
+        def ours(encoder: Encoder = encoder) -> None:
             for _, features in extract(slides, encoder):
                 assert torch.isfinite(features).all()
-            times["oncofed"].append(time.perf_counter() - begun)
-            begun = time.perf_counter()
-            _plain(slides, encoder, arguments.workers)
-            times["plain"].append(time.perf_counter() - begun)
-        rates[encoder_spec.network] = {name: count / statistics.median(values) for name, values in times.items()}
-    return rates
+
+        bench.race(
+            f"slide to features, {encoder_spec.network}",
+            {"oncofed": ours, "OpenSlide and DataLoader": partial(_plain, slides, encoder)},
+            unit="tiles/s",
+            amount=tiles,
+            limit=Limit(name="the encoder alone", value=_TILES_AT_ONCE / alone),
+            target=Target(of="baseline", value=1.0),
+            settings={"slides": count, "side": side, "encoder": encoder_spec.network},
+        )
 
 
 class _Tiles(Dataset[Any]):
@@ -102,25 +83,7 @@ class _Tiles(Dataset[Any]):
         return np.asarray(self._file.read_region(corner, 0, (256, 256)).convert("RGB"))
 
 
-def _plain(slides: Sequence[SlideTiles], encoder: Encoder, workers: int) -> None:
+def _plain(slides: Sequence[SlideTiles], encoder: Encoder) -> None:
     for slide in slides:
-        for tiles in DataLoader(_Tiles(slide), batch_size=64, num_workers=workers, collate_fn=list):
+        for tiles in DataLoader(_Tiles(slide), batch_size=_TILES_AT_ONCE, num_workers=_WORKERS, collate_fn=list):
             encoder(tiles)
-
-
-def table(figures: dict[str, Any]) -> str:
-    """Return the figures as Markdown."""
-    lines = [
-        f"{figures['machine']['device']}: tiles of 256² a second, slide to features",
-        "",
-        "| encoder | oncofed | OpenSlide and DataLoader | ratio |",
-        "|---|---|---|---|",
-    ]
-    for name in ("colour", "resnet18"):
-        ours, theirs = figures[name]["oncofed"], figures[name]["plain"]
-        lines.append(f"| {name} | {ours:,.1f} | {theirs:,.1f} | {ours / theirs:.1f} |")
-    return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    main()

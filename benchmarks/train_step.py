@@ -1,291 +1,305 @@
-"""Training steps a second: oncofed beside a plain MONAI loop and beside the network alone, in one run on one machine.
+"""Training samples a second of each task's network, beside a plain loop and beside the network alone.
 
-All three train the same network on patches of the same generated volumes with the same batch size:
+All programs train the same network on the same generated data with the same batch size:
 
 - oncofed: ``Trainer.train``, as a site does;
-- plain: MONAI's tutorial loop: cached deterministic transforms, random ones for each patch in the workers of a
-  ``DataLoader``, float32, ``DiceCELoss``, AdamW;
-- ceiling: forward and backward of the network alone on one batch that never changes, in oncofed's precision.
+- the baseline of a volume's segmentation: MONAI's tutorial loop (cached deterministic transforms, random ones for each
+  patch in the workers of a ``DataLoader``, float32, ``DiceCELoss``, AdamW); of the other tasks: the same input and loss
+  with random changes on the CPU, a step after the other, float32, AdamW that is not fused;
+- the limit: forward and backward of the network alone on one batch that never changes, in oncofed's precision.
 
-The programs run in turn, and the median of the repeats counts. Operations are counted by torch's ``FlopCounterMode`` in
-one forward and backward pass; their share is of the largest matrix product measured in the same run.
+The roofline says which of the machine's limits a step could reach at best: operations, as torch's ``FlopCounterMode``
+counts them in one forward and backward pass, over the rate of a matrix product. The ablation takes one thing away at a
+time from what oncofed does.
 """
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import json
-import logging
 import os
-import statistics
-import tempfile
-import time
-import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
-import numpy as np
 import torch
-from monai.data import CacheDataset, DataLoader
-from monai.losses import DiceCELoss
-from monai.transforms import (
-    Compose,
-    EnsureChannelFirstd,
-    LoadImaged,
-    NormalizeIntensityd,
-    Orientationd,
-    RandAdjustContrastd,
-    RandAffined,
-    RandCropByPosNegLabeld,
-    RandFlipd,
-    RandGaussianNoised,
-    RandScaleIntensityd,
-    SpatialPadd,
-)
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from oncofed.data.cases import read_cases
+from oncofed.bench.harness import Bench, Settings
+from oncofed.bench.profiling import busy_share
+from oncofed.bench.results import Limit, Target
+from oncofed.data.batches import Batches
+from oncofed.data.cases import Cases, read_cases
+from oncofed.data.prepared import PreparedCases
 from oncofed.data.register import Request, register
-from oncofed.data.spec import DataSpec
-from oncofed.job.outcome import environment
+from oncofed.data.slides import TileSpec
 from oncofed.job.spec import read_job
 from oncofed.training import Plan, Trainer
+from synthetic import make_nuclei, make_slides, make_textures
+from volumes import make_volumes, tutorial_loop
 
-_CASES = 6
-
-
-def main() -> None:
-    """Run, print and keep the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    cuda = torch.cuda.is_available()
-    parser.add_argument("--job", default="ct_organ_segmentation" if cuda else "brain_tissue_segmentation")
-    parser.add_argument("--patch", type=int, default=128 if cuda else 32, help="side in voxels")
-    parser.add_argument("--batch", type=int, default=2, help="patches a step")
-    parser.add_argument("--steps", type=int, default=40 if cuda else 30, help="in each repeat")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="of the plain DataLoader")
-    parser.add_argument("--compile", choices=["auto", "always", "never"], default="auto", help="as in a job")
-    parser.add_argument("--out", type=Path, help="write the figures as JSON")
-    arguments = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    logging.getLogger("monai").setLevel(logging.ERROR)
-    with tempfile.TemporaryDirectory(prefix="oncofed-train-") as folder:
-        figures = measure(arguments, Path(folder))
-    print(table(figures))
-    if arguments.out:
-        arguments.out.write_text(json.dumps(figures, indent=2) + "\n")
+_WARM_STEPS = 5
+_CPU = torch.device("cpu")
 
 
-def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Return all figures."""
-    plan = _plan(arguments)
-    dataset = make_volumes(folder, plan.data, plan.task.classes)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    cases = read_cases(dataset, plan.data.split, plan.seed, plan.task.vocabulary)
-    trainer = Trainer(plan, cases, "bench", device)
-    trainer.prepare()
-    begun = time.perf_counter()
-    trainer.train(5)  # compiles where it is to
-    first_steps = time.perf_counter() - begun
-    plain = plain_loop(plan, dataset, device, arguments.workers)
-    ceiling = network_alone(plan, device, trainer._precision)
-    programs: dict[str, Callable[[], Any]] = {
-        "oncofed": lambda: trainer.train(arguments.steps),
-        "plain": lambda: [next(plain) for _ in range(arguments.steps)],
-        "ceiling": lambda: [next(ceiling) for _ in range(arguments.steps)],
+@dataclass(frozen=True)
+class Work:
+    """A job's training on generated data."""
+
+    name: str
+    plan: Plan
+    dataset: Path
+    cases: Cases
+    steps: int
+
+    @property
+    def amount(self) -> int:
+        """Samples of one call."""
+        return self.steps * self.plan.training.batch_size
+
+    def trainer(self, bench: Bench) -> Trainer:
+        """Return a trainer whose data is prepared."""
+        trainer = Trainer(self.plan, self.cases, "bench", bench.device)
+        trainer.prepare()
+        return trainer
+
+
+def run(bench: Bench) -> None:
+    """Measure every task, then what each part of the loop is worth."""
+    volumes = _volumes(bench)
+    _compare(bench, volumes, tutorial_loop(volumes.plan, volumes.dataset, bench.device, _workers()), "MONAI's loop")
+    for work in (_nuclei(bench), _tiles(bench), _bags(bench)):
+        _compare(bench, work, plain_loop(work, bench.device), "plain loop")
+    _ablate(bench, volumes)
+
+
+def _compare(bench: Bench, work: Work, theirs: Iterator[Any], name: str) -> None:
+    trainer = work.trainer(bench)
+    precision = str(trainer._precision).removeprefix("torch.")
+    ceiling = network_alone(trainer)
+    programs: dict[str, Callable[[], object]] = {
+        "oncofed": lambda: trainer.train(work.steps),
+        name: lambda: [next(theirs) for _ in range(work.steps)],
     }
-    for program in programs.values():
-        program()
-    times: dict[str, list[float]] = {name: [] for name in programs}
-    for _ in range(arguments.repeats):
-        for name, program in programs.items():
-            times[name].append(_timed(program, device))
-    patches = arguments.steps * plan.training.batch_size
-    rates = {name: patches / statistics.median(values) for name, values in times.items()}
-    flops = _flops(plan, device)
-    figures: dict[str, Any] = {
-        "machine": {**environment(), "cores": os.cpu_count()},
-        "network": plan.model.network,
-        "patch": list(plan.data.patch),
-        "batch": plan.training.batch_size,
-        "precision": str(trainer._precision).removeprefix("torch."),
+    alone = bench.best(lambda: [next(ceiling) for _ in range(work.steps)], 3)
+    settings: Settings = {
+        "network": work.plan.model.network,
+        "patch": "×".join(map(str, work.plan.data.patch)),
+        "batch": work.plan.training.batch_size,
+        "precision": precision,
         "compiled": trainer._compiled,
-        "first_five_steps_s": first_steps,
-        "patches_per_s": rates,
-        "over_plain": rates["oncofed"] / rates["plain"],
-        "of_ceiling": rates["oncofed"] / rates["ceiling"],
-        "tflops": rates["oncofed"] * flops / 1e12,
-        "peak_tflops": _peak(device, trainer._precision) / 1e12,
     }
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        figures["busy"] = _busy(programs["oncofed"])
-        figures["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
-    return figures
+    figure = bench.race(
+        f"{work.name}, training",
+        programs,
+        unit="samples/s",
+        amount=work.amount,
+        limit=Limit(name="forward and backward", value=work.amount / alone),
+        target=Target(of="baseline", value=5.0 if bench.cuda else 1.3),
+        settings=settings,
+    )
+    flops = count_operations(trainer)
+    if flops:
+        assert figure.value is not None
+        peak = bench.limits.matrix_rate(trainer._precision)
+        bench.measured(
+            f"{work.name}, operations",
+            [sample * flops / 1e12 for sample in figure.samples],
+            "TFLOP/s",
+            "higher",
+            settings,
+            limit=Limit(name=f"matrix product, {precision}", value=peak / 1e12),
+        )
+    if bench.cuda:
+        busy = busy_share(programs["oncofed"], bench.device)
+        bench.measured(
+            f"{work.name}, GPU busy", [busy], "share", "higher", settings, target=Target(of="value", value=0.95)
+        )
+        torch.cuda.reset_peak_memory_stats(bench.device)
+        trainer.train(work.steps)
+        peak_bytes = torch.cuda.max_memory_allocated(bench.device)
+        bench.measured(f"{work.name}, memory", [peak_bytes / 2**30], "GiB", "lower", settings)
 
 
-def _plan(arguments: argparse.Namespace) -> Plan:
-    spec = read_job(arguments.job)
-    sides = [arguments.patch] * spec.data.dimensions
+def _ablate(bench: Bench, work: Work) -> None:
+    """Take away one thing at a time."""
+    whole = work.trainer(bench)
+    whole.train(_WARM_STEPS)
+    for name, change in _ABLATIONS.items():
+        figure = f"{work.name}, without {name}" if name not in _ADDED else f"{work.name}, with {name}"
+        if name in _NEEDS_CUDA and not bench.cuda:
+            bench.skip(figure, "samples/s", "it needs a GPU")
+            continue
+        other = change(work, bench)
+        other.train(_WARM_STEPS)
+        bench.race(
+            figure,
+            {"oncofed": partial(other.train, work.steps), "as it is": partial(whole.train, work.steps)},
+            unit="samples/s",
+            amount=work.amount,
+            settings={"network": work.plan.model.network, "batch": work.plan.training.batch_size},
+        )
+
+
+def _other_plan(work: Work, bench: Bench, **training: Any) -> Trainer:
+    plan = work.plan.model_copy(update={"training": work.plan.training.model_copy(update=training)})
+    return Work(work.name, plan, work.dataset, work.cases, work.steps).trainer(bench)
+
+
+def _float32(work: Work, bench: Bench) -> Trainer:
+    return _other_plan(work, bench, precision="float32")
+
+
+def _not_compiled(work: Work, bench: Bench) -> Trainer:
+    return _other_plan(work, bench, compile="never")
+
+
+def _contiguous(work: Work, bench: Bench) -> Trainer:
+    trainer = work.trainer(bench)
+    trainer._layout = None
+    trainer.network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    return trainer
+
+
+def _not_fused(work: Work, bench: Bench) -> Trainer:
+    trainer = work.trainer(bench)
+    trainer._optimizer = torch.optim.AdamW(trainer.network.parameters(), 1e-3, fused=False, foreach=False)
+    return trainer
+
+
+def _changes_on_cpu(work: Work, bench: Bench) -> Trainer:
+    trainer = work.trainer(bench)
+    prepared = PreparedCases(work.cases.train, trainer.input, _CPU)
+    batches = Batches(prepared, trainer.input, work.plan.training.batch_size, 1, _CPU)
+
+    class Moved(Iterator[Any]):
+        def __next__(self) -> Any:
+            return {key: value.to(bench.device) for key, value in next(batches).items()}
+
+    trainer._batches = Moved()  # type: ignore[assignment]
+    return trainer
+
+
+def _graphs(work: Work, bench: Bench) -> Trainer:
+    trainer = work.trainer(bench)
+    trainer._compiled, trainer._forward = True, torch.compile(trainer.network, mode="reduce-overhead")
+    return trainer
+
+
+_ABLATIONS: dict[str, Callable[[Work, Bench], Trainer]] = {
+    "half precision": _float32,
+    "compiling": _not_compiled,
+    "channels last": _contiguous,
+    "the fused optimizer": _not_fused,
+    "changes on the GPU": _changes_on_cpu,
+    "CUDA graphs": _graphs,
+}
+_ADDED = frozenset({"CUDA graphs"})
+_NEEDS_CUDA = frozenset({"half precision", "compiling", "channels last", "changes on the GPU", "CUDA graphs"})
+
+
+def _workers() -> int:
+    return min(8, os.cpu_count() or 1)
+
+
+def _changed(bench: Bench, job: str, steps: int, batch: int | None = None, **data: Any) -> Plan:
+    spec = read_job(job)
     training = {
-        "batch_size": arguments.batch,
-        "steps_per_round": arguments.steps * (arguments.repeats + 1) + 5,
+        "batch_size": batch or spec.training.batch_size,
+        "steps_per_round": steps * (bench.times() + 3) + _WARM_STEPS,
+        "warmup_steps": 0,
         "deterministic": False,
-        "compile": arguments.compile,
     }
+    return spec.changed({"data": data, "training": training}).plan()
+
+
+def _volumes(bench: Bench) -> Work:
+    job = "ct_organ_segmentation" if bench.cuda else "brain_tissue_segmentation"
+    side, steps = (128, 40) if bench.cuda else (32, 10 if bench.quick else 30)
     # Generated volumes are on the job's grid: reading them is not what is measured.
-    return spec.changed({"data": {"patch": sides, "spacing_range": None}, "training": training}).plan()
+    plan = _changed(bench, job, steps, 2, patch=[side] * 3, spacing_range=None)
+    dataset = make_volumes(bench.folder / "volumes", plan.data, plan.task.classes)
+    cases = read_cases(dataset, plan.data.split, plan.seed, plan.task.vocabulary)
+    return Work(f"{plan.model.network}, {side}³ patches", plan, dataset, cases, steps)
 
 
-def make_volumes(folder: Path, data: DataSpec, classes: dict[int, str]) -> Path:
-    """Write generated volumes half as large again as a patch, on the job's grid, and register them."""
-    side = data.patch[0] * 3 // 2
-    rng = np.random.default_rng(0)
-    grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, side)] * 3, indexing="ij"))
-    affine = np.diag([*(data.spacing or (1, 1, 1)), 1])
-    for sub in ("images", "labels"):
-        (folder / "in" / sub).mkdir(parents=True)
-    for number in range(_CASES):
-        distance = np.linalg.norm(grid - rng.uniform(-0.3, 0.3, (3, 1, 1, 1)), axis=0)
-        label = np.zeros(distance.shape, np.uint8)
-        for value in sorted(classes):
-            label[distance < 0.6 / value] = value
-        image = (label * 200 + rng.normal(0, 60, label.shape)).astype(np.int16)
-        for sub, values in (("images", image), ("labels", label)):
-            nib.save(nib.Nifti1Image(values, affine), folder / "in" / sub / f"c{number}.nii")
-    register(Request(folder / "in", data.dataset, folder / "out", labels=classes))
-    return folder / "out"
+def _nuclei(bench: Bench) -> Work:
+    steps = 40 if bench.cuda else 4 if bench.quick else 15
+    plan = _changed(bench, "nuclei_segmentation", steps)
+    source = make_nuclei(bench.folder / "nuclei", 16, 160)
+    register(Request(source, plan.data.dataset, bench.folder / "nuclei-set", "segmentation"))
+    cases = read_cases(bench.folder / "nuclei-set", plan.data.split, plan.seed, plan.task.vocabulary)
+    return Work("nuclei, single objects", plan, bench.folder / "nuclei-set", cases, steps)
 
 
-def plain_loop(plan: Plan, dataset: Path, device: torch.device, workers: int) -> Iterator[float]:
-    """Yield each step's loss of MONAI's tutorial loop (spleen_segmentation_3d), with the same changes at random."""
-    keys = ("image", "label")
-    fixed = [
-        LoadImaged(keys),
-        EnsureChannelFirstd(keys),
-        Orientationd(keys, axcodes="RAS", labels=None),
-        NormalizeIntensityd("image"),
-        SpatialPadd(keys, plan.data.patch),
-    ]
-    changes: list[Any] = [
-        RandCropByPosNegLabeld(keys, "label", plan.data.patch, pos=2, neg=1, num_samples=1),
-        RandAffined(
-            keys, prob=0.3, rotate_range=0.15, scale_range=0.1, mode=("bilinear", "nearest"), padding_mode="border"
-        ),
-        RandScaleIntensityd("image", factors=0.15, prob=0.3),
-        RandGaussianNoised("image", prob=0.15, std=0.1),
-        RandAdjustContrastd("image", prob=0.2, gamma=(0.7, 1.5)),
-    ]
-    if plan.training.augmentation == "full":
-        changes += [RandFlipd(keys, prob=0.5, spatial_axis=axis) for axis in range(3)]
-    files = [{key: dataset / "source" / f"{key}s" / f"c{n}.nii" for key in keys} for n in range(_CASES)]
-    cached = CacheDataset(files, Compose([*fixed, *changes]), num_workers=2, progress=False)
-    same = {"shuffle": True, "persistent_workers": True, "drop_last": True}
-    loader = DataLoader(cached, num_workers=workers, batch_size=plan.training.batch_size, **same)
-    network = plan.build_network().to(device)
-    optimizer = torch.optim.AdamW(network.parameters(), 1e-3)
-    loss_of = DiceCELoss(to_onehot_y=True, softmax=True)
+def _tiles(bench: Bench) -> Work:
+    steps = 40 if bench.cuda else 2 if bench.quick else 5
+    plan = _changed(bench, "tile_classification", steps)
+    source = make_textures(bench.folder / "tiles", list(plan.task.classes.values()), each=12, side=64)
+    register(Request(source, plan.data.dataset, bench.folder / "tiles-set", "classification"))
+    cases = read_cases(bench.folder / "tiles-set", plan.data.split, plan.seed, plan.task.vocabulary, labels="class")
+    return Work("tiles, one class each", plan, bench.folder / "tiles-set", cases, steps)
+
+
+def _bags(bench: Bench) -> Work:
+    steps = 40 if bench.cuda else 10 if bench.quick else 30
+    plan = _changed(bench, "slide_classification", steps, patch=[128, 128])
+    make_slides(bench.folder / "slides", 10, 1024)
+    labels = bench.folder / "slides" / "labels.csv"
+    register(
+        Request(
+            bench.folder / "slides",
+            plan.data.dataset,
+            bench.folder / "slides-set",
+            "slides",
+            table=labels,
+            tiles=TileSpec(128, 1.0, 0.25),
+        )
+    )
+    cases = read_cases(bench.folder / "slides-set", plan.data.split, plan.seed, plan.task.vocabulary, labels="class")
+    return Work("slides as bags of features", plan, bench.folder / "slides-set", cases, steps)
+
+
+def plain_loop(work: Work, device: torch.device) -> Iterator[float]:
+    """Yield each step's loss of a loop in float32 whose input is made and changed on the CPU, in between the steps."""
+    task = work.plan.build_task()
+    input_ = task.input(work.plan.training.augmentation)
+    batches = Batches(PreparedCases(work.cases.train, input_, _CPU), input_, work.plan.training.batch_size, 1, _CPU)
+    network = work.plan.build_network().to(device)
+    optimizer = torch.optim.AdamW(network.parameters(), 1e-3, fused=False, foreach=False)
     while True:
-        for batch in loader:
-            image, label = batch["image"].to(device), batch["label"].to(device)
-            optimizer.zero_grad()
-            output = network(image)
-            loss = loss_of(output[:, 0] if output.ndim > image.ndim else output, label)
-            loss.backward()
-            optimizer.step()
-            yield loss.item()
+        batch = {name: values.to(device) for name, values in next(batches).items()}
+        optimizer.zero_grad()
+        loss = task.loss(task.forward(network, batch), batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        yield loss.item()
 
 
-def network_alone(plan: Plan, device: torch.device, precision: torch.dtype) -> Iterator[None]:
+def network_alone(trainer: Trainer) -> Iterator[None]:
     """Yield after each forward and backward pass over one batch that lies on the device."""
+    plan, device = trainer.plan, trainer.device
     network = plan.build_network().to(device)
-    image = torch.randn(plan.training.batch_size, len(plan.data.channels), *plan.data.patch, device=device)
-    if device.type == "cuda":
-        network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # torch takes it, its stubs do not
-        image = image.to(memory_format=torch.channels_last_3d)
-    forward = torch.compile(network) if plan.training.compile != "never" and device.type == "cuda" else network
+    batch = dict(next(trainer.prepare()))
+    if trainer._layout:
+        network = network.to(memory_format=trainer._layout)  # type: ignore[call-overload]
+        batch = {k: v.to(memory_format=trainer._layout) if k == "image" else v for k, v in batch.items()}
+    forward: nn.Module = torch.compile(network) if trainer._compiled else network  # type: ignore[assignment]
+    half = trainer._precision is not torch.float32
     while True:
-        with torch.autocast(device.type, precision, enabled=precision is not torch.float32):
-            output = forward(image)
-        output.float().mean().backward()
+        with torch.autocast(device.type, trainer._precision, enabled=half):
+            output = trainer.task.forward(forward, batch)
+        output.float().mean().backward()  # type: ignore[no-untyped-call]
         network.zero_grad(set_to_none=True)
         yield
 
 
-def _timed(program: Callable[[], Any], device: torch.device) -> float:
-    _wait(device)
-    begun = time.perf_counter()
-    program()
-    _wait(device)
-    return time.perf_counter() - begun
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-
-
-def _flops(plan: Plan, device: torch.device) -> float:
-    """Return the operations of one patch, forward and backward."""
-    network = plan.build_network().to(device)
-    image = torch.randn(1, len(plan.data.channels), *plan.data.patch, device=device)
+def count_operations(trainer: Trainer) -> float:
+    """Return the operations of one sample, forward and backward."""
+    network = trainer.plan.build_network().to(trainer.device)
+    batch = next(trainer.prepare())
     counter = FlopCounterMode(display=False)
     with counter:
-        network(image).mean().backward()
-    return float(counter.get_total_flops())
-
-
-def _peak(device: torch.device, precision: torch.dtype) -> float:
-    """Return the operations a second of a large matrix product."""
-    size = 8192 if device.type == "cuda" else 1536
-    one, two = (torch.randn(size, size, device=device, dtype=precision) for _ in range(2))
-    best = min(_timed(lambda: one @ two, device) for _ in range(10))
-    return 2 * size**3 / best
-
-
-def _busy(program: Callable[[], Any]) -> float:
-    """Return the share of time in which the GPU works on something."""
-    activities = [torch.profiler.ProfilerActivity.CUDA]
-    with torch.profiler.profile(activities=activities) as profile:
-        begun = time.perf_counter()
-        program()
-        torch.cuda.synchronize()
-        wall = time.perf_counter() - begun
-    spans = sorted(
-        (event.time_range.start, event.time_range.end)
-        for event in profile.events() or []
-        if event.device_type.name == "CUDA"
-    )
-    covered, end = 0.0, float("-inf")
-    for start, stop in spans:
-        covered += max(0.0, stop - max(start, end))
-        end = max(end, stop)
-    return covered / 1e6 / wall
-
-
-def table(figures: dict[str, Any]) -> str:
-    """Return the figures as Markdown."""
-    rates = figures["patches_per_s"]
-    what = f"{figures['network']}, patches of {'x'.join(map(str, figures['patch']))}, batch {figures['batch']}"
-    target = 5 if "busy" in figures else 1.3
-    lines = [
-        f"{figures['machine']['device']}, {figures['precision']}{', compiled' if figures['compiled'] else ''}: {what}",
-        "",
-        "| figure | value | target |",
-        "|---|---|---|",
-        f"| oncofed, patches/s | {rates['oncofed']:.1f} | |",
-        f"| over a plain MONAI loop ({rates['plain']:.1f}) | {figures['over_plain']:.2f} | {target} |",
-        f"| of the network alone ({rates['ceiling']:.1f}) | {figures['of_ceiling']:.2f} | 0.9 on a GPU |",
-        f"| TFLOP/s, of a matrix product's {figures['peak_tflops']:.2f} | {figures['tflops']:.3f} | |",
-    ]
-    with contextlib.suppress(KeyError):
-        lines.append(f"| GPU busy | {figures['busy']:.0%} | 95% |")
-        lines.append(f"| peak memory, GiB | {figures['peak_memory_gib']:.1f} | |")
-    return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    main()
+        trainer.task.forward(network, batch).float().mean().backward()  # type: ignore[no-untyped-call]
+    return float(counter.get_total_flops()) / trainer.plan.training.batch_size

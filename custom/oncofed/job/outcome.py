@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import platform
 import statistics
 from collections.abc import Iterable, Mapping
-from importlib.metadata import version
-from pathlib import Path
-
-import torch
 
 from oncofed.federation.compression import travelling_bytes
 from oncofed.federation.spec import ScaffoldSpec, SwarmSpec
 from oncofed.job.spec import JobSpec
 from oncofed.job.watch import RunState
+from oncofed.machine import environment
 from oncofed.models.weights import exchanged_names, trained_names, weights_of
 from oncofed.report.result import Backend, Bytes, Fairness, Means, Result, SiteResult
 from oncofed.tasks import Evaluation
@@ -134,21 +129,6 @@ def _bytes(spec: JobSpec, sites: int) -> Bytes:
         to_server = sites * (travelling_bytes(weights, spec.exchange.update) + beside)
     to_sites = sites * (travelling_bytes(weights, spec.exchange.model) + beside)
     return Bytes(to_sites_per_round=to_sites, to_server_per_round=to_server)
-
-
-def environment() -> dict[str, str]:
-    """Return versions and device of this machine, as a result records them."""
-    packages = ("oncofed", "nvflare", "monai", "torch", "numpy")
-    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else _processor()
-    return {"python": platform.python_version(), "device": device, **{name: version(name) for name in packages}}
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

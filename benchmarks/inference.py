@@ -1,0 +1,138 @@
+"""Inference over a whole volume and a whole slide: seconds, beside a plain loop, with the network alone as the limit.
+
+The volume is as large as a CT of the trunk, the network a job's own; oncofed segments it as an evaluation does, with
+overlapping windows and Gaussian weights in the device's half precision. Beside it: MONAI's ``SlidingWindowInferer`` as
+its tutorials call it, in float32, four windows at a time. The limit is the network on as many windows that lie ready on
+the device. A slide's tiles are generated in memory, since ``slide_features`` measures reading: a ResNet18 gives each
+one its features, beside the plain loop over batches in float32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from monai.inferers import SlidingWindowInferer
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from oncofed.bench.harness import Bench
+from oncofed.bench.results import Limit, Target
+from oncofed.job.spec import read_job
+from oncofed.models import ModelSpec, build_network
+from oncofed.models import Request as NetworkRequest
+from oncofed.models.weights import weights_of
+from oncofed.tasks.segmentation import Windows, inference_type
+from oncofed.tasks.slides import Encoder, EncoderSpec
+
+_TILE, _TILES_AT_ONCE = 256, 64
+_OVERLAP = 0.25
+
+
+def run(bench: Bench) -> None:
+    """Measure a volume and a slide."""
+    _volume(bench)
+    _slide(bench)
+
+
+def _volume(bench: Bench) -> None:
+    job = "ct_organ_segmentation" if bench.cuda else "brain_tissue_segmentation"
+    patch = 128 if bench.cuda else 64
+    shape = (512, 512, 400) if bench.cuda and not bench.quick else (128, 128, 96)
+    plan = read_job(job).changed({"data": {"patch": [patch] * 3, "spacing_range": None}}).plan()
+    network = plan.build_network().to(bench.device).eval()
+    volume = torch.randn(len(plan.data.channels), *shape, generator=torch.Generator().manual_seed(1))
+    ours = Windows(plan.data, _OVERLAP, mirror=False)
+    theirs = SlidingWindowInferer(plan.data.patch, 4, _OVERLAP, mode="gaussian")
+    if bench.cuda:
+        network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+
+    @torch.no_grad()
+    def plain() -> Tensor:
+        batch = volume[None].to(bench.device)
+        output = theirs(batch, network)
+        assert isinstance(output, Tensor)
+        return output
+
+    windows = math.prod(_windows(side, patch) for side in shape)
+    bench.doing("the network alone")
+    alone = _alone(bench, network, len(plan.data.channels), patch)
+    voxels = math.prod(shape) / 1e6
+    bench.race(
+        f"volume of {'×'.join(map(str, shape))}",
+        {
+            "oncofed": torch.no_grad()(lambda: ours(network, volume, bench.device)),
+            "MONAI's SlidingWindowInferer": plain,
+        },
+        unit="Mvoxel/s",
+        amount=voxels,
+        limit=Limit(name="the network alone", value=voxels / (windows * alone)),
+        target=Target(of="limit", value=0.8),
+        settings={"network": plan.model.network, "patch": patch, "windows": windows, "overlap": _OVERLAP},
+    )
+
+
+def _windows(side: int, patch: int) -> int:
+    """Return how many windows cover a side, as MONAI places them."""
+    return math.ceil(max(side - patch, 0) / int(patch * (1 - _OVERLAP))) + 1
+
+
+@torch.no_grad()
+def _alone(bench: Bench, network: nn.Module, channels: int, patch: int) -> float:
+    """Return the seconds of one window through the network, in half precision on a GPU, four at a time."""
+    batch = torch.randn(4, channels, patch, patch, patch, device=bench.device)
+    if bench.cuda:
+        batch = batch.to(memory_format=torch.channels_last_3d)
+
+    def once() -> Tensor:
+        with torch.autocast(bench.device.type, inference_type(bench.device), enabled=bench.cuda):
+            output = network(batch)
+        assert isinstance(output, Tensor)
+        return output
+
+    return bench.best(once) / 4
+
+
+def _slide(bench: Bench) -> None:
+    count = 100_000 if bench.cuda and not bench.quick else 10_000 if bench.cuda else 128
+    rng = np.random.default_rng(0)
+    # A few batches, again and again: 100,000 tiles would take 20 GB.
+    batches = [
+        list(rng.integers(0, 255, (_TILES_AT_ONCE, _TILE, _TILE, 3), dtype=np.uint8))
+        for _ in range(min(8, count // 64))
+    ]
+    turns = [batches[number % len(batches)] for number in range(count // _TILES_AT_ONCE)]
+    network = build_network(NetworkRequest(ModelSpec(network="resnet18"), 3, 2, 2, (_TILE, _TILE)), 1)
+    weights = bench.folder / "encoder.safetensors"
+    save_file({name: value.contiguous() for name, value in weights_of(network).items()}, weights)
+    encoder = Encoder(EncoderSpec(network="resnet18", weights=str(weights)), bench.device)
+    plain = network.to(bench.device).eval()
+    ready = torch.randn(_TILES_AT_ONCE, 3, _TILE, _TILE, device=bench.device)
+
+    @torch.no_grad()
+    def theirs() -> None:
+        for tiles in turns:
+            images = np.stack(tiles).transpose(0, 3, 1, 2).astype(np.float32) / 255
+            plain(torch.from_numpy(images).to(bench.device)).cpu()
+
+    def ours(of: Sequence[Sequence[np.ndarray]]) -> None:
+        for tiles in of:
+            encoder(tiles).cpu()
+
+    @torch.no_grad()
+    def alone() -> None:
+        with torch.autocast(bench.device.type, inference_type(bench.device), enabled=bench.cuda):
+            plain(ready)
+
+    seconds = bench.best(alone)
+    bench.race(
+        f"slide of {count:,} tiles of 256²",
+        {"oncofed": lambda: ours(turns), "plain loop": theirs},
+        unit="tiles/s",
+        amount=len(turns) * _TILES_AT_ONCE,
+        limit=Limit(name="the network alone", value=_TILES_AT_ONCE / seconds),
+        target=Target(of="limit", value=0.8),
+        settings={"network": "resnet18", "tiles": count},
+    )

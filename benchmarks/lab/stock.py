@@ -1,0 +1,121 @@
+"""Stock FLARE beside: its ``FedAvgRecipe`` with sites that return what they were sent, provisioned or simulated."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import shutil
+import subprocess
+import sys
+from datetime import datetime
+from pathlib import Path
+
+from nvflare.app_opt.pt.recipes import FedAvgRecipe
+
+from oncofed.alliance.local import LocalAlliance, free_port, quiet
+from oncofed.alliance.spec import AllianceSpec
+from oncofed.bench.results import BenchmarkError
+from oncofed.job.spec import JobSpec
+from oncofed.models.networks import network_config
+from oncofed.processes import process_environment, short_path, stop_processes
+
+_FINISH_SECONDS = 1500.0
+_SCHEDULED = re.compile(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}) .* - scheduled task train$", re.MULTILINE)
+
+_RETURN_AT_ONCE = """\
+import nvflare.client as flare
+
+flare.init()
+while flare.is_running():
+    model = flare.receive()
+    flare.send(flare.FLModel(params=model.params, meta={"NUM_STEPS_CURRENT_ROUND": 1}))
+"""
+
+
+class _StockAlliance(LocalAlliance):
+    """The same alliance under FLARE's own policy, which lets an engineer bring a training script."""
+
+    def _prepare_kits(self) -> None:
+        super()._prepare_kits()
+        for participant in (self.spec.server, *self.spec.sites):
+            local = self.kit(participant) / "local"
+            shutil.copy(local / "authorization.json.default", local / "authorization.json")
+            ours = json.loads((local / "resources.json").read_text(encoding="utf-8"))
+            theirs = json.loads((local / "resources.json.default").read_text(encoding="utf-8"))
+            ours["class_allow_list"] = theirs["class_allow_list"]
+            (local / "resources.json").write_text(json.dumps(ours), encoding="utf-8")
+
+
+def measure_stock(spec: JobSpec, sites: tuple[str, ...], rounds: int, folder: Path) -> list[float]:
+    """Return the wall time in seconds of each round of a provisioned federation, mutual TLS on loopback.
+
+    Args:
+        spec: the job whose network is exchanged.
+        sites: their names.
+        rounds: how many.
+        folder: for everything that is written.
+
+    Raises:
+        BenchmarkError: the job did not complete.
+    """
+    job = _export(spec, len(sites), rounds, folder)
+    alliance_spec = AllianceSpec(sites=sites, port=free_port())
+    datasets: dict[str, dict[str, Path]] = {site: {} for site in sites}
+    with _StockAlliance(alliance_spec, folder / "kits", datasets, folder / "logs", folder / "tmp") as alliance:
+        alliance.wait_registered()
+        with quiet():
+            job_id = alliance.session().submit_job(str(job.resolve()))
+            alliance.session().monitor_job(job_id, timeout=_FINISH_SECONDS, poll_interval=1.0)
+            status = alliance.session().get_job_status(job_id)
+    if status != "FINISHED:COMPLETED":
+        raise BenchmarkError(f"stock FLARE's job ended as {status}")
+    return _rounds((folder / "logs" / "server.txt").read_text(encoding="utf-8"))
+
+
+def simulate_stock(spec: JobSpec, sites: int, rounds: int, folder: Path) -> list[float]:
+    """Return the wall time in seconds of each round in FLARE's own simulator, each site a process and all at once.
+
+    Raises:
+        BenchmarkError: the simulation did not complete.
+    """
+    job = _export(spec, sites, rounds, folder)
+    log = folder / "simulator.txt"
+    with short_path(folder / "tmp") as temporary:
+        command = [sys.executable, "-m", "nvflare.private.fed.app.simulator.simulator", str(job)]
+        command += ["-w", str(folder / "work"), "-n", str(sites), "-t", str(sites)]
+        try:
+            with log.open("wb") as output:
+                environment = process_environment(temporary, sites)
+                done = subprocess.run(
+                    command, env=environment, stdout=output, stderr=output, timeout=_FINISH_SECONDS, check=False
+                )
+        finally:
+            stop_processes(temporary)
+    found = _rounds(log.read_text(encoding="utf-8", errors="replace"))
+    if done.returncode or len(found) != rounds:
+        raise BenchmarkError(f"FLARE's simulator ended with status {done.returncode} after {len(found)} rounds")
+    return found
+
+
+def _export(spec: JobSpec, sites: int, rounds: int, folder: Path) -> Path:
+    network = network_config(spec.plan().network_request)
+    model = {"class_path": f"monai.networks.nets.{network.pop('_target_')}", "args": network}
+    script = folder / "return_at_once.py"
+    script.parent.mkdir(parents=True, exist_ok=True)
+    script.write_text(_RETURN_AT_ONCE, encoding="utf-8")
+    recipe = FedAvgRecipe(
+        name="stock",
+        model=model,
+        min_clients=sites,
+        num_rounds=rounds + 1,  # a round is from one start to the next
+        train_script=str(script),
+    )
+    with quiet():
+        recipe.export(str(folder / "job"))
+    return folder / "job" / "stock"
+
+
+def _rounds(log: str) -> list[float]:
+    starts = [datetime.strptime(found[1], "%Y-%m-%d %H:%M:%S,%f").timestamp() for found in _SCHEDULED.finditer(log)]
+    return [later - earlier for earlier, later in itertools.pairwise(starts)]

@@ -1,0 +1,70 @@
+"""The process in which one suite runs. It tells its figures to the process that started it, a line of JSON each."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import sys
+import warnings
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from oncofed.bench.harness import Bench
+from oncofed.bench.limits import Limits
+from oncofed.bench.results import Figure
+from oncofed.processes import end_with_parent
+
+
+def main() -> None:
+    """Run the suite that the first argument asks for."""
+    end_with_parent()
+    request = json.loads(sys.argv[1])
+    folder = Path(request["folder"])
+    script = Path(request["suite"])
+    warnings.filterwarnings("ignore")
+    logging.getLogger("monai").setLevel(logging.ERROR)
+    device = torch.device(request["device"] or ("cuda" if torch.cuda.is_available() else "cpu"))
+    work = folder / "work"
+    work.mkdir()
+    with (folder / "messages.jsonl").open("a", encoding="utf-8", buffering=1) as messages:
+
+        def tell(**message: Any) -> None:
+            messages.write(json.dumps(message) + "\n")
+
+        def keep(figure: Figure) -> None:
+            tell(figure=figure.model_dump(exclude_defaults=True))
+
+        limits = Limits(device, folder, request["limits"], lambda name, value: tell(limit=name, value=value))
+        bench = Bench(
+            folder=work,
+            device=device,
+            quick=request["quick"],
+            limits=limits,
+            keep=keep,
+            doing=lambda what: tell(doing=what),
+            repeats=request["repeats"],
+            first_use=request["first_use"],
+            profile_to=Path(request["profile_to"]) if request["profile_to"] else None,
+        )
+        load_suite(script).run(bench)
+
+
+def load_suite(script: Path) -> ModuleType:
+    """Return a suite's module. What suites share lies in ``lab/`` beside it, and what makes images in ``tests/``."""
+    for folder in (script.parent.parent / "tests", script.parent / "lab", script.parent):
+        sys.path.insert(0, str(folder))
+    spec = importlib.util.spec_from_file_location(script.stem, script)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[script.stem] = module  # where processes that it starts look for its functions
+    spec.loader.exec_module(module)
+    return module
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""On what a program runs: versions, processor, GPU, memory."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from oncofed.errors import FederationError
+from oncofed.gpus import read_gpus
+
+_PACKAGES = ("oncofed", "nvflare", "monai", "torch", "numpy")
+
+
+def environment() -> dict[str, str]:
+    """Return versions and device of this machine, as a result records them."""
+    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else _processor()
+    return {"python": platform.python_version(), "device": device, **{name: version(name) for name in _PACKAGES}}
+
+
+def fingerprint() -> dict[str, Any]:
+    """Return what a benchmark's figures depend on beside the code, and a short digest of the machine itself.
+
+    ``machine`` is the same for two runs whose figures may be compared: processor, cores, memory in GiB, GPUs and their
+    driver. Versions of libraries are told, and are no part of it: that they change is what comparisons are for.
+    """
+    machine: dict[str, Any] = {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30),
+        "gpus": [],
+        "driver": None,
+    }
+    with contextlib.suppress(FederationError):
+        gpus = read_gpus()
+        machine["gpus"] = [f"{gpu.name}, {gpu.total_gib:.0f} GiB" for gpu in gpus]
+        machine["driver"] = gpus[0].driver if gpus else None
+    digest = hashlib.sha256(repr(sorted(machine.items())).encode()).hexdigest()[:8]
+    cudnn = torch.backends.cudnn.version() if torch.cuda.is_available() else None  # type: ignore[no-untyped-call]
+    return {
+        "machine": digest,
+        **machine,
+        "cuda": torch.version.cuda,
+        "cudnn": cudnn,
+        "system": f"{platform.system()} {platform.release()}",
+        **environment(),
+    }
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,189 @@
+"""Tests of running suites: real processes over suites that measure next to nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+from pathlib import Path
+
+import psutil
+import pytest
+
+from commands import ENVIRONMENT, command, wait_for
+from oncofed.bench import suites as runner
+from oncofed.bench.results import read_run
+from oncofed.gpus import GPU
+
+_GOOD = '''"""Sleeps, beside sleeping longer.
+
+More words.
+"""
+
+import time
+
+from oncofed.bench.results import Limit, Target
+
+
+def run(bench):
+    """Measure."""
+    programs = {"oncofed": lambda: time.sleep(0.002), "longer": lambda: time.sleep(0.02)}
+    limit = Limit(name="none", value=0.001)
+    bench.race("sleeping", programs, limit=limit, missing={"Flower": "not installed"})
+    assert bench.limits.disk_read() > 0
+'''
+_BAD = """\"\"\"Fails.\"\"\"
+
+
+def run(bench):
+    bench.measured("before", [1.0], "s")
+    raise ValueError("the disk is on fire")
+"""
+_KILLED = (
+    '"""Dies."""\n\nimport os\n\n\ndef run(bench):\n    bench.skip("x", "s", "no y")\n    os.kill(os.getpid(), 9)\n'
+)
+_LONG = """\"\"\"Takes long.\"\"\"
+
+import subprocess, time
+
+
+def run(bench):
+    bench.measured("first", [1.0], "s")
+    child = subprocess.Popen(["sleep", "317"])
+    bench.measured("second", [float(child.pid)], "s")
+    time.sleep(300)
+"""
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with suites, which is the working folder."""
+    folder = tmp_path / "benchmarks"
+    folder.mkdir()
+    scripts = {"train_step": _GOOD, "bad": _BAD, "killed": _KILLED, "long": _LONG, "helper": '"""No suite."""\n'}
+    for name, text in scripts.items():
+        (folder / f"{name}.py").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def _only_result(home: Path) -> Path:
+    (path,) = (home / "benchmarks" / "results").glob("*.json")
+    return path
+
+
+def test_suites_are_listed_by_what_they_say_of_themselves(home, run):
+    outcome = run("bench", "list", "--json")
+    titles = {entry["name"]: entry["title"] for entry in json.loads(outcome.output)}
+    assert titles["train_step"] == "Sleeps, beside sleeping longer"
+    assert "helper" not in titles
+
+
+def test_every_sample_is_kept_with_baseline_limit_and_machine(home, run):
+    outcome = run("bench", "run", "train_step", "--repeats", "4", "--first-use")
+    assert outcome.status == 0, outcome.text
+    result = read_run(_only_result(home))
+    (suite,) = result.suites
+    first, figure = suite.figures
+    assert (suite.status, first.name, len(figure.samples)) == ("complete", "sleeping, first use", 4)
+    assert len(figure.baseline.samples) == 4
+    assert 3 < figure.over_baseline < 11
+    assert figure.others[0].missing == "not installed"
+    assert result.limits["disk read, bytes/s"] > 1e6
+    assert len(result.environment["machine"]) == 8
+    assert {"torch", "cores", "processor", "driver"} <= result.environment.keys()
+
+
+def test_a_suite_that_fails_or_is_killed_leaves_what_it_measured_and_the_others_run(home, run):
+    outcome = run("bench", "run", "bad", "killed", "train_step", "--quick", "--json")
+    assert outcome.status == 1
+    bad, killed, good = json.loads(outcome.output)["suites"]
+    assert [suite["status"] for suite in (bad, killed, good)] == ["failed", "failed", "complete"]
+    assert bad["figures"][0]["name"] == "before"
+    assert "ValueError: the disk is on fire" in bad["error"]
+    assert "SIGKILL" in killed["error"]
+    assert killed["figures"][0]["skipped"] == "no y"
+    assert read_run(_only_result(home)).suites[2].status == "complete"
+
+
+def test_ctrl_c_keeps_what_was_measured_and_leaves_nothing_running(home):
+    log = home / "log.txt"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command("bench", "run", "long"), cwd=home, env=ENVIRONMENT, stdout=output, stderr=output
+        )
+    results = home / "benchmarks" / "results"
+    wait_for(lambda: any("second" in path.read_text() for path in results.glob("*.json")), "two figures are kept")
+    os.kill(process.pid, signal.SIGINT)
+    assert process.wait(60) == 130
+    (suite,) = read_run(_only_result(home)).suites
+    assert (suite.status, [figure.name for figure in suite.figures]) == ("interrupted", ["first", "second"])
+    assert "Traceback" not in log.read_text()
+    assert not psutil.pid_exists(int(suite.figures[1].samples[0]))
+
+
+def test_what_cannot_be_is_said(home, run, monkeypatch):
+    for arguments, status, said in (
+        (("run", "trian_step"), 2, "no suite 'trian_step'; expected all, or some of: bad, killed, long, train_step"),
+        (("run", "train_step", "--device", "cuda"), 2, "finds no CUDA GPU here"),
+        (("compare", "last", "previous"), 2, "holds 0 runs"),
+        (("report",), 2, "holds no results"),
+    ):
+        outcome = run("bench", *arguments)
+        assert (outcome.status, said in outcome.text) == (status, True), outcome.text
+    monkeypatch.chdir(home.parent)
+    monkeypatch.setattr(runner.oncofed, "__file__", str(home / "a" / "b" / "c" / "d.py"))
+    assert "Run this in a clone" in run("bench", "list").text
+
+
+def test_a_gpu_that_does_something_else_is_said(monkeypatch):
+    monkeypatch.setattr(runner.psutil, "cpu_percent", lambda interval: 60.0)
+    gpus = [GPU(0, "H", "1", 80.0, 79.0, 0), GPU(1, "H", "1", 80.0, 79.0, 90), GPU(2, "H", "1", 80.0, 40.0, 0)]
+    monkeypatch.setattr(runner, "read_gpus", lambda: gpus)
+    assert runner.disturbances() == [
+        "other programs use 60 % of the processor",
+        "GPU 1 is busy to 90 % with something else",
+        "something else holds 40.0 GiB of GPU 2",
+    ]
+
+
+def test_two_runs_are_compared_and_shown(home, run):
+    for _ in range(2):
+        assert run("bench", "run", "train_step").status == 0
+    outcome = run("bench", "compare", "previous", "last", "--json", "--fail-above", "3")
+    assert outcome.status == 0, outcome.text
+    (change,) = json.loads(outcome.output)["changes"]
+    assert change["adjusted"]
+    assert 0.5 < change["ratio"] < 2
+    page = home / "page.html"
+    assert run("bench", "report", "--out", page).status == 0
+    text = page.read_text()
+    assert text.count("<svg") == 2  # bars, and the history
+    assert "sleeping" in text
+    assert not re.search(r"(src|href)=.http", text)
+    assert "| sleeping, s |" in run("bench", "report", "--markdown").output
+
+
+def test_a_figure_that_became_slower_ends_a_build(home, run):
+    assert run("bench", "run", "train_step").status == 0
+    path = _only_result(home)
+    content = json.loads(path.read_text())
+    figure = content["suites"][0]["figures"][0]
+    figure["samples"] = [2 * value for value in figure["samples"]]
+    slower = path.with_name("slower.json")
+    slower.write_text(json.dumps({**content, "id": "slower"}))
+    outcome = run("bench", "compare", path, slower, "--fail-above", "1.15")
+    assert outcome.status == 1
+    assert "slower than × 1.15: train_step: sleeping" in outcome.text
+    slower.write_text(json.dumps({**content, "environment": {**content["environment"], "machine": "other"}}))
+    assert run("bench", "compare", path, slower).status == 3
+
+
+def test_the_suites_of_the_repository_all_load():
+    folder = Path(__file__).parents[2] / "benchmarks"
+    names = [suite.name for suite in runner.list_suites(folder)]
+    expected = "input_pipeline train_step inference aggregation exchange round_overhead startup end_to_end scale"
+    assert set(expected.split()) | {"recovery", "privacy"} <= set(names)
+    assert all(suite.title for suite in runner.list_suites(folder))
