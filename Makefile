@@ -1,7 +1,7 @@
 # The day of somebody who works on oncofed. `make` alone lists it.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
-.PHONY: help demo test check format bench faults constraints clean
+.PHONY: help demo test check format bench bench-full bench-bundle faults constraints clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -41,19 +41,17 @@ format: $(VENV)/dev.installed ## put the code into the project's format
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: $(VENV)/dev.installed ## rounds, reading, training and slides, each beside a plain program (about 30 minutes)
-	@$(BIN)/python benchmarks/round_overhead.py
-	@$(BIN)/python benchmarks/start.py
-	@$(BIN)/python benchmarks/kits.py
-	@$(BIN)/python benchmarks/exchange.py
-	@$(BIN)/python benchmarks/scale.py
-	@$(BIN)/python benchmarks/ingest.py
-	@$(BIN)/python benchmarks/train_step.py
-	@$(BIN)/python benchmarks/input_pipeline.py
-	@$(BIN)/python benchmarks/slide_features.py
+bench: $(VENV)/dev.installed ## every benchmark with little work: that it runs (at most 10 minutes on 2 cores)
+	@$(BIN)/oncofed bench run all --quick
+
+bench-full: $(VENV)/dev.installed ## every benchmark, figures that count (about 2 hours on 2 cores; be alone on the machine)
+	@$(BIN)/oncofed bench run all
+
+bench-bundle: $(VENV)/dev.installed ## one archive to measure on a GPU machine without a network (PYTHON_THERE=3.12)
+	@$(BIN)/python benchmarks/lab/bundle.py workspace/oncofed-bench.tar.xz $(if $(PYTHON_THERE),--python $(PYTHON_THERE))
 
 faults: $(VENV)/dev.installed ## federations with one fault each: what happens, and the time that it costs (about 20 minutes)
-	@$(BIN)/python benchmarks/faults.py
+	@$(BIN)/oncofed bench run recovery
 
 constraints: $(VENV)/dev.installed ## write provisioning/constraints.txt and requirements.txt anew
 	@$(BIN)/python -m pip install --quiet uv

@@ -36,9 +36,9 @@ _LONGEST_SECONDS = 1500.0
 def run(bench: Bench) -> None:
     """Measure each codec, and the server's memory."""
     sites, rounds, megabytes = (2, 2, 20) if bench.quick else (4, 3, 500)
-    codecs: tuple[ExchangeType, ...] = ("native", "int8") if bench.quick else ("native", "bfloat16", "int8")
+    codecs: tuple[ExchangeType, ...] = ("native",) if bench.quick else ("native", "bfloat16", "int8")
     bench.doing("a small model")
-    small = measure(job_of(1, rounds, "native"), sites, bench.folder / "small")
+    small = None if bench.quick else measure(job_of(1, rounds, "native"), sites, bench.folder / "small")
     for codec in codecs:
         spec = job_of(megabytes, rounds, codec)
         weights = weights_of(spec.plan().build_network())
@@ -66,6 +66,8 @@ def run(bench: Bench) -> None:
             settings=settings,
             baseline=Beside(name="as they are", samples=[2 * there / 1e6]),
         )
+        if small is None:
+            continue  # its model is so small that other things weigh more
         bench.measured(
             f"server's memory, updates {codec}",
             [(large["server_mb"] - small["server_mb"]) / (size / 1e6)],

@@ -39,8 +39,8 @@ def run(bench: Bench) -> None:
 
 def _volume(bench: Bench) -> None:
     job = "ct_organ_segmentation" if bench.cuda else "brain_tissue_segmentation"
-    patch = 128 if bench.cuda else 64
-    shape = (512, 512, 400) if bench.cuda and not bench.quick else (128, 128, 96)
+    patch = 128 if bench.cuda else 32 if bench.quick else 64
+    shape = (512, 512, 400) if bench.cuda and not bench.quick else (96, 96, 64) if bench.quick else (128, 128, 96)
     plan = read_job(job).changed({"data": {"patch": [patch] * 3, "spacing_range": None}}).plan()
     network = plan.build_network().to(bench.device).eval()
     volume = torch.randn(len(plan.data.channels), *shape, generator=torch.Generator().manual_seed(1))

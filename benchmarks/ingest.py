@@ -25,13 +25,13 @@ from oncofed.bench.results import Target
 from oncofed.data.register import Request, register
 from oncofed.data.slides import TileReader, TileSpec
 
-_MEMORY_FILES, _MEMORY_FILES_QUICK = (1000, 10_000), (100, 500)
+_MEMORY_FILES, _MEMORY_FILES_QUICK = (1000, 10_000), (50, 200)
 
 
 def run(bench: Bench) -> None:
     """Measure registering, tiles, loading, memory."""
-    dicom(bench, bench.folder / "dicom", 20 if bench.quick else 400)
-    nifti(bench, bench.folder / "nifti", 40 if bench.quick else 1000)
+    dicom(bench, bench.folder / "dicom", 8 if bench.quick else 400)
+    nifti(bench, bench.folder / "nifti", 20 if bench.quick else 1000)
     tiles(bench, bench.folder / "tiles", 8 if bench.quick else 36)
     epoch(bench, bench.folder / "epoch", 6 if bench.quick else 44)
     memory(bench, bench.folder / "memory", *(_MEMORY_FILES_QUICK if bench.quick else _MEMORY_FILES))

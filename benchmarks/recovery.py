@@ -117,7 +117,7 @@ def run(bench: Bench) -> None:
     """Run the faults, each beside a run in which nothing happens."""
     rounds = 2 if bench.quick else 4
     spec = read_job("brain_tissue_segmentation").changed(
-        {"rounds": {"number": rounds}, "training": {"steps_per_round": 30, "warmup_steps": 5}}
+        {"rounds": {"number": rounds}, "training": {"steps_per_round": 5 if bench.quick else 30, "warmup_steps": 5}}
     )
     sites = make_hospitals(bench.folder / "data", seed=1)
     usual = 0.0
@@ -125,7 +125,7 @@ def run(bench: Bench) -> None:
         bench.doing(fault.name)
         settings: Settings = {"rounds": rounds, "sites": len(sites)}
         try:
-            found = measure(fault, spec, sites, bench.folder / str(index))
+            found = measure(fault, spec, sites, bench.folder / str(index), bench.quick)
         except FederationError as error:
             bench.skip(fault.name, "s lost", f"the run ended: {error}")
             continue
@@ -140,14 +140,15 @@ def run(bench: Bench) -> None:
         bench.measured(fault.name, [lost], "s lost", settings=settings, note=note, target=target)
 
 
-def measure(fault: Fault, spec: JobSpec, sites: dict[str, Path], folder: Path) -> dict[str, Any]:
+def measure(fault: Fault, spec: JobSpec, sites: dict[str, Path], folder: Path, quick: bool) -> dict[str, Any]:
     """Run one federation with one fault and return what came of it.
 
     Raises:
         FederationError: the run did not come to its end.
     """
     changed = spec.changed(fault.settings)
-    with lab(changed, sites, folder, fault.poisoned, fault.environments(folder / "other")) as running:
+    others = fault.environments(folder / "other")
+    with lab(changed, sites, folder, fault.poisoned, others, shares_template=quick) as running:
         running.wait(lambda state: state.ready_s is not None, "the sites are ready")
         started = time.time()
         running.wait(lambda state: state.rounds_s, "the first round is over")

@@ -32,7 +32,7 @@ _TARGET, _TARGET_SIMULATED = 0.15, 0.10
 
 def run(bench: Bench) -> None:
     """Measure a server with four sites, and the simulator."""
-    rounds = 3 if bench.quick else 10
+    rounds = 2 if bench.quick else 10
     spec = read_job("brain_tissue_segmentation").changed(
         {
             "model": {"channels": _CHANNELS},

@@ -39,7 +39,7 @@ _WORKERS = min(8, os.cpu_count() or 1)
 def run(bench: Bench) -> None:
     """Measure each encoder."""
     root = bench.folder
-    count, side = (20, 8192) if bench.cuda else (4, 1536 if bench.quick else 3072)
+    count, side = (20, 8192) if bench.cuda else (2, 1536) if bench.quick else (4, 3072)
     make_slides(root / "in", count, side)
     spec = TileSpec(256, 1.0, 0.25)
     register(Request(root / "in", "slides", root / "set", "slides", table=root / "in" / "labels.csv", tiles=spec))

@@ -21,7 +21,7 @@ from oncofed.data.brain import make_hospitals
 from oncofed.federation.events import EventReader
 from oncofed.job.spec import JobSpec, read_job
 
-_SECONDS_UNTIL_IDLE = 20.0
+_SECONDS_UNTIL_IDLE = 10.0
 _TARGET_SECONDS = 10.0
 
 
@@ -37,14 +37,16 @@ def run(bench: Bench) -> None:
     imports = bench.best(lambda: subprocess.run(command, check=True), 3)
     bench.doing("a process ready")
     ready = measure(spec, sites, bench.folder / "spares", jobs)
-    bench.doing("none ready")
-    none = measure(spec, sites, bench.folder / "none", jobs, without_spares)
+    beside = Beside(name="without processes that wait", missing="left out of a quick run")
+    if not bench.quick:
+        bench.doing("none ready")
+        beside = Beside(name=beside.name, samples=measure(spec, sites, bench.folder / "none", jobs, without_spares))
     bench.measured(
         "from submitting to the first step, server and 4 sites",
         ready,
         "s",
         settings={"sites": len(sites)},
-        baseline=Beside(name="without processes that wait", samples=none),
+        baseline=beside,
         limit=Limit(name="importing torch and MONAI once", value=imports),
         target=Target(of="value", value=_TARGET_SECONDS),
     )
@@ -70,7 +72,7 @@ def measure(
     prepared: Callable[[LocalAlliance], None] = lambda _: None,
 ) -> list[float]:
     """Return for each run the seconds until the first step of the site that came to it first."""
-    with lab(spec, sites, folder, prepared=prepared) as running:
+    with lab(spec, sites, folder, prepared=prepared, shares_template=False) as running:
         running.wait(lambda state: state.finished is not None, "the first job ends")
         return [_first_step(running, spec) for _ in range(runs)]
 

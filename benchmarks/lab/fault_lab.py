@@ -276,6 +276,7 @@ class DisturbedAlliance(LocalAlliance):
         arguments: of ``LocalAlliance``.
         environments: participant -> what its processes find in their environment, beside the usual.
         prepared: called with the alliance when its kits are there and nothing was started yet.
+        shares_template: see ``LocalAlliance``.
     """
 
     def __init__(
@@ -283,8 +284,10 @@ class DisturbedAlliance(LocalAlliance):
         *arguments: Any,
         environments: dict[str, dict[str, str]],
         prepared: Callable[[LocalAlliance], None],
+        shares_template: bool = True,
     ) -> None:
         super().__init__(*arguments)
+        self.shares_template = shares_template
         self._prepared = prepared
         self._environments = environments
 
@@ -326,6 +329,7 @@ def lab(
     environments: dict[str, dict[str, str]] | None = None,
     more: dict[str, dict[str, Path]] | None = None,
     prepared: Callable[[LocalAlliance], None] = lambda _: None,
+    shares_template: bool = True,
 ) -> Iterator[Lab]:
     """Start a federation, submit a job, and stop all on leaving.
 
@@ -337,6 +341,7 @@ def lab(
         environments: site -> what its processes find in their environment, beside the usual.
         more: site -> other datasets by name, for later jobs.
         prepared: called with the alliance when its kits are there and nothing was started yet.
+        shares_template: see ``LocalAlliance``.
     """
     port = free_port()
     links = {site: Link(port) for site in sites}
@@ -356,6 +361,7 @@ def lab(
                 *(alliance_spec, folder / "kits", datasets, folder / "logs", temporary),
                 environments=environments or {},
                 prepared=prepare,
+                shares_template=shares_template,
             ) as alliance,
         ):
             alliance.wait_registered()

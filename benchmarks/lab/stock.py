@@ -21,7 +21,10 @@ from oncofed.models.networks import network_config
 from oncofed.processes import process_environment, short_path, stop_processes
 
 _FINISH_SECONDS = 1500.0
-_SCHEDULED = re.compile(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}) .* - scheduled task train$", re.MULTILINE)
+_TIME = r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3})"
+_SCHEDULED = re.compile(_TIME + r" .* - scheduled task train$", re.MULTILINE)
+# The simulator's console leaves that line out.
+_SENT = re.compile(_TIME + r" .* - Sending task train to ", re.MULTILINE)
 
 _RETURN_AT_ONCE = """\
 import nvflare.client as flare
@@ -70,7 +73,7 @@ def measure_stock(spec: JobSpec, sites: tuple[str, ...], rounds: int, folder: Pa
             status = alliance.session().get_job_status(job_id)
     if status != "FINISHED:COMPLETED":
         raise BenchmarkError(f"stock FLARE's job ended as {status}")
-    return _rounds((folder / "logs" / "server.txt").read_text(encoding="utf-8"))
+    return _rounds((folder / "logs" / "server.txt").read_text(encoding="utf-8"), _SCHEDULED)
 
 
 def simulate_stock(spec: JobSpec, sites: int, rounds: int, folder: Path) -> list[float]:
@@ -92,7 +95,7 @@ def simulate_stock(spec: JobSpec, sites: int, rounds: int, folder: Path) -> list
                 )
         finally:
             stop_processes(temporary)
-    found = _rounds(log.read_text(encoding="utf-8", errors="replace"))
+    found = _rounds(log.read_text(encoding="utf-8", errors="replace"), _SENT)
     if done.returncode or len(found) != rounds:
         raise BenchmarkError(f"FLARE's simulator ended with status {done.returncode} after {len(found)} rounds")
     return found
@@ -116,6 +119,6 @@ def _export(spec: JobSpec, sites: int, rounds: int, folder: Path) -> Path:
     return folder / "job" / "stock"
 
 
-def _rounds(log: str) -> list[float]:
-    starts = [datetime.strptime(found[1], "%Y-%m-%d %H:%M:%S,%f").timestamp() for found in _SCHEDULED.finditer(log)]
+def _rounds(log: str, start: re.Pattern[str]) -> list[float]:
+    starts = [datetime.strptime(found[1], "%Y-%m-%d %H:%M:%S,%f").timestamp() for found in start.finditer(log)]
     return [later - earlier for earlier, later in itertools.pairwise(starts)]

@@ -32,7 +32,7 @@ def fingerprint() -> dict[str, Any]:
     driver. Versions of libraries are told, and are no part of it: that they change is what comparisons are for.
     """
     machine: dict[str, Any] = {
-        "processor": _processor(),
+        "processor": f"{_processor()} ({_generation()})",
         "cores": os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30),
         "gpus": [],
@@ -55,8 +55,18 @@ def fingerprint() -> dict[str, Any]:
 
 
 def _processor() -> str:
+    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
+
+
+def _generation() -> str:
+    """Return which one of a product's generations a processor is; a virtual machine may tell its name no closer."""
+    known = _cpuinfo()
+    return ", ".join(f"{name} {known[name]}" for name in ("cpu family", "model", "stepping") if name in known)
+
+
+def _cpuinfo() -> dict[str, str]:
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+        first = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("\n\n")[0]
+        pairs = (line.partition(":") for line in first.splitlines())
+        return {name.strip(): value.strip() for name, _, value in pairs}
+    return {}

@@ -97,3 +97,14 @@ def test_the_schedule_runs_over_all_rounds_and_does_not_restart() -> None:
     assert learning_rate(constant, 99, 100) == 1e-2
     polynomial = spec.model_copy(update={"schedule": "polynomial"})
     assert learning_rate(polynomial, 100, 100) == 0
+
+
+def test_a_profiler_sees_the_parts_of_a_step(spec: JobSpec, site: Path) -> None:
+    trainer = _trainer(spec, site)
+    trainer.train(1)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        trainer.train(2)
+    found = [event.name for event in profile.events() or [] if event.is_user_annotation]
+    assert {name: found.count(name) for name in ("input", "forward", "loss", "backward", "optimizer")} == dict.fromkeys(
+        ("input", "forward", "loss", "backward", "optimizer"), 2
+    )

@@ -42,7 +42,13 @@ class LocalAlliance:
         logs: folder for what the processes print.
         temporary: folder for the processes' temporary files.
         authority: of the alliance; None: a new one.
+
+    Attributes:
+        shares_template: whether all participants' job processes are forks of one process, as suits one machine; else
+            each participant has its own, as on machines of their own.
     """
+
+    shares_template = True
 
     def __init__(
         self,
@@ -218,6 +224,8 @@ class LocalAlliance:
     def start_kit(self, kit: Path, console: IO[bytes]) -> subprocess.Popen[bytes]:
         """Start a participant from a startup kit; what it prints goes to ``console``."""
         environment = self._environment(kit.name)
+        if not self.shares_template:
+            return start_process(kit, console, environment)
         if self._template is None:
             # One process imports what all of this machine's participants need for a job.
             self._template, self._common = Template(environment), environment

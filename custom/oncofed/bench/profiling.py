@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,8 @@ def write_profile(program: Callable[[], object], device: torch.device, folder: P
         if cuda:
             torch.cuda.synchronize(device)
     profiled.export_chrome_trace(str(folder / f"{base}.trace.json"))
-    text = table(spans_of(profiled.events() or [], cuda), "GPU" if cuda else "CPU")
+    events = profiled.events() or []
+    text = table(spans_of(events, cuda), "GPU" if cuda else "CPU", named_parts(events))
     (folder / f"{base}.txt").write_text(text + "\n", encoding="utf-8")
     return text
 
@@ -81,10 +82,10 @@ def busy_share(program: Callable[[], object], device: torch.device) -> float:
 
 def spans_of(events: Iterable[Any], cuda: bool) -> list[Span]:
     """Return what ran, by start: kernels and copies of a GPU, or a CPU's outermost operations of the busiest thread."""
+    # Ranges that only name a part of the program hold other events, and are no work.
     if cuda:
-        chosen = [event for event in events if event.device_type.name == "CUDA"]
+        chosen = [event for event in events if event.device_type.name == "CUDA" and not event.is_user_annotation]
     else:
-        # Ranges that only name a part of the program hold other events, and are no work.
         plain = [event for event in events if event.device_type.name == "CPU" and not event.is_user_annotation]
         outermost = [event for event in plain if event.cpu_parent is None or event.cpu_parent.is_user_annotation]
         by_thread: dict[int, list[Any]] = defaultdict(list)
@@ -93,6 +94,16 @@ def spans_of(events: Iterable[Any], cuda: bool) -> list[Span]:
         chosen = max(by_thread.values(), key=lambda group: sum(e.time_range.elapsed_us() for e in group), default=[])
     spans = [Span(event.name, event.time_range.start, event.time_range.end) for event in chosen]
     return sorted(spans, key=lambda span: span.start)
+
+
+def named_parts(events: Iterable[Any]) -> dict[str, float]:
+    """Return microseconds by name of the parts that a program named (``training.ranges``), as the CPU saw them."""
+    sums: dict[str, float] = defaultdict(float)
+    for event in events:
+        # The profiler names what it wraps itself, such as a step of an optimizer.
+        if event.is_user_annotation and event.device_type.name == "CPU" and event.name.isidentifier():
+            sums[event.name] += event.time_range.elapsed_us()
+    return dict(sums)
 
 
 def busy(spans: Sequence[Span]) -> float:
@@ -117,8 +128,14 @@ def gaps(spans: Sequence[Span]) -> list[Gap]:
     return sorted(found, key=lambda gap: -gap.microseconds)
 
 
-def table(spans: Sequence[Span], where: str) -> str:
-    """Return the ten kernels that took longest, added up by name, and the ten longest gaps, as text."""
+def table(spans: Sequence[Span], where: str, parts: Mapping[str, float] | None = None) -> str:
+    """Return as text the ten kernels that took longest, added up by name, and the ten longest gaps.
+
+    Args:
+        spans: what ran, sorted by start.
+        where: on a "GPU" or a "CPU".
+        parts: microseconds by named part of the program, which come first.
+    """
     if not spans:
         return f"nothing ran on the {where}"
     whole = spans[-1].end - spans[0].start
@@ -128,9 +145,12 @@ def table(spans: Sequence[Span], where: str) -> str:
     for span in spans:
         sums[span.name].append(span.end - span.start)
     largest = sorted(sums.items(), key=lambda item: -sum(item[1]))[:_ROWS]
-    lines = [
-        f"{whole / 1000:.1f} ms, in {working / whole:.1%} of which the {where} works",
-        "",
+    lines = [f"{whole / 1000:.1f} ms, in {working / whole:.1%} of which the {where} works", ""]
+    if parts:
+        lines.append(f"{'ms':>9}  {'share':>6}  part, as the CPU sees it")
+        lines += [f"{us / 1000:9.2f}  {us / whole:6.1%}  {name}" for name, us in parts.items()]
+        lines.append("")
+    lines += [
         f"{'ms':>9}  {'share':>6}  {'calls':>6}  {'kernel' if where == 'GPU' else 'operation'}",
     ]
     for name, times in largest:

@@ -127,7 +127,7 @@ class BenchmarkRun(_Model):
     """A run of one or several suites: the file ``benchmarks/results/ID.json``."""
 
     schema_: int = Field(SCHEMA, alias="schema")
-    id: str = Field(description="time of the start in UTC, then the commit")
+    id: str = Field(description="time of the start in UTC, then the commit; that of a quick run begins with quick-")
     started: str = Field(description="UTC, ISO 8601")
     commit: str = Field(description="of the code, with '+' where files differ from it; empty where there is no git")
     quick: bool = Field(description="little work: it runs, and the figures mean little")

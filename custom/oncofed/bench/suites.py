@@ -117,7 +117,7 @@ def new_run(quick: bool, folder: Path) -> BenchmarkRun:
     commit = _commit(folder)
     return BenchmarkRun(
         schema=1,
-        id=f"{now:%Y%m%dT%H%M%SZ}" + (f"-{commit[:8]}" if commit else ""),
+        id=("quick-" if quick else "") + f"{now:%Y%m%dT%H%M%SZ}" + (f"-{commit[:8]}" if commit else ""),
         started=now.isoformat(timespec="seconds"),
         commit=commit,
         quick=quick,

@@ -28,6 +28,7 @@ from oncofed.training.corrections import Correction
 from oncofed.training.memory import checkpoint_blocks
 from oncofed.training.parallel import Followers, Group
 from oncofed.training.plan import Plan, TrainingSpec
+from oncofed.training.ranges import part
 
 # Called with the steps done since the start of the run, and what reads the last loss: a GPU waits when it is called.
 OnStep = Callable[[int, Callable[[], float]], None]
@@ -174,7 +175,9 @@ class Trainer:
             stop = bool(should_stop and should_stop())
             if self._group.agree(stop) if self._group else stop:
                 break
-            loss = self._step(next(batches))
+            with part("input", self.device):
+                batch = next(batches)
+            loss = self._step(batch)
             finite = torch.isfinite(loss)
             total += torch.where(finite, loss, 0)
             skipped += ~finite
@@ -260,12 +263,13 @@ class Trainer:
                     raise
                 _LOG.warning("torch.compile failed (%s); training goes on without it", str(error).partition("\n")[0])
                 self._compiled, self._forward = False, self._whole
-        self._scaler.unscale_(self._optimizer)
-        if self.correction:
-            self.correction.apply(self.network)
-        nn.utils.clip_grad_norm_(self.network.parameters(), self.plan.training.gradient_clip)
-        self._scaler.step(self._optimizer)
-        self._scaler.update()
+        with part("optimizer", self.device):
+            self._scaler.unscale_(self._optimizer)
+            if self.correction:
+                self.correction.apply(self.network)
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.plan.training.gradient_clip)
+            self._scaler.step(self._optimizer)
+            self._scaler.update()
         self.steps_done += 1
         return self._group.mean(loss) if self._group else loss
 
@@ -274,16 +278,19 @@ class Trainer:
         size = len(next(iter(batch.values())))
         total = torch.zeros((), device=self.device)
         for first in range(0, size, self._micro):
-            part = {name: values[first : first + self._micro] for name, values in batch.items()}
-            if self._layout and "image" in part:
-                part["image"] = part["image"].to(memory_format=self._layout)
+            few = {name: values[first : first + self._micro] for name, values in batch.items()}
+            if self._layout and "image" in few:
+                few["image"] = few["image"].to(memory_format=self._layout)
             share = min(self._micro, size - first) / size
             last = first + self._micro >= size
             with self._alone() if not last else contextlib.nullcontext():
-                with torch.autocast(self.device.type, self._precision, enabled=self._precision is not torch.float32):
-                    output = self.task.forward(self._forward, part)
-                loss = self.task.loss(output.float(), part) * share
-                self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+                half = self._precision is not torch.float32
+                with part("forward", self.device), torch.autocast(self.device.type, self._precision, enabled=half):
+                    output = self.task.forward(self._forward, few)
+                with part("loss", self.device):
+                    loss = self.task.loss(output.float(), few) * share
+                with part("backward", self.device):
+                    self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             total = total + loss.detach()
         return total
 

@@ -1,0 +1,24 @@
+"""Names for the parts of a training step, as profilers show them."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+from torch.profiler import record_function
+
+
+def part(name: str, device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Return what names the block: in torch's own profiler, else on a GPU as an NVTX range, which Nsight shows.
+
+    A range costs a microsecond where nobody looks; on a CPU without a profiler there is none.
+
+    Args:
+        name: of the part.
+        device: on which the block works.
+    """
+    if torch.autograd._profiler_enabled():  # type: ignore[attr-defined]  # there is no public name
+        return record_function(name)
+    if device.type == "cuda":
+        return torch.cuda.nvtx.range(name)
+    return contextlib.nullcontext()
