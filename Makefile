@@ -1,7 +1,7 @@
 # The day of somebody who works on oncofed. `make` alone lists it.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
-.PHONY: help demo test check format bench bench-full bench-bundle faults constraints clean
+.PHONY: help demo test check format bench bench-full bench-bundle bench-table faults constraints clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -49,6 +49,9 @@ bench-full: $(VENV)/dev.installed ## every benchmark, figures that count (about 
 
 bench-bundle: $(VENV)/dev.installed ## one archive to measure on a GPU machine without a network (PYTHON_THERE=3.12)
 	@$(BIN)/python benchmarks/lab/bundle.py workspace/oncofed-bench.tar.xz $(if $(PYTHON_THERE),--python $(PYTHON_THERE))
+
+bench-table: $(VENV)/dev.installed ## write the last figures into benchmarks/README.md
+	@$(BIN)/python benchmarks/lab/table.py
 
 faults: $(VENV)/dev.installed ## federations with one fault each: what happens, and the time that it costs (about 20 minutes)
 	@$(BIN)/oncofed bench run recovery

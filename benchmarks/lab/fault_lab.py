@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
 import os
 import resource
 import select
@@ -23,7 +22,7 @@ from typing import Any
 import psutil
 
 import oncofed
-from oncofed.alliance.kits import rewrite
+from oncofed.alliance.kits import PRIVACY_FILE, rewrite
 from oncofed.alliance.local import LocalAlliance, free_port
 from oncofed.alliance.spec import AllianceSpec
 from oncofed.errors import FederationError
@@ -261,12 +260,22 @@ def change_resources(kit: Path, change: Callable[[dict[str, Any]], None]) -> Non
     rewrite(file, file, change)
 
 
-def poison(kit: Path, kind: str) -> None:
-    """Make a site send bad updates from its next job on, as its owner could: a filter of its own on what leaves it."""
+def poison(kit: Path, kind: str, guarded: bool = False) -> None:
+    """Make a site send bad updates from its next job on, as its owner could: a filter of its own on what leaves it.
+
+    Args:
+        kit: of the site.
+        kind: see ``poison.Poison``.
+        guarded: let the site's own guard see them; a site that means it would take it away.
+    """
     allow_class(kit, "poison.Poison")
-    scope = {"name": "public", "task_result_filters": [{"path": "poison.Poison", "args": {"kind": kind}}]}
-    privacy = {"scopes": [scope], "default_scope": "public"}
-    (kit / "local" / "privacy.json").write_text(json.dumps(privacy), encoding="utf-8")
+
+    def add_filter(privacy: dict[str, Any]) -> None:
+        privacy["scopes"][0]["task_result_filters"] = [{"path": "poison.Poison", "args": {"kind": kind}}]
+        if not guarded:
+            privacy["components"] = []
+
+    rewrite(kit / "local" / PRIVACY_FILE, kit / "local" / PRIVACY_FILE, add_filter)
 
 
 class DisturbedAlliance(LocalAlliance):

@@ -16,7 +16,9 @@ class Poison(DXOFilter):
 
     Args:
         kind: "none", "nan", "shape", "scale" (times ten), "flip" (times minus one), "reverse" (times minus four: as far
-            the wrong way as passes the door), "noise", or "stale" (the first one again and again).
+            the wrong way as passes the door), "noise", or "stale" (the first one again and again). Others smuggle:
+            "tensor" (a new one), "metric" (a number with a telling name), "text" (in a number's place), "cases" (more
+            than there are).
     """
 
     def __init__(self, kind: str) -> None:
@@ -32,6 +34,14 @@ class Poison(DXOFilter):
             dxo.data[first] = torch.full_like(dxo.data[first], float("nan"))
         elif self._kind == "shape":
             dxo.data[first] = dxo.data[first][:1]
+        elif self._kind == "tensor":
+            dxo.data["patient.pixels"] = torch.rand(64, 64)
+        elif self._kind in ("metric", "text"):
+            numbers = dict(dxo.get_meta_prop("oncofed.numbers"))
+            told = {"metric": {"MRN-0001": 0.5}, "text": {"not_kept": "MRN-0001"}}
+            dxo.set_meta_prop("oncofed.numbers", {**numbers, **told[self._kind]})
+        elif self._kind == "cases":
+            dxo.set_meta_prop("NUM_STEPS_CURRENT_ROUND", 10**6)
         elif self._kind == "stale":
             self._first = self._first or {name: value.clone() for name, value in dxo.data.items()}
             dxo.data.update(self._first)

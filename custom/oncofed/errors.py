@@ -25,6 +25,12 @@ class PolicyError(OncofedError):
     exit_code = 3
 
 
+class AuditError(OncofedError):
+    """What happens cannot be recorded, or what was recorded cannot be read; it must not happen."""
+
+    exit_code = 3
+
+
 class TrainingError(OncofedError):
     """Training cannot go on, for example because the loss is not finite."""
 

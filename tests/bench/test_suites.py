@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+import table
 from commands import ENVIRONMENT, command, wait_for
 from oncofed.bench import suites as runner
 from oncofed.bench.results import read_run
@@ -163,7 +164,7 @@ def test_two_runs_are_compared_and_shown(home, run):
     assert text.count("<svg") == 2  # bars, and the history
     assert "sleeping" in text
     assert not re.search(r"(src|href)=.http", text)
-    assert "| sleeping, s |" in run("bench", "report", "--markdown").output
+    assert "| train_step | sleeping, s |" in run("bench", "report", "--markdown").output
 
 
 def test_a_figure_that_became_slower_ends_a_build(home, run):
@@ -179,6 +180,11 @@ def test_a_figure_that_became_slower_ends_a_build(home, run):
     assert "slower than × 1.15: train_step: sleeping" in outcome.text
     slower.write_text(json.dumps({**content, "environment": {**content["environment"], "machine": "other"}}))
     assert run("bench", "compare", path, slower).status == 3
+
+
+def test_the_readme_shows_the_figures_that_are_there():
+    text = table.README.read_text()
+    assert table.with_figures(text) == text, "make bench-table"
 
 
 def test_the_suites_of_the_repository_all_load():

@@ -24,7 +24,17 @@ from nvflare.lighter.spec import Builder, ProvisionContext
 from oncofed.alliance.authority import LARGEST_CLOCK_ERROR, Authority, common_name
 from oncofed.alliance.spec import AllianceSpec
 from oncofed.errors import FederationError
+from oncofed.privacy.policy import POLICY_FILE, Policy
 from oncofed.processes import end_with_parent
+
+_GUARD = "oncofed.federation.guard.OutboundGuard"
+PRIVACY_FILE = "privacy.json"
+# FLARE adds a site's own components to a job's process where the site has a scope of privacy, even an empty one.
+_GUARDED = {
+    "scopes": [{"name": "oncofed"}],
+    "default_scope": "oncofed",
+    "components": [{"id": "guard", "path": _GUARD, "args": {}}],
+}
 
 PublicKeys = Mapping[str, rsa.RSAPublicKey]
 
@@ -38,6 +48,8 @@ APPROVED_CLASSES = (
     "oncofed.federation.profile.SmallCounts",
     "nvflare.app_common.executors.statistics.statistics_executor.StatisticsExecutor",
     "nvflare.app_common.filters.statistics_privacy_filter.StatisticsPrivacyFilter",
+    # FLARE builds what a site adds of its own under the same list.
+    _GUARD,
 )
 
 # A site whose parent process vanished without a word is dropped after this many seconds (FLARE: ten minutes).
@@ -109,6 +121,10 @@ class PolicyBuilder(Builder):
             local = Path(ctx.get_local_dir(participant))
             rewrite(local / "resources.json.default", local / "resources.json", _restrict_resources)
             rewrite(local / "authorization.json.default", local / "authorization.json", _forbid_code)
+            if participant != project.get_server():
+                policy = Policy(schema=1).model_dump_json(indent=2, by_alias=True)
+                (local / POLICY_FILE).write_text(policy + "\n", encoding="utf-8")
+                (local / PRIVACY_FILE).write_text(json.dumps(_GUARDED, indent=2) + "\n", encoding="utf-8")
             (local / "comm_config.json").write_text(json.dumps(_COMMUNICATION, indent=2) + "\n", encoding="utf-8")
 
     def finalize(self, project: Project, ctx: ProvisionContext) -> None:

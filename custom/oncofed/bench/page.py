@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from oncofed.bench.results import BenchmarkRun, Figure
-from oncofed.bench.tables import HEADINGS, machine_line, number, rows_of
+from oncofed.bench.tables import HEADINGS, by_machine, machine_line, newest, number, rows_of
 from oncofed.report.html import svg
 
 matplotlib.use("Agg")
@@ -28,30 +27,18 @@ def write_page(runs: Sequence[BenchmarkRun], path: Path) -> None:
         runs: oldest first, at least one; the last of each machine and kind is shown in full, the others as its history.
         path: of the file.
     """
-    groups: dict[tuple[str, bool], list[BenchmarkRun]] = defaultdict(list)
-    for run in runs:
-        groups[run.machine, run.quick].append(run)
     environment = Environment(loader=PackageLoader("oncofed.bench"), autoescape=True, trim_blocks=True)
-    sections = [_section(group) for group in sorted(groups.values(), key=lambda g: (g[-1].quick, g[-1].started))]
+    sections = [_section(group) for group in by_machine(runs)]
     text = environment.get_template("page.html").render(sections=sections, headings=HEADINGS)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
 
 
-def newest(runs: Sequence[BenchmarkRun]) -> BenchmarkRun:
-    """Return the last of several runs of a machine, with each suite that it left out as the last that measured it."""
-    whole = runs[-1].model_copy(update={"suites": []})
-    suites = {suite.name: (run, suite) for run in runs for suite in run.suites if suite.figures}
-    whole.suites = [suite for _, suite in sorted(suites.values(), key=lambda pair: pair[1].name)]
-    return whole
-
-
 def _section(runs: Sequence[BenchmarkRun]) -> dict[str, object]:
-    last = newest(runs)
+    last = runs[-1]
     suites = []
-    for suite in last.suites:
+    for of, suite in newest(runs):
         measured = [figure for figure in suite.figures if figure.samples]
-        of = next(run for run in reversed(runs) if any(s is suite for s in run.suites))
         suites.append(
             {
                 "suite": suite,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
+from string import ascii_uppercase
 
 from oncofed.bench.comparison import Change
-from oncofed.bench.results import BenchmarkRun, Figure
+from oncofed.bench.results import BenchmarkRun, Figure, SuiteResult
 
 
 @dataclass(frozen=True)
@@ -80,26 +82,38 @@ def short_row(figure: Figure) -> tuple[str, ...]:
     return (figure.name, f"{number(figure.value)} {figure.unit}", "\n".join(beside), limit, met)
 
 
-def markdown(run: BenchmarkRun, suites: Sequence[str] = ()) -> str:
-    """Return a run's figures as one Markdown table for each suite.
+def by_machine(runs: Sequence[BenchmarkRun]) -> list[list[BenchmarkRun]]:
+    """Return runs, oldest first, in groups of one machine and kind; the quick ones come last."""
+    groups: dict[tuple[str, bool], list[BenchmarkRun]] = defaultdict(list)
+    for run in runs:
+        groups[run.machine, run.quick].append(run)
+    return sorted(groups.values(), key=lambda group: (group[-1].quick, group[-1].started))
+
+
+def newest(runs: Sequence[BenchmarkRun]) -> list[tuple[BenchmarkRun, SuiteResult]]:
+    """Return each suite as the last of several runs, oldest first, measured it, with that run, by name."""
+    found = {suite.name: (run, suite) for run in runs for suite in run.suites if suite.figures}
+    return [found[name] for name in sorted(found)]
+
+
+def markdown(runs: Sequence[BenchmarkRun]) -> str:
+    """Return the last figures of each machine as one Markdown table, its machines, and its notes.
 
     Args:
-        run: the run.
-        suites: of these alone; empty: of all.
+        runs: oldest first; quick ones are left out.
     """
-    lines = []
-    for suite in run.suites:
-        if suites and suite.name not in suites:
-            continue
-        lines += [f"`{suite.name}`", "", "| " + " | ".join(HEADINGS) + " |", "|" + "---|" * len(HEADINGS)]
-        notes = []
-        for figure in suite.figures:
-            for row in rows_of(figure):
-                lines.append("| " + " | ".join(astuple(row)) + " |")
-            if figure.note:
-                notes.append(f"{figure.name}: {figure.note}.")
-        lines += ["", *notes, *([""] if notes else [])]
-    return "\n".join(lines).rstrip()
+    lines = [f"| suite | {' | '.join(HEADINGS)} | measured |", "|" + "---|" * (len(HEADINGS) + 2)]
+    machines, notes = [], []
+    for letter, group in zip(ascii_uppercase, by_machine([run for run in runs if not run.quick]), strict=False):
+        machines.append(f"- {letter}: {machine_line(group[-1])}")
+        for run, suite in newest(group):
+            for figure in suite.figures:
+                when = f"{run.started[:10]} {letter}"
+                rows = [astuple(row) for row in rows_of(figure)]
+                lines += [f"| {' | '.join((suite.name, *rows[0], when))} |"]
+                lines += [f"| {' | '.join(('', *row, ''))} |" for row in rows[1:]]
+                notes += [f"- {suite.name}, {figure.name}: {figure.note}" for _ in range(bool(figure.note))]
+    return "\n".join([*lines, "", "Machines:", "", *machines, "", "Notes:", "", *notes])
 
 
 def machine_line(run: BenchmarkRun) -> str:

@@ -173,9 +173,8 @@ def report(
     results: Results = None,
 ) -> None:
     """Write one HTML page: tables, bars beside baseline and limit, and the figures' history over commits."""
-    from oncofed.bench.page import newest, write_page
+    from oncofed.bench.page import write_page
     from oncofed.bench.results import find_run, read_runs
-    from oncofed.bench.tables import machine_line
     from oncofed.bench.tables import markdown as as_markdown
 
     folder = results or _default_results()
@@ -183,8 +182,7 @@ def report(
     if not chosen:
         raise SpecError(f"{folder} holds no results. Run `oncofed bench run all` first")
     if markdown:
-        last = newest([run for run in chosen if (run.machine, run.quick) == (chosen[-1].machine, chosen[-1].quick)])
-        typer.echo(f"{machine_line(last)}\n\n{as_markdown(last)}")
+        typer.echo(as_markdown(chosen))
         return
     write_page(chosen, out)
     Console(highlight=False).print(f"Report: {out}", soft_wrap=True)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from oncofed.cli import governance
 from oncofed.cli.common import ask_password, escape, require_posix
 from oncofed.errors import FederationError, SpecError
 from oncofed.gpus import GPU, read_gpus
@@ -30,6 +31,9 @@ app = typer.Typer(
     help="A site of an alliance (or its server): open its startup kit, look whether all is ready, start and stop it.",
     no_args_is_help=True,
 )
+
+app.add_typer(governance.policy_app, name="policy")
+app.add_typer(governance.audit_app, name="audit")
 
 Folder = Annotated[Path, typer.Option("--folder", envvar="ONCOFED_SITE", help="The kit's folder.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -126,11 +126,15 @@ class ReceivedUpdate(Mapping[str, Tensor]):
         return self._sent.nbytes
 
 
+class NotFiniteError(FederationError):
+    """An update has values that are infinite or no numbers: its training went wrong."""
+
+
 def _require(name: str, seen: Seen, shape: torch.Size, dtype: torch.dtype) -> None:
     if seen.shape != tuple(shape) or seen.dtype != dtype:
         raise FederationError(f"it sent {name} as {seen.shape} {seen.dtype}, expected {tuple(shape)} {dtype}")
     if not seen.finite:
-        raise FederationError(f"it sent values in {name} that are not finite")
+        raise NotFiniteError(f"it sent values in {name} that are not finite")
 
 
 def _largest_of_rows(value: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from nvflare.apis.shareable import ReservedHeaderKey, Shareable
 from nvflare.fuel.utils.msg_root_utils import delete_msg_root
 
 from oncofed.federation.exchange import WAIT_TOPIC, wait_reply
+from oncofed.federation.guard import keep_anchor
 from oncofed.federation.heap import trim_heap
 
 # Nothing was heard of a site for so long: FLARE's job processes send a heartbeat every ten seconds.
@@ -188,6 +189,7 @@ class Desk(WFCommServer):
         if question is None or site != client.name or banned:
             self.log_warning(fl_ctx, f"dropped an answer of {client.name} to a task that it does not have")
             return
+        keep_anchor(site, result, fl_ctx)
         question.answered(site, result, question)
         with self._changed:
             question.done.add(site)

@@ -41,6 +41,7 @@ _COLLECTOR = "oncofed.collector"
 _MISSING = "oncofed.missing"
 _LEFT_OUT = "oncofed.left_out"
 _WAIT = "oncofed.wait"
+_ANCHOR = "oncofed.anchor"
 
 
 def register_tensors() -> None:
@@ -188,6 +189,22 @@ def numbers_message(numbers: dict[str, Any]) -> Shareable:
 def read_numbers_message(message: Shareable) -> dict[str, Any]:
     """Return the numbers of a site's message."""
     return dict(from_shareable(message).data)
+
+
+def replace_numbers(update: DXO, numbers: dict[str, Any]) -> None:
+    """Put other numbers beside an update."""
+    update.set_meta_prop(_NUMBERS, numbers)
+
+
+def tell_anchor(message: Shareable, anchor: str) -> None:
+    """Add to an answer the last line of the site's audit log: its number and digest."""
+    message.set_header(_ANCHOR, anchor)
+
+
+def told_anchor(message: Shareable) -> str | None:
+    """Return the last line of a site's audit log, as its answer tells it; None where it does not."""
+    anchor = message.get_header(_ANCHOR)
+    return anchor if isinstance(anchor, str) else None
 
 
 def refusal(reason: str, passing: bool = False) -> Shareable:

@@ -24,12 +24,21 @@ from safetensors.torch import load_file
 import oncofed
 from oncofed.data.cases import usable_cases
 from oncofed.data.prepared import plan_cache
-from oncofed.errors import DataError, FederationError, OncofedError, StateError, TrainingError
+from oncofed.errors import (
+    AuditError,
+    DataError,
+    FederationError,
+    OncofedError,
+    PolicyError,
+    StateError,
+    TrainingError,
+)
 from oncofed.federation import exchange
 from oncofed.federation.compression import Compressor
 from oncofed.federation.datasets import DATASETS_FILE, dataset_folder
 from oncofed.federation.exchange import TASK_COMBINE, TASK_PREPARE, TASK_TRAIN, TASK_VALIDATE
 from oncofed.federation.folders import initial_model, sole_owner, state_folder
+from oncofed.federation.guard import LEFT, admit, record
 from oncofed.federation.sharing import gpu_turn
 from oncofed.federation.site_report import ENDED, WAITING, SiteReport
 from oncofed.federation.site_state import SiteState
@@ -44,6 +53,7 @@ from oncofed.federation.spec import (
 )
 from oncofed.federation.swarm import Peer
 from oncofed.models.weights import Weights, digest_of, exchanged_names, norm_names, trained_names, weights_of
+from oncofed.privacy.policy import Policy
 from oncofed.training import Plan, Trainer, start_trainer
 from oncofed.training.checkpoint import is_whole
 from oncofed.training.corrections import ControlVariates, Correction, DynamicRegulariser, Proximal
@@ -91,6 +101,7 @@ class SiteExecutor(Executor):
         self._federation = FederationPlan.model_validate(federation or {})
         self._trainer: Trainer | None = None
         self._personal: Trainer | None = None
+        self._policy: Policy | None = None
         self._held = contextlib.ExitStack()
         self._correction = _correction(self._federation)
         self._compressor = Compressor(self._federation.exchange.update)
@@ -135,6 +146,12 @@ class SiteExecutor(Executor):
         except DataError as error:
             self.log_error(fl_ctx, str(error), fire_event=False)
             return exchange.refusal("its data did not pass the checks; the site's own log names the cases")
+        except PolicyError as error:
+            self.log_error(fl_ctx, str(error), fire_event=False)
+            return exchange.refusal(str(error))
+        except AuditError as error:
+            self.log_error(fl_ctx, str(error), fire_event=False)
+            return exchange.refusal("it cannot write its audit log, and runs nothing unrecorded", passing=True)
         except OncofedError as error:
             self.log_error(fl_ctx, str(error), fire_event=False)
             return exchange.refusal(f"{type(error).__name__}; the site's own log says more")
@@ -145,6 +162,8 @@ class SiteExecutor(Executor):
 
     def _execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
         if self._trainer is None:
+            network, strategy = self._plan.model.network, self._federation.strategy.name
+            self._policy = admit(fl_ctx, self._plan.data.dataset, network, strategy)
             try:
                 self._trainer = self._prepare(fl_ctx)
             except BaseException:
@@ -286,6 +305,9 @@ class SiteExecutor(Executor):
         collector = exchange.named_collector(message)
         if collector is None:
             return answer.message()
+        if self._policy and collector != fl_ctx.get_identity_name():
+            what = {"bytes": sum(value.nbytes for value in answer.delta.values()), "digest": digest_of(answer.delta)}
+            record(fl_ctx, LEFT, task=TASK_TRAIN, to=collector, tensors=len(answer.delta), **what)
         digest = self._peer.give(answer.delta, number, collector, fl_ctx)
         if digest and collector != fl_ctx.get_identity_name():
             size = sum(value.nbytes for value in answer.delta.values())

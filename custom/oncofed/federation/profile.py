@@ -25,6 +25,7 @@ from oncofed.errors import OncofedError
 from oncofed.federation.datasets import DATASETS_FILE, dataset_folder
 from oncofed.federation.events import EVENTS_FILE, EventLog
 from oncofed.federation.folders import hand_over, state_folder
+from oncofed.federation.guard import admit
 from oncofed.federation.spec import LEAST_PATIENTS, ProfilePlan
 
 _DATASET = "cases"
@@ -110,6 +111,7 @@ class CaseStatistics(Statistics):
         """Read the site's dataset. An error is written to the site's own log; no path or name leaves with it."""
         plan = self._plan
         try:
+            admit(fl_ctx, plan.dataset)
             config = Path(fl_ctx.get_prop(FLContextKey.WORKSPACE_OBJECT).get_site_config_dir()) / DATASETS_FILE
             folder = dataset_folder(config, fl_ctx.get_identity_name(), plan.dataset)
             found = case_values(folder, plan.modality, plan.dimensions, plan.classes)

@@ -1,0 +1,186 @@
+"""``oncofed site policy`` and ``oncofed site audit``: what may run at a site, and the record of what did."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.syntax import Syntax
+from rich.table import Table
+
+from oncofed.cli.common import escape
+from oncofed.errors import PolicyError, SpecError
+
+if TYPE_CHECKING:
+    from oncofed.privacy.policy import Policy
+
+policy_app = typer.Typer(
+    help="What may run at this site: jobs, people, datasets, networks, strategies, hours; and what may leave it.",
+    no_args_is_help=True,
+)
+audit_app = typer.Typer(
+    help="The record of what ran, what left and who allowed it: chained, so that no line can be changed unseen.",
+    no_args_is_help=True,
+)
+
+Folder = Annotated[Path, typer.Option("--folder", envvar="ONCOFED_SITE", help="The kit's folder.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Anchors = Annotated[
+    Path | None,
+    typer.Option("--anchors", help="File of the server's `oncofed site audit anchors`: finds a cut-off tail."),
+]
+
+
+@policy_app.command()
+def show(folder: Folder = Path(), json: Json = False) -> None:
+    """Show the policy in force, each setting with what it means."""
+    from oncofed.site.policies import current_policy, policy_text, policy_versions
+
+    policy = current_policy(folder)
+    if json:
+        typer.echo(policy.model_dump_json(indent=2, by_alias=True))
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(Syntax(policy_text(policy), "yaml", theme="ansi_light", background_color="default"))
+    console.print(f"version {max(len(policy_versions(folder)), 1)}, digest {policy.digest}")
+
+
+@policy_app.command()
+def edit(
+    reason: Annotated[
+        str, typer.Option("--reason", help="Why, for the audit log: a sentence that an auditor understands.")
+    ],
+    folder: Folder = Path(),
+    file: Annotated[
+        Path | None, typer.Option("--file", help="The new policy as YAML; else your editor opens ($EDITOR).")
+    ] = None,
+) -> None:
+    """Change the policy, for jobs that start from now on. The change is recorded before it is in force."""
+    from oncofed.site.policies import change_policy, policy_difference
+
+    policy, version = _edited(folder, reason) if file is None else change_policy(folder, file, reason)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(policy_difference(folder), markup=False)
+    console.print(f"version {version} is in force, digest {policy.digest}")
+
+
+@policy_app.command()
+def diff(
+    one: Annotated[int | None, typer.Argument(help="Version; by default the last but one.")] = None,
+    other: Annotated[int | None, typer.Argument(help="Version; by default the last.")] = None,
+    folder: Folder = Path(),
+) -> None:
+    """Show what changed between two versions of the policy."""
+    from oncofed.site.policies import policy_difference
+
+    text = policy_difference(folder, one, other)
+    typer.echo(text or "the policy was never changed" if one is None else text or "no difference")
+
+
+@policy_app.command("test")
+def try_job(
+    job: Annotated[str, typer.Argument(help="A job's name or its job.yaml.")],
+    folder: Folder = Path(),
+    person: Annotated[str | None, typer.Option("--person", help="Who would submit it.")] = None,
+) -> None:
+    """Say whether a job may run here: exit status 0, or 3 with the rule that it breaks."""
+    from oncofed.job.spec import read_job
+    from oncofed.privacy.policy import JobFacts
+    from oncofed.site.policies import current_policy
+
+    policy = current_policy(folder)
+    spec = read_job(job)
+    refusal = policy.refusal(JobFacts(spec.name, person, spec.data.dataset, spec.model.network, spec.strategy.name))
+    if refusal:
+        raise PolicyError(f"{spec.name}: {refusal}")
+    whom = f" by {person}" if person else ""
+    Console(highlight=False, soft_wrap=True).print(f"{spec.name}{whom} may run here", markup=False)
+
+
+@audit_app.command("show")
+def show_audit(
+    folder: Folder = Path(),
+    job: Annotated[str | None, typer.Option("--job", help="Of this job alone: the beginning of its id.")] = None,
+    what: Annotated[
+        str | None, typer.Option("--what", help="Entries of a kind, such as left, refused, policy.")
+    ] = None,
+    last: Annotated[int, typer.Option("--last", min=1, help="So many of the last ones.")] = 50,
+    json: Json = False,
+) -> None:
+    """Show the last entries."""
+    from oncofed.site.auditing import entries, facts_text
+
+    found = entries(folder, job, what)[-last:]
+    if json:
+        typer.echo(jsonlib.dumps(found, indent=2))
+        return
+    table = Table(box=SIMPLE, pad_edge=False)
+    for heading in ("#", "time", "who", "what", "facts"):
+        table.add_column(heading, overflow="fold")
+    for entry in found:
+        cells = (str(entry["n"]), str(entry["time"])[:19], str(entry["who"]), str(entry["what"]), facts_text(entry))
+        table.add_row(*map(escape, cells))
+    Console(highlight=False).print(table if found else "no entries")
+
+
+@audit_app.command()
+def verify(folder: Folder = Path(), anchors: Anchors = None, json: Json = False) -> None:
+    """Look whether any line was changed, moved, taken out or, with --anchors, cut off: exit status 0, or 3."""
+    from oncofed.site import auditing
+
+    problems, last = auditing.verify(folder, anchors)
+    if json:
+        found = [{"line": problem.line, "what": problem.what} for problem in problems]
+        typer.echo(jsonlib.dumps({"whole": not problems, "last": str(last) if last else None, "problems": found}))
+    else:
+        for problem in problems:
+            typer.echo(f"line {problem.line}: {problem.what}" if problem.line else problem.what, err=True)
+        if not problems:
+            cut = "" if anchors else "; whether its end was cut off is told only with --anchors"
+            typer.echo(f"whole: {last.number if last else 0} entries{cut}")
+    if problems:
+        raise typer.Exit(3)
+
+
+@audit_app.command()
+def export(
+    out: Annotated[Path, typer.Argument(help="File to write: .csv, or .html for a page.")],
+    folder: Folder = Path(),
+    anchors: Anchors = None,
+) -> None:
+    """Write the whole log as CSV, or as a page that answers what ran, what left and who allowed it."""
+    from oncofed.site.auditing import export_csv, export_page
+
+    if out.suffix not in (".csv", ".html"):
+        raise SpecError(f"{out}: expected a name that ends in .csv or .html")
+    count = export_csv(folder, out) if out.suffix == ".csv" else export_page(folder, out, anchors)
+    Console(highlight=False, soft_wrap=True).print(f"{out}: {count} entries", markup=False)
+
+
+@audit_app.command("anchors")
+def show_anchors(folder: Folder = Path()) -> None:
+    """At the server: print the last line of each site's log that the server heard of, for verify --anchors there."""
+    from oncofed.site.auditing import site_anchors
+
+    typer.echo(jsonlib.dumps(site_anchors(folder), indent=2))
+
+
+def _edited(folder: Path, reason: str) -> tuple[Policy, int]:
+    from oncofed.site.policies import change_policy, current_policy, policy_text
+
+    if not sys.stdin.isatty():
+        raise SpecError("without a terminal give the new policy as --file FILE")
+    with tempfile.TemporaryDirectory(prefix="oncofed-policy-") as temporary:
+        draft = Path(temporary) / "policy.yaml"
+        draft.write_text(policy_text(current_policy(folder)), encoding="utf-8")
+        subprocess.run([*shlex.split(os.environ.get("EDITOR", "vi")), str(draft)], check=True)
+        return change_policy(folder, draft, reason)

@@ -1,0 +1,308 @@
+"""At a site: a job is admitted by the policy before any data is read, and each message is looked at before it leaves.
+
+Both are recorded in the site's audit log first; what cannot be recorded does not happen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import statistics
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from nvflare.apis.dxo import DataKind, from_shareable
+from nvflare.apis.event_type import EventType
+from nvflare.apis.fl_component import FLComponent
+from nvflare.apis.fl_constant import FLContextKey, ReturnCode
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.job_def import JobMetaKey
+from nvflare.apis.shareable import ReservedHeaderKey, Shareable
+
+import oncofed
+from oncofed.audit import Anchor, AuditLog
+from oncofed.errors import AuditError, FederationError, OncofedError, PolicyError
+from oncofed.federation import exchange
+from oncofed.federation.compression import NotFiniteError, ReceivedUpdate, travelling_bytes
+from oncofed.federation.datasets import DATASETS_FILE, dataset_folder
+from oncofed.federation.exchange import TASK_COMBINE, TASK_PREPARE, TASK_TRAIN, TASK_VALIDATE
+from oncofed.federation.spec import FederationPlan, ScaffoldSpec, SwarmSpec
+from oncofed.models.weights import Weights, digest_of, exchanged_names, trained_names, weights_of
+from oncofed.privacy.outbound import check_counts, check_numbers, withhold
+from oncofed.privacy.policy import JobFacts, Policy, read_policy
+from oncofed.training import Plan
+
+STOPPED = "stopped by the site's outbound policy"
+ADMITTED, REFUSED, LEFT, HELD_BACK = "job admitted", "job refused", "message left", "message held back"
+ANCHORED = "a site's last line"
+# Rounds behind what is usual, before an update can be unusual.
+_ROUNDS_TO_KNOW = 3
+_ALLOWANCE = 1.1
+# Names, framing and numbers of a message, beside its tensors.
+_FRAMING_BYTES = 1 << 20
+_SECONDS_PER_HOUR = 3600.0
+
+
+def admit(fl_ctx: FLContext, dataset: str, network: str | None = None, strategy: str | None = None) -> Policy | None:
+    """Return the policy under which a job may run at this site; None in a simulation, where no site is.
+
+    Args:
+        fl_ctx: of the job's process.
+        dataset: that it asks for.
+        network: of the job; None where nothing is trained.
+        strategy: of the job.
+
+    Raises:
+        PolicyError: the job may not run here; the text may leave the site.
+        AuditError: it cannot be recorded.
+    """
+    policy = read_policy(_local(fl_ctx))
+    if policy is None:
+        return None
+    facts = JobFacts(*_name_and_person(fl_ctx), dataset, network, strategy)
+    reason = policy.refusal(facts)
+    record(
+        fl_ctx,
+        REFUSED if reason else ADMITTED,
+        name=facts.name,
+        dataset=dataset,
+        dataset_digest=_dataset_digest(fl_ctx, dataset),
+        network=network,
+        strategy=strategy,
+        code=f"oncofed {oncofed.__version__}",
+        policy=policy.digest,
+        **({"rule": reason} if reason else {}),
+    )
+    if reason:
+        raise PolicyError(reason)
+    return policy
+
+
+def record(fl_ctx: FLContext, what: str, **facts: Any) -> Anchor:
+    """Write to this participant's audit log; who is the person that submitted the job.
+
+    Raises:
+        AuditError: it cannot be written.
+    """
+    _, person = _name_and_person(fl_ctx)
+    return audit_log(fl_ctx).write(what, person or "unknown", job=str(fl_ctx.get_job_id()), **facts)
+
+
+def keep_anchor(site: str, result: Shareable, fl_ctx: FLContext) -> None:
+    """At the server: record the last line of a site's audit log, as it told it with an answer.
+
+    What is no anchor is not kept: it comes from a site, which may send anything.
+    """
+    try:
+        anchor = Anchor.parse(exchange.told_anchor(result) or "")
+    except ValueError:
+        return
+    try:
+        audit_log(fl_ctx).write(ANCHORED, site, job=str(fl_ctx.get_job_id()), anchor=str(anchor))
+    except AuditError as error:
+        logging.getLogger(__name__).error(str(error))
+
+
+def audit_log(fl_ctx: FLContext) -> AuditLog:
+    """Return this participant's audit log."""
+    return AuditLog(Path(fl_ctx.get_prop(FLContextKey.WORKSPACE_OBJECT).get_root_dir()))
+
+
+class OutboundGuard(FLComponent):
+    """Looks at each answer of a site's job process after all filters, and replaces one that may not leave.
+
+    A site's kit names it, not a job. What goes wrong in it holds a message back, too.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._outbound: _Outbound | None = None
+        self._stopped = ""
+
+    def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
+        """Look at an answer."""
+        if event_type != EventType.AFTER_TASK_RESULT_FILTER:
+            return
+        reply = fl_ctx.get_prop(FLContextKey.TASK_RESULT)
+        if not isinstance(reply, Shareable):
+            return  # FLARE sends an error in its place
+        try:
+            self._look(reply, fl_ctx)
+        except Exception as error:  # noqa: BLE001 - whatever it is, nothing leaves
+            self.log_error(fl_ctx, f"a message was held back: {type(error).__name__}: {error}", fire_event=False)
+            if isinstance(error, PolicyError | FederationError) and not isinstance(error, NotFiniteError):
+                self._stopped = STOPPED
+            said = str(error) if isinstance(error, NotFiniteError) else self._stopped
+            reason = said or "what leaves it could not be looked at or recorded; the site's own log says more"
+            _replace(reply, exchange.refusal(reason, passing=isinstance(error, AuditError)))
+            self._record_held_back(str(error), fl_ctx)
+
+    def _look(self, reply: Shareable, fl_ctx: FLContext) -> None:
+        if self._stopped:
+            raise PolicyError("the job was stopped here before")
+        if reply.get_return_code() != ReturnCode.OK:
+            _keep_refusal_alone(reply)
+            return
+        task = str(fl_ctx.get_prop(FLContextKey.TASK_NAME) or reply.get_header(ReservedHeaderKey.TASK_NAME))
+        if from_shareable(reply).data_kind == DataKind.STATISTICS:
+            record(fl_ctx, LEFT, task=task, to="server", numbers=len(reply))
+            return
+        self._outbound = self._outbound or _Outbound.of_job(fl_ctx)
+        facts = self._outbound.check(task, reply)
+        anchor = record(fl_ctx, LEFT, task=task, to="server", **facts)
+        exchange.tell_anchor(reply, str(anchor))
+
+    def _record_held_back(self, why: str, fl_ctx: FLContext) -> None:
+        try:
+            record(fl_ctx, HELD_BACK, why=why)
+        except (AuditError, OncofedError) as error:
+            self.log_error(fl_ctx, str(error), fire_event=False)
+
+
+class _Outbound:
+    """What one job may send from one site, and what it sent.
+
+    Args:
+        plan: of the job.
+        federation: of the job.
+        policy: of the site.
+        ends: when the job's hours here are over, by ``time.time``; None: never.
+        sent: bytes that left before, in an earlier process.
+    """
+
+    def __init__(
+        self, plan: Plan, federation: FederationPlan, policy: Policy, ends: float | None = None, sent: int = 0
+    ) -> None:
+        self._federation, self._policy, self._ends, self._sent = federation, policy, ends, sent
+        self._classes = list(plan.task.classes.values())
+        network = plan.build_network()
+        travelling = exchanged_names(network)
+        everything = weights_of(network)
+        self._like: Weights = {n: v.to("meta") for n, v in everything.items() if n in travelling}
+        control = trained_names(network) if isinstance(federation.strategy, ScaffoldSpec) else frozenset()
+        self._extra: Weights = {f"control.{name}": everything[name].to("meta") for name in control}
+        self._norms: list[float] = []
+
+    @classmethod
+    def of_job(cls, fl_ctx: FLContext) -> _Outbound:
+        """Return it for the job of this process, from its configuration as the site was given it.
+
+        Raises:
+            PolicyError: there is no policy, or the job is none of oncofed's.
+        """
+        policy = read_policy(_local(fl_ctx))
+        if policy is None:
+            raise PolicyError("there is no policy")
+        path = Path(fl_ctx.get_prop(FLContextKey.APP_ROOT)) / "config" / "config_fed_client.json"
+        try:
+            arguments = json.loads(path.read_text(encoding="utf-8"))["executors"][0]["executor"]["args"]
+            plan, federation = Plan.model_validate(arguments["plan"]), arguments.get("federation") or {}
+        except (OSError, ValueError, KeyError, IndexError) as error:
+            raise PolicyError(f"the job does not say what it sends ({type(error).__name__})") from None
+        job = str(fl_ctx.get_job_id())
+        before = [entry for entry in audit_log(fl_ctx).entries() if entry.get("job") == job]
+        sent = sum(int(entry.get("bytes", 0)) for entry in before if entry["what"] == LEFT)
+        ends = time.time() + policy.job_hours * _SECONDS_PER_HOUR if policy.job_hours else None
+        return cls(plan, FederationPlan.model_validate(federation), policy, ends, sent)
+
+    def check(self, task: str, reply: Shareable) -> dict[str, Any]:
+        """Check one message, and return what the audit log is to say of it.
+
+        Raises:
+            PolicyError: it may not leave.
+            FederationError: its tensors are not those that the job declares.
+        """
+        message = from_shareable(reply)
+        facts: dict[str, Any] = {"bytes": exchange.bytes_of(reply)}
+        if task == TASK_PREPARE:
+            check_counts(exchange.read_numbers_message(reply), oncofed.__version__)
+        elif task == TASK_VALIDATE:
+            numbers = exchange.read_numbers_message(reply)
+            check_numbers(numbers, self._classes)
+            if withhold(numbers, self._policy.leaves.minimum_patients):
+                message.data = numbers
+                message.update_shareable(reply)
+        elif task in (TASK_TRAIN, TASK_COMBINE):
+            facts |= self._check_update(task, message, reply)
+        else:
+            raise PolicyError(f"no job of oncofed has a task {task!r}")
+        self._spend(facts["bytes"])
+        return facts
+
+    def _check_update(self, task: str, message: Any, reply: Shareable) -> dict[str, Any]:
+        tensors, cases, steps, numbers = exchange.read_update_message(reply)
+        check_numbers(numbers, self._classes)
+        if not all(isinstance(value, int) and 0 <= value < 1 << 40 for value in (cases, steps)):
+            raise PolicyError("its counts of cases and steps are not within their bounds")
+        if withhold(numbers, self._policy.leaves.minimum_patients):
+            exchange.replace_numbers(message, numbers)
+            message.update_shareable(reply)
+        if isinstance(self._federation.strategy, SwarmSpec) and not tensors:
+            return {}
+        swarm = task == TASK_COMBINE
+        kind = "native" if swarm else self._federation.exchange.update
+        update = ReceivedUpdate(tensors, self._like, kind, {} if swarm else self._extra)
+        largest = travelling_bytes(self._like, kind) + travelling_bytes(self._extra, "native")
+        allowed = (self._policy.leaves.mb_a_round or 0) * 1e6 or largest * _ALLOWANCE + _FRAMING_BYTES
+        if update.nbytes > allowed:
+            raise PolicyError(f"{update.nbytes / 1e6:.1f} MB, expected at most {allowed / 1e6:.1f}")
+        norm = _norm(update)
+        usual = statistics.median(self._norms) if len(self._norms) >= _ROUNDS_TO_KNOW else 0.0
+        if usual and norm > usual * self._policy.leaves.largest_norm:
+            raise PolicyError(f"the update is {norm / usual:.0f} times as long as this job's usual one here")
+        self._norms.append(norm)
+        return {"tensors": len(update), "digest": digest_of({name: update[name] for name in update})}
+
+    def _spend(self, size: int) -> None:
+        limit = self._policy.leaves.mb_a_job
+        if limit is not None and self._sent + size > limit * 1e6:
+            raise PolicyError(f"the job has sent {self._sent / 1e6:.1f} of {limit:g} MB")
+        if self._ends is not None and time.time() > self._ends:
+            raise PolicyError(f"the job's {self._policy.job_hours:g} hours here are over")
+        self._sent += size
+
+
+def _norm(update: Mapping[str, torch.Tensor]) -> float:
+    squares = [float(update[name].float().square().sum()) for name in update if update[name].is_floating_point()]
+    return float(sum(squares) ** 0.5)
+
+
+def _replace(reply: Shareable, other: Shareable) -> None:
+    """Make a message another one: FLARE sends the object that it has."""
+    kept = {ReservedHeaderKey.TASK_NAME: reply.get_header(ReservedHeaderKey.TASK_NAME)}
+    reply.clear()
+    reply.update(other)
+    for name, value in kept.items():
+        if value is not None:
+            reply.set_header(name, value)
+
+
+def _keep_refusal_alone(reply: Shareable) -> None:
+    """Let of a message that says that a task was not done nothing leave but that."""
+    reason = exchange.refusal_reason(reply)
+    other = exchange.refusal(str(reason), exchange.may_pass(reply))
+    other.set_return_code(reply.get_return_code())
+    _replace(reply, other)
+
+
+def _local(fl_ctx: FLContext) -> Path:
+    return Path(fl_ctx.get_prop(FLContextKey.WORKSPACE_OBJECT).get_site_config_dir())
+
+
+def _name_and_person(fl_ctx: FLContext) -> tuple[str, str | None]:
+    meta = fl_ctx.get_prop(FLContextKey.JOB_META) or {}
+    person = meta.get(JobMetaKey.SUBMITTER_NAME.value)
+    return str(meta.get(JobMetaKey.JOB_NAME.value, "")), str(person) if person else None
+
+
+def _dataset_digest(fl_ctx: FLContext, dataset: str) -> str | None:
+    """Return what tells a registered dataset from what it was before; None where it is not there."""
+    try:
+        folder = dataset_folder(_local(fl_ctx) / DATASETS_FILE, fl_ctx.get_identity_name(), dataset)
+        return hashlib.sha256((folder / "dataset.json").read_bytes()).hexdigest()
+    except (OSError, OncofedError):
+        return None

@@ -1,0 +1,1 @@
+"""What a site lets run, and what it lets leave."""

@@ -1,0 +1,106 @@
+"""A site's policy: which jobs may run here, for whom, on what, and what may leave of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError
+
+from oncofed.errors import PolicyError
+from oncofed.settings import StrictModel, first_problem
+
+POLICY_FILE = "policy.json"
+
+Patterns = Annotated[tuple[str, ...] | None, Field(min_length=1)]
+
+
+class LeavesSpec(StrictModel):
+    """What may leave of a job, beside what every job is held to: tensors and numbers that it declares, no others."""
+
+    minimum_patients: int = Field(
+        1, ge=1, le=1000, description="fewest patients behind a score; of fewer only their number leaves"
+    )
+    mb_a_round: float | None = Field(
+        None, gt=0, description="megabytes of one message at most; null: a tenth more than the job declares"
+    )
+    mb_a_job: float | None = Field(None, gt=0, description="megabytes of one job at most; null: no limit")
+    largest_norm: float = Field(
+        10.0, gt=1, le=1000, description="an update this many times as long as the job's usual one here is held back"
+    )
+
+
+class Policy(StrictModel):
+    """``policy.yaml``: a site's policy. Names may hold ``*``; null allows all."""
+
+    schema_: Literal[1] = Field(1, alias="schema", description="version of this file's format")
+    jobs: Patterns = Field(None, description="names of jobs")
+    people: Patterns = Field(None, description="who may submit, by the names of their kits")
+    datasets: Patterns = Field(None, description="which of this site's datasets may be used")
+    networks: Patterns = Field(None, description="see: oncofed job networks")
+    strategies: Patterns = Field(None, description="fedavg, fedprox, …")
+    job_hours: float | None = Field(None, gt=0, description="hours for which a job may hold this site; null: no limit")
+    leaves: LeavesSpec = LeavesSpec()
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what it says, whatever its comments and order."""
+        text = json.dumps(self.model_dump(mode="json", by_alias=True), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def refusal(self, job: JobFacts) -> str | None:
+        """Return which rule a job breaks, in words that may leave the site; None where it may run."""
+        rules: tuple[tuple[str, Patterns, str | None], ...] = (
+            ("jobs", self.jobs, job.name),
+            ("people", self.people, job.person),
+            ("datasets", self.datasets, job.dataset),
+            ("networks", self.networks, job.network),
+            ("strategies", self.strategies, job.strategy),
+        )
+        for rule, patterns, found in rules:
+            if patterns is not None and found is not None and not any(fnmatchcase(found, p) for p in patterns):
+                return f"its policy does not allow this job: {rule} has no {found!r}"
+        return None
+
+
+@dataclass(frozen=True)
+class JobFacts:
+    """What a policy asks of a job.
+
+    Attributes:
+        name: of the job.
+        person: who submitted it; None: not known yet.
+        dataset: that it trains on.
+        network: None where nothing is trained.
+        strategy: None where nothing is trained.
+    """
+
+    name: str
+    person: str | None
+    dataset: str
+    network: str | None = None
+    strategy: str | None = None
+
+
+def read_policy(folder: Path) -> Policy | None:
+    """Return the policy in force at a site; None where the folder is none of a site's kit (a simulation).
+
+    Args:
+        folder: the kit's ``local``.
+
+    Raises:
+        PolicyError: it is broken: nothing may run.
+    """
+    path = folder / POLICY_FILE
+    try:
+        return Policy.model_validate_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        raise PolicyError(f"its policy is broken ({first_problem(error)}): nothing runs there") from None
+    except (OSError, ValueError) as error:
+        raise PolicyError(f"its policy cannot be read ({type(error).__name__}): nothing runs there") from None

@@ -1,0 +1,115 @@
+"""A participant's audit log as its auditor sees it: checked against what the server kept, and exported."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader
+
+from oncofed.alliance.facts import read_facts
+from oncofed.audit import Anchor, AuditLog, Problem
+from oncofed.errors import SpecError
+from oncofed.federation.guard import ADMITTED, ANCHORED, HELD_BACK, LEFT, REFUSED
+
+_COLUMNS = ("n", "time", "who", "what")
+
+
+def site_anchors(folder: Path) -> dict[str, str]:
+    """Return, of a server's audit log, the last line of each site's own that the site told with its last answer."""
+    return {
+        str(entry["who"]): str(entry["anchor"]) for entry in AuditLog(folder).entries() if entry["what"] == ANCHORED
+    }
+
+
+def read_anchors(file: Path, participant: str) -> tuple[Anchor, ...]:
+    """Return the anchor of a participant from a file that the server's admin made.
+
+    Raises:
+        SpecError: it is no such file, or does not know the participant.
+    """
+    try:
+        anchors = json.loads(file.read_text(encoding="utf-8"))
+        return (Anchor.parse(anchors[participant]),)
+    except KeyError:
+        raise SpecError(f"{file}: it has no anchor of {participant}: the server never heard of its audit log") from None
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise SpecError(
+            f"{file}: no anchors ({type(error).__name__}). Expected a file from the server: oncofed site audit anchors"
+        ) from None
+
+
+def verify(folder: Path, anchors: Path | None) -> tuple[list[Problem], Anchor | None]:
+    """Return what is wrong with a participant's audit log, and its last line.
+
+    Args:
+        folder: the kit.
+        anchors: file of the server's; without it a tail that was cut off is not found.
+    """
+    known = read_anchors(anchors, read_facts(folder).participant) if anchors else ()
+    return AuditLog(folder).verify(known)
+
+
+def entries(folder: Path, job: str | None = None, what: str | None = None) -> list[dict[str, Any]]:
+    """Return the entries of a log, oldest first: of a job, or of one kind, where that is asked for."""
+    return [
+        entry
+        for entry in AuditLog(folder).entries()
+        if (job is None or str(entry.get("job", "")).startswith(job)) and (what is None or what in str(entry["what"]))
+    ]
+
+
+def facts_text(entry: dict[str, Any]) -> str:
+    """Return what an entry tells beside who did what and when, digests shortened."""
+    left_out = {*_COLUMNS, "hash", "previous"}
+    parts = []
+    for name, value in entry.items():
+        if name in left_out or value is None:
+            continue
+        shown = f"{value[:12]}…" if isinstance(value, str) and len(value) > 60 and value.isalnum() else value
+        parts.append(f"{name} {shown}")
+    return ", ".join(parts)
+
+
+def export_csv(folder: Path, out: Path) -> int:
+    """Write a log as CSV, one column for each fact, and return how many entries it has."""
+    rows = entries(folder)
+    columns = list(dict.fromkeys([*_COLUMNS, *(name for row in rows for name in row)]))
+    with out.open("w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, columns)
+        table.writeheader()
+        # A spreadsheet takes what begins so for a formula.
+        table.writerows({k: f"'{v}" if str(v)[:1] in "=+-@\t\r" else v for k, v in row.items()} for row in rows)
+    return len(rows)
+
+
+def export_page(folder: Path, out: Path, anchors: Path | None) -> int:
+    """Write a log as an HTML page without outside parts: what ran, what left, who allowed it; return its entries."""
+    rows = entries(folder)
+    problems, last = verify(folder, anchors)
+    jobs: dict[str, dict[str, Any]] = {}
+    for entry in rows:
+        if "job" in entry:
+            job = jobs.setdefault(entry["job"], {"id": entry["job"], "messages": 0, "bytes": 0, "held": 0})
+            if entry["what"] in (ADMITTED, REFUSED):
+                job |= {"name": entry.get("name"), "who": entry["who"], "at": entry["time"], "said": entry["what"]}
+                job |= {"rule": entry.get("rule"), "dataset": entry.get("dataset"), "code": entry.get("code")}
+                job |= {"network": entry.get("network"), "strategy": entry.get("strategy")}
+            elif entry["what"] == LEFT:
+                job["messages"] += 1
+                job["bytes"] += int(entry.get("bytes", 0))
+            elif entry["what"] == HELD_BACK:
+                job["held"] += 1
+    environment = Environment(loader=PackageLoader("oncofed.site"), autoescape=True, trim_blocks=True)
+    text = environment.get_template("audit.html").render(
+        facts=read_facts(folder),
+        jobs=list(jobs.values()),
+        rows=[(entry, facts_text(entry)) for entry in rows],
+        problems=problems,
+        last=last,
+        anchored=anchors is not None,
+    )
+    out.write_text(text, encoding="utf-8")
+    return len(rows)

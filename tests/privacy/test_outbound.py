@@ -1,0 +1,103 @@
+"""Tests of the numbers that may leave a site."""
+
+from __future__ import annotations
+
+import copy
+import errno
+import math
+import os
+from typing import Any
+
+import pytest
+
+from oncofed.errors import PolicyError
+from oncofed.privacy.outbound import check_counts, check_numbers, withhold
+
+CLASSES = ["head", "body"]
+EVALUATION: dict[str, Any] = {
+    "mean": 0.8,
+    "by_class": {"head": 0.7, "body": float("nan")},
+    "more": {"hd95_mm.head": 3.2, "surface_dice.body": 0.4, "pq": 1.0000001, "calibration_error": 0.1},
+    "interval": [0.7, 0.9],
+    "cases": 7,
+}
+NUMBERS = {
+    "loss": -3.0,
+    "train_s": 1.5,
+    "validate_s": 0.1,
+    "evaluation": EVALUATION,
+    "personal": {"mean": None, "by_class": {}, "more": {}, "interval": None, "cases": 0},
+    "update": "ab" * 32,
+    "not_kept": os.strerror(errno.ENOSPC),
+}
+COUNTS = {"train": 3, "validation": 1, "test": 0, "device": "cuda", "version": "1"}
+
+
+def _with(path: str, value: Any) -> dict[str, Any]:
+    numbers = copy.deepcopy(NUMBERS)
+    *parents, last = path.split("/")
+    inner: Any = numbers
+    for parent in parents:
+        inner = inner[parent]
+    inner[last] = value
+    return numbers
+
+
+def test_what_a_job_declares_passes() -> None:
+    check_numbers(NUMBERS, CLASSES)
+    check_numbers({}, CLASSES)
+    check_counts(COUNTS, "1")
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("patient", 1.0),
+        ("loss", "MRN-0001"),
+        ("loss", [1.0, 2.0]),
+        ("loss", True),
+        ("train_s", -1.0),
+        ("train_s", math.inf),
+        ("update", "MRN-0001"),
+        ("update", "g" * 64),
+        ("not_kept", "/data/MRN-0001: full"),
+        ("evaluation", 0.5),
+        ("evaluation/name", "x"),
+        ("evaluation/mean", 1.5),
+        ("evaluation/mean", "x"),
+        ("evaluation/cases", 1.5),
+        ("evaluation/cases", -1),
+        ("evaluation/interval", [0.1]),
+        ("evaluation/interval", (0.1, 0.2, 0.3)),
+        ("evaluation/by_class/MRN-0001", 0.5),
+        ("evaluation/by_class/head", 12345.0),
+        ("evaluation/more/MRN-0001", 0.5),
+        ("evaluation/more/dice.MRN-0001", 0.5),
+        ("evaluation/more/hd95_mm.MRN-0001", 0.5),
+        ("evaluation/more/hd95_mm.head", 1e9),
+        ("evaluation/more/pq", 19560412.0),
+    ],
+)
+def test_anything_else_is_held_back_and_the_reason_repeats_none_of_it(path: str, value: Any) -> None:
+    with pytest.raises(PolicyError) as caught:
+        check_numbers(_with(path, value), CLASSES)
+    assert "MRN" not in str(caught.value)
+    assert str(value) not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("device", "MRN-0001"), ("version", "2"), ("train", 10**9), ("train", 2.0), ("site", "x")],
+)
+def test_counts_are_counts(name: str, value: Any) -> None:
+    with pytest.raises(PolicyError):
+        check_counts({**COUNTS, name: value}, "1")
+
+
+def test_scores_of_too_few_patients_stay() -> None:
+    numbers = copy.deepcopy(NUMBERS)
+    assert not withhold(numbers, 0)
+    assert numbers["evaluation"] == NUMBERS["evaluation"]
+    assert withhold(numbers, 8)
+    assert numbers["evaluation"] == {"mean": None, "by_class": {}, "more": {}, "interval": None, "cases": 7}
+    check_numbers(numbers, CLASSES)

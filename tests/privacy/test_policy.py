@@ -1,0 +1,49 @@
+"""Tests of what a site's policy allows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from oncofed.errors import PolicyError
+from oncofed.privacy.policy import JobFacts, Policy, read_policy
+
+JOB = JobFacts("spleen", "eve@example.org", "spleen_ct", "unet", "fedavg")
+
+
+def test_without_rules_everything_may_run_and_rules_are_by_pattern() -> None:
+    assert Policy(schema=1).refusal(JOB) is None
+    allowed = Policy(
+        schema=1, jobs=("sp*",), people=("*@example.org",), datasets=("spleen_ct",), networks=("unet", "segresnet")
+    )
+    assert allowed.refusal(JOB) is None
+
+
+@pytest.mark.parametrize(
+    ("rule", "found"),
+    [
+        ("jobs", "spleen"),
+        ("people", "eve@example.org"),
+        ("datasets", "spleen_ct"),
+        ("networks", "unet"),
+        ("strategies", "fedavg"),
+    ],
+)
+def test_a_job_that_does_not_fit_is_refused_with_the_rule_named(rule: str, found: str) -> None:
+    refusal = Policy.model_validate({"schema": 1, rule: ["other", "x*"]}).refusal(JOB)
+    assert refusal == f"its policy does not allow this job: {rule} has no {found!r}"
+
+
+def test_case_counts_and_the_digest_is_of_the_meaning(tmp_path: Path) -> None:
+    assert Policy(schema=1, networks=("UNET",)).refusal(JOB)
+    one, two = Policy(schema=1, jobs=("a",)), Policy.model_validate({"jobs": ["a"], "schema": 1})
+    assert one.digest == two.digest != Policy(schema=1).digest
+
+
+def test_a_broken_policy_lets_nothing_run(tmp_path: Path) -> None:
+    assert read_policy(tmp_path) is None
+    for text in ("", "[]", '{"schema": 1, "netwroks": ["unet"]}', '{"schema": 1, "jobs": []}'):
+        (tmp_path / "policy.json").write_text(text)
+        with pytest.raises(PolicyError, match="nothing runs there"):
+            read_policy(tmp_path)

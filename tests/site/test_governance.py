@@ -1,0 +1,177 @@
+"""Tests of a site's policy, guard and audit log in a real federation of two sites."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from commands import Outcome
+from fault_lab import Lab, lab, poison
+from oncofed.alliance.kits import PRIVACY_FILE
+from oncofed.audit import AuditLog
+from oncofed.job.spec import JobSpec, parse_job
+from oncofed.job.watch import RunState
+from synthetic import JOB, make_site, write_job
+
+pytestmark = [pytest.mark.slow, pytest.mark.federation]
+
+_REASON = "the board of 3 March allows no other network"
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """A federation in which one job has ended."""
+    folder = tmp_path_factory.mktemp("governed")
+    sites = {site: make_site(folder / site, 6, seed) for seed, site in enumerate(("east", "west"))}
+    spec = parse_job(write_job(folder / "job", JOB))
+    with lab(spec, sites, folder / "lab") as running:
+        running.wait(lambda state: state.finished is not None, "the first job ends")
+        yield running
+
+
+def _run(running: Lab, spec: JobSpec) -> RunState:
+    """Submit a job and return how it ended."""
+    running.submit(spec)
+    running.wait(lambda state: state.finished is not None or _excluded(state) or state.failed, "it ends")
+    return running.look()
+
+
+def _excluded(state: RunState) -> dict[str, str]:
+    return {i["site"]: i["reason"] for i in state.incidents if i["kind"] == "excluded"}
+
+
+def _what(kit: Path) -> list[str]:
+    return [entry["what"] for entry in AuditLog(kit).entries()]
+
+
+def test_what_ran_and_left_is_recorded_at_every_site_and_its_end_is_known_to_the_server(
+    running: Lab, run: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    kits = {site: running.alliance.kit(site) for site in ("east", "west")}
+    for kit in kits.values():
+        assert _what(kit)[0] == "job admitted"
+        entries = list(AuditLog(kit).entries())
+        assert entries[0]["who"] == running.alliance.spec.engineer
+        assert (entries[0]["dataset"], entries[0]["network"], entries[0]["strategy"]) == ("balls", "unet", "fedavg")
+        left = [entry for entry in entries if entry["what"] == "message left"]
+        trained = [entry for entry in left if entry["task"] == "train"]
+        assert len(trained) == running.spec.rounds.number
+        assert all(entry["bytes"] > 1000 and len(entry["digest"]) == 64 for entry in trained)
+        assert len({entry["digest"] for entry in trained}) == len(trained)
+        assert str(kit) not in kit.joinpath("audit", "audit.jsonl").read_text()
+
+    anchors = tmp_path / "anchors.json"
+    anchors.write_text(run("site", "audit", "anchors", "--folder", running.alliance.server_kit).output)
+    assert sorted(json.loads(anchors.read_text())) == ["east", "west"]
+    verified = run("site", "audit", "verify", "--folder", kits["east"], "--anchors", anchors)
+    assert verified.status == 0, verified.text
+    assert run("site", "audit", "verify", "--folder", running.alliance.server_kit).status == 0
+
+    path = kits["east"] / "audit" / "audit.jsonl"
+    whole = path.read_text()
+    path.write_text("".join(whole.splitlines(keepends=True)[:-3]))
+    assert run("site", "audit", "verify", "--folder", kits["east"]).status == 0
+    cut = run("site", "audit", "verify", "--folder", kits["east"], "--anchors", anchors)
+    assert (cut.status, "lines are cut off at the end" in cut.text) == (3, True)
+    path.write_text(whole.replace('"task": "train"', '"task": "tried"', 1))
+    changed = run("site", "audit", "verify", "--folder", kits["east"])
+    assert (changed.status, "it was changed" in changed.text) == (3, True)
+    path.write_text(whole)
+
+
+def test_an_auditor_reads_it_as_a_table_a_file_and_a_page(
+    running: Lab, run: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    kit = running.alliance.kit("east")
+    shown = run("site", "audit", "show", "--folder", kit, "--what", "left")
+    assert "message left" in shown.text
+    assert run("site", "audit", "export", tmp_path / "log.csv", "--folder", kit).status == 0
+    rows = list(csv.DictReader((tmp_path / "log.csv").open()))
+    assert [row["what"] for row in rows] == _what(kit)
+    assert run("site", "audit", "export", tmp_path / "log.html", "--folder", kit).status == 0
+    page = (tmp_path / "log.html").read_text()
+    assert running.alliance.spec.engineer in page
+    assert "is whole" in page
+    assert run("site", "audit", "export", tmp_path / "log.pdf", "--folder", kit).status == 2
+
+
+def test_a_job_that_does_not_fit_is_refused_with_the_rule_before_any_data_is_read(
+    running: Lab, run: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    kit = running.alliance.kit("east")
+    before = json.loads((kit / "local" / "policy.json").read_text())
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("networks: [segresnet]\n")
+    changed = run("site", "policy", "edit", "--folder", kit, "--file", policy, "--reason", _REASON)
+    assert changed.status == 0, changed.text
+    assert "+networks" in changed.text
+    assert 'networks: ["segresnet"]' in run("site", "policy", "show", "--folder", kit).text
+    refused = run("site", "policy", "test", write_job(tmp_path / "job"), "--folder", kit)
+    assert (refused.status, "networks has no 'unet'" in refused.text) == (3, True), refused.text
+    try:
+        state = _run(running, running.spec)
+    finally:
+        (kit / "local" / "policy.json").write_text(json.dumps(before))
+    assert _excluded(state) == {"east": "its policy does not allow this job: networks has no 'unet'"}
+    entries = list(AuditLog(kit).entries())
+    (change,) = [entry for entry in entries if entry["what"] == "policy changed"]
+    assert (change["version"], change["reason"]) == (2, _REASON)
+    refusal = entries[-1]
+    assert (refusal["what"], refusal["rule"]) == ("job refused", _excluded(state)["east"])
+    assert refusal["policy"] == change["policy"]
+
+
+@pytest.mark.parametrize("kind", ["tensor", "metric", "text", "shape"])
+def test_what_a_job_does_not_declare_does_not_leave(running: Lab, kind: str) -> None:
+    kit = running.alliance.kit("west")
+    before = (kit / "local" / PRIVACY_FILE).read_text()
+    poison(kit, kind, guarded=True)
+    try:
+        state = _run(running, running.spec.changed({"rounds": {"quorum": 1, "deadline_s": 60.0}}))
+    finally:
+        (kit / "local" / PRIVACY_FILE).write_text(before)
+    reasons = [incident["reason"] for incident in state.incidents if incident["kind"] == "refused"]
+    assert set(reasons) == {"stopped by the site's outbound policy"}
+    assert all("west" in who["refused"] for who in state.participation.values())
+    held = [entry for entry in AuditLog(kit).entries() if entry["what"] == "message held back"]
+    assert held
+    assert "MRN" not in json.dumps(held)
+
+
+def test_where_nothing_can_be_recorded_nothing_runs(running: Lab) -> None:
+    kit = running.alliance.kit("west")
+    log = kit / "audit" / "audit.jsonl"
+    aside = log.rename(log.with_suffix(".aside"))
+    log.mkdir()
+    try:
+        state = _run(running, running.spec)
+    finally:
+        log.rmdir()
+        aside.rename(log)
+    assert _excluded(state) == {"west": "it cannot write its audit log, and runs nothing unrecorded"}
+
+
+def test_a_policy_that_cannot_be_is_said_and_changes_nothing(
+    running: Lab, run: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    kit = running.alliance.kit("west")
+    policy = tmp_path / "policy.yaml"
+    before = (kit / "local" / "policy.json").read_bytes()
+    for text, reason, said in (
+        ("netwroks: [unet]", _REASON, "netwroks"),
+        ("networks: [unte]", _REASON, "did you mean unet?"),
+        ("networks: []", _REASON, "networks"),
+        ("strategies: [fedavg2]", _REASON, "fits none of"),
+        ("leaves: {minimum_patients: 0}", _REASON, "minimum_patients"),
+        ("jobs: null", _REASON, "nothing was changed"),
+        ("jobs: [x]", "why", "expected a sentence"),
+    ):
+        policy.write_text(text + "\n")
+        outcome = run("site", "policy", "edit", "--folder", kit, "--file", policy, "--reason", reason)
+        assert (outcome.status, said in outcome.text) == (2, True), outcome.text
+    assert (kit / "local" / "policy.json").read_bytes() == before
+    assert "it has no policy" in run("site", "policy", "show", "--folder", running.alliance.server_kit).text
