@@ -38,8 +38,8 @@ class Poison(DXOFilter):
             dxo.data["patient.pixels"] = torch.rand(64, 64)
         elif self._kind in ("metric", "text"):
             numbers = dict(dxo.get_meta_prop("oncofed.numbers"))
-            told = {"metric": {"MRN-0001": 0.5}, "text": {"not_kept": "MRN-0001"}}
-            dxo.set_meta_prop("oncofed.numbers", {**numbers, **told[self._kind]})
+            numbers |= {"MRN-0001": 0.5} if self._kind == "metric" else {"not_kept": "MRN-0001"}
+            dxo.set_meta_prop("oncofed.numbers", numbers)
         elif self._kind == "cases":
             dxo.set_meta_prop("NUM_STEPS_CURRENT_ROUND", 10**6)
         elif self._kind == "stale":

@@ -127,7 +127,7 @@ def test_ctrl_c_keeps_what_was_measured_and_leaves_nothing_running(home):
 
 def test_what_cannot_be_is_said(home, run, monkeypatch):
     for arguments, status, said in (
-        (("run", "trian_step"), 2, "no suite 'trian_step'; expected all, or some of: bad, killed, long, train_step"),
+        (("run", "traim_step"), 2, "no suite 'traim_step'; expected all, or some of: bad, killed, long, train_step"),
         (("run", "train_step", "--device", "cuda"), 2, "finds no CUDA GPU here"),
         (("compare", "last", "previous"), 2, "holds 0 runs"),
         (("report",), 2, "holds no results"),

@@ -43,7 +43,7 @@ def test_case_counts_and_the_digest_is_of_the_meaning(tmp_path: Path) -> None:
 
 def test_a_broken_policy_lets_nothing_run(tmp_path: Path) -> None:
     assert read_policy(tmp_path) is None
-    for text in ("", "[]", '{"schema": 1, "netwroks": ["unet"]}', '{"schema": 1, "jobs": []}'):
+    for text in ("", "[]", '{"schema": 1, "network_s": ["unet"]}', '{"schema": 1, "jobs": []}'):
         (tmp_path / "policy.json").write_text(text)
         with pytest.raises(PolicyError, match="nothing runs there"):
             read_policy(tmp_path)

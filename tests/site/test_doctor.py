@@ -25,6 +25,7 @@ from oncofed import gpus
 from oncofed.alliance.facts import read_facts
 from oncofed.alliance.kits import provision
 from oncofed.alliance.spec import AllianceSpec
+from oncofed.audit import AuditLog
 from oncofed.job.spec import JobSpec
 from oncofed.site import doctor
 from oncofed.site.check import Check
@@ -236,3 +237,19 @@ def test_the_command_prints_and_exits(kits: dict[str, Path], run: Callable[..., 
     assert shown.status == 1
     assert "fail server" in shown.text
     assert run("site", "doctor", "--server", "nonsense").status == 2
+
+
+def test_a_site_without_its_guard_or_with_a_changed_audit_log_is_not_well(kits: dict[str, Path]) -> None:
+    found = _found(examine(kits["east"]))
+    assert (found["policy"].state, found["audit log"].state) == ("ok", "ok")
+    log = AuditLog(kits["east"])
+    log.write("policy changed", version=2)
+    log.path.write_text(log.path.read_text().replace('"version": 2', '"version": 1'))
+    privacy = kits["east"] / "local" / "privacy.json"
+    privacy.write_text(json.dumps({**json.loads(privacy.read_text()), "components": []}))
+    found = _found(examine(kits["east"]))
+    assert found["policy"].found == "nothing looks at what leaves this site"
+    assert "line 1: it was changed" in found["audit log"].found
+    (kits["east"] / "local" / "policy.json").write_text("{")
+    assert "nothing runs there" in _found(examine(kits["east"]))["policy"].found
+    assert "policy" not in _found(examine(kits["localhost"]))

@@ -65,7 +65,7 @@ def test_what_ran_and_left_is_recorded_at_every_site_and_its_end_is_known_to_the
         assert str(kit) not in kit.joinpath("audit", "audit.jsonl").read_text()
 
     anchors = tmp_path / "anchors.json"
-    anchors.write_text(run("site", "audit", "anchors", "--folder", running.alliance.server_kit).output)
+    run("site", "audit", "anchors", "--folder", running.alliance.server_kit, "--out", anchors)
     assert sorted(json.loads(anchors.read_text())) == ["east", "west"]
     verified = run("site", "audit", "verify", "--folder", kits["east"], "--anchors", anchors)
     assert verified.status == 0, verified.text
@@ -162,7 +162,7 @@ def test_a_policy_that_cannot_be_is_said_and_changes_nothing(
     policy = tmp_path / "policy.yaml"
     before = (kit / "local" / "policy.json").read_bytes()
     for text, reason, said in (
-        ("netwroks: [unet]", _REASON, "netwroks"),
+        ("network_s: [unet]", _REASON, "network_s"),
         ("networks: [unte]", _REASON, "did you mean unet?"),
         ("networks: []", _REASON, "networks"),
         ("strategies: [fedavg2]", _REASON, "fits none of"),

@@ -27,13 +27,13 @@ from oncofed.errors import FederationError
 from oncofed.privacy.policy import POLICY_FILE, Policy
 from oncofed.processes import end_with_parent
 
-_GUARD = "oncofed.federation.guard.OutboundGuard"
+GUARD = "oncofed.federation.guard.OutboundGuard"
 PRIVACY_FILE = "privacy.json"
 # FLARE adds a site's own components to a job's process where the site has a scope of privacy, even an empty one.
 _GUARDED = {
     "scopes": [{"name": "oncofed"}],
     "default_scope": "oncofed",
-    "components": [{"id": "guard", "path": _GUARD, "args": {}}],
+    "components": [{"id": "guard", "path": GUARD, "args": {}}],
 }
 
 PublicKeys = Mapping[str, rsa.RSAPublicKey]
@@ -49,7 +49,7 @@ APPROVED_CLASSES = (
     "nvflare.app_common.executors.statistics.statistics_executor.StatisticsExecutor",
     "nvflare.app_common.filters.statistics_privacy_filter.StatisticsPrivacyFilter",
     # FLARE builds what a site adds of its own under the same list.
-    _GUARD,
+    GUARD,
 )
 
 # A site whose parent process vanished without a word is dropped after this many seconds (FLARE: ten minutes).

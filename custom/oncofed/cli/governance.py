@@ -167,11 +167,18 @@ def export(
 
 
 @audit_app.command("anchors")
-def show_anchors(folder: Folder = Path()) -> None:
-    """At the server: print the last line of each site's log that the server heard of, for verify --anchors there."""
+def show_anchors(
+    folder: Folder = Path(),
+    out: Annotated[Path | None, typer.Option("--out", help="File to write; else they are printed.")] = None,
+) -> None:
+    """At the server: give the last line of each site's log that the server heard of, for verify --anchors there."""
     from oncofed.site.auditing import site_anchors
 
-    typer.echo(jsonlib.dumps(site_anchors(folder), indent=2))
+    text = jsonlib.dumps(site_anchors(folder), indent=2)
+    if out is None:
+        typer.echo(text)
+    else:
+        out.write_text(text + "\n", encoding="utf-8")
 
 
 def _edited(folder: Path, reason: str) -> tuple[Policy, int]:

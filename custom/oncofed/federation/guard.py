@@ -120,7 +120,7 @@ class OutboundGuard(FLComponent):
 
     def __init__(self) -> None:
         super().__init__()
-        self._outbound: _Outbound | None = None
+        self._outbound: Outbound | None = None
         self._stopped = ""
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
@@ -151,7 +151,7 @@ class OutboundGuard(FLComponent):
         if from_shareable(reply).data_kind == DataKind.STATISTICS:
             record(fl_ctx, LEFT, task=task, to="server", numbers=len(reply))
             return
-        self._outbound = self._outbound or _Outbound.of_job(fl_ctx)
+        self._outbound = self._outbound or Outbound.of_job(fl_ctx)
         facts = self._outbound.check(task, reply)
         anchor = record(fl_ctx, LEFT, task=task, to="server", **facts)
         exchange.tell_anchor(reply, str(anchor))
@@ -163,7 +163,7 @@ class OutboundGuard(FLComponent):
             self.log_error(fl_ctx, str(error), fire_event=False)
 
 
-class _Outbound:
+class Outbound:
     """What one job may send from one site, and what it sent.
 
     Args:
@@ -188,7 +188,7 @@ class _Outbound:
         self._norms: list[float] = []
 
     @classmethod
-    def of_job(cls, fl_ctx: FLContext) -> _Outbound:
+    def of_job(cls, fl_ctx: FLContext) -> Outbound:
         """Return it for the job of this process, from its configuration as the site was given it.
 
         Raises:

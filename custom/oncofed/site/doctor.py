@@ -27,13 +27,17 @@ import oncofed
 from oncofed.alliance.authority import fingerprint
 from oncofed.alliance.contents import CONSTRAINTS_FILE
 from oncofed.alliance.facts import KitFacts, read_facts
+from oncofed.alliance.kits import GUARD, PRIVACY_FILE
 from oncofed.alliance.sealing import ROOT_FILE, changed_files
 from oncofed.alliance.site_settings import read_settings
+from oncofed.audit import AuditLog
 from oncofed.errors import FederationError, OncofedError
 from oncofed.gpus import read_gpus
+from oncofed.privacy.policy import read_policy
 from oncofed.proxy import open_tunnel, parse_proxy
 from oncofed.site.check import Check
 from oncofed.site.datasets import look_at_datasets
+from oncofed.site.policies import policy_versions
 from oncofed.site.service import is_own, readable_by_others, require_free_port, service_state
 from oncofed.training import Plan
 
@@ -76,7 +80,10 @@ def examine(
             lambda: _permissions(folder),
             lambda: _certificate(folder, known),
             lambda: _settings(folder, known, jobs),
+            lambda: _audit(folder),
         ]
+        if facts.kind == "site":
+            looks.append(lambda: _policy(folder))
     if facts and facts.kind == "server":
         known = facts
         looks.append(lambda: _own_port(folder, known))
@@ -316,6 +323,31 @@ def _settings(folder: Path, facts: KitFacts, jobs: Mapping[str, Plan]) -> Iterat
         return
     datasets = {name: folder / path for name, path in settings.datasets.items()}
     yield from look_at_datasets(datasets, jobs)
+
+
+def _policy(folder: Path) -> Iterator[Check]:
+    try:
+        policy = read_policy(folder / "local")
+        guarded = GUARD in (folder / "local" / PRIVACY_FILE).read_text(encoding="utf-8")
+    except (OncofedError, OSError) as error:
+        yield Check("policy", "fail", str(error), "open the kit again, or: oncofed site policy edit")
+        return
+    if policy is None:
+        yield Check("policy", "fail", "there is none: nothing leaves", "ask the alliance for a new kit")
+    elif not guarded:
+        advice = f"put the component {GUARD} back into local/{PRIVACY_FILE}"
+        yield Check("policy", "fail", "nothing looks at what leaves this site", advice)
+    else:
+        yield Check("policy", "ok", f"version {max(len(policy_versions(folder)), 1)}, digest {policy.digest[:12]}")
+
+
+def _audit(folder: Path) -> Iterator[Check]:
+    problems, last = AuditLog(folder).verify()
+    if problems:
+        advice = "find out who changed it: oncofed site audit verify"
+        yield Check("audit log", "fail", f"line {problems[0].line}: {problems[0].what}", advice)
+    else:
+        yield Check("audit log", "ok", f"{last.number} entries, none changed" if last else "no entries yet")
 
 
 def _own_port(folder: Path | None, facts: KitFacts) -> Iterator[Check]:
