@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from commands import Outcome
 from fault_lab import Lab, lab, poison
+from oncofed.alliance.authority import Authority
 from oncofed.alliance.kits import PRIVACY_FILE
 from oncofed.audit import AuditLog
 from oncofed.job.spec import JobSpec, parse_job
@@ -175,3 +178,45 @@ def test_a_policy_that_cannot_be_is_said_and_changes_nothing(
         assert (outcome.status, said in outcome.text) == (2, True), outcome.text
     assert (kit / "local" / "policy.json").read_bytes() == before
     assert "it has no policy" in run("site", "policy", "show", "--folder", running.alliance.server_kit).text
+
+
+def test_a_model_says_where_it_comes_from_and_the_server_vouches_for_it(
+    running: Lab, run: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    _run(running, running.spec)
+    kit = running.alliance.kit(running.alliance.spec.engineer)
+    models = running.alliance.server_kit / "oncofed" / running.job.id / "models"
+    (tmp_path / "model").mkdir()
+    shutil.copy(models / "best.safetensors", tmp_path / "model" / "model.safetensors")
+    shutil.copy(models / "provenance.json", tmp_path)
+    verified = run("report", "verify", tmp_path, "--kit", kit)
+    assert verified.status == 0, verified.text
+    told = json.loads(run("report", "verify", tmp_path, "--kit", kit, "--json").output)
+    assert (told["job"], told["submitted_by"], told["rounds"]) == ("balls", running.alliance.spec.engineer, 2)
+    assert sorted(told["sites"]) == ["east", "west"]
+    east = told["sites"]["east"]
+    admitted = next(entry for entry in AuditLog(running.alliance.kit("east")).entries())
+    assert (east["dataset"], east["policy"]) == (admitted["dataset_digest"], admitted["policy"])
+
+    path = tmp_path / "provenance.json"
+    content = json.loads(path.read_text())
+    for change, said in (
+        ({"provenance": {**content["provenance"], "rounds": 99}}, "changed after the server signed it"),
+        ({"signature": None}, "it is not signed"),
+        ({"certificate": (kit / "startup" / "client.crt").read_text()}, "changed after the server signed it"),
+        ({"certificate": "x"}, "certificate or signature is broken"),
+    ):
+        path.write_text(json.dumps({**content, **change}))
+        outcome = run("report", "verify", tmp_path, "--kit", kit)
+        assert (outcome.status, said in outcome.text) == (3, True), outcome.text
+    path.write_text(json.dumps(content))
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    name = next(iter(weights))
+    save_file({**weights, name: weights[name] + 1e-6}, tmp_path / "model" / "model.safetensors")
+    outcome = run("report", "verify", tmp_path, "--kit", kit)
+    assert (outcome.status, "not those that it was written for" in outcome.text) == (3, True)
+    other = tmp_path / "kit" / "startup"
+    other.mkdir(parents=True)
+    (other / "rootCA.pem").write_bytes(Authority.new("another").certificate_pem)
+    assert "not of this alliance" in run("report", "verify", tmp_path, "--kit", tmp_path / "kit").text
+    assert run("report", "verify", tmp_path / "nowhere" / "model.safetensors", "--kit", kit).status == 2

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from oncofed import __version__
-from oncofed.cli import alliance, bench, data, demo, job, site
+from oncofed.cli import alliance, bench, data, demo, job, report, site
 from oncofed.cli.common import fail, options
 from oncofed.errors import OncofedError
 
@@ -23,6 +23,7 @@ app.add_typer(job.app, name="job")
 app.add_typer(data.app, name="data")
 app.add_typer(alliance.app, name="alliance")
 app.add_typer(site.app, name="site")
+app.add_typer(report.app, name="report")
 app.add_typer(bench.app, name="bench")
 app.command("demo")(demo.demo)
 

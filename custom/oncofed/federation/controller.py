@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
+import json
 import math
 import random
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_constant import FLContextKey, ReservedKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.impl.controller import Controller
+from nvflare.apis.job_def import JobMetaKey
 from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
 from nvflare.apis.wf_comm_spec import WFCommSpec
@@ -38,6 +42,7 @@ from oncofed.federation.exchange import TASK_COMBINE, TASK_PREPARE, TASK_TRAIN, 
 from oncofed.federation.folders import hand_over, initial_model, note_end, sole_owner, state_folder
 from oncofed.federation.gate import list_and_root, read_revoked
 from oncofed.federation.memory import Memory, read_memory, write_memory
+from oncofed.federation.provenance import PROVENANCE_FILE, write_provenance
 from oncofed.federation.rounds import Round
 from oncofed.federation.selection import has_stalled, selected_score
 from oncofed.federation.spec import CyclicSpec, FedBuffSpec, FederationPlan, SwarmSpec
@@ -82,7 +87,8 @@ class FederatedTraining(Controller):
         self._desk = Desk()
         self._held = contextlib.ExitStack()
         self._log: EventLog | None = None
-        self._state = Path()
+        self._state = self._startup = Path()
+        self._of_job: dict[str, Any] = {}
         self._before: set[str] = set()
         self._cases: dict[str, dict[str, Any]] = {}
         self._told_lost: set[str] = set()
@@ -101,6 +107,11 @@ class FederatedTraining(Controller):
         self._held.enter_context(sole_owner(self._state))
         (self._state / MODELS_FOLDER).mkdir(parents=True, exist_ok=True)
         self._log = EventLog(self._state / EVENTS_FILE)
+        workspace = fl_ctx.get_prop(FLContextKey.WORKSPACE_OBJECT)
+        self._startup = Path(workspace.get_root_dir()) / "startup"
+        meta = fl_ctx.get_prop(FLContextKey.JOB_META) or {}
+        named = {"job": JobMetaKey.JOB_NAME, "submitted_by": JobMetaKey.SUBMITTER_NAME}
+        self._of_job = {"id": str(fl_ctx.get_job_id()), **{k: meta.get(name.value) for k, name in named.items()}}
         self._offload = setup_tensor_disk_offload(fl_ctx.get_engine(), True, str(fl_ctx.get_job_id()))
 
     def stop_controller(self, fl_ctx: FLContext) -> None:
@@ -168,6 +179,7 @@ class FederatedTraining(Controller):
         self._prepare()
         if self._evaluate_only:
             self._store(memory.model, 0)
+            self._vouch(memory.model, 0, 0)
             self._test(memory.model, 0, None)
             return
         for number in range(memory.round + 1, federation.rounds.number + 1):
@@ -180,7 +192,26 @@ class FederatedTraining(Controller):
         matrix = self._cross_site(memory) if federation.evaluation.cross_site else None
         memory.model = {}  # the last one; the best may be another, and one of them is enough to hold
         best = load_file(self._state / MODELS_FOLDER / BEST_MODEL)
+        self._vouch(best, memory.round, memory.best_round)
         self._test(best, memory.best_round, memory.best_score, matrix)
+
+    def _vouch(self, model: Weights, rounds: int, best_round: int) -> None:
+        """Write where the model comes from, beside it."""
+        known = ("train", "validation", "test", "dataset", "policy")
+        sites = {s: {k: v for k, v in self._cases[s].items() if k in known} for s in sorted(self._cases)}
+        settings = {"plan": self._plan.model_dump(mode="json"), "federation": self._federation.model_dump(mode="json")}
+        facts = {
+            **self._of_job,
+            "settings": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
+            "network": self._plan.model.network,
+            "strategy": self._federation.strategy.name,
+            "seed": self._plan.seed,
+            "rounds": rounds,
+            "best_round": best_round,
+            "ended": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "sites": sites,
+        }
+        write_provenance(self._state / MODELS_FOLDER / PROVENANCE_FILE, model, facts, self._startup)
 
     def _initial(self, built: Weights) -> Weights:
         """Return the weights that the job brings along, or else those that its seed gives."""

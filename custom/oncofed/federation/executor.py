@@ -38,7 +38,7 @@ from oncofed.federation.compression import Compressor
 from oncofed.federation.datasets import DATASETS_FILE, dataset_folder
 from oncofed.federation.exchange import TASK_COMBINE, TASK_PREPARE, TASK_TRAIN, TASK_VALIDATE
 from oncofed.federation.folders import initial_model, sole_owner, state_folder
-from oncofed.federation.guard import LEFT, admit, record
+from oncofed.federation.guard import LEFT, admit, dataset_digest, record
 from oncofed.federation.sharing import gpu_turn
 from oncofed.federation.site_report import ENDED, WAITING, SiteReport
 from oncofed.federation.site_state import SiteState
@@ -173,7 +173,9 @@ class SiteExecutor(Executor):
         if told:
             self.log_warning(fl_ctx, f"the server did not take this site's last update: {told}", fire_event=False)
         if task_name == TASK_PREPARE:
-            return exchange.numbers_message(_counts(self._trainer))
+            policy = self._policy.digest if self._policy else None
+            digests = {"dataset": dataset_digest(fl_ctx, self._plan.data.dataset), "policy": policy}
+            return exchange.numbers_message({**_counts(self._trainer), **digests})
         if task_name == TASK_TRAIN:
             return self._train(self._trainer, shareable, fl_ctx, abort_signal)
         if task_name == TASK_VALIDATE:

@@ -70,7 +70,7 @@ def admit(fl_ctx: FLContext, dataset: str, network: str | None = None, strategy:
         REFUSED if reason else ADMITTED,
         name=facts.name,
         dataset=dataset,
-        dataset_digest=_dataset_digest(fl_ctx, dataset),
+        dataset_digest=dataset_digest(fl_ctx, dataset),
         network=network,
         strategy=strategy,
         code=f"oncofed {oncofed.__version__}",
@@ -299,7 +299,7 @@ def _name_and_person(fl_ctx: FLContext) -> tuple[str, str | None]:
     return str(meta.get(JobMetaKey.JOB_NAME.value, "")), str(person) if person else None
 
 
-def _dataset_digest(fl_ctx: FLContext, dataset: str) -> str | None:
+def dataset_digest(fl_ctx: FLContext, dataset: str) -> str | None:
     """Return what tells a registered dataset from what it was before; None where it is not there."""
     try:
         folder = dataset_folder(_local(fl_ctx) / DATASETS_FILE, fl_ctx.get_identity_name(), dataset)

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from oncofed.data.cases import Case, Cases, Usable, pool_cases, usable_cases
 from oncofed.errors import DataError, FederationError, OncofedError
 from oncofed.federation.events import BEST_MODEL, MODELS_FOLDER, EventReader
+from oncofed.federation.provenance import PROVENANCE_FILE
 from oncofed.job import backends
 from oncofed.job.backends import Running
 from oncofed.job.flare import export_job
@@ -163,6 +164,7 @@ class Run:
                     pool.start(self._baselines())
                 best = running.fetch() / MODELS_FOLDER / BEST_MODEL
                 shutil.copy(best, model / "model.safetensors")
+                shutil.copy(best.with_name(PROVENANCE_FILE), self.folder / PROVENANCE_FILE)
             state = view.state
             result.timing.startup_s = (state.started or started) - started + (state.ready_s or 0)
             result.timing.federation_s = ended - started

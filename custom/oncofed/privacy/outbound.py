@@ -30,7 +30,7 @@ def check_counts(numbers: Mapping[str, Any], version: str) -> None:
     """Check what a site says of its data before the first round.
 
     Args:
-        numbers: ``train``, ``validation``, ``test``, ``device``, ``version``.
+        numbers: ``train``, ``validation``, ``test``, ``device``, ``version``; digests ``dataset`` and ``policy``.
         version: of oncofed.
 
     Raises:
@@ -44,6 +44,8 @@ def check_counts(numbers: Mapping[str, Any], version: str) -> None:
             "test": _is_count,
             "device": lambda value: value in ("cpu", "cuda"),
             "version": lambda value: value == version,
+            "dataset": lambda value: value is None or _is_digest(value),
+            "policy": lambda value: value is None or _is_digest(value),
         },
     )
 

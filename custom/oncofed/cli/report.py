@@ -1,0 +1,82 @@
+"""``oncofed report``: what a run left, looked at again."""
+
+from __future__ import annotations
+
+import json as jsonlib
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from oncofed.cli.common import escape
+from oncofed.errors import SpecError
+
+app = typer.Typer(help="What a run left: where its model comes from.", no_args_is_help=True)
+
+
+@app.command()
+def verify(
+    model: Annotated[
+        Path, typer.Argument(help="A run's folder, or its model.safetensors with provenance.json near it.")
+    ],
+    kit: Annotated[Path, typer.Option("--kit", help="Your startup kit, which holds the alliance's certificate.")],
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say which sites, data, rounds and versions made a model, and whether the alliance's server vouches for it.
+
+    Exit status 0 where it does, 3 where not.
+    """
+    from cryptography import x509
+
+    from oncofed.federation.provenance import problems_of, read_provenance
+
+    weights, provenance = _files(model)
+    root = kit / "startup" / "rootCA.pem"
+    if not root.is_file():
+        raise SpecError(f"{root} is missing: expected a startup kit of the alliance")
+    signed = read_provenance(provenance)
+    problems = problems_of(signed, weights, x509.load_pem_x509_certificate(root.read_bytes()))
+    if json:
+        typer.echo(jsonlib.dumps({**signed["provenance"], "verified": not problems, "problems": problems}, indent=2))
+    else:
+        _show(signed["provenance"], problems)
+    if problems:
+        raise typer.Exit(3)
+
+
+def _files(model: Path) -> tuple[Path, Path]:
+    from oncofed.federation.provenance import PROVENANCE_FILE
+
+    weights = model / "model" / "model.safetensors" if model.is_dir() else model
+    places = [folder / PROVENANCE_FILE for folder in (weights.parent, weights.parent.parent)]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        raise SpecError(f"{weights}: no {PROVENANCE_FILE} beside it or in the folder above. Expected a fetched run")
+    return weights, found
+
+
+def _show(provenance: dict[str, object], problems: list[str]) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    table = Table(box=SIMPLE, show_header=False, pad_edge=False)
+    for name, value in provenance.items():
+        if name not in ("schema", "sites"):
+            table.add_row(name, escape(str(value) if not isinstance(value, dict) else _joined(value)))
+    console.print(table)
+    sites = provenance.get("sites")
+    if isinstance(sites, dict) and sites:
+        columns = list(dict.fromkeys(key for facts in sites.values() for key in facts))
+        table = Table("site", *columns, box=SIMPLE, pad_edge=False)
+        for site, facts in sites.items():
+            table.add_row(site, *(escape(str(facts.get(key, ""))[:20]) for key in columns))
+        console.print(table)
+    for problem in problems:
+        console.print(f"[red]not verified:[/] {escape(problem)}")
+    if not problems:
+        console.print("[green]verified:[/] the alliance's server signed it, and the weights are these")
+
+
+def _joined(values: dict[str, object]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())
