@@ -19,7 +19,8 @@ from oncofed.federation.launchers import SiteJobLauncher
 
 _PROGRAM = """
 import json, os, pathlib, sys
-seen = {"arguments": sys.argv[1:], "secret": os.environ["SECRET"], "main": __name__, "input": sys.stdin.read()}
+seen = {"parent": os.getppid()}
+seen |= {"arguments": sys.argv[1:], "secret": os.environ["SECRET"], "main": __name__, "input": sys.stdin.read()}
 seen["shown"] = pathlib.Path("/proc/self/cmdline").read_text() + pathlib.Path("/proc/self/environ").read_text()
 pathlib.Path(sys.argv[1]).write_text(json.dumps(seen))
 sys.exit(3)
@@ -46,6 +47,7 @@ def test_a_job_is_a_fork_that_becomes_what_it_is_told_and_shows_no_secret(launch
     assert handle.wait() == handle.poll() == 3
     seen = json.loads((tmp_path / "out.json").read_text())
     assert seen["arguments"] == [str(tmp_path / "out.json")]
+    assert seen["parent"] == os.getpid(), "FLARE ends a job's process with this one"
     assert (seen["main"], seen["secret"], seen["input"]) == ("__main__", "a-token-of-the-server", "")
     assert "a-token-of-the-server" not in seen["shown"]
 

@@ -48,8 +48,6 @@ APPROVED_CLASSES = (
     "oncofed.federation.profile.SmallCounts",
     "nvflare.app_common.executors.statistics.statistics_executor.StatisticsExecutor",
     "nvflare.app_common.filters.statistics_privacy_filter.StatisticsPrivacyFilter",
-    # FLARE builds what a site adds of its own under the same list.
-    GUARD,
 )
 
 # A site whose parent process vanished without a word is dropped after this many seconds (FLARE: ten minutes).
@@ -269,7 +267,8 @@ def keep_storage_inside(server_kit: Path) -> None:
 
 def _restrict_resources(resources: dict[str, Any]) -> None:
     resources["class_list_enforcement_mode"] = "enforce"
-    resources["class_allow_list"] = list(APPROVED_CLASSES)
+    # FLARE builds what a site adds of its own under the same list.
+    resources["class_allow_list"] = [*APPROVED_CLASSES, GUARD]
     resources["allow_log_streaming"] = False
     streams = {"site_log_streamer", "log_receiver"}
     resources["components"] = [c for c in resources["components"] if c["id"] not in streams]

@@ -55,8 +55,8 @@ def order(module: str, arguments: list[str], environment: dict[str, str]) -> byt
         arguments: of the program.
         environment: all of its environment variables.
     """
-    line = {"module": module, "arguments": arguments, "environment": environment, "folder": str(Path.cwd())}
-    return json.dumps(line).encode() + b"\n"
+    line = {"module": module, "arguments": arguments, "environment": environment}
+    return json.dumps({**line, "folder": str(Path.cwd()), "parent": os.getpid()}).encode() + b"\n"
 
 
 class Template:
@@ -169,6 +169,9 @@ def main() -> None:
         name_process(JOB_PROCESS)
         told = json.loads(line)
         os.chdir(told.pop("folder"))
+        # FLARE's process of a job ends when its parent does: that is who asked for it, not what it is a fork of.
+        parent = told.pop("parent")
+        os.getppid = lambda: parent
         become(**told)
 
 
