@@ -11,6 +11,7 @@ import logging
 import statistics
 import time
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -206,7 +207,9 @@ class Outbound:
         job = str(fl_ctx.get_job_id())
         before = [entry for entry in audit_log(fl_ctx).entries() if entry.get("job") == job]
         sent = sum(int(entry.get("bytes", 0)) for entry in before if entry["what"] == LEFT)
-        ends = time.time() + policy.job_hours * _SECONDS_PER_HOUR if policy.job_hours else None
+        admitted = next((entry["time"] for entry in before if entry["what"] == ADMITTED), None)
+        begun = datetime.fromisoformat(admitted).timestamp() if admitted else time.time()
+        ends = begun + policy.job_hours * _SECONDS_PER_HOUR if policy.job_hours else None
         return cls(plan, FederationPlan.model_validate(federation), policy, ends, sent)
 
     def check(self, task: str, reply: Shareable) -> dict[str, Any]:
