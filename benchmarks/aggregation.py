@@ -18,6 +18,7 @@ from nvflare.app_common.aggregators.weighted_aggregation_helper import WeightedA
 
 from oncofed.bench.harness import Bench, Program, Settings
 from oncofed.bench.results import Beside, Limit, Target
+from oncofed.federation.heap import trim_heap
 from oncofed.federation.strategies import STRATEGIES, Strategy, Update
 from peak import Peak
 
@@ -115,6 +116,7 @@ def _memory(bench: Bench, name: str, programs: dict[str, Program], size: int, se
     peaks = {}
     for who, program in programs.items():
         gc.collect()
+        trim_heap()  # what was freed before would be used again, and not be seen
         with Peak(every=0.001) as peak:
             before = peak.most
             program()

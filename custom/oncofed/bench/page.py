@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import astuple
 from pathlib import Path
 
 import matplotlib
@@ -29,7 +30,7 @@ def write_page(runs: Sequence[BenchmarkRun], path: Path) -> None:
     """
     environment = Environment(loader=PackageLoader("oncofed.bench"), autoescape=True, trim_blocks=True)
     sections = [_section(group) for group in by_machine(runs)]
-    text = environment.get_template("page.html").render(sections=sections, headings=HEADINGS)
+    text = environment.get_template("page.html").render(sections=sections)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
 
@@ -39,11 +40,17 @@ def _section(runs: Sequence[BenchmarkRun]) -> dict[str, object]:
     suites = []
     for of, suite in newest(runs):
         measured = [figure for figure in suite.figures if figure.samples]
+        rows = [(figure, astuple(row)) for figure in suite.figures for row in rows_of(figure)]
+        # A column in which no row has anything is left out.
+        shown = [n for n in range(len(HEADINGS)) if any(cells[n] for _, cells in rows)]
         suites.append(
             {
                 "suite": suite,
                 "run": of,
-                "rows": [(figure, row) for figure in suite.figures for row in rows_of(figure)],
+                "headings": [HEADINGS[n] for n in shown],
+                "rows": [
+                    (figure, [(HEADINGS[n], cells[n].replace("**", "")) for n in shown]) for figure, cells in rows
+                ],
                 "notes": [figure for figure in suite.figures if figure.note],
                 "bars": svg(_bars(measured)) if any(figure.baseline or figure.limit for figure in measured) else "",
                 "history": _history(runs, suite.name, measured),

@@ -83,11 +83,12 @@ def short_row(figure: Figure) -> tuple[str, ...]:
 
 
 def by_machine(runs: Sequence[BenchmarkRun]) -> list[list[BenchmarkRun]]:
-    """Return runs, oldest first, in groups of one machine and kind; the quick ones come last."""
+    """Return runs, oldest first, in groups of a machine and kind: who measured last comes first, quick runs last."""
     groups: dict[tuple[str, bool], list[BenchmarkRun]] = defaultdict(list)
     for run in runs:
         groups[run.machine, run.quick].append(run)
-    return sorted(groups.values(), key=lambda group: (group[-1].quick, group[-1].started))
+    newest_first = sorted(groups.values(), key=lambda group: group[-1].started, reverse=True)
+    return sorted(newest_first, key=lambda group: group[-1].quick)
 
 
 def newest(runs: Sequence[BenchmarkRun]) -> list[tuple[BenchmarkRun, SuiteResult]]:
