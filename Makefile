@@ -28,7 +28,7 @@ demo: $(VENV)/demo.installed ## four hospitals train one model, on this machine 
 	@$(BIN)/oncofed demo
 
 test: $(VENV)/dev.installed ## all tests, real federations among them
-	@$(BIN)/python -m pytest --numprocesses 4 --dist loadfile
+	@$(BIN)/python -m pytest --numprocesses 4 --dist loadgroup
 
 check: $(VENV)/dev.installed ## style, format, types, spelling, who may import whom
 	@$(BIN)/ruff check .

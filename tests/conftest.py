@@ -73,9 +73,19 @@ def real_data() -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked ``gpu`` where there is none."""
-    if torch.cuda.is_available():
-        return
+    """Skip tests marked ``gpu`` where there is none; begin with the slow ones, and say which need one worker together.
+
+    Slow tests that share nothing with their file's others go to any worker, so that no worker ends long after the rest.
+    """
+    items.sort(key=lambda item: "slow" not in item.keywords)
     for item in items:
-        if "gpu" in item.keywords:
+        if "slow" not in item.keywords or _shares_a_fixture(item):
+            item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(_ROOT))))
+        if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU; torch finds none"))
+
+
+def _shares_a_fixture(item: pytest.Item) -> bool:
+    """Return whether a test uses what is made once for its whole file."""
+    definitions = getattr(item, "_fixtureinfo").name2fixturedefs  # noqa: B009 - pytest has no public name for it
+    return any(found.scope == "module" for several in definitions.values() for found in several)

@@ -30,27 +30,27 @@ def alliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalAlliance
 @pytest.mark.timeout(300)
 def test_the_laptop_may_be_closed(alliance: LocalAlliance, tmp_path: Path) -> None:
     kit = ("--kit", alliance.kit(alliance.spec.engineer))
-    job = write_job(tmp_path / "long", JOB.replace("number: 2", "number: 120").replace("round: 4", "round: 20"))
+    job = write_job(tmp_path / "long", JOB.replace("number: 2", "number: 50").replace("round: 4", "round: 20"))
     submitted = oncofed("job", "submit", job, *kit, "--json", home=tmp_path)
     job_id = json.loads(submitted.stdout)["id"]
 
     log = tmp_path / "watched.txt"
     with started("job", "watch", job_id, *kit, "--workspace", tmp_path / "workspace", log=log) as watching:
-        wait_for(lambda: "/120  " in log.read_text(), "a round is shown")
+        wait_for(lambda: "/50  " in log.read_text(), "a round is shown")
         press_ctrl_c(watching)
         assert watching.wait(30) == 130
     assert f"The job runs on. Watch it again with: oncofed job watch {job_id}" in log.read_text()
 
     watched = oncofed("job", "watch", job_id, *kit, home=tmp_path)
     assert watched.returncode == 0, watched.stderr
-    assert "round 120/120" in watched.stdout
+    assert "round 50/50" in watched.stdout
     assert f"COMPLETED. Fetch its result with: oncofed job fetch {job_id}" in watched.stdout
 
     fetched = oncofed("job", "fetch", job_id, *kit, home=tmp_path)
     assert fetched.returncode == 0, fetched.stderr
     folder = tmp_path / "workspace" / "runs" / job_id
     result = read_result(folder)
-    assert (result.status, result.rounds, sorted(result.sites)) == ("completed", 120, ["east", "west"])
+    assert (result.status, result.rounds, sorted(result.sites)) == ("completed", 50, ["east", "west"])
     assert all(site.federated is not None and site.alone is None for site in result.sites.values())
     assert {"job.yaml", "report.html", "result.json", "model", "tensorboard"} <= {p.name for p in folder.iterdir()}
     assert (folder / "model" / "bundle" / "configs" / "metadata.json").is_file()

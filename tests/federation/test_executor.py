@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import resource
 import stat
@@ -72,10 +73,14 @@ def _executor(spec: JobSpec) -> SiteExecutor:
     return SiteExecutor(spec.plan().model_dump(mode="json"), spec.federation().model_dump(mode="json"))
 
 
-def test_a_site_tells_how_many_cases_it_has_and_trains(spec: JobSpec, local: Path) -> None:
+def test_a_site_tells_how_many_cases_it_has_and_trains(spec: JobSpec, local: Path, two_sites: dict[str, Path]) -> None:
     executor = _executor(spec)
     counts = exchange.read_numbers_message(_do(executor, "prepare", local))
-    assert counts == {"train": 3, "validation": 1, "test": 1, "device": "cpu", "version": oncofed.__version__}
+    expected = {"train": 3, "validation": 1, "test": 1, "device": "cpu", "version": oncofed.__version__, "policy": None}
+    assert counts == {
+        **expected,
+        "dataset": hashlib.sha256((two_sites["west"] / "dataset.json").read_bytes()).hexdigest(),
+    }
     weights = executor._trainer.weights()  # type: ignore[union-attr]
     reply = _do(executor, "train", local, exchange.weights_message(weights, 1))
     update, cases, steps, numbers = exchange.read_update_message(reply)
