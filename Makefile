@@ -41,7 +41,7 @@ format: $(VENV)/dev.installed ## put the code into the project's format
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: $(VENV)/dev.installed ## every benchmark with little work: that it runs (at most 10 minutes on 2 cores; BENCH_ARGS=--repeats=1)
+bench: $(VENV)/dev.installed ## every benchmark with little work: that it runs (BENCH_ARGS=--repeats=1 for less)
 	@$(BIN)/oncofed bench run all --quick $(BENCH_ARGS)
 
 bench-full: $(VENV)/dev.installed ## every benchmark, figures that count (about 2 hours on 2 cores; be alone on the machine)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from nvflare.app_opt.pt.recipes import FedAvgRecipe
 
+from oncofed.alliance.kits import PRIVACY_FILE
 from oncofed.alliance.local import LocalAlliance, free_port, quiet
 from oncofed.alliance.spec import AllianceSpec
 from oncofed.bench.results import BenchmarkError
@@ -43,6 +44,7 @@ class _StockAlliance(LocalAlliance):
         super()._prepare_kits()
         for participant in (self.spec.server, *self.spec.sites):
             local = self.kit(participant) / "local"
+            (local / PRIVACY_FILE).unlink(missing_ok=True)  # our guard, which FLARE's own list of classes does not know
             shutil.copy(local / "authorization.json.default", local / "authorization.json")
             ours = json.loads((local / "resources.json").read_text(encoding="utf-8"))
             theirs = json.loads((local / "resources.json.default").read_text(encoding="utf-8"))

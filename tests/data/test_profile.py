@@ -8,7 +8,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oncofed.data.planning import make_plan, quantile
@@ -99,6 +99,7 @@ def test_images_of_unknown_spacing_keep_their_grid() -> None:
         make_plan({"mean": {}}, {}, "microscopy", 2)
 
 
+@settings(deadline=None)  # other tests use the same cores
 @given(
     spacing=st.lists(st.floats(0.2, 8), min_size=3, max_size=3),
     size=st.lists(st.integers(16, 900), min_size=3, max_size=3),
