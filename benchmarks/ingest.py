@@ -24,6 +24,7 @@ from oncofed.bench.harness import Bench
 from oncofed.bench.results import Target
 from oncofed.data.register import Request, register
 from oncofed.data.slides import TileReader, TileSpec
+from tissue import write_tissue
 
 _MEMORY_FILES, _MEMORY_FILES_QUICK = (1000, 10_000), (50, 200)
 
@@ -101,23 +102,11 @@ def nifti(bench: Bench, root: Path, cases: int) -> None:
 def tiles(bench: Bench, root: Path, side: int) -> None:
     """Tiles of 256 x 256 a second, one thread, from a JPEG-compressed pyramid with smooth tissue."""
     import openslide
-    import tifffile
     from monai.data.wsi_reader import WSIReader
 
     root.mkdir(parents=True)
     path = root / "slide.tif"
-    y, x = np.mgrid[: side * 256, : side * 256].astype(np.float32) / 256
-    wave = (np.sin(x * 3) + np.cos(y * 2)) * 20
-    pixels = np.stack([200 + wave, 130 + wave, 180 + wave], axis=-1).clip(0, 255).astype(np.uint8)
-    tifffile.imwrite(
-        path,
-        pixels,
-        tile=(256, 256),
-        photometric="rgb",
-        compression="jpeg",
-        resolution=(2e4, 2e4),
-        resolutionunit="CENTIMETER",
-    )
+    write_tissue(path, side)
     places = [(column * 256, row * 256) for column in range(side) for row in range(side)]
     few = places[:: max(1, len(places) // 60)]
 

@@ -50,6 +50,7 @@ from oncofed.data.prepared import PreparedCases
 from oncofed.data.register import Request, register
 from oncofed.data.slides import TileReader, TileSpec
 from oncofed.data.spec import DataSpec, SplitSpec
+from tissue import write_tissue
 from volumes import make_volumes
 
 _KEYS = ("image", "label")
@@ -174,18 +175,7 @@ def _tiles(bench: Bench) -> None:
     """Tiles of a slide, read in its order, in batches on the device."""
     side = 8 if bench.quick else 24
     path = bench.folder / "slide.tif"
-    y, x = np.mgrid[: side * 256, : side * 256].astype(np.float32) / 256
-    wave = (np.sin(x * 3) + np.cos(y * 2)) * 20
-    pixels = np.stack([200 + wave, 130 + wave, 180 + wave], axis=-1).clip(0, 255).astype(np.uint8)
-    tifffile.imwrite(
-        path,
-        pixels,
-        tile=(256, 256),
-        photometric="rgb",
-        compression="jpeg",
-        resolution=(2e4, 2e4),
-        resolutionunit="CENTIMETER",
-    )
+    write_tissue(path, side)
     places = [(column * 256, row * 256) for row in range(side) for column in range(side)]
     few = places[:: max(1, len(places) // 40)]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from oncofed.bench.results import Beside, Better, Figure, Limit, Target
 Program = Callable[[], object]
 Settings = dict[str, str | int | float | bool | None]
 
-OURS = "oncofed"
 _REPEATS, _REPEATS_QUICK = 7, 3
 
 
@@ -47,10 +46,6 @@ class Bench:
     repeats: int | None = None
     first_use: bool = False
     profile_to: Path | None = None
-    _common: Settings = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self._common["device"] = self.device.type
 
     @property
     def cuda(self) -> bool:
@@ -141,7 +136,7 @@ class Bench:
         """Keep a figure. One of a quick run has no target: it says that something runs, not how fast."""
         if self.quick:
             figure.target = None
-        figure.settings = {**self._common, **(settings or {}), **figure.settings}
+        figure.settings = {"device": self.device.type, **(settings or {}), **figure.settings}
         self.keep(figure)
         return figure
 

@@ -22,7 +22,6 @@ from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_constant import FLContextKey, ReservedKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.impl.controller import Controller
-from nvflare.apis.job_def import JobMetaKey
 from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
 from nvflare.apis.wf_comm_spec import WFCommSpec
@@ -41,6 +40,7 @@ from oncofed.federation.events import BEST_MODEL, EVENTS_FILE, MODELS_FOLDER, TO
 from oncofed.federation.exchange import TASK_COMBINE, TASK_PREPARE, TASK_TRAIN, TASK_VALIDATE
 from oncofed.federation.folders import hand_over, initial_model, note_end, sole_owner, state_folder
 from oncofed.federation.gate import list_and_root, read_revoked
+from oncofed.federation.guard import name_and_person
 from oncofed.federation.memory import Memory, read_memory, write_memory
 from oncofed.federation.provenance import PROVENANCE_FILE, write_provenance
 from oncofed.federation.rounds import Round
@@ -109,9 +109,8 @@ class FederatedTraining(Controller):
         self._log = EventLog(self._state / EVENTS_FILE)
         workspace = fl_ctx.get_prop(FLContextKey.WORKSPACE_OBJECT)
         self._startup = Path(workspace.get_root_dir()) / "startup"
-        meta = fl_ctx.get_prop(FLContextKey.JOB_META) or {}
-        named = {"job": JobMetaKey.JOB_NAME, "submitted_by": JobMetaKey.SUBMITTER_NAME}
-        self._of_job = {"id": str(fl_ctx.get_job_id()), **{k: meta.get(name.value) for k, name in named.items()}}
+        name, person = name_and_person(fl_ctx)
+        self._of_job = {"id": str(fl_ctx.get_job_id()), "job": name, "submitted_by": person}
         self._offload = setup_tensor_disk_offload(fl_ctx.get_engine(), True, str(fl_ctx.get_job_id()))
 
     def stop_controller(self, fl_ctx: FLContext) -> None:

@@ -10,12 +10,10 @@ import json
 import logging
 import statistics
 import time
-from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 from nvflare.apis.dxo import DataKind, from_shareable
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_component import FLComponent
@@ -64,7 +62,7 @@ def admit(fl_ctx: FLContext, dataset: str, network: str | None = None, strategy:
     policy = read_policy(_local(fl_ctx))
     if policy is None:
         return None
-    facts = JobFacts(*_name_and_person(fl_ctx), dataset, network, strategy)
+    facts = JobFacts(*name_and_person(fl_ctx), dataset, network, strategy)
     reason = policy.refusal(facts)
     record(
         fl_ctx,
@@ -89,7 +87,7 @@ def record(fl_ctx: FLContext, what: str, **facts: Any) -> Anchor:
     Raises:
         AuditError: it cannot be written.
     """
-    _, person = _name_and_person(fl_ctx)
+    _, person = name_and_person(fl_ctx)
     return audit_log(fl_ctx).write(what, person or "unknown", job=str(fl_ctx.get_job_id()), **facts)
 
 
@@ -253,12 +251,13 @@ class Outbound:
         allowed = (self._policy.leaves.mb_a_round or 0) * 1e6 or largest * _ALLOWANCE + _FRAMING_BYTES
         if update.nbytes > allowed:
             raise PolicyError(f"{update.nbytes / 1e6:.1f} MB, expected at most {allowed / 1e6:.1f}")
-        norm = _norm(update)
+        whole = dict(update)  # read once: each tensor is put together and brought to its type when asked for
+        norm = _norm(whole)
         usual = statistics.median(self._norms) if len(self._norms) >= _ROUNDS_TO_KNOW else 0.0
         if usual and norm > usual * self._policy.leaves.largest_norm:
             raise PolicyError(f"the update is {norm / usual:.0f} times as long as this job's usual one here")
         self._norms.append(norm)
-        return {"tensors": len(update), "digest": digest_of({name: update[name] for name in update})}
+        return {"tensors": len(whole), "digest": digest_of(whole)}
 
     def _spend(self, size: int) -> None:
         limit = self._policy.leaves.mb_a_job
@@ -269,8 +268,8 @@ class Outbound:
         self._sent += size
 
 
-def _norm(update: Mapping[str, torch.Tensor]) -> float:
-    squares = [float(update[name].float().square().sum()) for name in update if update[name].is_floating_point()]
+def _norm(update: Weights) -> float:
+    squares = [float(value.float().square().sum()) for value in update.values() if value.is_floating_point()]
     return float(sum(squares) ** 0.5)
 
 
@@ -296,7 +295,8 @@ def _local(fl_ctx: FLContext) -> Path:
     return Path(fl_ctx.get_prop(FLContextKey.WORKSPACE_OBJECT).get_site_config_dir())
 
 
-def _name_and_person(fl_ctx: FLContext) -> tuple[str, str | None]:
+def name_and_person(fl_ctx: FLContext) -> tuple[str, str | None]:
+    """Return a job's name, and who submitted it; None where FLARE does not say."""
     meta = fl_ctx.get_prop(FLContextKey.JOB_META) or {}
     person = meta.get(JobMetaKey.SUBMITTER_NAME.value)
     return str(meta.get(JobMetaKey.JOB_NAME.value, "")), str(person) if person else None

@@ -61,10 +61,10 @@ def change_policy(folder: Path, file: Path, reason: str) -> tuple[Policy, int]:
         raise SpecError(f"{file}: it says what the policy in force says; nothing was changed")
     if len(reason.strip()) < _SHORTEST_REASON:
         raise SpecError(f"--reason {reason!r}: expected a sentence that an auditor understands")
-    versions = policy_versions(folder)
-    if not versions:
+    kept = len(policy_versions(folder))
+    if not kept:
         _keep(folder, 1, before)
-    number = len(policy_versions(folder)) + 1
+    number = max(kept, 1) + 1
     AuditLog(folder).write(CHANGED, version=number, policy=policy.digest, before=before.digest, reason=reason.strip())
     _keep(folder, number, policy)
     write_private(folder / "local" / POLICY_FILE, (policy.model_dump_json(indent=2, by_alias=True) + "\n").encode())
