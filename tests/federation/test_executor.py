@@ -22,8 +22,9 @@ from oncofed.data.cases import read_cases
 from oncofed.federation import exchange
 from oncofed.federation.datasets import DATASETS_FILE
 from oncofed.federation.executor import SiteExecutor
+from oncofed.federation.site_state import SiteState
 from oncofed.job.spec import JobSpec
-from oncofed.models.weights import norm_names
+from oncofed.models.weights import Weights, norm_names
 
 
 class _Context(FLContext):
@@ -105,6 +106,38 @@ def test_a_site_that_is_asked_again_sends_the_same_update_also_from_a_later_proc
     other = {name: value + 0.1 if value.is_floating_point() else value for name, value in weights.items()}
     update, *_ = exchange.read_update_message(_do(executor, "train", local, exchange.weights_message(other, 1)))
     assert any((update[name] != first[name]).any() for name in first)
+
+
+@pytest.mark.parametrize("strategy", ["fednova", "scaffold", "feddyn", "ditto"])
+def test_a_site_killed_between_training_and_keeping_its_update_sends_what_it_would_have_sent(
+    spec: JobSpec, local: Path, monkeypatch: pytest.MonkeyPatch, strategy: str
+) -> None:
+    spec = spec.changed({"strategy": {"name": strategy}, "exchange": {"update": "int8"}})
+
+    def rounds(folder: Path, killed: bool) -> tuple[Weights, int, float]:
+        folder.mkdir()
+        (folder / DATASETS_FILE).write_text((local / DATASETS_FILE).read_text())
+        executor = _executor(spec)
+        _do(executor, "prepare", folder)
+        weights = executor._trainer.weights()  # type: ignore[union-attr]
+        _do(executor, "train", folder, exchange.weights_message(weights, 1))
+        second = exchange.weights_message({n: v * 0.9 if v.is_floating_point() else v for n, v in weights.items()}, 2)
+        if killed:
+            with monkeypatch.context() as until:
+                until.setattr(SiteState, "write", lambda *a: None)
+                _do(executor, "train", folder, second)
+            _end(executor, folder)
+            executor = _executor(spec)
+        update, _, steps, numbers = exchange.read_update_message(_do(executor, "train", folder, second))
+        _end(executor, folder)
+        return update, steps, numbers["loss"]
+
+    update, *told = rounds(local / "undisturbed", killed=False)
+    again, *told_again = rounds(local / "disturbed", killed=True)
+    assert told_again == told
+    assert told[0] == spec.training.steps_per_round
+    assert again.keys() == update.keys()
+    assert all(torch.equal(again[name], update[name]) for name in update)
 
 
 def test_only_what_is_trained_travels(spec: JobSpec, local: Path) -> None:

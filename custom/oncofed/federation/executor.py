@@ -268,8 +268,7 @@ class SiteExecutor(Executor):
         steps, total = self._plan.training.steps_per_round, self._plan.total_steps
         last = number * steps
         # A process before this one may have been killed in this very turn: then its state goes on, not the global one.
-        killed_in_it = last - steps < trainer.steps_done < last
-        halfway = trainer.weights() if killed_in_it else None
+        halfway = trainer.weights() if trainer.unfinished == asked else None
         numbers = self._evaluate(trainer, "validation", fl_ctx, abort_signal, weights)
         if self._correction:
             self._correction.start(trainer.network, given)
@@ -278,23 +277,23 @@ class SiteExecutor(Executor):
         else:
             # The schedule follows the rounds of all, also of a site that missed some.
             trainer.steps_done = last - steps
-        first = trainer.steps_done
 
         def on_step(done: int, loss: Callable[[], float]) -> None:
             if self._progress_is_due(always=done == last):
                 self._progress(fl_ctx, phase="training", round=number, step=done, steps=total, loss=loss())
 
         started = time.time()
-        numbers["loss"] = trainer.train(last - trainer.steps_done, on_step, lambda: abort_signal.triggered)
+        numbers["loss"] = trainer.train(last - trainer.steps_done, on_step, lambda: abort_signal.triggered, asked)
         if self._personal:
-            self._train_personal(self._personal, weights, last - steps, abort_signal)
+            self._train_personal(self._personal, weights, last, asked, abort_signal)
         numbers["train_s"] = time.time() - started
         trained = trainer.weights()
         self._own_norm = {name: trained[name] for name in self._norms(trainer)}
         delta = {n: trained[n] - v if v.is_floating_point() else trained[n] for n, v in sent.items()}
         extra = self._correction.finish(trainer.network) if self._correction else {}
         compressed = self._compressor.compress(delta)
-        answer = _Answer(asked, compressed, extra, len(trainer.cases.train), trainer.steps_done - first, numbers)
+        taken = trainer.steps_done - (last - steps)
+        answer = _Answer(asked, compressed, extra, len(trainer.cases.train), taken, numbers)
         if not abort_signal.triggered:
             self._answer = answer
             not_kept = self._remember(fl_ctx) or trainer.not_kept
@@ -327,17 +326,16 @@ class SiteExecutor(Executor):
             return exchange.refusal(str(error))
         return exchange.combined_message(made.mean, made.cases, made.missing, made.refused)
 
-    def _train_personal(self, personal: Trainer, towards: Weights, first: int, abort_signal: Signal) -> None:
-        """Train this site's own model as long, held near the global one (Ditto)."""
-        if personal.steps_done > first:
-            return
+    def _train_personal(self, personal: Trainer, towards: Weights, last: int, asked: str, abort_signal: Signal) -> None:
+        """Train this site's own model up to the same step, held near the global one (Ditto)."""
         if personal.steps_done == 0:
             personal.load_weights(towards)
+        if personal.unfinished != asked:
+            personal.steps_done = last - self._plan.training.steps_per_round
         assert isinstance(personal.correction, Proximal)
         personal.correction.start(personal.network, {})
         personal.correction.towards = {name: value.to(personal.device) for name, value in towards.items()}
-        personal.steps_done = first
-        personal.train(self._plan.training.steps_per_round, None, lambda: abort_signal.triggered)
+        personal.train(last - personal.steps_done, None, lambda: abort_signal.triggered, asked)
 
     def _norms(self, trainer: Trainer) -> set[str]:
         if not isinstance(self._federation.strategy, FedBNSpec):

@@ -37,12 +37,21 @@ class Correction(ABC):
 
     @property
     def state(self) -> Weights:
-        """What a later process needs to go on, by name, on the CPU."""
+        """What a later process needs between turns, by name, on the CPU."""
         return {}
 
     def restore(self, state: Weights) -> None:
         """Go on from the state of an earlier process."""
         del state
+
+    @property
+    def turn(self) -> Weights:
+        """What a later process needs within a turn, beside what ``start`` is given, by name."""
+        return {}
+
+    def restore_turn(self, turn: Weights) -> None:
+        """Go on within the turn of an earlier process, after ``start``."""
+        del turn
 
 
 class Proximal(Correction):
@@ -116,6 +125,16 @@ class ControlVariates(Correction):
     def restore(self, state: Weights) -> None:
         """Take up this site's control."""
         self._own = dict(state)
+
+    @property
+    def turn(self) -> Weights:
+        """The sum of the gradients so far, and of how many steps."""
+        return {**{f"seen.{name}": value for name, value in self._seen.items()}, "steps": torch.tensor(self._steps)}
+
+    def restore_turn(self, turn: Weights) -> None:
+        """Take up the sum of the gradients."""
+        self._seen = {name: turn[f"seen.{name}"].to(value.device) for name, value in self._seen.items()}
+        self._steps = int(turn["steps"])
 
 
 class DynamicRegulariser(Correction):

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from monai.utils import set_determinism
@@ -52,6 +53,7 @@ class Trainer:
 
     Attributes:
         steps_done: optimizer steps since the start of the run.
+        unfinished: the turn in which an earlier process ended, as the checkpoint has it; ``train`` can go on with it.
         not_kept: why the checkpoint could not be written last time; None where it was.
 
     Example:
@@ -105,7 +107,11 @@ class Trainer:
         self.correction: Correction | None = None
         self._checkpoint = checkpoint
         self.not_kept: str | None = None
+        self.unfinished: str | None = None
+        self._turn: str | None = None
+        self._tally = _Tally()
         self._restored: checkpoints.Tensors | None = None
+        self._restored_turn: checkpoints.Tensors = {}
         if checkpoint and checkpoint.is_file():
             self._restore(checkpoint)
 
@@ -138,8 +144,14 @@ class Trainer:
         """Return a copy of the network's weights on the CPU."""
         return {name: value.detach().cpu().clone().contiguous() for name, value in weights_of(self.network).items()}
 
-    def train(self, steps: int, on_step: OnStep | None = None, should_stop: Callable[[], bool] | None = None) -> float:
-        """Take ``steps`` optimizer steps and return their mean loss.
+    def train(
+        self,
+        steps: int,
+        on_step: OnStep | None = None,
+        should_stop: Callable[[], bool] | None = None,
+        turn: str | None = None,
+    ) -> float:
+        """Take ``steps`` optimizer steps and return the mean loss of the turn.
 
         A step whose loss is not finite changes nothing. The state is kept in the checkpoint once a minute and at the
         end.
@@ -148,12 +160,19 @@ class Trainer:
             steps: how many.
             on_step: called after each step.
             should_stop: asked before each step; true ends the training early.
+            turn: a name for these steps. Where it is that of the ``unfinished`` turn, the steps that an earlier
+                process took in it count in its loss and its correction too, and ``steps`` are what is left of it.
 
         Raises:
             TrainingError: too many steps were left out, or one sample alone does not fit into memory.
         """
         if self._group:
             self._group.order(steps, self.steps_done)
+        if turn is None or turn != self.unfinished:
+            self._tally = _Tally()
+        elif self.correction:
+            self.correction.restore_turn(self._restored_turn)
+        self._turn, self.unfinished, self._restored_turn = turn, None, {}
         loss = self.take_turn(steps, on_step, should_stop)
         if self._checkpoint:
             self._keep()
@@ -167,9 +186,7 @@ class Trainer:
         self.network.train()
         if self._group:
             self._group.same_weights(self.network)
-        total = torch.zeros((), device=self.device, dtype=torch.float64)
-        skipped = torch.zeros((), device=self.device, dtype=torch.long)
-        taken = 0
+        tally = self._tally.to(self.device)
         kept = time.monotonic()
         for _ in range(steps):
             stop = bool(should_stop and should_stop())
@@ -179,21 +196,21 @@ class Trainer:
                 batch = next(batches)
             loss = self._step(batch)
             finite = torch.isfinite(loss)
-            total += torch.where(finite, loss, 0)
-            skipped += ~finite
-            taken += 1
+            tally.loss += torch.where(finite, loss, 0)
+            tally.skipped += ~finite
+            tally.taken += 1
             if on_step:
                 on_step(self.steps_done, loss.item)
-            if taken % _STEPS_BETWEEN_LOOKS == 0:
-                self._require_finite(int(skipped), taken)
+            if tally.taken % _STEPS_BETWEEN_LOOKS == 0:
+                self._require_finite(tally)
                 if self._checkpoint and time.monotonic() - kept > _SECONDS_BETWEEN_CHECKPOINTS:
                     self._keep()
                     kept = time.monotonic()
-        left_out = int(skipped)
-        self._require_finite(left_out, taken)
+        self._require_finite(tally)
+        left_out = int(tally.skipped)
         if left_out:
-            _LOG.warning("left out %d of %d steps, whose loss was not finite", left_out, taken)
-        return float(total) / max(taken - left_out, 1)
+            _LOG.warning("left out %d of %d steps, whose loss was not finite", left_out, tally.taken)
+        return float(tally.loss) / max(tally.taken - left_out, 1)
 
     def evaluate(
         self, cases: tuple[Case, ...], should_stop: Callable[[], bool] | None = None, detailed: bool = False
@@ -211,8 +228,11 @@ class Trainer:
         tensors["random.cpu"] = torch.get_rng_state()
         if self.device.type == "cuda":
             tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
+        if self.correction:
+            tensors |= {f"turn.{name}": value for name, value in self.correction.turn.items()}
         facts = {"of": self._digest(), "steps_done": self.steps_done, "micro_batch": self._micro}
-        checkpoints.write_checkpoint(self._checkpoint, tensors, {**facts, "scaler": self._scaler.state_dict()})
+        facts |= {"turn": self._turn, "tally": self._tally.facts, "scaler": self._scaler.state_dict()}
+        checkpoints.write_checkpoint(self._checkpoint, tensors, facts)
 
     def _keep(self) -> None:
         """Save, and train on where that fails: a full disk costs what a later crash would lose, not the training."""
@@ -233,10 +253,11 @@ class Trainer:
         checkpoints.restore_optimizer(self._optimizer, checkpoints.part(tensors, "optimizer"))
         self._scaler.load_state_dict(facts["scaler"])
         self.steps_done, self._micro = facts["steps_done"], facts["micro_batch"]
+        self.unfinished, self._tally = facts["turn"], _Tally(**facts["tally"])
         torch.set_rng_state(tensors["random.cpu"])
         if self.device.type == "cuda" and "random.cuda" in tensors:
             torch.cuda.set_rng_state(tensors["random.cuda"], self.device)
-        self._restored = tensors
+        self._restored, self._restored_turn = tensors, checkpoints.part(tensors, "turn")
 
     def _digest(self) -> str:
         names = sorted(case.name for case in self.cases.train)
@@ -309,13 +330,31 @@ class Trainer:
         torch.cuda.empty_cache()
         _LOG.warning("out of memory: %d samples at once from now on; gradients are added up", self._micro)
 
-    def _require_finite(self, skipped: int, taken: int) -> None:
+    def _require_finite(self, tally: _Tally) -> None:
+        skipped, taken = int(tally.skipped), tally.taken
         if skipped > self.plan.training.most_skipped or (taken and skipped == taken):
             raise TrainingError(
                 f"the loss was not finite in {skipped} of {taken} steps up to step {self.steps_done}, expected at most "
                 f"{self.plan.training.most_skipped} (training.most_skipped). Lower training.learning_rate, or look for "
                 "images with extreme intensities."
             )
+
+
+class _Tally:
+    """What a turn's steps came to so far. Sums stay on the device, so that no step waits for the host."""
+
+    def __init__(self, loss: float = 0.0, skipped: int = 0, taken: int = 0) -> None:
+        self.loss = torch.tensor(loss, dtype=torch.float64)
+        self.skipped = torch.tensor(skipped)
+        self.taken = taken
+
+    def to(self, device: torch.device) -> _Tally:
+        self.loss, self.skipped = self.loss.to(device), self.skipped.to(device)
+        return self
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {"loss": float(self.loss), "skipped": int(self.skipped), "taken": self.taken}
 
 
 @dataclass(frozen=True)
@@ -330,7 +369,7 @@ class _Following:
         trainer = Trainer(self.plan, self.cases, self.site, group.device, group=group)
 
         def act(steps: int, done: int) -> float:
-            trainer.steps_done = done
+            trainer.steps_done, trainer._tally = done, _Tally()
             return trainer.take_turn(steps)
 
         return act
