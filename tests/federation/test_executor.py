@@ -23,8 +23,10 @@ from oncofed.federation import exchange
 from oncofed.federation.datasets import DATASETS_FILE
 from oncofed.federation.executor import SiteExecutor
 from oncofed.federation.site_state import SiteState
+from oncofed.federation.turns import OwnTurns
 from oncofed.job.spec import JobSpec
 from oncofed.models.weights import Weights, norm_names
+from oncofed.training import Trainer
 
 
 class _Context(FLContext):
@@ -70,6 +72,15 @@ def _end(executor: SiteExecutor, local: Path) -> None:
     executor.handle_event(EventType.END_RUN, _Context(local))
 
 
+def _turns(executor: SiteExecutor) -> OwnTurns:
+    assert isinstance(executor._turns, OwnTurns)
+    return executor._turns
+
+
+def _trainer(executor: SiteExecutor) -> Trainer:
+    return _turns(executor).trainer
+
+
 def _executor(spec: JobSpec) -> SiteExecutor:
     return SiteExecutor(spec.plan().model_dump(mode="json"), spec.federation().model_dump(mode="json"))
 
@@ -82,7 +93,7 @@ def test_a_site_tells_how_many_cases_it_has_and_trains(spec: JobSpec, local: Pat
         **expected,
         "dataset": hashlib.sha256((two_sites["west"] / "dataset.json").read_bytes()).hexdigest(),
     }
-    weights = executor._trainer.weights()  # type: ignore[union-attr]
+    weights = _trainer(executor).weights()
     reply = _do(executor, "train", local, exchange.weights_message(weights, 1))
     update, cases, steps, numbers = exchange.read_update_message(reply)
     assert (cases, steps) == (3, 4)
@@ -93,7 +104,7 @@ def test_a_site_tells_how_many_cases_it_has_and_trains(spec: JobSpec, local: Pat
 def test_a_site_that_is_asked_again_sends_the_same_update_also_from_a_later_process(spec: JobSpec, local: Path) -> None:
     executor = _executor(spec)
     _do(executor, "prepare", local)
-    weights = executor._trainer.weights()  # type: ignore[union-attr]
+    weights = _trainer(executor).weights()
     first, *_ = exchange.read_update_message(_do(executor, "train", local, exchange.weights_message(weights, 1)))
     for again in (executor, _executor(spec)):
         if again is not executor:
@@ -119,7 +130,7 @@ def test_a_site_killed_between_training_and_keeping_its_update_sends_what_it_wou
         (folder / DATASETS_FILE).write_text((local / DATASETS_FILE).read_text())
         executor = _executor(spec)
         _do(executor, "prepare", folder)
-        weights = executor._trainer.weights()  # type: ignore[union-attr]
+        weights = _trainer(executor).weights()
         _do(executor, "train", folder, exchange.weights_message(weights, 1))
         second = exchange.weights_message({n: v * 0.9 if v.is_floating_point() else v for n, v in weights.items()}, 2)
         if killed:
@@ -143,7 +154,7 @@ def test_a_site_killed_between_training_and_keeping_its_update_sends_what_it_wou
 def test_only_what_is_trained_travels(spec: JobSpec, local: Path) -> None:
     executor = _executor(spec.changed({"training": {"trainable": ["model.2*"]}}))
     _do(executor, "prepare", local)
-    trainer = executor._trainer
+    trainer = _trainer(executor)
     assert trainer
     before = trainer.weights()
     sent = {name: value for name, value in before.items() if name.startswith("model.2")}
@@ -157,7 +168,7 @@ def test_a_site_keeps_normalisation_layers_of_its_own_where_the_job_says_so(spec
     settings = {"strategy": {"name": "fedbn"}, "model": {"norm": "batch"}}
     executor = _executor(spec.changed(settings))
     _do(executor, "prepare", local)
-    trainer = executor._trainer
+    trainer = _trainer(executor)
     assert trainer
     first = exchange.weights_message(trainer.weights(), 1)
     _do(executor, "train", local, first)
@@ -165,7 +176,7 @@ def test_a_site_keeps_normalisation_layers_of_its_own_where_the_job_says_so(spec
     names = norm_names(trainer.network)
     assert any("running_mean" in name for name in names & set(update))
     elsewhere = {name: torch.zeros_like(value) for name, value in update.items()}
-    loaded = executor._with_own_norm(elsewhere)
+    loaded = _turns(executor)._with_own_norm(elsewhere)
     assert all(torch.equal(value, (update if name in names else elsewhere)[name]) for name, value in loaded.items())
 
 
@@ -191,7 +202,7 @@ def test_a_dataset_that_is_not_registered_is_refused(spec: JobSpec, local: Path,
 def test_a_loss_that_is_not_finite_leaves_as_such(spec: JobSpec, local: Path) -> None:
     executor = _executor(spec)
     _do(executor, "prepare", local)
-    weights = {k: v * float("nan") for k, v in executor._trainer.weights().items()}  # type: ignore[union-attr]
+    weights = {k: v * float("nan") for k, v in _trainer(executor).weights().items()}
     reason = exchange.refusal_reason(_do(executor, "train", local, exchange.weights_message(weights, 1)))
     assert str(reason).startswith("the loss was not finite in 4 of 4 steps")
 
@@ -203,12 +214,12 @@ def test_an_unknown_task_is_refused(spec: JobSpec, local: Path) -> None:
 def test_figures_of_single_cases_stay_at_the_site(spec: JobSpec, local: Path) -> None:
     executor = _executor(spec)
     _do(executor, "prepare", local)
-    assert executor._trainer
-    message = exchange.weights_message(executor._trainer.weights(), 1, "test")
+    assert _trainer(executor)
+    message = exchange.weights_message(_trainer(executor).weights(), 1, "test")
     numbers = exchange.read_numbers_message(_do(executor, "validate", local, message))
     table = local / "oncofed" / "job" / "test_cases.csv"
     rows = list(csv.DictReader(table.open()))
-    assert [row["case"] for row in rows] == [case.name for case in executor._trainer.cases.test]
+    assert [row["case"] for row in rows] == [case.name for case in _trainer(executor).cases.test]
     assert 0 <= float(rows[0]["dice.core"]) <= 1
     assert stat.S_IMODE(table.stat().st_mode) == 0o600
     assert rows[0]["case"] not in repr(numbers)
@@ -217,7 +228,7 @@ def test_figures_of_single_cases_stay_at_the_site(spec: JobSpec, local: Path) ->
 def test_a_site_whose_kept_state_is_broken_begins_anew(spec: JobSpec, local: Path) -> None:
     first = _executor(spec)
     _do(first, "prepare", local)
-    weights = first._trainer.weights()  # type: ignore[union-attr]
+    weights = _trainer(first).weights()
     _do(first, "train", local, exchange.weights_message(weights, 1))
     kept = local / "oncofed" / "job"
     for path in kept.glob("*.safetensors"):
@@ -232,7 +243,7 @@ def test_a_site_whose_kept_state_is_broken_begins_anew(spec: JobSpec, local: Pat
 def test_a_full_disk_costs_the_state_and_not_the_update(spec: JobSpec, local: Path) -> None:
     executor = _executor(spec)
     _do(executor, "prepare", local)
-    weights = executor._trainer.weights()  # type: ignore[union-attr]
+    weights = _trainer(executor).weights()
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (512, before[1]))
     try:

@@ -47,7 +47,7 @@ from oncofed.federation.rounds import Round
 from oncofed.federation.selection import has_stalled, selected_score
 from oncofed.federation.spec import CyclicSpec, FedBuffSpec, FederationPlan, SwarmSpec
 from oncofed.federation.strategies import build_strategy
-from oncofed.models.weights import Weights, exchanged_names, trained_names, weights_of
+from oncofed.models.weights import Layout, Weights, layout_of, weights_of
 from oncofed.training import Plan
 
 _PROGRESS_FIELDS = {"phase": str, "step": int, "steps": int, "loss": float}
@@ -153,11 +153,10 @@ class FederatedTraining(Controller):
 
     def _run(self) -> None:
         plan, federation = self._plan, self._federation
-        network = plan.build_network()
-        self._parameters = trained_names(network)
-        self._travelling = exchanged_names(network)
+        layout, initial = self._initial()
+        self._parameters, self._travelling = layout.trained, layout.travelling
         self._door = Door(federation, self._parameters, self._travelling, self._cases, self._record)
-        self._desk.tidy = sum(value.nbytes for value in weights_of(network).values()) > _LARGE_MODEL
+        self._desk.tidy = layout.nbytes > _LARGE_MODEL
         strategy = build_strategy(federation.strategy, self._parameters)
         memory = read_memory(self._state)
         if memory:
@@ -165,8 +164,8 @@ class FederatedTraining(Controller):
             self._before = set(memory.sites)
             self._record("resumed", round=memory.round + 1)
         else:
-            memory = Memory(self._initial(weights_of(network)))
-        del network
+            memory = Memory(initial)
+        del initial
         self._record(
             "started",
             sites=self._sites(),
@@ -212,15 +211,16 @@ class FederatedTraining(Controller):
         }
         write_provenance(self._state / MODELS_FOLDER / PROVENANCE_FILE, model, facts, self._startup)
 
-    def _initial(self, built: Weights) -> Weights:
-        """Return the weights that the job brings along, or else those that its seed gives."""
+    def _initial(self) -> tuple[Layout, Weights]:
+        """Return what the model's weights are like, and those that the job brings along or else its seed gives."""
         brought = initial_model(self._ctx)
         if brought is None:
-            return {name: value.clone() for name, value in built.items()}
-        model = load_file(brought)
-        if {n: v.shape for n, v in model.items()} != {n: v.shape for n, v in built.items()}:
+            network = self._plan.build_network()
+            return layout_of(network), {name: value.clone() for name, value in weights_of(network).items()}
+        layout, model = self._plan.layout(), load_file(brought)
+        if {n: v.shape for n, v in model.items()} != {n: v.shape for n, v in layout.weights.items()}:
             raise FederationError("the model that the job brings along is not one of its network")
-        return model
+        return layout, model
 
     def _prepare(self) -> None:
         """Let every site load its data, also those that come later; wait for those that the job started with."""

@@ -30,7 +30,7 @@ from oncofed.federation.compression import NotFiniteError, ReceivedUpdate, trave
 from oncofed.federation.datasets import DATASETS_FILE, dataset_folder
 from oncofed.federation.exchange import TASK_COMBINE, TASK_PREPARE, TASK_TRAIN, TASK_VALIDATE
 from oncofed.federation.spec import FederationPlan, ScaffoldSpec, SwarmSpec
-from oncofed.models.weights import Weights, digest_of, exchanged_names, trained_names, weights_of
+from oncofed.models.weights import Weights, digest_of
 from oncofed.privacy.outbound import check_counts, check_numbers, withhold
 from oncofed.privacy.policy import JobFacts, Policy, read_policy
 from oncofed.training import Plan
@@ -178,12 +178,10 @@ class Outbound:
     ) -> None:
         self._federation, self._policy, self._ends, self._sent = federation, policy, ends, sent
         self._classes = list(plan.task.classes.values())
-        network = plan.build_network()
-        travelling = exchanged_names(network)
-        everything = weights_of(network)
-        self._like: Weights = {n: v.to("meta") for n, v in everything.items() if n in travelling}
-        control = trained_names(network) if isinstance(federation.strategy, ScaffoldSpec) else frozenset()
-        self._extra: Weights = {f"control.{name}": everything[name].to("meta") for name in control}
+        layout = plan.layout()
+        self._like: Weights = layout.sent
+        control = layout.trained if isinstance(federation.strategy, ScaffoldSpec) else frozenset()
+        self._extra: Weights = {f"control.{name}": layout.weights[name] for name in control}
         self._norms: list[float] = []
 
     @classmethod

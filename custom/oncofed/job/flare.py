@@ -18,7 +18,6 @@ from oncofed.federation.keeper import job_mark
 from oncofed.federation.lending import ANY_SITE, GPU_MEMORY, GPUS
 from oncofed.federation.spec import ProfilePlan
 from oncofed.job.spec import AnyJob, JobSpec, ProfileJobSpec
-from oncofed.models.weights import weights_of
 
 # In a job's folder: the job as its engineer wrote it.
 SPEC_FILE = "job.json"
@@ -104,7 +103,7 @@ def _asked(spec: JobSpec) -> dict[str, Any]:
 
 def _transfer(spec: JobSpec) -> dict[str, Any]:
     """Return FLARE's settings of how a model of this size travels."""
-    size = sum(v.numel() * v.element_size() for v in weights_of(spec.plan().build_network()).values())
+    size = spec.plan().layout().nbytes
     longest = _ANSWER_SECONDS + size / _SLOWEST_LINK_BYTES_PER_SECOND
     return {
         "tensor_download_chunk_size": 0 if size <= _LARGEST_WHOLE_MESSAGE else _CHUNK_BYTES,

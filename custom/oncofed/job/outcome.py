@@ -10,7 +10,6 @@ from oncofed.federation.spec import ScaffoldSpec, SwarmSpec
 from oncofed.job.spec import JobSpec
 from oncofed.job.watch import RunState
 from oncofed.machine import environment
-from oncofed.models.weights import exchanged_names, trained_names, weights_of
 from oncofed.report.result import Backend, Bytes, Fairness, Means, Result, SiteResult
 from oncofed.tasks import Evaluation
 
@@ -117,11 +116,10 @@ def note_scores(
 
 
 def _bytes(spec: JobSpec, sites: int) -> Bytes:
-    network = spec.plan().build_network()
-    travelling = exchanged_names(network)
-    weights = {name: value for name, value in weights_of(network).items() if name in travelling}
+    layout = spec.plan().layout()
+    weights = layout.sent
     # Scaffold's control variates go with the model, and with each update.
-    trained = trained_names(network) if isinstance(spec.strategy, ScaffoldSpec) else frozenset()
+    trained = layout.trained if isinstance(spec.strategy, ScaffoldSpec) else frozenset()
     beside = travelling_bytes({name: weights[name] for name in trained}, "native")
     if isinstance(spec.strategy, SwarmSpec):
         to_server = travelling_bytes(weights, "native")  # the mean; updates go from site to site

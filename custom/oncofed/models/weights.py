@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +66,37 @@ def exchanged_names(network: nn.Module) -> frozenset[str]:
     """Return the names of what training changes: the weights that are trained, and all statistics."""
     fixed = {name for name, value in network.named_parameters() if not value.requires_grad}
     return frozenset(weights_of(network)) - fixed
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a network's weights are like, without their values.
+
+    Attributes:
+        weights: all of them by name, as tensors that have a shape and a type alone (device ``meta``).
+        travelling: names of those that training changes.
+        trained: names of those that it changes by gradients.
+    """
+
+    weights: Weights
+    travelling: frozenset[str]
+    trained: frozenset[str]
+
+    @property
+    def sent(self) -> Weights:
+        """Those that travel."""
+        return {name: value for name, value in self.weights.items() if name in self.travelling}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all of them."""
+        return sum(value.nbytes for value in self.weights.values())
+
+
+def layout_of(network: nn.Module) -> Layout:
+    """Return what a network's weights are like."""
+    weights = {name: value.to("meta") for name, value in weights_of(network).items()}
+    return Layout(weights, exchanged_names(network), trained_names(network))
 
 
 def digest_of(weights: Weights) -> str:

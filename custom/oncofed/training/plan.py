@@ -13,7 +13,7 @@ from oncofed.data.augment import Augmentation
 from oncofed.data.spec import DataSpec
 from oncofed.errors import SpecError
 from oncofed.models import ModelSpec, Request, build_network
-from oncofed.models.weights import Weights, weights_of
+from oncofed.models.weights import Layout, Weights, layout_of, weights_of
 from oncofed.settings import StrictModel
 from oncofed.tasks import Task, TaskSpec, build_task
 
@@ -138,6 +138,10 @@ class Plan(StrictModel):
             for name, value in network.named_parameters():
                 value.requires_grad_(fits[name])
         return network
+
+    def layout(self) -> Layout:
+        """Return what the weights of the plan's network are like."""
+        return layout_of(self.build_network())
 
     def initial_weights(self) -> Weights:
         """Return the weights that the plan's seed gives, by name."""
