@@ -15,7 +15,7 @@ from nvflare.lighter.utils import generate_keys
 from oncofed.alliance.files import write_private
 from oncofed.alliance.passwords import lock, unlock
 from oncofed.errors import FederationError
-from oncofed.federation.gate import PADDING
+from oncofed.signing import PADDING
 
 _CERTIFICATE_FILE = "root.pem"
 _KEY_FILE = "root.key.age"

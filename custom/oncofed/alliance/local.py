@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -22,6 +22,8 @@ from oncofed.alliance.contents import add_contents
 from oncofed.alliance.kits import keep_storage_inside, provision, start_process
 from oncofed.alliance.sealing import sign_folder
 from oncofed.alliance.spec import AllianceSpec
+from oncofed.code.approvals import write_decision
+from oncofed.code.pack import Pack
 from oncofed.errors import FederationError
 from oncofed.federation.datasets import DATASETS_FILE, datasets_entry
 from oncofed.federation.job_process import TEMPLATE_VARIABLE, Template
@@ -42,6 +44,7 @@ class LocalAlliance:
         logs: folder for what the processes print.
         temporary: folder for the processes' temporary files.
         authority: of the alliance; None: a new one.
+        packs: code that all sites approve beforehand, as it is the own code of who runs them.
 
     Attributes:
         shares_template: whether all participants' job processes are forks of one process, as suits one machine; else
@@ -58,8 +61,10 @@ class LocalAlliance:
         logs: Path,
         temporary: Path,
         authority: Authority | None = None,
+        packs: Sequence[Pack] = (),
     ) -> None:
         self.spec = spec
+        self._packs = packs
         self._authority = authority or Authority.new(spec.name)
         self.workspace = workspace.resolve()
         self._logs = logs.resolve()
@@ -202,7 +207,10 @@ class LocalAlliance:
             sign_folder(self.kit(name), self._authority)
         keep_storage_inside(self.server_kit)
         for site in self.spec.sites:
-            (self.kit(site) / "local" / DATASETS_FILE).write_bytes(datasets_entry(site, self._datasets[site]))
+            local = self.kit(site) / "local"
+            (local / DATASETS_FILE).write_bytes(datasets_entry(site, self._datasets[site]))
+            for pack in self._packs:
+                write_decision(local, pack, "approved", "oncofed", "the own code of who runs this on one machine")
 
     def _console(self, participant: str) -> Path:
         name = "server" if participant == self.spec.server else participant

@@ -21,7 +21,7 @@ from oncofed.alliance.authority import Authority
 from oncofed.alliance.files import write_private
 from oncofed.alliance.passwords import lock, unlock
 from oncofed.errors import FederationError
-from oncofed.federation.gate import is_signed_by
+from oncofed.signing import is_signed_by
 
 SUMS_FILE = "SHA256SUMS"
 SIGNATURE_FILE = "SHA256SUMS.sig"

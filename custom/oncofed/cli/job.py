@@ -170,6 +170,46 @@ def export(
 
 
 @app.command()
+def pack(
+    folder: Annotated[Path, typer.Argument(help="A Python package that registers networks; see `custom/` in README.")],
+    kit: Annotated[
+        Path | None,
+        typer.Option("--kit", envvar="ONCOFED_KIT", help="Your startup kit, to sign with; sites run no unsigned code."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder; by default code/ in the workspace.")] = None,
+    json: Json = False,
+) -> None:
+    """Pack code of your own for a job: a site runs it once its admin has approved exactly this digest."""
+    from oncofed.code.findings import findings_of, imports_of
+    from oncofed.code.load import load_pack
+    from oncofed.code.pack import PACK_SUFFIX, make_pack
+    from oncofed.job.spec import packs_folder
+    from oncofed.models.networks import networks_of_pack
+
+    made = make_pack(folder, kit / "startup" if kit else None)
+    load_pack(made)
+    networks = networks_of_pack(made.digest)
+    if not networks:
+        raise SpecError(f"{folder} registers no network: decorate a function with oncofed.models.register_network")
+    target = (out or packs_folder()) / f"{made.name}-{made.digest[:12]}{PACK_SUFFIX}"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(made.content)
+    findings = findings_of(made)
+    if json:
+        names = [network.name for network in networks]
+        told = {"digest": made.digest, "file": str(target), "networks": names, "signed": bool(kit)}
+        typer.echo(jsonlib.dumps({**told, "findings": len(findings)}))
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"{target}: {len(made.files)} files, imports {', '.join(imports_of(made)) or 'nothing'}", markup=False)
+    for finding in findings:
+        console.print(f"  a reviewer will ask about {finding.file}:{finding.line} ({finding.what})", markup=False)
+    if not kit:
+        console.print("It is not signed: it runs on this machine, and at no site. Sign it with --kit.")
+    console.print(f"In job.yaml:\n  model:\n    network: {networks[0].name}\n    code: {made.digest}", markup=False)
+
+
+@app.command()
 def run(
     job: Job,
     site: Annotated[

@@ -14,19 +14,22 @@ from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
 from nvflare.fuel.f3.cellnet.fqcn import FQCN
 
+from oncofed.code.pack import Pack, read_pack
 from oncofed.errors import (
     AuditError,
     DataError,
     FederationError,
     OncofedError,
     PolicyError,
+    SpecError,
     StateError,
     TrainingError,
 )
 from oncofed.federation import exchange
+from oncofed.federation.confined import ConfinedTurns
 from oncofed.federation.datasets import DATASETS_FILE, dataset_folder
 from oncofed.federation.exchange import TASK_COMBINE, TASK_PREPARE, TASK_TRAIN, TASK_VALIDATE
-from oncofed.federation.folders import initial_model, state_folder
+from oncofed.federation.folders import JOB_PACK, initial_model, state_folder
 from oncofed.federation.guard import LEFT, admit, dataset_digest, record
 from oncofed.federation.sharing import gpu_turn
 from oncofed.federation.site_report import ENDED, WAITING, SiteReport
@@ -34,6 +37,7 @@ from oncofed.federation.spec import FederationPlan, SwarmSpec
 from oncofed.federation.swarm import Peer
 from oncofed.federation.turns import Answer, OwnTurns, Place, Turns
 from oncofed.models.weights import digest_of
+from oncofed.privacy.outbound import progress_that_may_leave
 from oncofed.privacy.policy import Policy
 from oncofed.training import Plan
 
@@ -130,11 +134,13 @@ class SiteExecutor(Executor):
     def _begin(self, fl_ctx: FLContext) -> Turns:
         """Have the job admitted, and its data loaded."""
         plan, site = self._plan, fl_ctx.get_identity_name()
-        self._policy = admit(fl_ctx, plan.data.dataset, plan.model.network, self._federation.strategy.name)
+        pack = _pack(fl_ctx, plan.model.code) if plan.model.code else None
+        self._policy = admit(fl_ctx, plan.data.dataset, plan.model.network, self._federation.strategy.name, pack)
         config = Path(fl_ctx.get_prop(FLContextKey.WORKSPACE_OBJECT).get_site_config_dir()) / DATASETS_FILE
         folder = dataset_folder(config, site, plan.data.dataset)
         place = Place(site, folder, state_folder(fl_ctx), initial_model(fl_ctx))
-        turns = OwnTurns(plan, self._federation, place, _Voice(self, fl_ctx))
+        about = (plan, self._federation, place, _Voice(self, fl_ctx))
+        turns: Turns = ConfinedTurns(*about, pack) if pack else OwnTurns(*about)
         turns.prepare()
         self._turns = turns
         return turns
@@ -192,6 +198,7 @@ class _Voice:
     def progress(self, **values: Any) -> None:
         """Tell the server, and who looks at the site itself."""
         self._report.now(**values)
+        values = progress_that_may_leave(values)
         with self._engine.new_context() as context:
             self._executor.fire_fed_event(exchange.PROGRESS_EVENT, Shareable(values), context)
 
@@ -199,6 +206,21 @@ class _Voice:
         """Write to the site's own log."""
         logs = {logging.INFO: self._executor.log_info, logging.WARNING: self._executor.log_warning}
         logs.get(level, self._executor.log_error)(self._fl_ctx, text, fire_event=False)
+
+
+def _pack(fl_ctx: FLContext, digest: str) -> Pack:
+    """Return the code that a job brings.
+
+    Raises:
+        PolicyError: it brings none, or another than it names.
+    """
+    try:
+        pack = read_pack((Path(fl_ctx.get_prop(FLContextKey.APP_ROOT)) / "config" / JOB_PACK).read_bytes(), "its pack")
+    except (OSError, SpecError) as error:
+        raise PolicyError(f"the job's pack cannot be read ({type(error).__name__})") from None
+    if pack.digest != digest:
+        raise PolicyError(f"the job brings the pack {pack.digest[:12]}…, and names {digest[:12]}…")
+    return pack
 
 
 def _report(fl_ctx: FLContext) -> SiteReport:

@@ -17,6 +17,8 @@ from oncofed.federation.locks import wait_for_lock
 
 # In a job's folder, beside its two configurations: weights that the job starts from.
 INITIAL_MODEL = "initial_model.safetensors"
+# And code that it brings.
+JOB_PACK = "job.pack.zip"
 STATE_FOLDER = "oncofed"
 _ENDED = "ended"
 _LONGEST_HOLD_SECONDS = 60.0

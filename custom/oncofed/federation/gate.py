@@ -11,9 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from nvflare.apis.client import Client
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_component import FLComponent
@@ -25,9 +22,9 @@ from nvflare.private.defs import CellMessageHeaderKeys, ClientType
 from nvflare.private.fed.server.client_manager import ClientManager
 
 from oncofed.errors import FederationError
+from oncofed.signing import is_signed_by
 
 REVOKED_FILE = "revoked.json"
-PADDING = padding.PSS(mgf=padding.MGF1(hashes.SHA256()), salt_length=padding.PSS.MAX_LENGTH)
 _LOOK_SECONDS = 1.0
 
 
@@ -46,18 +43,6 @@ class Revoked:
     def signed_part(self) -> bytes:
         """Return what the alliance signs."""
         return json.dumps({"number": self.number, "revoked": sorted(self.names)}).encode()
-
-
-def is_signed_by(certificate: x509.Certificate, data: bytes, signature: bytes) -> bool:
-    """Return whether an alliance's root certificate proves a signature (RSA-PSS, SHA-256)."""
-    key = certificate.public_key()
-    if not isinstance(key, rsa.RSAPublicKey):
-        return False
-    try:
-        key.verify(signature, data, PADDING, hashes.SHA256())
-    except InvalidSignature:
-        return False
-    return True
 
 
 def revoked_file(revoked: Revoked, signature: bytes) -> bytes:

@@ -24,6 +24,8 @@ from nvflare.apis.shareable import ReservedHeaderKey, Shareable
 
 import oncofed
 from oncofed.audit import Anchor, AuditLog
+from oncofed.code.approvals import keep_pack, made_by, pack_problems, refusal_of
+from oncofed.code.pack import Pack
 from oncofed.errors import AuditError, FederationError, OncofedError, PolicyError
 from oncofed.federation import exchange
 from oncofed.federation.compression import NotFiniteError, ReceivedUpdate, travelling_bytes
@@ -33,11 +35,13 @@ from oncofed.federation.spec import FederationPlan, ScaffoldSpec, SwarmSpec
 from oncofed.models.weights import Weights, digest_of
 from oncofed.privacy.outbound import check_counts, check_numbers, withhold
 from oncofed.privacy.policy import JobFacts, Policy, read_policy
+from oncofed.sandbox import what_is_missing
 from oncofed.training import Plan
 
 STOPPED = "stopped by the site's outbound policy"
 ADMITTED, REFUSED, LEFT, HELD_BACK = "job admitted", "job refused", "message left", "message held back"
 ANCHORED = "a site's last line"
+RECEIVED = "code received"
 # Rounds behind what is usual, before an update can be unusual.
 _ROUNDS_TO_KNOW = 3
 _ALLOWANCE = 1.1
@@ -46,14 +50,23 @@ _FRAMING_BYTES = 1 << 20
 _SECONDS_PER_HOUR = 3600.0
 
 
-def admit(fl_ctx: FLContext, dataset: str, network: str | None = None, strategy: str | None = None) -> Policy | None:
+def admit(
+    fl_ctx: FLContext,
+    dataset: str,
+    network: str | None = None,
+    strategy: str | None = None,
+    pack: Pack | None = None,
+) -> Policy | None:
     """Return the policy under which a job may run at this site; None in a simulation, where no site is.
+
+    A pack that the site has not seen yet is kept for its admin to look at.
 
     Args:
         fl_ctx: of the job's process.
         dataset: that it asks for.
         network: of the job; None where nothing is trained.
         strategy: of the job.
+        pack: the code that it brings.
 
     Raises:
         PolicyError: the job may not run here; the text may leave the site.
@@ -63,7 +76,7 @@ def admit(fl_ctx: FLContext, dataset: str, network: str | None = None, strategy:
     if policy is None:
         return None
     facts = JobFacts(*name_and_person(fl_ctx), dataset, network, strategy)
-    reason = policy.refusal(facts)
+    reason = policy.refusal(facts) or (_refusal_of_pack(fl_ctx, pack) if pack else None)
     record(
         fl_ctx,
         REFUSED if reason else ADMITTED,
@@ -73,12 +86,28 @@ def admit(fl_ctx: FLContext, dataset: str, network: str | None = None, strategy:
         network=network,
         strategy=strategy,
         code=f"oncofed {oncofed.__version__}",
+        **({"pack": pack.digest, "pack_by": made_by(pack)} if pack else {}),
         policy=policy.digest,
         **({"rule": reason} if reason else {}),
     )
     if reason:
         raise PolicyError(reason)
     return policy
+
+
+def _refusal_of_pack(fl_ctx: FLContext, pack: Pack) -> str | None:
+    if what_is_missing():
+        return "it cannot confine a process, and runs no pack without that"
+    reason = refusal_of(_local(fl_ctx), pack)
+    if reason is None:
+        return None
+    kit = Path(fl_ctx.get_prop(FLContextKey.WORKSPACE_OBJECT).get_root_dir())
+    problems = pack_problems(pack, kit / "startup")
+    if problems:
+        return f"the pack {pack.name} is not one that somebody of the alliance signed: {problems[0]}"
+    if keep_pack(kit, pack):
+        record(fl_ctx, RECEIVED, pack=pack.digest, name=pack.name, pack_by=made_by(pack))
+    return reason
 
 
 def record(fl_ctx: FLContext, what: str, **facts: Any) -> Anchor:

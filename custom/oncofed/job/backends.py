@@ -18,6 +18,7 @@ from nvflare.fuel.flare_api.flare_api import Session
 from oncofed.alliance.kits import APPROVED_CLASSES
 from oncofed.alliance.local import LocalAlliance, free_port, quiet
 from oncofed.alliance.spec import AllianceSpec
+from oncofed.code.load import loaded_packs
 from oncofed.errors import FederationError
 from oncofed.federation.datasets import DATASETS_FILE
 from oncofed.federation.events import EVENTS_FILE
@@ -151,7 +152,7 @@ def federation(
         port: of the server; None takes a free one.
     """
     spec = AllianceSpec(sites=tuple(datasets), port=port or free_port())
-    with LocalAlliance(spec, workspace, datasets, logs, temporary) as alliance:
+    with LocalAlliance(spec, workspace, datasets, logs, temporary, packs=loaded_packs()) as alliance:
         alliance.wait_registered()
         yield FederatedJob(alliance, job, min_sites)
 

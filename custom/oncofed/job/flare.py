@@ -10,14 +10,18 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save_file
+
+from oncofed.code.load import loaded_packs
 from oncofed.data.profile import features
 from oncofed.errors import SpecError
 from oncofed.federation.exchange import TASKS
-from oncofed.federation.folders import INITIAL_MODEL
+from oncofed.federation.folders import INITIAL_MODEL, JOB_PACK
 from oncofed.federation.keeper import job_mark
 from oncofed.federation.lending import ANY_SITE, GPU_MEMORY, GPUS
 from oncofed.federation.spec import ProfilePlan
 from oncofed.job.spec import AnyJob, JobSpec, ProfileJobSpec
+from oncofed.models.networks import Declared
 
 # In a job's folder: the job as its engineer wrote it.
 SPEC_FILE = "job.json"
@@ -60,6 +64,8 @@ def export_job(
         shutil.rmtree(out)
     config = out / "app" / "config"
     config.mkdir(parents=True)
+    if isinstance(spec, JobSpec) and spec.model.code:
+        spec = _with_pack(spec, config, model)
     if isinstance(spec, ProfileJobSpec):
         server, client = _profile_server(spec), _profile_client(spec.profile)
         _write(out / "meta.json", _meta(spec.name, spec.min_sites))
@@ -69,11 +75,29 @@ def export_job(
         _write(out / "meta.json", {**_meta(spec.name, None), **_asked(spec), "custom_props": job_mark()})
         # For who fetches the result: FLARE gives back what a job brought.
         _write(config / SPEC_FILE, spec.model_dump(mode="json", by_alias=True))
-        if model:
+        if model and not spec.model.code:
             shutil.copy(model, config / INITIAL_MODEL)
     _write(config / "config_fed_server.json", server)
     _write(config / "config_fed_client.json", client)
     return out
+
+
+def _with_pack(spec: JobSpec, config: Path, model: Path | None) -> JobSpec:
+    """Put a job's code and first weights into its folder, and return the job with what its network is like.
+
+    Whoever does not run the code knows the network by that alone.
+    """
+    pack = next((pack for pack in loaded_packs() if pack.digest == spec.model.code), None)
+    if pack is None:
+        raise SpecError(f"the pack {str(spec.model.code)[:12]}… is not loaded: read the job from its job.yaml")
+    plan = spec.plan()
+    (config / JOB_PACK).write_bytes(pack.content)
+    if model:
+        shutil.copy(model, config / INITIAL_MODEL)
+    else:
+        save_file({n: v.contiguous() for n, v in plan.initial_weights().items()}, config / INITIAL_MODEL)
+    declared = Declared.of(plan.model.kind, plan.model.divisor, plan.layout())
+    return spec.changed({"model": {"declared": declared.model_dump()}})
 
 
 def _write(path: Path, value: dict[str, Any]) -> None:

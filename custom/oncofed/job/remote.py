@@ -260,7 +260,8 @@ def _write(spec: JobSpec, events: list[dict[str, Any]], folder: Path) -> Result:
         note_rounds(result, state, spec)
         note_scores(result, state)
         plan = spec.plan()
-        write_bundle(model.parent, spec.title, plan.network_request, plan.data, plan.task.classes, load_file(model))
+        if not plan.model.code:  # a bundle holds no code that its user would have to trust
+            write_bundle(model.parent, spec.title, plan.network_request, plan.data, plan.task.classes, load_file(model))
     else:
         stopped = any(event["kind"] == "stopped" for event in events)
         result.status = "stopped" if stopped and not state.failed else "failed"

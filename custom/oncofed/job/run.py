@@ -174,7 +174,8 @@ class Run:
         note_scores(result, state, scores, self._skipped)
         plan = self.spec.plan()
         weights = load_file(model / "model.safetensors")
-        write_bundle(model, self.spec.title, plan.network_request, plan.data, plan.task.classes, weights)
+        if not plan.model.code:  # a bundle holds no code that its user would have to trust
+            write_bundle(model, self.spec.title, plan.network_request, plan.data, plan.task.classes, weights)
 
     def _warn_of_memory(self) -> None:
         needed, free = len(self.sites) * _GIB_OF_A_SITE[self.backend], psutil.virtual_memory().available / 2**30

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -9,6 +10,8 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import Field, field_validator, model_validator
 
+from oncofed.code.load import load_pack
+from oncofed.code.pack import find_pack
 from oncofed.data.spec import DataSpec
 from oncofed.errors import SpecError
 from oncofed.federation.spec import (
@@ -64,6 +67,12 @@ class JobSpec(StrictModel):
         if not isinstance(model, dict) or not isinstance(data, dict) or not isinstance(model.get("bundle"), str):
             return values
         return {**values, "data": {**read_bundle(model["bundle"]).preprocessing, **data}}
+
+    @model_validator(mode="after")
+    def _code_is_confined(self) -> JobSpec:
+        if self.model.code and (self.resources.gpus > 1 or self.strategy.name == "swarm"):
+            raise ValueError("a pack's code runs in one process without network: resources.gpus: 1, and no swarm")
+        return self
 
     @model_validator(mode="after")
     def _is_a_plan(self) -> JobSpec:
@@ -203,7 +212,21 @@ def parse_any_job(file: Path) -> AnyJob:
     values, lines = read_yaml(file, "name: my_job")
     if "profile" in values:
         return _validate(ProfileJobSpec, values, str(file), lines)
+    _load_code(values, file)
     return _validate(JobSpec, values, str(file), lines)
+
+
+def packs_folder() -> Path:
+    """Return where an engineer's packs lie, if not beside the job."""
+    return Path(os.environ.get("ONCOFED_WORKSPACE", "workspace")) / "code"
+
+
+def _load_code(values: dict[str, Any], file: Path) -> None:
+    """Import the pack that a job of one's own names, so that its network is known."""
+    model = values.get("model")
+    digest = model.get("code") if isinstance(model, dict) and not model.get("declared") else None
+    if isinstance(digest, str):
+        load_pack(find_pack(digest, (file.parent, packs_folder())))
 
 
 def _validate(kind: type[Spec], values: dict[str, Any], where: str, lines: Lines) -> Spec:

@@ -7,19 +7,22 @@ between scanners, and averaging them over sites makes a model that fits none. A 
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
 from monai.bundle import ConfigParser
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 from torch import nn
 
 from oncofed.errors import SpecError
 from oncofed.models.foreign import Bundle, load_bundle_weights, read_bundle
+from oncofed.models.weights import Layout
 from oncofed.settings import StrictModel
 
 # What a network turns its input into: values for each voxel, for an image as a whole, or for a bag of features.
@@ -27,6 +30,9 @@ Kind = Literal["dense", "image", "bag"]
 
 # Modules that a site installed beside oncofed, whose networks jobs may name; separated by commas.
 MODULES_VARIABLE = "ONCOFED_NETWORKS"
+
+# The pack whose code is being imported: what it registers is known under its digest alone.
+_PACK: ContextVar[str] = ContextVar("pack", default="")
 
 _GROUPS = 8
 _NORMS: dict[str, Any] = {
@@ -36,10 +42,53 @@ _NORMS: dict[str, Any] = {
 }
 
 
+class DeclaredTensor(StrictModel):
+    """A tensor of a network: type, shape, whether training changes it, and whether by gradients."""
+
+    dtype: str = Field(pattern=r"^(float(16|32|64)|bfloat16|u?int(8|16|32|64)|bool)$")
+    shape: tuple[Annotated[int, Field(ge=0, le=2**31)], ...] = Field(max_length=8)
+    travels: bool
+    trained: bool
+
+
+class Declared(StrictModel):
+    """What the network of a pack is like, for those who do not run the pack: the server, and what guards a site."""
+
+    kind: Kind
+    divisor: int = Field(ge=0, le=4096)
+    tensors: dict[str, DeclaredTensor] = Field(min_length=1, max_length=100_000)
+
+    @classmethod
+    def of(cls, kind: Kind, divisor: int, layout: Layout) -> Declared:
+        """Return it of a network's layout."""
+        tensors = {
+            name: DeclaredTensor(
+                dtype=str(value.dtype).removeprefix("torch."),
+                shape=tuple(value.shape),
+                travels=name in layout.travelling,
+                trained=name in layout.trained,
+            )
+            for name, value in layout.weights.items()
+        }
+        return cls(kind=kind, divisor=divisor, tensors=tensors)
+
+    def layout(self) -> Layout:
+        """Return it as a network's layout."""
+        return Layout(
+            {n: torch.empty(t.shape, dtype=getattr(torch, t.dtype), device="meta") for n, t in self.tensors.items()},
+            frozenset(name for name, tensor in self.tensors.items() if tensor.travels),
+            frozenset(name for name, tensor in self.tensors.items() if tensor.trained),
+        )
+
+
 class ModelSpec(StrictModel):
     """Which network a job trains."""
 
-    network: str = Field("unet", description="a name that `oncofed job networks` lists")
+    code: str | None = Field(
+        None, pattern=r"^[0-9a-f]{64}$", description="digest of the pack that brings the network (oncofed job pack)"
+    )
+    declared: Declared | None = Field(None, description="what the pack's network is like; filled in on export")
+    network: str = Field("unet", description="a name that `oncofed job networks` lists, or that the pack registers")
     channels: tuple[Annotated[int, Field(ge=4, le=2048)], ...] | None = Field(
         None,
         min_length=2,
@@ -61,16 +110,25 @@ class ModelSpec(StrictModel):
 
     @field_validator("network")
     @classmethod
-    def _is_known(cls, name: str) -> str:
-        try:
-            find_network(name)
-        except SpecError as error:
-            raise ValueError(str(error)) from None
+    def _is_known(cls, name: str, info: ValidationInfo) -> str:
+        if not info.data.get("declared"):
+            try:
+                find_network(name, info.data.get("code") or "")
+            except SpecError as error:
+                raise ValueError(str(error)) from None
         return name
 
     @model_validator(mode="after")
     def _fits_the_network(self) -> ModelSpec:
-        network = find_network(self.network)
+        if self.declared and not self.code:
+            raise ValueError("declared goes with code")
+        if self.code and (self.bundle or self.channels or self.norm or self.deep_supervision):
+            raise ValueError(
+                "a pack's network takes model.arguments alone, no bundle, channels, norm, deep_supervision"
+            )
+        if self.declared:
+            return self
+        network = self._network
         if self.channels and not network.channels:
             raise ValueError(f"{self.network} has no channels to set; see its arguments")
         channels = self.feature_maps
@@ -90,18 +148,22 @@ class ModelSpec(StrictModel):
     @property
     def kind(self) -> Kind:
         """What the network turns its input into."""
-        return find_network(self.network).kind
+        return self.declared.kind if self.declared else self._network.kind
 
     @property
     def feature_maps(self) -> tuple[int, ...]:
         """Channels at each resolution: the job's, or the network's own."""
-        return self.channels or find_network(self.network).channels
+        return self.channels or (() if self.declared else self._network.channels)
 
     @property
     def divisor(self) -> int:
         """Each axis of a network's input must be a multiple of this number of voxels."""
-        network = find_network(self.network)
-        return network.divisor or int(2 ** (len(self.feature_maps) - 1))
+        divisor = self.declared.divisor if self.declared else self._network.divisor
+        return divisor or int(2 ** (len(self.feature_maps) - 1))
+
+    @property
+    def _network(self) -> Network:
+        return find_network(self.network, self.code or "")
 
 
 @dataclass(frozen=True)
@@ -125,7 +187,7 @@ class Request:
     @property
     def norm(self) -> Any:
         """The normalisation as MONAI writes it."""
-        return _NORMS[self.spec.norm or find_network(self.spec.network).norm]
+        return _NORMS[self.spec.norm or find_network(self.spec.network, self.spec.code or "").norm]
 
 
 @dataclass(frozen=True)
@@ -157,7 +219,7 @@ def network_config(request: Request) -> dict[str, Any]:
     Raises:
         SpecError: the network cannot have that many axes.
     """
-    network = find_network(request.spec.network)
+    network = find_network(request.spec.network, request.spec.code or "")
     if request.dimensions not in network.dimensions:
         axes = " or ".join(map(str, network.dimensions))
         raise SpecError(
@@ -225,18 +287,49 @@ def register_network(
         def config(request: Request) -> dict[str, Any]:
             return {"_target_": target, **_channels(request), "spatial_dims": request.dimensions}
 
-        _NETWORKS[name] = Network(name, kind, config, divisor=divisor, dimensions=tuple(dimensions))
+        registry = _OF_PACKS.setdefault(_PACK.get(), {}) if _PACK.get() else _NETWORKS
+        registry[name] = Network(name, kind, config, divisor=divisor, dimensions=tuple(dimensions))
         return function
 
     return keep
 
 
-def find_network(name: str) -> Network:
+@contextlib.contextmanager
+def registering(pack: str) -> Iterator[None]:
+    """Have what is registered in the block known as a pack's.
+
+    Args:
+        pack: its digest.
+    """
+    token = _PACK.set(pack)
+    try:
+        yield
+    finally:
+        _PACK.reset(token)
+
+
+def networks_of_pack(pack: str) -> list[Network]:
+    """Return what a pack that was loaded registered."""
+    return list(_OF_PACKS.get(pack, {}).values())
+
+
+def find_network(name: str, pack: str = "") -> Network:
     """Return a network by name.
+
+    Args:
+        name: of the network.
+        pack: digest of the pack that brings it; empty: none does.
 
     Raises:
         SpecError: there is none of that name.
     """
+    if pack:
+        found = _OF_PACKS.get(pack)
+        if found is None:
+            raise SpecError(f"the pack {pack[:12]}… is not loaded, which only a confined process does at a site")
+        if name not in found:
+            raise SpecError(f"the pack {pack[:12]}… has no network {name!r}; it has {', '.join(sorted(found))}")
+        return found[name]
     if name not in _NETWORKS:
         _import_modules()
     if name not in _NETWORKS:
@@ -387,6 +480,7 @@ def _attention_mil(request: Request) -> dict[str, Any]:
     return {"_target_": "oncofed.models.mil.AttentionMIL", **_channels(request)}
 
 
+_OF_PACKS: dict[str, dict[str, Network]] = {}
 _NETWORKS = {
     network.name: network
     for network in (

@@ -17,6 +17,8 @@ from oncofed.errors import PolicyError
 Check = Callable[[Any], bool]
 
 _MOST_CASES = 10_000_000
+_PHASES = frozenset({"checking data", "loading data", "training", "validating", "testing"})
+_DIGITS = 4
 # Of an evaluation, beside the task's own figure; "of" a class, where the name goes on with ".CLASS".
 _SHARES = frozenset({"dice", "iou", "f1", "pq", "auprc", "balanced_accuracy", "calibration_error"})
 _SHARES_OF = frozenset({"surface_dice"})
@@ -72,6 +74,20 @@ def check_numbers(numbers: Mapping[str, Any], classes: Sequence[str]) -> None:
             "not_kept": lambda value: value in _SYSTEM_ERRORS,
         },
     )
+
+
+def progress_that_may_leave(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return of what a site tells about its progress that which may leave: a known phase, counts, a rounded loss."""
+    kept: dict[str, Any] = {}
+    if values.get("phase") in _PHASES:
+        kept["phase"] = values["phase"]
+    for name in ("round", "step", "steps"):
+        if _is_count(values.get(name)):
+            kept[name] = values[name]
+    if _is_number(values.get("loss")):
+        # Digits that nobody looks at could carry something else.
+        kept["loss"] = float(f"{values['loss']:.{_DIGITS}g}")
+    return kept
 
 
 def withhold(numbers: dict[str, Any], minimum: int) -> bool:

@@ -22,6 +22,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from oncofed.code.load import load_packs, loaded_packs
+from oncofed.code.pack import Pack
 from oncofed.data.cases import Case, Cases
 from oncofed.errors import TrainingError
 from oncofed.models.weights import Weights
@@ -119,7 +121,7 @@ class BaselinePool:
     def start(self, baselines: list[Baseline]) -> None:
         """Start to train; the longest wait, for the baseline over all data, starts first."""
         self._pool = ProcessPoolExecutor(
-            self._workers, mp_context=self._context, initializer=_start_worker, initargs=(self._done,)
+            self._workers, mp_context=self._context, initializer=_start_worker, initargs=(self._done, loaded_packs())
         )
         with deaf_to_interrupts():
             for baseline in baselines:
@@ -155,7 +157,8 @@ class BaselinePool:
 _report_steps: Any = None
 
 
-def _start_worker(queue: Any) -> None:
+def _start_worker(queue: Any, packs: tuple[Pack, ...]) -> None:
+    load_packs(packs)
     global _report_steps  # noqa: PLW0603 - a pool hands its workers a queue in no other way
     _report_steps = queue
     end_with_parent()

@@ -41,7 +41,6 @@ def write_checkpoint(path: Path, tensors: Tensors, facts: dict[str, Any]) -> Non
         save_file(_apart(tensors), unfinished, {_KEY: json.dumps(facts)})
         with unfinished.open("rb") as file:
             os.fsync(file.fileno())
-        unfinished.chmod(0o600)
         unfinished.replace(path)
     except SafetensorError as error:
         unfinished.unlink(missing_ok=True)

@@ -140,8 +140,8 @@ class Plan(StrictModel):
         return network
 
     def layout(self) -> Layout:
-        """Return what the weights of the plan's network are like."""
-        return layout_of(self.build_network())
+        """Return what the weights of the plan's network are like; of a pack's, what the job declares."""
+        return self.model.declared.layout() if self.model.declared else layout_of(self.build_network())
 
     def initial_weights(self) -> Weights:
         """Return the weights that the plan's seed gives, by name."""

@@ -1,0 +1,355 @@
+"""A site's turns in a process that has no network, for code that an engineer brought; see ``oncofed.sandbox``.
+
+``python -m oncofed.federation.confined`` takes its orders through its standard input, a socket. It reads the job's own
+data, writes to the job's own folder, and answers with JSON and safetensors, which the process of the job takes apart as
+carefully as if they came from a stranger.
+"""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import json
+import logging
+import os
+import select
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+import oncofed.errors
+from oncofed.code.load import load_pack
+from oncofed.code.pack import Pack, read_pack
+from oncofed.errors import DataError, OncofedError, PolicyError, SpecError, StateError, TrainingError
+from oncofed.federation.spec import FederationPlan
+from oncofed.federation.turns import Answer, OwnTurns, Place, Stop, Tell
+from oncofed.models.networks import Declared
+from oncofed.models.weights import Weights, layout_of
+from oncofed.processes import end_with_parent, name_process
+from oncofed.sandbox import confine
+from oncofed.training import Plan
+
+_BEGIN, _PREPARE, _TRAIN, _VALIDATE, _STOP = "begin", "prepare", "train", "validate", "stop"
+_PROGRESS, _NOTE, _DONE, _FAILED = "progress", "note", "done", "failed"
+_LENGTHS = 16  # bytes before each message: those of its JSON and of its tensors
+_LARGEST_FACTS = 1 << 22
+_SECONDS_BETWEEN_LOOKS = 0.2
+_SECONDS_TO_STOP = 60.0
+_LONGEST_NOTE = 2000
+_SCRATCH = "scratch"
+_ERRORS = 2  # the file descriptor: what the process prints goes to the log of the job's
+# Of the process of the job: nothing of FLARE's, no secrets.
+_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TZ", "PYTHONPATH", "LD_LIBRARY_PATH", "OMP_NUM_THREADS")
+_ENVIRONMENT_PREFIXES = ("CUDA_", "NVIDIA_", "MKL_", "TORCH_")
+# Whose words the executor keeps at the site.
+_OF_THE_SITE: dict[str, type[OncofedError]] = {"DataError": DataError, "StateError": StateError}
+_SYSTEM = ("/usr", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/localtime", "/sys/devices", "/sys/fs/cgroup")
+_PROC = ("cpuinfo", "meminfo", "stat", "version", "sys/vm", "sys/kernel", "driver/nvidia", "filesystems", "mounts")
+_DEVICES = "nvidia*"
+
+
+class ConfinedTurns:
+    """Takes a site's turns in a process of its own; see ``turns.Turns``.
+
+    Args:
+        plan: what is trained, with a network of the pack.
+        federation: how the sites work together.
+        place: where.
+        tell: who is told how it goes.
+        pack: the code, which the site approved.
+    """
+
+    def __init__(self, plan: Plan, federation: FederationPlan, place: Place, tell: Tell, pack: Pack) -> None:
+        self._plan, self._federation, self._place, self._tell, self._pack = plan, federation, place, tell, pack
+        self._process: subprocess.Popen[bytes] | None = None
+        self._socket: socket.socket | None = None
+        self._largest = 3 * plan.layout().nbytes + (16 << 20)
+
+    def prepare(self) -> dict[str, Any]:
+        """Start the process, and have it load its data."""
+        return self._ask({"do": _PREPARE})[0]
+
+    def train(self, sent: Weights, number: int, beside: Weights, stop: Stop) -> Answer:
+        """Have it take the turn."""
+        tensors = {**_named("sent", sent), **_named("beside", beside)}
+        facts, found = self._ask({"do": _TRAIN, "round": number}, tensors, stop)
+        try:
+            return Answer(
+                asked=str(facts["asked"]),
+                delta=_part("delta", found),
+                extra=_part("extra", found),
+                cases=int(facts["cases"]),
+                steps=int(facts["steps"]),
+                numbers=dict(facts["numbers"]),
+            )
+        except (KeyError, TypeError, ValueError):
+            raise TrainingError("the code's process answered with something else than an update") from None
+
+    def validate(self, sent: Weights, split: str, stop: Stop) -> dict[str, Any]:
+        """Have it score the model."""
+        return self._ask({"do": _VALIDATE, "split": split}, _named("sent", sent), stop)[0]
+
+    def close(self) -> None:
+        """End the process."""
+        if self._socket:
+            self._socket.close()
+            self._socket = None
+        if self._process:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(5)
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def _ask(
+        self, facts: dict[str, Any], tensors: Weights | None = None, stop: Stop = lambda: False
+    ) -> tuple[dict[str, Any], Weights]:
+        try:
+            if self._socket is None:
+                self._begin()
+            return self._exchange(facts, save(tensors) if tensors else b"", stop)
+        except (OSError, EOFError, ValueError, SafetensorError) as error:
+            # It has ended, or says what it should not: another process goes on from what is kept.
+            code = self._process.poll() if self._process else None
+            self.close()
+            raise TrainingError(
+                f"the process of the pack {self._pack.name} ended ({type(error).__name__}, status {code}); the site's "
+                "own log says more"
+            ) from None
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin(self) -> None:
+        scratch = self._place.state / _SCRATCH
+        scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                # Nothing may be imported from where the code could have written before.
+                [sys.executable, "-s", "-m", "oncofed.federation.confined"],
+                stdin=theirs.fileno(),
+                stdout=_ERRORS,
+                env=_environment(scratch),
+                cwd="/",
+                start_new_session=True,
+            )
+        self._socket = ours
+        place = {name: str(value) if value is not None else None for name, value in asdict(self._place).items()}
+        about = {
+            "do": _BEGIN,
+            "plan": self._plan.model_dump(mode="json"),
+            "federation": self._federation.model_dump(mode="json"),
+            "place": place,
+        }
+        self._exchange(about, self._pack.content, lambda: False)
+
+    def _exchange(self, facts: dict[str, Any], blob: bytes, stop: Stop) -> tuple[dict[str, Any], Weights]:
+        """Send an order, pass on what is told meanwhile, and return the answer."""
+        assert self._socket
+        _send(self._socket, facts, blob)
+        told_to_stop: float | None = None
+        while True:
+            if not select.select([self._socket], [], [], _SECONDS_BETWEEN_LOOKS)[0]:
+                if told_to_stop is None and stop():
+                    told_to_stop = time.monotonic()
+                    _send(self._socket, {"do": _STOP}, b"")
+                if told_to_stop is not None and time.monotonic() - told_to_stop > _SECONDS_TO_STOP:
+                    raise TimeoutError("it does not stop")
+                continue
+            told, content = _receive(self._socket, self._largest)
+            kind = told.pop("told", None)
+            if kind == _PROGRESS:
+                self._tell.progress(**told)
+            elif kind == _NOTE:
+                level = told.get("level")
+                self._tell.note(_one_line(told.get("text")), level if level in (20, 30, 40) else logging.ERROR)
+            elif kind == _DONE:
+                return told, load(content) if content else {}
+            elif kind == _FAILED:
+                raise self._error(str(told.get("type")), _one_line(told.get("text")))
+            else:
+                raise ValueError("it tells what nobody knows")
+
+    def _error(self, kind: str, text: str) -> OncofedError:
+        """Return an error as this site's executor knows them. Its words stay here: the code may have chosen them."""
+        self._tell.note(f"the pack {self._pack.name}: {kind[:60]}: {text}", logging.ERROR)
+        if kind in _OF_THE_SITE:
+            return _OF_THE_SITE[kind](text)
+        known = kind if hasattr(builtins, kind) or hasattr(oncofed.errors, kind) else "error"
+        return TrainingError(f"its process of the pack {self._pack.name} ended in a {known}; its own log says more")
+
+
+def _environment(scratch: Path) -> dict[str, str]:
+    kept = {n: v for n, v in os.environ.items() if n in _ENVIRONMENT or n.startswith(_ENVIRONMENT_PREFIXES)}
+    folders = dict.fromkeys(("HOME", "TMPDIR", "XDG_CACHE_HOME", "MPLCONFIGDIR"), str(scratch))
+    return {**kept, **folders, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONWARNINGS": "ignore"}
+
+
+def _one_line(text: Any) -> str:
+    """Return text as one line of a log, whatever somebody put into it."""
+    return "".join(letter if letter.isprintable() else " " for letter in str(text))[:_LONGEST_NOTE]
+
+
+def _named(kind: str, weights: Weights) -> Weights:
+    return {f"{kind}.{name}": value.contiguous() for name, value in weights.items()}
+
+
+def _part(kind: str, tensors: Weights) -> Weights:
+    return {name.removeprefix(f"{kind}."): value for name, value in tensors.items() if name.startswith(f"{kind}.")}
+
+
+def _send(to: socket.socket, facts: Mapping[str, Any], blob: bytes) -> None:
+    text = json.dumps(facts).encode()
+    to.sendall(len(text).to_bytes(8, "big") + len(blob).to_bytes(8, "big") + text)
+    if blob:
+        to.sendall(blob)
+
+
+def _receive(of: socket.socket, largest: int) -> tuple[dict[str, Any], bytes]:
+    lengths = _read(of, _LENGTHS)
+    text, blob = int.from_bytes(lengths[:8], "big"), int.from_bytes(lengths[8:], "big")
+    if text > _LARGEST_FACTS or blob > largest:
+        raise ValueError(f"a message of {text} and {blob} bytes")
+    facts = json.loads(_read(of, text))
+    if not isinstance(facts, dict):
+        raise ValueError("a message that is no object")
+    return facts, _read(of, blob)
+
+
+def _read(of: socket.socket, size: int) -> bytes:
+    content = bytearray(size)
+    view = memoryview(content)
+    while view:
+        count = of.recv_into(view)
+        if not count:
+            raise EOFError
+        view = view[count:]
+    return bytes(content)
+
+
+# --- the confined process
+
+
+class _Teller:
+    """Tells the process of the job how the work goes; see ``turns.Tell``."""
+
+    def __init__(self, to: socket.socket) -> None:
+        self._to = to
+        self.lock = threading.Lock()
+
+    def tell(self, kind: str, facts: Mapping[str, Any], tensors: Weights | None = None) -> None:
+        """Send a message whole, whichever thread it comes from."""
+        blob = save(tensors) if tensors else b""
+        with self.lock:
+            _send(self._to, {**facts, "told": kind}, blob)
+
+    def progress(self, **values: Any) -> None:
+        """Tell how far it is."""
+        self.tell(_PROGRESS, values)
+
+    def note(self, text: str, level: int) -> None:
+        """Tell a line for the site's own log."""
+        self.tell(_NOTE, {"text": text, "level": level})
+
+
+def main() -> None:
+    """Be the confined process."""
+    end_with_parent()
+    name_process("oncofed code")
+    orders = socket.socket(fileno=os.dup(0))
+    facts, content = _receive(orders, 1 << 24)
+    place = facts["place"]
+    initial = Path(place["initial"]) if place["initial"] else None
+    where = Place(place["site"], Path(place["data"]), Path(place["state"]), initial)
+    teller = _Teller(orders)
+    try:
+        plan = Plan.model_validate(facts["plan"])
+        federation = FederationPlan.model_validate(facts["federation"])
+        confine(*_what_it_may_touch(where))
+        pack = read_pack(content, "the job's pack")
+        if pack.digest != plan.model.code:
+            raise PolicyError("the pack is not the one that the job names")
+        load_pack(pack)
+        turns = _turns(plan, federation, where, teller)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the job's process is told
+        _tell_failure(teller, error)
+        return
+    teller.tell(_DONE, {})
+    _serve(orders, turns, teller)
+
+
+def _turns(plan: Plan, federation: FederationPlan, place: Place, tell: Tell) -> OwnTurns:
+    declared = plan.model.declared
+    if declared is None or Declared.of(declared.kind, declared.divisor, layout_of(plan.build_network())) != declared:
+        raise SpecError("the pack's network is not the one that the job declares")
+    return OwnTurns(plan, federation, place, tell)
+
+
+def _what_it_may_touch(place: Place) -> tuple[list[Path], list[Path]]:
+    """Return what may be read, and what may be changed too."""
+    roots = (sys.prefix, sys.base_prefix, *sys.path, str(Path(oncofed.__file__).parent))
+    python = {root for root in roots if len(Path(root).parts) > 1}
+    process = Path("/proc") / str(os.getpid())
+    read = [*map(Path, python), *map(Path, _SYSTEM), process, *(Path("/proc") / name for name in _PROC)]
+    read += [Path("/dev/urandom"), Path("/dev/random"), Path("/dev/zero"), place.data]
+    if place.initial:
+        read.append(place.initial)
+    return read, [place.state, Path("/dev/null"), *Path("/dev").glob(_DEVICES)]
+
+
+def _serve(orders: socket.socket, turns: OwnTurns, teller: _Teller) -> None:
+    """Do one order after the other, until the socket is closed."""
+    queue: SimpleQueue[tuple[dict[str, Any], bytes] | None] = SimpleQueue()
+    stopped = threading.Event()
+
+    def listen() -> None:
+        with contextlib.suppress(EOFError, OSError):
+            while True:
+                facts, content = _receive(orders, 1 << 62)
+                if facts.get("do") == _STOP:
+                    stopped.set()
+                else:
+                    queue.put((facts, content))
+        stopped.set()
+        queue.put(None)
+
+    threading.Thread(target=listen, name="orders", daemon=True).start()
+    while (order := queue.get()) is not None:
+        facts, content = order
+        try:
+            answer, tensors = _done(turns, facts, load(content) if content else {}, stopped.is_set)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the job's process is told
+            _tell_failure(teller, error)
+            continue
+        teller.tell(_DONE, answer, tensors)
+
+
+def _done(turns: OwnTurns, facts: dict[str, Any], tensors: Weights, stop: Stop) -> tuple[dict[str, Any], Weights]:
+    if facts["do"] == _PREPARE:
+        return turns.prepare(), {}
+    sent = _part("sent", tensors)
+    if facts["do"] == _VALIDATE:
+        return turns.validate(sent, facts["split"], stop), {}
+    answer = turns.train(sent, facts["round"], _part("beside", tensors), stop)
+    return answer.facts, {**_named("delta", answer.delta), **_named("extra", answer.extra)}
+
+
+def _tell_failure(teller: _Teller, error: Exception) -> None:
+    logging.getLogger(__name__).error("the confined process failed", exc_info=error)
+    with contextlib.suppress(OSError):
+        teller.tell(_FAILED, {"type": type(error).__name__, "text": str(error)})
+
+
+if __name__ == "__main__":
+    main()

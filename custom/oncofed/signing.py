@@ -1,0 +1,73 @@
+"""Signatures of an alliance's participants: what was signed, with whose certificate, proven by the alliance's root."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from cryptography.x509.oid import NameOID
+
+PADDING = padding.PSS(mgf=padding.MGF1(hashes.SHA256()), salt_length=padding.PSS.MAX_LENGTH)
+
+
+def is_signed_by(certificate: x509.Certificate, data: bytes, signature: bytes) -> bool:
+    """Return whether a certificate's key made a signature (RSA-PSS, SHA-256)."""
+    key = certificate.public_key()
+    if not isinstance(key, rsa.RSAPublicKey):
+        return False
+    try:
+        key.verify(signature, data, PADDING, hashes.SHA256())
+    except InvalidSignature:
+        return False
+    return True
+
+
+def signed(data: bytes, key_file: Path, certificate_file: Path) -> dict[str, str | None]:
+    """Return ``certificate`` and ``signature`` of data, for a file of JSON; nothing in them where there is no key."""
+    if not key_file.is_file() or not certificate_file.is_file():
+        return {"certificate": None, "signature": None}
+    key = serialization.load_pem_private_key(key_file.read_bytes(), None)
+    assert isinstance(key, rsa.RSAPrivateKey)
+    signature = key.sign(data, PADDING, hashes.SHA256())
+    return {
+        "certificate": certificate_file.read_text(encoding="utf-8"),
+        "signature": base64.b64encode(signature).decode(),
+    }
+
+
+def signature_problems(said: Mapping[str, Any], data: bytes, root: x509.Certificate) -> list[str]:
+    """Return why data is not what somebody of an alliance signed; empty where it is.
+
+    Args:
+        said: what ``signed`` returned.
+        data: that it is about.
+        root: certificate of the alliance, from one's own kit.
+    """
+    problems = []
+    try:
+        certificate = x509.load_pem_x509_certificate(said["certificate"].encode())
+        signature = base64.b64decode(said["signature"])
+    except (ValueError, AttributeError, TypeError, KeyError):
+        return ["its certificate or signature is broken"]
+    try:
+        certificate.verify_directly_issued_by(root)
+    except (ValueError, TypeError, InvalidSignature):
+        problems.append("its certificate is not of this alliance")
+    if not is_signed_by(certificate, data, signature):
+        problems.append("it was changed after it was signed")
+    return problems
+
+
+def signer(said: Mapping[str, Any]) -> str | None:
+    """Return whose certificate a signature comes with; None where there is none."""
+    try:
+        subject = x509.load_pem_x509_certificate(said["certificate"].encode()).subject
+        return str(subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)
+    except (ValueError, AttributeError, TypeError, KeyError, IndexError):
+        return None
