@@ -44,7 +44,7 @@ def test_a_run_outlives_every_process_and_ends_with_the_same_bits(
             assert sorted(state.participation) == [1, 2, 3, 4, 5, 6]
             assert all(sorted(who["in_time"]) == ["east", "west"] for who in state.participation.values())
             models.append(load_file(running.job.fetch() / "models" / "best.safetensors"))
-    assert sum(incident["kind"] == "resumed" for incident in state.incidents) == 2
+    assert sum(incident["kind"] == "resumed" for incident in state.incidents) >= 2
     assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
 
 
