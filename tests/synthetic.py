@@ -134,3 +134,22 @@ def _nuclei(pixels: np.ndarray, rng: np.random.Generator, x: int, y: int, size: 
     for row, column in rng.integers(radius, size - radius, (size * size // every, 2)):
         at = (y + row + rows - radius, x + column + columns - radius)
         pixels[at] = (np.array([92, 58, 138]) + rng.normal(0, 10, 3)).clip(0, 255)
+
+
+def make_package(folder: Path, blocks: str = "") -> Path:
+    """Write a Python package that registers the network ``wide_net``, and return it.
+
+    Args:
+        folder: to make; its name is the package's.
+        blocks: further lines of its module ``blocks``.
+    """
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").write_text(
+        "from torch import nn\n\nfrom oncofed.models import register_network\n\nfrom .blocks import Block\n\n\n"
+        '@register_network("wide_net", divisor=1)\n'
+        "def wide_net(in_channels, out_channels, spatial_dims, width=8):\n"
+        "    conv = nn.Conv3d if spatial_dims == 3 else nn.Conv2d\n"
+        "    return nn.Sequential(conv(in_channels, width, 3, padding=1), Block(), conv(width, out_channels, 1))\n"
+    )
+    (folder / "blocks.py").write_text(f"from torch import nn\n\n\nclass Block(nn.ReLU):\n    pass\n\n\n{blocks}")
+    return folder

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import getpass
 import hashlib
 import json
 import os
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from oncofed.errors import AuditError
+from oncofed.processes import user_name
 
 AUDIT_FILE = Path("audit") / "audit.jsonl"
 _FIRST = "0" * 64
@@ -96,9 +96,9 @@ class AuditLog:
                 last, torn = _end_of(descriptor)
                 text = ""
                 if torn:
-                    text, last = _chained(_TORN, _user(), {"digest": hashlib.sha256(torn).hexdigest()}, last)
+                    text, last = _chained(_TORN, user_name(), {"digest": hashlib.sha256(torn).hexdigest()}, last)
                     text = "\n" + text
-                line, last = _chained(what, who or _user(), facts, last)
+                line, last = _chained(what, who or user_name(), facts, last)
                 _write_whole(descriptor, (text + line).encode())
                 os.fsync(descriptor)
         except (OSError, ValueError, KeyError) as error:
@@ -216,10 +216,3 @@ def _write_whole(descriptor: int, data: bytes) -> None:
     except OSError:
         os.ftruncate(descriptor, size)
         raise
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user may have no name
-        return str(os.getuid())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import getpass
 import os
 import signal
 import socket
@@ -71,6 +72,14 @@ def _shallow() -> str:
     longest = _LONGEST_TEMPORARY - len(f"/{_LINK_PREFIX}12345678/tmp")
     folders = (tempfile.gettempdir(), "/tmp", "/var/tmp")  # noqa: S108 - a folder of its own is made in it
     return next((f for f in folders if len(os.fsencode(f)) <= longest and os.access(f, os.W_OK)), folders[0])
+
+
+def user_name() -> str:
+    """Return the name of this process's user on this machine; a container's may have none but a number."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
 
 
 def end_with_parent() -> None:

@@ -103,6 +103,11 @@ def require_posix() -> None:
         raise SpecError("FLARE's start scripts need a POSIX system; on Windows use WSL.")
 
 
+def _parts(model: Path) -> list[str]:
+    """Return what a run left of its model: that of somebody's own code is no bundle."""
+    return ["model.safetensors", *(["MONAI bundle"] if (model / "bundle").is_dir() else [])]
+
+
 def show_result(result: Result, folder: Path, json: bool) -> None:
     """Print a finished run: one table and where its files are, or the JSON alone."""
     if json:
@@ -120,7 +125,7 @@ def show_result(result: Result, folder: Path, json: bool) -> None:
         console.print(result.data_note, soft_wrap=True)
     console.print(f"Report:  {folder / 'report.html'}", soft_wrap=True)
     console.print(f"Result:  {folder / 'result.json'}", soft_wrap=True)
-    console.print(f"Model:   {folder / 'model'} (model.safetensors, MONAI bundle)", soft_wrap=True)
+    console.print(f"Model:   {folder / 'model'} ({', '.join(_parts(folder / 'model'))})", soft_wrap=True)
     console.print(f"Curves:  tensorboard --logdir {folder / 'tensorboard'}", soft_wrap=True)
 
 

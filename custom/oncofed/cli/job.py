@@ -201,7 +201,9 @@ def pack(
         typer.echo(jsonlib.dumps({**told, "findings": len(findings)}))
         return
     console = Console(highlight=False, soft_wrap=True)
-    console.print(f"{target}: {len(made.files)} files, imports {', '.join(imports_of(made)) or 'nothing'}", markup=False)
+    console.print(
+        f"{target}: {len(made.files)} files, imports {', '.join(imports_of(made)) or 'nothing'}", markup=False
+    )
     for finding in findings:
         console.print(f"  a reviewer will ask about {finding.file}:{finding.line} ({finding.what})", markup=False)
     if not kit:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from oncofed.cli import governance
+from oncofed.cli import governance, review
 from oncofed.cli.common import ask_password, escape, require_posix
 from oncofed.errors import FederationError, SpecError
 from oncofed.gpus import GPU, read_gpus
@@ -34,6 +34,8 @@ app = typer.Typer(
 
 app.add_typer(governance.policy_app, name="policy")
 app.add_typer(governance.audit_app, name="audit")
+for _command in (review.review, review.approve, review.reject, review.withdraw):
+    app.command()(_command)
 
 Folder = Annotated[Path, typer.Option("--folder", envvar="ONCOFED_SITE", help="The kit's folder.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]

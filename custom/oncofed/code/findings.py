@@ -104,7 +104,7 @@ def _of_file(pack: Pack, path: str) -> Iterator[Finding]:
     if tree is None:
         yield Finding(path, 1, "unreadable", "it is no Python that can be read")
         return
-    for node in ast.walk(tree):
+    for node in sorted(ast.walk(tree), key=lambda node: getattr(node, "lineno", 0)):
         for what in dict.fromkeys(_about(node)):
             line = getattr(node, "lineno", 1)
             yield Finding(path, line, what, lines[line - 1].strip()[:160] if line <= len(lines) else "")

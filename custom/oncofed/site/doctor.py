@@ -35,8 +35,10 @@ from oncofed.errors import FederationError, OncofedError
 from oncofed.gpus import read_gpus
 from oncofed.privacy.policy import read_policy
 from oncofed.proxy import open_tunnel, parse_proxy
+from oncofed.sandbox import what_is_missing
 from oncofed.site.check import Check
 from oncofed.site.datasets import look_at_datasets
+from oncofed.site.packs import list_packs
 from oncofed.site.policies import policy_versions
 from oncofed.site.service import is_own, readable_by_others, require_free_port, service_state
 from oncofed.training import Plan
@@ -83,7 +85,7 @@ def examine(
             lambda: _audit(folder),
         ]
         if facts.kind == "site":
-            looks.append(lambda: _policy(folder))
+            looks += [lambda: _policy(folder), lambda: _code(folder)]
     if facts and facts.kind == "server":
         known = facts
         looks.append(lambda: _own_port(folder, known))
@@ -323,6 +325,22 @@ def _settings(folder: Path, facts: KitFacts, jobs: Mapping[str, Plan]) -> Iterat
         return
     datasets = {name: folder / path for name, path in settings.datasets.items()}
     yield from look_at_datasets(datasets, jobs)
+
+
+def _code(folder: Path) -> Iterator[Check]:
+    missing = what_is_missing()
+    if missing:
+        todo = "nothing, where no engineer's own code is to run; else a newer kernel"
+        yield Check("own code", "warn", f"none can run here: {missing}", todo)
+        return
+    waiting = [pack for pack, decision in list_packs(folder) if decision is None]
+    if waiting:
+        names = ", ".join(f"{pack.name} {pack.digest[:12]}" for pack in waiting)
+        yield Check(
+            "own code", "warn", f"waits for a decision: {names}", f"oncofed site review {waiting[0].digest[:12]}"
+        )
+    else:
+        yield Check("own code", "ok", "would run without network, and read a job's data alone; none waits")
 
 
 def _policy(folder: Path) -> Iterator[Check]:

@@ -1,0 +1,131 @@
+"""Code that engineers bring, as a site's admin sees it: looked at, approved, rejected, withdrawn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from oncofed.alliance.facts import read_facts
+from oncofed.audit import AuditLog
+from oncofed.code.approvals import (
+    Decision,
+    State,
+    keep_pack,
+    kept_pack,
+    kept_packs,
+    made_by,
+    pack_problems,
+    read_decisions,
+    write_decision,
+)
+from oncofed.code.findings import Finding, difference, findings_of, imports_of
+from oncofed.code.pack import Pack, read_pack
+from oncofed.errors import FederationError, PolicyError, SpecError
+from oncofed.federation.guard import RECEIVED
+from oncofed.processes import user_name
+
+_SHORTEST_REASON = 8
+
+
+@dataclass(frozen=True)
+class Review:
+    """What there is to know of a pack before a decision.
+
+    Attributes:
+        pack: the code.
+        by: who signed it.
+        problems: why the signature does not hold; empty where it does.
+        decision: what the site decided before; None: nothing yet.
+        imports: modules from outside.
+        findings: what to look at first.
+        before: the last approved pack of that name; None: there is none.
+        changes: from that one, as a unified difference; the whole code where there is none.
+    """
+
+    pack: Pack
+    by: str
+    problems: list[str]
+    decision: Decision | None
+    imports: list[str]
+    findings: list[Finding]
+    before: Pack | None
+    changes: str
+
+
+def take_in(folder: Path, file: Path) -> Pack:
+    """Keep a pack that came by another way than with a job, and return it.
+
+    Raises:
+        SpecError: it is none.
+    """
+    _require_site(folder)
+    try:
+        pack = read_pack(file.read_bytes(), str(file))
+    except OSError as error:
+        raise SpecError(f"{file}: {error.strerror}. Expected a pack: oncofed job pack") from None
+    if keep_pack(folder, pack):
+        AuditLog(folder).write(RECEIVED, pack=pack.digest, name=pack.name, pack_by=made_by(pack))
+    return pack
+
+
+def list_packs(folder: Path) -> list[tuple[Pack, Decision | None]]:
+    """Return the packs that a site has, the oldest first, and what it decided about each."""
+    _require_site(folder)
+    decisions = read_decisions(folder / "local")
+    return [(pack, decisions.get(pack.digest)) for pack in kept_packs(folder)]
+
+
+def review(folder: Path, digest: str) -> Review:
+    """Return what there is to know of a pack.
+
+    Args:
+        folder: the site's kit.
+        digest: of the pack, or the beginning of it.
+    """
+    _require_site(folder)
+    pack = kept_pack(folder, digest)
+    decisions = read_decisions(folder / "local")
+    before = _last_approved(folder, pack)
+    return Review(
+        pack=pack,
+        by=made_by(pack),
+        problems=pack_problems(pack, folder / "startup"),
+        decision=decisions.get(pack.digest),
+        imports=imports_of(pack),
+        findings=findings_of(pack),
+        before=before,
+        changes=difference(before, pack),
+    )
+
+
+def decide(folder: Path, digest: str, state: State, reason: str) -> Pack:
+    """Approve, reject or withdraw a pack, for jobs that start from now on; it is recorded before it is in force.
+
+    Raises:
+        SpecError: there is no such pack, or no reason.
+        PolicyError: it is not signed by the alliance, or was not approved before it is to be withdrawn.
+    """
+    found = review(folder, digest)
+    if len(reason.strip()) < _SHORTEST_REASON:
+        raise SpecError(f"--reason {reason!r}: expected a sentence that an auditor understands")
+    if state == "approved" and found.problems:
+        raise PolicyError(f"{found.pack.name} cannot be approved: {found.problems[0]}")
+    if state == "withdrawn" and (found.decision is None or found.decision.state != "approved"):
+        raise PolicyError(f"{found.pack.name} {found.pack.digest[:12]} is not approved: there is nothing to withdraw")
+    by = user_name()
+    AuditLog(folder).write(f"code {state}", by, pack=found.pack.digest, name=found.pack.name, reason=reason.strip())
+    write_decision(folder / "local", found.pack, state, by, reason.strip())
+    return found.pack
+
+
+def _last_approved(folder: Path, pack: Pack) -> Pack | None:
+    decisions = read_decisions(folder / "local")
+    same = [p for p in kept_packs(folder) if p.name == pack.name and p.digest != pack.digest and p.digest in decisions]
+    approved = [p for p in same if decisions[p.digest].state == "approved"]
+    return max(approved, key=lambda p: decisions[p.digest].at, default=None)
+
+
+def _require_site(folder: Path) -> None:
+    facts = read_facts(folder)
+    if facts.kind != "site":
+        raise FederationError(f"{folder} is the kit of a {facts.kind}: code runs at sites alone")

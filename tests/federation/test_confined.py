@@ -1,0 +1,270 @@
+"""Tests of code that an engineer brought, in the real process that is confined for it."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from oncofed.code.load import load_pack
+from oncofed.code.pack import Pack, make_pack
+from oncofed.errors import DataError, TrainingError
+from oncofed.federation.confined import ConfinedTurns
+from oncofed.federation.spec import FederationPlan
+from oncofed.federation.turns import OwnTurns, Place
+from oncofed.job.spec import JobSpec
+from oncofed.models.networks import Declared
+from oncofed.models.weights import layout_of
+from oncofed.sandbox import what_is_missing
+from oncofed.training import Plan
+from synthetic import make_package
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(what_is_missing() is not None, reason=f"no process can be confined: {what_is_missing()}"),
+]
+
+# Each of these is tried where the engineer's code is imported, again in a thread, and noted in its scratch folder.
+_ATTACKS = """
+import ctypes, json, os, pathlib, signal, socket, subprocess, sys, threading
+
+DATA, OTHER, PORT, PARENT = {data!r}, {other!r}, {port}, os.getppid()
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def call(*numbers):
+    if libc.syscall(*numbers) < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+ATTACKS = dict(
+    connect=lambda: socket.create_connection(("127.0.0.1", PORT), 2).sendall(b"pixels"),
+    datagram=lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"pixels", ("127.0.0.1", PORT)),
+    unix=lambda: socket.socket(socket.AF_UNIX),
+    fork=os.fork,
+    spawn=lambda: os.posix_spawn("/bin/true", ["true"], {{}}),
+    execute=lambda: os.execv("/bin/true", ["true"]),
+    subprocess=lambda: subprocess.run(["true"]),
+    read_other_dataset=lambda: next(p.read_bytes() for p in pathlib.Path(OTHER).rglob("*") if p.is_file()),
+    list_other_dataset=lambda: os.listdir(OTHER),
+    read_passwords=lambda: open("/etc/passwd").read(),
+    read_job_process=lambda: open(f"/proc/{{PARENT}}/environ", "rb").read(),
+    write_data=lambda: open(DATA + "/dataset.json", "a").write(" "),
+    delete_data=lambda: os.unlink(DATA + "/dataset.json"),
+    chmod_data=lambda: os.chmod(DATA + "/dataset.json", 0),
+    write_elsewhere=lambda: open(OTHER + "/left.txt", "w").write("pixels"),
+    write_tmp=lambda: open("/tmp/left-by-a-pack.txt", "w").write("pixels"),
+    link_out=lambda: (os.symlink("/etc/passwd", "link"), open("link").read()),
+    end_job_process=lambda: os.kill(PARENT, signal.SIGKILL),
+    trace=lambda: call(101, 16, PARENT, 0, 0),
+    unshare=lambda: call(272, 0x10000000),
+    io_uring=lambda: call(425, 8, 0),
+    rename_data=lambda: os.rename(DATA + "/dataset.json", DATA + "/gone.json"),
+)
+os.chdir(os.environ["HOME"])
+
+
+def tried():
+    results = {{}}
+    for name, attack in ATTACKS.items():
+        try:
+            attack()
+            results[name] = "it worked"
+        except BaseException as error:
+            results[name] = type(error).__name__
+    return results
+
+
+results = {{"main": tried()}}
+thread = threading.Thread(target=lambda: results.update(thread=tried()))
+thread.start()
+thread.join()
+if DATA:
+    pathlib.Path("attacks.json").write_text(json.dumps(results))
+"""
+
+
+class _Voice:
+    def __init__(self) -> None:
+        self.told: list[dict[str, Any]] = []
+        self.notes: list[str] = []
+
+    def progress(self, **values: Any) -> None:
+        self.told.append(values)
+
+    def note(self, text: str, level: int) -> None:
+        del level
+        self.notes.append(text)
+
+
+@pytest.fixture
+def voice() -> _Voice:
+    return _Voice()
+
+
+@pytest.fixture
+def place(two_sites: dict[str, Path], tmp_path: Path) -> Place:
+    return Place("east", two_sites["east"], tmp_path / "state", None)
+
+
+def _plan(spec: JobSpec, pack: Pack, **settings: Any) -> Plan:
+    """Return a plan whose network is the pack's, as a site is sent it."""
+    load_pack(pack)
+    model = {"code": pack.digest, "network": "wide_net"}
+    values = spec.plan().model_dump() | {"model": model, **settings}
+    plan = Plan.model_validate(values)
+    declared = Declared.of(plan.model.kind, plan.model.divisor, plan.layout())
+    return Plan.model_validate({**values, "model": {**model, "declared": declared.model_dump()}})
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        yield server
+
+
+def test_it_learns_what_it_learns_without_being_confined(
+    spec: JobSpec, place: Place, voice: _Voice, tmp_path: Path
+) -> None:
+    pack = make_pack(make_package(tmp_path / "wide_net"), None)
+    plan = _plan(spec, pack)
+    federation = FederationPlan.model_validate({"strategy": {"name": "scaffold"}})
+    bare = Plan.model_validate({**plan.model_dump(), "model": {"code": pack.digest, "network": "wide_net"}})
+    weights = bare.initial_weights()
+    beside = {f"control.{name}": torch.zeros_like(value) for name, value in weights.items()}
+    turns = ConfinedTurns(plan, federation, place, voice, pack)
+    assert turns.prepare()["train"] == 5
+    answer = turns.train(weights, 1, beside, lambda: False)
+    numbers = turns.validate(weights, "test", lambda: False)
+    turns.close()
+    own = OwnTurns(bare, federation, Place("east", place.data, tmp_path / "own", None), _Voice())
+    own.prepare()
+    expected = own.train(weights, 1, beside, lambda: False)
+    assert (answer.cases, answer.steps, answer.asked) == (expected.cases, expected.steps, expected.asked)
+    assert answer.numbers["loss"] == expected.numbers["loss"]
+    for found, wanted in ((answer.delta, expected.delta), (answer.extra, expected.extra)):
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert numbers["evaluation"] == own.validate(weights, "test", lambda: False)["evaluation"]
+    own.close()
+    assert {told["phase"] for told in voice.told} == {
+        "checking data",
+        "loading data",
+        "validating",
+        "training",
+        "testing",
+    }
+    assert (place.state / "test_cases.csv").is_file()
+
+
+@pytest.mark.attack(
+    "approved code opens a socket, forks, runs programs, reads another dataset or process, writes outside its scratch",
+    by="Landlock and a filter of system calls",
+    logged="the site's log, as what the code prints",
+)
+def test_what_a_site_did_not_allow_is_out_of_reach(
+    spec: JobSpec,
+    place: Place,
+    voice: _Voice,
+    two_sites: dict[str, Path],
+    listener: socket.socket,
+    tmp_path: Path,
+) -> None:
+    harmless = make_pack(make_package(tmp_path / "wide_net"), None)
+    port = listener.getsockname()[1]
+    attacks = _ATTACKS.format(data=str(place.data), other=str(two_sites["west"]), port=port)
+    pack = make_pack(make_package(tmp_path / "evil" / "wide_net", attacks), None)
+    declared = _plan(spec, harmless).model_dump()
+    plan = Plan.model_validate({**declared, "model": {**declared["model"], "code": pack.digest}})
+    before = {path: path.read_bytes() for folder in two_sites.values() for path in folder.rglob("*") if path.is_file()}
+    turns = ConfinedTurns(plan, FederationPlan(), place, voice, pack)
+    assert turns.prepare()["train"] == 5
+    turns.close()
+    results = json.loads((place.state / "scratch" / "attacks.json").read_text())
+    assert set(results) == {"main", "thread"}
+    for where, tried in results.items():
+        others = {name: result for name, result in tried.items() if result != "PermissionError"}
+        assert not others, where
+    with pytest.raises(BlockingIOError):
+        listener.accept()
+    after = {path: path.read_bytes() for folder in two_sites.values() for path in folder.rglob("*") if path.is_file()}
+    assert after == before
+    assert not Path("/tmp/left-by-a-pack.txt").exists()
+
+
+@pytest.mark.attack(
+    "approved code raises an error, or writes progress, whose words hold pixels",
+    by="the job's process, which lets words of the code stay at the site",
+    logged="the site's log, on one line",
+)
+def test_its_words_stay_at_the_site(spec: JobSpec, place: Place, voice: _Voice, tmp_path: Path) -> None:
+    harmless = make_pack(make_package(tmp_path / "wide_net"), None)
+    words = 'raise type("Pixels255_0_1", (Exception,), {})("patient 7\\nforged line\\x1b[2J")\n'
+    pack = make_pack(make_package(tmp_path / "evil" / "wide_net", words), None)
+    declared = _plan(spec, harmless).model_dump()
+    plan = Plan.model_validate({**declared, "model": {**declared["model"], "code": pack.digest}})
+    turns = ConfinedTurns(plan, FederationPlan(), place, voice, pack)
+    with pytest.raises(TrainingError) as told:
+        turns.prepare()
+    assert str(told.value) == "its process of the pack wide_net ended in a SpecError; its own log says more"
+    (note,) = voice.notes
+    assert "patient 7 forged line" in note
+    assert "\n" not in note
+    assert "\x1b" not in note
+
+
+@pytest.mark.attack(
+    "a pack of other code than the job names, or a network with other tensors than it declares",
+    by="the confined process, before the code is used",
+    logged="the site's log",
+)
+def test_code_that_is_not_what_the_job_says_is_not_used(
+    spec: JobSpec, place: Place, voice: _Voice, tmp_path: Path
+) -> None:
+    pack = make_pack(make_package(tmp_path / "wide_net"), None)
+    plan = _plan(spec, pack)
+    other = make_pack(make_package(tmp_path / "evil" / "wide_net", "X = 1\n"), None)
+    with pytest.raises(TrainingError, match="PolicyError"):
+        ConfinedTurns(plan, FederationPlan(), place, voice, other).prepare()
+    values = plan.model_dump()
+    values["model"]["declared"]["tensors"]["pixels"] = {
+        "dtype": "float32",
+        "shape": (512, 512),
+        "travels": True,
+        "trained": True,
+    }
+    with pytest.raises(TrainingError, match="SpecError"):
+        ConfinedTurns(Plan.model_validate(values), FederationPlan(), place, voice, pack).prepare()
+    assert layout_of(
+        Plan.model_validate({**values, "model": {"network": "wide_net", "code": pack.digest}}).build_network()
+    )
+
+
+def test_errors_of_the_data_are_the_sites_and_a_killed_process_is_followed_by_another(
+    spec: JobSpec, place: Place, voice: _Voice, tmp_path: Path
+) -> None:
+    pack = make_pack(make_package(tmp_path / "wide_net"), None)
+    plan = _plan(spec, pack)
+    nowhere = Place("east", tmp_path / "nowhere", place.state, None)
+    with pytest.raises(DataError):
+        ConfinedTurns(plan, FederationPlan(), nowhere, voice, pack).prepare()
+    turns = ConfinedTurns(plan, FederationPlan(), place, voice, pack)
+    turns.prepare()
+    assert turns._process
+    os.kill(turns._process.pid, 9)
+    weights = Plan.model_validate(
+        {**plan.model_dump(), "model": {"code": pack.digest, "network": "wide_net"}}
+    ).initial_weights()
+    with pytest.raises(TrainingError, match="the process of the pack wide_net ended"):
+        turns.train(weights, 1, {}, lambda: False)
+    turns.prepare()
+    stopped = turns.train(weights, 1, {}, lambda: True)
+    assert stopped.steps <= spec.training.steps_per_round
+    turns.close()
