@@ -1,7 +1,7 @@
 # The day of somebody who works on oncofed. `make` alone lists it.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
-.PHONY: help demo test check format bench bench-full bench-bundle bench-table faults constraints clean
+.PHONY: help demo test check format bench bench-full bench-bundle bench-table faults security constraints clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -56,11 +56,15 @@ bench-table: $(VENV)/dev.installed ## write the last figures into benchmarks/REA
 faults: $(VENV)/dev.installed ## federations with one fault each: what happens, and the time that it costs (about 20 minutes)
 	@$(BIN)/oncofed bench run recovery
 
+security: $(VENV)/security.installed ## every attack of the tests, with what stopped it; bill of materials; known vulnerabilities
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup -q -m attack
+	@$(BIN)/python provisioning/supply_chain.py
+
 constraints: $(VENV)/dev.installed ## write provisioning/constraints.txt and requirements.txt anew
 	@$(BIN)/python -m pip install --quiet uv
 	@{ sed -n '/^#/p' $(CONSTRAINTS); $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-annotate \
 		--no-header --extra demo --extra pathology --extra radiology --extra jpeg12 --extra privacy --extra gpu \
-		--extra dev pyproject.toml; \
+		--extra dev --extra security pyproject.toml; \
 		} > $(VENV)/constraints.txt && mv $(VENV)/constraints.txt $(CONSTRAINTS)
 	@{ sed -n '/^#/p' $(REQUIREMENTS); $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-annotate \
 		--no-header --generate-hashes --default-index https://pypi.org/simple --constraint $(CONSTRAINTS) \
@@ -88,4 +92,8 @@ $(VENV)/demo.installed: $(VENV)/torch.installed pyproject.toml
 $(VENV)/dev.installed: $(VENV)/demo.installed pyproject.toml
 	@echo "installing the tests' tools …"
 	@$(PIP) --editable '.[demo,pathology,radiology,dev]'
+	@touch $@
+
+$(VENV)/security.installed: $(VENV)/dev.installed pyproject.toml
+	@$(PIP) --editable '.[demo,pathology,radiology,dev,security]'
 	@touch $@

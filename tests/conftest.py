@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
 
 from commands import Outcome
 from oncofed.cli import main as entry
@@ -72,6 +76,7 @@ def real_data() -> Path:
     return folder
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist's own reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip tests marked ``gpu`` where there is none; begin with the slow ones, and say which need one worker together.
 
@@ -79,10 +84,33 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     items.sort(key=lambda item: "slow" not in item.keywords)
     for item in items:
+        attack = item.get_closest_marker("attack")
+        if attack:
+            # What the summary shows; a worker's results carry it to where that is written.
+            row = {"what": attack.args[0], **attack.kwargs}
+            item.user_properties.append(("attack", row))
         if "slow" not in item.keywords or _shares_a_fixture(item):
             item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(_ROOT))))
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU; torch finds none"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Print what was attacked, what stopped it and where that is logged, after ``make security``."""
+    if config.getoption("markexpr") != "attack":
+        return
+    rows: dict[str, tuple[dict[str, str], str]] = {}
+    for outcome in ("passed", "skipped", "failed", "error"):
+        for report in terminalreporter.stats.get(outcome, []):
+            for name, row in getattr(report, "user_properties", []):
+                if name == "attack":
+                    rows[row["what"]] = (row, "stopped" if outcome == "passed" else outcome.upper())
+    table = Table("attack", "", "by", "logged in", box=SIMPLE, show_lines=True)
+    for row, outcome in rows.values():
+        table.add_row(row["what"], outcome, row["by"], row["logged"])
+    text = io.StringIO()
+    Console(file=text, width=150).print(table)
+    terminalreporter.write(text.getvalue())
 
 
 def _shares_a_fixture(item: pytest.Item) -> bool:

@@ -127,12 +127,22 @@ def test_processes_that_write_at_once_make_one_chain(tmp_path: Path) -> None:
     assert anchor.number == 120
 
 
+@pytest.mark.attack(
+    "a name that would forge a line of the log",
+    by="JSON, one object a line",
+    logged="the line itself",
+)
 def test_nothing_that_a_person_types_makes_a_line_of_its_own(log: AuditLog) -> None:
     log.write("policy changed", "eve", reason='x"}\n{"n": 7, "what": "job admitted"}\u2028\x1b[2K')
     assert len(_lines(log)) == 6
     assert log.verify()[0] == []
 
 
+@pytest.mark.attack(
+    "a disk filled so that nothing can be logged",
+    by="the audit log: what is not recorded does not happen",
+    logged="the site's log",
+)
 def test_what_cannot_be_recorded_is_an_error_and_leaves_the_log_whole(log: AuditLog) -> None:
     before = log.path.read_bytes()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import socket
 import ssl
@@ -18,7 +19,7 @@ from oncofed.alliance.authority import Authority
 from oncofed.alliance.kits import keep_storage_inside, provision, start_process
 from oncofed.alliance.local import LocalAlliance, free_port
 from oncofed.alliance.spec import AllianceSpec
-from oncofed.errors import PolicyError
+from oncofed.errors import FederationError, PolicyError
 from oncofed.job.flare import export_job
 from oncofed.job.remote import Engineer
 from oncofed.job.spec import parse_job
@@ -92,18 +93,38 @@ def test_certificates_that_are_good_are_let_in(alliance: LocalAlliance, tmp_path
     assert _is_answered(_context(alliance, _made_by(AUTHORITY, tmp_path)))
 
 
+@pytest.mark.attack(
+    "a certificate of another alliance",
+    by="mutual TLS",
+    logged="the server's log",
+)
 def test_those_of_another_alliance_are_not(alliance: LocalAlliance, tmp_path: Path) -> None:
     assert not _is_answered(_context(alliance, _made_by(Authority.new("tiny"), tmp_path)))
 
 
+@pytest.mark.attack(
+    "a certificate that expired",
+    by="mutual TLS",
+    logged="the server's log",
+)
 def test_those_that_expired_are_not(alliance: LocalAlliance, tmp_path: Path) -> None:
     assert not _is_answered(_context(alliance, _made_by(AUTHORITY, tmp_path, days=-0.5)))
 
 
+@pytest.mark.attack(
+    "no certificate",
+    by="mutual TLS",
+    logged="the server's log",
+)
 def test_who_shows_none_is_not(alliance: LocalAlliance) -> None:
     assert not _is_answered(_context(alliance, None))
 
 
+@pytest.mark.attack(
+    "plain text in place of TLS",
+    by="mutual TLS",
+    logged="the server's log",
+)
 def test_nothing_is_said_in_plain_text(alliance: LocalAlliance) -> None:
     with socket.create_connection(("localhost", SPEC.port), 5) as plain:
         plain.sendall(b"GET /f3 HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n")
@@ -115,11 +136,21 @@ def test_nothing_is_said_in_plain_text(alliance: LocalAlliance) -> None:
     assert b"HTTP" not in answer
 
 
+@pytest.mark.attack(
+    "a person who may only look submits a job",
+    by="FLARE's authorisation",
+    logged="the server's log",
+)
 def test_who_only_looks_submits_nothing(alliance: LocalAlliance, job: Path) -> None:
     with Engineer(alliance.kit(LOOKS)) as engineer, pytest.raises(PolicyError, match=f"{LOOKS} may not do this"):
         engineer.submit(job)
 
 
+@pytest.mark.attack(
+    "an engineer stops or fetches another's job",
+    by="FLARE's authorisation",
+    logged="the server's log",
+)
 def test_the_job_of_another_engineer_is_left_alone(alliance: LocalAlliance, job: Path, tmp_path: Path) -> None:
     with Engineer(alliance.kit(LEAD)) as owner, Engineer(alliance.kit(OTHER)) as other:
         job_id = owner.submit(job)
@@ -154,6 +185,11 @@ def test_an_engineer_is_let_in_as_one(alliance: LocalAlliance) -> None:
     assert _attack("login", alliance.kit(LEAD), LEAD) == "let in, sites: ['east', 'west']"
 
 
+@pytest.mark.attack(
+    "the key of a site used as an engineer's",
+    by="the server's gate",
+    logged="the server's log",
+)
 @pytest.mark.parametrize("claimed", ["east", LEAD])
 def test_the_key_of_a_site_is_not_that_of_an_engineer(alliance: LocalAlliance, tmp_path: Path, claimed: str) -> None:
     kit = _with_key_of(alliance.kit(LEAD), alliance.kit("east"), tmp_path / "kit")
@@ -161,16 +197,31 @@ def test_the_key_of_a_site_is_not_that_of_an_engineer(alliance: LocalAlliance, t
     assert _attack("login", alliance.kit(LEAD), LEAD) == "let in, sites: ['east', 'west']"
 
 
+@pytest.mark.attack(
+    "the key of an engineer used as a site's",
+    by="the server's gate",
+    logged="the server's log",
+)
 def test_the_key_of_an_engineer_is_not_that_of_a_site(alliance: LocalAlliance) -> None:
     assert _attack("as_site", alliance.kit(LEAD), LEAD).startswith("refused")
     assert f"refused: {LEAD} is a person, not a site" in _said(alliance)
     assert _attack("heartbeat", alliance.kit(LEAD), LEAD) == "let in, sites: ['east', 'west']"
 
 
+@pytest.mark.attack(
+    "a submission played again",
+    by="the server, which remembers its nonces",
+    logged="the server's log",
+)
 def test_a_join_that_is_played_again_is_refused(alliance: LocalAlliance) -> None:
     assert _attack("replay", alliance.kit(LEAD), LEAD) == "first True, again False"
 
 
+@pytest.mark.attack(
+    "a kit edited to claim another role",
+    by="the role in the certificate",
+    logged="the server's log",
+)
 def test_a_role_cannot_be_claimed(alliance: LocalAlliance, job: Path, tmp_path: Path) -> None:
     """What a person may do is in the certificate, whatever the kit's files say."""
     kit = _copy(alliance.kit(LOOKS), tmp_path / "kit")
@@ -180,6 +231,11 @@ def test_a_role_cannot_be_claimed(alliance: LocalAlliance, job: Path, tmp_path: 
         engineer.submit(job)
 
 
+@pytest.mark.attack(
+    "a site that says it is another",
+    by="the name in the certificate",
+    logged="the server's log",
+)
 def test_a_site_is_not_taken_for_another(alliance: LocalAlliance, tmp_path: Path) -> None:
     kit = _with_key_of(alliance.kit("west"), alliance.kit("east"), tmp_path / "kit")
     before = len(_said(alliance))
@@ -187,6 +243,11 @@ def test_a_site_is_not_taken_for_another(alliance: LocalAlliance, tmp_path: Path
         wait_for(lambda: "authenticated as 'east' but claimed" in _said(alliance)[before:], "it is refused", 30)
 
 
+@pytest.mark.attack(
+    "a thief of one site's key sets up a server",
+    by="the name in the certificate",
+    logged="the site's log",
+)
 def test_a_site_joins_no_server_but_the_alliances(alliance: LocalAlliance, tmp_path: Path) -> None:
     """A thief of one site's key sets up a server, and a site is sent there, by a forged DNS entry for example."""
     port = free_port()
@@ -222,3 +283,44 @@ def _started(kit: Path, folder: Path) -> Iterator[None]:
         yield
     finally:
         stop_processes(mark)
+
+
+_NAMED = {
+    "as a component": lambda config, bad: config["components"].append({"id": "x", **bad}),
+    "deep in an argument": lambda config, bad: config["executors"][0]["executor"]["args"]["plan"].update(
+        a=[{"b": bad}]
+    ),
+}
+
+
+@pytest.mark.attack(
+    "a job that names os.system, subprocess.Popen or builtins.eval, as a component or nested in its arguments",
+    by="the list of approved classes, before anything is built",
+    logged="the site's log",
+)
+@pytest.mark.parametrize(
+    ("end", "where", "path", "argument"),
+    [
+        ("client", "as a component", "subprocess.getoutput", "cmd"),
+        ("client", "deep in an argument", "builtins.eval", "source"),
+        ("server", "as a component", "os.system", "command"),
+    ],
+)
+def test_no_class_but_the_approved_ones_is_built(
+    alliance: LocalAlliance, job: Path, tmp_path: Path, end: str, where: str, path: str, argument: str
+) -> None:
+    ran = tmp_path / "ran"
+    command = f"open({str(ran)!r}, 'w')" if path.startswith("builtins") else f"touch {ran}"
+    file = job / "app" / "config" / f"config_fed_{end}.json"
+    config = json.loads(file.read_text())
+    _NAMED[where](config, {"path": path, "args": {argument: command}})
+    file.write_text(json.dumps(config))
+    log = alliance._logs / ("server.txt" if end == "server" else "east.txt")
+    before = len(log.read_text(errors="replace"))
+    with Engineer(alliance.kit(LEAD)) as engineer:
+        job_id = engineer.submit(job)
+        wait_for(lambda: path in log.read_text(errors="replace")[before:], "it is refused", 60)
+        with contextlib.suppress(FederationError):
+            engineer.stop(job_id)
+        wait_for(lambda: engineer.status(job_id).startswith("FINISHED"), "it has ended", 60)
+    assert not ran.exists()

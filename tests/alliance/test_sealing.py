@@ -107,6 +107,9 @@ def test_a_wrong_password_and_what_is_no_kit_are_said(sealed: Path, tmp_path: Pa
     assert _left_over(tmp_path) == []
 
 
+@pytest.mark.attack(
+    "a kit whose archive leads out of its folder, or is a bomb", by="the opener of kits", logged="the command's error"
+)
 @pytest.mark.parametrize("name", ["../evil.sh", "/etc/evil", "startup/../../evil", "a\\..\\evil", "link"])
 def test_what_would_lie_outside_is_refused(key: Path, tmp_path: Path, name: str) -> None:
     packed = io.BytesIO()

@@ -60,7 +60,7 @@ ATTACKS = dict(
     chmod_data=lambda: os.chmod(DATA + "/dataset.json", 0),
     write_elsewhere=lambda: open(OTHER + "/left.txt", "w").write("pixels"),
     write_tmp=lambda: open("/tmp/left-by-a-pack.txt", "w").write("pixels"),
-    link_out=lambda: (os.symlink("/etc/passwd", "link"), open("link").read()),
+    link_out=lambda: (os.path.lexists("link") or os.symlink("/etc/passwd", "link"), open("link").read()),
     end_job_process=lambda: os.kill(PARENT, signal.SIGKILL),
     trace=lambda: call(101, 16, PARENT, 0, 0),
     unshare=lambda: call(272, 0x10000000),
@@ -190,7 +190,7 @@ def test_what_a_site_did_not_allow_is_out_of_reach(
     results = json.loads((place.state / "scratch" / "attacks.json").read_text())
     assert set(results) == {"main", "thread"}
     for where, tried in results.items():
-        others = {name: result for name, result in tried.items() if result != "PermissionError"}
+        others = {name: result for name, result in tried.items() if result not in ("PermissionError", "StopIteration")}
         assert not others, where
     with pytest.raises(BlockingIOError):
         listener.accept()

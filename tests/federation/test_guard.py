@@ -90,6 +90,11 @@ def test_counts_of_cases_and_steps_are_counts(spec: JobSpec) -> None:
         _outbound(spec).check(TASK_TRAIN, message)
 
 
+@pytest.mark.attack(
+    "pixels inside a declared tensor's shape",
+    by="the outbound guard, by the update's length",
+    logged="the site's audit log: message held back",
+)
 def test_an_update_unlike_those_before_is_held_back_once_it_is_known_what_is_usual(spec: JobSpec) -> None:
     outbound = _outbound(spec)
     for seed in range(3):
@@ -99,6 +104,11 @@ def test_an_update_unlike_those_before_is_held_back_once_it_is_known_what_is_usu
         outbound.check(TASK_TRAIN, _update(_delta(spec, 4, factor=20)))
 
 
+@pytest.mark.attack(
+    "a message, or a job, of more bytes than it declares",
+    by="the outbound guard",
+    logged="the site's audit log: message held back",
+)
 def test_bytes_and_hours_are_limited(spec: JobSpec) -> None:
     size = sum(value.nbytes for value in _delta(spec).values()) / 1e6
     with pytest.raises(PolicyError, match="expected at most"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,16 @@ def test_an_output_for_other_classes_starts_anew(bundle: Path) -> None:
         ({"_target_": "scripts.net.Net"}, "other classes are code"),
         ({"_target_": "os.system", "command": "true"}, "other classes are code"),
         ({"_target_": "UNet", "channels": "@missing"}, "needs the expression '@missing'"),
+        ({"_target_": "UNet", "norm": {"_target_": "os.system", "command": "true"}}, "other classes are code"),
+        ({"_target_": "UNet", "norm": [1, {"_target_": "os.system", "command": "true"}]}, "other classes are code"),
+        ({"_target_": "UNet", "_mode_": "debug"}, "other classes are code"),
+        ({"_target_": "UNet", "_disabled_": "$print(1)"}, "other classes are code"),
     ],
+)
+@pytest.mark.attack(
+    "a bundle whose network is os.system, holds it in an argument, or is an expression",
+    by="the reader of bundles",
+    logged="the error of the command",
 )
 def test_a_bundle_that_needs_code_is_refused(bundle: Path, network: dict[str, Any], why: str) -> None:
     (bundle / "configs" / "inference.json").write_text(json.dumps({"network_def": network}))
@@ -69,6 +79,18 @@ def test_references_to_plain_values_are_followed(bundle: Path) -> None:
     config["network_def"]["channels"] = "@widths"
     (bundle / "configs" / "inference.json").write_text(json.dumps({**config, "widths": [4, 8]}))
     assert read_bundle(str(bundle)).network["channels"] == [4, 8]
+
+
+@pytest.mark.attack("a pickle as a model's weights", by="torch.load(weights_only=True)", logged="the command's error")
+def test_weights_that_are_a_program_are_not_run(bundle: Path, tmp_path: Path) -> None:
+    class Program:
+        def __reduce__(self) -> Any:
+            return os.system, (f"touch {tmp_path / 'ran'}",)
+
+    torch.save({"first": Program()}, bundle / "models" / "model.pt")
+    with pytest.raises(SpecError, match="no weights that can be read as tensors alone"):
+        build_network(Request(_spec(bundle), 1, 3, 3, DATA.patch), 1)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_other_weights_and_another_digest_are_refused(bundle: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -136,3 +137,26 @@ def test_a_network_of_ones_own_is_one_file_that_the_site_installs(
     assert kind == "dense"
     assert network(torch.zeros(1, 1, 8, 8, 8)).shape == (1, 3, 8, 8, 8)
     assert network[0].out_channels == 4  # type: ignore[index]
+
+
+@pytest.mark.attack(
+    "a job whose model.arguments hold an expression, a reference, or an instruction to MONAI's parser",
+    by="the job's schema, at the engineer, the server and each site",
+    logged="the command's error; the job's log",
+)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"act": "$__import__('os').system('true')"},
+        {"act": "@network"},
+        {"act": "%/etc/passwd"},
+        {"_target_": "os.system"},
+        {"_requires_": "$print(1)"},
+        {"_mode_": "debug"},
+        {"act#0": "relu"},
+        {"pretrained": True},
+    ],
+)
+def test_arguments_are_plain_values(arguments: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"expected a plain value|expected the name of an argument|come with the job"):
+        ModelSpec(arguments=arguments)

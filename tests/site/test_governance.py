@@ -51,6 +51,11 @@ def _what(kit: Path) -> list[str]:
     return [entry["what"] for entry in AuditLog(kit).entries()]
 
 
+@pytest.mark.attack(
+    "an audit log that is edited, or whose end is cut off",
+    by="the chain of digests; the server's anchor",
+    logged="oncofed site audit verify",
+)
 def test_what_ran_and_left_is_recorded_at_every_site_and_its_end_is_known_to_the_server(
     running: Lab, run: Callable[..., Outcome], tmp_path: Path
 ) -> None:
@@ -102,6 +107,11 @@ def test_an_auditor_reads_it_as_a_table_a_file_and_a_page(
     assert run("site", "audit", "export", tmp_path / "log.pdf", "--folder", kit).status == 2
 
 
+@pytest.mark.attack(
+    "a network that the site's policy does not allow",
+    by="the site's policy",
+    logged="the site's audit log: job refused",
+)
 def test_a_job_that_does_not_fit_is_refused_with_the_rule_before_any_data_is_read(
     running: Lab, run: Callable[..., Outcome], tmp_path: Path
 ) -> None:
@@ -128,6 +138,11 @@ def test_a_job_that_does_not_fit_is_refused_with_the_rule_before_any_data_is_rea
     assert refusal["policy"] == change["policy"]
 
 
+@pytest.mark.attack(
+    "a trainer sends pixels as a tensor of a new name, as another shape, as metric names, as many metrics",
+    by="the site's outbound guard",
+    logged="the site's audit log: message held back",
+)
 @pytest.mark.parametrize("kind", ["tensor", "metric", "text", "shape"])
 def test_what_a_job_does_not_declare_does_not_leave(running: Lab, kind: str) -> None:
     kit = running.alliance.kit("west")

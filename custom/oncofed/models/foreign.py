@@ -24,6 +24,9 @@ from oncofed.errors import SpecError
 # Where bundles lie that a job names by a relative path.
 FOLDER_VARIABLE = "ONCOFED_BUNDLES"
 
+# With what a string begins that MONAI's bundle parser evaluates or replaces.
+EXPRESSIONS = frozenset("$@%")
+
 _CONFIGS = ("inference", "train", "evaluate")
 _NETWORK_KEYS = ("network_def", "network")
 _NETWORKS = "monai.networks.nets"
@@ -97,7 +100,9 @@ def _read(folder: Path, stamp: str) -> Bundle:
     for config in configs:
         found = next((config[key] for key in _NETWORK_KEYS if isinstance(config.get(key), dict)), None)
         if found and "_target_" in found:
-            network = _plain(found, config, folder)
+            target = _plain(found["_target_"], config, folder)
+            rest = {key: value for key, value in found.items() if key not in {"_target_", "_requires_"}}
+            network = {"_target_": target, **_plain(rest, config, folder)}
             break
     else:
         raise SpecError(f"{folder}: its configuration has no network_def with a _target_")
@@ -139,16 +144,22 @@ def _weights(folder: Path) -> Path | None:
 def _plain(value: Any, config: dict[str, Any], folder: Path) -> Any:
     """Return a value with its references to plain values of the same file resolved."""
     if isinstance(value, dict):
-        return {key: _plain(item, config, folder) for key, item in value.items() if key not in {"_desc_", "_requires_"}}
+        return {str(key): _plain_item(str(key), item, config, folder) for key, item in value.items() if key != "_desc_"}
     if isinstance(value, list):
         return [_plain(item, config, folder) for item in value]
     if isinstance(value, str) and value.startswith("@") and value[1:] in config:
         return _plain(config[value[1:]], config, folder)
-    if isinstance(value, str) and value[:1] in {"$", "@", "%"}:
+    if isinstance(value, str) and value[:1] in EXPRESSIONS:
         raise SpecError(
             f"{folder}: its network needs the expression {value!r}: expressions are code, and no bundle's code runs"
         )
     return value
+
+
+def _plain_item(key: str, value: Any, config: dict[str, Any], folder: Path) -> Any:
+    if key.startswith("_"):
+        raise SpecError(f"{folder}: an argument of its network has {key}: other classes are code, and no bundle's runs")
+    return _plain(value, config, folder)
 
 
 def _preprocessing(configs: list[dict[str, Any]]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from torch import nn
 
 from oncofed.errors import SpecError
-from oncofed.models.foreign import Bundle, load_bundle_weights, read_bundle
+from oncofed.models.foreign import EXPRESSIONS, Bundle, load_bundle_weights, read_bundle
 from oncofed.models.weights import Layout
 from oncofed.settings import StrictModel
 
@@ -33,6 +33,9 @@ MODULES_VARIABLE = "ONCOFED_NETWORKS"
 
 # The pack whose code is being imported: what it registers is known under its digest alone.
 _PACK: ContextVar[str] = ContextVar("pack", default="")
+
+# In names of arguments with which a network would fetch or open weights by itself.
+_FROM_OUTSIDE = ("pretrain", "url", "path", "file", "weights")
 
 _GROUPS = 8
 _NORMS: dict[str, Any] = {
@@ -117,6 +120,19 @@ class ModelSpec(StrictModel):
             except SpecError as error:
                 raise ValueError(str(error)) from None
         return name
+
+    @field_validator("arguments")
+    @classmethod
+    def _are_values(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Refuse what MONAI's bundle parser would take for an expression, a reference or an instruction."""
+        for name, value in arguments.items():
+            if not name.isidentifier() or name.startswith("_"):
+                raise ValueError(f"found {name!r}, expected the name of an argument, which begins with a letter")
+            if isinstance(value, str) and value[:1] in EXPRESSIONS:
+                raise ValueError(f"{name}: found {value!r}, expected a plain value: expressions are code")
+            if value and any(part in name.lower() for part in _FROM_OUTSIDE):
+                raise ValueError(f"{name}: weights come with the job, as safetensors (--model): no site downloads any")
+        return arguments
 
     @model_validator(mode="after")
     def _fits_the_network(self) -> ModelSpec:
