@@ -214,12 +214,12 @@ def stop(
 def status(folder: Folder = Path(), json: Json = False) -> None:
     """Show whether it runs and is connected, what its job does, what left today. Exit status 1: it does not run."""
     from oncofed.federation.site_report import read_report
+    from oncofed.site.auditing import bytes_left
     from oncofed.site.service import is_connected, machine_facts, service_state
 
     folder = folder.resolve()
     facts, state = machine_facts(folder), service_state(folder)
     today = datetime.now(timezone.utc).date().isoformat()
-    report = read_report(folder, today)
     gpus: list[GPU] = []
     with contextlib.suppress(FederationError):  # the doctor says what is wrong with the driver
         gpus = read_gpus() if facts.kind == "site" else []
@@ -232,9 +232,9 @@ def status(folder: Folder = Path(), json: Json = False) -> None:
         "since": _time(state.since) if state.since else None,
         "restarts": state.restarts,
         "trouble": state.trouble or None,
-        "job": report.now or None,
+        "job": read_report(folder) or None,
         "gpus": [asdict(gpu) for gpu in gpus],
-        "left_today": {"day": today, "bytes_by_job": report.bytes_by_job},
+        "left_today": {"day": today, "bytes_by_job": bytes_left(folder).get(today, {})},
     }
     if json:
         typer.echo(jsonlib.dumps(shown, indent=2))
@@ -242,6 +242,26 @@ def status(folder: Folder = Path(), json: Json = False) -> None:
         _show_status(shown)
     if not state.running:
         raise typer.Exit(1)
+
+
+@app.command()
+def ui(
+    folder: Folder = Path(),
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")] = 0,
+) -> None:
+    """Serve the site admin's page on this machine alone: status, code to approve, policy, what left, audit.
+
+    Only who has the printed address is let in. From another machine: ssh -L PORT:127.0.0.1:PORT THIS-MACHINE.
+    """
+    from oncofed.site.admin import served
+
+    with served(folder.resolve(), port) as (address, server):
+        Console(highlight=False, soft_wrap=True).print(f"{address}\nCtrl-C ends it.", markup=False)
+        sys.stdout.flush()
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
 
 
 @app.command()
@@ -345,7 +365,7 @@ def _wait_for_turn(folder: Path) -> None:
 
     with Console(stderr=True).status("") as shown:
         while runs_job(folder):
-            now = read_report(folder, "").now
+            now = read_report(folder)
             if now.get("phase") in (WAITING, ENDED):
                 return
             step = f", step {now['step']} of {now['steps']}" if "step" in now else ""

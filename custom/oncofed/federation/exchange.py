@@ -80,11 +80,6 @@ def read_weights_message(message: Shareable) -> tuple[Weights, int, str, Weights
     return weights, int(message.get_header(_ROUND, 0)), str(message.get_header(_SPLIT, "validation")), given
 
 
-def round_of(message: Shareable) -> int:
-    """Return the round of a server's message; 0 before the first."""
-    return int(message.get_header(_ROUND, 0))
-
-
 def bytes_of(message: Shareable) -> int:
     """Return how many bytes an answer's tensors and numbers have, framing and TLS aside."""
     if message.get_return_code() != ReturnCode.OK:

@@ -79,11 +79,6 @@ class SiteExecutor(Executor):
 
     def execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
         """Do one task. An error is written to the site's own log; what leaves names no case, path or patient."""
-        answer = self._answered(task_name, shareable, fl_ctx, abort_signal)
-        _report(fl_ctx).left(task_name, exchange.round_of(shareable), exchange.bytes_of(answer))
-        return answer
-
-    def _answered(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
         try:
             with gpu_turn(abort_signal):
                 return self._execute(task_name, shareable, fl_ctx, abort_signal)
@@ -154,9 +149,6 @@ class SiteExecutor(Executor):
             what = {"bytes": sum(value.nbytes for value in answer.delta.values()), "digest": digest_of(answer.delta)}
             record(fl_ctx, LEFT, task=TASK_TRAIN, to=collector, tensors=len(answer.delta), **what)
         digest = self._peer.give(answer.delta, number, collector, fl_ctx)
-        if digest and collector != fl_ctx.get_identity_name():
-            size = sum(value.nbytes for value in answer.delta.values())
-            _report(fl_ctx).left(TASK_TRAIN, number, size, collector)
         return exchange.update_message({}, {}, answer.cases, answer.steps, {**answer.numbers, "update": digest})
 
     def _combine(self, message: Shareable) -> Shareable:

@@ -61,6 +61,35 @@ def entries(folder: Path, job: str | None = None, what: str | None = None) -> li
     ]
 
 
+def bytes_left(folder: Path) -> dict[str, dict[str, int]]:
+    """Return how many bytes left a site: day in UTC -> job -> bytes, the oldest day first."""
+    left: dict[str, dict[str, int]] = {}
+    for entry in AuditLog(folder).entries():
+        if entry["what"] == LEFT and "job" in entry:
+            jobs = left.setdefault(str(entry["time"])[:10], {})
+            jobs[entry["job"]] = jobs.get(entry["job"], 0) + int(entry.get("bytes", 0))
+    return left
+
+
+def jobs_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return what a log says of each job, the first one first: who asked, what was said to it, what left of it."""
+    jobs: dict[str, dict[str, Any]] = {}
+    for entry in rows:
+        if "job" in entry:
+            job = jobs.setdefault(entry["job"], {"id": entry["job"], "messages": 0, "bytes": 0, "held": 0})
+            if entry["what"] in (ADMITTED, REFUSED):
+                job |= {"name": entry.get("name"), "who": entry["who"], "at": entry["time"], "said": entry["what"]}
+                job |= {"rule": entry.get("rule"), "dataset": entry.get("dataset"), "code": entry.get("code")}
+                job |= {"network": entry.get("network"), "strategy": entry.get("strategy")}
+                job |= {"pack": entry.get("pack"), "policy": entry.get("policy")}
+            elif entry["what"] == LEFT:
+                job["messages"] += 1
+                job["bytes"] += int(entry.get("bytes", 0))
+            elif entry["what"] == HELD_BACK:
+                job["held"] += 1
+    return list(jobs.values())
+
+
 def facts_text(entry: dict[str, Any]) -> str:
     """Return what an entry tells beside who did what and when, digests shortened."""
     left_out = {*_COLUMNS, "hash", "previous"}
@@ -89,23 +118,10 @@ def export_page(folder: Path, out: Path, anchors: Path | None) -> int:
     """Write a log as an HTML page without outside parts: what ran, what left, who allowed it; return its entries."""
     rows = entries(folder)
     problems, last = verify(folder, anchors)
-    jobs: dict[str, dict[str, Any]] = {}
-    for entry in rows:
-        if "job" in entry:
-            job = jobs.setdefault(entry["job"], {"id": entry["job"], "messages": 0, "bytes": 0, "held": 0})
-            if entry["what"] in (ADMITTED, REFUSED):
-                job |= {"name": entry.get("name"), "who": entry["who"], "at": entry["time"], "said": entry["what"]}
-                job |= {"rule": entry.get("rule"), "dataset": entry.get("dataset"), "code": entry.get("code")}
-                job |= {"network": entry.get("network"), "strategy": entry.get("strategy")}
-            elif entry["what"] == LEFT:
-                job["messages"] += 1
-                job["bytes"] += int(entry.get("bytes", 0))
-            elif entry["what"] == HELD_BACK:
-                job["held"] += 1
     environment = Environment(loader=PackageLoader("oncofed.site"), autoescape=True, trim_blocks=True)
     text = environment.get_template("audit.html").render(
         facts=read_facts(folder),
-        jobs=list(jobs.values()),
+        jobs=jobs_of(rows),
         rows=[(entry, facts_text(entry)) for entry in rows],
         problems=problems,
         last=last,
