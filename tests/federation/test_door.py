@@ -10,7 +10,7 @@ from nvflare.apis.shareable import Shareable
 
 from oncofed.federation import exchange
 from oncofed.federation.desk import Question
-from oncofed.federation.door import Door
+from oncofed.federation.door import Door, bounded
 from oncofed.federation.memory import Memory
 from oncofed.federation.rounds import Round
 from oncofed.federation.spec import FederationPlan
@@ -110,3 +110,28 @@ def test_only_scaffold_takes_more_than_weights() -> None:
     given = _door(_Written(), strategy={"name": "scaffold"}).given(1, _MODEL)
     assert {name: value.shape for name, value in given.extra.items()} == {"control.weight": torch.Size([4])}
     assert set(given.like) == {"weight"}
+
+
+def test_a_site_counts_once_in_a_round_also_where_two_of_its_processes_answer() -> None:
+    written = _Written()
+    door, current = _door(written), Round()
+    for value in (1.0, 1.0):
+        door.take("site-2", _update(value, 2), _question(), current, door.given(1, _MODEL))
+    assert [update.site for update in door.screened(current, Memory(_MODEL))] == ["site-2"]
+    assert written.kinds == ["answer", "dropped"]
+
+
+@pytest.mark.attack(
+    "a site says that it has millions of cases, so that its update counts alone",
+    by="the server: at most exchange.largest_weight times the median site",
+    logged="the run's record, with the cases that count",
+)
+def test_a_site_that_says_it_has_very_many_cases_does_not_make_the_model_alone() -> None:
+    assert bounded({"a": 10, "b": 12, "c": 9_000_000}, 20.0) == {"a": 10, "b": 12, "c": 240}
+    assert bounded({"a": 5, "b": 5000}, 20.0) == {"a": 5, "b": 100}
+    assert bounded({"a": 260, "b": 50}, 20.0) == {"a": 260, "b": 50}
+    assert bounded({"a": 7}, 1.0) == {"a": 7}
+    door, current = _door(_Written(), exchange={"largest_weight": 2.0}), Round()
+    for number in (1, 4):
+        door.take(f"site-{number}", _update(1.0, number), _question(), current, door.given(1, _MODEL))
+    assert [update.cases for update in door.screened(current, Memory(_MODEL))] == [1, 2]

@@ -106,6 +106,10 @@ class Door:
                 self._early.append((update, given.round))
                 self._record("late", site=site, round=given.round, seconds=came)
                 return
+            if not question.again and any(u.site == site and not u.staleness for u in current.updates):
+                # A process whose parent was killed answers once more, beside its successor: it would count twice.
+                self._record("dropped", site=site, task=TASK_TRAIN, round=given.round)
+                return
             current.numbers[site] = numbers
             current.came[site] = came
             current.updates.append(update)
@@ -149,7 +153,8 @@ class Door:
         if missing:
             return None, [site for site in cases if site in missing], {}
         left_out = {site: str(why) for site, why in left_out.items() if site in cases}
-        expected = sum(n for site, n in cases.items() if site not in left_out)
+        taken = {site: n for site, n in cases.items() if site not in left_out}
+        expected = sum(bounded(taken, self._federation.exchange.largest_weight).values())
         if total != expected:
             raise FederationError(f"it says that {total} cases are behind the mean, expected {expected}")
         like = {name: value.to("meta") for name, value in memory.model.items() if name in self._travelling}
@@ -206,6 +211,20 @@ class Door:
                     self._refuse(current, update.site, reason, memory.round + 1)
                 else:
                     kept.append((update, norm))
-            current.updates = [update for update, _ in kept]
+            bounds = bounded({u.site: u.cases for u, _ in kept}, self._federation.exchange.largest_weight)
+            current.updates = [dataclasses.replace(update, cases=bounds[update.site]) for update, _ in kept]
             memory.lengths = [*memory.lengths[1 - _ROUNDS_REMEMBERED :], [norm for _, norm in kept]]
             return list(current.updates)
+
+
+def bounded(cases: Mapping[str, int], factor: float) -> dict[str, int]:
+    """Return as how many cases each site counts: who says that it has very many would else make the model alone.
+
+    Args:
+        cases: of each site, as it says.
+        factor: most times the median, of two in the middle the lower one.
+    """
+    if not cases:
+        return {}
+    most = max(int(factor * statistics.median_low(cases.values())), 1)
+    return {site: min(count, most) for site, count in cases.items()}

@@ -202,6 +202,9 @@ class ExchangeSpec(StrictModel):
     largest_norm: float = Field(
         5.0, gt=1, le=1000, description="an update this many times as long as the usual one is refused"
     )
+    largest_weight: float = Field(
+        20.0, ge=1, le=1e6, description="a site counts as at most this many times the cases of the median site"
+    )
 
 
 class EvaluationSpec(StrictModel):
