@@ -28,7 +28,7 @@ demo: $(VENV)/demo.installed ## four hospitals train one model, on this machine 
 	@$(BIN)/oncofed demo
 
 test: $(VENV)/dev.installed ## all tests, real federations among them
-	@$(BIN)/python -m pytest --numprocesses 4 --dist loadgroup
+	@$(BIN)/python -m pytest --numprocesses 4 --dist loadgroup --no-loadscope-reorder
 
 check: $(VENV)/dev.installed ## style, format, types, spelling, who may import whom
 	@$(BIN)/ruff check .
@@ -57,7 +57,7 @@ faults: $(VENV)/dev.installed ## federations with one fault each: what happens, 
 	@$(BIN)/oncofed bench run recovery
 
 security: $(VENV)/security.installed ## every attack of the tests, with what stopped it; bill of materials; known vulnerabilities
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup -q -m attack
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder -q -m attack
 	@$(BIN)/python provisioning/supply_chain.py
 
 constraints: $(VENV)/dev.installed ## write provisioning/constraints.txt and requirements.txt anew

@@ -19,6 +19,7 @@ from oncofed.alliance.authority import Authority
 from oncofed.alliance.kits import keep_storage_inside, provision, start_process
 from oncofed.alliance.local import LocalAlliance, free_port
 from oncofed.alliance.spec import AllianceSpec
+from oncofed.audit import AuditLog
 from oncofed.errors import FederationError, PolicyError
 from oncofed.job.flare import export_job
 from oncofed.job.remote import Engineer
@@ -162,6 +163,12 @@ def test_the_job_of_another_engineer_is_left_alone(alliance: LocalAlliance, job:
         with pytest.raises(PolicyError, match=f"{OTHER} may not do this"):
             other.download(job_id, tmp_path / "stolen")
         assert not (tmp_path / "stolen").exists() or not list((tmp_path / "stolen").rglob("*"))
+    written = list(AuditLog(alliance.server_kit).entries())
+    assert {"east", "west", LEAD, OTHER} <= {entry["who"] for entry in written if entry["what"] == "let in"}
+    commands = [(entry["who"], entry["command"], entry["allowed"]) for entry in written if entry["what"] == "command"]
+    assert (LEAD, "submit_job", True) in commands
+    assert (OTHER, "abort_job", False) in commands
+    assert len(commands) < 20
 
 
 def _attack(what: str, kit: Path, name: str) -> str:

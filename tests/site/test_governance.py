@@ -18,6 +18,7 @@ from oncofed.alliance.kits import PRIVACY_FILE
 from oncofed.audit import AuditLog
 from oncofed.job.spec import JobSpec, parse_job
 from oncofed.job.watch import RunState
+from oncofed.signing import signed
 from synthetic import JOB, make_site, write_job
 
 pytestmark = [pytest.mark.slow, pytest.mark.federation]
@@ -216,9 +217,17 @@ def test_a_model_says_where_it_comes_from_and_the_server_vouches_for_it(
     path = tmp_path / "provenance.json"
     content = json.loads(path.read_text())
     for change, said in (
-        ({"provenance": {**content["provenance"], "rounds": 99}}, "changed after the server signed it"),
+        ({"provenance": {**content["provenance"], "rounds": 99}}, "changed after it was signed"),
         ({"signature": None}, "it is not signed"),
-        ({"certificate": (kit / "startup" / "client.crt").read_text()}, "changed after the server signed it"),
+        ({"certificate": (kit / "startup" / "client.crt").read_text()}, "changed after it was signed"),
+        (
+            signed(
+                json.dumps(content["provenance"], sort_keys=True).encode(),
+                kit / "startup" / "client.key",
+                kit / "startup" / "client.crt",
+            ),
+            f"signed by {running.alliance.spec.engineer}, expected the server",
+        ),
         ({"certificate": "x"}, "certificate or signature is broken"),
     ):
         path.write_text(json.dumps({**content, **change}))
@@ -232,6 +241,7 @@ def test_a_model_says_where_it_comes_from_and_the_server_vouches_for_it(
     assert (outcome.status, "not those that it was written for" in outcome.text) == (3, True)
     other = tmp_path / "kit" / "startup"
     other.mkdir(parents=True)
+    shutil.copy(kit / "kit.json", tmp_path / "kit")
     (other / "rootCA.pem").write_bytes(Authority.new("another").certificate_pem)
     assert "not of this alliance" in run("report", "verify", tmp_path, "--kit", tmp_path / "kit").text
     path.unlink()

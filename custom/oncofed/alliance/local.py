@@ -31,7 +31,7 @@ from oncofed.processes import process_environment, stop_processes, why_taken
 
 _START_TIMEOUT_SECONDS = 90.0
 _MOST_RESTARTS = 3
-_SESSION_SECONDS = 10.0
+_SESSION_SECONDS = 60.0
 
 
 class LocalAlliance:

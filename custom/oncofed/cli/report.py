@@ -31,6 +31,7 @@ def verify(
     """
     from cryptography import x509
 
+    from oncofed.alliance.facts import read_facts
     from oncofed.federation.provenance import problems_of, read_provenance
 
     weights, provenance = _files(model)
@@ -38,7 +39,8 @@ def verify(
     if not root.is_file():
         raise SpecError(f"{root} is missing: expected a startup kit of the alliance")
     signed = read_provenance(provenance)
-    problems = problems_of(signed, weights, x509.load_pem_x509_certificate(root.read_bytes()))
+    alliance = x509.load_pem_x509_certificate(root.read_bytes())
+    problems = problems_of(signed, weights, alliance, read_facts(kit).server)
     if json:
         typer.echo(jsonlib.dumps({**signed["provenance"], "verified": not problems, "problems": problems}, indent=2))
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,11 +21,15 @@ from nvflare.fuel.f3.message import Message
 from nvflare.fuel.sec.authz import AuthorizationService, Authorizer, AuthzContext
 from nvflare.private.defs import CellMessageHeaderKeys, ClientType
 from nvflare.private.fed.server.client_manager import ClientManager
+from nvflare.security.security import COMMAND_CATEGORIES, CommandCategory
 
-from oncofed.errors import FederationError
+from oncofed.audit import AuditLog
+from oncofed.errors import AuditError, FederationError
 from oncofed.signing import is_signed_by
 
 REVOKED_FILE = "revoked.json"
+LET_IN, COMMANDED = "let in", "command"
+_LONGEST_NAME = 100
 _LOOK_SECONDS = 1.0
 
 
@@ -95,11 +100,12 @@ class Gate(FLComponent):
         if event_type == EventType.SYSTEM_START:
             path, certificate = list_and_root(fl_ctx)
             root = x509.load_pem_x509_certificate(certificate.read_bytes())
+            audit = AuditLog(Path(fl_ctx.get_prop(FLContextKey.WORKSPACE_OBJECT).get_root_dir()))
             authorizer = AuthorizationService.get_authorizer()
             if authorizer:
-                AuthorizationService.the_authorizer = _WithoutRevoked(authorizer, self)
+                AuthorizationService.the_authorizer = _WithoutRevoked(authorizer, self, audit)
             engine = fl_ctx.get_engine()
-            tell_people_from_sites(engine.server.client_manager)
+            tell_people_from_sites(engine.server.client_manager, audit)
             self._look(engine, path, root, fl_ctx)
             watch = threading.Thread(target=self._watch, args=(engine, path, root), name="gate", daemon=True)
             watch.start()
@@ -134,8 +140,8 @@ class Gate(FLComponent):
                 engine.disable_clients([name])
 
 
-def tell_people_from_sites(manager: ClientManager) -> None:
-    """Let nobody take part as a site with a person's certificate, nor as a person with a site's.
+def tell_people_from_sites(manager: ClientManager, audit: AuditLog) -> None:
+    """Let nobody take part as a site with a person's certificate, nor as a person with a site's; record who comes.
 
     FLARE looks at a certificate's signature and name, not at whom it was made for: with an engineer's key one would be
     given the model, and send updates, as one more site. Names of people are e-mail addresses, those of sites and relays
@@ -150,12 +156,17 @@ def tell_people_from_sites(manager: ClientManager) -> None:
         why = f"{name} is {'a person, not a site' if is_person else 'a site, not a person'}"
         fl_ctx.set_prop(FLContextKey.UNAUTHENTICATED, why, sticky=False)
         manager.logger.warning("refused: %s", why)
+        _written(audit, "refused to let in", name, why=why)
         return False
 
     def authenticate_by_kind(request: Message, fl_ctx: FLContext) -> Client | None:
         name = str(request.get_header(CellMessageHeaderKeys.CLIENT_NAME))
         as_person = request.get_header(CellMessageHeaderKeys.CLIENT_TYPE) == ClientType.ADMIN
-        return authenticate(request, fl_ctx) if is_let_in(name, as_person, fl_ctx) else None
+        client = authenticate(request, fl_ctx) if is_let_in(name, as_person, fl_ctx) else None
+        if client is None:
+            return None
+        # Nothing happens that is not recorded.
+        return client if _written(audit, LET_IN, name, person=as_person) else None
 
     def heartbeat_of_sites(token: str, client_name: str, client_fqcn: str, fl_ctx: FLContext) -> bool:
         return is_let_in(client_name, False, fl_ctx) and bool(heartbeat(token, client_name, client_fqcn, fl_ctx))
@@ -163,17 +174,28 @@ def tell_people_from_sites(manager: ClientManager) -> None:
     manager.authenticate, manager.heartbeat = authenticate_by_kind, heartbeat_of_sites
 
 
+def _written(audit: AuditLog, what: str, who: str, **facts: Any) -> bool:
+    """Record something, and return whether that was possible."""
+    try:
+        audit.write(what, who[:_LONGEST_NAME], **facts)
+    except AuditError as error:
+        logging.getLogger(__name__).error(str(error))
+        return False
+    return True
+
+
 class _WithoutRevoked(Authorizer):
-    """FLARE's authorizer, but for people who are out.
+    """FLARE's authorizer, but for people who are out; it records whatever is more than looking.
 
     Args:
         inner: decides about everybody else.
         gate: knows who is out.
+        audit: the server's audit log.
     """
 
-    def __init__(self, inner: Authorizer, gate: Gate) -> None:
+    def __init__(self, inner: Authorizer, gate: Gate, audit: AuditLog) -> None:
         super().__init__(inner.site_org, inner.right_categories)
-        self._inner, self._gate = inner, gate
+        self._inner, self._gate, self._audit = inner, gate, audit
 
     def get_policy(self) -> Any:
         """Return the policy of everybody else."""
@@ -188,4 +210,8 @@ class _WithoutRevoked(Authorizer):
         if ctx and self._gate.is_out(ctx.user.name):
             return False, f"{ctx.user.name} is revoked by the alliance"
         allowed, why = self._inner.authorize(ctx)
+        if ctx and COMMAND_CATEGORIES.get(ctx.right) != CommandCategory.VIEW:
+            facts = {"command": str(ctx.right), "allowed": bool(allowed)}
+            if not _written(self._audit, COMMANDED, str(ctx.user.name), **facts):
+                return False, "the server cannot write its audit log, and does nothing unrecorded"
         return bool(allowed), str(why)

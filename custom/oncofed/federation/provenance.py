@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 import oncofed
 from oncofed.errors import SpecError
 from oncofed.models.weights import Weights, digest_of
-from oncofed.signing import signature_problems, signed
+from oncofed.signing import signature_problems, signed, signer
 
 PROVENANCE_FILE = "provenance.json"
 SCHEMA = 1
@@ -55,13 +55,14 @@ def read_provenance(path: Path) -> dict[str, Any]:
     return dict(values)
 
 
-def problems_of(said: Mapping[str, Any], model: Path, root: x509.Certificate) -> list[str]:
+def problems_of(said: Mapping[str, Any], model: Path, root: x509.Certificate, server: str) -> list[str]:
     """Return why a model is not what its provenance says; empty where it is.
 
     Args:
         said: the file's content.
         model: weights as safetensors.
         root: certificate of the alliance, from one's own kit.
+        server: its server's name, from the same kit: nobody else vouches for a model.
     """
     problems = []
     try:
@@ -71,6 +72,8 @@ def problems_of(said: Mapping[str, Any], model: Path, root: x509.Certificate) ->
         problems.append(f"the weights cannot be read ({type(error).__name__})")
     if not said.get("signature"):
         return [*problems, "it is not signed: the model comes from a simulation"]
+    if signer(said) not in (None, server):
+        problems.append(f"it is signed by {signer(said)}, expected the server {server}")
     return [*problems, *signature_problems(said, _signed_part(said["provenance"]), root)]
 
 
