@@ -21,6 +21,7 @@ from oncofed.alliance.local import LocalAlliance, free_port
 from oncofed.alliance.spec import AllianceSpec
 from oncofed.audit import AuditLog
 from oncofed.errors import FederationError, PolicyError
+from oncofed.federation.gate import REVOKED_FILE, Revoked, revoked_file
 from oncofed.job.flare import export_job
 from oncofed.job.remote import Engineer
 from oncofed.job.spec import parse_job
@@ -331,3 +332,23 @@ def test_no_class_but_the_approved_ones_is_built(
             engineer.stop(job_id)
         wait_for(lambda: engineer.status(job_id).startswith("FINISHED"), "it has ended", 60)
     assert not ran.exists()
+
+
+@pytest.mark.attack(
+    "the key of an engineer that was stolen, after it was revoked",
+    by="the alliance's signed list, in force within seconds; one that nobody signed changes nothing",
+    logged="the server's log",
+)
+def test_a_stolen_key_is_worth_nothing_once_it_is_revoked(alliance: LocalAlliance, job: Path) -> None:
+    path = alliance.server_kit / "local" / REVOKED_FILE
+    forged = Revoked(1, frozenset({LEAD}))
+    path.write_bytes(revoked_file(forged, Authority.new("tiny").sign(forged.signed_part())))
+    wait_for(lambda: "not signed by this alliance" in _said(alliance), "the forged list is told", 30)
+    with Engineer(alliance.kit(LEAD)) as engineer:
+        engineer.stop(engineer.submit(job))
+    with Engineer(alliance.kit(OTHER)) as thief:
+        revoked = Revoked(2, frozenset({OTHER}))
+        path.write_bytes(revoked_file(revoked, AUTHORITY.sign(revoked.signed_part())))
+        wait_for(lambda: f"{OTHER} is revoked" in _said(alliance), "it is revoked", 30)
+        with pytest.raises(PolicyError, match="is revoked by the alliance"):
+            thief.submit(job)

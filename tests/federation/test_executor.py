@@ -119,6 +119,24 @@ def test_a_site_that_is_asked_again_sends_the_same_update_also_from_a_later_proc
     assert any((update[name] != first[name]).any() for name in first)
 
 
+def test_a_site_that_took_the_next_turn_already_still_has_its_answer_to_the_one_before(
+    spec: JobSpec, local: Path
+) -> None:
+    """A server that was killed before it had kept a round asks for that round again."""
+    executor = _executor(spec)
+    _do(executor, "prepare", local)
+    weights = _trainer(executor).weights()
+    first = exchange.weights_message(weights, 1)
+    second = exchange.weights_message({n: v * 0.9 if v.is_floating_point() else v for n, v in weights.items()}, 2)
+    expected = [exchange.read_update_message(_do(executor, "train", local, turn))[0] for turn in (first, second)]
+    _end(executor, local)
+    executor = _executor(spec)
+    _do(executor, "prepare", local)
+    for turn, update in zip((first, second, first), (*expected, expected[0]), strict=True):
+        again = exchange.read_update_message(_do(executor, "train", local, turn))[0]
+        assert all(torch.equal(again[name], update[name]) for name in update)
+
+
 @pytest.mark.parametrize("strategy", ["fednova", "scaffold", "feddyn", "ditto"])
 def test_a_site_killed_between_training_and_keeping_its_update_sends_what_it_would_have_sent(
     spec: JobSpec, local: Path, monkeypatch: pytest.MonkeyPatch, strategy: str

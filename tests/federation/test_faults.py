@@ -28,7 +28,7 @@ def test_a_run_outlives_every_process_and_ends_with_the_same_bits(
 ) -> None:
     strategy = {"strategy": {"name": "fedadam"}, "exchange": {"update": "int8"}}
     patient = spec.changed({"rounds": {"number": 6}, "training": {"steps_per_round": 60}, **strategy})
-    models = []
+    models, losses = [], []
     for name in ("undisturbed", "disturbed"):
         with lab(patient, two_sites, tmp_path / name) as running:
             running.wait(lambda state: state.round >= 1, "the first round begins")
@@ -43,8 +43,10 @@ def test_a_run_outlives_every_process_and_ends_with_the_same_bits(
             state = running.wait(lambda state: state.finished is not None, "the run ends")
             assert sorted(state.participation) == [1, 2, 3, 4, 5, 6]
             assert all(sorted(who["in_time"]) == ["east", "west"] for who in state.participation.values())
+            losses.append(state.losses)
             models.append(load_file(running.job.fetch() / "models" / "best.safetensors"))
     assert sum(incident["kind"] == "resumed" for incident in state.incidents) >= 2
+    assert losses[0] == losses[1]
     assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from pathlib import Path
 from typing import Any
 
+from oncofed.errors import StateError
 from oncofed.models.weights import Weights
 from oncofed.training import checkpoint
 
 _FILE = "site.safetensors"
+_PREVIOUS_FILE = "site.previous.safetensors"
 
 
 class SiteState:
@@ -33,7 +37,25 @@ class SiteState:
         return checkpoint.part(self._tensors, name)
 
     def write(self, parts: dict[str, Weights], facts: dict[str, Any]) -> None:
-        """Keep all parts; the file of the turn before stands until the new one is complete."""
+        """Keep all parts; the file of the turn before stands until the new one is complete, and then beside it."""
         if self._path:
+            previous = self._path.with_name(_PREVIOUS_FILE)
+            previous.unlink(missing_ok=True)
+            # There may be none, or the file system may know no second names: then there is no answer before the last.
+            with contextlib.suppress(OSError):
+                os.link(self._path, previous)
             tensors = {f"{part}.{name}": value for part, ws in parts.items() for name, value in ws.items()}
             checkpoint.write_checkpoint(self._path, tensors, facts)
+
+    def previous(self, **facts: Any) -> SiteState | None:
+        """Return what was kept before the last ``write``, where it has these facts; None where it has others."""
+        path = self._path.with_name(_PREVIOUS_FILE) if self._path else None
+        if path is None or not path.is_file():
+            return None
+        with contextlib.suppress(StateError):
+            # Its tensors are as large as the model, and seldom wanted.
+            if facts.items() <= checkpoint.read_facts(path).items():
+                found = SiteState()
+                found._tensors, found.facts = checkpoint.read_checkpoint(path)
+                return found
+        return None

@@ -206,7 +206,7 @@ class OwnTurns:
         if self._correction:
             self._correction.restore(self._state.part("correction"))
         if self._state.facts:
-            self._answer = Answer(delta=self._state.part("delta"), extra=self._state.part("extra"), **self._state.facts)
+            self._answer = _answer_in(self._state)
 
     def _remember(self, answer: Answer) -> str | None:
         """Keep what this site knows now; return why that failed, or None."""
@@ -226,9 +226,9 @@ class OwnTurns:
         trainer = self.trainer
         sent = {name: _full(value) for name, value in sent.items()}
         asked = f"{number} {digest_of(sent)}"
-        if self._answer and self._answer.asked == asked:
-            # The server asks again for what it was sent, or would have been: a process died in between.
-            return self._answer
+        given_before = self._given_before(asked)
+        if given_before:
+            return given_before
         weights = self._with_own_norm({**self._fixed, **sent})
         steps, total = self._plan.training.steps_per_round, self._plan.total_steps
         last = number * steps
@@ -265,6 +265,17 @@ class OwnTurns:
             if not_kept:
                 numbers["not_kept"] = not_kept
         return answer
+
+    def _given_before(self, asked: str) -> Answer | None:
+        """Return this site's answer to a turn that it is asked for again, since a process died in between.
+
+        A server that is killed while it keeps a round goes on from the one before: then that is asked for again, of
+        sites that may have taken the next turn already.
+        """
+        if self._answer and self._answer.asked == asked:
+            return self._answer
+        previous = self._state.previous(asked=asked)
+        return _answer_in(previous) if previous else None
 
     def _train_personal(self, personal: Trainer, towards: Weights, last: int, asked: str, stop: Stop) -> None:
         """Train this site's own model up to the same step, held near the global one (Ditto)."""
@@ -327,6 +338,10 @@ class OwnTurns:
         if self._progress_is_due(always):
             self._last_progress = time.monotonic()
             self._tell.progress(**values)
+
+
+def _answer_in(state: SiteState) -> Answer:
+    return Answer(delta=state.part("delta"), extra=state.part("extra"), **state.facts)
 
 
 def _private(path: str, flags: int) -> int:

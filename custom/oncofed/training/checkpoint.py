@@ -80,6 +80,16 @@ def read_checkpoint(path: Path) -> tuple[Tensors, dict[str, Any]]:
         return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118 - not a mapping
 
 
+def read_facts(path: Path) -> dict[str, Any]:
+    """Return the facts alone, without reading tensors.
+
+    Raises:
+        StateError: the file is broken.
+    """
+    with _opened(path) as (_, facts):
+        return facts
+
+
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
     try:
