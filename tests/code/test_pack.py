@@ -6,6 +6,7 @@ import io
 import json
 import stat
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from oncofed.alliance.kits import provision
 from oncofed.alliance.spec import AllianceSpec
 from oncofed.code.approvals import pack_problems, read_decisions, refusal_of, write_decision
 from oncofed.code.findings import difference, findings_of, imports_of
-from oncofed.code.load import load_pack
+from oncofed.code.load import load_pack, loaded_packs
 from oncofed.code.pack import find_pack, make_pack, read_pack
 from oncofed.errors import PolicyError, SpecError
 from oncofed.models import ModelSpec, Request, build_network
@@ -145,7 +146,9 @@ def test_its_network_is_known_by_the_digest_alone_and_is_built(package: Path, tm
     (tmp_path / "packs").mkdir()
     (tmp_path / "packs" / "some.pack.zip").write_bytes(pack.content)
     load_pack(find_pack(pack.digest, (tmp_path, tmp_path / "packs")))
-    load_pack(pack)
+    signed = replace(pack, signature={"certificate": "x"})
+    load_pack(signed)
+    assert [loaded for loaded in loaded_packs() if loaded.digest == pack.digest] == [signed]
     assert [network.name for network in networks_of_pack(pack.digest)] == ["wide_net"]
     spec = ModelSpec(code=pack.digest, network="wide_net", arguments={"width": 4})
     assert build_network(Request(spec, 1, 3, 3, (8, 8, 8)), 1)(torch.zeros(1, 1, 8, 8, 8)).shape == (1, 3, 8, 8, 8)

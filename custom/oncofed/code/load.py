@@ -63,6 +63,7 @@ def load_pack(pack: Pack) -> None:
     """
     root = _PREFIX + pack.digest[:16]
     if root in _LOADED:
+        _LOADED[root] = pack  # the same code, perhaps with a signature that it did not have before
         return
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.append(_Finder())
