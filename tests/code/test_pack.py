@@ -154,8 +154,9 @@ def test_its_network_is_known_by_the_digest_alone_and_is_built(package: Path, tm
     assert build_network(Request(spec, 1, 3, 3, (8, 8, 8)), 1)(torch.zeros(1, 1, 8, 8, 8)).shape == (1, 3, 8, 8, 8)
     with pytest.raises(ValueError, match="unknown network 'wide_net'"):
         ModelSpec(network="wide_net")
-    with pytest.raises(ValueError, match="has no network 'unet'"):
-        ModelSpec(code=pack.digest, network="unet")
+    assert ModelSpec(code=pack.digest, network="unet").kind == "dense"
+    with pytest.raises(ValueError, match="has no network 'unett', nor has oncofed; the pack has wide_net"):
+        ModelSpec(code=pack.digest, network="unett")
     with pytest.raises(ValueError, match="is not loaded"):
         ModelSpec(code="0" * 64, network="wide_net")
     with pytest.raises(SpecError, match="no pack with the digest"):

@@ -104,6 +104,7 @@ def test_nobody_is_let_in_without_the_token_and_no_other_page_can_act(
     stranger = _Browser(address)
     assert stranger.ask("/")[0] == 403
     assert stranger.ask("/?token=" + "x" * 43)[0] == 403
+    assert stranger.ask("/?token=%C3%A4")[0] == 403
     assert stranger.ask("/policy", {"policy": "schema: 1"})[0] == 403
     assert browser.ask("/", Host="evil.example")[0] == 403
     assert browser.ask(f"/?token={browser.token}", Host="evil.example:80")[0] == 403

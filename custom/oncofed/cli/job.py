@@ -171,7 +171,7 @@ def export(
 
 @app.command()
 def pack(
-    folder: Annotated[Path, typer.Argument(help="A Python package that registers networks; see `custom/` in README.")],
+    folder: Annotated[Path, typer.Argument(help="A Python package that registers networks, transforms or losses.")],
     kit: Annotated[
         Path | None,
         typer.Option("--kit", envvar="ONCOFED_KIT", help="Your startup kit, to sign with; sites run no unsigned code."),
@@ -180,6 +180,7 @@ def pack(
     json: Json = False,
 ) -> None:
     """Pack code of your own for a job: a site runs it once its admin has approved exactly this digest."""
+    from oncofed.code.extensions import extensions_of
     from oncofed.code.findings import findings_of, imports_of
     from oncofed.code.load import load_pack
     from oncofed.code.pack import PACK_SUFFIX, make_pack
@@ -188,16 +189,18 @@ def pack(
 
     made = make_pack(folder, kit / "startup" if kit else None)
     load_pack(made)
-    networks = networks_of_pack(made.digest)
-    if not networks:
-        raise SpecError(f"{folder} registers no network: decorate a function with oncofed.models.register_network")
+    brought = {"networks": [network.name for network in networks_of_pack(made.digest)], **extensions_of(made.digest)}
+    if not any(brought.values()):
+        raise SpecError(
+            f"{folder} registers nothing: decorate a function with oncofed.models.register_network, or with "
+            "register_transform or register_loss of oncofed.code.extensions"
+        )
     target = (out or packs_folder()) / f"{made.name}-{made.digest[:12]}{PACK_SUFFIX}"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_bytes(made.content)
     findings = findings_of(made)
     if json:
-        names = [network.name for network in networks]
-        told = {"digest": made.digest, "file": str(target), "networks": names, "signed": bool(kit)}
+        told = {"digest": made.digest, "file": str(target), **brought, "signed": bool(kit)}
         typer.echo(jsonlib.dumps({**told, "findings": len(findings)}))
         return
     console = Console(highlight=False, soft_wrap=True)
@@ -208,7 +211,12 @@ def pack(
         console.print(f"  a reviewer will ask about {finding.file}:{finding.line} ({finding.what})", markup=False)
     if not kit:
         console.print("It is not signed: it runs on this machine, and at no site. Sign it with --kit.")
-    console.print(f"In job.yaml:\n  model:\n    network: {networks[0].name}\n    code: {made.digest}", markup=False)
+    lines = ["model:", *(f"  network: {name}" for name in brought["networks"][:1]), f"  code: {made.digest}"]
+    if brought["transforms"] or brought["losses"]:
+        lines.append("training:")
+        lines += [f"  transforms: [{', '.join(brought['transforms'])}]"] if brought["transforms"] else []
+        lines += [f"  loss: {brought['losses'][0]}"] if brought["losses"] else []
+    console.print("\n  ".join(["In job.yaml:", *lines]), markup=False)
 
 
 @app.command()

@@ -258,10 +258,7 @@ def ui(
     with served(folder.resolve(), port) as (address, server):
         Console(highlight=False, soft_wrap=True).print(f"{address}\nCtrl-C ends it.", markup=False)
         sys.stdout.flush()
-        try:
-            server.serve_forever()
-        except KeyboardInterrupt:
-            raise typer.Exit(130) from None
+        server.serve_forever()  # until Ctrl-C
 
 
 @app.command()

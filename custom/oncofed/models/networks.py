@@ -138,13 +138,14 @@ class ModelSpec(StrictModel):
     def _fits_the_network(self) -> ModelSpec:
         if self.declared and not self.code:
             raise ValueError("declared goes with code")
-        if self.code and (self.bundle or self.channels or self.norm or self.deep_supervision):
-            raise ValueError(
-                "a pack's network takes model.arguments alone, no bundle, channels, norm, deep_supervision"
-            )
         if self.declared:
             return self
         network = self._network
+        of_pack = network in networks_of_pack(self.code or "")
+        if of_pack and (self.bundle or self.channels or self.norm or self.deep_supervision):
+            raise ValueError(
+                "a pack's network takes model.arguments alone, no bundle, channels, norm, deep_supervision"
+            )
         if self.channels and not network.channels:
             raise ValueError(f"{self.network} has no channels to set; see its arguments")
         channels = self.feature_maps
@@ -318,10 +319,16 @@ def registering(pack: str) -> Iterator[None]:
         pack: its digest.
     """
     token = _PACK.set(pack)
+    _OF_PACKS.setdefault(pack, {})
     try:
         yield
     finally:
         _PACK.reset(token)
+
+
+def current_pack() -> str:
+    """Return the digest of the pack whose code is being imported; empty: none is."""
+    return _PACK.get()
 
 
 def networks_of_pack(pack: str) -> list[Network]:
@@ -343,9 +350,11 @@ def find_network(name: str, pack: str = "") -> Network:
         found = _OF_PACKS.get(pack)
         if found is None:
             raise SpecError(f"the pack {pack[:12]}… is not loaded, which only a confined process does at a site")
-        if name not in found:
-            raise SpecError(f"the pack {pack[:12]}… has no network {name!r}; it has {', '.join(sorted(found))}")
-        return found[name]
+        if name in found:
+            return found[name]
+        if name not in _NETWORKS:
+            names = ", ".join(sorted(found)) or "none"
+            raise SpecError(f"the pack {pack[:12]}… has no network {name!r}, nor has oncofed; the pack has {names}")
     if name not in _NETWORKS:
         _import_modules()
     if name not in _NETWORKS:

@@ -9,6 +9,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
+from oncofed.code.extensions import Loss, Transform, find_loss, find_transforms
 from oncofed.data.augment import Augmentation
 from oncofed.data.spec import DataSpec
 from oncofed.errors import SpecError
@@ -58,6 +59,10 @@ class TrainingSpec(StrictModel):
         min_length=1,
         description="patterns of the weights that are trained, such as '*head*'; the others stay and do not travel",
     )
+    transforms: tuple[str, ...] = Field(
+        (), max_length=16, description="changes of training batches that the pack brings (model.code), in this order"
+    )
+    loss: str | None = Field(None, description="a loss that the pack brings, in place of the task's own")
     most_skipped: int = Field(
         10, ge=0, le=10_000, description="steps of a turn that may be left out because their loss was not finite"
     )
@@ -109,6 +114,27 @@ class Plan(StrictModel):
                 f"multiple of {divisor}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _pack_has_what_is_named(self) -> Plan:
+        named = (*self.training.transforms, *filter(None, [self.training.loss]))
+        if named and not self.model.code:
+            raise ValueError(f"{named[0]} comes with a pack: name it in model.code (oncofed job pack)")
+        if named and not self.model.declared:
+            try:
+                self.build_extensions()
+            except SpecError as error:
+                raise ValueError(str(error)) from None
+        return self
+
+    def build_extensions(self) -> tuple[list[Transform], Loss | None]:
+        """Return the changes of batches and the loss that the plan's pack brings.
+
+        Raises:
+            SpecError: it has none of that name, or is not loaded.
+        """
+        pack, loss = self.model.code or "", self.training.loss
+        return find_transforms(pack, self.training.transforms), find_loss(pack, loss) if loss else None
 
     def build_task(self) -> Task[Any]:
         """Return the plan's task."""

@@ -95,6 +95,8 @@ class Trainer:
         self._shared = group.wrap(self.network) if group else None
         self._compiled = _worth_compiling(plan, self.device)
         self._forward = torch.compile(self._whole) if self._compiled else self._whole
+        self._transforms, loss = plan.build_extensions()
+        self._loss = loss or self.task.loss
         self._optimizer = _optimizer(plan.training, self.network)
         self._precision = _precision(plan.training, self.device)
         # Leaves a step out, without the host waiting, where a gradient is not finite. Only half precision is scaled.
@@ -194,6 +196,8 @@ class Trainer:
                 break
             with part("input", self.device):
                 batch = next(batches)
+                for transform in self._transforms:
+                    batch = transform(batch)
             loss = self._step(batch)
             finite = torch.isfinite(loss)
             tally.loss += torch.where(finite, loss, 0)
@@ -309,7 +313,7 @@ class Trainer:
                 with part("forward", self.device), torch.autocast(self.device.type, self._precision, enabled=half):
                     output = self.task.forward(self._forward, few)
                 with part("loss", self.device):
-                    loss = self.task.loss(output.float(), few) * share
+                    loss = self._loss(output.float(), few) * share
                 with part("backward", self.device):
                     self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             total = total + loss.detach()
