@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import shutil
 import socket
 import ssl
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from nvflare.fuel.hci.client import file_transfer
 
 from commands import wait_for
 from oncofed.alliance.authority import Authority
@@ -332,6 +335,43 @@ def test_no_class_but_the_approved_ones_is_built(
             engineer.stop(job_id)
         wait_for(lambda: engineer.status(job_id).startswith("FINISHED"), "it has ended", 60)
     assert not ran.exists()
+
+
+def _archived(members: dict[str, bytes], link: str | None = None) -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+        if link:
+            info = zipfile.ZipInfo("job/app/link")
+            info.external_attr = 0o120777 << 16
+            archive.writestr(info, link)
+    return packed.getvalue()
+
+
+@pytest.mark.attack(
+    "a job whose archive leads out of its folder, holds a link, or is a bomb",
+    by="the server, before it unpacks anything",
+    logged="the server's log",
+)
+@pytest.mark.parametrize(
+    ("archive", "why"),
+    [
+        (_archived({"job/meta.json": b"{}", "../../../outside.txt": b"x"}), "outside of the job's folder"),
+        (_archived({"job/meta.json": b"{}", "/tmp/outside.txt": b"x"}), "outside of the job's folder"),
+        (_archived({"job/meta.json": b"{}"}, link="/etc/passwd"), "it holds a link"),
+        (_archived({"job/meta.json": b"{}", "job/app/zeros": bytes(100 << 20)}), "would unpack to 105 MB"),
+    ],
+    ids=["upwards", "absolute", "link", "bomb"],
+)
+def test_an_archive_that_is_no_jobs_is_not_unpacked(
+    alliance: LocalAlliance, job: Path, monkeypatch: pytest.MonkeyPatch, archive: bytes, why: str
+) -> None:
+    monkeypatch.setattr(file_transfer, "zip_directory_to_file", lambda root, name, out: Path(out).write_bytes(archive))
+    with Engineer(alliance.kit(LEAD)) as engineer, pytest.raises(FederationError, match=why):
+        engineer.submit(job)
+    assert why in _said(alliance)
+    assert not list(alliance.server_kit.parents[2].rglob("outside.txt"))
 
 
 @pytest.mark.attack(

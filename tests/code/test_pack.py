@@ -111,6 +111,20 @@ def _link() -> bytes:
         (b"PK\x03\x04 no archive", "no pack"),
         (b"", "no pack"),
     ],
+    ids=[
+        "upwards",
+        "absolute",
+        "native",
+        "link",
+        "many",
+        "bomb",
+        "large",
+        "broken",
+        "deep",
+        "empty",
+        "torn",
+        "nothing",
+    ],
 )
 def test_what_is_no_pack_is_refused(content: bytes, why: str) -> None:
     with pytest.raises(SpecError, match=why):

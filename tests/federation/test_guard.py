@@ -118,7 +118,7 @@ def test_bytes_and_hours_are_limited(spec: JobSpec) -> None:
         outbound.check(TASK_TRAIN, _update(_delta(spec)))
     with pytest.raises(PolicyError, match="the job has sent"):
         outbound.check(TASK_TRAIN, _update(_delta(spec)))
-    with pytest.raises(PolicyError, match="1 hours here are over"):
+    with pytest.raises(PolicyError, match="the job's hours here are over"):
         _outbound(spec, ends=time.time() - 1).check(TASK_TRAIN, _update(_delta(spec)))
 
 

@@ -47,3 +47,13 @@ def test_a_broken_policy_lets_nothing_run(tmp_path: Path) -> None:
         (tmp_path / "policy.json").write_text(text)
         with pytest.raises(PolicyError, match="nothing runs there"):
             read_policy(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("job_hours", "gpu_hours", "gpus", "hours"),
+    [(None, None, 4, None), (8.0, None, 4, 8.0), (None, 8.0, 4, 2.0), (1.0, 8.0, 4, 1.0), (None, 8.0, 0, None)],
+)
+def test_hours_of_gpus_are_shared_by_those_that_a_job_has(
+    job_hours: float | None, gpu_hours: float | None, gpus: int, hours: float | None
+) -> None:
+    assert Policy.model_validate({"job_hours": job_hours, "gpu_hours": gpu_hours}).hours(gpus) == hours

@@ -25,6 +25,7 @@ from nvflare.security.security import COMMAND_CATEGORIES, CommandCategory
 
 from oncofed.audit import AuditLog
 from oncofed.errors import AuditError, FederationError
+from oncofed.federation.archives import look_at_archives
 from oncofed.signing import is_signed_by
 
 REVOKED_FILE = "revoked.json"
@@ -106,6 +107,7 @@ class Gate(FLComponent):
                 AuthorizationService.the_authorizer = _WithoutRevoked(authorizer, self, audit)
             engine = fl_ctx.get_engine()
             tell_people_from_sites(engine.server.client_manager, audit)
+            look_at_archives(lambda why: self.log_warning(fl_ctx, f"a job was refused: {why}", fire_event=False))
             self._look(engine, path, root, fl_ctx)
             watch = threading.Thread(target=self._watch, args=(engine, path, root), name="gate", daemon=True)
             watch.start()

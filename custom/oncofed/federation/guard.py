@@ -14,6 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 from nvflare.apis.dxo import DataKind, from_shareable
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_component import FLComponent
@@ -234,7 +235,8 @@ class Outbound:
         sent = sum(int(entry.get("bytes", 0)) for entry in before if entry["what"] == LEFT)
         admitted = next((entry["time"] for entry in before if entry["what"] == ADMITTED), None)
         begun = datetime.fromisoformat(admitted).timestamp() if admitted else time.time()
-        ends = begun + policy.job_hours * _SECONDS_PER_HOUR if policy.job_hours else None
+        hours = policy.hours(plan.resources.gpus if torch.cuda.is_available() else 0)
+        ends = begun + hours * _SECONDS_PER_HOUR if hours else None
         return cls(plan, FederationPlan.model_validate(federation), policy, ends, sent)
 
     def check(self, task: str, reply: Shareable) -> dict[str, Any]:
@@ -291,7 +293,7 @@ class Outbound:
         if limit is not None and self._sent + size > limit * 1e6:
             raise PolicyError(f"the job has sent {self._sent / 1e6:.1f} of {limit:g} MB")
         if self._ends is not None and time.time() > self._ends:
-            raise PolicyError(f"the job's {self._policy.job_hours:g} hours here are over")
+            raise PolicyError("the job's hours here are over")
         self._sent += size
 
 

@@ -44,6 +44,7 @@ class Policy(StrictModel):
     networks: Patterns = Field(None, description="see: oncofed job networks")
     strategies: Patterns = Field(None, description="fedavg, fedprox, …")
     job_hours: float | None = Field(None, gt=0, description="hours for which a job may hold this site; null: no limit")
+    gpu_hours: float | None = Field(None, gt=0, description="the same, times the GPUs that it has; null: no limit")
     leaves: LeavesSpec = LeavesSpec()
 
     @property
@@ -51,6 +52,15 @@ class Policy(StrictModel):
         """SHA-256 of what it says, whatever its comments and order."""
         text = json.dumps(self.model_dump(mode="json", by_alias=True), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
+
+    def hours(self, gpus: int) -> float | None:
+        """Return for how many hours a job may hold this site; None: without end.
+
+        Args:
+            gpus: that it trains on; 0: a CPU.
+        """
+        limits = [self.job_hours, self.gpu_hours / gpus if self.gpu_hours and gpus else None]
+        return min((limit for limit in limits if limit is not None), default=None)
 
     def refusal(self, job: JobFacts) -> str | None:
         """Return which rule a job breaks, in words that may leave the site; None where it may run."""
