@@ -110,6 +110,10 @@ def voice() -> _Voice:
 
 @pytest.fixture
 def place(two_sites: dict[str, Path], tmp_path: Path) -> Place:
+    """A site whose images lie elsewhere, as those that were dealt to sites do."""
+    (tmp_path / "store").mkdir()
+    for image in sorted((two_sites["east"] / "imagesTr").iterdir()):
+        image.symlink_to(image.rename(tmp_path / "store" / image.name))
     return Place("east", two_sites["east"], tmp_path / "state", None)
 
 

@@ -303,6 +303,8 @@ def _what_it_may_touch(place: Place) -> tuple[list[Path], list[Path]]:
     process = Path("/proc") / str(os.getpid())
     read = [*map(Path, python), *map(Path, _SYSTEM), process, *(Path("/proc") / name for name in _PROC)]
     read += [Path("/dev/urandom"), Path("/dev/random"), Path("/dev/zero"), place.data]
+    # A dataset whose images lie elsewhere holds links to them, each put there by the site itself.
+    read += [path.resolve() for path in place.data.rglob("*") if path.is_symlink()]
     if place.initial:
         read.append(place.initial)
     return read, [place.state, Path("/dev/null"), *Path("/dev").glob(_DEVICES)]
