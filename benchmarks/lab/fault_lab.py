@@ -382,3 +382,8 @@ def lab(
 
 def _submitted(alliance: LocalAlliance, spec: JobSpec, folder: Path) -> FederatedJob:
     return FederatedJob(alliance, export_job(spec, folder / "job" / spec.name, force=True), 1)
+
+
+def excluded(state: RunState) -> dict[str, str]:
+    """Return why sites took no part, by site."""
+    return {i["site"]: i["reason"] for i in state.incidents if i["kind"] == "excluded"}

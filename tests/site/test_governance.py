@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from commands import Outcome
-from fault_lab import Lab, lab, poison
+from fault_lab import Lab, excluded, lab, poison
 from oncofed.alliance.authority import Authority
 from oncofed.alliance.kits import PRIVACY_FILE
 from oncofed.audit import AuditLog
@@ -40,12 +40,8 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 def _run(running: Lab, spec: JobSpec) -> RunState:
     """Submit a job and return how it ended."""
     running.submit(spec)
-    running.wait(lambda state: state.finished is not None or _excluded(state) or state.failed, "it ends")
+    running.wait(lambda state: state.finished is not None or excluded(state) or state.failed, "it ends")
     return running.look()
-
-
-def _excluded(state: RunState) -> dict[str, str]:
-    return {i["site"]: i["reason"] for i in state.incidents if i["kind"] == "excluded"}
 
 
 def _what(kit: Path) -> list[str]:
@@ -130,12 +126,12 @@ def test_a_job_that_does_not_fit_is_refused_with_the_rule_before_any_data_is_rea
         state = _run(running, running.spec)
     finally:
         (kit / "local" / "policy.json").write_text(json.dumps(before))
-    assert _excluded(state) == {"east": "its policy does not allow this job: networks has no 'unet'"}
+    assert excluded(state) == {"east": "its policy does not allow this job: networks has no 'unet'"}
     entries = list(AuditLog(kit).entries())
     (change,) = [entry for entry in entries if entry["what"] == "policy changed"]
     assert (change["version"], change["reason"]) == (2, _REASON)
     refusal = entries[-1]
-    assert (refusal["what"], refusal["rule"]) == ("job refused", _excluded(state)["east"])
+    assert (refusal["what"], refusal["rule"]) == ("job refused", excluded(state)["east"])
     assert refusal["policy"] == change["policy"]
 
 
@@ -171,7 +167,7 @@ def test_where_nothing_can_be_recorded_nothing_runs(running: Lab) -> None:
     finally:
         log.rmdir()
         aside.rename(log)
-    assert _excluded(state) == {"west": "it cannot write its audit log, and runs nothing unrecorded"}
+    assert excluded(state) == {"west": "it cannot write its audit log, and runs nothing unrecorded"}
 
 
 def test_a_policy_that_cannot_be_is_said_and_changes_nothing(

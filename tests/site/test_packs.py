@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from commands import Outcome
-from fault_lab import Lab, lab
+from fault_lab import Lab, excluded, lab
 from oncofed.audit import AuditLog
 from oncofed.job.spec import JobSpec, parse_job
 from oncofed.job.watch import RunState
@@ -52,12 +52,8 @@ def _packed(run: Callable[..., Outcome], package: Path, job: Path, running: Lab)
 def _ended(running: Lab, spec: JobSpec) -> RunState:
     running.submit(spec)
     return running.wait(
-        lambda state: bool(state.finished or state.failed or len(_refusals(state)) == 2), "the job ends", 90
+        lambda state: bool(state.finished or state.failed or len(excluded(state)) == 2), "the job ends", 90
     )
-
-
-def _refusals(state: RunState) -> dict[str, str]:
-    return {i["site"]: i["reason"] for i in state.incidents if i["kind"] == "excluded"}
 
 
 def _last(kit: Path, what: str) -> dict[str, object]:
@@ -76,7 +72,7 @@ def test_exactly_the_code_that_a_site_approved_runs_there(
     job = write_job(tmp_path / "job", JOB).parent
     digest, spec = _packed(run, make_package(tmp_path / "one" / "wide_net"), job, running)
 
-    refused = _refusals(_ended(running, spec))
+    refused = excluded(_ended(running, spec))
     assert sorted(refused) == ["east", "west"]
     expected = f"the pack wide_net ({digest[:12]}…) is not approved there"
     assert all(reason.startswith(expected) for reason in refused.values()), refused
@@ -100,7 +96,7 @@ def test_exactly_the_code_that_a_site_approved_runs_there(
 
     other, changed = _packed(run, make_package(tmp_path / "two" / "wide_net", "# more\n"), job, running)
     assert other != digest
-    assert sorted(_refusals(_ended(running, changed))) == ["east", "west"]
+    assert sorted(excluded(_ended(running, changed))) == ["east", "west"]
     difference = json.loads(run("site", "review", other, "--folder", kits["east"], "--json").output)
     assert difference["before"] == digest
     assert "+# more" in difference["changes"]
@@ -109,8 +105,8 @@ def test_exactly_the_code_that_a_site_approved_runs_there(
 
     assert run("site", "withdraw", digest, "--reason", _REASON, "--folder", kits["east"]).status == 0
     state = _ended(running, spec)
-    assert list(_refusals(state)) == ["east"]
-    assert "was withdrawn there" in _refusals(state)["east"]
+    assert list(excluded(state)) == ["east"]
+    assert "was withdrawn there" in excluded(state)["east"]
     assert sorted(state.finished["test"]) == ["west"]  # type: ignore[index]
     listed = json.loads(run("site", "review", "--folder", kits["east"], "--json").output)
     assert {row["digest"]: row["state"] for row in listed} == {digest: "withdrawn", other: "rejected"}

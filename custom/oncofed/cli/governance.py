@@ -43,7 +43,7 @@ Anchors = Annotated[
 @policy_app.command()
 def show(folder: Folder = Path(), json: Json = False) -> None:
     """Show the policy in force, each setting with what it means."""
-    from oncofed.site.policies import current_policy, policy_text, policy_versions
+    from oncofed.site.policies import current_policy, policy_text, policy_version
 
     policy = current_policy(folder)
     if json:
@@ -51,7 +51,7 @@ def show(folder: Folder = Path(), json: Json = False) -> None:
         return
     console = Console(highlight=False, soft_wrap=True)
     console.print(Syntax(policy_text(policy), "yaml", theme="ansi_light", background_color="default"))
-    console.print(f"version {max(len(policy_versions(folder)), 1)}, digest {policy.digest}")
+    console.print(f"version {policy_version(folder)}, digest {policy.digest}")
 
 
 @policy_app.command()

@@ -124,7 +124,7 @@ def read_pack(content: bytes, where: str) -> Pack:
         name, digests, schema = values["name"], dict(values["files"]), values["schema"]
     except SpecError:
         raise
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, RuntimeError, OSError, EOFError) as error:
+    except (zipfile.BadZipFile, zipfile.LargeZipFile, RuntimeError, OSError, EOFError) as error:
         raise SpecError(f"{where}: no pack ({type(error).__name__})") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise SpecError(f"{where}: no pack: its manifest is broken ({type(error).__name__})") from None

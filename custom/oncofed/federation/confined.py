@@ -38,6 +38,7 @@ from oncofed.models.weights import Weights, layout_of
 from oncofed.processes import end_with_parent, name_process
 from oncofed.sandbox import confine
 from oncofed.training import Plan
+from oncofed.training.checkpoint import part
 
 _BEGIN, _PREPARE, _TRAIN, _VALIDATE, _STOP = "begin", "prepare", "train", "validate", "stop"
 _PROGRESS, _NOTE, _DONE, _FAILED = "progress", "note", "done", "failed"
@@ -86,8 +87,8 @@ class ConfinedTurns:
         try:
             return Answer(
                 asked=str(facts["asked"]),
-                delta=_part("delta", found),
-                extra=_part("extra", found),
+                delta=part(found, "delta"),
+                extra=part(found, "extra"),
                 cases=int(facts["cases"]),
                 steps=int(facts["steps"]),
                 numbers=dict(facts["numbers"]),
@@ -203,10 +204,6 @@ def _one_line(text: Any) -> str:
 
 def _named(kind: str, weights: Weights) -> Weights:
     return {f"{kind}.{name}": value.contiguous() for name, value in weights.items()}
-
-
-def _part(kind: str, tensors: Weights) -> Weights:
-    return {name.removeprefix(f"{kind}."): value for name, value in tensors.items() if name.startswith(f"{kind}.")}
 
 
 def _send(to: socket.socket, facts: Mapping[str, Any], blob: bytes) -> None:
@@ -340,10 +337,10 @@ def _serve(orders: socket.socket, turns: OwnTurns, teller: _Teller) -> None:
 def _done(turns: OwnTurns, facts: dict[str, Any], tensors: Weights, stop: Stop) -> tuple[dict[str, Any], Weights]:
     if facts["do"] == _PREPARE:
         return turns.prepare(), {}
-    sent = _part("sent", tensors)
+    sent = part(tensors, "sent")
     if facts["do"] == _VALIDATE:
         return turns.validate(sent, facts["split"], stop), {}
-    answer = turns.train(sent, facts["round"], _part("beside", tensors), stop)
+    answer = turns.train(sent, facts["round"], part(tensors, "beside"), stop)
     return answer.facts, {**_named("delta", answer.delta), **_named("extra", answer.extra)}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from oncofed.federation.site_report import ENDED, WAITING, SiteReport
 from oncofed.federation.spec import FederationPlan, SwarmSpec
 from oncofed.federation.swarm import Peer
 from oncofed.federation.turns import Answer, OwnTurns, Place, Turns
-from oncofed.models.weights import digest_of
+from oncofed.models.weights import Layout, digest_of
 from oncofed.privacy.outbound import progress_that_may_leave
 from oncofed.privacy.policy import Policy
 from oncofed.training import Plan
@@ -154,12 +155,15 @@ class SiteExecutor(Executor):
     def _combine(self, message: Shareable) -> Shareable:
         """Put together what the peers sent to this site."""
         wanted, number = exchange.read_combine_message(message)
-        layout = self._plan.layout()
         try:
-            made = self._peer.combine(wanted, number, layout.sent, layout.trained)
+            made = self._peer.combine(wanted, number, self._layout.sent, self._layout.trained)
         except FederationError as error:
             return exchange.refusal(str(error))
         return exchange.combined_message(made.mean, made.cases, made.missing, made.refused)
+
+    @cached_property
+    def _layout(self) -> Layout:
+        return self._plan.layout()
 
     def _wait_for_task(self, fl_ctx: FLContext) -> None:
         """Ask the server to be told when there is something to do, instead of asking for it twenty times a second."""

@@ -304,7 +304,7 @@ def register_network(
         def config(request: Request) -> dict[str, Any]:
             return {"_target_": target, **_channels(request), "spatial_dims": request.dimensions}
 
-        registry = _OF_PACKS.setdefault(_PACK.get(), {}) if _PACK.get() else _NETWORKS
+        registry = _OF_PACKS[_PACK.get()] if _PACK.get() else _NETWORKS
         registry[name] = Network(name, kind, config, divisor=divisor, dimensions=tuple(dimensions))
         return function
 

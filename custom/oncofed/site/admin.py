@@ -125,7 +125,7 @@ def _add_pages(app: Flask, folder: Path) -> None:
             jobs=jobs[::-1],
             chart=_chart(left, {job["id"]: job.get("name") or job["id"][:8] for job in jobs}),
             policy=policy,
-            version=max(len(policies.policy_versions(folder)), 1),
+            version=policies.policy_version(folder),
         )
 
     @app.get("/doctor")
@@ -152,7 +152,7 @@ def _add_pages(app: Flask, folder: Path) -> None:
             "policy.html",
             text=policies.policy_text(current),
             digest=current.digest,
-            version=max(len(policies.policy_versions(folder)), 1),
+            version=policies.policy_version(folder),
             difference=policies.policy_difference(folder),
         )
 

@@ -39,7 +39,7 @@ from oncofed.sandbox import what_is_missing
 from oncofed.site.check import Check
 from oncofed.site.datasets import look_at_datasets
 from oncofed.site.packs import list_packs
-from oncofed.site.policies import policy_versions
+from oncofed.site.policies import policy_version
 from oncofed.site.service import is_own, readable_by_others, require_free_port, service_state
 from oncofed.training import Plan
 
@@ -356,7 +356,7 @@ def _policy(folder: Path) -> Iterator[Check]:
         advice = f"put the component {GUARD} back into local/{PRIVACY_FILE}"
         yield Check("policy", "fail", "nothing looks at what leaves this site", advice)
     else:
-        yield Check("policy", "ok", f"version {max(len(policy_versions(folder)), 1)}, digest {policy.digest[:12]}")
+        yield Check("policy", "ok", f"version {policy_version(folder)}, digest {policy.digest[:12]}")
 
 
 def _audit(folder: Path) -> Iterator[Check]:

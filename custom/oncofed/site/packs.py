@@ -23,8 +23,7 @@ from oncofed.code.pack import Pack, read_pack
 from oncofed.errors import FederationError, PolicyError, SpecError
 from oncofed.federation.guard import RECEIVED
 from oncofed.processes import user_name
-
-_SHORTEST_REASON = 8
+from oncofed.site.policies import checked_reason
 
 
 @dataclass(frozen=True)
@@ -106,15 +105,14 @@ def decide(folder: Path, digest: str, state: State, reason: str) -> Pack:
         PolicyError: it is not signed by the alliance, or was not approved before it is to be withdrawn.
     """
     found = review(folder, digest)
-    if len(reason.strip()) < _SHORTEST_REASON:
-        raise SpecError(f"--reason {reason!r}: expected a sentence that an auditor understands")
+    reason = checked_reason(reason)
     if state == "approved" and found.problems:
         raise PolicyError(f"{found.pack.name} cannot be approved: {found.problems[0]}")
     if state == "withdrawn" and (found.decision is None or found.decision.state != "approved"):
         raise PolicyError(f"{found.pack.name} {found.pack.digest[:12]} is not approved: there is nothing to withdraw")
     by = user_name()
-    AuditLog(folder).write(f"code {state}", by, pack=found.pack.digest, name=found.pack.name, reason=reason.strip())
-    write_decision(folder / "local", found.pack, state, by, reason.strip())
+    AuditLog(folder).write(f"code {state}", by, pack=found.pack.digest, name=found.pack.name, reason=reason)
+    write_decision(folder / "local", found.pack, state, by, reason)
     return found.pack
 
 

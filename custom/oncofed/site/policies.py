@@ -59,16 +59,26 @@ def change_policy(folder: Path, file: Path, reason: str) -> tuple[Policy, int]:
     policy = parse_policy(file)
     if policy == before:
         raise SpecError(f"{file}: it says what the policy in force says; nothing was changed")
-    if len(reason.strip()) < _SHORTEST_REASON:
-        raise SpecError(f"--reason {reason!r}: expected a sentence that an auditor understands")
+    reason = checked_reason(reason)
     kept = len(policy_versions(folder))
     if not kept:
         _keep(folder, 1, before)
     number = max(kept, 1) + 1
-    AuditLog(folder).write(CHANGED, version=number, policy=policy.digest, before=before.digest, reason=reason.strip())
+    AuditLog(folder).write(CHANGED, version=number, policy=policy.digest, before=before.digest, reason=reason)
     _keep(folder, number, policy)
     write_private(folder / "local" / POLICY_FILE, (policy.model_dump_json(indent=2, by_alias=True) + "\n").encode())
     return policy, number
+
+
+def checked_reason(reason: str) -> str:
+    """Return a reason as the audit log keeps it.
+
+    Raises:
+        SpecError: it is too short to be one.
+    """
+    if len(reason.strip()) < _SHORTEST_REASON:
+        raise SpecError(f"--reason {reason!r}: expected a sentence that an auditor understands")
+    return reason.strip()
 
 
 def parse_policy(file: Path) -> Policy:
@@ -94,6 +104,11 @@ def parse_policy(file: Path) -> Policy:
 def policy_versions(folder: Path) -> list[Path]:
     """Return the files of all policies that were in force, oldest first; none before the first change."""
     return sorted((folder / VERSIONS_FOLDER).glob("[0-9]*.yaml"))
+
+
+def policy_version(folder: Path) -> int:
+    """Return the number of the version in force."""
+    return max(len(policy_versions(folder)), 1)
 
 
 def policy_difference(folder: Path, one: int | None = None, other: int | None = None) -> str:
