@@ -192,8 +192,8 @@ def pack(
     brought = {"networks": [network.name for network in networks_of_pack(made.digest)], **extensions_of(made.digest)}
     if not any(brought.values()):
         raise SpecError(
-            f"{folder} registers no network, transform or loss: decorate a function with oncofed.models.register_network, or with "
-            "register_transform or register_loss of oncofed.code.extensions"
+            f"{folder} registers no network, transform or loss: decorate a function with register_network of "
+            "oncofed.models, or with register_transform or register_loss of oncofed.code.extensions"
         )
     target = (out or packs_folder()) / f"{made.name}-{made.digest[:12]}{PACK_SUFFIX}"
     target.parent.mkdir(parents=True, exist_ok=True)
