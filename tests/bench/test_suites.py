@@ -172,6 +172,10 @@ def test_a_figure_that_became_slower_ends_a_build(home, run):
     path = _only_result(home)
     content = json.loads(path.read_text())
     figure = content["suites"][0]["figures"][0]
+    count = len(figure["samples"])
+    figure["baseline"]["samples"] = [0.02] * count
+    figure["samples"] = [0.002 + 0.0001 * (number % 2) for number in range(count)]
+    path.write_text(json.dumps(content))
     figure["samples"] = [2 * value for value in figure["samples"]]
     slower = path.with_name("slower.json")
     slower.write_text(json.dumps({**content, "id": "slower"}))
