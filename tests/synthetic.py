@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -153,3 +154,20 @@ def make_package(folder: Path, blocks: str = "") -> Path:
     )
     (folder / "blocks.py").write_text(f"from torch import nn\n\n\nclass Block(nn.ReLU):\n    pass\n\n\n{blocks}")
     return folder
+
+
+class Voice:
+    """Keeps what a site's turns tell; see ``oncofed.federation.turns.Tell``."""
+
+    def __init__(self) -> None:
+        self.told: list[dict[str, Any]] = []
+        self.notes: list[str] = []
+
+    def progress(self, **values: Any) -> None:
+        """Keep progress."""
+        self.told.append(values)
+
+    def note(self, text: str, level: int) -> None:
+        """Keep a line of the log."""
+        del level
+        self.notes.append(text)

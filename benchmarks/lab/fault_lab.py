@@ -27,7 +27,7 @@ from oncofed.alliance.local import LocalAlliance, free_port
 from oncofed.alliance.spec import AllianceSpec
 from oncofed.errors import FederationError
 from oncofed.federation.events import EventReader
-from oncofed.job.backends import FederatedJob
+from oncofed.job.backends import FederatedJob, simulation
 from oncofed.job.flare import export_job
 from oncofed.job.spec import JobSpec
 from oncofed.job.watch import RunState
@@ -378,6 +378,23 @@ def lab(
     finally:
         for link in links.values():
             link.close()
+
+
+def undisturbed(spec: JobSpec, sites: dict[str, Path], folder: Path) -> tuple[RunState, Path]:
+    """Run a job in FLARE's simulator, where nothing befalls it; return its record, and the folder with its models."""
+    job = export_job(spec, folder / "job" / spec.name)
+    datasets = {site: {spec.data.dataset: path} for site, path in sites.items()}
+    state = RunState()
+    with (
+        short_path(folder / "tmp") as temporary,
+        simulation(job, datasets, folder / "simulator", folder / "logs", temporary) as running,
+    ):
+        while running.ended() is None:
+            running.require_going()
+            time.sleep(0.1)
+        for event in EventReader(running.events).read():
+            state.apply(event)
+        return state, running.fetch()
 
 
 def _submitted(alliance: LocalAlliance, spec: JobSpec, folder: Path) -> FederatedJob:

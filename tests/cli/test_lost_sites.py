@@ -40,7 +40,7 @@ def test_where_one_site_is_enough_the_run_ends_without_the_lost_one_and_says_so(
 
 def _run_without_west(two_sites: dict[str, Path], folder: Path, quorum: int) -> tuple[int | None, Result, str]:
     """Run a job of which a site is lost for good once all are ready: exit status, result, and what was printed."""
-    text = JOB.replace("steps_per_round: 4", "steps_per_round: 150")
+    text = JOB.replace("steps_per_round: 4", "steps_per_round: 80")
     text = text.replace("number: 2", f"number: 2, return_s: 1, quorum: {quorum}")
     job = write_job(folder / "patient", text)
     sites = [argument for name, path in two_sites.items() for argument in ("--site", f"{name}={path}")]

@@ -30,13 +30,13 @@ def alliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalAlliance
 @pytest.mark.timeout(300)
 def test_the_laptop_may_be_closed(alliance: LocalAlliance, tmp_path: Path) -> None:
     kit = ("--kit", alliance.kit(alliance.spec.engineer))
-    job = write_job(tmp_path / "long", JOB.replace("number: 2", "number: 50").replace("round: 4", "round: 20"))
+    job = write_job(tmp_path / "long", JOB.replace("number: 2", "number: 25").replace("round: 4", "round: 20"))
     submitted = oncofed("job", "submit", job, *kit, "--json", home=tmp_path)
     job_id = json.loads(submitted.stdout)["id"]
 
     log = tmp_path / "watched.txt"
     with started("job", "watch", job_id, *kit, "--workspace", tmp_path / "workspace", log=log) as watching:
-        wait_for(lambda: "/50  " in log.read_text(), "a round is shown")
+        wait_for(lambda: "/25  " in log.read_text(), "a round is shown")
         press_ctrl_c(watching)
         assert watching.wait(30) == 130
     assert f"The job runs on. Watch it again with: oncofed job watch {job_id}" in log.read_text()
@@ -49,7 +49,7 @@ def test_the_laptop_may_be_closed(alliance: LocalAlliance, tmp_path: Path) -> No
     assert fetched.returncode == 0, fetched.stderr
     folder = tmp_path / "workspace" / "runs" / job_id
     result = read_result(folder)
-    assert (result.status, result.rounds, sorted(result.sites)) == ("completed", 50, ["east", "west"])
+    assert (result.status, result.rounds, sorted(result.sites)) == ("completed", 25, ["east", "west"])
     assert all(site.federated is not None and site.alone is None for site in result.sites.values())
     assert {"job.yaml", "report.html", "result.json", "model", "tensorboard"} <= {p.name for p in folder.iterdir()}
     assert (folder / "model" / "bundle" / "configs" / "metadata.json").is_file()

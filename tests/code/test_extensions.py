@@ -46,7 +46,7 @@ def _plan(spec: JobSpec, digest: str | None, **training: Any) -> Plan:
 
 
 def test_a_job_trains_with_them_and_with_a_network_of_oncofeds_own(spec: JobSpec, site: Path, digest: str) -> None:
-    assert extensions_of(digest) == {"transforms": ["blank"], "losses": ["from_one"]}
+    assert extensions_of(digest) == {"tasks": [], "transforms": ["blank"], "losses": ["from_one"]}
     plan = _plan(spec, digest, transforms=["blank"], loss="from_one", steps_per_round=40)
     trainer = Trainer(plan, read_cases(site, plan.data.split, plan.seed), "here")
     first = trainer.train(2)

@@ -23,7 +23,7 @@ from oncofed.models.networks import Declared
 from oncofed.models.weights import layout_of
 from oncofed.sandbox import what_is_missing
 from oncofed.training import Plan
-from synthetic import make_package
+from synthetic import Voice, make_package
 
 pytestmark = [
     pytest.mark.slow,
@@ -90,22 +90,9 @@ if DATA:
 """
 
 
-class _Voice:
-    def __init__(self) -> None:
-        self.told: list[dict[str, Any]] = []
-        self.notes: list[str] = []
-
-    def progress(self, **values: Any) -> None:
-        self.told.append(values)
-
-    def note(self, text: str, level: int) -> None:
-        del level
-        self.notes.append(text)
-
-
 @pytest.fixture
-def voice() -> _Voice:
-    return _Voice()
+def voice() -> Voice:
+    return Voice()
 
 
 @pytest.fixture
@@ -135,7 +122,7 @@ def listener() -> Iterator[socket.socket]:
 
 
 def test_it_learns_what_it_learns_without_being_confined(
-    spec: JobSpec, place: Place, voice: _Voice, tmp_path: Path
+    spec: JobSpec, place: Place, voice: Voice, tmp_path: Path
 ) -> None:
     pack = make_pack(make_package(tmp_path / "wide_net"), None)
     plan = _plan(spec, pack)
@@ -148,7 +135,7 @@ def test_it_learns_what_it_learns_without_being_confined(
     answer = turns.train(weights, 1, beside, lambda: False)
     numbers = turns.validate(weights, "test", lambda: False)
     turns.close()
-    own = OwnTurns(bare, federation, Place("east", place.data, tmp_path / "own", None), _Voice())
+    own = OwnTurns(bare, federation, Place("east", place.data, tmp_path / "own", None), Voice())
     own.prepare()
     expected = own.train(weights, 1, beside, lambda: False)
     assert (answer.cases, answer.steps, answer.asked) == (expected.cases, expected.steps, expected.asked)
@@ -176,7 +163,7 @@ def test_it_learns_what_it_learns_without_being_confined(
 def test_what_a_site_did_not_allow_is_out_of_reach(
     spec: JobSpec,
     place: Place,
-    voice: _Voice,
+    voice: Voice,
     two_sites: dict[str, Path],
     listener: socket.socket,
     tmp_path: Path,
@@ -208,7 +195,7 @@ def test_what_a_site_did_not_allow_is_out_of_reach(
     by="the job's process, which lets words of the code stay at the site",
     logged="the site's log, on one line",
 )
-def test_its_words_stay_at_the_site(spec: JobSpec, place: Place, voice: _Voice, tmp_path: Path) -> None:
+def test_its_words_stay_at_the_site(spec: JobSpec, place: Place, voice: Voice, tmp_path: Path) -> None:
     harmless = make_pack(make_package(tmp_path / "wide_net"), None)
     words = 'raise type("Pixels255_0_1", (Exception,), {})("patient 7\\nforged line\\x1b[2J")\n'
     pack = make_pack(make_package(tmp_path / "evil" / "wide_net", words), None)
@@ -230,7 +217,7 @@ def test_its_words_stay_at_the_site(spec: JobSpec, place: Place, voice: _Voice, 
     logged="the site's log",
 )
 def test_code_that_is_not_what_the_job_says_is_not_used(
-    spec: JobSpec, place: Place, voice: _Voice, tmp_path: Path
+    spec: JobSpec, place: Place, voice: Voice, tmp_path: Path
 ) -> None:
     pack = make_pack(make_package(tmp_path / "wide_net"), None)
     plan = _plan(spec, pack)
@@ -252,7 +239,7 @@ def test_code_that_is_not_what_the_job_says_is_not_used(
 
 
 def test_errors_of_the_data_are_the_sites_and_a_killed_process_is_followed_by_another(
-    spec: JobSpec, place: Place, voice: _Voice, tmp_path: Path
+    spec: JobSpec, place: Place, voice: Voice, tmp_path: Path
 ) -> None:
     pack = make_pack(make_package(tmp_path / "wide_net"), None)
     plan = _plan(spec, pack)

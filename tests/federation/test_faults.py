@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 import oncofed
-from fault_lab import another_clock, another_version, lab
+from fault_lab import another_clock, another_version, lab, undisturbed
 from oncofed.alliance.local import quiet
 from oncofed.job.spec import JobSpec
 from synthetic import make_site
@@ -28,26 +28,24 @@ def test_a_run_outlives_every_process_and_ends_with_the_same_bits(
 ) -> None:
     strategy = {"strategy": {"name": "fedadam"}, "exchange": {"update": "int8"}}
     patient = spec.changed({"rounds": {"number": 6}, "training": {"steps_per_round": 60}, **strategy})
-    models, losses = [], []
-    for name in ("undisturbed", "disturbed"):
-        with lab(patient, two_sites, tmp_path / name) as running:
-            running.wait(lambda state: state.round >= 1, "the first round begins")
-            if name == "disturbed":
-                running.kill("site job", "west")
-                running.wait(lambda state: state.round >= 2, "the second round begins")
-                running.kill("server job")
-                running.wait(lambda state: state.round >= 3, "the third round begins")
-                running.kill("site", "east")
-                running.wait(lambda state: state.round >= 5, "the fifth round begins")
-                running.kill("server")
-            state = running.wait(lambda state: state.finished is not None, "the run ends")
-            assert sorted(state.participation) == [1, 2, 3, 4, 5, 6]
-            assert all(sorted(who["in_time"]) == ["east", "west"] for who in state.participation.values())
-            losses.append(state.losses)
-            models.append(load_file(running.job.fetch() / "models" / "best.safetensors"))
+    usual, folder = undisturbed(patient, two_sites, tmp_path / "undisturbed")
+    expected = load_file(folder / "models" / "best.safetensors")
+    with lab(patient, two_sites, tmp_path / "disturbed") as running:
+        running.wait(lambda state: state.round >= 1, "the first round begins")
+        running.kill("site job", "west")
+        running.wait(lambda state: state.round >= 2, "the second round begins")
+        running.kill("server job")
+        running.wait(lambda state: state.round >= 3, "the third round begins")
+        running.kill("site", "east")
+        running.wait(lambda state: state.round >= 5, "the fifth round begins")
+        running.kill("server")
+        state = running.wait(lambda state: state.finished is not None, "the run ends")
+        model = load_file(running.job.fetch() / "models" / "best.safetensors")
+    assert sorted(state.participation) == [1, 2, 3, 4, 5, 6]
+    assert all(sorted(who["in_time"]) == ["east", "west"] for who in state.participation.values())
     assert sum(incident["kind"] == "resumed" for incident in state.incidents) >= 2
-    assert losses[0] == losses[1]
-    assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
+    assert state.losses == usual.losses
+    assert all(torch.equal(model[name], expected[name]) for name in expected)
 
 
 @pytest.mark.timeout(400)
@@ -94,7 +92,7 @@ def test_a_bad_day(spec: JobSpec, three_sites: dict[str, Path], tmp_path: Path) 
 @pytest.mark.timeout(300)
 def test_who_is_not_what_it_says(spec: JobSpec, three_sites: dict[str, Path], tmp_path: Path) -> None:
     other = {"north": another_version(tmp_path / "other", "0.0.1")}
-    patient = spec.changed({"rounds": {"number": 3, "quorum": 2}, "training": {"steps_per_round": 200}})
+    patient = spec.changed({"rounds": {"number": 3, "quorum": 2}, "training": {"steps_per_round": 120}})
     with lab(patient, three_sites, tmp_path / "lab", environments=other) as running:
         running.wait(lambda state: state.ready_s is not None, "the sites are ready")
         with running.twin("west"):

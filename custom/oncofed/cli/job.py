@@ -28,6 +28,7 @@ from oncofed.cli.submitted import EvaluateOnly, Model, require_model
 from oncofed.errors import SpecError
 
 if TYPE_CHECKING:
+    from oncofed.code.pack import Pack
     from oncofed.data.planning import PlanFile
     from oncofed.job.spec import JobSpec
 
@@ -171,7 +172,12 @@ def export(
 
 @app.command()
 def pack(
-    folder: Annotated[Path, typer.Argument(help="A Python package that registers networks, transforms or losses.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            help="A Python package that registers networks, tasks, transforms or losses; or a MONAI bundle with code."
+        ),
+    ],
     kit: Annotated[
         Path | None,
         typer.Option("--kit", envvar="ONCOFED_KIT", help="Your startup kit, to sign with; sites run no unsigned code."),
@@ -179,7 +185,11 @@ def pack(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder; by default code/ in the workspace.")] = None,
     json: Json = False,
 ) -> None:
-    """Pack code of your own for a job: a site runs it once its admin has approved exactly this digest."""
+    """Pack code of your own for a job: a site runs it once its admin has approved exactly this digest.
+
+    Of a MONAI bundle its configuration and scripts are packed; its weights are written beside the pack as safetensors.
+    """
+    from oncofed.code.bundles import is_bundle, make_bundle_pack
     from oncofed.code.extensions import extensions_of
     from oncofed.code.findings import findings_of, imports_of
     from oncofed.code.load import load_pack
@@ -187,20 +197,24 @@ def pack(
     from oncofed.job.spec import packs_folder
     from oncofed.models.networks import networks_of_pack
 
-    made = make_pack(folder, kit / "startup" if kit else None)
+    bundle = is_bundle(folder)
+    made = (make_bundle_pack if bundle else make_pack)(folder, kit / "startup" if kit else None)
     load_pack(made)
     brought = {"networks": [network.name for network in networks_of_pack(made.digest)], **extensions_of(made.digest)}
     if not any(brought.values()):
         raise SpecError(
-            f"{folder} registers no network, transform or loss: decorate a function with register_network of "
-            "oncofed.models, or with register_transform or register_loss of oncofed.code.extensions"
+            f"{folder} registers no network, task, transform or loss: decorate a function with register_network of "
+            "oncofed.models, a class with register_task of oncofed.tasks, or a function with register_transform or "
+            "register_loss of oncofed.code.extensions"
         )
     target = (out or packs_folder()) / f"{made.name}-{made.digest[:12]}{PACK_SUFFIX}"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_bytes(made.content)
+    weights = _write_weights(folder, target) if bundle else None
     findings = findings_of(made)
     if json:
         told = {"digest": made.digest, "file": str(target), **brought, "signed": bool(kit)}
+        told |= {"weights": str(weights)} if weights else {}
         typer.echo(jsonlib.dumps({**told, "findings": len(findings)}))
         return
     console = Console(highlight=False, soft_wrap=True)
@@ -211,12 +225,38 @@ def pack(
         console.print(f"  a reviewer will ask about {finding.file}:{finding.line} ({finding.what})", markup=False)
     if not kit:
         console.print("It is not signed: it runs on this machine, and at no site. Sign it with --kit.")
-    lines = ["model:", *(f"  network: {name}" for name in brought["networks"][:1]), f"  code: {made.digest}"]
+    console.print("\n  ".join(["In job.yaml:", *_lines_for(made, brought, bundle)]), markup=False)
+    if weights:
+        console.print(f"Its weights: --model {weights}", markup=False)
+
+
+def _write_weights(bundle: Path, pack: Path) -> Path | None:
+    """Write a bundle's weights beside its pack, and return where; None where it has none."""
+    from safetensors.torch import save_file
+
+    from oncofed.code.pack import PACK_SUFFIX
+    from oncofed.models.foreign import bundle_weights
+
+    weights = bundle_weights(bundle)
+    if weights is None:
+        return None
+    target = pack.with_name(f"{pack.name.removesuffix(PACK_SUFFIX)}.safetensors")
+    save_file({name: value.clone().contiguous() for name, value in weights.items()}, target)
+    return target
+
+
+def _lines_for(pack: Pack, brought: dict[str, list[str]], bundle: bool) -> list[str]:
+    """Return what a job that uses a pack says of it."""
+    from oncofed.code.bundles import input_of
+
+    lines = ["model:", *(f"  network: {name}" for name in brought["networks"][:1]), f"  code: {pack.digest}"]
+    lines += ["task:", "  type: pack", f"  name: {brought['tasks'][0]}"] if brought["tasks"] else []
     if brought["transforms"] or brought["losses"]:
         lines.append("training:")
         lines += [f"  transforms: [{', '.join(brought['transforms'])}]"] if brought["transforms"] else []
         lines += [f"  loss: {brought['losses'][0]}"] if brought["losses"] else []
-    console.print("\n  ".join(["In job.yaml:", *lines]), markup=False)
+    found = input_of(pack) if bundle else {}
+    return [*lines, *(["data:"] if found else []), *(f"  {name}: {jsonlib.dumps(v)}" for name, v in found.items())]
 
 
 @app.command()

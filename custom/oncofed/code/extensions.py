@@ -9,6 +9,7 @@ from torch import Tensor
 
 from oncofed.errors import SpecError
 from oncofed.models.networks import current_pack
+from oncofed.tasks import tasks_of_pack
 
 Batch = dict[str, Tensor]
 # On the device, after oncofed's own augmentation; tensors by name, such as "image" and "label".
@@ -62,6 +63,7 @@ def find_loss(pack: str, name: str) -> Loss:
 def extensions_of(pack: str) -> dict[str, list[str]]:
     """Return the names of what a pack that was loaded registered, by kind."""
     return {
+        "tasks": tasks_of_pack(pack),
         "transforms": [name for of, name in _TRANSFORMS if of == pack],
         "losses": [name for of, name in _LOSSES if of == pack],
     }

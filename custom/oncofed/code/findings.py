@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -24,6 +25,9 @@ _MODULES = {
     "pickle": _PICKLE,
     "hidden ways": _HIDDEN | {"os"},
 }
+_CONFIGS = "configs/"
+_EXPRESSION = re.compile(r"""(?:^|[\s:\[{,"'])\$[^\s"']""")
+_TARGET = re.compile(r"""_target_["']?\s*:\s*["']?([\w.$@%#]+)""")
 _CALLS = {
     "eval": "eval",
     "exec": "eval",
@@ -63,7 +67,8 @@ class Finding:
     Attributes:
         file: of the pack.
         line: in it, from 1.
-        what: it is about: network, other processes, files, pickle, eval, hidden ways, unreadable.
+        what: it is about: network, other processes, files, pickle, eval, hidden ways, unreadable; of a MONAI bundle's
+            configuration also classes, which are those that are not MONAI's.
         text: the line.
     """
 
@@ -75,7 +80,13 @@ class Finding:
 
 def findings_of(pack: Pack) -> list[Finding]:
     """Return what a reviewer should look at first."""
-    return [finding for path in sorted(pack.files) if path.endswith(".py") for finding in _of_file(pack, path)]
+    found: list[Finding] = []
+    for path in sorted(pack.files):
+        if path.endswith(".py"):
+            found += _of_file(pack, path)
+        elif path.startswith(_CONFIGS):
+            found += _of_config(pack, path)
+    return found
 
 
 def imports_of(pack: Pack) -> list[str]:
@@ -108,6 +119,16 @@ def _of_file(pack: Pack, path: str) -> Iterator[Finding]:
         for what in dict.fromkeys(_about(node)):
             line = getattr(node, "lineno", 1)
             yield Finding(path, line, what, lines[line - 1].strip()[:160] if line <= len(lines) else "")
+
+
+def _of_config(pack: Pack, path: str) -> Iterator[Finding]:
+    """Find in a MONAI bundle's configuration the strings that are evaluated, and classes that are not MONAI's."""
+    for number, line in enumerate(pack.text(path).splitlines(), 1):
+        target = _TARGET.search(line)
+        if _EXPRESSION.search(line):
+            yield Finding(path, number, "eval", line.strip()[:160])
+        elif target and "." in target[1] and not target[1].startswith("monai."):
+            yield Finding(path, number, "classes", line.strip()[:160])
 
 
 def _about(node: ast.AST) -> Iterator[str]:

@@ -18,6 +18,11 @@ from oncofed.models.networks import registering
 
 _PREFIX = "oncofed_code_"
 _LOADED: dict[str, Pack] = {}
+# As which a MONAI bundle's configuration and scripts import what lies in the folder of that name.
+_SCRIPTS = "scripts"
+# In a process with several bundles: the package whose scripts are in use, and the modules of the others.
+_IN_USE: list[str] = []
+_SET_ASIDE: dict[str, dict[str, ModuleType]] = {}
 
 
 class _Finder(MetaPathFinder, InspectLoader):
@@ -45,14 +50,32 @@ class _Finder(MetaPathFinder, InspectLoader):
 
 def _file_of(module: str) -> tuple[Pack, str] | None:
     root, _, rest = module.partition(".")
-    pack = _LOADED.get(root)
+    pack = _LOADED.get("".join(_IN_USE) if root == _SCRIPTS else root)
+    path = (module if root == _SCRIPTS else rest).replace(".", "/")
     if pack is None:
         return None
-    path = rest.replace(".", "/")
     for candidate in (f"{path}/__init__.py" if path else "__init__.py", f"{path}.py"):
         if candidate in pack.files:
             return pack, candidate
     return None
+
+
+def use_scripts(package: str) -> Pack:
+    """Have a MONAI bundle's scripts imported as ``scripts`` from now on, and return its pack.
+
+    Args:
+        package: as which the pack was loaded.
+    """
+    if [package] != _IN_USE:
+        aside = {name: sys.modules.pop(name) for name in list(sys.modules) if _is_script(name)}
+        _SET_ASIDE["".join(_IN_USE)] = aside
+        sys.modules.update(_SET_ASIDE.pop(package, {}))
+        _IN_USE[:] = [package]
+    return _LOADED[package]
+
+
+def _is_script(module: str) -> bool:
+    return module.partition(".")[0] == _SCRIPTS
 
 
 def load_pack(pack: Pack) -> None:
@@ -66,7 +89,7 @@ def load_pack(pack: Pack) -> None:
         _LOADED[root] = pack  # the same code, perhaps with a signature that it did not have before
         return
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.append(_Finder())
+        sys.meta_path.insert(0, _Finder())
     _LOADED[root] = pack
     try:
         with registering(pack.digest):

@@ -69,9 +69,21 @@ def make_pack(folder: Path, startup: Path | None) -> Pack:
     name = folder.resolve().name
     if not (folder / "__init__.py").is_file():
         raise SpecError(f"{folder}: no Python package (found no __init__.py)")
-    if not _NAME.fullmatch(name):
-        raise SpecError(f"{folder}: expected a folder's name of small letters, digits and _, which names the package")
     files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in _files_of(folder)}
+    return pack_files(name, files, startup, str(folder))
+
+
+def pack_files(name: str, files: dict[str, bytes], startup: Path | None, where: str) -> Pack:
+    """Return files as a pack; see ``make_pack``.
+
+    Args:
+        name: of the package.
+        files: by path within it.
+        startup: see ``make_pack``.
+        where: they come from, for messages.
+    """
+    if not _NAME.fullmatch(name):
+        raise SpecError(f"{where}: expected a folder's name of small letters, digits and _, which names the package")
     manifest = json.dumps(
         {"schema": SCHEMA, "name": name, "files": {p: hashlib.sha256(c).hexdigest() for p, c in files.items()}},
         sort_keys=True,
@@ -85,7 +97,7 @@ def make_pack(folder: Path, startup: Path | None) -> Pack:
         parts = {_MANIFEST: manifest, _SIGNATURE: json.dumps(signature, indent=1).encode()}
         for path, content in {**parts, **{_FOLDER + p: c for p, c in files.items()}}.items():
             archive.writestr(zipfile.ZipInfo(path, _LONG_AGO), content, zipfile.ZIP_DEFLATED)
-    return read_pack(packed.getvalue(), str(folder))
+    return read_pack(packed.getvalue(), where)
 
 
 def _files_of(folder: Path) -> list[Path]:

@@ -33,8 +33,7 @@ from oncofed.code.pack import Pack, read_pack
 from oncofed.errors import DataError, OncofedError, PolicyError, SpecError, StateError, TrainingError
 from oncofed.federation.spec import FederationPlan
 from oncofed.federation.turns import Answer, OwnTurns, Place, Stop, Tell
-from oncofed.models.networks import Declared
-from oncofed.models.weights import Weights, layout_of
+from oncofed.models.weights import Weights
 from oncofed.processes import end_with_parent, name_process
 from oncofed.sandbox import confine
 from oncofed.training import Plan
@@ -287,9 +286,8 @@ def main() -> None:
 
 
 def _turns(plan: Plan, federation: FederationPlan, place: Place, tell: Tell) -> OwnTurns:
-    declared = plan.model.declared
-    if declared is None or Declared.of(declared.kind, declared.divisor, layout_of(plan.build_network())) != declared:
-        raise SpecError("the pack's network is not the one that the job declares")
+    if plan.declared() != plan:
+        raise SpecError("the pack's network or task is not the one that the job declares")
     return OwnTurns(plan, federation, place, tell)
 
 

@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from oncofed.code.load import loaded_packs
 from oncofed.data.profile import features
@@ -21,7 +23,8 @@ from oncofed.federation.keeper import job_mark
 from oncofed.federation.lending import ANY_SITE, GPU_MEMORY, GPUS
 from oncofed.federation.spec import ProfilePlan
 from oncofed.job.spec import AnyJob, JobSpec, ProfileJobSpec
-from oncofed.models.networks import Declared
+from oncofed.models.foreign import fitting_weights
+from oncofed.models.weights import Weights
 
 # In a job's folder: the job as its engineer wrote it.
 SPEC_FILE = "job.json"
@@ -65,7 +68,7 @@ def export_job(
     config = out / "app" / "config"
     config.mkdir(parents=True)
     if isinstance(spec, JobSpec) and spec.model.code:
-        spec = _with_pack(spec, config, model)
+        spec = _with_pack(spec, config, model, evaluate_only)
     if isinstance(spec, ProfileJobSpec):
         server, client = _profile_server(spec), _profile_client(spec.profile)
         _write(out / "meta.json", _meta(spec.name, spec.min_sites))
@@ -82,7 +85,7 @@ def export_job(
     return out
 
 
-def _with_pack(spec: JobSpec, config: Path, model: Path | None) -> JobSpec:
+def _with_pack(spec: JobSpec, config: Path, model: Path | None, evaluate_only: bool) -> JobSpec:
     """Put a job's code and first weights into its folder, and return the job with what its network is like.
 
     Whoever does not run the code knows the network by that alone.
@@ -92,12 +95,27 @@ def _with_pack(spec: JobSpec, config: Path, model: Path | None) -> JobSpec:
         raise SpecError(f"the pack {str(spec.model.code)[:12]}… is not loaded: read the job from its job.yaml")
     plan = spec.plan()
     (config / JOB_PACK).write_bytes(pack.content)
+    weights = plan.initial_weights()
     if model:
-        shutil.copy(model, config / INITIAL_MODEL)
-    else:
-        save_file({n: v.contiguous() for n, v in plan.initial_weights().items()}, config / INITIAL_MODEL)
-    declared = Declared.of(plan.model.kind, plan.model.divisor, plan.layout())
-    return spec.changed({"model": {"declared": declared.model_dump()}})
+        weights |= _brought(model, weights, evaluate_only)
+    save_file({n: v.contiguous() for n, v in weights.items()}, config / INITIAL_MODEL)
+    declared = plan.declared()
+    return spec.changed({name: getattr(declared, name).model_dump() for name in ("model", "task")})
+
+
+def _brought(model: Path, own: Weights, all_of_them: bool) -> Weights:
+    """Return those of a file's weights that fit a network, which may have another output, and say where some do not."""
+    try:
+        fitting = fitting_weights(load_file(model), own, model)
+    except (OSError, SafetensorError) as error:
+        raise SpecError(f"{model}: no weights as safetensors ({type(error).__name__})") from None
+    if len(fitting) < len(own):
+        if all_of_them:
+            raise SpecError(f"{model}: {len(fitting)} of the network's {len(own)} tensors fit, to score it all must")
+        logging.getLogger(__name__).warning(
+            "%s: %d of the network's %d tensors fit, the others start anew", model, len(fitting), len(own)
+        )
+    return fitting
 
 
 def _write(path: Path, value: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ from monai.networks import nets
 from torch import Tensor, nn
 
 from oncofed.errors import SpecError
+from oncofed.models.weights import Weights
 
 # Where bundles lie that a job names by a relative path.
 FOLDER_VARIABLE = "ONCOFED_BUNDLES"
@@ -27,8 +28,9 @@ FOLDER_VARIABLE = "ONCOFED_BUNDLES"
 # With what a string begins that MONAI's bundle parser evaluates or replaces.
 EXPRESSIONS = frozenset("$@%")
 
-_CONFIGS = ("inference", "train", "evaluate")
-_NETWORK_KEYS = ("network_def", "network")
+# Configurations of a bundle that define its network, and under which keys.
+CONFIGS = ("inference", "train", "evaluate")
+NETWORK_KEYS = ("network_def", "network")
 _NETWORKS = "monai.networks.nets"
 # A network that shares fewer of its tensors with the bundle's weights is another network.
 _LEAST_SHARE = 0.5
@@ -65,40 +67,56 @@ def read_bundle(path: str) -> Bundle:
     return _read(folder, _stamp(folder))
 
 
-def load_bundle_weights(bundle: Bundle, network: nn.Module) -> tuple[int, int]:
-    """Put a bundle's weights into a network, those that fit it: an output for other classes starts anew.
+def load_bundle_weights(bundle: Bundle, network: nn.Module) -> None:
+    """Put a bundle's weights, where it has some, into a network; see ``fitting_weights``."""
+    stored = bundle_weights(bundle.folder)
+    if stored is not None:
+        network.load_state_dict(fitting_weights(stored, network.state_dict(), bundle.folder), strict=False)
 
-    Returns:
-        How many tensors were taken, and how many the network has.
+
+def bundle_weights(folder: Path) -> Weights | None:
+    """Return the weights of a bundle; None where it has none.
 
     Raises:
-        SpecError: the weights are broken, or those of another network.
+        SpecError: they are broken, or something else than tensors.
     """
-    path = _weights(bundle.folder)
+    path = _weights(folder)
     if path is None:
-        return 0, len(network.state_dict())
+        return None
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
+        stored = loaded.get("state_dict", loaded.get("model", loaded))
+        return {str(name): value for name, value in stored.items() if isinstance(value, Tensor)}
     except Exception as error:  # noqa: BLE001 - whatever a broken or forbidden pickle leads to
         raise SpecError(f"{path}: no weights that can be read as tensors alone ({type(error).__name__})") from None
-    stored: dict[str, Tensor] = loaded.get("state_dict", loaded.get("model", loaded))
-    own = network.state_dict()
+
+
+def fitting_weights(stored: Weights, own: Weights, where: Path) -> Weights:
+    """Return those weights that fit a network: an output for other classes starts anew.
+
+    Args:
+        stored: by name.
+        own: the network's.
+        where: they come from, for messages.
+
+    Raises:
+        SpecError: fewer than half of the network's fit.
+    """
     fitting = {n: v for n, v in stored.items() if n in own and own[n].shape == v.shape}
     if len(fitting) < _LEAST_SHARE * len(own):
         raise SpecError(
-            f"{path}: {len(fitting)} of the network's {len(own)} tensors fit: these are another network's weights"
+            f"{where}: {len(fitting)} of the network's {len(own)} tensors fit: these are another network's weights"
         )
-    network.load_state_dict(fitting, strict=False)
-    return len(fitting), len(own)
+    return fitting
 
 
 @cache
 def _read(folder: Path, stamp: str) -> Bundle:
-    configs = [config for name in _CONFIGS if (config := _config(folder, name)) is not None]
+    configs = [config for name in CONFIGS if (config := _config(folder, name)) is not None]
     if not configs:
         raise SpecError(f"{folder}: no MONAI bundle (found no configs/inference.json or train.json)")
     for config in configs:
-        found = next((config[key] for key in _NETWORK_KEYS if isinstance(config.get(key), dict)), None)
+        found = next((config[key] for key in NETWORK_KEYS if isinstance(config.get(key), dict)), None)
         if found and "_target_" in found:
             target = _plain(found["_target_"], config, folder)
             rest = {key: value for key, value in found.items() if key not in {"_target_", "_requires_"}}
@@ -115,7 +133,7 @@ def _read(folder: Path, stamp: str) -> Bundle:
     weights = _weights(folder)
     if weights:
         digest.update(weights.read_bytes())
-    return Bundle(folder, {**network, "_target_": name}, _preprocessing(configs), digest.hexdigest())
+    return Bundle(folder, {**network, "_target_": name}, preprocessing_of(configs), digest.hexdigest())
 
 
 def _stamp(folder: Path) -> str:
@@ -162,7 +180,8 @@ def _plain_item(key: str, value: Any, config: dict[str, Any], folder: Path) -> A
     return _plain(value, config, folder)
 
 
-def _preprocessing(configs: list[dict[str, Any]]) -> dict[str, Any]:
+def preprocessing_of(configs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what configurations say of the input, as a job's section ``data`` writes it; see ``Bundle``."""
     found: dict[str, Any] = {}
     for step in _steps(configs):
         name = str(step.get("_target_", "")).rpartition(".")[2]

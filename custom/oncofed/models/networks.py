@@ -266,7 +266,9 @@ def build_network(request: Request, seed: int) -> nn.Module:
         try:
             network = ConfigParser({"network": config}).get_parsed_content("network")
         except Exception as error:  # noqa: BLE001 - MONAI's networks raise many types for arguments that do not fit
-            cause = error.__cause__ or error
+            cause: BaseException = error
+            while cause.__cause__ is not None:
+                cause = cause.__cause__
             raise SpecError(f"{request.spec.network} cannot be built: {str(cause).splitlines()[0]}") from None
     assert isinstance(network, nn.Module)
     if request.spec.bundle:

@@ -9,11 +9,13 @@ from oncofed.settings import StrictModel
 from oncofed.tasks.base import Evaluation, Scores, Task
 from oncofed.tasks.classification import Classification, ClassificationSpec
 from oncofed.tasks.objects import Objects, ObjectsSpec
+from oncofed.tasks.packed import DeclaredTask, PackedTaskSpec, build_packed_task, register_task, tasks_of_pack
 from oncofed.tasks.segmentation import Segmentation, SegmentationSpec
 from oncofed.tasks.slides import SlideClassification, SlideClassificationSpec
 
 TaskSpec = Annotated[
-    SegmentationSpec | ObjectsSpec | ClassificationSpec | SlideClassificationSpec, Field(discriminator="type")
+    SegmentationSpec | ObjectsSpec | ClassificationSpec | SlideClassificationSpec | PackedTaskSpec,
+    Field(discriminator="type"),
 ]
 
 _TASKS: dict[type[StrictModel], Any] = {
@@ -25,16 +27,23 @@ _TASKS: dict[type[StrictModel], Any] = {
 
 
 # Type of a task, as a job writes it -> its settings.
-TASK_SPECS: dict[str, type[StrictModel]] = {spec.model_fields["type"].default: spec for spec in _TASKS}
+_SPECS: tuple[type[StrictModel], ...] = (*_TASKS, PackedTaskSpec)
+TASK_SPECS: dict[str, type[StrictModel]] = {spec.model_fields["type"].default: spec for spec in _SPECS}
 
 
-def build_task(spec: TaskSpec, data: DataSpec) -> Task[Any]:
+def build_task(spec: TaskSpec, data: DataSpec, pack: str = "") -> Task[Any]:
     """Return the task of a job.
 
     Args:
         spec: its section ``task``.
         data: its section ``data``.
+        pack: digest of the pack that the job brings; empty: none.
+
+    Raises:
+        SpecError: the pack's task is not there, or cannot be made so.
     """
+    if isinstance(spec, PackedTaskSpec):
+        return build_packed_task(spec, data, pack)
     task: Task[Any] = _TASKS[type(spec)](spec, data)
     return task
 
@@ -43,9 +52,11 @@ __all__ = [
     "TASK_SPECS",
     "Classification",
     "ClassificationSpec",
+    "DeclaredTask",
     "Evaluation",
     "Objects",
     "ObjectsSpec",
+    "PackedTaskSpec",
     "Scores",
     "Segmentation",
     "SegmentationSpec",
@@ -54,4 +65,6 @@ __all__ = [
     "Task",
     "TaskSpec",
     "build_task",
+    "register_task",
+    "tasks_of_pack",
 ]

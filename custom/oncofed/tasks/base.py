@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -77,10 +77,10 @@ class Task(ABC, Generic[Outcome]):
         network_kind: of the networks that fit.
     """
 
-    metric: ClassVar[str]
-    metric_name: ClassVar[str]
-    label_kind: ClassVar[LabelKind] = "mask"
-    network_kind: ClassVar[Kind] = "dense"
+    metric: str
+    metric_name: str
+    label_kind: LabelKind = "mask"
+    network_kind: Kind = "dense"
 
     def __init__(self, data: DataSpec, classes: dict[int, str]) -> None:
         self.data = data

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -81,8 +81,8 @@ class Classification(Task[Classified]):
 
     metric = "auroc"
     metric_name = "AUROC"
-    label_kind: ClassVar[LabelKind] = "class"
-    network_kind: ClassVar[Kind] = "image"
+    label_kind: LabelKind = "class"
+    network_kind: Kind = "image"
 
     def __init__(self, spec: ClassesSpec, data: DataSpec) -> None:
         super().__init__(data, spec.classes)

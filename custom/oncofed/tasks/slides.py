@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -244,7 +244,7 @@ def slide_tiles(case: Case, data: DataSpec) -> SlideTiles:
 class SlideClassification(Classification):
     """A task that gives each slide one class by attention over its tiles."""
 
-    network_kind: ClassVar[Kind] = "bag"
+    network_kind: Kind = "bag"
 
     def __init__(self, spec: SlideClassificationSpec, data: DataSpec) -> None:
         super().__init__(spec, data)

@@ -14,9 +14,10 @@ from oncofed.data.augment import Augmentation
 from oncofed.data.spec import DataSpec
 from oncofed.errors import SpecError
 from oncofed.models import ModelSpec, Request, build_network
+from oncofed.models.networks import Declared
 from oncofed.models.weights import Layout, Weights, layout_of, weights_of
 from oncofed.settings import StrictModel
-from oncofed.tasks import Task, TaskSpec, build_task
+from oncofed.tasks import DeclaredTask, PackedTaskSpec, Task, TaskSpec, build_task
 
 
 class TrainingSpec(StrictModel):
@@ -99,7 +100,10 @@ class Plan(StrictModel):
 
     @model_validator(mode="after")
     def _network_fits(self) -> Plan:
-        kind = self.build_task().network_kind
+        try:
+            kind = self.build_task().network_kind
+        except SpecError as error:
+            raise ValueError(str(error)) from None
         if self.model.kind != kind:
             what = {"dense": "values for each voxel", "image": "one class for an image", "bag": "one class for a slide"}
             raise ValueError(
@@ -137,8 +141,12 @@ class Plan(StrictModel):
         return find_transforms(pack, self.training.transforms), find_loss(pack, loss) if loss else None
 
     def build_task(self) -> Task[Any]:
-        """Return the plan's task."""
-        return build_task(self.task, self.data)
+        """Return the plan's task.
+
+        Raises:
+            SpecError: it comes with a pack, which has none of that name.
+        """
+        return build_task(self.task, self.data, self.model.code or "")
 
     @property
     def network_request(self) -> Request:
@@ -164,6 +172,15 @@ class Plan(StrictModel):
             for name, value in network.named_parameters():
                 value.requires_grad_(fits[name])
         return network
+
+    def declared(self) -> Plan:
+        """Return the plan with what its pack's network and task are like, for those who do not run the pack."""
+        network = Declared.of(self.model.kind, self.model.divisor, layout_of(self.build_network()))
+        values = self.model_dump()
+        values["model"]["declared"] = network.model_dump()
+        if isinstance(self.task, PackedTaskSpec):
+            values["task"]["declared"] = DeclaredTask.of(self.build_task()).model_dump()
+        return Plan.model_validate(values)
 
     def layout(self) -> Layout:
         """Return what the weights of the plan's network are like; of a pack's, what the job declares."""

@@ -1,0 +1,152 @@
+"""A task that a pack brings: the pack's class where its code runs, what the job declares of it everywhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal, NoReturn, TypeVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from oncofed.data.augment import Augmentation, Batch
+from oncofed.data.cases import Case
+from oncofed.data.inputs import Input
+from oncofed.data.spec import DataSpec
+from oncofed.data.vocabulary import LabelKind
+from oncofed.errors import SpecError
+from oncofed.models.networks import Kind, current_pack
+from oncofed.settings import StrictModel
+from oncofed.tasks.base import Scores, Task
+from oncofed.tasks.pictures import Picture
+
+
+class DeclaredTask(StrictModel):
+    """What a pack's task is like, for those who do not run the pack: the server, and what guards a site."""
+
+    metric: str = Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")
+    metric_name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 _-]{0,39}$")
+    label_kind: LabelKind
+    network_kind: Kind
+
+    @classmethod
+    def of(cls, task: Task[Any]) -> DeclaredTask:
+        """Return it of a task."""
+        return cls(
+            metric=task.metric,
+            metric_name=task.metric_name,
+            label_kind=task.label_kind,
+            network_kind=task.network_kind,
+        )
+
+
+class PackedTaskSpec(StrictModel):
+    """What a job learns whose task comes with a pack."""
+
+    type: Literal["pack"] = "pack"
+    name: str = Field(description="of the task, as the pack registers it (model.code)")
+    classes: dict[Annotated[int, Field(ge=0, le=255)], str] = Field(
+        min_length=1, description="label value -> name, without a mask's background (0)"
+    )
+    arguments: dict[str, float | int | str | bool | list[float]] = Field(
+        default_factory=dict, max_length=100, description="settings of the task, as the pack names them"
+    )
+    declared: DeclaredTask | None = Field(None, description="what the task is like; filled in on export")
+
+    @property
+    def vocabulary(self) -> dict[int, str]:
+        """Label values that a case may have, beside a mask's background."""
+        return self.classes
+
+
+TaskMaker = Callable[[PackedTaskSpec, DataSpec], Task[Any]]
+_Made = TypeVar("_Made", bound=TaskMaker)
+_TASKS: dict[tuple[str, str], TaskMaker] = {}
+
+
+def register_task(name: str) -> Callable[[_Made], _Made]:
+    """Make a class a task that a job may name in ``task: {type: pack, name: …}``.
+
+    It is made with the job's sections ``task`` (a ``PackedTaskSpec``) and ``data``. A site lets its figures leave as it
+    does those of oncofed's own tasks: shares from 0 to 1, by the names of the job's classes.
+    """
+
+    def keep(maker: _Made) -> _Made:
+        _TASKS[current_pack(), name] = maker
+        return maker
+
+    return keep
+
+
+def tasks_of_pack(pack: str) -> list[str]:
+    """Return the names of the tasks that a pack which was loaded registered."""
+    return [name for of, name in _TASKS if of == pack]
+
+
+def build_packed_task(spec: PackedTaskSpec, data: DataSpec, pack: str) -> Task[Any]:
+    """Return a pack's task where the pack is loaded, else what the job declares of it.
+
+    Args:
+        spec: the job's section ``task``.
+        data: its section ``data``.
+        pack: digest of the pack.
+
+    Raises:
+        SpecError: the pack has no such task, or cannot make it so.
+    """
+    maker = _TASKS.get((pack, spec.name))
+    if maker is None and spec.declared:
+        return _Elsewhere(spec, data, spec.declared)
+    if maker is None:
+        known = ", ".join(tasks_of_pack(pack)) or "none"
+        where = f"the pack {pack[:12]}… has no task {spec.name!r}; it has {known}" if pack else "no pack (model.code)"
+        raise SpecError(f"task {spec.name!r} comes with a pack: {where}")
+    try:
+        task = maker(spec, data)
+    except Exception as error:  # whatever an engineer's code raises
+        raise SpecError(f"the task {spec.name} cannot be made: {type(error).__name__}: {error}") from error
+    if not isinstance(task, Task):
+        raise SpecError(f"the task {spec.name} is a {type(task).__name__}, expected a subclass of oncofed.tasks.Task")
+    return task
+
+
+class _Elsewhere(Task[Any]):
+    """A task whose code does not run in this process."""
+
+    def __init__(self, spec: PackedTaskSpec, data: DataSpec, declared: DeclaredTask) -> None:
+        super().__init__(data, spec.classes)
+        self.metric, self.metric_name = declared.metric, declared.metric_name
+        self.label_kind, self.network_kind = declared.label_kind, declared.network_kind
+        self._name = spec.name
+
+    @property
+    def out_channels(self) -> int:
+        """Not known here."""
+        self._refuse()
+
+    def input(self, augmentation: Augmentation) -> Input:
+        """Refuse."""
+        self._refuse()
+
+    def loss(self, output: Tensor, batch: Batch) -> Tensor:
+        """Refuse."""
+        self._refuse()
+
+    def assess(self, network: nn.Module, case: Case, device: torch.device, detailed: bool) -> Any:
+        """Refuse."""
+        self._refuse()
+
+    def summarise(self, outcomes: Sequence[tuple[str, Any]]) -> Scores:
+        """Refuse."""
+        self._refuse()
+
+    def figures(self, outcome: Any) -> dict[str, float | str]:
+        """Refuse."""
+        self._refuse()
+
+    def picture(self, network: nn.Module, case: Case, device: torch.device) -> Picture:
+        """Refuse."""
+        self._refuse()
+
+    def _refuse(self) -> NoReturn:
+        raise SpecError(f"the task {self._name} comes with a pack, which is not loaded here")
