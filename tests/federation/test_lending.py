@@ -18,6 +18,7 @@ from oncofed.federation.lending import GPU_MEMORY, GPUS, LENDING_FILE, Lending, 
 from oncofed.gpus import GPU
 from oncofed.job.flare import export_job
 from oncofed.job.spec import parse_job
+from oncofed.privacy.policy import POLICY_FILE, Policy
 from synthetic import make_site, write_job
 
 TWO = [GPU(number, "H100", "570", 80.0, 79.0, 0) for number in (0, 1)]
@@ -107,6 +108,17 @@ def test_so_many_jobs_at_once_and_no_more(tmp_path: Path) -> None:
 def test_hours_may_go_over_midnight(tmp_path: Path, hours: str | None, now: str, is_open: bool) -> None:
     answer = _Site(tmp_path, [], Lending(hours=hours), now).ask(**{GPUS: 1})
     assert answer == ([] if is_open else f"it lends nothing now, but at {hours}")
+
+
+def test_the_sites_policy_has_windows_too(tmp_path: Path) -> None:
+    policy = Policy(windows=("18:00-20:00", "22:00-07:00"))
+    (tmp_path / POLICY_FILE).write_text(policy.model_dump_json(by_alias=True))
+    refused = "its policy lets jobs run at 18:00-20:00, 22:00-07:00"
+    assert _Site(tmp_path, [], None, "12:00").ask(**{GPUS: 1}) == refused
+    assert _Site(tmp_path, [], None, "21:00").ask(**{GPUS: 1}) == refused
+    assert _Site(tmp_path, [], None, "19:00").ask(**{GPUS: 1}) == []
+    both = _Site(tmp_path, [], Lending(hours="20:00-08:00"), "19:00")
+    assert both.ask(**{GPUS: 1}) == "it lends nothing now, but at 20:00-08:00"
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"gpus": null}', '{"gpus": 3, "jobs_at_once": 1, "hours": null}'])

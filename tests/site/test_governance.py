@@ -16,6 +16,7 @@ from fault_lab import Lab, excluded, lab, poison
 from oncofed.alliance.authority import Authority
 from oncofed.alliance.kits import PRIVACY_FILE
 from oncofed.audit import AuditLog
+from oncofed.errors import FederationError
 from oncofed.job.spec import JobSpec, parse_job
 from oncofed.job.watch import RunState
 from oncofed.signing import signed
@@ -122,17 +123,27 @@ def test_a_job_that_does_not_fit_is_refused_with_the_rule_before_any_data_is_rea
     assert 'networks: ["segresnet"]' in run("site", "policy", "show", "--folder", kit).text
     refused = run("site", "policy", "test", write_job(tmp_path / "job"), "--folder", kit)
     assert (refused.status, "networks has no 'unet'" in refused.text) == (3, True), refused.text
+    rule = "its policy does not allow this job: networks has no 'unet'"
     try:
-        state = _run(running, running.spec)
+        # As every site is needed, it is refused when it is submitted; as one is enough, the other trains alone.
+        with pytest.raises(FederationError, match=f"1 of 2 connected sites would run it, it needs 2. east: {rule}"):
+            running.submit(running.spec)
+        at_once = list(AuditLog(kit).entries())[-1]
+        assert (at_once["what"], at_once["rule"]) == ("job refused", rule)
+        assert at_once["who"] == running.alliance.spec.engineer
+        state = _run(running, running.spec.changed({"rounds": {"quorum": 1}}))
+        policy.write_text("people: [eve@example.org]\n")
+        assert run("site", "policy", "edit", "--folder", kit, "--file", policy, "--reason", _REASON).status == 0
+        with pytest.raises(FederationError, match=f"people has no '{running.alliance.spec.engineer}'"):
+            running.submit(running.spec)
     finally:
         (kit / "local" / "policy.json").write_text(json.dumps(before))
     assert excluded(state) == {"east": "its policy does not allow this job: networks has no 'unet'"}
     entries = list(AuditLog(kit).entries())
-    (change,) = [entry for entry in entries if entry["what"] == "policy changed"]
+    change, _ = [entry for entry in entries if entry["what"] == "policy changed"]
     assert (change["version"], change["reason"]) == (2, _REASON)
-    refusal = entries[-1]
-    assert (refusal["what"], refusal["rule"]) == ("job refused", excluded(state)["east"])
-    assert refusal["policy"] == change["policy"]
+    refusal = next(entry for entry in reversed(entries) if entry["what"] == "job refused" and "policy" in entry)
+    assert (refusal["rule"], refusal["policy"]) == (excluded(state)["east"], change["policy"])
 
 
 @pytest.mark.attack(
@@ -182,6 +193,8 @@ def test_a_policy_that_cannot_be_is_said_and_changes_nothing(
         ("networks: []", _REASON, "networks"),
         ("strategies: [fedavg2]", _REASON, "fits none of"),
         ("leaves: {minimum_patients: 0}", _REASON, "minimum_patients"),
+        ("windows: [18-07]", _REASON, "windows"),
+        ("windows: ['08:00-08:00']", _REASON, "begins when it ends"),
         ("jobs: null", _REASON, "nothing was changed"),
         ("jobs: [x]", "why", "expected a sentence"),
     ):

@@ -56,6 +56,7 @@ _HEARTBEAT_TIMEOUT_SECONDS = 60
 # whose server was started again does nothing).
 _ANSWER_SECONDS = 10.0
 # FLARE's own lend the first GPUs for ever, and to several jobs at once where a job does not say what it needs.
+_SUBMISSION = "oncofed.federation.submission"
 _LENDING = {"resource_manager": "SiteResources", "resource_consumer": "LentGPUs"}
 # How often it is tried to start a job that waits for room, in seconds (FLARE: ten at first, then up to ten minutes).
 _WAITING = {"min_schedule_interval": 2.0, "max_schedule_interval": 10.0}
@@ -286,12 +287,14 @@ def _restrict_resources(resources: dict[str, Any]) -> None:
     if "client" in resources:
         # The least that a site waits for an answer; a job with a large model says more.
         resources["client"]["communication_timeout"] = _ANSWER_SECONDS
+        resources["components"].append({"id": "answers", "path": f"{_SUBMISSION}.Answers", "args": {}})
     for server in resources.get("servers", []):
         server["heart_beat_timeout"] = _HEARTBEAT_TIMEOUT_SECONDS
     if "servers" in resources:
         keeper = {"id": "job_keeper", "path": "oncofed.federation.keeper.JobKeeper", "args": {}}
         gate = {"id": "gate", "path": "oncofed.federation.gate.Gate", "args": {}}
-        resources["components"] += [keeper, gate]
+        submissions = {"id": "submissions", "path": f"{_SUBMISSION}.Submissions", "args": {}}
+        resources["components"] += [keeper, gate, submissions]
 
 
 def _forbid_code(authorization: dict[str, Any]) -> None:

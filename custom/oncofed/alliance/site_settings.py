@@ -8,7 +8,8 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from oncofed.alliance.facts import Kind
-from oncofed.federation.lending import HOURS, Lending
+from oncofed.federation.lending import Lending
+from oncofed.privacy.windows import WINDOW
 from oncofed.proxy import parse_proxy
 from oncofed.settings import StrictModel, read_yaml, validated
 
@@ -27,7 +28,7 @@ class SiteSettings(StrictModel):
         1, ge=1, le=64, description="jobs of the alliance; null: as many as there are GPUs for"
     )
     hours: str | None = Field(
-        None, pattern=HOURS, description="from when to when jobs may run, by this machine's clock; null: always"
+        None, pattern=WINDOW, description="from when to when jobs may run, by this machine's clock; null: always"
     )
     proxy: str | None = Field(
         None, description="http://HOST:PORT of the hospital's proxy (HTTP CONNECT) on the way to the server; null: none"

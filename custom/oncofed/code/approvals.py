@@ -73,6 +73,14 @@ def refusal_of(local: Path, pack: Pack) -> str | None:
     return f"the pack {pack.name} ({pack.digest[:12]}…) {said} there: its admin looks at it with `oncofed site review`"
 
 
+def refusal_before_it_comes(local: Path, digest: str) -> str | None:
+    """Return why a pack that a job will bring may not run at a site: it was decided so; None where nothing was yet."""
+    decision = read_decisions(local).get(digest)
+    if decision is None or decision.state == "approved":
+        return None
+    return f"the pack {decision.name} ({digest[:12]}…) was {decision.state} there"
+
+
 def pack_problems(pack: Pack, startup: Path) -> list[str]:
     """Return why a pack is not what somebody of the alliance signed."""
     root = x509.load_pem_x509_certificate((startup / "rootCA.pem").read_bytes())

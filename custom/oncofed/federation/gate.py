@@ -7,6 +7,7 @@ import json
 import logging
 import threading
 from collections.abc import Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,19 @@ from oncofed.signing import is_signed_by
 
 REVOKED_FILE = "revoked.json"
 LET_IN, COMMANDED = "let in", "command"
+_SUBMIT = "submit_job"
 _LONGEST_NAME = 100
 _LOOK_SECONDS = 1.0
+
+
+# Who was last allowed to submit a job in this thread: FLARE asks whether they may, then takes the job, and says who it
+# was only afterwards.
+_SUBMITTING: ContextVar[str | None] = ContextVar("submitting", default=None)
+
+
+def submitting() -> str | None:
+    """Return who submits the job that is being taken in this thread; None where that is not known."""
+    return _SUBMITTING.get()
 
 
 @dataclass(frozen=True)
@@ -212,6 +224,8 @@ class _WithoutRevoked(Authorizer):
         if ctx and self._gate.is_out(ctx.user.name):
             return False, f"{ctx.user.name} is revoked by the alliance"
         allowed, why = self._inner.authorize(ctx)
+        if ctx and ctx.right == _SUBMIT:
+            _SUBMITTING.set(str(ctx.user.name) if allowed else None)
         if ctx and COMMAND_CATEGORIES.get(ctx.right) != CommandCategory.VIEW:
             facts = {"command": str(ctx.right), "allowed": bool(allowed)}
             if not _written(self._audit, COMMANDED, str(ctx.user.name), **facts):

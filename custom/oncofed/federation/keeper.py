@@ -170,7 +170,7 @@ class JobKeeper(FLComponent):
         site, runner = client.name, engine.job_runner
         admin = engine.server.admin_server
         with engine.new_context() as fl_ctx:
-            app = next((a for a, sites in job.get_deployment().items() if _is_for(sites, site)), None)
+            app = next((a for a, sites in job.get_deployment().items() if is_for(sites, site)), None)
             if app is None:
                 return
             # Whatever of this job still runs there belongs to a server or a parent that is gone.
@@ -218,7 +218,8 @@ def _is_ours(job: Job) -> bool:
     return MARK in (job.meta.get(JobMetaKey.CUSTOM_PROPS) or {})
 
 
-def _is_for(sites: Any, site: str) -> bool:
+def is_for(sites: Any, site: str) -> bool:
+    """Return whether a part of a job's deployment, as its meta data name it, is for a site."""
     names = sites.get("targets", []) if isinstance(sites, dict) else sites
     return any(str(name).upper() == "@ALL" or name == site for name in names)
 

@@ -18,13 +18,14 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.resource_manager_spec import ResourceConsumerSpec
 from nvflare.app_common.resource_managers.auto_clean_resource_manager import AutoCleanResourceManager
 
-from oncofed.errors import FederationError
+from oncofed.errors import FederationError, PolicyError
 from oncofed.gpus import GPU, read_gpus
+from oncofed.privacy.policy import read_policy
+from oncofed.privacy.windows import WINDOW, is_within
 
 LENDING_FILE = "lending.json"
 # FLARE's own names of what a job asks for, under the key for sites of which it says nothing else.
 ANY_SITE, GPUS, GPU_MEMORY = "@default", "num_of_gpus", "mem_per_gpu_in_GiB"
-HOURS = r"^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$"
 _RESERVED_SECONDS = 30
 _LOOK_SECONDS = 2.0
 _JOB = "job"
@@ -50,10 +51,7 @@ class Lending:
 
     def is_open(self, now: time) -> bool:
         """Return whether jobs may run at an hour."""
-        if self.hours is None:
-            return True
-        begin, end = (time.fromisoformat(text) for text in self.hours.split("-"))
-        return begin <= now < end if begin < end else now >= begin or now < end
+        return self.hours is None or is_within(now, [self.hours])
 
 
 def read_lending(file: Path) -> Lending:
@@ -65,7 +63,7 @@ def read_lending(file: Path) -> Lending:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
         gpus, hours = values["gpus"], values["hours"]
-        if hours is not None and not re.match(HOURS, hours):
+        if hours is not None and not re.match(WINDOW, hours):
             raise ValueError(hours)
         return Lending(None if gpus is None else tuple(map(int, gpus)), values["jobs_at_once"], hours)
     except FileNotFoundError:
@@ -127,6 +125,8 @@ class SiteResources(AutoCleanResourceManager):
         lending = read_lending(self._file)
         if not lending.is_open(self._now()):
             return [], f"it lends nothing now, but at {lending.hours}"
+        if reason := self._policy_now():
+            return [], reason
         if lending.jobs_at_once is not None and self._jobs >= lending.jobs_at_once:
             return [], f"it runs {self._jobs} of {lending.jobs_at_once} jobs at once"
         count, memory = wanted.get(GPUS, 0), wanted.get(GPU_MEMORY, 0)
@@ -141,6 +141,17 @@ class SiteResources(AutoCleanResourceManager):
         if len(free) < count:
             return [], f"{len(free)} of its GPUs are free now, and the job needs {count}"
         return free[:count], ""
+
+    def _policy_now(self) -> str | None:
+        """Return why the site's policy lets no job run at this hour; None where it does."""
+        try:
+            policy = read_policy(self._file.parent)
+        except PolicyError:
+            return None  # the job's process says so, and the site's own log
+        windows = policy.windows if policy else None
+        if windows is None or is_within(self._now(), windows):
+            return None
+        return f"its policy lets jobs run at {', '.join(windows)}"
 
     def _deallocate(self, resources: dict[str, Any]) -> None:
         self._in_use -= set(resources.get(GPUS, []))
@@ -157,7 +168,7 @@ class SiteResources(AutoCleanResourceManager):
                 self.logger.error("the hours could not be looked at: %s: %s", type(error).__name__, error)
 
     def _end_jobs_after_hours(self, engine: Any) -> None:
-        if read_lending(self._file).is_open(self._now()):
+        if read_lending(self._file).is_open(self._now()) and not self._policy_now():
             return
         for job_id in list(engine.get_all_job_ids()):
             self.logger.info("the hours are over: job %s ends here, and goes on when they begin", job_id)

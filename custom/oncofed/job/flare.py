@@ -22,6 +22,7 @@ from oncofed.federation.folders import INITIAL_MODEL, JOB_PACK
 from oncofed.federation.keeper import job_mark
 from oncofed.federation.lending import ANY_SITE, GPU_MEMORY, GPUS
 from oncofed.federation.spec import ProfilePlan
+from oncofed.federation.submission import job_asks
 from oncofed.job.spec import AnyJob, JobSpec, ProfileJobSpec
 from oncofed.models.foreign import fitting_weights
 from oncofed.models.weights import Weights
@@ -71,11 +72,12 @@ def export_job(
         spec = _with_pack(spec, config, model, evaluate_only)
     if isinstance(spec, ProfileJobSpec):
         server, client = _profile_server(spec), _profile_client(spec.profile)
-        _write(out / "meta.json", _meta(spec.name, spec.min_sites))
+        asks = job_asks(spec.profile.dataset, quorum=spec.min_sites or 0)
+        _write(out / "meta.json", {**_meta(spec.name, spec.min_sites), "custom_props": asks})
     else:
         server, client = _server(spec, evaluate_only), _client(spec)
         # A site that is not there yet joins later: the rounds know how many they need.
-        _write(out / "meta.json", {**_meta(spec.name, None), **_asked(spec), "custom_props": job_mark()})
+        _write(out / "meta.json", {**_meta(spec.name, None), **_asked(spec), "custom_props": job_mark() | _told(spec)})
         # For who fetches the result: FLARE gives back what a job brought.
         _write(config / SPEC_FILE, spec.model_dump(mode="json", by_alias=True))
         if model and not spec.model.code:
@@ -141,6 +143,12 @@ def _asked(spec: JobSpec) -> dict[str, Any]:
     if spec.resources.gpu_memory_gb is not None:
         wanted[GPU_MEMORY] = spec.resources.gpu_memory_gb
     return {"resource_spec": {ANY_SITE: wanted}}
+
+
+def _told(spec: JobSpec) -> dict[str, Any]:
+    """Return what sites are told of a job when it is submitted."""
+    network, strategy = spec.model.network, spec.strategy.name
+    return job_asks(spec.data.dataset, network, strategy, spec.model.code, spec.rounds.quorum or 0)
 
 
 def _transfer(spec: JobSpec) -> dict[str, Any]:

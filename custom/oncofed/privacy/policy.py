@@ -9,13 +9,15 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from oncofed.errors import PolicyError
+from oncofed.privacy.windows import WINDOW
 from oncofed.settings import StrictModel, first_problem
 
 POLICY_FILE = "policy.json"
 
+Window = Annotated[str, Field(pattern=WINDOW)]
 Patterns = Annotated[tuple[str, ...] | None, Field(min_length=1)]
 
 
@@ -45,7 +47,19 @@ class Policy(StrictModel):
     strategies: Patterns = Field(None, description="fedavg, fedprox, …")
     job_hours: float | None = Field(None, gt=0, description="hours for which a job may hold this site; null: no limit")
     gpu_hours: float | None = Field(None, gt=0, description="the same, times the GPUs that it has; null: no limit")
+    windows: Annotated[tuple[Window, ...] | None, Field(min_length=1, max_length=20)] = Field(
+        None, description="when jobs may run, by this machine's clock, such as 18:00-07:00; they pause outside"
+    )
     leaves: LeavesSpec = LeavesSpec()
+
+    @field_validator("windows")
+    @classmethod
+    def _are_not_empty(cls, windows: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for window in windows or ():
+            begin, _, end = window.partition("-")
+            if begin == end:
+                raise ValueError(f"{window} begins when it ends; leave windows out where jobs may always run")
+        return windows
 
     @property
     def digest(self) -> str:
