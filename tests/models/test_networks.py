@@ -155,8 +155,13 @@ def test_a_network_of_ones_own_is_one_file_that_the_site_installs(
         {"_mode_": "debug"},
         {"act#0": "relu"},
         {"pretrained": True},
+        {"model_path": "/etc/passwd"},
     ],
 )
 def test_arguments_are_plain_values(arguments: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"expected a plain value|expected the name of an argument|come with the job"):
         ModelSpec(arguments=arguments)
+
+
+def test_a_number_is_no_path() -> None:
+    assert ModelSpec(network="swinunetr", arguments={"dropout_path_rate": 0.1}).arguments

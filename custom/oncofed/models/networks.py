@@ -34,8 +34,9 @@ MODULES_VARIABLE = "ONCOFED_NETWORKS"
 # The pack whose code is being imported: what it registers is known under its digest alone.
 _PACK: ContextVar[str] = ContextVar("pack", default="")
 
-# In names of arguments with which a network would fetch or open weights by itself.
-_FROM_OUTSIDE = ("pretrain", "url", "path", "file", "weights")
+# In names of arguments with which a network would fetch weights by itself, and of those with which it would open a file,
+# where their value is a name: drop_path_rate is a number.
+_FETCHES, _OPENS = ("pretrain", "url", "weights"), ("path", "file")
 
 _GROUPS = 8
 _NORMS: dict[str, Any] = {
@@ -130,7 +131,8 @@ class ModelSpec(StrictModel):
                 raise ValueError(f"found {name!r}, expected the name of an argument, which begins with a letter")
             if isinstance(value, str) and value[:1] in EXPRESSIONS:
                 raise ValueError(f"{name}: found {value!r}, expected a plain value: expressions are code")
-            if value and any(part in name.lower() for part in _FROM_OUTSIDE):
+            parts = (*_FETCHES, *(_OPENS if isinstance(value, str) else ()))
+            if value and any(part in name.lower() for part in parts):
                 raise ValueError(f"{name}: weights come with the job, as safetensors (--model): no site downloads any")
         return arguments
 
