@@ -1,13 +1,15 @@
 """Many simulated sites on one machine: time and memory of a site-round.
 
 The sites have few small patients and train few steps, so that what is measured is the federation: wall time of a round
-divided by its sites, and the memory that the machine gives for each site. Beside it: FLARE's own simulator, with its
-``FedAvgRecipe`` over the same network and a script that returns what it was sent, which trains nothing.
+divided by its sites, and the memory that the machine gives for each site. Beside it, neither of which trains anything:
+FLARE's own simulator, with its ``FedAvgRecipe`` over the same network and a script that returns what it was sent; and
+Flower's simulation with its FedAvg, likewise, over as many numbers as the network has.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import subprocess
 import threading
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from typing import Any
 import psutil
 from rich.console import Console
 
+from flower import VERSION, simulate_flower
 from oncofed.bench.harness import Bench, Settings
 from oncofed.bench.results import Beside, Target
 from oncofed.data.brain import HOSPITALS, make_hospitals
@@ -38,7 +41,11 @@ def run(bench: Bench) -> None:
         baseline = _stock(bench, sites, rounds) if sites <= _MOST_STOCK else None
         target = Target(of="value", value=first) if first and sites == 64 else None
         figure = bench.measured(
-            f"a site-round, {sites} sites", each, "s", settings=settings, baseline=baseline, target=target
+            *(f"a site-round, {sites} sites", each, "s"),
+            settings=settings,
+            baseline=baseline,
+            others=[_flower(bench, sites, rounds)],
+            target=target,
         )
         if sites == 8:
             first = figure.value
@@ -51,6 +58,19 @@ def _stock(bench: Bench, sites: int, rounds: int) -> Beside:
     spec = read_job("brain_tissue_segmentation")
     seconds = simulate_stock(spec, sites, rounds, bench.folder / f"stock-{sites}")
     return Beside(name="FLARE's simulator, no training", samples=[s / sites for s in seconds])
+
+
+def _flower(bench: Bench, sites: int, rounds: int) -> Beside:
+    name = f"Flower {VERSION}'s simulation, no training"
+    if bench.quick:
+        return Beside(name=name, missing="left out of a quick run, for it is installed first")
+    bench.doing(f"Flower's simulation, {sites} sites")
+    numbers = read_job("brain_tissue_segmentation").plan().layout().nbytes // 4
+    try:
+        seconds = simulate_flower(numbers, sites, rounds, bench.folder / "flower")
+    except (OSError, subprocess.SubprocessError) as error:
+        return Beside(name=name, missing=f"could not be installed or run: {type(error).__name__}")
+    return Beside(name=name, samples=[s / sites for s in seconds])
 
 
 def measure(sites: int, rounds: int, folder: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Flower beside: its server and four sites on loopback, in an environment of their own."""
+"""Flower beside, in an environment of its own: its server and sites on loopback, or its simulation."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import json
 import os
 import socket
 import subprocess
+import tempfile
 import time
 import venv
 from collections.abc import Iterator
@@ -36,16 +37,10 @@ def measure_flower(floats: int, sites: int, rounds: int, folder: Path) -> list[f
     Raises:
         OSError, subprocess.SubprocessError: it cannot be installed or run here.
     """
-    programs = _install(folder / "environment")
     temporary = folder / "tmp"
-    environment = process_environment(temporary, sites + 1)
-    environment |= {
-        "PATH": f"{programs}{os.pathsep}{environment['PATH']}",
-        "FLWR_HOME": str(folder / "home"),
-        "FLWR_TELEMETRY_ENABLED": "0",
-    }
+    environment = _environment(folder, temporary, sites + 1, f"flwr=={VERSION}")
     address = f"127.0.0.1:{free_port()}"
-    _configure(folder / "home", address)
+    _configure(folder / "home", f'address = "{address}"\ninsecure = true\n')
     try:
         with contextlib.ExitStack() as stack:
             arguments = ["--insecure", *_at(address)]
@@ -55,29 +50,65 @@ def measure_flower(floats: int, sites: int, rounds: int, folder: Path) -> list[f
                 arguments = ["--insecure", "--superlink", address, *_at(own), "--node-config", f"number={number}"]
                 log = folder / f"site-{number + 1}.txt"
                 stack.enter_context(_started("flower-supernode", arguments, environment, log, own))
-            times = folder / "times.json"
-            settings = f'sites={sites} floats={floats} rounds={rounds} times="{times}"'
-            command = [_program("flwr", environment), "run", str(_APP), "here", "--stream", "--run-config", settings]
-            output = stack.enter_context((folder / "run.txt").open("wb"))
-            subprocess.run(command, check=True, timeout=_RUN_SECONDS, env=environment, stdout=output, stderr=output)
-            ends = json.loads(times.read_text(encoding="utf-8"))
+            return _run(floats, sites, rounds, folder, environment)
     finally:
         stop_processes(temporary)
+
+
+def simulate_flower(floats: int, sites: int, rounds: int, folder: Path) -> list[float]:
+    """Return the wall time in seconds of each round of Flower's simulation, whose sites have nothing to do.
+
+    Args:
+        floats: size of the model.
+        sites: how many.
+        rounds: how many.
+        folder: for its environment and files; an environment that lies there already is used again.
+
+    Raises:
+        OSError, subprocess.SubprocessError: it cannot be installed or run here.
+    """
+    temporary = folder / "tmp"
+    environment = _environment(folder, temporary, sites + 1, f"flwr[simulation]=={VERSION}")
+    _configure(folder / "home", f"options.num-supernodes = {sites}\n")
+    # Ray names sockets below this folder, with names that are too long for a deep one.
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as sockets:
+        try:
+            return _run(floats, sites, rounds, folder, {**environment, "RAY_TMPDIR": sockets})
+        finally:
+            stop_processes(temporary)  # Flower leaves its server running
+
+
+def _run(floats: int, sites: int, rounds: int, folder: Path, environment: dict[str, str]) -> list[float]:
+    """Run the app, and return the seconds of each round."""
+    times = folder / "times.json"
+    times.unlink(missing_ok=True)
+    settings = f'sites={sites} floats={floats} rounds={rounds} times="{times}"'
+    command = [_program("flwr", environment), "run", str(_APP), "here", "--stream", "--run-config", settings]
+    with (folder / "run.txt").open("wb") as output:
+        subprocess.run(command, check=True, timeout=_RUN_SECONDS, env=environment, stdout=output, stderr=output)
+    ends = json.loads(times.read_text(encoding="utf-8"))
     return [later - earlier for earlier, later in itertools.pairwise(ends)]
 
 
-def _install(folder: Path) -> Path:
-    """Make an environment with Flower and return its folder of programs."""
-    venv.create(folder, with_pip=True)
-    programs = folder / "bin"
-    command = [str(programs / "python"), "-m", "pip", "install", "--quiet", f"flwr=={VERSION}"]
-    subprocess.run(command, check=True, capture_output=True)
-    return programs
+def _environment(folder: Path, temporary: Path, processes: int, package: str) -> dict[str, str]:
+    """Make a virtual environment with Flower, and return what its programs find in theirs."""
+    programs = folder / "environment" / "bin"
+    if not programs.is_dir():
+        venv.create(programs.parent, with_pip=True)
+        command = [str(programs / "python"), "-m", "pip", "install", "--quiet", package]
+        subprocess.run(command, check=True, capture_output=True)
+    environment = process_environment(temporary, processes)
+    return environment | {
+        "PATH": f"{programs}{os.pathsep}{environment['PATH']}",
+        "FLWR_HOME": str(folder / "home"),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
 
 
-def _configure(home: Path, address: str) -> None:
-    home.mkdir(parents=True)
-    text = f'[superlink]\ndefault = "here"\n\n[superlink.here]\naddress = "{address}"\ninsecure = true\n'
+def _configure(home: Path, settings: str) -> None:
+    home.mkdir(parents=True, exist_ok=True)
+    text = f'[superlink]\ndefault = "here"\n\n[superlink.here]\n{settings}'
     (home / "config.toml").write_text(text, encoding="utf-8")
 
 

@@ -34,8 +34,8 @@ MODULES_VARIABLE = "ONCOFED_NETWORKS"
 # The pack whose code is being imported: what it registers is known under its digest alone.
 _PACK: ContextVar[str] = ContextVar("pack", default="")
 
-# In names of arguments with which a network would fetch weights by itself, and of those with which it would open a file,
-# where their value is a name: drop_path_rate is a number.
+# In names of arguments with which a network would fetch weights by itself, and of those with which it would open a
+# file, where their value is a name: drop_path_rate is a number.
 _FETCHES, _OPENS = ("pretrain", "url", "weights"), ("path", "file")
 
 _GROUPS = 8
