@@ -153,12 +153,12 @@ class FederatedTraining(Controller):
 
     def _run(self) -> None:
         plan, federation = self._plan, self._federation
-        layout, initial = self._initial()
+        memory = read_memory(self._state)
+        layout, initial = (plan.layout(), {}) if memory else self._initial()
         self._parameters, self._travelling = layout.trained, layout.travelling
         self._door = Door(federation, self._parameters, self._travelling, self._cases, self._record)
         self._desk.tidy = layout.nbytes > _LARGE_MODEL
         strategy = build_strategy(federation.strategy, self._parameters)
-        memory = read_memory(self._state)
         if memory:
             strategy.restore(memory.strategy)
             self._before = set(memory.sites)
