@@ -10,12 +10,11 @@ Flower's deployment, installed into an environment of its own where a package in
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 from rich.console import Console
 
-from flower import VERSION, measure_flower
+from flower import flower_beside, measure_flower
 from oncofed.bench.harness import Bench, Settings
 from oncofed.bench.results import Beside, Limit, Target
 from oncofed.data.brain import HOSPITALS, make_hospitals
@@ -77,11 +76,7 @@ def measure_oncofed(spec: JobSpec, folder: Path, backend: Backend) -> list[float
 
 
 def _flower(bench: Bench, floats: int, rounds: int) -> Beside:
-    name = f"Flower {VERSION}, without TLS"
-    if bench.quick:
-        return Beside(name=name, missing="left out of a quick run, for it is installed first")
-    bench.doing("Flower")
-    try:
-        return Beside(name=name, samples=measure_flower(floats, len(HOSPITALS), rounds, bench.folder / "flower"))
-    except (OSError, subprocess.SubprocessError) as error:
-        return Beside(name=name, missing=f"it cannot be installed or run here: {type(error).__name__}")
+    def measure() -> list[float]:
+        return measure_flower(floats, len(HOSPITALS), rounds, bench.folder / "flower")
+
+    return flower_beside(bench, ", without TLS", measure)

@@ -9,7 +9,6 @@ Flower's simulation with its FedAvg, likewise, over as many numbers as the netwo
 from __future__ import annotations
 
 import dataclasses
-import subprocess
 import threading
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import psutil
 from rich.console import Console
 
-from flower import VERSION, simulate_flower
+from flower import flower_beside, simulate_flower
 from oncofed.bench.harness import Bench, Settings
 from oncofed.bench.results import Beside, Target
 from oncofed.data.brain import HOSPITALS, make_hospitals
@@ -41,7 +40,9 @@ def run(bench: Bench) -> None:
         baseline = _stock(bench, sites, rounds) if sites <= _MOST_STOCK else None
         target = Target(of="value", value=first) if first and sites == 64 else None
         figure = bench.measured(
-            *(f"a site-round, {sites} sites", each, "s"),
+            f"a site-round, {sites} sites",
+            each,
+            "s",
             settings=settings,
             baseline=baseline,
             others=[_flower(bench, sites, rounds)],
@@ -61,16 +62,11 @@ def _stock(bench: Bench, sites: int, rounds: int) -> Beside:
 
 
 def _flower(bench: Bench, sites: int, rounds: int) -> Beside:
-    name = f"Flower {VERSION}'s simulation, no training"
-    if bench.quick:
-        return Beside(name=name, missing="left out of a quick run, for it is installed first")
-    bench.doing(f"Flower's simulation, {sites} sites")
-    numbers = read_job("brain_tissue_segmentation").plan().layout().nbytes // 4
-    try:
-        seconds = simulate_flower(numbers, sites, rounds, bench.folder / "flower")
-    except (OSError, subprocess.SubprocessError) as error:
-        return Beside(name=name, missing=f"could not be installed or run: {type(error).__name__}")
-    return Beside(name=name, samples=[s / sites for s in seconds])
+    def site_rounds() -> list[float]:
+        numbers = read_job("brain_tissue_segmentation").plan().layout().nbytes // 4
+        return [s / sites for s in simulate_flower(numbers, sites, rounds, bench.folder / "flower")]
+
+    return flower_beside(bench, "'s simulation, no training", site_rounds)
 
 
 def measure(sites: int, rounds: int, folder: Path) -> dict[str, Any]:

@@ -11,16 +11,36 @@ import subprocess
 import tempfile
 import time
 import venv
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from oncofed.alliance.local import free_port
+from oncofed.bench.harness import Bench
+from oncofed.bench.results import Beside
 from oncofed.processes import process_environment, stop_processes
 
 VERSION = "1.42.0"
 _APP = Path(__file__).parent / "flower_app"
 _START_SECONDS = 60.0
 _RUN_SECONDS = 300.0
+
+
+def flower_beside(bench: Bench, what: str, measure: Callable[[], list[float]]) -> Beside:
+    """Return Flower's seconds as they stand beside a figure, or why there are none.
+
+    Args:
+        bench: of the suite.
+        what: of Flower is measured, such as ", without TLS".
+        measure: installs and runs it.
+    """
+    name = f"Flower {VERSION}{what}"
+    if bench.quick:
+        return Beside(name=name, missing="left out of a quick run, for it is installed first")
+    bench.doing("Flower")
+    try:
+        return Beside(name=name, samples=measure())
+    except (OSError, subprocess.SubprocessError) as error:
+        return Beside(name=name, missing=f"it cannot be installed or run here: {type(error).__name__}")
 
 
 def measure_flower(floats: int, sites: int, rounds: int, folder: Path) -> list[float]:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from oncofed.code.bundles import is_bundle, make_bundle_pack
 from oncofed.code.findings import findings_of
 from oncofed.code.pack import Pack
-from oncofed.errors import SpecError
+from oncofed.errors import SpecError, TrainingError
 from oncofed.federation.confined import ConfinedTurns
 from oncofed.federation.spec import FederationPlan
 from oncofed.federation.turns import Place
@@ -135,9 +135,7 @@ def test_several_bundles_in_one_process_have_their_own_scripts(bundle: Path, pac
     by="the confined process in which a site's approved packs run",
     logged="the site's log",
 )
-def test_a_site_runs_it_confined(
-    bundle: Path, two_sites: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_site_runs_it_confined(bundle: Path, two_sites: dict[str, Path], tmp_path: Path) -> None:
     left = tmp_path / "left"
     config = {
         **_CONFIG,
@@ -154,7 +152,7 @@ def test_a_site_runs_it_confined(
     evil = plan.model_copy(update={"model": plan.model.model_copy(update={"code": pack.digest})})
     quiet = Voice()
     turns = ConfinedTurns(evil, FederationPlan(), place, quiet, pack)
-    with pytest.raises(Exception, match="its process of the pack own_net ended in a SpecError"):
+    with pytest.raises(TrainingError, match="its process of the pack own_net ended in a SpecError"):
         turns.prepare()
     turns.close()
     assert "Permission denied" in quiet.notes[0]

@@ -25,8 +25,6 @@ from synthetic import Voice, make_package
 
 # Everything that is not background counts as one.
 _TASK = """
-from torch import Tensor
-
 from oncofed.tasks import Scores, Segmentation, SegmentationSpec, register_task
 from oncofed.tasks.base import mean_over_patients
 

@@ -19,7 +19,6 @@ from oncofed.federation.confined import ConfinedTurns
 from oncofed.federation.spec import FederationPlan
 from oncofed.federation.turns import OwnTurns, Place
 from oncofed.job.spec import JobSpec
-from oncofed.models.networks import Declared
 from oncofed.models.weights import layout_of
 from oncofed.sandbox import what_is_missing
 from oncofed.training import Plan
@@ -108,10 +107,7 @@ def _plan(spec: JobSpec, pack: Pack, **settings: Any) -> Plan:
     """Return a plan whose network is the pack's, as a site is sent it."""
     load_pack(pack)
     model = {"code": pack.digest, "network": "wide_net"}
-    values = spec.plan().model_dump() | {"model": model, **settings}
-    plan = Plan.model_validate(values)
-    declared = Declared.of(plan.model.kind, plan.model.divisor, plan.layout())
-    return Plan.model_validate({**values, "model": {**model, "declared": declared.model_dump()}})
+    return Plan.model_validate(spec.plan().model_dump() | {"model": model, **settings}).declared()
 
 
 @pytest.fixture

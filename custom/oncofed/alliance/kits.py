@@ -55,8 +55,8 @@ _HEARTBEAT_TIMEOUT_SECONDS = 60
 # A message that nobody takes is given up after this many seconds without progress (FLARE: five minutes, in which a site
 # whose server was started again does nothing).
 _ANSWER_SECONDS = 10.0
-# FLARE's own lend the first GPUs for ever, and to several jobs at once where a job does not say what it needs.
 _SUBMISSION = "oncofed.federation.submission"
+# FLARE's own lend the first GPUs for ever, and to several jobs at once where a job does not say what it needs.
 _LENDING = {"resource_manager": "SiteResources", "resource_consumer": "LentGPUs"}
 # How often it is tried to start a job that waits for room, in seconds (FLARE: ten at first, then up to ten minutes).
 _WAITING = {"min_schedule_interval": 2.0, "max_schedule_interval": 10.0}

@@ -11,16 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from monai.bundle import ConfigParser
 from torch import nn
 
 from oncofed.code.load import use_scripts
-from oncofed.code.pack import Pack, pack_files
+from oncofed.code.pack import Pack, pack_files, require_plain
 from oncofed.errors import SpecError
-from oncofed.models.foreign import CONFIGS, NETWORK_KEYS, preprocessing_of
+from oncofed.models.foreign import CONFIGS, NETWORK_KEYS, config_paths, preprocessing_of, read_config
 
-_CONFIG_KINDS = (".json", ".yaml", ".yml")
 _SCRIPTS = "scripts"
 _CODE = '''"""The network of the MONAI bundle {name}, as its configuration defines it."""
 
@@ -37,8 +35,8 @@ def network(in_channels, out_channels, spatial_dims, **arguments):
 
 def is_bundle(folder: Path) -> bool:
     """Return whether a folder is a MONAI bundle, and no Python package."""
-    found = any((folder / "configs" / f"{name}{kind}").is_file() for name in CONFIGS for kind in _CONFIG_KINDS)
-    return found and not (folder / "__init__.py").exists()
+    names = {path.stem for path in config_paths(folder) if path.is_file()}
+    return not names.isdisjoint(CONFIGS) and not (folder / "__init__.py").exists()
 
 
 def make_bundle_pack(folder: Path, startup: Path | None) -> Pack:
@@ -52,16 +50,13 @@ def make_bundle_pack(folder: Path, startup: Path | None) -> Pack:
         SpecError: its configuration defines no network, or cannot be read.
     """
     name = folder.resolve().name.lower()
-    paths = [path for path in sorted((folder / "configs").iterdir()) if path.suffix in _CONFIG_KINDS]
-    paths += sorted((folder / _SCRIPTS).rglob("*.py"))
-    for path in paths:
-        if path.is_symlink() or not path.is_file():
-            raise SpecError(f"{path}: a link or something not a plain file, which a pack cannot hold")
+    paths = [*config_paths(folder), *sorted((folder / _SCRIPTS).rglob("*.py"))]
+    require_plain(paths)
     files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
     if any(path.startswith(f"{_SCRIPTS}/") for path in files):
         files.setdefault(f"{_SCRIPTS}/__init__.py", b"")
     definition_of(files, str(folder))
-    files["__init__.py"] = _CODE.format(name=name, **_about(files)).encode()
+    files["__init__.py"] = _CODE.format(name=name, **_about(files, str(folder))).encode()
     return pack_files(name, files, startup, str(folder))
 
 
@@ -72,7 +67,7 @@ def definition_of(files: Mapping[str, bytes], where: str) -> tuple[dict[str, Any
         SpecError: there is none.
     """
     for name in CONFIGS:
-        config = _config(files, name, where)
+        config = read_config(files, name, where) or {}
         for key in NETWORK_KEYS:
             if isinstance(config.get(key), dict | str):
                 return config, key
@@ -81,7 +76,7 @@ def definition_of(files: Mapping[str, bytes], where: str) -> tuple[dict[str, Any
 
 def input_of(pack: Pack) -> dict[str, Any]:
     """Return what a bundle's configuration says of its input, as a job's section ``data`` writes it."""
-    return preprocessing_of([_config(pack.files, name, pack.name) for name in CONFIGS])
+    return preprocessing_of([read_config(pack.files, name, pack.name) or {} for name in CONFIGS])
 
 
 def bundle_network(package: str, wanted: Mapping[str, Any], arguments: Mapping[str, Any]) -> nn.Module:
@@ -102,9 +97,9 @@ def bundle_network(package: str, wanted: Mapping[str, Any], arguments: Mapping[s
     return network
 
 
-def _about(files: Mapping[str, bytes]) -> dict[str, Any]:
+def _about(files: Mapping[str, bytes], where: str) -> dict[str, Any]:
     """Return what a bundle's metadata say of its network: kind of its output, and sides and axes of its input."""
-    formats = _config(files, "metadata", "metadata").get("network_data_format")
+    formats = (read_config(files, "metadata", where) or {}).get("network_data_format")
     formats = formats if isinstance(formats, dict) else {}
     output, image = _first(formats.get("outputs")), _first(formats.get("inputs"))
     shape = image.get("spatial_shape")
@@ -120,15 +115,3 @@ def _about(files: Mapping[str, bytes]) -> dict[str, Any]:
 def _first(tensors: Any) -> dict[str, Any]:
     found = next(iter(tensors.values()), None) if isinstance(tensors, dict) else None
     return found if isinstance(found, dict) else {}
-
-
-def _config(files: Mapping[str, bytes], name: str, where: str) -> dict[str, Any]:
-    for kind in _CONFIG_KINDS:
-        content = files.get(f"configs/{name}{kind}")
-        if content is not None:
-            try:
-                values = yaml.safe_load(content.decode("utf-8"))
-            except (yaml.YAMLError, UnicodeDecodeError) as error:
-                raise SpecError(f"{where}: configs/{name}{kind} cannot be read ({type(error).__name__})") from None
-            return values if isinstance(values, dict) else {}
-    return {}

@@ -20,9 +20,6 @@ _PREFIX = "oncofed_code_"
 _LOADED: dict[str, Pack] = {}
 # As which a MONAI bundle's configuration and scripts import what lies in the folder of that name.
 _SCRIPTS = "scripts"
-# In a process with several bundles: the package whose scripts are in use, and the modules of the others.
-_IN_USE: list[str] = []
-_SET_ASIDE: dict[str, dict[str, ModuleType]] = {}
 
 
 class _Finder(MetaPathFinder, InspectLoader):
@@ -50,7 +47,7 @@ class _Finder(MetaPathFinder, InspectLoader):
 
 def _file_of(module: str) -> tuple[Pack, str] | None:
     root, _, rest = module.partition(".")
-    pack = _LOADED.get("".join(_IN_USE) if root == _SCRIPTS else root)
+    pack = _LOADED.get(_BUNDLES.package if root == _SCRIPTS else root)
     path = (module if root == _SCRIPTS else rest).replace(".", "/")
     if pack is None:
         return None
@@ -66,16 +63,28 @@ def use_scripts(package: str) -> Pack:
     Args:
         package: as which the pack was loaded.
     """
-    if [package] != _IN_USE:
-        aside = {name: sys.modules.pop(name) for name in list(sys.modules) if _is_script(name)}
-        _SET_ASIDE["".join(_IN_USE)] = aside
-        sys.modules.update(_SET_ASIDE.pop(package, {}))
-        _IN_USE[:] = [package]
+    _BUNDLES.use(package)
     return _LOADED[package]
 
 
-def _is_script(module: str) -> bool:
-    return module.partition(".")[0] == _SCRIPTS
+class _Scripts:
+    """Whose scripts a process imports as ``scripts``, and the modules of other bundles that it used before."""
+
+    def __init__(self) -> None:
+        self.package = ""
+        self._aside: dict[str, dict[str, ModuleType]] = {}
+
+    def use(self, package: str) -> None:
+        """Put the modules of one bundle in the place of another's."""
+        if package == self.package:
+            return
+        names = [name for name in sys.modules if name.partition(".")[0] == _SCRIPTS]
+        self._aside[self.package] = {name: sys.modules.pop(name) for name in names}
+        sys.modules.update(self._aside.pop(package, {}))
+        self.package = package
+
+
+_BUNDLES = _Scripts()
 
 
 def load_pack(pack: Pack) -> None:

@@ -106,9 +106,8 @@ def _files_of(folder: Path) -> list[Path]:
         for path in sorted(folder.rglob("*"))
         if not _LEFT_OUT & set(path.relative_to(folder).parts) and (path.is_symlink() or not path.is_dir())
     ]
+    require_plain(found)
     for path in found:
-        if path.is_symlink() or not path.is_file():
-            raise SpecError(f"{path}: a link or something not a plain file, which a pack cannot hold")
         if path.suffix not in _KINDS:
             raise SpecError(
                 f"{path}: expected {', '.join(sorted(_KINDS))}. Weights go with the job: oncofed job submit --model"
@@ -116,6 +115,17 @@ def _files_of(folder: Path) -> list[Path]:
         if path.stat().st_size > _LARGEST_FILE:
             raise SpecError(f"{path}: {path.stat().st_size} bytes, expected at most {_LARGEST_FILE}")
     return found
+
+
+def require_plain(paths: Sequence[Path]) -> None:
+    """Refuse what a pack cannot hold: links, devices, folders that are named like files.
+
+    Raises:
+        SpecError: names the first.
+    """
+    for path in paths:
+        if path.is_symlink() or not path.is_file():
+            raise SpecError(f"{path}: a link or something not a plain file, which a pack cannot hold")
 
 
 def read_pack(content: bytes, where: str) -> Pack:

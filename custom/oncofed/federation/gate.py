@@ -16,7 +16,7 @@ from cryptography import x509
 from nvflare.apis.client import Client
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_component import FLComponent
-from nvflare.apis.fl_constant import FLContextKey
+from nvflare.apis.fl_constant import AdminCommandNames, FLContextKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.fuel.f3.message import Message
 from nvflare.fuel.sec.authz import AuthorizationService, Authorizer, AuthzContext
@@ -31,7 +31,6 @@ from oncofed.signing import is_signed_by
 
 REVOKED_FILE = "revoked.json"
 LET_IN, COMMANDED = "let in", "command"
-_SUBMIT = "submit_job"
 _LONGEST_NAME = 100
 _LOOK_SECONDS = 1.0
 
@@ -224,7 +223,7 @@ class _WithoutRevoked(Authorizer):
         if ctx and self._gate.is_out(ctx.user.name):
             return False, f"{ctx.user.name} is revoked by the alliance"
         allowed, why = self._inner.authorize(ctx)
-        if ctx and ctx.right == _SUBMIT:
+        if ctx and ctx.right == AdminCommandNames.SUBMIT_JOB:
             _SUBMITTING.set(str(ctx.user.name) if allowed else None)
         if ctx and COMMAND_CATEGORIES.get(ctx.right) != CommandCategory.VIEW:
             facts = {"command": str(ctx.right), "allowed": bool(allowed)}

@@ -123,9 +123,7 @@ class SiteResources(AutoCleanResourceManager):
     def _choose(self, wanted: dict[str, Any]) -> tuple[list[int], str]:
         """Return the numbers of the GPUs for a job, or why it gets none."""
         lending = read_lending(self._file)
-        if not lending.is_open(self._now()):
-            return [], f"it lends nothing now, but at {lending.hours}"
-        if reason := self._policy_now():
+        if reason := self._why_closed(lending):
             return [], reason
         if lending.jobs_at_once is not None and self._jobs >= lending.jobs_at_once:
             return [], f"it runs {self._jobs} of {lending.jobs_at_once} jobs at once"
@@ -142,8 +140,10 @@ class SiteResources(AutoCleanResourceManager):
             return [], f"{len(free)} of its GPUs are free now, and the job needs {count}"
         return free[:count], ""
 
-    def _policy_now(self) -> str | None:
-        """Return why the site's policy lets no job run at this hour; None where it does."""
+    def _why_closed(self, lending: Lending) -> str | None:
+        """Return why no job may run at this hour, by the site's settings or its policy; None where one may."""
+        if not lending.is_open(self._now()):
+            return f"it lends nothing now, but at {lending.hours}"
         try:
             policy = read_policy(self._file.parent)
         except PolicyError:
@@ -168,7 +168,7 @@ class SiteResources(AutoCleanResourceManager):
                 self.logger.error("the hours could not be looked at: %s: %s", type(error).__name__, error)
 
     def _end_jobs_after_hours(self, engine: Any) -> None:
-        if read_lending(self._file).is_open(self._now()) and not self._policy_now():
+        if self._why_closed(read_lending(self._file)) is None:
             return
         for job_id in list(engine.get_all_job_ids()):
             self.logger.info("the hours are over: job %s ends here, and goes on when they begin", job_id)

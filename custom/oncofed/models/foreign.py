@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -31,6 +32,7 @@ EXPRESSIONS = frozenset("$@%")
 # Configurations of a bundle that define its network, and under which keys.
 CONFIGS = ("inference", "train", "evaluate")
 NETWORK_KEYS = ("network_def", "network")
+_CONFIG_FOLDER, _CONFIG_KINDS = "configs", (".json", ".yaml", ".yml")
 _NETWORKS = "monai.networks.nets"
 # A network that shares fewer of its tensors with the bundle's weights is another network.
 _LEAST_SHARE = 0.5
@@ -112,7 +114,8 @@ def fitting_weights(stored: Weights, own: Weights, where: Path) -> Weights:
 
 @cache
 def _read(folder: Path, stamp: str) -> Bundle:
-    configs = [config for name in CONFIGS if (config := _config(folder, name)) is not None]
+    files = config_files(folder)
+    configs = [config for name in CONFIGS if (config := read_config(files, name, str(folder))) is not None]
     if not configs:
         raise SpecError(f"{folder}: no MONAI bundle (found no configs/inference.json or train.json)")
     for config in configs:
@@ -142,14 +145,35 @@ def _stamp(folder: Path) -> str:
     return " ".join(f"{path.name}:{path.stat().st_size}:{path.stat().st_mtime_ns}" for path in files)
 
 
-def _config(folder: Path, name: str) -> dict[str, Any] | None:
-    for suffix in (".json", ".yaml", ".yml"):
-        path = folder / "configs" / f"{name}{suffix}"
-        if path.is_file():
+def config_files(folder: Path) -> dict[str, bytes]:
+    """Return a bundle's configuration files by their path in it; none where the folder is no bundle."""
+    paths = (path for path in config_paths(folder) if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+def config_paths(folder: Path) -> list[Path]:
+    """Return what is named like a bundle's configuration files."""
+    return sorted(path for path in (folder / _CONFIG_FOLDER).glob("*") if path.suffix in _CONFIG_KINDS)
+
+
+def read_config(files: Mapping[str, bytes], name: str, where: str) -> dict[str, Any] | None:
+    """Return a configuration of a bundle; None where it has none of that name, or one that holds something else.
+
+    Args:
+        files: of the bundle, by path.
+        name: such as "inference".
+        where: the files come from, for messages.
+
+    Raises:
+        SpecError: it cannot be read.
+    """
+    for kind in _CONFIG_KINDS:
+        path = f"{_CONFIG_FOLDER}/{name}{kind}"
+        if path in files:
             try:
-                values = yaml.safe_load(path.read_text(encoding="utf-8"))
+                values = yaml.safe_load(files[path].decode("utf-8"))
             except (yaml.YAMLError, UnicodeDecodeError) as error:
-                raise SpecError(f"{path}: cannot be read ({type(error).__name__})") from None
+                raise SpecError(f"{where}/{path}: cannot be read ({type(error).__name__})") from None
             return values if isinstance(values, dict) else None
     return None
 
