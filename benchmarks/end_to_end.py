@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from brain import brain_job
 from oncofed.bench.harness import Bench, Settings
 from oncofed.bench.results import Beside, Limit, Target
 from oncofed.data.brain import make_hospitals
@@ -26,7 +27,10 @@ from oncofed.job.spec import JobSpec, read_job
 from oncofed.report.result import Result
 
 _SHARES = (0.45, 0.27, 0.18, 0.10)
-_GOOD, _GOOD_GENERATED, _GOOD_QUICK = 0.85, 0.80, 0.4
+_GOOD, _GOOD_GENERATED = 0.85, 0.80
+# Little work shows that it runs: any model is good enough.
+_QUICK = {"rounds": {"number": 2}, "training": {"steps_per_round": 8}}
+_GOOD_QUICK = 0.0
 
 
 def run(bench: Bench) -> None:
@@ -75,8 +79,7 @@ def _work(bench: Bench) -> tuple[JobSpec, dict[str, Path], dict[str, Path], floa
         sites = deal_to_sites(source, bench.folder / "sites", _SHARES, spec.seed)
         whole = deal_to_sites(source, bench.folder / "whole", (1.0,), spec.seed)
         return spec, sites, whole, _GOOD
-    rounds = 3 if bench.quick else 10
-    spec = read_job("brain_tissue_segmentation").changed({"rounds": {"number": rounds}})
+    spec = brain_job(bench.quick, _QUICK if bench.quick else {"rounds": {"number": 10}})
     sites = make_hospitals(bench.folder / "sites", seed=1)
     return (
         spec,

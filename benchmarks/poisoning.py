@@ -14,10 +14,11 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from brain import brain_job
 from fault_lab import Lab, lab, poison
 from oncofed.bench.harness import Bench, Settings
 from oncofed.data.brain import HOSPITALS, make_hospitals
-from oncofed.job.spec import JobSpec, read_job
+from oncofed.job.spec import JobSpec
 
 _SITES, _BAD = 5, "site-5"
 _SWAPPED = "brain_tissue_swapped"
@@ -55,8 +56,8 @@ def make_sites(folder: Path) -> tuple[dict[str, Path], dict[str, dict[str, Path]
 def run(bench: Bench) -> None:
     """Run each attack under each strategy, in one alliance."""
     rounds, steps = (2, 10) if bench.quick else (4, 25)
-    spec = read_job("brain_tissue_segmentation").changed(
-        {"rounds": {"number": rounds}, "training": {"steps_per_round": steps, "warmup_steps": 5}}
+    spec = brain_job(
+        bench.quick, {"rounds": {"number": rounds}, "training": {"steps_per_round": steps, "warmup_steps": 5}}
     )
     settings: Settings = {"sites": _SITES, "rounds": rounds, "steps": steps}
     sites, more = make_sites(bench.folder / "data")

@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from brain import brain_job
 from fault_lab import Lab, another_clock, another_version, lab
 from oncofed.alliance.local import quiet
 from oncofed.bench.harness import Bench, Settings
 from oncofed.bench.results import Target
 from oncofed.data.brain import make_hospitals
 from oncofed.errors import FederationError
-from oncofed.job.spec import JobSpec, read_job
+from oncofed.job.spec import JobSpec
 
 _SITE = "site-4"
 _CUT_SECONDS = 30.0
@@ -116,8 +117,9 @@ _QUICK = 2
 def run(bench: Bench) -> None:
     """Run the faults, each beside a run in which nothing happens."""
     rounds = 2 if bench.quick else 4
-    spec = read_job("brain_tissue_segmentation").changed(
-        {"rounds": {"number": rounds}, "training": {"steps_per_round": 5 if bench.quick else 30, "warmup_steps": 5}}
+    steps = 5 if bench.quick else 30
+    spec = brain_job(
+        bench.quick, {"rounds": {"number": rounds}, "training": {"steps_per_round": steps, "warmup_steps": 5}}
     )
     sites = make_hospitals(bench.folder / "data", seed=1)
     usual = 0.0

@@ -11,15 +11,17 @@ Flower's deployment, installed into an environment of its own where a package in
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
+from brain import brain_job
 from flower import flower_beside, measure_flower
 from oncofed.bench.harness import Bench, Settings
 from oncofed.bench.results import Beside, Limit, Target
 from oncofed.data.brain import HOSPITALS, make_hospitals
 from oncofed.job.run import Run
-from oncofed.job.spec import JobSpec, read_job
+from oncofed.job.spec import JobSpec
 from oncofed.report.result import Backend
 from stock import measure_stock
 
@@ -32,13 +34,12 @@ _TARGET, _TARGET_SIMULATED = 0.15, 0.10
 def run(bench: Bench) -> None:
     """Measure a server with four sites, and the simulator."""
     rounds = 2 if bench.quick else 10
-    spec = read_job("brain_tissue_segmentation").changed(
-        {
-            "model": {"channels": _CHANNELS},
-            "training": {"steps_per_round": 1, "warmup_steps": 0},
-            "rounds": {"number": rounds},
-        }
-    )
+    changes: dict[str, dict[str, Any]] = {
+        "model": {"channels": _CHANNELS},
+        "training": {"steps_per_round": 1, "warmup_steps": 0},
+        "rounds": {"number": rounds},
+    }
+    spec = brain_job(bench.quick, changes)
     weights = spec.plan().build_network().state_dict()
     size = sum(tensor.nbytes for tensor in weights.values())
     settings: Settings = {"sites": len(HOSPITALS), "megabytes": round(size / 1e6, 2), "rounds": rounds}

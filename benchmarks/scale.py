@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 from rich.console import Console
 
+from brain import brain_job
 from flower import flower_beside, simulate_flower
 from oncofed.bench.harness import Bench, Settings
 from oncofed.bench.results import Beside, Target
@@ -34,7 +35,7 @@ def run(bench: Bench) -> None:
     first: float | None = None
     for sites in (4,) if bench.quick else (4, 8, 24, 64):
         bench.doing(f"{sites} sites")
-        found = measure(sites, rounds, bench.folder / str(sites))
+        found = measure(sites, rounds, bench.folder / str(sites), bench.quick)
         settings: Settings = {"sites": sites, "rounds": rounds}
         each = [seconds / sites for seconds in found["rounds_s"]]
         baseline = _stock(bench, sites, rounds) if sites <= _MOST_STOCK else None
@@ -69,7 +70,7 @@ def _flower(bench: Bench, sites: int, rounds: int) -> Beside:
     return flower_beside(bench, "'s simulation, no training", site_rounds)
 
 
-def measure(sites: int, rounds: int, folder: Path) -> dict[str, Any]:
+def measure(sites: int, rounds: int, folder: Path, quick: bool) -> dict[str, Any]:
     """Run one simulation and return its rounds in seconds and the memory that it took in GB."""
     hospitals = tuple(
         dataclasses.replace(
@@ -78,9 +79,7 @@ def measure(sites: int, rounds: int, folder: Path) -> dict[str, Any]:
         for number in range(sites)
     )
     folders = make_hospitals(folder / "data", seed=1, hospitals=hospitals)
-    spec = read_job("brain_tissue_segmentation").changed(
-        {"training": {"steps_per_round": 2, "warmup_steps": 0}, "rounds": {"number": rounds}}
-    )
+    spec = brain_job(quick, {"training": {"steps_per_round": 2, "warmup_steps": 0}, "rounds": {"number": rounds}})
     before, most, over = psutil.virtual_memory().used, 0, threading.Event()
 
     def watch() -> None:

@@ -13,13 +13,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from brain import brain_job
 from fault_lab import Lab, change_resources, lab
 from oncofed.alliance.local import LocalAlliance
 from oncofed.bench.harness import Bench
 from oncofed.bench.results import Beside, Limit, Target
 from oncofed.data.brain import make_hospitals
 from oncofed.federation.events import EventReader
-from oncofed.job.spec import JobSpec, read_job
+from oncofed.job.spec import JobSpec
 
 _SECONDS_UNTIL_IDLE = 10.0
 _TARGET_SECONDS = 10.0
@@ -28,9 +29,7 @@ _TARGET_SECONDS = 10.0
 def run(bench: Bench) -> None:
     """Measure with spare processes and without."""
     jobs = 1 if bench.quick else 3
-    spec = read_job("brain_tissue_segmentation").changed(
-        {"training": {"steps_per_round": 5, "warmup_steps": 0}, "rounds": {"number": 1}}
-    )
+    spec = brain_job(bench.quick, {"training": {"steps_per_round": 5, "warmup_steps": 0}, "rounds": {"number": 1}})
     sites = make_hospitals(bench.folder / "data", seed=1)
     bench.doing("importing")
     command = [sys.executable, "-c", "import torch, monai.networks.nets, monai.transforms"]

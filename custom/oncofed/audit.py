@@ -22,6 +22,12 @@ from oncofed.errors import AuditError
 from oncofed.processes import user_name
 
 AUDIT_FILE = Path("audit") / "audit.jsonl"
+# What is recorded from more than one place, or looked for.
+ADMITTED, REFUSED, LEFT, HELD_BACK = "job admitted", "job refused", "message left", "message held back"
+RECEIVED = "code received"
+ANCHORED = "a site's last line"
+LET_IN, COMMANDED = "let in", "command"
+
 _FIRST = "0" * 64
 _TORN = "a line that was being written when the machine stopped"
 _LONGEST_LINE = 1 << 20

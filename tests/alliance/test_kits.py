@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import stat
+import subprocess
+import sys
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
@@ -41,6 +43,18 @@ def test_only_approved_classes_are_built_and_logs_stay(kits: Path, participant: 
     assert resources["class_list_enforcement_mode"] == "enforce"
     assert resources["allow_log_streaming"] is False
     assert not [c for c in resources["components"] if "log" in c["path"].lower()]
+
+
+@pytest.mark.parametrize("participant", ["localhost", "east"])
+def test_a_main_process_builds_its_components_without_torch(kits: Path, participant: str) -> None:
+    # It waits for jobs beside other processes that wait: 0.4 GB and seconds of a processor, each.
+    resources = json.loads((kits / participant / "local" / "resources.json").read_text())
+    modules = sorted(
+        {c["path"].rpartition(".")[0] for c in resources["components"] if c["path"].startswith("oncofed.")}
+    )
+    assert modules
+    code = f"import sys, {', '.join(modules)}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_connections_are_mutually_authenticated(kits: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Literal
@@ -10,9 +11,11 @@ from typing import Literal
 from cryptography import x509
 from pydantic import Field, TypeAdapter, ValidationError
 
+from oncofed.audit import RECEIVED
 from oncofed.code.pack import PACK_SUFFIX, Pack, read_pack
 from oncofed.data.manifest import write_whole
 from oncofed.errors import PolicyError, SpecError
+from oncofed.sandbox import what_is_missing
 from oncofed.settings import StrictModel
 from oncofed.signing import signature_problems, signer
 
@@ -73,12 +76,29 @@ def refusal_of(local: Path, pack: Pack) -> str | None:
     return f"the pack {pack.name} ({pack.digest[:12]}…) {said} there: its admin looks at it with `oncofed site review`"
 
 
-def refusal_before_it_comes(local: Path, digest: str) -> str | None:
-    """Return why a pack that a job will bring may not run at a site: it was decided so; None where nothing was yet."""
-    decision = read_decisions(local).get(digest)
-    if decision is None or decision.state == "approved":
+def refusal_at_site(kit: Path, pack: Pack, record: Callable[..., object]) -> str | None:
+    """Return why a pack that came with a job may not run at a site, as ``refusal_of`` does.
+
+    One that somebody of the alliance signed is kept for the site's admin to look at.
+
+    Args:
+        kit: of the site.
+        pack: that came.
+        record: writes to the site's audit log, with what happened and facts of it by name.
+
+    Raises:
+        PolicyError: too many wait already, or its decisions are broken.
+    """
+    if what_is_missing():
+        return "it cannot confine a process, and runs no pack without that"
+    reason = refusal_of(kit / "local", pack)
+    if reason is None:
         return None
-    return f"the pack {decision.name} ({digest[:12]}…) was {decision.state} there"
+    problems = pack_problems(pack, kit / "startup")
+    if problems:
+        return f"the pack {pack.name} is not one that somebody of the alliance signed: {problems[0]}"
+    keep_pack(kit, pack, record)
+    return reason
 
 
 def pack_problems(pack: Pack, startup: Path) -> list[str]:
@@ -87,8 +107,13 @@ def pack_problems(pack: Pack, startup: Path) -> list[str]:
     return signature_problems(pack.signature, pack.manifest, root)
 
 
-def keep_pack(kit: Path, pack: Pack) -> bool:
-    """Keep a pack for who is to decide about it; return whether it is new.
+def keep_pack(kit: Path, pack: Pack, record: Callable[..., object]) -> None:
+    """Keep a pack for who is to decide about it, and record one that is new.
+
+    Args:
+        kit: of the site.
+        pack: whoever brought it.
+        record: see ``refusal_at_site``.
 
     Raises:
         PolicyError: too many wait already.
@@ -96,12 +121,12 @@ def keep_pack(kit: Path, pack: Pack) -> bool:
     folder = kit / PACKS_FOLDER
     path = folder / f"{pack.digest}{PACK_SUFFIX}"
     if path.is_file():
-        return False
+        return
     folder.mkdir(mode=0o700, exist_ok=True)
     if sum(1 for _ in folder.iterdir()) >= _MOST_KEPT:
         raise PolicyError(f"{_MOST_KEPT} packs wait there already: its admin has to decide about some")
     write_whole(path, pack.content, 0o600)
-    return True
+    record(RECEIVED, pack=pack.digest, name=pack.name, pack_by=made_by(pack))
 
 
 def kept_packs(kit: Path) -> list[Pack]:

@@ -5,15 +5,21 @@ from __future__ import annotations
 import stat
 import zipfile
 from collections.abc import Callable
+from contextvars import ContextVar
 from pathlib import PurePosixPath
 from typing import Any
 
 from nvflare.private.fed.server.job_meta_validator import JobMetaValidator
 
+from oncofed.federation.folders import JOB_PACK
+
 _MOST_FILES = 1000
 _LARGEST_BYTES = 16 << 30
 # What is text and numbers shrinks to a tenth; weights hardly at all.
 _LARGEST_RATIO, _ALWAYS_FINE_BYTES = 100, 64 << 20
+_LARGEST_PACK_BYTES = 16 << 20
+# The archive that this thread takes: FLARE looks at it, then asks whether the job may come, without naming it.
+_TAKEN: ContextVar[str | None] = ContextVar("taken", default=None)
 
 
 def archive_problem(path: str) -> str | None:
@@ -40,6 +46,21 @@ def archive_problem(path: str) -> str | None:
     return None
 
 
+def pack_of_taken() -> bytes | None:
+    """Return the pack that the job brings which is being taken in this thread; None where it brings none.
+
+    It comes from whoever submits: its size alone was looked at.
+    """
+    path = _TAKEN.get()
+    if path is None:
+        return None
+    with zipfile.ZipFile(path) as archive:
+        packs = [member for member in archive.infolist() if PurePosixPath(member.filename).name == JOB_PACK]
+        if len(packs) != 1 or packs[0].file_size > _LARGEST_PACK_BYTES:
+            return None
+        return archive.read(packs[0])
+
+
 def look_at_archives(refused: Callable[[str], None]) -> None:
     """Have the server refuse jobs whose archive is not as it should be.
 
@@ -54,6 +75,7 @@ def look_at_archives(refused: Callable[[str], None]) -> None:
             refused(problem)
             return False, f"the job's archive: {problem}", {}
         valid, error, meta = validate(self, job_name, zip_file_name)
+        _TAKEN.set(zip_file_name if valid else None)
         return bool(valid), str(error), meta
 
     JobMetaValidator.validate = looked_at

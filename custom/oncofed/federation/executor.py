@@ -15,6 +15,7 @@ from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
 from nvflare.fuel.f3.cellnet.fqcn import FQCN
 
+from oncofed.audit import LEFT
 from oncofed.code.pack import Pack, read_pack
 from oncofed.errors import (
     AuditError,
@@ -31,7 +32,7 @@ from oncofed.federation.confined import ConfinedTurns
 from oncofed.federation.datasets import DATASETS_FILE, dataset_folder
 from oncofed.federation.exchange import TASK_COMBINE, TASK_PREPARE, TASK_TRAIN, TASK_VALIDATE
 from oncofed.federation.folders import JOB_PACK, initial_model, state_folder
-from oncofed.federation.guard import LEFT, admit, dataset_digest, record
+from oncofed.federation.guard import admit, dataset_digest, record
 from oncofed.federation.sharing import gpu_turn
 from oncofed.federation.site_report import ENDED, WAITING, SiteReport
 from oncofed.federation.spec import FederationPlan, SwarmSpec

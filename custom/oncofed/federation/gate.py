@@ -24,13 +24,12 @@ from nvflare.private.defs import CellMessageHeaderKeys, ClientType
 from nvflare.private.fed.server.client_manager import ClientManager
 from nvflare.security.security import COMMAND_CATEGORIES, CommandCategory
 
-from oncofed.audit import AuditLog
+from oncofed.audit import COMMANDED, LET_IN, AuditLog
 from oncofed.errors import AuditError, FederationError
 from oncofed.federation.archives import look_at_archives
 from oncofed.signing import is_signed_by
 
 REVOKED_FILE = "revoked.json"
-LET_IN, COMMANDED = "let in", "command"
 _LONGEST_NAME = 100
 _LOOK_SECONDS = 1.0
 

@@ -11,6 +11,7 @@ import logging
 import statistics
 import time
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,8 @@ from nvflare.apis.job_def import JobMetaKey
 from nvflare.apis.shareable import ReservedHeaderKey, Shareable
 
 import oncofed
-from oncofed.audit import Anchor, AuditLog
-from oncofed.code.approvals import keep_pack, made_by, pack_problems, refusal_of
+from oncofed.audit import ADMITTED, ANCHORED, HELD_BACK, LEFT, REFUSED, Anchor, AuditLog
+from oncofed.code.approvals import made_by, refusal_at_site
 from oncofed.code.pack import Pack
 from oncofed.errors import AuditError, FederationError, OncofedError, PolicyError
 from oncofed.federation import exchange
@@ -36,13 +37,9 @@ from oncofed.federation.spec import FederationPlan, ScaffoldSpec, SwarmSpec
 from oncofed.models.weights import Weights, digest_of
 from oncofed.privacy.outbound import check_counts, check_numbers, withhold
 from oncofed.privacy.policy import JobFacts, Policy, read_policy
-from oncofed.sandbox import what_is_missing
 from oncofed.training import Plan
 
 STOPPED = "stopped by the site's outbound policy"
-ADMITTED, REFUSED, LEFT, HELD_BACK = "job admitted", "job refused", "message left", "message held back"
-ANCHORED = "a site's last line"
-RECEIVED = "code received"
 # Rounds behind what is usual, before an update can be unusual.
 _ROUNDS_TO_KNOW = 3
 _ALLOWANCE = 1.1
@@ -77,7 +74,10 @@ def admit(
     if policy is None:
         return None
     facts = JobFacts(*name_and_person(fl_ctx), dataset, network, strategy)
-    reason = policy.refusal(facts) or (_refusal_of_pack(fl_ctx, pack) if pack else None)
+    reason = policy.refusal(facts)
+    if pack and not reason:
+        kit = Path(fl_ctx.get_prop(FLContextKey.WORKSPACE_OBJECT).get_root_dir())
+        reason = refusal_at_site(kit, pack, partial(record, fl_ctx))
     record(
         fl_ctx,
         REFUSED if reason else ADMITTED,
@@ -94,21 +94,6 @@ def admit(
     if reason:
         raise PolicyError(reason)
     return policy
-
-
-def _refusal_of_pack(fl_ctx: FLContext, pack: Pack) -> str | None:
-    if what_is_missing():
-        return "it cannot confine a process, and runs no pack without that"
-    reason = refusal_of(_local(fl_ctx), pack)
-    if reason is None:
-        return None
-    kit = Path(fl_ctx.get_prop(FLContextKey.WORKSPACE_OBJECT).get_root_dir())
-    problems = pack_problems(pack, kit / "startup")
-    if problems:
-        return f"the pack {pack.name} is not one that somebody of the alliance signed: {problems[0]}"
-    if keep_pack(kit, pack):
-        record(fl_ctx, RECEIVED, pack=pack.digest, name=pack.name, pack_by=made_by(pack))
-    return reason
 
 
 def record(fl_ctx: FLContext, what: str, **facts: Any) -> Anchor:

@@ -7,6 +7,7 @@ the job breaks. That is advice: a site decides when the job starts, by what it i
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,12 @@ from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.fuel.f3.cellnet.defs import CellChannel
 from nvflare.fuel.f3.message import Message
 
-from oncofed.audit import AuditLog
-from oncofed.code.approvals import refusal_before_it_comes
-from oncofed.errors import AuditError, PolicyError
+from oncofed.audit import REFUSED, AuditLog
+from oncofed.code.approvals import refusal_at_site
+from oncofed.code.pack import read_pack
+from oncofed.errors import AuditError, PolicyError, SpecError
+from oncofed.federation.archives import pack_of_taken
 from oncofed.federation.gate import submitting
-from oncofed.federation.guard import REFUSED
 from oncofed.federation.keeper import is_for
 from oncofed.privacy.policy import JobFacts, read_policy
 
@@ -31,6 +33,8 @@ from oncofed.privacy.policy import JobFacts, read_policy
 ASKS = "oncofed.asks"
 _TOPIC = "oncofed.admits"
 _REASON = "oncofed.reason"
+# In a question: the pack that the job brings.
+_CODE = "code"
 _SECONDS = 5.0
 _LONGEST = 200
 
@@ -77,6 +81,8 @@ class Submissions(FLComponent):
         if not names:
             return 0, {}
         question = Shareable({**asks, "name": str(meta.get(JobMetaKey.JOB_NAME.value, "")), "person": submitting()})
+        if asks.get("pack"):
+            question[_CODE] = pack_of_taken()
         question.set_peer_props({"asks": True})
         replies = engine.get_cell().broadcast_request(
             CellChannel.AUX_COMMUNICATION,
@@ -117,15 +123,20 @@ class Answers(FLComponent):
             _text(request.get("strategy")),
         )
         pack = _text(request.get("pack"))
-        local = Path(workspace.get_site_config_dir())
+        kit = Path(workspace.get_root_dir())
+        log = AuditLog(kit)
+
+        def record(what: str, **said: Any) -> None:
+            log.write(what, facts.person or "unknown", **said)
+
         try:
-            policy = read_policy(local)
+            policy = read_policy(kit / "local")
             reason = policy.refusal(facts) if policy else None
-            reason = reason or (refusal_before_it_comes(local, pack) if pack else None)
+            if pack and not reason:
+                reason = _refusal_of_code(kit, pack, request.get(_CODE), record)
             if reason:
                 about = {"name": facts.name, "dataset": facts.dataset, "network": facts.network, "rule": reason}
-                log = AuditLog(Path(workspace.get_root_dir()))
-                log.write(REFUSED, facts.person or "unknown", when="it was submitted", **about)
+                record(REFUSED, when="it was submitted", **about, **({"pack": pack} if pack else {}))
         except PolicyError as error:
             reason = str(error)
         except AuditError as error:
@@ -134,6 +145,19 @@ class Answers(FLComponent):
         if reason:
             reply.set_header(_REASON, reason)
         return reply
+
+
+def _refusal_of_code(kit: Path, digest: str, content: Any, record: Callable[..., object]) -> str | None:
+    """Return why the pack that a job brings may not run at a site, in words that may leave it; None where it may."""
+    if not isinstance(content, bytes):
+        return f"the job names a pack ({digest[:12]}…) that it does not bring"
+    try:
+        pack = read_pack(content, "the pack")
+    except SpecError as error:
+        return str(error)
+    if pack.digest != digest:
+        return f"the job brings another pack ({pack.digest[:12]}…) than it names ({digest[:12]}…)"
+    return refusal_at_site(kit, pack, record)
 
 
 def _text(value: Any) -> str | None:

@@ -10,9 +10,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader
 
 from oncofed.alliance.facts import read_facts
-from oncofed.audit import Anchor, AuditLog, Problem
+from oncofed.audit import ADMITTED, ANCHORED, HELD_BACK, LEFT, REFUSED, Anchor, AuditLog, Problem
 from oncofed.errors import SpecError
-from oncofed.federation.guard import ADMITTED, ANCHORED, HELD_BACK, LEFT, REFUSED
 
 _COLUMNS = ("n", "time", "who", "what")
 

@@ -21,7 +21,6 @@ from oncofed.code.approvals import (
 from oncofed.code.findings import Finding, difference, findings_of, imports_of
 from oncofed.code.pack import Pack, read_pack
 from oncofed.errors import FederationError, PolicyError, SpecError
-from oncofed.federation.guard import RECEIVED
 from oncofed.processes import user_name
 from oncofed.site.policies import checked_reason
 
@@ -62,8 +61,7 @@ def take_in(folder: Path, file: Path) -> Pack:
         pack = read_pack(file.read_bytes(), str(file))
     except OSError as error:
         raise SpecError(f"{file}: {error.strerror}. Expected a pack: oncofed job pack") from None
-    if keep_pack(folder, pack):
-        AuditLog(folder).write(RECEIVED, pack=pack.digest, name=pack.name, pack_by=made_by(pack))
+    keep_pack(folder, pack, AuditLog(folder).write)
     return pack
 
 
