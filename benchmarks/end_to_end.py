@@ -17,10 +17,9 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from brain import brain_job
+from brain import brain_job, brain_sites
 from oncofed.bench.harness import Bench, Settings
 from oncofed.bench.results import Beside, Limit, Target
-from oncofed.data.brain import make_hospitals
 from oncofed.data.deal import deal_to_sites
 from oncofed.job.run import Run
 from oncofed.job.spec import JobSpec, read_job
@@ -80,7 +79,7 @@ def _work(bench: Bench) -> tuple[JobSpec, dict[str, Path], dict[str, Path], floa
         whole = deal_to_sites(source, bench.folder / "whole", (1.0,), spec.seed)
         return spec, sites, whole, _GOOD
     spec = brain_job(bench.quick, _QUICK if bench.quick else {"rounds": {"number": 10}})
-    sites = make_hospitals(bench.folder / "sites", seed=1)
+    sites = brain_sites(bench.quick, bench.folder / "sites")
     return (
         spec,
         sites,

@@ -12,12 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from brain import brain_job
+from brain import brain_job, brain_sites
 from fault_lab import Lab, another_clock, another_version, lab
 from oncofed.alliance.local import quiet
 from oncofed.bench.harness import Bench, Settings
 from oncofed.bench.results import Target
-from oncofed.data.brain import make_hospitals
 from oncofed.errors import FederationError
 from oncofed.job.spec import JobSpec
 
@@ -121,7 +120,7 @@ def run(bench: Bench) -> None:
     spec = brain_job(
         bench.quick, {"rounds": {"number": rounds}, "training": {"steps_per_round": steps, "warmup_steps": 5}}
     )
-    sites = make_hospitals(bench.folder / "data", seed=1)
+    sites = brain_sites(bench.quick, bench.folder / "data")
     usual = 0.0
     for index, fault in enumerate(FAULTS[:_QUICK] if bench.quick else FAULTS):
         bench.doing(fault.name)

@@ -15,11 +15,11 @@ from typing import Any
 
 from rich.console import Console
 
-from brain import brain_job
+from brain import brain_job, brain_sites
 from flower import flower_beside, measure_flower
 from oncofed.bench.harness import Bench, Settings
 from oncofed.bench.results import Beside, Limit, Target
-from oncofed.data.brain import HOSPITALS, make_hospitals
+from oncofed.data.brain import HOSPITALS
 from oncofed.job.run import Run
 from oncofed.job.spec import JobSpec
 from oncofed.report.result import Backend
@@ -46,12 +46,14 @@ def run(bench: Bench) -> None:
     bytes_a_round = 2 * len(HOSPITALS) * size
     limit = Limit(name="the same bytes through one TLS connection", value=bytes_a_round / bench.limits.loopback_tls())
     bench.doing("stock FLARE")
-    sites = tuple(hospital.name for hospital in HOSPITALS)
-    stock = Beside(name="FLARE's FedAvgRecipe", samples=measure_stock(spec, sites, rounds, bench.folder / "stock"))
+    sites = brain_sites(bench.quick, bench.folder / "data")
+    stock = Beside(
+        name="FLARE's FedAvgRecipe", samples=measure_stock(spec, tuple(sites), rounds, bench.folder / "stock")
+    )
     bench.doing("a server and four sites")
     bench.measured(
         "a round beyond the sites' work, server and 4 sites",
-        measure_oncofed(spec, bench.folder / "oncofed", "federation"),
+        measure_oncofed(spec, sites, bench.folder / "oncofed", "federation"),
         "s",
         settings=settings,
         baseline=stock,
@@ -62,16 +64,15 @@ def run(bench: Bench) -> None:
     bench.doing("FLARE's simulator")
     bench.measured(
         "a round beyond the sites' work, simulated",
-        measure_oncofed(spec, bench.folder / "simulated", "simulate"),
+        measure_oncofed(spec, sites, bench.folder / "simulated", "simulate"),
         "s",
         settings=settings,
         target=Target(of="value", value=_TARGET_SIMULATED),
     )
 
 
-def measure_oncofed(spec: JobSpec, folder: Path, backend: Backend) -> list[float]:
+def measure_oncofed(spec: JobSpec, sites: dict[str, Path], folder: Path, backend: Backend) -> list[float]:
     """Return each round's overhead in seconds."""
-    sites = make_hospitals(folder / "data", seed=1)
     timing = Run(spec, sites, backend, folder / "run", Console(quiet=True), baselines=False).execute().timing
     return [whole - busy for whole, busy in zip(timing.rounds_s, timing.train_s_max_per_round, strict=True)]
 

@@ -13,12 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from brain import brain_job
+from brain import brain_job, brain_sites
 from fault_lab import Lab, change_resources, lab
 from oncofed.alliance.local import LocalAlliance
 from oncofed.bench.harness import Bench
 from oncofed.bench.results import Beside, Limit, Target
-from oncofed.data.brain import make_hospitals
 from oncofed.federation.events import EventReader
 from oncofed.job.spec import JobSpec
 
@@ -30,7 +29,7 @@ def run(bench: Bench) -> None:
     """Measure with spare processes and without."""
     jobs = 1 if bench.quick else 3
     spec = brain_job(bench.quick, {"training": {"steps_per_round": 5, "warmup_steps": 0}, "rounds": {"number": 1}})
-    sites = make_hospitals(bench.folder / "data", seed=1)
+    sites = brain_sites(bench.quick, bench.folder / "data")
     bench.doing("importing")
     command = [sys.executable, "-c", "import torch, monai.networks.nets, monai.transforms"]
     imports = bench.best(lambda: subprocess.run(command, check=True), 3)

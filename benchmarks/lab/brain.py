@@ -1,13 +1,17 @@
-"""The job over generated brains, as the suites take it that need a federation and no particular task."""
+"""The job over generated brains, and its sites, as the suites take them that need a federation and no particular task."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from oncofed.data.brain import HOSPITALS, make_hospitals
 from oncofed.job.spec import JobSpec, read_job
 
 # Half the resolution: an eighth of the voxels, for runs that only show that a suite runs.
 _COARSE = {"spacing": [6, 6, 6], "patch": [16, 16, 16]}
+_FEW = tuple(replace(hospital, train=min(hospital.train, 2), validation=1, test=1) for hospital in HOSPITALS)
 
 
 def brain_job(quick: bool, changes: dict[str, dict[str, Any]]) -> JobSpec:
@@ -19,3 +23,8 @@ def brain_job(quick: bool, changes: dict[str, dict[str, Any]]) -> JobSpec:
     """
     spec = read_job("brain_tissue_segmentation").changed(changes)
     return spec.changed({"data": _COARSE}) if quick else spec
+
+
+def brain_sites(quick: bool, folder: Path) -> dict[str, Path]:
+    """Write the images of four hospitals, a quick run's with few patients; return site -> folder."""
+    return make_hospitals(folder, seed=1, hospitals=_FEW if quick else HOSPITALS)
