@@ -40,7 +40,7 @@ _LONGEST_SECONDS = 300.0
 
 
 def make_sites(folder: Path, test: int) -> tuple[dict[str, Path], dict[str, dict[str, Path]]]:
-    """Write the sites' images, so many to test; return site -> folder, and the same with the bad site's masks swapped."""
+    """Write images, so many to test; return site -> folder, and the same with the bad site's masks swapped."""
     alike = tuple(
         replace(HOSPITALS[0], name=f"site-{n}", train=2, validation=1, test=test) for n in range(1, _SITES + 1)
     )

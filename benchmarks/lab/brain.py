@@ -1,4 +1,4 @@
-"""The job over generated brains, and its sites, as the suites take them that need a federation and no particular task."""
+"""The job over generated brains, and its sites, for suites that need a federation and no particular task."""
 
 from __future__ import annotations
 
