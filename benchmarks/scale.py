@@ -1,6 +1,6 @@
 """Many simulated sites on one machine: time and memory of a site-round.
 
-The sites have few small patients and train few steps, so that what is measured is the federation: wall time of a round
+The sites have few patients, on coarse images, and train few steps, so that what is measured is the federation: wall time of a round
 divided by its sites, and the memory that the machine gives for each site. Beside it, neither of which trains anything:
 FLARE's own simulator, with its ``FedAvgRecipe`` over the same network and a script that returns what it was sent; and
 Flower's simulation with its FedAvg, likewise, over as many numbers as the network has.
@@ -35,7 +35,7 @@ def run(bench: Bench) -> None:
     first: float | None = None
     for sites in (4,) if bench.quick else (4, 8, 24, 64):
         bench.doing(f"{sites} sites")
-        found = measure(sites, rounds, bench.folder / str(sites), bench.quick)
+        found = measure(sites, rounds, bench.folder / str(sites))
         settings: Settings = {"sites": sites, "rounds": rounds}
         each = [seconds / sites for seconds in found["rounds_s"]]
         baseline = _stock(bench, sites, rounds) if sites <= _MOST_STOCK else None
@@ -70,7 +70,7 @@ def _flower(bench: Bench, sites: int, rounds: int) -> Beside:
     return flower_beside(bench, "'s simulation, no training", site_rounds)
 
 
-def measure(sites: int, rounds: int, folder: Path, quick: bool) -> dict[str, Any]:
+def measure(sites: int, rounds: int, folder: Path) -> dict[str, Any]:
     """Run one simulation and return its rounds in seconds and the memory that it took in GB."""
     hospitals = tuple(
         dataclasses.replace(
@@ -79,7 +79,7 @@ def measure(sites: int, rounds: int, folder: Path, quick: bool) -> dict[str, Any
         for number in range(sites)
     )
     folders = make_hospitals(folder / "data", seed=1, hospitals=hospitals)
-    spec = brain_job(quick, {"training": {"steps_per_round": 2, "warmup_steps": 0}, "rounds": {"number": rounds}})
+    spec = brain_job(True, {"training": {"steps_per_round": 2, "warmup_steps": 0}, "rounds": {"number": rounds}})
     before, most, over = psutil.virtual_memory().used, 0, threading.Event()
 
     def watch() -> None:

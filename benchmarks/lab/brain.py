@@ -9,20 +9,20 @@ from typing import Any
 from oncofed.data.brain import HOSPITALS, make_hospitals
 from oncofed.job.spec import JobSpec, read_job
 
-# Half the resolution: an eighth of the voxels, for runs that only show that a suite runs.
+# Half the resolution, an eighth of the voxels: for runs that only show that a suite runs, and where no model is looked at.
 _COARSE = {"spacing": [6, 6, 6], "patch": [16, 16, 16]}
 _FEW = tuple(replace(hospital, train=min(hospital.train, 2), validation=1, test=1) for hospital in HOSPITALS)
 
 
-def brain_job(quick: bool, changes: dict[str, dict[str, Any]]) -> JobSpec:
+def brain_job(coarse: bool, changes: dict[str, dict[str, Any]]) -> JobSpec:
     """Return the job.
 
     Args:
-        quick: train on coarse images.
+        coarse: see and train on coarse images.
         changes: other settings, by section.
     """
     spec = read_job("brain_tissue_segmentation").changed(changes)
-    return spec.changed({"data": _COARSE}) if quick else spec
+    return spec.changed({"data": _COARSE}) if coarse else spec
 
 
 def brain_sites(quick: bool, folder: Path) -> dict[str, Path]:
