@@ -13,7 +13,6 @@ from oncofed.alliance.files import write_private
 from oncofed.audit import AuditLog
 from oncofed.errors import FederationError, SpecError
 from oncofed.federation.spec import STRATEGY_SPECS
-from oncofed.models import list_networks
 from oncofed.privacy.policy import POLICY_FILE, Policy, read_policy
 from oncofed.settings import StrictModel, read_yaml, validated
 
@@ -87,6 +86,8 @@ def parse_policy(file: Path) -> Policy:
     Raises:
         SpecError: one line for each mistake.
     """
+    from oncofed.models import list_networks  # noqa: PLC0415 - torch takes seconds, and who only looks needs none
+
     values, lines = read_yaml(file, "networks: [unet]")
     policy = validated(Policy, values, str(file), lines, "settings")
     known = {"networks": sorted(network.name for network in list_networks()), "strategies": sorted(STRATEGY_SPECS)}
