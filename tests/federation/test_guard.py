@@ -92,8 +92,8 @@ def test_counts_of_cases_and_steps_are_counts(spec: JobSpec) -> None:
 
 @pytest.mark.attack(
     "pixels inside a declared tensor's shape",
-    by="the outbound guard, by the update's length",
-    logged="the site's audit log: message held back",
+    by="the outbound guard, by the update's length; one as long as usual that is unlike those before it is flagged",
+    logged="the site's audit log: message held back, or left and unusual",
 )
 def test_an_update_unlike_those_before_is_held_back_once_it_is_known_what_is_usual(spec: JobSpec) -> None:
     outbound = _outbound(spec)
@@ -102,6 +102,16 @@ def test_an_update_unlike_those_before_is_held_back_once_it_is_known_what_is_usu
     outbound.check(TASK_TRAIN, _update(_delta(spec, 3, factor=5)))
     with pytest.raises(PolicyError, match="20 times as long as this job's usual one"):
         outbound.check(TASK_TRAIN, _update(_delta(spec, 4, factor=20)))
+    # As long as an update, but with a picture in it.
+    outbound, way = _outbound(spec), _delta(spec)
+    for seed in range(1, 6):
+        noise = _delta(spec, seed)
+        honest = {name: way[name] + noise[name] if way[name].is_floating_point() else way[name] for name in way}
+        facts = outbound.check(TASK_TRAIN, _update(honest))
+        assert "unusual" not in facts
+    assert facts["similarity"] > 0.4
+    pixels = {n: torch.rand_like(v) * 2 if v.is_floating_point() else v for n, v in way.items()}
+    assert "unusual" in outbound.check(TASK_TRAIN, _update(pixels))
 
 
 @pytest.mark.attack(

@@ -42,6 +42,10 @@ from oncofed.training import Plan
 STOPPED = "stopped by the site's outbound policy"
 # Rounds behind what is usual, before an update can be unusual.
 _ROUNDS_TO_KNOW = 3
+# An update is unlike this job's others here when it points far less in its predecessor's direction than they do. It is
+# recorded, not held back: a rate of learning that changes makes honest ones like that, too.
+_LEAST_SIMILARITY, _FAR_LESS = 0.05, 0.2
+_SAMPLED_NUMBERS = 1 << 18
 _ALLOWANCE = 1.1
 # Names, framing and numbers of a message, beside its tensors.
 _FRAMING_BYTES = 1 << 20
@@ -168,6 +172,8 @@ class OutboundGuard(FLComponent):
         self._outbound = self._outbound or Outbound.of_job(fl_ctx)
         facts = self._outbound.check(task, reply)
         anchor = record(fl_ctx, LEFT, task=task, to="server", **facts)
+        if "unusual" in facts:
+            self.log_warning(fl_ctx, f"an update is unlike this job's others: {facts['similarity']}", fire_event=False)
         exchange.tell_anchor(reply, str(anchor))
 
     def _record_held_back(self, why: str, fl_ctx: FLContext) -> None:
@@ -198,6 +204,8 @@ class Outbound:
         control = layout.trained if isinstance(federation.strategy, ScaffoldSpec) else frozenset()
         self._extra: Weights = {f"control.{name}": layout.weights[name] for name in control}
         self._norms: list[float] = []
+        self._similarities: list[float] = []
+        self._last_sample: torch.Tensor | None = None
 
     @classmethod
     def of_job(cls, fl_ctx: FLContext) -> Outbound:
@@ -271,7 +279,24 @@ class Outbound:
         if usual and norm > usual * self._policy.leaves.largest_norm:
             raise PolicyError(f"the update is {norm / usual:.0f} times as long as this job's usual one here")
         self._norms.append(norm)
-        return {"tensors": len(whole), "digest": digest_of(whole)}
+        return {"tensors": len(whole), "digest": digest_of(whole), **self._compare_with_last(whole)}
+
+    def _compare_with_last(self, update: Weights) -> dict[str, Any]:
+        """Return how similar an update is to the one before it, as a cosine, and ``unusual`` where it is unlike others.
+
+        A picture in the place of an update, as long as updates are, has another direction than they.
+        """
+        sample = _sample(update)
+        last, self._last_sample = self._last_sample, sample
+        if last is None or not sample.numel():
+            return {}
+        similarity = float(torch.nn.functional.cosine_similarity(last, sample, dim=0))
+        usual = statistics.median(self._similarities) if len(self._similarities) >= _ROUNDS_TO_KNOW else 0.0
+        self._similarities.append(similarity)
+        facts: dict[str, Any] = {"similarity": round(similarity, 3)}
+        if usual > _LEAST_SIMILARITY and similarity < usual * _FAR_LESS:
+            facts["unusual"] = f"usually {usual:.3f}"
+        return facts
 
     def _spend(self, size: int) -> None:
         limit = self._policy.leaves.mb_a_job
@@ -285,6 +310,13 @@ class Outbound:
 def _norm(update: Weights) -> float:
     squares = [float(value.float().square().sum()) for value in update.values() if value.is_floating_point()]
     return float(sum(squares) ** 0.5)
+
+
+def _sample(update: Weights) -> torch.Tensor:
+    """Return every so many of an update's numbers, as float32: enough to know its direction, and little to keep."""
+    floats = [value.reshape(-1) for value in update.values() if value.is_floating_point()]
+    stride = max(1, sum(value.numel() for value in floats) // _SAMPLED_NUMBERS)
+    return torch.cat([value[::stride].float() for value in floats]) if floats else torch.empty(0)
 
 
 def _replace(reply: Shareable, other: Shareable) -> None:
