@@ -41,12 +41,14 @@ def process_environment(temporary: Path, processes: int, mark: Path | None = Non
     """
     temporary.mkdir(parents=True, exist_ok=True)
     threads = str(max(1, (os.cpu_count() or 1) // max(processes, 1)))
+    # One that is alone has all cores as it is, and those that it starts in turn are to have their share of them.
+    share = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)} if processes > 1 else {}
     return {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         "TMPDIR": str(temporary.absolute()),
         "MPLCONFIGDIR": os.environ.get("MPLCONFIGDIR", str(temporary.absolute())),
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads),
+        **share,
         "PYTHONWARNINGS": "ignore",
         _MARK: str((mark or temporary).absolute()),
         TURN_VARIABLE: str(temporary.absolute() / "gpu.turn"),
