@@ -11,7 +11,6 @@ Flower's deployment, installed into an environment of its own where a package in
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -34,12 +33,14 @@ _TARGET, _TARGET_SIMULATED = 0.15, 0.10
 def run(bench: Bench) -> None:
     """Measure a server with four sites, and the simulator."""
     rounds = 2 if bench.quick else 10
-    changes: dict[str, dict[str, Any]] = {
-        "model": {"channels": _CHANNELS},
-        "training": {"steps_per_round": 1, "warmup_steps": 0},
-        "rounds": {"number": rounds},
-    }
-    spec = brain_job(bench.quick, changes)
+    spec = brain_job(
+        bench.quick,
+        {
+            "model": {"channels": _CHANNELS},
+            "training": {"steps_per_round": 1, "warmup_steps": 0},
+            "rounds": {"number": rounds},
+        },
+    )
     weights = spec.plan().build_network().state_dict()
     size = sum(tensor.nbytes for tensor in weights.values())
     settings: Settings = {"sites": len(HOSPITALS), "megabytes": round(size / 1e6, 2), "rounds": rounds}

@@ -40,9 +40,10 @@ def process_environment(temporary: Path, processes: int, mark: Path | None = Non
         mark: by which ``stop_processes`` knows it; None: the temporary folder.
     """
     temporary.mkdir(parents=True, exist_ok=True)
-    threads = str(max(1, (os.cpu_count() or 1) // max(processes, 1)))
+    share = {}
     # One that is alone has all cores as it is, and those that it starts in turn are to have their share of them.
-    share = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)} if processes > 1 else {}
+    if processes > 1:
+        share["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     return {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",

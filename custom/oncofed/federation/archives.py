@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import stat
 import zipfile
+import zlib
 from collections.abc import Callable
 from contextvars import ContextVar
 from pathlib import PurePosixPath
@@ -47,18 +48,21 @@ def archive_problem(path: str) -> str | None:
 
 
 def pack_of_taken() -> bytes | None:
-    """Return the pack that the job brings which is being taken in this thread; None where it brings none.
+    """Return the pack that the job brings which is being taken in this thread; None where it brings none that is whole.
 
     It comes from whoever submits: its size alone was looked at.
     """
     path = _TAKEN.get()
     if path is None:
         return None
-    with zipfile.ZipFile(path) as archive:
-        packs = [member for member in archive.infolist() if PurePosixPath(member.filename).name == JOB_PACK]
-        if len(packs) != 1 or packs[0].file_size > _LARGEST_PACK_BYTES:
-            return None
-        return archive.read(packs[0])
+    try:
+        with zipfile.ZipFile(path) as archive:
+            packs = [member for member in archive.infolist() if PurePosixPath(member.filename).name == JOB_PACK]
+            if len(packs) != 1 or packs[0].file_size > _LARGEST_PACK_BYTES:
+                return None
+            return archive.read(packs[0])
+    except (OSError, RuntimeError, zipfile.BadZipFile, zlib.error):  # its content is not what its list says
+        return None
 
 
 def look_at_archives(refused: Callable[[str], None]) -> None:
