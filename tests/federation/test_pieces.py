@@ -17,7 +17,25 @@ def test_a_large_tensor_travels_in_pieces_and_arrives_whole() -> None:
     joined = Joined(pieces)
     assert all(torch.equal(joined[name], value) for name, value in WEIGHTS.items())
     assert list(joined) == list(WEIGHTS)
-    assert joined.look("large") == ((5, 1 << 20), torch.float32, True)
+    seen = joined.look("large")
+    assert seen[:3] == ((5, 1 << 20), torch.float32, True)
+    assert seen.squares == pytest.approx(float(LARGE.double().square().sum()))
+    assert joined.look("count").squares == 0.0
+
+
+def test_pieces_of_a_senders_own_tensor_are_put_together_without_a_copy() -> None:
+    part = LARGE[1:]  # as a slice of something larger
+    assert Joined(in_pieces({"large": part}))["large"].data_ptr() == part.data_ptr()
+    arrived = {name: piece.clone() for name, piece in in_pieces({"large": part}).items()}
+    assert torch.equal(Joined(arrived)["large"], part)
+    turned = {"large#0": LARGE[2:4], "large#1": LARGE[0:2]}
+    assert torch.equal(Joined(turned)["large"], torch.cat([LARGE[2:4], LARGE[0:2]]))
+
+
+def test_finite_values_whose_squares_are_not_are_finite() -> None:
+    assert Joined({"w": torch.tensor([1e200], dtype=torch.float64)}).look("w").finite
+    assert Joined({"w": torch.tensor([3e38])}).look("w").finite
+    assert not Joined({"w": torch.tensor([float("nan")], dtype=torch.bfloat16)}).look("w").finite
 
 
 def test_a_value_that_is_not_finite_is_seen_in_whichever_piece() -> None:

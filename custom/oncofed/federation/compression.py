@@ -73,6 +73,9 @@ class ReceivedUpdate(Mapping[str, Tensor]):
         kind: type of the updates.
         extra: names of what comes beside the weights, which travels in its own type.
 
+    Attributes:
+        squares: the sum of the squares of each tensor whose values travel as they are.
+
     Raises:
         FederationError: it is not an update of this model; names the first difference.
     """
@@ -80,6 +83,7 @@ class ReceivedUpdate(Mapping[str, Tensor]):
     def __init__(self, sent: Any, like: Weights, kind: ExchangeType, extra: Mapping[str, Tensor]) -> None:
         joined = Joined(sent)
         self._sent, self._like, self._kind = joined, like, kind
+        self.squares: dict[str, float] = {}
         scaled = [n for n, v in like.items() if kind == "int8" and v.is_floating_point()]
         expected = {*like, *(_SCALE + name for name in scaled)}
         here = {name for name in joined if not str(name).startswith(EXTRA)}
@@ -106,6 +110,8 @@ class ReceivedUpdate(Mapping[str, Tensor]):
         of = self._like[name]
         kinds = {"native": of.dtype, "bfloat16": torch.bfloat16, "int8": torch.int8}
         _require(name, seen, of.shape, kinds[self._kind] if of.is_floating_point() else of.dtype)
+        if of.is_floating_point() and self._kind != "int8":
+            self.squares[name] = seen.squares
 
     def __getitem__(self, name: str) -> Tensor:
         like = self._like[name]
@@ -124,6 +130,11 @@ class ReceivedUpdate(Mapping[str, Tensor]):
     def nbytes(self) -> int:
         """Bytes that travelled."""
         return self._sent.nbytes
+
+    @property
+    def floats(self) -> int:
+        """How many numbers it has, but for whole ones."""
+        return sum(value.numel() for value in self._like.values() if value.is_floating_point())
 
 
 class NotFiniteError(FederationError):

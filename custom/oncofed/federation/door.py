@@ -129,7 +129,8 @@ class Door:
         with self._lock:
             self._turns += 1
             turn = self._turns
-        return Update(site, delta, cases, max(steps, 1), extra=delta.extra, turn=turn), numbers
+        update = Update(site, delta, cases, max(steps, 1), extra=delta.extra, turn=turn, squares=delta.squares)
+        return update, numbers
 
     def combined(
         self, collector: str, result: Shareable, number: int, memory: Memory, cases: Mapping[str, int]
@@ -158,7 +159,8 @@ class Door:
         if total != expected:
             raise FederationError(f"it says that {total} cases are behind the mean, expected {expected}")
         like = {name: value.to("meta") for name, value in memory.model.items() if name in self._travelling}
-        mean = Update(collector, ReceivedUpdate(sent, like, "native", {}), total)
+        received = ReceivedUpdate(sent, like, "native", {})
+        mean = Update(collector, received, total, squares=received.squares)
         looked_at = Round(updates=[mean])
         if not self.screened(looked_at, memory):
             raise FederationError(looked_at.refused[collector])

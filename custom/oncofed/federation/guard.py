@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import statistics
 import time
 from datetime import datetime
@@ -34,7 +35,7 @@ from oncofed.federation.compression import NotFiniteError, ReceivedUpdate, trave
 from oncofed.federation.datasets import DATASETS_FILE, dataset_folder
 from oncofed.federation.exchange import TASK_COMBINE, TASK_PREPARE, TASK_TRAIN, TASK_VALIDATE
 from oncofed.federation.spec import FederationPlan, ScaffoldSpec, SwarmSpec
-from oncofed.models.weights import Weights, digest_of
+from oncofed.models.weights import Digest, Weights, sum_of_squares
 from oncofed.privacy.outbound import check_counts, check_numbers, withhold
 from oncofed.privacy.policy import JobFacts, Policy, read_policy
 from oncofed.training import Plan
@@ -273,20 +274,18 @@ class Outbound:
         allowed = (self._policy.leaves.mb_a_round or 0) * 1e6 or largest * _ALLOWANCE + _FRAMING_BYTES
         if update.nbytes > allowed:
             raise PolicyError(f"{update.nbytes / 1e6:.1f} MB, expected at most {allowed / 1e6:.1f}")
-        whole = dict(update)  # read once: each tensor is put together and brought to its type when asked for
-        norm = _norm(whole)
+        norm, digest, sample = _read_through(update)
         usual = statistics.median(self._norms) if len(self._norms) >= _ROUNDS_TO_KNOW else 0.0
         if usual and norm > usual * self._policy.leaves.largest_norm:
             raise PolicyError(f"the update is {norm / usual:.0f} times as long as this job's usual one here")
         self._norms.append(norm)
-        return {"tensors": len(whole), "digest": digest_of(whole), **self._compare_with_last(whole)}
+        return {"tensors": len(update), "digest": digest, **self._compare_with_last(sample)}
 
-    def _compare_with_last(self, update: Weights) -> dict[str, Any]:
+    def _compare_with_last(self, sample: torch.Tensor) -> dict[str, Any]:
         """Return how similar an update is to the one before it, as a cosine, and ``unusual`` where it is unlike others.
 
         A picture in the place of an update, as long as updates are, has another direction than they.
         """
-        sample = _sample(update)
         last, self._last_sample = self._last_sample, sample
         if last is None or not sample.numel():
             return {}
@@ -307,16 +306,20 @@ class Outbound:
         self._sent += size
 
 
-def _norm(update: Weights) -> float:
-    squares = [float(value.float().square().sum()) for value in update.values() if value.is_floating_point()]
-    return float(sum(squares) ** 0.5)
+def _read_through(update: ReceivedUpdate) -> tuple[float, str, torch.Tensor]:
+    """Return an update's norm, its digest, and a sample of its numbers; no more than one tensor is held at a time.
 
-
-def _sample(update: Weights) -> torch.Tensor:
-    """Return every so many of an update's numbers, as float32: enough to know its direction, and little to keep."""
-    floats = [value.reshape(-1) for value in update.values() if value.is_floating_point()]
-    stride = max(1, sum(value.numel() for value in floats) // _SAMPLED_NUMBERS)
-    return torch.cat([value[::stride].float() for value in floats]) if floats else torch.empty(0)
+    The sample is every so many of them, as float32: enough to know the update's direction, and little to keep.
+    """
+    stride = max(1, update.floats // _SAMPLED_NUMBERS)
+    squares, digest, sample = 0.0, Digest(), []
+    for name in sorted(update):
+        value = update[name]
+        digest.add(name, value)
+        if value.is_floating_point():
+            squares += update.squares[name] if name in update.squares else sum_of_squares(value)
+            sample.append(value.reshape(-1)[::stride].to(torch.float32, copy=True))
+    return math.sqrt(squares), str(digest), torch.cat(sample) if sample else torch.empty(0)
 
 
 def _replace(reply: Shareable, other: Shareable) -> None:

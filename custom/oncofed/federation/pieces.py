@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from oncofed.errors import FederationError
-from oncofed.models.weights import Weights
+from oncofed.models.weights import Weights, sum_of_squares
 
 # FLARE sends a tensor whole, and holds several copies of it for each site. Eight MiB of float32.
 _LARGEST_PIECE = 2 << 20
@@ -36,11 +37,19 @@ def in_pieces(weights: Weights) -> Weights:
 
 
 class Seen(NamedTuple):
-    """What a tensor is, without its values."""
+    """What a tensor is, without its values.
+
+    Attributes:
+        shape: its own.
+        dtype: its own.
+        finite: whether all of its values are.
+        squares: the sum of its squares; of a type of whole numbers 0.
+    """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     finite: bool
+    squares: float
 
 
 class Joined(Mapping[str, Tensor]):
@@ -70,9 +79,7 @@ class Joined(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         found = [_tensor(self._pieces[key]) for key in self._names[name]]
-        if len(found) == 1:
-            return found[0]
-        return torch.cat(found)
+        return found[0] if len(found) == 1 else _join(found)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -94,7 +101,8 @@ class Joined(Mapping[str, Tensor]):
             return first
         rows = first.shape[0] + sum(other.shape[0] for other in others)
         finite = first.finite and all(other.finite for other in others)
-        return Seen((rows, *first.shape[1:]), first.dtype, finite)
+        squares = first.squares + sum(other.squares for other in others)
+        return Seen((rows, *first.shape[1:]), first.dtype, finite, squares)
 
     @property
     def nbytes(self) -> int:
@@ -102,9 +110,27 @@ class Joined(Mapping[str, Tensor]):
         return sum(_tensor(value).nbytes for value in self._pieces.values())
 
 
+def _join(pieces: list[Tensor]) -> Tensor:
+    """Return pieces as one tensor: where they lie one after another in memory, as a sender's own do, without a copy."""
+    first = pieces[0]
+    memory, end = first.untyped_storage(), first.storage_offset()
+    for piece in pieces:
+        apart = piece.untyped_storage().data_ptr() != memory.data_ptr() or piece.storage_offset() != end
+        if apart or not piece.is_contiguous():
+            return torch.cat(pieces)
+        end += piece.numel()
+    shape = (sum(piece.shape[0] for piece in pieces), *first.shape[1:])
+    return first.new_empty(0).set_(memory, first.storage_offset(), shape)
+
+
 def _seen(value: Tensor) -> Seen:
-    finite = not value.is_floating_point() or bool(torch.isfinite(value).all())
-    return Seen(tuple(value.shape), value.dtype, finite)
+    """Look at a tensor. Its values are read once: where one is not finite, the sum of their squares is not either."""
+    if not value.is_floating_point():
+        return Seen(tuple(value.shape), value.dtype, True, 0.0)
+    squares = sum_of_squares(value)
+    # Finite values of double precision may have squares that are not.
+    finite = math.isfinite(squares) or bool(torch.isfinite(value).all())
+    return Seen(tuple(value.shape), value.dtype, finite, squares)
 
 
 def _tensor(value: Any) -> Tensor:

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from oncofed.errors import TrainingError
 
 Weights = dict[str, Tensor]
+# So many values are looked at together: few enough for a core's cache as double precision.
+_BLOCK = 1 << 16
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
@@ -99,10 +101,38 @@ def layout_of(network: nn.Module) -> Layout:
     return Layout(weights, exchanged_names(network), trained_names(network))
 
 
+class Digest:
+    """A digest (SHA-256) of weights, their names and types, which are added one by one in the order of their names."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+
+    def add(self, name: str, value: Tensor) -> None:
+        """Add one of them."""
+        self._digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        self._digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+
+    def __str__(self) -> str:
+        return self._digest.hexdigest()
+
+
 def digest_of(weights: Weights) -> str:
     """Return a digest (SHA-256) of weights, their names and types."""
-    digest = hashlib.sha256()
+    digest = Digest()
     for name, value in sorted(weights.items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+        digest.add(name, value)
+    return str(digest)
+
+
+def sum_of_squares(value: Tensor) -> float:
+    """Return the sum of a tensor's squares in double precision; it is not finite where a value is not.
+
+    Example:
+        >>> sum_of_squares(torch.tensor([3.0, -4.0]))
+        25.0
+    """
+    total = 0.0
+    for block in value.detach().reshape(-1).split(_BLOCK):
+        wide = block.double()
+        total += float(torch.dot(wide, wide))
+    return total

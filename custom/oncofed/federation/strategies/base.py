@@ -27,6 +27,7 @@ class Update:
         discount: factor on its weight, for staleness.
         extra: what the strategy asks of sites beside weights, by name.
         turn: number of this site's turns so far; orders several updates of one site.
+        squares: the sum of a tensor's squares, of those where it is known already.
     """
 
     site: str
@@ -37,6 +38,7 @@ class Update:
     discount: float = 1.0
     extra: Mapping[str, Tensor] = field(default_factory=dict)
     turn: int = 0
+    squares: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def weight(self) -> float:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from oncofed.errors import FederationError
 from oncofed.federation.strategies.base import Strategy, Update, weighted_sum
-from oncofed.models.weights import Weights
+from oncofed.models.weights import Weights, sum_of_squares
 
 # Weights that are looked at together: small enough for a core's cache, too small for torch to start threads.
 _BLOCK = 1 << 14
@@ -135,4 +135,7 @@ class ClippedMean(Strategy):
 
 def length(update: Update, parameters: frozenset[str]) -> float:
     """Return the Euclidean norm of an update over all trained weights."""
-    return math.sqrt(sum(float(update.delta[name].double().square().sum()) for name in sorted(parameters)))
+    known = update.squares
+    return math.sqrt(
+        sum(known[name] if name in known else sum_of_squares(update.delta[name]) for name in sorted(parameters))
+    )
