@@ -113,14 +113,13 @@ class Joined(Mapping[str, Tensor]):
 def _join(pieces: list[Tensor]) -> Tensor:
     """Return pieces as one tensor: where they lie one after another in memory, as a sender's own do, without a copy."""
     first = pieces[0]
-    memory, end = first.untyped_storage(), first.storage_offset()
+    memory, end = first.untyped_storage().data_ptr(), first.storage_offset()
     for piece in pieces:
-        apart = piece.untyped_storage().data_ptr() != memory.data_ptr() or piece.storage_offset() != end
-        if apart or not piece.is_contiguous():
+        if piece.untyped_storage().data_ptr() != memory or piece.storage_offset() != end or not piece.is_contiguous():
             return torch.cat(pieces)
         end += piece.numel()
-    shape = (sum(piece.shape[0] for piece in pieces), *first.shape[1:])
-    return first.new_empty(0).set_(memory, first.storage_offset(), shape)
+    whole = torch.empty((sum(piece.shape[0] for piece in pieces), *first.shape[1:]), device="meta")
+    return first.as_strided(whole.shape, whole.stride(), first.storage_offset())
 
 
 def _seen(value: Tensor) -> Seen:

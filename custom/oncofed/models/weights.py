@@ -132,7 +132,7 @@ def sum_of_squares(value: Tensor) -> float:
         25.0
     """
     total = 0.0
-    for block in value.detach().reshape(-1).split(_BLOCK):
+    for block in torch.split(value.detach().reshape(-1), _BLOCK):
         wide = block.double()
         total += float(torch.dot(wide, wide))
     return total
