@@ -27,6 +27,7 @@ _SILENT_SECONDS = 30.0
 _LONGEST_WAIT_SECONDS = 5.0
 # Each waiting question holds one of the server's threads; more sites than this ask now and then instead.
 _MOST_WAITING = 40
+_SECONDS_BETWEEN_QUESTIONS = 0.05
 
 
 @dataclass
@@ -242,10 +243,10 @@ class Desk(WFCommServer):
         with self._changed:
             self._heard[site] = time.monotonic()
             if self._waiting >= _MOST_WAITING:
-                return wait_reply(ask_again=False)
+                return wait_reply(ask_again=False, pause=_SECONDS_BETWEEN_QUESTIONS)
             self._waiting += 1
             try:
-                while not self._ended and not any(q.is_for(site) for q in self._questions):
+                while not self._ended and (site in self._banned or not any(q.is_for(site) for q in self._questions)):
                     left = deadline - time.monotonic()
                     if left <= 0:
                         return wait_reply(ask_again=True)

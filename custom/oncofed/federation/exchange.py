@@ -14,6 +14,7 @@ from nvflare.apis.fl_constant import ReturnCode
 from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.app_opt.pt.decomposers import TensorDecomposer
 from nvflare.fuel.utils import fobs
+from nvflare.fuel.utils.buffer_list import ConsumableBufferList
 
 from oncofed.federation.compression import EXTRA
 from oncofed.federation.pieces import Joined, in_pieces
@@ -41,12 +42,18 @@ _COLLECTOR = "oncofed.collector"
 _MISSING = "oncofed.missing"
 _LEFT_OUT = "oncofed.left_out"
 _WAIT = "oncofed.wait"
+_PAUSE = "oncofed.pause"
 _ANCHOR = "oncofed.anchor"
 
 
 def register_tensors() -> None:
-    """Teach FLARE's serializer to move tensors. Both ends call it before the first message."""
+    """Teach FLARE's serializer to move tensors. Both ends call it before the first message.
+
+    FLARE makes a text of every message that arrives, all of its bytes, for a line of its log that is hardly ever
+    written: 10 ms for each megabyte. It is told to name the message there.
+    """
     fobs.register(TensorDecomposer)
+    ConsumableBufferList.__repr__ = object.__repr__
 
 
 def weights_message(
@@ -138,16 +145,22 @@ def read_combined_message(message: Shareable) -> tuple[Any, int, list[str], dict
     return sent, cases, list(message.get_header(_MISSING) or []), dict(message.get_header(_LEFT_OUT) or {})
 
 
-def wait_reply(ask_again: bool) -> Shareable:
-    """Return the server's answer to a site that waits: to go on waiting, or to ask for its task."""
+def wait_reply(ask_again: bool, pause: float = 0.0) -> Shareable:
+    """Return the server's answer to a site that waits: to go on waiting, or to ask for its task in so many seconds."""
     reply = make_reply(ReturnCode.OK)
     reply.set_header(_WAIT, ask_again)
+    reply.set_header(_PAUSE, pause)
     return reply
 
 
 def says_wait(reply: Shareable) -> bool:
     """Return whether there is nothing to do yet."""
     return bool(reply.get_header(_WAIT, False))
+
+
+def told_pause(reply: Shareable) -> float:
+    """Return after how many seconds a site is to ask for its task."""
+    return float(reply.get_header(_PAUSE, 0.0))
 
 
 def update_message(delta: Weights, extra: Weights, cases: int, steps: int, numbers: dict[str, Any]) -> Shareable:

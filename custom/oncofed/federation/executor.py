@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -65,13 +66,14 @@ class SiteExecutor(Executor):
         self._peer = Peer(self._federation)
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
-        """Register tensors before the first message, wait for the next task, leave the memory when the job ends."""
+        """Register tensors before the first message, wait until there is a task, leave the memory when the job ends."""
         if event_type == EventType.START_RUN:
             exchange.register_tensors()
             if isinstance(self._federation.strategy, SwarmSpec):
                 self._peer.listen(fl_ctx)
         elif event_type == EventType.AFTER_SEND_TASK_RESULT:
             _report(fl_ctx).now(phase=WAITING)
+        elif event_type == EventType.BEFORE_PULL_TASK:
             self._wait_for_task(fl_ctx)
         elif event_type == EventType.END_RUN:
             if self._turns:
@@ -180,7 +182,10 @@ class SiteExecutor(Executor):
                     optional=True,
                 )
             reply = (replies or {}).get(FQCN.ROOT_SERVER)
-            if not isinstance(reply, Shareable) or not exchange.says_wait(reply):
+            if not isinstance(reply, Shareable):
+                return
+            if not exchange.says_wait(reply):
+                time.sleep(exchange.told_pause(reply))
                 return
 
 

@@ -33,6 +33,8 @@ SPEC_FILE = "job.json"
 _STATISTICS_TASK = "fed_stats"
 # FLARE's own default is two seconds; an idle site asks again after this many.
 _IDLE_SECONDS = 0.05
+# FLARE's sites pause so long after each task; those of a training wait for the next one until they are told of it.
+_PAUSE_SECONDS = 0.001
 # A site that vanished is given up after this many seconds; FLARE's own default is a minute.
 _LOST_AFTER_SECONDS = 10.0
 # Tensors of models up to this size come with their message. Those of larger ones are fetched in chunks, and lie in a
@@ -173,13 +175,13 @@ def _server(spec: JobSpec, evaluate_only: bool) -> dict[str, Any]:
             "evaluate_only": evaluate_only,
         },
     }
-    return {**_server_config(controller), **_transfer(spec)}
+    return {**_server_config(controller, _PAUSE_SECONDS), **_transfer(spec)}
 
 
-def _server_config(controller: dict[str, Any]) -> dict[str, Any]:
+def _server_config(controller: dict[str, Any], pause: float = _IDLE_SECONDS) -> dict[str, Any]:
     return {
         "format_version": 2,
-        "server": {"task_request_interval": _IDLE_SECONDS},
+        "server": {"task_request_interval": pause},
         "dead_client_grace_period": _LOST_AFTER_SECONDS,
         "workflows": [controller],
         "components": [],
