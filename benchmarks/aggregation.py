@@ -48,7 +48,7 @@ def _mean(bench: Bench, count: int, megabytes: int) -> None:
     size = sum(value.nbytes for value in model.values())
     ours = _strategy("fedavg", model)
     programs: dict[str, Program] = {
-        "oncofed": lambda: ours.step(model, updates, count),
+        "oncofed": lambda: ours.step(dict(model), updates, count),
         "FLARE's helper": lambda: _flare(updates),
         "NumPy": lambda: _numpy(updates),
     }

@@ -79,6 +79,8 @@ def run(bench: Bench) -> None:
 
 def _stock(bench: Bench, spec: JobSpec, sites: int, rounds: int) -> Beside:
     name = "FLARE's FedAvgRecipe"
+    if bench.quick:
+        return Beside(name=name, missing="left out of a quick run: round_overhead has it, too")
     bench.doing("stock FLARE")
     names = tuple(f"site-{number}" for number in range(1, sites + 1))
     return Beside(name=name, samples=measure_stock(spec, names, rounds, bench.folder / "stock"))

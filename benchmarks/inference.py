@@ -40,7 +40,7 @@ def run(bench: Bench) -> None:
 def _volume(bench: Bench) -> None:
     job = "ct_organ_segmentation" if bench.cuda else "brain_tissue_segmentation"
     patch = 128 if bench.cuda else 32 if bench.quick else 64
-    shape = (512, 512, 400) if bench.cuda and not bench.quick else (96, 96, 64) if bench.quick else (128, 128, 96)
+    shape = (512, 512, 400) if bench.cuda and not bench.quick else (64, 64, 64) if bench.quick else (128, 128, 96)
     plan = read_job(job).changed({"data": {"patch": [patch] * 3, "spacing_range": None}}).plan()
     network = plan.build_network().to(bench.device).eval()
     volume = torch.randn(len(plan.data.channels), *shape, generator=torch.Generator().manual_seed(1))
@@ -96,7 +96,7 @@ def _alone(bench: Bench, network: nn.Module, channels: int, patch: int) -> float
 
 
 def _slide(bench: Bench) -> None:
-    count = 100_000 if bench.cuda and not bench.quick else 10_000 if bench.cuda else 128
+    count = 100_000 if bench.cuda and not bench.quick else 10_000 if bench.cuda else 64 if bench.quick else 128
     rng = np.random.default_rng(0)
     # A few batches, again and again: 100,000 tiles would take 20 GB.
     batches = [

@@ -28,7 +28,7 @@ from oncofed.bench.results import BenchmarkError, Target
 from oncofed.job.remote import Engineer
 from oncofed.site.service import is_connected, service_state
 
-_SITES, _SITES_QUICK = 50, 5
+_SITES, _SITES_QUICK = 50, 3
 _TARGET_PROVISION, _TARGET_DOCTOR, _TARGET_BACK = 60.0, 10.0, 15.0
 _LONGEST_WAIT = 120.0
 

@@ -36,7 +36,7 @@ _SHARE_FOR_TRAINING = 0.9
 
 def run(bench: Bench) -> None:
     """Train on each, as long as the kind of run allows."""
-    seconds = 8.0 if bench.quick else 600.0
+    seconds = 5.0 if bench.quick else 600.0
     real = _real_images()
     for name, program in {"hippocampus": hippocampus, "nuclei": nuclei}.items():
         source = real / name if real else None

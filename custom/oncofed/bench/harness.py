@@ -17,7 +17,7 @@ from oncofed.bench.results import Beside, Better, Figure, Limit, Target
 Program = Callable[[], object]
 Settings = dict[str, str | int | float | bool | None]
 
-_REPEATS, _REPEATS_QUICK = 7, 3
+_REPEATS, _REPEATS_QUICK = 7, 2
 
 
 @dataclass

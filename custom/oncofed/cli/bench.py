@@ -55,7 +55,7 @@ def run(
         bool, typer.Option("--quick", help="Little work, a minute or less each: shows that it runs.")
     ] = False,
     repeats: Annotated[
-        int | None, typer.Option("--repeats", min=1, help="Samples of each program (7; with --quick 3).")
+        int | None, typer.Option("--repeats", min=1, help="Samples of each program (7; with --quick 2).")
     ] = None,
     device: Annotated[
         Literal["cuda", "cpu"] | None, typer.Option("--device", help="By default CUDA where there is a GPU.")

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +42,13 @@ from oncofed.federation.exchange import TASK_COMBINE, TASK_PREPARE, TASK_TRAIN, 
 from oncofed.federation.folders import hand_over, initial_model, note_end, sole_owner, state_folder
 from oncofed.federation.gate import list_and_root, read_revoked
 from oncofed.federation.guard import name_and_person
+from oncofed.federation.heap import forget_what_stays
 from oncofed.federation.memory import Memory, read_memory, write_memory
 from oncofed.federation.provenance import PROVENANCE_FILE, write_provenance
 from oncofed.federation.rounds import Round
 from oncofed.federation.selection import has_stalled, selected_score
 from oncofed.federation.spec import CyclicSpec, FedBuffSpec, FederationPlan, SwarmSpec
-from oncofed.federation.strategies import build_strategy
+from oncofed.federation.strategies import Update, build_strategy
 from oncofed.models.weights import Layout, Weights, layout_of, weights_of
 from oncofed.training import Plan
 
@@ -259,6 +261,7 @@ class FederatedTraining(Controller):
 
         self._wait_until(ready, "before the first round", lambda: len(self._cases), lambda: quorum, coming=expected)
         self._record("ready", seconds=time.time() - started, sites=dict(sorted(self._cases.items())))
+        forget_what_stays()
 
     def _train(self, number: int, memory: Memory, strategy: Any) -> None:
         """Run one round and keep what follows from it."""
@@ -266,34 +269,21 @@ class FederatedTraining(Controller):
         asked = self._draw(number)
         current = Round()
         self._door.admit_early(current, number)
-        model, beside = self._outgoing(memory.model), strategy.for_sites()
-        given = self._door.given(number, memory.model)
-        asynchronous = isinstance(federation.strategy, FedBuffSpec)
-
-        def message(site: str) -> Shareable:
-            return self._turn(site, model, number, beside)
-
-        def answered(site: str, result: Shareable, question: Question) -> None:
-            self._door.take(site, result, question, current, given)
-
+        moved: Weights = {}
+        updates: list[Update] = []
         if isinstance(federation.strategy, CyclicSpec):
             moved = self._cycle(number, asked, memory.model, current)
         elif isinstance(federation.strategy, SwarmSpec):
             moved, current = self._swarm(number, asked, memory)
         else:
-            question = self._desk.ask(Question(TASK_TRAIN, number, set(asked), message, answered, asynchronous))
-            needed = federation.strategy.buffer if isinstance(federation.strategy, FedBuffSpec) else None
-            self._wait_for_round(question, current, number, asked, needed)
-            self._desk.close(question)
-            updates = self._door.screened(current, memory)
-            if not updates:
-                raise FederationError(self._too_few(f"round {number} has no update that counts", 0, 1))
+            updates = self._gather(number, asked, memory, strategy, current)
+        self._judge(memory, number - 1, current)
+        if federation.evaluation.cross_site:
+            memory.last, memory.last_from = {u.site: u for u in current.updates}, dict(memory.model)
+        if updates:
             # The state that is being written is the one that this changes.
             self._finish_saving()
             moved = strategy.step(memory.model, updates, max(len(self._cases), len(updates)))
-        self._judge(memory, number - 1, current)
-        if federation.evaluation.cross_site:
-            memory.last, memory.last_from = {u.site: u for u in current.updates}, memory.model
         memory.model, memory.round, memory.strategy = moved, number, dict(strategy.state)
         memory.sites = sorted(self._cases)
         self._save(memory)
@@ -306,6 +296,23 @@ class FederatedTraining(Controller):
             cases={update.site: update.cases for update in current.updates},
             participation=current.participation(asked, self._desk.lost),
         )
+
+    def _gather(self, number: int, asked: list[str], memory: Memory, strategy: Any, current: Round) -> list[Update]:
+        """Let sites train in a round, and return the updates that count; nobody holds the model that was sent then."""
+        given, rule = self._door.given(number, memory.model), self._federation.strategy
+        needed = rule.buffer if isinstance(rule, FedBuffSpec) else None
+
+        def answered(site: str, result: Shareable, question: Question) -> None:
+            self._door.take(site, result, question, current, given)
+
+        message = partial(self._turn, model=self._outgoing(memory.model), number=number, beside=strategy.for_sites())
+        question = self._desk.ask(Question(TASK_TRAIN, number, set(asked), message, answered, needed is not None))
+        self._wait_for_round(question, current, number, asked, needed)
+        self._desk.close(question)
+        updates = self._door.screened(current, memory)
+        if not updates:
+            raise FederationError(self._too_few(f"round {number} has no update that counts", 0, 1))
+        return updates
 
     def _turn(self, site: str, model: Weights, number: int, beside: Weights | None = None) -> Shareable:
         """Return the message with which a site trains in a round, and why its last update was not taken."""

@@ -34,6 +34,7 @@ from oncofed.federation.datasets import DATASETS_FILE, dataset_folder
 from oncofed.federation.exchange import TASK_COMBINE, TASK_PREPARE, TASK_TRAIN, TASK_VALIDATE
 from oncofed.federation.folders import JOB_PACK, initial_model, state_folder
 from oncofed.federation.guard import admit, dataset_digest, record
+from oncofed.federation.heap import forget_what_stays
 from oncofed.federation.sharing import gpu_turn
 from oncofed.federation.site_report import ENDED, WAITING, SiteReport
 from oncofed.federation.spec import FederationPlan, SwarmSpec
@@ -118,7 +119,9 @@ class SiteExecutor(Executor):
         if task_name == TASK_PREPARE:
             policy = self._policy.digest if self._policy else None
             digests = {"dataset": dataset_digest(fl_ctx, self._plan.data.dataset), "policy": policy}
-            return exchange.numbers_message({**turns.prepare(), **digests})
+            counts = turns.prepare()
+            forget_what_stays()
+            return exchange.numbers_message({**counts, **digests})
         if task_name == TASK_TRAIN:
             sent, number, _, beside = exchange.read_weights_message(shareable)
             answer = turns.train(sent, number, beside, lambda: bool(abort_signal.triggered))

@@ -3,13 +3,14 @@
 glibc gives each thread a heap of its own, and keeps on each what was freed: several models' worth in the end. Having it
 map every chunk anew instead (a low ``M_MMAP_THRESHOLD``) keeps memory low too, but the system then spends more time on
 clearing pages than the exchange takes. So there is one heap, and what is free on it is given back now and then.
-Elsewhere than on Linux with glibc both functions do nothing.
+Elsewhere than on Linux with glibc the functions for the heap do nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 
 # mallopt(3): M_ARENA_MAX, M_MMAP_THRESHOLD. The second is the most that glibc takes; it would begin low and rise.
 _ONE_HEAP = (-8, 1)
@@ -21,6 +22,12 @@ def share_one_heap() -> None:
     with contextlib.suppress(OSError, AttributeError):
         for setting in (_ONE_HEAP, _LARGEST_ON_HEAP):
             ctypes.CDLL(None).mallopt(*setting)
+
+
+def forget_what_stays() -> None:
+    """Have Python look for no garbage among what a job's process keeps to its end; it would look during an exchange."""
+    gc.collect()
+    gc.freeze()
 
 
 def trim_heap() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -129,6 +130,8 @@ class OwnTurns:
         self._own_norm: Weights = {}
         self._answer: Answer | None = None
         self._last_progress = 0.0
+        # How long it took to score the last model: what comes and goes in an instant is not told.
+        self._looked_s = math.inf
 
     @property
     def trainer(self) -> Trainer:
@@ -309,11 +312,13 @@ class OwnTurns:
     def _evaluate(self, split: str, stop: Stop, weights: Weights) -> dict[str, Any]:
         """Put a model into the trainer and score it on this site's cases."""
         trainer = self.trainer
-        self._progress(phase="testing" if split == "test" else "validating")
+        if split == "test" or self._looked_s >= _SECONDS_BETWEEN_PROGRESS:
+            self._progress(phase="testing" if split == "test" else "validating")
         started = time.time()
         cases = trainer.cases.test if split == "test" else trainer.cases.validation
         trainer.load_weights(weights)
         evaluation = trainer.evaluate(cases, stop, detailed=split == "test")
+        self._looked_s = time.time() - started
         if evaluation.by_case:
             self._note_cases(evaluation.by_case)
         return {"evaluation": exchange.evaluation_numbers(evaluation), "validate_s": time.time() - started}

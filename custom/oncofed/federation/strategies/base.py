@@ -85,7 +85,8 @@ class Strategy:
         """Return the next global model.
 
         Args:
-            model: the global model, by name.
+            model: the global model, by name. Each tensor is taken out of it for the next one, so that no two models are
+                held whole.
             updates: at least one, each with the model's names.
             sites: how many sites the federation has.
 
@@ -99,7 +100,8 @@ class Strategy:
         shares = [update.weight / total for update in ordered]
         kept, kept_shares = self.begin(model, ordered, shares, sites)
         moved: Weights = {}
-        for name, value in model.items():
+        for name in list(model):
+            value = model.pop(name)
             if name not in kept[0].delta:
                 moved[name] = value  # no site trains it
                 continue
