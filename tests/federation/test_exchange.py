@@ -5,6 +5,7 @@ import pickletools
 import pytest
 import torch
 from nvflare.fuel.utils import fobs
+from nvflare.fuel.utils.buffer_list import ConsumableBufferList
 
 from oncofed.federation import exchange
 from oncofed.training.trainer import Evaluation
@@ -23,6 +24,11 @@ def test_weights_survive_flares_serializer_to_the_bit_and_are_no_pickle() -> Non
         list(pickletools.genops(blob))
     assert b"__main__" not in blob
     assert b"pickle" not in blob
+
+
+def test_no_message_is_made_a_text_for_a_log() -> None:
+    exchange.register_tensors()
+    assert len(f"{ConsumableBufferList([bytes(1 << 20)])}") < 200
 
 
 def test_an_update_carries_weights_cases_and_approved_numbers_only() -> None:

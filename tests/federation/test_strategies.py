@@ -73,6 +73,13 @@ def test_statistics_are_averaged_and_counters_taken_whatever_the_strategy() -> N
     assert moved["counter"].dtype == torch.int64
 
 
+def test_the_model_is_taken_apart_as_the_next_is_made_so_that_no_two_are_held() -> None:
+    model = {"w": torch.zeros(1), "encoder": torch.ones(2)}
+    moved = Strategy(NAMES).step(model, _updates(1.0), 1)
+    assert list(moved) == ["w", "encoder"]
+    assert not model
+
+
 def test_what_no_site_trains_stays() -> None:
     model = {"w": torch.zeros(1), "encoder": torch.ones(2)}
     moved = Strategy(NAMES).step(model, _updates(1.0), 1)
