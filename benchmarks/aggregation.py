@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Sequence
-from functools import partial
 
 import numpy as np
 import psutil
@@ -19,7 +18,7 @@ from nvflare.app_common.aggregators.weighted_aggregation_helper import WeightedA
 from oncofed.bench.harness import Bench, Program, Settings
 from oncofed.bench.results import Beside, Limit, Target
 from oncofed.federation.heap import trim_heap
-from oncofed.federation.strategies import STRATEGIES, Strategy, Update
+from oncofed.federation.strategies import STRATEGIES, Update
 from peak import Peak
 
 _TENSORS = 40
@@ -46,9 +45,8 @@ def _mean(bench: Bench, count: int, megabytes: int) -> None:
         return
     model, updates = make_updates(count, megabytes)
     size = sum(value.nbytes for value in model.values())
-    ours = _strategy("fedavg", model)
     programs: dict[str, Program] = {
-        "oncofed": lambda: ours.step(dict(model), updates, count),
+        "oncofed": _step("fedavg", model, updates),
         "FLARE's helper": lambda: _flare(updates),
         "NumPy": lambda: _numpy(updates),
     }
@@ -68,11 +66,11 @@ def _mean(bench: Bench, count: int, megabytes: int) -> None:
 def _others(bench: Bench, count: int, megabytes: int) -> None:
     model, updates = make_updates(count, megabytes)
     size = sum(value.nbytes for value in model.values())
-    mean = partial(_strategy("fedavg", model).step, model, updates, count)
+    mean = _step("fedavg", model, updates)
     for name in _STRATEGIES:
         bench.race(
             f"{name} of {count} updates of {megabytes} MB",
-            {"oncofed": partial(_strategy(name, model).step, model, updates, count), "oncofed's mean": mean},
+            {"oncofed": _step(name, model, updates), "oncofed's mean": mean},
             unit="GB/s",
             amount=count * size / 1e9,
             settings={"updates": count, "megabytes": megabytes, "threads": torch.get_num_threads()},
@@ -90,8 +88,10 @@ def make_updates(count: int, megabytes: int) -> tuple[dict[str, torch.Tensor], l
     return model, updates
 
 
-def _strategy(name: str, model: dict[str, torch.Tensor]) -> Strategy:
-    return STRATEGIES[name](frozenset(model))
+def _step(name: str, model: dict[str, torch.Tensor], updates: Sequence[Update]) -> Program:
+    strategy = STRATEGIES[name](frozenset(model))
+    # A copy of the names alone: a step takes its model apart.
+    return lambda: strategy.step(dict(model), updates, len(updates))
 
 
 def _flare(updates: Sequence[Update]) -> object:
