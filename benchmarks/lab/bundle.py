@@ -24,11 +24,11 @@ _NAME = "oncofed-bench"
 _THERE = frozenset({"torch", "numpy"})
 # For commands and formats that no suite in the bundle uses, or for federations, which need no GPU to be measured.
 _LEFT_OUT = frozenset(
-    {"dicom-anonymizer", "python-gdcm", "pylibjpeg", "pylibjpeg-openjpeg", "pyjpegls", "tensorboard", "isal", "pyrage"}
-    | {"ruamel-yaml", "docker", "sqlalchemy", "grpcio", "aiohttp", "matplotlib"}
+    {"dicom-anonymizer", "python-gdcm", "pylibjpeg", "pylibjpeg-openjpeg", "pyjpegls", "tensorboard", "pyrage"}
+    | {"ruamel-yaml", "docker", "sqlalchemy", "aiohttp", "matplotlib"}
 )
 _MORE = ("imagecodecs", "nvidia-ml-py", "openslide-bin", "openslide-python", "tifffile")
-_CODECS = frozenset({"_shared", "_imcd", "_jpeg8"})
+_CODECS = frozenset({"_shared", "_shared_cython", "_imcd", "_jpeg8"})
 _SUITES = ("aggregation", "inference", "ingest", "input_pipeline", "slide_features", "train_step")
 _PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014", "manylinux1")
 _MOST_BYTES = 60 * 10**6
@@ -39,7 +39,12 @@ _BENCH = """\
 set -euo pipefail
 cd "$(dirname "$0")"
 export PYTHONPATH="$PWD/site${PYTHONPATH:+:$PYTHONPATH}"
-exec "${PYTHON:-python3}" -m oncofed.cli.main bench "$@"
+python="${PYTHON:-python3}"
+"$python" -c 'import importlib.util as u, sys; sys.exit(u.find_spec("torch") is None)' || {
+    echo "$python has no torch. Name one that has: PYTHON=/path/to/python3 $0 …" >&2
+    exit 2
+}
+exec "$python" -m oncofed.cli.main bench "$@"
 """
 
 

@@ -160,6 +160,7 @@ def run_suite(suite: Suite, run: BenchmarkRun, options: Options, results: Path, 
             result.status = "complete" if process.returncode == 0 else "failed"
             if process.returncode:
                 kept = results / f"{run.id}-{suite.name}.log"
+                results.mkdir(parents=True, exist_ok=True)
                 shutil.copy(log, kept)
                 result.error = f"{_last_words(log, process.returncode)}. All that it printed: {kept}"
         finally:
