@@ -35,11 +35,11 @@ def run(bench: Bench) -> None:
     imports = bench.best(lambda: subprocess.run(command, check=True), 3)
     bench.doing("a process ready")
     idle = _SECONDS_UNTIL_IDLE_QUICK if bench.quick else _SECONDS_UNTIL_IDLE
-    ready = measure(spec, sites, bench.folder / "spares", jobs, idle)
+    ready = measure(spec, sites, bench.folder / "spares", jobs, idle, bench.quick)
     beside = Beside(name="without processes that wait", missing="left out of a quick run")
     if not bench.quick:
         bench.doing("none ready")
-        none = measure(spec, sites, bench.folder / "none", jobs, idle, without_spares)
+        none = measure(spec, sites, bench.folder / "none", jobs, idle, False, without_spares)
         beside = Beside(name=beside.name, samples=none)
     bench.measured(
         "from submitting to the first step, server and 4 sites",
@@ -70,6 +70,7 @@ def measure(
     folder: Path,
     runs: int,
     idle: float,
+    shared: bool,
     prepared: Callable[[LocalAlliance], None] = lambda _: None,
 ) -> list[float]:
     """Return for each run the seconds until the first step of the site that came to it first.
@@ -80,9 +81,10 @@ def measure(
         folder: for everything that is written.
         runs: how many.
         idle: seconds between the end of a run and the next one.
+        shared: whether the participants, all on this machine, share one process that is ready.
         prepared: see ``DisturbedAlliance``.
     """
-    with lab(spec, sites, folder, prepared=prepared, shares_template=False) as running:
+    with lab(spec, sites, folder, prepared=prepared, shares_template=shared) as running:
         running.wait(lambda state: state.finished is not None, "the first job ends")
         return [_first_step(running, spec, idle) for _ in range(runs)]
 
