@@ -169,7 +169,7 @@ class Desk(WFCommServer):
             # Who asks has nothing in hand: a task that was given to it before went down with its process.
             for task_id in [t for t, (to, _) in self._given.items() if to == site]:
                 del self._given[task_id]
-            question = None if site in self._banned else next((q for q in self._questions if q.is_for(site)), None)
+            question = self._question_for(site)
             if question is None:
                 return self._try_again()  # type: ignore[no-any-return]
             task_id = str(uuid.uuid4())
@@ -179,6 +179,10 @@ class Desk(WFCommServer):
         message.set_header(ReservedHeaderKey.TASK_ID, task_id)
         message.set_header(ReservedHeaderKey.MSG_ROOT_ID, question.root)
         return question.task, task_id, message
+
+    def _question_for(self, site: str) -> Question | None:
+        """Return the question that stands for a site; None where there is none, or it was shut out."""
+        return None if site in self._banned else next((q for q in self._questions if q.is_for(site)), None)
 
     def process_submission(
         self, client: Client, task_name: str, task_id: str, result: Shareable, fl_ctx: FLContext
@@ -246,7 +250,7 @@ class Desk(WFCommServer):
                 return wait_reply(ask_again=False, pause=_SECONDS_BETWEEN_QUESTIONS)
             self._waiting += 1
             try:
-                while not self._ended and (site in self._banned or not any(q.is_for(site) for q in self._questions)):
+                while not self._ended and self._question_for(site) is None:
                     left = deadline - time.monotonic()
                     if left <= 0:
                         return wait_reply(ask_again=True)
