@@ -36,6 +36,8 @@ import oncofed
 from oncofed.errors import FederationError, OncofedError
 from oncofed.federation import exchange
 from oncofed.federation.desk import Desk, Question
+from oncofed.federation.direct.counter import Counter
+from oncofed.federation.direct.tensors import carry, carry_no_more, context_of_cell
 from oncofed.federation.door import Door
 from oncofed.federation.events import BEST_MODEL, EVENTS_FILE, MODELS_FOLDER, TOLD_GROUP, EventLog
 from oncofed.federation.exchange import TASK_COMBINE, TASK_PREPARE, TASK_TRAIN, TASK_VALIDATE
@@ -60,6 +62,8 @@ _SECONDS_BETWEEN_TRIES = 5.0
 # A server that was started again waits so long for sites that it knew before it counts them as lost.
 _LONGEST_RETURN_SECONDS = 90.0
 _LARGE_MODEL = 32 << 20
+# In models; with what a strategy asks for beside an update it is two.
+_LARGEST_UPDATE = 3
 
 
 class StoppedError(Exception):
@@ -121,6 +125,7 @@ class FederatedTraining(Controller):
         note_end(fl_ctx)
         if self._log:
             self._log.close()
+        carry_no_more(fl_ctx.get_engine().get_cell())
         cleanup_tensor_disk_offload(fl_ctx.get_engine(), self._offload)
         hand_over(fl_ctx)
         self._held.close()
@@ -160,6 +165,7 @@ class FederatedTraining(Controller):
         self._parameters, self._travelling = layout.trained, layout.travelling
         self._door = Door(federation, self._parameters, self._travelling, self._cases, self._record)
         self._desk.tidy = layout.nbytes > _LARGE_MODEL
+        self._let_sites_come(layout.nbytes)
         strategy = build_strategy(federation.strategy, self._parameters)
         if memory:
             strategy.restore(memory.strategy)
@@ -194,6 +200,14 @@ class FederatedTraining(Controller):
         best = load_file(self._state / MODELS_FOLDER / BEST_MODEL)
         self._vouch(best, memory.round, memory.best_round)
         self._test(best, memory.best_round, memory.best_score, matrix)
+
+    def _let_sites_come(self, nbytes: int) -> None:
+        """Let sites fetch large models, and bring updates, over connections of their own."""
+        cell = self._ctx.get_engine().get_cell()
+        context = context_of_cell(cell, str(self._ctx.get_job_id()), server=True)
+        if context:
+            largest = _LARGEST_UPDATE * nbytes + _LARGE_MODEL
+            carry(cell, Counter(self._state, context, self._desk.is_welcome, largest))
 
     def _vouch(self, model: Weights, rounds: int, best_round: int) -> None:
         """Write where the model comes from, beside it."""

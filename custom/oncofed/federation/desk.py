@@ -147,6 +147,11 @@ class Desk(WFCommServer):
         with self._changed:
             return set(self._heard)
 
+    def is_welcome(self, site: str) -> bool:
+        """Return whether a site takes part."""
+        with self._changed:
+            return site in self._heard and site not in self._banned
+
     def ban(self, sites: frozenset[str]) -> None:
         """Give these sites nothing to do, and take nothing from them, from now on."""
         with self._changed:

@@ -12,11 +12,11 @@ import torch
 from nvflare.apis.dxo import DXO, DataKind, MetaKey, from_shareable
 from nvflare.apis.fl_constant import ReturnCode
 from nvflare.apis.shareable import Shareable, make_reply
-from nvflare.app_opt.pt.decomposers import TensorDecomposer
 from nvflare.fuel.utils import fobs
 from nvflare.fuel.utils.buffer_list import ConsumableBufferList
 
 from oncofed.federation.compression import EXTRA
+from oncofed.federation.direct.tensors import DirectTensors
 from oncofed.federation.pieces import Joined, in_pieces
 from oncofed.models.weights import Weights
 from oncofed.training import Evaluation
@@ -52,7 +52,7 @@ def register_tensors() -> None:
     FLARE makes a text of every message that arrives, all of its bytes, for a line of its log that is hardly ever
     written: 10 ms for each megabyte. It is told to name the message there.
     """
-    fobs.register(TensorDecomposer)
+    fobs.register(DirectTensors)
     ConsumableBufferList.__repr__ = object.__repr__
 
 

@@ -31,6 +31,7 @@ from oncofed.errors import (
 from oncofed.federation import exchange
 from oncofed.federation.confined import ConfinedTurns
 from oncofed.federation.datasets import DATASETS_FILE, dataset_folder
+from oncofed.federation.direct.tensors import carry, carry_no_more, courier_of
 from oncofed.federation.exchange import TASK_COMBINE, TASK_PREPARE, TASK_TRAIN, TASK_VALIDATE
 from oncofed.federation.folders import JOB_PACK, initial_model, state_folder
 from oncofed.federation.guard import admit, dataset_digest, record
@@ -70,6 +71,7 @@ class SiteExecutor(Executor):
         """Register tensors before the first message, wait until there is a task, leave the memory when the job ends."""
         if event_type == EventType.START_RUN:
             exchange.register_tensors()
+            self._go_directly(fl_ctx)
             if isinstance(self._federation.strategy, SwarmSpec):
                 self._peer.listen(fl_ctx)
         elif event_type == EventType.AFTER_SEND_TASK_RESULT:
@@ -80,7 +82,15 @@ class SiteExecutor(Executor):
             if self._turns:
                 self._turns.close()
                 self._turns = None
+            carry_no_more(fl_ctx.get_engine().get_cell())
             _report(fl_ctx).now(phase=ENDED)
+
+    def _go_directly(self, fl_ctx: FLContext) -> None:
+        """Have large models fetched, and updates brought, over connections of their own where that is possible."""
+        cell = fl_ctx.get_engine().get_cell()
+        courier = courier_of(cell, str(fl_ctx.get_job_id()))
+        if courier:
+            carry(cell, courier)
 
     def execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
         """Do one task. An error is written to the site's own log; what leaves names no case, path or patient."""

@@ -14,6 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_constant import FLContextKey, JobConstants
@@ -24,6 +25,8 @@ from nvflare.app_common.job_launcher.process_launcher import ProcessHandle, Proc
 from nvflare.app_common.job_launcher.server_process_launcher import ServerProcessJobLauncher
 from nvflare.utils.job_launcher_utils import add_custom_dir_to_path, get_credential_env
 
+from oncofed.federation.direct.port import share_port
+from oncofed.federation.folders import STATE_FOLDER
 from oncofed.federation.job_process import TEMPLATE_VARIABLE, Fork, Template, ask, order
 from oncofed.federation.tunnel import use_proxy_of_environment
 
@@ -166,3 +169,13 @@ class ServerJobLauncher(_ReadyLauncher, ServerProcessJobLauncher):
     """
 
     restart_after = frozenset({1})
+
+    def __init__(self, spare: bool = True) -> None:
+        super().__init__(spare)
+        self._jobs = share_port()
+
+    def launch_job(self, job_meta: dict[str, object], fl_ctx: FLContext) -> JobHandleSpec:
+        """Start a job's process, and let sites reach it."""
+        root, job_id = fl_ctx.get_prop(FLContextKey.WORKSPACE_OBJECT).get_root_dir(), str(job_meta[JobConstants.JOB_ID])
+        self._jobs.folders[job_id] = Path(root) / STATE_FOLDER / job_id
+        return super().launch_job(job_meta, fl_ctx)

@@ -1,0 +1,235 @@
+"""A site's end of direct connections."""
+
+from __future__ import annotations
+
+import contextlib
+import http
+import logging
+import os
+import socket
+import ssl
+import time
+from collections.abc import Mapping
+from http.client import HTTPConnection, HTTPException, HTTPResponse
+from typing import Any
+from urllib.request import proxy_bypass
+
+from nvflare.fuel.f3.cellnet.fqcn import FQCN
+from torch import Tensor
+
+from oncofed.errors import FederationError
+from oncofed.federation.direct.body import Body, read_body
+from oncofed.federation.direct.space import Space, Spaces
+from oncofed.federation.direct.way import LENGTH, OFFSET, PATH, PIECE, STEP_SECONDS, name_of_peer, protocol
+from oncofed.models.weights import Weights
+from oncofed.proxy import PROXY_VARIABLE, open_tunnel
+
+# A link that is cut may be mended; FLARE moves the tensors where nothing went this way for so long. Where nothing ever
+# did, as with a firewall between that knows better, it does so soon.
+_PATIENCE_SECONDS, _FIRST_PATIENCE_SECONDS = 60.0, 5.0
+_SECONDS_BETWEEN_TRIES = 1.0
+_log = logging.getLogger(__name__)
+
+
+class _NoWayError(Exception):
+    """The server does not know direct connections, or this one leads elsewhere."""
+
+
+class _RefusedError(Exception):
+    """The server does not give or take these tensors."""
+
+
+class Courier:
+    """Fetches what the server offers, and brings it what a site hands in.
+
+    Args:
+        address: of the server, as FLARE's own connections have it.
+        context: how it speaks TLS.
+        server: whose certificate the other end is to show.
+        job_id: of the job.
+    """
+
+    def __init__(self, address: tuple[str, int], context: ssl.SSLContext, server: str, job_id: str) -> None:
+        self._address, self._context = address, context
+        self._server, self._job_id = server, job_id
+        self._spaces = Spaces()
+        self._goes = True
+        self._patience = _FIRST_PATIENCE_SECONDS
+
+    def close(self) -> None:
+        """Give all room back."""
+        self._spaces.close()
+
+    def collect(self, origin: str, ref: str, abort: Any = None) -> Weights | None:
+        """Return what the server offers; None: FLARE is to move it.
+
+        Args:
+            origin: FLARE's name of the process that offers it.
+            ref: its name.
+            abort: FLARE's signal that ends it.
+        """
+        if origin != FQCN.join([FQCN.ROOT_SERVER, self._job_id]):
+            return None
+        fetch = _Fetch(ref, self._spaces, abort)
+        try:
+            return fetch.content() if self._do(fetch, abort) else None
+        except FederationError as error:
+            _log.warning("from the server: %s", error)
+            return None
+        finally:
+            fetch.close()
+
+    def offer(self, ref: str, tensors: Mapping[str, Tensor], abort: Any = None) -> None:
+        """Bring the server tensors; where that fails FLARE moves them, once the server asks for them."""
+        self._do(_Bring(ref, Body(tensors), abort), abort)
+
+    def withdraw(self, ref: str) -> None:
+        """Do nothing: what was brought is there."""
+
+    def _do(self, transfer: _Fetch | _Bring, abort: Any) -> bool:
+        """Return whether a transfer was done; over a new connection where one breaks, while that leads anywhere."""
+        deadline, moved = time.monotonic() + self._patience, 0
+        while self._goes and not (abort and abort.triggered):
+            try:
+                with contextlib.closing(self._connect()) as connection:
+                    transfer.attempt(connection)
+                    self._patience = _PATIENCE_SECONDS
+                    return True
+            except _NoWayError as error:
+                self._goes = False
+                _log.info("weights go through FLARE's messages: %s", error)
+            except _RefusedError as error:
+                _log.info("the server does not take or give this directly: %s", error)
+                return False
+            except (OSError, HTTPException, FederationError) as error:
+                if transfer.moved > moved:
+                    deadline, moved = time.monotonic() + _PATIENCE_SECONDS, transfer.moved
+                if time.monotonic() > deadline:
+                    _log.warning("this goes through FLARE's messages: %s", type(error).__name__)
+                    self._patience = _FIRST_PATIENCE_SECONDS
+                    return False
+                time.sleep(_SECONDS_BETWEEN_TRIES)
+        return False
+
+    def _connect(self) -> HTTPConnection:
+        host, port = self._address
+        proxy = os.environ.get(PROXY_VARIABLE)
+        if proxy and not proxy_bypass(host):
+            plain = open_tunnel(proxy, host, port, STEP_SECONDS)
+        else:
+            plain = socket.create_connection(self._address, STEP_SECONDS)
+        try:
+            secured = self._context.wrap_socket(plain, server_hostname=host)
+        except BaseException:
+            plain.close()
+            raise
+        connection = HTTPConnection(host, port)
+        connection.sock = secured
+        if secured.selected_alpn_protocol() != protocol(self._job_id):
+            connection.close()
+            raise _NoWayError("the server does not take direct connections")
+        if name_of_peer(secured) != self._server:
+            connection.close()
+            raise _NoWayError(f"not {self._server} answers there")
+        return connection
+
+
+class _Fetch:
+    """Fetches something.
+
+    Args:
+        ref: its name.
+        spaces: where there is room for it.
+        abort: ends it.
+
+    Attributes:
+        moved: bytes that are here.
+    """
+
+    def __init__(self, ref: str, spaces: Spaces, abort: Any) -> None:
+        self._ref, self._spaces, self._abort = ref, spaces, abort
+        self._space: Space | None = None
+        self.moved = 0
+
+    def attempt(self, connection: HTTPConnection) -> None:
+        """Fetch what is not here yet."""
+        connection.request("GET", PATH + self._ref, headers={"Range": f"bytes={self.moved}-"} if self.moved else {})
+        response = connection.getresponse()
+        if response.status not in (http.HTTPStatus.OK, http.HTTPStatus.PARTIAL_CONTENT):
+            raise _RefusedError(response.reason)
+        left = int(response.headers["Content-Length"])
+        if self._space is None:
+            self._space = self._spaces.take(self.moved + left)
+        piece = memoryview(bytearray(PIECE))
+        while left:
+            if self._abort and self._abort.triggered:
+                raise _RefusedError("the job was stopped")
+            count = response.readinto(piece[: min(left, PIECE)])
+            if not count:
+                raise ConnectionResetError
+            self._space.write(piece[:count], self.moved)
+            self.moved, left = self.moved + count, left - count
+
+    def content(self) -> Weights:
+        """Return what is here now.
+
+        Raises:
+            FederationError: it is not tensors.
+        """
+        space, self._space = self._space, None
+        assert space
+        return read_body(space.path, self._spaces.read(space))
+
+    def close(self) -> None:
+        """Give back the room of what is not complete."""
+        if self._space:
+            self._spaces.give_back(self._space)
+
+
+class _Bring:
+    """Brings something.
+
+    Args:
+        ref: its name.
+        body: of the requests.
+        abort: ends it.
+
+    Attributes:
+        moved: bytes that were sent.
+    """
+
+    def __init__(self, ref: str, body: Body, abort: Any) -> None:
+        self._path, self._body, self._abort = PATH + ref, body, abort
+        self.moved = 0
+
+    def attempt(self, connection: HTTPConnection) -> None:
+        """Bring what is not there yet."""
+        size = self._body.size
+        connection.request("HEAD", self._path, headers={LENGTH: str(size)})
+        response = _answer(connection)
+        if response.status == http.HTTPStatus.OK:
+            return
+        start = int(response.headers[OFFSET])
+        connection.putrequest("PUT", self._path, skip_accept_encoding=True)
+        connection.putheader("Content-Length", str(size - start))
+        connection.putheader("Content-Range", f"bytes {start}-{size - 1}/{size}")
+        connection.endheaders()
+        self.moved = max(self.moved, start)
+        for part in self._body.parts(start):
+            if self._abort and self._abort.triggered:
+                raise _RefusedError("the job was stopped")
+            connection.send(part)
+            start += len(part)
+            self.moved = max(self.moved, start)
+        _answer(connection)
+
+
+def _answer(connection: HTTPConnection) -> HTTPResponse:
+    """Return what the server answers, where it agrees."""
+    response = connection.getresponse()
+    response.read()
+    if response.status == http.HTTPStatus.CONFLICT:
+        raise ConnectionResetError  # an earlier connection is still there, in the server's eyes
+    if response.status >= http.HTTPStatus.BAD_REQUEST:
+        raise _RefusedError(response.reason)
+    return response
