@@ -30,7 +30,7 @@ class Echo(SiteExecutor):
         if task_name != TASK_TRAIN:
             return exchange.numbers_message(numbers)
         sent, _, _, _ = exchange.read_weights_message(shareable)
-        delta = {name: value * 0.1 if value.is_floating_point() else value for name, value in sent.items()}
+        delta = {name: value.mul_(0.1) if value.is_floating_point() else value for name, value in sent.items()}
         compressed = Compressor(self._federation.exchange.update).compress(delta)
         numbers |= {"loss": 0.0, "train_s": 0.0}
         return exchange.update_message(compressed, {}, 1, 1, numbers)

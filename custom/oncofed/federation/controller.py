@@ -37,7 +37,7 @@ from oncofed.errors import FederationError, OncofedError
 from oncofed.federation import exchange
 from oncofed.federation.desk import Desk, Question
 from oncofed.federation.direct.counter import Counter
-from oncofed.federation.direct.tensors import carry, carry_no_more, context_of_cell
+from oncofed.federation.direct.tensors import SMALLEST_BYTES, carry, carry_no_more, context_of_cell
 from oncofed.federation.door import Door
 from oncofed.federation.events import BEST_MODEL, EVENTS_FILE, MODELS_FOLDER, TOLD_GROUP, EventLog
 from oncofed.federation.exchange import TASK_COMBINE, TASK_PREPARE, TASK_TRAIN, TASK_VALIDATE
@@ -205,7 +205,7 @@ class FederatedTraining(Controller):
         """Let sites fetch large models, and bring updates, over connections of their own."""
         cell = self._ctx.get_engine().get_cell()
         context = context_of_cell(cell, str(self._ctx.get_job_id()), server=True)
-        if context:
+        if context and nbytes >= SMALLEST_BYTES:
             largest = _LARGEST_UPDATE * nbytes + _LARGE_MODEL
             carry(cell, Counter(self._state, context, self._desk.is_welcome, largest))
 

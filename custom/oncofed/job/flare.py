@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from oncofed.code.load import loaded_packs
 from oncofed.data.profile import features
 from oncofed.errors import SpecError
+from oncofed.federation.direct.tensors import LARGEST_WHOLE_BYTES, SMALLEST_BYTES
 from oncofed.federation.exchange import TASKS
 from oncofed.federation.folders import INITIAL_MODEL, JOB_PACK
 from oncofed.federation.keeper import job_mark
@@ -37,9 +38,7 @@ _IDLE_SECONDS = 0.05
 _PAUSE_SECONDS = 0.001
 # A site that vanished is given up after this many seconds; FLARE's own default is a minute.
 _LOST_AFTER_SECONDS = 10.0
-# Tensors of models up to this size come with their message. Those of larger ones are fetched in chunks, and lie in a
-# file at the server until they are added up; FLARE's default fetches all of them, 2 MiB at a time.
-_LARGEST_WHOLE_MESSAGE = 32 << 20
+# FLARE's default fetches tensors 2 MiB at a time.
 _CHUNK_BYTES = 8 << 20
 # FLARE waits for ever for an answer to a site's question, also from a process that was killed.
 _ANSWER_SECONDS = 10.0
@@ -157,8 +156,9 @@ def _transfer(spec: JobSpec) -> dict[str, Any]:
     """Return FLARE's settings of how a model of this size travels."""
     size = spec.plan().layout().nbytes
     longest = _ANSWER_SECONDS + size / _SLOWEST_LINK_BYTES_PER_SECOND
+    chunk = 0 if size < SMALLEST_BYTES else LARGEST_WHOLE_BYTES if size < LARGEST_WHOLE_BYTES else _CHUNK_BYTES
     return {
-        "tensor_download_chunk_size": 0 if size <= _LARGEST_WHOLE_MESSAGE else _CHUNK_BYTES,
+        "tensor_download_chunk_size": chunk,
         "get_task_timeout": longest,
         "submit_task_result_timeout": longest,
         "task_check_interval": _TASK_CHECK_SECONDS,

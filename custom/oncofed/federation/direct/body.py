@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from oncofed.errors import FederationError
@@ -19,6 +19,7 @@ from oncofed.models.weights import Weights
 _LENGTH_BYTES = 8
 # Tensors begin where values of any type may lie.
 _ALIGNMENT = 8
+_LARGEST_HEADER = 100 << 20
 _TYPES = {
     "F64": torch.float64,
     "I64": torch.int64,
@@ -34,23 +35,23 @@ _TYPES = {
 _NAMES = {dtype: name for name, dtype in _TYPES.items()}
 
 
+def travels(value: Tensor) -> bool:
+    """Return whether a tensor's type is one of the format's."""
+    return value.dtype in _NAMES
+
+
 class Body:
     """Tensors as bytes, none of which are copied.
 
     Args:
-        tensors: by name, of any device. Those of larger types come first, so that each lies where its type may.
+        tensors: by name, of any device, all of which travel. Those of larger types come first, so that each lies where
+            its type may.
 
     Attributes:
         size: bytes of all.
-
-    Raises:
-        FederationError: a type of theirs does not travel.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        strange = [value.dtype for value in tensors.values() if value.dtype not in _NAMES]
-        if strange:
-            raise FederationError(f"tensors of type {strange[0]} do not travel")
         ordered = sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize)
         facts, end = {}, 0
         for name, value in ordered:
@@ -76,29 +77,50 @@ class Body:
                 yield value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
 
 
-def read_body(path: str, content: memoryview) -> Weights:
+def read_body(content: memoryview) -> Weights:
     """Return the tensors in a body, which lie in its own bytes.
 
     Args:
-        path: of a file with the same bytes.
-        content: the bytes.
+        content: the bytes, which can be written to.
 
     Raises:
         FederationError: it is not of the format.
     """
-    try:
-        with safe_open(path, "pt") as file:
-            # The library checks that the tensors lie one after another, and fill the file.
-            found = [(name, file.get_slice(name)) for name in file.offset_keys()]
-            facts = [(name, _TYPES[one.get_dtype()], one.get_shape()) for name, one in found]
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise FederationError(f"what arrived is not tensors ({type(error).__name__})") from None
     begin = _LENGTH_BYTES + int.from_bytes(content[:_LENGTH_BYTES], "little")
-    whole, tensors = torch.frombuffer(content, dtype=torch.uint8), Weights()
-    for name, dtype, shape in facts:
-        end = begin + math.prod(shape) * dtype.itemsize
-        if begin % dtype.itemsize:
-            raise FederationError(f"what arrived has {name} where its type may not lie")
-        tensors[name] = whole[begin:end].view(dtype).view(shape) if end > begin else torch.empty(shape, dtype=dtype)
-        begin = end
+    if begin > min(len(content), _LARGEST_HEADER):
+        raise FederationError("what arrived is not tensors (its header has no end)")
+    try:
+        header = json.loads(bytes(content[_LENGTH_BYTES:begin]))
+        facts = sorted((_facts(name, said) for name, said in header.items()), key=lambda one: one.begin)
+    except (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError) as error:
+        raise FederationError(f"what arrived is not tensors ({type(error).__name__})") from None
+    whole, tensors, end = torch.frombuffer(content, dtype=torch.uint8), Weights(), 0
+    for one in facts:
+        size = math.prod(one.shape) * one.dtype.itemsize
+        if one.begin != end or (begin + end) % one.dtype.itemsize:
+            raise FederationError(f"what arrived has {one.name} where it may not lie")
+        end += size
+        if one.end != end or begin + end > len(content):
+            raise FederationError(f"what arrived has another size of {one.name} than its shape says")
+        part = whole[begin + end - size : begin + end]
+        tensors[one.name] = part.view(one.dtype).view(one.shape) if size else torch.empty(one.shape, dtype=one.dtype)
+    if begin + end != len(content):
+        raise FederationError("what arrived has more bytes than its tensors")
     return tensors
+
+
+class _Facts(NamedTuple):
+    """What a header says of a tensor: where it lies is counted from the header's end."""
+
+    begin: int
+    end: int
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+def _facts(name: str, said: dict[str, Any]) -> _Facts:
+    (begin, end), shape = said["data_offsets"], tuple(said["shape"])
+    if not all(type(number) is int and number >= 0 for number in (begin, end, *shape)):
+        raise ValueError(name)
+    return _Facts(begin, end, name, _TYPES[said["dtype"]], shape)

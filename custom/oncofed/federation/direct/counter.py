@@ -18,7 +18,7 @@ from torch import Tensor
 from oncofed.errors import FederationError
 from oncofed.federation.direct.body import Body, read_body
 from oncofed.federation.direct.space import Space, Spaces
-from oncofed.federation.direct.way import LENGTH, OFFSET, PATH, PIECE, STEP_SECONDS, door, name_of_peer
+from oncofed.federation.direct.way import LENGTH, OFFSET, PATH, STEP_SECONDS, door, name_of_peer
 from oncofed.models.weights import Weights
 
 # So many sites at a time; others try again.
@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 
 class _Upload:
-    """An update that is on its way.
+    """An update that is on its way; who writes to its space, or gives it back, holds its lock.
 
     Args:
         ref: its name.
@@ -35,7 +35,7 @@ class _Upload:
     """
 
     def __init__(self, ref: str, space: Space) -> None:
-        self.ref, self.space, self.received = ref, space, 0
+        self.ref, self.space = ref, space
         self.lock = threading.Lock()
 
 
@@ -115,9 +115,13 @@ class Counter:
         with self._lock:
             if self._arrived.get(site, ("",))[0] == ref:
                 return None
-            upload = self._uploads.get(site)
-            if upload is None or upload.ref != ref or upload.space.size != size:
-                upload = self._uploads[site] = _Upload(ref, self._spaces.take(size))
+            before = self._uploads.get(site)
+            if before and before.ref == ref and before.space.size == size:
+                return before
+            if before and before.lock.acquire(blocking=False):
+                self._spaces.give_back(before.space)
+                before.lock.release()
+            upload = self._uploads[site] = _Upload(ref, self._spaces.take(size))
             return upload
 
     def upload(self, site: str, ref: str) -> _Upload | None:
@@ -132,12 +136,16 @@ class Counter:
         Raises:
             FederationError: it is not tensors.
         """
-        with self._lock:
-            if self._uploads.get(site) is upload:
-                del self._uploads[site]
-        tensors = read_body(upload.space.path, self._spaces.read(upload.space))
-        with self._lock:
-            self._arrived[site] = (upload.ref, tensors)
+        tensors = None
+        try:
+            tensors = read_body(self._spaces.read(upload.space))
+        finally:
+            with self._lock:
+                # Another one may have been begun meanwhile.
+                if self._uploads.get(site) is upload:
+                    del self._uploads[site]
+                    if tensors is not None:
+                        self._arrived[site] = (upload.ref, tensors)
 
     def _take_connections(self) -> None:
         while True:
@@ -172,6 +180,7 @@ class _Requests(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "oncofed", ""
+    rbufsize = 0  # what follows the headers is read from the connection itself
     client_address: Any
     server: Any
 
@@ -218,7 +227,7 @@ class _Requests(BaseHTTPRequestHandler):
         if upload is None:
             self._answer(http.HTTPStatus.OK, size)
         else:
-            self._answer(http.HTTPStatus.ACCEPTED, upload.received)
+            self._answer(http.HTTPStatus.ACCEPTED, upload.space.filled)
 
     def do_PUT(self) -> None:
         """Take an update that was begun, or the rest of it."""
@@ -227,30 +236,21 @@ class _Requests(BaseHTTPRequestHandler):
             self._refuse(http.HTTPStatus.CONFLICT)
             return
         with upload.lock:
-            # A connection that was cut may not have noticed yet.
-            if start != upload.received:
+            # A connection that was cut may not have noticed yet, or another update was begun.
+            if start != upload.space.filled or self._counter.upload(self._site, self._ref) is not upload:
                 self._refuse(http.HTTPStatus.CONFLICT)
                 return
-            self._receive(upload)
-            if upload.received < upload.space.size:
-                self.close_connection = True
-                return
+            while upload.space.filled < upload.space.size:
+                if not upload.space.receive(self.connection):
+                    self.close_connection = True
+                    return
             try:
                 self._counter.take(self._site, upload)
             except FederationError as error:
                 _log.warning("%s: %s", self._site, error)
                 self._refuse(http.HTTPStatus.BAD_REQUEST)
                 return
-        self._answer(http.HTTPStatus.CREATED, upload.received)
-
-    def _receive(self, upload: _Upload) -> None:
-        piece = memoryview(bytearray(PIECE))
-        while (left := upload.space.size - upload.received) > 0:
-            count = self.rfile.readinto(piece[: min(left, PIECE)])
-            if not count:
-                return
-            upload.space.write(piece[:count], upload.received)
-            upload.received += count
+        self._answer(http.HTTPStatus.CREATED, upload.space.filled)
 
     def _start(self, header: str, unit: str) -> int:
         """Return the first byte that a header names."""

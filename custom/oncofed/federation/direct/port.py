@@ -26,6 +26,8 @@ _BACKLOG = 128
 # A connection that says nothing for so long is FLARE's, which shuts it.
 _HELLO_SECONDS = 10.0
 _SECONDS_BETWEEN_LOOKS = 0.01
+# Of more than these, those that came first are FLARE's.
+_MOST_WAITING = 256
 # TLS's record: its type, its version, its length.
 _RECORD_HEAD, _HANDSHAKE, _LARGEST_RECORD = 5, b"\x16", 1 << 14
 
@@ -58,13 +60,13 @@ def share_port() -> Jobs:
     def site(runner: web.BaseRunner, host: str, port: int, *, ssl_context: Any) -> web.BaseSite:
         if ssl_context is None:
             return web.TCPSite(runner, host, port)
-        return web.SockSite(runner, _Sorted(host, port, jobs), ssl_context=ssl_context, backlog=_BACKLOG)
+        return web.SockSite(runner, SharedPort(host, port, jobs), ssl_context=ssl_context, backlog=_BACKLOG)
 
     aio_http_driver.web = types.SimpleNamespace(**{**vars(web), "TCPSite": site})
     return jobs
 
 
-class _Sorted(socket.socket):
+class SharedPort(socket.socket):
     """To asyncio a socket that listens, and accepts FLARE's connections alone.
 
     Args:
@@ -74,11 +76,17 @@ class _Sorted(socket.socket):
     """
 
     def __init__(self, host: str, port: int, jobs: Jobs) -> None:
+        self._closed = False
         theirs, self._mine = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         super().__init__(socket.AF_UNIX, socket.SOCK_STREAM, fileno=theirs.detach())
         self._jobs = jobs
         self._listening = _listen(host, int(port))
         threading.Thread(target=self._sort, name="port", daemon=True).start()
+
+    @property
+    def addresses(self) -> list[tuple[str, int]]:
+        """Where it listens."""
+        return [listening.getsockname()[:2] for listening in self._listening]
 
     def listen(self, backlog: int = _BACKLOG) -> None:
         """Do nothing: it listens already."""
@@ -101,6 +109,7 @@ class _Sorted(socket.socket):
 
     def close(self) -> None:
         """Listen no longer."""
+        self._closed = True
         for listening in self._listening:
             with contextlib.suppress(OSError):
                 listening.shutdown(socket.SHUT_RDWR)
@@ -113,31 +122,25 @@ class _Sorted(socket.socket):
         with selectors.DefaultSelector() as selector:
             for listening in self._listening:
                 selector.register(listening, selectors.EVENT_READ)
-            while True:
-                for key, _ in selector.select(_HELLO_SECONDS if waiting else None):
-                    found: Any = key.fileobj
-                    if found not in self._listening:
-                        continue
-                    try:
-                        connection, _ = found.accept()
-                    except ConnectionAbortedError:
-                        continue
-                    except OSError:
-                        for listening in self._listening:
-                            listening.close()
-                        return
-                    connection.setblocking(False)
-                    selector.register(connection, selectors.EVENT_READ)
-                    waiting[connection] = time.monotonic() + _HELLO_SECONDS
-                for connection, until in list(waiting.items()):
+            while not self._closed:
+                ready = [key.fileobj for key, _ in selector.select(_HELLO_SECONDS if waiting else None)]
+                for listening in self._listening:
+                    connection = _accepted(listening) if listening in ready else None
+                    if connection:
+                        selector.register(connection, selectors.EVENT_READ)
+                        waiting[connection] = time.monotonic() + _HELLO_SECONDS
+                surplus = len(waiting) - _MOST_WAITING
+                for number, (connection, until) in enumerate(list(waiting.items())):
                     hello = _hello(connection)
-                    if hello is None and time.monotonic() < until:
+                    if hello is None and time.monotonic() < until and number >= surplus:
                         continue
                     del waiting[connection]
                     selector.unregister(connection)
                     self._hand_over(connection, hello or b"")
                 if waiting:
                     time.sleep(_SECONDS_BETWEEN_LOOKS)  # what has begun to speak is readable all the time
+        for one in (*self._listening, *waiting):
+            one.close()
 
     def _hand_over(self, connection: socket.socket, hello: bytes) -> None:
         with connection:
@@ -171,6 +174,19 @@ def _listen(host: str, port: int) -> list[socket.socket]:
             one.close()
         raise
     return listening
+
+
+def _accepted(listening: socket.socket) -> socket.socket | None:
+    """Return the next connection; None: it is gone again, or there are too many."""
+    try:
+        connection, _ = listening.accept()
+    except ConnectionAbortedError:
+        return None
+    except OSError:
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+        return None
+    connection.setblocking(False)
+    return connection
 
 
 def _hello(connection: socket.socket) -> bytes | None:

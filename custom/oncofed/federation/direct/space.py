@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
+import ssl
 import tempfile
 import threading
 import weakref
 from pathlib import Path
+
+# The most that is read at a time: few enough for a core's cache.
+_PIECE = 1 << 18
 
 
 class Space:
@@ -17,38 +22,49 @@ class Space:
         size: bytes, at least one.
         folder: where its file lies; None: it lies in memory.
 
+    Attributes:
+        filled: bytes from its beginning on that have arrived.
+
     Raises:
         OSError: there is no room for it.
     """
 
     def __init__(self, size: int, folder: Path | None) -> None:
-        self.size = size
+        self.size, self.filled = size, 0
+        self._file: int | None = None
         if folder is None:
-            self._file = os.memfd_create("oncofed")
-        else:
-            with tempfile.TemporaryFile(dir=folder) as file:
-                self._file = os.dup(file.fileno())
-        try:
-            if folder is None:
-                os.ftruncate(self._file, size)
-            else:
-                # A disk that is full says so here, and not when a page is touched, which would end the process.
-                os.posix_fallocate(self._file, 0, size)
-            self._mapped = mmap.mmap(self._file, size)
-        except BaseException:
-            os.close(self._file)
-            raise
+            self._mapped = mmap.mmap(-1, size)
+            with contextlib.suppress(OSError, AttributeError):
+                self._mapped.madvise(mmap.MADV_HUGEPAGE)
+            return
+        with tempfile.TemporaryFile(dir=folder) as file:
+            # A disk that is full says so here, and not when a page is touched, which would end the process.
+            os.posix_fallocate(file.fileno(), 0, size)
+            self._mapped = mmap.mmap(file.fileno(), size)
+            self._file = os.dup(file.fileno())
+        self._closed = weakref.finalize(self, os.close, self._file)
 
-    @property
-    def path(self) -> str:
-        """Where it can be opened, in this process."""
-        return f"/proc/self/fd/{self._file}"
+    def add(self, data: bytes) -> None:
+        """Add what has arrived."""
+        self._write(memoryview(data))
 
-    def write(self, data: memoryview, offset: int) -> None:
-        """Write bytes. Through the file: a mapping would have the system look up each page first."""
-        while data:
-            written = os.pwrite(self._file, data, offset)
-            data, offset = data[written:], offset + written
+    def receive(self, connection: ssl.SSLSocket) -> int:
+        """Add some of what arrives; return how many bytes: none where the connection has ended.
+
+        Raises:
+            OSError: nothing arrives.
+        """
+        wanted = min(self.size - self.filled, _PIECE)
+        if self._file is None:
+            with self.view()[self.filled : self.filled + wanted] as target:
+                count = _fill(connection, target)
+            self.filled += count
+            return count
+        # Through the file: where it was mapped the system would look up each page before it is written.
+        piece = memoryview(bytearray(wanted))
+        count = _fill(connection, piece)
+        self._write(piece[:count])
+        return count
 
     def view(self) -> memoryview:
         """Return its bytes."""
@@ -57,7 +73,28 @@ class Space:
     def close(self) -> None:
         """Give it back to the system. Nobody may look at its bytes any more."""
         self._mapped.close()
-        os.close(self._file)
+        if self._file is not None:
+            self._closed()
+
+    def _write(self, data: memoryview) -> None:
+        if self._file is None:
+            self._mapped[self.filled : self.filled + len(data)] = data
+            self.filled += len(data)
+            return
+        while data:
+            written = os.pwrite(self._file, data, self.filled)
+            data, self.filled = data[written:], self.filled + written
+
+
+def _fill(connection: ssl.SSLSocket, target: memoryview) -> int:
+    """Fill a part of memory, by a record of TLS at a time; return how much arrived."""
+    count = 0
+    while count < len(target):
+        arrived = connection.recv_into(target[count:])
+        if not arrived:
+            break
+        count += arrived
+    return count
 
 
 class Spaces:
@@ -82,6 +119,7 @@ class Spaces:
         with self._lock:
             for number, space in enumerate(self._free):
                 if space.size == size:
+                    space.filled = 0
                     return self._free.pop(number)
             # What travels has another size now.
             while self._free:

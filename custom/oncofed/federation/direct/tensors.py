@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+import nvflare.fuel.utils.app_config_utils as acu
+from nvflare.apis.fl_constant import ConfigVarName
 from nvflare.app_opt.pt.decomposers import TensorDecomposer
 from nvflare.app_opt.pt.tensor_downloader import TensorDownloadable
 from nvflare.fuel.f3.cellnet.cell import Cell
@@ -22,15 +24,18 @@ from nvflare.fuel.utils.fobs.datum import Datum, DatumManager
 from torch import Tensor
 
 from oncofed.errors import FederationError
+from oncofed.federation.direct.body import travels
 from oncofed.federation.direct.courier import Courier
 from oncofed.federation.direct.way import context_of
 from oncofed.models.weights import Weights
 
-# Less than this is there sooner within FLARE's messages.
-SMALLEST_BYTES = 4 << 20
+# Models of less than this are there sooner within FLARE's messages. Without direct connections those of less than the
+# second are, too; larger ones FLARE fetches in chunks.
+SMALLEST_BYTES, LARGEST_WHOLE_BYTES = 4 << 20, 32 << 20
 _CARRIER = "oncofed.carrier"
 _DIRECT = "direct"
 _OBJECTS = "objects"
+_NATIVE = "native"
 _SETTLE_SECONDS = 10.0
 
 
@@ -70,6 +75,13 @@ class DirectTensors(TensorDecomposer):
     stays, and so does what it stands for: where the other way fails, FLARE's is gone.
     """
 
+    def decompose(self, target: Any, manager: DatumManager | None = None) -> Any:
+        """Return a tensor as it stands in a message: whole, where FLARE would fetch all of them in one chunk."""
+        chunk = acu.get_int_var(self._config_var_name(ConfigVarName.DOWNLOAD_CHUNK_SIZE), self.max_chunk_size)
+        if manager and chunk >= LARGEST_WHOLE_BYTES and not manager.fobs_ctx.get(_CARRIER):
+            manager.fobs_ctx[_NATIVE] = True
+        return super().decompose(target, manager)
+
     def to_downloadable(self, items: dict[str, Tensor], max_chunk_size: int, fobs_ctx: dict[str, Any]) -> Any:
         """Return tensors as FLARE offers them."""
         return _Offered(items, max_chunk_size, fobs_ctx.get(_CARRIER))
@@ -108,14 +120,15 @@ class _Offered(TensorDownloadable):
         carrier: of the process.
 
     Attributes:
-        carrier: by which they go; None: they are small.
+        carrier: by which they go; None: they go as FLARE's do.
         ref: their name.
     """
 
     def __init__(self, tensors: dict[str, Tensor], largest_chunk: int, carrier: Carrier | None) -> None:
         super().__init__(tensors, largest_chunk)
-        large = sum(value.nbytes for value in tensors.values()) >= SMALLEST_BYTES
-        self.carrier, self.ref = carrier if large else None, ""
+        is_large = sum(value.nbytes for value in tensors.values()) >= SMALLEST_BYTES
+        self.carrier = carrier if is_large and all(map(travels, tensors.values())) else None
+        self.ref = ""
 
     def release(self) -> None:
         """Offer them no longer: everybody has them, or time is up."""

@@ -20,8 +20,6 @@ from oncofed.errors import FederationError
 PATH = "/weights/"
 # How large an update is and how much of it has arrived, as in the IETF's draft for uploads that can be resumed.
 LENGTH, OFFSET = "Upload-Length", "Upload-Offset"
-# The most that is read or written at a time: few enough for a core's cache.
-PIECE = 1 << 18
 # A step of an exchange takes so long at most: then the link counts as cut.
 STEP_SECONDS = 30.0
 

@@ -1,0 +1,136 @@
+"""A server's and some sites' ends of direct connections, with the certificates of real startup kits."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nvflare.fuel.f3.drivers.driver_params import DriverParams
+
+from oncofed.federation.direct.counter import Counter
+from oncofed.federation.direct.courier import Courier
+from oncofed.federation.direct.port import Jobs, SharedPort
+from oncofed.federation.direct.way import context_of
+
+JOB = "5f2b6a4e-2c1d-4a9e-9a53-0d5a3a3f1c10"
+ORIGIN = f"server.{JOB}"
+LARGEST = 1 << 24
+
+
+def credentials(kit: Path, kind: str = "client") -> dict[str, str]:
+    """Return a kit's certificate and key, as FLARE's cells have them."""
+    startup = kit / "startup"
+    server = kind == "server"
+    return {
+        DriverParams.CA_CERT.value: str(startup / "rootCA.pem"),
+        (DriverParams.SERVER_CERT if server else DriverParams.CLIENT_CERT).value: str(startup / f"{kind}.crt"),
+        (DriverParams.SERVER_KEY if server else DriverParams.CLIENT_KEY).value: str(startup / f"{kind}.key"),
+    }
+
+
+@dataclass
+class Exchange:
+    """A server that takes direct connections for one job.
+
+    Attributes:
+        kits: of its alliance.
+        port: on loopback.
+        jobs: where its main process finds the job.
+        counter: the job's own end.
+        welcome: sites that take part.
+        others: what arrived on the same port that is FLARE's, each with its first bytes.
+    """
+
+    kits: Path
+    port: int
+    jobs: Jobs
+    counter: Counter
+    welcome: set[str]
+    others: list[bytes] = field(default_factory=list)
+
+    def courier(
+        self, name: str = "north", kits: Path | None = None, port: int = 0, server: str = "localhost"
+    ) -> Courier:
+        """Return a member's end."""
+        kit = (kits or self.kits) / name
+        return Courier(("localhost", port or self.port), context_of(credentials(kit), JOB, False), server, JOB)
+
+
+@contextlib.contextmanager
+def open_exchange(kits: Path, folder: Path) -> Iterator[Exchange]:
+    """Have a server and its port until the block ends."""
+    jobs, welcome = Jobs({JOB: folder}), {"north", "south"}
+    shared = SharedPort("127.0.0.1", 0, jobs)
+    context = context_of(credentials(kits / "localhost", "server"), JOB, True)
+    counter = Counter(folder, context, welcome.__contains__, LARGEST)
+    found = Exchange(kits, shared.addresses[0][1], jobs, counter, welcome)
+    over = threading.Event()
+    thread = threading.Thread(target=_flare, args=(shared, found.others, over))
+    thread.start()
+    try:
+        yield found
+    finally:
+        over.set()
+        thread.join()
+        counter.close()
+        shared.close()
+
+
+def _flare(shared: SharedPort, others: list[bytes], over: threading.Event) -> None:
+    """Take connections as asyncio does for FLARE's driver."""
+    shared.setblocking(False)
+    while not over.is_set():
+        if not select.select([shared], [], [], 0.05)[0]:
+            continue
+        with contextlib.suppress(BlockingIOError):
+            connection, _ = shared.accept()
+            with connection:
+                connection.settimeout(2.0)
+                others.append(connection.recv(1 << 14))
+
+
+class Scissors:
+    """A TCP proxy that cuts its first connections after so many bytes in one direction.
+
+    Args:
+        port: to which it leads.
+        after: bytes, for each connection that is cut; later ones are left alone.
+        up: whether bytes to the server count, or from it.
+    """
+
+    def __init__(self, port: int, after: list[int], up: bool) -> None:
+        self._target, self._after, self._up = port, after, up
+        self.connections = 0
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        """Take no more connections."""
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = self._listener.accept()
+                left = self._after[self.connections] if self.connections < len(self._after) else None
+                self.connections += 1
+                far = socket.create_connection(("127.0.0.1", self._target))
+                threading.Thread(target=self._carry, args=(near, far, left), daemon=True).start()
+
+    def _carry(self, near: socket.socket, far: socket.socket, left: int | None) -> None:
+        other = {near: far, far: near}
+        with near, far, contextlib.suppress(OSError):
+            while left is None or left > 0:
+                for end in select.select([near, far], [], [])[0]:
+                    data = end.recv(1 << 14)
+                    if not data:
+                        return
+                    other[end].sendall(data)
+                    if left is not None and (end is near) == self._up:
+                        left -= len(data)
