@@ -29,6 +29,8 @@ def test_eight_sites_behind_two_relays_train_together(spec: JobSpec, tmp_path: P
         "relay-east": RelaySpec(port=free_port(), sites=tuple(sites[4:])),
     }
     alliance_spec = AllianceSpec(sites=tuple(sites), port=free_port(), relays=relays)
+    # So large that sites which reach the server themselves would have connections of their own for it.
+    spec = spec.changed({"model": {"network": "unet", "channels": [24, 48, 96, 96], "residual_units": 2}})
     with LocalAlliance(alliance_spec, tmp_path / "a", datasets, tmp_path / "logs", tmp_path / "tmp") as alliance:
         alliance.wait_registered()
         job = FederatedJob(alliance, export_job(spec, tmp_path / "job"), len(sites))
@@ -37,7 +39,8 @@ def test_eight_sites_behind_two_relays_train_together(spec: JobSpec, tmp_path: P
     rounds = [event for event in events if event["kind"] == "round"]
     assert [event["participation"]["in_time"] for event in rounds] == [sites, sites]
     assert sorted(events[-1]["test"]) == sites
-    # No site has a connection of its own to the server.
+    # No site has a connection of its own to the server, nor tries.
+    assert not any("MB directly" in (tmp_path / "logs" / f"{site}.txt").read_text() for site in sites)
     assert not any(f"SSL {site}]" in server for site in sites)
     assert all(f"SSL {relay}]" in server for relay in relays)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -26,8 +27,10 @@ def three_sites(tmp_path: Path, two_sites: dict[str, Path]) -> dict[str, Path]:
 def test_a_run_outlives_every_process_and_ends_with_the_same_bits(
     spec: JobSpec, two_sites: dict[str, Path], tmp_path: Path
 ) -> None:
+    # Large enough for connections of its own, with updates of a quarter.
+    network = {"model": {"network": "unet", "channels": [40, 80, 160, 160], "residual_units": 2}}
     strategy = {"strategy": {"name": "fedadam"}, "exchange": {"update": "int8"}}
-    patient = spec.changed({"rounds": {"number": 6}, "training": {"steps_per_round": 60}, **strategy})
+    patient = spec.changed({"rounds": {"number": 6}, "training": {"steps_per_round": 15}, **network, **strategy})
     usual, folder = undisturbed(patient, two_sites, tmp_path / "undisturbed")
     expected = load_file(folder / "models" / "best.safetensors")
     with lab(patient, two_sites, tmp_path / "disturbed") as running:
@@ -41,6 +44,9 @@ def test_a_run_outlives_every_process_and_ends_with_the_same_bits(
         running.kill("server")
         state = running.wait(lambda state: state.finished is not None, "the run ends")
         model = load_file(running.job.fetch() / "models" / "best.safetensors")
+    said = (tmp_path / "disturbed" / "logs" / "east.txt").read_text()
+    assert re.search(r"fetched 17\.0 MB directly", said)
+    assert re.search(r"brought 4\.\d MB directly", said)
     assert sorted(state.participation) == [1, 2, 3, 4, 5, 6]
     assert all(sorted(who["in_time"]) == ["east", "west"] for who in state.participation.values())
     assert sum(incident["kind"] == "resumed" for incident in state.incidents) >= 2

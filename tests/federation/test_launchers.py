@@ -65,6 +65,17 @@ def test_a_job_that_is_killed_says_so_also_when_nobody_is_left_who_could_tell(la
     assert orphan.wait() == -signal.SIGKILL
 
 
+def test_a_process_that_is_started_again_numbers_its_streams_anew(launcher, tmp_path):
+    """FLARE takes no number twice of a site or a server, and counts from its import on, which forks share."""
+    program = "import sys; from nvflare.fuel.f3.streaming.stream_utils import gen_stream_id; from pathlib import Path\n"
+    (tmp_path / "program.py").write_text(program + "Path(sys.argv[1]).write_text(str(gen_stream_id()))")
+    numbers = []
+    for name in ("one", "other"):
+        assert launcher._start(order("program", [str(tmp_path / name)], {})).wait() == 0
+        numbers.append(int((tmp_path / name).read_text()))
+    assert abs(numbers[0] - numbers[1]) > 1000
+
+
 def test_a_template_that_was_killed_costs_no_job(launcher, tmp_path):
     before = launcher._template.pid
     os.kill(before, signal.SIGKILL)

@@ -31,7 +31,7 @@ from oncofed.errors import (
 from oncofed.federation import exchange
 from oncofed.federation.confined import ConfinedTurns
 from oncofed.federation.datasets import DATASETS_FILE, dataset_folder
-from oncofed.federation.direct.tensors import carry, carry_no_more, courier_of
+from oncofed.federation.direct.tensors import SMALLEST_BYTES, carry, carry_no_more, courier_of
 from oncofed.federation.exchange import TASK_COMBINE, TASK_PREPARE, TASK_TRAIN, TASK_VALIDATE
 from oncofed.federation.folders import JOB_PACK, initial_model, state_folder
 from oncofed.federation.guard import admit, dataset_digest, record
@@ -47,6 +47,10 @@ from oncofed.privacy.policy import Policy
 from oncofed.training import Plan
 
 _WAIT_TIMEOUT_SECONDS = 10.0
+# The server answers a message so soon once a model or an update has gone its own way: it may have to read it first.
+_DIRECT_ANSWER_SECONDS, _SLOWEST_READING_BYTES_PER_SECOND = 20.0, 50e6
+# What FLARE's runner waits for, by the names of its attributes.
+_TIMEOUTS = ("get_task_timeout", "submit_task_result_timeout")
 
 
 class SiteExecutor(Executor):
@@ -87,10 +91,17 @@ class SiteExecutor(Executor):
 
     def _go_directly(self, fl_ctx: FLContext) -> None:
         """Have large models fetched, and updates brought, over connections of their own where that is possible."""
-        cell = fl_ctx.get_engine().get_cell()
-        courier = courier_of(cell, str(fl_ctx.get_job_id()))
-        if courier:
-            carry(cell, courier)
+        cell, size = fl_ctx.get_engine().get_cell(), self._layout.nbytes
+        courier = courier_of(cell, str(fl_ctx.get_job_id())) if size >= SMALLEST_BYTES else None
+        if courier is None:
+            return
+        carry(cell, courier)
+        # FLARE's messages are small then, and an answer that is lost with a server's process is not waited for as long
+        # as a model may take on a slow link. Where one went with them after all, it is again.
+        runner = fl_ctx.get_prop(FLContextKey.RUNNER)
+        before = {name: getattr(runner, name) for name in _TIMEOUTS}
+        courier.when_it_fails = lambda: vars(runner).update(before)
+        vars(runner).update(dict.fromkeys(_TIMEOUTS, _DIRECT_ANSWER_SECONDS + size / _SLOWEST_READING_BYTES_PER_SECOND))
 
     def execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
         """Do one task. An error is written to the site's own log; what leaves names no case, path or patient."""

@@ -17,6 +17,7 @@ import importlib
 import json
 import os
 import runpy
+import secrets
 import select
 import signal
 import socket
@@ -29,6 +30,8 @@ from pathlib import Path
 from threading import Lock
 from types import FrameType
 from typing import Any
+
+from nvflare.fuel.f3.streaming import stream_utils
 
 from oncofed.federation.heap import share_one_heap
 from oncofed.federation.tunnel import use_proxy_of_environment
@@ -45,6 +48,8 @@ MODULES = (
 # Names, in an environment, the inherited socket of a template that several participants of a machine share.
 TEMPLATE_VARIABLE = "ONCOFED_JOB_TEMPLATE"
 _SECONDS_BETWEEN_LOOKS = 0.5
+# Microseconds by which numbers of processes differ that are started at once.
+_SPREAD = 1_000_000
 
 
 def order(module: str, arguments: list[str], environment: dict[str, str]) -> bytes:
@@ -255,6 +260,9 @@ def become(module: str, arguments: list[str], environment: dict[str, str]) -> No
     os.environ.clear()
     os.environ.update(environment)
     use_proxy_of_environment()
+    # FLARE numbers its streams from a moment on that it notes as it is imported, and takes none twice: of a process
+    # that was started again nothing would be heard until it had sent as many as the one before.
+    stream_utils.sid_base = time.time_ns() // 1000 + secrets.randbelow(_SPREAD)
     sys.argv = [module, *arguments]
     sys.modules.pop(module, None)
     runpy.run_module(module, run_name="__main__", alter_sys=True)

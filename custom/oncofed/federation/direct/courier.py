@@ -9,7 +9,7 @@ import os
 import socket
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from typing import Any, cast
 from urllib.request import proxy_bypass
@@ -47,6 +47,9 @@ class Courier:
         context: how it speaks TLS.
         server: whose certificate the other end is to show.
         job_id: of the job.
+
+    Attributes:
+        when_it_fails: called when FLARE is to move something instead.
     """
 
     def __init__(self, address: tuple[str, int], context: ssl.SSLContext, server: str, job_id: str) -> None:
@@ -54,6 +57,7 @@ class Courier:
         self._server, self._job_id = server, job_id
         self._spaces = Spaces()
         self._goes = True
+        self.when_it_fails: Callable[[], None] = lambda: None
         self._patience = _FIRST_PATIENCE_SECONDS
 
     def close(self) -> None:
@@ -81,7 +85,8 @@ class Courier:
 
     def offer(self, ref: str, tensors: Mapping[str, Tensor], abort: Any = None) -> None:
         """Bring the server tensors; where that fails FLARE moves them, once the server asks for them."""
-        self._do(_Bring(ref, Body(tensors), abort), abort)
+        if not self._do(_Bring(ref, Body(tensors), abort), abort):
+            self.when_it_fails()
 
     def withdraw(self, ref: str) -> None:
         """Do nothing: what was brought is there."""
