@@ -30,7 +30,7 @@ def test_eight_sites_behind_two_relays_train_together(spec: JobSpec, tmp_path: P
     }
     alliance_spec = AllianceSpec(sites=tuple(sites), port=free_port(), relays=relays)
     # So large that sites which reach the server themselves would have connections of their own for it.
-    spec = spec.changed({"model": {"network": "unet", "channels": [24, 48, 96, 96], "residual_units": 2}})
+    spec = spec.changed({"model": {"network": "unet", "channels": [32, 64, 128], "residual_units": 2}})
     with LocalAlliance(alliance_spec, tmp_path / "a", datasets, tmp_path / "logs", tmp_path / "tmp") as alliance:
         alliance.wait_registered()
         job = FederatedJob(alliance, export_job(spec, tmp_path / "job"), len(sites))

@@ -11,7 +11,7 @@ from commands import left_running, oncofed
 
 pytestmark = [pytest.mark.slow, pytest.mark.federation]
 
-STRATEGIES = ("ditto", "feddyn", "cyclic", "fedbuff", "swarm")
+STRATEGIES = ("ditto", "feddyn", "cyclic", "fedbuff")
 
 
 @pytest.mark.timeout(400)

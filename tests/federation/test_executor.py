@@ -53,7 +53,7 @@ class _Context(FLContext):
 
             def __exit__(self, *args: object) -> None: ...
 
-        return SimpleNamespace(new_context=_Opened, fire_event=lambda *a: None)
+        return SimpleNamespace(new_context=_Opened, fire_event=lambda *a: None, get_cell=lambda: None)
 
 
 @pytest.fixture

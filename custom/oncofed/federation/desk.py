@@ -24,7 +24,7 @@ from oncofed.federation.heap import trim_heap
 # Nothing was heard of a site for so long: FLARE's job processes send a heartbeat every ten seconds.
 _SILENT_SECONDS = 30.0
 # A site's question "is there something to do?" is answered after this long at the latest.
-_LONGEST_WAIT_SECONDS = 5.0
+_LONGEST_WAIT_SECONDS = 2.5
 # Each waiting question holds one of the server's threads; more sites than this ask now and then instead.
 _MOST_WAITING = 40
 _SECONDS_BETWEEN_QUESTIONS = 0.05

@@ -46,7 +46,8 @@ from oncofed.privacy.outbound import progress_that_may_leave
 from oncofed.privacy.policy import Policy
 from oncofed.training import Plan
 
-_WAIT_TIMEOUT_SECONDS = 10.0
+# An answer that was lost with a process of the server is waited for so long: the desk answers sooner.
+_WAIT_TIMEOUT_SECONDS = 6.0
 # The server answers a message so soon once a model or an update has gone its own way: it may have to read it first.
 _DIRECT_ANSWER_SECONDS, _SLOWEST_READING_BYTES_PER_SECOND = 20.0, 50e6
 # What FLARE's runner waits for, by the names of its attributes.

@@ -105,7 +105,7 @@ class Courier:
             except _NoWayError as error:  # noqa: PERF203 - any of them may break
                 self._goes = False
                 _log.info("weights go through FLARE's messages: %s", error)
-            except _RefusedError as error:
+            except (_RefusedError, ValueError) as error:
                 _log.info("the server does not take or give this directly: %s", error)
                 return False
             except (OSError, HTTPException, FederationError) as error:
@@ -168,7 +168,7 @@ class _Fetch:
         if response.status not in (http.HTTPStatus.OK, http.HTTPStatus.PARTIAL_CONTENT):
             raise _RefusedError(response.reason)
         if self._space is None:
-            self._space = self._spaces.take(int(response.headers["Content-Length"]))
+            self._space = self._spaces.take(int(response.headers.get("Content-Length", "")))
         # What the library read beyond the headers; the rest it would copy once more.
         self._space.add(response.read1(self._space.size - self._space.filled))
         while self._space.filled < self._space.size:
@@ -218,7 +218,7 @@ class _Bring:
         response = _answer(connection)
         if response.status == http.HTTPStatus.OK:
             return
-        start = int(response.headers[OFFSET])
+        start = int(response.headers.get(OFFSET, ""))
         connection.putrequest("PUT", self._path, skip_accept_encoding=True)
         connection.putheader("Content-Length", str(size - start))
         connection.putheader("Content-Range", f"bytes {start}-{size - 1}/{size}")
