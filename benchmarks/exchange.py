@@ -2,10 +2,9 @@
 
 The federation is real: server and sites from startup kits on loopback, mutual TLS, oncofed's own rounds; only the
 sites' training is left out, so that a round is the exchange, what is looked at before and after it, the average, and
-keeping the state. Beside it:
-stock FLARE's ``FedAvgRecipe`` with NumPy arrays and a script that returns what it was sent. The limit copies a round's
-bytes, there and back, through one loopback connection. Memory is the server's job process: its peak while the rounds
-run, less what it has with a model of one megabyte, in units of the model.
+keeping the state. Beside it: stock FLARE's ``FedAvgRecipe`` with NumPy arrays and a script that returns what it was
+sent. The limit copies a round's bytes, there and back, through one loopback connection. Memory is the server's job
+process: its peak while the rounds run, less what it has with a model of one megabyte, in units of the model.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ def run(bench: Bench) -> None:
             baseline=baseline,
             limit=Limit(name="the same bytes through one TLS connection", value=floor),
             target=Target(of="limit", value=1 / 1.5),
-            note="looking at updates on both ends, their mean, and keeping the state are in it; all share this machine's cores",
+            note="looking at updates, their mean, and keeping the state are in it; all share this machine's cores",
         )
         bench.measured(
             f"bytes of that round, updates {codec}",

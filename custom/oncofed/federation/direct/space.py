@@ -42,6 +42,7 @@ class Space:
             os.posix_fallocate(file.fileno(), 0, size)
             self._mapped = mmap.mmap(file.fileno(), size)
             self._file = os.dup(file.fileno())
+        self._piece = bytearray(_PIECE)
         self._closed = weakref.finalize(self, os.close, self._file)
 
     def add(self, data: bytes) -> None:
@@ -61,7 +62,7 @@ class Space:
             self.filled += count
             return count
         # Through the file: where it was mapped the system would look up each page before it is written.
-        piece = memoryview(bytearray(wanted))
+        piece = memoryview(self._piece)[:wanted]
         count = _fill(connection, piece)
         self._write(piece[:count])
         return count
