@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http
 import logging
+import os
 import socket
 import ssl
 import threading
@@ -156,19 +157,20 @@ class Counter:
             if not message:
                 return
             for number in numbers:
-                threading.Thread(target=self._serve, args=(number,), name="direct", daemon=True).start()
+                if self._room.acquire(blocking=False):
+                    threading.Thread(target=self._serve, args=(number,), name="direct", daemon=True).start()
+                else:
+                    os.close(number)
 
     def _serve(self, number: int) -> None:
         """Answer a connection's requests. Where it breaks, its site tries again, or has FLARE move the tensors."""
-        with socket.socket(fileno=number) as plain, contextlib.suppress(OSError, ValueError):
-            if not self._room.acquire(blocking=False):
-                return
-            try:
+        try:
+            with socket.socket(fileno=number) as plain, contextlib.suppress(OSError, ValueError):
                 plain.settimeout(STEP_SECONDS)
                 with self._context.wrap_socket(plain, server_side=True) as connection:
                     _Requests(connection, name_of_peer(connection), self)
-            finally:
-                self._room.release()
+        finally:
+            self._room.release()
 
 
 class _Requests(BaseHTTPRequestHandler):
@@ -235,12 +237,13 @@ class _Requests(BaseHTTPRequestHandler):
         if upload is None:
             self._refuse(http.HTTPStatus.CONFLICT)
             return
+        size = upload.space.size
         with upload.lock:
             # A connection that was cut may not have noticed yet, or another update was begun.
             if start != upload.space.filled or self._counter.upload(self._site, self._ref) is not upload:
                 self._refuse(http.HTTPStatus.CONFLICT)
                 return
-            while upload.space.filled < upload.space.size:
+            while upload.space.filled < size:
                 if not upload.space.receive(self.connection):
                     self.close_connection = True
                     return
@@ -250,7 +253,7 @@ class _Requests(BaseHTTPRequestHandler):
                 _log.warning("%s: %s", self._site, error)
                 self._refuse(http.HTTPStatus.BAD_REQUEST)
                 return
-        self._answer(http.HTTPStatus.CREATED, upload.space.filled)
+        self._answer(http.HTTPStatus.CREATED, size)
 
     def _start(self, header: str, unit: str) -> int:
         """Return the first byte that a header names."""
