@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import select
 import socket
 import threading
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from nvflare.fuel.f3.drivers.driver_params import DriverParams
 
+from fault_lab import Link
 from oncofed.federation.direct.counter import Counter
 from oncofed.federation.direct.courier import Courier
 from oncofed.federation.direct.port import Jobs, SharedPort
@@ -94,8 +96,8 @@ def _flare(shared: SharedPort, others: list[bytes], over: threading.Event) -> No
                 others.append(connection.recv(1 << 14))
 
 
-class Scissors:
-    """A TCP proxy that cuts its first connections after so many bytes in one direction.
+class Scissors(Link):
+    """A link that cuts its first connections after so many bytes in one direction.
 
     Args:
         port: to which it leads.
@@ -104,33 +106,19 @@ class Scissors:
     """
 
     def __init__(self, port: int, after: list[int], up: bool) -> None:
-        self._target, self._after, self._up = port, after, up
-        self.connections = 0
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._after, self._up = list(after), up
+        self._left: dict[socket.socket, float] = {}
+        super().__init__(port)
 
-    def close(self) -> None:
-        """Take no more connections."""
-        self._listener.close()
+    @property
+    def connections(self) -> int:
+        """How many there were that carried something that counts."""
+        return len(self._left)
 
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                near, _ = self._listener.accept()
-                left = self._after[self.connections] if self.connections < len(self._after) else None
-                self.connections += 1
-                far = socket.create_connection(("127.0.0.1", self._target))
-                threading.Thread(target=self._carry, args=(near, far, left), daemon=True).start()
-
-    def _carry(self, near: socket.socket, far: socket.socket, left: int | None) -> None:
-        other = {near: far, far: near}
-        with near, far, contextlib.suppress(OSError):
-            while left is None or left > 0:
-                for end in select.select([near, far], [], [])[0]:
-                    data = end.recv(1 << 14)
-                    if not data:
-                        return
-                    other[end].sendall(data)
-                    if left is not None and (end is near) == self._up:
-                        left -= len(data)
+    def _ends_after(self, near: socket.socket, count: int, up: bool) -> bool:
+        if up != self._up:
+            return False
+        if near not in self._left:
+            self._left[near] = self._after.pop(0) if self._after else math.inf
+        self._left[near] -= count
+        return self._left[near] <= 0

@@ -31,7 +31,7 @@ from oncofed.errors import (
 from oncofed.federation import exchange
 from oncofed.federation.confined import ConfinedTurns
 from oncofed.federation.datasets import DATASETS_FILE, dataset_folder
-from oncofed.federation.direct.tensors import SMALLEST_BYTES, carry, carry_no_more, courier_of
+from oncofed.federation.direct.tensors import carry, carry_no_more, courier_of
 from oncofed.federation.exchange import TASK_COMBINE, TASK_PREPARE, TASK_TRAIN, TASK_VALIDATE
 from oncofed.federation.folders import JOB_PACK, initial_model, state_folder
 from oncofed.federation.guard import admit, dataset_digest, record
@@ -48,8 +48,9 @@ from oncofed.training import Plan
 
 # An answer that was lost with a process of the server is waited for so long: the desk answers sooner.
 _WAIT_TIMEOUT_SECONDS = 6.0
-# The server answers a message so soon once a model or an update has gone its own way: it may have to read it first.
-_DIRECT_ANSWER_SECONDS, _SLOWEST_READING_BYTES_PER_SECOND = 20.0, 50e6
+# The server answers a message so soon once a model or an update has gone its own way. It may have to read it first,
+# in a hundredth of the time that a slow link takes for it.
+_DIRECT_ANSWER_SECONDS, _READING = 20.0, 0.01
 # What FLARE's runner waits for, by the names of its attributes.
 _TIMEOUTS = ("get_task_timeout", "submit_task_result_timeout")
 
@@ -92,8 +93,8 @@ class SiteExecutor(Executor):
 
     def _go_directly(self, fl_ctx: FLContext) -> None:
         """Have large models fetched, and updates brought, over connections of their own where that is possible."""
-        cell, size = fl_ctx.get_engine().get_cell(), self._layout.nbytes
-        courier = courier_of(cell, str(fl_ctx.get_job_id())) if size >= SMALLEST_BYTES else None
+        cell = fl_ctx.get_engine().get_cell()
+        courier = courier_of(cell, str(fl_ctx.get_job_id()))
         if courier is None:
             return
         carry(cell, courier)
@@ -102,7 +103,7 @@ class SiteExecutor(Executor):
         runner = fl_ctx.get_prop(FLContextKey.RUNNER)
         before = {name: getattr(runner, name) for name in _TIMEOUTS}
         courier.when_it_fails = lambda: vars(runner).update(before)
-        vars(runner).update(dict.fromkeys(_TIMEOUTS, _DIRECT_ANSWER_SECONDS + size / _SLOWEST_READING_BYTES_PER_SECOND))
+        vars(runner).update({name: min(s, _DIRECT_ANSWER_SECONDS + _READING * s) for name, s in before.items() if s})
 
     def execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
         """Do one task. An error is written to the site's own log; what leaves names no case, path or patient."""
