@@ -13,6 +13,7 @@ from oncofed.federation import exchange
 from oncofed.federation.compression import Compressor
 from oncofed.federation.exchange import TASK_PREPARE, TASK_TRAIN
 from oncofed.federation.executor import SiteExecutor
+from oncofed.models.weights import Weights
 
 _SCORE = {"mean": 0.5, "by_class": {}, "more": {}, "interval": None, "cases": 1}
 
@@ -20,8 +21,10 @@ _SCORE = {"mean": 0.5, "by_class": {}, "more": {}, "interval": None, "cases": 1}
 class Echo(SiteExecutor):
     """Answers every task of a job without touching data."""
 
+    _delta: Weights | None = None
+
     def execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
-        """Return counts, an update that is a tenth of the model, or a score."""
+        """Return counts, an update that is a tenth of the first model, or a score."""
         del fl_ctx, abort_signal
         if task_name == TASK_PREPARE:
             cases = {"train": 1, "validation": 1, "test": 1, "device": "cpu", "version": oncofed.__version__}
@@ -30,7 +33,9 @@ class Echo(SiteExecutor):
         if task_name != TASK_TRAIN:
             return exchange.numbers_message(numbers)
         sent, _, _, _ = exchange.read_weights_message(shareable)
-        delta = {name: value.mul_(0.1) if value.is_floating_point() else value for name, value in sent.items()}
-        compressed = Compressor(self._federation.exchange.update).compress(delta)
+        if self._delta is None:
+            # The same one in each round: making it is training, not exchange.
+            self._delta = {n: value * 0.1 if value.is_floating_point() else value for n, value in sent.items()}
+        compressed = Compressor(self._federation.exchange.update).compress(self._delta)
         numbers |= {"loss": 0.0, "train_s": 0.0}
         return exchange.update_message(compressed, {}, 1, 1, numbers)

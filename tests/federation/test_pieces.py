@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from oncofed.errors import FederationError
-from oncofed.federation.pieces import Joined, in_pieces
+from oncofed.federation.pieces import Joined, in_pieces, look_ahead
 
 LARGE = torch.randn(5, 1 << 20)
 WEIGHTS = {"large": LARGE, "small": torch.randn(3), "count": torch.tensor(7)}
@@ -42,6 +42,17 @@ def test_a_value_that_is_not_finite_is_seen_in_whichever_piece() -> None:
     bad = LARGE.clone()
     bad[4, 7] = float("inf")
     assert not Joined(in_pieces({"large": bad})).look("large").finite
+
+
+def test_what_was_looked_at_ahead_is_looked_at_again_once_it_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {"a": torch.ones(4), "b": torch.ones(2, dtype=torch.int64)}
+    look_ahead(values.values())
+    with monkeypatch.context() as patched:
+        patched.setattr("oncofed.federation.pieces.sum_of_squares", lambda value: pytest.fail("it was looked at twice"))
+        assert Joined(values).look("a") == ((4,), torch.float32, True, 4.0)
+        assert Joined(values).look("b") == ((2,), torch.int64, True, 0.0)
+    values["a"][1:2].fill_(float("nan"))
+    assert not Joined(values).look("a").finite
 
 
 @pytest.mark.parametrize(

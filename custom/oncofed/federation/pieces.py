@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from oncofed.errors import FederationError
 from oncofed.models.weights import Weights, sum_of_squares
@@ -50,6 +51,19 @@ class Seen(NamedTuple):
     dtype: torch.dtype
     finite: bool
     squares: float
+
+
+# What was found when a tensor was looked at ahead, and at which version of its values.
+_ahead: MutableMapping[Tensor, tuple[int, Seen]] = WeakIdKeyDictionary()
+
+
+def look_ahead(tensors: Iterable[Tensor]) -> None:
+    """Look at tensors as they arrive, which updates do together; FLARE hands them in one after another.
+
+    What changes such a tensor has it looked at again.
+    """
+    for value in tensors:
+        _ahead[value] = (value._version, _look(value))
 
 
 class Joined(Mapping[str, Tensor]):
@@ -123,6 +137,12 @@ def _join(pieces: list[Tensor]) -> Tensor:
 
 
 def _seen(value: Tensor) -> Seen:
+    """Return what a tensor is."""
+    version, found = _ahead.get(value, (None, None))
+    return found if found and version == value._version else _look(value)
+
+
+def _look(value: Tensor) -> Seen:
     """Look at a tensor. Its values are read once: where one is not finite, the sum of their squares is not either."""
     if not value.is_floating_point():
         return Seen(tuple(value.shape), value.dtype, True, 0.0)

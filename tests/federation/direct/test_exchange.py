@@ -21,6 +21,7 @@ from connect_proxy import ConnectProxy
 from direct_ends import JOB, LARGEST, ORIGIN, Exchange, Scissors, credentials
 from oncofed.federation.direct import courier
 from oncofed.federation.direct.way import LENGTH, PATH, context_of
+from oncofed.federation.pieces import Joined
 from oncofed.models.weights import Weights
 from oncofed.proxy import PROXY_VARIABLE
 
@@ -51,6 +52,14 @@ def test_a_site_brings_an_update_that_nobody_else_can_claim(exchange: Exchange) 
     assert exchange.counter.collect(f"north.{JOB}", "another") is None
     assert same(exchange.counter.collect(f"north.{JOB}", "update"), MODEL)
     assert exchange.counter.collect(f"north.{JOB}", "update") is None
+
+
+def test_an_update_was_looked_at_when_it_is_collected(exchange: Exchange, monkeypatch: pytest.MonkeyPatch) -> None:
+    exchange.courier().offer("update", MODEL)
+    arrived = exchange.counter.collect(f"north.{JOB}", "update")
+    monkeypatch.setattr("oncofed.federation.pieces.sum_of_squares", lambda value: pytest.fail("nobody looked before"))
+    joined = Joined(arrived)
+    assert all(joined.look(name).finite for name in joined)
 
 
 def test_many_at_once(exchange: Exchange) -> None:

@@ -20,6 +20,7 @@ from oncofed.errors import FederationError
 from oncofed.federation.direct.body import Body, read_body
 from oncofed.federation.direct.space import Space, Spaces
 from oncofed.federation.direct.way import LENGTH, OFFSET, PATH, STEP_SECONDS, door, name_of_peer
+from oncofed.federation.pieces import look_ahead
 from oncofed.models.weights import Weights
 
 # So many sites at a time; others try again.
@@ -140,6 +141,7 @@ class Counter:
         tensors = None
         try:
             tensors = read_body(self._spaces.read(upload.space))
+            look_ahead(tensors.values())
         finally:
             with self._lock:
                 # Another one may have been begun meanwhile.
