@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from commands import oncofed, press_ctrl_c, started, wait_for
 from oncofed.alliance.local import LocalAlliance, free_port
@@ -55,8 +57,17 @@ def test_the_laptop_may_be_closed(alliance: LocalAlliance, tmp_path: Path) -> No
     assert (folder / "model" / "bundle" / "configs" / "metadata.json").is_file()
     assert "holds a result already" in oncofed("job", "fetch", job_id, *kit, home=tmp_path).stderr
 
-    # The finished model is scored at every site, and nothing is trained.
+    # What only served to go on is gone everywhere, and each site has the model.
     model = folder / "model" / "model.safetensors"
+    server, sites = _state(alliance.server_kit, job_id), [_state(alliance.kit(site), job_id) for site in result.sites]
+    wait_for(lambda: not any(list(kept.glob("*.safetensors")) for kept in (server, *sites)), "the job is forgotten")
+    assert {path.name for path in server.iterdir()} == {".owner", "ended", "events.jsonl"}
+    for kept in sites:
+        assert {path.name for path in kept.iterdir()} == {".owner", "model", "test_cases.csv"}
+        assert (kept / "model" / "bundle" / "configs" / "metadata.json").is_file()
+        assert _same_weights(kept / "model" / "model.safetensors", model)
+
+    # The finished model is scored at every site, and nothing is trained.
     scoring = ("job", "submit", job, *kit, "--model", model, "--evaluate-only", "--watch")
     scored = oncofed(*scoring, home=tmp_path)
     assert scored.returncode == 0, scored.stderr
@@ -66,6 +77,16 @@ def test_the_laptop_may_be_closed(alliance: LocalAlliance, tmp_path: Path) -> No
     assert other.rounds == 0
     assert {s: r.federated for s, r in other.sites.items()} == {s: r.federated for s, r in result.sites.items()}
     assert (tmp_path / "workspace" / "runs" / again / "model" / "model.safetensors").read_bytes() == model.read_bytes()
+    assert not any((_state(alliance.kit(site), again) / "model").exists() for site in result.sites)
+
+
+def _state(kit: Path, job_id: str) -> Path:
+    return kit / "oncofed" / job_id
+
+
+def _same_weights(one: Path, other: Path) -> bool:
+    first, second = load_file(one), load_file(other)
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.mark.timeout(200)

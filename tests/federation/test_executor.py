@@ -9,13 +9,16 @@ import resource
 import stat
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
+import monai.bundle
 import pytest
 import torch
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.signal import Signal
+from safetensors.torch import load_file
 
 import oncofed
 from oncofed.data.cases import read_cases
@@ -196,6 +199,38 @@ def test_a_site_keeps_normalisation_layers_of_its_own_where_the_job_says_so(spec
     elsewhere = {name: torch.zeros_like(value) for name, value in update.items()}
     loaded = _turns(executor)._with_own_norm(elsewhere)
     assert all(torch.equal(value, (update if name in names else elsewhere)[name]) for name, value in loaded.items())
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "fedbn", "ditto"])
+def test_a_site_keeps_the_model_as_it_serves_it(spec: JobSpec, local: Path, strategy: str) -> None:
+    executor = _executor(spec.changed({"strategy": {"name": strategy}, "model": {"norm": "batch"}}))
+    _do(executor, "prepare", local)
+    trainer, turns = _trainer(executor), _turns(executor)
+    _do(executor, "train", local, exchange.weights_message(trainer.weights(), 1))
+    sent = {name: torch.zeros_like(value) for name, value in trainer.weights().items()}
+    folder = local / "oncofed" / "job" / "model"
+    turns.validate(sent, "test", lambda: False)
+    assert not folder.exists()
+    turns.validate(sent, "test", lambda: False, "spheres")
+    kept = load_file(folder / "model.safetensors")
+    expected = turns._personal.weights() if turns._personal else turns._with_own_norm(sent)
+    assert all(torch.equal(kept[name], expected[name]) for name in sent)
+    assert (strategy == "fedavg") == all(not value.any() for value in kept.values())
+    network = monai.bundle.load("bundle", bundle_dir=folder)
+    assert all(torch.equal(network.state_dict()[name], value) for name, value in kept.items())
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+def test_a_model_that_cannot_be_kept_is_told_to_the_site_alone(
+    spec: JobSpec, local: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    executor = _executor(spec)
+    _do(executor, "prepare", local)
+    monkeypatch.setattr("oncofed.federation.turns.save_file", Mock(side_effect=OSError(28, "No space left on device")))
+    numbers = _turns(executor).validate(_trainer(executor).weights(), "test", lambda: False, "spheres")
+    assert numbers.keys() == {"evaluation", "validate_s"}
+    assert "the model could not be kept" in caplog.text
+    assert not list((local / "oncofed" / "job").glob("model*"))
 
 
 def test_no_name_or_path_leaves_with_an_error(spec: JobSpec, local: Path, two_sites: dict[str, Path]) -> None:

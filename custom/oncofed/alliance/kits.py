@@ -287,7 +287,9 @@ def _restrict_resources(resources: dict[str, Any]) -> None:
     if "client" in resources:
         # The least that a site waits for an answer; a job with a large model says more.
         resources["client"]["communication_timeout"] = _ANSWER_SECONDS
-        resources["components"].append({"id": "answers", "path": f"{_SUBMISSION}.Answers", "args": {}})
+        answers = {"id": "answers", "path": f"{_SUBMISSION}.Answers", "args": {}}
+        leftovers = {"id": "leftovers", "path": "oncofed.federation.leftovers.Leftovers", "args": {}}
+        resources["components"] += [answers, leftovers]
     for server in resources.get("servers", []):
         server["heart_beat_timeout"] = _HEARTBEAT_TIMEOUT_SECONDS
     if "servers" in resources:

@@ -95,9 +95,9 @@ class ConfinedTurns:
         except (KeyError, TypeError, ValueError):
             raise TrainingError("the code's process answered with something else than an update") from None
 
-    def validate(self, sent: Weights, split: str, stop: Stop) -> dict[str, Any]:
+    def validate(self, sent: Weights, split: str, stop: Stop, keep_as: str | None = None) -> dict[str, Any]:
         """Have it score the model."""
-        return self._ask({"do": _VALIDATE, "split": split}, _named("sent", sent), stop)[0]
+        return self._ask({"do": _VALIDATE, "split": split, "keep_as": keep_as}, _named("sent", sent), stop)[0]
 
     def close(self) -> None:
         """End the process."""
@@ -337,7 +337,7 @@ def _done(turns: OwnTurns, facts: dict[str, Any], tensors: Weights, stop: Stop) 
         return turns.prepare(), {}
     sent = part(tensors, "sent")
     if facts["do"] == _VALIDATE:
-        return turns.validate(sent, facts["split"], stop), {}
+        return turns.validate(sent, facts["split"], stop, facts["keep_as"]), {}
     answer = turns.train(sent, facts["round"], part(tensors, "beside"), stop)
     return answer.facts, {**_named("delta", answer.delta), **_named("extra", answer.extra)}
 

@@ -612,15 +612,18 @@ class FederatedTraining(Controller):
         parts = {name: model[name] for name in model if name in self._travelling}
         return {n: v.to(torch.bfloat16) if half and v.is_floating_point() else v for n, v in parts.items()}
 
-    def _score(self, weights: Weights, number: int, split: str) -> Round:
-        """Have every site that is there score a model."""
+    def _score(self, weights: Weights, number: int, split: str, keep: bool = False) -> Round:
+        """Have every site that is there score a model, and keep it where it is what the job made."""
         current = Round()
         asked = sorted(s for s in self._cases if s not in self._desk.lost)
         outgoing = self._outgoing(weights)
 
         def message(site: str) -> Shareable:
             self._record("task", task=TASK_VALIDATE, round=number, split=split, sites=[site])
-            return exchange.weights_message(outgoing, number, split)
+            weights = exchange.weights_message(outgoing, number, split)
+            if keep:
+                exchange.let_keep(weights)
+            return weights
 
         def answered(site: str, result: Shareable, question: Question) -> None:
             reason = exchange.refusal_reason(result)
@@ -645,7 +648,7 @@ class FederatedTraining(Controller):
         return current
 
     def _test(self, weights: Weights, number: int, score: float | None, matrix: dict[str, Any] | None = None) -> None:
-        turn = self._score(weights, number, "test")
+        turn = self._score(weights, number, "test", keep=not self._evaluate_only)
         self._record(
             "finished",
             best_round=number,

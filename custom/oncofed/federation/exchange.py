@@ -44,6 +44,7 @@ _LEFT_OUT = "oncofed.left_out"
 _WAIT = "oncofed.wait"
 _PAUSE = "oncofed.pause"
 _ANCHOR = "oncofed.anchor"
+_KEEP = "oncofed.keep"
 
 
 def register_tensors() -> None:
@@ -107,6 +108,16 @@ def told_refusal(message: Shareable) -> str | None:
     """Return why the server did not take this site's last update; None where it did."""
     reason = message.get_header(_REFUSED)
     return str(reason) if reason else None
+
+
+def let_keep(message: Shareable) -> None:
+    """Add to a message that a site may keep its model: it is the one that the job made."""
+    message.set_header(_KEEP, True)
+
+
+def may_keep(message: Shareable) -> bool:
+    """Return whether a message's model is the one that the job made."""
+    return bool(message.get_header(_KEEP, False))
 
 
 def name_collector(message: Shareable, site: str) -> None:

@@ -34,7 +34,7 @@ from oncofed.federation.datasets import DATASETS_FILE, dataset_folder
 from oncofed.federation.direct.tensors import carry, carry_no_more, courier_of
 from oncofed.federation.exchange import TASK_COMBINE, TASK_PREPARE, TASK_TRAIN, TASK_VALIDATE
 from oncofed.federation.folders import JOB_PACK, initial_model, state_folder
-from oncofed.federation.guard import admit, dataset_digest, record
+from oncofed.federation.guard import admit, dataset_digest, name_and_person, record
 from oncofed.federation.heap import forget_what_stays
 from oncofed.federation.sharing import gpu_turn
 from oncofed.federation.site_report import ENDED, WAITING, SiteReport
@@ -151,7 +151,9 @@ class SiteExecutor(Executor):
             return self._hand_in(answer, number, shareable, fl_ctx)
         if task_name == TASK_VALIDATE:
             sent, _, split, _ = exchange.read_weights_message(shareable)
-            return exchange.numbers_message(turns.validate(sent, split, lambda: bool(abort_signal.triggered)))
+            # In a simulation nobody would look for it.
+            keep_as = name_and_person(fl_ctx)[0] if self._policy and exchange.may_keep(shareable) else None
+            return exchange.numbers_message(turns.validate(sent, split, lambda: bool(abort_signal.triggered), keep_as))
         if task_name == TASK_COMBINE:
             return self._combine(shareable)
         return exchange.refusal(f"it does not know the task {task_name!r}")

@@ -20,7 +20,13 @@ INITIAL_MODEL = "initial_model.safetensors"
 # And code that it brings.
 JOB_PACK = "job.pack.zip"
 STATE_FOLDER = "oncofed"
+# In a job's state at a site, for its own use: figures of single cases, and the model.
+CASES_FILE = "test_cases.csv"
+OWN_MODEL = "model"
 _ENDED = "ended"
+_OWNER = ".owner"
+# What is of use once a job has ended.
+_STAYS = (EVENTS_FILE, CASES_FILE, OWN_MODEL, _ENDED, _OWNER)
 _LONGEST_HOLD_SECONDS = 60.0
 
 
@@ -38,7 +44,7 @@ def sole_owner(folder: Path) -> Iterator[None]:
         StateError: another process did not let go of it for a minute.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".owner").open("w") as file:
+    with (folder / _OWNER).open("w") as file:
         deadline = time.monotonic() + _LONGEST_HOLD_SECONDS
         if not wait_for_lock(file, lambda: time.monotonic() > deadline):
             raise StateError(f"{folder}: another process works on this job; end it first")
@@ -64,6 +70,27 @@ def hand_over(fl_ctx: FLContext) -> None:
 def note_end(fl_ctx: FLContext) -> None:
     """Note that a job has ended by itself, for the server's main process: no site is to be given it again."""
     (state_folder(fl_ctx) / _ENDED).touch()
+
+
+def forget_job(root: Path, job_id: str) -> None:
+    """Remove what a job that has ended kept in order to go on, and the weights that it brought along.
+
+    Args:
+        root: folder of the participant's kit.
+        job_id: of the job, which has no process here any more.
+
+    Raises:
+        OSError: something could not be removed.
+    """
+    for path in (root / STATE_FOLDER / job_id).glob("*"):
+        if path.name in _STAYS:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    for path in (root / job_id).glob(f"*/config/{INITIAL_MODEL}"):
+        path.unlink(missing_ok=True)
 
 
 def has_ended(workspace: str, job_id: str) -> bool:

@@ -22,6 +22,7 @@ from nvflare.utils.job_launcher_utils import get_resource_manager_spec
 
 import oncofed
 from oncofed.federation.folders import has_ended
+from oncofed.federation.leftovers import EndedJobs
 
 _LOOK_SECONDS = 1.0
 # How often sites are asked which jobs they run, and after how many times in vain a site is left alone.
@@ -33,6 +34,9 @@ _MOST_TRIES = 5
 _SECONDS_BETWEEN_LOOKS_AT_WAITING = 20.0
 _TRIES_TO_COUNT = 4
 _KEPT_HISTORY = 20
+# How often is looked for jobs that have ended, and while a site has not heard of one.
+_SECONDS_BETWEEN_LOOKS_AT_ENDED = 20.0
+_SECONDS_BETWEEN_TELLINGS = 3.0
 # What FLARE says of a job that a dead server ran, or that could not be started because a site still ran it.
 _NOT_RUNNING = (RunStatus.RUNNING, RunStatus.DISPATCHED, RunStatus.FAILED_TO_RUN)
 
@@ -44,14 +48,15 @@ class JobKeeper(FLComponent):
 
     FLARE lists a job as running for ever when its server is killed, ends a job when one site's process fails, and gives
     a job only to the sites that are there when it starts. All this holds for jobs of oncofed alone: their meta data
-    carry a mark, and their controllers know how to go on.
+    carry a mark, and their controllers know how to go on. What they kept for that goes when they have ended.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._stop = threading.Event()
         self._missed: dict[tuple[str, str], int] = {}
-        self._looked = self._looked_at_waiting = 0.0
+        self._looked = self._looked_at_waiting = self._look_at_ended = 0.0
+        self._ended = EndedJobs()
         # Jobs of a server process that died, and how often they were put into the queue again.
         self._interrupted: dict[str, int] = {}
 
@@ -61,6 +66,8 @@ class JobKeeper(FLComponent):
             engine = fl_ctx.get_engine()
             self._note_interrupted(engine, fl_ctx)
             threading.Thread(target=self._look_after, args=(engine,), name="job keeper", daemon=True).start()
+        elif event_type == EventType.JOB_COMPLETED:
+            self._look_at_ended = 0.0
         elif event_type == EventType.SYSTEM_END:
             self._stop.set()
 
@@ -111,6 +118,14 @@ class JobKeeper(FLComponent):
                     kept = {JobMetaKey.SCHEDULE_HISTORY.value: history[-_KEPT_HISTORY:]}
                     manager.update_meta(job.job_id, {JobMetaKey.SCHEDULE_COUNT.value: _TRIES_TO_COUNT, **kept}, fl_ctx)
 
+    def _forget_ended(self, engine: Any) -> None:
+        if time.monotonic() < self._look_at_ended:
+            return
+        all_know = self._ended.look(engine, self._interrupted)
+        self._look_at_ended = time.monotonic() + (
+            _SECONDS_BETWEEN_LOOKS_AT_ENDED if all_know else _SECONDS_BETWEEN_TELLINGS
+        )
+
     def _is_free(self, engine: Any, job_id: str, fl_ctx: FLContext) -> bool:
         """Return whether a site is there and none runs a job of a dead server; those that do are told to end it."""
         running = _sites_that_run(engine, job_id)
@@ -124,8 +139,9 @@ class JobKeeper(FLComponent):
             try:
                 self._requeue(engine)
                 self._keep_waiting(engine)
+                self._forget_ended(engine)
             except Exception as error:  # noqa: BLE001 - tried again in a second
-                self.logger.error("jobs that wait: %s: %s", type(error).__name__, error)
+                self.logger.error("jobs that wait or have ended: %s: %s", type(error).__name__, error)
             for job_id, job in list(engine.job_runner.running_jobs.items()):
                 if not _is_ours(job):
                     continue

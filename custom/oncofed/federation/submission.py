@@ -17,14 +17,13 @@ from nvflare.apis.fl_constant import FLContextKey, ReturnCode
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.job_def import JobMetaKey
 from nvflare.apis.shareable import Shareable, make_reply
-from nvflare.fuel.f3.cellnet.defs import CellChannel
-from nvflare.fuel.f3.message import Message
 
 from oncofed.audit import REFUSED, AuditLog
 from oncofed.code.approvals import refusal_at_site
 from oncofed.code.pack import read_pack
 from oncofed.errors import AuditError, PolicyError, SpecError
 from oncofed.federation.archives import pack_of_taken
+from oncofed.federation.asking import ask_sites
 from oncofed.federation.gate import submitting
 from oncofed.federation.keeper import is_for
 from oncofed.privacy.policy import JobFacts, read_policy
@@ -35,7 +34,6 @@ _TOPIC = "oncofed.admits"
 _REASON = "oncofed.reason"
 # In a question: the pack that the job brings.
 _CODE = "code"
-_SECONDS = 5.0
 _LONGEST = 200
 
 
@@ -77,29 +75,17 @@ class Submissions(FLComponent):
         """Return how many sites were asked, and the reasons of those that would not run the job."""
         engine: Any = fl_ctx.get_engine()
         placed = meta.get(JobMetaKey.DEPLOY_MAP.value, {}).values()
-        names = {c.get_fqcn(): c.name for c in engine.get_clients() if any(is_for(sites, c.name) for sites in placed)}
-        if not names:
-            return 0, {}
+        clients = [c for c in engine.get_clients() if any(is_for(sites, c.name) for sites in placed)]
         question = Shareable({**asks, "name": str(meta.get(JobMetaKey.JOB_NAME.value, "")), "person": submitting()})
         if asks.get("pack"):
             question[_CODE] = pack_of_taken()
-        question.set_peer_props({"asks": True})
-        replies = engine.get_cell().broadcast_request(
-            CellChannel.AUX_COMMUNICATION,
-            _TOPIC,
-            list(names),
-            Message(payload=question),
-            timeout=_SECONDS,
-            optional=True,
-        )
         refused: dict[str, str] = {}
-        for cell, reply in (replies or {}).items():
-            # A site that does not answer, or is of another version, says what it thinks when the job starts.
-            answer = reply.payload
-            reason = answer.get_header(_REASON) if isinstance(answer, Shareable) else None
+        # A site that does not answer, or is of another version, says what it thinks when the job starts.
+        for site, answer in ask_sites(engine, _TOPIC, question, clients).items():
+            reason = answer.get_header(_REASON)
             if isinstance(reason, str) and reason:
-                refused[names[cell]] = "".join(c if c.isprintable() else " " for c in reason)[: 3 * _LONGEST]
-        return len(names), refused
+                refused[site] = "".join(c if c.isprintable() else " " for c in reason)[: 3 * _LONGEST]
+        return len(clients), refused
 
 
 class Answers(FLComponent):

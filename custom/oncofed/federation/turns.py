@@ -10,6 +10,7 @@ import csv
 import logging
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,16 +18,18 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors.torch import load_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 import oncofed
 from oncofed.data.cases import usable_cases
 from oncofed.data.prepared import plan_cache
 from oncofed.federation import exchange
 from oncofed.federation.compression import Compressor
-from oncofed.federation.folders import sole_owner
+from oncofed.federation.folders import CASES_FILE, OWN_MODEL, sole_owner
 from oncofed.federation.site_state import SiteState
 from oncofed.federation.spec import DittoSpec, FedBNSpec, FedDynSpec, FederationPlan, FedProxSpec, ScaffoldSpec
+from oncofed.models.bundle import write_bundle
 from oncofed.models.weights import Weights, digest_of, exchanged_names, norm_names
 from oncofed.training import Plan, Trainer, start_trainer
 from oncofed.training.checkpoint import is_whole
@@ -37,7 +40,6 @@ Stop = Callable[[], bool]
 _SECONDS_BETWEEN_PROGRESS = 0.5
 # In the site's own folder of the job; only its table of test cases names any.
 _CHECKPOINT_FILE = "checkpoint.safetensors"
-_CASES_FILE = "test_cases.csv"
 _PERSONAL_FILE = "personal.safetensors"
 
 
@@ -101,8 +103,15 @@ class Turns(Protocol):
             stop: asked now and then; true ends the turn early.
         """
 
-    def validate(self, sent: Weights, split: str, stop: Stop) -> dict[str, Any]:
-        """Score the global model on the cases of a split, and return approved numbers."""
+    def validate(self, sent: Weights, split: str, stop: Stop, keep_as: str | None = None) -> dict[str, Any]:
+        """Score the global model on the cases of a split, and return approved numbers.
+
+        Args:
+            sent: the model, as it travels.
+            split: "validation" or "test".
+            stop: asked now and then; true ends it early.
+            keep_as: name under which the site keeps the model for its own use; None: it does not.
+        """
 
     def close(self) -> None:
         """Let go of memory and files."""
@@ -300,14 +309,38 @@ class OwnTurns:
         """Return the global weights with this site's own normalisation layers (FedBN; Li et al., ICLR 2021)."""
         return {**weights, **self._own_norm}
 
-    def validate(self, sent: Weights, split: str, stop: Stop) -> dict[str, Any]:
+    def validate(self, sent: Weights, split: str, stop: Stop, keep_as: str | None = None) -> dict[str, Any]:
         """Score the model."""
         weights = self._with_own_norm({**self._fixed, **{n: _full(v) for n, v in sent.items()}})
         numbers = self._evaluate(split, stop, weights)
         if split == "test" and self._personal:
             evaluation = self._personal.evaluate(self._personal.cases.test, stop, True)
             numbers["personal"] = exchange.evaluation_numbers(evaluation)
+        if keep_as and not stop():
+            self._keep_model(keep_as)
         return numbers
+
+    def _keep_model(self, name: str) -> None:
+        """Keep the model as it serves this site: with its own normalisation (FedBN), or its personal one (Ditto).
+
+        Beside its weights that is a MONAI bundle, where no code would have to come with it.
+        """
+        plan, folder = self._plan, self._place.state / OWN_MODEL
+        weights = (self._personal or self.trainer).weights()
+        unfinished = folder.with_suffix(".unfinished")
+        try:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir(mode=0o700)
+            save_file(weights, unfinished / "model.safetensors")
+            if not plan.model.code:
+                write_bundle(unfinished, name, plan.network_request, plan.data, plan.task.classes, weights)
+            shutil.rmtree(folder, ignore_errors=True)
+            unfinished.replace(folder)
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch.save raises the second where a disk is full
+            shutil.rmtree(unfinished, ignore_errors=True)
+            self._tell.note(f"the model could not be kept in {folder}: {error}", logging.ERROR)
+        else:
+            self._tell.note(f"the model is kept in {folder}", logging.INFO)
 
     def _evaluate(self, split: str, stop: Stop, weights: Weights) -> dict[str, Any]:
         """Put a model into the trainer and score it on this site's cases."""
@@ -325,7 +358,7 @@ class OwnTurns:
 
     def _note_cases(self, by_case: Sequence[tuple[str, dict[str, float | str]]]) -> None:
         """Write what the last tested model does on each case, for this site alone."""
-        path = self._place.state / _CASES_FILE
+        path = self._place.state / CASES_FILE
         columns = list(dict.fromkeys(name for _, figures in by_case for name in figures))
         try:
             with open(path, "w", newline="", encoding="utf-8", opener=_private) as file:
