@@ -152,6 +152,19 @@ def test_nifti_loses_its_text_and_nothing_else(tmp_path: Path, suffix: str) -> N
     np.testing.assert_allclose(again.affine, image.affine)
 
 
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_what_stands_behind_the_voxels_of_nifti_is_not_copied(tmp_path: Path, suffix: str) -> None:
+    content = nib.Nifti1Image(make_volume(1)[0], np.eye(4)).to_bytes()
+    (tmp_path / "in").mkdir()
+    for name, text in {"longer": content + b"Canary^Name", "shorter": content[:-1]}.items():
+        (tmp_path / "in" / f"{name}{suffix}").write_bytes(gzip.compress(text) if suffix.endswith("gz") else text)
+    outcome = copy(tmp_path)
+    (written,) = (tmp_path / "out").iterdir()
+    copied = written.read_bytes()
+    assert len(gzip.decompress(copied) if suffix.endswith("gz") else copied) == len(content)
+    assert outcome.refused == {f"shorter{suffix}": "is cut off: voxels are missing"}
+
+
 def test_images_and_their_masks_keep_a_common_name_and_lose_their_text(tmp_path: Path) -> None:
     text = PngImagePlugin.PngInfo()
     text.add_text("Comment", "Canary^Name")

@@ -8,6 +8,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from oncofed.data.images import read_image
 from oncofed.errors import DataError
@@ -60,3 +61,73 @@ def test_text_in_a_header_is_named_and_not_shown(tmp_path: Path) -> None:
     nib.save(image, tmp_path / "a.nii")
 
     assert read_image(tmp_path / "a.nii").texts == ("descrip", "db_name")
+
+
+def _nrrd(**changes: str) -> bytes:
+    header = {
+        "type": "short",
+        "dimension": "3",
+        "space": "left-posterior-superior",
+        "sizes": "4 5 6",
+        "space directions": "(2,0,0) (0,1,0) (0,0,1)",
+        "endian": "little",
+        "encoding": "raw",
+    }
+    lines = [f"{name}: {value}" for name, value in (header | changes).items()]
+    return "\n".join(["NRRD0004", *lines, "", ""]).encode() + VALUES.tobytes()
+
+
+def _meta(**changes: str) -> bytes:
+    header = {
+        "ObjectType": "Image",
+        "NDims": "3",
+        "ElementSpacing": "2 1 1",
+        "DimSize": "4 5 6",
+        "ElementType": "MET_SHORT",
+    }
+    lines = [f"{name} = {value}" for name, value in (header | changes | {"ElementDataFile": "LOCAL"}).items() if value]
+    return "\n".join([*lines, ""]).encode() + VALUES.tobytes()
+
+
+@pytest.mark.parametrize(("suffix", "content"), [(".nrrd", _nrrd()), (".mha", _meta())], ids=["nrrd", "mha"])
+def test_itks_formats_read_with_their_spacing(suffix: str, content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(content)
+    read = read_image(path)
+    assert np.array_equal(read.values[..., 0], sitk.GetArrayFromImage(sitk.ReadImage(str(path))).T)
+    assert read.spacing == (2.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "content", "said"),
+    [
+        (".nrrd", _nrrd(**{"space directions": "none none none"}), "its header has no spacing"),
+        (".mha", _meta(ElementSpacing=""), "its header has no spacing"),
+        (
+            ".nrrd",
+            _nrrd(sizes="4 5 7"),
+            r"cannot be read as NRRD or MetaImage \(fread got only 120 2-sized things",
+        ),
+        (".nrrd", _nrrd(type="quux"), r"cannot be read as NRRD or MetaImage \(couldn't parse type .quux.\)"),
+        (".mha", _meta(DimSize="4 5 7"), r"cannot be read as NRRD or MetaImage \(File cannot be read\)"),
+        (".mha", _meta(ElementType="MET_QUUX"), r"cannot be read as NRRD or MetaImage \(Unknown PixelType: unknown"),
+        (".mha", _meta(ElementNumberOfChannels="100000000"), "GiB of pixels, more than half of this machine's memory"),
+    ],
+    ids=["nrrd spacing", "mha spacing", "nrrd size", "nrrd type", "mha size", "mha type", "mha channels"],
+)
+def test_what_is_wrong_with_itks_formats_is_said_in_short(
+    suffix: str, content: bytes, said: str, tmp_path: Path
+) -> None:
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=said) as error:
+        read_image(path)
+    assert str(tmp_path) not in str(error.value)
+
+
+def test_a_slice_needs_no_thickness(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(VALUES[..., :1], None)
+    content = bytearray(image.to_bytes())
+    content[88:92], content[252:256] = bytes(4), bytes(4)  # pixdim[3]; qform_code, sform_code
+    (tmp_path / "a.nii").write_bytes(content)
+    assert read_image(tmp_path / "a.nii").shape == (4, 5, 1)

@@ -239,9 +239,23 @@ def _singular(path: Path) -> None:
     path.write_bytes(gzip.compress(bytes(content)))
 
 
+def _without_voxels(path: Path) -> None:
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    content[42:48] = bytes(6)  # dim
+    path.write_bytes(gzip.compress(bytes(content)))
+
+
+def _without_voxel_size(path: Path) -> None:
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    content[80:92], content[252:256] = bytes(12), bytes(4)  # pixdim; qform_code, sform_code
+    path.write_bytes(gzip.compress(bytes(content)))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
+        (_without_voxels, r"has no voxels: its size is \(0, 0, 0, 1\)"),
+        (_without_voxel_size, r"does not say how large its voxels are \(pixdim is \[0.0, 0.0, 0.0\]\)"),
         (_zero, r"is empty \(0 bytes\)"),
         (_truncate, "cannot be read as NIfTI"),
         (_encrypt, "it looks like an encrypted file"),
@@ -265,6 +279,25 @@ def test_a_bad_file_is_set_aside_and_the_rest_goes_on(
     assert bad.name == "case_2"
     assert __import__("re").search(message, bad.reason), bad.reason
     assert str(tmp_path) not in bad.reason
+
+
+def test_whatever_a_reader_raises_sets_one_case_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site, original = make_site(tmp_path / "in"), work.facts.read_case
+
+    def read_case(images: list[Path], label: Path | None) -> object:
+        if "case_2" in str(images[0]):
+            raise KeyError("odd")
+        if "case_3" in str(images[0]):
+            raise MemoryError
+        return original(images, label)
+
+    monkeypatch.setattr(work.facts, "read_case", read_case)
+    manifest = read(site, tmp_path / "out")
+    assert len(manifest.entries) == 4
+    assert {bad.name: bad.reason for bad in manifest.quarantine} == {
+        "case_2": "cannot be read (KeyError: 'odd')",
+        "case_3": "cannot be read: it needs more memory than there is",
+    }
 
 
 def test_links_in_a_circle_end(tmp_path: Path) -> None:

@@ -120,6 +120,14 @@ def test_slides_are_registered_with_tiles_on_tissue_and_a_tables_labels(tmp_path
             assert abs(covered - share) < 0.08
 
 
+def test_a_table_of_slides_needs_no_task(tmp_path: Path) -> None:
+    make_slide(tmp_path / "in" / "a.svs", "jpeg")
+    (tmp_path / "in" / "t.csv").write_text("image,label\na.svs,benign\n")
+    request = Request(tmp_path / "in", "s", tmp_path / "out", table=tmp_path / "in" / "t.csv")
+    manifest = register(request)
+    assert (manifest.task, [entry.modality for entry in manifest.entries]) == ("slides", ["SM"])
+
+
 @pytest.mark.parametrize("kind", ["mask", "geojson"])
 def test_regions_label_the_tiles_that_they_cover(tmp_path: Path, kind: str) -> None:
     make_slide(tmp_path / "in" / "a.tif")

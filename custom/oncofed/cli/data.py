@@ -20,7 +20,7 @@ from oncofed.cli.common import (
     keep_caches_in,
     progress_console,
 )
-from oncofed.errors import SpecError
+from oncofed.errors import DataError, SpecError
 
 if TYPE_CHECKING:
     from oncofed.data.contract import Report
@@ -77,7 +77,8 @@ def register(
     folders, a table of images, one folder a class, images with masks, and whole slides. Volumes of DICOM become NIfTI
     without headers. Patients are kept as salted hashes. A case that cannot be used is set aside with its reason.
 
-    Exit status: 0 also where some cases were set aside; `oncofed data check` says whether a job may train.
+    Exit status: 0 also where some cases were set aside, 3 where all were. `oncofed data check` says whether a job may
+    train.
     """
     from oncofed.data.register import Request, parse_labels
     from oncofed.data.register import register as read_folder
@@ -101,8 +102,10 @@ def register(
         manifest = read_folder(request, advance)
     if json:
         typer.echo(jsonlib.dumps(_summary(manifest, target), indent=2))
-        return
-    _show_registered(manifest, target)
+    else:
+        _show_registered(manifest, target)
+    if not manifest.entries:
+        raise DataError(f"{folder}: none of its {len(manifest.quarantine)} cases can be used; each has its reason")
 
 
 @app.command()

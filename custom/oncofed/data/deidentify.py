@@ -15,6 +15,7 @@ import gzip
 import hashlib
 import hmac
 import io
+import math
 import os
 import secrets
 import warnings
@@ -37,10 +38,10 @@ from pydicom.sequence import Sequence as DicomSequence
 from pydicom.uid import UID
 
 from oncofed.data.dicom.headers import looks_like_dicom, read_header
-from oncofed.data.images import NIFTI, image_format, stem
+from oncofed.data.images import NIFTI, image_format, require_memory, stem, uncompressed
 from oncofed.data.layouts import IMAGE_FOLDERS, LABEL_FOLDERS, walk
 from oncofed.data.manifest import write_whole
-from oncofed.data.workers import Workers
+from oncofed.data.workers import BROKE_ITS_READER, Workers
 from oncofed.errors import DataError
 
 CROSSWALK_FILE = "crosswalk.csv"
@@ -168,7 +169,7 @@ def deidentify(
     outcome = Outcome()
     pairs: list[tuple[str, str]] = []
     with Workers(workers) as pool:
-        for done, (path, kind, result) in enumerate(pool.map(_copy, turns), start=1):
+        for done, (path, kind, result) in enumerate(pool.map(_copy, turns, broken=_broke_its_reader), start=1):
             if kind == "refused":
                 outcome.refused[path] = result
             elif kind == "left out":
@@ -209,6 +210,10 @@ def deidentify_dataset(dataset: Dataset, key: bytes, options: Options) -> None:
     dataset.DeidentificationMethodCodeSequence = DicomSequence(_code(*code) for code in codes)
 
 
+def _broke_its_reader(turn: _Turn) -> tuple[str, str, str]:
+    return turn.path, "refused", BROKE_ITS_READER
+
+
 def _copy(turn: _Turn) -> tuple[str, str, str]:
     """Return (path, kind, new path), (path, "refused", reason) or (path, "left out", what it is)."""
     path = turn.source / turn.path
@@ -229,7 +234,7 @@ def _copy(turn: _Turn) -> tuple[str, str, str]:
     except OSError as error:
         if error.filename and str(error.filename).startswith(str(turn.out)):
             raise
-        return turn.path, "refused", f"cannot be read ({error.strerror or error})"
+        return turn.path, "refused", f"cannot be read ({error.strerror or type(error).__name__})"
     except Exception as error:  # noqa: BLE001 - a broken file raises whatever its bytes lead to
         return turn.path, "refused", f"cannot be read ({type(error).__name__})"
     if lower.endswith((".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".svslide", ".nrrd", ".mha", ".mhd", ".nhdr")):
@@ -243,11 +248,8 @@ def _copy_dicom(turn: _Turn, path: Path) -> tuple[str, str, str]:
     if header["kind"] == "broken":
         return turn.path, "refused", header["reason"]
     if header["kind"] in {"other", "dicomdir"}:
-        return (
-            turn.path,
-            "left out",
-            f"DICOM {header.get('modality') or 'directory'} (reports and plans are not copied)",
-        )
+        what = "directory" if header["kind"] == "dicomdir" else header["modality"] or "object"
+        return turn.path, "left out", f"DICOM {what} (reports and plans are not copied)"
     if header.get("burned_in", "").upper() == "YES" and not turn.options.keep_burned_in:
         return turn.path, "refused", "has text burned into its pixels (BurnedInAnnotation is YES)"
     with warnings.catch_warnings():
@@ -374,18 +376,23 @@ def _code(value: str, meaning: str) -> Dataset:
 
 def _without_text(path: Path) -> bytes:
     """Return a NIfTI file with its free text and extensions overwritten; its voxels are the same bytes."""
-    packed = path.name.lower().endswith(".gz")
-    content = bytearray(gzip.decompress(path.read_bytes()) if packed else path.read_bytes())
     image: Any = nib.load(path)
     header = image.header
+    start = int(image.dataobj.offset)
+    end = start + math.prod(image.shape) * header.get_data_dtype().itemsize
+    require_memory(2 * end)
+    with uncompressed(path) as file:
+        content = bytearray(file.read(end))  # what stands behind the voxels is not theirs
+    if len(content) < end:
+        raise DataError("is cut off: voxels are missing")
     order = header.endianness
     for name in ("descrip", "aux_file", "intent_name", "db_name", "data_type"):
         if name in header.template_dtype.fields:
             kind, offset = header.template_dtype.fields[name][:2]
             content[offset : offset + kind.itemsize] = bytes(kind.itemsize)
     size = int.from_bytes(content[:4], "little" if order == "<" else "big")
-    start = int(image.dataobj.offset)
     content[size:start] = bytes(start - size)
+    packed = path.name.lower().endswith(".gz")
     return gzip.compress(bytes(content), compresslevel=1, mtime=0) if packed else bytes(content)
 
 

@@ -7,6 +7,7 @@ claims to be, or refused with what it looks like instead.
 from __future__ import annotations
 
 import importlib.util
+import logging
 import re
 from dataclasses import dataclass
 from functools import cache
@@ -35,6 +36,12 @@ _SOFTWARE_TEXT = re.compile(
     re.I,
 )
 _NIFTI2_HEADER = 540
+# Only a header that says so tells how large voxels are: ITK takes a millimetre where it does not.
+_SAYS_SPACING = re.compile(r"^(space directions:.*\(|spacings:.*\d|Element(Spacing|Size)\s*=)", re.M)
+_LONGEST_HEADER = 1 << 16
+# What stands before and around the reason in what ITK and its NRRD library say.
+_ITK_ERROR = re.compile(r"ERROR: (?:\w+\(0x[0-9a-f]+\): )?(.+?)(?:: \S+ for reading\.)?$", re.M)
+_NRRD_ERROR = re.compile(r"^\[nrrd\] \w+: ", re.M)
 _MAGIC = (
     (b"\x89PNG", "a PNG image"),
     (b"\xff\xd8\xff", "a JPEG image"),
@@ -48,6 +55,10 @@ _MAGIC = (
     (b"-----BEGIN PGP", "an encrypted file"),
     (b"age-encryption.org", "an encrypted file"),
 )
+
+
+# It tells of oddities of headers without the file's name; what is wrong is raised, and told with it.
+logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
 
 
 @dataclass(frozen=True)
@@ -123,14 +134,26 @@ def read_image(path: Path) -> LoadedImage:
     if path.stat().st_size == 0:
         raise DataError("is empty (0 bytes)")
     try:
-        return readers[kind](path)
+        image = readers[kind](path)
     except DataError:
         raise
     except Exception as error:  # noqa: BLE001 - nibabel, gzip, zlib and Pillow raise many types for a broken file
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = _in_short(str(error)) or type(error).__name__
         reason = reason.replace(str(path), "file").replace(path.name, "file")
         names = {"nifti": "NIfTI", "itk": "NRRD or MetaImage", "raster": "an image"}
         raise DataError(f"cannot be read as {names[kind]} ({reason}{_resembles(path, kind)})") from None
+    if not image.values.size:
+        raise DataError(f"has no voxels: its size is {image.values.shape}")
+    return image
+
+
+def _in_short(text: str) -> str:
+    """Return the reason in a library's message."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    if lines and _NRRD_ERROR.match(lines[-1]):
+        return _NRRD_ERROR.sub("", lines[-1])
+    found = _ITK_ERROR.search(text)
+    return found[1] if found else lines[0] if lines else ""
 
 
 def looks_like(path: Path) -> str | None:
@@ -171,12 +194,12 @@ def _resembles(path: Path, kind: str) -> str:
 
 
 def _read_nifti(path: Path) -> LoadedImage:
-    with _uncompressed(path) as file:
+    with uncompressed(path) as file:
         return _parse_nifti(path, file)
 
 
-def _uncompressed(path: Path) -> BinaryIO:
-    """Open a file, through ISA-L where it is compressed: it unpacks twice as fast as zlib, which nibabel uses."""
+def uncompressed(path: Path) -> BinaryIO:
+    """Open a NIfTI file, through ISA-L where it is compressed: it unpacks twice as fast as zlib, which nibabel uses."""
     if path.name.lower().endswith(".gz"):
         return cast("BinaryIO", igzip.open(path))  # type: ignore[no-untyped-call]
     return path.open("rb")
@@ -205,9 +228,20 @@ def _parse_nifti(path: Path, file: BinaryIO) -> LoadedImage:
     if len(shape) == 3:
         values = values[..., None]
     affine = np.asarray(image.affine, dtype=np.float64)
+    _require_voxel_size(version, file, shape)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise DataError("has an affine that is not invertible: its header does not say where its voxels lie")
     return LoadedImage(values, affine, str(stored), texts=_header_texts(image.header))
+
+
+def _require_voxel_size(version: Any, file: BinaryIO, shape: tuple[int, ...]) -> None:
+    """Refuse a volume of which the header tells no voxel size: nibabel takes a millimetre then."""
+    file.seek(0)
+    header = version.header_class.from_fileobj(file, check=False)
+    sizes = np.abs(np.asarray(header["pixdim"][1:4], dtype=np.float64))
+    unknown = [not (np.isfinite(size) and size > 0) and n > 1 for size, n in zip(sizes, shape, strict=False)]
+    if header["sform_code"] <= 0 and any(unknown):
+        raise DataError(f"does not say how large its voxels are (pixdim is {[float(size) for size in sizes]})")
 
 
 def _header_texts(header: Any) -> tuple[str, ...]:
@@ -227,7 +261,7 @@ def _read_itk(path: Path) -> LoadedImage:
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
-    require_memory(int(np.prod(reader.GetSize(), dtype=np.int64)) * 4)
+    require_memory(int(np.prod(reader.GetSize(), dtype=np.int64)) * 4 * reader.GetNumberOfComponents())
     image = reader.Execute()
     values = sitk.GetArrayFromImage(image)
     if image.GetNumberOfComponentsPerPixel() == 1:
@@ -235,6 +269,10 @@ def _read_itk(path: Path) -> LoadedImage:
     dimensions = image.GetDimension()
     if dimensions not in {2, 3}:
         raise DataError(f"has {dimensions} axes {image.GetSize()}, expected two or three")
+    with path.open("rb") as file:
+        calibrated = bool(_SAYS_SPACING.search(file.read(_LONGEST_HEADER).decode("latin-1")))
+    if dimensions == 3 and not calibrated:
+        raise DataError("does not say how large its voxels are: its header has no spacing")
     values = np.moveaxis(values, range(dimensions), range(dimensions)[::-1])
     affine = np.eye(4)
     if dimensions == 3:
@@ -243,7 +281,7 @@ def _read_itk(path: Path) -> LoadedImage:
         affine = np.diag([-1.0, -1, 1, 1]) @ affine  # ITK's world is LPS+
     else:
         affine[[0, 1], [0, 1]] = image.GetSpacing()
-    return LoadedImage(values, affine, str(values.dtype))
+    return LoadedImage(values, affine, str(values.dtype), calibrated=calibrated)
 
 
 def _read_raster(path: Path) -> LoadedImage:

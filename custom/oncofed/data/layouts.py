@@ -21,7 +21,8 @@ from oncofed.errors import DataError
 
 IMAGE_FOLDERS = ("images", "imagesTr", "imgs", "image")
 LABEL_FOLDERS = ("labels", "labelsTr", "masks", "annotations", "label", "mask")
-SLIDES = (".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".bif", ".svslide", ".tif", ".tiff")
+_SLIDES_ALONE = (".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".bif", ".svslide")
+SLIDES = (*_SLIDES_ALONE, ".tif", ".tiff")
 _LABEL_ENDINGS = ("_seg", "-seg", "_label", "-label", "_mask", "-mask", "_labels", "_segmentation")
 _PATIENT_PATTERNS = (r"(?:^|/)(sub-[A-Za-z0-9]+)", r"(TCGA-[A-Z0-9]{2}-[A-Z0-9]{4})")
 _SPLIT_NAMES: dict[str, Split] = {
@@ -215,6 +216,8 @@ def _table(root: Path, table: Path, files: Sequence[str]) -> Layout:
             Item(name, row.get("patient") or patient_of(image, name), (image,), label, split, row.get("modality"), tags)
         )
     layout.items = _unique(layout.items)
+    if layout.items and all(item.images[0].lower().endswith(_SLIDES_ALONE) for item in layout.items):
+        layout.task = "slides"
     used = {i for item in layout.items for i in (*item.images, item.label)}
     layout.left_out = Counter(
         {"image that the table does not name": sum(1 for f in files if image_format(Path(f)) and f not in used)}

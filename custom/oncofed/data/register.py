@@ -38,7 +38,7 @@ from oncofed.data.manifest import (
     write_manifest,
 )
 from oncofed.data.work import FileWork, SlideWork, StackWork, Work
-from oncofed.data.workers import Workers
+from oncofed.data.workers import BROKE_ITS_READER, Workers
 from oncofed.errors import DataError
 
 SOURCE_LINK = "source"
@@ -339,7 +339,7 @@ def _read_all(work: Sequence[Work], index: Index, progress: Progress, workers: W
             yield known
     progress("reading images", done, len(work))
     by_key = {item.key: item for item in fresh}
-    for key, result in workers.map(_read_one, fresh):
+    for key, result in workers.map(_read_one, fresh, broken=_broke_its_reader):
         index.put(key, by_key[key].stamp(), result)
         done += 1
         progress("reading images", done, len(work))
@@ -349,6 +349,10 @@ def _read_all(work: Sequence[Work], index: Index, progress: Progress, workers: W
 def _read_one(work: Work) -> tuple[str, dict[str, Any]]:
     result = work.read()
     return work.key, {k: v.model_dump() if hasattr(v, "model_dump") else v for k, v in result.items() if v is not None}
+
+
+def _broke_its_reader(work: Work) -> tuple[str, dict[str, Any]]:
+    return work.key, work.set_aside(BROKE_ITS_READER)
 
 
 # --- the manifest

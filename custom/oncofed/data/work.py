@@ -25,6 +25,7 @@ from oncofed.errors import DataError
 
 # Raised when facts gain a field, so that what an older version remembered is read anew.
 _FACTS_VERSION = "2"
+_LONGEST_REASON = 200
 
 
 class Work(Protocol):
@@ -38,7 +39,10 @@ class Work(Protocol):
         """What changes when its files do."""
 
     def read(self) -> dict[str, Any]:
-        """Return the fields of an ``Entry``, or ``{"name", "reason", "source"}`` of a case that cannot be used."""
+        """Return the fields of an ``Entry``, or ``set_aside`` with the reason why the case cannot be used."""
+
+    def set_aside(self, reason: str) -> dict[str, Any]:
+        """Return ``{"name", "reason", "source"}`` of a case that cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +72,8 @@ class FileWork:
             found = facts.measure(image, mask)
             found["checksum"] = facts.checksum(images)
             found["notes"] = facts.header_text(image)
-        except (DataError, OSError) as error:
-            return {"name": item.name, "reason": _reason(error), "source": item.images[0]}
+        except Exception as error:  # noqa: BLE001 - readers raise whatever they like for a malformed file
+            return self.set_aside(_reason(error))
         paths = [f"{self.prefix}{image}" for image in item.images]
         return {
             **found,
@@ -83,6 +87,10 @@ class FileWork:
             "stamp": facts.stamp(self._paths()),
             "source": item.images[0],
         }
+
+    def set_aside(self, reason: str) -> dict[str, Any]:
+        """Return what is known of a case that cannot be used."""
+        return _set_aside(self.item.name, reason, self.item.images[0])
 
     def _paths(self) -> list[Path]:
         label = [self.item.label] if isinstance(self.item.label, str) else []
@@ -117,13 +125,12 @@ class StackWork:
     def read(self) -> dict[str, Any]:
         """Convert the image and its label and return their facts, or the reason why they cannot be used."""
         header = self.stack.header
-        source = self.stack.slices[0].path
         try:
             pixels = read_stack(self.root, self.stack)
             label = self._label(pixels.image)
             found = facts.measure(pixels.image, label)
-        except (DataError, OSError) as error:
-            return {"name": self.name, "reason": _reason(error), "source": source}
+        except Exception as error:  # noqa: BLE001 - readers raise whatever they like for a malformed file
+            return self.set_aside(_reason(error))
         image_path, label_path = self._written()[0], self._written()[1] if self.labels else None
         _write_image(self.out / image_path, pixels.image)
         if label is not None and label_path:
@@ -141,8 +148,12 @@ class StackWork:
             "checksum": facts.checksum(written[:1]),
             "stamp": facts.stamp(written),
             "notes": [*self.stack.notes, *pixels.notes, *_header_notes(header)],
-            "source": source,
+            "source": self.stack.slices[0].path,
         }
+
+    def set_aside(self, reason: str) -> dict[str, Any]:
+        """Return what is known of an image that cannot be used."""
+        return _set_aside(self.name, reason, self.stack.slices[0].path)
 
     def _written(self) -> list[str]:
         flat = self.stack.kind == "flat"
@@ -194,8 +205,8 @@ class SlideWork:
         region = self.root / item.label if isinstance(item.label, str) else None
         try:
             found, grid = slides.measure(path, self.tiles, region, self.names)
-        except (DataError, OSError) as error:
-            return {"name": item.name, "reason": _reason(error), "source": item.images[0]}
+        except Exception as error:  # noqa: BLE001 - readers raise whatever they like for a malformed file
+            return self.set_aside(_reason(error))
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **grid)  # type: ignore[arg-type]
         target = self.out / self._tiles_path
@@ -214,6 +225,10 @@ class SlideWork:
             "stamp": facts.stamp([path]),
             "source": item.images[0],
         }
+
+    def set_aside(self, reason: str) -> dict[str, Any]:
+        """Return what is known of a slide that cannot be used."""
+        return _set_aside(self.item.name, reason, self.item.images[0])
 
     def _gather(self) -> Path:
         """Link the instances of one DICOM slide into a folder of its own, and return it."""
@@ -238,8 +253,18 @@ def _header_notes(header: Header) -> list[str]:
     return ["burned-in annotation: its header says YES"] if header["burned_in"].upper() == "YES" else []
 
 
+def _set_aside(name: str, reason: str, source: str) -> dict[str, Any]:
+    return {"name": name, "reason": reason, "source": source}
+
+
 def _reason(error: Exception) -> str:
-    return str(error) if isinstance(error, DataError) else f"cannot be read ({getattr(error, 'strerror', error)})"
+    if isinstance(error, DataError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"cannot be read ({error.strerror or error})"
+    if isinstance(error, MemoryError):
+        return "cannot be read: it needs more memory than there is"
+    return f"cannot be read ({type(error).__name__}: {str(error).partition(chr(10))[0][:_LONGEST_REASON]})"
 
 
 def _write_image(path: Path, image: LoadedImage) -> None:

@@ -6,10 +6,10 @@ import multiprocessing
 import os
 import signal
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from itertools import islice
 from types import TracebackType
 from typing import TypeVar
 
@@ -22,6 +22,8 @@ R = TypeVar("R")
 # Starting processes costs about as long as reading this many small images.
 _FEWEST_FOR_PROCESSES = 64
 _WAITING_PER_WORKER = 4
+# Why a file is left out with which a process ended abruptly.
+BROKE_ITS_READER = "the process that read it ended abruptly: it needs more memory than there is, or is malformed"
 
 
 class Workers:
@@ -41,20 +43,22 @@ class Workers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._pool is None:
-            return
-        if error is not None:
-            for process in list(self._pool._processes.values()):
-                process.kill()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._leave(kill=error is not None)
 
-    def map(self, function: Callable[[T], R], items: Sequence[T], fewest: int = _FEWEST_FOR_PROCESSES) -> Iterator[R]:
+    def map(
+        self,
+        function: Callable[[T], R],
+        items: Sequence[T],
+        fewest: int = _FEWEST_FOR_PROCESSES,
+        broken: Callable[[T], R] | None = None,
+    ) -> Iterator[R]:
         """Yield ``function(item)`` for each item, in the order in which they are done.
 
         Args:
             function: of a module's top level.
             items: to work on.
             fewest: items for which processes are started; fewer are worked on in this one.
+            broken: returns what stands for an item with which a process ended abruptly; None: it is an error.
 
         Raises:
             DataError: a process ended abruptly.
@@ -62,27 +66,52 @@ class Workers:
         if self._count == 1 or (self._pool is None and len(items) < fewest) or len(items) < 2:
             yield from map(function, items)
             return
-        try:
-            yield from self._sliding(function, items)
-        except BrokenProcessPool:
-            raise DataError(
-                "a process that read images ended abruptly, perhaps for want of memory. What was read is kept: "
-                "run the command again, with fewer processes if need be: --workers 1"
-            ) from None
+        waiting, pending = deque(items), dict[Future[R], T]()
+        while waiting or pending:
+            try:
+                while waiting and len(pending) < self._count * _WAITING_PER_WORKER:
+                    pending[self._submit(function, waiting[0])] = waiting[0]
+                    waiting.popleft()
+                done, _ = wait(pending, return_when=FIRST_COMPLETED)
+                for future in done:
+                    result = future.result()
+                    del pending[future]
+                    yield result
+            except BrokenProcessPool:  # noqa: PERF203 - several files may do this
+                if broken is None:
+                    raise DataError(
+                        "a process that read images ended abruptly, perhaps for want of memory. What was read is kept: "
+                        "run the command again, with fewer processes if need be: --workers 1"
+                    ) from None
+                # With one of these; the others were in its company.
+                self._leave(kill=True)
+                for item in pending.values():
+                    yield self._alone(function, item, broken)
+                pending.clear()
 
-    def _sliding(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+    def _alone(self, function: Callable[[T], R], item: T, broken: Callable[[T], R]) -> R:
+        try:
+            return self._submit(function, item).result()
+        except BrokenProcessPool:
+            self._leave(kill=True)
+            return broken(item)
+
+    def _submit(self, function: Callable[[T], R], item: T) -> Future[R]:
         if self._pool is None:
             context = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(self._count, context, initializer=_start)
-        iterator = iter(items)
         with deaf_to_interrupts():
-            first = islice(iterator, self._count * _WAITING_PER_WORKER)
-            pending: set[Future[R]] = {self._pool.submit(function, item) for item in first}
-        while pending:
-            done, pending = wait(pending, return_when=FIRST_COMPLETED)
-            for future in done:
-                yield future.result()
-            pending |= {self._pool.submit(function, item) for item in islice(iterator, len(done))}
+            return self._pool.submit(function, item)
+
+    def _leave(self, kill: bool) -> None:
+        """End the processes; those that work on something wait for its end unless they are killed."""
+        pool, self._pool = self._pool, None
+        if pool is None:
+            return
+        if kill:
+            for process in list((pool._processes or {}).values()):
+                process.kill()
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _start() -> None:

@@ -43,3 +43,25 @@ def test_a_file_that_says_explicit_and_is_implicit_is_read_all_the_same(tmp_path
     header = headers.read_header(path)
 
     assert (header["kind"], header["rows"], header["columns"]) == ("image", 128, 128)
+
+
+def test_of_a_damaged_header_nothing_is_told(tmp_path: Path) -> None:
+    dataset = pydicom.dcmread(next(p for p in PYDICOM_FILES if p.name == "CT_small.dcm"))
+    dataset.PatientName = "Canary^Name"
+    path = tmp_path / "a.dcm"
+    dataset.save_as(path)
+    content = bytearray(path.read_bytes())
+    at = content.index(b"\x08\x00\x60\x00CS")  # Modality
+    content[at + 6 : at + 8] = (2000).to_bytes(2, "little")
+    path.write_bytes(content)
+    header = headers.read_header(path)
+    assert header["kind"] == "broken"
+    assert "Canary" not in str(header)
+
+
+def test_a_vendor_that_is_no_text_is_none(tmp_path: Path) -> None:
+    dataset = pydicom.dcmread(next(p for p in PYDICOM_FILES if p.name == "CT_small.dcm"))
+    dataset.Manufacturer = "A" * 30 + "\x1b[31m"
+    dataset.save_as(tmp_path / "a.dcm")
+    header = headers.read_header(tmp_path / "a.dcm")
+    assert (header["kind"], header["vendor"]) == ("image", "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import warnings
 from functools import lru_cache
 from pathlib import Path
@@ -102,6 +103,10 @@ _TEXTS = {
     "AcquisitionNumber": "AcquisitionNumber",
     "ContentTime": "ContentTime",
 }
+# A code string (CS) and a long string (LO) of PS3.5, table 6.2-1. What a damaged header holds in their place may be the
+# elements after it, with the patient's name.
+_CODE = re.compile(r"[A-Za-z0-9_ ]{0,16}")
+_LONGEST_TEXT = 64
 _TEXT_TAGS = {name: int(tag_for_keyword(keyword) or 0) for name, keyword in _TEXTS.items()}
 
 
@@ -199,6 +204,10 @@ def _values(elements: Elements, pixels_at: int) -> Header:
     header: Header = {name: _text(elements, number) for name, number in _TEXT_TAGS.items()}
     if _text(elements, _MEDIA_CLASS) == _DICOMDIR:
         return {"kind": "dicomdir"}
+    if not _CODE.fullmatch(header["modality"]):
+        return {"kind": "broken", "reason": "its header is damaged: what stands in its Modality is no code"}
+    if len(header["vendor"]) > _LONGEST_TEXT or not header["vendor"].isprintable():
+        header["vendor"] = ""
     header["syntax"] = _text(elements, _SYNTAX)
     header["kind"] = _kind(elements, header["sop_class"])
     if _tag("EncryptedAttributesSequence") in elements:
