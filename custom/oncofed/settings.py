@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from oncofed.errors import SpecError
 
 Lines = dict[tuple[str, ...], int]
+# What was found is shown up to here.
+_LONGEST_SHOWN = 200
 
 
 class StrictModel(BaseModel):
@@ -132,8 +134,12 @@ def _explain(
         return f"{where}{line}: {setting} is missing"
     message = str(problem["msg"]).removeprefix("Value error, ")
     found = problem.get("input")
-    shown = "" if isinstance(found, dict | StrictModel) else f"found {found!r}; "
+    shown = "" if isinstance(found, dict | StrictModel) else f"found {_shortened(repr(found))}; "
     return f"{where}{line}: {setting}: {shown}{message}"
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}…"
 
 
 def _settings_beside(loc: tuple[str, ...], kind: type[StrictModel]) -> list[str]:

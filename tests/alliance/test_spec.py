@@ -51,6 +51,8 @@ def test_an_alliance_is_read(tmp_path: Path) -> None:
         ("  west:\n", "  'we st':\n", r"sites.*we st"),
         ("eng@x.org: {", "eng: {", r"people.*eng"),
         ("contact: it@east.org", "recipient: age1short", r":6: sites.east.recipient: found 'age1short'"),
+        ("  east: {organisation: East, contact: it@east.org}\n  west:\n", "- [a]\n", r"found \['a'\] among the names"),
+        ("name: tiny", f"name: {'x' * 5000}", r":2: name: found 'x{199}…; "),
         (GOOD, "- a\n", r":1: found list, expected settings such as 'name: my_alliance'"),
         (GOOD, "a: [\n", r"not YAML"),
     ],

@@ -93,6 +93,9 @@ class AllianceSpec(StrictModel):
     def _names_alone(cls, value: Any) -> Any:
         """Take ``[east, west]`` for sites of which nothing more is said, and ``east:`` for one."""
         if isinstance(value, list | tuple):
+            odd = next((name for name in value if not isinstance(name, str)), None)
+            if odd is not None:
+                raise ValueError(f"found {odd!r} among the names; expected texts, such as [east, west]")
             return {name: {} for name in value}
         if isinstance(value, dict):
             return {name: {} if site is None else site for name, site in value.items()}

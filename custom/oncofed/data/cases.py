@@ -320,8 +320,8 @@ def check_case(case: Case, classes: Sequence[int], data: DataSpec | None = None)
     """Return why ``case`` cannot be used, or None."""
     try:
         entry = known_facts(case)
-    except DataError as error:
-        return Problem(case.name, str(error))
+    except Exception as error:  # noqa: BLE001 - one case that cannot be read does not keep the others from training
+        return Problem(case.name, facts.reason_of(error))
     found = [*contract_faults(entry, data or DataSpec(dataset="any")), *facts.faults(entry)]
     found += _label_faults(case, entry, classes) if not entry.label_problem else []
     return Problem(case.name, "; ".join(found)) if found else None

@@ -24,6 +24,7 @@ _MOST_COUNTED = 1 << 20
 _INTENSITY_SAMPLES = 30_000
 _GRID_TOLERANCE_MM = 1e-2
 _CHUNK = 1 << 20
+_LONGEST_REASON = 200
 
 
 def read_case(images: Sequence[Path], label: Path | None) -> tuple[LoadedImage, LoadedImage | None]:
@@ -83,6 +84,17 @@ def faults(entry: Entry) -> list[str]:
     elif entry.label_values is not None and not any(int(float(v)) != 0 for v in entry.label_values):
         found.append("its label is empty: no voxel of any class")
     return found
+
+
+def reason_of(error: Exception) -> str:
+    """Return in words why a case cannot be used: readers raise whatever they like for a malformed file."""
+    if isinstance(error, DataError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"cannot be read ({error.strerror or type(error).__name__})"
+    if isinstance(error, MemoryError):
+        return "cannot be read: it needs more memory than there is"
+    return f"cannot be read ({type(error).__name__}: {str(error).partition(chr(10))[0][:_LONGEST_REASON]})"
 
 
 def checksum(paths: Sequence[Path]) -> str:

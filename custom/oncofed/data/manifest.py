@@ -14,9 +14,9 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from oncofed.errors import DataError
 
@@ -42,10 +42,19 @@ class Intensity(_Part):
     std: float
 
 
+def _require_number(text: str) -> str:
+    float(text)
+    return text
+
+
+_LabelValue = Annotated[str, AfterValidator(_require_number)]
+_Channels = Annotated[list[str], Field(min_length=1)]
+
+
 class Entry(_Part):
     """One case."""
 
-    image: str | list[str] = Field(description="path inside the folder; a list holds one file a channel")
+    image: str | _Channels = Field(description="path inside the folder; a list holds one file a channel")
     label: str | int | None = Field(None, description="path of the mask, or number of the class; null: none")
     name: str | None = Field(None, description="unique in the dataset")
     patient: str | None = Field(None, description="salted hash; entries with the same key are one patient")
@@ -62,7 +71,7 @@ class Entry(_Part):
     stamp: str | None = Field(None, description="sizes and times of the files when they were read")
     intensity: Intensity | None = None
     finite: bool | None = Field(None, description="no NaN and no infinity")
-    label_values: dict[str, int] | None = Field(None, description="label value -> voxels, background among them")
+    label_values: dict[_LabelValue, int] | None = Field(None, description="label value -> voxels, background too")
     instances: int | None = Field(None, description="objects in a mask that numbers them")
     label_problem: str | None = Field(None, description="why the label does not lie on the image")
     thumbnail: str | None = Field(None, description="8x8x8 or 16x16 means, base64: finds copies of the same image")

@@ -25,7 +25,6 @@ from oncofed.errors import DataError
 
 # Raised when facts gain a field, so that what an older version remembered is read anew.
 _FACTS_VERSION = "2"
-_LONGEST_REASON = 200
 
 
 class Work(Protocol):
@@ -73,7 +72,7 @@ class FileWork:
             found["checksum"] = facts.checksum(images)
             found["notes"] = facts.header_text(image)
         except Exception as error:  # noqa: BLE001 - readers raise whatever they like for a malformed file
-            return self.set_aside(_reason(error))
+            return self.set_aside(facts.reason_of(error))
         paths = [f"{self.prefix}{image}" for image in item.images]
         return {
             **found,
@@ -130,7 +129,7 @@ class StackWork:
             label = self._label(pixels.image)
             found = facts.measure(pixels.image, label)
         except Exception as error:  # noqa: BLE001 - readers raise whatever they like for a malformed file
-            return self.set_aside(_reason(error))
+            return self.set_aside(facts.reason_of(error))
         image_path, label_path = self._written()[0], self._written()[1] if self.labels else None
         _write_image(self.out / image_path, pixels.image)
         if label is not None and label_path:
@@ -206,7 +205,7 @@ class SlideWork:
         try:
             found, grid = slides.measure(path, self.tiles, region, self.names)
         except Exception as error:  # noqa: BLE001 - readers raise whatever they like for a malformed file
-            return self.set_aside(_reason(error))
+            return self.set_aside(facts.reason_of(error))
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **grid)  # type: ignore[arg-type]
         target = self.out / self._tiles_path
@@ -255,16 +254,6 @@ def _header_notes(header: Header) -> list[str]:
 
 def _set_aside(name: str, reason: str, source: str) -> dict[str, Any]:
     return {"name": name, "reason": reason, "source": source}
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, DataError):
-        return str(error)
-    if isinstance(error, OSError):
-        return f"cannot be read ({error.strerror or error})"
-    if isinstance(error, MemoryError):
-        return "cannot be read: it needs more memory than there is"
-    return f"cannot be read ({type(error).__name__}: {str(error).partition(chr(10))[0][:_LONGEST_REASON]})"
 
 
 def _write_image(path: Path, image: LoadedImage) -> None:
