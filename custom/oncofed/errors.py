@@ -41,3 +41,8 @@ class StateError(TrainingError):
 
 class FederationError(OncofedError):
     """The server, a site or the connection between them failed."""
+
+
+def one_line(text: str, longest: int) -> str:
+    """Return what somebody else wrote, which may be anything, as one short line that a terminal can show."""
+    return "".join(c if c.isprintable() else " " for c in text[:longest])

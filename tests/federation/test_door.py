@@ -8,9 +8,11 @@ import pytest
 import torch
 from nvflare.apis.shareable import Shareable
 
+import oncofed
+from oncofed.errors import FederationError
 from oncofed.federation import exchange
 from oncofed.federation.desk import Question
-from oncofed.federation.door import Door, bounded
+from oncofed.federation.door import Door, bounded, counts
 from oncofed.federation.memory import Memory
 from oncofed.federation.rounds import Round
 from oncofed.federation.spec import FederationPlan
@@ -30,7 +32,7 @@ class _Written(list[tuple[str, dict[str, Any]]]):
 
 def _door(written: _Written, **settings: Any) -> Door:
     plan = FederationPlan.model_validate(settings)
-    return Door(plan, frozenset({"weight"}), frozenset({"weight"}), _CASES, written)
+    return Door(plan, frozenset({"weight"}), frozenset({"weight"}), ("core",), _CASES, written)
 
 
 def _update(value: float, cases: int) -> Shareable:
@@ -50,6 +52,74 @@ def test_an_update_counts_with_what_its_site_said() -> None:
     assert torch.equal(update.delta["weight"], torch.ones(4))
     assert current.losses == {"site-2": 0.1}
     assert written.kinds == ["answer"]
+
+
+_SCORE = {"mean": 0.5, "by_class": {"core": 0.5}, "more": {}, "interval": None, "cases": 2}
+
+
+@pytest.mark.attack(
+    "numbers beside an update that end the run of all, or write to the terminal of who watches",
+    by="a site that was broken into",
+    logged="the run's record: refused",
+)
+@pytest.mark.parametrize(
+    ("numbers", "said"),
+    [
+        ({"loss": "low"}, "loss is not within its bounds"),
+        ({"loss": 0.1, "evaluation": 0.5}, "evaluation is not within its bounds"),
+        ({"evaluation": {**_SCORE, "mean": "0.5"}}, "evaluation is not within its bounds"),
+        ({"evaluation": {**_SCORE, "by_class": {"\x1b[31m": 0.5}}}, "evaluation is not within its bounds"),
+        ({"not_kept": "\x1b]0;title"}, "not_kept is not within its bounds"),
+        ({"seconds": 3}, "1 numbers that the job does not declare"),
+    ],
+)
+def test_other_numbers_than_the_jobs_are_refused(numbers: dict[str, Any], said: str) -> None:
+    door, current = _door(_Written()), Round()
+    message = exchange.update_message({"weight": torch.ones(4)}, {}, 2, 5, numbers)
+    door.take("site-2", message, _question(), current, door.given(1, _MODEL))
+    assert current.refused["site-2"] == f"its numbers are not those of the job: {said}"
+    with pytest.raises(FederationError, match=r"are not those of the job|no score"):
+        door.scores(exchange.numbers_message(numbers))
+
+
+def test_an_answer_that_is_malformed_is_refused() -> None:
+    door, current = _door(_Written()), Round()
+    door.take("site-2", Shareable({"DXO": 7}), _question(), current, door.given(1, _MODEL))
+    assert current.refused["site-2"].startswith("its answer is malformed (")
+    with pytest.raises(FederationError, match="its answer is malformed"):
+        door.scores(Shareable())
+    assert door.scores(exchange.numbers_message({"evaluation": _SCORE}))["evaluation"] == _SCORE
+
+
+_COUNTS = {"train": 3, "validation": 1, "test": 1, "device": "cpu", "version": oncofed.__version__}
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (_COUNTS, None),
+        ({**_COUNTS, "train": "3"}, "train is not within its bounds"),
+        ({**_COUNTS, "train": -3}, "train is not within its bounds"),
+        ({"version": oncofed.__version__}, "it does not say how many cases it has"),
+        ({**_COUNTS, "patients": ["Canary"]}, "1 numbers that the job does not declare"),
+        ({**_COUNTS, "version": "0.0.1\x1b[31m"}, r"it runs oncofed 0\.0\.1 \[31m, the server"),
+        ({**_COUNTS, "version": 7}, "version is not within its bounds"),
+    ],
+)
+def test_what_a_site_says_of_its_data_is_held_to_bounds(said: dict[str, Any], reason: str | None) -> None:
+    message = exchange.numbers_message(said)
+    if reason is None:
+        assert counts(message) == said
+        return
+    with pytest.raises(FederationError, match=reason):
+        counts(message)
+
+
+def test_a_reason_of_a_site_is_one_short_line() -> None:
+    reason = exchange.refusal_reason(exchange.refusal("its disk\n\x1b[31m is full" + "x" * 5000))
+    assert reason is not None
+    assert reason.startswith("its disk  [31m is full")
+    assert len(reason) == 600
 
 
 def test_other_numbers_of_cases_than_before_are_refused_and_the_site_can_be_asked_again() -> None:

@@ -82,7 +82,7 @@ def test_an_update_many_times_as_long_as_the_others_is_left_out() -> None:
 
 
 def _door() -> Door:
-    return Door(PLAN, frozenset({"w"}), frozenset(LIKE), {"east": {"train": 2}}, lambda kind, **values: None)
+    return Door(PLAN, frozenset({"w"}), frozenset(LIKE), (), {"east": {"train": 2}}, lambda kind, **values: None)
 
 
 MEAN = {"w": torch.ones(2), "count": torch.tensor(7)}
@@ -96,6 +96,7 @@ MEMORY = Memory({"w": torch.zeros(2), "count": torch.tensor(0)})
         (exchange.combined_message({**MEAN, "w": torch.ones(3)}, 2, [], {}), r"expected \(2,\)"),
         (exchange.combined_message({**MEAN, "w": torch.full((2,), torch.nan)}, 2, [], {}), "not finite"),
         (exchange.refusal("its disk is full"), "its disk is full"),
+        (Shareable(), "its answer is malformed"),
     ],
 )
 def test_a_collector_that_answers_something_else_is_not_believed(answer: Shareable, reason: str) -> None:

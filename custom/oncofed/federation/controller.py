@@ -32,13 +32,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-import oncofed
 from oncofed.errors import FederationError, OncofedError
 from oncofed.federation import exchange
 from oncofed.federation.desk import Desk, Question
 from oncofed.federation.direct.counter import Counter
 from oncofed.federation.direct.tensors import SMALLEST_BYTES, carry, carry_no_more, context_of_cell
-from oncofed.federation.door import Door
+from oncofed.federation.door import Door, counts
 from oncofed.federation.events import BEST_MODEL, EVENTS_FILE, MODELS_FOLDER, TOLD_GROUP, EventLog
 from oncofed.federation.exchange import TASK_COMBINE, TASK_PREPARE, TASK_TRAIN, TASK_VALIDATE
 from oncofed.federation.folders import hand_over, initial_model, note_end, sole_owner, state_folder
@@ -52,9 +51,9 @@ from oncofed.federation.selection import has_stalled, selected_score
 from oncofed.federation.spec import CyclicSpec, FedBuffSpec, FederationPlan, SwarmSpec
 from oncofed.federation.strategies import Update, build_strategy
 from oncofed.models.weights import Layout, Weights, layout_of, weights_of
+from oncofed.privacy.outbound import progress_that_may_leave
 from oncofed.training import Plan
 
-_PROGRESS_FIELDS = {"phase": str, "step": int, "steps": int, "loss": float}
 # The server's own process looks at its state this often, when nothing happens.
 _LOOK_SECONDS = 0.5
 _SECONDS_BETWEEN_SYNCS = 2.0
@@ -157,13 +156,17 @@ class FederatedTraining(Controller):
             reason = f"the server: {error.strerror or error}" if isinstance(error, OSError) else str(error)
             self._record("failed", reason=reason)
             self.system_panic(reason, fl_ctx)
+        except Exception as error:
+            self._record("failed", reason=f"the server: {type(error).__name__}; its own log says more")
+            raise
 
     def _run(self) -> None:
         plan, federation = self._plan, self._federation
         memory = read_memory(self._state)
         layout, initial = (plan.layout(), {}) if memory else self._initial()
         self._parameters, self._travelling = layout.trained, layout.travelling
-        self._door = Door(federation, self._parameters, self._travelling, self._cases, self._record)
+        classes = list(plan.task.classes.values())
+        self._door = Door(federation, self._parameters, self._travelling, classes, self._cases, self._record)
         self._desk.tidy = layout.nbytes > _LARGE_MODEL
         self._let_sites_come(layout.nbytes)
         strategy = build_strategy(federation.strategy, self._parameters)
@@ -248,14 +251,11 @@ class FederatedTraining(Controller):
             return exchange.plain_message()
 
         def answered(site: str, result: Shareable, question: Question) -> None:
-            reason = exchange.refusal_reason(result)
-            numbers = {} if reason else exchange.read_numbers_message(result)
-            theirs = numbers.get("version", oncofed.__version__)
-            if not reason and theirs != oncofed.__version__:
-                reason = (
-                    f"it runs oncofed {theirs}, the server {oncofed.__version__}. Install the same version at both: "
-                    "rounding and file formats may differ"
-                )
+            reason, numbers = exchange.refusal_reason(result), dict[str, Any]()
+            try:
+                numbers = {} if reason else counts(result)
+            except FederationError as error:
+                reason = str(error)
             if reason:
                 self._door.reasons[site] = reason
                 self._record("excluded", site=site, reason=reason)
@@ -627,10 +627,14 @@ class FederatedTraining(Controller):
 
         def answered(site: str, result: Shareable, question: Question) -> None:
             reason = exchange.refusal_reason(result)
+            try:
+                numbers = {} if reason else self._door.scores(result)
+            except FederationError as error:
+                reason = str(error)
             if reason:
                 self._door.refuse(current, site, reason, number, exchange.may_pass(result))
                 return
-            current.numbers[site] = exchange.read_numbers_message(result)
+            current.numbers[site] = numbers
             self._record("answer", site=site, task=TASK_VALIDATE, round=number)
 
         question = self._desk.ask(Question(TASK_VALIDATE, number, set(asked), message, answered))
@@ -724,8 +728,7 @@ class FederatedTraining(Controller):
         site = data.get_peer_prop(ReservedKey.IDENTITY_NAME, None) if isinstance(data, Shareable) else None
         if site is None or site not in self._desk.known():
             return
-        values = {key: kind(data[key]) for key, kind in _PROGRESS_FIELDS.items() if key in data}
-        self._record("progress", site=site, **values)
+        self._record("progress", site=site, **progress_that_may_leave(data))
 
     def _record(self, kind: str, **values: Any) -> None:
         if self._log:

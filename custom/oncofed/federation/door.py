@@ -6,14 +6,15 @@ import dataclasses
 import statistics
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from nvflare.apis.shareable import Shareable
 from torch import Tensor
 
-from oncofed.errors import FederationError
+import oncofed
+from oncofed.errors import FederationError, PolicyError, one_line
 from oncofed.federation import exchange
 from oncofed.federation.compression import ReceivedUpdate
 from oncofed.federation.desk import Question
@@ -24,7 +25,11 @@ from oncofed.federation.spec import FederationPlan, SwarmSpec
 from oncofed.federation.strategies import Update
 from oncofed.federation.strategies.robust import length
 from oncofed.models.weights import Weights
+from oncofed.privacy.outbound import check_counts, check_numbers
 
+T = TypeVar("T")
+
+_LONGEST_VERSION = 40
 # Lengths of updates that say what is usual: of so many rounds back.
 _ROUNDS_REMEMBERED = 5
 
@@ -58,6 +63,7 @@ class Door:
         federation: the job's rules.
         parameters: names of the weights that are trained.
         travelling: names of the weights that sites send.
+        classes: names of the job's classes.
         cases: each site's numbers of cases, as it gave them when it came.
         record: writes to the run's record.
 
@@ -70,6 +76,7 @@ class Door:
         federation: FederationPlan,
         parameters: frozenset[str],
         travelling: frozenset[str],
+        classes: Sequence[str],
         cases: Mapping[str, dict[str, Any]],
         record: Record,
     ) -> None:
@@ -77,6 +84,7 @@ class Door:
         self._federation = federation
         self._parameters = parameters
         self._travelling = travelling
+        self._classes = classes
         self._cases = cases
         self._record = record
         self._lock = threading.Lock()
@@ -97,7 +105,7 @@ class Door:
         """Look at one site's answer and take it, or refuse it and say why."""
         came = time.time() - current.started
         try:
-            update, numbers = self._read(site, result, given)
+            update, numbers = as_declared(lambda: self._read(site, result, given))
         except FederationError as error:
             self.refuse(current, site, str(error), given.round, exchange.may_pass(result))
             return
@@ -122,6 +130,7 @@ class Door:
         if reason:
             raise FederationError(reason)
         sent, cases, steps, numbers = exchange.read_update_message(result)
+        check_numbers(numbers, self._classes)
         delta = ReceivedUpdate(sent, given.like, self._federation.exchange.update, given.extra)
         known = self._cases.get(site, {}).get("train")
         if cases != known:
@@ -150,7 +159,7 @@ class Door:
         reason = exchange.refusal_reason(result)
         if reason:
             raise FederationError(reason)
-        sent, total, missing, left_out = exchange.read_combined_message(result)
+        sent, total, missing, left_out = as_declared(lambda: exchange.read_combined_message(result))
         if missing:
             return None, [site for site in cases if site in missing], {}
         left_out = {site: str(why) for site, why in left_out.items() if site in cases}
@@ -165,6 +174,22 @@ class Door:
         if not self.screened(looked_at, memory):
             raise FederationError(looked_at.refused[collector])
         return mean.delta, [], left_out
+
+    def scores(self, result: Shareable) -> dict[str, Any]:
+        """Return what a site says of a model's score.
+
+        Raises:
+            FederationError: it has none, or other numbers than are declared.
+        """
+
+        def read() -> dict[str, Any]:
+            numbers = exchange.read_numbers_message(result)
+            check_numbers(numbers, self._classes)
+            if "evaluation" not in numbers:
+                raise PolicyError("it tells no score")
+            return numbers
+
+        return as_declared(read)
 
     def admit_early(self, current: Round, number: int) -> None:
         """Take the answers that came after their own round had ended: with less weight, or not, as the job says."""
@@ -217,6 +242,43 @@ class Door:
             current.updates = [dataclasses.replace(update, cases=bounds[update.site]) for update, _ in kept]
             memory.lengths = [*memory.lengths[1 - _ROUNDS_REMEMBERED :], [norm for _, norm in kept]]
             return list(current.updates)
+
+
+def counts(result: Shareable) -> dict[str, Any]:
+    """Return what a site says of its data when it comes.
+
+    Raises:
+        FederationError: it runs another oncofed, or says something else.
+    """
+
+    def read() -> dict[str, Any]:
+        numbers = exchange.read_numbers_message(result)
+        theirs = numbers.get("version")
+        if isinstance(theirs, str) and theirs != oncofed.__version__:
+            raise FederationError(
+                f"it runs oncofed {one_line(theirs, _LONGEST_VERSION)}, the server {oncofed.__version__}. Install the "
+                "same version at both: rounding and file formats may differ"
+            )
+        check_counts(numbers, oncofed.__version__)
+        return numbers
+
+    return as_declared(read)
+
+
+def as_declared(read: Callable[[], T]) -> T:
+    """Return what is read of a site's answer, which it can make of whatever it likes.
+
+    Raises:
+        FederationError: it is not what the job declares.
+    """
+    try:
+        return read()
+    except FederationError:
+        raise
+    except PolicyError as error:
+        raise FederationError(f"its numbers are not those of the job: {error}") from None
+    except Exception as error:  # noqa: BLE001 - what is malformed raises whatever it leads to
+        raise FederationError(f"its answer is malformed ({type(error).__name__})") from None
 
 
 def bounded(cases: Mapping[str, int], factor: float) -> dict[str, int]:

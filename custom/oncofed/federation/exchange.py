@@ -15,6 +15,7 @@ from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.fuel.utils import fobs
 from nvflare.fuel.utils.buffer_list import ConsumableBufferList
 
+from oncofed.errors import one_line
 from oncofed.federation.compression import EXTRA
 from oncofed.federation.direct.tensors import DirectTensors
 from oncofed.federation.pieces import Joined, in_pieces
@@ -45,6 +46,7 @@ _WAIT = "oncofed.wait"
 _PAUSE = "oncofed.pause"
 _ANCHOR = "oncofed.anchor"
 _KEEP = "oncofed.keep"
+_LONGEST_REASON = 600
 
 
 def register_tensors() -> None:
@@ -249,7 +251,8 @@ def refusal_reason(message: Shareable) -> str | None:
     code = message.get_return_code()
     if code == ReturnCode.OK:
         return None
-    return str(message.get_header(_REASON) or f"FLARE reports {code}; the site's own log says more")
+    reason = str(message.get_header(_REASON) or f"FLARE reports {code}; the site's own log says more")
+    return one_line(reason, _LONGEST_REASON)
 
 
 def evaluation_numbers(evaluation: Evaluation) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from nvflare.apis.shareable import Shareable, make_reply
 from oncofed.audit import REFUSED, AuditLog
 from oncofed.code.approvals import refusal_at_site
 from oncofed.code.pack import read_pack
-from oncofed.errors import AuditError, PolicyError, SpecError
+from oncofed.errors import AuditError, PolicyError, SpecError, one_line
 from oncofed.federation.archives import pack_of_taken
 from oncofed.federation.asking import ask_sites
 from oncofed.federation.gate import submitting
@@ -84,7 +84,7 @@ class Submissions(FLComponent):
         for site, answer in ask_sites(engine, _TOPIC, question, clients).items():
             reason = answer.get_header(_REASON)
             if isinstance(reason, str) and reason:
-                refused[site] = "".join(c if c.isprintable() else " " for c in reason)[: 3 * _LONGEST]
+                refused[site] = one_line(reason, 3 * _LONGEST)
         return len(clients), refused
 
 

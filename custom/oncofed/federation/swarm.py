@@ -104,7 +104,7 @@ class Peer(FLComponent):
             except FederationError as error:
                 refused[site] = str(error)
         memory = Memory({}, lengths=self._lengths)
-        kept = Door(self._federation, parameters, frozenset(like), {}, _unrecorded).screened(turn, memory)
+        kept = Door(self._federation, parameters, frozenset(like), (), {}, _unrecorded).screened(turn, memory)
         self._lengths = memory.lengths
         refused |= turn.refused
         if not kept:

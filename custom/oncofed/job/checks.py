@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import ValidationError
 from torch import nn
 
-from oncofed.errors import SpecError
+from oncofed.errors import DataError, SpecError
 from oncofed.federation.spec import DittoSpec, FedBNSpec, FedDynSpec, FedProxSpec, KrumSpec, ScaffoldSpec
 from oncofed.job.spec import AnyJob, JobSpec, ProfileJobSpec
 from oncofed.report.result import read_result
@@ -64,7 +63,7 @@ def deadline_warning(spec: JobSpec, runs: Path) -> str | None:
     for folder in sorted(runs.glob(f"*-{spec.name}*"), reverse=True) if runs.is_dir() else []:
         try:
             result = read_result(folder)
-        except (OSError, ValidationError):
+        except (OSError, DataError):
             continue
         slowest = max(result.timing.train_s_max_per_round, default=0.0)
         if slowest > deadline:

@@ -36,7 +36,7 @@ def check_counts(numbers: Mapping[str, Any], version: str) -> None:
         version: of oncofed.
 
     Raises:
-        PolicyError: something else is in it.
+        PolicyError: something else is in it, or a count is missing.
     """
     _check(
         numbers,
@@ -50,6 +50,8 @@ def check_counts(numbers: Mapping[str, Any], version: str) -> None:
             "policy": lambda value: value is None or _is_digest(value),
         },
     )
+    if not {"train", "validation", "test"} <= numbers.keys():
+        raise PolicyError("it does not say how many cases it has")
 
 
 def check_numbers(numbers: Mapping[str, Any], classes: Sequence[str]) -> None:

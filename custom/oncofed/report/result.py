@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from oncofed.errors import DataError
+from oncofed.settings import first_problem
 
 Backend = Literal["federation", "simulate"]
 
@@ -103,12 +106,24 @@ class Result(_Part):
     environment: dict[str, str] = {}
 
     def write(self, folder: Path) -> Path:
-        """Write ``folder/result.json`` and return it."""
+        """Write ``folder/result.json`` whole or not at all, and return it."""
         path = folder / "result.json"
-        path.write_text(self.model_dump_json(indent=2, by_alias=True) + "\n", encoding="utf-8")
-        return path
+        unfinished = path.with_suffix(".unfinished")
+        unfinished.write_text(self.model_dump_json(indent=2, by_alias=True) + "\n", encoding="utf-8")
+        return unfinished.replace(path)
 
 
 def read_result(folder: Path) -> Result:
-    """Read ``folder/result.json``."""
-    return Result.model_validate_json((folder / "result.json").read_text(encoding="utf-8"))
+    """Read ``folder/result.json``.
+
+    Raises:
+        DataError: it is no result.
+        OSError: it cannot be read.
+    """
+    path = folder / "result.json"
+    try:
+        return Result.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise DataError(
+            f"{path}: no result of oncofed ({first_problem(error)}). Delete the folder, or repair it."
+        ) from None
