@@ -58,8 +58,9 @@ from oncofed.training import Plan
 _LOOK_SECONDS = 0.5
 _SECONDS_BETWEEN_SYNCS = 2.0
 _SECONDS_BETWEEN_TRIES = 5.0
-# A server that was started again waits so long for sites that it knew before it counts them as lost.
-_LONGEST_RETURN_SECONDS = 90.0
+# Sites of which nothing was heard count as lost after ``rounds.return_s``; their processes may need so long to start, and
+# no longer, also after the server's was started again.
+_SHORTEST_COMING_SECONDS, _LONGEST_COMING_SECONDS = 30.0, 90.0
 _LARGE_MODEL = 32 << 20
 # In models; with what a strategy asks for beside an update it is two.
 _LARGEST_UPDATE = 3
@@ -265,9 +266,10 @@ class FederatedTraining(Controller):
 
         self._desk.ask(Question(TASK_PREPARE, 0, None, message, answered))
         quorum = self._federation.rounds.quorum or len(expected)
+        patience = min(max(self._federation.rounds.return_s, _SHORTEST_COMING_SECONDS), _LONGEST_COMING_SECONDS)
 
         def ready() -> bool:
-            if time.time() - started > _LONGEST_RETURN_SECONDS:
+            if time.time() - started > patience:
                 for site in expected - self._desk.known():
                     self._desk.lose(site, "it did not come back")
             there = [s for s in expected if s in self._cases or s in self._door.reasons or s in self._desk.lost]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -58,13 +59,22 @@ def initial_model(fl_ctx: FLContext) -> Path | None:
 
 
 def hand_over(fl_ctx: FLContext) -> None:
-    """Copy a job's record and models to where FLARE collects what a job leaves, for who fetches it."""
+    """Put a job's record and models where FLARE collects what a job leaves, for who fetches it."""
     state = state_folder(fl_ctx)
     run_dir = Path(fl_ctx.get_prop(FLContextKey.WORKSPACE_OBJECT).get_run_dir(fl_ctx.get_job_id()))
     if (state / MODELS_FOLDER).is_dir():
-        shutil.copytree(state / MODELS_FOLDER, run_dir / MODELS_FOLDER, dirs_exist_ok=True)
+        shutil.rmtree(run_dir / MODELS_FOLDER, ignore_errors=True)
+        shutil.copytree(state / MODELS_FOLDER, run_dir / MODELS_FOLDER, copy_function=_second_name)
     if (state / EVENTS_FILE).is_file():
         shutil.copy(state / EVENTS_FILE, run_dir / EVENTS_FILE)
+
+
+def _second_name(source: str, target: str) -> None:
+    """Give a file another name; where the file system knows none, make a copy of it."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy(source, target)
 
 
 def note_end(fl_ctx: FLContext) -> None:

@@ -34,9 +34,9 @@ _MOST_TRIES = 5
 _SECONDS_BETWEEN_LOOKS_AT_WAITING = 20.0
 _TRIES_TO_COUNT = 4
 _KEPT_HISTORY = 20
-# How often is looked for jobs that have ended, and while a site has not heard of one.
+# How often is looked for jobs that have ended. A site that does not forget one is told again, ever more seldom.
 _SECONDS_BETWEEN_LOOKS_AT_ENDED = 20.0
-_SECONDS_BETWEEN_TELLINGS = 3.0
+_FIRST_SECONDS_BETWEEN_TELLINGS, _LAST_SECONDS_BETWEEN_TELLINGS = 3.0, 600.0
 # What FLARE says of a job that a dead server ran, or that could not be started because a site still ran it.
 _NOT_RUNNING = (RunStatus.RUNNING, RunStatus.DISPATCHED, RunStatus.FAILED_TO_RUN)
 
@@ -56,7 +56,7 @@ class JobKeeper(FLComponent):
         self._stop = threading.Event()
         self._missed: dict[tuple[str, str], int] = {}
         self._looked = self._looked_at_waiting = self._look_at_ended = 0.0
-        self._ended = EndedJobs()
+        self._ended, self._pause = EndedJobs(), _FIRST_SECONDS_BETWEEN_TELLINGS
         # Jobs of a server process that died, and how often they were put into the queue again.
         self._interrupted: dict[str, int] = {}
 
@@ -67,7 +67,7 @@ class JobKeeper(FLComponent):
             self._note_interrupted(engine, fl_ctx)
             threading.Thread(target=self._look_after, args=(engine,), name="job keeper", daemon=True).start()
         elif event_type == EventType.JOB_COMPLETED:
-            self._look_at_ended = 0.0
+            self._look_at_ended, self._pause = 0.0, _FIRST_SECONDS_BETWEEN_TELLINGS
         elif event_type == EventType.SYSTEM_END:
             self._stop.set()
 
@@ -121,10 +121,11 @@ class JobKeeper(FLComponent):
     def _forget_ended(self, engine: Any) -> None:
         if time.monotonic() < self._look_at_ended:
             return
-        all_know = self._ended.look(engine, self._interrupted)
-        self._look_at_ended = time.monotonic() + (
-            _SECONDS_BETWEEN_LOOKS_AT_ENDED if all_know else _SECONDS_BETWEEN_TELLINGS
-        )
+        if self._ended.look(engine, self._interrupted):
+            self._look_at_ended = time.monotonic() + _SECONDS_BETWEEN_LOOKS_AT_ENDED
+            return
+        self._look_at_ended = time.monotonic() + self._pause
+        self._pause = min(2 * self._pause, _LAST_SECONDS_BETWEEN_TELLINGS)
 
     def _is_free(self, engine: Any, job_id: str, fl_ctx: FLContext) -> bool:
         """Return whether a site is there and none runs a job of a dead server; those that do are told to end it."""
