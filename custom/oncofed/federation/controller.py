@@ -58,8 +58,8 @@ from oncofed.training import Plan
 _LOOK_SECONDS = 0.5
 _SECONDS_BETWEEN_SYNCS = 2.0
 _SECONDS_BETWEEN_TRIES = 5.0
-# Sites of which nothing was heard count as lost after ``rounds.return_s``, within these bounds: their processes take time
-# to start, also beside a server that was started again.
+# Sites of which nothing was heard count as lost after ``rounds.return_s``, within these bounds: their processes take
+# time to start, also beside a server that was started again.
 _SHORTEST_COMING_SECONDS, _LONGEST_COMING_SECONDS = 30.0, 90.0
 _LARGE_MODEL = 32 << 20
 # In models; with what a strategy asks for beside an update it is two.
