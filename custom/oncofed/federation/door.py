@@ -29,7 +29,7 @@ from oncofed.privacy.outbound import check_counts, check_numbers
 
 T = TypeVar("T")
 
-_LONGEST_VERSION = 40
+_LONGEST_VERSION, _LONGEST_REASON = 40, 200
 # Lengths of updates that say what is usual: of so many rounds back.
 _ROUNDS_REMEMBERED = 5
 
@@ -162,7 +162,7 @@ class Door:
         sent, total, missing, left_out = as_declared(lambda: exchange.read_combined_message(result))
         if missing:
             return None, [site for site in cases if site in missing], {}
-        left_out = {site: str(why) for site, why in left_out.items() if site in cases}
+        left_out = {site: one_line(str(why), _LONGEST_REASON) for site, why in left_out.items() if site in cases}
         taken = {site: n for site, n in cases.items() if site not in left_out}
         expected = sum(bounded(taken, self._federation.exchange.largest_weight).values())
         if total != expected:
