@@ -48,6 +48,15 @@ def test_a_process_that_ends_at_once_is_started_again_and_then_given_up(kits: di
     assert (state.running, "status 7" in state.trouble) == (False, True)
 
 
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00"])
+def test_a_broken_file_of_the_sites_own_is_named(
+    kits: dict[str, Path], run: Callable[..., Outcome], content: bytes
+) -> None:
+    (kits["east"] / "local" / "resources.json").write_bytes(content)
+    refused = run("site", "start", "--folder", kits["east"])
+    assert (refused.status, "local/resources.json is broken (" in refused.text) == (1, True), refused.text
+
+
 def test_a_server_whose_port_is_taken_says_so(kits: dict[str, Path], run: Callable[..., Outcome]) -> None:
     with socket.create_server(("", read_facts(kits["localhost"]).port)):
         refused = run("site", "start", "--folder", kits["localhost"])

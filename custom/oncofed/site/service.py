@@ -93,6 +93,7 @@ class Service:
         self.facts = machine_facts(self._folder)
         self._settings = read_settings(self._folder)
         require_unchanged(self._folder)
+        require_readable(self._folder)
         self._until = self.facts.certificate(self._folder).not_valid_after_utc.timestamp()
 
     def run(self) -> None:
@@ -259,6 +260,21 @@ def require_unchanged(folder: Path) -> None:
         raise PolicyError(
             f"{folder} is not as the alliance made it: {changed[0]}. Open the kit again, or ask for a new one."
         )
+
+
+def require_readable(folder: Path) -> None:
+    """Refuse a kit of which a file that its site may change is broken: FLARE's process would end again and again.
+
+    Raises:
+        FederationError: names the file.
+    """
+    for path in sorted((folder / "local").glob("*.json")):
+        try:
+            json.loads(path.read_bytes())
+        except ValueError as error:
+            raise FederationError(
+                f"{path} is broken ({error}). Put back what was there, or open the kit anew and take its file"
+            ) from None
 
 
 def require_free_port(facts: KitFacts) -> None:
