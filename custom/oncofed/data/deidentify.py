@@ -38,6 +38,7 @@ from pydicom.sequence import Sequence as DicomSequence
 from pydicom.uid import UID
 
 from oncofed.data.dicom.headers import looks_like_dicom, read_header
+from oncofed.data.facts import reason_of
 from oncofed.data.images import NIFTI, image_format, require_memory, stem, uncompressed
 from oncofed.data.layouts import IMAGE_FOLDERS, LABEL_FOLDERS, walk
 from oncofed.data.manifest import write_whole
@@ -234,7 +235,7 @@ def _copy(turn: _Turn) -> tuple[str, str, str]:
     except OSError as error:
         if error.filename and str(error.filename).startswith(str(turn.out)):
             raise
-        return turn.path, "refused", f"cannot be read ({error.strerror or type(error).__name__})"
+        return turn.path, "refused", reason_of(error)
     except Exception as error:  # noqa: BLE001 - a broken file raises whatever its bytes lead to
         return turn.path, "refused", f"cannot be read ({type(error).__name__})"
     if lower.endswith((".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".svslide", ".nrrd", ".mha", ".mhd", ".nhdr")):

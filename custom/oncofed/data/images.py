@@ -224,11 +224,11 @@ def _parse_nifti(path: Path, file: BinaryIO) -> LoadedImage:
         shape = shape[:4]
     if len(shape) not in {3, 4}:
         raise DataError(f"has {len(image.shape)} axes {image.shape}, expected a 3D volume, or 4D with channels last")
+    _require_voxel_size(version, file, shape)
     values = np.asanyarray(image.dataobj).reshape(shape)
     if len(shape) == 3:
         values = values[..., None]
     affine = np.asarray(image.affine, dtype=np.float64)
-    _require_voxel_size(version, file, shape)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise DataError("has an affine that is not invertible: its header does not say where its voxels lie")
     return LoadedImage(values, affine, str(stored), texts=_header_texts(image.header))

@@ -30,7 +30,7 @@ from safetensors.torch import load, save
 import oncofed.errors
 from oncofed.code.load import load_pack
 from oncofed.code.pack import Pack, read_pack
-from oncofed.errors import DataError, OncofedError, PolicyError, SpecError, StateError, TrainingError
+from oncofed.errors import DataError, OncofedError, PolicyError, SpecError, StateError, TrainingError, one_line
 from oncofed.federation.spec import FederationPlan
 from oncofed.federation.turns import Answer, OwnTurns, Place, Stop, Tell
 from oncofed.models.weights import Weights
@@ -173,11 +173,13 @@ class ConfinedTurns:
                 self._tell.progress(**told)
             elif kind == _NOTE:
                 level = told.get("level")
-                self._tell.note(_one_line(told.get("text")), level if level in (20, 30, 40) else logging.ERROR)
+                self._tell.note(
+                    one_line(str(told.get("text")), _LONGEST_NOTE), level if level in (20, 30, 40) else logging.ERROR
+                )
             elif kind == _DONE:
                 return told, load(content) if content else {}
             elif kind == _FAILED:
-                raise self._error(str(told.get("type")), _one_line(told.get("text")))
+                raise self._error(str(told.get("type")), one_line(str(told.get("text")), _LONGEST_NOTE))
             else:
                 raise ValueError("it tells what nobody knows")
 
@@ -194,11 +196,6 @@ def _environment(scratch: Path) -> dict[str, str]:
     kept = {n: v for n, v in os.environ.items() if n in _ENVIRONMENT or n.startswith(_ENVIRONMENT_PREFIXES)}
     folders = dict.fromkeys(("HOME", "TMPDIR", "XDG_CACHE_HOME", "MPLCONFIGDIR"), str(scratch))
     return {**kept, **folders, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONWARNINGS": "ignore"}
-
-
-def _one_line(text: Any) -> str:
-    """Return text as one line of a log, whatever somebody put into it."""
-    return "".join(letter if letter.isprintable() else " " for letter in str(text))[:_LONGEST_NOTE]
 
 
 def _named(kind: str, weights: Weights) -> Weights:

@@ -252,16 +252,12 @@ class FederatedTraining(Controller):
             return exchange.plain_message()
 
         def answered(site: str, result: Shareable, question: Question) -> None:
-            reason, numbers = exchange.refusal_reason(result), dict[str, Any]()
             try:
-                numbers = {} if reason else counts(result)
+                numbers = self._cases[site] = counts(result)
             except FederationError as error:
-                reason = str(error)
-            if reason:
-                self._door.reasons[site] = reason
-                self._record("excluded", site=site, reason=reason)
+                self._door.reasons[site] = str(error)
+                self._record("excluded", site=site, reason=str(error))
                 return
-            self._cases[site] = numbers
             self._record("joined", site=site, cases=numbers, started=time.time() - started)
 
         self._desk.ask(Question(TASK_PREPARE, 0, None, message, answered))
@@ -628,15 +624,11 @@ class FederatedTraining(Controller):
             return weights
 
         def answered(site: str, result: Shareable, question: Question) -> None:
-            reason = exchange.refusal_reason(result)
             try:
-                numbers = {} if reason else self._door.scores(result)
+                current.numbers[site] = self._door.scores(result)
             except FederationError as error:
-                reason = str(error)
-            if reason:
-                self._door.refuse(current, site, reason, number, exchange.may_pass(result))
+                self._door.refuse(current, site, str(error), number, exchange.may_pass(result))
                 return
-            current.numbers[site] = numbers
             self._record("answer", site=site, task=TASK_VALIDATE, round=number)
 
         question = self._desk.ask(Question(TASK_VALIDATE, number, set(asked), message, answered))

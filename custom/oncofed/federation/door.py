@@ -105,7 +105,7 @@ class Door:
         """Look at one site's answer and take it, or refuse it and say why."""
         came = time.time() - current.started
         try:
-            update, numbers = as_declared(lambda: self._read(site, result, given))
+            update, numbers = read_answer(result, lambda answer: self._read(site, answer, given))
         except FederationError as error:
             self.refuse(current, site, str(error), given.round, exchange.may_pass(result))
             return
@@ -126,9 +126,6 @@ class Door:
         self._record("answer", site=site, task=TASK_TRAIN, round=given.round)
 
     def _read(self, site: str, result: Shareable, given: Given) -> tuple[Update, dict[str, Any]]:
-        reason = exchange.refusal_reason(result)
-        if reason:
-            raise FederationError(reason)
         sent, cases, steps, numbers = exchange.read_update_message(result)
         check_numbers(numbers, self._classes)
         delta = ReceivedUpdate(sent, given.like, self._federation.exchange.update, given.extra)
@@ -156,10 +153,7 @@ class Door:
         Raises:
             FederationError: it did not do it, or its mean is not one of these updates.
         """
-        reason = exchange.refusal_reason(result)
-        if reason:
-            raise FederationError(reason)
-        sent, total, missing, left_out = as_declared(lambda: exchange.read_combined_message(result))
+        sent, total, missing, left_out = read_answer(result, exchange.read_combined_message)
         if missing:
             return None, [site for site in cases if site in missing], {}
         left_out = {site: one_line(str(why), _LONGEST_REASON) for site, why in left_out.items() if site in cases}
@@ -179,17 +173,16 @@ class Door:
         """Return what a site says of a model's score.
 
         Raises:
-            FederationError: it has none, or other numbers than are declared.
+            FederationError: it could not do it, has none, or other numbers than are declared.
         """
+        return read_answer(result, self._read_scores)
 
-        def read() -> dict[str, Any]:
-            numbers = exchange.read_numbers_message(result)
-            check_numbers(numbers, self._classes)
-            if "evaluation" not in numbers:
-                raise PolicyError("it tells no score")
-            return numbers
-
-        return as_declared(read)
+    def _read_scores(self, result: Shareable) -> dict[str, Any]:
+        numbers = exchange.read_numbers_message(result)
+        check_numbers(numbers, self._classes)
+        if "evaluation" not in numbers:
+            raise PolicyError("it tells no score")
+        return numbers
 
     def admit_early(self, current: Round, number: int) -> None:
         """Take the answers that came after their own round had ended: with less weight, or not, as the job says."""
@@ -248,31 +241,34 @@ def counts(result: Shareable) -> dict[str, Any]:
     """Return what a site says of its data when it comes.
 
     Raises:
-        FederationError: it runs another oncofed, or says something else.
+        FederationError: it could not do it, runs another oncofed, or says something else.
     """
-
-    def read() -> dict[str, Any]:
-        numbers = exchange.read_numbers_message(result)
-        theirs = numbers.get("version")
-        if isinstance(theirs, str) and theirs != oncofed.__version__:
-            raise FederationError(
-                f"it runs oncofed {one_line(theirs, _LONGEST_VERSION)}, the server {oncofed.__version__}. Install the "
-                "same version at both: rounding and file formats may differ"
-            )
-        check_counts(numbers, oncofed.__version__)
-        return numbers
-
-    return as_declared(read)
+    return read_answer(result, _read_counts)
 
 
-def as_declared(read: Callable[[], T]) -> T:
+def _read_counts(result: Shareable) -> dict[str, Any]:
+    numbers = exchange.read_numbers_message(result)
+    theirs = numbers.get("version")
+    if isinstance(theirs, str) and theirs != oncofed.__version__:
+        raise FederationError(
+            f"it runs oncofed {one_line(theirs, _LONGEST_VERSION)}, the server {oncofed.__version__}. Install the same "
+            "version at both: rounding and file formats may differ"
+        )
+    check_counts(numbers, oncofed.__version__)
+    return numbers
+
+
+def read_answer(result: Shareable, read: Callable[[Shareable], T]) -> T:
     """Return what is read of a site's answer, which it can make of whatever it likes.
 
     Raises:
-        FederationError: it is not what the job declares.
+        FederationError: the site could not do its task, or the answer is not what the job declares.
     """
+    reason = exchange.refusal_reason(result)
+    if reason:
+        raise FederationError(reason)
     try:
-        return read()
+        return read(result)
     except FederationError:
         raise
     except PolicyError as error:

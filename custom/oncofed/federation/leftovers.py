@@ -55,8 +55,9 @@ class EndedJobs:
                 if _has_ended(engine, job_id, fl_ctx):
                     _forget(root, job_id)
                     self._ended.add(job_id)
-        clients = [client for client in engine.get_clients() if self._ended - self._forgotten.get(client.name, set())]
-        news = set[str]().union(*(self._ended - self._forgotten.get(client.name, set()) for client in clients))
+        missing = {client: self._ended - self._forgotten.get(client.name, set()) for client in engine.get_clients()}
+        clients = [client for client, jobs in missing.items() if jobs]
+        news = set[str]().union(*missing.values())
         for site, answer in ask_sites(engine, _TOPIC, Shareable({_JOBS: sorted(news)}), clients).items():
             done = answer.get_header(_DONE)
             self._forgotten.setdefault(site, set()).update(news.intersection(done if isinstance(done, list) else ()))

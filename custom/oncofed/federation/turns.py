@@ -29,7 +29,6 @@ from oncofed.federation.compression import Compressor
 from oncofed.federation.folders import CASES_FILE, OWN_MODEL, sole_owner
 from oncofed.federation.site_state import SiteState
 from oncofed.federation.spec import DittoSpec, FedBNSpec, FedDynSpec, FederationPlan, FedProxSpec, ScaffoldSpec
-from oncofed.models.bundle import write_bundle
 from oncofed.models.weights import Weights, digest_of, exchanged_names, norm_names
 from oncofed.training import Plan, Trainer, start_trainer
 from oncofed.training.checkpoint import is_whole
@@ -321,19 +320,15 @@ class OwnTurns:
         return numbers
 
     def _keep_model(self, name: str) -> None:
-        """Keep the model as it serves this site: with its own normalisation (FedBN), or its personal one (Ditto).
-
-        Beside its weights that is a MONAI bundle, where no code would have to come with it.
-        """
-        plan, folder = self._plan, self._place.state / OWN_MODEL
+        """Keep the model as it serves this site: with its own normalisation (FedBN), or its personal one (Ditto)."""
+        folder = self._place.state / OWN_MODEL
         weights = (self._personal or self.trainer).weights()
         unfinished = folder.with_suffix(".unfinished")
         try:
             shutil.rmtree(unfinished, ignore_errors=True)
             unfinished.mkdir(mode=0o700)
             save_file(weights, unfinished / "model.safetensors")
-            if not plan.model.code:
-                write_bundle(unfinished, name, plan.network_request, plan.data, plan.task.classes, weights)
+            self._plan.write_bundle(unfinished, name, weights)
             shutil.rmtree(folder, ignore_errors=True)
             unfinished.replace(folder)
         except (OSError, RuntimeError, SafetensorError) as error:  # torch.save raises the second where a disk is full

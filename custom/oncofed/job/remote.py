@@ -33,7 +33,6 @@ from oncofed.job.flare import SPEC_FILE
 from oncofed.job.outcome import begin_result, note_incidents, note_rounds, note_scores
 from oncofed.job.spec import JobSpec, parse_job
 from oncofed.job.watch import Curves, RunState, RunView
-from oncofed.models.bundle import write_bundle
 from oncofed.report.html import write_report
 from oncofed.report.result import Result
 
@@ -259,9 +258,7 @@ def _write(spec: JobSpec, events: list[dict[str, Any]], folder: Path) -> Result:
         result.status = "completed"
         note_rounds(result, state, spec)
         note_scores(result, state)
-        plan = spec.plan()
-        if not plan.model.code:  # a bundle holds no code that its user would have to trust
-            write_bundle(model.parent, spec.title, plan.network_request, plan.data, plan.task.classes, load_file(model))
+        spec.plan().write_bundle(model.parent, spec.title, load_file(model))
     else:
         stopped = any(event["kind"] == "stopped" for event in events)
         result.status = "stopped" if stopped and not state.failed else "failed"

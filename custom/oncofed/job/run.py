@@ -22,7 +22,6 @@ from oncofed.job.flare import export_job
 from oncofed.job.outcome import POOLED, Scores, begin_result, note_incidents, note_rounds, note_scores
 from oncofed.job.spec import JobSpec
 from oncofed.job.watch import Curves, RunView, progress_bar
-from oncofed.models.bundle import write_bundle
 from oncofed.processes import short_path
 from oncofed.report.html import write_report
 from oncofed.report.result import Backend, Result
@@ -172,10 +171,7 @@ class Run:
             scores = self._collect(pool)
         result.timing.baselines_s = time.time() - ended
         note_scores(result, state, scores, self._skipped)
-        plan = self.spec.plan()
-        weights = load_file(model / "model.safetensors")
-        if not plan.model.code:  # a bundle holds no code that its user would have to trust
-            write_bundle(model, self.spec.title, plan.network_request, plan.data, plan.task.classes, weights)
+        self.spec.plan().write_bundle(model, self.spec.title, load_file(model / "model.safetensors"))
 
     def _warn_of_memory(self) -> None:
         needed, free = len(self.sites) * _GIB_OF_A_SITE[self.backend], psutil.virtual_memory().available / 2**30

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from oncofed.data.manifest import write_whole
 from oncofed.errors import DataError
 from oncofed.settings import first_problem
 
@@ -108,9 +109,8 @@ class Result(_Part):
     def write(self, folder: Path) -> Path:
         """Write ``folder/result.json`` whole or not at all, and return it."""
         path = folder / "result.json"
-        unfinished = path.with_suffix(".unfinished")
-        unfinished.write_text(self.model_dump_json(indent=2, by_alias=True) + "\n", encoding="utf-8")
-        return unfinished.replace(path)
+        write_whole(path, self.model_dump_json(indent=2, by_alias=True) + "\n")
+        return path
 
 
 def read_result(folder: Path) -> Result:

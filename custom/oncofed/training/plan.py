@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -14,6 +15,7 @@ from oncofed.data.augment import Augmentation
 from oncofed.data.spec import DataSpec
 from oncofed.errors import SpecError
 from oncofed.models import ModelSpec, Request, build_network
+from oncofed.models.bundle import write_bundle
 from oncofed.models.networks import Declared
 from oncofed.models.weights import Layout, Weights, layout_of, weights_of
 from oncofed.settings import StrictModel
@@ -153,6 +155,17 @@ class Plan(StrictModel):
         """What the plan's network is built for."""
         task = self.build_task()
         return Request(self.model, task.in_channels, task.out_channels, self.data.dimensions, self.data.patch)
+
+    def write_bundle(self, folder: Path, title: str, weights: Weights) -> None:
+        """Write ``folder/bundle``, the model as a MONAI bundle, unless code would have to come with it.
+
+        Args:
+            folder: where the bundle goes.
+            title: of the model.
+            weights: of the plan's network.
+        """
+        if not self.model.code:  # a bundle holds no code that its user would have to trust
+            write_bundle(folder, title, self.network_request, self.data, self.task.classes, weights)
 
     def build_network(self) -> nn.Module:
         """Return the plan's network with its initial weights, on the CPU.
