@@ -23,6 +23,8 @@ JOB_PROCESS = "oncofed job"
 _STOP_SECONDS = 5.0
 _MARK = "ONCOFED_STARTED_WITH"  # names, in a process's environment, the run that it belongs to
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15  # linux/prctl.h
+# How many threads a process computes with, as OpenMP has it; PyTorch looks once, as it is imported.
+THREADS_VARIABLE = "OMP_NUM_THREADS"
 # A UNIX socket's path has at most 107 bytes (unix(7)); multiprocessing appends 33 to that of the temporary folder.
 _LONGEST_TEMPORARY = 107 - 33
 _LINK_PREFIX = "oncofed-"
@@ -43,7 +45,7 @@ def process_environment(temporary: Path, processes: int, mark: Path | None = Non
     share = {}
     # One that is alone has all cores as it is, and those that it starts in turn are to have their share of them.
     if processes > 1:
-        share["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+        share[THREADS_VARIABLE] = os.environ.get(THREADS_VARIABLE, str(max(1, (os.cpu_count() or 1) // processes)))
     return {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",

@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -27,7 +27,7 @@ from oncofed.code.pack import Pack
 from oncofed.errors import FederationError
 from oncofed.federation.datasets import DATASETS_FILE, datasets_entry
 from oncofed.federation.job_process import TEMPLATE_VARIABLE, Template
-from oncofed.processes import process_environment, stop_processes, why_taken
+from oncofed.processes import THREADS_VARIABLE, process_environment, stop_processes, why_taken
 
 _START_TIMEOUT_SECONDS = 90.0
 _MOST_RESTARTS = 3
@@ -237,14 +237,15 @@ class LocalAlliance:
         if self._template is None:
             # One process imports what all of this machine's participants need for a job.
             self._template, self._common = Template(environment), environment
-        if environment != self._common:
+        if _but_for_threads(environment) != _but_for_threads(self._common):
             return start_process(kit, console, environment)
         number = self._template.fileno()
         return start_process(kit, console, {**environment, TEMPLATE_VARIABLE: str(number)}, [number])
 
     def _environment(self, participant: str) -> dict[str, str]:
-        del participant
-        return process_environment(self._temporary, len(self.spec.sites))
+        # Sites wait for what the server computes.
+        is_server = participant == self.spec.server
+        return process_environment(self._temporary, 1 if is_server else len(self.spec.sites))
 
     def _wait_for_port(self, participant: str, host: str, port: int) -> None:
         deadline = time.monotonic() + _START_TIMEOUT_SECONDS
@@ -281,3 +282,8 @@ def quiet() -> Iterator[None]:
     """Keep FLARE's client library from printing."""
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         yield
+
+
+def _but_for_threads(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment without what each fork sees to itself."""
+    return {name: value for name, value in environment.items() if name != THREADS_VARIABLE}

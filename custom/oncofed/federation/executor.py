@@ -178,7 +178,10 @@ class SiteExecutor(Executor):
         if collector is None:
             return exchange.update_message(answer.delta, answer.extra, answer.cases, answer.steps, answer.numbers)
         if self._policy and collector != fl_ctx.get_identity_name():
-            what = {"bytes": sum(value.nbytes for value in answer.delta.values()), "digest": digest_of(answer.delta)}
+            what = {
+                "bytes": sum(value.nbytes for value in answer.delta.values()),
+                "digest": str(digest_of(answer.delta)),
+            }
             record(fl_ctx, LEFT, task=TASK_TRAIN, to=collector, tensors=len(answer.delta), **what)
         digest = self._peer.give(answer.delta, number, collector, fl_ctx)
         return exchange.update_message({}, {}, answer.cases, answer.steps, {**answer.numbers, "update": digest})

@@ -35,7 +35,7 @@ from nvflare.fuel.f3.streaming import stream_utils
 
 from oncofed.federation.heap import share_one_heap
 from oncofed.federation.tunnel import use_proxy_of_environment
-from oncofed.processes import JOB_PROCESS, name_process
+from oncofed.processes import JOB_PROCESS, THREADS_VARIABLE, name_process
 
 # What the first round of any job needs; the rest takes milliseconds.
 MODULES = (
@@ -257,6 +257,11 @@ def _nothing(number: int, frame: FrameType | None) -> None:
 
 def become(module: str, arguments: list[str], environment: dict[str, str]) -> None:
     """Run a module as the main program; what is imported stays."""
+    threads = environment.get(THREADS_VARIABLE)
+    if threads != os.environ.get(THREADS_VARIABLE):
+        import torch  # noqa: PLC0415 - launchers import this module
+
+        torch.set_num_threads(int(threads or len(os.sched_getaffinity(0))))
     os.environ.clear()
     os.environ.update(environment)
     use_proxy_of_environment()

@@ -96,8 +96,8 @@ def facts_text(entry: dict[str, Any]) -> str:
     for name, value in entry.items():
         if name in left_out or value is None:
             continue
-        shown = f"{value[:12]}…" if isinstance(value, str) and len(value) > 60 and value.isalnum() else value
-        parts.append(f"{name} {shown}")
+        is_digest = isinstance(value, str) and len(value) > 60 and value.replace(":", "").isalnum()
+        parts.append(f"{name} {value[:20]}…" if is_digest else f"{name} {value}")
     return ", ".join(parts)
 
 
