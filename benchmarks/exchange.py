@@ -20,7 +20,7 @@ from oncofed.alliance.local import LocalAlliance, free_port
 from oncofed.alliance.spec import AllianceSpec
 from oncofed.bench.harness import Bench, Settings
 from oncofed.bench.limits import measure_tls
-from oncofed.bench.results import Beside, BenchmarkError, Limit, Target
+from oncofed.bench.results import BenchmarkError, Beside, Limit, Target
 from oncofed.federation.compression import travelling_bytes
 from oncofed.federation.spec import ExchangeType
 from oncofed.job.backends import FederatedJob
