@@ -3,9 +3,9 @@
 The federation is real: server and sites from startup kits on loopback, mutual TLS, oncofed's own rounds; only the
 sites' training is left out, so that a round is the exchange, what is looked at before and after it, the average, and
 keeping the state. Beside it: stock FLARE's ``FedAvgRecipe`` with NumPy arrays and a script that returns what it was
-sent. The limit copies a round's bytes, there and back, through one loopback connection: the median of three copies
-before the rounds and three after them. Memory is the server's job
-process: its peak while the rounds run, less what it has with a model of one megabyte, in units of the model.
+sent. The limit copies a model from memory into memory through one loopback connection, as often as it travels in a
+round: the median of three copies before the rounds and three after them. Memory is the server's job process: its peak
+while the rounds run, less what it has with a model of one megabyte, in units of the model.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ def run(bench: Bench) -> None:
         settings: Settings = {"sites": sites, "megabytes": round(size / 1e6), "update": codec}
         bench.doing(f"updates as {codec}")
         # Before and after: others' work on a shared machine changes both, from one minute to the next.
-        rates = [measure_tls(bench.folder) for _ in range(_LOOKS_AT_LIMIT)]
+        rates = [measure_tls(bench.folder, size) for _ in range(_LOOKS_AT_LIMIT)]
         large = measure(spec, sites, bench.folder / codec)
-        rates += [measure_tls(bench.folder) for _ in range(_LOOKS_AT_LIMIT)]
+        rates += [measure_tls(bench.folder, size) for _ in range(_LOOKS_AT_LIMIT)]
         floor = (there + back) / statistics.median(rates)
         baseline = _stock(bench, spec, sites, rounds) if codec == "native" else None
         bench.measured(
@@ -63,7 +63,7 @@ def run(bench: Bench) -> None:
             "s",
             settings=settings,
             baseline=baseline,
-            limit=Limit(name="the same bytes through one TLS connection", value=floor),
+            limit=Limit(name="the same bytes copied through one TLS connection", value=floor),
             target=Target(of="limit", value=1 / 1.5),
             note="looking at updates, their mean, and keeping the state are in it; all share this machine's cores",
         )

@@ -23,6 +23,11 @@ def test_values_beyond_what_single_precision_can_square_are_looked_at_in_double(
     assert sum_of_squares(single) == pytest.approx(3 * float(single[0].double()) ** 2, rel=1e-6)
 
 
+@pytest.mark.parametrize("count", [0, 1, 32768, 32769, 1 << 21, (1 << 21) + 1])
+def test_every_value_counts_once_however_many_there_are(count: int) -> None:
+    assert sum_of_squares(torch.ones(count)) == pytest.approx(count, rel=1e-6)
+
+
 @pytest.mark.parametrize("strange", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("place", [0, 400_000, -1])
 def test_a_value_that_is_not_finite_makes_the_sum_so(strange: float, place: int) -> None:

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from oncofed.errors import TrainingError
 
 Weights = dict[str, Tensor]
-# So many values are added up in single precision: their sum is right to some millionths.
-_BLOCK = 1 << 15
+# The squares of so many values are added up in single precision: their sum is right to some millionths. So many blocks
+# are looked at together.
+_BLOCK, _BLOCKS = 1 << 15, 1 << 6
 # Sums of squares in single precision hold within these.
 _LEAST, _MOST = 1e-30, 1e38
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
@@ -160,14 +161,18 @@ def sum_of_squares(value: Tensor) -> float:
         >>> sum_of_squares(torch.tensor([3.0, -4.0]))
         25.0
     """
-    return sum(map(_squares_of_block, torch.split(value.detach().reshape(-1), _BLOCK)))
+    return sum(map(_squares, torch.split(value.detach().reshape(-1), _BLOCKS * _BLOCK)))
 
 
-def _squares_of_block(block: Tensor) -> float:
-    if block.dtype != torch.float64:
-        total = float(torch.linalg.vector_norm(block.float())) ** 2
-        if _LEAST < total < _MOST:
-            return total
+def _squares(values: Tensor) -> float:
+    if values.dtype != torch.float64 and len(values):
+        single = values.float()
+        whole = len(values) // _BLOCK * _BLOCK
+        blocks = [single[:whole].view(-1, _BLOCK), single[whole:].view(1, -1)]
+        norms = torch.cat([torch.linalg.vector_norm(block, dim=1) for block in blocks if block.numel()])
+        squares = norms.double().square()
+        if bool(((squares > _LEAST) & (squares < _MOST)).all()):
+            return float(squares.sum())
     # Nothing, not finite, or beyond what single precision can tell from that; it takes twice as long.
-    wide = block.double()
+    wide = values.double()
     return float(torch.dot(wide, wide))

@@ -10,6 +10,7 @@ import tempfile
 import threading
 import weakref
 from pathlib import Path
+from typing import cast
 
 # The most that is read at a time: few enough for a core's cache.
 _PIECE = 1 << 18
@@ -89,12 +90,13 @@ class Space:
 
 def _fill(connection: ssl.SSLSocket, target: memoryview) -> int:
     """Fill a part of memory, by a record of TLS at a time; return how much arrived."""
-    count = 0
-    while count < len(target):
-        arrived = connection.recv_into(target[count:])
+    count, size = 0, len(target)
+    while count < size:
+        # What ``recv_into`` calls: a record has 16 KB, so that a call more for each takes a twelfth of the time.
+        arrived = connection.read(size - count, target[count:])
         if not arrived:
             break
-        count += arrived
+        count += cast("int", arrived)
     return count
 
 
