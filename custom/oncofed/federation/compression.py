@@ -15,6 +15,8 @@ from oncofed.models.weights import Weights
 
 _SCALE = "scale."
 EXTRA = "extra."
+# Few enough for a core's cache.
+_VALUES_TOGETHER = 1 << 18
 
 
 class Compressor:
@@ -40,15 +42,14 @@ class Compressor:
             if not value.is_floating_point():
                 sent[name] = value
                 continue
-            whole = value + self.left_over[name] if name in self.left_over else value
+            # What it was before is not wanted any more, and new memory costs more than what is written to it.
+            whole = self.left_over[name].add_(value) if name in self.left_over else value.contiguous().clone()
             if self._kind == "bfloat16":
-                sent[name] = whole.to(torch.bfloat16)
-                self.left_over[name] = whole - sent[name].to(whole.dtype)
+                sent[name] = whole.to(torch.bfloat16, copy=True)
+                whole.sub_(sent[name])
             else:
-                scale = (_largest_of_rows(whole) / 127).float()
-                rounded = torch.round(whole / scale.clamp_min(1e-30)).clamp(-127, 127).to(torch.int8)
-                sent[name], sent[_SCALE + name] = rounded, scale
-                self.left_over[name] = whole - _restored(rounded, scale, whole.dtype)
+                sent[name], sent[_SCALE + name] = _round_off(whole)
+            self.left_over[name] = whole
         return sent
 
 
@@ -154,5 +155,18 @@ def _largest_of_rows(value: Tensor) -> Tensor:
     return value.abs().amax(dim=tuple(range(1, value.ndim)), keepdim=True)
 
 
+def _round_off(whole: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a tensor's rows as whole numbers, and the scale of each; it keeps what that rounds away."""
+    scale = (_largest_of_rows(whole) / 127).float()
+    rounded = torch.empty(whole.shape, dtype=torch.int8)
+    rows, numbers, scales = (value.view(scale.numel(), -1) for value in (whole, rounded, scale))
+    together = max(1, _VALUES_TOGETHER // rows.shape[1])
+    for some, target, factor in zip(*(torch.split(v, together) for v in (rows, numbers, scales)), strict=True):
+        found = (some / factor.clamp_min(1e-30)).round_().clamp_(-127, 127)
+        target.copy_(found)
+        some.sub_(_restored(target, factor, some.dtype))
+    return rounded, scale
+
+
 def _restored(rounded: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    return (rounded.float() * scale).to(dtype)
+    return rounded.float().mul_(scale).to(dtype)
