@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oncofed.data import facts
+from oncofed.data.dicom.series import WITHOUT_PLACE
 from oncofed.data.manifest import Entry, Manifest
 from oncofed.data.spec import MODALITY_NAMES, DataSpec
 
@@ -136,6 +137,18 @@ def outliers(manifest: Manifest) -> Iterator[Finding]:
         for number in _far(np.log(ranges)):
             what = f"its intensities span {ranges[number]:.4g}, far from the others' {float(np.median(ranges)):.4g}"
             yield Finding("outlier intensity", _name(bright[number]), what)
+
+
+def loose_slices(manifest: Manifest) -> Iterator[Finding]:
+    """Yield how many flat images would be slices of volumes, had their headers said where they lie."""
+    loose = [entry for entry in manifest.entries if WITHOUT_PLACE in entry.notes]
+    if loose:
+        kinds = " and ".join(sorted({entry.modality or "no modality" for entry in loose}))
+        what = (
+            f"{len(loose)} slices ({kinds}) have {WITHOUT_PLACE}, so that each is a flat image of its own. Export the "
+            "series anew where they are to be volumes"
+        )
+        yield Finding("slices without a place", None, what, severe=False)
 
 
 def phi_warnings(manifest: Manifest) -> Iterator[Finding]:

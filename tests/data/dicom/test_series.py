@@ -20,6 +20,7 @@ from pydicom.dataset import Dataset
 from dicoms import AXIAL, CORONAL, OBLIQUE, SAGITTAL, make_series, make_xray, volume
 from oncofed.data.dicom.series import sort_heap
 from oncofed.data.manifest import Entry, Manifest
+from oncofed.data.quality import loose_slices
 from oncofed.data.register import Request, register
 from oncofed.errors import DataError
 
@@ -194,6 +195,20 @@ def test_each_fault_of_a_series_is_named_and_the_rest_goes_on(
     assert len(reasons) == 1, reasons
     assert message in next(iter(reasons))
     assert str(tmp_path) not in next(iter(reasons))
+
+
+def test_slices_that_do_not_say_where_they_lie_are_flat_images_and_told(tmp_path: Path) -> None:
+    def lose(number: int, dataset: Dataset) -> None:
+        del dataset.ImagePositionPatient
+
+    make_series(tmp_path / "in" / "lost", change=lose)
+    make_series(tmp_path / "in" / "whole")
+    manifest = read(tmp_path / "in", tmp_path)
+    flat = [entry for entry in manifest.entries if len(entry.shape or ()) == 2]
+    assert len(flat) == volume().shape[2] == len(manifest.entries) - 1
+    assert all("ImagePositionPatient" in " ".join(entry.notes) for entry in flat)
+    (found,) = loose_slices(manifest)
+    assert found.what.startswith(f"{len(flat)} slices (MR) have no place in space")
 
 
 def test_copies_of_a_slice_are_told_and_used_once(tmp_path: Path) -> None:

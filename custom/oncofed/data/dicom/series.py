@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from oncofed.data.dicom.headers import Header
 
+# A note on a slice of CT, MR or the like, which is no volume, and taken as a flat image.
+WITHOUT_PLACE = "no place in space (ImagePositionPatient, ImageOrientationPatient)"
 _FLAT_MODALITIES = {"CR", "DX", "MG", "RG", "RF", "XA", "XC", "IO", "PX", "SC", "OT", "US", "ES", "GM", "SM", "OP"}
 # In this order: the first one that tells slices of one position apart is what the series varies.
 _VOLUME_KEYS = (
@@ -133,7 +135,8 @@ def _stacks(series: list[Slice]) -> tuple[list[Stack], int]:
         elif header["position"] and header["orientation"] and not _is_flat(header):
             classic.append(item)
         else:
-            stacks.append(Stack((item,), "flat"))
+            loose = not _is_flat(header)
+            stacks.append(Stack((item,), "flat", notes=(WITHOUT_PLACE,) if loose else ()))
     by_grid: dict[Any, list[Slice]] = defaultdict(list)
     for item in classic:
         header = item.header
