@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -232,20 +232,23 @@ class LocalAlliance:
     def start_kit(self, kit: Path, console: IO[bytes]) -> subprocess.Popen[bytes]:
         """Start a participant from a startup kit; what it prints goes to ``console``."""
         environment = self._environment(kit.name)
+        own = environment
+        if kit.name == self.spec.server:
+            # Sites wait for what the server computes.
+            own = {**environment, THREADS_VARIABLE: os.environ.get(THREADS_VARIABLE, str(os.cpu_count() or 1))}
         if not self.shares_template:
-            return start_process(kit, console, environment)
+            return start_process(kit, console, own)
         if self._template is None:
             # One process imports what all of this machine's participants need for a job.
             self._template, self._common = Template(environment), environment
-        if _but_for_threads(environment) != _but_for_threads(self._common):
-            return start_process(kit, console, environment)
+        if environment != self._common:
+            return start_process(kit, console, own)
         number = self._template.fileno()
-        return start_process(kit, console, {**environment, TEMPLATE_VARIABLE: str(number)}, [number])
+        return start_process(kit, console, {**own, TEMPLATE_VARIABLE: str(number)}, [number])
 
     def _environment(self, participant: str) -> dict[str, str]:
-        # Sites wait for what the server computes.
-        is_server = participant == self.spec.server
-        return process_environment(self._temporary, 1 if is_server else len(self.spec.sites))
+        del participant
+        return process_environment(self._temporary, len(self.spec.sites))
 
     def _wait_for_port(self, participant: str, host: str, port: int) -> None:
         deadline = time.monotonic() + _START_TIMEOUT_SECONDS
@@ -282,8 +285,3 @@ def quiet() -> Iterator[None]:
     """Keep FLARE's client library from printing."""
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         yield
-
-
-def _but_for_threads(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return an environment without what each fork sees to itself."""
-    return {name: value for name, value in environment.items() if name != THREADS_VARIABLE}

@@ -261,7 +261,8 @@ def become(module: str, arguments: list[str], environment: dict[str, str]) -> No
     if threads != os.environ.get(THREADS_VARIABLE):
         import torch  # noqa: PLC0415 - launchers import this module
 
-        torch.set_num_threads(int(threads or len(os.sched_getaffinity(0))))
+        # It may name as many for each level of nested loops.
+        torch.set_num_threads(int(threads.split(",")[0]) if threads else len(os.sched_getaffinity(0)))
     os.environ.clear()
     os.environ.update(environment)
     use_proxy_of_environment()
