@@ -30,6 +30,11 @@ _LONGEST_TEMPORARY = 107 - 33
 _LINK_PREFIX = "oncofed-"
 
 
+def share_of_threads(processes: int) -> str:
+    """Return how many threads each of so many processes is to compute with, unless whoever started this one said so."""
+    return os.environ.get(THREADS_VARIABLE, str(max(1, (os.cpu_count() or 1) // processes)))
+
+
 def process_environment(temporary: Path, processes: int, mark: Path | None = None) -> dict[str, str]:
     """Return the environment of a process that shares this machine with ``processes`` others.
 
@@ -45,7 +50,7 @@ def process_environment(temporary: Path, processes: int, mark: Path | None = Non
     share = {}
     # One that is alone has all cores as it is, and those that it starts in turn are to have their share of them.
     if processes > 1:
-        share[THREADS_VARIABLE] = os.environ.get(THREADS_VARIABLE, str(max(1, (os.cpu_count() or 1) // processes)))
+        share[THREADS_VARIABLE] = share_of_threads(processes)
     return {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",

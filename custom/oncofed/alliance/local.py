@@ -27,7 +27,7 @@ from oncofed.code.pack import Pack
 from oncofed.errors import FederationError
 from oncofed.federation.datasets import DATASETS_FILE, datasets_entry
 from oncofed.federation.job_process import TEMPLATE_VARIABLE, Template
-from oncofed.processes import THREADS_VARIABLE, process_environment, stop_processes, why_taken
+from oncofed.processes import THREADS_VARIABLE, process_environment, share_of_threads, stop_processes, why_taken
 
 _START_TIMEOUT_SECONDS = 90.0
 _MOST_RESTARTS = 3
@@ -235,7 +235,7 @@ class LocalAlliance:
         own = environment
         if kit.name == self.spec.server:
             # Sites wait for what the server computes.
-            own = {**environment, THREADS_VARIABLE: os.environ.get(THREADS_VARIABLE, str(os.cpu_count() or 1))}
+            own = {**environment, THREADS_VARIABLE: share_of_threads(1)}
         if not self.shares_template:
             return start_process(kit, console, own)
         if self._template is None:

@@ -135,8 +135,7 @@ def _stacks(series: list[Slice]) -> tuple[list[Stack], int]:
         elif header["position"] and header["orientation"] and not _is_flat(header):
             classic.append(item)
         else:
-            loose = not _is_flat(header)
-            stacks.append(Stack((item,), "flat", notes=(WITHOUT_PLACE,) if loose else ()))
+            stacks.append(Stack((item,), "flat", notes=() if _is_flat(header) else (WITHOUT_PLACE,)))
     by_grid: dict[Any, list[Slice]] = defaultdict(list)
     for item in classic:
         header = item.header
