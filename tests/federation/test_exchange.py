@@ -26,6 +26,27 @@ def test_weights_survive_flares_serializer_to_the_bit_and_are_no_pickle() -> Non
     assert b"pickle" not in blob
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        torch.randn(3, 5).T,
+        torch.tensor(7),
+        torch.zeros(0, 4),
+        torch.tensor([float("nan"), float("inf")]),
+        torch.randn(3).bfloat16(),
+        torch.tensor([True, False]),
+        torch.randn(4).to(torch.float8_e4m3fn),  # one that only FLARE's own form has
+    ],
+    ids=["not in one piece", "one number", "empty", "not finite", "bfloat16", "bool", "float8"],
+)
+def test_a_tensor_of_any_kind_arrives_as_it_is(value: torch.Tensor) -> None:
+    exchange.register_tensors()
+    arrived = fobs.loads(fobs.dumps({"t": value}))["t"]
+    assert (arrived.dtype, arrived.shape) == (value.dtype, value.shape)
+    as_bytes = [tensor.contiguous().flatten().view(torch.uint8) for tensor in (arrived, value)]
+    assert torch.equal(*as_bytes)
+
+
 def test_no_message_is_made_a_text_for_a_log() -> None:
     exchange.register_tensors()
     assert len(f"{ConsumableBufferList([bytes(1 << 20)])}") < 200
