@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -26,3 +29,14 @@ def test_a_file_that_ends_its_process_is_found_and_the_rest_is_read() -> None:
 def test_where_nothing_stands_for_it_that_is_an_error() -> None:
     with pytest.raises(DataError, match="ended abruptly"), Workers(2) as workers:
         list(workers.map(_read, range(30), fewest=2))
+
+
+def test_a_script_that_its_own_workers_would_run_again_is_told_so(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from oncofed.data.workers import Workers\n"
+        "print(list(Workers(2).map(abs, range(9), fewest=2, broken=lambda number: 1000)))\n"
+    )
+    ended = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, check=False)
+    assert "below `if __name__" in ended.stderr
+    assert "1000" not in ended.stdout

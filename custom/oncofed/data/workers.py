@@ -61,7 +61,7 @@ class Workers:
             broken: returns what stands for an item with which a process ended abruptly; None: it is an error.
 
         Raises:
-            DataError: a process ended abruptly.
+            DataError: a process ended abruptly, or none can be started.
         """
         if self._count == 1 or (self._pool is None and len(items) < fewest) or len(items) < 2:
             yield from map(function, items)
@@ -78,13 +78,14 @@ class Workers:
                     del pending[future]
                     yield result
             except BrokenProcessPool:  # noqa: PERF203 - several files may do this
+                self._leave(kill=True)
+                self._see_that_they_start()
                 if broken is None:
                     raise DataError(
                         "a process that read images ended abruptly, perhaps for want of memory. What was read is kept: "
                         "run the command again, with fewer processes if need be: --workers 1"
                     ) from None
                 # With one of these; the others were in its company.
-                self._leave(kill=True)
                 for item in pending.values():
                     yield self._alone(function, item, broken)
                 pending.clear()
@@ -95,6 +96,16 @@ class Workers:
         except BrokenProcessPool:
             self._leave(kill=True)
             return broken(item)
+
+    def _see_that_they_start(self) -> None:
+        try:
+            self._submit(abs, 0).result()
+        except BrokenProcessPool:
+            self._leave(kill=True)
+            raise DataError(
+                "the processes that read images do not start. A script of your own begins what it does below "
+                '`if __name__ == "__main__":`, or they would do it too; with one worker no other process is needed'
+            ) from None
 
     def _submit(self, function: Callable[[T], R], item: T) -> Future[R]:
         if self._pool is None:
