@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from oncofed.errors import DataError
 from oncofed.processes import deaf_to_interrupts, end_with_parent
@@ -79,7 +79,8 @@ class Workers:
                     yield result
             except BrokenProcessPool:  # noqa: PERF203 - several files may do this
                 self._leave(kill=True)
-                self._see_that_they_start()
+                # Where not even this can be done, it was no file's fault.
+                self._alone(abs, 0, _not_started)
                 if broken is None:
                     raise DataError(
                         "a process that read images ended abruptly, perhaps for want of memory. What was read is kept: "
@@ -97,16 +98,6 @@ class Workers:
             self._leave(kill=True)
             return broken(item)
 
-    def _see_that_they_start(self) -> None:
-        try:
-            self._submit(abs, 0).result()
-        except BrokenProcessPool:
-            self._leave(kill=True)
-            raise DataError(
-                "the processes that read images do not start. A script of your own begins what it does below "
-                '`if __name__ == "__main__":`, or they would do it too; with one worker no other process is needed'
-            ) from None
-
     def _submit(self, function: Callable[[T], R], item: T) -> Future[R]:
         if self._pool is None:
             context = multiprocessing.get_context("spawn")
@@ -123,6 +114,14 @@ class Workers:
             for process in list((pool._processes or {}).values()):
                 process.kill()
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _not_started(item: int) -> NoReturn:
+    del item
+    raise DataError(
+        "the processes that read images do not start. A script of your own begins what it does below "
+        '`if __name__ == "__main__":`, or they would do it too; with one worker no other process is needed'
+    ) from None
 
 
 def _start() -> None:
