@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import torch
@@ -9,6 +10,8 @@ from nvflare.apis.dxo import DataKind
 from nvflare.apis.dxo_filter import DXOFilter
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
+
+_HANGS_SECONDS = 20.0
 
 
 class Poison(DXOFilter):
@@ -18,7 +21,7 @@ class Poison(DXOFilter):
         kind: "none", "nan", "shape", "scale" (times ten), "flip" (times minus one), "reverse" (times minus four: as far
             the wrong way as passes the door), "noise", or "stale" (the first one again and again). Others smuggle:
             "tensor" (a new one), "metric" (a number with a telling name), "text" (in a number's place), "cases" (more
-            than there are).
+            than there are). And "hang": it is there, and sends no tensors for a while.
     """
 
     def __init__(self, kind: str) -> None:
@@ -29,6 +32,10 @@ class Poison(DXOFilter):
     def process_dxo(self, dxo: Any, shareable: Shareable, fl_ctx: FLContext) -> Any:
         """Change the tensors in place."""
         del shareable, fl_ctx
+        if self._kind == "hang":
+            if dxo.data:
+                time.sleep(_HANGS_SECONDS)
+            return dxo
         first = next(name for name, value in dxo.data.items() if value.is_floating_point())
         if self._kind == "nan":
             dxo.data[first] = torch.full_like(dxo.data[first], float("nan"))

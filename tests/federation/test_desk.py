@@ -38,9 +38,12 @@ def test_a_site_that_waits_is_told_as_soon_as_there_is_something_for_it() -> Non
 
 def test_more_sites_than_can_be_kept_waiting_ask_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_MOST_WAITING", 0)
-    reply = _waits(Desk(), "east")
-    assert not exchange.says_wait(reply)
+    desk = Desk()
+    reply = _waits(desk, "east")
+    assert exchange.says_wait(reply)
     assert exchange.told_pause(reply) > 0, "it would ask without a pause"
+    desk.ask(_question("east"))
+    assert not exchange.says_wait(_waits(desk, "east"))
 
 
 def test_a_site_that_was_shut_out_is_kept_waiting(monkeypatch: pytest.MonkeyPatch) -> None:

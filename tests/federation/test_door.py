@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -52,6 +53,13 @@ def test_an_update_counts_with_what_its_site_said() -> None:
     assert torch.equal(update.delta["weight"], torch.ones(4))
     assert current.losses == {"site-2": 0.1}
     assert written.kinds == ["answer"]
+
+
+def test_a_clock_that_is_set_during_a_round_makes_no_answer_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    door, current = _door(_Written()), Round()
+    monkeypatch.setattr(time, "time", lambda: 4e9)
+    door.take("site-2", _update(1.0, 2), _question(), current, door.given(1, _MODEL))
+    assert 0 <= current.came["site-2"] < 60
 
 
 _SCORE = {"mean": 0.5, "by_class": {"core": 0.5}, "more": {}, "interval": None, "cases": 2}

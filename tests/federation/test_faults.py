@@ -123,6 +123,28 @@ def test_bad_updates_are_refused_and_the_round_goes_on(
         assert told or "did not take" in (tmp_path / "lab" / "logs" / "west.txt").read_text()
 
 
+@pytest.mark.timeout(300)
+def test_nobody_waits_past_the_deadline_for_one_that_hangs_at_its_turn_or_with_the_others_updates(
+    spec: JobSpec, two_sites: dict[str, Path], tmp_path: Path
+) -> None:
+    rounds = {"number": 3, "deadline_s": 2.0}
+    cyclic = spec.changed({"rounds": rounds, "strategy": {"name": "cyclic"}})
+    with lab(cyclic, two_sites, tmp_path / "lab", {"west": "hang"}) as running:
+        state = running.wait(lambda state: state.finished is not None, "the run ends")
+        assert sorted(state.participation) == [1, 2, 3]
+        assert all((who["in_time"], who["missing"]) == (["east"], ["west"]) for who in state.participation.values())
+        assert any(incident["kind"] == "late" for incident in state.incidents)
+
+        # By the job's seed the site that hangs is the fifth round's collector.
+        swarm = {"rounds": {**rounds, "number": 5, "quorum": 1}, "strategy": {"name": "swarm"}}
+        running.submit(spec.changed(swarm))
+        state = running.wait(lambda state: state.finished is not None, "the next run ends")
+        assert sorted(state.participation) == [1, 2, 3, 4, 5]
+        assert all("east" in who["in_time"] for who in state.participation.values())
+        refused = [incident["reason"] for incident in state.incidents if incident["kind"] == "refused"]
+        assert "it did not put the updates together in time" in refused
+
+
 def _took_part(participation: dict[int, dict[str, object]], site: str, since: int) -> bool:
     return any(site in who["in_time"] + who["late"] for number, who in participation.items() if number >= since)  # type: ignore[operator]
 

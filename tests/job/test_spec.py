@@ -20,6 +20,7 @@ from synthetic import JOB, write_job
             r"job\.yaml:7: unknown setting training\.batchsize; allowed here: steps_per_round, batch_size",
         ),
         ("learning_rate: 0.01", "learning_rate: fast", r"job\.yaml:7: training\.learning_rate: found 'fast'"),
+        ("number: 2", "number: 2, deadline_s: 60", r"rounds\.deadline_s needs a quorum"),
         ("number: 2", "number: 0", r"job\.yaml:8: rounds\.number: found 0; .*greater than or equal to 1"),
         (
             "network: unet",

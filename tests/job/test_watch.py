@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from oncofed.job.watch import Curves, RunView
 
-EVENTS: list[dict[str, Any]] = [
-    {"kind": "started", "time": 0.0, "sites": ["east", "west"], "rounds": 2, "steps_per_round": 4, "metric": "dice"},
+_TOLD: list[dict[str, Any]] = [
+    {"kind": "started", "sites": ["east", "west"], "rounds": 2, "steps_per_round": 4, "metric": "dice"},
     {"kind": "ready", "seconds": 3.0, "sites": {"east": {"train": 4}, "west": {"train": 3}}},
     {"kind": "task", "task": "train", "round": 1, "sites": ["east", "west"]},
     {"kind": "progress", "site": "east", "phase": "training", "step": 2, "steps": 8, "loss": 0.9},
@@ -28,6 +29,8 @@ EVENTS: list[dict[str, Any]] = [
     {"kind": "task", "task": "train", "round": 2, "sites": ["east"]},
     {"kind": "validation", "round": 1, "mean": 0.4, "sites": {"east": 0.4}},
 ]
+# By the server's clock, which is hours behind.
+EVENTS = [{"time": 100.0 + seconds, **event} for seconds, event in enumerate(_TOLD)]
 
 
 def _view(tmp_path: Path, terminal: bool) -> tuple[RunView, io.StringIO]:
@@ -65,6 +68,7 @@ def test_on_a_terminal_the_sites_are_shown_live(tmp_path: Path) -> None:
         view.update(EVENTS)
         view._live.refresh()  # type: ignore[union-attr]
     assert "round 2/2" in text.getvalue()
+    assert re.search(r", \d\d? s so far", text.getvalue())
     assert "west" in text.getvalue()
     assert "lost" in text.getvalue()
 

@@ -244,7 +244,7 @@ class FederatedTraining(Controller):
 
     def _prepare(self) -> None:
         """Let every site load its data, also those that come later; wait for those that the job started with."""
-        started = time.time()
+        started = time.monotonic()
         expected = set(self._sites())
 
         def message(site: str) -> Shareable:
@@ -258,21 +258,23 @@ class FederatedTraining(Controller):
                 self._door.reasons[site] = str(error)
                 self._record("excluded", site=site, reason=str(error))
                 return
-            self._record("joined", site=site, cases=numbers, started=time.time() - started)
+            self._record("joined", site=site, cases=numbers, started=time.monotonic() - started)
 
         self._desk.ask(Question(TASK_PREPARE, 0, None, message, answered))
         quorum = self._federation.rounds.quorum or len(expected)
         patience = min(max(self._federation.rounds.return_s, _SHORTEST_COMING_SECONDS), _LONGEST_COMING_SECONDS)
 
         def ready() -> bool:
-            if time.time() - started > patience:
+            if time.monotonic() - started > patience:
                 for site in expected - self._desk.known():
                     self._desk.lose(site, "it did not come back")
+                if self._time_is_up(started) and len(self._cases) >= quorum:
+                    return True  # who still loads its data joins later
             there = [s for s in expected if s in self._cases or s in self._door.reasons or s in self._desk.lost]
             return len(there) == len(expected) and len(self._cases) >= quorum
 
         self._wait_until(ready, "before the first round", lambda: len(self._cases), lambda: quorum, coming=expected)
-        self._record("ready", seconds=time.time() - started, sites=dict(sorted(self._cases.items())))
+        self._record("ready", seconds=time.monotonic() - started, sites=dict(sorted(self._cases.items())))
         forget_what_stays()
 
     def _train(self, number: int, memory: Memory, strategy: Any) -> None:
@@ -302,7 +304,7 @@ class FederatedTraining(Controller):
         self._record(
             "round",
             round=number,
-            seconds=time.time() - current.started,
+            seconds=time.monotonic() - current.started,
             slowest_site_s=current.slowest_s,
             losses=current.losses,
             cases={update.site: update.cases for update in current.updates},
@@ -335,7 +337,7 @@ class FederatedTraining(Controller):
         return message
 
     def _cycle(self, number: int, asked: list[str], model: Weights, current: Round) -> Weights:
-        """Let one site after the other train; who is not there is left out."""
+        """Let one site after the other train; who is not there, or not done at its deadline, is left out."""
         order = random.Random(f"{self._plan.seed} {number}").sample(asked, len(asked))  # noqa: S311 - not a secret
         given = self._door.given(number, model)
 
@@ -352,7 +354,8 @@ class FederatedTraining(Controller):
                 return exchange.weights_message(self._outgoing(weights), number)
 
             question = self._desk.ask(Question(TASK_TRAIN, number, {turn}, message, answered))
-            while not question.done and turn not in self._desk.lost:
+            begun = time.monotonic()
+            while not question.done and turn not in self._desk.lost and not self._time_is_up(begun):
                 self._look(_LOOK_SECONDS)
             self._desk.close(question)
             if len(current.updates) > before:
@@ -366,7 +369,7 @@ class FederatedTraining(Controller):
         """Let sites give their updates to one of them, which answers with the mean; to another one where it is lost."""
         outgoing, given = self._outgoing(memory.model), self._door.given(number, memory.model)
         order = random.Random(f"{self._plan.seed} collector {number}").sample(asked, len(asked))  # noqa: S311
-        started, failed, doubtful = time.time(), set[str](), set[str]()
+        started, failed, doubtful = time.monotonic(), set[str](), set[str]()
         while True:
             collector = self._collector([site for site in order if site not in failed], number, started)
             current = Round(started, collector=collector)
@@ -380,7 +383,7 @@ class FederatedTraining(Controller):
                 self._door.take(site, result, question, current, given)
                 if site in current.numbers and not current.numbers[site].get("update"):
                     current.updates = [update for update in current.updates if update.site != site]
-                    current.apart[site] = time.time()
+                    current.apart[site] = time.monotonic()
 
             question = self._desk.ask(Question(TASK_TRAIN, number, set(asked), message, answered))
             self._wait_for_round(question, current, number, asked, None)
@@ -404,7 +407,7 @@ class FederatedTraining(Controller):
             for site in able:
                 if site not in self._desk.lost:
                     return site
-            if time.time() - started > self._federation.rounds.return_s:
+            if time.monotonic() - started > self._federation.rounds.return_s:
                 break
             self._look(_LOOK_SECONDS)
         raise FederationError(self._too_few(f"round {number} has no site that puts the updates together", 0, 1))
@@ -426,10 +429,13 @@ class FederatedTraining(Controller):
             self._record("answer", site=site, task=TASK_COMBINE, round=number)
 
         question = self._desk.ask(Question(TASK_COMBINE, number, {collector}, message, answered))
-        while not question.done and collector not in self._desk.lost:
+        begun = time.monotonic()
+        while not question.done and collector not in self._desk.lost and not self._time_is_up(begun):
             self._look(_LOOK_SECONDS)
         self._desk.close(question)
         if not answers:
+            if collector not in self._desk.lost:
+                self._door.refuse(current, collector, "it did not put the updates together in time", number)
             return None, []
         try:
             mean, missing, left_out = self._door.combined(collector, answers[0], number, memory, cases)
@@ -477,17 +483,21 @@ class FederatedTraining(Controller):
 
     def _is_answered(self, question: Question, current: Round, asked: list[str], enough: bool) -> bool:
         """Return whether a question has enough answers, and time is up or nobody is there who could still answer."""
-        deadline = self._federation.rounds.deadline_s
         if not enough:
             self._ask_again(question, current)
             return False
-        if deadline is not None and time.time() - current.started > deadline:
+        if self._time_is_up(current.started):
             return True
         return all((site in question.done and site not in current.apart) or site in self._desk.lost for site in asked)
 
+    def _time_is_up(self, since: float) -> bool:
+        """Return whether what began at this time of the monotonic clock has taken as long as the job allows."""
+        deadline = self._federation.rounds.deadline_s
+        return deadline is not None and time.monotonic() - since > deadline
+
     def _ask_again(self, question: Question, current: Round) -> None:
         """Ask sites again that could not answer: their disk may have been full. They count as refused meanwhile."""
-        now = time.time()
+        now = time.monotonic()
         if now - current.started > self._federation.rounds.return_s:
             return
         for site, since in list(current.unable.items()):
@@ -497,7 +507,7 @@ class FederatedTraining(Controller):
 
     def _bring_together(self, question: Question, current: Round, number: int) -> None:
         """Have sites try again whose update did not reach the round's collector, for as long as the job waits."""
-        now = time.time()
+        now = time.monotonic()
         for site, since in list(current.apart.items()):
             if now - current.started > self._federation.rounds.return_s:
                 del current.apart[site]

@@ -27,7 +27,7 @@ _SILENT_SECONDS = 30.0
 _LONGEST_WAIT_SECONDS = 2.5
 # Each waiting question holds one of the server's threads; more sites than this ask now and then instead.
 _MOST_WAITING = 40
-_SECONDS_BETWEEN_QUESTIONS = 0.05
+_SECONDS_BETWEEN_QUESTIONS = 0.25
 
 
 @dataclass
@@ -80,7 +80,9 @@ class Desk(WFCommServer):
 
     def __init__(self) -> None:
         super().__init__()
-        self._changed = threading.Condition()
+        lock = threading.RLock()
+        # Answers wake the rounds alone, new questions the sites alone: most threads that wait here are sites.
+        self._changed, self._asked = threading.Condition(lock), threading.Condition(lock)
         self._questions: list[Question] = []
         self._given: dict[str, tuple[str, Question]] = {}
         self._heard: dict[str, float] = {}
@@ -103,26 +105,26 @@ class Desk(WFCommServer):
                 self.close(question)
             self._given.clear()
             self._ended = True
-            self._changed.notify_all()
+            self._asked.notify_all()
 
     def ask(self, question: Question) -> Question:
         """Let a question stand until it is closed; the first that fits a site is the one it gets."""
         with self._changed:
             self._questions.append(question)
-            self._changed.notify_all()
+            self._asked.notify_all()
         return question
 
     def include(self, question: Question, sites: set[str]) -> None:
         """Ask more sites."""
         with self._changed:
             question.sites = (question.sites or set()) | sites
-            self._changed.notify_all()
+            self._asked.notify_all()
 
     def reopen(self, question: Question, site: str) -> None:
         """Ask a site again that has answered."""
         with self._changed:
             question.done.discard(site)
-            self._changed.notify_all()
+            self._asked.notify_all()
 
     def close(self, question: Question) -> None:
         """Ask nobody else. Who works on it may still answer."""
@@ -251,15 +253,18 @@ class Desk(WFCommServer):
         deadline = time.monotonic() + _LONGEST_WAIT_SECONDS
         with self._changed:
             self._heard[site] = time.monotonic()
-            if self._waiting >= _MOST_WAITING:
-                return wait_reply(ask_again=False, pause=_SECONDS_BETWEEN_QUESTIONS)
+            if self._is_to_wait(site) and self._waiting >= _MOST_WAITING:
+                return wait_reply(ask_again=True, pause=_SECONDS_BETWEEN_QUESTIONS)
             self._waiting += 1
             try:
-                while not self._ended and self._question_for(site) is None:
+                while self._is_to_wait(site):
                     left = deadline - time.monotonic()
                     if left <= 0:
                         return wait_reply(ask_again=True)
-                    self._changed.wait(left)
+                    self._asked.wait(left)
             finally:
                 self._waiting -= 1
         return wait_reply(ask_again=False)
+
+    def _is_to_wait(self, site: str) -> bool:
+        return not self._ended and self._question_for(site) is None

@@ -21,7 +21,7 @@ from oncofed.federation.desk import Question
 from oncofed.federation.exchange import TASK_TRAIN
 from oncofed.federation.memory import Memory
 from oncofed.federation.rounds import Round
-from oncofed.federation.spec import FederationPlan, SwarmSpec
+from oncofed.federation.spec import CyclicSpec, FederationPlan, SwarmSpec
 from oncofed.federation.strategies import Update
 from oncofed.federation.strategies.robust import length
 from oncofed.models.weights import Weights
@@ -103,7 +103,7 @@ class Door:
 
     def take(self, site: str, result: Shareable, question: Question, current: Round, given: Given) -> None:
         """Look at one site's answer and take it, or refuse it and say why."""
-        came = time.time() - current.started
+        came = time.monotonic() - current.started
         try:
             update, numbers = read_answer(result, lambda answer: self._read(site, answer, given))
         except FederationError as error:
@@ -190,7 +190,7 @@ class Door:
         with self._lock:
             for update, given in self._early:
                 stale = number - given
-                if rounds.late == "drop" or isinstance(self._federation.strategy, SwarmSpec):
+                if rounds.late == "drop" or isinstance(self._federation.strategy, SwarmSpec | CyclicSpec):
                     self._record("dropped", site=update.site, task=TASK_TRAIN, staleness=stale)
                     continue
                 discount = (1 + stale) ** -rounds.staleness
@@ -203,7 +203,7 @@ class Door:
         with self._lock:
             self._refuse(current, site, reason, number)
             if may_pass:
-                current.unable[site] = time.time()
+                current.unable[site] = time.monotonic()
 
     def _refuse(self, current: Round, site: str, reason: str, number: int) -> None:
         current.refused[site] = reason

@@ -159,7 +159,7 @@ def read_combined_message(message: Shareable) -> tuple[Any, int, list[str], dict
 
 
 def wait_reply(ask_again: bool, pause: float = 0.0) -> Shareable:
-    """Return the server's answer to a site that waits: to go on waiting, or to ask for its task in so many seconds."""
+    """Return the server's answer to a site that waits: to ask again in so many seconds, or to take its task now."""
     reply = make_reply(ReturnCode.OK)
     reply.set_header(_WAIT, ask_again)
     reply.set_header(_PAUSE, pause)
@@ -172,7 +172,7 @@ def says_wait(reply: Shareable) -> bool:
 
 
 def told_pause(reply: Shareable) -> float:
-    """Return after how many seconds a site is to ask for its task."""
+    """Return how many seconds a site is to let pass before it asks again."""
     return float(reply.get_header(_PAUSE, 0.0))
 
 

@@ -215,8 +215,8 @@ class SiteExecutor(Executor):
             reply = (replies or {}).get(FQCN.ROOT_SERVER)
             if not isinstance(reply, Shareable):
                 return
+            time.sleep(exchange.told_pause(reply))
             if not exchange.says_wait(reply):
-                time.sleep(exchange.told_pause(reply))
                 return
 
 

@@ -15,7 +15,7 @@ class Round:
     """What the sites answered to one question.
 
     Attributes:
-        started: when it was asked.
+        started: when it was asked; like all times here by the monotonic clock, since a machine's may be set meanwhile.
         updates: those that count.
         numbers: what else each site said.
         refused: why an update was not taken, by site.
@@ -26,7 +26,7 @@ class Round:
         apart: when sites said that their update did not reach it, by site.
     """
 
-    started: float = field(default_factory=time.time)
+    started: float = field(default_factory=time.monotonic)
     updates: list[Update] = field(default_factory=list)
     numbers: dict[str, dict[str, Any]] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)

@@ -26,7 +26,8 @@ class RoundsSpec(StrictModel):
         None,
         gt=0,
         le=30 * 86_400,
-        description="a round that has its quorum ends after this many seconds, whoever is still training; null: never",
+        description="a round that has its quorum ends after this many seconds, whoever is still training; with cyclic, "
+        "each site's turn does; null: never",
     )
     late: Literal["discount", "drop"] = Field(
         "discount",
@@ -49,8 +50,6 @@ class RoundsSpec(StrictModel):
             raise ValueError(
                 f"quorum is {self.quorum}, but only {self.sites_per_round} sites are asked (sites_per_round)"
             )
-        if self.deadline_s is not None and self.quorum is None:
-            raise ValueError("deadline_s needs a quorum: how many updates are enough when the time is up?")
         return self
 
 
@@ -232,14 +231,18 @@ class FederationPlan(StrictModel):
     @model_validator(mode="after")
     def _rounds_fit_the_strategy(self) -> FederationPlan:
         strategy, rounds = self.strategy, self.rounds
-        if isinstance(strategy, CyclicSpec) and (rounds.sites_per_round or rounds.deadline_s or rounds.quorum):
-            raise ValueError("cyclic asks one site after the other: leave quorum, deadline_s and sites_per_round away")
+        if isinstance(strategy, CyclicSpec) and (rounds.sites_per_round or rounds.quorum):
+            raise ValueError("cyclic asks one site after the other: leave quorum and sites_per_round away")
+        if isinstance(strategy, FedBuffSpec) and (
+            rounds.quorum or rounds.sites_per_round or rounds.deadline_s or rounds.late == "drop"
+        ):
+            raise ValueError(
+                "fedbuff takes every update as it comes: leave quorum, deadline_s, sites_per_round and late: drop away"
+            )
+        if rounds.deadline_s is not None and rounds.quorum is None and not isinstance(strategy, CyclicSpec):
+            raise ValueError("rounds.deadline_s needs a quorum: how many updates are enough when the time is up?")
         if isinstance(strategy, SwarmSpec) and self.evaluation.cross_site:
             raise ValueError("swarm gives no site's model to the server: leave evaluation.cross_site away")
-        if isinstance(strategy, FedBuffSpec) and (rounds.quorum or rounds.sites_per_round or rounds.late == "drop"):
-            raise ValueError(
-                "fedbuff takes every update when it comes: leave quorum, sites_per_round and late: drop away"
-            )
         if isinstance(strategy, KrumSpec) and rounds.quorum and rounds.quorum < 2 * strategy.poisoned + 3:
             raise ValueError(
                 f"krum with {strategy.poisoned} bad sites needs a quorum of {2 * strategy.poisoned + 3}, "

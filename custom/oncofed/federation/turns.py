@@ -258,11 +258,11 @@ class OwnTurns:
             if self._progress_is_due(always=done == last):
                 self._progress(phase="training", round=number, step=done, steps=total, loss=loss())
 
-        started = time.time()
+        started = time.monotonic()
         numbers["loss"] = trainer.train(last - trainer.steps_done, on_step, stop, asked)
         if self._personal:
             self._train_personal(self._personal, weights, last, asked, stop)
-        numbers["train_s"] = time.time() - started
+        numbers["train_s"] = time.monotonic() - started
         trained = trainer.weights()
         self._own_norm = {name: trained[name] for name in self._norms(trainer)}
         delta = {n: trained[n] - v if v.is_floating_point() else trained[n] for n, v in sent.items()}
@@ -342,14 +342,14 @@ class OwnTurns:
         trainer = self.trainer
         if split == "test" or self._looked_s >= _SECONDS_BETWEEN_PROGRESS:
             self._progress(phase="testing" if split == "test" else "validating")
-        started = time.time()
+        started = time.monotonic()
         cases = trainer.cases.test if split == "test" else trainer.cases.validation
         trainer.load_weights(weights)
         evaluation = trainer.evaluate(cases, stop, detailed=split == "test")
-        self._looked_s = time.time() - started
+        self._looked_s = time.monotonic() - started
         if evaluation.by_case:
             self._note_cases(evaluation.by_case)
-        return {"evaluation": exchange.evaluation_numbers(evaluation), "validate_s": time.time() - started}
+        return {"evaluation": exchange.evaluation_numbers(evaluation), "validate_s": time.monotonic() - started}
 
     def _note_cases(self, by_case: Sequence[tuple[str, dict[str, float | str]]]) -> None:
         """Write what the last tested model does on each case, for this site alone."""

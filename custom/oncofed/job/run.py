@@ -76,7 +76,7 @@ class Run:
         Raises:
             OncofedError: the run failed; ``result.json`` then says so.
         """
-        started = time.time()
+        started = time.monotonic()
         self.folder = self.folder.resolve()
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "job.yaml").write_text(self.spec.to_yaml(), encoding="utf-8")
@@ -94,7 +94,7 @@ class Run:
             result.status, result.error = "stopped", "stopped by the user"
             raise
         finally:
-            result.timing.total_s = time.time() - started
+            result.timing.total_s = time.monotonic() - started
             result.write(self.folder)
             if not self.keep:
                 shutil.rmtree(self._work, ignore_errors=True)
@@ -142,7 +142,7 @@ class Run:
         job = export_job(self.spec, self._work / self.spec.name, model=self.model, evaluate_only=self.evaluate_only)
         model = self.folder / "model"
         (model / "baselines").mkdir(parents=True, exist_ok=True)
-        started = time.time()
+        submitted, started = time.time(), time.monotonic()
         view = RunView(self.console, Curves(self.folder / "tensorboard"))
         with (
             short_path(self._work / "tmp") as temporary,
@@ -156,7 +156,7 @@ class Run:
                         self._follow(running, view)
                     finally:
                         note_incidents(result, view.state)
-                ended = time.time()
+                ended = time.monotonic()
                 # The job's processes take seconds to end: train the baselines meanwhile.
                 if self._compares:
                     self.console.print("now each site alone, and all data in one place, for comparison …")
@@ -165,11 +165,11 @@ class Run:
                 shutil.copy(best, model / "model.safetensors")
                 shutil.copy(best.with_name(PROVENANCE_FILE), self.folder / PROVENANCE_FILE)
             state = view.state
-            result.timing.startup_s = (state.started or started) - started + (state.ready_s or 0)
+            result.timing.startup_s = (state.started or submitted) - submitted + (state.ready_s or 0)
             result.timing.federation_s = ended - started
             note_rounds(result, state, self.spec)
             scores = self._collect(pool)
-        result.timing.baselines_s = time.time() - ended
+        result.timing.baselines_s = time.monotonic() - ended
         note_scores(result, state, scores, self._skipped)
         self.spec.plan().write_bundle(model, self.spec.title, load_file(model / "model.safetensors"))
 

@@ -56,6 +56,7 @@ class RunState:
         rounds_s: wall time of each round in seconds.
         slowest_site_s: training and validation time of each round's slowest site in seconds.
         lost: why a site is not there now.
+        latest: when the server wrote its last event, by its own clock, as ``started``.
         participation: who took part in each round, by round.
         incidents: what did not go as usual, in order.
         finished: what the server said at the end.
@@ -68,6 +69,7 @@ class RunState:
     rounds: int = 0
     total_steps: int = 0
     started: float | None = None
+    latest: float | None = None
     ready_s: float | None = None
     cases: dict[str, dict[str, Any]] = field(default_factory=dict)
     validation: dict[int, float] = field(default_factory=dict)
@@ -83,6 +85,7 @@ class RunState:
 
     def apply(self, event: dict[str, Any]) -> None:
         """Take one event of the server into account."""
+        self.latest = event["time"]
         handler = getattr(self, f"_on_{event['kind']}", None)
         if handler:
             handler(event)
@@ -230,7 +233,7 @@ class RunView:
         self._console = console
         self._curves = curves
         self._live: Live | None = None
-        self._told = 0
+        self._heard = time.monotonic()
 
     def __enter__(self) -> RunView:
         if self._console.is_terminal:
@@ -249,6 +252,7 @@ class RunView:
         """Take new events into account and show them."""
         for event in events:
             self.state.apply(event)
+            self._heard = time.monotonic()
             self._curves.write(event)
             if not self._live:
                 self._tell(event)
@@ -274,13 +278,19 @@ class RunView:
         elif event["kind"] in _TOLD:
             self._console.print(_TOLD[event["kind"]].format(**event), markup=False, highlight=False)
 
+    def _so_far(self) -> float | None:
+        """Return how long the run has gone on: until its last event by the server's clock, and since then by ours."""
+        if self.state.started is None or self.state.latest is None:
+            return None
+        return self.state.latest - self.state.started + time.monotonic() - self._heard
+
     def _table(self) -> Group:
         state = self.state
         if not state.sites:
             return Group("waiting for the job to start at all sites …")
         mean = state.validation.get(max(state.validation)) if state.validation else None
         left = f", about {_clock(state.seconds_left)} left" if state.seconds_left else ""
-        elapsed = f", {_clock(time.time() - state.started)} so far" if state.started else ""
+        elapsed = f", {_clock(self._so_far())} so far" if state.started else ""
         title = (
             f"round {state.round}/{state.rounds or '?'}, mean validation {state.metric} {_number(mean)}{elapsed}{left}"
         )
