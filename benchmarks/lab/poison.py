@@ -11,7 +11,7 @@ from nvflare.apis.dxo_filter import DXOFilter
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 
-_HANGS_SECONDS = 20.0
+_HANGS_SECONDS = 10.0
 
 
 class Poison(DXOFilter):
