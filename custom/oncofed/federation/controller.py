@@ -354,9 +354,7 @@ class FederatedTraining(Controller):
                 return exchange.weights_message(self._outgoing(weights), number)
 
             question = self._desk.ask(Question(TASK_TRAIN, number, {turn}, message, answered))
-            begun = time.monotonic()
-            while not question.done and turn not in self._desk.lost and not self._time_is_up(begun):
-                self._look(_LOOK_SECONDS)
+            self._wait_for_one(question, turn)
             self._desk.close(question)
             if len(current.updates) > before:
                 delta = current.updates[-1].delta
@@ -429,9 +427,7 @@ class FederatedTraining(Controller):
             self._record("answer", site=site, task=TASK_COMBINE, round=number)
 
         question = self._desk.ask(Question(TASK_COMBINE, number, {collector}, message, answered))
-        begun = time.monotonic()
-        while not question.done and collector not in self._desk.lost and not self._time_is_up(begun):
-            self._look(_LOOK_SECONDS)
+        self._wait_for_one(question, collector)
         self._desk.close(question)
         if not answers:
             if collector not in self._desk.lost:
@@ -480,6 +476,12 @@ class FederatedTraining(Controller):
             return self._is_answered(question, current, asked, len(current.updates) >= needed())
 
         self._wait_until(over, f"round {number}", lambda: len(current.updates), needed, None if buffer else current)
+
+    def _wait_for_one(self, question: Question, site: str) -> None:
+        """Wait until the one site that is asked has answered, is lost, or has taken as long as the job allows."""
+        begun = time.monotonic()
+        while not question.done and site not in self._desk.lost and not self._time_is_up(begun):
+            self._look(_LOOK_SECONDS)
 
     def _is_answered(self, question: Question, current: Round, asked: list[str], enough: bool) -> bool:
         """Return whether a question has enough answers, and time is up or nobody is there who could still answer."""

@@ -69,7 +69,7 @@ class RunState:
     rounds: int = 0
     total_steps: int = 0
     started: float | None = None
-    latest: float | None = None
+    latest: float = 0.0
     ready_s: float | None = None
     cases: dict[str, dict[str, Any]] = field(default_factory=dict)
     validation: dict[int, float] = field(default_factory=dict)
@@ -280,7 +280,7 @@ class RunView:
 
     def _so_far(self) -> float | None:
         """Return how long the run has gone on: until its last event by the server's clock, and since then by ours."""
-        if self.state.started is None or self.state.latest is None:
+        if self.state.started is None:
             return None
         return self.state.latest - self.state.started + time.monotonic() - self._heard
 
@@ -290,7 +290,8 @@ class RunView:
             return Group("waiting for the job to start at all sites …")
         mean = state.validation.get(max(state.validation)) if state.validation else None
         left = f", about {_clock(state.seconds_left)} left" if state.seconds_left else ""
-        elapsed = f", {_clock(self._so_far())} so far" if state.started else ""
+        so_far = self._so_far()
+        elapsed = f", {_clock(so_far)} so far" if so_far is not None else ""
         title = (
             f"round {state.round}/{state.rounds or '?'}, mean validation {state.metric} {_number(mean)}{elapsed}{left}"
         )
