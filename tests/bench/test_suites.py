@@ -116,7 +116,7 @@ def test_ctrl_c_keeps_what_was_measured_and_leaves_nothing_running(home):
             command("bench", "run", "long"), cwd=home, env=ENVIRONMENT, stdout=output, stderr=output
         )
     results = home / "benchmarks" / "results"
-    wait_for(lambda: any("second" in path.read_text() for path in results.glob("*.json")), "two figures are kept")
+    wait_for(lambda: any('"second"' in path.read_text() for path in results.glob("*.json")), "two figures are kept")
     os.kill(process.pid, signal.SIGINT)
     assert process.wait(60) == 130
     (suite,) = read_run(_only_result(home)).suites

@@ -144,15 +144,16 @@ def run_suite(suite: Suite, run: BenchmarkRun, options: Options, results: Path, 
         log, messages = folder / "log.txt", folder / "messages.jsonl"
         messages.touch()
         try:
-            with _started(suite, run, options, folder, log) as process, messages.open(encoding="utf-8") as lines:
-                over = False
-                while not over:
-                    over = process.poll() is not None
-                    if _take(lines, result, run, progress):
-                        result.seconds = time.monotonic() - begun
-                        run.write(results)
-                    if not over:
-                        time.sleep(_LOOK_SECONDS)
+            with messages.open(encoding="utf-8") as lines:
+                try:
+                    with _started(suite, run, options, folder, log) as process:
+                        while process.poll() is None:
+                            if _take(lines, result, run, progress):
+                                result.seconds = time.monotonic() - begun
+                                run.write(results)
+                            time.sleep(_LOOK_SECONDS)
+                finally:  # what it told at last, however it ended
+                    _take(lines, result, run, progress)
         except BaseException:
             result.status = "interrupted"
             raise

@@ -150,6 +150,7 @@ class _ReadyLauncher(ProcessJobLauncher):
             if self._template:
                 with contextlib.suppress(OSError):
                     return self._template.fork(line)
+                self._template.kill()  # it was killed: what is left of it goes too
             self._template = Template()
             started = self._template.fork(line)
             if not self._keeps_spare:
