@@ -6,54 +6,70 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
-from oncofed.federation.simulator import _ForkedSite
+from commands import wait_for
+from oncofed.federation import simulator
+from oncofed.federation.job_process import Fork, Template
+from oncofed.federation.simulator import Ports, Starter, start_site
 
 _PROGRAM = """
 import os, pathlib, sys, time
 out = pathlib.Path(sys.argv[1])
-out.with_suffix(".unfinished").write_text(f"{os.environ['COLOUR']} {os.getpid()} {os.getsid(0)} {'HOME' in os.environ}")
+out.with_suffix(".unfinished").write_text(
+    f"{os.environ['COLOUR']} {os.getpid()} {os.getpgid(0)} {'HOME' in os.environ}"
+)
 out.with_suffix(".unfinished").rename(out)
 time.sleep(float(sys.argv[2]))
 sys.exit(int(sys.argv[3]))
 """
 
 
-def _site(folder: Path, seconds: float, status: int) -> _ForkedSite:
-    (folder / "program_of_site.py").write_text(_PROGRAM)
-    command = [sys.executable, "-m", "program_of_site", str(folder / "out.txt"), str(seconds), str(status)]
-    return _ForkedSite(command, env={"COLOUR": "blue"}, shell=False, preexec_fn=os.setsid)
+@pytest.fixture
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[float, int], Fork]]:
+    """Start a site that sleeps for so many seconds, and then ends with a status."""
+    (tmp_path / "program_of_site.py").write_text(_PROGRAM)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    template = Template()
+
+    def start(seconds: float, status: int) -> Fork:
+        command = [sys.executable, "-m", "program_of_site", str(tmp_path / "out.txt"), str(seconds), str(status)]
+        return start_site(template, command, env={"COLOUR": "blue"}, shell=False, preexec_fn=os.setsid)
+
+    yield start
+    template.kill()
 
 
-@pytest.fixture(autouse=True)
-def _importable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(tmp_path))
-
-
-def test_a_site_runs_its_program_with_its_environment_and_says_how_it_ended(tmp_path: Path) -> None:
-    site = _site(tmp_path, 0, 3)
+def test_a_site_runs_its_program_with_its_environment_and_says_how_it_ended(start, tmp_path: Path) -> None:
+    site = start(0, 3)
     assert site.wait(30) == 3
     assert site.poll() == site.returncode == 3
-    colour, pid, session, home = (tmp_path / "out.txt").read_text().split()
+    colour, pid, group, home = (tmp_path / "out.txt").read_text().split()
     assert (colour, home) == ("blue", "False")
-    assert pid == session == str(site.pid)
+    assert pid == group == str(site.pid)
 
 
-def test_a_site_that_runs_on_is_waited_for_and_killed(tmp_path: Path) -> None:
-    site = _site(tmp_path, 60, 0)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_site_that_runs_on_is_waited_for_and_ended(start, tmp_path: Path, number: signal.Signals) -> None:
+    site = start(60, 0)
+    wait_for((tmp_path / "out.txt").exists, "the site runs")
     assert site.poll() is None
     with pytest.raises(subprocess.TimeoutExpired):
         site.wait(0.1)
-    site.kill()
-    assert site.wait(30) == -signal.SIGKILL
+    {signal.SIGTERM: site.terminate, signal.SIGKILL: site.kill}[number]()
+    assert site.wait(30) == -number
+    site.kill()  # it is gone: nobody else is hit who has its number by now
 
 
-def test_sites_are_forks_of_one_process(tmp_path: Path) -> None:
-    sites = [_site(tmp_path, 60, 0) for _ in range(2)]
+def test_sites_are_forks_of_one_process(start) -> None:
+    sites = [start(60, 0) for _ in range(2)]
     try:
         first, second = (psutil.Process(site.pid) for site in sites)
         assert first.ppid() == second.ppid() != os.getpid()
@@ -61,3 +77,24 @@ def test_sites_are_forks_of_one_process(tmp_path: Path) -> None:
         for site in sites:
             site.kill()
             site.wait(30)
+
+
+def test_sites_that_are_started_at_once_are_told_their_own_names() -> None:
+    starter = Starter("", SimpleNamespace(workspace="", set=None), [], None, None, {"rank": 1})
+    both_wrote = threading.Barrier(2)
+
+    def tell(name: str) -> dict[str, object]:
+        starter.build_ctx["client_name"] = name
+        both_wrote.wait(10)
+        return starter.build_ctx
+
+    with ThreadPoolExecutor(2) as threads:
+        told = list(threads.map(tell, ["north", "south"]))
+    assert told == [{"rank": 1, "client_name": "north"}, {"rank": 1, "client_name": "south"}]
+
+
+def test_no_port_is_given_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = iter([[1], [1], [2], [2, 3], [4]])
+    monkeypatch.setattr(simulator, "get_open_ports", lambda number: next(found))
+    ports = Ports()
+    assert [ports.take(1), ports.take(1), sorted(ports.take(2))] == [[1], [2], [3, 4]]

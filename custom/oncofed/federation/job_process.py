@@ -6,7 +6,7 @@ process of FLARE that the line names. Neither the arguments nor FLARE's credenti
 of processes. The first process tells through the same socket the fork's number and, later, its exit status. It ends
 when nobody can send it anything any more and its forks have ended.
 
-Launchers use it through ``Template`` and ``Fork``.
+Launchers and the simulator use it through ``Template`` and ``Fork``.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import contextlib
 import gc
 import importlib
 import json
+import math
 import os
 import runpy
 import secrets
@@ -26,6 +27,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from io import BufferedReader
+from multiprocessing import connection
 from pathlib import Path
 from threading import Lock
 from types import FrameType
@@ -43,6 +45,7 @@ MODULES = (
     "oncofed.federation.executor",
     "nvflare.private.fed.app.client.worker_process",
     "nvflare.private.fed.app.server.runner_process",
+    "nvflare.private.fed.app.simulator.simulator_worker",
     "torch._dynamo",  # the first optimizer imports it
 )
 # Names, in an environment, the inherited socket of a template that several participants of a machine share.
@@ -127,7 +130,7 @@ def ask(sender: socket.socket, line: bytes) -> Fork:
 
 @dataclass
 class Fork:
-    """A fork, as much of ``subprocess.Popen`` as FLARE uses."""
+    """A fork, as much of ``subprocess.Popen`` as FLARE's launchers and its simulator use."""
 
     pid: int
     _answers: BufferedReader
@@ -137,7 +140,7 @@ class Fork:
     def poll(self) -> int | None:
         """Return how it ended, as ``subprocess`` does; None while it runs."""
         with self._lock:
-            if self._status is None and select.select([self._answers], [], [], 0)[0]:
+            if self._status is None and connection.wait([self._answers], 0):
                 told = self._answers.readline()
                 if told:
                     self._status = int(told)
@@ -147,14 +150,40 @@ class Fork:
                     self._answers.close()
             return self._status
 
-    def wait(self) -> int:
-        """Wait for its end and return its status."""
+    @property
+    def returncode(self) -> int | None:
+        """How it ended; None while it runs."""
+        return self.poll()
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end and return its status.
+
+        Raises:
+            subprocess.TimeoutExpired: it runs on after so many seconds.
+        """
+        until = time.monotonic() + (math.inf if timeout is None else timeout)
         while (status := self.poll()) is None:
+            left = min(_SECONDS_BETWEEN_LOOKS, until - time.monotonic())
+            if left <= 0:
+                raise subprocess.TimeoutExpired(JOB_PROCESS, timeout or 0.0)
             with contextlib.suppress(ValueError):  # another thread learned of the end meanwhile
                 # What a template that is gone would have said can be read at once, time and again.
-                if select.select([self._answers], [], [], _SECONDS_BETWEEN_LOOKS)[0] and self.poll() is None:
-                    time.sleep(_SECONDS_BETWEEN_LOOKS)
+                if connection.wait([self._answers], left) and self.poll() is None:
+                    time.sleep(left)
         return status
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+        self._send(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it."""
+        self._send(signal.SIGKILL)
+
+    def _send(self, number: signal.Signals) -> None:
+        if self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
 
 def _is_running(pid: int) -> bool:

@@ -6,62 +6,72 @@ a program anew for each site, which costs each 0.4 GB and seconds of imports bef
 
 from __future__ import annotations
 
-import gc
-import multiprocessing
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
-from multiprocessing.forkserver import ensure_running
+from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
 from nvflare.fuel.utils.log_utils import LogMode
+from nvflare.fuel.utils.network_utils import get_open_ports
 from nvflare.private.fed.app.simulator import simulator_runner
 
 from oncofed.federation.heap import share_one_heap
-from oncofed.federation.job_process import MODULES, become
-from oncofed.processes import end_with_parent, name_process
-
-_WORKER = "nvflare.private.fed.app.simulator.simulator_worker"
-_CONTEXT = multiprocessing.get_context("forkserver")
+from oncofed.federation.job_process import Fork, Template, order
 
 
-class _ForkedSite:
-    """A site's process, as much of ``subprocess.Popen`` as the simulator uses."""
+def start_site(
+    template: Template, command: list[str], env: dict[str, str], shell: bool, preexec_fn: Callable[[], None]
+) -> Fork:
+    """Start a site's process as a fork, where the simulator would start a program with ``subprocess.Popen``."""
+    del shell, preexec_fn  # the command is a list, and the fork leads a group of its own, as FLARE wants it
+    module = command.index("-m") + 1
+    return template.fork(order(command[module], command[module + 1 :], env))
 
-    def __init__(self, command: list[str], *, env: dict[str, str], shell: bool, preexec_fn: Callable[[], None]) -> None:
-        del shell, preexec_fn
-        module = command.index("-m") + 1
-        self._process = _CONTEXT.Process(target=_be_site, args=(command[module], command[module + 1 :], env))
-        self._process.start()
-        self.pid = self._process.pid
-        self.terminate, self.kill = self._process.terminate, self._process.kill
+
+class Starter(simulator_runner.SimulatorClientRunner):
+    """Starts each site from a thread of its own.
+
+    FLARE's threads write the name of their site into one dictionary, which they then send to the site's process: of two
+    that do so at once one sends the other's name.
+    """
+
+    def __init__(self, *args: Any) -> None:
+        self._of_thread = threading.local()
+        super().__init__(*args)
 
     @property
-    def returncode(self) -> int | None:
-        """How it ended; None while it runs."""
-        return self._process.exitcode
+    def build_ctx(self) -> dict[str, Any]:
+        """What a site's process is told, and this thread alone changes."""
+        return self._of_thread.__dict__.setdefault("build_ctx", dict(self._common))
 
-    def poll(self) -> int | None:
-        """Return how it ended; None while it runs."""
-        return self.returncode
-
-    def wait(self, timeout: float | None = None) -> int | None:
-        """Wait for its end."""
-        self._process.join(timeout)
-        if self.returncode is None:
-            raise subprocess.TimeoutExpired(_WORKER, timeout or 0.0)
-        return self.returncode
+    @build_ctx.setter
+    def build_ctx(self, common: dict[str, Any]) -> None:
+        self._common = common
 
 
-def _be_site(module: str, arguments: list[str], environment: dict[str, str]) -> None:
-    end_with_parent()
-    os.setsid()
-    name_process("oncofed site")
-    # A look for garbage would write to every page that the sites share.
-    gc.freeze()
-    share_one_heap()
-    become(module, arguments, environment)
+class Ports:
+    """Ports that nobody listens on, none of them twice.
+
+    A site's process begins to listen on its own some time after FLARE looked for it; another site would be given the
+    same one meanwhile, and both would wait for ever.
+    """
+
+    def __init__(self) -> None:
+        self._given: set[int] = set()
+        self._lock = threading.Lock()
+
+    def take(self, number: int) -> list[int]:
+        """Return so many."""
+        with self._lock:
+            new: list[int] = []
+            while len(new) < number:
+                new += set(get_open_ports(number - len(new))) - self._given
+                self._given.update(new)
+            return new
 
 
 class _Simulator(simulator_runner.SimulatorRunner):
@@ -77,11 +87,11 @@ class _Simulator(simulator_runner.SimulatorRunner):
 def main() -> int:
     """Get the process ready that sites are forks of, simulate, and return FLARE's status."""
     share_one_heap()
-    # PyTorch's usual way to look for a GPU would keep the forks from using one.
-    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
-    _CONTEXT.set_forkserver_preload([*MODULES, _WORKER])
-    ensure_running()
-    simulator_runner.subprocess = SimpleNamespace(Popen=_ForkedSite, TimeoutExpired=subprocess.TimeoutExpired)
+    simulator_runner.subprocess = SimpleNamespace(
+        Popen=partial(start_site, Template()), TimeoutExpired=subprocess.TimeoutExpired
+    )
+    simulator_runner.SimulatorClientRunner = Starter
+    simulator_runner.get_open_ports = Ports().take
     job, workspace, *sites = sys.argv[1:]
     simulator = _Simulator(
         job_folder=job,
