@@ -140,7 +140,7 @@ class Fork:
     def poll(self) -> int | None:
         """Return how it ended, as ``subprocess`` does; None while it runs."""
         with self._lock:
-            if self._status is None and connection.wait([self._answers], 0):
+            if self._status is None and connection.wait([self._answers.fileno()], 0):
                 told = self._answers.readline()
                 if told:
                     self._status = int(told)
@@ -168,7 +168,7 @@ class Fork:
                 raise subprocess.TimeoutExpired(JOB_PROCESS, timeout or 0.0)
             with contextlib.suppress(ValueError):  # another thread learned of the end meanwhile
                 # What a template that is gone would have said can be read at once, time and again.
-                if connection.wait([self._answers], left) and self.poll() is None:
+                if connection.wait([self._answers.fileno()], left) and self.poll() is None:
                     time.sleep(left)
         return status
 

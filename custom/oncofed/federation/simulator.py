@@ -46,7 +46,8 @@ class Starter(simulator_runner.SimulatorClientRunner):
     @property
     def build_ctx(self) -> dict[str, Any]:
         """What a site's process is told, and this thread alone changes."""
-        return self._of_thread.__dict__.setdefault("build_ctx", dict(self._common))
+        own: dict[str, Any] = self._of_thread.__dict__.setdefault("build_ctx", dict(self._common))
+        return own
 
     @build_ctx.setter
     def build_ctx(self, common: dict[str, Any]) -> None:
