@@ -16,8 +16,9 @@ from pathlib import Path
 
 import psutil
 
-# Processes whose environment names the same file here take turns at this machine's GPU.
-TURN_VARIABLE = "ONCOFED_GPU_TURN"
+# Processes whose environment names the same file here take turns at this machine's GPU, and at its cores where another
+# one says how many compute at once.
+TURN_VARIABLE, AT_ONCE_VARIABLE = "ONCOFED_TURN", "ONCOFED_AT_ONCE"
 # What the system's list of processes calls one that runs a job.
 JOB_PROCESS = "oncofed job"
 _STOP_SECONDS = 5.0
@@ -33,6 +34,12 @@ _LINK_PREFIX = "oncofed-"
 def share_of_threads(processes: int) -> str:
     """Return how many threads each of so many processes is to compute with, unless whoever started this one said so."""
     return os.environ.get(THREADS_VARIABLE, str(max(1, (os.cpu_count() or 1) // processes)))
+
+
+def places(processes: int) -> int:
+    """Return how many of so many processes are to compute at once: each on cores of its own, and one while others write."""
+    threads = int(share_of_threads(processes).split(",")[0])
+    return max(1, (os.cpu_count() or 1) // threads) + 1
 
 
 def process_environment(temporary: Path, processes: int, mark: Path | None = None) -> dict[str, str]:
@@ -59,7 +66,7 @@ def process_environment(temporary: Path, processes: int, mark: Path | None = Non
         **share,
         "PYTHONWARNINGS": "ignore",
         _MARK: str((mark or temporary).absolute()),
-        TURN_VARIABLE: str(temporary.absolute() / "gpu.turn"),
+        TURN_VARIABLE: str(temporary.absolute() / "turn"),
     }
 
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import contextlib
 import threading
+from types import SimpleNamespace
 
 import pytest
 from nvflare.apis.fl_constant import ReservedKey
@@ -36,14 +38,24 @@ def test_a_site_that_waits_is_told_as_soon_as_there_is_something_for_it() -> Non
     assert desk.known() == {"east"}
 
 
-def test_more_sites_than_can_be_kept_waiting_ask_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sites_that_cannot_be_kept_waiting_are_sent_word(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_MOST_WAITING", 0)
+    sent: list[tuple[list[str], str]] = []
     desk = Desk()
-    reply = _waits(desk, "east")
-    assert exchange.says_wait(reply)
-    assert exchange.told_pause(reply) > 0, "it would ask without a pause"
-    desk.ask(_question("east"))
+    desk._engine = SimpleNamespace(
+        new_context=lambda: contextlib.nullcontext(FLContext()),
+        send_aux_request=lambda targets, topic, *_, **__: sent.append((targets, topic)),
+    )
+    for site in ("east", "west"):
+        reply = _waits(desk, site)
+        assert exchange.says_wait(reply)
+        assert exchange.told_pause(reply) > 0, "it would ask without a pause"
+    question = desk.ask(_question("east"))
+    assert sent == [(["east"], exchange.TOLD_TOPIC)]
     assert not exchange.says_wait(_waits(desk, "east"))
+    desk.include(question, {"west"})
+    desk.ask(_question("west"))
+    assert sent[1:] == [(["west"], exchange.TOLD_TOPIC)], "once is enough"
 
 
 def test_a_site_that_was_shut_out_is_kept_waiting(monkeypatch: pytest.MonkeyPatch) -> None:

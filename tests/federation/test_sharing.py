@@ -1,5 +1,8 @@
+"""Sites of one machine take turns."""
+
 from __future__ import annotations
 
+import os
 import threading
 import time
 from pathlib import Path
@@ -8,21 +11,25 @@ import pytest
 import torch
 from nvflare.apis.signal import Signal
 
-from oncofed.federation.sharing import gpu_turn
-from oncofed.processes import TURN_VARIABLE
+from oncofed.federation.sharing import machine_turn
+from oncofed.processes import AT_ONCE_VARIABLE, THREADS_VARIABLE, TURN_VARIABLE, places
 
 
-def test_sites_of_one_machine_take_turns_at_its_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setenv(TURN_VARIABLE, str(tmp_path / "gpu.turn"))
+@pytest.mark.parametrize(("gpu", "at_once", "expected"), [(True, "3", 1), (False, "1", 1), (False, "2", 2)])
+def test_sites_of_one_machine_take_turns(
+    gpu: bool, at_once: str, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setenv(TURN_VARIABLE, str(tmp_path / "turn"))
+    monkeypatch.setenv(AT_ONCE_VARIABLE, at_once)
     inside, most = 0, 0
 
     def train() -> None:
         nonlocal inside, most
-        with gpu_turn(Signal()):
+        with machine_turn(Signal()):
             inside += 1
             most = max(most, inside)
-            time.sleep(0.05)
+            time.sleep(0.3)
             inside -= 1
 
     threads = [threading.Thread(target=train) for _ in range(4)]
@@ -30,15 +37,36 @@ def test_sites_of_one_machine_take_turns_at_its_gpu(tmp_path: Path, monkeypatch:
         thread.start()
     for thread in threads:
         thread.join()
-    assert most == 1
+    assert most == expected
 
 
-def test_a_site_that_waits_for_its_turn_lets_go_when_the_job_ends(
+def test_sites_that_wait_for_their_turn_let_go_when_the_job_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setenv(TURN_VARIABLE, str(tmp_path / "gpu.turn"))
-    ended = Signal()
-    ended.trigger(True)
-    with gpu_turn(Signal()), gpu_turn(ended):
-        pass
+    monkeypatch.setenv(TURN_VARIABLE, str(tmp_path / "turn"))
+    signal, left = Signal(), []
+
+    def wait() -> None:
+        with machine_turn(signal):
+            left.append(1)
+
+    waiting = [threading.Thread(target=wait) for _ in range(3)]
+    with machine_turn(Signal()):
+        for thread in waiting:
+            thread.start()
+        time.sleep(0.1)
+        assert not left
+        signal.trigger(True)
+        for thread in waiting:
+            thread.join(10)
+        assert len(left) == 3
+
+
+def test_as_many_simulated_sites_compute_at_once_as_the_cores_allow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    for threads, sites, expected in (("", 64, 17), ("", 4, 5), ("8,1", 4, 3), ("64", 4, 2)):
+        monkeypatch.setenv(THREADS_VARIABLE, threads) if threads else monkeypatch.delenv(
+            THREADS_VARIABLE, raising=False
+        )
+        assert places(sites) == expected

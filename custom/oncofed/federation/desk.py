@@ -17,7 +17,7 @@ from nvflare.apis.impl.wf_comm_server import WFCommServer
 from nvflare.apis.shareable import ReservedHeaderKey, Shareable
 from nvflare.fuel.utils.msg_root_utils import delete_msg_root
 
-from oncofed.federation.exchange import WAIT_TOPIC, wait_reply
+from oncofed.federation.exchange import TOLD_TOPIC, WAIT_TOPIC, wait_reply
 from oncofed.federation.guard import keep_anchor
 from oncofed.federation.heap import trim_heap
 
@@ -25,9 +25,10 @@ from oncofed.federation.heap import trim_heap
 _SILENT_SECONDS = 30.0
 # A site's question "is there something to do?" is answered after this long at the latest.
 _LONGEST_WAIT_SECONDS = 2.5
-# Each waiting question holds one of the server's threads; more sites than this ask now and then instead.
-_MOST_WAITING = 40
-_SECONDS_BETWEEN_QUESTIONS = 0.25
+# Each waiting question holds one of the server's threads. More sites than this are sent a message instead, and ask
+# again only in case that it was lost.
+_MOST_WAITING = 16
+_SECONDS_UNTIL_ASKED_AGAIN = 6.0
 
 
 @dataclass
@@ -87,6 +88,7 @@ class Desk(WFCommServer):
         self._given: dict[str, tuple[str, Question]] = {}
         self._heard: dict[str, float] = {}
         self._waiting = 0
+        self._to_tell: set[str] = set()
         self._ended = False
         self.lost: dict[str, str] = {}
         self._banned: frozenset[str] = frozenset()
@@ -105,26 +107,26 @@ class Desk(WFCommServer):
                 self.close(question)
             self._given.clear()
             self._ended = True
-            self._asked.notify_all()
+        self._call()
 
     def ask(self, question: Question) -> Question:
         """Let a question stand until it is closed; the first that fits a site is the one it gets."""
         with self._changed:
             self._questions.append(question)
-            self._asked.notify_all()
+        self._call()
         return question
 
     def include(self, question: Question, sites: set[str]) -> None:
         """Ask more sites."""
         with self._changed:
             question.sites = (question.sites or set()) | sites
-            self._asked.notify_all()
+        self._call()
 
     def reopen(self, question: Question, site: str) -> None:
         """Ask a site again that has answered."""
         with self._changed:
             question.done.discard(site)
-            self._asked.notify_all()
+        self._call()
 
     def close(self, question: Question) -> None:
         """Ask nobody else. Who works on it may still answer."""
@@ -135,6 +137,16 @@ class Desk(WFCommServer):
                 self._questions.remove(question)
         delete_msg_root(question.root)
         self._tidy_up()
+
+    def _call(self) -> None:
+        """Let the sites know that wait for something to do."""
+        with self._changed:
+            self._asked.notify_all()
+            told = [site for site in self._to_tell if not self._is_to_wait(site)]
+            self._to_tell.difference_update(told)
+        if told:
+            with self._engine.new_context() as context:
+                self._engine.send_aux_request(told, TOLD_TOPIC, Shareable(), 0.0, context, optional=True)
 
     def wait(self, seconds: float) -> None:
         """Wait until an answer came or a site was lost, at most so long."""
@@ -254,7 +266,8 @@ class Desk(WFCommServer):
         with self._changed:
             self._heard[site] = time.monotonic()
             if self._is_to_wait(site) and self._waiting >= _MOST_WAITING:
-                return wait_reply(ask_again=True, pause=_SECONDS_BETWEEN_QUESTIONS)
+                self._to_tell.add(site)
+                return wait_reply(ask_again=True, pause=_SECONDS_UNTIL_ASKED_AGAIN)
             self._waiting += 1
             try:
                 while self._is_to_wait(site):

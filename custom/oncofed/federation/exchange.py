@@ -30,7 +30,8 @@ TASKS = (TASK_PREPARE, TASK_TRAIN, TASK_VALIDATE, TASK_COMBINE)
 
 PROGRESS_EVENT = "oncofed.progress"
 # A site asks the server to be told as soon as there is something to do.
-WAIT_TOPIC = "oncofed.wait"
+# A site asks whether there is something to do; the server tells one that there is.
+WAIT_TOPIC, TOLD_TOPIC = "oncofed.wait", "oncofed.told"
 
 _REASON = "oncofed.reason"
 _PASSING = "oncofed.passing"
@@ -159,7 +160,12 @@ def read_combined_message(message: Shareable) -> tuple[Any, int, list[str], dict
 
 
 def wait_reply(ask_again: bool, pause: float = 0.0) -> Shareable:
-    """Return the server's answer to a site that waits: to ask again in so many seconds, or to take its task now."""
+    """Return the server's answer to a site that waits: to take its task now, or to ask again.
+
+    Args:
+        ask_again: there is nothing to do yet.
+        pause: seconds until it asks again, unless it is told before that there is something.
+    """
     reply = make_reply(ReturnCode.OK)
     reply.set_header(_WAIT, ask_again)
     reply.set_header(_PAUSE, pause)
@@ -172,7 +178,7 @@ def says_wait(reply: Shareable) -> bool:
 
 
 def told_pause(reply: Shareable) -> float:
-    """Return how many seconds a site is to let pass before it asks again."""
+    """Return how many seconds a site is to wait until it is told, before it asks again."""
     return float(reply.get_header(_PAUSE, 0.0))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from functools import cached_property
 from pathlib import Path
@@ -10,9 +11,9 @@ from typing import Any
 
 from nvflare.apis.event_type import EventType
 from nvflare.apis.executor import Executor
-from nvflare.apis.fl_constant import FLContextKey
+from nvflare.apis.fl_constant import FLContextKey, ReturnCode
 from nvflare.apis.fl_context import FLContext
-from nvflare.apis.shareable import Shareable
+from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.apis.signal import Signal
 from nvflare.fuel.f3.cellnet.fqcn import FQCN
 
@@ -36,7 +37,7 @@ from oncofed.federation.exchange import TASK_COMBINE, TASK_PREPARE, TASK_TRAIN, 
 from oncofed.federation.folders import JOB_PACK, initial_model, state_folder
 from oncofed.federation.guard import admit, dataset_digest, name_and_person, record
 from oncofed.federation.heap import forget_what_stays
-from oncofed.federation.sharing import gpu_turn
+from oncofed.federation.sharing import machine_turn
 from oncofed.federation.site_report import ENDED, WAITING, SiteReport
 from oncofed.federation.spec import FederationPlan, SwarmSpec
 from oncofed.federation.swarm import Peer
@@ -51,6 +52,8 @@ _WAIT_TIMEOUT_SECONDS = 6.0
 # The server answers a message so soon once a model or an update has gone its own way. It may have to read it first,
 # in a hundredth of the time that a slow link takes for it.
 _DIRECT_ANSWER_SECONDS, _READING = 20.0, 0.01
+# So often a site that waits looks whether the job was ended.
+_SECONDS_BETWEEN_LOOKS = 0.5
 # What FLARE's runner waits for, by the names of its attributes.
 _TIMEOUTS = ("get_task_timeout", "submit_task_result_timeout")
 
@@ -72,11 +75,13 @@ class SiteExecutor(Executor):
         self._turns: Turns | None = None
         self._policy: Policy | None = None
         self._peer = Peer(self._federation)
+        self._told = threading.Event()
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Register tensors before the first message, wait until there is a task, leave the memory when the job ends."""
         if event_type == EventType.START_RUN:
             exchange.register_tensors()
+            fl_ctx.get_engine().register_aux_message_handler(exchange.TOLD_TOPIC, self._note_told)
             self._go_directly(fl_ctx)
             if isinstance(self._federation.strategy, SwarmSpec):
                 self._peer.listen(fl_ctx)
@@ -108,7 +113,7 @@ class SiteExecutor(Executor):
     def execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
         """Do one task. An error is written to the site's own log; what leaves names no case, path or patient."""
         try:
-            with gpu_turn(abort_signal):
+            with machine_turn(abort_signal):
                 return self._execute(task_name, shareable, fl_ctx, abort_signal)
         except StateError as error:
             # It names a file of the site.
@@ -203,6 +208,7 @@ class SiteExecutor(Executor):
         """Ask the server to be told when there is something to do, instead of asking for it twenty times a second."""
         engine, signal = fl_ctx.get_engine(), fl_ctx.get_run_abort_signal()
         while not (signal and signal.triggered):
+            self._told.clear()
             with engine.new_context() as context:
                 replies = engine.send_aux_request(
                     targets=[FQCN.ROOT_SERVER],
@@ -215,9 +221,21 @@ class SiteExecutor(Executor):
             reply = (replies or {}).get(FQCN.ROOT_SERVER)
             if not isinstance(reply, Shareable):
                 return
-            time.sleep(exchange.told_pause(reply))
-            if not exchange.says_wait(reply):
+            if not exchange.says_wait(reply) or self._is_told(exchange.told_pause(reply), signal):
                 return
+
+    def _is_told(self, seconds: float, signal: Signal | None) -> bool:
+        """Wait for the server's word that there is something to do; return whether it came."""
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0 and not (signal and signal.triggered):
+            if self._told.wait(min(left, _SECONDS_BETWEEN_LOOKS)):
+                return True
+        return False
+
+    def _note_told(self, topic: str, request: Shareable, fl_ctx: FLContext) -> Shareable:
+        del topic, request, fl_ctx
+        self._told.set()
+        return make_reply(ReturnCode.OK)
 
 
 class _Voice:

@@ -47,7 +47,7 @@ def sole_owner(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / _OWNER).open("w") as file:
         deadline = time.monotonic() + _LONGEST_HOLD_SECONDS
-        if not wait_for_lock(file, lambda: time.monotonic() > deadline):
+        if not wait_for_lock([file], lambda: time.monotonic() > deadline):
             raise StateError(f"{folder}: another process works on this job; end it first")
         yield
 

@@ -5,22 +5,32 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import IO
 
 _SECONDS_BETWEEN_TRIES = 0.05
 
 
-def wait_for_lock(file: IO[str], give_up: Callable[[], bool]) -> bool:
-    """Wait until this process alone holds a file; the system lets go of it with the process, also when that is killed.
+def wait_for_lock(
+    files: Sequence[IO[str]], give_up: Callable[[], bool], seconds_between: float = _SECONDS_BETWEEN_TRIES
+) -> bool:
+    """Wait until this process alone holds one of the files.
+
+    The system lets go of it with the process, also when that is killed.
+
+    Args:
+        files: of which one is enough.
+        give_up: asked before each further try.
+        seconds_between: two tries.
 
     Returns:
-        Whether it holds it; false where ``give_up``, asked twenty times a second, said so before.
+        Whether it holds one; false where ``give_up`` said so before.
     """
     while True:
-        with contextlib.suppress(BlockingIOError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
+        for file in files:
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
         if give_up():
             return False
-        time.sleep(_SECONDS_BETWEEN_TRIES)
+        time.sleep(seconds_between)

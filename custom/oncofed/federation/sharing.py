@@ -1,8 +1,9 @@
-"""One GPU for several sites: they take turns."""
+"""One machine for several sites: they take turns at its GPU, or in a simulation at its cores."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,20 +12,36 @@ import torch
 from nvflare.apis.signal import Signal
 
 from oncofed.federation.locks import wait_for_lock
-from oncofed.processes import TURN_VARIABLE
+from oncofed.processes import AT_ONCE_VARIABLE, TURN_VARIABLE
+
+# Cores are idle until who is next has seen that there is a place.
+_SECONDS_BETWEEN_LOOKS = 0.01
 
 
 @contextlib.contextmanager
-def gpu_turn(abort_signal: Signal) -> Iterator[None]:
-    """Hold the machine's GPU while the block runs, where sites of this machine were told to share one.
+def machine_turn(abort_signal: Signal) -> Iterator[None]:
+    """Hold a share of the machine while the block runs, where sites of this machine were told to share it.
 
-    The lock is the system's: it goes with the process that holds it, also when that is killed. FLARE's own resource
+    One at a time holds the GPU. On the CPU as many hold cores as whoever started the sites says, or all: those that
+    compute at the same time on the same cores push each other's data out of the caches. They come in the order in which
+    they asked, and of those that wait one alone looks for a place: the others sleep until it has found one, or given up
+    as they will, since a job ends for all of them.
+
+    The locks are the system's: they go with the process that holds them, also when that is killed. FLARE's own resource
     manager gives a GPU to one job at a time; the sites of one job would all be given it at once.
     """
     name = os.environ.get(TURN_VARIABLE)
-    if not name or not torch.cuda.is_available():
+    at_once = 1 if torch.cuda.is_available() else int(os.environ.get(AT_ONCE_VARIABLE, "0"))
+    if not name or not at_once:
         yield
         return
-    with Path(name).open("w") as file:
-        wait_for_lock(file, lambda: bool(abort_signal.triggered))
+
+    def give_up() -> bool:
+        return bool(abort_signal.triggered)
+
+    with contextlib.ExitStack() as files:
+        places = [files.enter_context(Path(f"{name}.{number}").open("w")) for number in range(at_once)]
+        with Path(f"{name}.next").open("w") as following:
+            fcntl.flock(following, fcntl.LOCK_EX)
+            wait_for_lock(places, give_up, _SECONDS_BETWEEN_LOOKS)
         yield

@@ -23,7 +23,7 @@ from oncofed.errors import FederationError
 from oncofed.federation.datasets import DATASETS_FILE
 from oncofed.federation.events import EVENTS_FILE
 from oncofed.federation.folders import STATE_FOLDER
-from oncofed.processes import end_with_parent, process_environment, stop_processes
+from oncofed.processes import AT_ONCE_VARIABLE, end_with_parent, places, process_environment, stop_processes
 
 Datasets = dict[str, dict[str, Path]]
 
@@ -188,7 +188,7 @@ def simulation(job: Path, datasets: Datasets, workspace: Path, logs: Path, tempo
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=process_environment(temporary, len(datasets)),
+            env={**process_environment(temporary, len(datasets)), AT_ONCE_VARIABLE: str(places(len(datasets)))},
             start_new_session=True,
             preexec_fn=end_with_parent,  # noqa: PLW1509 - no other thread runs here
         )
