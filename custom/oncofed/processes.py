@@ -37,7 +37,7 @@ def share_of_threads(processes: int) -> str:
 
 
 def places(processes: int) -> int:
-    """Return how many of so many processes are to compute at once: each on cores of its own, and one while others write."""
+    """Return how many of so many processes are to compute at once: as the cores allow, and one while others write."""
     threads = int(share_of_threads(processes).split(",")[0])
     return max(1, (os.cpu_count() or 1) // threads) + 1
 
