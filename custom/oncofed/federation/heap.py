@@ -12,15 +12,18 @@ import contextlib
 import ctypes
 import gc
 
-# mallopt(3): M_ARENA_MAX, M_MMAP_THRESHOLD. The second is the most that glibc takes; it would begin low and rise.
+# mallopt(3): M_ARENA_MAX, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD. The second is the most that glibc takes; it would begin
+# low and rise, and the third with it, at twice as much. Once one is set the other stays at 128 KiB: each step of a
+# training would give its memory back, and have the system clear pages for it anew.
 _ONE_HEAP = (-8, 1)
 _LARGEST_ON_HEAP = (-3, 32 << 20)
+_KEPT_ON_TOP = (-1, 64 << 20)
 
 
 def share_one_heap() -> None:
     """Have all threads use one heap. To be called before there are others."""
     with contextlib.suppress(OSError, AttributeError):
-        for setting in (_ONE_HEAP, _LARGEST_ON_HEAP):
+        for setting in (_ONE_HEAP, _LARGEST_ON_HEAP, _KEPT_ON_TOP):
             ctypes.CDLL(None).mallopt(*setting)
 
 
