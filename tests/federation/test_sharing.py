@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import threading
 import time
@@ -61,6 +62,25 @@ def test_sites_that_wait_for_their_turn_let_go_when_the_job_ends(
         for thread in waiting:
             thread.join(10)
         assert len(left) == 3
+
+
+def test_who_is_next_and_hangs_keeps_nobody_from_a_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv(TURN_VARIABLE, str(tmp_path / "turn"))
+    monkeypatch.setenv(AT_ONCE_VARIABLE, "2")
+    done = []
+
+    def train() -> None:
+        with machine_turn(Signal()):
+            done.append(1)
+
+    with (tmp_path / "turn.next").open("w") as hanging:
+        fcntl.flock(hanging, fcntl.LOCK_EX)
+        for _ in range(3):
+            thread = threading.Thread(target=train)
+            thread.start()
+            thread.join(10)
+    assert len(done) == 3
 
 
 def test_as_many_simulated_sites_compute_at_once_as_the_cores_allow(monkeypatch: pytest.MonkeyPatch) -> None:

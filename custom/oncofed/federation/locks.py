@@ -13,7 +13,7 @@ _SECONDS_BETWEEN_TRIES = 0.05
 
 def wait_for_lock(
     files: Sequence[IO[str]], give_up: Callable[[], bool], seconds_between: float = _SECONDS_BETWEEN_TRIES
-) -> bool:
+) -> IO[str] | None:
     """Wait until this process alone holds one of the files.
 
     The system lets go of it with the process, also when that is killed.
@@ -24,13 +24,13 @@ def wait_for_lock(
         seconds_between: two tries.
 
     Returns:
-        Whether it holds one; false where ``give_up`` said so before.
+        The one that it holds; None where ``give_up`` said so before.
     """
     while True:
         for file in files:
             with contextlib.suppress(BlockingIOError):
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return True
+                return file
         if give_up():
-            return False
+            return None
         time.sleep(seconds_between)

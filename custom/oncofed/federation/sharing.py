@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +11,11 @@ import torch
 from nvflare.apis.signal import Signal
 
 from oncofed.federation.locks import wait_for_lock
-from oncofed.processes import AT_ONCE_VARIABLE, TURN_VARIABLE
+from oncofed.processes import AT_ONCE_VARIABLE, SHARERS_VARIABLE, TURN_VARIABLE
 
-# Cores are idle until who is next has seen that there is a place.
-_SECONDS_BETWEEN_LOOKS = 0.01
+# Who is next looks often, as cores are idle until it does. Of those behind it each looks the more seldom the more there
+# are, so that together they look equally often.
+_SECONDS_OF_THE_NEXT, _SECONDS_OF_ALL_OTHERS = 0.01, 0.003
 
 
 @contextlib.contextmanager
@@ -23,15 +23,14 @@ def machine_turn(abort_signal: Signal) -> Iterator[None]:
     """Hold a share of the machine while the block runs, where sites of this machine were told to share it.
 
     One at a time holds the GPU. On the CPU as many hold cores as whoever started the sites says, or all: those that
-    compute at the same time on the same cores push each other's data out of the caches. They come in the order in which
-    they asked, and of those that wait one alone looks for a place: the others sleep until it has found one, or given up
-    as they will, since a job ends for all of them.
+    compute at the same time on the same cores push each other's data out of the caches.
 
     The locks are the system's: they go with the process that holds them, also when that is killed. FLARE's own resource
     manager gives a GPU to one job at a time; the sites of one job would all be given it at once.
     """
     name = os.environ.get(TURN_VARIABLE)
     at_once = 1 if torch.cuda.is_available() else int(os.environ.get(AT_ONCE_VARIABLE, "0"))
+    sharers = int(os.environ.get(SHARERS_VARIABLE, "1"))
     if not name or not at_once:
         yield
         return
@@ -42,6 +41,7 @@ def machine_turn(abort_signal: Signal) -> Iterator[None]:
     with contextlib.ExitStack() as files:
         places = [files.enter_context(Path(f"{name}.{number}").open("w")) for number in range(at_once)]
         with Path(f"{name}.next").open("w") as following:
-            fcntl.flock(following, fcntl.LOCK_EX)
-            wait_for_lock(places, give_up, _SECONDS_BETWEEN_LOOKS)
+            # A place itself also serves: who is next may hang.
+            if wait_for_lock([following, *places], give_up, _SECONDS_OF_ALL_OTHERS * sharers) is following:
+                wait_for_lock(places, give_up, _SECONDS_OF_THE_NEXT)
         yield
