@@ -158,7 +158,7 @@ def test_registering_that_is_stopped_goes_on_where_it_was(tmp_path: Path, sent: 
     site = tmp_path / "in"
     for sub in ("images", "labels"):
         (site / sub).mkdir(parents=True)
-    cases = 400
+    cases = 1200  # what was read is kept every two seconds
     for sub, values in zip(("images", "labels"), make_volume(1, side=48), strict=True):
         nib.save(nib.Nifti1Image(values, np.eye(4)), tmp_path / f"{sub}.nii.gz")
         for number in range(cases):
