@@ -24,6 +24,8 @@ JOB_PROCESS = "oncofed job"
 _STOP_SECONDS = 5.0
 _MARK = "ONCOFED_STARTED_WITH"  # names, in a process's environment, the run that it belongs to
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15  # linux/prctl.h
+# Processes take turns at the cores where each place sees more than so many of them.
+_MANY_TURNS = 4
 # How many threads a process computes with, as OpenMP has it; PyTorch looks once, as it is imported.
 THREADS_VARIABLE = "OMP_NUM_THREADS"
 # A UNIX socket's path has at most 107 bytes (unix(7)); multiprocessing appends 33 to that of the temporary folder.
@@ -37,9 +39,13 @@ def share_of_threads(processes: int) -> str:
 
 
 def places(processes: int) -> int:
-    """Return how many of so many processes are to compute at once: as the cores allow, and one while others write."""
+    """Return how many of so many processes are to compute at once.
+
+    As the cores allow, and one while others write. Few processes all do: the last in turn would leave cores idle.
+    """
     threads = int(share_of_threads(processes).split(",")[0])
-    return max(1, (os.cpu_count() or 1) // threads) + 1
+    at_once = max(1, (os.cpu_count() or 1) // threads) + 1
+    return at_once if processes > _MANY_TURNS * at_once else processes
 
 
 def process_environment(temporary: Path, processes: int, mark: Path | None = None) -> dict[str, str]:

@@ -85,7 +85,7 @@ def test_who_is_next_and_hangs_keeps_nobody_from_a_place(tmp_path: Path, monkeyp
 
 def test_as_many_simulated_sites_compute_at_once_as_the_cores_allow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 16)
-    for threads, sites, expected in (("", 64, 17), ("", 4, 5), ("8,1", 4, 3), ("64", 4, 2)):
+    for threads, sites, expected in (("", 64, 64), ("", 100, 17), ("8,1", 12, 12), ("8,1", 13, 3), ("64", 9, 2)):
         monkeypatch.setenv(THREADS_VARIABLE, threads) if threads else monkeypatch.delenv(
             THREADS_VARIABLE, raising=False
         )
