@@ -29,8 +29,7 @@ TASK_COMBINE = "combine"
 TASKS = (TASK_PREPARE, TASK_TRAIN, TASK_VALIDATE, TASK_COMBINE)
 
 PROGRESS_EVENT = "oncofed.progress"
-# A site asks the server to be told as soon as there is something to do.
-# A site asks whether there is something to do; the server tells one that there is.
+# A site asks the server whether there is something to do, and is told so, at once or as soon as there is.
 WAIT_TOPIC, TOLD_TOPIC = "oncofed.wait", "oncofed.told"
 
 _REASON = "oncofed.reason"
