@@ -17,8 +17,8 @@ from pathlib import Path
 import psutil
 
 # Processes whose environment names the same file here take turns at this machine's GPU, and at its cores where another
-# variable says how many compute at once. The last one says how many processes there are.
-TURN_VARIABLE, AT_ONCE_VARIABLE, SHARERS_VARIABLE = "ONCOFED_TURN", "ONCOFED_AT_ONCE", "ONCOFED_SHARERS"
+# variable says how many compute at once.
+TURN_VARIABLE, AT_ONCE_VARIABLE = "ONCOFED_TURN", "ONCOFED_AT_ONCE"
 # What the system's list of processes calls one that runs a job.
 JOB_PROCESS = "oncofed job"
 _STOP_SECONDS = 5.0
@@ -73,7 +73,6 @@ def process_environment(temporary: Path, processes: int, mark: Path | None = Non
         "PYTHONWARNINGS": "ignore",
         _MARK: str((mark or temporary).absolute()),
         TURN_VARIABLE: str(temporary.absolute() / "turn"),
-        SHARERS_VARIABLE: str(processes),
     }
 
 

@@ -58,6 +58,15 @@ def test_sites_that_cannot_be_kept_waiting_are_sent_word(monkeypatch: pytest.Mon
     assert sent[1:] == [(["west"], exchange.TOLD_TOPIC)], "once is enough"
 
 
+def test_the_more_sites_wait_the_more_seldom_each_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_LONGEST_WAIT_SECONDS", 0.0)
+    desk = Desk()
+    pauses = [exchange.told_pause(_waits(desk, f"site-{number}")) for number in range(100)]
+    assert pauses[0] == 0, "the first are kept waiting"
+    assert 0 < pauses[20] < 10
+    assert pauses[-1] > 30, "together they would ask more than three times a second"
+
+
 def test_a_site_that_was_shut_out_is_kept_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_LONGEST_WAIT_SECONDS", 0.1)
     desk = Desk()

@@ -26,9 +26,9 @@ _SILENT_SECONDS = 30.0
 # A site's question "is there something to do?" is answered after this long at the latest.
 _LONGEST_WAIT_SECONDS = 2.5
 # Each waiting question holds one of the server's threads. More sites than this are sent a message instead, and ask
-# again only in case that it was lost.
+# again only in case that it was lost: each after so long at the soonest, and all together so often.
 _MOST_WAITING = 16
-_SECONDS_UNTIL_ASKED_AGAIN = 6.0
+_SECONDS_UNTIL_ASKED_AGAIN, _QUESTIONS_A_SECOND = 6.0, 3.0
 
 
 @dataclass
@@ -87,7 +87,6 @@ class Desk(WFCommServer):
         self._questions: list[Question] = []
         self._given: dict[str, tuple[str, Question]] = {}
         self._heard: dict[str, float] = {}
-        self._waiting = 0
         self._to_tell: set[str] = set()
         self._ended = False
         self.lost: dict[str, str] = {}
@@ -265,18 +264,15 @@ class Desk(WFCommServer):
         deadline = time.monotonic() + _LONGEST_WAIT_SECONDS
         with self._changed:
             self._heard[site] = time.monotonic()
-            if self._is_to_wait(site) and self._waiting >= _MOST_WAITING:
+            if self._is_to_wait(site) and len(self._heard) > _MOST_WAITING:
                 self._to_tell.add(site)
-                return wait_reply(ask_again=True, pause=_SECONDS_UNTIL_ASKED_AGAIN)
-            self._waiting += 1
-            try:
-                while self._is_to_wait(site):
-                    left = deadline - time.monotonic()
-                    if left <= 0:
-                        return wait_reply(ask_again=True)
-                    self._asked.wait(left)
-            finally:
-                self._waiting -= 1
+                pause = max(_SECONDS_UNTIL_ASKED_AGAIN, len(self._heard) / _QUESTIONS_A_SECOND)
+                return wait_reply(ask_again=True, pause=pause)
+            while self._is_to_wait(site):
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return wait_reply(ask_again=True)
+                self._asked.wait(left)
         return wait_reply(ask_again=False)
 
     def _is_to_wait(self, site: str) -> bool:

@@ -19,6 +19,7 @@ from oncofed.errors import one_line
 from oncofed.federation.compression import EXTRA
 from oncofed.federation.direct.tensors import DirectTensors
 from oncofed.federation.pieces import Joined, in_pieces
+from oncofed.federation.streams import lighten_streams
 from oncofed.models.weights import Weights
 from oncofed.training import Evaluation
 
@@ -57,6 +58,7 @@ def register_tensors() -> None:
     """
     fobs.register(DirectTensors)
     ConsumableBufferList.__repr__ = object.__repr__
+    lighten_streams()
 
 
 def weights_message(

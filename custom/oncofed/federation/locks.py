@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import IO
 
 _SECONDS_BETWEEN_TRIES = 0.05
+_SECONDS_IN_LINE = 1.0
 
 
 def wait_for_lock(
@@ -27,10 +30,53 @@ def wait_for_lock(
         The one that it holds; None where ``give_up`` said so before.
     """
     while True:
-        for file in files:
-            with contextlib.suppress(BlockingIOError):
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return file
-        if give_up():
-            return None
+        held = _first_free(files)
+        if held or give_up():
+            return held
         time.sleep(seconds_between)
+
+
+def wait_in_line(file: IO[str], others: Sequence[IO[str]], give_up: Callable[[], bool]) -> IO[str] | None:
+    """Wait until this process alone holds a file, in the system's line of those that do, or else another.
+
+    Waiting takes no time of the processor, and the file is handed on at once. Once a second it is seen whether another
+    file is free: who holds the first may hang.
+
+    Args:
+        file: is waited for. To be closed where another one is returned, or none: it may be this process's turn later.
+        others: of which one serves as well.
+        give_up: asked once a second.
+
+    Returns:
+        The one that it holds; None where ``give_up`` said so before.
+    """
+    everything = [file, *others]
+    held = _first_free(everything)
+    if held:
+        return held
+    arrived = threading.Event()
+    # What is held is held until every descriptor of the file is closed, this thread's and the caller's.
+    descriptor = os.dup(file.fileno())
+
+    def stand() -> None:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        finally:
+            os.close(descriptor)
+        arrived.set()
+
+    threading.Thread(target=stand, name="in-line", daemon=True).start()
+    while not arrived.wait(_SECONDS_IN_LINE):
+        held = _first_free(others)
+        if held or give_up():
+            return held
+    return file
+
+
+def _first_free(files: Sequence[IO[str]]) -> IO[str] | None:
+    """Take the first file that nobody holds."""
+    for file in files:
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+    return None

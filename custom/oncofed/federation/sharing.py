@@ -10,12 +10,11 @@ from pathlib import Path
 import torch
 from nvflare.apis.signal import Signal
 
-from oncofed.federation.locks import wait_for_lock
-from oncofed.processes import AT_ONCE_VARIABLE, SHARERS_VARIABLE, TURN_VARIABLE
+from oncofed.federation.locks import wait_for_lock, wait_in_line
+from oncofed.processes import AT_ONCE_VARIABLE, TURN_VARIABLE
 
-# Who is next looks often, as cores are idle until it does. Of those behind it each looks the more seldom the more there
-# are, so that together they look equally often.
-_SECONDS_OF_THE_NEXT, _SECONDS_OF_ALL_OTHERS = 0.01, 0.003
+# Who is next looks often for a place, as cores are idle until it does. The others stand in line behind it.
+_SECONDS_OF_THE_NEXT = 0.01
 
 
 @contextlib.contextmanager
@@ -30,7 +29,6 @@ def machine_turn(abort_signal: Signal) -> Iterator[None]:
     """
     name = os.environ.get(TURN_VARIABLE)
     at_once = 1 if torch.cuda.is_available() else int(os.environ.get(AT_ONCE_VARIABLE, "0"))
-    sharers = int(os.environ.get(SHARERS_VARIABLE, "1"))
     if not name or not at_once:
         yield
         return
@@ -41,7 +39,6 @@ def machine_turn(abort_signal: Signal) -> Iterator[None]:
     with contextlib.ExitStack() as files:
         places = [files.enter_context(Path(f"{name}.{number}").open("w")) for number in range(at_once)]
         with Path(f"{name}.next").open("w") as following:
-            # A place itself also serves: who is next may hang.
-            if wait_for_lock([following, *places], give_up, _SECONDS_OF_ALL_OTHERS * sharers) is following:
+            if wait_in_line(following, places, give_up) is following:
                 wait_for_lock(places, give_up, _SECONDS_OF_THE_NEXT)
         yield

@@ -1,0 +1,66 @@
+"""FLARE's streams, in which it sends every message, with less work for each."""
+
+from __future__ import annotations
+
+import threading
+import time
+from functools import partial
+from typing import Any
+
+from nvflare.fuel.f3.streaming import byte_streamer
+
+# FLARE sends again what was not acknowledged for seconds.
+_SECONDS_BETWEEN_LOOKS = 1.0
+
+
+class _Retries(byte_streamer.ReliableRetryScheduler):
+    """Sends answers again that were not acknowledged.
+
+    FLARE's own looks at all of them whenever one is sent or acknowledged, through a pool of threads: with n sites that
+    are answered at the same time, some n² times. None is due before seconds have passed, so this one looks each second.
+    """
+
+    over: threading.Event
+
+    def _run(self) -> None:
+        while not self.over.wait(_SECONDS_BETWEEN_LOOKS):
+            with self.cv:
+                now = time.monotonic()
+                tasks = [task for task in self.tasks.values() if task not in self.inflight_tasks]
+                self.inflight_tasks.update(dict.fromkeys(tasks, now))
+            for task in tasks:
+                looked = self.retry_task_pool.submit(task.retry_task)
+                if looked is None:  # the pool has been shut down
+                    self._finish_inflight(task)
+                else:
+                    looked.add_done_callback(partial(self._finished, task))
+
+    def _finished(self, task: Any, looked: Any) -> None:
+        del looked
+        self._finish_inflight(task)
+
+    def shutdown(self) -> None:
+        """Send nothing again."""
+        self.over.set()
+        super().shutdown()
+
+
+class _Sending(byte_streamer.TxTask):
+    """A stream that is sent. FLARE's own has a buffer of a megabyte, cleared anew for each message of some bytes."""
+
+    def __init__(
+        self, cell: Any, chunk_size: int, channel: str, topic: str, target: str, headers: Any, stream: Any, *more: Any
+    ) -> None:
+        size = stream.get_size()
+        super().__init__(
+            cell, min(chunk_size, size) if size else chunk_size, channel, topic, target, headers, stream, *more
+        )
+
+
+def lighten_streams() -> None:
+    """Have this process send its messages so; to be called before the first."""
+    retries = byte_streamer.reliable_retry_scheduler
+    if not isinstance(retries, _Retries):
+        retries.over = threading.Event()
+        retries.__class__ = _Retries
+    byte_streamer.TxTask = _Sending

@@ -1,0 +1,93 @@
+"""FLARE's streams, with less work for each message."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import pytest
+from nvflare.fuel.f3.streaming import byte_streamer
+from nvflare.fuel.f3.streaming.blob_streamer import BlobStream
+
+from oncofed.federation import streams
+
+
+@pytest.fixture
+def retries(monkeypatch: pytest.MonkeyPatch) -> byte_streamer.ReliableRetryScheduler:
+    monkeypatch.setattr(streams, "_SECONDS_BETWEEN_LOOKS", 0.05)
+    scheduler = byte_streamer.ReliableRetryScheduler()
+    monkeypatch.setattr(byte_streamer, "reliable_retry_scheduler", scheduler)
+    monkeypatch.setattr(byte_streamer, "TxTask", byte_streamer.TxTask)
+    streams.lighten_streams()
+    streams.lighten_streams()
+    yield scheduler
+    scheduler.shutdown()
+
+
+def _until(true: Callable[[], object]) -> bool:
+    deadline = time.monotonic() + 10
+    while not true() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return bool(true())
+
+
+def _task(retry: Callable[[], float | None]) -> SimpleNamespace:
+    class Task(SimpleNamespace):
+        __hash__ = object.__hash__
+
+    return Task(sid=object(), retry_task=retry, retry_timeout=60.0)
+
+
+def test_answers_that_were_not_acknowledged_are_looked_at_until_they_are(
+    retries: byte_streamer.ReliableRetryScheduler,
+) -> None:
+    looked: list[float] = []
+    task = _task(lambda: looked.append(time.monotonic()))
+    retries.register(task)
+    for _ in range(1000):
+        retries.wakeup()
+    assert len(looked) <= 1, "it looks whenever something is sent"
+    assert _until(lambda: len(looked) > 3)
+    retries.unregister(task)
+    time.sleep(0.2)
+    seen = len(looked)
+    time.sleep(0.2)
+    assert len(looked) == seen
+
+
+def test_one_that_fails_or_takes_long_keeps_no_other_from_being_sent_again(
+    retries: byte_streamer.ReliableRetryScheduler,
+) -> None:
+    def fails() -> None:
+        raise OSError
+
+    begun: list[int] = []
+    looked: list[int] = []
+
+    def takes_long() -> None:
+        begun.append(1)
+        time.sleep(0.5)
+
+    for retry in (fails, takes_long, lambda: looked.append(1)):
+        retries.register(_task(retry))
+    assert _until(lambda: len(looked) > 5)
+    assert len(begun) == 1, "a second one was begun beside the first"
+
+
+def test_its_thread_ends_at_once_when_the_process_does(retries: byte_streamer.ReliableRetryScheduler) -> None:
+    streams._SECONDS_BETWEEN_LOOKS = 60.0
+    retries.register(_task(lambda: None))
+    began = time.monotonic()
+    retries.shutdown()
+    assert not retries.thread.is_alive()
+    assert time.monotonic() - began < 30
+
+
+@pytest.mark.usefixtures("retries")
+@pytest.mark.parametrize(("content", "expected"), [(b"", 1 << 20), (b"abc", 3), (bytes(3 << 20), 1 << 20)])
+def test_a_message_is_given_no_more_room_than_it_needs(content: bytes, expected: int) -> None:
+    stream = BlobStream(content, {})
+    task = byte_streamer.TxTask(None, 1 << 20, "channel", "topic", "east", {}, stream, True, False, False)
+    assert len(task.buffer) == expected
+    byte_streamer.reliable_retry_scheduler.unregister(task)
