@@ -22,6 +22,16 @@ class _Retries(byte_streamer.ReliableRetryScheduler):
 
     over: threading.Event
 
+    @property
+    def stopped(self) -> bool:
+        """Whether the process ends; what FLARE calls then, which it bound before, sets this."""
+        return self.over.is_set()
+
+    @stopped.setter
+    def stopped(self, ends: bool) -> None:
+        if ends:
+            self.over.set()
+
     def _run(self) -> None:
         while not self.over.wait(_SECONDS_BETWEEN_LOOKS):
             with self.cv:
@@ -38,11 +48,6 @@ class _Retries(byte_streamer.ReliableRetryScheduler):
     def _finished(self, task: Any, looked: Any) -> None:
         del looked
         self._finish_inflight(task)
-
-    def shutdown(self) -> None:
-        """Send nothing again."""
-        self.over.set()
-        super().shutdown()
 
 
 class _Sending(byte_streamer.TxTask):
