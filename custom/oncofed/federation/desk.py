@@ -26,9 +26,10 @@ _SILENT_SECONDS = 30.0
 # A site's question "is there something to do?" is answered after this long at the latest.
 _LONGEST_WAIT_SECONDS = 2.5
 # Each waiting question holds one of the server's threads. More sites than this are sent a message instead, and ask
-# again only in case that it was lost: each after so long at the soonest, and all together so often.
+# again only in case that it was lost: together so often, but each after so long at the soonest and at the latest.
 _MOST_WAITING = 16
-_SECONDS_UNTIL_ASKED_AGAIN, _QUESTIONS_A_SECOND = 6.0, 3.0
+_QUESTIONS_A_SECOND = 3.0
+_SHORTEST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 6.0, 20.0
 
 
 @dataclass
@@ -266,8 +267,7 @@ class Desk(WFCommServer):
             self._heard[site] = time.monotonic()
             if self._is_to_wait(site) and len(self._heard) > _MOST_WAITING:
                 self._to_tell.add(site)
-                pause = max(_SECONDS_UNTIL_ASKED_AGAIN, len(self._heard) / _QUESTIONS_A_SECOND)
-                return wait_reply(ask_again=True, pause=pause)
+                return wait_reply(ask_again=True, pause=_pause(len(self._heard)))
             while self._is_to_wait(site):
                 left = deadline - time.monotonic()
                 if left <= 0:
@@ -277,3 +277,8 @@ class Desk(WFCommServer):
 
     def _is_to_wait(self, site: str) -> bool:
         return not self._ended and self._question_for(site) is None
+
+
+def _pause(sites: int) -> float:
+    """Return after how many seconds each of so many sites that wait asks again."""
+    return min(max(_SHORTEST_PAUSE_SECONDS, sites / _QUESTIONS_A_SECOND), _LONGEST_PAUSE_SECONDS)
