@@ -75,6 +75,17 @@ def test_one_that_fails_or_takes_long_keeps_no_other_from_being_sent_again(
     assert len(begun) == 1, "a second one was begun beside the first"
 
 
+def test_one_that_cannot_be_sent_again_is_told_once(
+    retries: byte_streamer.ReliableRetryScheduler, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = _task(lambda: time.sleep(0.6))
+    task.retry_timeout = 0.1
+    retries.register(task)
+    assert _until(lambda: "is being sent again" in caplog.text)
+    time.sleep(0.2)
+    assert caplog.text.count("is being sent again") == 1
+
+
 def test_its_thread_ends_at_once_when_the_process_does(monkeypatch: pytest.MonkeyPatch) -> None:
     scheduler = byte_streamer.ReliableRetryScheduler()
     end = scheduler.shutdown  # as FLARE has it before anything is changed

@@ -50,8 +50,7 @@ def wait_in_line(file: IO[str], others: Sequence[IO[str]], give_up: Callable[[],
     Returns:
         The one that it holds; None where ``give_up`` said so before.
     """
-    everything = [file, *others]
-    held = _first_free(everything)
+    held = _first_free([file, *others])
     if held:
         return held
     arrived = threading.Event()

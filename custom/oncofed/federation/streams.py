@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from functools import partial
 from typing import Any
 
 from nvflare.fuel.f3.streaming import byte_streamer
+from nvflare.fuel.utils.buffer_list import ConsumableBufferList
 
 # FLARE sends again what was not acknowledged for seconds.
 _SECONDS_BETWEEN_LOOKS = 1.0
@@ -36,18 +36,19 @@ class _Retries(byte_streamer.ReliableRetryScheduler):
         while not self.over.wait(_SECONDS_BETWEEN_LOOKS):
             with self.cv:
                 now = time.monotonic()
+                stalled = {task for task, since in self.inflight_tasks.items() if now - since > task.retry_timeout}
+                stalled -= self.stalled_tasks
+                self.stalled_tasks |= stalled
                 tasks = [task for task in self.tasks.values() if task not in self.inflight_tasks]
                 self.inflight_tasks.update(dict.fromkeys(tasks, now))
+            for task in stalled:
+                byte_streamer.log.error(f"{task} is being sent again since more than {task.retry_timeout:.0f} s")
             for task in tasks:
                 looked = self.retry_task_pool.submit(task.retry_task)
                 if looked is None:  # the pool has been shut down
                     self._finish_inflight(task)
                 else:
-                    looked.add_done_callback(partial(self._finished, task))
-
-    def _finished(self, task: Any, looked: Any) -> None:
-        del looked
-        self._finish_inflight(task)
+                    looked.add_done_callback(lambda _, task=task: self._finish_inflight(task))
 
 
 class _Sending(byte_streamer.TxTask):
@@ -56,16 +57,19 @@ class _Sending(byte_streamer.TxTask):
     def __init__(
         self, cell: Any, chunk_size: int, channel: str, topic: str, target: str, headers: Any, stream: Any, *more: Any
     ) -> None:
-        size = stream.get_size()
-        super().__init__(
-            cell, min(chunk_size, size) if size else chunk_size, channel, topic, target, headers, stream, *more
-        )
+        chunk_size = min(chunk_size, stream.get_size() or chunk_size)
+        super().__init__(cell, chunk_size, channel, topic, target, headers, stream, *more)
 
 
 def lighten_streams() -> None:
-    """Have this process send its messages so; to be called before the first."""
+    """Have this process send and receive its messages so; to be called before the first.
+
+    FLARE also makes a text of every message that arrives, all of its bytes, for a line of its log that is hardly ever
+    written: 10 ms for each megabyte. It is told to name the message there.
+    """
     retries = byte_streamer.reliable_retry_scheduler
     if not isinstance(retries, _Retries):
         retries.over = threading.Event()
         retries.__class__ = _Retries
     byte_streamer.TxTask = _Sending
+    ConsumableBufferList.__repr__ = object.__repr__
