@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 from nvflare.fuel.f3.streaming import byte_streamer
 from nvflare.fuel.f3.streaming.blob_streamer import BlobStream
+from nvflare.fuel.f3.streaming.stream_const import StreamHeaderKey
 
 from oncofed.federation import streams
 
@@ -106,3 +107,17 @@ def test_a_message_is_given_no_more_room_than_it_needs(size: int, expected: int)
     task = byte_streamer.TxTask(None, 1 << 20, "channel", "topic", "east", {}, stream, True, False, False)
     assert len(task.buffer) == expected
     byte_streamer.reliable_retry_scheduler.unregister(task)
+
+
+@pytest.mark.usefixtures("retries")
+@pytest.mark.parametrize("size", [0, 3, 999, 1000, 1001, 3500])
+def test_a_message_arrives_whole_and_its_chunks_are_as_large_as_is_told(size: int) -> None:
+    content, sent = bytes(number % 251 for number in range(size)), []
+    cell = SimpleNamespace(fire_and_forget=lambda *arguments, **_: sent.append(arguments[3]))
+    parts = [memoryview(content)[:700], memoryview(content)[700:]]
+    stream = BlobStream(parts, {})
+    task = byte_streamer.TxTask(cell, 1000, "channel", "topic", "east", {}, stream, False, False, False)
+    task.send_loop()
+    assert b"".join(bytes(message.payload) for message in sent) == content
+    assert {message.get_header(StreamHeaderKey.CHUNK_SIZE) for message in sent} == {1000}
+    assert all(len(message.payload) == 1000 for message in sent[:-1])

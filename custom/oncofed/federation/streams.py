@@ -57,8 +57,10 @@ class _Sending(byte_streamer.TxTask):
     def __init__(
         self, cell: Any, chunk_size: int, channel: str, topic: str, target: str, headers: Any, stream: Any, *more: Any
     ) -> None:
-        chunk_size = min(chunk_size, stream.get_size() or chunk_size)
-        super().__init__(cell, chunk_size, channel, topic, target, headers, stream, *more)
+        room = min(chunk_size, stream.get_size() or chunk_size)
+        super().__init__(cell, room, channel, topic, target, headers, stream, *more)
+        # What the other end is told: it reckons from it how many chunks may be on their way.
+        self.chunk_size = chunk_size
 
 
 def lighten_streams() -> None:
