@@ -24,6 +24,7 @@ def test_weights_survive_flares_serializer_to_the_bit_and_are_no_pickle() -> Non
         list(pickletools.genops(blob))
     assert b"__main__" not in blob
     assert b"pickle" not in blob
+    assert b"DataClassDecomposer" not in blob, "FLARE made a form of its own for a type that others send otherwise"
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import torch
 from nvflare.apis.dxo import DXO, DataKind, MetaKey, from_shareable
 from nvflare.apis.fl_constant import ReturnCode
 from nvflare.apis.shareable import Shareable, make_reply
+from nvflare.apis.utils.decomposers import flare_decomposers
 from nvflare.fuel.utils import fobs
 
 from oncofed.errors import one_line
@@ -50,7 +51,12 @@ _LONGEST_REASON = 600
 
 
 def register_tensors() -> None:
-    """Teach FLARE's serializer to move tensors, and its streams to do less; to be called before the first message."""
+    """Teach FLARE's serializer to move tensors, and its streams to do less; to be called before the first message.
+
+    FLARE's own forms are registered too: a process that serializes one of its messages without them gives the type
+    another form for as long as it lives, and reads what others send in the usual one as empty.
+    """
+    flare_decomposers.register()
     fobs.register(DirectTensors)
     lighten_streams()
 
