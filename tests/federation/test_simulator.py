@@ -68,6 +68,42 @@ def test_a_site_that_runs_on_is_waited_for_and_ended(start, tmp_path: Path, numb
     site.kill()  # it is gone: nobody else is hit who has its number by now
 
 
+_OF_FLARE = """
+import os, pathlib, sys, threading, time
+from nvflare.private.fed.app.utils import check_parent_alive
+over = threading.Event()
+threading.Thread(target=check_parent_alive, args=(int(sys.argv[1]), over)).start()
+pathlib.Path(sys.argv[2]).touch()
+if sys.argv[3] == "its work is over":
+    over.set()
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("what", ["its parent ended before", "its parent ends", "its work is over"])
+def test_a_site_ends_with_its_parent_or_its_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    (tmp_path / "program_of_flare.py").write_text(_OF_FLARE)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    template, parent = Template(), subprocess.Popen(["sleep", "60"])
+    if what == "its parent ended before":
+        parent.kill()
+        parent.wait()
+    command = [sys.executable, "-m", "program_of_flare", str(parent.pid), str(tmp_path / "begun"), what]
+    site = start_site(template, command, env={}, shell=False, preexec_fn=os.setsid)
+    try:
+        wait_for((tmp_path / "begun").exists, "the site runs")
+        if what == "its parent ends":
+            with pytest.raises(subprocess.TimeoutExpired):
+                site.wait(1.5)
+            parent.kill()
+            parent.wait()
+        assert site.wait(30) == -signal.SIGKILL
+    finally:
+        site.kill()
+        parent.kill()
+        template.kill()
+
+
 def test_sites_are_forks_of_one_process(start) -> None:
     sites = [start(60, 0) for _ in range(2)]
     try:

@@ -52,8 +52,8 @@ _WAIT_TIMEOUT_SECONDS = 6.0
 # The server answers a message so soon once a model or an update has gone its own way. It may have to read it first,
 # in a hundredth of the time that a slow link takes for it.
 _DIRECT_ANSWER_SECONDS, _READING = 20.0, 0.01
-# So often a site that waits looks whether the job was ended.
-_SECONDS_BETWEEN_LOOKS = 0.5
+# So often a site that waits looks whether the job was aborted; of its end it is told.
+_SECONDS_BETWEEN_LOOKS = 2.0
 # What FLARE's runner waits for, by the names of its attributes.
 _TIMEOUTS = ("get_task_timeout", "submit_task_result_timeout")
 

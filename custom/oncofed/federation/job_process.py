@@ -311,8 +311,10 @@ def _import_all() -> None:
     # FLARE's own process learns of tensors with its job's classes, after it is connected: a site that sent its update
     # in that second, as happens when the process was started anew, would end it.
     from oncofed.federation.exchange import register_tensors  # noqa: PLC0415 - launchers import this module
+    from oncofed.federation.parent import learn_of_parent  # noqa: PLC0415 - the same
 
     register_tensors()
+    learn_of_parent()
     gc.freeze()
     gc.enable()
 

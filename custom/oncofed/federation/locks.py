@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import IO
 
 _SECONDS_BETWEEN_TRIES = 0.05
-_SECONDS_IN_LINE = 1.0
+_SECONDS_IN_LINE = 2.0
 
 
 def wait_for_lock(
@@ -39,13 +39,13 @@ def wait_for_lock(
 def wait_in_line(file: IO[str], others: Sequence[IO[str]], give_up: Callable[[], bool]) -> IO[str] | None:
     """Wait until this process alone holds a file, in the system's line of those that do, or else another.
 
-    Waiting takes no time of the processor, and the file is handed on at once. Once a second it is seen whether another
-    file is free: who holds the first may hang.
+    Waiting takes no time of the processor, and the file is handed on at once. Every other second it is seen whether
+    another file is free: who holds the first may hang.
 
     Args:
         file: is waited for. To be closed where another one is returned, or none: it may be this process's turn later.
         others: of which one serves as well.
-        give_up: asked once a second.
+        give_up: asked every other second.
 
     Returns:
         The one that it holds; None where ``give_up`` said so before.
