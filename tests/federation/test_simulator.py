@@ -32,19 +32,38 @@ sys.exit(int(sys.argv[3]))
 """
 
 
+_OF_FLARE = """
+import os, pathlib, sys, threading, time
+from nvflare.private.fed.app.utils import check_parent_alive
+over = threading.Event()
+threading.Thread(target=check_parent_alive, args=(int(sys.argv[1]), over)).start()
+pathlib.Path(sys.argv[2]).touch()
+if sys.argv[3] == "its work is over":
+    over.set()
+time.sleep(60)
+"""
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Template]:
+    """The process that all sites here are forks of; it finds their programs."""
+    folder = tmp_path_factory.mktemp("programs")
+    (folder / "program_of_site.py").write_text(_PROGRAM)
+    (folder / "program_of_flare.py").write_text(_OF_FLARE)
+    template = Template({**os.environ, "PYTHONPATH": str(folder)})
+    yield template
+    template.kill()
+
+
 @pytest.fixture
-def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[float, int], Fork]]:
+def start(template: Template, tmp_path: Path) -> Callable[[float, int], Fork]:
     """Start a site that sleeps for so many seconds, and then ends with a status."""
-    (tmp_path / "program_of_site.py").write_text(_PROGRAM)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    template = Template()
 
     def start(seconds: float, status: int) -> Fork:
         command = [sys.executable, "-m", "program_of_site", str(tmp_path / "out.txt"), str(seconds), str(status)]
         return start_site(template, command, env={"COLOUR": "blue"}, shell=False, preexec_fn=os.setsid)
 
-    yield start
-    template.kill()
+    return start
 
 
 def test_a_site_runs_its_program_with_its_environment_and_says_how_it_ended(start, tmp_path: Path) -> None:
@@ -68,23 +87,9 @@ def test_a_site_that_runs_on_is_waited_for_and_ended(start, tmp_path: Path, numb
     site.kill()  # it is gone: nobody else is hit who has its number by now
 
 
-_OF_FLARE = """
-import os, pathlib, sys, threading, time
-from nvflare.private.fed.app.utils import check_parent_alive
-over = threading.Event()
-threading.Thread(target=check_parent_alive, args=(int(sys.argv[1]), over)).start()
-pathlib.Path(sys.argv[2]).touch()
-if sys.argv[3] == "its work is over":
-    over.set()
-time.sleep(60)
-"""
-
-
 @pytest.mark.parametrize("what", ["its parent ended before", "its parent ends", "its work is over"])
-def test_a_site_ends_with_its_parent_or_its_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
-    (tmp_path / "program_of_flare.py").write_text(_OF_FLARE)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    template, parent = Template(), subprocess.Popen(["sleep", "60"])
+def test_a_site_ends_with_its_parent_or_its_work(template: Template, tmp_path: Path, what: str) -> None:
+    parent = subprocess.Popen(["sleep", "60"])
     if what == "its parent ended before":
         parent.kill()
         parent.wait()
@@ -101,7 +106,7 @@ def test_a_site_ends_with_its_parent_or_its_work(tmp_path: Path, monkeypatch: py
     finally:
         site.kill()
         parent.kill()
-        template.kill()
+        parent.wait()
 
 
 def test_sites_are_forks_of_one_process(start) -> None:
