@@ -28,8 +28,7 @@ from nvflare.apis.signal import Signal
 from nvflare.apis.wf_comm_spec import WFCommSpec
 from nvflare.app_common.utils.tensor_disk_offload_context import cleanup_tensor_disk_offload, setup_tensor_disk_offload
 from nvflare.widgets.info_collector import InfoCollector
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from oncofed.errors import FederationError, OncofedError
@@ -50,6 +49,7 @@ from oncofed.federation.rounds import Round
 from oncofed.federation.selection import has_stalled, selected_score
 from oncofed.federation.spec import CyclicSpec, FedBuffSpec, FederationPlan, SwarmSpec
 from oncofed.federation.strategies import Update, build_strategy
+from oncofed.models.serialized import write_tensors
 from oncofed.models.weights import Layout, Weights, layout_of, weights_of
 from oncofed.privacy.outbound import progress_that_may_leave
 from oncofed.training import Plan
@@ -751,11 +751,8 @@ def _moved(model: Weights, delta: Mapping[str, Tensor]) -> Weights:
 
 def _written(weights: Weights, path: Path) -> bool:
     """Write weights whole or not at all, and return whether that was possible."""
-    unfinished = path.with_suffix(".unfinished")
     try:
-        save_file({name: value.contiguous() for name, value in weights.items()}, unfinished)
-        unfinished.replace(path)
-    except (OSError, SafetensorError):
-        unfinished.unlink(missing_ok=True)
+        write_tensors(path, weights)
+    except OSError:
         return False
     return True

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import re
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from oncofed.errors import StateError
+from oncofed.models.serialized import write_tensors
 
 Tensors = dict[str, Tensor]
 
@@ -34,40 +31,7 @@ def write_checkpoint(path: Path, tensors: Tensors, facts: dict[str, Any]) -> Non
     Raises:
         OSError: it could not be written, for example because the disk is full; the old state stands.
     """
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".unfinished")
-    os.close(descriptor)
-    unfinished = Path(name)
-    try:
-        save_file(_apart(tensors), unfinished, {_KEY: json.dumps(facts)})
-        with unfinished.open("rb") as file:
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    except SafetensorError as error:
-        unfinished.unlink(missing_ok=True)
-        raise OSError(_said_by_system(str(error))) from None
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
-
-
-def _apart(tensors: Tensors) -> Tensors:
-    """Return tensors on the CPU of which no two share memory, which the format does not allow; no other is copied."""
-    apart: Tensors = {}
-    seen: set[int] = set()
-    for name, value in tensors.items():
-        tensor = value.detach().cpu().contiguous()
-        memory = tensor.untyped_storage()
-        if memory.data_ptr() in seen or memory.nbytes() != tensor.nbytes:
-            tensor = tensor.clone()
-        seen.add(memory.data_ptr())
-        apart[name] = tensor
-    return apart
-
-
-def _said_by_system(message: str) -> str:
-    """Return what the operating system said of a failed write, without what the library says around it."""
-    found = re.search(r"([^:]+) \(os error \d+\)", message)
-    return found[1].strip() if found else "it could not be written"
+    write_tensors(path, tensors, {_KEY: json.dumps(facts)})
 
 
 def read_checkpoint(path: Path) -> tuple[Tensors, dict[str, Any]]:

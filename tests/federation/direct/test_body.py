@@ -8,7 +8,8 @@ import safetensors.torch
 import torch
 
 from oncofed.errors import FederationError
-from oncofed.federation.direct.body import Body, read_body, travels
+from oncofed.federation.direct.body import read_body, travels
+from oncofed.models.serialized import Serialized
 from oncofed.models.weights import Weights
 
 TENSORS: Weights = {
@@ -25,7 +26,7 @@ TENSORS: Weights = {
 
 
 def written(tensors: Weights) -> bytes:
-    body = Body(tensors)
+    body = Serialized(tensors)
     content = b"".join(body.parts())
     assert len(content) == body.size
     return content
@@ -48,11 +49,6 @@ def test_the_format_is_safetensors() -> None:
     assert all(torch.equal(found[name], value) for name, value in TENSORS.items())
     theirs = safetensors.torch.save({name: value.contiguous() for name, value in TENSORS.items()})
     assert all(torch.equal(found, TENSORS[name]) for name, found in read(theirs).items())
-
-
-@pytest.mark.parametrize("start", [0, 1, 7, 8, 100, 900])
-def test_a_body_goes_on_from_any_byte(start: int) -> None:
-    assert b"".join(Body(TENSORS).parts(start)) == written(TENSORS)[start:]
 
 
 def test_types_that_the_format_has_not_do_not_travel() -> None:

@@ -1,24 +1,18 @@
-"""Tensors as the body of a request: a file of the format safetensors, written from where they lie, read where it lies.
-
-https://huggingface.co/docs/safetensors: eight bytes with the length of a header, the header, and the tensors' bytes.
-"""
+"""Tensors as the body of a request, a file of the format safetensors: which they are, read where it lies."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from oncofed.errors import FederationError
+from oncofed.models.serialized import LENGTH_BYTES
 from oncofed.models.weights import Weights
 
-_LENGTH_BYTES = 8
-# Tensors begin where values of any type may lie.
-_ALIGNMENT = 8
 _LARGEST_HEADER = 100 << 20
 _TYPES = {
     "F64": torch.float64,
@@ -32,49 +26,11 @@ _TYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-_NAMES = {dtype: name for name, dtype in _TYPES.items()}
 
 
 def travels(value: Tensor) -> bool:
-    """Return whether a tensor's type is one of the format's."""
-    return value.dtype in _NAMES
-
-
-class Body:
-    """Tensors as bytes, none of which are copied.
-
-    Args:
-        tensors: by name, of any device, all of which travel. Those of larger types come first, so that each lies where
-            its type may.
-
-    Attributes:
-        size: bytes of all.
-    """
-
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        ordered = sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize)
-        facts, end = {}, 0
-        for name, value in ordered:
-            begin, end = end, end + value.nbytes
-            facts[name] = {"dtype": _NAMES[value.dtype], "shape": list(value.shape), "data_offsets": [begin, end]}
-        header = json.dumps(facts).encode()
-        header += b" " * (-len(header) % _ALIGNMENT)
-        self._head = len(header).to_bytes(_LENGTH_BYTES, "little") + header
-        self._tensors = [value for _, value in ordered]
-        self.size = len(self._head) + end
-
-    def parts(self, start: int = 0) -> Iterator[memoryview]:
-        """Return its bytes one after another, from one on."""
-        for part in self._parts():
-            if start < len(part):
-                yield part[start:]
-            start = max(0, start - len(part))
-
-    def _parts(self) -> Iterator[memoryview]:
-        yield memoryview(self._head)
-        for value in self._tensors:
-            if value.numel():
-                yield value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+    """Return whether tensors of this type travel so."""
+    return value.dtype in _TYPES.values()
 
 
 def read_body(content: memoryview) -> Weights:
@@ -86,11 +42,11 @@ def read_body(content: memoryview) -> Weights:
     Raises:
         FederationError: it is not of the format.
     """
-    begin = _LENGTH_BYTES + int.from_bytes(content[:_LENGTH_BYTES], "little")
+    begin = LENGTH_BYTES + int.from_bytes(content[:LENGTH_BYTES], "little")
     if begin > min(len(content), _LARGEST_HEADER):
         raise FederationError("what arrived is not tensors (its header has no end)")
     try:
-        header = json.loads(bytes(content[_LENGTH_BYTES:begin]))
+        header = json.loads(bytes(content[LENGTH_BYTES:begin]))
         facts = sorted((_facts(name, said) for name, said in header.items()), key=lambda one: one.begin)
     except (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise FederationError(f"what arrived is not tensors ({type(error).__name__})") from None

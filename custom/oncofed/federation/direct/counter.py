@@ -17,10 +17,11 @@ from typing import Any
 from torch import Tensor
 
 from oncofed.errors import FederationError
-from oncofed.federation.direct.body import Body, read_body
+from oncofed.federation.direct.body import read_body
 from oncofed.federation.direct.space import Space, Spaces
 from oncofed.federation.direct.way import LENGTH, OFFSET, PATH, STEP_SECONDS, door, name_of_peer
 from oncofed.federation.pieces import look_ahead
+from oncofed.models.serialized import Serialized
 from oncofed.models.weights import Weights
 
 # So many sites at a time; others try again.
@@ -208,7 +209,7 @@ class _Requests(BaseHTTPRequestHandler):
         if tensors is None:
             self._refuse(http.HTTPStatus.NOT_FOUND)
             return
-        body, start = Body(tensors), self._start("Range", "bytes=")
+        body, start = Serialized(tensors), self._start("Range", "bytes=")
         self.send_response(http.HTTPStatus.PARTIAL_CONTENT if start else http.HTTPStatus.OK)
         self.send_header("Content-Length", str(body.size - start))
         if start:

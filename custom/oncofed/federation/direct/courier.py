@@ -18,9 +18,10 @@ from nvflare.fuel.f3.cellnet.fqcn import FQCN
 from torch import Tensor
 
 from oncofed.errors import FederationError
-from oncofed.federation.direct.body import Body, read_body
+from oncofed.federation.direct.body import read_body
 from oncofed.federation.direct.space import Space, Spaces
 from oncofed.federation.direct.way import LENGTH, OFFSET, PATH, STEP_SECONDS, name_of_peer, protocol
+from oncofed.models.serialized import Serialized
 from oncofed.models.weights import Weights
 from oncofed.proxy import PROXY_VARIABLE, open_tunnel
 
@@ -85,7 +86,7 @@ class Courier:
 
     def offer(self, ref: str, tensors: Mapping[str, Tensor], abort: Any = None) -> None:
         """Bring the server tensors; where that fails FLARE moves them, once the server asks for them."""
-        if not self._do(_Bring(ref, Body(tensors), abort), abort):
+        if not self._do(_Bring(ref, Serialized(tensors), abort), abort):
             self.when_it_fails()
 
     def withdraw(self, ref: str) -> None:
@@ -207,7 +208,7 @@ class _Bring:
 
     done = "brought"
 
-    def __init__(self, ref: str, body: Body, abort: Any) -> None:
+    def __init__(self, ref: str, body: Serialized, abort: Any) -> None:
         self._path, self._body, self._abort = PATH + ref, body, abort
         self.moved = 0
 

@@ -24,9 +24,10 @@ from nvflare.fuel.utils.fobs.datum import Datum, DatumManager
 from torch import Tensor
 
 from oncofed.errors import FederationError
-from oncofed.federation.direct.body import Body, travels
+from oncofed.federation.direct.body import travels
 from oncofed.federation.direct.courier import Courier
 from oncofed.federation.direct.way import context_of
+from oncofed.models.serialized import Serialized
 from oncofed.models.weights import Weights
 
 # Models of less than this are there sooner within FLARE's messages. Without direct connections those of less than the
@@ -86,7 +87,7 @@ class DirectTensors(TensorDecomposer):
         """Return a tensor as it stands whole in a message: in FLARE's form, which its library takes longer to write."""
         if not travels(target):
             return bytes(super().native_decompose(target, manager))
-        return b"".join(Body({"t": target}).parts())
+        return b"".join(Serialized({"t": target}).parts())
 
     def to_downloadable(self, items: dict[str, Tensor], max_chunk_size: int, fobs_ctx: dict[str, Any]) -> Any:
         """Return tensors as FLARE offers them."""

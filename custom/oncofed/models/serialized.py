@@ -1,0 +1,115 @@
+"""Tensors as a file of the format safetensors, written from where they lie.
+
+https://huggingface.co/docs/safetensors: eight bytes with the length of a header, the header, and the tensors' bytes.
+The library of that name writes each tensor with one call, for which Linux looks for runs of free memory as long as
+that: keeping 500 MB so took 0.3 to 1.2 s of a core, and 0.2 s in pieces (six of each on ext4).
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Of the length of a header.
+LENGTH_BYTES = 8
+# Tensors begin where values of any type may lie.
+_ALIGNMENT = 8
+_METADATA = "__metadata__"
+_NAMES = {
+    torch.float64: "F64",
+    torch.int64: "I64",
+    torch.uint64: "U64",
+    torch.complex64: "C64",
+    torch.float32: "F32",
+    torch.int32: "I32",
+    torch.uint32: "U32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int16: "I16",
+    torch.uint16: "U16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+_PIECE = 1 << 20
+
+
+class Serialized:
+    """Tensors as the bytes of a file, none of which are copied.
+
+    Args:
+        tensors: by name, of any device. Those of larger types come first, so that each lies where its type may.
+        metadata: what the file says beside them, as text by name.
+
+    Attributes:
+        size: bytes of all.
+
+    Raises:
+        KeyError: a tensor's type is none of the format's.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+        ordered = sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize)
+        facts: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
+        end = 0
+        for name, value in ordered:
+            begin, end = end, end + value.nbytes
+            facts[name] = {"dtype": _NAMES[value.dtype], "shape": list(value.shape), "data_offsets": [begin, end]}
+        header = json.dumps(facts).encode()
+        header += b" " * (-len(header) % _ALIGNMENT)
+        self._head = len(header).to_bytes(LENGTH_BYTES, "little") + header
+        self._tensors = [value for _, value in ordered]
+        self.size = len(self._head) + end
+
+    def parts(self, start: int = 0) -> Iterator[memoryview]:
+        """Return the bytes one after another, from one on."""
+        for part in self._parts():
+            if start < len(part):
+                yield part[start:]
+            start = max(0, start - len(part))
+
+    def _parts(self) -> Iterator[memoryview]:
+        yield memoryview(self._head)
+        for value in self._tensors:
+            if value.numel():
+                yield value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors to a file; whoever reads ``path`` finds the old file or the new one.
+
+    Args:
+        path: of the file, which its owner alone can read.
+        tensors: by name; where some share memory, each is written.
+        metadata: what the file says beside them, as text by name.
+
+    Raises:
+        OSError: it could not be written, for example because the disk is full; the old file stands.
+    """
+    prefix, suffix = f".{path.name}.", ".unfinished"
+    # What a process left that was killed as it wrote: as large as the file itself.
+    for left in path.parent.glob(f"{glob.escape(prefix)}*{suffix}"):
+        left.unlink(missing_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=suffix)
+    unfinished = Path(name)
+    try:
+        with open(descriptor, "wb", buffering=0) as file:
+            for part in Serialized(tensors, metadata).parts():
+                rest = part
+                while rest:
+                    rest = rest[file.write(rest[:_PIECE]) :]
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
