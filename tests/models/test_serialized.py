@@ -75,3 +75,37 @@ def test_what_a_killed_process_left_of_the_same_file_goes(tmp_path: Path) -> Non
     write_tensors(tmp_path / "file", TENSORS)
     assert not left.exists()
     assert other.exists()
+
+
+def test_the_file_before_is_kept_and_its_room_used_again(tmp_path: Path) -> None:
+    path, previous = tmp_path / "file", tmp_path / "before"
+    write_tensors(path, {"value": torch.arange(1000)}, previous=previous)
+    assert not previous.exists()
+    first = path.stat().st_ino
+    write_tensors(path, {"value": torch.arange(5)}, previous=previous)
+    assert previous.stat().st_ino == first
+    assert torch.equal(load_file(previous)["value"], torch.arange(1000))
+    write_tensors(path, {"value": torch.arange(7)}, previous=previous)
+    assert path.stat().st_ino == first
+    assert torch.equal(load_file(path)["value"], torch.arange(7))
+    assert torch.equal(load_file(previous)["value"], torch.arange(5))
+    assert sorted(tmp_path.iterdir()) == [previous, path]
+
+
+def test_a_file_that_counts_is_not_written_over_under_its_second_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, previous = tmp_path / "file", tmp_path / "before"
+    write_tensors(path, {"value": torch.arange(1000)}, previous=previous)
+    os.link(path, previous)  # as a process leaves them that is killed between its last two steps
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            write_tensors(path, {"value": torch.arange(7)}, previous=previous)
+    assert torch.equal(load_file(path)["value"], torch.arange(1000))
+    write_tensors(path, {"value": torch.arange(7)}, previous=previous)
+    assert torch.equal(load_file(previous)["value"], torch.arange(1000))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +38,8 @@ class SiteState:
     def write(self, parts: dict[str, Weights], facts: dict[str, Any]) -> None:
         """Keep all parts; the file of the turn before stands until the new one is complete, and then beside it."""
         if self._path:
-            previous = self._path.with_name(_PREVIOUS_FILE)
-            previous.unlink(missing_ok=True)
-            # There may be none, or the file system may know no second names: then there is no answer before the last.
-            with contextlib.suppress(OSError):
-                os.link(self._path, previous)
             tensors = {f"{part}.{name}": value for part, ws in parts.items() for name, value in ws.items()}
-            checkpoint.write_checkpoint(self._path, tensors, facts)
+            checkpoint.write_checkpoint(self._path, tensors, facts, self._path.with_name(_PREVIOUS_FILE))
 
     def previous(self, **facts: Any) -> SiteState | None:
         """Return what was kept before the last ``write``, where it has these facts; None where it has others."""

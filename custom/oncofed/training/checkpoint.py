@@ -20,18 +20,19 @@ Tensors = dict[str, Tensor]
 _KEY = "oncofed"
 
 
-def write_checkpoint(path: Path, tensors: Tensors, facts: dict[str, Any]) -> None:
+def write_checkpoint(path: Path, tensors: Tensors, facts: dict[str, Any], previous: Path | None = None) -> None:
     """Write tensors and facts; whoever reads ``path`` finds the old state or the new one.
 
     Args:
         path: of the file, which its owner alone can read.
         tensors: by name.
         facts: plain values (JSON).
+        previous: where the state before is kept, until the next one is written in its place.
 
     Raises:
         OSError: it could not be written, for example because the disk is full; the old state stands.
     """
-    write_tensors(path, tensors, {_KEY: json.dumps(facts)})
+    write_tensors(path, tensors, {_KEY: json.dumps(facts)}, previous)
 
 
 def read_checkpoint(path: Path) -> tuple[Tensors, dict[str, Any]]:
@@ -41,7 +42,8 @@ def read_checkpoint(path: Path) -> tuple[Tensors, dict[str, Any]]:
         StateError: the file is broken.
     """
     with _opened(path) as (file, facts):
-        return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118 - not a mapping
+        # Copies: what the library returns is read from the file when it is looked at, where another state may be then.
+        return {name: file.get_tensor(name).clone() for name in file.keys()}, facts  # noqa: SIM118 - not a mapping
 
 
 def read_facts(path: Path) -> dict[str, Any]:
