@@ -19,7 +19,7 @@ from rich.console import Console
 from brain import brain_job
 from flower import flower_beside, simulate_flower
 from oncofed.bench.harness import Bench, Settings
-from oncofed.bench.results import Beside, Target
+from oncofed.bench.results import Beside, Figure, Target
 from oncofed.data.brain import HOSPITALS, make_hospitals
 from oncofed.job.run import Run
 from oncofed.job.spec import read_job
@@ -27,33 +27,48 @@ from stock import simulate_stock
 
 # FLARE's simulator loads torch and MONAI anew in each site's process: more sites do not fit into 24 GiB.
 _MOST_STOCK = 8
+# 64 sites are held against 8, which run before and after them: others' work on a shared machine changes both.
+_FEW, _MANY = 8, 64
+# In the first rounds sites also take memory from the system, which later ones use again.
+_WARM_UP, _ROUNDS = 3, 7
 
 
 def run(bench: Bench) -> None:
-    """Measure few and many sites; the fewest are what the others are held against."""
-    # The first rounds also take memory from the system, which later ones use again.
-    rounds = 2 if bench.quick else 7
-    first: float | None = None
-    for sites in (4,) if bench.quick else (4, 8, 24, 64):
-        bench.doing(f"{sites} sites")
-        found = measure(sites, rounds, bench.folder / str(sites))
-        settings: Settings = {"sites": sites, "rounds": rounds}
-        each = [seconds / sites for seconds in found["rounds_s"]]
-        baseline = _stock(bench, sites, rounds) if sites <= _MOST_STOCK else None
-        target = Target(of="value", value=first) if first and sites == 64 else None
-        figure = bench.measured(
-            f"a site-round, {sites} sites",
-            each,
-            "s",
-            settings=settings,
-            baseline=baseline,
-            others=[_flower(bench, sites, rounds)],
-            target=target,
-        )
-        if sites == 8:
-            first = figure.value
-        bench.measured(f"until {sites} sites are ready", [found["startup_s"]], "s", settings=settings)
-        bench.measured(f"memory of a site, {sites} sites", [found["memory_gb_per_site"]], "GB", settings=settings)
+    """Measure few and many sites."""
+    if bench.quick:
+        _tell(bench, 4, [measure(4, 2, bench.folder / "4")])
+        return
+    before = _steady(bench, _FEW, "before")
+    for sites in (4, 24):
+        _tell(bench, sites, [_steady(bench, sites, "only")])
+    many = _steady(bench, _MANY, "only")
+    few = _tell(bench, _FEW, [before, _steady(bench, _FEW, "after")])
+    _tell(bench, _MANY, [many], Target(of="value", value=few.value))
+
+
+def _steady(bench: Bench, sites: int, name: str) -> dict[str, Any]:
+    bench.doing(f"{sites} sites")
+    found = measure(sites, _WARM_UP + _ROUNDS, bench.folder / f"{sites}-{name}")
+    return found | {"rounds_s": found["rounds_s"][_WARM_UP:]}
+
+
+def _tell(bench: Bench, sites: int, runs: list[dict[str, Any]], target: Target | None = None) -> Figure:
+    """Keep the figures of all runs with so many sites, and return that of a site-round."""
+    settings: Settings = {"sites": sites, "runs": len(runs)}
+    rounds = len(runs[0]["rounds_s"])
+    figure = bench.measured(
+        f"a site-round, {sites} sites",
+        [seconds / sites for run in runs for seconds in run["rounds_s"]],
+        "s",
+        settings=settings,
+        baseline=_stock(bench, sites, rounds) if sites <= _MOST_STOCK else None,
+        others=[_flower(bench, sites, rounds)],
+        target=target,
+    )
+    bench.measured(f"until {sites} sites are ready", [run["startup_s"] for run in runs], "s", settings=settings)
+    memory = [run["memory_gb_per_site"] for run in runs]
+    bench.measured(f"memory of a site, {sites} sites", memory, "GB", settings=settings)
+    return figure
 
 
 def _stock(bench: Bench, sites: int, rounds: int) -> Beside:

@@ -32,12 +32,21 @@ sys.exit(int(sys.argv[3]))
 """
 
 
+_OF_PLOTS = """
+import sys
+import monai.metrics
+early = [name for name in ("matplotlib", "pandas", "sklearn") if name in sys.modules]
+import matplotlib.pyplot
+sys.exit(len(early))
+"""
+
+
 _OF_FLARE = """
 import os, pathlib, sys, threading, time
 from nvflare.private.fed.app.utils import check_parent_alive
 over = threading.Event()
-threading.Thread(target=check_parent_alive, args=(int(sys.argv[1]), over)).start()
 pathlib.Path(sys.argv[2]).touch()
+threading.Thread(target=check_parent_alive, args=(int(sys.argv[1]), over)).start()
 if sys.argv[3] == "its work is over":
     over.set()
 time.sleep(60)
@@ -50,6 +59,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Template]:
     folder = tmp_path_factory.mktemp("programs")
     (folder / "program_of_site.py").write_text(_PROGRAM)
     (folder / "program_of_flare.py").write_text(_OF_FLARE)
+    (folder / "program_of_plots.py").write_text(_OF_PLOTS)
     template = Template({**os.environ, "PYTHONPATH": str(folder)})
     yield template
     template.kill()
@@ -73,6 +83,11 @@ def test_a_site_runs_its_program_with_its_environment_and_says_how_it_ended(star
     colour, pid, group, home = (tmp_path / "out.txt").read_text().split()
     assert (colour, home) == ("blue", "False")
     assert pid == group == str(site.pid)
+
+
+def test_what_only_plots_need_is_imported_by_who_plots(template: Template) -> None:
+    command = [sys.executable, "-m", "program_of_plots"]
+    assert start_site(template, command, env={}, shell=False, preexec_fn=os.setsid).wait(60) == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

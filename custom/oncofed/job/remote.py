@@ -38,7 +38,7 @@ from oncofed.report.result import Result
 
 _SECONDS_BETWEEN_LOOKS = 2.0
 _SECONDS_BETWEEN_TRIES = 0.5
-_CONNECT_SECONDS = 15.0
+_CONNECT_SECONDS = 30.0
 
 
 class Engineer:
