@@ -3,7 +3,8 @@
 The sites have few patients, on coarse images, and train few steps, so that what is measured is the federation: wall
 time of a round divided by its sites, and the memory that the machine gives for each site. Beside it, neither of which
 trains anything: FLARE's own simulator, with its ``FedAvgRecipe`` over the same network and a script that returns what
-it was sent; and Flower's simulation with its FedAvg, likewise, over as many numbers as the network has.
+it was sent; and Flower's simulation with its FedAvg, likewise, over as many numbers as the network has. The first three
+rounds of oncofed do not count.
 """
 
 from __future__ import annotations
