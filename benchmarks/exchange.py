@@ -43,8 +43,7 @@ _TRIES_OF_STOCK = 3
 
 def run(bench: Bench) -> None:
     """Measure each codec, and the server's memory."""
-    sites, rounds, megabytes = (2, 2, 20) if bench.quick else (4, _WARM_UP + 7, 500)
-    warm_up = 0 if bench.quick else _WARM_UP
+    sites, warm_up, rounds, megabytes = (2, 0, 2, 20) if bench.quick else (4, _WARM_UP, _WARM_UP + 7, 500)
     codecs: tuple[ExchangeType, ...] = ("native",) if bench.quick else ("native", "bfloat16", "int8")
     bench.doing("a small model")
     small = None if bench.quick else measure(job_of(1, rounds, "native"), sites, bench.folder / "small")

@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from oncofed.models.serialized import _NAMES, Serialized, write_tensors
+from oncofed.models.serialized import NAMES, Serialized, write_tensors
 
 TENSORS = {
     "large": torch.randn(600, 1000),
@@ -36,7 +36,7 @@ def test_the_library_of_the_format_reads_what_was_written(tmp_path: Path) -> Non
     assert (tmp_path / "file").stat().st_mode & 0o777 == 0o600
 
 
-@pytest.mark.parametrize("dtype", _NAMES, ids=str)
+@pytest.mark.parametrize("dtype", NAMES, ids=str)
 def test_each_type_is_read_as_it_was(dtype: torch.dtype, tmp_path: Path) -> None:
     value = torch.ones(3).to(dtype)
     write_tensors(tmp_path / "file", {"value": value})
@@ -109,3 +109,27 @@ def test_a_file_that_counts_is_not_written_over_under_its_second_name(
     assert torch.equal(load_file(path)["value"], torch.arange(1000))
     write_tensors(path, {"value": torch.arange(7)}, previous=previous)
     assert torch.equal(load_file(previous)["value"], torch.arange(1000))
+
+
+def test_where_writing_fails_the_old_file_is_the_previous_one_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, previous = tmp_path / "file", tmp_path / "before"
+    for number in range(3):
+        write_tensors(path, {"value": torch.tensor(number)}, previous=previous)
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_tensors(path, {"value": torch.tensor(3)}, previous=previous)
+    assert load_file(path)["value"] == load_file(previous)["value"] == 2
+
+
+def test_a_type_that_the_format_has_not_is_named(tmp_path: Path) -> None:
+    path, previous = tmp_path / "file", tmp_path / "before"
+    write_tensors(path, TENSORS, previous=previous)
+    with pytest.raises(OSError, match=r"no type torch\.complex128"):
+        write_tensors(path, {"value": torch.zeros(1, dtype=torch.complex128)}, previous=previous)
+    assert list(tmp_path.iterdir()) == [path]

@@ -24,7 +24,8 @@ LENGTH_BYTES = 8
 # Tensors begin where values of any type may lie.
 _ALIGNMENT = 8
 _METADATA = "__metadata__"
-_NAMES = {
+# What the format calls each type.
+NAMES = {
     torch.float64: "F64",
     torch.int64: "I64",
     torch.uint64: "U64",
@@ -65,7 +66,7 @@ class Serialized:
         end = 0
         for name, value in ordered:
             begin, end = end, end + value.nbytes
-            facts[name] = {"dtype": _NAMES[value.dtype], "shape": list(value.shape), "data_offsets": [begin, end]}
+            facts[name] = {"dtype": NAMES[value.dtype], "shape": list(value.shape), "data_offsets": [begin, end]}
         header = json.dumps(facts).encode()
         header += b" " * (-len(header) % _ALIGNMENT)
         self._head = len(header).to_bytes(LENGTH_BYTES, "little") + header
@@ -95,27 +96,27 @@ def write_tensors(
         path: of the file, which its owner alone can read.
         tensors: by name; where some share memory, each is written.
         metadata: what the file says beside them, as text by name.
-        previous: where the old file is kept, until the next one is written: in its place, which spares the system to
-            find new memory and give the old back. Whoever still reads it then finds either. Not kept where the file
-            system knows no second names.
+        previous: name under which the old file is kept, also where writing fails. What had it is written over, which
+            spares the system to find new memory and give the old back: whoever still reads that finds either. Not kept
+            where the file system knows no second names.
 
     Raises:
-        OSError: it could not be written, for example because the disk is full; the old file stands.
+        OSError: it could not be written, for example because the disk is full, or because the format has no such
+            type; the old file stands.
     """
+    try:
+        body = Serialized(tensors, metadata)
+    except KeyError as error:
+        raise OSError(f"safetensors has no type {error}") from None
     descriptor, unfinished = _begin(path, previous)
     try:
         with open(descriptor, "wb", buffering=0) as file:
-            body = Serialized(tensors, metadata)
             for part in body.parts():
                 rest = part
                 while rest:
                     rest = rest[file.write(rest[:_PIECE]) :]
             file.truncate(body.size)
             os.fsync(descriptor)
-        if previous:
-            previous.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):
-                os.link(path, previous)
         unfinished.replace(path)
     except BaseException:
         unfinished.unlink(missing_ok=True)
@@ -123,15 +124,20 @@ def write_tensors(
 
 
 def _begin(path: Path, previous: Path | None) -> tuple[int, Path]:
-    """Return a file to write to, open, and its name: that of ``previous``, or a new one."""
+    """Return a file to write to, open, and its name: a new one, or what was ``previous``; the old file is that now."""
     prefix, suffix = f".{path.name}.", ".unfinished"
     # What a process left that was killed as it wrote: as large as the file itself.
     for left in path.parent.glob(f"{glob.escape(prefix)}*{suffix}"):
         left.unlink(missing_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=suffix)
-    # A process that was killed at the end left two names of the file that counts.
-    if previous and previous.is_file() and previous.stat().st_nlink == 1:
-        os.close(descriptor)
-        previous.replace(name)
-        descriptor = os.open(name, os.O_WRONLY)
+    if previous:
+        # Where the last write was not finished, that is a second name of the file that counts.
+        if previous.is_file() and previous.stat().st_nlink == 1:
+            os.close(descriptor)
+            previous.replace(name)
+            descriptor = os.open(name, os.O_WRONLY)
+        previous.unlink(missing_ok=True)
+        # There may be none yet, or the file system may know no second names.
+        with contextlib.suppress(OSError):
+            os.link(path, previous)
     return descriptor, Path(name)

@@ -1,4 +1,4 @@
-"""Tensors as the body of a request, a file of the format safetensors: which they are, read where it lies."""
+"""Tensors as the body of a request, a file of the format safetensors: which travel, and reading them where it lies."""
 
 from __future__ import annotations
 
@@ -10,27 +10,28 @@ import torch
 from torch import Tensor
 
 from oncofed.errors import FederationError
-from oncofed.models.serialized import LENGTH_BYTES
+from oncofed.models.serialized import LENGTH_BYTES, NAMES
 from oncofed.models.weights import Weights
 
 _LARGEST_HEADER = 100 << 20
-_TYPES = {
-    "F64": torch.float64,
-    "I64": torch.int64,
-    "F32": torch.float32,
-    "I32": torch.int32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
+_TRAVELLING = (
+    torch.float64,
+    torch.int64,
+    torch.float32,
+    torch.int32,
+    torch.float16,
+    torch.bfloat16,
+    torch.int16,
+    torch.int8,
+    torch.uint8,
+    torch.bool,
+)
+_TYPES = {NAMES[dtype]: dtype for dtype in _TRAVELLING}
 
 
 def travels(value: Tensor) -> bool:
     """Return whether tensors of this type travel so."""
-    return value.dtype in _TYPES.values()
+    return value.dtype in _TRAVELLING
 
 
 def read_body(content: memoryview) -> Weights:
