@@ -11,7 +11,7 @@ from oncofed.federation.strategies import Update
 from oncofed.models.weights import Weights
 from oncofed.training.checkpoint import part, read_checkpoint, write_checkpoint
 
-_FILE, _PREVIOUS_FILE = "server.safetensors", "server.previous.safetensors"
+_FILE = "server.safetensors"
 
 
 @dataclass
@@ -52,7 +52,7 @@ def write_memory(folder: Path, memory: Memory) -> None:
         "lengths": memory.lengths,
         "sites": memory.sites,
     }
-    write_checkpoint(folder / _FILE, tensors, facts, folder / _PREVIOUS_FILE)
+    write_checkpoint(folder / _FILE, tensors, facts)
 
 
 def read_memory(folder: Path) -> Memory | None:

@@ -11,7 +11,6 @@ from oncofed.models.weights import Weights
 from oncofed.training import checkpoint
 
 _FILE = "site.safetensors"
-_PREVIOUS_FILE = "site.previous.safetensors"
 
 
 class SiteState:
@@ -39,11 +38,11 @@ class SiteState:
         """Keep all parts; the file of the turn before stands until the new one is complete, and then beside it."""
         if self._path:
             tensors = {f"{part}.{name}": value for part, ws in parts.items() for name, value in ws.items()}
-            checkpoint.write_checkpoint(self._path, tensors, facts, self._path.with_name(_PREVIOUS_FILE))
+            checkpoint.write_checkpoint(self._path, tensors, facts)
 
     def previous(self, **facts: Any) -> SiteState | None:
         """Return what was kept before the last ``write``, where it has these facts; None where it has others."""
-        path = self._path.with_name(_PREVIOUS_FILE) if self._path else None
+        path = checkpoint.previous_of(self._path) if self._path else None
         if path is None or not path.is_file():
             return None
         with contextlib.suppress(StateError):

@@ -20,19 +20,25 @@ Tensors = dict[str, Tensor]
 _KEY = "oncofed"
 
 
-def write_checkpoint(path: Path, tensors: Tensors, facts: dict[str, Any], previous: Path | None = None) -> None:
+def previous_of(path: Path) -> Path:
+    """Return where ``write_checkpoint`` keeps the state before the one in ``path``."""
+    return path.with_suffix(f".previous{path.suffix}")
+
+
+def write_checkpoint(path: Path, tensors: Tensors, facts: dict[str, Any]) -> None:
     """Write tensors and facts; whoever reads ``path`` finds the old state or the new one.
+
+    The old one is kept beside it (``previous_of``), and the next but one is written over it: on disk there are two.
 
     Args:
         path: of the file, which its owner alone can read.
         tensors: by name.
         facts: plain values (JSON).
-        previous: where the state before is kept, until the next one is written in its place.
 
     Raises:
         OSError: it could not be written, for example because the disk is full; the old state stands.
     """
-    write_tensors(path, tensors, {_KEY: json.dumps(facts)}, previous)
+    write_tensors(path, tensors, {_KEY: json.dumps(facts)}, previous_of(path))
 
 
 def read_checkpoint(path: Path) -> tuple[Tensors, dict[str, Any]]:

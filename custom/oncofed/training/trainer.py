@@ -48,7 +48,8 @@ class Trainer:
         cases: the site's cases.
         site: name of the site; with the plan's seed it decides all that is random.
         device: where to train; by default the first CUDA GPU, else the CPU.
-        checkpoint: file in which the state is kept, so that a later process goes on; None: nowhere.
+        checkpoint: file in which the state is kept, so that a later process goes on, with the state before it in another
+            beside it (``NAME.previous.safetensors``); None: nowhere.
         group: the processes that train together, of which this is one; None: this one alone.
 
     Attributes:
