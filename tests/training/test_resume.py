@@ -16,6 +16,7 @@ from oncofed.data.cases import read_cases
 from oncofed.errors import TrainingError
 from oncofed.job.spec import JobSpec
 from oncofed.training import Plan, Trainer
+from oncofed.training.checkpoint import previous_of, read_facts
 
 SCRIPT = """
 import json, sys
@@ -70,6 +71,19 @@ def test_what_is_kept_is_readable_by_its_owner_alone_and_names_no_case(plan: Pla
     content = (tmp_path / "checkpoint").read_bytes()
     assert not any(case.name.encode() in content for case in trainer.cases)
     assert list(tmp_path.glob(".checkpoint*")) == []
+
+
+def test_checkpoints_take_turns_in_two_files(plan: Plan, site: Path, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    trainer = _trainer(plan, site, checkpoint)
+    trainer.train(1)
+    first = checkpoint.stat().st_ino
+    trainer.train(1)
+    assert previous_of(checkpoint).stat().st_ino == first
+    trainer.train(1)
+    assert checkpoint.stat().st_ino == first
+    assert [read_facts(path)["steps_done"] for path in (previous_of(checkpoint), checkpoint)] == [2, 3]
+    assert sorted(tmp_path.glob("*checkpoint*")) == [previous_of(checkpoint), checkpoint]
 
 
 def test_a_checkpoint_of_something_else_or_a_broken_one_is_refused(plan: Plan, site: Path, tmp_path: Path) -> None:

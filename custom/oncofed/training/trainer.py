@@ -48,8 +48,8 @@ class Trainer:
         cases: the site's cases.
         site: name of the site; with the plan's seed it decides all that is random.
         device: where to train; by default the first CUDA GPU, else the CPU.
-        checkpoint: file in which the state is kept, so that a later process goes on, with the state before it in another
-            beside it (``NAME.previous.safetensors``); None: nowhere.
+        checkpoint: file in which the state is kept, so that a later process goes on; the state before stays
+            beside it, by the name that ``previous_of`` gives. None: nowhere.
         group: the processes that train together, of which this is one; None: this one alone.
 
     Attributes:
