@@ -33,29 +33,49 @@ def test_a_site_that_waits_is_told_as_soon_as_there_is_something_for_it() -> Non
     assert not told, "it is not asked"
     desk.ask(_question("east"))
     waiting.join(3)
-    assert not exchange.says_wait(told[0])
+    assert exchange.told_word(told[0]) == "come"
     assert exchange.told_pause(told[0]) == 0
     assert desk.known() == {"east"}
 
 
 def test_sites_that_cannot_be_kept_waiting_are_sent_word(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_MOST_WAITING", 0)
-    sent: list[tuple[list[str], str]] = []
+    sent: list[tuple[list[str], str, str | None]] = []
     desk = Desk()
     desk._engine = SimpleNamespace(
         new_context=lambda: contextlib.nullcontext(FLContext()),
-        send_aux_request=lambda targets, topic, *_, **__: sent.append((targets, topic)),
+        send_aux_request=lambda to, topic, word, *_, **__: sent.append((to, topic, exchange.told_word(word))),
     )
     for site in ("east", "west"):
         reply = _waits(desk, site)
-        assert exchange.says_wait(reply)
+        assert exchange.told_word(reply) == "wait"
         assert exchange.told_pause(reply) > 0, "it would ask without a pause"
     question = desk.ask(_question("east"))
-    assert sent == [(["east"], exchange.TOLD_TOPIC)]
-    assert not exchange.says_wait(_waits(desk, "east"))
+    assert sent == [(["east"], exchange.TOLD_TOPIC, "come")]
+    assert exchange.told_word(_waits(desk, "east")) == "come"
     desk.include(question, {"west"})
     desk.ask(_question("west"))
-    assert sent[1:] == [(["west"], exchange.TOLD_TOPIC)], "once is enough"
+    assert sent[1:] == [(["west"], exchange.TOLD_TOPIC, "come")], "once is enough"
+
+
+def test_sites_that_wait_are_told_that_the_job_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[tuple[list[str], str | None]] = []
+    desk = Desk()
+    desk._engine = SimpleNamespace(
+        new_context=lambda: contextlib.nullcontext(FLContext()),
+        send_aux_request=lambda to, topic, word, *_, **__: sent.append((to, exchange.told_word(word))),
+    )
+    told: list[Shareable] = []
+    held = threading.Thread(target=lambda: told.append(_waits(desk, "east")))
+    held.start()
+    held.join(0.2)
+    assert not told
+    monkeypatch.setattr(module, "_MOST_WAITING", 0)
+    assert exchange.told_word(_waits(desk, "west")) == "wait"
+    desk.finalize_run(FLContext())
+    held.join(3)
+    assert exchange.told_word(told[0]) == "over"
+    assert sent == [(["west"], "over")]
 
 
 def test_the_more_sites_wait_the_more_seldom_each_asks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,6 +91,6 @@ def test_a_site_that_was_shut_out_is_kept_waiting(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(module, "_LONGEST_WAIT_SECONDS", 0.1)
     desk = Desk()
     desk.ask(_question("east"))
-    assert not exchange.says_wait(_waits(desk, "east"))
+    assert exchange.told_word(_waits(desk, "east")) == "come"
     desk.ban(frozenset({"east"}))
-    assert exchange.says_wait(_waits(desk, "east"))
+    assert exchange.told_word(_waits(desk, "east")) == "wait"

@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from nvflare.apis.signal import Signal
 
-from oncofed.federation.sharing import machine_turn
+from oncofed.federation.sharing import MachineTurn
 from oncofed.processes import AT_ONCE_VARIABLE, THREADS_VARIABLE, TURN_VARIABLE, places
+
+
+def _never() -> bool:
+    return False
 
 
 @pytest.mark.parametrize(("gpu", "at_once", "expected"), [(True, "3", 1), (False, "1", 1), (False, "2", 2)])
@@ -27,7 +30,7 @@ def test_sites_of_one_machine_take_turns(
 
     def train() -> None:
         nonlocal inside, most
-        with machine_turn(Signal()):
+        with MachineTurn().hold(_never):
             inside += 1
             most = max(most, inside)
             time.sleep(0.3)
@@ -46,19 +49,19 @@ def test_sites_that_wait_for_their_turn_let_go_when_the_job_ends(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv(TURN_VARIABLE, str(tmp_path / "turn"))
-    signal, left = Signal(), []
+    ended, left = threading.Event(), []
 
     def wait() -> None:
-        with machine_turn(signal):
+        with MachineTurn().hold(ended.is_set):
             left.append(1)
 
     waiting = [threading.Thread(target=wait) for _ in range(3)]
-    with machine_turn(Signal()):
+    with MachineTurn().hold(_never):
         for thread in waiting:
             thread.start()
         time.sleep(0.1)
         assert not left
-        signal.trigger(True)
+        ended.set()
         for thread in waiting:
             thread.join(10)
         assert len(left) == 3
@@ -71,7 +74,7 @@ def test_who_is_next_and_hangs_keeps_nobody_from_a_place(tmp_path: Path, monkeyp
     done = []
 
     def train() -> None:
-        with machine_turn(Signal()):
+        with MachineTurn().hold(_never):
             done.append(1)
 
     with (tmp_path / "turn.next").open("w") as hanging:
@@ -81,6 +84,67 @@ def test_who_is_next_and_hangs_keeps_nobody_from_a_place(tmp_path: Path, monkeyp
             thread.start()
             thread.join(10)
     assert len(done) == 3
+
+
+def test_a_site_comes_for_its_task_when_it_has_a_place_or_is_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv(TURN_VARIABLE, str(tmp_path / "turn"))
+    monkeypatch.setenv(AT_ONCE_VARIABLE, "2")
+    first, second, third, fourth = (MachineTurn() for _ in range(4))
+    for turn in (first, second, third):
+        turn.line_up(_never)
+    come = threading.Event()
+
+    def come_next() -> None:
+        fourth.line_up(_never)
+        come.set()
+
+    waiting = threading.Thread(target=come_next)
+    waiting.start()
+    assert not come.wait(0.2), "two compute and one is next"
+    entered, go_on = threading.Event(), threading.Event()
+
+    def compute() -> None:
+        with third.hold(_never):
+            entered.set()
+            go_on.wait(10)
+
+    computing = threading.Thread(target=compute)
+    computing.start()
+    assert not entered.wait(0.2), "two compute"
+    first.leave()
+    assert entered.wait(10)
+    assert come.wait(10), "another one is next"
+    go_on.set()
+    second.leave()
+    computing.join(10)
+    waiting.join(10)
+    with fourth.hold(_never):
+        pass
+
+
+def test_a_site_that_came_for_nothing_keeps_nobody_from_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv(TURN_VARIABLE, str(tmp_path / "turn"))
+    turns = [MachineTurn() for _ in range(2)]
+    for turn in turns:
+        turn.line_up(_never)
+    for turn in turns:
+        turn.leave()
+    done = []
+
+    def train() -> None:
+        with MachineTurn().hold(_never):
+            done.append(1)
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    thread.join(1)
+    assert done
 
 
 def test_as_many_simulated_sites_compute_at_once_as_the_cores_allow(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from nvflare.apis.impl.wf_comm_server import WFCommServer
 from nvflare.apis.shareable import ReservedHeaderKey, Shareable
 from nvflare.fuel.utils.msg_root_utils import delete_msg_root
 
-from oncofed.federation.exchange import TOLD_TOPIC, WAIT_TOPIC, wait_reply
+from oncofed.federation.exchange import TOLD_TOPIC, WAIT_TOPIC, Word, wait_reply
 from oncofed.federation.guard import keep_anchor
 from oncofed.federation.heap import trim_heap
 
@@ -146,7 +146,7 @@ class Desk(WFCommServer):
             self._to_tell.difference_update(told)
         if told:
             with self._engine.new_context() as context:
-                self._engine.send_aux_request(told, TOLD_TOPIC, Shareable(), 0.0, context, optional=True)
+                self._engine.send_aux_request(told, TOLD_TOPIC, wait_reply(self._word), 0.0, context, optional=True)
 
     def wait(self, seconds: float) -> None:
         """Wait until an answer came or a site was lost, at most so long."""
@@ -267,13 +267,18 @@ class Desk(WFCommServer):
             self._heard[site] = time.monotonic()
             if self._is_to_wait(site) and len(self._heard) > _MOST_WAITING:
                 self._to_tell.add(site)
-                return wait_reply(ask_again=True, pause=_pause(len(self._heard)))
+                return wait_reply("wait", _pause(len(self._heard)))
             while self._is_to_wait(site):
                 left = deadline - time.monotonic()
                 if left <= 0:
-                    return wait_reply(ask_again=True)
+                    return wait_reply("wait")
                 self._asked.wait(left)
-        return wait_reply(ask_again=False)
+            return wait_reply(self._word)
+
+    @property
+    def _word(self) -> Word:
+        """What a site is told that need not wait."""
+        return "over" if self._ended else "come"
 
     def _is_to_wait(self, site: str) -> bool:
         return not self._ended and self._question_for(site) is None

@@ -6,7 +6,7 @@ FLARE moves tensors as safetensors, never as pickles.
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from nvflare.apis.dxo import DXO, DataKind, MetaKey, from_shareable
@@ -32,6 +32,7 @@ TASKS = (TASK_PREPARE, TASK_TRAIN, TASK_VALIDATE, TASK_COMBINE)
 PROGRESS_EVENT = "oncofed.progress"
 # A site asks the server whether there is something to do, and is told so, at once or as soon as there is.
 WAIT_TOPIC, TOLD_TOPIC = "oncofed.wait", "oncofed.told"
+Word = Literal["wait", "come", "over"]
 
 _REASON = "oncofed.reason"
 _PASSING = "oncofed.passing"
@@ -160,22 +161,23 @@ def read_combined_message(message: Shareable) -> tuple[Any, int, list[str], dict
     return sent, cases, list(message.get_header(_MISSING) or []), dict(message.get_header(_LEFT_OUT) or {})
 
 
-def wait_reply(ask_again: bool, pause: float = 0.0) -> Shareable:
-    """Return the server's answer to a site that waits: to take its task now, or to ask again.
+def wait_reply(word: Word, pause: float = 0.0) -> Shareable:
+    """Return the server's answer to a site that waits.
 
     Args:
-        ask_again: there is nothing to do yet.
+        word: there is nothing to do yet, so ask again; or come for a task; or the job is over.
         pause: seconds until it asks again, unless it is told before that there is something.
     """
     reply = make_reply(ReturnCode.OK)
-    reply.set_header(_WAIT, ask_again)
+    reply.set_header(_WAIT, word)
     reply.set_header(_PAUSE, pause)
     return reply
 
 
-def says_wait(reply: Shareable) -> bool:
-    """Return whether there is nothing to do yet."""
-    return bool(reply.get_header(_WAIT, False))
+def told_word(reply: Shareable) -> Word | None:
+    """Return what the server answered to a site that waits; None: it did not."""
+    word: Word | None = reply.get_header(_WAIT)
+    return word
 
 
 def told_pause(reply: Shareable) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from oncofed.federation.exchange import TASK_COMBINE, TASK_PREPARE, TASK_TRAIN, 
 from oncofed.federation.folders import JOB_PACK, initial_model, state_folder
 from oncofed.federation.guard import admit, dataset_digest, name_and_person, record
 from oncofed.federation.heap import forget_what_stays
-from oncofed.federation.sharing import machine_turn
+from oncofed.federation.sharing import MachineTurn
 from oncofed.federation.site_report import ENDED, WAITING, SiteReport
 from oncofed.federation.spec import FederationPlan, SwarmSpec
 from oncofed.federation.swarm import Peer
@@ -76,6 +77,8 @@ class SiteExecutor(Executor):
         self._policy: Policy | None = None
         self._peer = Peer(self._federation)
         self._told = threading.Event()
+        self._word: exchange.Word | None = None
+        self._share = MachineTurn()
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Register tensors before the first message, wait until there is a task, leave the memory when the job ends."""
@@ -88,8 +91,11 @@ class SiteExecutor(Executor):
         elif event_type == EventType.AFTER_SEND_TASK_RESULT:
             _report(fl_ctx).now(phase=WAITING)
         elif event_type == EventType.BEFORE_PULL_TASK:
-            self._wait_for_task(fl_ctx)
+            self._share.leave()
+            if self._is_to_come(fl_ctx):
+                self._share.line_up(_stopped(fl_ctx.get_run_abort_signal()))
         elif event_type == EventType.END_RUN:
+            self._share.leave()
             if self._turns:
                 self._turns.close()
                 self._turns = None
@@ -113,7 +119,7 @@ class SiteExecutor(Executor):
     def execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
         """Do one task. An error is written to the site's own log; what leaves names no case, path or patient."""
         try:
-            with machine_turn(abort_signal):
+            with self._share.hold(_stopped(abort_signal)):
                 return self._execute(task_name, shareable, fl_ctx, abort_signal)
         except StateError as error:
             # It names a file of the site.
@@ -152,13 +158,13 @@ class SiteExecutor(Executor):
             return exchange.numbers_message({**counts, **digests})
         if task_name == TASK_TRAIN:
             sent, number, _, beside = exchange.read_weights_message(shareable)
-            answer = turns.train(sent, number, beside, lambda: bool(abort_signal.triggered))
+            answer = turns.train(sent, number, beside, _stopped(abort_signal))
             return self._hand_in(answer, number, shareable, fl_ctx)
         if task_name == TASK_VALIDATE:
             sent, _, split, _ = exchange.read_weights_message(shareable)
             # In a simulation nobody would look for it.
             keep_as = name_and_person(fl_ctx)[0] if self._policy and exchange.may_keep(shareable) else None
-            return exchange.numbers_message(turns.validate(sent, split, lambda: bool(abort_signal.triggered), keep_as))
+            return exchange.numbers_message(turns.validate(sent, split, _stopped(abort_signal), keep_as))
         if task_name == TASK_COMBINE:
             return self._combine(shareable)
         return exchange.refusal(f"it does not know the task {task_name!r}")
@@ -204,8 +210,12 @@ class SiteExecutor(Executor):
     def _layout(self) -> Layout:
         return self._plan.layout()
 
-    def _wait_for_task(self, fl_ctx: FLContext) -> None:
-        """Ask the server to be told when there is something to do, instead of asking for it twenty times a second."""
+    def _is_to_come(self, fl_ctx: FLContext) -> bool:
+        """Wait until the server has something to do, or the job is over, instead of asking twenty times a second.
+
+        Returns:
+            Whether there is something to do, as far as the server said.
+        """
         engine, signal = fl_ctx.get_engine(), fl_ctx.get_run_abort_signal()
         while not (signal and signal.triggered):
             self._told.clear()
@@ -219,21 +229,25 @@ class SiteExecutor(Executor):
                     optional=True,
                 )
             reply = (replies or {}).get(FQCN.ROOT_SERVER)
-            if not isinstance(reply, Shareable):
-                return
-            if not exchange.says_wait(reply) or self._is_told(exchange.told_pause(reply), signal):
-                return
+            word = exchange.told_word(reply) if isinstance(reply, Shareable) else None
+            if word != "wait":
+                return word == "come"
+            word = self._told_within(exchange.told_pause(reply), signal)
+            if word:
+                return word == "come"
+        return False
 
-    def _is_told(self, seconds: float, signal: Signal | None) -> bool:
-        """Wait for the server's word that there is something to do; return whether it came."""
+    def _told_within(self, seconds: float, signal: Signal | None) -> exchange.Word | None:
+        """Wait for the server's word; return it, or None where it did not come."""
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0 and not (signal and signal.triggered):
             if self._told.wait(min(left, _SECONDS_BETWEEN_LOOKS)):
-                return True
-        return False
+                return self._word
+        return None
 
     def _note_told(self, topic: str, request: Shareable, fl_ctx: FLContext) -> Shareable:
-        del topic, request, fl_ctx
+        del topic, fl_ctx
+        self._word = exchange.told_word(request)
         self._told.set()
         return make_reply(ReturnCode.OK)
 
@@ -272,6 +286,11 @@ def _pack(fl_ctx: FLContext, digest: str) -> Pack:
     if pack.digest != digest:
         raise PolicyError(f"the job brings the pack {pack.digest[:12]}…, and names {digest[:12]}…")
     return pack
+
+
+def _stopped(signal: Signal | None) -> Callable[[], bool]:
+    """Return what tells whether a signal was given."""
+    return lambda: bool(signal and signal.triggered)
 
 
 def _report(fl_ctx: FLContext) -> SiteReport:

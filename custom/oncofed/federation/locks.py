@@ -30,7 +30,7 @@ def wait_for_lock(
         The one that it holds; None where ``give_up`` said so before.
     """
     while True:
-        held = _first_free(files)
+        held = first_free(files)
         if held or give_up():
             return held
         time.sleep(seconds_between)
@@ -50,7 +50,7 @@ def wait_in_line(file: IO[str], others: Sequence[IO[str]], give_up: Callable[[],
     Returns:
         The one that it holds; None where ``give_up`` said so before.
     """
-    held = _first_free([file, *others])
+    held = first_free([file, *others])
     if held:
         return held
     arrived = threading.Event()
@@ -66,14 +66,14 @@ def wait_in_line(file: IO[str], others: Sequence[IO[str]], give_up: Callable[[],
 
     threading.Thread(target=stand, name="in-line", daemon=True).start()
     while not arrived.wait(_SECONDS_IN_LINE):
-        held = _first_free(others)
+        held = first_free(others)
         if held or give_up():
             return held
     return file
 
 
-def _first_free(files: Sequence[IO[str]]) -> IO[str] | None:
-    """Take the first file that nobody holds."""
+def first_free(files: Sequence[IO[str]]) -> IO[str] | None:
+    """Take and return the first file that nobody holds; None where there is none."""
     for file in files:
         with contextlib.suppress(BlockingIOError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
