@@ -5,6 +5,7 @@ import threading
 from types import SimpleNamespace
 
 import pytest
+from nvflare.apis.client import Client
 from nvflare.apis.fl_constant import ReservedKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
@@ -76,6 +77,36 @@ def test_sites_that_wait_are_told_that_the_job_is_over(monkeypatch: pytest.Monke
     held.join(3)
     assert exchange.told_word(told[0]) == "over"
     assert sent == [(["west"], "over")]
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_site_that_handed_in_is_sent_word_without_its_asking(known: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MOST_WAITING", 0)
+    sent: list[list[str]] = []
+    desk = Desk()
+    desk._engine = SimpleNamespace(
+        new_context=lambda: contextlib.nullcontext(FLContext()),
+        send_aux_request=lambda targets, *_, **__: sent.append(targets),
+    )
+    client = Client("east", "token")
+    desk.client_is_active("east", "", FLContext())
+    if known:
+        question = desk.ask(_question("east"))
+        task, task_id, _ = desk.process_task_request(client, FLContext())
+        desk.process_submission(client, task, task_id, Shareable(), FLContext())
+        desk.close(question)
+    else:
+        peer, context = FLContext(), FLContext()
+        peer.set_prop(ReservedKey.IDENTITY_NAME, "east", private=False, sticky=False)
+        context.set_peer_context(peer)
+        assert not desk.process_task_check("of a server before this one", context)
+    assert not sent
+    desk.ask(_question("west"))
+    assert not sent
+    desk.ask(_question("east"))
+    assert sent == [["east"]]
+    desk.ask(_question("east"))
+    assert sent == [["east"]], "once is enough"
 
 
 def test_the_more_sites_wait_the_more_seldom_each_asks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ _SILENT_SECONDS = 30.0
 # A site's question "is there something to do?" is answered after this long at the latest.
 _LONGEST_WAIT_SECONDS = 2.5
 # Each waiting question holds one of the server's threads. More sites than this are sent a message instead, and ask
-# again only in case that it was lost: together so often, but each after so long at the soonest and at the latest.
+# only in case that it was lost: together so often, but each after so long at the soonest and at the latest.
 _MOST_WAITING = 16
 _QUESTIONS_A_SECOND = 3.0
 _SHORTEST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 6.0, 20.0
@@ -212,13 +212,24 @@ class Desk(WFCommServer):
             banned = client.name in self._banned
         if question is None or site != client.name or banned:
             self.log_warning(fl_ctx, f"dropped an answer of {client.name} to a task that it does not have")
+            self._expect(client.name)
             return
         keep_anchor(site, result, fl_ctx)
         question.answered(site, result, question)
         with self._changed:
             question.done.add(site)
             self._changed.notify_all()
+        if len(self._heard) > _MOST_WAITING:
+            self._expect(site)
         self._tidy_up()
+
+    def _expect(self, site: str) -> None:
+        """Let a site that handed in its answer know as soon as there is something to do, without its asking."""
+        with self._changed:
+            self._to_tell.add(site)
+            waits = self._is_to_wait(site)
+        if not waits:
+            self._call()
 
     def _tidy_up(self) -> None:
         if self.tidy:
@@ -228,7 +239,10 @@ class Desk(WFCommServer):
     def process_task_check(self, task_id: str, fl_ctx: FLContext) -> Any:
         """Return what is truthy where an answer to a task is still wanted, late or not."""
         with self._changed:
-            return self._given.get(task_id)
+            given = self._given.get(task_id)
+        if given is None:
+            self._expect(fl_ctx.get_peer_context().get_identity_name())
+        return given
 
     def handle_exception(self, task_id: str, fl_ctx: FLContext) -> None:
         """Take a task back that could not be sent."""
@@ -265,6 +279,7 @@ class Desk(WFCommServer):
         deadline = time.monotonic() + _LONGEST_WAIT_SECONDS
         with self._changed:
             self._heard[site] = time.monotonic()
+            self._to_tell.discard(site)
             if self._is_to_wait(site) and len(self._heard) > _MOST_WAITING:
                 self._to_tell.add(site)
                 return wait_reply("wait", _pause(len(self._heard)))

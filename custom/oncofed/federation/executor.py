@@ -78,6 +78,7 @@ class SiteExecutor(Executor):
         self._peer = Peer(self._federation)
         self._told = threading.Event()
         self._word: exchange.Word | None = None
+        self._pause, self._handed_in = 0.0, False
         self._share = MachineTurn()
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
@@ -88,7 +89,10 @@ class SiteExecutor(Executor):
             self._go_directly(fl_ctx)
             if isinstance(self._federation.strategy, SwarmSpec):
                 self._peer.listen(fl_ctx)
+        elif event_type == EventType.BEFORE_SEND_TASK_RESULT:
+            self._told.clear()
         elif event_type == EventType.AFTER_SEND_TASK_RESULT:
+            self._handed_in = True
             _report(fl_ctx).now(phase=WAITING)
         elif event_type == EventType.BEFORE_PULL_TASK:
             self._share.leave()
@@ -217,7 +221,12 @@ class SiteExecutor(Executor):
             Whether there is something to do, as far as the server said.
         """
         engine, signal = fl_ctx.get_engine(), fl_ctx.get_run_abort_signal()
-        while not (signal and signal.triggered):
+        # A server that does not keep questions waiting sends word by itself to who has handed in.
+        pause, self._handed_in = self._pause if self._handed_in else 0.0, False
+        while True:
+            word = self._told_within(pause, signal)
+            if word or (signal and signal.triggered):
+                return word == "come"
             self._told.clear()
             with engine.new_context() as context:
                 replies = engine.send_aux_request(
@@ -232,10 +241,7 @@ class SiteExecutor(Executor):
             word = exchange.told_word(reply) if isinstance(reply, Shareable) else None
             if word != "wait":
                 return word == "come"
-            word = self._told_within(exchange.told_pause(reply), signal)
-            if word:
-                return word == "come"
-        return False
+            pause = self._pause = exchange.told_pause(reply)
 
     def _told_within(self, seconds: float, signal: Signal | None) -> exchange.Word | None:
         """Wait for the server's word; return it, or None where it did not come."""
