@@ -39,6 +39,7 @@ from oncofed.federation.folders import JOB_PACK, initial_model, state_folder
 from oncofed.federation.guard import admit, dataset_digest, name_and_person, record
 from oncofed.federation.heap import forget_what_stays
 from oncofed.federation.sharing import MachineTurn
+from oncofed.federation.signs import SignsOfLife
 from oncofed.federation.site_report import ENDED, WAITING, SiteReport
 from oncofed.federation.spec import FederationPlan, SwarmSpec
 from oncofed.federation.swarm import Peer
@@ -80,6 +81,7 @@ class SiteExecutor(Executor):
         self._word: exchange.Word | None = None
         self._pause, self._handed_in = 0.0, False
         self._share = MachineTurn()
+        self._signs = SignsOfLife()
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Register tensors before the first message, wait until there is a task, leave the memory when the job ends."""
@@ -87,12 +89,16 @@ class SiteExecutor(Executor):
             exchange.register_tensors()
             fl_ctx.get_engine().register_aux_message_handler(exchange.TOLD_TOPIC, self._note_told)
             self._go_directly(fl_ctx)
+            self._signs.begin(fl_ctx)
             if isinstance(self._federation.strategy, SwarmSpec):
                 self._peer.listen(fl_ctx)
         elif event_type == EventType.BEFORE_SEND_TASK_RESULT:
             self._told.clear()
+        elif event_type == EventType.AFTER_PULL_TASK:
+            self._signs.note_sent()
         elif event_type == EventType.AFTER_SEND_TASK_RESULT:
             self._handed_in = True
+            self._signs.note_sent()
             _report(fl_ctx).now(phase=WAITING)
         elif event_type == EventType.BEFORE_PULL_TASK:
             self._share.leave()
@@ -100,6 +106,7 @@ class SiteExecutor(Executor):
                 self._share.line_up(_stopped(fl_ctx.get_run_abort_signal()))
         elif event_type == EventType.END_RUN:
             self._share.leave()
+            self._signs.end()
             if self._turns:
                 self._turns.close()
                 self._turns = None
