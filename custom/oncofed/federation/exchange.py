@@ -32,6 +32,7 @@ TASKS = (TASK_PREPARE, TASK_TRAIN, TASK_VALIDATE, TASK_COMBINE)
 PROGRESS_EVENT = "oncofed.progress"
 # A site asks the server whether there is something to do, and is told so, at once or as soon as there is.
 WAIT_TOPIC, TOLD_TOPIC = "oncofed.wait", "oncofed.told"
+# What it is told: there is nothing yet, there is a task, or the job is over.
 Word = Literal["wait", "come", "over"]
 
 _REASON = "oncofed.reason"
@@ -165,7 +166,7 @@ def wait_reply(word: Word, pause: float = 0.0) -> Shareable:
     """Return the server's answer to a site that waits.
 
     Args:
-        word: there is nothing to do yet, so ask again; or come for a task; or the job is over.
+        word: what it is told.
         pause: seconds until it asks again, unless it is told before that there is something.
     """
     reply = make_reply(ReturnCode.OK)
