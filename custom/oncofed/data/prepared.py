@@ -24,6 +24,7 @@ from torch.utils.data import Dataset
 from oncofed.data import facts
 from oncofed.data.cases import Case
 from oncofed.data.inputs import Preparation, Prepared
+from oncofed.errors import DataError
 
 CACHE_FOLDER = ".prepared"
 # What a cache may take of the memory or disk that is free; of a GPU's memory, which the training itself needs, less.
@@ -98,6 +99,9 @@ class PreparedCases(Dataset[Prepared]):
         device: that uses them.
         progress: called with (cases prepared, cases in all) where all are prepared at the start.
         plan: where they are held; None: as ``plan_cache`` finds.
+
+    Raises:
+        DataError: a case that could be read at first cannot be read any more; raised where it is wanted.
     """
 
     def __init__(
@@ -161,7 +165,14 @@ class PreparedCases(Dataset[Prepared]):
         self.ahead([self._numbers[case] for case in cases])
 
     def _prepared(self, index: int) -> Prepared:
-        return prepare_one(self._cases[index], self._how, self.plan.folder is not None)
+        case = self._cases[index]
+        try:
+            return prepare_one(case, self._how, self.plan.folder is not None)
+        except Exception as error:  # MONAI wraps what a reader raises
+            cause = error.__cause__ or error
+            if not isinstance(cause, (DataError, OSError, MemoryError)):
+                raise
+            raise DataError(f"{case.name}: {facts.reason_of(cause)}; it could be read when the job began") from None
 
     def _keep(self, index: int, prepared: Prepared) -> Prepared:
         if self.plan.held == "disk":

@@ -114,7 +114,7 @@ class Task(ABC, Generic[Outcome]):
         """Return the loss, a scalar: the mean over a batch's samples, so that half batches make up a whole one."""
 
     def scoring_preparation(self) -> Preparation | None:
-        """Return how a case is made ready for ``assess``, which asks ``prepared`` for it; None: it reads files itself."""
+        """Return how a case is made ready for ``assess``; None: ``assess`` reads files itself."""
         return None
 
     def prepared(self, case: Case) -> Prepared:
