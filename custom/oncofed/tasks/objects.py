@@ -27,7 +27,7 @@ from oncofed.tasks.base import Scores, Task, mean_over_patients
 from oncofed.tasks.losses import dice_ce
 from oncofed.tasks.pictures import Picture, flat
 from oncofed.tasks.segmentation import deeply, file_grid
-from oncofed.tasks.windows import Windows, within_memory
+from oncofed.tasks.windows import Windows
 
 Numbers = NDArray[np.int32]
 
@@ -120,7 +120,7 @@ class Objects(Task[dict[str, float]]):
             grid.fill(((first, _maps(values)) for first, values in planes), maps, lambda values: values)
             return maps
 
-        maps = within_memory(infer).cpu().numpy()
+        maps = self._windows.within_memory(infer, image[0].numel()).cpu().numpy()
         return separate(maps[0] > 0.5, maps[1], self.spec.seed_depth, self.spec.smallest)
 
     def summarise(self, outcomes: Sequence[tuple[str, dict[str, float]]]) -> Scores:

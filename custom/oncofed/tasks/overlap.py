@@ -11,7 +11,7 @@ from torch import Tensor
 Labels = NDArray[np.unsignedinteger | np.signedinteger]
 
 # Voxels that are counted at once: as many as a processor's caches hold, and as a GPU has memory for.
-_VOXELS_AT_ONCE, _VOXELS_AT_ONCE_GPU = 1 << 20, 1 << 26
+_VOXELS_AT_ONCE, _VOXELS_AT_ONCE_GPU = 1 << 20, 1 << 24
 _WORD = 8
 
 

@@ -28,7 +28,7 @@ from oncofed.tasks.losses import dice_ce
 from oncofed.tasks.overlap import confusion, dice, keep_largest
 from oncofed.tasks.pictures import Picture, best_slice
 from oncofed.tasks.surfaces import surface_figures
-from oncofed.tasks.windows import Planes, Windows, within_memory
+from oncofed.tasks.windows import Planes, Windows
 
 inference_type = windows.inference_type
 
@@ -152,7 +152,7 @@ class Segmentation(Task[dict[str, float]]):
             return self._labels(network, image, reference.shape, affines, device, spare)
 
         affines = affine_of(prepared, "image"), affine_of(prepared, "label")
-        prediction = within_memory(segment)
+        prediction = self._windows.within_memory(segment, image[0].numel())
         if self.spec.keep_largest:
             prediction = prediction.cpu()
             for value in self.spec.keep_largest:

@@ -69,6 +69,7 @@ class Windows:
         sets = (itertools.combinations(axes, n) for n in range(data.dimensions + 1)) if mirror else [[()]]
         self._mirrorings = [flips for group in sets for flips in group]
         self._weights: dict[torch.device, Tensor] = {}
+        self._too_large: int | None = None
 
     def __call__(self, network: nn.Module, image: Tensor, device: torch.device) -> Tensor:
         """Return the network's output (out, x, y[, z]) float32 for an image (channel, x, y[, z])."""
@@ -133,28 +134,36 @@ class Windows:
             del output, values, found  # else they are held while the network makes the next
         yield from slab.finished(layout.shape[0], weighed and len(flips) == 1)
 
+    def within_memory(self, infer: Callable[[bool], Result], voxels: int) -> Result:
+        """Return what ``infer(spare)`` returns for an image: once more, sparing memory, where that is too short.
+
+        Args:
+            infer: uses ``slabs``.
+            voxels: of the image. Those at least as large as one that did not fit spare memory at once.
+
+        Raises:
+            torch.OutOfMemoryError: memory is too short all the same.
+        """
+        if self._too_large is None or voxels < self._too_large:
+            try:
+                return infer(False)
+            except torch.OutOfMemoryError:
+                pass
+            # Out of the except block: the error's traceback holds what the failed pass had in memory.
+            torch.cuda.empty_cache()
+            if self._too_large is None:
+                _LOG.warning(
+                    "a case of %d voxels does not fit into the device's memory: what the network says of it is put "
+                    "together in main memory, which is slower",
+                    voxels,
+                )
+            self._too_large = voxels
+        return infer(True)
+
     def _weights_on(self, device: torch.device) -> Tensor:
         if device not in self._weights:
             self._weights[device] = compute_importance_map(self._patch, mode="gaussian").to(device)
         return self._weights[device]
-
-
-def within_memory(infer: Callable[[bool], Result]) -> Result:
-    """Return what ``infer(spare)`` returns: once more, sparing the device's memory, where that is not enough.
-
-    Raises:
-        torch.OutOfMemoryError: that was too much, too.
-    """
-    try:
-        return infer(False)
-    except torch.OutOfMemoryError:
-        pass
-    # Out of the except block: the error's traceback holds what the failed pass had in memory.
-    torch.cuda.empty_cache()
-    _LOG.warning(
-        "a case does not fit into the GPU's memory: its output is put together in main memory, which is slower"
-    )
-    return infer(True)
 
 
 class _Layout:
