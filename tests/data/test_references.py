@@ -35,7 +35,7 @@ def test_the_image_is_on_the_grid_of_training_and_the_label_on_its_own(
     spec = DataSpec(dataset="any", patch=(8, 8, 8), spacing=spacing)
     prepared, pair = Referenced(spec).prepare(case), load_pair(spec)(case)
     # Training resamples in float64.
-    torch.testing.assert_close(prepared["image"], pair["image"].as_tensor(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(prepared["image"], pair["image"], atol=1e-5, rtol=0)
     assert prepared["image"].dtype == torch.float32
     stored = nib.load(tmp_path / "label.nii.gz")
     assert np.array_equal(prepared["label"].numpy(), np.asarray(stored.dataobj))
