@@ -260,8 +260,8 @@ def file_grid(
 
 
 def _difference(logits: Tensor) -> Tensor:
-    """Return by how much the second of two classes is likelier: of a half as many values the same can be told."""
-    return logits[1:].float() - logits[:1].float()
+    """Return by how much the second of two classes is likelier: of half as many values the same can be told."""
+    return logits[1:].sub_(logits[:1])
 
 
 def _sigmoid(planes: Iterable[Planes]) -> Iterable[Planes]:

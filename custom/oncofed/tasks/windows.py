@@ -103,7 +103,7 @@ class Windows:
             network: from (batch, channels, x, y[, z]) to (batch, out, x, y[, z]), on ``device``, in evaluation mode.
             image: (channel, x, y[, z]).
             device: where the network is, and by default the slab.
-            change: what is made of a window's output (out, …) before it is weighed.
+            change: what is made of a window's output (out, …) float32 before it is weighed; it may write over it.
             weighed: divide by the windows' weights. Where one value is only compared with another of the same voxel it
                 need not be.
             spare: use little of the device's memory: the image and the slab stay on the CPU, a window is taken alone.
@@ -129,8 +129,9 @@ class Windows:
                 output = network(batch[: len(few)])
             for window, values in zip(few, output, strict=True):
                 yield from slab.finished(window.first, weighed and len(flips) == 1)
-                found = change(values) if change else values
-                slab.add(window, found.to(place, torch.float32).movedim(1 + axis, 1), len(flips))
+                found = values.float()
+                found = change(found) if change else found
+                slab.add(window, found.to(place).movedim(1 + axis, 1), len(flips))
             del output, values, found  # else they are held while the network makes the next
         yield from slab.finished(layout.shape[0], weighed and len(flips) == 1)
 
