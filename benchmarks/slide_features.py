@@ -29,7 +29,7 @@ from oncofed.data.tiles import SlideTiles, read_tiles
 from oncofed.models import ModelSpec, build_network
 from oncofed.models import Request as NetworkRequest
 from oncofed.models.weights import weights_of
-from oncofed.tasks.slides import Encoder, EncoderSpec, extract
+from oncofed.tasks.encoder import Encoder, EncoderSpec, extract
 from synthetic import make_slides
 
 _TILES_AT_ONCE = 64

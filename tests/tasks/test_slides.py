@@ -20,7 +20,7 @@ from oncofed.models import ModelSpec, build_network
 from oncofed.models import Request as NetworkRequest
 from oncofed.models.weights import weights_of
 from oncofed.tasks import SlideClassification, SlideClassificationSpec
-from oncofed.tasks.slides import Encoder, EncoderSpec, extract
+from oncofed.tasks.encoder import Encoder, EncoderSpec, extract
 from oncofed.training import Plan, Trainer, TrainingSpec
 from synthetic import make_slides
 
@@ -101,7 +101,7 @@ def test_features_are_found_once_and_taken_up_after_a_break(
         data=DATA, task=task._spec, model=ModelSpec(network="attention_mil"), training=TrainingSpec(batch_size=4)
     )
     Trainer(plan, cases, "here").prepare()
-    monkeypatch.setattr("oncofed.tasks.slides.stream_tiles", lambda *a: pytest.fail("a tile was read"))
+    monkeypatch.setattr("oncofed.tasks.encoder.stream_tiles", lambda *a: pytest.fail("a tile was read"))
     trainer = Trainer(plan, cases, "here")
     batch = next(trainer.prepare())
     assert batch["bags"].shape[:2] == batch["there"].shape

@@ -23,7 +23,6 @@ from torch import Generator, Tensor
 from oncofed.data.augment import Augment, Augmentation, Batch, strength
 from oncofed.data.cases import Case
 from oncofed.data.facts import Values
-from oncofed.data.manifest import Entry
 from oncofed.data.spec import DataSpec
 from oncofed.data.transforms import load_pair, load_whole
 
@@ -77,7 +76,7 @@ class Input(ABC):
                 waiting |= {pool.submit(self.prepare, cases[n]): n for n in islice(numbers, len(done))}
 
     @abstractmethod
-    def size(self, entry: Entry) -> int | None:
+    def size(self, case: Case) -> int | None:
         """Return about how many bytes the prepared case takes; None where that is not known."""
 
     @abstractmethod
@@ -131,9 +130,10 @@ class Patches(Input):
             prepared[f"centres.{value}"] = places
         return prepared
 
-    def size(self, entry: Entry) -> int | None:
+    def size(self, case: Case) -> int | None:
         """Return about how many bytes the prepared case takes."""
-        if not entry.shape:
+        entry = case.entry
+        if entry is None or not entry.shape:
             return None
         shape = np.array(entry.shape, dtype=np.float64)
         if self.spec.spacing and entry.spacing:
@@ -175,7 +175,7 @@ class WholeImages(Input):
         """Return the image on the grid of the patch, and its class."""
         return {"image": self._load(case)["image"], "label": torch.tensor(case.class_label)}
 
-    def size(self, entry: Entry) -> int | None:
+    def size(self, case: Case) -> int | None:
         """Return how many bytes the prepared case takes."""
         return int(np.prod(self.spec.patch)) * len(self.spec.channels) * 4 + 8
 

@@ -158,7 +158,7 @@ def _path(case: Case, settings: str) -> Path | None:
 
 
 def _estimate(cases: Sequence[Case], input_: Input) -> int | None:
-    sizes = [input_.size(case.entry) if case.entry else None for case in cases]
+    sizes = [input_.size(case) for case in cases]
     known = [size for size in sizes if size is not None]
     return sum(known) if len(known) == len(sizes) else None
 

@@ -262,8 +262,8 @@ class TileReader:
         self.levels = self._slide.levels
         self.vendor = self._slide.vendor
         self._lock = threading.Lock()
-        self._readers = 0
         self._closed = False
+        self._users = 1  # who opened it, and each thread that reads
         finest = self.levels[0].mpp
         if finest <= 0:
             self._slide.close()
@@ -288,8 +288,8 @@ class TileReader:
         """Close the slide, once those who read from it are done."""
         with self._lock:
             closed, self._closed = self._closed, True
-            if not closed and not self._readers:
-                self._slide.close()
+        if not closed:
+            self._let_go()
 
     @property
     def step(self) -> float:
@@ -335,14 +335,17 @@ class TileReader:
         with self._lock:
             if self._closed:
                 raise DataError("was closed while its tiles were read; open it again")
-            self._readers += 1
+            self._users += 1
         try:
             yield
         finally:
-            with self._lock:
-                self._readers -= 1
-                if self._closed and not self._readers:
-                    self._slide.close()
+            self._let_go()
+
+    def _let_go(self) -> None:
+        with self._lock:
+            self._users -= 1
+            if not self._users:
+                self._slide.close()
 
 
 def tissue_mask(overview: Pixels) -> NDArray[np.bool_]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +62,7 @@ def read_tiles(path: Path, tiles: Path) -> SlideTiles:
 
 def stream_tiles(
     slides: Sequence[SlideTiles], threads: int | None = None, ahead: int = 8, most_bytes: int = 512 * 2**20
-) -> Iterator[tuple[int, int, list[Pixels]]]:
+) -> Generator[tuple[int, int, list[Pixels]], None, None]:
     """Yield runs of tiles, slide after slide, in order.
 
     All threads read from one slide at once. However it ends, no slide stays open and no thread goes on.
