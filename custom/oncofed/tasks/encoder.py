@@ -111,12 +111,12 @@ class Encoder:
         return torch.cat(list(self.stream([tiles])))
 
     def stream(self, batches: Iterable[Sequence[Pixels]]) -> Iterator[Tensor]:
-        """Yield the features of batches of tiles in order, each batch's at once or in several parts.
+        """Yield the features of batches of tiles in order, each batch's in one part or, above ``at_once``, in several.
 
         On a GPU the next batch is asked for, and copied, while the network is busy with the one before.
 
         Args:
-            batches: of tiles (size, size, 3) uint8, at most ``at_once`` each, all of one size.
+            batches: of tiles (size, size, 3) uint8, all of one size.
 
         Yields:
             (tile, feature) bfloat16 on the CPU.
@@ -126,16 +126,16 @@ class Encoder:
         """
         flying: deque[Callable[[], Tensor]] = deque()
         for batch in batches:
-            waiting = deque([batch])
-            while waiting:
-                tiles = waiting.popleft()
+            rest = batch
+            while len(rest):
+                tiles = rest[: self.at_once]
                 features = self._tried(tiles)
                 if features is None:
                     while flying:
                         yield flying.popleft()()
                     self._halve(len(tiles))
-                    waiting.extendleft([tiles[self.at_once :], tiles[: self.at_once]])
                     continue
+                rest = rest[len(tiles) :]
                 flying.append(features)
                 if len(flying) == self._in_flight:
                     yield flying.popleft()()
