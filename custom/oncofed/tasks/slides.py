@@ -14,8 +14,7 @@ from torch import Generator, Tensor, nn
 
 from oncofed.data.augment import Augmentation, Batch
 from oncofed.data.cases import Case
-from oncofed.data.inputs import Input, Prepared
-from oncofed.data.prepared import prepare_one
+from oncofed.data.inputs import Input, Preparation, Prepared
 from oncofed.data.slides import TileReader
 from oncofed.data.spec import DataSpec
 from oncofed.data.tiles import SlideTiles, read_tiles
@@ -49,6 +48,8 @@ class Bags(Input):
         encoder: makes features.
         most_tiles: drawn of a slide for a training step.
     """
+
+    costly = True
 
     def __init__(self, spec: DataSpec, encoder: Encoder, most_tiles: int) -> None:
         super().__init__(spec, "none")
@@ -155,6 +156,10 @@ class SlideClassification(Classification):
         """Return logits of a batch of bags."""
         return network(batch["bags"], batch["there"])
 
+    def scoring_preparation(self) -> Preparation | None:
+        """Return bags of features, as training has them."""
+        return self.input("none")
+
     @torch.no_grad()
     def assess(self, network: nn.Module, case: Case, device: torch.device, detailed: bool) -> Classified:
         """Return what a network says of one slide, all its tiles taken together."""
@@ -193,6 +198,6 @@ class SlideClassification(Classification):
         return self._bags
 
     def _bag(self, case: Case, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        prepared = prepare_one(case, self._input(device))
+        prepared = self.prepared(case)
         bags = prepared["bags"].to(device).float()[None]
-        return bags, torch.ones(bags.shape[:2], dtype=torch.bool, device=device), prepared["places"]
+        return bags, torch.ones(bags.shape[:2], dtype=torch.bool, device=device), prepared["places"].cpu()
