@@ -43,7 +43,8 @@ def _spread(cases: Sequence[Case], seed: int) -> list[Case]:
     """Return cases in an order that takes one of each patient before a second of any."""
     taken: dict[str, int] = defaultdict(int)
     ranked = []
-    for case in sorted(cases, key=lambda case: _hash(seed, case.name)):
+    # Folders of one class each may name their images alike.
+    for case in sorted(cases, key=lambda case: _hash(seed, f"{case.name} {case.label}")):
         ranked.append((taken[case.patient], _hash(seed, case.patient), case))
         taken[case.patient] += 1
     return [case for _, _, case in sorted(ranked, key=lambda rank: rank[:2])]
