@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import subprocess
 from dataclasses import dataclass
 
@@ -9,6 +11,20 @@ from oncofed.errors import FederationError
 
 _QUERY = ("index", "name", "driver_version", "memory.total", "memory.free", "utilization.gpu")
 _SECONDS = 8.0
+# cuda.h, CUresult: what the driver answers before anybody has initialised it, and where that found no GPU.
+_NOT_INITIALIZED, _NO_DEVICE = 3, 100
+
+
+def cuda_is_initialised() -> bool:
+    """Return whether something initialised CUDA in this process: none of its forks could use a GPU.
+
+    A driver's library that nothing has loaded is not loaded for the question, which initialises nothing either.
+    """
+    try:
+        driver = ctypes.CDLL("libcuda.so.1", mode=os.RTLD_NOLOAD)
+    except (OSError, AttributeError):
+        return False
+    return driver.cuDeviceGetCount(ctypes.byref(ctypes.c_int())) not in (_NOT_INITIALIZED, _NO_DEVICE)
 
 
 @dataclass(frozen=True)
