@@ -22,6 +22,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
@@ -31,9 +32,11 @@ from oncofed.code.pack import Pack, read_pack
 from oncofed.devices import training_device
 from oncofed.errors import DataError, OncofedError, PolicyError, SpecError, StateError, TrainingError, one_line
 from oncofed.federation.confined_process import DONE, FAILED, failure, receive, send
+from oncofed.federation.sharing import give_gpu_memory_back
 from oncofed.federation.spec import FederationPlan
 from oncofed.federation.turns import Answer, OwnTurns, Place, Stop, Tell
 from oncofed.models.weights import Weights
+from oncofed.processes import SHARED_VARIABLE
 from oncofed.sandbox import restrict_calls
 from oncofed.training import Plan
 from oncofed.training.checkpoint import part
@@ -46,7 +49,7 @@ _LONGEST_NOTE = 2000
 _SCRATCH = "scratch"
 _ERRORS = 2  # the file descriptor: what the process prints goes to the log of the job's
 # Of the process of the job: nothing of FLARE's, no secrets.
-_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TZ", "PYTHONPATH", "LD_LIBRARY_PATH", "OMP_NUM_THREADS")
+_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TZ", "PYTHONPATH", "LD_LIBRARY_PATH", "OMP_NUM_THREADS", SHARED_VARIABLE)
 _ENVIRONMENT_PREFIXES = ("CUDA_", "NVIDIA_", "MKL_", "TORCH_")
 # Whose words the executor keeps at the site.
 _OF_THE_SITE: dict[str, type[OncofedError]] = {"DataError": DataError, "StateError": StateError}
@@ -127,6 +130,8 @@ class ConfinedTurns:
     def _begin(self) -> None:
         scratch = self._place.state / _SCRATCH
         scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # The driver makes its devices for the first who asks, who needs rights for that which are given up there.
+        torch.cuda.is_available()
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
@@ -282,6 +287,8 @@ def _serve(orders: socket.socket, turns: OwnTurns, teller: _Teller) -> None:
         except Exception as error:  # noqa: BLE001 - whatever it is, the job's process is told
             _tell_failure(teller, error)
             continue
+        finally:
+            give_gpu_memory_back()
         teller.tell(DONE, answer, tensors)
 
 
