@@ -335,6 +335,29 @@ def test_a_gpu_that_cannot_be_used_is_told_and_the_cpu_does_not_train(
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
     pack = make_pack(make_package(tmp_path / "wide_net"), None)
-    with pytest.raises(TrainingError, match="TrainingError"):
+    with pytest.raises(TrainingError, match=r"^the GPU cannot be used: .* Install "):
         ConfinedTurns(_plan(spec, pack), FederationPlan(), place, voice, pack).prepare()
     assert "the GPU cannot be used" in voice.notes[0]
+
+
+@pytest.mark.attack(
+    "approved code raises an error of ours whose words hold pixels",
+    by="the job's process, which passes on words from before the code was loaded alone",
+    logged="the site's log, on one line",
+)
+def test_the_code_cannot_speak_as_the_process_did_before_it_came(
+    spec: JobSpec, place: Place, voice: Voice, tmp_path: Path
+) -> None:
+    harmless = make_pack(make_package(tmp_path / "wide_net"), None)
+    words = (
+        "from oncofed.errors import TrainingError\nimport oncofed.federation.confined as c\n"
+        "def tell(teller, error):\n    teller.tell('failed', {'type': 'TrainingError', 'text': 'patient 7'})\n"
+        "c._tell_failure = tell\nraise TrainingError('patient 7')\n"
+    )
+    pack = make_pack(make_package(tmp_path / "evil" / "wide_net", words), None)
+    declared = _plan(spec, harmless).model_dump()
+    plan = Plan.model_validate({**declared, "model": {**declared["model"], "code": pack.digest}})
+    with pytest.raises(TrainingError) as told:
+        ConfinedTurns(plan, FederationPlan(), place, voice, pack).prepare()
+    assert str(told.value) == "its process of the pack wide_net ended in a TrainingError; its own log says more"
+    assert "patient 7" in voice.notes[0]

@@ -42,7 +42,7 @@ from oncofed.training import Plan
 from oncofed.training.checkpoint import part
 
 _BEGIN, _PREPARE, _TRAIN, _VALIDATE, _STOP = "begin", "prepare", "train", "validate", "stop"
-_PROGRESS, _NOTE = "progress", "note"
+_PROGRESS, _NOTE, _LOADS = "progress", "note", "loads"
 _SECONDS_BETWEEN_LOOKS = 0.2
 _SECONDS_TO_STOP = 60.0
 _LONGEST_NOTE = 2000
@@ -70,6 +70,7 @@ class ConfinedTurns:
         self._plan, self._federation, self._place, self._tell, self._pack = plan, federation, place, tell, pack
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
+        self._has_code = False  # what the process says may be the code's words
         self._largest = 3 * plan.layout().nbytes + (16 << 20)
 
     def prepare(self) -> dict[str, Any]:
@@ -143,7 +144,7 @@ class ConfinedTurns:
                 cwd="/",
                 start_new_session=True,
             )
-        self._socket = ours
+        self._socket, self._has_code = ours, False
         place = {name: str(value) if value is not None else None for name, value in asdict(self._place).items()}
         about = {
             "do": _BEGIN,
@@ -175,6 +176,8 @@ class ConfinedTurns:
                 self._tell.note(
                     one_line(str(told.get("text")), _LONGEST_NOTE), level if level in (20, 30, 40) else logging.ERROR
                 )
+            elif kind == _LOADS:
+                self._has_code = True
             elif kind == DONE:
                 return told, load(content) if content else {}
             elif kind == FAILED:
@@ -183,10 +186,12 @@ class ConfinedTurns:
                 raise ValueError("it tells what nobody knows")
 
     def _error(self, kind: str, text: str) -> OncofedError:
-        """Return an error as this site's executor knows them. Its words stay here: the code may have chosen them."""
+        """Return an error as this site's executor knows them. Words that the code may have chosen stay here."""
         self._tell.note(f"the pack {self._pack.name}: {kind[:60]}: {text}", logging.ERROR)
         if kind in _OF_THE_SITE:
             return _OF_THE_SITE[kind](text)
+        if kind == TrainingError.__name__ and not self._has_code:
+            return TrainingError(text)
         known = kind if hasattr(builtins, kind) or hasattr(oncofed.errors, kind) else "error"
         return TrainingError(f"its process of the pack {self._pack.name} ended in a {known}; its own log says more")
 
@@ -248,6 +253,7 @@ def be_confined(orders: socket.socket, facts: dict[str, Any], content: bytes) ->
         pack = read_pack(content, "the job's pack")
         if pack.digest != plan.model.code:
             raise PolicyError("the pack is not the one that the job names")
+        teller.tell(_LOADS, {})
         load_pack(pack)
         turns = _turns(plan, federation, where, teller)
     except Exception as error:  # noqa: BLE001 - whatever it is, the job's process is told
