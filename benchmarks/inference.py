@@ -20,11 +20,12 @@ from torch import Tensor, nn
 
 from oncofed.bench.harness import Bench
 from oncofed.bench.results import Limit, Target
+from oncofed.devices import inference_type
 from oncofed.job.spec import read_job
 from oncofed.models import ModelSpec, build_network
 from oncofed.models import Request as NetworkRequest
 from oncofed.models.weights import weights_of
-from oncofed.tasks.segmentation import Windows, inference_type
+from oncofed.tasks.segmentation import Windows
 from oncofed.tasks.slides import Encoder, EncoderSpec
 
 _TILE, _TILES_AT_ONCE = 256, 64

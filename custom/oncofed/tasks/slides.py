@@ -25,6 +25,7 @@ from oncofed.data.prepared import prepare_one
 from oncofed.data.slides import Pixels, TileReader
 from oncofed.data.spec import DataSpec
 from oncofed.data.tiles import SlideTiles, read_tiles, stream_tiles
+from oncofed.devices import inference_type, training_device
 from oncofed.errors import DataError, TrainingError
 from oncofed.models.mil import AttentionMIL
 from oncofed.models.networks import Kind, ModelSpec, Request, build_network
@@ -32,7 +33,6 @@ from oncofed.models.weights import load_weights
 from oncofed.settings import StrictModel
 from oncofed.tasks.classification import ClassesSpec, Classification, Classified, caption
 from oncofed.tasks.pictures import Picture
-from oncofed.tasks.segmentation import inference_type
 
 _TILES_AT_ONCE = 64
 _SAME_RESOLUTION = 0.02
@@ -258,7 +258,7 @@ class SlideClassification(Classification):
 
     def input(self, augmentation: Augmentation) -> Input:
         """Return bags of features."""
-        return self._input(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        return self._input(training_device())
 
     def forward(self, network: Callable[..., Tensor], batch: Batch) -> Tensor:
         """Return logits of a batch of bags."""

@@ -21,6 +21,7 @@ from oncofed.data.augment import Batch
 from oncofed.data.batches import Batches
 from oncofed.data.cases import Case, Cases
 from oncofed.data.prepared import PreparedCases
+from oncofed.devices import inference_type, training_device
 from oncofed.errors import StateError, TrainingError
 from oncofed.models.weights import Weights, load_weights, weights_of
 from oncofed.tasks import Evaluation
@@ -47,7 +48,7 @@ class Trainer:
         plan: what to train.
         cases: the site's cases.
         site: name of the site; with the plan's seed it decides all that is random.
-        device: where to train; by default the first CUDA GPU, else the CPU.
+        device: where to train; by default what ``training_device`` says.
         checkpoint: file in which the state is kept, so that a later process goes on; the state before stays
             beside it, by the name that ``previous_of`` gives. None: nowhere.
         group: the processes that train together, of which this is one; None: this one alone.
@@ -74,7 +75,7 @@ class Trainer:
     ) -> None:
         self.plan = plan
         self.cases = cases
-        self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = device or training_device()
         self.task = plan.build_task()
         self.input = self.task.input(plan.training.augmentation)
         self.steps_done = 0
@@ -396,13 +397,12 @@ def start_trainer(
         devices: "cuda" or "cpu"; by default CUDA where it is.
 
     Raises:
-        TrainingError: there are fewer GPUs than the plan asks for.
+        TrainingError: there are fewer GPUs than the plan asks for, or they cannot be used.
     """
-    kind = devices or ("cuda" if torch.cuda.is_available() or plan.resources.gpus > 1 else "cpu")
     if plan.resources.gpus == 1:
-        yield Trainer(plan, cases, site, torch.device(kind), checkpoint)
+        yield Trainer(plan, cases, site, training_device(devices), checkpoint)
         return
-    followers = Followers(_Following(plan, cases, site), plan.resources.gpus, kind)
+    followers = Followers(_Following(plan, cases, site), plan.resources.gpus, devices or "cuda")
     try:
         yield Trainer(plan, cases, site, followers.group.device, checkpoint, followers.group)
     except (RuntimeError, TrainingError):
@@ -461,4 +461,4 @@ def _precision(spec: TrainingSpec, device: torch.device) -> torch.dtype:
         return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[spec.precision]
     if device.type != "cuda":
         return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return inference_type(device)
