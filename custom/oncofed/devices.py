@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -16,7 +19,11 @@ _VISIBLE = "CUDA_VISIBLE_DEVICES"
 _NONE_NAMED = frozenset({"", "-1", "none", "void", "nodevfiles"})
 _BUILDS = "https://pytorch.org/get-started"
 _DEV = Path("/dev")
+_FULL = ("CUDA error: out of memory", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED")
 _LOG = logging.getLogger(__name__)
+# cuBLAS repeats itself to the bit only with a workspace of fixed parts (CUDA Toolkit, cuBLAS, Results reproducibility),
+# and looks at this once, at a process's first product. It is as large as torch's own on GPUs of today.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def training_device(wanted: str | None = None) -> torch.device:
@@ -70,6 +77,40 @@ def inference_type(device: torch.device) -> torch.dtype:
     """
     has = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if has else torch.float16
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that a GPU's memory is full, of torch's own or of NVIDIA's libraries."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _FULL)
+
+
+def free_memory() -> None:
+    """Give back all GPU memory that nothing holds. The error that said it was full has to be gone: it holds much."""
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+@contextlib.contextmanager
+def fitting(what: str) -> Iterator[None]:
+    """Say so in one line where a GPU's memory is full in the block.
+
+    Args:
+        what: is to fit into it.
+
+    Raises:
+        TrainingError: it does not.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise TrainingError(
+            f"{what} does not fit into what is free of the GPU's memory. nvidia-smi shows what else uses it; otherwise "
+            "choose a smaller model"
+        ) from None
 
 
 def _named() -> str:
