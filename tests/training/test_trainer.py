@@ -10,8 +10,8 @@ from oncofed.data.cases import read_cases
 from oncofed.errors import TrainingError
 from oncofed.job.spec import JobSpec
 from oncofed.training import Trainer
+from oncofed.training.optimizer import learning_rate
 from oncofed.training.plan import TrainingSpec
-from oncofed.training.trainer import learning_rate
 
 
 def _trainer(spec: JobSpec, site: Path, name: str = "site-1", **training: object) -> Trainer:

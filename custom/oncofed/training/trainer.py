@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.utils import set_determinism
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -21,12 +20,15 @@ from oncofed.data.augment import Batch
 from oncofed.data.batches import Batches
 from oncofed.data.cases import Case, Cases
 from oncofed.data.prepared import PreparedCases, plan_cache
+from oncofed.devices import fitting, free_memory, inference_type, is_out_of_memory, training_device
 from oncofed.errors import StateError, TrainingError
 from oncofed.models.weights import Weights, load_weights, weights_of
 from oncofed.tasks import Evaluation
 from oncofed.training import checkpoint as checkpoints
 from oncofed.training.corrections import Correction
+from oncofed.training.determinism import alerts_told, make_repeatable, use_deterministic_forms
 from oncofed.training.memory import checkpoint_blocks
+from oncofed.training.optimizer import StepScaler, build_optimizer, learning_rate
 from oncofed.training.parallel import Followers, Group
 from oncofed.training.plan import Plan, TrainingSpec
 from oncofed.training.ranges import part
@@ -47,7 +49,7 @@ class Trainer:
         plan: what to train.
         cases: the site's cases.
         site: name of the site; with the plan's seed it decides all that is random.
-        device: where to train; by default the first CUDA GPU, else the CPU.
+        device: where to train; by default what ``training_device`` says.
         checkpoint: file in which the state is kept, so that a later process goes on; the state before stays
             beside it, by the name that ``previous_of`` gives. None: nowhere.
         group: the processes that train together, of which this is one; None: this one alone.
@@ -74,15 +76,19 @@ class Trainer:
     ) -> None:
         self.plan = plan
         self.cases = cases
-        self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = device or training_device()
         self.task = plan.build_task()
         self.input = self.task.input(plan.training.augmentation)
         self.steps_done = 0
         self._site = site
         self._group = group
         self._seed = _site_seed(plan.seed, site)
-        _repeatable(self._seed, plan.training.deterministic)
-        self.network = plan.build_network().to(self.device)
+        make_repeatable(self._seed, plan.training.deterministic)
+        network = plan.build_network()
+        if plan.training.deterministic and self.device.type == "cuda":
+            use_deterministic_forms(network)
+        with fitting("the network"):
+            self.network = network.to(self.device)
         self._layout: torch.memory_format | None = None
         if self.device.type == "cuda" and plan.model.kind != "bag":
             # In which tensor cores take convolutions; weights keep their names and values.
@@ -98,12 +104,12 @@ class Trainer:
         self._forward = torch.compile(self._whole) if self._compiled else self._whole
         self._transforms, loss = plan.build_extensions()
         self._loss = loss or self.task.loss
-        self._optimizer = _optimizer(plan.training, self.network)
+        with fitting("the optimizer's state"):
+            self._optimizer = build_optimizer(plan.training, self.network)
         self._precision = _precision(plan.training, self.device)
-        # Leaves a step out, without the host waiting, where a gradient is not finite. Only half precision is scaled.
-        half = self._precision is torch.float16
-        scale, interval = (2.0**16, 2000) if half else (1.0, 2**31 - 1)
-        self._scaler = torch.amp.GradScaler(self.device.type, init_scale=scale, growth_interval=interval)
+        self._scaler = StepScaler(self.device.type, self._precision)
+        # What has no deterministic form is told of once, in the first step.
+        self._watch = alerts_told if plan.training.deterministic else contextlib.nullcontext
         self._batch_size = plan.training.batch_size // (group.size if group else 1)
         self._micro = min(plan.training.micro_batch or self._batch_size, self._batch_size)
         self._batches: Batches | None = None
@@ -131,6 +137,8 @@ class Trainer:
             progress: called with (cases prepared, cases in all), where all are prepared before the first batch.
         """
         if self._batches is None:
+            if self._group and self._group.rank == 0:
+                self._group.order_preparing(self.steps_done)
             prepared = PreparedCases(self.cases.train, self.input, self.device, progress)
             self._promised = prepared.plan.bytes or 0
             rank = self._group.rank if self._group else 0
@@ -140,6 +148,9 @@ class Trainer:
             if self._restored:
                 self._batches.restore(checkpoints.part(self._restored, "batches"))
                 self._restored = None
+            if self._group:
+                # The others wait at the GPUs' next exchange for minutes only.
+                self._group.meet()
         return self._batches
 
     def load_weights(self, weights: Weights) -> None:
@@ -173,6 +184,7 @@ class Trainer:
             TrainingError: too many steps were left out, or one sample alone does not fit into memory.
         """
         if self._group:
+            self.prepare()
             self._group.order(steps, self.steps_done)
         if turn is None or turn != self.unfinished:
             self._tally = _Tally()
@@ -228,6 +240,7 @@ class Trainer:
         progress: Callable[[int, int], None] | None = None,
     ) -> Evaluation:
         """Score the network on ``cases``; see ``Task.evaluate``. Validation cases are held prepared from then on."""
+        torch.cuda.empty_cache()  # scoring takes other, larger pieces than training left there
         held = None
         if cases and set(cases) <= set(self.cases.validation):
             held = self._prepared_validation(progress)
@@ -290,23 +303,11 @@ class Trainer:
         """Take one step and return its loss, on the device."""
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate(self.plan.training, self.steps_done, self.plan.total_steps)
-        while True:
-            try:
+        watch, self._watch = self._watch, contextlib.nullcontext
+        with watch():
+            while (loss := self._tried(batch)) is None:
                 self._optimizer.zero_grad(set_to_none=True)
-                loss = self._gradients(batch)
-                break
-            except torch.OutOfMemoryError:
-                if self._group:  # the others wait for this one's gradients: it cannot take a step of its own
-                    raise TrainingError(
-                        "a GPU ran out of memory while several train together. Set training.micro_batch to less than "
-                        f"{self._micro}, or training.checkpointing: true"
-                    ) from None
-                self._halve()
-            except Exception as error:
-                if not self._compiled:
-                    raise
-                _LOG.warning("torch.compile failed (%s); training goes on without it", str(error).partition("\n")[0])
-                self._compiled, self._forward = False, self._whole
+                free_memory()
         with part("optimizer", self.device):
             self._scaler.unscale_(self._optimizer)
             if self.correction:
@@ -316,6 +317,24 @@ class Trainer:
             self._scaler.update()
         self.steps_done += 1
         return self._group.mean(loss) if self._group else loss
+
+    def _tried(self, batch: Batch) -> Tensor | None:
+        """Return a batch's loss, its gradients in place; None where that failed and is to be tried in another way.
+
+        An error holds on to all that the failed pass had in memory: it is let go of when this returns.
+        """
+        try:
+            self._optimizer.zero_grad(set_to_none=True)
+            return self._gradients(batch)
+        except Exception as error:
+            if is_out_of_memory(error):
+                self._halve()
+            elif self._compiled:
+                _LOG.warning("torch.compile failed (%s); training goes on without it", str(error).partition("\n")[0])
+                self._compiled, self._forward = False, self._whole
+            else:
+                raise
+        return None
 
     def _gradients(self, batch: Batch) -> Tensor:
         """Add up the gradients of a batch in parts that fit into memory; return the batch's mean loss."""
@@ -344,13 +363,17 @@ class Trainer:
         return shared.no_sync() if isinstance(shared, DistributedDataParallel) else contextlib.nullcontext()
 
     def _halve(self) -> None:
+        if self._group:  # the others wait for this one's gradients: it cannot take a step of its own
+            raise TrainingError(
+                "a GPU ran out of memory while several train together. Set training.micro_batch to less than "
+                f"{self._micro}, or training.checkpointing: true"
+            ) from None
         if self._micro == 1:
             raise TrainingError(
                 "one sample alone does not fit into the GPU's memory. Make data.patch smaller, or set "
                 "training.checkpointing: true"
             ) from None
         self._micro = math.ceil(self._micro / 2)
-        torch.cuda.empty_cache()
         _LOG.warning("out of memory: %d samples at once from now on; gradients are added up", self._micro)
 
     def _require_finite(self, tally: _Tally) -> None:
@@ -388,12 +411,12 @@ class _Following:
     cases: Cases
     site: str
 
-    def __call__(self, group: Group) -> Callable[[int, int], object]:
+    def __call__(self, group: Group) -> Callable[[int | None, int], object]:
         trainer = Trainer(self.plan, self.cases, self.site, group.device, group=group)
 
-        def act(steps: int, done: int) -> float:
+        def act(steps: int | None, done: int) -> object:
             trainer.steps_done, trainer._tally = done, _Tally()
-            return trainer.take_turn(steps)
+            return trainer.prepare() if steps is None else trainer.take_turn(steps)
 
         return act
 
@@ -414,13 +437,12 @@ def start_trainer(
         devices: "cuda" or "cpu"; by default CUDA where it is.
 
     Raises:
-        TrainingError: there are fewer GPUs than the plan asks for.
+        TrainingError: there are fewer GPUs than the plan asks for, or they cannot be used.
     """
-    kind = devices or ("cuda" if torch.cuda.is_available() or plan.resources.gpus > 1 else "cpu")
     if plan.resources.gpus == 1:
-        yield Trainer(plan, cases, site, torch.device(kind), checkpoint)
+        yield Trainer(plan, cases, site, training_device(devices), checkpoint)
         return
-    followers = Followers(_Following(plan, cases, site), plan.resources.gpus, kind)
+    followers = Followers(_Following(plan, cases, site), plan.resources.gpus, devices or "cuda")
     try:
         yield Trainer(plan, cases, site, followers.group.device, checkpoint, followers.group)
     except (RuntimeError, TrainingError):
@@ -430,29 +452,8 @@ def start_trainer(
         followers.close()
 
 
-def learning_rate(spec: TrainingSpec, step: int, total: int) -> float:
-    """Return the learning rate of ``step`` (from 0) in a run of ``total`` steps."""
-    if step < spec.warmup_steps:
-        return spec.learning_rate * (step + 1) / spec.warmup_steps
-    done = (step - spec.warmup_steps) / max(total - spec.warmup_steps, 1)
-    done = min(done, 1.0)
-    if spec.schedule == "cosine":
-        return spec.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
-    if spec.schedule == "polynomial":
-        return float(spec.learning_rate * max(1 - done, 0.0) ** 0.9)
-    return spec.learning_rate
-
-
 def _site_seed(seed: int, site: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}:{site}".encode()).digest()[:4], "big")
-
-
-def _repeatable(seed: int, deterministic: bool) -> None:
-    """Seed what is random, and choose between kernels that repeat themselves and the fastest ones."""
-    set_determinism(seed)
-    if not deterministic:
-        torch.backends.cudnn.deterministic = False
-        torch.backends.cudnn.benchmark = True
 
 
 def _worth_compiling(plan: Plan, device: torch.device) -> bool:
@@ -461,22 +462,10 @@ def _worth_compiling(plan: Plan, device: torch.device) -> bool:
     return plan.training.compile == "always"
 
 
-def _optimizer(spec: TrainingSpec, network: nn.Module) -> torch.optim.Optimizer:
-    if spec.optimizer == "sgd":
-        return torch.optim.SGD(
-            network.parameters(),
-            spec.learning_rate,
-            momentum=0.99,
-            nesterov=True,
-            weight_decay=spec.weight_decay,
-            fused=True,
-        )
-    return torch.optim.AdamW(network.parameters(), spec.learning_rate, weight_decay=spec.weight_decay, fused=True)
-
-
 def _precision(spec: TrainingSpec, device: torch.device) -> torch.dtype:
     if spec.precision != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[spec.precision]
-    if device.type != "cuda":
-        return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        wanted = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[spec.precision]
+        if wanted is torch.bfloat16 and inference_type(device) is not wanted:
+            _LOG.warning("training.precision: bfloat16, which this GPU only emulates: float16 is many times faster")
+        return wanted
+    return torch.float32 if device.type != "cuda" else inference_type(device)
