@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,72 @@ def test_short_memory_halves_what_is_done_at_once_and_changes_no_result(plan: Pl
     never._forward = _Narrow(never.network, 0)
     with pytest.raises(TrainingError, match="one sample alone does not fit"):
         never.train(1)
+
+
+class _FullOnce(nn.Module):
+    """A network that runs out of memory once, late in its pass."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.failed: weakref.ref[Tensor] | None = None
+
+    def forward(self, image: Tensor) -> Tensor:
+        output = self.network(image)
+        if self.failed is None:
+            self.failed = weakref.ref(output)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return output
+
+
+def test_what_a_failed_pass_held_is_free_before_its_batch_is_tried_again(
+    plan: Plan, site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = _trainer(plan, site)
+    network = _FullOnce(trainer.network)
+    trainer._forward = network
+    batch = next(trainer.prepare())
+    held: list[bool] = []
+    gradients: list[bool] = []
+
+    def empty_cache() -> None:
+        assert network.failed
+        held.append(network.failed() is not None)
+        gradients.append(any(parameter.grad is not None for parameter in trainer.network.parameters()))
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", empty_cache)
+    trainer._step(batch)
+    assert held == gradients == [False]
+    assert trainer._micro == 1
+
+
+def test_full_memory_that_a_library_of_nvidia_tells_of_halves_too(plan: Plan, site: Path) -> None:
+    trainer = _trainer(plan, site)
+    network = trainer.network
+
+    def forward(image: Tensor) -> Tensor:
+        if len(image) > 1:
+            raise RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
+        return network(image)  # type: ignore[no-any-return]
+
+    trainer._forward = forward
+    trainer.train(1)
+    assert trainer._micro == 1
+
+
+@pytest.mark.parametrize(("place", "told"), [("network", "the network"), ("state", "the optimizer's state")])
+def test_a_network_that_does_not_fit_is_told_in_one_line(
+    plan: Plan, site: Path, monkeypatch: pytest.MonkeyPatch, place: str, told: str
+) -> None:
+    def full(*arguments: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    if place == "network":
+        monkeypatch.setattr(nn.Module, "to", full)
+    else:
+        monkeypatch.setattr("oncofed.training.trainer.build_optimizer", full)
+    with pytest.raises(TrainingError, match=f"^{told} does not fit into what is free of the GPU's memory"):
+        _trainer(plan, site)
 
 
 class _Sometimes(nn.Module):
