@@ -296,7 +296,7 @@ class OwnTurns:
             personal.steps_done = last - self._plan.training.steps_per_round
         assert isinstance(personal.correction, Proximal)
         personal.correction.start(personal.network, {})
-        personal.correction.towards = {name: value.to(personal.device) for name, value in towards.items()}
+        personal.correction.hold_near(towards)
         personal.train(last - personal.steps_done, None, stop, asked)
 
     def _norms(self, trainer: Trainer) -> set[str]:
