@@ -27,6 +27,7 @@ from oncofed.tasks import Evaluation
 from oncofed.training import checkpoint as checkpoints
 from oncofed.training.corrections import Correction
 from oncofed.training.memory import checkpoint_blocks
+from oncofed.training.memory_format import memory_format, overwrite, overwriting_activations
 from oncofed.training.parallel import Followers, Group
 from oncofed.training.plan import Plan, TrainingSpec
 from oncofed.training.ranges import part
@@ -83,11 +84,12 @@ class Trainer:
         self._seed = _site_seed(plan.seed, site)
         _repeatable(self._seed, plan.training.deterministic)
         self.network = plan.build_network().to(self.device)
-        self._layout: torch.memory_format | None = None
-        if self.device.type == "cuda" and plan.model.kind != "bag":
-            # In which tensor cores take convolutions; weights keep their names and values.
-            self._layout = torch.channels_last_3d if plan.data.dimensions == 3 else torch.channels_last
+        self._layout = torch.contiguous_format
+        if self.device.type == "cuda":
+            # Weights keep their names and values.
+            self._layout = memory_format(self.network, plan.data.dimensions)
             self.network = self.network.to(memory_format=self._layout)  # type: ignore[call-overload]
+        self._activations = overwriting_activations(self.network)
         if plan.training.checkpointing and not checkpoint_blocks(self.network):
             _LOG.warning(
                 "%s has no blocks that can be computed twice: checkpointing changes nothing", plan.model.network
@@ -187,6 +189,7 @@ class Trainer:
         """Do what ``train`` orders, in each process of a group."""
         batches = self.prepare()
         self.network.train()
+        overwrite(self._activations, False)
         if self._group:
             self._group.same_weights(self.network)
         tally = self._tally.to(self.device)
@@ -221,6 +224,7 @@ class Trainer:
         self, cases: tuple[Case, ...], should_stop: Callable[[], bool] | None = None, detailed: bool = False
     ) -> Evaluation:
         """Score the network on ``cases``; see ``Task.evaluate``."""
+        overwrite(self._activations, True)
         return self.task.evaluate(self.network, cases, self.device, detailed, should_stop)
 
     def save(self) -> None:
@@ -305,7 +309,7 @@ class Trainer:
         total = torch.zeros((), device=self.device)
         for first in range(0, size, self._micro):
             few = {name: values[first : first + self._micro] for name, values in batch.items()}
-            if self._layout and "image" in few:
+            if self._layout is not torch.contiguous_format and "image" in few:
                 few["image"] = few["image"].to(memory_format=self._layout)
             share = min(self._micro, size - first) / size
             last = first + self._micro >= size
