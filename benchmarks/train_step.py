@@ -157,7 +157,7 @@ def _not_compiled(work: Work, bench: Bench) -> Trainer:
 
 def _contiguous(work: Work, bench: Bench) -> Trainer:
     trainer = work.trainer(bench)
-    trainer._layout = None
+    trainer._layout = torch.contiguous_format
     trainer.network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     return trainer
 
@@ -282,9 +282,8 @@ def network_alone(trainer: Trainer) -> Iterator[None]:
     plan, device = trainer.plan, trainer.device
     network = plan.build_network().to(device)
     batch = dict(next(trainer.prepare()))
-    if trainer._layout:
-        network = network.to(memory_format=trainer._layout)  # type: ignore[call-overload]
-        batch = {k: v.to(memory_format=trainer._layout) if k == "image" else v for k, v in batch.items()}
+    network = network.to(memory_format=trainer._layout)  # type: ignore[call-overload]
+    batch = {k: v.to(memory_format=trainer._layout) if k == "image" else v for k, v in batch.items()}
     forward: nn.Module = torch.compile(network) if trainer._compiled else network  # type: ignore[assignment]
     half = trainer._precision is not torch.float32
     while True:

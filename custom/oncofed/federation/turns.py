@@ -191,6 +191,7 @@ class OwnTurns:
         if isinstance(self._federation.strategy, DittoSpec):
             kept = place.state / _PERSONAL_FILE
             self._personal = Trainer(plan, usable.cases, place.site, trainer.device, kept)
+            self._held.callback(self._personal.settle)
             self._personal.correction = Proximal(self._federation.strategy.mu)
         self._fixed = self._weights_that_stay(trainer)
         self._recall()
@@ -259,7 +260,8 @@ class OwnTurns:
                 self._progress(phase="training", round=number, step=done, steps=total, loss=loss())
 
         started = time.monotonic()
-        numbers["loss"] = trainer.train(last - trainer.steps_done, on_step, stop, asked)
+        # Its checkpoint is written beside what follows.
+        numbers["loss"] = trainer.train(last - trainer.steps_done, on_step, stop, asked, wait=False)
         if self._personal:
             self._train_personal(self._personal, weights, last, asked, stop)
         numbers["train_s"] = time.monotonic() - started
@@ -270,6 +272,9 @@ class OwnTurns:
         compressed = self._compressor.compress(delta)
         taken = trainer.steps_done - (last - steps)
         answer = Answer(asked, compressed, extra, len(trainer.cases.train), taken, numbers)
+        # An answer that counts is never ahead of the state that it came of.
+        for kept in filter(None, (trainer, self._personal)):
+            kept.settle()
         if not stop():
             self._answer = answer
             not_kept = self._remember(answer) or trainer.not_kept
@@ -297,7 +302,7 @@ class OwnTurns:
         assert isinstance(personal.correction, Proximal)
         personal.correction.start(personal.network, {})
         personal.correction.hold_near(towards)
-        personal.train(last - personal.steps_done, None, stop, asked)
+        personal.train(last - personal.steps_done, None, stop, asked, wait=False)
 
     def _norms(self, trainer: Trainer) -> set[str]:
         if not isinstance(self._federation.strategy, FedBNSpec):

@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from oncofed.training.memory_format import memory_format, overwrite, overwriting
 from oncofed.training.parallel import Followers, Group
 from oncofed.training.plan import Plan, TrainingSpec
 from oncofed.training.ranges import part
+from oncofed.training.writing import CheckpointWriter
 
 # Called with the steps done since the start of the run, and what reads the last loss: a GPU waits when it is called.
 OnStep = Callable[[int, Callable[[], float]], None]
@@ -110,7 +112,7 @@ class Trainer:
         self._micro = min(plan.training.micro_batch or self._batch_size, self._batch_size)
         self._batches: Batches | None = None
         self.correction: Correction | None = None
-        self._checkpoint = checkpoint
+        self._writer = CheckpointWriter(checkpoint, self.device.type == "cuda") if checkpoint else None
         self.not_kept: str | None = None
         self.unfinished: str | None = None
         self._turn: str | None = None
@@ -155,6 +157,7 @@ class Trainer:
         on_step: OnStep | None = None,
         should_stop: Callable[[], bool] | None = None,
         turn: str | None = None,
+        wait: bool = True,
     ) -> float:
         """Take ``steps`` optimizer steps and return the mean loss of the turn.
 
@@ -167,6 +170,7 @@ class Trainer:
             should_stop: asked before each step; true ends the training early.
             turn: a name for these steps. Where it is that of the ``unfinished`` turn, the steps that an earlier
                 process took in it count in its loss and its correction too, and ``steps`` are what is left of it.
+            wait: until the checkpoint is on disk; otherwise ``settle`` does.
 
         Raises:
             TrainingError: too many steps were left out, or one sample alone does not fit into memory.
@@ -178,9 +182,14 @@ class Trainer:
         elif self.correction:
             self.correction.restore_turn(self._restored_turn)
         self._turn, self.unfinished, self._restored_turn = turn, None, {}
-        loss = self.take_turn(steps, on_step, should_stop)
-        if self._checkpoint:
+        try:
+            loss = self.take_turn(steps, on_step, should_stop)
             self._keep()
+        except BaseException:
+            self.settle()
+            raise
+        if wait:
+            self.settle()
         return loss
 
     def take_turn(
@@ -211,7 +220,7 @@ class Trainer:
                 on_step(self.steps_done, loss.item)
             if tally.taken % _STEPS_BETWEEN_LOOKS == 0:
                 self._require_finite(tally)
-                if self._checkpoint and time.monotonic() - kept > _SECONDS_BETWEEN_CHECKPOINTS:
+                if time.monotonic() - kept > _SECONDS_BETWEEN_CHECKPOINTS:
                     self._keep()
                     kept = time.monotonic()
         self._require_finite(tally)
@@ -227,9 +236,27 @@ class Trainer:
         overwrite(self._activations, True)
         return self.task.evaluate(self.network, cases, self.device, detailed, should_stop)
 
-    def save(self) -> None:
-        """Keep all that a later process needs to go on to the same end, in the checkpoint's file."""
-        assert self._checkpoint
+    def settle(self) -> None:
+        """Wait until the last checkpoint is on disk; ``not_kept`` says why it is not."""
+        if self._writer and self._writer.writing:
+            self._tell_whether_kept(self._writer.wait)
+
+    def _keep(self) -> None:
+        """Keep all that a later process needs to go on to the same end."""
+        self.settle()
+        if self._writer:
+            self._tell_whether_kept(partial(self._writer.write, *self._state()))
+
+    def _tell_whether_kept(self, write: Callable[[], None]) -> None:
+        """Train on where writing fails: a full disk costs what a later crash would lose, not the training."""
+        try:
+            write()
+            self.not_kept = None
+        except OSError as error:
+            self.not_kept = error.strerror or str(error)
+            _LOG.warning("the training's state could not be kept (%s): free some space", self.not_kept)
+
+    def _state(self) -> tuple[checkpoints.Tensors, dict[str, Any]]:
         tensors = {f"network.{name}": value for name, value in weights_of(self.network).items()}
         optimizer = checkpoints.optimizer_tensors(self._optimizer)
         tensors |= {f"optimizer.{name}": value for name, value in optimizer.items()}
@@ -241,16 +268,7 @@ class Trainer:
             tensors |= {f"turn.{name}": value for name, value in self.correction.turn.items()}
         facts = {"of": self._digest(), "steps_done": self.steps_done, "micro_batch": self._micro}
         facts |= {"turn": self._turn, "tally": self._tally.facts, "scaler": self._scaler.state_dict()}
-        checkpoints.write_checkpoint(self._checkpoint, tensors, facts)
-
-    def _keep(self) -> None:
-        """Save, and train on where that fails: a full disk costs what a later crash would lose, not the training."""
-        try:
-            self.save()
-            self.not_kept = None
-        except OSError as error:
-            self.not_kept = error.strerror or str(error)
-            _LOG.warning("the training's state could not be kept (%s): free some space", self.not_kept)
+        return tensors, facts
 
     def _restore(self, path: Path) -> None:
         tensors, facts = checkpoints.read_checkpoint(path)
@@ -403,17 +421,21 @@ def start_trainer(
         TrainingError: there are fewer GPUs than the plan asks for.
     """
     kind = devices or ("cuda" if torch.cuda.is_available() or plan.resources.gpus > 1 else "cpu")
-    if plan.resources.gpus == 1:
-        yield Trainer(plan, cases, site, torch.device(kind), checkpoint)
-        return
-    followers = Followers(_Following(plan, cases, site), plan.resources.gpus, kind)
-    try:
-        yield Trainer(plan, cases, site, followers.group.device, checkpoint, followers.group)
-    except (RuntimeError, TrainingError):
-        followers.require_alive()
-        raise
-    finally:
-        followers.close()
+    with contextlib.ExitStack() as left:
+        if plan.resources.gpus == 1:
+            trainer = Trainer(plan, cases, site, torch.device(kind), checkpoint)
+            left.callback(trainer.settle)
+            yield trainer
+            return
+        followers = Followers(_Following(plan, cases, site), plan.resources.gpus, kind)
+        left.callback(followers.close)
+        try:
+            trainer = Trainer(plan, cases, site, followers.group.device, checkpoint, followers.group)
+            left.callback(trainer.settle)
+            yield trainer
+        except (RuntimeError, TrainingError):
+            followers.require_alive()
+            raise
 
 
 def learning_rate(spec: TrainingSpec, step: int, total: int) -> float:
