@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
+
+_CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 def memory_format(network: nn.Module, axes: int) -> torch.memory_format:
@@ -27,7 +28,7 @@ def memory_format(network: nn.Module, axes: int) -> torch.memory_format:
         where there is no convolution.
     """
     modules = list(network.modules())
-    convolves = any(isinstance(module, _ConvNd) for module in modules)
+    convolves = any(isinstance(module, _CONVOLUTIONS) for module in modules)
     if not convolves or any(isinstance(module, _InstanceNorm | nn.GroupNorm) for module in modules):
         return torch.contiguous_format
     return torch.channels_last_3d if axes == 3 else torch.channels_last

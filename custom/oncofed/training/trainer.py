@@ -18,6 +18,7 @@ from monai.utils import set_determinism
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from oncofed.code.extensions import Loss
 from oncofed.data.augment import Batch
 from oncofed.data.batches import Batches
 from oncofed.data.cases import Case, Cases
@@ -26,6 +27,7 @@ from oncofed.errors import StateError, TrainingError
 from oncofed.models.weights import Weights, load_weights, weights_of
 from oncofed.tasks import Evaluation
 from oncofed.training import checkpoint as checkpoints
+from oncofed.training.compiling import Compiling, Form, Situation, in_form
 from oncofed.training.corrections import Correction
 from oncofed.training.memory import checkpoint_blocks
 from oncofed.training.memory_format import memory_format, overwrite, overwriting_activations
@@ -38,7 +40,6 @@ from oncofed.training.writing import CheckpointWriter
 OnStep = Callable[[int, Callable[[], float]], None]
 
 _LOG = logging.getLogger(__name__)
-_WORTH_COMPILING = 500
 _STEPS_BETWEEN_LOOKS = 50
 _SECONDS_BETWEEN_CHECKPOINTS = 60.0
 
@@ -96,12 +97,19 @@ class Trainer:
             _LOG.warning(
                 "%s has no blocks that can be computed twice: checkpointing changes nothing", plan.model.network
             )
-        self._forward: Callable[..., Tensor]
         self._shared = group.wrap(self.network) if group else None
-        self._compiled = _worth_compiling(plan, self.device)
-        self._forward = torch.compile(self._whole) if self._compiled else self._whole
-        self._transforms, loss = plan.build_extensions()
-        self._loss = loss or self.task.loss
+        self._transforms, self._own_loss = plan.build_extensions()
+        self._use("eager")
+        situation = Situation(
+            wanted=plan.training.compile,
+            deterministic=plan.training.deterministic,
+            total_steps=plan.total_steps,
+            device=self.device,
+            replayable=group is None and plan.model.kind != "bag" and not plan.training.checkpointing,
+            cache=checkpoint.parent if checkpoint else None,
+            agree=group.agree if group else None,
+        )
+        self._compiling = Compiling(situation, self.network, self._use)
         self._optimizer = _optimizer(plan.training, self.network)
         self._precision = _precision(plan.training, self.device)
         # Leaves a step out, without the host waiting, where a gradient is not finite. Only half precision is scaled.
@@ -122,9 +130,13 @@ class Trainer:
         if checkpoint and checkpoint.is_file():
             self._restore(checkpoint)
 
-    @property
-    def _whole(self) -> nn.Module:
-        return self._shared or self.network
+    def _use(self, form: Form) -> None:
+        """Take the next steps in another form; see ``Compiling``."""
+        deterministic = self.plan.training.deterministic
+        self._forward: Callable[..., Tensor] = in_form(self._shared or self.network, form, deterministic)
+        # A pack's loss may be more than a compiler knows. What is given to the loss is no part of a graph.
+        plainer: Form = "compiled" if form == "replayed" else form
+        self._loss: Loss = self._own_loss or in_form(self.task.loss, plainer, deterministic)
 
     def prepare(self, progress: Callable[[int, int], None] | None = None) -> Batches:
         """Read and keep the training cases, if that was not done yet, and return the run's stream of batches.
@@ -211,7 +223,8 @@ class Trainer:
                 batch = next(batches)
                 for transform in self._transforms:
                     batch = transform(batch)
-            loss = self._step(batch)
+            with self._compiling.step(self.plan.total_steps - self.steps_done):
+                loss = self._step(batch)
             finite = torch.isfinite(loss)
             tally.loss += torch.where(finite, loss, 0)
             tally.skipped += ~finite
@@ -307,10 +320,9 @@ class Trainer:
                     ) from None
                 self._halve()
             except Exception as error:
-                if not self._compiled:
+                if self._compiling.form == "eager":
                     raise
-                _LOG.warning("torch.compile failed (%s); training goes on without it", str(error).partition("\n")[0])
-                self._compiled, self._forward = False, self._whole
+                self._compiling.fall_back(error)
         with part("optimizer", self.device):
             self._scaler.unscale_(self._optimizer)
             if self.correction:
@@ -324,6 +336,8 @@ class Trainer:
     def _gradients(self, batch: Batch) -> Tensor:
         """Add up the gradients of a batch in parts that fit into memory; return the batch's mean loss."""
         size = len(next(iter(batch.values())))
+        if size > self._micro:
+            self._compiling.take_in_parts()
         total = torch.zeros((), device=self.device)
         for first in range(0, size, self._micro):
             few = {name: values[first : first + self._micro] for name, values in batch.items()}
@@ -461,12 +475,6 @@ def _repeatable(seed: int, deterministic: bool) -> None:
     if not deterministic:
         torch.backends.cudnn.deterministic = False
         torch.backends.cudnn.benchmark = True
-
-
-def _worth_compiling(plan: Plan, device: torch.device) -> bool:
-    if plan.training.compile == "auto":
-        return device.type == "cuda" and plan.total_steps >= _WORTH_COMPILING
-    return plan.training.compile == "always"
 
 
 def _optimizer(spec: TrainingSpec, network: nn.Module) -> torch.optim.Optimizer:
