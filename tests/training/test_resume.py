@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from oncofed.data.cases import read_cases
 from oncofed.errors import TrainingError
 from oncofed.job.spec import JobSpec
-from oncofed.training import Plan, Trainer
+from oncofed.training import Plan, Trainer, compiling
 from oncofed.training.checkpoint import previous_of, read_facts
 
 SCRIPT = """
@@ -234,13 +234,24 @@ def test_blocks_that_are_computed_twice_change_no_result(plan: Plan, site: Path)
 def test_a_compiler_that_fails_is_told_and_done_without(
     plan: Plan, site: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(network: nn.Module) -> nn.Module:
+    def broken(network: nn.Module, **options: object) -> nn.Module:
         def forward(*inputs: Tensor) -> Tensor:
             raise RuntimeError("no C++ compiler found")
 
         return forward  # type: ignore[return-value]
 
     monkeypatch.setattr(torch, "compile", broken)
+    monkeypatch.setattr(compiling, "can_compile", lambda: None)
+    monkeypatch.setenv(compiling.CACHE_VARIABLE, str(site))
     always = plan.model_copy(update={"training": plan.training.model_copy(update={"compile": "always"})})
     assert _trainer(always, site).train(2) == _trainer(plan, site).train(2)
     assert "torch.compile failed (no C++ compiler found)" in caplog.text
+
+
+def test_where_nothing_can_be_compiled_the_training_is_the_same(
+    plan: Plan, site: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiling, "can_compile", lambda: "this process may start no others")
+    always = plan.model_copy(update={"training": plan.training.model_copy(update={"compile": "always"})})
+    assert _trainer(always, site).train(2) == _trainer(plan, site).train(2)
+    assert caplog.text.count("torch.compile cannot be used here: this process may start no others.") == 1

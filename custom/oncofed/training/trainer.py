@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from oncofed.code.extensions import Loss
 from oncofed.data.augment import Batch
 from oncofed.data.batches import Batches
 from oncofed.data.cases import Case, Cases
@@ -25,19 +27,21 @@ from oncofed.errors import StateError, TrainingError
 from oncofed.models.weights import Weights, load_weights, weights_of
 from oncofed.tasks import Evaluation
 from oncofed.training import checkpoint as checkpoints
+from oncofed.training.compiling import Compiling, Form, Situation, in_form
 from oncofed.training.corrections import Correction
 from oncofed.training.determinism import alerts_told, make_repeatable, use_deterministic_forms
 from oncofed.training.memory import checkpoint_blocks
+from oncofed.training.memory_format import memory_format, overwrite, overwriting_activations
 from oncofed.training.optimizer import StepScaler, build_optimizer, learning_rate
 from oncofed.training.parallel import Followers, Group
 from oncofed.training.plan import Plan, TrainingSpec
 from oncofed.training.ranges import part
+from oncofed.training.writing import CheckpointWriter
 
 # Called with the steps done since the start of the run, and what reads the last loss: a GPU waits when it is called.
 OnStep = Callable[[int, Callable[[], float]], None]
 
 _LOG = logging.getLogger(__name__)
-_WORTH_COMPILING = 500
 _STEPS_BETWEEN_LOOKS = 50
 _SECONDS_BETWEEN_CHECKPOINTS = 60.0
 
@@ -89,21 +93,29 @@ class Trainer:
             use_deterministic_forms(network)
         with fitting("the network"):
             self.network = network.to(self.device)
-        self._layout: torch.memory_format | None = None
-        if self.device.type == "cuda" and plan.model.kind != "bag":
-            # In which tensor cores take convolutions; weights keep their names and values.
-            self._layout = torch.channels_last_3d if plan.data.dimensions == 3 else torch.channels_last
+        self._layout = torch.contiguous_format
+        if self.device.type == "cuda":
+            # Weights keep their names and values.
+            self._layout = memory_format(self.network, plan.data.dimensions)
             self.network = self.network.to(memory_format=self._layout)  # type: ignore[call-overload]
+        self._activations = overwriting_activations(self.network)
         if plan.training.checkpointing and not checkpoint_blocks(self.network):
             _LOG.warning(
                 "%s has no blocks that can be computed twice: checkpointing changes nothing", plan.model.network
             )
-        self._forward: Callable[..., Tensor]
         self._shared = group.wrap(self.network) if group else None
-        self._compiled = _worth_compiling(plan, self.device)
-        self._forward = torch.compile(self._whole) if self._compiled else self._whole
-        self._transforms, loss = plan.build_extensions()
-        self._loss = loss or self.task.loss
+        self._transforms, self._own_loss = plan.build_extensions()
+        self._use("eager")
+        situation = Situation(
+            wanted=plan.training.compile,
+            deterministic=plan.training.deterministic,
+            total_steps=plan.total_steps,
+            device=self.device,
+            replayable=group is None and plan.model.kind != "bag" and not plan.training.checkpointing,
+            cache=checkpoint.parent if checkpoint else None,
+            agree=group.agree if group else None,
+        )
+        self._compiling = Compiling(situation, self.network, self._use)
         with fitting("the optimizer's state"):
             self._optimizer = build_optimizer(plan.training, self.network)
         self._precision = _precision(plan.training, self.device)
@@ -116,7 +128,7 @@ class Trainer:
         self._validation: PreparedCases | None = None
         self._promised = 0  # bytes that the cache of the training cases will take
         self.correction: Correction | None = None
-        self._checkpoint = checkpoint
+        self._writer = CheckpointWriter(checkpoint, self.device.type == "cuda") if checkpoint else None
         self.not_kept: str | None = None
         self.unfinished: str | None = None
         self._turn: str | None = None
@@ -126,9 +138,13 @@ class Trainer:
         if checkpoint and checkpoint.is_file():
             self._restore(checkpoint)
 
-    @property
-    def _whole(self) -> nn.Module:
-        return self._shared or self.network
+    def _use(self, form: Form) -> None:
+        """Take the next steps in another form; see ``Compiling``."""
+        deterministic = self.plan.training.deterministic
+        self._forward: Callable[..., Tensor] = in_form(self._shared or self.network, form, deterministic)
+        # A pack's loss may be more than a compiler knows. What is given to the loss is no part of a graph.
+        plainer: Form = "compiled" if form == "replayed" else form
+        self._loss: Loss = self._own_loss or in_form(self.task.loss, plainer, deterministic)
 
     def prepare(self, progress: Callable[[int, int], None] | None = None) -> Batches:
         """Read and keep the training cases, if that was not done yet, and return the run's stream of batches.
@@ -167,6 +183,7 @@ class Trainer:
         on_step: OnStep | None = None,
         should_stop: Callable[[], bool] | None = None,
         turn: str | None = None,
+        wait: bool = True,
     ) -> float:
         """Take ``steps`` optimizer steps and return the mean loss of the turn.
 
@@ -179,6 +196,7 @@ class Trainer:
             should_stop: asked before each step; true ends the training early.
             turn: a name for these steps. Where it is that of the ``unfinished`` turn, the steps that an earlier
                 process took in it count in its loss and its correction too, and ``steps`` are what is left of it.
+            wait: until the checkpoint is on disk; otherwise ``settle`` does.
 
         Raises:
             TrainingError: too many steps were left out, or one sample alone does not fit into memory.
@@ -191,9 +209,14 @@ class Trainer:
         elif self.correction:
             self.correction.restore_turn(self._restored_turn)
         self._turn, self.unfinished, self._restored_turn = turn, None, {}
-        loss = self.take_turn(steps, on_step, should_stop)
-        if self._checkpoint:
+        try:
+            loss = self.take_turn(steps, on_step, should_stop)
             self._keep()
+        except BaseException:
+            self.settle()
+            raise
+        if wait:
+            self.settle()
         return loss
 
     def take_turn(
@@ -202,6 +225,7 @@ class Trainer:
         """Do what ``train`` orders, in each process of a group."""
         batches = self.prepare()
         self.network.train()
+        overwrite(self._activations, False)
         if self._group:
             self._group.same_weights(self.network)
         tally = self._tally.to(self.device)
@@ -214,7 +238,8 @@ class Trainer:
                 batch = next(batches)
                 for transform in self._transforms:
                     batch = transform(batch)
-            loss = self._step(batch)
+            with self._compiling.step(self.plan.total_steps - self.steps_done):
+                loss = self._step(batch)
             finite = torch.isfinite(loss)
             tally.loss += torch.where(finite, loss, 0)
             tally.skipped += ~finite
@@ -223,7 +248,7 @@ class Trainer:
                 on_step(self.steps_done, loss.item)
             if tally.taken % _STEPS_BETWEEN_LOOKS == 0:
                 self._require_finite(tally)
-                if self._checkpoint and time.monotonic() - kept > _SECONDS_BETWEEN_CHECKPOINTS:
+                if time.monotonic() - kept > _SECONDS_BETWEEN_CHECKPOINTS:
                     self._keep()
                     kept = time.monotonic()
         self._require_finite(tally)
@@ -241,6 +266,7 @@ class Trainer:
     ) -> Evaluation:
         """Score the network on ``cases``; see ``Task.evaluate``. Validation cases are held prepared from then on."""
         torch.cuda.empty_cache()  # scoring takes other, larger pieces than training left there
+        overwrite(self._activations, True)
         held = None
         if cases and set(cases) <= set(self.cases.validation):
             held = self._prepared_validation(progress)
@@ -254,9 +280,27 @@ class Trainer:
             self._validation = PreparedCases(cases, how, memory, progress, plan)
         return self._validation
 
-    def save(self) -> None:
-        """Keep all that a later process needs to go on to the same end, in the checkpoint's file."""
-        assert self._checkpoint
+    def settle(self) -> None:
+        """Wait until the last checkpoint is on disk; ``not_kept`` says why it is not."""
+        if self._writer and self._writer.writing:
+            self._tell_whether_kept(self._writer.wait)
+
+    def _keep(self) -> None:
+        """Keep all that a later process needs to go on to the same end."""
+        self.settle()
+        if self._writer:
+            self._tell_whether_kept(partial(self._writer.write, *self._state()))
+
+    def _tell_whether_kept(self, write: Callable[[], None]) -> None:
+        """Train on where writing fails: a full disk costs what a later crash would lose, not the training."""
+        try:
+            write()
+            self.not_kept = None
+        except OSError as error:
+            self.not_kept = error.strerror or str(error)
+            _LOG.warning("the training's state could not be kept (%s): free some space", self.not_kept)
+
+    def _state(self) -> tuple[checkpoints.Tensors, dict[str, Any]]:
         tensors = {f"network.{name}": value for name, value in weights_of(self.network).items()}
         optimizer = checkpoints.optimizer_tensors(self._optimizer)
         tensors |= {f"optimizer.{name}": value for name, value in optimizer.items()}
@@ -268,16 +312,7 @@ class Trainer:
             tensors |= {f"turn.{name}": value for name, value in self.correction.turn.items()}
         facts = {"of": self._digest(), "steps_done": self.steps_done, "micro_batch": self._micro}
         facts |= {"turn": self._turn, "tally": self._tally.facts, "scaler": self._scaler.state_dict()}
-        checkpoints.write_checkpoint(self._checkpoint, tensors, facts)
-
-    def _keep(self) -> None:
-        """Save, and train on where that fails: a full disk costs what a later crash would lose, not the training."""
-        try:
-            self.save()
-            self.not_kept = None
-        except OSError as error:
-            self.not_kept = error.strerror or str(error)
-            _LOG.warning("the training's state could not be kept (%s): free some space", self.not_kept)
+        return tensors, facts
 
     def _restore(self, path: Path) -> None:
         tensors, facts = checkpoints.read_checkpoint(path)
@@ -329,9 +364,8 @@ class Trainer:
         except Exception as error:
             if is_out_of_memory(error):
                 self._halve()
-            elif self._compiled:
-                _LOG.warning("torch.compile failed (%s); training goes on without it", str(error).partition("\n")[0])
-                self._compiled, self._forward = False, self._whole
+            elif self._compiling.form != "eager":
+                self._compiling.fall_back(error)
             else:
                 raise
         return None
@@ -339,10 +373,12 @@ class Trainer:
     def _gradients(self, batch: Batch) -> Tensor:
         """Add up the gradients of a batch in parts that fit into memory; return the batch's mean loss."""
         size = len(next(iter(batch.values())))
+        if size > self._micro:
+            self._compiling.take_in_parts()
         total = torch.zeros((), device=self.device)
         for first in range(0, size, self._micro):
             few = {name: values[first : first + self._micro] for name, values in batch.items()}
-            if self._layout and "image" in few:
+            if self._layout is not torch.contiguous_format and "image" in few:
                 few["image"] = few["image"].to(memory_format=self._layout)
             share = min(self._micro, size - first) / size
             last = first + self._micro >= size
@@ -439,27 +475,25 @@ def start_trainer(
     Raises:
         TrainingError: there are fewer GPUs than the plan asks for, or they cannot be used.
     """
-    if plan.resources.gpus == 1:
-        yield Trainer(plan, cases, site, training_device(devices), checkpoint)
-        return
-    followers = Followers(_Following(plan, cases, site), plan.resources.gpus, devices or "cuda")
-    try:
-        yield Trainer(plan, cases, site, followers.group.device, checkpoint, followers.group)
-    except (RuntimeError, TrainingError):
-        followers.require_alive()
-        raise
-    finally:
-        followers.close()
+    with contextlib.ExitStack() as left:
+        if plan.resources.gpus == 1:
+            trainer = Trainer(plan, cases, site, training_device(devices), checkpoint)
+            left.callback(trainer.settle)
+            yield trainer
+            return
+        followers = Followers(_Following(plan, cases, site), plan.resources.gpus, devices or "cuda")
+        left.callback(followers.close)
+        try:
+            trainer = Trainer(plan, cases, site, followers.group.device, checkpoint, followers.group)
+            left.callback(trainer.settle)
+            yield trainer
+        except (RuntimeError, TrainingError):
+            followers.require_alive()
+            raise
 
 
 def _site_seed(seed: int, site: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}:{site}".encode()).digest()[:4], "big")
-
-
-def _worth_compiling(plan: Plan, device: torch.device) -> bool:
-    if plan.training.compile == "auto":
-        return device.type == "cuda" and plan.total_steps >= _WORTH_COMPILING
-    return plan.training.compile == "always"
 
 
 def _precision(spec: TrainingSpec, device: torch.device) -> torch.dtype:
