@@ -16,6 +16,7 @@ from oncofed.data.inputs import Patches
 from oncofed.data.prepared import CACHE_FOLDER, PreparedCases, plan_cache
 from oncofed.data.register import Request, register
 from oncofed.data.spec import DataSpec
+from oncofed.errors import DataError
 from synthetic import make_site
 
 DATA = DataSpec(dataset="balls", patch=(16, 16, 16))
@@ -29,7 +30,10 @@ def dataset(tmp_path: Path) -> Path:
 
 
 def _prepare(dataset: Path, data: DataSpec = DATA) -> PreparedCases:
-    return PreparedCases(read_cases(dataset, data.split, 1).train, Patches(data, "none", 3), CPU)
+    cases = PreparedCases(read_cases(dataset, data.split, 1).train, Patches(data, "none", 3), CPU)
+    for number in range(len(cases)):
+        assert cases[number]
+    return cases
 
 
 def _files(dataset: Path) -> set[str]:
@@ -83,6 +87,36 @@ def test_a_full_disk_costs_the_cache_and_not_the_run(dataset: Path, monkeypatch:
     monkeypatch.setattr(module, "save_file", full)
     assert _prepare(dataset)[0]["image"].shape == (1, 20, 20, 20)
     assert _files(dataset) == set()
+
+
+def test_each_is_prepared_when_it_is_wanted_or_a_little_before(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train = read_cases(dataset, DATA.split, 1).train
+    made: list[str] = []
+    prepare = Patches.prepare
+    monkeypatch.setattr(Patches, "prepare", lambda self, case: made.append(case.name) or prepare(self, case))
+    cases = PreparedCases(train, Patches(DATA, "none", 3), CPU)
+    assert made == []
+    cases.ahead([2, 0])
+    assert cases.of(train[0])["image"].shape == (1, 20, 20, 20)
+    assert cases[2] is cases[2]
+    assert sorted(made) == sorted([train[2].name, train[0].name])
+    cases.ahead([3])
+    cases.ahead([1])
+    assert set(cases._under_way) == {1}  # what is wanted no more is not kept
+    for number in range(len(cases)):
+        assert cases[number]
+    assert made.count(train[1].name) == 1
+    assert cases._pool is None
+
+
+def test_a_case_that_cannot_be_read_is_told_when_it_is_wanted(dataset: Path) -> None:
+    train = read_cases(dataset, DATA.split, 1).train
+    train[1].image.write_bytes(b"")
+    cases = PreparedCases(train, Patches(DATA, "none", 3), CPU)
+    cases.ahead(range(4))
+    assert cases[0]
+    with pytest.raises(DataError, match="empty"):
+        assert cases[1]
 
 
 def test_its_size_is_told_before_and_what_does_not_fit_goes_elsewhere(

@@ -5,10 +5,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from oncofed.job.watch import Curves, RunView
+from oncofed.job.watch import Curves, RunView, progress_bar
 
 _TOLD: list[dict[str, Any]] = [
     {"kind": "started", "sites": ["east", "west"], "rounds": 2, "steps_per_round": 4, "metric": "dice"},
@@ -60,6 +61,33 @@ def test_without_a_terminal_each_round_is_one_line(tmp_path: Path) -> None:
     assert lines[0] == "sites ready after 3 s; training cases: east 4, west 3"
     assert lines[1] == "west was lost: its process ended"
     assert lines[2].startswith("round 1/2  mean validation dice 0.400  east loss 0.800 dice 0.400")
+
+
+def test_without_a_terminal_a_long_round_says_what_the_sites_do(tmp_path: Path) -> None:
+    view, text = _view(tmp_path, terminal=False)
+    told = [
+        {"kind": "progress", "site": "east", "phase": "validating", "step": 64, "steps": 500},
+        {"kind": "progress", "site": "west", "phase": "training", "step": 3, "steps": 8, "loss": 0.5},
+    ]
+    with view:
+        view.update(EVENTS)
+        view._next_line = 0.0
+        view.update([{"time": 200.0, **event} for event in told])
+        view.update([])  # not again at once
+    assert text.getvalue().splitlines()[-1] == "round 2/2  east: validating 64/500; west: step 3"
+    assert view.state.sites["east"].step == 2  # cases are no steps
+    view.state.apply({"time": 201.0, "kind": "answer", "site": "east"})
+    assert str(view.state.sites["east"]) == "done"
+
+
+def test_a_bar_is_a_line_now_and_then_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = io.StringIO()
+    monkeypatch.setattr("oncofed.job.watch._FIRST_LINE_SECONDS", 0.0)
+    with progress_bar(Console(file=text, width=120)) as bar:
+        task = bar.add_task("checking images of east", total=100)
+        for done in range(100):
+            bar.update(task, completed=done)
+    assert text.getvalue() == "checking images of east: 0/100\n"
 
 
 def test_on_a_terminal_the_sites_are_shown_live(tmp_path: Path) -> None:

@@ -19,8 +19,12 @@ def test_baselines_take_the_same_steps_and_score_on_each_sites_test_cases(
     tests = {site: c.test for site, c in cases.items()}
     seen: list[int] = []
     with BaselinePool(plan, tmp_path) as pool:
+        pooled, east = pool_cases(cases), cases["east"]
         pool.start(
-            [Baseline("pooled", pool_cases(cases), tests), Baseline("east", cases["east"], {"east": tests["east"]})]
+            [
+                Baseline("pooled", pooled, tests, pooled.validation),
+                Baseline("east", east, {"east": tests["east"]}, east.validation),
+            ]
         )
         assert pool.total_steps == 2 * plan.total_steps
         scores = pool.collect(seen.append)

@@ -76,7 +76,10 @@ class Batches(Iterator[Batch]):
         return batch, ready
 
     def _draw(self) -> Batch:
-        parts = [self._input.draw(self._prepared[index], self._generator) for index in self._indices()]
+        indices = self._indices()
+        # Those of the next batch are prepared while this one is trained on.
+        self._prepared.ahead([*indices, *self._queue[: self._batch_size].tolist()])
+        parts = [self._input.draw(self._prepared[index], self._generator) for index in indices]
         batch = self._input.together(parts)
         if self._device.type == "cuda":
             batch = {name: _pinned(v).to(self._device, non_blocking=True) for name, v in batch.items()}

@@ -1,7 +1,8 @@
 """What networks are trained on: patches around voxels of each class, whole images, bags of a slide's features.
 
-An input prepares each case once (see ``prepared``), draws from prepared cases at random, and puts what it drew
-together to a batch. Everything random comes from one generator, whose state is all that a later run needs to go on.
+A preparation makes tensors of a case, once (see ``prepared``); training and scoring each have theirs. An input draws
+from prepared cases at random, and puts what it drew together to a batch. Everything random comes from one generator,
+whose state is all that a later run needs to go on.
 """
 
 from __future__ import annotations
@@ -9,8 +10,6 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from itertools import islice
 from typing import Any
 
 import monai
@@ -23,7 +22,6 @@ from torch import Generator, Tensor
 from oncofed.data.augment import Augment, Augmentation, Batch, strength
 from oncofed.data.cases import Case
 from oncofed.data.facts import Values
-from oncofed.data.manifest import Entry
 from oncofed.data.spec import DataSpec
 from oncofed.data.transforms import load_pair, load_whole
 
@@ -34,20 +32,23 @@ _VERSION = 2
 # Voxels of each class among which a patch's centre is drawn, spread evenly over them all. All of them would take eight
 # bytes for each voxel of a prepared case.
 _CENTRES_PER_CLASS = 10_000
-_READ_AT_ONCE = 2
 
 
-class Input(ABC):
-    """How cases become batches.
+class Preparation(ABC):
+    """What is made of a case without anything random, once.
 
     Args:
         spec: the job's data.
-        augmentation: how much is changed at random.
+
+    Attributes:
+        costly: it takes a network, and the device that what is prepared is for: all cases are prepared before the first
+            is used, and always kept on disk. Else each is prepared when it is wanted first.
     """
 
-    def __init__(self, spec: DataSpec, augmentation: Augmentation) -> None:
+    costly = False
+
+    def __init__(self, spec: DataSpec) -> None:
         self.spec = spec
-        self._strength = strength(augmentation, spec.modality)
 
     @property
     def settings(self) -> str:
@@ -66,19 +67,27 @@ class Input(ABC):
 
     def prepare_all(self, cases: Sequence[Case]) -> Iterator[tuple[int, Prepared]]:
         """Yield each case's number with what ``prepare`` makes of it, in any order."""
-        numbers = iter(range(len(cases)))
-        with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
-            # Few are under way at a time: what is prepared may be larger than memory.
-            waiting = {pool.submit(self.prepare, cases[n]): n for n in islice(numbers, 2 * _READ_AT_ONCE)}
-            while waiting:
-                done, _ = wait(waiting, return_when=FIRST_COMPLETED)
-                for future in done:
-                    yield waiting.pop(future), future.result()
-                waiting |= {pool.submit(self.prepare, cases[n]): n for n in islice(numbers, len(done))}
+        yield from ((number, self.prepare(case)) for number, case in enumerate(cases))
 
     @abstractmethod
-    def size(self, entry: Entry) -> int | None:
+    def size(self, case: Case) -> int | None:
         """Return about how many bytes the prepared case takes; None where that is not known."""
+
+    def _more_settings(self) -> list[Any]:
+        return []
+
+
+class Input(Preparation):
+    """How cases become batches.
+
+    Args:
+        spec: the job's data.
+        augmentation: how much is changed at random.
+    """
+
+    def __init__(self, spec: DataSpec, augmentation: Augmentation) -> None:
+        super().__init__(spec)
+        self._strength = strength(augmentation, spec.modality)
 
     @abstractmethod
     def draw(self, prepared: Prepared, generator: Generator) -> Prepared:
@@ -91,9 +100,6 @@ class Input(ABC):
     def change(self, batch: Batch, generator: Generator) -> Batch:
         """Return a batch changed at random, on the device where it lies."""
         return Augment(self._strength, generator)(batch)
-
-    def _more_settings(self) -> list[Any]:
-        return []
 
 
 class Patches(Input):
@@ -131,9 +137,10 @@ class Patches(Input):
             prepared[f"centres.{value}"] = places
         return prepared
 
-    def size(self, entry: Entry) -> int | None:
+    def size(self, case: Case) -> int | None:
         """Return about how many bytes the prepared case takes."""
-        if not entry.shape:
+        entry = case.entry
+        if entry is None or not entry.shape:
             return None
         shape = np.array(entry.shape, dtype=np.float64)
         if self.spec.spacing and entry.spacing:
@@ -175,7 +182,7 @@ class WholeImages(Input):
         """Return the image on the grid of the patch, and its class."""
         return {"image": self._load(case)["image"], "label": torch.tensor(case.class_label)}
 
-    def size(self, entry: Entry) -> int | None:
+    def size(self, case: Case) -> int | None:
         """Return how many bytes the prepared case takes."""
         return int(np.prod(self.spec.patch)) * len(self.spec.channels) * 4 + 8
 

@@ -1,4 +1,4 @@
-"""Training cases that were prepared once: read, resampled and normalised, and held where they are at hand.
+"""Cases that were prepared once: read, resampled and normalised, and held where they are at hand.
 
 Each is kept on disk as safetensors under a key of its content and of all settings that made it, so that another run
 with the same settings reads no image at all, and a change of either makes it anew. A file is written whole or not at
@@ -11,6 +11,7 @@ import hashlib
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,12 +23,17 @@ from torch.utils.data import Dataset
 
 from oncofed.data import facts
 from oncofed.data.cases import Case
-from oncofed.data.inputs import Input, Prepared
+from oncofed.data.inputs import Preparation, Prepared
+from oncofed.errors import DataError
 
 CACHE_FOLDER = ".prepared"
 # What a cache may take of the memory or disk that is free; of a GPU's memory, which the training itself needs, less.
 _SHARE_OF_FREE = 0.8
 _SHARE_OF_FREE_GPU = 0.4
+# Threads that prepare where there are few cores: one reads while another computes.
+_FEWEST_THREADS = 2
+# Of a case there are so many at once while it is prepared: as read, resampled, normalised, and prepared.
+_COPIES = 4
 
 
 @dataclass(frozen=True)
@@ -47,21 +53,30 @@ class CachePlan:
     note: str
 
 
-def plan_cache(cases: Sequence[Case], input_: Input, device: torch.device) -> CachePlan:
-    """Return where the prepared cases are held: as the job says, or on disk where they do not fit."""
-    size = _estimate(cases, input_)
+def plan_cache(cases: Sequence[Case], how: Preparation, device: torch.device, promised: int = 0) -> CachePlan:
+    """Return where the prepared cases are held: as the job says, or on disk where they do not fit.
+
+    Args:
+        cases: to prepare.
+        how: they are prepared.
+        device: that uses them.
+        promised: bytes of memory and of the disk that another cache has yet to fill.
+    """
+    size = _estimate(cases, how)
     folder = cases[0].folder / CACHE_FOLDER if cases and cases[0].folder else None
     note = f"{len(cases)} prepared cases" + (f", about {size / 1e6:,.0f} MB" if size is not None else "")
-    if folder is not None and size is not None and size > _SHARE_OF_FREE * shutil.disk_usage(folder.parent).free:
-        note += "; not kept on disk, which has too little space"
-        folder = None
-    held = _where(input_.spec.cache, size, device)
+    if folder is not None and size is not None:
+        free = _SHARE_OF_FREE * shutil.disk_usage(folder.parent).free
+        if size > free - promised:
+            note += "; not kept on disk, which has too little space"
+            folder = None
+    held = _where(how.spec.cache, size, device, promised)
     if held == "disk" and folder is None:
         held = "memory"
     return CachePlan(size, held, folder, f"{note}, held in {'GPU memory' if held == 'gpu' else held}")
 
 
-def _where(wanted: str, size: int | None, device: torch.device) -> str:
+def _where(wanted: str, size: int | None, device: torch.device, promised: int) -> str:
     """Return "gpu", "memory" or "disk": the first of these, from the wanted one on, that has room."""
     if wanted == "auto":
         wanted = "gpu" if size is not None else "memory"
@@ -69,63 +84,124 @@ def _where(wanted: str, size: int | None, device: torch.device) -> str:
         wanted = "memory"
     if wanted == "gpu" and size is not None and size > _SHARE_OF_FREE_GPU * torch.cuda.mem_get_info(device)[0]:
         wanted = "memory"
-    if wanted == "memory" and size is not None and size > _SHARE_OF_FREE * psutil.virtual_memory().available:
-        wanted = "disk"
+    if wanted == "memory" and size is not None:
+        free = _SHARE_OF_FREE * psutil.virtual_memory().available
+        wanted = "disk" if size > free - promised else "memory"
     return wanted
 
 
 class PreparedCases(Dataset[Prepared]):
-    """The prepared training cases of one site.
+    """Prepared cases of one site: each is prepared when it is wanted first, or a little before (see ``ahead``).
 
     Args:
         cases: to prepare.
-        input_: how.
-        device: of the training.
-        progress: called with (cases prepared, cases in all).
+        how: they are prepared.
+        device: that uses them.
+        progress: called with (cases prepared, cases in all) where all are prepared at the start.
+        plan: where they are held; None: as ``plan_cache`` finds.
+
+    Raises:
+        DataError: a case that could be read at first cannot be read any more; raised where it is wanted.
     """
 
     def __init__(
         self,
         cases: Sequence[Case],
-        input_: Input,
+        how: Preparation,
         device: torch.device,
         progress: Callable[[int, int], None] | None = None,
+        plan: CachePlan | None = None,
     ) -> None:
-        self.plan = plan_cache(cases, input_, device)
+        self.plan = plan or plan_cache(cases, how, device)
         self._cases = list(cases)
+        self._numbers = {case: number for number, case in enumerate(self._cases)}
         self._device = device
-        self._input = input_
+        self._how = how
         self._held: list[Prepared | None] = [None] * len(self._cases)
-        every = prepare_all(self._cases, input_, self.plan.folder is not None)
-        for done, (number, prepared) in enumerate(every, start=1):
-            if self.plan.held != "disk":
-                self._held[number] = self._placed(prepared)
-            if progress:
-                progress(done, len(cases))
+        self._missing = len(self._cases)
+        self._under_way: dict[int, Future[Prepared]] = {}
+        self._pool: ThreadPoolExecutor | None = None
+        if how.costly:
+            every = prepare_all(self._cases, how, self.plan.folder is not None)
+            for done, (number, prepared) in enumerate(every, start=1):
+                self._keep(number, prepared)
+                if progress:
+                    progress(done, len(cases))
 
     def __len__(self) -> int:
         return len(self._cases)
 
+    def __contains__(self, case: object) -> bool:
+        return case in self._numbers
+
     def __getitem__(self, index: int) -> Prepared:
         held = self._held[index]
-        return held if held is not None else prepare_one(self._cases[index], self._input)
+        if held is not None:
+            return held
+        under_way = self._under_way.pop(index, None)
+        return self._keep(index, under_way.result() if under_way else self._prepared(index))
 
-    def _placed(self, prepared: Prepared) -> Prepared:
-        if self.plan.held != "gpu":
+    def of(self, case: Case) -> Prepared:
+        """Return what was prepared of a case."""
+        return self[self._numbers[case]]
+
+    def ahead(self, indices: Sequence[int]) -> None:
+        """Have cases that are wanted next prepared by threads meanwhile; what is under way of others is dropped.
+
+        Args:
+            indices: of those cases, in the order in which they are wanted. Each takes memory until it is.
+        """
+        if not self._missing:
+            return
+        for stale in self._under_way.keys() - set(indices):
+            self._under_way.pop(stale).cancel()
+        for index in indices:
+            if self._held[index] is None and index not in self._under_way:
+                self._pool = self._pool or ThreadPoolExecutor(_threads(self._how.size(self._cases[index])), "prepare")
+                self._under_way[index] = self._pool.submit(self._prepared, index)
+
+    def ahead_of(self, cases: Sequence[Case]) -> None:
+        """Do as ``ahead`` for cases instead of their indices."""
+        self.ahead([self._numbers[case] for case in cases])
+
+    def _prepared(self, index: int) -> Prepared:
+        case = self._cases[index]
+        try:
+            return prepare_one(case, self._how, self.plan.folder is not None)
+        except Exception as error:  # MONAI wraps what a reader raises
+            cause = error.__cause__ or error
+            if not isinstance(cause, (DataError, OSError, MemoryError)):
+                raise
+            raise DataError(f"{case.name}: {facts.reason_of(cause)}; it could be read when the job began") from None
+
+    def _keep(self, index: int, prepared: Prepared) -> Prepared:
+        if self.plan.held == "disk":
             return prepared
-        # What is only looked up on the way to a patch stays where looking it up does not make the GPU wait.
-        return {k: v if k.startswith("centres.") else v.to(self._device) for k, v in prepared.items()}
+        if self.plan.held == "gpu":
+            # What is only looked up on the way to a patch stays where looking it up does not make the GPU wait.
+            prepared = {k: v if k.startswith("centres.") else v.to(self._device) for k, v in prepared.items()}
+        self._held[index] = prepared
+        self._missing -= 1
+        if not self._missing and self._pool:
+            self._pool.shutdown(wait=False)
+            self._pool = None
+        return prepared
 
 
-def prepare_all(cases: Sequence[Case], input_: Input, keep: bool = True) -> Iterator[tuple[int, Prepared]]:
+def passing(cases: Sequence[Case]) -> CachePlan:
+    """Return the plan of cases that are prepared each time anew, since they are used once."""
+    return CachePlan(None, "disk", None, f"{len(cases)} prepared cases, not kept")
+
+
+def prepare_all(cases: Sequence[Case], how: Preparation, keep: bool = True) -> Iterator[tuple[int, Prepared]]:
     """Yield each case's number with what was prepared of it, those on disk first.
 
     Args:
         cases: to prepare.
-        input_: how.
+        how: they are prepared.
         keep: on disk, for the next time.
     """
-    settings = input_.settings
+    settings = how.settings
     missing = []
     for number, case in enumerate(cases):
         path = _path(case, settings) if keep else None
@@ -136,16 +212,25 @@ def prepare_all(cases: Sequence[Case], input_: Input, keep: bool = True) -> Iter
             yield number, found
     if not missing:
         return
-    for index, prepared in input_.prepare_all([cases[number] for number, _ in missing]):
+    for index, prepared in how.prepare_all([cases[number] for number, _ in missing]):
         number, path = missing[index]
         if path:
             _write(path, prepared)
         yield number, prepared
 
 
-def prepare_one(case: Case, input_: Input) -> Prepared:
-    """Return what was or is now prepared of one case."""
-    return next(prepare_all([case], input_))[1]
+def prepare_one(case: Case, how: Preparation, keep: bool = True) -> Prepared:
+    """Return what was or is now prepared of one case; see ``prepare_all``."""
+    return next(prepare_all([case], how, keep))[1]
+
+
+def _threads(size: int | None) -> int:
+    """Return how many threads prepare cases of a size: half of this process's cores, as far as memory lasts."""
+    cores = max(_FEWEST_THREADS, torch.get_num_threads() // 2)
+    if size is None:
+        return cores
+    room = psutil.virtual_memory().available // 2
+    return max(1, min(cores, room // max(_COPIES * size, 1)))
 
 
 def _path(case: Case, settings: str) -> Path | None:
@@ -157,8 +242,8 @@ def _path(case: Case, settings: str) -> Path | None:
     return case.folder / CACHE_FOLDER / f"{key}.safetensors"
 
 
-def _estimate(cases: Sequence[Case], input_: Input) -> int | None:
-    sizes = [input_.size(case.entry) if case.entry else None for case in cases]
+def _estimate(cases: Sequence[Case], how: Preparation) -> int | None:
+    sizes = [how.size(case) for case in cases]
     known = [size for size in sizes if size is not None]
     return sum(known) if len(known) == len(sizes) else None
 

@@ -218,6 +218,13 @@ class EvaluationSpec(StrictModel):
     cross_site: bool = Field(
         False, description="at the end, each site's own last model is scored on every site's test cases"
     )
+    most_cases: int = Field(
+        500,
+        ge=5,
+        le=1_000_000,
+        description="validation cases of a site that a round looks at: a sample by class and patient, the same in each "
+        "round; the test at the end looks at all test cases",
+    )
 
 
 class FederationPlan(StrictModel):

@@ -22,8 +22,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import oncofed
-from oncofed.data.cases import usable_cases
+from oncofed.data.cases import Case, usable_cases
 from oncofed.data.prepared import plan_cache
+from oncofed.data.sample import sample_cases
 from oncofed.federation import exchange
 from oncofed.federation.compression import Compressor
 from oncofed.federation.folders import CASES_FILE, OWN_MODEL, sole_owner
@@ -134,6 +135,7 @@ class OwnTurns:
         self._correction = _correction(federation)
         self._compressor = Compressor(federation.exchange.update)
         self._state = SiteState()
+        self._validation_cases: tuple[Case, ...] = ()
         self._fixed: Weights = {}
         self._own_norm: Weights = {}
         self._answer: Answer | None = None
@@ -192,6 +194,11 @@ class OwnTurns:
             kept = place.state / _PERSONAL_FILE
             self._personal = Trainer(plan, usable.cases, place.site, trainer.device, kept)
             self._personal.correction = Proximal(self._federation.strategy.mu)
+        most = self._federation.evaluation.most_cases
+        self._validation_cases = sample_cases(usable.cases.validation, most, plan.seed)
+        if len(self._validation_cases) < len(usable.cases.validation):
+            note = f"each round is scored on {most} of {len(usable.cases.validation)} validation cases"
+            self._tell.note(f"{note} (evaluation.most_cases)", logging.INFO)
         self._fixed = self._weights_that_stay(trainer)
         self._recall()
         return trainer
@@ -340,12 +347,18 @@ class OwnTurns:
     def _evaluate(self, split: str, stop: Stop, weights: Weights) -> dict[str, Any]:
         """Put a model into the trainer and score it on this site's cases."""
         trainer = self.trainer
+        phase = "testing" if split == "test" else "validating"
         if split == "test" or self._looked_s >= _SECONDS_BETWEEN_PROGRESS:
-            self._progress(phase="testing" if split == "test" else "validating")
+            self._progress(phase=phase)
         started = time.monotonic()
-        cases = trainer.cases.test if split == "test" else trainer.cases.validation
+
+        def scored(done: int, total: int) -> None:
+            if time.monotonic() - started >= _SECONDS_BETWEEN_PROGRESS:
+                self._progress(always=False, phase=phase, step=done, steps=total)
+
+        cases = trainer.cases.test if split == "test" else self._validation_cases
         trainer.load_weights(weights)
-        evaluation = trainer.evaluate(cases, stop, detailed=split == "test")
+        evaluation = trainer.evaluate(cases, stop, split == "test", scored)
         self._looked_s = time.monotonic() - started
         if evaluation.by_case:
             self._note_cases(evaluation.by_case)

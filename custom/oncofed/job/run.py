@@ -13,6 +13,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from oncofed.data.cases import Case, Cases, Usable, pool_cases, usable_cases
+from oncofed.data.sample import sample_cases
 from oncofed.errors import DataError, FederationError, OncofedError
 from oncofed.federation.events import BEST_MODEL, MODELS_FOLDER, EventReader
 from oncofed.federation.provenance import PROVENANCE_FILE
@@ -203,9 +204,14 @@ class Run:
 
     def _baselines(self) -> list[Baseline]:
         tests: dict[str, tuple[Case, ...]] = {site: cases.test for site, cases in self._cases.items()}
-        pooled = Baseline(POOLED, pool_cases(self._cases), tests)
         # Pooled first: it loads and tests the most.
-        return [pooled, *(Baseline(site, cases, {site: cases.test}) for site, cases in self._cases.items())]
+        trained = {POOLED: (pool_cases(self._cases), tests)}
+        trained |= {site: (cases, {site: cases.test}) for site, cases in self._cases.items()}
+        most = self.spec.evaluation.most_cases
+        return [
+            Baseline(name, cases, scored_on, sample_cases(cases.validation, most, self.spec.seed))
+            for name, (cases, scored_on) in trained.items()
+        ]
 
     def _collect(self, pool: BaselinePool) -> Scores:
         if not self._compares:

@@ -11,7 +11,15 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
@@ -31,14 +39,37 @@ _TOLD = {
 _STATES = {"prepare": "preparing", "train": "waiting", "validate": "waiting", "combine": "averaging"}
 
 
+# What a site tells the training's own steps of; in every other phase it counts cases.
+_TRAINING = "training"
+# Without a terminal, how often a line says what the sites do in a round that takes long.
+_SECONDS_BETWEEN_LINES = 10.0
+_FIRST_LINE_SECONDS = 5.0
+
+
 @dataclass
 class SiteState:
-    """What is known of one site now."""
+    """What is known of one site now.
+
+    Attributes:
+        state: what it does.
+        step: optimizer steps since the start of the run.
+        done: (cases done, cases in all) of what it does, where it does not train.
+        loss: of its last step.
+        validation: score of the global model there.
+    """
 
     state: str = "starting"
     step: int = 0
+    done: tuple[int, int] | None = None
     loss: float | None = None
     validation: float | None = None
+
+    def now(self, state: str) -> None:
+        """Note what it does from now on."""
+        self.state, self.done = state, None
+
+    def __str__(self) -> str:
+        return f"{self.state} {self.done[0]}/{self.done[1]}" if self.done else self.state
 
 
 @dataclass
@@ -90,6 +121,9 @@ class RunState:
         if handler:
             handler(event)
 
+    def _site(self, name: str) -> SiteState:
+        return self.sites.setdefault(name, SiteState())
+
     def _on_started(self, event: dict[str, Any]) -> None:
         self.started = self.started or event["time"]
         self.metric = event.get("metric", self.metric)
@@ -99,24 +133,24 @@ class RunState:
 
     def _on_joined(self, event: dict[str, Any]) -> None:
         self.cases[event["site"]] = event["cases"]
-        self.sites.setdefault(event["site"], SiteState()).state = "ready"
+        self._site(event["site"]).now("ready")
 
     def _on_returned(self, event: dict[str, Any]) -> None:
         self.lost.pop(event["site"], None)
-        self.sites.setdefault(event["site"], SiteState()).state = "back"
+        self._site(event["site"]).now("back")
         self._note(event)
 
     def _on_refused(self, event: dict[str, Any]) -> None:
-        self.sites.setdefault(event["site"], SiteState()).state = "refused"
+        self._site(event["site"]).now("refused")
         self._note(event)
 
     def _on_late(self, event: dict[str, Any]) -> None:
-        self.sites.setdefault(event["site"], SiteState()).state = "late"
+        self._site(event["site"]).now("late")
         self._note(event)
 
     def _on_excluded(self, event: dict[str, Any]) -> None:
         self.lost[event["site"]] = event["reason"]
-        self.sites.setdefault(event["site"], SiteState()).state = "excluded"
+        self._site(event["site"]).now("excluded")
         self._note(event)
 
     def _on_resumed(self, event: dict[str, Any]) -> None:
@@ -134,20 +168,23 @@ class RunState:
     def _on_task(self, event: dict[str, Any]) -> None:
         self.round = max(self.round, event["round"])
         for site in event["sites"]:
-            self.sites.setdefault(site, SiteState()).state = _STATES.get(event["task"], "waiting")
+            self._site(site).now(_STATES.get(event["task"], "waiting"))
 
     def _on_progress(self, event: dict[str, Any]) -> None:
-        site = self.sites.setdefault(event["site"], SiteState())
-        site.state = event.get("phase", site.state)
-        site.step = event.get("step", site.step)
+        site = self._site(event["site"])
+        site.now(event.get("phase", site.state))
+        if site.state == _TRAINING:
+            site.step = event.get("step", site.step)
+        elif "step" in event and "steps" in event:
+            site.done = event["step"], event["steps"]
         site.loss = event.get("loss", site.loss)
 
     def _on_answer(self, event: dict[str, Any]) -> None:
-        self.sites.setdefault(event["site"], SiteState()).state = "done"
+        self._site(event["site"]).now("done")
 
     def _on_lost(self, event: dict[str, Any]) -> None:
         self.lost[event["site"]] = event["reason"]
-        self.sites.setdefault(event["site"], SiteState()).state = "lost"
+        self._site(event["site"]).now("lost")
         self._note(event)
 
     def _on_validation(self, event: dict[str, Any]) -> None:
@@ -155,7 +192,7 @@ class RunState:
         if event["mean"] is not None:
             self.validation[event["round"]] = event["mean"]
         for site, score in event["sites"].items():
-            self.sites.setdefault(site, SiteState()).validation = score
+            self._site(site).validation = score
 
     def _on_round(self, event: dict[str, Any]) -> None:
         self.losses[event["round"]] = event["losses"]
@@ -167,7 +204,7 @@ class RunState:
         self.finished = event
         for site in self.sites.values():
             if site.state != "lost":
-                site.state = "finished"
+                site.now("finished")
 
     def _on_failed(self, event: dict[str, Any]) -> None:
         self.failed = event["reason"]
@@ -234,6 +271,7 @@ class RunView:
         self._curves = curves
         self._live: Live | None = None
         self._heard = time.monotonic()
+        self._next_line = self._heard + _FIRST_LINE_SECONDS
 
     def __enter__(self) -> RunView:
         if self._console.is_terminal:
@@ -259,12 +297,29 @@ class RunView:
         self._curves.flush()
         if self._live:
             self._live.update(self._table())
+        elif time.monotonic() >= self._next_line and self.state.finished is None:
+            self._say(self._now())
+
+    def _say(self, line: str) -> None:
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self._next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
+
+    def _now(self) -> str:
+        """Return in a line what the sites do now, those that do the same together."""
+        state = self.state
+        if not state.sites:
+            return "waiting for the job to start at all sites …"
+        doing: dict[str, list[str]] = {}
+        for name, site in sorted(state.sites.items()):
+            doing.setdefault(f"step {site.step}" if site.state == _TRAINING else str(site), []).append(name)
+        sites = "; ".join(f"{', '.join(names)}: {what}" for what, names in doing.items())
+        return f"round {state.round}/{state.rounds or '?'}  {sites}" if state.round else sites
 
     def _tell(self, event: dict[str, Any]) -> None:
         state = self.state
         if event["kind"] == "ready":
             cases = ", ".join(f"{site} {n['train']}" for site, n in sorted(event["sites"].items()))
-            self._console.print(f"sites ready after {event['seconds']:.0f} s; training cases: {cases}")
+            self._say(f"sites ready after {event['seconds']:.0f} s; training cases: {cases}")
         elif event["kind"] == "validation" and event["round"] > 0:
             losses = state.losses.get(event["round"], {})
             sites = "  ".join(
@@ -274,9 +329,9 @@ class RunView:
             )
             left = f"  {_clock(state.seconds_left)} left" if state.seconds_left else ""
             score = f"mean validation {state.metric} {_number(event['mean'])}"
-            self._console.print(f"round {event['round']}/{state.rounds}  {score}  {sites}{left}")
+            self._say(f"round {event['round']}/{state.rounds}  {score}  {sites}{left}")
         elif event["kind"] in _TOLD:
-            self._console.print(_TOLD[event["kind"]].format(**event), markup=False, highlight=False)
+            self._say(_TOLD[event["kind"]].format(**event))
 
     def _so_far(self) -> float | None:
         """Return how long the run has gone on: until its last event by the server's clock, and since then by ours."""
@@ -302,7 +357,7 @@ class RunView:
             colour = {"lost": "red", "done": "green", "finished": "green"}.get(site.state, "")
             table.add_row(
                 name,
-                f"[{colour}]{site.state}[/]" if colour else site.state,
+                f"[{colour}]{site}[/]" if colour else str(site),
                 f"{site.step}/{state.total_steps}",
                 _number(site.loss),
                 _number(site.validation),
@@ -310,17 +365,31 @@ class RunView:
         return Group(table)
 
 
+class _Lines(Progress):
+    """A bar that, where the output is not a terminal, is a line every ten seconds."""
+
+    def __init__(self, *columns: ProgressColumn, console: Console) -> None:
+        super().__init__(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._next_line = time.monotonic() + _FIRST_LINE_SECONDS
+
+    def update(self, task_id: TaskID, **values: Any) -> None:
+        """Take how far a task is."""
+        super().update(task_id, **values)
+        if self.disable and time.monotonic() >= self._next_line:
+            task = self._tasks[task_id]
+            self.console.print(f"{task.description}: {task.completed:.0f}/{task.total or 0:.0f}", highlight=False)
+            self._next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
+
+
 def progress_bar(console: Console) -> Progress:
-    """Return a bar for work with a known end; nothing is drawn where the output is not a terminal."""
-    return Progress(
+    """Return a bar for work with a known end; a line now and then where the output is not a terminal."""
+    return _Lines(
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.completed:.0f}/{task.total:.0f}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=console,
-        transient=True,
-        disable=not console.is_terminal,
     )
 
 

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 
 from oncofed.data.augment import Augmentation, Batch
 from oncofed.data.cases import Case
-from oncofed.data.inputs import Input
+from oncofed.data.inputs import Input, Preparation, Prepared
+from oncofed.data.prepared import PreparedCases, passing, prepare_one
 from oncofed.data.spec import DataSpec
 from oncofed.data.vocabulary import LabelKind
 from oncofed.models.networks import Kind
@@ -75,16 +77,19 @@ class Task(ABC, Generic[Outcome]):
         metric_name: the same for people.
         label_kind: what a case is labelled with.
         network_kind: of the networks that fit.
+        assessed_at_once: cases that ``assess_all`` is given.
     """
 
     metric: str
     metric_name: str
     label_kind: LabelKind = "mask"
     network_kind: Kind = "dense"
+    assessed_at_once = 1
 
     def __init__(self, data: DataSpec, classes: dict[int, str]) -> None:
         self.data = data
         self.classes = classes
+        self._held: PreparedCases | None = None
 
     @property
     @abstractmethod
@@ -108,9 +113,27 @@ class Task(ABC, Generic[Outcome]):
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         """Return the loss, a scalar: the mean over a batch's samples, so that half batches make up a whole one."""
 
+    def scoring_preparation(self) -> Preparation | None:
+        """Return how a case is made ready for ``assess``; None: ``assess`` reads files itself."""
+        return None
+
+    def prepared(self, case: Case) -> Prepared:
+        """Return what ``scoring_preparation`` makes of a case: held, read ahead, or made now."""
+        if self._held is not None and case in self._held:
+            return self._held.of(case)
+        how = self.scoring_preparation()
+        assert how, "only a task with a preparation asks for it"
+        return prepare_one(case, how, keep=how.costly)
+
     @abstractmethod
     def assess(self, network: nn.Module, case: Case, device: torch.device, detailed: bool) -> Outcome:
         """Return what a network in evaluation mode does on one case; ``detailed`` also what takes long to find out."""
+
+    def assess_all(
+        self, network: nn.Module, cases: Sequence[Case], device: torch.device, detailed: bool
+    ) -> list[Outcome]:
+        """Return what ``assess`` finds, for a few cases at once."""
+        return [self.assess(network, case, device, detailed) for case in cases]
 
     @abstractmethod
     def summarise(self, outcomes: Sequence[tuple[str, Outcome]]) -> Scores:
@@ -132,6 +155,8 @@ class Task(ABC, Generic[Outcome]):
         device: torch.device,
         detailed: bool = False,
         should_stop: Callable[[], bool] | None = None,
+        held: PreparedCases | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> Evaluation:
         """Score a network on cases.
 
@@ -141,20 +166,63 @@ class Task(ABC, Generic[Outcome]):
             device: where the network is.
             detailed: also find what takes long, and the interval of confidence.
             should_stop: asked before each case; true ends the evaluation early.
+            held: the cases as ``scoring_preparation`` makes them, where they are kept for another time.
+            progress: called with (cases scored, cases in all).
         """
         network.eval()
+        how = self.scoring_preparation()
+        self._held = held
+        if held is None and how and not how.costly:
+            self._held = PreparedCases(cases, how, device, plan=passing(cases))
+        assess, few = self._assessed()
         outcomes: list[tuple[str, Outcome]] = []
         by_case = []
-        for case in cases:
-            if should_stop and should_stop():
-                break
-            outcome = self.assess(network, case, device, detailed)
-            outcomes.append((case.patient, outcome))
-            if detailed:
-                by_case.append((case.name, self.figures(outcome)))
+        try:
+            for first in range(0, len(cases), few):
+                if should_stop and should_stop():
+                    break
+                batch = cases[first : first + few]
+                if self._held:
+                    self._held.ahead_of(cases[first : first + 2 * few])
+                found = _assess_within_memory(lambda few: assess(network, few, device, detailed), batch)
+                outcomes += [(case.patient, outcome) for case, outcome in zip(batch, found, strict=True)]
+                if detailed:
+                    by_case += [(c.name, self.figures(outcome)) for c, outcome in zip(batch, found, strict=True)]
+                if progress:
+                    progress(len(outcomes), len(cases))
+        finally:
+            self._held = None
         scores = self.summarise(outcomes)
         interval = confidence(self.summarise, outcomes) if detailed else None
         return Evaluation(scores.mean, scores.by_class, scores.more, len(outcomes), interval, tuple(by_case))
+
+    def _assessed(self) -> tuple[Callable[..., list[Outcome]], int]:
+        """Return what assesses cases, and how many at once: one by one where a subclass replaced ``assess`` alone."""
+        batched, single = (_defining(type(self), name) for name in ("assess_all", "assess"))
+        if issubclass(batched, single):
+            return self.assess_all, self.assessed_at_once
+        return partial(Task.assess_all, self), 1
+
+
+def _assess_within_memory(assess: Callable[[Sequence[Case]], list[Outcome]], cases: Sequence[Case]) -> list[Outcome]:
+    """Return what is found of cases, taken in halves where memory is short."""
+    try:
+        return assess(cases)
+    except torch.OutOfMemoryError:
+        if len(cases) == 1:
+            raise
+    # Out of the except block: the error's traceback holds what the failed pass had in memory.
+    torch.cuda.empty_cache()
+    middle = len(cases) // 2
+    return [
+        *_assess_within_memory(assess, cases[:middle]),
+        *_assess_within_memory(assess, cases[middle:]),
+    ]
+
+
+def _defining(kind: type, name: str) -> type:
+    """Return the class of a type's ancestry that defines a method as the type has it."""
+    return next(ancestor for ancestor in kind.__mro__ if name in vars(ancestor))
 
 
 def confidence(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,9 +18,8 @@ from torch.nn import functional
 
 from oncofed.data.augment import Augmentation, Batch
 from oncofed.data.cases import Case
-from oncofed.data.inputs import Input, WholeImages
+from oncofed.data.inputs import Input, Preparation, WholeImages
 from oncofed.data.spec import DataSpec
-from oncofed.data.transforms import load_whole
 from oncofed.data.vocabulary import LabelKind
 from oncofed.models.networks import Kind
 from oncofed.settings import StrictModel
@@ -28,6 +28,8 @@ from oncofed.tasks.pictures import Picture, middle_slice
 from oncofed.tasks.segmentation import inference_type
 
 _BINS = 10
+# Images, and values of them all together, that are scored at once: large enough to fill a GPU, small enough for any.
+_IMAGES_AT_ONCE, _VALUES_AT_ONCE = 64, 1 << 22
 
 
 class ClassesSpec(StrictModel):
@@ -87,7 +89,8 @@ class Classification(Task[Classified]):
     def __init__(self, spec: ClassesSpec, data: DataSpec) -> None:
         super().__init__(data, spec.classes)
         self.spec = spec
-        self._load = load_whole(data)
+        values = math.prod(data.patch) * len(data.channels)
+        self.assessed_at_once = max(1, min(_IMAGES_AT_ONCE, _VALUES_AT_ONCE // values))
 
     @property
     def out_channels(self) -> int:
@@ -102,13 +105,24 @@ class Classification(Task[Classified]):
         """Return the cross-entropy."""
         return functional.cross_entropy(output, batch["label"], label_smoothing=self.spec.label_smoothing)
 
-    @torch.no_grad()
+    def scoring_preparation(self) -> Preparation | None:
+        """Return whole images, as training has them."""
+        return WholeImages(self.data, "none")
+
     def assess(self, network: nn.Module, case: Case, device: torch.device, detailed: bool) -> Classified:
         """Return what a network says of one case."""
-        image = self._load(case)["image"][None].to(device)
+        return self.assess_all(network, [case], device, detailed)[0]
+
+    @torch.no_grad()
+    def assess_all(
+        self, network: nn.Module, cases: Sequence[Case], device: torch.device, detailed: bool
+    ) -> list[Classified]:
+        """Return what a network says of some cases, as one batch."""
+        images = torch.stack([self.prepared(case)["image"] for case in cases]).to(device)
         with torch.autocast(device.type, inference_type(device), enabled=device.type == "cuda"):
-            logits = network(image)[0]
-        return Classified(logits.float().softmax(0).double().cpu().numpy(), case.class_label)
+            logits = network(images)
+        probabilities = logits.float().softmax(1).double().cpu().numpy()
+        return [Classified(each, case.class_label) for each, case in zip(probabilities, cases, strict=True)]
 
     def summarise(self, outcomes: Sequence[tuple[str, Classified]]) -> Scores:
         """Return AUROC and other figures; a patient's images of one class count as one, by their mean probabilities."""

@@ -19,9 +19,7 @@ from torch.nn import functional
 
 from oncofed.data.augment import Augmentation, Batch
 from oncofed.data.cases import Case
-from oncofed.data.inputs import Input, Prepared
-from oncofed.data.manifest import Entry
-from oncofed.data.prepared import prepare_one
+from oncofed.data.inputs import Input, Preparation, Prepared
 from oncofed.data.slides import Pixels, TileReader
 from oncofed.data.spec import DataSpec
 from oncofed.data.tiles import SlideTiles, read_tiles, stream_tiles
@@ -175,6 +173,8 @@ class Bags(Input):
         most_tiles: drawn of a slide for a training step.
     """
 
+    costly = True
+
     def __init__(self, spec: DataSpec, encoder: Encoder, most_tiles: int) -> None:
         super().__init__(spec, "none")
         self._encoder = encoder
@@ -197,7 +197,7 @@ class Bags(Input):
             places = torch.from_numpy(np.stack([slide.x, slide.y], axis=1))
             yield number, {"bags": features, "places": places, "label": torch.tensor(cases[number].class_label)}
 
-    def size(self, entry: Entry) -> int | None:
+    def size(self, case: Case) -> int | None:
         """Return None: how many tiles a slide has is known when it is read."""
         return None
 
@@ -264,6 +264,10 @@ class SlideClassification(Classification):
         """Return logits of a batch of bags."""
         return network(batch["bags"], batch["there"])
 
+    def scoring_preparation(self) -> Preparation | None:
+        """Return bags of features, as training has them."""
+        return self.input("none")
+
     @torch.no_grad()
     def assess(self, network: nn.Module, case: Case, device: torch.device, detailed: bool) -> Classified:
         """Return what a network says of one slide, all its tiles taken together."""
@@ -302,7 +306,7 @@ class SlideClassification(Classification):
         return self._bags
 
     def _bag(self, case: Case, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        prepared = prepare_one(case, self._input(device))
+        prepared = self.prepared(case)
         bags = prepared["bags"].float()[None].to(device)
         return bags, torch.ones(bags.shape[:2], dtype=torch.bool, device=device), prepared["places"]
 

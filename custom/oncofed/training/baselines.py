@@ -39,13 +39,15 @@ class Baseline:
 
     Attributes:
         name: of the baseline and of its weights' file.
-        cases: what it trains and validates on.
+        cases: what it trains on.
         tests: site -> test cases that it is scored on.
+        validation: cases that choose its best round.
     """
 
     name: str
     cases: Cases
     tests: dict[str, tuple[Case, ...]]
+    validation: tuple[Case, ...]
 
 
 def train_baseline(
@@ -67,7 +69,7 @@ def train_baseline(
     best_score = -math.inf
     for _ in range(plan.rounds):
         trainer.train(plan.training.steps_per_round)
-        score = trainer.evaluate(baseline.cases.validation).mean
+        score = trainer.evaluate(baseline.validation).mean
         if score is None or score > best_score:
             best, best_score = trainer.weights(), -math.inf if score is None else score
         if progress:

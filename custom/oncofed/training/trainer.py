@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from oncofed.data.augment import Batch
 from oncofed.data.batches import Batches
 from oncofed.data.cases import Case, Cases
-from oncofed.data.prepared import PreparedCases
+from oncofed.data.prepared import PreparedCases, plan_cache
 from oncofed.errors import StateError, TrainingError
 from oncofed.models.weights import Weights, load_weights, weights_of
 from oncofed.tasks import Evaluation
@@ -107,6 +107,8 @@ class Trainer:
         self._batch_size = plan.training.batch_size // (group.size if group else 1)
         self._micro = min(plan.training.micro_batch or self._batch_size, self._batch_size)
         self._batches: Batches | None = None
+        self._validation: PreparedCases | None = None
+        self._promised = 0  # bytes that the cache of the training cases will take
         self.correction: Correction | None = None
         self._checkpoint = checkpoint
         self.not_kept: str | None = None
@@ -126,10 +128,11 @@ class Trainer:
         """Read and keep the training cases, if that was not done yet, and return the run's stream of batches.
 
         Args:
-            progress: called with (cases prepared, cases in all).
+            progress: called with (cases prepared, cases in all), where all are prepared before the first batch.
         """
         if self._batches is None:
             prepared = PreparedCases(self.cases.train, self.input, self.device, progress)
+            self._promised = prepared.plan.bytes or 0
             rank = self._group.rank if self._group else 0
             # The others of a group begin anew where the first one goes on: they draw what they have not drawn before.
             seed = self._seed if rank == 0 else _site_seed(self._seed, f"{rank} {self.steps_done}")
@@ -218,10 +221,25 @@ class Trainer:
         return float(tally.loss) / max(tally.taken - left_out, 1)
 
     def evaluate(
-        self, cases: tuple[Case, ...], should_stop: Callable[[], bool] | None = None, detailed: bool = False
+        self,
+        cases: tuple[Case, ...],
+        should_stop: Callable[[], bool] | None = None,
+        detailed: bool = False,
+        progress: Callable[[int, int], None] | None = None,
     ) -> Evaluation:
-        """Score the network on ``cases``; see ``Task.evaluate``."""
-        return self.task.evaluate(self.network, cases, self.device, detailed, should_stop)
+        """Score the network on ``cases``; see ``Task.evaluate``. Validation cases are held prepared from then on."""
+        held = None
+        if cases and set(cases) <= set(self.cases.validation):
+            held = self._prepared_validation(progress)
+        return self.task.evaluate(self.network, cases, self.device, detailed, should_stop, held, progress)
+
+    def _prepared_validation(self, progress: Callable[[int, int], None] | None) -> PreparedCases | None:
+        how = self.task.scoring_preparation()
+        if self._validation is None and how:
+            cases, memory = self.cases.validation, torch.device("cpu")
+            plan = plan_cache(cases, how, memory, self._promised)
+            self._validation = PreparedCases(cases, how, memory, progress, plan)
+        return self._validation
 
     def save(self) -> None:
         """Keep all that a later process needs to go on to the same end, in the checkpoint's file."""
