@@ -16,10 +16,13 @@ from gpu_checks.data import BRAIN, cases_of, plan_of, trainer_of
 from oncofed import sandbox
 from oncofed.errors import FederationError
 from oncofed.gpus import read_gpus
+from oncofed.site.doctor import examine
 from oncofed.training import Trainer
 
 # The first compute capability whose convolutions are in bfloat16; an older GPU computes them another way, far slower.
 _BFLOAT16_SINCE = (8, 0)
+# What the doctor looks at that GPUs need.
+_OF_GPUS = ("gpu", "cuda", "compiler")
 
 
 def check(context: Context) -> None:
@@ -81,8 +84,8 @@ def _tools(context: Context) -> None:
         context.report.claim("found", False, "nvidia-smi is understood", error=str(error))
     else:
         context.report.claim("found", bool(gpus), "nvidia-smi is understood", gpus=gpus)
-    said = support.doctor_says()
-    context.report.claim("found", all(state != "fail" for _, state, _ in said), "the doctor finds no fault", said=said)
+    said = [vars(look) for look in examine(None) if look.name in _OF_GPUS]
+    context.report.claim("found", all(look["state"] != "fail" for look in said), "the doctor finds no fault", said=said)
     with context.report.attempt("first", "a trainer that is told no device"):
         device = Trainer(plan_of(context, BRAIN), cases_of(context, BRAIN), "here").device
         holds = device.type == "cuda" and device.index in {None, 0}

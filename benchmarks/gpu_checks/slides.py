@@ -13,7 +13,7 @@ from oncofed.data.slides import TileSpec
 from oncofed.data.tiles import SlideTiles, stream_tiles
 from oncofed.models import ModelSpec, Request, build_network
 from oncofed.models.weights import weights_of
-from oncofed.tasks.slides import Encoder, EncoderSpec, extract
+from oncofed.tasks.encoder import Encoder, EncoderSpec, extract
 from tissue import write_tissue
 
 _TILES_A_SECOND = 5000
@@ -29,11 +29,10 @@ def check(context: Context) -> None:
         context.report.figure(f"one slide decoded by {threads} threads", tiles_s=len(slides[0]) / seconds)
     encoder = _encoder(context)
     pixels = np.random.default_rng(0).integers(0, 255, (_SIDE, _SIDE, 3), dtype=np.uint8)
-    batch = [pixels] * (64 if context.cuda else 4)
-    times = 20 if context.cuda else 1
-    encoder(batch)
-    seconds = context.seconds(lambda: [encoder(batch) for _ in range(times)])
-    context.report.figure("the encoder, one batch after the other", tiles_s=times * len(batch) / seconds)
+    batches = [[pixels] * (encoder.at_once if context.cuda else 4)] * (12 if context.cuda else 1)
+    encoder(batches[0])
+    seconds = context.seconds(lambda: list(encoder.stream(batches)))
+    context.report.figure("the encoder alone", tiles_s=sum(map(len, batches)) / seconds)
     with context.report.attempt("tiles", "slides in one stream"):
         seconds = context.seconds(lambda: [None for _ in extract(slides, encoder)])
         rate = count / seconds

@@ -8,11 +8,8 @@ import os
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from oncofed import sandbox
-from oncofed.data.batches import Batches
-from oncofed.data.inputs import Input
 from oncofed.federation import confined, job_process
 from oncofed.federation.turns import Place
 from oncofed.training import Trainer
@@ -76,11 +73,6 @@ def samples_at_once(trainer: Trainer) -> int:
     return trainer._micro
 
 
-def batches_of(held: list[dict[str, Tensor]], input_: Input, size: int, device: torch.device) -> Batches:
-    """Return batches of cases that were made up here, and were never in a file."""
-    return Batches(held, input_, size, 1, device)  # type: ignore[arg-type]
-
-
 def confine_partly(data: Path, state: Path, files: bool, calls: bool) -> None:
     """Confine this process as a pack's, or only its files, or only its system calls: which of them ends CUDA?"""
     read, write = confined._what_it_may_touch(Place("here", data, state, None))
@@ -89,10 +81,3 @@ def confine_partly(data: Path, state: Path, files: bool, calls: bool) -> None:
         sandbox._restrict_files(read, write)
     if calls:
         sandbox._restrict_calls(sandbox._MACHINES[os.uname().machine])
-
-
-def doctor_says() -> list[tuple[str, str, str]]:
-    """Return name, verdict and finding of what the doctor says of GPUs."""
-    from oncofed.site import doctor
-
-    return [(check.name, check.state, check.found) for check in doctor._gpu()]
