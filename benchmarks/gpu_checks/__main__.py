@@ -49,6 +49,8 @@ def main(words: list[str] | None = None) -> int:
     file = new_file(arguments.out, arguments.device, commit)
     with tempfile.TemporaryDirectory(prefix="oncofed-gpu-") as temporary:
         runner = Runner(file, Path(temporary), arguments.device, begun + arguments.seconds)
+        # What one check compiled another need not, and nothing that an earlier run compiled is found.
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(temporary) / "inductor")
         import_as_jobs_do()
         try:
             runner.begin(commit)

@@ -42,7 +42,7 @@ class Check:
 CHECKS = (
     Check("facts", 45),
     Check("training", 90),
-    Check("restart", 60),
+    Check("restart", 100),
     Check("confined", 80),
     Check("step", 130),
     Check("scoring", 80),

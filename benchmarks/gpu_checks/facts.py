@@ -70,7 +70,7 @@ def _fork(context: Context, driver: int | None) -> None:
         capability=torch.cuda.get_device_capability(),
         kernels=torch.cuda.get_arch_list(),
         cudnn=torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
-        nccl=torch.cuda.nccl.version(),  # type: ignore[no-untyped-call]
+        nccl=torch.distributed.is_nccl_available(),
         processors=torch.cuda.get_device_properties(0).multi_processor_count,
         free_gib=free / GIB,
         total_gib=total / GIB,

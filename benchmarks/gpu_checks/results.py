@@ -144,7 +144,7 @@ def shown(line: Line) -> str:
     """Return a line as a terminal shows it."""
     numbers = "  ".join(f"{name}={_short(value)}" for name, value in line.numbers.items())
     told = ": ".join(part for part in (line.text, numbers, line.error) if part)
-    return f"{line.verdict:<11} {line.check:<11} {told}"
+    return f"{line.verdict:<11} {line.claim or line.check:<13} {told}"
 
 
 def new_file(folder: Path, device: str, commit: str) -> Path:

@@ -9,6 +9,7 @@ import torch
 
 from gpu_checks.context import GIB, Context
 from gpu_checks.data import BRAIN, CT, large_ct, plan_of, trainer_of, write_ct
+from oncofed.models.weights import load_weights
 from oncofed.tasks.segmentation import Windows
 
 _NEAR = 0.01
@@ -31,7 +32,7 @@ def _same_scores(context: Context) -> None:
     cases = trainer.cases.test or trainer.cases.validation
     here = trainer.evaluate(cases, detailed=True)
     network = trainer.plan.build_network()
-    network.load_state_dict(trainer.weights(), strict=False)
+    load_weights(network, trainer.weights())
     there = trainer.plan.build_task().evaluate(network, cases, torch.device("cpu"), detailed=True)
     assert here.mean is not None
     assert there.mean is not None

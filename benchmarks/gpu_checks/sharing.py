@@ -17,7 +17,7 @@ from oncofed.federation.sharing import MachineTurn
 from oncofed.processes import AT_ONCE_VARIABLE, TURN_VARIABLE
 from oncofed.training import Trainer
 
-_SECONDS = 45.0
+_SECONDS = 20.0
 _ROUNDS = 2
 
 
@@ -30,7 +30,7 @@ def check(context: Context) -> None:
     with context.report.attempt("sharing", f"{count} sites"):
         free_before = Fork(partial(_free_gib, context)).wait(_SECONDS).value
         sites = [Fork(partial(_site, context, number, count)) for number in range(count)]
-        ended = [site.wait(_SECONDS) for site in sites]
+        ended = [site.wait(2 * _SECONDS) for site in sites]
         errors = [site.error for site in ended if site.error]
         told = [site.value for site in ended if not site.error]
         free = [site["free_gib"] for site in told]
@@ -53,16 +53,19 @@ def _site(context: Context, number: int, count: int) -> dict[str, Any]:
             context.synchronize()
             turns.append((begun, time.monotonic()))
     # All wait, trained and in memory, until the last one has looked how much is free.
-    done = context.folder / f"site-{number}.done"
-    done.touch()
-    while len(list(context.folder.glob("site-*.done"))) < count:
-        time.sleep(0.1)
+    _meet(context, number, count, "trained")
     reserved = torch.cuda.memory_reserved() / GIB if context.cuda else 0.0
     free = _free_gib(context)
-    (context.folder / f"site-{number}.looked").touch()
-    while len(list(context.folder.glob("site-*.looked"))) < count:
-        time.sleep(0.1)
+    _meet(context, number, count, "looked")
     return {"turns": turns, "reserved_gib": reserved, "free_gib": free}
+
+
+def _meet(context: Context, number: int, count: int, what: str) -> None:
+    """Wait until all sites did something; one that died is not waited for longer than the check may take."""
+    (context.folder / f"{what}-{number}").touch()
+    until = time.monotonic() + _SECONDS
+    while len(list(context.folder.glob(f"{what}-*"))) < count and time.monotonic() < until:
+        time.sleep(0.1)
 
 
 def _free_gib(context: Context) -> float:

@@ -34,6 +34,7 @@ def check(context: Context) -> None:
 def _learns(context: Context, job: str) -> None:
     few, many = (10, 40) if context.cuda else (4, 8)
     training = {"compile": "never", "steps_per_round": 2 * few + many}
+    context.forget_peak()
     trainer = trainer_of(context, job, {"training": training})
     batch = next(trainer.prepare())
     first = trainer.train(few)

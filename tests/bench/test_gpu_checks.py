@@ -114,7 +114,7 @@ def test_a_cpu_decides_only_claims_that_it_can_refute(tmp_path: Path) -> None:
     file = tmp_path / "lines"
     append(file, _HEADER)
     for device in ("cpu", "cuda"):
-        Report(file, "step", device).claim("step-limit", False, times=3.0)
+        Report(file, "step", device).claim("step-limit", False, "a step", times=3.0)
         Report(file, "memory", device).claim("halving", False)
     assert [line.verdict for line in read_run(file).lines] == ["figure", "REFUTED", "REFUTED", "REFUTED"]
     with pytest.raises(ValueError, match="the claim halving is of the check memory, found in step"):
