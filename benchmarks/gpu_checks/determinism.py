@@ -13,7 +13,7 @@ from gpu_checks.data import BRAIN, CT, NUCLEI, SLIDES, TILES, XRAYS, Changes, tr
 
 _STEPS = 4
 # (network, job with data for it, what it needs to be told)
-_NETWORKS: tuple[tuple[str, str, Changes], ...] = (
+NETWORKS: tuple[tuple[str, str, Changes], ...] = (
     ("dynunet", CT, {}),
     ("unet", BRAIN, {}),
     ("unet", NUCLEI, {}),
@@ -21,7 +21,7 @@ _NETWORKS: tuple[tuple[str, str, Changes], ...] = (
     ("densenet121", XRAYS, {}),
     ("attention_mil", SLIDES, {}),
     ("segresnet", BRAIN, {"model": {"channels": None}}),
-    ("hovernet", NUCLEI, {"model": {"channels": None}}),
+    ("hovernet", NUCLEI, {"model": {"channels": None}, "data": {"patch": [256, 256]}}),
     ("swinunetr", BRAIN, {"model": {"channels": None}}),
     ("efficientnet-b0", TILES, {}),
     ("resnet50", TILES, {}),
@@ -32,7 +32,7 @@ _ON_A_CPU = 2
 
 def check(context: Context) -> None:
     """Train each network twice from the same weights."""
-    for network, job, changes in _NETWORKS if context.cuda else _NETWORKS[:_ON_A_CPU]:
+    for network, job, changes in NETWORKS if context.cuda else NETWORKS[:_ON_A_CPU]:
         text = f"{network}, {job}"
         with context.report.attempt("same-bits", text):
             _twice(context, network, job, changes, text)
@@ -42,9 +42,7 @@ def _twice(context: Context, network: str, job: str, changes: Changes, text: str
     found = []
     with _told() as told:
         for _ in range(2):
-            model = {**changes.get("model", {}), "network": network}
-            training = {"deterministic": True, "compile": "never"}
-            trainer = trainer_of(context, job, {**changes, "model": model, "training": training})
+            trainer = trainer_of(context, job, with_network(network, changes))
             trainer.train(_STEPS if context.cuda else 2)
             found.append(trainer.weights())
     one, two = found
@@ -53,6 +51,12 @@ def _twice(context: Context, network: str, job: str, changes: Changes, text: str
         context.report.figure(text, told=told[0], differing=differing[:3])
     else:
         context.report.claim("same-bits", not differing, text, tensors=len(one), differing=differing[:3])
+
+
+def with_network(network: str, changes: Changes) -> Changes:
+    """Return the changes of a job that train another network, and are to repeat themselves."""
+    model = {**changes.get("model", {}), "network": network}
+    return {**changes, "model": model, "training": {"deterministic": True, "compile": "never"}}
 
 
 @contextlib.contextmanager

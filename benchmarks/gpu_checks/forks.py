@@ -27,10 +27,12 @@ class Ended:
     Attributes:
         value: what its function returned, as JSON has it; None where there is an error.
         error: the exception, the signal, or that it was killed at its limit; empty where the function returned.
+        timed_out: it was killed at its limit.
     """
 
     value: Any = None
     error: str = ""
+    timed_out: bool = False
 
 
 class Fork:
@@ -63,7 +65,7 @@ class Fork:
         try:
             while not self._has_ended():
                 if time.monotonic() > until:
-                    return Ended(error=f"not done after {seconds:.0f} s: killed")
+                    return Ended(error=f"not done after {seconds:.0f} s: killed", timed_out=True)
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
             return self._ended()
         finally:

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from commands import wait_for
+from gpu_checks import data, determinism
 from gpu_checks.checks import CHECKS, chosen
 from gpu_checks.context import Context
 from gpu_checks.forks import Fork
@@ -154,6 +155,15 @@ def test_checks_for_which_no_time_is_left_are_told(runner: Runner) -> None:
     lines = read_run(runner.file).lines
     assert {line.verdict for line in lines} == {"not checked"}
     assert {"restart", "step-limit", "step-loop"} <= {line.claim for line in lines}
+
+
+def test_what_is_trained_on_a_gpu_fits_together(tmp_path: Path) -> None:
+    context = Context(torch.device("cuda"), tmp_path, Report(tmp_path / "lines", "determinism", "cuda"))
+    for job in data.JOBS:
+        assert data.plan_of(context, job).data.patch != data.SMALL[job]["data"]["patch"] or job == data.SLIDES
+        data.plan_of(context, job, small=True)
+    for network, job, changes in determinism.NETWORKS:
+        assert data.plan_of(context, job, determinism.with_network(network, changes)).model.network == network
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
