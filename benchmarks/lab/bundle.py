@@ -25,7 +25,7 @@ _THERE = frozenset({"torch", "numpy"})
 # For commands and formats that no suite in the bundle uses, or for federations, which need no GPU to be measured.
 _LEFT_OUT = frozenset(
     {"dicom-anonymizer", "python-gdcm", "pylibjpeg", "pylibjpeg-openjpeg", "pyjpegls", "tensorboard", "pyrage"}
-    | {"ruamel-yaml", "docker", "sqlalchemy", "aiohttp", "matplotlib"}
+    | {"ruamel-yaml", "docker", "sqlalchemy", "matplotlib"}
 )
 _MORE = ("imagecodecs", "nvidia-ml-py", "openslide-bin", "openslide-python", "tifffile")
 _CODECS = frozenset({"_shared", "_shared_cython", "_imcd", "_jpeg8"})
