@@ -12,9 +12,9 @@ from gpu_checks.context import Context
 from gpu_checks.data import SLIDES, plan_of
 from oncofed.data.augment import Batch
 from oncofed.data.inputs import Prepared
+from oncofed.devices import inference_type
 from oncofed.models.mil import AttentionMIL
 from oncofed.tasks.encoder import Encoder, EncoderSpec
-from oncofed.tasks.segmentation import inference_type
 from oncofed.tasks.slides import Bags
 
 _SIZE, _MOST_TILES, _TILES = 8, 4096, 5000

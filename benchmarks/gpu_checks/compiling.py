@@ -10,7 +10,7 @@ from gpu_checks.data import BRAIN, CT, TILES, XRAYS, trainer_of
 from gpu_checks.support import is_compiled
 
 # After so many it has decided.
-_DECIDED = 80
+_DECIDED = 120
 
 
 def check(context: Context) -> None:

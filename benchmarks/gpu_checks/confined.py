@@ -67,22 +67,26 @@ def _plans(context: Context, pack: Pack) -> tuple[Plan, Plan]:
 
 
 def _look_for_the_cause(context: Context) -> None:
-    for text, files, calls, first in (
+    for text, files, first, calls in (
         ("files alone are confined", True, False, False),
-        ("system calls alone are confined", False, True, False),
-        ("CUDA begins before both are confined", True, True, True),
+        ("system calls alone are confined", False, False, True),
+        ("CUDA begins before system calls alone are confined", False, True, True),
+        ("CUDA begins between the two", True, True, True),
     ):
-        ended = Fork(partial(_works, context, files, calls, first)).wait(_SECONDS)
+        ended = Fork(partial(_works, context, files, first, calls)).wait(_SECONDS)
         context.report.figure(text, works=not ended.error, **({"error": ended.error} if ended.error else {}))
 
 
-def _works(context: Context, files: bool, calls: bool, first: bool) -> None:
+def _works(context: Context, files: bool, first: bool, calls: bool) -> None:
     data, state = (Path(tempfile.mkdtemp(dir=context.folder)) for _ in range(2))
     tempfile.tempdir = str(state)
+    if files:
+        support.confine_files(data, state)
     if first:
         with torch.no_grad():
             nn.Conv3d(1, 4, 3, device=context.device)(torch.ones(1, 1, 8, 8, 8, device=context.device))
-    support.confine_partly(data, state, files, calls)
+    if calls:
+        sandbox.restrict_calls()
     network = nn.Sequential(nn.Conv3d(1, 8, 3), nn.InstanceNorm3d(8), nn.Conv3d(8, 2, 1)).to(context.device)
     optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9, fused=True)
     for _ in range(3):

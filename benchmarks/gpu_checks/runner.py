@@ -17,7 +17,7 @@ from gpu_checks.claims import CLAIMS
 from gpu_checks.context import Context
 from gpu_checks.forks import Fork
 from gpu_checks.results import Header, NoGPUError, Report, append
-from gpu_checks.support import why_no_gpu
+from oncofed.devices import why_unusable
 from oncofed.errors import OncofedError
 from oncofed.machine import fingerprint
 
@@ -54,8 +54,9 @@ class Runner:
         looked = Fork(partial(_look, self.device), own_group=True).wait(_SECONDS_TO_LOOK)
         if looked.error:
             raise OncofedError(f"looking for the GPU: {looked.error}")
-        if looked.value["why_not"]:
-            raise NoGPUError(f"{looked.value['why_not']}. make gpu DEVICE=cpu walks all checks on the CPU")
+        reason = looked.value["why_not"]
+        if reason:
+            raise NoGPUError(f"no GPU can be used here: {reason}. make gpu DEVICE=cpu walks all checks on the CPU")
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
         environment = looked.value["environment"]
         append(self.file, Header(schema=1, started=now, commit=commit, device=self.device, environment=environment))
@@ -83,4 +84,4 @@ class Runner:
 
 
 def _look(device: str) -> dict[str, Any]:
-    return {"why_not": why_no_gpu() if device == "cuda" else "", "environment": fingerprint()}
+    return {"why_not": why_unusable() if device == "cuda" else None, "environment": fingerprint()}

@@ -19,7 +19,7 @@ from train_step import network_alone
 from volumes import tutorial_loop
 
 # Steps that are not measured; after so many ``training.compile: auto`` has decided.
-_WARM, _DECIDED = 12, 80
+_WARM, _DECIDED = 12, 120
 _MOST_OF_LIMIT, _TIMES_THE_LOOP = 1.15, 5.0
 # What 16 GB (10^9 bytes) leave to tensors beside the context and the libraries' kernels.
 _CARD_GIB, _CONTEXT_GIB = 16e9 / GIB, 0.6

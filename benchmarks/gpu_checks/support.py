@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-import os
 from pathlib import Path
 
 import torch
 
 from oncofed import sandbox
-from oncofed.federation import confined, job_process
-from oncofed.federation.turns import Place
+from oncofed.federation import confined_process, job_process
 from oncofed.training import Trainer
 
 NOT_INITIALIZED = 3  # CUDA_ERROR_NOT_INITIALIZED, cuda.h
@@ -46,18 +44,6 @@ def driver_status() -> int | None:
     return int(driver.cuDeviceGetCount(ctypes.byref(ctypes.c_int())))
 
 
-def why_no_gpu() -> str:
-    """Return why torch cannot use a GPU here; empty where one computes."""
-    if not torch.cuda.is_available():
-        build = f"torch {torch.__version__} finds no CUDA GPU"
-        return f"{build} (no NVIDIA driver)" if driver_status() is None else build
-    try:
-        torch.ones(1, device="cuda").add_(1).item()
-    except RuntimeError as error:
-        return f"the GPU does not compute: {str(error).partition(chr(10))[0]}"
-    return ""
-
-
 def precision_of(trainer: Trainer) -> torch.dtype:
     """Return in which type a trainer computes."""
     return trainer._precision
@@ -65,7 +51,7 @@ def precision_of(trainer: Trainer) -> torch.dtype:
 
 def is_compiled(trainer: Trainer) -> bool:
     """Return whether a trainer's network is compiled."""
-    return trainer._compiled
+    return trainer._compiling.form != "eager"
 
 
 def samples_at_once(trainer: Trainer) -> int:
@@ -73,11 +59,7 @@ def samples_at_once(trainer: Trainer) -> int:
     return trainer._micro
 
 
-def confine_partly(data: Path, state: Path, files: bool, calls: bool) -> None:
-    """Confine this process as a pack's, or only its files, or only its system calls: which of them ends CUDA?"""
-    read, write = confined._what_it_may_touch(Place("here", data, state, None))
-    ctypes.CDLL(None).prctl(sandbox._NO_NEW_PRIVS, 1, 0, 0, 0)
-    if files:
-        sandbox._restrict_files(read, write)
-    if calls:
-        sandbox._restrict_calls(sandbox._MACHINES[os.uname().machine])
+def confine_files(data: Path, state: Path) -> None:
+    """Confine this process to the files that a pack's process has."""
+    place = {"data": str(data), "state": str(state), "initial": None}
+    sandbox.restrict_files(*confined_process._what_it_may_touch(place))

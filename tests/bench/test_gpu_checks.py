@@ -169,7 +169,7 @@ def test_what_is_trained_on_a_gpu_fits_together(tmp_path: Path) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_machine_without_a_gpu_is_told_so_and_what_to_do(tmp_path: Path) -> None:
     runner = Runner(tmp_path / "run.jsonl", tmp_path, "cuda", time.monotonic() + 60)
-    with pytest.raises(NoGPUError, match=r"finds no CUDA GPU.* make gpu DEVICE=cpu walks all checks") as caught:
+    with pytest.raises(NoGPUError, match=r"no GPU can be used here: .* make gpu DEVICE=cpu walks all checks") as caught:
         runner.begin("abc")
     assert caught.value.exit_code == 3
     assert not runner.file.exists()

@@ -23,7 +23,9 @@ _NO_CLAIMS = (
     "the CUDA build of torch where there is an NVIDIA GPU",
     "before a GPU hour is spent",
     "no GPU has measured it yet",
-    "A small installation without CUDA?",
+    "A small installation without CUDA, or an older driver?",
+    "no file but Python's and the GPU driver's",  # the sentence after it has the claim
+    "A site lends what `CUDA_VISIBLE_DEVICES` named when it was started",  # tests of lending, with a stand-in's driver
     "a laptop without a GPU: about a minute",
     "a laptop without a GPU: two minutes",
     "a laptop without a GPU: about two minutes",

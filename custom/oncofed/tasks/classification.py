@@ -21,11 +21,11 @@ from oncofed.data.cases import Case
 from oncofed.data.inputs import Input, Preparation, WholeImages
 from oncofed.data.spec import DataSpec
 from oncofed.data.vocabulary import LabelKind
+from oncofed.devices import inference_type
 from oncofed.models.networks import Kind
 from oncofed.settings import StrictModel
 from oncofed.tasks.base import Scores, Task
 from oncofed.tasks.pictures import Picture, middle_slice
-from oncofed.tasks.segmentation import inference_type
 
 _BINS = 10
 # Images, and values of them all together, that are scored at once: large enough to fill a GPU, small enough for any.

@@ -21,11 +21,11 @@ from torch.nn import functional
 
 from oncofed.data.slides import Pixels
 from oncofed.data.tiles import SlideTiles, stream_tiles
+from oncofed.devices import free_memory, inference_type, is_out_of_memory
 from oncofed.errors import TrainingError
 from oncofed.models.networks import ModelSpec, Request, build_network
 from oncofed.models.weights import load_weights
 from oncofed.settings import StrictModel
-from oncofed.tasks.segmentation import inference_type
 
 _LOG = logging.getLogger(__name__)
 
@@ -146,7 +146,9 @@ class Encoder:
         """Return what waits for the features of a batch; None where there is too little memory for it."""
         try:
             return self._begin(tiles)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             # What the network held goes with the error, that is, once this has returned.
             return None
 
@@ -157,8 +159,7 @@ class Encoder:
                 "or take a smaller task.encoder.network"
             )
         self.at_once = math.ceil(tiles / 2)
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
+        free_memory()
         _LOG.warning("out of memory: %d tiles at once from now on", self.at_once)
 
     def _begin(self, tiles: Sequence[Pixels]) -> Callable[[], Tensor]:

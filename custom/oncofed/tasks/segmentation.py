@@ -26,6 +26,7 @@ from oncofed.data.inputs import Input, Patches
 from oncofed.data.spec import DataSpec
 from oncofed.data.transforms import as_tensor, load_image
 from oncofed.data.vocabulary import IGNORED
+from oncofed.devices import inference_type
 from oncofed.settings import StrictModel
 from oncofed.tasks.base import Scores, Task, mean_over_patients
 from oncofed.tasks.losses import dice_ce
@@ -104,11 +105,6 @@ class Windows:
                 total = output if total is None else total + output
         assert total is not None
         return total[0] / len(self._mirrorings)
-
-
-def inference_type(device: torch.device) -> torch.dtype:
-    """Return the type in which networks run on a device outside of training."""
-    return torch.bfloat16 if device.type != "cuda" or torch.cuda.is_bf16_supported() else torch.float16
 
 
 class Segmentation(Task[dict[str, float]]):

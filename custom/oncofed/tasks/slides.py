@@ -18,6 +18,7 @@ from oncofed.data.inputs import Input, Preparation, Prepared
 from oncofed.data.slides import TileReader
 from oncofed.data.spec import DataSpec
 from oncofed.data.tiles import SlideTiles, read_tiles
+from oncofed.devices import training_device
 from oncofed.errors import DataError
 from oncofed.models.mil import AttentionMIL
 from oncofed.models.networks import Kind
@@ -150,7 +151,7 @@ class SlideClassification(Classification):
 
     def input(self, augmentation: Augmentation) -> Input:
         """Return bags of features."""
-        return self._input(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        return self._input(training_device())
 
     def forward(self, network: Callable[..., Tensor], batch: Batch) -> Tensor:
         """Return logits of a batch of bags."""
