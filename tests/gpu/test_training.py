@@ -59,7 +59,8 @@ def test_state_of_another_layout_is_taken_up(spec: JobSpec, site: Path, tmp_path
     for state in first._optimizer.state.values():
         for name, value in state.items():
             state[name] = value.contiguous()
-    first.save()
+    first._keep()
+    first.settle()
     assert _trainer(plan, site, tmp_path / "state").train(3) > 0
 
 

@@ -13,6 +13,7 @@ from oncofed import gpus
 from oncofed.site import gpu_checks
 from oncofed.site.check import Check
 from oncofed.site.gpu_checks import look_at_gpus
+from oncofed.training import compiling
 
 
 @pytest.fixture
@@ -98,15 +99,18 @@ def test_whatever_becomes_of_that_process_is_one_line(
 
 def test_what_compiling_needs_is_looked_for(machine: pytest.MonkeyPatch, tmp_path: Path) -> None:
     machine.delenv("CC", raising=False)
-    machine.setattr(gpu_checks.sysconfig, "get_path", lambda name: str(tmp_path))
-    machine.setattr(gpu_checks.shutil, "which", lambda name: None)
+    machine.setattr(compiling.shutil, "which", lambda name: None)
     *_, check = look_at_gpus()
-    assert (check.state, check.found) == (
+    assert (check.state, check.found, check.advice) == (
         "warn",
-        "a C compiler and Python.h not found: networks are not compiled, and train slower",
+        "there is no C compiler; networks are not compiled, and train slower",
+        "install gcc",
     )
-    assert f"python3.{sys.version_info.minor}-dev" in check.advice
+    machine.setattr(compiling.shutil, "which", lambda name: sys.executable)
+    machine.setattr(compiling.sysconfig, "get_path", lambda name: str(tmp_path))
+    *_, check = look_at_gpus()
+    assert "Python.h" in check.found
+    assert "python3-dev" in check.advice
     (tmp_path / "Python.h").touch()
-    machine.setenv("CC", "/usr/bin/cc")
     *_, check = look_at_gpus()
     assert (check.name, check.state) == ("compiler", "ok")

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._inductor.runtime import cache_dir_utils
 
 from oncofed.training import compiling
 from oncofed.training.compiling import (
@@ -256,37 +257,43 @@ def test_a_cuda_build_needs_triton(complete: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_kernels_are_kept_where_only_their_owner_can_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(CACHE_VARIABLE, "to be put back")
-    monkeypatch.delenv(CACHE_VARIABLE)
+    monkeypatch.setenv(CACHE_VARIABLE, "")
     assert use_cache(tmp_path) is False
     cache = Path(os.environ[CACHE_VARIABLE])
     assert cache == tmp_path / "compiled"
     assert stat.S_IMODE(cache.stat().st_mode) == 0o700
     (cache / "kernel").touch()
-    monkeypatch.delenv(CACHE_VARIABLE)
+    monkeypatch.setenv(CACHE_VARIABLE, "")
     assert use_cache(tmp_path) is True
 
 
 def test_kernels_that_others_could_have_put_there_are_not_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv(CACHE_VARIABLE, "to be put back")
-    monkeypatch.delenv(CACHE_VARIABLE)
+    monkeypatch.setenv(CACHE_VARIABLE, "")
     (tmp_path / "compiled").mkdir()
     (tmp_path / "compiled").chmod(0o770)
     assert use_cache(tmp_path) is False
-    assert CACHE_VARIABLE not in os.environ
+    assert os.environ[CACHE_VARIABLE] == ""
     assert "is not this user's alone" in caplog.text
 
 
 def test_without_a_folder_they_lie_among_the_users_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(CACHE_VARIABLE, "to be put back")
-    monkeypatch.delenv(CACHE_VARIABLE)
+    monkeypatch.setenv(CACHE_VARIABLE, "")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     use_cache(None)
     assert os.environ[CACHE_VARIABLE] == str(tmp_path / "oncofed" / "compiled")
     use_cache(tmp_path / "elsewhere")  # whoever set the variable is heeded
     assert os.environ[CACHE_VARIABLE] == str(tmp_path / "oncofed" / "compiled")
+
+
+def test_the_folder_that_torch_chose_goes_with_the_run_and_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(CACHE_VARIABLE, raising=False)
+    monkeypatch.setenv(CACHE_VARIABLE, cache_dir_utils.default_cache_dir())
+    use_cache(tmp_path)
+    assert os.environ[CACHE_VARIABLE] == str(tmp_path / "compiled")
 
 
 def test_forms_are_what_torch_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
-import sysconfig
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 from oncofed.errors import FederationError
 from oncofed.gpus import GPU, VISIBLE_VARIABLE, read_gpus
@@ -91,11 +88,9 @@ def _try(gpu: GPU) -> str:
 
 def _compiler() -> Check:
     """Look for what torch.compile needs to build programs for a GPU; without it training is slower."""
-    compiler = os.environ.get("CC") or next(filter(None, map(shutil.which, ("gcc", "clang"))), None)
-    header = Path(sysconfig.get_path("include")) / "Python.h"
-    missing = [name for name, there in (("a C compiler", compiler), ("Python.h", header.is_file())) if not there]
-    if missing:
-        found = f"{' and '.join(missing)} not found: networks are not compiled, and train slower"
-        package = f"python{sys.version_info.major}.{sys.version_info.minor}-dev"
-        return Check("compiler", "warn", found, f"install gcc and {package} (apt), or gcc and python3-devel (dnf)")
-    return Check("compiler", "ok", f"{compiler} and Python.h")
+    from oncofed.training.compiling import can_compile  # noqa: PLC0415 - two seconds, only where there is a GPU
+
+    if why := can_compile():
+        what, _, advice = why.partition(": ")
+        return Check("compiler", "warn", f"{what}; networks are not compiled, and train slower", advice)
+    return Check("compiler", "ok", "a C compiler and Python.h are here")

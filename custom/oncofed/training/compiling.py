@@ -14,6 +14,7 @@ import shutil
 import statistics
 import subprocess
 import sysconfig
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -122,10 +123,11 @@ def use_cache(folder: Path | None) -> bool:
     Returns:
         Whether an earlier process left something there.
     """
-    if CACHE_VARIABLE not in os.environ:
-        base = (
-            Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "oncofed" if folder is None else folder
-        )
+    set_by = os.environ.get(CACHE_VARIABLE, "")
+    # PyTorch itself sets it to that as soon as a module of the compiler's is imported.
+    if not set_by or set_by.startswith(str(Path(tempfile.gettempdir()) / "torchinductor_")):
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        base = caches / "oncofed" if folder is None else folder
         cache = base.absolute() / "compiled"
         try:
             cache.mkdir(mode=0o700, parents=True, exist_ok=True)
