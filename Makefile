@@ -1,7 +1,7 @@
 # The day of somebody who works on oncofed. `make` alone lists it.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
-.PHONY: help demo test check format bench bench-full bench-bundle bench-table faults security constraints clean another-build
+.PHONY: help demo test check format bench bench-full bench-bundle bench-table gpu faults security constraints clean another-build
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -54,7 +54,11 @@ bench-bundle: $(VENV)/dev.installed ## one archive to measure on a GPU machine w
 	@$(BIN)/python benchmarks/lab/bundle.py workspace/oncofed-bench.tar.xz $(if $(PYTHON_THERE),--python $(PYTHON_THERE))
 
 bench-table: $(VENV)/dev.installed ## write the last figures into benchmarks/README.md
-	@$(BIN)/python benchmarks/lab/table.py
+	@PYTHONPATH=benchmarks $(BIN)/python benchmarks/lab/table.py
+
+gpu: $(VENV)/dev.installed ## on a GPU: is what is said of GPUs true? Ten minutes (DEVICE=cpu walks it; ONLY=NAME,... SECONDS=120)
+	@PYTHONPATH=benchmarks:benchmarks/lab:tests $(BIN)/python -m gpu_checks $(if $(DEVICE),--device $(DEVICE)) \
+		$(if $(ONLY),--only $(ONLY)) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(OUT),--out $(OUT))
 
 faults: $(VENV)/dev.installed ## federations with one fault each: what happens, and the time that it costs (about 20 minutes)
 	@$(BIN)/oncofed bench run recovery
