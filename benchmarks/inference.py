@@ -26,7 +26,7 @@ from oncofed.models import ModelSpec, build_network
 from oncofed.models import Request as NetworkRequest
 from oncofed.models.weights import weights_of
 from oncofed.tasks.encoder import Encoder, EncoderSpec
-from oncofed.tasks.segmentation import Windows
+from oncofed.tasks.windows import Windows
 
 _TILE, _TILES_AT_ONCE = 256, 64
 _OVERLAP = 0.25

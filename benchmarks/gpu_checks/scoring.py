@@ -10,7 +10,7 @@ import torch
 from gpu_checks.context import GIB, Context
 from gpu_checks.data import BRAIN, CT, large_ct, plan_of, trainer_of, write_ct
 from oncofed.models.weights import load_weights
-from oncofed.tasks.segmentation import Windows
+from oncofed.tasks.windows import Windows
 
 _NEAR = 0.01
 _MOST_BYTES = 12e9

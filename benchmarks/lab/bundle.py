@@ -29,7 +29,7 @@ _LEFT_OUT = frozenset(
 )
 _MORE = ("imagecodecs", "nvidia-ml-py", "openslide-bin", "openslide-python", "tifffile")
 _CODECS = frozenset({"_shared", "_shared_cython", "_imcd", "_jpeg8"})
-_SUITES = ("aggregation", "inference", "ingest", "input_pipeline", "slide_features", "train_step")
+_SUITES = ("aggregation", "inference", "ingest", "input_pipeline", "slide_features", "train_step", "validation")
 _PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014", "manylinux1")
 _MOST_BYTES = 60 * 10**6
 

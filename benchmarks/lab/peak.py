@@ -1,12 +1,17 @@
-"""How much memory a process has at its highest."""
+"""How much memory a process has at its highest, and how much of it new tensors take."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
+import weakref
 from types import TracebackType
+from typing import Any
 
 import psutil
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from typing_extensions import Self
 
 
@@ -47,3 +52,39 @@ class Peak:
         memory = self._process.memory_info()
         # Such pages can be dropped at any time.
         self.most = max(self.most, memory.rss - memory.shared)
+
+
+class TensorPeak(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of tensors that are made while the block runs, and are still held, on any device.
+
+    On the device "meta" nothing is computed or stored, so that what a large GPU would hold is known without one.
+
+    Attributes:
+        most: bytes, at the highest.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._held: dict[int, int] = {}
+        self._now = 0
+        self.most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {id_of(value) for value in tree_leaves((args, kwargs)) if isinstance(value, torch.Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for value in tree_leaves(result):
+            if isinstance(value, torch.Tensor) and id_of(value) not in given | self._held.keys():
+                storage = value.untyped_storage()
+                self._held[id_of(value)] = storage.nbytes()
+                self._now += storage.nbytes()
+                weakref.finalize(storage, self._gone, id_of(value))
+        self.most = max(self.most, self._now)
+        return result
+
+    def _gone(self, number: int) -> None:
+        self._now -= self._held.pop(number, 0)
+
+
+def id_of(tensor: torch.Tensor) -> int:
+    """Return what tells a tensor's memory from that of others."""
+    return int(tensor.untyped_storage()._cdata)

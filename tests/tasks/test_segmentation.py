@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from oncofed.data.cases import read_cases
 from oncofed.data.spec import DataSpec, SplitSpec
 from oncofed.tasks import Segmentation, SegmentationSpec
-from oncofed.tasks.segmentation import Segmented, without_largest
+from oncofed.tasks.overlap import keep_largest
+from oncofed.tasks.surfaces import surface_figures
 
 SPEC = SegmentationSpec(classes={1: "shell", 2: "core"})
 VOLUMES = arrays(np.uint8, (3, 4, 5), elements=st.integers(0, 2))
@@ -108,12 +109,17 @@ def test_coarser_outputs_count_half_as_much() -> None:
 
 
 def test_only_the_largest_piece_is_kept() -> None:
-    mask = np.zeros((10, 10), bool)
-    mask[:4, :4] = mask[7:9, 7:9] = mask[0, 9] = True
-    rest = without_largest(mask)
-    assert rest.sum() == 5
-    assert not rest[:4, :4].any()
-    assert not without_largest(mask[:4, :4]).any()
+    labels = np.zeros((10, 10), np.uint8)
+    labels[:4, :4] = labels[7:9, 7:9] = labels[0, 9] = 1
+    labels[5, 5] = 2
+    keep_largest(labels, 1)
+    assert (labels == 1).sum() == 16
+    assert labels[:4, :4].all()
+    assert labels[5, 5] == 2
+    before = labels.copy()
+    for value in (1, 2, 3):
+        keep_largest(labels, value)
+    assert np.array_equal(labels, before)
 
 
 def test_mirrored_inference_of_a_network_that_sees_no_sides_changes_nothing(site: Path) -> None:
@@ -138,8 +144,8 @@ def test_surfaces_are_measured_in_mm(site: Path) -> None:
     reference = np.zeros((10, 10, 10), np.uint8)
     reference[2:6, 2:6, 2:6] = 1
     moved = np.roll(reference, 2, axis=0)
-    shifted = task._surfaces(Segmented(moved, reference, np.diag([3.0, 1, 1, 1])))
+    shifted = surface_figures(moved, reference, task.classes, (3.0, 1, 1), 1.0)
     assert shifted["hd95_mm.shell"] == pytest.approx(6)
-    missed = task._surfaces(Segmented(np.zeros_like(reference), reference, np.eye(4)))
+    missed = surface_figures(np.zeros_like(reference), reference, task.classes, (1, 1, 1), 1.0)
     assert missed["surface_dice.shell"] == 0
     assert "hd95_mm.shell" not in missed

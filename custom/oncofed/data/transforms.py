@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from monai.data.meta_tensor import MetaTensor
 from monai.transforms import (
     Compose,
@@ -15,6 +16,7 @@ from monai.transforms import (
     Resize,
     ResizeWithPadOrCropd,
     ScaleIntensityRanged,
+    Spacing,
     Spacingd,
     SpatialPadd,
     Transform,
@@ -23,6 +25,7 @@ from monai.utils.enums import MetaKeys, SpaceKeys
 
 from oncofed.data.cases import Case
 from oncofed.data.facts import Values
+from oncofed.data.grids import is_same, resampled
 from oncofed.data.images import LoadedImage
 from oncofed.data.spec import DataSpec
 
@@ -89,6 +92,25 @@ def darken(values: Values) -> Values:
     return inverted
 
 
+class _Respace(Transform):
+    """Does to an image what ``Spacingd`` does, but in float32 and one axis after the other."""
+
+    def __init__(self, spacing: tuple[float, ...]) -> None:
+        self._plan = Spacing(spacing, lazy=True)
+
+    def __call__(self, data: dict[str, MetaTensor]) -> dict[str, MetaTensor]:
+        image = data["image"]
+        planned = self._plan(image)
+        source, target = image.affine.numpy(), planned.peek_pending_affine().numpy()
+        shape = [int(side) for side in planned.peek_pending_shape()]
+        if shape == list(image.shape[1:]) and is_same(source, target, len(shape)):
+            return data
+        values = resampled(image.as_tensor(), source, target, shape)
+        moved = MetaTensor(values).copy_meta_from(image)
+        moved.affine = torch.from_numpy(target)
+        return {**data, "image": moved}
+
+
 def _to_grid(spec: DataSpec, keys: tuple[str, ...]) -> list[Any]:
     steps: list[Any] = []
     if spec.dimensions == 3:
@@ -110,10 +132,15 @@ def _normalise(spec: DataSpec) -> list[Any]:
 def load_image(spec: DataSpec) -> Compose:
     """Return the deterministic part for an image alone: ``Case`` -> {"image": (channel, x, y[, z]) float32}.
 
-    The image keeps its affine and the record of what was done to it, so that a prediction can be brought back to the
-    grid of the file.
+    The image keeps its affine, so that a prediction can be brought back to the grid of the file. It is resampled in
+    float32, where ``load_pair`` does so in float64.
     """
-    steps = [ReadCase(spec, label=False), *_to_grid(spec, ("image",)), *_normalise(spec)]
+    steps: list[Any] = [ReadCase(spec, label=False)]
+    if spec.dimensions == 3:
+        steps.append(Orientationd("image", axcodes=spec.orientation, labels=None))
+    if spec.spacing:
+        steps.append(_Respace(spec.spacing))
+    steps += _normalise(spec)
     return Compose([*steps, EnsureTyped("image", dtype=np.float32)])
 
 

@@ -19,14 +19,15 @@ from torch.nn import functional
 
 from oncofed.data.augment import Augmentation, Batch
 from oncofed.data.cases import Case
-from oncofed.data.inputs import Input, Patches
+from oncofed.data.inputs import Input, Patches, Preparation, Prepared
+from oncofed.data.references import Referenced, affine_of
 from oncofed.data.spec import DataSpec
-from oncofed.data.transforms import as_tensor, load_image
 from oncofed.settings import StrictModel
 from oncofed.tasks.base import Scores, Task, mean_over_patients
 from oncofed.tasks.losses import dice_ce
 from oncofed.tasks.pictures import Picture, flat
-from oncofed.tasks.segmentation import Windows, deeply, to_file
+from oncofed.tasks.segmentation import deeply, file_grid
+from oncofed.tasks.windows import Windows
 
 Numbers = NDArray[np.int32]
 
@@ -67,8 +68,7 @@ class Objects(Task[dict[str, float]]):
     def __init__(self, spec: ObjectsSpec, data: DataSpec) -> None:
         super().__init__(data, spec.classes)
         self.spec = spec
-        self._windows = Windows(data, spec.overlap, spec.mirror)
-        self._load_image = load_image(data)
+        self._windows = Windows(data, spec.overlap, spec.mirror, self.out_channels)
 
     @property
     def out_channels(self) -> int:
@@ -92,20 +92,36 @@ class Objects(Task[dict[str, float]]):
 
         return deeply(one, output, batch["label"])
 
-    @torch.no_grad()
+    def scoring_preparation(self) -> Preparation:
+        """Return how image and reference are read."""
+        return Referenced(self.data, numbered=True)
+
     def predict(self, network: nn.Module, case: Case, device: torch.device) -> Numbers:
         """Return the objects of one case on the grid of its label, (x, y[, z]): a number for each, zero elsewhere."""
-        reference = as_tensor(case.read_label())
-        image = self._load_image(case)["image"]
-        output = self._windows(network, image.as_tensor(), device)
-        maps = torch.cat([output[:2].softmax(0)[1:], output[2:]])
-        on_file = to_file(maps, image, reference, self.data).cpu().numpy()
-        return separate(on_file[0] > 0.5, on_file[1], self.spec.seed_depth, self.spec.smallest)
+        return self._find(network, self.prepared(case), device)
 
     def assess(self, network: nn.Module, case: Case, device: torch.device, detailed: bool) -> dict[str, float]:
         """Return the case's figures by name; see ``object_scores``."""
-        reference = case.read_label(numbered=True).values[..., 0].astype(np.int32)
-        return object_scores(self.predict(network, case, device), reference)
+        prepared = self.prepared(case)
+        changed = type(self).predict is not Objects.predict
+        found = self.predict(network, case, device) if changed else self._find(network, prepared, device)
+        return object_scores(found, prepared["label"].cpu().numpy())
+
+    @torch.no_grad()
+    def _find(self, network: nn.Module, prepared: Prepared, device: torch.device) -> Numbers:
+        image, shape = prepared["image"], prepared["label"].shape
+        grid = file_grid(
+            self.data, image, (affine_of(prepared, "image"), affine_of(prepared, "label")), shape, self._windows
+        )
+
+        def infer(spare: bool) -> Tensor:
+            planes = self._windows.slabs(network, image, device, spare=spare)
+            maps = torch.empty(2, *shape, device=torch.device("cpu") if spare else device)
+            grid.fill(((first, _maps(values)) for first, values in planes), maps, lambda values: values)
+            return maps
+
+        maps = self._windows.within_memory(infer, image[0].numel()).cpu().numpy()
+        return separate(maps[0] > 0.5, maps[1], self.spec.seed_depth, self.spec.smallest)
 
     def summarise(self, outcomes: Sequence[tuple[str, dict[str, float]]]) -> Scores:
         """Return means over patients."""
@@ -127,6 +143,11 @@ class Objects(Task[dict[str, float]]):
             index = int(np.argmax((reference > 0).sum(axis=(0, 1))))
             image, found, reference = image[:, :, index], found[..., index], reference[..., index]
         return Picture(flat(image), _outlined(reference), _outlined(found), downwards=True)
+
+
+def _maps(output: Tensor) -> Tensor:
+    """Return how likely an object is, and its depth there, of an output (3, …)."""
+    return torch.cat([output[:2].softmax(0)[1:], output[2:]])
 
 
 def separate(inside: NDArray[np.bool_], depth: NDArray[np.float32], seed_depth: float, smallest: int) -> Numbers:

@@ -2,37 +2,32 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
-from monai.data.meta_tensor import MetaTensor
-from monai.inferers import SlidingWindowInferer
-from monai.metrics import compute_hausdorff_distance, compute_surface_dice
-from monai.transforms import SpatialResample
 from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
-from scipy import ndimage
 from torch import Tensor, nn
 
 from oncofed.data.augment import Augmentation, Batch
 from oncofed.data.cases import Case
-from oncofed.data.inputs import Input, Patches
+from oncofed.data.inputs import Input, Patches, Preparation
+from oncofed.data.references import Referenced, affine_of
 from oncofed.data.spec import DataSpec
-from oncofed.data.transforms import as_tensor, load_image
 from oncofed.data.vocabulary import IGNORED
-from oncofed.devices import inference_type
 from oncofed.settings import StrictModel
 from oncofed.tasks.base import Scores, Task, mean_over_patients
+from oncofed.tasks.grids import FileGrid
 from oncofed.tasks.losses import dice_ce
+from oncofed.tasks.overlap import confusion, dice, keep_largest
 from oncofed.tasks.pictures import Picture, best_slice
-
-_WINDOWS_AT_ONCE = 4
+from oncofed.tasks.surfaces import surface_figures
+from oncofed.tasks.windows import Planes, Windows
 
 
 class SegmentationSpec(StrictModel):
@@ -79,32 +74,13 @@ class Segmented:
     affine: NDArray[np.float64]
 
 
-class Windows:
-    """Sliding-window inference with Gaussian weights, on the mean over mirrorings where that is wanted.
+@dataclass(frozen=True)
+class _Found:
+    """As ``Segmented``, on the device where the labels were decided."""
 
-    Args:
-        data: of the job: windows are as large as patches.
-        overlap: share by which they overlap.
-        mirror: average over all mirrorings.
-    """
-
-    def __init__(self, data: DataSpec, overlap: float, mirror: bool) -> None:
-        self._infer = SlidingWindowInferer(data.patch, _WINDOWS_AT_ONCE, overlap, mode="gaussian")
-        axes = range(2, 2 + data.dimensions)
-        sets = (itertools.combinations(axes, n) for n in range(data.dimensions + 1)) if mirror else [[()]]
-        self._mirrorings = [list(flips) for group in sets for flips in group]
-
-    def __call__(self, network: nn.Module, image: Tensor, device: torch.device) -> Tensor:
-        """Return the network's output (out, x, y[, z]) float32 for an image (channel, x, y[, z])."""
-        batch = image[None].to(device)
-        total: Tensor | None = None
-        with torch.autocast(device.type, inference_type(device), enabled=device.type == "cuda"):
-            for flips in self._mirrorings:
-                output = self._infer(batch.flip(flips) if flips else batch, network).float()
-                output = output.flip(flips) if flips else output
-                total = output if total is None else total + output
-        assert total is not None
-        return total[0] / len(self._mirrorings)
+    prediction: Tensor
+    reference: Tensor
+    affine: NDArray[np.float64]
 
 
 class Segmentation(Task[dict[str, float]]):
@@ -123,8 +99,7 @@ class Segmentation(Task[dict[str, float]]):
     def __init__(self, spec: SegmentationSpec, data: DataSpec) -> None:
         super().__init__(data, spec.classes)
         self.spec = spec
-        self._windows = Windows(data, spec.overlap, spec.mirror)
-        self._load_image = load_image(data)
+        self._windows = Windows(data, spec.overlap, spec.mirror, self.out_channels)
 
     @property
     def out_channels(self) -> int:
@@ -139,7 +114,10 @@ class Segmentation(Task[dict[str, float]]):
         """Return Dice with cross-entropy; coarser outputs count half as much as the next finer one."""
         return deeply(lambda logits: dice_ce(logits, batch["label"], self.spec.ignore), output, batch["label"])
 
-    @torch.no_grad()
+    def scoring_preparation(self) -> Preparation:
+        """Return how image and reference are read."""
+        return Referenced(self.data)
+
     def predict(self, network: nn.Module, case: Case, device: torch.device) -> Segmented:
         """Segment one case.
 
@@ -148,28 +126,64 @@ class Segmentation(Task[dict[str, float]]):
             case: image and label files.
             device: where the network is.
         """
-        reference = as_tensor(case.read_label())
-        image = self._load_image(case)["image"]
-        logits = self._windows(network, image.as_tensor(), device)
-        on_file = to_file(logits.softmax(0), image, reference, self.data)
-        # As argmax, first of equals included, in a seventh of the time on a CPU.
-        prediction = on_file.max(0).indices.to(torch.uint8).cpu().numpy()
-        for value in self.spec.keep_largest:
-            prediction[without_largest(prediction == value)] = 0
-        return Segmented(
-            prediction,
-            reference[0].as_tensor().numpy().astype(np.uint8),
-            reference.affine.numpy(),
-        )
+        found = self._find(network, case, device)
+        return Segmented(found.prediction.cpu().numpy(), found.reference.cpu().numpy(), found.affine)
 
     def assess(self, network: nn.Module, case: Case, device: torch.device, detailed: bool) -> dict[str, float]:
         """Return the case's figures by name; see ``score``."""
-        segmented = self.predict(network, case, device)
-        if self.spec.ignore:
-            nobody = segmented.reference == self.spec.ignore
-            segmented.prediction[nobody] = segmented.reference[nobody] = 0
-        figures = {f"dice.{k}": v for k, v in self.score(segmented.prediction, segmented.reference).items()}
-        return figures | (self._surfaces(segmented) if detailed else {})
+        if type(self).predict is Segmentation.predict:
+            found = self._find(network, case, device)
+        else:  # a subclass changes what is predicted
+            given = self.predict(network, case, device)
+            found = _Found(torch.from_numpy(given.prediction), torch.from_numpy(given.reference), given.affine)
+        counts = confusion(found.prediction, found.reference, self.out_channels, self.spec.ignore)
+        figures = {f"dice.{k}": v for k, v in zip(self.classes.values(), dice(counts), strict=True)}
+        return figures | (self._surfaces(found) if detailed else {})
+
+    @torch.no_grad()
+    def _find(self, network: nn.Module, case: Case, device: torch.device) -> _Found:
+        prepared = self.prepared(case)
+        image, reference = prepared["image"], prepared["label"]
+
+        def segment(spare: bool) -> Tensor:
+            return self._labels(network, image, reference.shape, affines, device, spare)
+
+        affines = affine_of(prepared, "image"), affine_of(prepared, "label")
+        prediction = self._windows.within_memory(segment, image[0].numel())
+        if self.spec.keep_largest:
+            prediction = prediction.cpu()
+            for value in self.spec.keep_largest:
+                keep_largest(prediction.numpy(), value)
+        return _Found(prediction, reference.to(prediction.device), affines[1])
+
+    def _labels(
+        self,
+        network: nn.Module,
+        image: Tensor,
+        shape: torch.Size,
+        affines: tuple[NDArray[np.float64], NDArray[np.float64]],
+        device: torch.device,
+        spare: bool,
+    ) -> Tensor:
+        """Return label values on the grid of the label's file, (x, y[, z]).
+
+        Classes are told apart slab by slab: no volume of all classes is held.
+        """
+        two = self.out_channels == 2
+        grid = file_grid(self.data, image, affines, shape, self._windows)
+        planes = self._windows.slabs(
+            network, image, device, _difference if two else None, weighed=not grid.whole, spare=spare
+        )
+        labels = torch.empty(
+            1, *shape, dtype=_type_of(self.out_channels), device=torch.device("cpu") if spare else device
+        )
+        # Between two voxels lie probabilities; in a voxel itself the largest logit is the largest probability too.
+        if two:
+            grid.fill(planes if grid.whole else _sigmoid(planes), labels, lambda v: v > (0 if grid.whole else 0.5))
+        else:
+            # As argmax, first of equals included, in a seventh of the time on a CPU.
+            grid.fill(planes if grid.whole else _softmax(planes), labels, lambda v: v.max(0, keepdim=True).indices)
+        return labels[0]
 
     def score(self, prediction: NDArray[np.uint8], reference: NDArray[np.uint8]) -> dict[str, float]:
         """Return Dice by class name; a class that is in neither volume has none (NaN).
@@ -178,12 +192,8 @@ class Segmentation(Task[dict[str, float]]):
             prediction: label values, (x, y[, z]).
             reference: label values, (x, y[, z]).
         """
-        scores = {}
-        for value, name in self.spec.classes.items():
-            p, r = prediction == value, reference == value
-            size = int(p.sum()) + int(r.sum())
-            scores[name] = 2.0 * int((p & r).sum()) / size if size else float("nan")
-        return scores
+        counts = confusion(torch.from_numpy(prediction), torch.from_numpy(reference), self.out_channels)
+        return dict(zip(self.classes.values(), dice(counts), strict=True))
 
     def summarise(self, outcomes: Sequence[tuple[str, dict[str, float]]]) -> Scores:
         """Return the mean over patients of the mean over the classes that a case has."""
@@ -205,23 +215,14 @@ class Segmentation(Task[dict[str, float]]):
         found = self.predict(network, case, device)
         return best_slice(case.read_image().values, found.reference, found.prediction, found.affine)
 
-    def _surfaces(self, segmented: Segmented) -> dict[str, float]:
-        """Return surface Dice (Nikolov et al., 2018) and the Hausdorff distance's 95th percentile in mm by class."""
-        spacing = voxel_sizes(segmented.affine)[: segmented.reference.ndim].tolist()
-        figures = {}
-        for value, name in self.spec.classes.items():
-            found, wanted = (
-                torch.from_numpy(labels == value)[None, None] for labels in (segmented.prediction, segmented.reference)
-            )
-            if not found.any() or not wanted.any():
-                # No surface to measure to: surface Dice is zero, unless nothing was to be found; no distance is known.
-                figures[f"surface_dice.{name}"] = 0.0 if found.any() or wanted.any() else float("nan")
-                continue
-            same = {"include_background": True, "spacing": spacing}
-            tolerance = [self.spec.surface_tolerance]
-            figures[f"surface_dice.{name}"] = float(compute_surface_dice(found, wanted, tolerance, **same))
-            figures[f"hd95_mm.{name}"] = float(compute_hausdorff_distance(found, wanted, percentile=95, **same))
-        return figures
+    def _surfaces(self, found: _Found) -> dict[str, float]:
+        """Return surface Dice and the Hausdorff distance's 95th percentile by class; see ``surface_figures``."""
+        prediction, reference = found.prediction.cpu().numpy(), found.reference.cpu().numpy()
+        if self.spec.ignore:
+            nobody = reference == self.spec.ignore
+            prediction, reference = np.where(nobody, 0, prediction), np.where(nobody, 0, reference)
+        spacing = voxel_sizes(found.affine)[: reference.ndim].tolist()
+        return surface_figures(prediction, reference, self.classes, spacing, self.spec.surface_tolerance)
 
 
 def deeply(loss: Callable[[Tensor], Tensor], output: Tensor, label: Tensor) -> Tensor:
@@ -233,22 +234,40 @@ def deeply(loss: Callable[[Tensor], Tensor], output: Tensor, label: Tensor) -> T
     return torch.stack(losses).sum() / sum(weights)
 
 
-def to_file(values: Tensor, image: MetaTensor, reference: MetaTensor, data: DataSpec) -> Tensor:
-    """Bring values on the working grid (n, x, y[, z]) back to the grid of the label's file."""
-    if data.dimensions == 2 and not data.spacing:
-        return values
-    resample = SpatialResample(mode="bilinear", padding_mode="border", dtype=torch.float32)
-    placed = MetaTensor(values, affine=image.affine)
-    moved = resample(placed, dst_affine=reference.affine, spatial_size=reference.shape[1:])
-    result: Tensor = moved.as_tensor()
-    return result
+def file_grid(
+    data: DataSpec,
+    image: Tensor,
+    affines: tuple[NDArray[np.float64], NDArray[np.float64]],
+    shape: Sequence[int],
+    windows: Windows,
+) -> FileGrid:
+    """Return the grid of a label's file, as seen from the working grid.
+
+    Args:
+        data: of the job.
+        image: (channel, x, y[, z]) on the working grid.
+        affines: of the working grid and of the file's, (4, 4).
+        shape: of the file's grid.
+        windows: give the axis along which planes come.
+    """
+    working = tuple(image.shape[1:])
+    # Flat images lie where their masks do, whatever their files say.
+    same = data.dimensions == 2 and not data.spacing
+    return FileGrid(affines[1] if same else affines[0], working, affines[1], shape, windows.axis(working))
 
 
-def without_largest(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return all pieces of a mask but the largest."""
-    pieces, count = ndimage.label(mask)
-    if count < 2:
-        return np.zeros_like(mask)
-    sizes = np.bincount(pieces.ravel())
-    sizes[0] = 0
-    return np.asarray(mask & (pieces != sizes.argmax()))
+def _difference(logits: Tensor) -> Tensor:
+    """Return by how much the second of two classes is likelier: of a half as many values the same can be told."""
+    return logits[1:].float() - logits[:1].float()
+
+
+def _sigmoid(planes: Iterable[Planes]) -> Iterable[Planes]:
+    return ((first, values.sigmoid()) for first, values in planes)
+
+
+def _softmax(planes: Iterable[Planes]) -> Iterable[Planes]:
+    return ((first, values.softmax(0)) for first, values in planes)
+
+
+def _type_of(classes: int) -> torch.dtype:
+    return torch.uint8 if classes <= 256 else torch.int16

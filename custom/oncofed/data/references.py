@@ -1,0 +1,66 @@
+"""Cases as they are scored: the image on the working grid, the reference on the grid of its own file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from oncofed.data.cases import Case
+from oncofed.data.inputs import Preparation, Prepared
+from oncofed.data.spec import DataSpec
+from oncofed.data.transforms import load_image
+
+
+class Referenced(Preparation):
+    """An image with its reference: ``image`` (channel, x, y[, z]) float32 and ``label`` (x, y[, z]).
+
+    ``image.affine`` and ``label.affine`` (4, 4) float64 go from voxels of each one's grid to RAS+ in mm; of a flat
+    image they are its pixel sizes.
+
+    Args:
+        spec: the job's data.
+        numbered: keep the numbers of single objects, as int32, instead of their class, as uint8.
+    """
+
+    def __init__(self, spec: DataSpec, numbered: bool = False) -> None:
+        super().__init__(spec)
+        self._numbered = numbered
+        self._load = load_image(spec)
+
+    def prepare(self, case: Case) -> Prepared:
+        """Return image and reference, each with its affine."""
+        image = self._load(case)["image"]
+        label = case.read_label(self._numbered)
+        values = label.values[..., 0]
+        if values.dtype.kind == "f":
+            values = values.astype(np.float32)  # a value that lies beside a whole number by less than this tells
+        return {
+            "image": image.as_tensor().contiguous(),
+            "image.affine": image.affine.to(torch.float64).contiguous(),
+            "label": torch.from_numpy(np.ascontiguousarray(values, np.int32 if self._numbered else np.uint8)),
+            "label.affine": torch.from_numpy(np.array(label.affine, np.float64)),
+        }
+
+    def size(self, case: Case) -> int | None:
+        """Return about how many bytes the prepared case takes."""
+        entry = case.entry
+        if entry is None or not entry.shape:
+            return None
+        shape = np.array(entry.shape, dtype=np.float64)
+        voxels = float(shape.prod())
+        if self.spec.spacing and entry.spacing:
+            shape = np.ceil(shape * np.array(entry.spacing) / np.array(self.spec.spacing))
+        return int(shape.prod() * 4 * len(self.spec.channels) + voxels * (4 if self._numbered else 1))
+
+    def _more_settings(self) -> list[Any]:
+        return [self._numbered]
+
+
+def affine_of(prepared: Prepared, name: str) -> NDArray[np.float64]:
+    """Return the affine of what was prepared under a name, (4, 4)."""
+    affine: Tensor = prepared[f"{name}.affine"]
+    return affine.cpu().numpy()

@@ -1,0 +1,100 @@
+"""How far two label volumes overlap: all classes in one pass, on the device where they are."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch import Tensor
+
+Labels = NDArray[np.unsignedinteger | np.signedinteger]
+
+# Voxels that are counted at once: as many as a processor's caches hold, and as a GPU has memory for.
+_VOXELS_AT_ONCE, _VOXELS_AT_ONCE_GPU = 1 << 20, 1 << 24
+_WORD = 8
+
+
+def confusion(prediction: Tensor, reference: Tensor, classes: int, ignore: int | None = None) -> NDArray[np.int64]:
+    """Count voxels by what they are and what they were taken for.
+
+    Args:
+        prediction: label values below ``classes``, of an integer type.
+        reference: label values of the same shape, on the same device.
+        classes: with background.
+        ignore: label value of voxels that do not count.
+
+    Returns:
+        (classes + 1, classes): reference by prediction. The last row holds label values that are no class.
+    """
+    found, wanted = prediction.reshape(-1), reference.reshape(-1)
+    count = _count_on_device if found.is_cuda else _count
+    step = _VOXELS_AT_ONCE_GPU if found.is_cuda else _VOXELS_AT_ONCE
+    total = np.zeros((classes + 1) * classes, np.int64)
+    for first in range(0, len(found), step):
+        total += count(found[first : first + step], wanted[first : first + step], classes, ignore)
+    return total.reshape(classes + 1, classes)
+
+
+def _count_on_device(found: Tensor, wanted: Tensor, classes: int, ignore: int | None) -> NDArray[np.int64]:
+    codes = wanted.to(torch.int32).clamp_(max=classes).mul_(classes).add_(found)
+    last = (classes + 1) * classes
+    if ignore is not None:
+        codes.masked_fill_(wanted == ignore, last)
+    return torch.bincount(codes, minlength=last + 1)[:last].cpu().numpy()
+
+
+def _count(found: Tensor, wanted: Tensor, classes: int, ignore: int | None) -> NDArray[np.int64]:
+    p, r = found.numpy(), wanted.numpy()
+    length = len(p)
+    if p.dtype == r.dtype == np.uint8 and length % _WORD == 0:
+        # Most of a volume is background in both: eight voxels at a time.
+        words = p.view(np.int64), r.view(np.int64)
+        there = np.flatnonzero((words[0] | words[1]) != 0)
+        p, r = (word[there].view(np.uint8) for word in words)
+    background = length - len(p)
+    if ignore is not None:
+        kept = r != ignore
+        p, r = p[kept], r[kept]
+    codes = np.minimum(r, classes).astype(np.intp) * classes + p
+    counts = np.bincount(codes, minlength=(classes + 1) * classes)
+    counts[0] += background
+    return counts
+
+
+def dice(counts: NDArray[np.int64]) -> list[float]:
+    """Return Dice of each class from 1 on, by counts as ``confusion`` has them; NaN where it is in neither volume."""
+    classes = counts.shape[1]
+    sizes = counts.sum(axis=0) + counts[:classes].sum(axis=1)
+    return [2.0 * int(counts[n, n]) / int(sizes[n]) if sizes[n] else float("nan") for n in range(1, classes)]
+
+
+def keep_largest(labels: NDArray[np.uint8], value: int) -> None:
+    """Make all pieces of a label value but the largest background, in place.
+
+    Args:
+        labels: (x, y[, z]); voxels that share a face are of one piece.
+        value: of the label.
+    """
+    mask = labels == value
+    box = bounding_box(mask)
+    if box is None:
+        return
+    pieces, count = ndimage.label(mask[box])
+    if count > 1:
+        sizes = np.bincount(pieces.ravel())
+        sizes[0] = 0
+        labels[box][mask[box] & (pieces != sizes.argmax())] = 0
+
+
+def bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, ...] | None:
+    """Return the smallest box that holds all of a mask; None where it is empty."""
+    box: list[slice] = []
+    for axis in range(mask.ndim):
+        # What earlier axes have left out need not be looked at again.
+        inside = mask[tuple(box)]
+        there = np.flatnonzero(inside.any(axis=tuple(n for n in range(mask.ndim) if n != axis)))
+        if not len(there):
+            return None
+        box.append(slice(int(there[0]), int(there[-1]) + 1))
+    return tuple(box)
