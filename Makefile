@@ -1,7 +1,7 @@
 # The day of somebody who works on oncofed. `make` alone lists it.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
-.PHONY: help demo test check format bench bench-full bench-bundle bench-table faults security constraints clean
+.PHONY: help demo test check format bench bench-full bench-bundle bench-table gpu faults security constraints clean another-build
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -14,10 +14,13 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3 python; do \
 	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
 
 # With a CUDA GPU the CUDA build of torch is installed ("===" shuts out other builds of the same version); without one,
-# whatever build the package index has. A small CPU build: make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# whatever build the package index has. Another index decides by itself, is remembered, and replaces another build that
+# is there: a small CPU build, make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu; for a driver before 580 the
+# same with cu126 for cpu.
 CUDA := $(shell nvidia-smi -L 2>/dev/null | grep -c GPU)
-TORCH_SPEC := torch$(if $(filter-out 0,$(CUDA)),===,==)$(TORCH)
-TORCH_INDEX ?=
+TORCH_THERE := $(shell cat $(VENV)/torch.installed 2>/dev/null)
+TORCH_INDEX ?= $(TORCH_THERE)
+TORCH_SPEC := torch$(if $(TORCH_INDEX),==,$(if $(filter-out 0,$(CUDA)),===,==))$(TORCH)
 TORCH_ARGS := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX) --extra-index-url https://pypi.org/simple)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 
@@ -51,7 +54,11 @@ bench-bundle: $(VENV)/dev.installed ## one archive to measure on a GPU machine w
 	@$(BIN)/python benchmarks/lab/bundle.py workspace/oncofed-bench.tar.xz $(if $(PYTHON_THERE),--python $(PYTHON_THERE))
 
 bench-table: $(VENV)/dev.installed ## write the last figures into benchmarks/README.md
-	@$(BIN)/python benchmarks/lab/table.py
+	@PYTHONPATH=benchmarks $(BIN)/python benchmarks/lab/table.py
+
+gpu: $(VENV)/dev.installed ## on a GPU: is what is said of GPUs true? Ten minutes (DEVICE=cpu walks it; ONLY=NAME,... SECONDS=120)
+	@PYTHONPATH=benchmarks:benchmarks/lab:tests $(BIN)/python -m gpu_checks $(if $(DEVICE),--device $(DEVICE)) \
+		$(if $(ONLY),--only $(ONLY)) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(OUT),--out $(OUT))
 
 faults: $(VENV)/dev.installed ## federations with one fault each: what happens, and the time that it costs (about 20 minutes)
 	@$(BIN)/oncofed bench run recovery
@@ -79,10 +86,13 @@ $(BIN)/python:
 	@echo "creating $(VENV) with $$($(PYTHON) --version) …"
 	@$(PYTHON) -m venv $(VENV)
 
-$(VENV)/torch.installed: $(BIN)/python $(CONSTRAINTS)
+$(VENV)/torch.installed: $(BIN)/python $(CONSTRAINTS) $(if $(filter-out $(TORCH_THERE),$(TORCH_INDEX)),another-build)
 	@echo "installing $(TORCH_SPEC) …"
+	@$(if $(TORCH_INDEX),$(BIN)/python -m pip uninstall --quiet --disable-pip-version-check --yes torch 2>/dev/null,:)
 	@$(PIP) '$(TORCH_SPEC)' $(TORCH_ARGS)
-	@touch $@
+	@echo '$(TORCH_INDEX)' > $@
+
+another-build:
 
 $(VENV)/demo.installed: $(VENV)/torch.installed pyproject.toml
 	@echo "installing oncofed …"

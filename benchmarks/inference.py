@@ -20,12 +20,13 @@ from torch import Tensor, nn
 
 from oncofed.bench.harness import Bench
 from oncofed.bench.results import Limit, Target
+from oncofed.devices import inference_type
 from oncofed.job.spec import read_job
 from oncofed.models import ModelSpec, build_network
 from oncofed.models import Request as NetworkRequest
 from oncofed.models.weights import weights_of
-from oncofed.tasks.slides import Encoder, EncoderSpec
-from oncofed.tasks.windows import Windows, inference_type
+from oncofed.tasks.encoder import Encoder, EncoderSpec
+from oncofed.tasks.windows import Windows
 
 _TILE, _TILES_AT_ONCE = 256, 64
 _OVERLAP = 0.25

@@ -4,14 +4,20 @@ Slides are generated, JPEG-compressed and tiled as scanners write them. Both pro
 and give it to the same encoder, in batches of 64: oncofed across the ends of slides and reading ahead, the plain loop
 one slide after the other, with a ``DataLoader`` whose workers open the slide by themselves, as tutorials do. The
 limit is the encoder on as many batches that lie in memory.
+
+How reading keeps up with more cores than this machine has, a slide shows whose decoder sleeps for a millisecond a tile:
+eight threads beside one. What a GPU could be given, aligned tiles show with an encoder that hardly computes.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import openslide
@@ -21,23 +27,33 @@ from torch.utils.data import DataLoader, Dataset
 
 from oncofed.bench.harness import Bench
 from oncofed.bench.results import Limit, Target
+from oncofed.data import slides as slides_module
 from oncofed.data.cases import read_cases
 from oncofed.data.register import Request, register
-from oncofed.data.slides import TileSpec
+from oncofed.data.slides import Level, Pixels, TileSpec
 from oncofed.data.spec import SplitSpec
-from oncofed.data.tiles import SlideTiles, read_tiles
+from oncofed.data.tiles import SlideTiles, read_tiles, stream_tiles
 from oncofed.models import ModelSpec, build_network
 from oncofed.models import Request as NetworkRequest
 from oncofed.models.weights import weights_of
-from oncofed.tasks.slides import Encoder, EncoderSpec, extract
+from oncofed.tasks.encoder import Encoder, EncoderSpec, extract
 from synthetic import make_slides
+from tissue import write_tissue
 
 _TILES_AT_ONCE = 64
 _WORKERS = min(8, os.cpu_count() or 1)
+_THREADS = 8
+_DECODE_SECONDS = 0.001
 
 
 def run(bench: Bench) -> None:
-    """Measure each encoder."""
+    """Measure each encoder, then reading."""
+    _encoders(bench)
+    _threads(bench)
+    _aligned(bench)
+
+
+def _encoders(bench: Bench) -> None:
     root = bench.folder
     count, side = (20, 8192) if bench.cuda else (2, 1536) if bench.quick else (4, 3072)
     make_slides(root / "in", count, side)
@@ -49,10 +65,9 @@ def run(bench: Bench) -> None:
     network = build_network(NetworkRequest(ModelSpec(network="resnet18"), 3, 2, 2, (256, 256)), 1)
     weights = root / "encoder.safetensors"
     save_file({name: value.contiguous() for name, value in weights_of(network).items()}, weights)
-    batch = list(np.random.default_rng(0).integers(0, 255, (_TILES_AT_ONCE, 256, 256, 3), dtype=np.uint8))
     for encoder_spec in (EncoderSpec(), EncoderSpec(network="resnet18", weights=str(weights))):
         encoder = Encoder(encoder_spec, bench.device)
-        alone = bench.best(partial(encoder, batch))
+        alone = _alone(bench, encoder)
 
         def ours(encoder: Encoder = encoder) -> None:
             for _, features in extract(slides, encoder):
@@ -63,10 +78,78 @@ def run(bench: Bench) -> None:
             {"oncofed": ours, "OpenSlide and DataLoader": partial(_plain, slides, encoder)},
             unit="tiles/s",
             amount=tiles,
-            limit=Limit(name="the encoder alone", value=_TILES_AT_ONCE / alone),
+            limit=Limit(name="the encoder alone", value=alone),
             target=Target(of="baseline", value=1.0),
             settings={"slides": count, "side": side, "encoder": encoder_spec.network},
         )
+
+
+def _alone(bench: Bench, encoder: Encoder) -> float:
+    """Return how many tiles a second an encoder takes from memory."""
+    shape = (encoder.at_once, 256, 256, 3)
+    batches = [list(np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8))] * (8 if bench.cuda else 1)
+    return len(batches) * encoder.at_once / bench.best(lambda: list(encoder.stream(batches)))
+
+
+class _Sleeps:
+    """A slide whose decoder lets go of the interpreter for a while, as decoders do."""
+
+    def __init__(self) -> None:
+        self.levels, self.vendor = [Level(1_000_000, 256, 0.5)], None
+        self._tile = np.zeros((256, 256, 3), np.uint8)
+
+    def read(self, level: int, x: int, y: int, width: int, height: int) -> Pixels:
+        """Return the same tile each time."""
+        time.sleep(_DECODE_SECONDS)
+        return self._tile
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+def _threads(bench: Bench) -> None:
+    """Read one slide, whose decoder takes a millisecond a tile, by several threads and by one."""
+    count = 500 if bench.quick else 4000
+    x = np.arange(count, dtype=np.int32) * 256
+    slide = SlideTiles(Path(), TileSpec(256, 0.5), x, np.zeros_like(x))
+    with patch.object(slides_module, "open_slide", lambda path: _Sleeps()):
+        bench.race(
+            "one slide, a decoder of 1 ms a tile",
+            {"oncofed": partial(_read, slide, _THREADS), "one thread": partial(_read, slide, 1)},
+            unit="tiles/s",
+            amount=count,
+            limit=Limit(name="all threads decode all the time", value=_THREADS / _DECODE_SECONDS),
+            target=Target(of="baseline", value=6.0),
+            settings={"tiles": count, "threads": _THREADS},
+            note="the decoder is simulated: it sleeps",
+        )
+
+
+def _read(slide: SlideTiles, threads: int) -> None:
+    assert sum(len(tiles) for _, _, tiles in stream_tiles([slide], threads)) == len(slide)
+
+
+def _aligned(bench: Bench) -> None:
+    """Read tiles that lie as the file has them, into an encoder that takes more of them than can be read."""
+    side = 8 if bench.quick else 40 if bench.cuda else 24
+    path = bench.folder / "aligned.tif"
+    write_tissue(path, side)
+    x, y = (places.ravel().astype(np.int32) * 256 for places in np.meshgrid(np.arange(side), np.arange(side)))
+    slides = [SlideTiles(path, TileSpec(256, 0.5), x, y)] * (4 if bench.cuda else 1)
+    encoder = Encoder(EncoderSpec(), bench.device)
+
+    def ours() -> None:
+        assert sum(len(features) for _, features in extract(slides, encoder)) == len(slides) * side**2
+
+    bench.race(
+        "aligned tiles of a slide to features, colour",
+        {"oncofed": ours, "OpenSlide and DataLoader": partial(_plain, slides, encoder)},
+        unit="tiles/s",
+        amount=len(slides) * side**2,
+        limit=Limit(name="the encoder alone", value=_alone(bench, encoder)),
+        target=Target(of="value", value=5000.0) if bench.cuda else Target(of="baseline", value=1.0),
+        settings={"slides": len(slides), "side": side},
+    )
 
 
 class _Tiles(Dataset[Any]):

@@ -10,7 +10,8 @@ All programs train the same network on the same generated data with the same bat
 
 The roofline says which of the machine's limits a step could reach at best: operations, as torch's ``FlopCounterMode``
 counts them in one forward and backward pass, over the rate of a matrix product. The ablation takes one thing away at a
-time from what oncofed does.
+time from what oncofed does, or adds one. On a GPU all is compiled from the first step on, as in a long run: how long a
+run must be for that is decided elsewhere.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from oncofed.data.register import Request, register
 from oncofed.data.slides import TileSpec
 from oncofed.job.spec import read_job
 from oncofed.training import Plan, Trainer
+from oncofed.training.corrections import ControlVariates
 from synthetic import make_nuclei, make_slides, make_textures
 from volumes import make_volumes, tutorial_loop
 
@@ -58,9 +60,9 @@ class Work:
         """Samples of one call."""
         return self.steps * self.plan.training.batch_size
 
-    def trainer(self, bench: Bench) -> Trainer:
+    def trainer(self, bench: Bench, checkpoint: Path | None = None) -> Trainer:
         """Return a trainer whose data is prepared."""
-        trainer = Trainer(self.plan, self.cases, "bench", bench.device)
+        trainer = Trainer(self.plan, self.cases, "bench", bench.device, checkpoint)
         trainer.prepare()
         return trainer
 
@@ -88,7 +90,7 @@ def _compare(bench: Bench, work: Work, theirs: Iterator[Any], name: str) -> None
         "patch": "×".join(map(str, work.plan.data.patch)),
         "batch": work.plan.training.batch_size,
         "precision": precision,
-        "compiled": trainer._compiled,
+        "compiled": trainer._compiling.form != "eager",
     }
     figure = bench.race(
         f"{work.name}, training",
@@ -155,11 +157,32 @@ def _not_compiled(work: Work, bench: Bench) -> Trainer:
     return _other_plan(work, bench, compile="never")
 
 
-def _contiguous(work: Work, bench: Bench) -> Trainer:
+def _other_format(work: Work, bench: Bench) -> Trainer:
     trainer = work.trainer(bench)
-    trainer._layout = None
-    trainer.network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    last = torch.channels_last_3d if work.plan.data.dimensions == 3 else torch.channels_last
+    plain = trainer._layout is torch.contiguous_format
+    trainer._layout = last if plain else torch.contiguous_format
+    trainer.network.to(memory_format=trainer._layout)  # type: ignore[call-overload]
     return trainer
+
+
+def _overwriting(work: Work, bench: Bench) -> Trainer:
+    trainer = work.trainer(bench)
+    trainer._activations = []  # as MONAI builds them
+    return trainer
+
+
+def _corrected(work: Work, bench: Bench) -> Trainer:
+    trainer = work.trainer(bench)
+    trainer.correction = ControlVariates()
+    control = {name: torch.zeros_like(value, device=_CPU) for name, value in trainer.network.named_parameters()}
+    trainer.correction.restore(control)
+    trainer.correction.start(trainer.network, {f"control.{name}": value for name, value in control.items()})
+    return trainer
+
+
+def _kept(work: Work, bench: Bench) -> Trainer:
+    return work.trainer(bench, bench.folder / "checkpoint.safetensors")
 
 
 def _not_fused(work: Work, bench: Bench) -> Trainer:
@@ -183,20 +206,32 @@ def _changes_on_cpu(work: Work, bench: Bench) -> Trainer:
 
 def _graphs(work: Work, bench: Bench) -> Trainer:
     trainer = work.trainer(bench)
-    trainer._compiled, trainer._forward = True, torch.compile(trainer.network, mode="reduce-overhead")
+    trainer._compiling.form = "replayed"
+    trainer._use("replayed")
     return trainer
 
 
 _ABLATIONS: dict[str, Callable[[Work, Bench], Trainer]] = {
     "half precision": _float32,
     "compiling": _not_compiled,
-    "channels last": _contiguous,
+    "the other memory format": _other_format,
+    "activations that overwrite": _overwriting,
+    "SCAFFOLD's correction": _corrected,
+    "a checkpoint each turn": _kept,
     "the fused optimizer": _not_fused,
     "changes on the GPU": _changes_on_cpu,
     "CUDA graphs": _graphs,
 }
-_ADDED = frozenset({"CUDA graphs"})
-_NEEDS_CUDA = frozenset({"half precision", "compiling", "channels last", "changes on the GPU", "CUDA graphs"})
+_ADDED = frozenset(
+    {
+        "CUDA graphs",
+        "the other memory format",
+        "activations that overwrite",
+        "SCAFFOLD's correction",
+        "a checkpoint each turn",
+    }
+)
+_NEEDS_CUDA = frozenset({"half precision", "compiling", "the other memory format", "changes on the GPU", "CUDA graphs"})
 
 
 def _workers() -> int:
@@ -210,6 +245,7 @@ def _changed(bench: Bench, job: str, steps: int, batch: int | None = None, **dat
         "steps_per_round": steps * (bench.times() + 3) + _WARM_STEPS,
         "warmup_steps": 0,
         "deterministic": False,
+        "compile": "always" if bench.cuda else "auto",
     }
     return spec.changed({"data": data, "training": training}).plan()
 
@@ -282,10 +318,9 @@ def network_alone(trainer: Trainer) -> Iterator[None]:
     plan, device = trainer.plan, trainer.device
     network = plan.build_network().to(device)
     batch = dict(next(trainer.prepare()))
-    if trainer._layout:
-        network = network.to(memory_format=trainer._layout)  # type: ignore[call-overload]
-        batch = {k: v.to(memory_format=trainer._layout) if k == "image" else v for k, v in batch.items()}
-    forward: nn.Module = torch.compile(network) if trainer._compiled else network  # type: ignore[assignment]
+    network = network.to(memory_format=trainer._layout)  # type: ignore[call-overload]
+    batch = {k: v.to(memory_format=trainer._layout) if k == "image" else v for k, v in batch.items()}
+    forward: nn.Module = torch.compile(network) if trainer._compiling.form != "eager" else network  # type: ignore[assignment]
     half = trainer._precision is not torch.float32
     while True:
         with torch.autocast(device.type, trainer._precision, enabled=half):

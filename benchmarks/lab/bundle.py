@@ -25,7 +25,7 @@ _THERE = frozenset({"torch", "numpy"})
 # For commands and formats that no suite in the bundle uses, or for federations, which need no GPU to be measured.
 _LEFT_OUT = frozenset(
     {"dicom-anonymizer", "python-gdcm", "pylibjpeg", "pylibjpeg-openjpeg", "pyjpegls", "tensorboard", "pyrage"}
-    | {"ruamel-yaml", "docker", "sqlalchemy", "aiohttp", "matplotlib"}
+    | {"ruamel-yaml", "docker", "sqlalchemy", "matplotlib"}
 )
 _MORE = ("imagecodecs", "nvidia-ml-py", "openslide-bin", "openslide-python", "tifffile")
 _CODECS = frozenset({"_shared", "_shared_cython", "_imcd", "_jpeg8"})
@@ -35,7 +35,8 @@ _MOST_BYTES = 60 * 10**6
 
 _BENCH = """\
 #!/usr/bin/env bash
-# Measures on this machine, with its own torch: ./bench run train_step. Another Python: PYTHON=/path/to/python3 ./bench
+# Measures on this machine, with its own torch: ./bench run train_step. Checks what is said of GPUs: ./bench gpu
+# Another Python: PYTHON=/path/to/python3 ./bench
 set -euo pipefail
 cd "$(dirname "$0")"
 export PYTHONPATH="$PWD/site${PYTHONPATH:+:$PYTHONPATH}"
@@ -44,6 +45,11 @@ python="${PYTHON:-python3}"
     echo "$python has no torch. Name one that has: PYTHON=/path/to/python3 $0 …" >&2
     exit 2
 }
+if [ "${1:-}" = gpu ]; then
+    shift
+    export PYTHONPATH="$PYTHONPATH:$PWD/benchmarks:$PWD/benchmarks/lab:$PWD/tests"
+    exec "$python" -u -m gpu_checks "$@"
+fi
 exec "$python" -m oncofed.cli.main bench "$@"
 """
 
@@ -133,7 +139,9 @@ def _copy_suites(folder: Path) -> None:
     benchmarks.mkdir(parents=True)
     for suite in _SUITES:
         shutil.copy(_ROOT / "benchmarks" / f"{suite}.py", benchmarks)
-    shutil.copytree(_ROOT / "benchmarks" / "lab", benchmarks / "lab", ignore=shutil.ignore_patterns("__pycache__"))
+    for shared in ("lab", "gpu_checks"):
+        without = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(_ROOT / "benchmarks" / shared, benchmarks / shared, ignore=without)
     (folder / "tests").mkdir()
     for generator in ("dicoms.py", "synthetic.py"):
         shutil.copy(_ROOT / "tests" / generator, folder / "tests")

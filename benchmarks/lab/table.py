@@ -1,9 +1,10 @@
-"""Write the last figures of ``benchmarks/results/`` into ``benchmarks/README.md``."""
+"""Write the last figures of ``benchmarks/results/`` into ``benchmarks/README.md``, and what became of GPU claims."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from gpu_checks.table import write
 from oncofed.bench.results import read_runs
 from oncofed.bench.tables import markdown
 
@@ -21,3 +22,4 @@ def with_figures(text: str) -> str:
 
 if __name__ == "__main__":
     README.write_text(with_figures(README.read_text(encoding="utf-8")), encoding="utf-8")
+    write()

@@ -2,26 +2,58 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import re
 import subprocess
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from oncofed.errors import FederationError
 
-_QUERY = ("index", "name", "driver_version", "memory.total", "memory.free", "utilization.gpu")
-_SECONDS = 8.0
+VISIBLE_VARIABLE = "CUDA_VISIBLE_DEVICES"
+_QUERY = ("index", "uuid", "name", "driver_version", "memory.total", "memory.free", "utilization.gpu")
+# A machine of eight GPUs whose driver unloads when nothing uses it takes more than ten.
+_SECONDS = 30.0
+# What a driver leaves on a machine, as names below its root.
+_ROOT = Path("/")
+_TRACES = (
+    "dev/nvidia[0-9]*",
+    "usr/lib/*-linux-gnu/libcuda.so.1",
+    "usr/lib64/libcuda.so.1",
+    "usr/lib/wsl/lib/libcuda.so.1",
+)
+_OF_GPU, _OF_SLICE = r"GPU (\d+):", r"\s+MIG (\S+)\s+Device\s+\d+: \(UUID: (MIG-[^)]+)\)"  # lines of nvidia-smi -L
+# cuda.h, CUresult: what the driver answers before anybody has initialised it, and where that found no GPU.
+_NOT_INITIALIZED, _NO_DEVICE = 3, 100
+
+
+def cuda_is_initialised() -> bool:
+    """Return whether something initialised CUDA in this process: none of its forks could use a GPU.
+
+    A driver's library that nothing has loaded is not loaded for the question, which initialises nothing either.
+    """
+    try:
+        driver = ctypes.CDLL("libcuda.so.1", mode=os.RTLD_NOLOAD)
+    except (OSError, AttributeError):
+        return False
+    return driver.cuDeviceGetCount(ctypes.byref(ctypes.c_int())) not in (_NOT_INITIALIZED, _NO_DEVICE)
 
 
 @dataclass(frozen=True)
 class GPU:
-    """A GPU.
+    """A GPU, or a slice of one (MIG), which CUDA takes for a GPU.
 
     Attributes:
-        number: as nvidia-smi counts.
+        number: as nvidia-smi counts; a slice has that of its GPU.
         name: of the product.
         driver: its version.
         total_gib: memory.
-        free_gib: memory that nothing uses.
+        free_gib: memory that nothing uses; of a slice all of it, as nvidia-smi does not say.
         busy_percent: of the last moments in which something ran on it; None where the driver does not say.
+        uuid: names it in every process.
+        is_slice: it is a slice.
     """
 
     number: int
@@ -30,32 +62,109 @@ class GPU:
     total_gib: float
     free_gib: float
     busy_percent: int | None
+    uuid: str = ""
+    is_slice: bool = False
+
+    @property
+    def device(self) -> int | str:
+        """How ``CUDA_VISIBLE_DEVICES`` names it, where GPUs are counted in the order of the bus, as nvidia-smi does."""
+        return self.uuid if self.is_slice else self.number
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether something else uses most of its memory."""
+        return self.free_gib < self.total_gib / 2
 
 
-def read_gpus() -> list[GPU]:
-    """Return this machine's GPUs; none where there is no NVIDIA driver.
+def read_gpus(environment: Mapping[str, str] = os.environ) -> list[GPU]:
+    """Return the GPUs that a process with this environment may use; none where there is no NVIDIA driver.
+
+    ``CUDA_VISIBLE_DEVICES`` says which, as Slurm and containers set it, in its order; nvidia-smi shows all of them.
 
     Raises:
-        FederationError: there is a driver, which does not work.
+        FederationError: there is a driver, which does not work or cannot be asked, or the variable names none of them.
     """
-    command = ["nvidia-smi", f"--query-gpu={','.join(_QUERY)}", "--format=csv,noheader,nounits"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
-    except FileNotFoundError:
+    printed = _ask(f"--query-gpu={','.join(_QUERY)}", "--format=csv,noheader,nounits")
+    if printed is None:
         return []
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise FederationError(f"nvidia-smi: {error}") from None
-    rows = [[part.strip() for part in line.split(",")] for line in done.stdout.splitlines()]
+    rows = [[part.strip() for part in line.split(",")] for line in printed.splitlines()]
     try:
         gpus = [_gpu(*row) for row in rows]
     except (TypeError, ValueError):
         gpus = []
-    if done.returncode or not gpus:
+    if not gpus:
+        raise FederationError(f"nvidia-smi says: {printed.strip().splitlines()[0] if printed.strip() else 'nothing'}")
+    named = environment.get(VISIBLE_VARIABLE)
+    # Of a GPU in slices the driver does not say how busy it is.
+    if "MIG-" in (named or "") or any(gpu.busy_percent is None for gpu in gpus):
+        gpus = _with_slices(gpus, _ask("-L") or "")
+    return gpus if named is None else _visible(gpus, named)
+
+
+def _ask(*arguments: str) -> str | None:
+    """Return what nvidia-smi prints; None where there is no driver."""
+    try:
+        done = subprocess.run(["nvidia-smi", *arguments], capture_output=True, text=True, timeout=_SECONDS, check=False)
+    except FileNotFoundError:
+        found = next((path for trace in _TRACES for path in sorted(_ROOT.glob(trace))), None)
+        if found is None:
+            return None
+        raise FederationError(
+            f"{found} is there, of a driver, and nvidia-smi is not in PATH. Put it there; in a container: "
+            "NVIDIA_DRIVER_CAPABILITIES=compute,utility"
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise FederationError(
+            f"nvidia-smi does not answer within {_SECONDS:.0f} s. Run nvidia-smi -pm 1, or restart the machine"
+        ) from None
+    except OSError as error:
+        raise FederationError(f"nvidia-smi: {error.strerror or error}") from None
+    if done.returncode:
         said = (done.stdout + done.stderr).strip().splitlines()
         raise FederationError(f"nvidia-smi says: {said[0] if said else 'nothing'}")
-    return gpus
+    return done.stdout
 
 
-def _gpu(number: str, name: str, driver: str, total: str, free: str, busy: str) -> GPU:
+def _gpu(number: str, uuid: str, name: str, driver: str, total: str, free: str, busy: str) -> GPU:
     percent = int(busy) if busy.isdigit() else None
-    return GPU(int(number), name, driver, int(total) / 1024, int(free) / 1024, percent)
+    return GPU(int(number), name, driver, int(total) / 1024, int(free) / 1024, percent, uuid)
+
+
+def _with_slices(gpus: Sequence[GPU], listed: str) -> list[GPU]:
+    """Return the slices in place of the GPUs that are cut into some."""
+    by_number = {gpu.number: gpu for gpu in gpus}
+    slices: dict[int, list[GPU]] = {}
+    whole: GPU | None = None
+    for line in listed.splitlines():
+        if match := re.match(_OF_GPU, line):
+            whole = by_number.get(int(match[1]))
+        elif whole and (match := re.match(_OF_SLICE, line)):
+            memory = re.search(r"(\d+)gb", match[1])
+            gib = float(memory[1]) if memory else 0.0
+            one = GPU(whole.number, f"{whole.name} {match[1]}", whole.driver, gib, gib, None, match[2], is_slice=True)
+            slices.setdefault(whole.number, []).append(one)
+    return [one for gpu in gpus for one in slices.get(gpu.number, [gpu])]
+
+
+def _visible(gpus: Sequence[GPU], named: str) -> list[GPU]:
+    """Return what ``CUDA_VISIBLE_DEVICES`` names, up to the first name that there is no GPU of, as CUDA does."""
+    names = [name.strip() for name in named.split(",")]
+    chosen: list[GPU] = []
+    for name in names:
+        gpu = next((gpu for gpu in gpus if _is_called(gpu, name) and gpu not in chosen), None)
+        if gpu is None:
+            break
+        chosen.append(gpu)
+    if not chosen and (names[0].isdigit() or names[0].startswith(("GPU-", "MIG-"))):
+        what = names[0] if names[0].isdigit() else "one by its id"
+        raise FederationError(
+            f"{VISIBLE_VARIABLE} names {what}, and nvidia-smi lists {', '.join(str(gpu.number) for gpu in gpus)}. "
+            "Start with one that nvidia-smi -L lists, or without the variable"
+        )
+    return chosen
+
+
+def _is_called(gpu: GPU, name: str) -> bool:
+    if name.isdigit():
+        return gpu.number == int(name)
+    return name.startswith(("GPU-", "MIG-")) and gpu.uuid.startswith(name)

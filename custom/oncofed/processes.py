@@ -19,6 +19,8 @@ import psutil
 # Processes whose environment names the same file here take turns at this machine's GPU, and at its cores where another
 # variable says how many compute at once.
 TURN_VARIABLE, AT_ONCE_VARIABLE = "ONCOFED_TURN", "ONCOFED_AT_ONCE"
+# How many processes, each with a site's data, share this machine and its GPU.
+SHARED_VARIABLE = "ONCOFED_SHARED_BY"
 # What the system's list of processes calls one that runs a job.
 JOB_PROCESS = "oncofed job"
 _STOP_SECONDS = 5.0
@@ -48,11 +50,16 @@ def places(processes: int) -> int:
     return at_once if processes > _MANY_TURNS * at_once else processes
 
 
+def sharing_processes() -> int:
+    """Return how many processes share this machine, this one among them, as whoever started them said."""
+    return int(os.environ.get(SHARED_VARIABLE, "1"))
+
+
 def process_environment(temporary: Path, processes: int, mark: Path | None = None) -> dict[str, str]:
     """Return the environment of a process that shares this machine with ``processes`` others.
 
     Its ``python3`` is this one, its temporary files stay in ``temporary``, its share of the cores is its own, and it
-    takes turns at the GPU with the others.
+    takes turns at the GPU with the others. Alone it takes none: its jobs are lent a GPU each.
 
     Args:
         temporary: folder for its temporary files.
@@ -72,7 +79,8 @@ def process_environment(temporary: Path, processes: int, mark: Path | None = Non
         **share,
         "PYTHONWARNINGS": "ignore",
         _MARK: str((mark or temporary).absolute()),
-        TURN_VARIABLE: str(temporary.absolute() / "turn"),
+        TURN_VARIABLE: str(temporary.absolute() / "turn") if processes > 1 else "",
+        SHARED_VARIABLE: str(processes),
     }
 
 

@@ -1,8 +1,13 @@
 """A process gives up what code that somebody else wrote does not need: network, other processes, most of the disk.
 
 Linux alone. Landlock (kernel 5.13, ``landlock(7)``) leaves some folders to read and some to write; a filter of system
-calls (``seccomp(2)``) refuses sockets, new processes, and looking into others. Both hold for all threads of the
-process, for good, and need no rights.
+calls (``seccomp(2)``) refuses sockets, new processes, and looking into others. Both hold for good and need no rights.
+
+The filter binds all threads of the process. Landlock, before version 8 of its ABI (kernel 7.0), binds the thread that
+asks for it and those that it starts from then on, not those that are there; and whoever runs any code in a process can
+have another of its threads run it too, be that one of the C library's, of the arithmetic's or of a GPU's driver. So
+there may be no other thread when files are given up: ``restrict_files`` comes first, before a library is imported that
+starts threads, and ``restrict_calls`` once what needs a socket has one, before somebody else's code is loaded.
 """
 
 from __future__ import annotations
@@ -22,6 +27,7 @@ from oncofed.errors import PolicyError
 # linux/landlock.h
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _RULE_PATH_BENEATH, _VERSION = 1, 1
+_OF_ALL_THREADS, _ALL_THREADS_ABI = 1 << 3, 8
 _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
 _ALL_OF_ABI = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 4: (1 << 15) - 1, 5: (1 << 16) - 1}
 _OF_FILES = _EXECUTE | _WRITE_FILE | _READ_FILE | 1 << 14 | 1 << 15
@@ -106,27 +112,29 @@ def what_is_missing() -> str | None:
     return None
 
 
-def confine(read: Iterable[Path], write: Iterable[Path]) -> None:
-    """Leave to this process, all its threads and whatever it runs from now on, these folders and files alone.
+def restrict_files(read: Iterable[Path], write: Iterable[Path]) -> None:
+    """Leave to this process, and whatever it runs from now on, these folders and files alone, and no TCP.
 
     Args:
         read: may be read; what is not there is left out.
         write: may be read and changed.
 
     Raises:
-        PolicyError: the machine cannot do that; then nothing was changed.
+        PolicyError: the machine cannot do that, or other threads are there which it would not bind; then nothing was
+            changed.
         OSError: the kernel refused a step, after which the process should end.
     """
     missing = what_is_missing()
     if missing:
         raise PolicyError(f"this machine cannot confine a process: {missing}")
-    _checked(_libc().prctl(_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
-    _restrict_files(read, write)
-    _restrict_calls(_MACHINES[platform.machine()])
-
-
-def _restrict_files(read: Iterable[Path], write: Iterable[Path]) -> None:
     version = _landlock_version()
+    others = len(os.listdir("/proc/self/task")) - 1  # noqa: PTH208 - their numbers are all that is wanted
+    if others and version < _ALL_THREADS_ABI:
+        raise PolicyError(
+            f"{others} other threads of this process would not be bound by Landlock {version}, expected none, or "
+            f"Landlock {_ALL_THREADS_ABI} (Linux 7.0). Give up files before anything starts threads."
+        )
+    _checked(_libc().prctl(_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
     everything = _ALL_OF_ABI[min(version, max(_ALL_OF_ABI))]
     ruleset = _Ruleset(everything, _TCP if version >= 4 else 0, _SCOPES if version >= 6 else 0)
     size = ctypes.sizeof(_Ruleset) if version >= 6 else 16 if version >= 4 else 8
@@ -136,9 +144,23 @@ def _restrict_files(read: Iterable[Path], write: Iterable[Path]) -> None:
             _allow(rules, path, _EXECUTE | _READ_FILE | _READ_DIR)
         for path in write:
             _allow(rules, path, everything)
-        _checked(_syscall(_RESTRICT_SELF, rules, 0), "landlock_restrict_self")
+        whom = _OF_ALL_THREADS if version >= _ALL_THREADS_ABI else 0
+        _checked(_syscall(_RESTRICT_SELF, rules, whom), "landlock_restrict_self")
     finally:
         os.close(rules)
+
+
+def restrict_calls() -> None:
+    """Refuse to all threads of this process sockets, new processes, and looking into others; after ``restrict_files``.
+
+    Raises:
+        OSError: the kernel refused, after which the process should end.
+    """
+    machine = _MACHINES[platform.machine()]
+    program = b"".join(_filter(machine, os.getpid()))
+    # The structure points into it.
+    loaded = _Program(len(program) // 8, program)
+    _checked(_syscall(machine.seccomp, _SET_MODE_FILTER, _ALL_THREADS, ctypes.byref(loaded)), "seccomp")
 
 
 def _allow(rules: int, path: Path, what: int) -> None:
@@ -153,13 +175,6 @@ def _allow(rules: int, path: Path, what: int) -> None:
         _checked(_syscall(_ADD_RULE, rules, _RULE_PATH_BENEATH, ctypes.byref(rule), 0), "landlock_add_rule")
     finally:
         os.close(descriptor)
-
-
-def _restrict_calls(machine: _Machine) -> None:
-    program = b"".join(_filter(machine, os.getpid()))
-    # The structure points into it.
-    loaded = _Program(len(program) // 8, program)
-    _checked(_syscall(machine.seccomp, _SET_MODE_FILTER, _ALL_THREADS, ctypes.byref(loaded)), "seccomp")
 
 
 def _filter(machine: _Machine, process: int) -> list[bytes]:

@@ -56,6 +56,15 @@ def test_the_compose_file_fits_its_schema(kits: Path, name: str) -> None:
     assert service.get("ports") == {"fl.example.org": ["8002:8002"], "mid": ["8003:8003"]}.get(name)
 
 
+def test_the_image_has_what_a_gpu_needs(kits: Path) -> None:
+    text = (kits / "east" / "deploy" / "Dockerfile").read_text()
+    steps = [line.split(" ", 1) for line in text.splitlines() if line and not line.startswith("#")]
+    assert all(name in ("FROM", "RUN", "COPY", "ENV", "USER", "ENTRYPOINT") for name, _ in steps)
+    installed = next(what for name, what in steps if name == "RUN")
+    assert {"gcc", "libc6-dev"} <= set(installed.split()), "torch.compile builds programs in C"
+    assert ["ENV", "NVIDIA_DRIVER_CAPABILITIES=compute,utility"] in steps, "nvidia-smi is a utility"
+
+
 @pytest.mark.parametrize("name", MACHINES)
 def test_the_chart_finds_every_value_that_it_asks_for(kits: Path, name: str) -> None:
     chart = kits / name / "deploy" / "helm"

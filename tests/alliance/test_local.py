@@ -14,11 +14,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from oncofed.alliance import local
 from oncofed.alliance.local import LocalAlliance, free_port, quiet
 from oncofed.alliance.spec import AllianceSpec
 from oncofed.errors import FederationError
+from oncofed.federation.lending import LENDING_FILE, read_lending
 from oncofed.job.flare import export_job
 from oncofed.job.spec import parse_job
 from synthetic import make_site, write_job
@@ -37,6 +39,12 @@ def alliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalAlliance
     with LocalAlliance(spec, folder / "alliance", datasets, folder / "logs", folder / "tmp") as alliance:
         alliance.wait_registered()
         yield alliance
+
+
+@pytest.mark.skipif(torch.backends.cuda.is_built(), reason="torch is built for CUDA")
+def test_where_torch_is_for_the_cpu_alone_no_gpu_is_lent(alliance: LocalAlliance) -> None:
+    for site in alliance.spec.sites:
+        assert read_lending(alliance.kit(site) / "local" / LENDING_FILE).gpus == ()
 
 
 @pytest.fixture

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from oncofed.data.augment import Batch
 from oncofed.data.batches import Batches
 from oncofed.data.cases import read_cases
 from oncofed.data.inputs import Patches, object_distances
 from oncofed.data.prepared import PreparedCases
 from oncofed.data.spec import DataSpec, SplitSpec
+from oncofed.errors import TrainingError
 
 CPU = torch.device("cpu")
 DATA = DataSpec(dataset="balls", patch=(8, 8, 8))
@@ -51,6 +53,45 @@ def test_a_stream_goes_on_from_its_state(site: Path, before: int) -> None:
     for one in expected:
         other = next(second)
         assert all(torch.equal(values, other[name]) for name, values in one.items())
+
+
+@pytest.mark.parametrize("failures", [1, 2, 3])
+def test_a_batch_for_which_memory_was_full_is_drawn_again_and_is_the_same(
+    site: Path, monkeypatch: pytest.MonkeyPatch, failures: int
+) -> None:
+    whole, short = _batches(site), _batches(site)
+    change = short._input.change
+    left = [0]
+
+    def full(batch: Batch, generator: torch.Generator) -> Batch:
+        changed = change(batch, generator)
+        if left[0]:
+            left[0] -= 1
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return changed
+
+    monkeypatch.setattr(short._input, "change", full)
+    for number in range(6):
+        left[0] = failures if number == 2 else 0
+        expected = next(whole)
+        if left[0] == 3:
+            with pytest.raises(TrainingError, match="a batch alone does not fit"):
+                next(short)
+            left[0] = 0
+        found = next(short)
+        assert all(torch.equal(values, found[name]) for name, values in expected.items())
+    assert torch.equal(whole.state()["generator"], short.state()["generator"])
+
+
+def test_other_errors_in_a_batch_are_not_taken_for_full_memory(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = _batches(site)
+
+    def broken(batch: Batch, generator: torch.Generator) -> Batch:
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr(stream._input, "change", broken)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        next(stream)
 
 
 def test_each_class_is_as_often_at_the_centre(site: Path) -> None:

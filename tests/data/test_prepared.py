@@ -17,6 +17,7 @@ from oncofed.data.prepared import CACHE_FOLDER, PreparedCases, plan_cache
 from oncofed.data.register import Request, register
 from oncofed.data.spec import DataSpec
 from oncofed.errors import DataError
+from oncofed.processes import SHARED_VARIABLE
 from synthetic import make_site
 
 DATA = DataSpec(dataset="balls", patch=(16, 16, 16))
@@ -134,6 +135,20 @@ def test_its_size_is_told_before_and_what_does_not_fit_goes_elsewhere(
     monkeypatch.undo()
     monkeypatch.setattr(module.psutil, "virtual_memory", lambda: _Free(10))
     assert plan_cache(train, Patches(DATA, "none", 3), CPU).held == "disk"
+
+
+@pytest.mark.parametrize(
+    ("sites", "free", "held"), [(None, 3, "gpu"), ("1", 3, "gpu"), ("2", 3, "memory"), ("2", 6, "gpu")]
+)
+def test_sites_that_share_a_gpu_share_its_memory(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch, sites: str | None, free: int, held: str
+) -> None:
+    train = read_cases(dataset, DATA.split, 1).train
+    size = plan_cache(train, Patches(DATA, "none", 3), CPU).bytes
+    assert size is not None
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free * size, 100 * size))
+    monkeypatch.setenv(SHARED_VARIABLE, sites) if sites else monkeypatch.delenv(SHARED_VARIABLE, raising=False)
+    assert plan_cache(train, Patches(DATA, "none", 3), torch.device("cuda")).held == held
 
 
 def test_nothing_is_written_beside_images_that_nobody_registered(tmp_path: Path) -> None:

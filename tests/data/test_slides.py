@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -201,3 +204,28 @@ def test_dicom_slides_in_one_heap_are_read_each_by_itself(tmp_path: Path) -> Non
             file.unlink()
     assert len(register(Request(tmp_path / "in", "s", tmp_path / "out")).entries) == 1
     assert len(list((tmp_path / "out" / "slides").iterdir())) == 1
+
+
+def test_an_ome_tiff_has_its_own_resolution_and_levels_and_is_white_outside(tmp_path: Path) -> None:
+    pixels = np.full((1024, 1024, 3), 120, np.uint8)
+    options = {"tile": (256, 256), "photometric": "rgb", "compression": "jpeg"}
+    size = {"PhysicalSizeX": 0.25, "PhysicalSizeXUnit": "µm", "PhysicalSizeY": 0.25, "PhysicalSizeYUnit": "µm"}
+    with tifffile.TiffWriter(tmp_path / "a.ome.tif", ome=True) as writer:
+        writer.write(pixels, subifds=1, metadata={"axes": "YXS", **size}, **options)
+        writer.write(pixels[::4, ::4], subfiletype=1, **options)
+    slide = open_slide(tmp_path / "a.ome.tif")
+    assert [(level.width, level.mpp) for level in slide.levels] == [(1024, 0.25), (256, 1.0)]
+    assert (slide.read(0, 900, 900, 256, 256)[130:, 130:] == 255).all()
+    slide.close()
+
+
+def test_a_gpu_changes_nothing_about_who_reads_a_slide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_slide(tmp_path / "a.tif", "jpeg")
+    cucim = ModuleType("cucim")
+    cucim.__spec__ = ModuleSpec("cucim", None)
+    cucim.CuImage = lambda path: pytest.fail("cuCIM reads other pixels")  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "cucim", cucim)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    slide = open_slide(tmp_path / "a.tif")
+    assert isinstance(slide, TiffSlideFile)
+    slide.close()

@@ -22,6 +22,7 @@ from oncofed.job.spec import JobSpec
 from oncofed.models.weights import layout_of
 from oncofed.sandbox import what_is_missing
 from oncofed.training import Plan
+from stub_driver import build_driver
 from synthetic import Voice, make_package
 
 pytestmark = [
@@ -86,6 +87,48 @@ thread.start()
 thread.join()
 if DATA:
     pathlib.Path("attacks.json").write_text(json.dumps(results))
+"""
+
+# Put where Python looks first: a process that computes on the CPU starts the stub's driver where a GPU would be begun.
+_STARTS_DRIVER = """
+import ctypes, importlib.util, sys
+
+
+class Finder:
+    def find_spec(self, name, path, target=None):
+        if name != "oncofed.devices":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        load = spec.loader.exec_module
+
+        def exec_module(module):
+            load(module)
+            chosen = module.training_device
+
+            def training_device(wanted=None):
+                code = ctypes.CDLL("libcuda.so.1").cuInit(0)
+                if code:
+                    raise module.TrainingError(f"cuInit: {code}")
+                return chosen("cpu")
+
+            module.training_device = training_device
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+
+sys.meta_path.insert(0, Finder())
+"""
+
+_USES_DRIVER = """
+import ctypes, errno
+driver = ctypes.CDLL("libcuda.so.1")
+assert driver.cuDeviceGetCount(ctypes.byref(ctypes.c_int())) == 0, "not initialised"
+assert driver.start_another_thread() == 0, "what it does later is refused"
+assert driver.open_elsewhere(b"/proc/devices") == 0
+for path in (b"/etc/passwd", b"/etc/hostname", b"/proc/1/environ"):
+    assert driver.open_elsewhere(path) == errno.EACCES, "the driver's own thread may open it"
 """
 
 
@@ -255,3 +298,66 @@ def test_errors_of_the_data_are_the_sites_and_a_killed_process_is_followed_by_an
     stopped = turns.train(weights, 1, {}, lambda: True)
     assert stopped.steps <= spec.training.steps_per_round
     turns.close()
+
+
+@pytest.mark.attack(
+    "approved code has a thread of the GPU's driver, which was there before the code, open files for it",
+    by="Landlock, which binds the process before the driver is begun",
+    logged="the site's log, as what the code prints",
+)
+def test_a_gpus_driver_begins_before_the_code_comes_and_its_threads_are_bound_too(
+    spec: JobSpec,
+    place: Place,
+    voice: Voice,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(build_driver(tmp_path / "driver")))
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first" / "sitecustomize.py").write_text(_STARTS_DRIVER)
+    paths = [str(tmp_path / "first"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    harmless = make_pack(make_package(tmp_path / "wide_net"), None)
+    pack = make_pack(make_package(tmp_path / "uses" / "wide_net", _USES_DRIVER), None)
+    declared = _plan(spec, harmless).model_dump()
+    plan = Plan.model_validate({**declared, "model": {**declared["model"], "code": pack.digest}})
+    turns = ConfinedTurns(plan, FederationPlan(), place, voice, pack)
+    assert turns.prepare()["train"] == 5, voice.notes
+    assert turns._process
+    begun = f"DRIVER {turns._process.pid} cuInit"
+    turns.close()
+    assert begun in capfd.readouterr().err
+
+
+def test_a_gpu_that_cannot_be_used_is_told_and_the_cpu_does_not_train(
+    spec: JobSpec, place: Place, voice: Voice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    pack = make_pack(make_package(tmp_path / "wide_net"), None)
+    with pytest.raises(TrainingError, match=r"^the GPU cannot be used: .* Install "):
+        ConfinedTurns(_plan(spec, pack), FederationPlan(), place, voice, pack).prepare()
+    assert "the GPU cannot be used" in voice.notes[0]
+
+
+@pytest.mark.attack(
+    "approved code raises an error of ours whose words hold pixels",
+    by="the job's process, which passes on words from before the code was loaded alone",
+    logged="the site's log, on one line",
+)
+def test_the_code_cannot_speak_as_the_process_did_before_it_came(
+    spec: JobSpec, place: Place, voice: Voice, tmp_path: Path
+) -> None:
+    harmless = make_pack(make_package(tmp_path / "wide_net"), None)
+    words = (
+        "from oncofed.errors import TrainingError\nimport oncofed.federation.confined as c\n"
+        "def tell(teller, error):\n    teller.tell('failed', {'type': 'TrainingError', 'text': 'patient 7'})\n"
+        "c._tell_failure = tell\nraise TrainingError('patient 7')\n"
+    )
+    pack = make_pack(make_package(tmp_path / "evil" / "wide_net", words), None)
+    declared = _plan(spec, harmless).model_dump()
+    plan = Plan.model_validate({**declared, "model": {**declared["model"], "code": pack.digest}})
+    with pytest.raises(TrainingError) as told:
+        ConfinedTurns(plan, FederationPlan(), place, voice, pack).prepare()
+    assert str(told.value) == "its process of the pack wide_net ended in a TrainingError; its own log says more"
+    assert "patient 7" in voice.notes[0]

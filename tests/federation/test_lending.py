@@ -11,6 +11,7 @@ import pytest
 from nvflare.apis.fl_context import FLContext
 
 from commands import wait_for
+from fake_smi import install, row
 from oncofed.alliance.local import LocalAlliance, free_port, quiet
 from oncofed.alliance.spec import AllianceSpec
 from oncofed.errors import FederationError
@@ -84,6 +85,53 @@ def test_a_job_gets_what_is_lent_or_is_told_why_not(
     tmp_path: Path, gpus: list[GPU], lending: Lending | None, wanted: dict[str, float], answer: list[int] | str
 ) -> None:
     assert _Site(tmp_path, gpus, lending).ask(**wanted) == answer
+
+
+def test_slices_of_a_gpu_are_lent_each_to_one_job_of_one_gpu(tmp_path: Path) -> None:
+    slices = [GPU(0, "A100 1g.5gb", "570", 5.0, 5.0, None, f"MIG-{name}", is_slice=True) for name in "ab"]
+    site = _Site(tmp_path, slices)
+    assert site.ask(**{GPUS: 2}) == "it lends 0 GPUs, and the job needs 2"
+    assert site.ask(**{GPUS: 1, GPU_MEMORY: 8}) == "it lends 0 GPUs with 8 GiB, and the job needs 1"
+    assert [site.ask(**{GPUS: 1}) for _ in slices] == [["MIG-a"], ["MIG-b"]]
+    assert site.ask(**{GPUS: 1}) == "0 of its GPUs are free now, and the job needs 1"
+
+
+def test_a_gpu_that_another_program_uses_is_lent_last_and_that_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    site = _Site(tmp_path, [GPU(0, "H100", "570", 80.0, 3.0, 99), TWO[1]])
+    assert site.ask(**{GPUS: 1}) == [1]
+    assert not caplog.records
+    assert site.ask(**{GPUS: 1}) == [0]
+    assert "GPU 0 has 3 of 80 GiB free for the job: nvidia-smi shows what else uses it" in caplog.text
+
+
+def test_a_site_lends_what_its_own_environment_named_whatever_a_job_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path / "bin", monkeypatch, [row(number) for number in range(4)])
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    manager = SiteResources(now=lambda: time.fromisoformat("12:00"))
+    manager._file = tmp_path / LENDING_FILE
+    given = []
+    for _ in range(2):
+        _, token = manager.check_resources({GPUS: 1}, FLContext())
+        given.append(manager.allocate_resources({GPUS: 1}, token, FLContext()))
+        LentGPUs().consume(given[-1])
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == str(given[-1][GPUS][0])
+    assert [resources[GPUS] for resources in given] == [[2], [3]]
+
+
+def test_a_site_whose_gpus_cannot_be_asked_trains_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    install(tmp_path / "bin", monkeypatch, ["Unable to determine the device handle for GPU0000:3B:00.0"], status=255)
+    manager = SiteResources(now=lambda: time.fromisoformat("12:00"))
+    manager._file = tmp_path / LENDING_FILE
+    enough, told = manager.check_resources({GPUS: 1}, FLContext())
+    assert (enough, told) == (False, "its GPUs cannot be asked; the site's own log says more")
+    assert "no job is taken: nvidia-smi says: Unable to determine" in caplog.text
 
 
 def test_so_many_jobs_at_once_and_no_more(tmp_path: Path) -> None:

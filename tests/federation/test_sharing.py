@@ -12,7 +12,14 @@ import pytest
 import torch
 
 from oncofed.federation.sharing import MachineTurn
-from oncofed.processes import AT_ONCE_VARIABLE, THREADS_VARIABLE, TURN_VARIABLE, places
+from oncofed.processes import (
+    AT_ONCE_VARIABLE,
+    SHARED_VARIABLE,
+    THREADS_VARIABLE,
+    TURN_VARIABLE,
+    places,
+    process_environment,
+)
 
 
 def _never() -> bool:
@@ -154,3 +161,58 @@ def test_as_many_simulated_sites_compute_at_once_as_the_cores_allow(monkeypatch:
             THREADS_VARIABLE, raising=False
         )
         assert places(sites) == expected
+
+
+@pytest.mark.parametrize(
+    ("sites", "initialised", "given_back"), [("2", True, 1), ("1", True, 0), (None, True, 0), ("2", False, 0)]
+)
+def test_who_leaves_a_shared_gpu_keeps_no_memory_for_later(
+    sites: str | None, initialised: bool, given_back: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: initialised)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: calls.append("emptied"))
+    monkeypatch.setenv(TURN_VARIABLE, str(tmp_path / "turn"))
+    monkeypatch.setenv(SHARED_VARIABLE, sites) if sites else monkeypatch.delenv(SHARED_VARIABLE, raising=False)
+    turn = MachineTurn()
+    turn.leave()
+    assert not calls, "it held nothing"
+    with turn.hold(_never):
+        calls.append("trained")
+    assert calls == ["trained"] + given_back * ["emptied"]
+    turn.leave()
+    assert len(calls) == 1 + given_back
+
+
+def test_the_memory_is_there_before_the_next_one_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setenv(TURN_VARIABLE, str(tmp_path / "turn"))
+    monkeypatch.setenv(SHARED_VARIABLE, "2")
+    held: list[bool] = []
+
+    def look() -> None:
+        with (tmp_path / "turn.0").open("w") as place:
+            try:
+                fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                held.append(True)
+            else:
+                held.append(False)
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", look)
+    with MachineTurn().hold(_never):
+        pass
+    assert held == [True]
+
+
+def test_a_site_that_is_alone_on_its_machine_does_not_stand_in_line_with_its_own_jobs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: asked.append(True) or True)
+    for name, value in process_environment(tmp_path, 1).items():
+        monkeypatch.setenv(name, value)
+    with MachineTurn().hold(_never), MachineTurn().hold(_never):
+        assert not asked, "the driver is not asked for nothing"

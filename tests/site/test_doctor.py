@@ -9,7 +9,6 @@ import re
 import shutil
 import socket
 import ssl
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +20,6 @@ from types import SimpleNamespace
 import pytest
 
 from commands import Outcome
-from oncofed import gpus
 from oncofed.alliance.facts import read_facts
 from oncofed.alliance.kits import provision
 from oncofed.alliance.spec import AllianceSpec
@@ -208,24 +206,6 @@ def test_a_package_that_was_changed_after_it_was_installed(monkeypatch: pytest.M
     (check,) = [check for check in doctor._packages(None) if check.name == "installed files"]
     assert (check.state, "monai/nets.py of monai" in check.found) == ("fail", True)
     assert "pip install --force-reinstall monai" in check.advice
-
-
-@pytest.mark.parametrize(
-    ("printed", "status", "state", "words"),
-    [
-        ("0, NVIDIA H100, 570.1, 81559, 81000, 3\n", 0, "ok", "NVIDIA H100, driver 570.1, 79 of 80 GiB free"),
-        ("0, NVIDIA H100, 570.1, 81559, 1000, [N/A]\n", 0, "warn", "1 of 80 GiB free"),
-        ("Failed to initialize NVML: Driver/library version mismatch\n", 18, "fail", "version mismatch"),
-    ],
-)
-def test_what_nvidia_smi_says(
-    monkeypatch: pytest.MonkeyPatch, printed: str, status: int, state: str, words: str
-) -> None:
-    answer = subprocess.CompletedProcess([], status, printed, "")
-    monkeypatch.setattr(gpus.subprocess, "run", lambda *arguments, **more: answer)
-    check = next(doctor._gpu())
-    assert check.state == state
-    assert words in check.found
 
 
 def test_the_command_prints_and_exits(kits: dict[str, Path], run: Callable[..., Outcome]) -> None:

@@ -16,6 +16,7 @@ import pytest
 from commands import Outcome, left_running, oncofed, wait_for
 from oncofed.alliance.facts import read_facts
 from oncofed.alliance.local import free_port
+from oncofed.errors import FederationError
 from oncofed.site.service import Service, is_connected, service_state
 
 
@@ -46,6 +47,21 @@ def test_a_process_that_ends_at_once_is_started_again_and_then_given_up(kits: di
     assert "no such graphics card" in (kits["east"] / "console.log").read_text()
     state = service_state(kits["east"])
     assert (state.running, "status 7" in state.trouble) == (False, True)
+
+
+def test_what_pytorch_compiled_outlives_the_process_and_is_the_owners_alone(kits: dict[str, Path]) -> None:
+    (kits["east"] / "site.yaml").write_text("restarts_an_hour: 0\n")
+    service = Service(kits["east"], lambda line: None)
+    script = kits["east"] / "startup" / "sub_start.sh"
+    script.write_text('echo "$TORCHINDUCTOR_CACHE_DIR $(stat --format=%a $TORCHINDUCTOR_CACHE_DIR)"; exit 7\n')
+    folder = kits["east"] / "run" / "compiled"
+    folder.mkdir(parents=True)
+    folder.chmod(0o777)
+    (folder / "kept").touch()
+    with pytest.raises(FederationError, match="status 7"):
+        service.run()
+    assert f"{folder} 700" in (kits["east"] / "console.log").read_text()
+    assert (folder / "kept").exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00"])

@@ -7,8 +7,10 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from monai.metrics import compute_average_precision, compute_roc_auc
 from pydantic import ValidationError
 
 from oncofed.data.cases import usable_cases
@@ -17,7 +19,7 @@ from oncofed.data.spec import DataSpec
 from oncofed.models import ModelSpec
 from oncofed.tasks import Classification, ClassificationSpec
 from oncofed.tasks.base import confidence
-from oncofed.tasks.classification import Classified, class_scores
+from oncofed.tasks.classification import Classified, class_scores, ranking_scores
 from oncofed.training import Plan, Trainer, TrainingSpec
 from synthetic import make_textures, make_volume
 
@@ -42,6 +44,17 @@ def test_the_area_is_the_share_of_pairs_in_the_right_order(cases: list[tuple[flo
     assert scores.mean == pytest.approx(pairs)
     assert 0 <= scores.more["calibration_error"] <= 1
     assert 0 <= scores.more["balanced_accuracy"] <= 1
+
+
+@given(st.lists(st.tuples(st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.9]) | st.floats(0, 1), st.booleans()), min_size=2))
+def test_ranking_scores_are_monais(cases: list[tuple[float, bool]]) -> None:
+    probability, truth = np.array([p for p, _ in cases]), np.array([t for _, t in cases])
+    if truth.all() or not truth.any():
+        return
+    theirs = torch.from_numpy(probability), torch.from_numpy(truth.astype(np.float64))
+    area, precision = ranking_scores(probability, truth)
+    assert area == pytest.approx(compute_roc_auc(*theirs), abs=1e-12)
+    assert precision == pytest.approx(compute_average_precision(*theirs), abs=1e-12)
 
 
 def test_a_classifier_that_is_as_sure_as_it_is_right_is_calibrated() -> None:

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from oncofed.data.cases import Cases, usable_cases
-from oncofed.data.prepared import CACHE_FOLDER
+from oncofed.data.prepared import CACHE_FOLDER, plan_cache
 from oncofed.data.register import Request, register
 from oncofed.data.slides import TileSpec
 from oncofed.data.spec import DataSpec
 from oncofed.data.tiles import read_tiles, stream_tiles
-from oncofed.errors import DataError, TrainingError
-from oncofed.models import ModelSpec, build_network
-from oncofed.models import Request as NetworkRequest
-from oncofed.models.weights import weights_of
+from oncofed.errors import DataError
+from oncofed.models import ModelSpec
 from oncofed.tasks import SlideClassification, SlideClassificationSpec
-from oncofed.tasks.slides import Encoder, EncoderSpec, extract
+from oncofed.tasks.encoder import Encoder, EncoderSpec, extract
+from oncofed.tasks.slides import Bags
 from oncofed.training import Plan, Trainer, TrainingSpec
 from synthetic import make_slides
 
@@ -101,10 +100,11 @@ def test_features_are_found_once_and_taken_up_after_a_break(
         data=DATA, task=task._spec, model=ModelSpec(network="attention_mil"), training=TrainingSpec(batch_size=4)
     )
     Trainer(plan, cases, "here").prepare()
-    monkeypatch.setattr("oncofed.tasks.slides.stream_tiles", lambda *a: pytest.fail("a tile was read"))
+    monkeypatch.setattr("oncofed.tasks.encoder.stream_tiles", lambda *a: pytest.fail("a tile was read"))
     trainer = Trainer(plan, cases, "here")
     batch = next(trainer.prepare())
     assert batch["bags"].shape[:2] == batch["there"].shape
+    assert batch["bags"].dtype == torch.float32
     assert not batch["bags"][~batch["there"]].any()
 
 
@@ -131,20 +131,55 @@ def test_features_do_not_depend_on_what_else_is_in_a_batch(slides: tuple[Path, T
         assert alone.shape == (len(slide), encoder.size)
 
 
-def test_an_encoder_of_ones_own_and_what_is_wrong_with_one(tmp_path: Path) -> None:
-    network = build_network(NetworkRequest(ModelSpec(network="resnet18"), 3, 9, 2, (64, 64)), 1)
-    path = tmp_path / "encoder.safetensors"
-    save_file({name: value.contiguous() for name, value in weights_of(network).items()}, path)
-    encoder = Encoder(EncoderSpec(network="resnet18", weights=str(path)), CPU)
-    features = encoder([np.zeros((64, 64, 3), np.uint8)] * 2)
-    assert features.shape == (2, 512)
-    assert path.name not in encoder.digest
-    with pytest.raises(TrainingError, match="not those of MONAI's resnet50"):
-        Encoder(EncoderSpec(network="resnet50", weights=str(path)), CPU)
-    with pytest.raises(TrainingError, match="weights cannot be read"):
-        Encoder(EncoderSpec(network="resnet18", weights=str(tmp_path / "none")), CPU)
-    with pytest.raises(TrainingError, match=r"task\.encoder\.weights is missing"):
-        Encoder(EncoderSpec(network="resnet18"), CPU)
+def test_a_batch_holds_what_each_bag_holds_and_nothing_more() -> None:
+    bags = Bags(DATA, Encoder(EncoderSpec(), CPU), most_tiles=30)
+    lengths = (7, 30, 50)
+    prepared = [
+        {"bags": torch.randn(length, 62).bfloat16(), "label": torch.tensor(number)}
+        for number, length in enumerate(lengths)
+    ]
+    generator, again = torch.Generator().manual_seed(1), torch.Generator().manual_seed(1)
+    drawn = bags.together([bags.draw(one, generator) for one in prepared])
+    assert drawn["bags"].dtype == torch.bfloat16
+    batch = bags.change(drawn, generator)
+    chosen = torch.randperm(50, generator=again)[:30]
+    expected = [prepared[0]["bags"], prepared[1]["bags"], prepared[2]["bags"][chosen]]
+    assert torch.equal(batch["bags"], torch.nn.utils.rnn.pad_sequence([e.float() for e in expected], batch_first=True))
+    assert batch["bags"].dtype == torch.float32
+    assert batch["there"].sum(1).tolist() == [7, 30, 30]
+    assert batch["there"][0, :7].all()
+    assert batch["label"].tolist() == [0, 1, 2]
+    assert torch.equal(generator.get_state(), again.get_state())
+
+
+def test_a_batch_of_bags_on_a_device_is_made_there_without_reading_a_value() -> None:
+    # A tensor on "meta" has no values: reading one raises.
+    bags = Bags(DATA, Encoder(EncoderSpec(), CPU), most_tiles=30)
+    prepared = [
+        {"bags": torch.empty(length, 62, dtype=torch.bfloat16, device="meta"), "label": torch.empty((), device="meta")}
+        for length in (7, 50)
+    ]
+    generator = torch.Generator().manual_seed(1)
+    batch = bags.change(bags.together([bags.draw(one, generator) for one in prepared]), generator)
+    assert {values.device.type for values in batch.values()} == {"meta"}
+    assert batch["bags"].shape == (2, 30, 62)
+
+
+def test_the_bytes_of_bags_are_known_before_a_tile_is_read(
+    slides: tuple[Path, Truth], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases = _cases(slides[0]).train[:3]
+    bags = SlideClassification(SlideClassificationSpec(classes=CLASSES), DATA).input("none")
+    prepared = dict(bags.prepare_all(cases))
+    whole = sum(values.nbytes for one in prepared.values() for values in one.values())
+    monkeypatch.setattr("oncofed.tasks.encoder.stream_tiles", lambda *a: pytest.fail("a tile was read"))
+    assert sum(bags.size(case) or 0 for case in cases) == whole
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (10 * whole, 10 * whole))
+    plan = plan_cache(cases, bags, torch.device("cuda"))
+    assert (plan.bytes, plan.held) == (whole, "gpu")
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (whole, whole))
+    assert plan_cache(cases, bags, torch.device("cuda")).held == "memory"
+    assert bags.size(replace(cases[0], tiles=None)) is None
 
 
 def test_slides_that_were_cut_otherwise_are_refused(slides: tuple[Path, Truth]) -> None:

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import torch
 from pydantic import ValidationError
+from torch.distributed import distributed_c10d
 
 from oncofed.data.augment import Batch
 from oncofed.data.batches import Batches
 from oncofed.data.cases import read_cases
+from oncofed.data.prepared import PreparedCases
 from oncofed.errors import TrainingError
 from oncofed.job.spec import JobSpec
 from oncofed.training import Plan, Trainer, start_trainer
-from oncofed.training.trainer import _site_seed
+from oncofed.training import trainer as trainers
+from oncofed.training.parallel import Group
+from oncofed.training.trainer import _Following, _site_seed
+
+_SLOW_SECONDS = 9.0
 
 
 @pytest.fixture
@@ -55,6 +64,28 @@ def test_two_processes_learn_what_one_learns_from_both_shares(plan: Plan, site: 
     assert alone.train(2) == pytest.approx(loss, rel=1e-4)
     for name, value in alone.weights().items():
         torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-4)
+
+
+class _Slow(_Following):
+    """A process that prepares for longer than the others wait for its gradients."""
+
+    def __call__(self, group: Group) -> Callable[[int | None, int], object]:
+        def slow(*arguments: Any) -> PreparedCases:
+            time.sleep(_SLOW_SECONDS)
+            return PreparedCases(*arguments)
+
+        trainers.PreparedCases = slow  # type: ignore[attr-defined]
+        return super().__call__(group)
+
+
+@pytest.mark.slow
+def test_the_first_process_waits_for_those_that_prepare_for_long(
+    plan: Plan, site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainers, "_Following", _Slow)
+    with start_trainer(plan, read_cases(site, plan.data.split, plan.seed), "here", devices="cpu") as trainer:
+        distributed_c10d._set_pg_timeout(timedelta(seconds=_SLOW_SECONDS / 3))
+        assert trainer.train(2) > 0
 
 
 def test_fewer_gpus_than_asked_for_and_batches_that_cannot_be_shared(plan: Plan, site: Path, spec: JobSpec) -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from oncofed.data.cases import read_cases
 from oncofed.errors import TrainingError
 from oncofed.job.spec import JobSpec
-from oncofed.training import Plan, Trainer
+from oncofed.training import Plan, Trainer, compiling
 from oncofed.training.checkpoint import previous_of, read_facts
 
 SCRIPT = """
@@ -128,6 +129,72 @@ def test_short_memory_halves_what_is_done_at_once_and_changes_no_result(plan: Pl
         never.train(1)
 
 
+class _FullOnce(nn.Module):
+    """A network that runs out of memory once, late in its pass."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.failed: weakref.ref[Tensor] | None = None
+
+    def forward(self, image: Tensor) -> Tensor:
+        output = self.network(image)
+        if self.failed is None:
+            self.failed = weakref.ref(output)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return output
+
+
+def test_what_a_failed_pass_held_is_free_before_its_batch_is_tried_again(
+    plan: Plan, site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = _trainer(plan, site)
+    network = _FullOnce(trainer.network)
+    trainer._forward = network
+    batch = next(trainer.prepare())
+    held: list[bool] = []
+    gradients: list[bool] = []
+
+    def empty_cache() -> None:
+        assert network.failed
+        held.append(network.failed() is not None)
+        gradients.append(any(parameter.grad is not None for parameter in trainer.network.parameters()))
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", empty_cache)
+    trainer._step(batch)
+    assert held == gradients == [False]
+    assert trainer._micro == 1
+
+
+def test_full_memory_that_a_library_of_nvidia_tells_of_halves_too(plan: Plan, site: Path) -> None:
+    trainer = _trainer(plan, site)
+    network = trainer.network
+
+    def forward(image: Tensor) -> Tensor:
+        if len(image) > 1:
+            raise RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
+        return network(image)  # type: ignore[no-any-return]
+
+    trainer._forward = forward
+    trainer.train(1)
+    assert trainer._micro == 1
+
+
+@pytest.mark.parametrize(("place", "told"), [("network", "the network"), ("state", "the optimizer's state")])
+def test_a_network_that_does_not_fit_is_told_in_one_line(
+    plan: Plan, site: Path, monkeypatch: pytest.MonkeyPatch, place: str, told: str
+) -> None:
+    def full(*arguments: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    if place == "network":
+        monkeypatch.setattr(nn.Module, "to", full)
+    else:
+        monkeypatch.setattr("oncofed.training.trainer.build_optimizer", full)
+    with pytest.raises(TrainingError, match=f"^{told} does not fit into what is free of the GPU's memory"):
+        _trainer(plan, site)
+
+
 class _Sometimes(nn.Module):
     """A network that says nonsense in its second step."""
 
@@ -167,13 +234,24 @@ def test_blocks_that_are_computed_twice_change_no_result(plan: Plan, site: Path)
 def test_a_compiler_that_fails_is_told_and_done_without(
     plan: Plan, site: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(network: nn.Module) -> nn.Module:
+    def broken(network: nn.Module, **options: object) -> nn.Module:
         def forward(*inputs: Tensor) -> Tensor:
             raise RuntimeError("no C++ compiler found")
 
         return forward  # type: ignore[return-value]
 
     monkeypatch.setattr(torch, "compile", broken)
+    monkeypatch.setattr(compiling, "can_compile", lambda: None)
+    monkeypatch.setenv(compiling.CACHE_VARIABLE, str(site))
     always = plan.model_copy(update={"training": plan.training.model_copy(update={"compile": "always"})})
     assert _trainer(always, site).train(2) == _trainer(plan, site).train(2)
     assert "torch.compile failed (no C++ compiler found)" in caplog.text
+
+
+def test_where_nothing_can_be_compiled_the_training_is_the_same(
+    plan: Plan, site: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiling, "can_compile", lambda: "this process may start no others")
+    always = plan.model_copy(update={"training": plan.training.model_copy(update={"compile": "always"})})
+    assert _trainer(always, site).train(2) == _trainer(plan, site).train(2)
+    assert caplog.text.count("torch.compile cannot be used here: this process may start no others.") == 1

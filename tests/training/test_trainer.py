@@ -10,8 +10,9 @@ from oncofed.data.cases import read_cases
 from oncofed.errors import TrainingError
 from oncofed.job.spec import JobSpec
 from oncofed.training import Trainer
+from oncofed.training.optimizer import learning_rate
 from oncofed.training.plan import TrainingSpec
-from oncofed.training.trainer import learning_rate
+from oncofed.training.trainer import _precision
 
 
 def _trainer(spec: JobSpec, site: Path, name: str = "site-1", **training: object) -> Trainer:
@@ -97,6 +98,43 @@ def test_the_schedule_runs_over_all_rounds_and_does_not_restart() -> None:
     assert learning_rate(constant, 99, 100) == 1e-2
     polynomial = spec.model_copy(update={"schedule": "polynomial"})
     assert learning_rate(polynomial, 100, 100) == 0
+
+
+def test_a_job_says_whether_its_runs_are_to_repeat_themselves(spec: JobSpec, site: Path) -> None:
+    _trainer(spec, site, deterministic=True)
+    assert torch.are_deterministic_algorithms_enabled()
+    _trainer(spec, site, deterministic=False)
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.backends.cudnn.benchmark
+
+
+def test_what_does_not_repeat_itself_is_named_in_the_first_step(
+    spec: JobSpec, site: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = _trainer(spec, site, deterministic=True)
+    network = trainer.network
+
+    def forward(image: torch.Tensor) -> torch.Tensor:
+        return network(image.put_(torch.tensor([0]), torch.tensor([0.5])))  # type: ignore[no-any-return]
+
+    trainer._forward = forward
+    trainer.train(3)
+    assert [message for message in caplog.messages if "put_" in message] == [
+        (
+            "training.deterministic: on this device there is no deterministic form of put_. Two runs may differ in "
+            "their last bits"
+        )
+    ]
+
+
+def test_bfloat16_asked_for_openly_on_a_gpu_without_it_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cuda, spec = torch.device("cuda"), TrainingSpec(precision="bfloat16")
+    for has in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, has=has: has)
+        assert _precision(spec, cuda) is torch.bfloat16
+        assert ("which this GPU only emulates" in caplog.text) == (not has)
 
 
 def test_a_profiler_sees_the_parts_of_a_step(spec: JobSpec, site: Path) -> None:

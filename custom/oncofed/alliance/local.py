@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
+import torch
 from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 from typing_extensions import Self
 
@@ -27,6 +28,7 @@ from oncofed.code.pack import Pack
 from oncofed.errors import FederationError
 from oncofed.federation.datasets import DATASETS_FILE, datasets_entry
 from oncofed.federation.job_process import TEMPLATE_VARIABLE, Template
+from oncofed.federation.lending import LENDING_FILE, Lending
 from oncofed.processes import THREADS_VARIABLE, process_environment, share_of_threads, stop_processes, why_taken
 
 _START_TIMEOUT_SECONDS = 90.0
@@ -209,6 +211,9 @@ class LocalAlliance:
         for site in self.spec.sites:
             local = self.kit(site) / "local"
             (local / DATASETS_FILE).write_bytes(datasets_entry(site, self._datasets[site]))
+            if not torch.backends.cuda.is_built():  # type: ignore[no-untyped-call]
+                # Whoever installed a build for the CPU alone, on a machine with a GPU too, wants the CPU.
+                (local / LENDING_FILE).write_bytes(Lending(gpus=()).to_json())
             for pack in self._packs:
                 write_decision(local, pack, "approved", "oncofed", "the own code of who runs this on one machine")
 

@@ -11,11 +11,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
-
 from oncofed.bench.harness import Bench
 from oncofed.bench.limits import Limits
 from oncofed.bench.results import Figure
+from oncofed.devices import training_device
 from oncofed.processes import end_with_parent
 
 
@@ -27,7 +26,7 @@ def main() -> None:
     script = Path(request["suite"])
     warnings.filterwarnings("ignore")
     logging.getLogger("monai").setLevel(logging.ERROR)
-    device = torch.device(request["device"] or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = training_device(request["device"])
     work = folder / "work"
     work.mkdir()
     with (folder / "messages.jsonl").open("a", encoding="utf-8", buffering=1) as messages:

@@ -114,7 +114,7 @@ def choose(names: list[str], folder: Path) -> list[Suite]:
 def new_run(quick: bool, folder: Path) -> BenchmarkRun:
     """Return a run in which nothing was measured yet."""
     now = datetime.now(timezone.utc)
-    commit = _commit(folder)
+    commit = commit_of(folder)
     return BenchmarkRun(
         schema=1,
         id=("quick-" if quick else "") + f"{now:%Y%m%dT%H%M%SZ}" + (f"-{commit[:8]}" if commit else ""),
@@ -247,7 +247,7 @@ def _last_words(log: Path, status: int) -> str:
     return ": ".join([how, *said[-1:]])
 
 
-def _commit(folder: Path) -> str:
+def commit_of(folder: Path) -> str:
     """Return the commit of the code, with "+" where files of the repository were changed; empty without git."""
     stamp = folder.parent / "COMMIT"  # of a bundle
     if stamp.is_file():

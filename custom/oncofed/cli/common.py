@@ -54,7 +54,8 @@ def keep_caches_in(workspace: Path) -> None:
     """Let libraries that cache on disk do so in the workspace. Call it before they are imported."""
     caches = workspace.absolute() / ".cache"
     for variable, library in (("MPLCONFIGDIR", "matplotlib"), ("TORCHINDUCTOR_CACHE_DIR", "torchinductor")):
-        (caches / library).mkdir(parents=True, exist_ok=True)
+        # What PyTorch compiled is run from there: nobody else may write to it.
+        (caches / library).mkdir(mode=0o700, parents=True, exist_ok=True)
         os.environ.setdefault(variable, str(caches / library))
 
 

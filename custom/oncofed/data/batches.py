@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 
 import torch
@@ -10,12 +11,17 @@ from torch import Generator, Tensor
 from oncofed.data.augment import Batch
 from oncofed.data.inputs import Input
 from oncofed.data.prepared import PreparedCases
+from oncofed.devices import free_memory, is_out_of_memory
+from oncofed.errors import TrainingError
+
+_LOG = logging.getLogger(__name__)
 
 
 class Batches(Iterator[Batch]):
     """Draws batches: epochs of shuffled cases, one after the other, cut into batches wherever one ends.
 
-    On a GPU the next batch is copied and changed on a stream of its own while the current one is trained on.
+    On a GPU the next batch is copied and changed on a stream of its own while the current one is trained on. Where its
+    memory is full meanwhile, the same batch is drawn again, on the CPU at last.
 
     Args:
         prepared: the cases.
@@ -32,6 +38,7 @@ class Batches(Iterator[Batch]):
         self._input = input_
         self._batch_size = batch_size
         self._device = device
+        self._changes_on = device
         self._generator = Generator().manual_seed(seed)
         self._queue = torch.empty(0, dtype=torch.long)
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
@@ -44,7 +51,7 @@ class Batches(Iterator[Batch]):
     def __next__(self) -> Batch:
         if self._stream is None:
             self._before = self._state()
-            return self._draw()
+            return self._drawn()
         batch, ready = self._next or self._ahead(self._stream)
         current = torch.cuda.current_stream(self._device)
         current.wait_event(ready)
@@ -60,8 +67,7 @@ class Batches(Iterator[Batch]):
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Go on from a state."""
-        self._generator.set_state(state["generator"])
-        self._queue = state["queue"].clone()
+        self._go_back(state)
         self._next = None
 
     def _state(self) -> dict[str, Tensor]:
@@ -70,20 +76,60 @@ class Batches(Iterator[Batch]):
     def _ahead(self, stream: torch.cuda.Stream) -> tuple[Batch, torch.cuda.Event]:
         self._before = self._state()
         with torch.cuda.stream(stream):
-            batch = self._draw()
+            batch = self._drawn()
             ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
             ready.record(stream)
         return batch, ready
 
-    def _draw(self) -> Batch:
+    def _go_back(self, state: dict[str, Tensor]) -> None:
+        self._generator.set_state(state["generator"])
+        self._queue = state["queue"].clone()
+
+    def _drawn(self) -> Batch:
+        """Draw the next batch, again where a GPU's memory is full.
+
+        Raises:
+            TrainingError: it does not fit though it was changed on the CPU.
+        """
+        before = self._state()
+        for place in (self._changes_on, self._changes_on, torch.device("cpu")):
+            batch = self._tried(place)
+            if batch is not None:
+                if place != self._changes_on:
+                    _LOG.warning("the GPU's memory is full: batches are changed on the CPU from now on, more slowly")
+                    self._changes_on = place
+                return batch
+            self._go_back(before)
+            free_memory()
+        raise TrainingError(
+            "a batch alone does not fit into what is free of the GPU's memory. Make training.batch_size or data.patch "
+            "smaller; nvidia-smi shows what else uses it"
+        )
+
+    def _tried(self, place: torch.device) -> Batch | None:
+        """Return the next batch; None where memory was full. What the error held is let go of when this returns."""
+        try:
+            return self._draw(place)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        return None
+
+    def _draw(self, place: torch.device) -> Batch:
+        """Draw a batch and change it at ``place``."""
         indices = self._indices()
         # Those of the next batch are prepared while this one is trained on.
         self._prepared.ahead([*indices, *self._queue[: self._batch_size].tolist()])
         parts = [self._input.draw(self._prepared[index], self._generator) for index in indices]
-        batch = self._input.together(parts)
-        if self._device.type == "cuda":
-            batch = {name: _pinned(v).to(self._device, non_blocking=True) for name, v in batch.items()}
-        return self._input.change(batch, self._generator)
+        if self._device.type == "cpu":
+            return self._input.change(self._input.together(parts), self._generator)
+        if place.type == "cpu":
+            there = [{name: values.cpu() for name, values in drawn.items()} for drawn in parts]
+            return self._to_gpu(self._input.change(self._input.together(there), self._generator))
+        return self._input.change(self._to_gpu(self._input.together(parts)), self._generator)
+
+    def _to_gpu(self, batch: Batch) -> Batch:
+        return {name: _pinned(values).to(self._device, non_blocking=True) for name, values in batch.items()}
 
     def _indices(self) -> list[int]:
         while len(self._queue) < self._batch_size:

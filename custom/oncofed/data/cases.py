@@ -7,6 +7,7 @@ split; otherwise each case is a patient.
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -208,15 +209,17 @@ def usable_cases(
             left.
     """
     manifest = read_manifest(folder)
-    cases = read_cases(folder, data.split, seed, classes, data.splits, labels)
+    cases = deal_cases(manifest, folder, data.split, seed, classes, data.splits, labels)
     total = len(list(cases))
     done = 0
+    counting = threading.Lock()
 
     def advance() -> None:
         nonlocal done
-        done += 1
-        if progress:
-            progress(done, total)
+        with counting:
+            done += 1
+            if progress:
+                progress(done, total)
 
     problems = check_cases(cases, list(classes), data, progress=advance)
     set_aside = [*map(_from_quarantine, manifest.quarantine), *problems]
@@ -261,7 +264,19 @@ def read_cases(
     Raises:
         DataError: the folder or its ``dataset.json`` cannot be used.
     """
-    manifest = read_manifest(folder)
+    return deal_cases(read_manifest(folder), folder, split, seed, classes, splits, labels)
+
+
+def deal_cases(
+    manifest: Manifest,
+    folder: Path,
+    split: SplitSpec,
+    seed: int,
+    classes: Mapping[int, str] | None = None,
+    splits: Sequence[Split] = SPLITS,
+    labels: LabelKind = "mask",
+) -> Cases:
+    """Do as ``read_cases`` with a ``dataset.json`` that was read before."""
     match = match_classes if labels == "class" else match_labels
     vocabulary = match(manifest, classes) if classes else None
     if vocabulary and vocabulary.problems:

@@ -25,6 +25,7 @@ from oncofed.data import facts
 from oncofed.data.cases import Case
 from oncofed.data.inputs import Preparation, Prepared
 from oncofed.errors import DataError
+from oncofed.processes import sharing_processes
 
 CACHE_FOLDER = ".prepared"
 # What a cache may take of the memory or disk that is free; of a GPU's memory, which the training itself needs, less.
@@ -82,12 +83,17 @@ def _where(wanted: str, size: int | None, device: torch.device, promised: int) -
         wanted = "gpu" if size is not None else "memory"
     if wanted == "gpu" and device.type != "cuda":
         wanted = "memory"
-    if wanted == "gpu" and size is not None and size > _SHARE_OF_FREE_GPU * torch.cuda.mem_get_info(device)[0]:
+    if wanted == "gpu" and size is not None and size > _free_on_gpu(device):
         wanted = "memory"
     if wanted == "memory" and size is not None:
         free = _SHARE_OF_FREE * psutil.virtual_memory().available
         wanted = "disk" if size > free - promised else "memory"
     return wanted
+
+
+def _free_on_gpu(device: torch.device) -> float:
+    """Return the bytes that this process's cases may take of a GPU, which each of those that share it may too."""
+    return _SHARE_OF_FREE_GPU / sharing_processes() * torch.cuda.mem_get_info(device)[0]
 
 
 class PreparedCases(Dataset[Prepared]):

@@ -32,18 +32,21 @@ def sample_cases(cases: Sequence[Case], most: int, seed: int) -> tuple[Case, ...
     rare = {label: len(own) for label, own in by_class.items() if len(own) * most <= least * len(cases)}
     counts = {label: min(count, least) for label, count in rare.items()}
     left, among = most - sum(counts.values()), len(cases) - sum(rare.values())
-    chosen: set[Case] = set()
+    drawn: list[Case] = []
     for label, own in by_class.items():
         count = counts.get(label, len(own) * left // among if among else 0)
-        chosen.update(_spread(own, seed)[:count])
-    return tuple(case for case in cases if case in chosen)[:most]
+        drawn += _spread(own, seed)[:count]
+    # There may be more classes than cases are wanted.
+    chosen = set(_spread(drawn, seed)[:most])
+    return tuple(case for case in cases if case in chosen)
 
 
 def _spread(cases: Sequence[Case], seed: int) -> list[Case]:
     """Return cases in an order that takes one of each patient before a second of any."""
     taken: dict[str, int] = defaultdict(int)
     ranked = []
-    for case in sorted(cases, key=lambda case: _hash(seed, case.name)):
+    # Folders of one class each may name their images alike.
+    for case in sorted(cases, key=lambda case: _hash(seed, f"{case.name} {case.label}")):
         ranked.append((taken[case.patient], _hash(seed, case.patient), case))
         taken[case.patient] += 1
     return [case for _, _, case in sorted(ranked, key=lambda rank: rank[:2])]

@@ -1,7 +1,7 @@
 """Whole slides: their levels, where the tissue is, and tiles at a given resolution.
 
 OpenSlide reads what scanners write, tifffile decodes the tiles of tiled TIFF and SVS files without assembling regions,
-wsidicom reads DICOM's slides (PS3.3, section A.32.8); cuCIM is used where it is installed and there is a GPU.
+wsidicom reads DICOM's slides (PS3.3, section A.32.8). All of them read and decode from several threads at once.
 Resolutions are in microns per pixel; 0.25 is about 40x, 0.5 about 20x.
 """
 
@@ -14,7 +14,7 @@ import json
 import math
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -53,6 +53,11 @@ class TileSpec:
     mpp: float = 0.5
     tissue: float = 0.25
 
+    @property
+    def bytes(self) -> int:
+        """Of one tile's pixels."""
+        return 3 * self.size**2
+
 
 @dataclass(frozen=True)
 class Level:
@@ -64,7 +69,7 @@ class Level:
 
 
 class Slide(Protocol):
-    """An open slide."""
+    """An open slide, which several threads may read from at once; none may while it is closed."""
 
     levels: list[Level]
     vendor: str | None
@@ -121,6 +126,8 @@ class TiffSlideFile:
             if not self._pages:
                 raise DataError(f"holds pixels of type {pages[0].dtype}, expected uint8")
             self._descriptor = self._file.filehandle.fileno()
+            # Made at first use, which is here: threads only read them.
+            self._decoders = [page.decode for page in self._pages]
             mpp = _tiff_mpp(self._file, pages[0])
         except BaseException:
             self._file.close()
@@ -134,11 +141,11 @@ class TiffSlideFile:
         page = self._pages[level]
         tile_width, tile_height = page.tilewidth, page.tilelength
         if x % tile_width == 0 and y % tile_height == 0 and width == tile_width and height == tile_height:
-            return self._tile(page, x // tile_width, y // tile_height)
+            return self._tile(level, x // tile_width, y // tile_height)
         region = np.full((height, width, 3), _WHITE, np.uint8)
         for column in range(x // tile_width, -(-(x + width) // tile_width)):
             for row in range(y // tile_height, -(-(y + height) // tile_height)):
-                tile = self._tile(page, column, row)
+                tile = self._tile(level, column, row)
                 left, top = column * tile_width - x, row * tile_height - y
                 x0, y0 = max(left, 0), max(top, 0)
                 x1, y1 = min(left + tile_width, width), min(top + tile_height, height)
@@ -149,7 +156,8 @@ class TiffSlideFile:
         """Close the file."""
         self._file.close()
 
-    def _tile(self, page: Any, column: int, row: int) -> Pixels:
+    def _tile(self, level: int, column: int, row: int) -> Pixels:
+        page = self._pages[level]
         across = -(-page.shape[1] // page.tilewidth)
         down = -(-page.shape[0] // page.tilelength)
         whole = (page.tilelength, page.tilewidth, 3)
@@ -162,7 +170,7 @@ class TiffSlideFile:
         data = os.pread(self._descriptor, size, page.dataoffsets[number])
         if len(data) < size:
             raise DataError("is cut off: a tile's bytes are missing")
-        decoded = page.decode(data, number, jpegtables=page.jpegtables)[0]
+        decoded = self._decoders[level](data, number, jpegtables=page.jpegtables)[0]
         tile: Pixels = decoded[0]
         if tile.shape != whole:  # tifffile cuts the tiles at the edge
             padded = np.full(whole, _WHITE, np.uint8)
@@ -176,6 +184,7 @@ class DicomSlideFile:
 
     def __init__(self, folder: Path) -> None:
         from wsidicom import WsiDicom  # noqa: PLC0415 - optional
+        from wsidicom.codec.decoder import PydicomDecoder  # noqa: PLC0415 - optional
 
         self._slide = WsiDicom.open(folder)
         self.vendor: str | None = None
@@ -185,6 +194,10 @@ class DicomSlideFile:
         self.levels = [
             Level(lv.size.width, lv.size.height, _mean_mpp(lv.mpp.width, lv.mpp.height)) for lv in self._slide.levels
         ]
+        decoders = [instance.image_data.decoder for lv in self._slide.levels for instance in lv.instances.values()]
+        # wsidicom locks what it shares, but for the decoder of uncompressed pixels, which keeps a frame in itself.
+        shared = any(isinstance(decoder, PydicomDecoder) for decoder in decoders)
+        self._lock = threading.Lock() if shared else contextlib.nullcontext()
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> Pixels:
         """Return (height, width, 3) uint8; what lies outside is white."""
@@ -193,38 +206,13 @@ class DicomSlideFile:
         x0, y0 = max(x, 0), max(y, 0)
         x1, y1 = min(x + width, shape.width), min(y + height, shape.height)
         if x1 > x0 and y1 > y0:
-            part = self._slide.read_region((x0, y0), self._numbers[level], (x1 - x0, y1 - y0))
+            with self._lock:
+                part = self._slide.read_region((x0, y0), self._numbers[level], (x1 - x0, y1 - y0))
             region[y0 - y : y1 - y, x0 - x : x1 - x] = np.asarray(part.convert("RGB"))
         return region
 
     def close(self) -> None:
         """Close the files."""
-        self._slide.close()
-
-
-class CucimSlideFile:
-    """A tiled TIFF or SVS through cuCIM."""
-
-    def __init__(self, path: Path) -> None:
-        from cucim import CuImage  # noqa: PLC0415 - optional
-
-        self._slide = CuImage(str(path))
-        resolutions = self._slide.resolutions
-        mpp = _mean_mpp(*self._slide.spacing()[:2])
-        self.vendor: str | None = "aperio" if "aperio" in self._slide.metadata else None
-        self._downsamples = resolutions["level_downsamples"]
-        self.levels = [
-            Level(width, height, mpp * downsample)
-            for (width, height), downsample in zip(resolutions["level_dimensions"], self._downsamples, strict=True)
-        ]
-
-    def read(self, level: int, x: int, y: int, width: int, height: int) -> Pixels:
-        """Return (height, width, 3) uint8."""
-        origin = (round(x * self._downsamples[level]), round(y * self._downsamples[level]))
-        return np.asarray(self._slide.read_region(origin, (width, height), level))[..., :3]
-
-    def close(self) -> None:
-        """Close the file."""
         self._slide.close()
 
 
@@ -241,7 +229,7 @@ def open_slide(path: Path) -> Slide:
     if path.is_dir():
         readers: list[Any] = [DicomSlideFile]
     elif path.suffix.lower() in {".svs", ".tif", ".tiff"}:
-        readers = [*([CucimSlideFile] if _has_cucim() else []), TiffSlideFile, OpenSlideFile]
+        readers = [TiffSlideFile, OpenSlideFile]
     else:
         readers = [OpenSlideFile]
     reasons = []
@@ -274,6 +262,8 @@ class TileReader:
         self.levels = self._slide.levels
         self.vendor = self._slide.vendor
         self._lock = threading.Lock()
+        self._closed = False
+        self._users = 1  # who opened it, and each thread that reads
         finest = self.levels[0].mpp
         if finest <= 0:
             self._slide.close()
@@ -292,7 +282,14 @@ class TileReader:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._slide.close()
+        self.close()
+
+    def close(self) -> None:
+        """Close the slide, once those who read from it are done."""
+        with self._lock:
+            closed, self._closed = self._closed, True
+        if not closed:
+            self._let_go()
 
     @property
     def step(self) -> float:
@@ -300,10 +297,14 @@ class TileReader:
         return self.spec.size * self._scale * self.levels[self.level].mpp / self.levels[0].mpp
 
     def read(self, x: int, y: int) -> Pixels:
-        """Return the tile (size, size, 3) uint8 whose corner is at pixel (x, y) of the finest level."""
+        """Return the tile (size, size, 3) uint8 whose corner is at pixel (x, y) of the finest level.
+
+        Raises:
+            DataError: the slide was closed, or its bytes are missing.
+        """
         downsample = self.levels[self.level].mpp / self.levels[0].mpp
         size = round(self.spec.size * self._scale)
-        with self._lock:
+        with self._kept_open():
             tile = self._slide.read(self.level, round(x / downsample), round(y / downsample), size, size)
         if size == self.spec.size:
             return tile
@@ -327,6 +328,24 @@ class TileReader:
             part = Image.fromarray(self._slide.read(number, 0, top, level.width, height))
             parts.append(np.asarray(part.reduce(shrink)))
         return np.concatenate(parts), self.levels[0].width / level.width * shrink
+
+    @contextlib.contextmanager
+    def _kept_open(self) -> Iterator[None]:
+        """Put closing off: a file descriptor that was closed may be another file's by then."""
+        with self._lock:
+            if self._closed:
+                raise DataError("was closed while its tiles were read; open it again")
+            self._users += 1
+        try:
+            yield
+        finally:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        with self._lock:
+            self._users -= 1
+            if not self._users:
+                self._slide.close()
 
 
 def tissue_mask(overview: Pixels) -> NDArray[np.bool_]:
@@ -518,14 +537,6 @@ def _tiff_mpp(file: Any, page: Any) -> float:
     if resolution is None or per_unit is None or not resolution.value[0]:
         return 0.0
     return float(per_unit * resolution.value[1] / resolution.value[0])
-
-
-def _has_cucim() -> bool:
-    if importlib.util.find_spec("cucim") is None:
-        return False
-    import torch  # noqa: PLC0415 - only where cuCIM is
-
-    return torch.cuda.is_available()
 
 
 def _require_pathology() -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,9 @@ from oncofed.data.slides import Pixels, TileReader, TileSpec
 from oncofed.errors import DataError
 
 # Tiles that one thread reads before it hands them over.
-_TILES_A_TURN = 32
+_TILES_A_RUN = 32
+# Each may be of another slide, that is, keep files open; a process may often have 1,024.
+_MOST_RUNS = 256
 
 
 @dataclass(frozen=True)
@@ -60,14 +61,17 @@ def read_tiles(path: Path, tiles: Path) -> SlideTiles:
 
 
 def stream_tiles(
-    slides: Sequence[SlideTiles], threads: int | None = None, ahead: int = 8
-) -> Iterator[tuple[int, int, list[Pixels]]]:
+    slides: Sequence[SlideTiles], threads: int | None = None, ahead: int = 8, most_bytes: int = 512 * 2**20
+) -> Generator[tuple[int, int, list[Pixels]], None, None]:
     """Yield runs of tiles, slide after slide, in order.
+
+    All threads read from one slide at once. However it ends, no slide stays open and no thread goes on.
 
     Args:
         slides: to read.
         threads: that read; None: one a core.
         ahead: runs that are read before they are asked for, for each thread.
+        most_bytes: of tiles that are read before they are asked for, for all threads together; one run always is.
 
     Yields:
         (number of the slide, number of the first tile, tiles (size, size, 3) uint8).
@@ -76,65 +80,70 @@ def stream_tiles(
         DataError: a tile cannot be read.
     """
     threads = threads or os.cpu_count() or 1
-    with contextlib.ExitStack() as open_slides, ThreadPoolExecutor(threads) as pool:
-        pending: deque[tuple[int, int, Future[list[Pixels]]]] = deque()
-        turns = _turns(slides)
-        finished = False
-        while True:
-            while not finished and len(pending) < threads * ahead:
-                turn = next(turns, None)
-                if turn is None:
-                    finished = True
-                    break
-                number, first, reader = turn
-                if first == 0:
-                    open_slides.callback(reader.close)
-                pending.append((number, first, pool.submit(reader.read, first)))
-            if not pending:
-                return
-            number, first, future = pending.popleft()
-            try:
-                yield number, first, future.result()
-            except GeneratorExit:
-                for _, _, waiting in pending:
-                    waiting.cancel()
-                raise
+    most_runs = min(threads * ahead, _MOST_RUNS)
+    opened: dict[int, TileReader] = {}
+    stopped = threading.Event()
+    pool = ThreadPoolExecutor(threads)
+    try:
+        runs = _runs(slides, opened, most_bytes // (2 * threads))
+        coming = next(runs, None)
+        pending: deque[tuple[_Run, Future[list[Pixels]]]] = deque()
+        held = 0
+        while coming or pending:
+            while coming and len(pending) < most_runs and (not pending or held + coming.bytes <= most_bytes):
+                pending.append((coming, pool.submit(coming.read, stopped)))
+                held += coming.bytes
+                coming = next(runs, None)
+            run, future = pending.popleft()
+            tiles = future.result()
+            held -= run.bytes
+            if run.last == len(run.slide):  # all before it are done
+                opened.pop(run.number).close()
+            yield run.number, run.first, tiles
+    finally:
+        stopped.set()
+        pool.shutdown(cancel_futures=True)
+        for reader in opened.values():
+            reader.close()
 
 
-def _turns(slides: Sequence[SlideTiles]) -> Iterator[tuple[int, int, _Reader]]:
+def _runs(slides: Sequence[SlideTiles], opened: dict[int, TileReader], most_bytes: int) -> Iterator[_Run]:
+    """Yield what is read in one go, each slide opened as it begins."""
     for number, slide in enumerate(slides):
-        reader = _Reader(slide)
-        for first in range(0, len(slide), _TILES_A_TURN):
-            yield number, first, reader
+        if not len(slide):
+            continue
+        count = max(1, min(_TILES_A_RUN, most_bytes // slide.spec.bytes))
+        reader = opened[number] = TileReader(slide.path, slide.spec)
+        for first in range(0, len(slide), count):
+            yield _Run(slide, number, first, min(first + count, len(slide)), reader)
 
 
-class _Reader:
-    """Reads one slide's tiles, and closes it after the last one."""
+@dataclass(frozen=True)
+class _Run:
+    """Tiles ``first`` to ``last`` of one slide, which one thread reads."""
 
-    def __init__(self, slide: SlideTiles) -> None:
-        self._slide = slide
-        self._tiles = TileReader(slide.path, slide.spec)
-        self._left = len(slide)
-        self._lock = threading.Lock()
+    slide: SlideTiles
+    number: int
+    first: int
+    last: int
+    reader: TileReader
 
-    def read(self, first: int) -> list[Pixels]:
-        slide = self._slide
-        last = min(first + _TILES_A_TURN, len(slide))
+    @property
+    def bytes(self) -> int:
+        return (self.last - self.first) * self.slide.spec.bytes
+
+    def read(self, stopped: threading.Event) -> list[Pixels]:
+        tiles = []
         try:
-            read = [self._tiles.read(int(slide.x[n]), int(slide.y[n])) for n in range(first, last)]
-        except DataError:
+            for n in range(self.first, self.last):
+                if stopped.is_set():  # nobody waits for them any more
+                    break
+                tiles.append(self.reader.read(int(self.slide.x[n]), int(self.slide.y[n])))
+        except (DataError, MemoryError):
             raise
         except Exception as error:  # noqa: BLE001 - decoders raise many types for broken tiles
-            raise DataError(f"its tiles cannot be read ({type(error).__name__})") from None
-        with self._lock:
-            self._left -= last - first
-            if self._left == 0:
-                self._tiles.__exit__(None, None, None)
-        return read
-
-    def close(self) -> None:
-        """Close a slide that was not read to its end."""
-        with self._lock:
-            if self._left > 0:
-                self._left = 0
-                self._tiles.__exit__(None, None, None)
+            raise DataError(
+                f"its tiles cannot be read ({type(error).__name__}): the file is damaged. Copy it again, then register "
+                "the dataset again"
+            ) from None
+        return tiles

@@ -1,15 +1,13 @@
 """A site's turns in a process that has no network, for code that an engineer brought; see ``oncofed.sandbox``.
 
-``python -m oncofed.federation.confined`` takes its orders through its standard input, a socket. It reads the job's own
-data, writes to the job's own folder, and answers with JSON and safetensors, which the process of the job takes apart as
-carefully as if they came from a stranger.
+That process (``confined_process``) reads the job's own data, writes to the job's own folder, and answers with JSON and
+safetensors, which the process of the job takes apart as carefully as if they came from a stranger.
 """
 
 from __future__ import annotations
 
 import builtins
 import contextlib
-import json
 import logging
 import os
 import select
@@ -24,38 +22,37 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 import oncofed.errors
 from oncofed.code.load import load_pack
 from oncofed.code.pack import Pack, read_pack
+from oncofed.devices import training_device
 from oncofed.errors import DataError, OncofedError, PolicyError, SpecError, StateError, TrainingError, one_line
+from oncofed.federation.confined_process import DONE, FAILED, failure, receive, send
+from oncofed.federation.sharing import give_gpu_memory_back
 from oncofed.federation.spec import FederationPlan
 from oncofed.federation.turns import Answer, OwnTurns, Place, Stop, Tell
 from oncofed.models.weights import Weights
-from oncofed.processes import end_with_parent, name_process
-from oncofed.sandbox import confine
+from oncofed.processes import SHARED_VARIABLE
+from oncofed.sandbox import restrict_calls
 from oncofed.training import Plan
 from oncofed.training.checkpoint import part
 
 _BEGIN, _PREPARE, _TRAIN, _VALIDATE, _STOP = "begin", "prepare", "train", "validate", "stop"
-_PROGRESS, _NOTE, _DONE, _FAILED = "progress", "note", "done", "failed"
-_LENGTHS = 16  # bytes before each message: those of its JSON and of its tensors
-_LARGEST_FACTS = 1 << 22
+_PROGRESS, _NOTE, _LOADS = "progress", "note", "loads"
 _SECONDS_BETWEEN_LOOKS = 0.2
 _SECONDS_TO_STOP = 60.0
 _LONGEST_NOTE = 2000
 _SCRATCH = "scratch"
 _ERRORS = 2  # the file descriptor: what the process prints goes to the log of the job's
 # Of the process of the job: nothing of FLARE's, no secrets.
-_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TZ", "PYTHONPATH", "LD_LIBRARY_PATH", "OMP_NUM_THREADS")
+_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TZ", "PYTHONPATH", "LD_LIBRARY_PATH", "OMP_NUM_THREADS", SHARED_VARIABLE)
 _ENVIRONMENT_PREFIXES = ("CUDA_", "NVIDIA_", "MKL_", "TORCH_")
 # Whose words the executor keeps at the site.
 _OF_THE_SITE: dict[str, type[OncofedError]] = {"DataError": DataError, "StateError": StateError}
-_SYSTEM = ("/usr", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/localtime", "/sys/devices", "/sys/fs/cgroup")
-_PROC = ("cpuinfo", "meminfo", "stat", "version", "sys/vm", "sys/kernel", "driver/nvidia", "filesystems", "mounts")
-_DEVICES = "nvidia*"
 
 
 class ConfinedTurns:
@@ -73,6 +70,7 @@ class ConfinedTurns:
         self._plan, self._federation, self._place, self._tell, self._pack = plan, federation, place, tell, pack
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
+        self._has_code = False  # what the process says may be the code's words
         self._largest = 3 * plan.layout().nbytes + (16 << 20)
 
     def prepare(self) -> dict[str, Any]:
@@ -133,18 +131,20 @@ class ConfinedTurns:
     def _begin(self) -> None:
         scratch = self._place.state / _SCRATCH
         scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # The driver makes its devices for the first who asks, who needs rights for that which are given up there.
+        torch.cuda.is_available()
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
                 # Nothing may be imported from where the code could have written before.
-                [sys.executable, "-s", "-m", "oncofed.federation.confined"],
+                [sys.executable, "-s", "-m", "oncofed.federation.confined_process"],
                 stdin=theirs.fileno(),
                 stdout=_ERRORS,
                 env=_environment(scratch),
                 cwd="/",
                 start_new_session=True,
             )
-        self._socket = ours
+        self._socket, self._has_code = ours, False
         place = {name: str(value) if value is not None else None for name, value in asdict(self._place).items()}
         about = {
             "do": _BEGIN,
@@ -157,17 +157,17 @@ class ConfinedTurns:
     def _exchange(self, facts: dict[str, Any], blob: bytes, stop: Stop) -> tuple[dict[str, Any], Weights]:
         """Send an order, pass on what is told meanwhile, and return the answer."""
         assert self._socket
-        _send(self._socket, facts, blob)
+        send(self._socket, facts, blob)
         told_to_stop: float | None = None
         while True:
             if not select.select([self._socket], [], [], _SECONDS_BETWEEN_LOOKS)[0]:
                 if told_to_stop is None and stop():
                     told_to_stop = time.monotonic()
-                    _send(self._socket, {"do": _STOP}, b"")
+                    send(self._socket, {"do": _STOP}, b"")
                 if told_to_stop is not None and time.monotonic() - told_to_stop > _SECONDS_TO_STOP:
                     raise TimeoutError("it does not stop")
                 continue
-            told, content = _receive(self._socket, self._largest)
+            told, content = receive(self._socket, self._largest)
             kind = told.pop("told", None)
             if kind == _PROGRESS:
                 self._tell.progress(**told)
@@ -176,18 +176,22 @@ class ConfinedTurns:
                 self._tell.note(
                     one_line(str(told.get("text")), _LONGEST_NOTE), level if level in (20, 30, 40) else logging.ERROR
                 )
-            elif kind == _DONE:
+            elif kind == _LOADS:
+                self._has_code = True
+            elif kind == DONE:
                 return told, load(content) if content else {}
-            elif kind == _FAILED:
+            elif kind == FAILED:
                 raise self._error(str(told.get("type")), one_line(str(told.get("text")), _LONGEST_NOTE))
             else:
                 raise ValueError("it tells what nobody knows")
 
     def _error(self, kind: str, text: str) -> OncofedError:
-        """Return an error as this site's executor knows them. Its words stay here: the code may have chosen them."""
+        """Return an error as this site's executor knows them. Words that the code may have chosen stay here."""
         self._tell.note(f"the pack {self._pack.name}: {kind[:60]}: {text}", logging.ERROR)
         if kind in _OF_THE_SITE:
             return _OF_THE_SITE[kind](text)
+        if kind == TrainingError.__name__ and not self._has_code:
+            return TrainingError(text)
         known = kind if hasattr(builtins, kind) or hasattr(oncofed.errors, kind) else "error"
         return TrainingError(f"its process of the pack {self._pack.name} ended in a {known}; its own log says more")
 
@@ -195,40 +199,12 @@ class ConfinedTurns:
 def _environment(scratch: Path) -> dict[str, str]:
     kept = {n: v for n, v in os.environ.items() if n in _ENVIRONMENT or n.startswith(_ENVIRONMENT_PREFIXES)}
     folders = dict.fromkeys(("HOME", "TMPDIR", "XDG_CACHE_HOME", "MPLCONFIGDIR"), str(scratch))
-    return {**kept, **folders, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONWARNINGS": "ignore"}
+    # Libraries ask for the user's name as they are imported, and it is not in a file that they may read.
+    return {**kept, **folders, "LOGNAME": "oncofed", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONWARNINGS": "ignore"}
 
 
 def _named(kind: str, weights: Weights) -> Weights:
     return {f"{kind}.{name}": value.contiguous() for name, value in weights.items()}
-
-
-def _send(to: socket.socket, facts: Mapping[str, Any], blob: bytes) -> None:
-    text = json.dumps(facts).encode()
-    to.sendall(len(text).to_bytes(8, "big") + len(blob).to_bytes(8, "big") + text)
-    if blob:
-        to.sendall(blob)
-
-
-def _receive(of: socket.socket, largest: int) -> tuple[dict[str, Any], bytes]:
-    lengths = _read(of, _LENGTHS)
-    text, blob = int.from_bytes(lengths[:8], "big"), int.from_bytes(lengths[8:], "big")
-    if text > _LARGEST_FACTS or blob > largest:
-        raise ValueError(f"a message of {text} and {blob} bytes")
-    facts = json.loads(_read(of, text))
-    if not isinstance(facts, dict):
-        raise ValueError("a message that is no object")
-    return facts, _read(of, blob)
-
-
-def _read(of: socket.socket, size: int) -> bytes:
-    content = bytearray(size)
-    view = memoryview(content)
-    while view:
-        count = of.recv_into(view)
-        if not count:
-            raise EOFError
-        view = view[count:]
-    return bytes(content)
 
 
 # --- the confined process
@@ -245,7 +221,7 @@ class _Teller:
         """Send a message whole, whichever thread it comes from."""
         blob = save(tensors) if tensors else b""
         with self.lock:
-            _send(self._to, {**facts, "told": kind}, blob)
+            send(self._to, {**facts, "told": kind}, blob)
 
     def progress(self, **values: Any) -> None:
         """Tell how far it is."""
@@ -256,12 +232,14 @@ class _Teller:
         self.tell(_NOTE, {"text": text, "level": level})
 
 
-def main() -> None:
-    """Be the confined process."""
-    end_with_parent()
-    name_process("oncofed code")
-    orders = socket.socket(fileno=os.dup(0))
-    facts, content = _receive(orders, 1 << 24)
+def be_confined(orders: socket.socket, facts: dict[str, Any], content: bytes) -> None:
+    """Take turns in this process, which has given up its files already.
+
+    Args:
+        orders: where orders come from, and answers go to.
+        facts: the first order, which says what is trained, and where.
+        content: the pack.
+    """
     place = facts["place"]
     initial = Path(place["initial"]) if place["initial"] else None
     where = Place(place["site"], Path(place["data"]), Path(place["state"]), initial)
@@ -269,16 +247,19 @@ def main() -> None:
     try:
         plan = Plan.model_validate(facts["plan"])
         federation = FederationPlan.model_validate(facts["federation"])
-        confine(*_what_it_may_touch(where))
+        # CUDA makes a socket as it begins, and none later.
+        training_device()
+        restrict_calls()
         pack = read_pack(content, "the job's pack")
         if pack.digest != plan.model.code:
             raise PolicyError("the pack is not the one that the job names")
+        teller.tell(_LOADS, {})
         load_pack(pack)
         turns = _turns(plan, federation, where, teller)
     except Exception as error:  # noqa: BLE001 - whatever it is, the job's process is told
         _tell_failure(teller, error)
         return
-    teller.tell(_DONE, {})
+    teller.tell(DONE, {})
     _serve(orders, turns, teller)
 
 
@@ -286,20 +267,6 @@ def _turns(plan: Plan, federation: FederationPlan, place: Place, tell: Tell) -> 
     if plan.declared() != plan:
         raise SpecError("the pack's network or task is not the one that the job declares")
     return OwnTurns(plan, federation, place, tell)
-
-
-def _what_it_may_touch(place: Place) -> tuple[list[Path], list[Path]]:
-    """Return what may be read, and what may be changed too."""
-    roots = (sys.prefix, sys.base_prefix, *sys.path, str(Path(oncofed.__file__).parent))
-    python = {root for root in roots if len(Path(root).parts) > 1}
-    process = Path("/proc") / str(os.getpid())
-    read = [*map(Path, python), *map(Path, _SYSTEM), process, *(Path("/proc") / name for name in _PROC)]
-    read += [Path("/dev/urandom"), Path("/dev/random"), Path("/dev/zero"), place.data]
-    # A dataset whose images lie elsewhere holds links to them, each put there by the site itself.
-    read += [path.resolve() for path in place.data.rglob("*") if path.is_symlink()]
-    if place.initial:
-        read.append(place.initial)
-    return read, [place.state, Path("/dev/null"), *Path("/dev").glob(_DEVICES)]
 
 
 def _serve(orders: socket.socket, turns: OwnTurns, teller: _Teller) -> None:
@@ -310,7 +277,7 @@ def _serve(orders: socket.socket, turns: OwnTurns, teller: _Teller) -> None:
     def listen() -> None:
         with contextlib.suppress(EOFError, OSError):
             while True:
-                facts, content = _receive(orders, 1 << 62)
+                facts, content = receive(orders, 1 << 62)
                 if facts.get("do") == _STOP:
                     stopped.set()
                 else:
@@ -326,7 +293,9 @@ def _serve(orders: socket.socket, turns: OwnTurns, teller: _Teller) -> None:
         except Exception as error:  # noqa: BLE001 - whatever it is, the job's process is told
             _tell_failure(teller, error)
             continue
-        teller.tell(_DONE, answer, tensors)
+        finally:
+            give_gpu_memory_back()
+        teller.tell(DONE, answer, tensors)
 
 
 def _done(turns: OwnTurns, facts: dict[str, Any], tensors: Weights, stop: Stop) -> tuple[dict[str, Any], Weights]:
@@ -340,10 +309,5 @@ def _done(turns: OwnTurns, facts: dict[str, Any], tensors: Weights, stop: Stop) 
 
 
 def _tell_failure(teller: _Teller, error: Exception) -> None:
-    logging.getLogger(__name__).error("the confined process failed", exc_info=error)
     with contextlib.suppress(OSError):
-        teller.tell(_FAILED, {"type": type(error).__name__, "text": str(error)})
-
-
-if __name__ == "__main__":
-    main()
+        teller.tell(FAILED, failure(error))

@@ -6,6 +6,9 @@ process of FLARE that the line names. Neither the arguments nor FLARE's credenti
 of processes. The first process tells through the same socket the fork's number and, later, its exit status. It ends
 when nobody can send it anything any more and its forks have ended.
 
+CUDA works in no fork of a process that has initialised it. Nothing that is imported may do that; where something does,
+the first process says so, and a fork runs Python anew: it takes seconds longer and can use the GPU.
+
 Launchers and the simulator use it through ``Template`` and ``Fork``.
 """
 
@@ -17,6 +20,7 @@ import importlib
 import json
 import math
 import os
+import re
 import runpy
 import secrets
 import select
@@ -32,12 +36,13 @@ from multiprocessing import connection
 from pathlib import Path
 from threading import Lock
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from nvflare.fuel.f3.streaming import stream_utils
 
 from oncofed.federation.heap import share_one_heap
 from oncofed.federation.tunnel import use_proxy_of_environment
+from oncofed.gpus import cuda_is_initialised
 from oncofed.processes import JOB_PROCESS, THREADS_VARIABLE, name_process
 
 # What the first round of any job needs; the rest takes milliseconds.
@@ -49,10 +54,14 @@ MODULES = (
     "nvflare.private.fed.app.simulator.simulator_worker",
     "torch._dynamo",  # the first optimizer imports it
 )
-# For plots and tables, which no job makes: MONAI imports them where they are there, and they take a fifth of the time.
-_NOT_NEEDED = ("matplotlib", "pandas", "sklearn")
+# MONAI imports these where they are there: for plots and tables, which no job makes and which take a fifth of the time,
+# and a reader of DICOM that no job uses, whose nvJPEG initialises CUDA as it is loaded: no fork could use a GPU.
+_NOT_NEEDED = ("matplotlib", "pandas", "sklearn", "nvidia.nvimgcodec")
+# How a process is called that is no fork: as an argument of this module's.
+_ANEW = "anew"
 # Names, in an environment, the inherited socket of a template that several participants of a machine share.
 TEMPLATE_VARIABLE = "ONCOFED_JOB_TEMPLATE"
+_SUSPECT = re.compile(r"nvjpeg|nvimgcodec|nvtiff|cupy|cucim")
 _SECONDS_BETWEEN_LOOKS = 0.5
 # Microseconds by which numbers of processes differ that are started at once.
 _SPREAD = 1_000_000
@@ -199,17 +208,49 @@ def _is_running(pid: int) -> bool:
 def main() -> None:
     """Get ready, fork when asked, and in a fork run what is asked for."""
     share_one_heap()
-    name_process("oncofed spare")
-    _import_all()
-    line = _Forks(socket.socket(fileno=os.dup(0))).serve()
-    if line is not None:
+    if _ANEW in sys.argv[1:]:
         name_process(JOB_PROCESS)
-        told = json.loads(line)
-        os.chdir(told.pop("folder"))
-        # FLARE's process of a job ends when its parent does: that is who asked for it, not what it is a fork of.
-        parent = told.pop("parent")
-        os.getppid = lambda: parent
-        become(**told)
+        line = _line_of_standard_input()
+        _import_all()
+        _be(line)
+        return
+    name_process("oncofed spare")
+    spoilt = _import_all()
+    if spoilt:
+        sys.stderr.write(spoilt + "\n")
+    line_of_fork = _Forks(socket.socket(fileno=os.dup(0))).serve()
+    if line_of_fork is None:
+        return
+    if spoilt:
+        _start_anew(line_of_fork)
+    _be(line_of_fork)
+
+
+def _be(line: bytes) -> None:
+    name_process(JOB_PROCESS)
+    told = json.loads(line)
+    os.chdir(told.pop("folder"))
+    # FLARE's process of a job ends when its parent does: that is who asked for it, not what it is a fork of.
+    parent = told.pop("parent")
+    os.getppid = lambda: parent
+    become(**told)
+
+
+def _start_anew(line: bytes) -> NoReturn:
+    """Run Python anew in this process, which is told the line through its standard input alone."""
+    told = os.memfd_create("line")
+    os.write(told, line)
+    os.lseek(told, 0, os.SEEK_SET)
+    os.dup2(told, 0)
+    program = [sys.executable, "-u", "-m", "oncofed.federation.job_process", _ANEW]
+    os.execv(sys.executable, program)  # noqa: S606 - no shell is wanted
+
+
+def _line_of_standard_input() -> bytes:
+    with os.fdopen(os.dup(0), "rb") as told, open(os.devnull, "rb") as nothing:
+        line = told.readline()
+        os.dup2(nothing.fileno(), 0)
+    return line
 
 
 class _Forks:
@@ -306,12 +347,16 @@ def become(module: str, arguments: list[str], environment: dict[str, str]) -> No
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
-def _import_all() -> None:
+def _import_all() -> str:
+    """Import what jobs need; return what to say where that initialised CUDA, and nothing where it did not."""
+    spoilt = ""
     # Looking for garbage among what is being imported takes a fifth of the time and finds none.
     gc.disable()
     with _without(_NOT_NEEDED):
         for name in MODULES:
             importlib.import_module(name)
+            if not spoilt and cuda_is_initialised():
+                spoilt = _what_initialised_cuda(name)
     # FLARE's own process learns of tensors with its job's classes, after it is connected: a site that sent its update
     # in that second, as happens when the process was started anew, would end it.
     from oncofed.federation.exchange import register_tensors  # noqa: PLC0415 - launchers import this module
@@ -321,6 +366,17 @@ def _import_all() -> None:
     learn_of_parent()
     gc.freeze()
     gc.enable()
+    return spoilt
+
+
+def _what_initialised_cuda(module: str) -> str:
+    maps = Path("/proc/self/maps").read_text(encoding="utf-8")
+    suspects = sorted({Path(path).name for path in re.findall(r"/\S+\.so\S*", maps) if _SUSPECT.search(path)})
+    return (
+        f"CUDA was initialised as {module} was imported, before there is a job: no fork of this process could use the "
+        "GPU. So each job starts Python anew, which takes some seconds. Uninstall what does that; loaded here: "
+        f"{', '.join(suspects) or 'no library that is known for it'}"
+    )
 
 
 @contextlib.contextmanager

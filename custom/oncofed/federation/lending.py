@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import datetime, time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from nvflare.apis.resource_manager_spec import ResourceConsumerSpec
 from nvflare.app_common.resource_managers.auto_clean_resource_manager import AutoCleanResourceManager
 
 from oncofed.errors import FederationError, PolicyError
-from oncofed.gpus import GPU, read_gpus
+from oncofed.gpus import GPU, VISIBLE_VARIABLE, read_gpus
 from oncofed.privacy.policy import read_policy
 from oncofed.privacy.windows import WINDOW, is_within
 
@@ -76,22 +77,24 @@ class SiteResources(AutoCleanResourceManager):
     """Lends a site's GPUs, each to one job at a time, and ends the jobs when the hours are over.
 
     A job that is ended goes on where it was when the hours begin again: the server offers it anew until then. A site
-    without a GPU trains on its CPU, unless a job says how much GPU memory it needs.
+    without a GPU trains on its CPU, unless a job says how much GPU memory it needs; one whose GPUs cannot be asked
+    trains nothing.
 
     Args:
-        gpus: says which there are.
+        gpus: says which there are; None: those that the environment named when this was made.
         now: says how late it is.
     """
 
     def __init__(
-        self, gpus: Callable[[], list[GPU]] = read_gpus, now: Callable[[], time] = lambda: datetime.now().time()
+        self, gpus: Callable[[], list[GPU]] | None = None, now: Callable[[], time] = lambda: datetime.now().time()
     ) -> None:
         super().__init__({}, _RESERVED_SECONDS)
-        self._gpus, self._now = gpus, now
+        # From the first job on the environment names what was lent to the last.
+        self._gpus, self._now = gpus or partial(read_gpus, dict(os.environ)), now
         self._file = Path()
-        self._in_use: set[int] = set()
+        self._in_use: set[int | str] = set()
         self._jobs = 0
-        self._chosen: list[int] = []
+        self._chosen: list[int | str] = []
         self._refusal = ""
         self._closed = threading.Event()
 
@@ -120,25 +123,39 @@ class SiteResources(AutoCleanResourceManager):
         self._jobs += 1
         return {_JOB: 1, GPUS: self._chosen}
 
-    def _choose(self, wanted: dict[str, Any]) -> tuple[list[int], str]:
-        """Return the numbers of the GPUs for a job, or why it gets none."""
+    def _choose(self, wanted: dict[str, Any]) -> tuple[list[int | str], str]:
+        """Return how CUDA names the GPUs for a job, or why it gets none."""
         lending = read_lending(self._file)
         if reason := self._why_closed(lending):
             return [], reason
         if lending.jobs_at_once is not None and self._jobs >= lending.jobs_at_once:
             return [], f"it runs {self._jobs} of {lending.jobs_at_once} jobs at once"
         count, memory = wanted.get(GPUS, 0), wanted.get(GPU_MEMORY, 0)
-        everything = self._gpus() if count else []
+        try:
+            everything = self._gpus() if count else []
+        except FederationError as error:
+            self.logger.error("no job is taken: %s", error)
+            return [], "its GPUs cannot be asked; the site's own log says more"
         if not everything:
             return [], f"it has no GPU, and the job needs one with {memory} GiB" if memory else ""
         lent = [gpu for gpu in everything if lending.gpus is None or gpu.number in lending.gpus]
+        if count > 1:
+            lent = [gpu for gpu in lent if not gpu.is_slice]  # slices cannot send each other anything
         large = [gpu for gpu in lent if gpu.total_gib >= memory]
         if len(large) < count:
             return [], f"it lends {len(large)} GPUs{f' with {memory} GiB' if memory else ''}, and the job needs {count}"
-        free = [gpu.number for gpu in large if gpu.number not in self._in_use and gpu.free_gib >= memory]
+        free = [gpu for gpu in large if gpu.device not in self._in_use and gpu.free_gib >= memory]
         if len(free) < count:
             return [], f"{len(free)} of its GPUs are free now, and the job needs {count}"
-        return free[:count], ""
+        chosen = sorted(free, key=lambda gpu: gpu.is_taken)[:count]
+        for gpu in chosen:
+            if gpu.is_taken:
+                self.logger.warning(
+                    "GPU %d has %.0f of %.0f GiB free for the job: nvidia-smi shows what else uses it; a job's "
+                    "gpu_memory_gb keeps it from such a GPU",
+                    *(gpu.number, gpu.free_gib, gpu.total_gib),
+                )
+        return [gpu.device for gpu in chosen], ""
 
     def _why_closed(self, lending: Lending) -> str | None:
         """Return why no job may run at this hour, by the site's settings or its policy; None where one may."""
@@ -158,7 +175,7 @@ class SiteResources(AutoCleanResourceManager):
         self._jobs -= resources.get(_JOB, 0)
 
     def _resource_to_dict(self) -> dict[str, Any]:
-        return {"jobs": self._jobs, "gpus_in_use": sorted(self._in_use)}
+        return {"jobs": self._jobs, "gpus_in_use": sorted(self._in_use, key=str)}
 
     def _watch_hours(self, engine: Any) -> None:
         while not self._closed.wait(_LOOK_SECONDS):
@@ -181,4 +198,4 @@ class LentGPUs(ResourceConsumerSpec):
     def consume(self, resources: dict[str, Any]) -> None:
         """Set the environment that the job's process is started with; without a GPU it sees none."""
         os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, resources.get(GPUS, [])))
+        os.environ[VISIBLE_VARIABLE] = ",".join(map(str, resources.get(GPUS, [])))

@@ -193,6 +193,7 @@ class OwnTurns:
         if isinstance(self._federation.strategy, DittoSpec):
             kept = place.state / _PERSONAL_FILE
             self._personal = Trainer(plan, usable.cases, place.site, trainer.device, kept)
+            self._held.callback(self._personal.settle)
             self._personal.correction = Proximal(self._federation.strategy.mu)
         most = self._federation.evaluation.most_cases
         self._validation_cases = sample_cases(usable.cases.validation, most, plan.seed)
@@ -266,7 +267,8 @@ class OwnTurns:
                 self._progress(phase="training", round=number, step=done, steps=total, loss=loss())
 
         started = time.monotonic()
-        numbers["loss"] = trainer.train(last - trainer.steps_done, on_step, stop, asked)
+        # Its checkpoint is written beside what follows.
+        numbers["loss"] = trainer.train(last - trainer.steps_done, on_step, stop, asked, wait=False)
         if self._personal:
             self._train_personal(self._personal, weights, last, asked, stop)
         numbers["train_s"] = time.monotonic() - started
@@ -277,6 +279,9 @@ class OwnTurns:
         compressed = self._compressor.compress(delta)
         taken = trainer.steps_done - (last - steps)
         answer = Answer(asked, compressed, extra, len(trainer.cases.train), taken, numbers)
+        # An answer that counts is never ahead of the state that it came of.
+        for kept in filter(None, (trainer, self._personal)):
+            kept.settle()
         if not stop():
             self._answer = answer
             not_kept = self._remember(answer) or trainer.not_kept
@@ -303,8 +308,8 @@ class OwnTurns:
             personal.steps_done = last - self._plan.training.steps_per_round
         assert isinstance(personal.correction, Proximal)
         personal.correction.start(personal.network, {})
-        personal.correction.towards = {name: value.to(personal.device) for name, value in towards.items()}
-        personal.train(last - personal.steps_done, None, stop, asked)
+        personal.correction.hold_near(towards)
+        personal.train(last - personal.steps_done, None, stop, asked, wait=False)
 
     def _norms(self, trainer: Trainer) -> set[str]:
         if not isinstance(self._federation.strategy, FedBNSpec):

@@ -29,6 +29,8 @@ Datasets = dict[str, dict[str, Path]]
 
 _END_TIMEOUT_SECONDS = 120.0
 _SECONDS_BETWEEN_STATUS = 2.0
+# What FLARE's simulator calls its job.
+_SIMULATED = "simulate_job"
 
 
 class Running(Protocol):
@@ -112,14 +114,14 @@ class FederatedJob:
 
 
 class _SimulatedJob:
-    def __init__(self, process: subprocess.Popen[bytes], run_dir: Path, console: Path) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], server: Path, console: Path) -> None:
         self._process = process
-        self._run_dir = run_dir
+        self._server = server
         self._console = console
 
     @property
     def events(self) -> Path:
-        return self._run_dir / EVENTS_FILE
+        return self._server / STATE_FOLDER / _SIMULATED / EVENTS_FILE
 
     def require_going(self) -> None:
         code = self._process.poll()
@@ -131,9 +133,18 @@ class _SimulatedJob:
         return None if code is None else f"status {code}"
 
     def fetch(self) -> Path:
-        if not self.events.is_file():
+        # What the job leaves is put into its run folder after the last event was written.
+        try:
+            self._process.wait(_END_TIMEOUT_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise FederationError(
+                f"FLARE's simulator did not end within {_END_TIMEOUT_SECONDS:.0f} s after the last round. "
+                f"Its log: {self._console}"
+            ) from None
+        run_dir = self._server / _SIMULATED
+        if not (run_dir / EVENTS_FILE).is_file():
             raise FederationError(f"FLARE's simulator left no record. Its log: {self._console}")
-        return self._run_dir
+        return run_dir
 
 
 @contextmanager
@@ -193,7 +204,7 @@ def simulation(job: Path, datasets: Datasets, workspace: Path, logs: Path, tempo
             preexec_fn=end_with_parent,  # noqa: PLW1509 - no other thread runs here
         )
     try:
-        yield _SimulatedJob(process, workspace / "server" / "simulate_job", console)
+        yield _SimulatedJob(process, workspace / "server", console)
     finally:
         stop_processes(temporary)
         process.wait()

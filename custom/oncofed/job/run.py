@@ -111,6 +111,7 @@ class Run:
         return self.baselines and not self.evaluate_only
 
     def _check_data(self) -> None:
+        self.console.print(f"checking the data of {', '.join(self.sites)} …", markup=False, highlight=False)
         refused = []
         for site, folder in self.sites.items():
             try:

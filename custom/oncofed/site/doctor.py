@@ -32,12 +32,12 @@ from oncofed.alliance.sealing import ROOT_FILE, changed_files
 from oncofed.alliance.site_settings import read_settings
 from oncofed.audit import AuditLog
 from oncofed.errors import FederationError, OncofedError
-from oncofed.gpus import read_gpus
 from oncofed.privacy.policy import read_policy
 from oncofed.proxy import open_tunnel, parse_proxy
 from oncofed.sandbox import what_is_missing
 from oncofed.site.check import Check
 from oncofed.site.datasets import look_at_datasets
+from oncofed.site.gpu_checks import look_at_gpus
 from oncofed.site.packs import list_packs
 from oncofed.site.policies import policy_version
 from oncofed.site.service import is_own, readable_by_others, require_free_port, service_state
@@ -68,8 +68,8 @@ def examine(
         jobs: name -> what the alliance's jobs train, to compare the datasets with.
         proxy: on the way to the server; None: the one that the site's settings name, where they do.
     """
-    looks: list[Callable[[], Iterator[Check]]] = [_python, _gpu, _limits]
-    looks += [lambda: _packages(folder), lambda: _disk(folder)]
+    looks: list[Callable[[], Iterator[Check]]] = [_python, _limits]
+    looks += [lambda: _packages(folder), lambda: _gpus(folder), lambda: _disk(folder)]
     facts = None
     if folder is not None:
         try:
@@ -194,32 +194,11 @@ def _changed_since_installed(name: str) -> str | None:
     return None
 
 
-def _gpu() -> Iterator[Check]:
-    try:
-        gpus = read_gpus()
-    except OncofedError as error:
-        yield Check("gpu", "fail", str(error), "repair the NVIDIA driver")
-        return
-    if not gpus:
-        found = "no NVIDIA driver: jobs train on the CPU"
-        yield Check("gpu", "warn", found, "install the NVIDIA driver where there is a GPU")
-        return
-    for gpu in gpus:
-        memory = f"{gpu.free_gib:.0f} of {gpu.total_gib:.0f} GiB free"
-        found = f"{gpu.number}: {gpu.name}, driver {gpu.driver}, {memory}"
-        busy = gpu.free_gib < gpu.total_gib / 2
-        yield Check("gpu", *(("warn", found, "something else uses its memory: nvidia-smi") if busy else ("ok", found)))
-    import torch  # noqa: PLC0415 - two seconds, only where there is a GPU
-
-    if not torch.cuda.is_available():
-        yield Check(
-            "cuda",
-            "fail",
-            f"torch {torch.__version__} does not see the GPU",
-            "install the CUDA build of torch that fits the driver: https://pytorch.org/get-started",
-        )
-    else:
-        yield Check("cuda", "ok", f"torch {torch.__version__}, CUDA {torch.version.cuda}")
+def _gpus(folder: Path | None) -> Iterator[Check]:
+    lent = None
+    with contextlib.suppress(OncofedError):  # another look finds what is wrong with the settings
+        lent = read_settings(folder).gpus if folder else None
+    yield from look_at_gpus(lent)
 
 
 def _disk(folder: Path | None) -> Iterator[Check]:

@@ -45,6 +45,7 @@ _SOUND_SECONDS = 60.0
 _STOP_SECONDS = 60.0
 _SECONDS_BETWEEN_LOOKS = 2.0
 _TEMPORARY = "tmp"
+_COMPILED, _COMPILED_VARIABLE = "compiled", "TORCHINDUCTOR_CACHE_DIR"
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,7 @@ class Service:
     def _run_once(self, temporary: Path) -> int | None:
         """Start FLARE's process, and return with which status it ended; None where it was ended for a newer kit."""
         environment = process_environment(temporary, 1, self._mark)
+        environment[_COMPILED_VARIABLE] = str(self._compiled())
         if self._settings.proxy:
             environment[PROXY_VARIABLE] = self._settings.proxy
         self._process = start_process(self._folder, subprocess.PIPE, environment)
@@ -155,6 +157,16 @@ class Service:
         status = self._process.wait()
         pump.join()
         return None if renewed else status
+
+    def _compiled(self) -> Path:
+        """Return the folder of programs that PyTorch compiled, which outlives this process: each takes minutes.
+
+        What lies there is run, so nobody else may write to it.
+        """
+        folder = self._folder / RUN_FOLDER / _COMPILED
+        folder.mkdir(mode=0o700, exist_ok=True)
+        folder.chmod(0o700)
+        return folder
 
     def _is_to_renew(self, pid: int) -> bool:
         """Return whether there is a newer kit, and no job that would be disturbed; near the old one's end, in any case.

@@ -19,6 +19,7 @@ from oncofed.data.inputs import Input, Preparation, Prepared
 from oncofed.data.prepared import PreparedCases, passing, prepare_one
 from oncofed.data.spec import DataSpec
 from oncofed.data.vocabulary import LabelKind
+from oncofed.devices import free_memory, is_out_of_memory
 from oncofed.models.networks import Kind
 from oncofed.tasks.pictures import Picture
 
@@ -208,11 +209,11 @@ def _assess_within_memory(assess: Callable[[Sequence[Case]], list[Outcome]], cas
     """Return what is found of cases, taken in halves where memory is short."""
     try:
         return assess(cases)
-    except torch.OutOfMemoryError:
-        if len(cases) == 1:
+    except RuntimeError as error:
+        if len(cases) == 1 or not is_out_of_memory(error):
             raise
     # Out of the except block: the error's traceback holds what the failed pass had in memory.
-    torch.cuda.empty_cache()
+    free_memory()
     middle = len(cases) // 2
     return [
         *_assess_within_memory(assess, cases[:middle]),

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
-from monai.metrics import compute_average_precision, compute_roc_auc
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 from torch import Tensor, nn
@@ -21,11 +19,11 @@ from oncofed.data.cases import Case
 from oncofed.data.inputs import Input, Preparation, WholeImages
 from oncofed.data.spec import DataSpec
 from oncofed.data.vocabulary import LabelKind
+from oncofed.devices import inference_type
 from oncofed.models.networks import Kind
 from oncofed.settings import StrictModel
 from oncofed.tasks.base import Scores, Task
 from oncofed.tasks.pictures import Picture, middle_slice
-from oncofed.tasks.segmentation import inference_type
 
 _BINS = 10
 # Images, and values of them all together, that are scored at once: large enough to fill a GPU, small enough for any.
@@ -126,11 +124,13 @@ class Classification(Task[Classified]):
 
     def summarise(self, outcomes: Sequence[tuple[str, Classified]]) -> Scores:
         """Return AUROC and other figures; a patient's images of one class count as one, by their mean probabilities."""
-        groups: dict[tuple[str, int], list[NDArray[np.float64]]] = defaultdict(list)
-        for patient, outcome in outcomes:
-            groups[patient, outcome.label].append(outcome.probabilities)
+        groups: dict[tuple[str, int], int] = {}
+        of_group = [groups.setdefault((patient, outcome.label), len(groups)) for patient, outcome in outcomes]
         labels = np.array([label for _, label in groups], dtype=np.int64)
-        found = np.stack([np.mean(each, axis=0) for each in groups.values()]) if groups else np.empty((0, 1))
+        found = np.zeros((len(groups), len(self.classes)))
+        if groups:
+            np.add.at(found, of_group, np.stack([outcome.probabilities for _, outcome in outcomes]))
+            found /= np.bincount(of_group)[:, None]
         return class_scores(found, labels, self.classes)
 
     def figures(self, outcome: Classified) -> dict[str, float | str]:
@@ -175,9 +175,7 @@ def class_scores(found: NDArray[np.float64], labels: NDArray[np.int64], classes:
         recalls[name] = float((said[is_it] == value).mean())
         if is_it.all():
             continue
-        probability, truth = torch.from_numpy(found[:, value].copy()), torch.from_numpy(is_it.astype(np.float64))
-        areas[name] = float(compute_roc_auc(probability, truth))
-        precisions[name] = float(compute_average_precision(probability, truth))
+        areas[name], precisions[name] = ranking_scores(found[:, value], is_it)
     more = {
         "balanced_accuracy": float(np.mean(list(recalls.values()))),
         "calibration_error": _calibration(found, labels),
@@ -189,6 +187,25 @@ def class_scores(found: NDArray[np.float64], labels: NDArray[np.int64], classes:
     mean = float(np.mean([areas[name] for name in shown if name in areas]))
     more["auprc"] = float(np.mean([precisions[name] for name in shown if name in precisions]))
     return Scores(mean, areas, more)
+
+
+def ranking_scores(probability: NDArray[np.float64], truth: NDArray[np.bool_]) -> tuple[float, float]:
+    """Return the area under the ROC curve and the average precision; of equal probabilities none comes first.
+
+    As MONAI's ``compute_roc_auc`` and ``compute_average_precision`` have them, which take the cases one by one: an
+    interval asks for them thousands of times.
+
+    Args:
+        probability: (case,).
+        truth: (case,); both values are there.
+    """
+    order = np.argsort(-probability, kind="stable")
+    last = np.append(np.flatnonzero(np.diff(probability[order])), len(order) - 1)  # of each run of equals
+    hits = np.cumsum(truth[order])[last]
+    misses = last + 1 - hits
+    new_hits, new_misses = np.diff(hits, prepend=0), np.diff(misses, prepend=0)
+    pairs = (new_hits * (misses[-1] - misses + new_misses / 2)).sum()
+    return float(pairs / (hits[-1] * misses[-1])), float((new_hits * hits / (last + 1)).sum() / hits[-1])
 
 
 def _calibration(found: NDArray[np.float64], labels: NDArray[np.int64]) -> float:

@@ -1,12 +1,16 @@
-"""Losses that MONAI has not, or not with labels to ignore."""
+"""Losses that MONAI has not, or not with labels to ignore, or not for many classes."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 _SMOOTH = 1e-5
+# Values of a class and voxel that are looked at together: what a core's cache holds, and what keeps a GPU busy.
+_TOGETHER_CPU, _TOGETHER_GPU = 1 << 18, 1 << 24
 
 
 def dice_ce(logits: Tensor, label: Tensor, ignore: int | None = None) -> Tensor:
@@ -14,21 +18,95 @@ def dice_ce(logits: Tensor, label: Tensor, ignore: int | None = None) -> Tensor:
 
     Dice has squared predictions in its denominator (Milletari et al., 3DV 2016) and leaves background out.
 
+    Between the passes nothing is kept but what is given: for 105 classes, probabilities, and labels written as one
+    value a class, would each take as much memory as the logits. Sums and gradients repeat themselves to the bit on a
+    GPU too. There is no second derivative.
+
     Args:
-        logits: (batch, class, x, y[, z]).
+        logits: (batch, class, x, y[, z]), float32 or float64.
         label: (batch, 1, x, y[, z]), whole numbers.
         ignore: label value of voxels that nobody labelled.
     """
-    target = label[:, 0].long()
-    places = list(range(2, logits.ndim))
-    counted = torch.ones_like(target, dtype=logits.dtype) if ignore is None else (target != ignore).to(logits.dtype)
-    target = target if ignore is None else target.masked_fill(target == ignore, 0)
-    each = functional.cross_entropy(logits, target, reduction="none") * counted
-    flat = list(range(1, each.ndim))
-    entropy = (each.sum(flat) / counted.sum(flat).clamp_min(1)).mean()
-    values = torch.arange(1, logits.shape[1], device=logits.device).view(1, -1, *[1] * len(places))
-    wanted = (target[:, None] == values).to(logits.dtype) * counted[:, None]
-    found = logits.softmax(dim=1)[:, 1:] * counted[:, None]
-    overlap = (found * wanted).sum(places)
-    sizes = (found * found).sum(places) + wanted.sum(places)
-    return (1 - (2 * overlap + _SMOOTH) / (sizes + _SMOOTH)).mean() + entropy
+    loss: Tensor = _DiceCE.apply(logits, label[:, 0], ignore)  # type: ignore[no-untyped-call]
+    return loss
+
+
+class _DiceCE(torch.autograd.Function):
+    """The loss with its gradient written out, a slab of voxels after the other."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, label: Tensor, ignore: int | None) -> Tensor:
+        """Return the loss of logits (batch, class, ...) and a label (batch, ...)."""
+        batch, classes = logits.shape[:2]
+        # Of each sample: cross-entropy and voxels that count; of each of its classes: as Dice has them.
+        entropy, counted = logits.new_zeros(batch), logits.new_zeros(batch)
+        overlap, squares, wanted = (logits.new_zeros(batch, classes) for _ in range(3))
+        for values, target, there, counts in _slabs(logits, label, ignore):
+            log_p = values.log_softmax(dim=1)
+            each = log_p.gather(1, target[:, None].long())[:, 0]
+            found = log_p.exp_()
+            if counts is not None:
+                each, found = each * counts, found.mul_(counts[:, None])
+            entropy = entropy - each.sum(dim=1)
+            counted = counted + (target.shape[1] if counts is None else counts.sum(dim=1))
+            overlap = overlap + (found * there).sum(dim=2)
+            squares = squares + found.square_().sum(dim=2)
+            wanted = wanted + there.sum(dim=2)
+        sizes = (squares + wanted)[:, 1:] + _SMOOTH
+        doubled = 2 * overlap[:, 1:] + _SMOOTH
+        counted = counted.clamp_min(1)
+        ctx.save_for_backward(logits, label, counted, sizes, doubled)
+        ctx.ignore = ignore
+        return (1 - doubled / sizes).mean() + (entropy / counted).mean()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        """Return the gradient of the logits.
+
+        With p the probabilities, t a voxel's class, and a, b the loss's derivatives by Dice's overlaps and squares:
+        the loss changes with p by ``a`` at t and by ``2 b p``, and softmax passes on ``p (g - sum of g p)`` of any g.
+        """
+        logits, label, counted, sizes, doubled = ctx.saved_tensors
+        batch, classes = logits.shape[:2]
+        by_overlap, by_square = logits.new_zeros(batch, classes), logits.new_zeros(batch, classes)
+        by_overlap[:, 1:] = -2 / sizes / doubled.numel()
+        by_square[:, 1:] = doubled / sizes.square() / doubled.numel()
+        by_overlap, by_square = (by_overlap * gradient)[:, :, None], (2 * by_square * gradient)[:, :, None]
+        by_entropy = (gradient / counted / batch)[:, None]
+        whole = torch.empty_like(logits).flatten(2)
+        parts = torch.split(whole, _step(logits), dim=2)
+        for part, (values, _, there, counts) in zip(parts, _slabs(logits, label, ctx.ignore), strict=True):
+            p = values.softmax(dim=1)
+            torch.mul(p, by_square, out=part)
+            part.addcmul_(there, by_overlap).mul_(p)
+            part.addcmul_(p, (by_entropy - part.sum(dim=1))[:, None])
+            part.addcmul_(there, by_entropy[:, None], value=-1)
+            if counts is not None:
+                part.mul_(counts[:, None])
+        return whole.reshape(logits.shape), None, None
+
+
+def _step(logits: Tensor) -> int:
+    """Return how many voxels are looked at together; a compiler makes one pass of it all by itself."""
+    together = _TOGETHER_CPU if logits.device.type == "cpu" else _TOGETHER_GPU
+    voxels = logits[0, 0].numel()
+    return voxels if torch.compiler.is_compiling() else max(together // (logits.numel() // voxels), 1)
+
+
+def _slabs(logits: Tensor, label: Tensor, ignore: int | None) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
+    """Yield some voxels of all samples after the others.
+
+    Yields:
+        Logits (batch, class, voxel); label (batch, voxel); a one where a voxel is of a class, (batch, class, voxel); a
+        one for each voxel (batch, voxel) that is not to be ignored, None where none is.
+    """
+    step = _step(logits)
+    classes = torch.arange(logits.shape[1], device=logits.device, dtype=label.dtype)[:, None]
+    pieces = zip(torch.split(logits.flatten(2), step, 2), torch.split(label.flatten(1), step, 1), strict=True)
+    for values, labels in pieces:
+        ignored = None if ignore is None else labels == ignore
+        # What is to be ignored reads as background, which Dice leaves out.
+        target = labels if ignored is None else labels.masked_fill(ignored, 0)
+        counts = None if ignored is None else (~ignored).to(values.dtype)
+        yield values, target, (target[:, None] == classes).to(values.dtype), counts

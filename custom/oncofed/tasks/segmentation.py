@@ -21,7 +21,6 @@ from oncofed.data.references import Referenced, affine_of
 from oncofed.data.spec import DataSpec
 from oncofed.data.vocabulary import IGNORED
 from oncofed.settings import StrictModel
-from oncofed.tasks import windows
 from oncofed.tasks.base import Scores, Task, mean_over_patients
 from oncofed.tasks.grids import FileGrid
 from oncofed.tasks.losses import dice_ce
@@ -29,8 +28,6 @@ from oncofed.tasks.overlap import confusion, dice, keep_largest
 from oncofed.tasks.pictures import Picture, best_slice
 from oncofed.tasks.surfaces import surface_figures
 from oncofed.tasks.windows import Planes, Windows
-
-inference_type = windows.inference_type
 
 
 class SegmentationSpec(StrictModel):

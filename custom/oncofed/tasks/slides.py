@@ -1,53 +1,34 @@
-"""Classification of whole slides from weak labels: features of each tile, and attention over a slide's tiles."""
+"""Classification of whole slides from weak labels: bags of tiles' features, and attention over a slide's tiles."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Generator, Tensor, nn
-from torch.nn import functional
 
 from oncofed.data.augment import Augmentation, Batch
 from oncofed.data.cases import Case
 from oncofed.data.inputs import Input, Preparation, Prepared
-from oncofed.data.slides import Pixels, TileReader
+from oncofed.data.slides import TileReader
 from oncofed.data.spec import DataSpec
-from oncofed.data.tiles import SlideTiles, read_tiles, stream_tiles
-from oncofed.errors import DataError, TrainingError
+from oncofed.data.tiles import SlideTiles, read_tiles
+from oncofed.devices import training_device
+from oncofed.errors import DataError
 from oncofed.models.mil import AttentionMIL
-from oncofed.models.networks import Kind, ModelSpec, Request, build_network
-from oncofed.models.weights import load_weights
-from oncofed.settings import StrictModel
+from oncofed.models.networks import Kind
 from oncofed.tasks.classification import ClassesSpec, Classification, Classified, caption
+from oncofed.tasks.encoder import Encoder, EncoderSpec, extract, feature_count
 from oncofed.tasks.pictures import Picture
-from oncofed.tasks.segmentation import inference_type
 
-_TILES_AT_ONCE = 64
 _SAME_RESOLUTION = 0.02
-_HISTOGRAM_BINS = 8
-# ImageNet's, on which encoders are trained.
-_MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-class EncoderSpec(StrictModel):
-    """What makes a tile's features. It is not trained: each slide's features are found once and kept."""
-
-    network: Literal["colour", "resnet18", "resnet50"] = Field(
-        "colour", description="colour: histograms and contrasts, without weights; others: MONAI's ResNet with weights"
-    )
-    weights: str | None = Field(
-        None, description="safetensors that every site has under this path, such as those of a tile_classification job"
-    )
+# Of a tile that lies in a bag: two places of 32 bits beside its features of 16 bits each.
+_BYTES_OF_PLACES, _BYTES_OF_FEATURE = 8, 2
 
 
 class SlideClassificationSpec(ClassesSpec):
@@ -56,110 +37,6 @@ class SlideClassificationSpec(ClassesSpec):
     type: Literal["slide_classification"] = "slide_classification"
     encoder: EncoderSpec = EncoderSpec()
     most_tiles: int = Field(4096, ge=16, le=100_000, description="tiles of a slide that a training step looks at")
-
-
-def feature_count(spec: EncoderSpec) -> int:
-    """Return how many features of a tile an encoder gives."""
-    sizes = {"resnet18": 512, "resnet50": 2048}
-    return sizes.get(spec.network) or _colour_features(torch.zeros(1, 3, 16, 16)).shape[1]
-
-
-class Encoder:
-    """From tiles to features.
-
-    Args:
-        spec: which one.
-        device: where it runs.
-
-    Attributes:
-        digest: of all that its features follow from.
-        size: features of a tile.
-
-    Raises:
-        TrainingError: its weights are missing or of another network.
-    """
-
-    def __init__(self, spec: EncoderSpec, device: torch.device) -> None:
-        self._device = device
-        self._network: nn.Module | None = None
-        self.digest: str = spec.network
-        self.size = feature_count(spec)
-        if spec.network == "colour":
-            return
-        if spec.weights is None:
-            raise TrainingError(
-                f"task.encoder.weights is missing: {spec.network} needs a file of weights, at the same path everywhere"
-            )
-        path = Path(spec.weights).expanduser()
-        try:
-            weights = load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise TrainingError(f"the encoder's weights cannot be read: {type(error).__name__}: {path.name}") from None
-        norm: Literal["batch", "group"] = "batch" if any("running_mean" in name for name in weights) else "group"
-        model = ModelSpec(network=spec.network, norm=norm, arguments={"feed_forward": False})
-        network = build_network(Request(model, 3, 2, 2, (256, 256)), 0)
-        try:
-            load_weights(network, {name: value for name, value in weights.items() if not name.startswith("fc.")})
-        except (TrainingError, RuntimeError):
-            raise TrainingError(f"the encoder's weights {path.name} are not those of MONAI's {spec.network}") from None
-        self._network = network.eval().to(device)
-        self.digest = f"{spec.network} {hashlib.sha256(path.read_bytes()).hexdigest()}"
-
-    @torch.no_grad()
-    def __call__(self, tiles: Sequence[Pixels]) -> Tensor:
-        """Return features (tile, feature) bfloat16 on the CPU of tiles (size, size, 3) uint8."""
-        batch = torch.from_numpy(np.stack(tiles)).to(self._device).permute(0, 3, 1, 2).float() / 255
-        if self._network is None:
-            return _colour_features(batch).to("cpu", torch.bfloat16)
-        mean, deviation = (torch.tensor(v, device=batch.device).view(1, 3, 1, 1) for v in (_MEAN, _DEVIATION))
-        with torch.autocast(self._device.type, inference_type(self._device), enabled=self._device.type == "cuda"):
-            features: Tensor = self._network((batch - mean) / deviation)
-        return features.to("cpu", torch.bfloat16)
-
-
-def extract(
-    slides: Sequence[SlideTiles], encoder: Encoder, progress: Callable[[int], None] | None = None
-) -> Iterator[tuple[int, Tensor]]:
-    """Yield each slide's number with its features (tile, feature) bfloat16, as soon as its last tile is done.
-
-    Batches go across the ends of slides, and tiles are read ahead meanwhile.
-
-    Args:
-        slides: to read.
-        encoder: makes the features.
-        progress: called with the tiles done so far.
-
-    Raises:
-        DataError: a tile cannot be read.
-    """
-    parts: list[list[Tensor]] = [[] for _ in slides]
-    waiting: list[tuple[int, Pixels]] = []
-    done = 0
-
-    def encode() -> list[int]:
-        nonlocal done
-        features = encoder([tile for _, tile in waiting])
-        touched = []
-        for number in dict.fromkeys(number for number, _ in waiting):
-            rows = [row for row, (of, _) in enumerate(waiting) if of == number]
-            parts[number].append(features[rows[0] : rows[-1] + 1])
-            touched.append(number)
-        done += len(waiting)
-        waiting.clear()
-        if progress:
-            progress(done)
-        return [n for n in touched if sum(map(len, parts[n])) == len(slides[n])]
-
-    for number, _, tiles in stream_tiles(slides):
-        for tile in tiles:
-            waiting.append((number, tile))
-            if len(waiting) == _TILES_AT_ONCE:
-                for finished in encode():
-                    yield finished, torch.cat(parts[finished])
-                    parts[finished] = []
-    if waiting:
-        for finished in encode():
-            yield finished, torch.cat(parts[finished])
 
 
 class Bags(Input):
@@ -198,27 +75,43 @@ class Bags(Input):
             yield number, {"bags": features, "places": places, "label": torch.tensor(cases[number].class_label)}
 
     def size(self, case: Case) -> int | None:
-        """Return None: how many tiles a slide has is known when it is read."""
-        return None
+        """Return how many bytes the prepared case takes, by how many tiles registering found on it."""
+        try:
+            tiles = len(slide_tiles(case, self.spec))
+        except DataError:  # which preparing it tells
+            return None
+        return tiles * (self._encoder.size * _BYTES_OF_FEATURE + _BYTES_OF_PLACES) + 8
 
     def draw(self, prepared: Prepared, generator: Generator) -> Prepared:
-        """Return the features of all of a slide's tiles, or of as many as a step looks at."""
-        bags = prepared["bags"]
-        if len(bags) > self._most_tiles:
-            chosen = torch.randperm(len(bags), generator=generator)[: self._most_tiles]
-            bags = bags[chosen.to(bags.device)]
-        return {"bags": bags.float(), "label": prepared["label"]}
+        """Return the features of a slide's tiles, and which of them are drawn where a step does not look at all."""
+        drawn = {"bags": prepared["bags"], "label": prepared["label"]}
+        if len(drawn["bags"]) > self._most_tiles:
+            drawn["chosen"] = torch.randperm(len(drawn["bags"]), generator=generator)[: self._most_tiles]
+        return drawn
 
     def together(self, parts: Sequence[Prepared]) -> Batch:
-        """Return bags filled up to the longest one."""
-        bags = nn.utils.rnn.pad_sequence([part["bags"] for part in parts], batch_first=True)
-        lengths = torch.tensor([len(part["bags"]) for part in parts], device=bags.device)
-        there = torch.arange(bags.shape[1], device=bags.device)[None] < lengths[:, None]
+        """Return bags (bfloat16) filled up to the longest one, gathered where they lie; the host waits for nothing."""
+        counts = [len(part.get("chosen", part["bags"])) for part in parts]
+        like = parts[0]["bags"]
+        bags = like.new_empty(len(parts), max(counts), like.shape[1])
+        for bag, count, part in zip(bags, counts, parts, strict=True):
+            if "chosen" in part:
+                torch.index_select(part["bags"], 0, _sent(part["chosen"], like.device), out=bag[:count])
+            else:
+                bag[:count] = part["bags"]
+            bag[count:] = 0
+        lengths = _sent(torch.tensor(counts), like.device)
+        there = torch.arange(bags.shape[1], device=like.device)[None] < lengths[:, None]
         return {"bags": bags, "there": there, "label": torch.stack([part["label"] for part in parts])}
 
     def change(self, batch: Batch, generator: Generator) -> Batch:
-        """Return the batch as it is."""
-        return batch
+        """Return the batch with float32 features: on the way to the device they take half."""
+        return {**batch, "bags": batch["bags"].float()}
+
+
+def _sent(values: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor of the CPU on a device, without waiting for it to get there."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
 def slide_tiles(case: Case, data: DataSpec) -> SlideTiles:
@@ -258,7 +151,7 @@ class SlideClassification(Classification):
 
     def input(self, augmentation: Augmentation) -> Input:
         """Return bags of features."""
-        return self._input(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        return self._input(training_device())
 
     def forward(self, network: Callable[..., Tensor], batch: Batch) -> Tensor:
         """Return logits of a batch of bags."""
@@ -307,23 +200,5 @@ class SlideClassification(Classification):
 
     def _bag(self, case: Case, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         prepared = self.prepared(case)
-        bags = prepared["bags"].float()[None].to(device)
-        return bags, torch.ones(bags.shape[:2], dtype=torch.bool, device=device), prepared["places"]
-
-
-def _colour_features(tiles: Tensor) -> Tensor:
-    """Return means, spreads and histograms of each colour, and how strong its edges are at three scales.
-
-    Args:
-        tiles: (tile, 3, x, y), 0 to 1.
-    """
-    # At half the resolution they cost a quarter and tell the same.
-    tiles = functional.avg_pool2d(tiles, 2)
-    parts = [tiles.mean((2, 3)), tiles.std((2, 3))]
-    bins = (tiles * _HISTOGRAM_BINS).to(torch.uint8).clamp_max(_HISTOGRAM_BINS - 1)
-    parts += [(bins == number).float().mean((2, 3)) for number in range(_HISTOGRAM_BINS)]
-    for _ in range(3):
-        across, down = tiles.diff(dim=2).abs().mean((2, 3)), tiles.diff(dim=3).abs().mean((2, 3))
-        parts.append((across + down) * 4)
-        tiles = functional.avg_pool2d(tiles, 2)
-    return torch.cat(parts, dim=1)
+        bags = prepared["bags"].to(device).float()[None]
+        return bags, torch.ones(bags.shape[:2], dtype=torch.bool, device=device), prepared["places"].cpu()

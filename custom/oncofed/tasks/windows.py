@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from oncofed.data.spec import DataSpec
+from oncofed.devices import free_memory, inference_type, is_out_of_memory
 
 _LOG = logging.getLogger(__name__)
 # As many windows go through the network at once as give so much output, and no more than these.
@@ -29,11 +30,6 @@ _VALUES_AT_ONCE, _VALUES_AT_ONCE_GPU = 1 << 20, 1 << 25
 # The first plane's number, and values (out, planes, other axes): they are written over once the next are asked for.
 Planes = tuple[int, Tensor]
 Result = TypeVar("Result")
-
-
-def inference_type(device: torch.device) -> torch.dtype:
-    """Return the type in which networks run on a device outside of training."""
-    return torch.bfloat16 if device.type != "cuda" or torch.cuda.is_bf16_supported() else torch.float16
 
 
 @dataclass(frozen=True)
@@ -148,10 +144,11 @@ class Windows:
         if self._too_large is None or voxels < self._too_large:
             try:
                 return infer(False)
-            except torch.OutOfMemoryError:
-                pass
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
             # Out of the except block: the error's traceback holds what the failed pass had in memory.
-            torch.cuda.empty_cache()
+            free_memory()
             if self._too_large is None:
                 _LOG.warning(
                     "a case of %d voxels does not fit into the device's memory: what the network says of it is put "

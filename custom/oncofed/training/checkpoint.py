@@ -98,9 +98,14 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Tensors:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
-    """Set an optimizer's state to what ``optimizer_tensors`` returned."""
-    state: dict[int, dict[str, Tensor]] = {}
+    """Set an optimizer's state to what ``optimizer_tensors`` returned, laid out in memory as the parameters are.
+
+    A file holds it in one layout. Fused steps on CUDA refuse state whose strides are not those of its parameter.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for name, value in tensors.items():
         number, _, key = name.partition(".")
-        state.setdefault(int(number), {})[key] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        parameter = parameters[int(number)]
+        whole = value.shape == parameter.shape
+        place = torch.empty_like(parameter) if whole else torch.empty_like(value, device=parameter.device)
+        optimizer.state[parameter][key] = place.copy_(value)

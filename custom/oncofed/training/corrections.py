@@ -1,7 +1,11 @@
-"""What a site adds to its gradients so that its model does not drift from the others'."""
+"""What a site adds to its gradients so that its model does not drift from the others'.
+
+What a turn needs lies where the network is from ``start`` on: a step copies nothing between a GPU and the CPU.
+"""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 
 import torch
@@ -59,20 +63,32 @@ class Proximal(Correction):
 
     Args:
         mu: the weight.
-        towards: hold near these weights, not the turn's first; for a personal model (Ditto; Li et al., ICML 2021).
     """
 
     def __init__(self, mu: float) -> None:
         self._mu = mu
-        self.towards: Weights | None = None
+        self._centre: Weights = {}
+
+    def start(self, network: nn.Module, given: Weights) -> None:
+        """Hold near the weights that the turn starts from."""
+        super().start(network, given)
+        self._centre = self._from
+
+    def hold_near(self, weights: Weights) -> None:
+        """Hold near these weights until the next ``start``; for a personal model (Ditto; Li et al., ICML 2021).
+
+        Args:
+            weights: by name, of any device; those that are not trained may be among them.
+        """
+        self._centre = _beside(list(self._from.items()), weights)
 
     @torch.no_grad()
     def apply(self, network: nn.Module) -> None:
-        """Pull each weight back to where it started, or towards the weights that were set."""
-        for name, value in _trained(network):
-            if value.grad is not None:
-                centre = self._from[name] if self.towards is None else self.towards[name].to(value.device)
-                value.grad.add_(value - centre, alpha=self._mu)
+        """Pull each weight back to the centre."""
+        names, values, grads = _with_gradients(network)
+        if grads:
+            apart = torch._foreach_sub(values, [self._centre[name] for name in names])
+            torch._foreach_add_(grads, apart, alpha=self._mu)
 
 
 class ControlVariates(Correction):
@@ -80,33 +96,35 @@ class ControlVariates(Correction):
 
     def __init__(self) -> None:
         self._own: Weights = {}
-        self._server: Weights = {}
+        self._subtracted: Weights = {}
+        self._added: Weights = {}
         self._seen: Weights = {}
         self._steps = 0
 
     def start(self, network: nn.Module, given: Weights) -> None:
         """Take the server's control, zero at first."""
-        self._seen = {name: torch.zeros_like(value) for name, value in _trained(network)}
-        self._server = {
-            name: given[f"control.{name}"].to(value.device)
-            for name, value in _trained(network)
-            if f"control.{name}" in given
-        }
+        trained = _trained(network)
+        self._seen = {name: torch.zeros_like(value) for name, value in trained}
+        server = {name: given[f"control.{name}"] for name, _ in trained if f"control.{name}" in given}
+        self._added = _beside(trained, server)
+        self._subtracted = _beside(trained, self._own)
         self._steps = 0
 
     @torch.no_grad()
     def apply(self, network: nn.Module) -> None:
-        """Remember the gradient, and add to it what the other sites see and this one does not."""
+        """Remember the gradient, and add to it what the other sites see and this one does not.
+
+        A step with a gradient that is not finite, which changes no weight, is remembered as zero.
+        """
         self._steps += 1
-        for name, value in _trained(network):
-            if value.grad is None:
-                continue
-            finite = torch.isfinite(value.grad).all()
-            self._seen[name].add_(torch.where(finite, value.grad, 0))
-            if name in self._server:
-                value.grad.add_(self._server[name])
-            if name in self._own:
-                value.grad.sub_(self._own[name].to(value.device))
+        names, _, grads = _with_gradients(network)
+        if not grads:
+            return
+        largest = torch._foreach_norm([grad for grad in grads if grad.numel()], math.inf)
+        finite = torch.isfinite(torch.stack(largest)).all()
+        torch._foreach_add_([self._seen[name] for name in names], [torch.where(finite, grad, 0) for grad in grads])
+        _add(names, grads, self._added)
+        _add(names, grads, self._subtracted, -1)
 
     def finish(self, network: nn.Module) -> Weights:
         """Set this site's control to the mean gradient of the turn and return by how much it changed."""
@@ -143,15 +161,21 @@ class DynamicRegulariser(Correction):
     def __init__(self, alpha: float) -> None:
         self._alpha = alpha
         self._bent: Weights = {}
+        self._subtracted: Weights = {}
+
+    def start(self, network: nn.Module, given: Weights) -> None:
+        """Hold near the weights that the turn starts from."""
+        super().start(network, given)
+        self._subtracted = _beside(_trained(network), self._bent)
 
     @torch.no_grad()
     def apply(self, network: nn.Module) -> None:
         """Hold near the turn's first weights, less the linear term that earlier turns left."""
-        for name, value in _trained(network):
-            if value.grad is not None:
-                value.grad.add_(value - self._from[name], alpha=self._alpha)
-                if name in self._bent:
-                    value.grad.sub_(self._bent[name].to(value.device))
+        names, values, grads = _with_gradients(network)
+        if grads:
+            apart = torch._foreach_sub(values, [self._from[name] for name in names])
+            torch._foreach_add_(grads, apart, alpha=self._alpha)
+            _add(names, grads, self._subtracted, -1)
 
     def finish(self, network: nn.Module) -> Weights:
         """Move the linear term by what this turn changed. The server can tell it from the update itself."""
@@ -172,3 +196,21 @@ class DynamicRegulariser(Correction):
 
 def _trained(network: nn.Module) -> list[tuple[str, Tensor]]:
     return [(name, value) for name, value in network.named_parameters() if value.requires_grad]
+
+
+def _with_gradients(network: nn.Module) -> tuple[list[str], list[Tensor], list[Tensor]]:
+    """Return names, values and gradients of the weights that the last backward pass reached."""
+    reached = [(name, value, value.grad) for name, value in _trained(network) if value.grad is not None]
+    return [n for n, _, _ in reached], [v for _, v, _ in reached], [g for _, _, g in reached]
+
+
+def _beside(trained: list[tuple[str, Tensor]], values: Weights) -> Weights:
+    """Return copies of those of the values that there are, each on its weight's device and in its layout."""
+    return {n: torch.empty_like(v, requires_grad=False).copy_(values[n]) for n, v in trained if n in values}
+
+
+def _add(names: list[str], grads: list[Tensor], values: Weights, sign: int = 1) -> None:
+    """Add to the gradients, in place, those of the values that there are."""
+    known = [(grad, values[name]) for name, grad in zip(names, grads, strict=True) if name in values]
+    if known:
+        torch._foreach_add_([grad for grad, _ in known], [value for _, value in known], alpha=sign)

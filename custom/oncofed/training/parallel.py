@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from oncofed.devices import why_unusable
 from oncofed.errors import TrainingError
 from oncofed.processes import end_with_parent
 
@@ -28,10 +29,11 @@ _WAIT_FOR_GRADIENTS = timedelta(minutes=5)
 # Between two turns the others wait for as long as a round of the slowest site takes.
 _WAIT_FOR_ORDERS = timedelta(days=7)
 _LAST_WORDS_SECONDS = 2.0
-_STOP, _TRAIN = 0, 1
+_STOP, _TRAIN, _PREPARE = 0, 1, 2
 
-# What a process of the group runs: called with its group, it returns what to do at an order (steps, steps done before).
-Follower = Callable[["Group"], Callable[[int, int], object]]
+# What a process of the group runs: called with its group, it returns what to do at an order (steps, steps done before);
+# None instead of steps: prepare, and no more.
+Follower = Callable[["Group"], Callable[[int | None, int], object]]
 
 
 class Group:
@@ -66,13 +68,21 @@ class Group:
         """Tell the others to take steps; for the first process."""
         self._tell(_TRAIN, steps, done)
 
-    def orders(self) -> Iterator[tuple[int, int]]:
+    def order_preparing(self, done: int) -> None:
+        """Tell the others to prepare their data, after which all ``meet``; for the first process."""
+        self._tell(_PREPARE, 0, done)
+
+    def meet(self) -> None:
+        """Wait until every process is here, for as long as that takes: large datasets take an hour to prepare."""
+        dist.barrier(self._orders)
+
+    def orders(self) -> Iterator[tuple[int | None, int]]:
         """Yield what the first process orders, until it is done; for the others."""
         while True:
             what, steps, done = self._tell(_STOP, 0, 0)
             if what == _STOP:
                 return
-            yield steps, done
+            yield None if what == _PREPARE else steps, done
 
     def same_weights(self, network: nn.Module) -> None:
         """Give every process the weights of the first one."""
@@ -122,6 +132,7 @@ class Followers:
         if devices == "cuda" and there < size:
             raise TrainingError(
                 f"the job asks for {size} GPUs at a site (resources.gpus), found {there}. Lower it or run it elsewhere."
+                + (f" No GPU can be used: {reason}" if not there and (reason := why_unusable()) else "")
             )
         self._folder = tempfile.TemporaryDirectory(prefix="oncofed-group-")
         meeting = Path(self._folder.name) / "meeting"

@@ -48,7 +48,7 @@ class TrainingSpec(StrictModel):
         "light", description="light: small turns, scale, noise, contrast; full: nnU-Net's set, for long runs"
     )
     compile: Literal["auto", "always", "never"] = Field(
-        "auto", description="torch.compile; auto: on CUDA GPUs in runs of at least 500 steps"
+        "auto", description="torch.compile; auto: on CUDA GPUs, where it saves more than it takes in the steps left"
     )
     checkpointing: bool = Field(
         False,

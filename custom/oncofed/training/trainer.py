@@ -9,33 +9,39 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from monai.utils import set_determinism
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from oncofed.code.extensions import Loss
 from oncofed.data.augment import Batch
 from oncofed.data.batches import Batches
 from oncofed.data.cases import Case, Cases
 from oncofed.data.prepared import PreparedCases, plan_cache
+from oncofed.devices import fitting, free_memory, inference_type, is_out_of_memory, training_device
 from oncofed.errors import StateError, TrainingError
 from oncofed.models.weights import Weights, load_weights, weights_of
 from oncofed.tasks import Evaluation
 from oncofed.training import checkpoint as checkpoints
+from oncofed.training.compiling import Compiling, Form, Situation, in_form
 from oncofed.training.corrections import Correction
+from oncofed.training.determinism import alerts_told, make_repeatable, use_deterministic_forms
 from oncofed.training.memory import checkpoint_blocks
+from oncofed.training.memory_format import memory_format, overwrite, overwriting_activations
+from oncofed.training.optimizer import StepScaler, build_optimizer, learning_rate
 from oncofed.training.parallel import Followers, Group
 from oncofed.training.plan import Plan, TrainingSpec
 from oncofed.training.ranges import part
+from oncofed.training.writing import CheckpointWriter
 
 # Called with the steps done since the start of the run, and what reads the last loss: a GPU waits when it is called.
 OnStep = Callable[[int, Callable[[], float]], None]
 
 _LOG = logging.getLogger(__name__)
-_WORTH_COMPILING = 500
 _STEPS_BETWEEN_LOOKS = 50
 _SECONDS_BETWEEN_CHECKPOINTS = 60.0
 
@@ -47,7 +53,7 @@ class Trainer:
         plan: what to train.
         cases: the site's cases.
         site: name of the site; with the plan's seed it decides all that is random.
-        device: where to train; by default the first CUDA GPU, else the CPU.
+        device: where to train; by default what ``training_device`` says.
         checkpoint: file in which the state is kept, so that a later process goes on; the state before stays
             beside it, by the name that ``previous_of`` gives. None: nowhere.
         group: the processes that train together, of which this is one; None: this one alone.
@@ -74,43 +80,55 @@ class Trainer:
     ) -> None:
         self.plan = plan
         self.cases = cases
-        self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = device or training_device()
         self.task = plan.build_task()
         self.input = self.task.input(plan.training.augmentation)
         self.steps_done = 0
         self._site = site
         self._group = group
         self._seed = _site_seed(plan.seed, site)
-        _repeatable(self._seed, plan.training.deterministic)
-        self.network = plan.build_network().to(self.device)
-        self._layout: torch.memory_format | None = None
-        if self.device.type == "cuda" and plan.model.kind != "bag":
-            # In which tensor cores take convolutions; weights keep their names and values.
-            self._layout = torch.channels_last_3d if plan.data.dimensions == 3 else torch.channels_last
+        make_repeatable(self._seed, plan.training.deterministic)
+        network = plan.build_network()
+        if plan.training.deterministic and self.device.type == "cuda":
+            use_deterministic_forms(network)
+        with fitting("the network"):
+            self.network = network.to(self.device)
+        self._layout = torch.contiguous_format
+        if self.device.type == "cuda":
+            # Weights keep their names and values.
+            self._layout = memory_format(self.network, plan.data.dimensions)
             self.network = self.network.to(memory_format=self._layout)  # type: ignore[call-overload]
+        self._activations = overwriting_activations(self.network)
         if plan.training.checkpointing and not checkpoint_blocks(self.network):
             _LOG.warning(
                 "%s has no blocks that can be computed twice: checkpointing changes nothing", plan.model.network
             )
-        self._forward: Callable[..., Tensor]
         self._shared = group.wrap(self.network) if group else None
-        self._compiled = _worth_compiling(plan, self.device)
-        self._forward = torch.compile(self._whole) if self._compiled else self._whole
-        self._transforms, loss = plan.build_extensions()
-        self._loss = loss or self.task.loss
-        self._optimizer = _optimizer(plan.training, self.network)
+        self._transforms, self._own_loss = plan.build_extensions()
+        self._use("eager")
+        situation = Situation(
+            wanted=plan.training.compile,
+            deterministic=plan.training.deterministic,
+            total_steps=plan.total_steps,
+            device=self.device,
+            replayable=group is None and plan.model.kind != "bag" and not plan.training.checkpointing,
+            cache=checkpoint.parent if checkpoint else None,
+            agree=group.agree if group else None,
+        )
+        self._compiling = Compiling(situation, self.network, self._use)
+        with fitting("the optimizer's state"):
+            self._optimizer = build_optimizer(plan.training, self.network)
         self._precision = _precision(plan.training, self.device)
-        # Leaves a step out, without the host waiting, where a gradient is not finite. Only half precision is scaled.
-        half = self._precision is torch.float16
-        scale, interval = (2.0**16, 2000) if half else (1.0, 2**31 - 1)
-        self._scaler = torch.amp.GradScaler(self.device.type, init_scale=scale, growth_interval=interval)
+        self._scaler = StepScaler(self.device.type, self._precision)
+        # What has no deterministic form is told of once, in the first step.
+        self._watch = alerts_told if plan.training.deterministic else contextlib.nullcontext
         self._batch_size = plan.training.batch_size // (group.size if group else 1)
         self._micro = min(plan.training.micro_batch or self._batch_size, self._batch_size)
         self._batches: Batches | None = None
         self._validation: PreparedCases | None = None
         self._promised = 0  # bytes that the cache of the training cases will take
         self.correction: Correction | None = None
-        self._checkpoint = checkpoint
+        self._writer = CheckpointWriter(checkpoint, self.device.type == "cuda") if checkpoint else None
         self.not_kept: str | None = None
         self.unfinished: str | None = None
         self._turn: str | None = None
@@ -120,9 +138,13 @@ class Trainer:
         if checkpoint and checkpoint.is_file():
             self._restore(checkpoint)
 
-    @property
-    def _whole(self) -> nn.Module:
-        return self._shared or self.network
+    def _use(self, form: Form) -> None:
+        """Take the next steps in another form; see ``Compiling``."""
+        deterministic = self.plan.training.deterministic
+        self._forward: Callable[..., Tensor] = in_form(self._shared or self.network, form, deterministic)
+        # A pack's loss may be more than a compiler knows. What is given to the loss is no part of a graph.
+        plainer: Form = "compiled" if form == "replayed" else form
+        self._loss: Loss = self._own_loss or in_form(self.task.loss, plainer, deterministic)
 
     def prepare(self, progress: Callable[[int, int], None] | None = None) -> Batches:
         """Read and keep the training cases, if that was not done yet, and return the run's stream of batches.
@@ -131,6 +153,8 @@ class Trainer:
             progress: called with (cases prepared, cases in all), where all are prepared before the first batch.
         """
         if self._batches is None:
+            if self._group and self._group.rank == 0:
+                self._group.order_preparing(self.steps_done)
             prepared = PreparedCases(self.cases.train, self.input, self.device, progress)
             self._promised = prepared.plan.bytes or 0
             rank = self._group.rank if self._group else 0
@@ -140,6 +164,9 @@ class Trainer:
             if self._restored:
                 self._batches.restore(checkpoints.part(self._restored, "batches"))
                 self._restored = None
+            if self._group:
+                # The others wait at the GPUs' next exchange for minutes only.
+                self._group.meet()
         return self._batches
 
     def load_weights(self, weights: Weights) -> None:
@@ -156,6 +183,7 @@ class Trainer:
         on_step: OnStep | None = None,
         should_stop: Callable[[], bool] | None = None,
         turn: str | None = None,
+        wait: bool = True,
     ) -> float:
         """Take ``steps`` optimizer steps and return the mean loss of the turn.
 
@@ -168,20 +196,27 @@ class Trainer:
             should_stop: asked before each step; true ends the training early.
             turn: a name for these steps. Where it is that of the ``unfinished`` turn, the steps that an earlier
                 process took in it count in its loss and its correction too, and ``steps`` are what is left of it.
+            wait: until the checkpoint is on disk; otherwise ``settle`` does.
 
         Raises:
             TrainingError: too many steps were left out, or one sample alone does not fit into memory.
         """
         if self._group:
+            self.prepare()
             self._group.order(steps, self.steps_done)
         if turn is None or turn != self.unfinished:
             self._tally = _Tally()
         elif self.correction:
             self.correction.restore_turn(self._restored_turn)
         self._turn, self.unfinished, self._restored_turn = turn, None, {}
-        loss = self.take_turn(steps, on_step, should_stop)
-        if self._checkpoint:
+        try:
+            loss = self.take_turn(steps, on_step, should_stop)
             self._keep()
+        except BaseException:
+            self.settle()
+            raise
+        if wait:
+            self.settle()
         return loss
 
     def take_turn(
@@ -190,6 +225,7 @@ class Trainer:
         """Do what ``train`` orders, in each process of a group."""
         batches = self.prepare()
         self.network.train()
+        overwrite(self._activations, False)
         if self._group:
             self._group.same_weights(self.network)
         tally = self._tally.to(self.device)
@@ -202,7 +238,8 @@ class Trainer:
                 batch = next(batches)
                 for transform in self._transforms:
                     batch = transform(batch)
-            loss = self._step(batch)
+            with self._compiling.step(self.plan.total_steps - self.steps_done):
+                loss = self._step(batch)
             finite = torch.isfinite(loss)
             tally.loss += torch.where(finite, loss, 0)
             tally.skipped += ~finite
@@ -211,7 +248,7 @@ class Trainer:
                 on_step(self.steps_done, loss.item)
             if tally.taken % _STEPS_BETWEEN_LOOKS == 0:
                 self._require_finite(tally)
-                if self._checkpoint and time.monotonic() - kept > _SECONDS_BETWEEN_CHECKPOINTS:
+                if time.monotonic() - kept > _SECONDS_BETWEEN_CHECKPOINTS:
                     self._keep()
                     kept = time.monotonic()
         self._require_finite(tally)
@@ -228,6 +265,8 @@ class Trainer:
         progress: Callable[[int, int], None] | None = None,
     ) -> Evaluation:
         """Score the network on ``cases``; see ``Task.evaluate``. Validation cases are held prepared from then on."""
+        torch.cuda.empty_cache()  # scoring takes other, larger pieces than training left there
+        overwrite(self._activations, True)
         held = None
         if cases and set(cases) <= set(self.cases.validation):
             held = self._prepared_validation(progress)
@@ -241,9 +280,27 @@ class Trainer:
             self._validation = PreparedCases(cases, how, memory, progress, plan)
         return self._validation
 
-    def save(self) -> None:
-        """Keep all that a later process needs to go on to the same end, in the checkpoint's file."""
-        assert self._checkpoint
+    def settle(self) -> None:
+        """Wait until the last checkpoint is on disk; ``not_kept`` says why it is not."""
+        if self._writer and self._writer.writing:
+            self._tell_whether_kept(self._writer.wait)
+
+    def _keep(self) -> None:
+        """Keep all that a later process needs to go on to the same end."""
+        self.settle()
+        if self._writer:
+            self._tell_whether_kept(partial(self._writer.write, *self._state()))
+
+    def _tell_whether_kept(self, write: Callable[[], None]) -> None:
+        """Train on where writing fails: a full disk costs what a later crash would lose, not the training."""
+        try:
+            write()
+            self.not_kept = None
+        except OSError as error:
+            self.not_kept = error.strerror or str(error)
+            _LOG.warning("the training's state could not be kept (%s): free some space", self.not_kept)
+
+    def _state(self) -> tuple[checkpoints.Tensors, dict[str, Any]]:
         tensors = {f"network.{name}": value for name, value in weights_of(self.network).items()}
         optimizer = checkpoints.optimizer_tensors(self._optimizer)
         tensors |= {f"optimizer.{name}": value for name, value in optimizer.items()}
@@ -255,16 +312,7 @@ class Trainer:
             tensors |= {f"turn.{name}": value for name, value in self.correction.turn.items()}
         facts = {"of": self._digest(), "steps_done": self.steps_done, "micro_batch": self._micro}
         facts |= {"turn": self._turn, "tally": self._tally.facts, "scaler": self._scaler.state_dict()}
-        checkpoints.write_checkpoint(self._checkpoint, tensors, facts)
-
-    def _keep(self) -> None:
-        """Save, and train on where that fails: a full disk costs what a later crash would lose, not the training."""
-        try:
-            self.save()
-            self.not_kept = None
-        except OSError as error:
-            self.not_kept = error.strerror or str(error)
-            _LOG.warning("the training's state could not be kept (%s): free some space", self.not_kept)
+        return tensors, facts
 
     def _restore(self, path: Path) -> None:
         tensors, facts = checkpoints.read_checkpoint(path)
@@ -290,23 +338,11 @@ class Trainer:
         """Take one step and return its loss, on the device."""
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate(self.plan.training, self.steps_done, self.plan.total_steps)
-        while True:
-            try:
+        watch, self._watch = self._watch, contextlib.nullcontext
+        with watch():
+            while (loss := self._tried(batch)) is None:
                 self._optimizer.zero_grad(set_to_none=True)
-                loss = self._gradients(batch)
-                break
-            except torch.OutOfMemoryError:
-                if self._group:  # the others wait for this one's gradients: it cannot take a step of its own
-                    raise TrainingError(
-                        "a GPU ran out of memory while several train together. Set training.micro_batch to less than "
-                        f"{self._micro}, or training.checkpointing: true"
-                    ) from None
-                self._halve()
-            except Exception as error:
-                if not self._compiled:
-                    raise
-                _LOG.warning("torch.compile failed (%s); training goes on without it", str(error).partition("\n")[0])
-                self._compiled, self._forward = False, self._whole
+                free_memory()
         with part("optimizer", self.device):
             self._scaler.unscale_(self._optimizer)
             if self.correction:
@@ -317,13 +353,32 @@ class Trainer:
         self.steps_done += 1
         return self._group.mean(loss) if self._group else loss
 
+    def _tried(self, batch: Batch) -> Tensor | None:
+        """Return a batch's loss, its gradients in place; None where that failed and is to be tried in another way.
+
+        An error holds on to all that the failed pass had in memory: it is let go of when this returns.
+        """
+        try:
+            self._optimizer.zero_grad(set_to_none=True)
+            return self._gradients(batch)
+        except Exception as error:
+            if is_out_of_memory(error):
+                self._halve()
+            elif self._compiling.form != "eager":
+                self._compiling.fall_back(error)
+            else:
+                raise
+        return None
+
     def _gradients(self, batch: Batch) -> Tensor:
         """Add up the gradients of a batch in parts that fit into memory; return the batch's mean loss."""
         size = len(next(iter(batch.values())))
+        if size > self._micro:
+            self._compiling.take_in_parts()
         total = torch.zeros((), device=self.device)
         for first in range(0, size, self._micro):
             few = {name: values[first : first + self._micro] for name, values in batch.items()}
-            if self._layout and "image" in few:
+            if self._layout is not torch.contiguous_format and "image" in few:
                 few["image"] = few["image"].to(memory_format=self._layout)
             share = min(self._micro, size - first) / size
             last = first + self._micro >= size
@@ -344,13 +399,17 @@ class Trainer:
         return shared.no_sync() if isinstance(shared, DistributedDataParallel) else contextlib.nullcontext()
 
     def _halve(self) -> None:
+        if self._group:  # the others wait for this one's gradients: it cannot take a step of its own
+            raise TrainingError(
+                "a GPU ran out of memory while several train together. Set training.micro_batch to less than "
+                f"{self._micro}, or training.checkpointing: true"
+            ) from None
         if self._micro == 1:
             raise TrainingError(
                 "one sample alone does not fit into the GPU's memory. Make data.patch smaller, or set "
                 "training.checkpointing: true"
             ) from None
         self._micro = math.ceil(self._micro / 2)
-        torch.cuda.empty_cache()
         _LOG.warning("out of memory: %d samples at once from now on; gradients are added up", self._micro)
 
     def _require_finite(self, tally: _Tally) -> None:
@@ -388,12 +447,12 @@ class _Following:
     cases: Cases
     site: str
 
-    def __call__(self, group: Group) -> Callable[[int, int], object]:
+    def __call__(self, group: Group) -> Callable[[int | None, int], object]:
         trainer = Trainer(self.plan, self.cases, self.site, group.device, group=group)
 
-        def act(steps: int, done: int) -> float:
+        def act(steps: int | None, done: int) -> object:
             trainer.steps_done, trainer._tally = done, _Tally()
-            return trainer.take_turn(steps)
+            return trainer.prepare() if steps is None else trainer.take_turn(steps)
 
         return act
 
@@ -414,69 +473,33 @@ def start_trainer(
         devices: "cuda" or "cpu"; by default CUDA where it is.
 
     Raises:
-        TrainingError: there are fewer GPUs than the plan asks for.
+        TrainingError: there are fewer GPUs than the plan asks for, or they cannot be used.
     """
-    kind = devices or ("cuda" if torch.cuda.is_available() or plan.resources.gpus > 1 else "cpu")
-    if plan.resources.gpus == 1:
-        yield Trainer(plan, cases, site, torch.device(kind), checkpoint)
-        return
-    followers = Followers(_Following(plan, cases, site), plan.resources.gpus, kind)
-    try:
-        yield Trainer(plan, cases, site, followers.group.device, checkpoint, followers.group)
-    except (RuntimeError, TrainingError):
-        followers.require_alive()
-        raise
-    finally:
-        followers.close()
-
-
-def learning_rate(spec: TrainingSpec, step: int, total: int) -> float:
-    """Return the learning rate of ``step`` (from 0) in a run of ``total`` steps."""
-    if step < spec.warmup_steps:
-        return spec.learning_rate * (step + 1) / spec.warmup_steps
-    done = (step - spec.warmup_steps) / max(total - spec.warmup_steps, 1)
-    done = min(done, 1.0)
-    if spec.schedule == "cosine":
-        return spec.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
-    if spec.schedule == "polynomial":
-        return float(spec.learning_rate * max(1 - done, 0.0) ** 0.9)
-    return spec.learning_rate
+    with contextlib.ExitStack() as left:
+        if plan.resources.gpus == 1:
+            trainer = Trainer(plan, cases, site, training_device(devices), checkpoint)
+            left.callback(trainer.settle)
+            yield trainer
+            return
+        followers = Followers(_Following(plan, cases, site), plan.resources.gpus, devices or "cuda")
+        left.callback(followers.close)
+        try:
+            trainer = Trainer(plan, cases, site, followers.group.device, checkpoint, followers.group)
+            left.callback(trainer.settle)
+            yield trainer
+        except (RuntimeError, TrainingError):
+            followers.require_alive()
+            raise
 
 
 def _site_seed(seed: int, site: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}:{site}".encode()).digest()[:4], "big")
 
 
-def _repeatable(seed: int, deterministic: bool) -> None:
-    """Seed what is random, and choose between kernels that repeat themselves and the fastest ones."""
-    set_determinism(seed)
-    if not deterministic:
-        torch.backends.cudnn.deterministic = False
-        torch.backends.cudnn.benchmark = True
-
-
-def _worth_compiling(plan: Plan, device: torch.device) -> bool:
-    if plan.training.compile == "auto":
-        return device.type == "cuda" and plan.total_steps >= _WORTH_COMPILING
-    return plan.training.compile == "always"
-
-
-def _optimizer(spec: TrainingSpec, network: nn.Module) -> torch.optim.Optimizer:
-    if spec.optimizer == "sgd":
-        return torch.optim.SGD(
-            network.parameters(),
-            spec.learning_rate,
-            momentum=0.99,
-            nesterov=True,
-            weight_decay=spec.weight_decay,
-            fused=True,
-        )
-    return torch.optim.AdamW(network.parameters(), spec.learning_rate, weight_decay=spec.weight_decay, fused=True)
-
-
 def _precision(spec: TrainingSpec, device: torch.device) -> torch.dtype:
     if spec.precision != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[spec.precision]
-    if device.type != "cuda":
-        return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        wanted = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[spec.precision]
+        if wanted is torch.bfloat16 and inference_type(device) is not wanted:
+            _LOG.warning("training.precision: bfloat16, which this GPU only emulates: float16 is many times faster")
+        return wanted
+    return torch.float32 if device.type != "cuda" else inference_type(device)

@@ -1,0 +1,215 @@
+"""What a run leaves: a file of JSON lines, each written at once, the first of which says on what machine."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from gpu_checks.claims import CLAIMS, Claim, claim_named
+from gpu_checks.forks import told_of
+from oncofed.errors import OncofedError, SpecError
+
+SCHEMA = 1
+
+# FAILED is a check that ended before it could tell: it hung, it died, or it raised.
+Verdict = Literal["CONFIRMED", "REFUTED", "FAILED", "figure", "not checked"]
+_BAD: tuple[Verdict, ...] = ("REFUTED", "FAILED")
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Header(_Model):
+    """The first line."""
+
+    schema_: int = Field(SCHEMA, alias="schema")
+    started: str = Field(description="UTC, ISO 8601")
+    commit: str = Field(description="of the code, with '+' where files differ from it; empty where there is no git")
+    device: Literal["cuda", "cpu"]
+    environment: dict[str, Any] = Field(description="as ``oncofed.machine.fingerprint`` returns it")
+
+
+class Line(_Model):
+    """One thing that a check found."""
+
+    check: str
+    claim: str | None = Field(None, description="name of the claim that the verdict is about")
+    verdict: Verdict
+    text: str
+    numbers: dict[str, Any] = {}
+    error: str = ""
+
+
+class Run(_Model):
+    """A run: its file, read."""
+
+    header: Header
+    lines: list[Line]
+
+    def verdict(self, claim: Claim) -> Verdict:
+        """Return what all lines about a claim come to: one that refutes it counts for more than any that confirm it."""
+        found = {line.verdict for line in self.lines if line.claim == claim.name}
+        if "REFUTED" in found:
+            return "REFUTED"
+        if "CONFIRMED" not in found or "not checked" in found or self._has_failed(claim.check):
+            return "not checked"
+        return "CONFIRMED"
+
+    def _has_failed(self, check: str) -> bool:
+        return any(line.check == check and line.verdict == "FAILED" for line in self.lines)
+
+
+class Report:
+    """Takes what one check finds: prints each line, and writes it to the disk, before the next one.
+
+    Args:
+        file: of JSON lines.
+        check: whose lines these are.
+        device: "cuda" or "cpu". On a CPU a claim about a GPU gives a figure instead of a verdict.
+    """
+
+    def __init__(self, file: Path, check: str, device: str) -> None:
+        self._file, self._check, self._device = file, check, device
+
+    def claim(self, name: str, holds: bool, text: str = "", **numbers: Any) -> None:
+        """Say whether a claim holds.
+
+        Args:
+            name: of a claim of this check.
+            holds: true confirms, false refutes.
+            text: what was looked at; empty: the claim itself.
+            numbers: that the verdict follows from.
+        """
+        verdict: Verdict = "CONFIRMED" if holds else "REFUTED"
+        if self._device == "cpu" and not self._own(name).on_cpu:
+            verdict = "figure"
+        self._keep(name, verdict, text, numbers)
+
+    def figure(self, text: str, **numbers: Any) -> None:
+        """Give numbers that no claim is about."""
+        self._keep(None, "figure", text, numbers)
+
+    def skip(self, name: str, why: str) -> None:
+        """Say why a claim was not checked."""
+        self._own(name)
+        self._keep(name, "not checked", "", error=why)
+
+    def fail(self, why: str) -> None:
+        """Say that the check ended before it could tell."""
+        self._keep(None, "FAILED", "the check itself", error=why)
+
+    @contextlib.contextmanager
+    def attempt(self, name: str, text: str) -> Iterator[None]:
+        """Refute a claim where the block raises: what does not work is not as it was said to be."""
+        self._own(name)
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - a GPU's errors are of many types
+            self._keep(name, "REFUTED", text, error=told_of(error))
+
+    def _own(self, name: str) -> Claim:
+        claim = claim_named(name)
+        if claim.check != self._check:
+            raise ValueError(f"the claim {name} is of the check {claim.check}, found in {self._check}")
+        return claim
+
+    def _keep(self, claim: str | None, verdict: Verdict, text: str, numbers: Any = None, error: str = "") -> None:
+        text = text or (self._own(claim).says if claim else "")
+        line = Line(
+            check=self._check, claim=claim, verdict=verdict, text=text, numbers=_plain(numbers or {}), error=error
+        )
+        append(self._file, line)
+        print(shown(line), flush=True)
+
+
+def append(file: Path, model: BaseModel) -> None:
+    """Write a line and have it on the disk: a machine that is lent may be taken back at any moment."""
+    descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(descriptor, (model.model_dump_json(by_alias=True, exclude_defaults=False) + "\n").encode())
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def shown(line: Line) -> str:
+    """Return a line as a terminal shows it."""
+    numbers = "  ".join(f"{name}={_short(value)}" for name, value in line.numbers.items())
+    told = ": ".join(part for part in (line.text, numbers, line.error) if part)
+    return f"{line.verdict:<11} {line.claim or line.check:<13} {told}"
+
+
+def new_file(folder: Path, device: str, commit: str) -> Path:
+    """Return the file of a run that begins now; that of a run on a CPU begins with cpu-."""
+    folder.mkdir(parents=True, exist_ok=True)
+    now = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    return folder / (("cpu-" if device == "cpu" else "") + now + (f"-{commit[:8]}" if commit else "") + ".jsonl")
+
+
+def read_run(file: Path) -> Run:
+    """Return a run; a last line that was not written to its end is left out.
+
+    Raises:
+        SpecError: it is no such file, or of a schema that this version does not know.
+    """
+    whole = file.read_text(encoding="utf-8").rpartition("\n")[0]
+    first, *others = whole.split("\n")
+    try:
+        header = Header.model_validate_json(first)
+        lines = [Line.model_validate(json.loads(line)) for line in others]
+    except (ValidationError, ValueError) as error:
+        what = str(error).partition("\n")[0]
+        raise SpecError(f"{file}: {what}. Expected a file that `make gpu` wrote; take it from git again") from None
+    if header.schema_ != SCHEMA:
+        raise SpecError(f"{file}: schema {header.schema_}, expected {SCHEMA}: a file that `make gpu` wrote")
+    return Run(header=header, lines=lines)
+
+
+def read_runs(folder: Path) -> list[Run]:
+    """Return the runs on GPUs in a folder, oldest first."""
+    files = [file for file in folder.glob("*.jsonl") if not file.name.startswith("cpu-")]
+    return sorted((read_run(file) for file in files), key=lambda run: run.header.started)
+
+
+def exit_status(run: Run) -> int:
+    """Return 1 where something was refuted, or failed before it could tell; else 0."""
+    return int(any(line.verdict in _BAD for line in run.lines))
+
+
+def summary(run: Run) -> str:
+    """Return what a run came to: each claim that it was about, and what went wrong."""
+    rows = [f"{run.verdict(claim):<11} {claim.name:<13} {claim.says}" for claim in _looked_at(run)]
+    wrong = [shown(line) for line in run.lines if line.verdict in _BAD]
+    return "\n".join(["", "Claims:", *rows, *(["", "Refuted or failed:", *wrong] if wrong else [])])
+
+
+def _looked_at(run: Run) -> Sequence[Claim]:
+    checks = {line.check for line in run.lines}
+    return [claim for claim in CLAIMS if claim.check in checks]
+
+
+def _plain(numbers: dict[str, Any]) -> dict[str, Any]:
+    """Return numbers as JSON has them: that has no infinity."""
+    return json.loads(json.dumps(numbers, default=str), parse_constant=str)  # type: ignore[no-any-return]
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_short, value))}]"
+    return str(value)
+
+
+class NoGPUError(OncofedError):
+    """There is no GPU here that torch can use."""
+
+    exit_code = 3

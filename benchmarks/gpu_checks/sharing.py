@@ -1,0 +1,78 @@
+"""The sites of one machine take turns at its GPU; how much of it each holds while it waits."""
+
+from __future__ import annotations
+
+import os
+import time
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+from gpu_checks.context import GIB, Context
+from gpu_checks.data import CT, cases_of, plan_of
+from gpu_checks.forks import Fork
+from oncofed.federation.sharing import MachineTurn
+from oncofed.processes import AT_ONCE_VARIABLE, TURN_VARIABLE
+from oncofed.training import Trainer
+
+_SECONDS = 20.0
+_ROUNDS = 2
+
+
+def check(context: Context) -> None:
+    """Have several sites train in turn, each in a process of its own."""
+    cases_of(context, CT)  # generated before all of them want it
+    os.environ[TURN_VARIABLE] = str(context.folder / "turn")
+    os.environ[AT_ONCE_VARIABLE] = "1"
+    count = 4 if context.cuda else 2
+    with context.report.attempt("sharing", f"{count} sites"):
+        free_before = Fork(partial(_free_gib, context)).wait(_SECONDS).value
+        sites = [Fork(partial(_site, context, number, count)) for number in range(count)]
+        ended = [site.wait(2 * _SECONDS) for site in sites]
+        errors = [site.error for site in ended if site.error]
+        told = [site.value for site in ended if not site.error]
+        free = [site["free_gib"] for site in told]
+        numbers = {"sites": told, "errors": errors, "free_before_gib": free_before}
+        if context.cuda and free:
+            numbers["held_by_each_waiting_gib"] = (free_before - min(free)) / count
+        context.report.claim("sharing", not errors and not _overlap(told), f"{count} sites", **numbers)
+
+
+def _site(context: Context, number: int, count: int) -> dict[str, Any]:
+    turn = MachineTurn()
+    plan = plan_of(context, CT, {"training": {"compile": "never"}})
+    trainer: Trainer | None = None
+    turns = []
+    for _ in range(_ROUNDS):
+        with turn.hold(lambda: False):
+            begun = time.monotonic()
+            trainer = trainer or Trainer(plan, cases_of(context, CT), f"site-{number}", context.device)
+            trainer.train(8 if context.cuda else 1)
+            context.synchronize()
+            turns.append((begun, time.monotonic()))
+    # All wait, trained and in memory, until the last one has looked how much is free.
+    _meet(context, number, count, "trained")
+    reserved = torch.cuda.memory_reserved() / GIB if context.cuda else 0.0
+    free = _free_gib(context)
+    _meet(context, number, count, "looked")
+    return {"turns": turns, "reserved_gib": reserved, "free_gib": free}
+
+
+def _meet(context: Context, number: int, count: int, what: str) -> None:
+    """Wait until all sites did something; one that died is not waited for longer than the check may take."""
+    (context.folder / f"{what}-{number}").touch()
+    until = time.monotonic() + _SECONDS
+    while len(list(context.folder.glob(f"{what}-*"))) < count and time.monotonic() < until:
+        time.sleep(0.1)
+
+
+def _free_gib(context: Context) -> float:
+    return torch.cuda.mem_get_info()[0] / GIB if context.cuda else 0.0
+
+
+def _overlap(sites: list[dict[str, Any]]) -> bool:
+    """Return whether two sites held their turns at the same time."""
+    turns = sorted(turn for site in sites for turn in site["turns"])
+    return any(after[0] < before[1] for before, after in pairwise(turns))

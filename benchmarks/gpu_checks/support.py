@@ -1,0 +1,65 @@
+"""What checks know of oncofed's inside: every access to a name that is not public is here, and nowhere else."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+from pathlib import Path
+
+import torch
+
+from oncofed import sandbox
+from oncofed.federation import confined_process, job_process
+from oncofed.training import Trainer
+
+NOT_INITIALIZED = 3  # CUDA_ERROR_NOT_INITIALIZED, cuda.h
+
+
+def import_as_jobs_do() -> list[str]:
+    """Import what the process imports that jobs are forks of; return what is not there, as in a bundle."""
+    try:
+        job_process._import_all()
+    except ImportError:
+        return [name for name in job_process.MODULES if not _imported(name)]
+    return []
+
+
+def _imported(name: str) -> bool:
+    try:
+        importlib.import_module(name)
+    except ImportError:
+        return False
+    return True
+
+
+def driver_status() -> int | None:
+    """Return what NVIDIA's driver answers a question for its GPUs; None where there is no driver.
+
+    Nothing is initialised by that: ``NOT_INITIALIZED`` says that nothing was before either.
+    """
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    return int(driver.cuDeviceGetCount(ctypes.byref(ctypes.c_int())))
+
+
+def precision_of(trainer: Trainer) -> torch.dtype:
+    """Return in which type a trainer computes."""
+    return trainer._precision
+
+
+def is_compiled(trainer: Trainer) -> bool:
+    """Return whether a trainer's network is compiled."""
+    return trainer._compiling.form != "eager"
+
+
+def samples_at_once(trainer: Trainer) -> int:
+    """Return how many samples go through the network at once."""
+    return trainer._micro
+
+
+def confine_files(data: Path, state: Path) -> None:
+    """Confine this process to the files that a pack's process has."""
+    place = {"data": str(data), "state": str(state), "initial": None}
+    sandbox.restrict_files(*confined_process._what_it_may_touch(place))

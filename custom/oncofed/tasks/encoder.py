@@ -1,0 +1,266 @@
+"""Features of a slide's tiles: an encoder that is not trained, and batches on their way through it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from oncofed.data.slides import Pixels
+from oncofed.data.tiles import SlideTiles, stream_tiles
+from oncofed.devices import free_memory, inference_type, is_out_of_memory
+from oncofed.errors import TrainingError
+from oncofed.models.networks import ModelSpec, Request, build_network
+from oncofed.models.weights import load_weights
+from oncofed.settings import StrictModel
+
+_LOG = logging.getLogger(__name__)
+
+# Tiles of a batch, and batches under way at a time: one is copied while the network sees to the other.
+_AT_ONCE, _AT_ONCE_GPU = 64, 256
+_IN_FLIGHT_GPU = 2
+_HISTOGRAM_BINS = 8
+# ImageNet's, on which encoders are trained.
+_MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class EncoderSpec(StrictModel):
+    """What makes a tile's features. It is not trained: each slide's features are found once and kept."""
+
+    network: Literal["colour", "resnet18", "resnet50"] = Field(
+        "colour", description="colour: histograms and contrasts, without weights; others: MONAI's ResNet with weights"
+    )
+    weights: str | None = Field(
+        None, description="safetensors that every site has under this path, such as those of a tile_classification job"
+    )
+
+
+def feature_count(spec: EncoderSpec) -> int:
+    """Return how many features of a tile an encoder gives."""
+    sizes = {"resnet18": 512, "resnet50": 2048}
+    return sizes.get(spec.network) or _colour_features(torch.zeros(1, 3, 16, 16)).shape[1]
+
+
+class Encoder:
+    """From tiles to features.
+
+    Args:
+        spec: which one.
+        device: where it runs.
+
+    Attributes:
+        digest: of all that its features follow from.
+        size: features of a tile.
+        at_once: tiles of a batch; halved whenever a GPU runs out of memory.
+
+    Raises:
+        TrainingError: its weights are missing or of another network.
+    """
+
+    def __init__(self, spec: EncoderSpec, device: torch.device) -> None:
+        cuda = device.type == "cuda"
+        self._device = device
+        self._network: nn.Module | None = None
+        self._channels_last = False
+        self._mean, self._deviation = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (_MEAN, _DEVIATION))
+        self._copies = torch.cuda.Stream(device) if cuda else None  # type: ignore[no-untyped-call]
+        self._in_flight = _IN_FLIGHT_GPU if cuda else 1
+        self.at_once = _AT_ONCE_GPU if cuda else _AT_ONCE
+        self.digest: str = spec.network
+        self.size = feature_count(spec)
+        if spec.network == "colour":
+            return
+        if spec.weights is None:
+            raise TrainingError(
+                f"task.encoder.weights is missing: {spec.network} needs a file of weights, at the same path everywhere"
+            )
+        path = Path(spec.weights).expanduser()
+        try:
+            weights = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise TrainingError(f"the encoder's weights cannot be read: {type(error).__name__}: {path.name}") from None
+        norm: Literal["batch", "group"] = "batch" if any("running_mean" in name for name in weights) else "group"
+        model = ModelSpec(network=spec.network, norm=norm, arguments={"feed_forward": False})
+        network = build_network(Request(model, 3, 2, 2, (256, 256)), 0)
+        try:
+            load_weights(network, {name: value for name, value in weights.items() if not name.startswith("fc.")})
+        except (TrainingError, RuntimeError):
+            raise TrainingError(f"the encoder's weights {path.name} are not those of MONAI's {spec.network}") from None
+        self._network = network.eval().to(device)
+        # Group norm would make each of its inputs contiguous again.
+        self._channels_last = cuda and norm == "batch"
+        if self._channels_last:
+            self._network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.digest = f"{spec.network} {hashlib.sha256(path.read_bytes()).hexdigest()}"
+
+    def __call__(self, tiles: Sequence[Pixels]) -> Tensor:
+        """Return features (tile, feature) bfloat16 on the CPU of tiles (size, size, 3) uint8."""
+        return torch.cat(list(self.stream([tiles])))
+
+    def stream(self, batches: Iterable[Sequence[Pixels]]) -> Iterator[Tensor]:
+        """Yield the features of batches of tiles in order, each batch's in one part or, above ``at_once``, in several.
+
+        On a GPU the next batch is asked for, and copied, while the network is busy with the one before.
+
+        Args:
+            batches: of tiles (size, size, 3) uint8, all of one size.
+
+        Yields:
+            (tile, feature) bfloat16 on the CPU.
+
+        Raises:
+            TrainingError: the GPU has no memory for one tile.
+        """
+        flying: deque[Callable[[], Tensor]] = deque()
+        for batch in batches:
+            rest = batch
+            while len(rest):
+                tiles = rest[: self.at_once]
+                features = self._tried(tiles)
+                if features is None:
+                    while flying:
+                        yield flying.popleft()()
+                    self._halve(len(tiles))
+                    continue
+                rest = rest[len(tiles) :]
+                flying.append(features)
+                if len(flying) == self._in_flight:
+                    yield flying.popleft()()
+        while flying:
+            yield flying.popleft()()
+
+    def _tried(self, tiles: Sequence[Pixels]) -> Callable[[], Tensor] | None:
+        """Return what waits for the features of a batch; None where there is too little memory for it."""
+        try:
+            return self._begin(tiles)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            # What the network held goes with the error, that is, once this has returned.
+            return None
+
+    def _halve(self, tiles: int) -> None:
+        if tiles == 1:
+            raise TrainingError(
+                "one tile alone does not fit into the GPU's memory beside the encoder. Free the GPU of other programs, "
+                "or take a smaller task.encoder.network"
+            )
+        self.at_once = math.ceil(tiles / 2)
+        free_memory()
+        _LOG.warning("out of memory: %d tiles at once from now on", self.at_once)
+
+    def _begin(self, tiles: Sequence[Pixels]) -> Callable[[], Tensor]:
+        """Send a batch on its way; return what waits for its features."""
+        if self._copies is None:
+            features = self._features(torch.from_numpy(np.stack(tiles)).to(self._device)).cpu()
+            return lambda: features
+        # Pinned memory that a copy still reads from is not handed out again.
+        pinned = torch.empty((len(tiles), *tiles[0].shape), dtype=torch.uint8, pin_memory=True)
+        np.stack(tiles, out=pinned.numpy())
+        network = torch.cuda.current_stream(self._device)
+        with torch.cuda.stream(self._copies):
+            batch = pinned.to(self._device, non_blocking=True)
+        network.wait_stream(self._copies)
+        # Nor is memory of the GPU that the network still reads.
+        batch.record_stream(network)
+        found = self._features(batch)
+        back = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
+        back.copy_(found, non_blocking=True)
+        done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        done.record(network)
+
+        def wait() -> Tensor:
+            done.synchronize()
+            return back.clone()
+
+        return wait
+
+    @torch.no_grad()
+    def _features(self, tiles: Tensor) -> Tensor:
+        """Return features (tile, feature) bfloat16 of tiles (tile, y, x, 3) uint8, on the device where they are."""
+        batch = tiles.permute(0, 3, 1, 2).float() / 255
+        if self._network is None:
+            return _colour_features(batch).to(torch.bfloat16)
+        if self._device.type == "cuda" and not self._channels_last:
+            batch = batch.contiguous()
+        with torch.autocast(self._device.type, inference_type(self._device), enabled=self._device.type == "cuda"):
+            features: Tensor = self._network((batch - self._mean) / self._deviation)
+        return features.to(torch.bfloat16)
+
+
+def extract(
+    slides: Sequence[SlideTiles], encoder: Encoder, progress: Callable[[int], None] | None = None
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield each slide's number with its features (tile, feature) bfloat16, as soon as its last tile is done.
+
+    Batches go across the ends of slides, and tiles are read ahead meanwhile.
+
+    Args:
+        slides: to read.
+        encoder: makes the features.
+        progress: called with the tiles done so far.
+
+    Raises:
+        DataError: a tile cannot be read.
+        TrainingError: the GPU has no memory for one tile.
+    """
+    number = done = 0
+    parts: list[Tensor] = []
+    with contextlib.closing(stream_tiles(slides)) as runs:
+        for features in encoder.stream(_batches((tiles for _, _, tiles in runs), encoder)):
+            done += len(features)
+            if progress:
+                progress(done)
+            rest = features
+            while len(rest):
+                missing = len(slides[number]) - sum(map(len, parts))
+                parts.append(rest[:missing])
+                rest = rest[missing:]
+                if sum(map(len, parts)) == len(slides[number]):
+                    yield number, torch.cat(parts)
+                    parts = []
+                    number += 1
+
+
+def _batches(runs: Iterable[Sequence[Pixels]], encoder: Encoder) -> Iterator[list[Pixels]]:
+    """Yield tiles in batches as large as the encoder takes at the time."""
+    batch: list[Pixels] = []
+    for run in runs:
+        for tile in run:
+            batch.append(tile)
+            if len(batch) >= encoder.at_once:
+                yield batch
+                batch = []
+    if batch:
+        yield batch
+
+
+def _colour_features(tiles: Tensor) -> Tensor:
+    """Return means, spreads and histograms of each colour, and how strong its edges are at three scales.
+
+    Args:
+        tiles: (tile, 3, x, y), 0 to 1.
+    """
+    # At half the resolution they cost a quarter and tell the same.
+    tiles = functional.avg_pool2d(tiles, 2)
+    parts = [tiles.mean((2, 3)), tiles.std((2, 3))]
+    bins = (tiles * _HISTOGRAM_BINS).to(torch.uint8).clamp_max(_HISTOGRAM_BINS - 1)
+    parts += [(bins == number).float().mean((2, 3)) for number in range(_HISTOGRAM_BINS)]
+    for _ in range(3):
+        across, down = tiles.diff(dim=2).abs().mean((2, 3)), tiles.diff(dim=3).abs().mean((2, 3))
+        parts.append((across + down) * 4)
+        tiles = functional.avg_pool2d(tiles, 2)
+    return torch.cat(parts, dim=1)

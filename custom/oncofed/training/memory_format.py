@@ -1,0 +1,55 @@
+"""How a network's activations lie in a GPU's memory, and which of them are overwritten.
+
+Both follow from its normalisation, whose kernels decide what is copied in between.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+_CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+def memory_format(network: nn.Module, axes: int) -> torch.memory_format:
+    """Return the format in which a network's convolutions are fastest on a GPU.
+
+    Tensor cores take channels last. Normalisation by batch keeps that; on CUDA that by instance and by group makes its
+    input contiguous and returns it so, and each convolution would turn it round again: a quarter more bytes in a step
+    than contiguous throughout (https://github.com/pytorch/pytorch/issues/59168).
+
+    Args:
+        network: of any kind.
+        axes: of its images, 2 or 3.
+
+    Returns:
+        ``torch.channels_last`` or ``torch.channels_last_3d``; ``torch.contiguous_format`` where that costs more, or
+        where there is no convolution.
+    """
+    modules = list(network.modules())
+    convolves = any(isinstance(module, _CONVOLUTIONS) for module in modules)
+    if not convolves or any(isinstance(module, _InstanceNorm | nn.GroupNorm) for module in modules):
+        return torch.contiguous_format
+    return torch.channels_last_3d if axes == 3 else torch.channels_last
+
+
+def overwriting_activations(network: nn.Module) -> list[nn.Module]:
+    """Return the activations that write over what normalisation by instance gives; see ``overwrite``.
+
+    What it gives is a view of another tensor: to write over it costs the backward pass of each activation three copies
+    of it, and to write beside it none. Other networks have none of these, whatever their activations do.
+    """
+    modules = list(network.modules())
+    if not any(isinstance(module, _InstanceNorm) for module in modules):
+        return []
+    return [module for module in modules if getattr(module, "inplace", False)]
+
+
+def overwrite(activations: list[nn.Module], wanted: bool) -> None:
+    """Have activations write over their input: right where there is no backward pass, as it takes no memory.
+
+    Values and weights are the same either way.
+    """
+    for activation in activations:
+        activation.inplace = wanted  # type: ignore[assignment]

@@ -1,0 +1,81 @@
+"""The optimizers that a job can ask for, and what leaves out the steps whose gradients are not finite."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from oncofed.training.plan import TrainingSpec
+
+_FIRST_SCALE, _STEPS_BETWEEN_GROWTHS = 2.0**16, 2000
+# Below it float16 keeps none of a usual gradient, and from 2 ** -128 on the inverse is infinite.
+_LEAST_SCALE = 2.0**-16
+
+
+def build_optimizer(spec: TrainingSpec, network: nn.Module) -> torch.optim.Optimizer:
+    """Return the job's optimizer, whose state is there from the start, zero and laid out as the weights.
+
+    Torch makes it in the first step. Where memory ends then, the step is half taken; and where that step is left out,
+    SGD's momentum holds what was in its memory before.
+    """
+    parameters = list(network.parameters())
+    rate, decay = spec.learning_rate, spec.weight_decay
+    optimizer: torch.optim.Optimizer
+    names: tuple[str, ...]
+    if spec.optimizer == "sgd":
+        optimizer = torch.optim.SGD(parameters, rate, momentum=0.99, nesterov=True, weight_decay=decay, fused=True)
+        names = ("momentum_buffer",)
+    else:
+        optimizer = torch.optim.AdamW(parameters, rate, weight_decay=decay, fused=True)
+        names = ("exp_avg", "exp_avg_sq")
+    for parameter in parameters:
+        if parameter.requires_grad:
+            state: dict[str, Tensor] = {name: torch.zeros_like(parameter) for name in names}
+            if spec.optimizer == "adamw":
+                state["step"] = torch.zeros((), device=parameter.device)
+            optimizer.state[parameter] = state
+    return optimizer
+
+
+class StepScaler(torch.amp.GradScaler):
+    """Leaves a step out, without the host waiting, where a gradient is not finite; scales the loss in float16 alone.
+
+    Each step that is left out halves the scale. In float16 it stays above zero; otherwise it is one always, as a scale
+    that nothing raises again would vanish over a long run, and its inverse would write NaN into the weights.
+
+    Args:
+        device: "cuda" or "cpu".
+        precision: in which the network runs.
+    """
+
+    def __init__(self, device: str, precision: torch.dtype) -> None:
+        self._scales = precision is torch.float16
+        scale, interval = (_FIRST_SCALE, _STEPS_BETWEEN_GROWTHS) if self._scales else (1.0, 2**31 - 1)
+        super().__init__(device, init_scale=scale, growth_interval=interval)
+
+    def update(self, new_scale: float | Tensor | None = None) -> None:
+        """Choose the next step's scale."""
+        super().update(new_scale if self._scales else 1.0)
+        if self._scales and self._scale is not None:
+            self._scale.clamp_(min=_LEAST_SCALE)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a state; one of a training in another precision is left alone, as on a GPU of another kind."""
+        if self._scales and state_dict.get("growth_interval") == _STEPS_BETWEEN_GROWTHS:
+            super().load_state_dict({**state_dict, "scale": max(state_dict["scale"], _LEAST_SCALE)})
+
+
+def learning_rate(spec: TrainingSpec, step: int, total: int) -> float:
+    """Return the learning rate of ``step`` (from 0) in a run of ``total`` steps."""
+    if step < spec.warmup_steps:
+        return spec.learning_rate * (step + 1) / spec.warmup_steps
+    done = (step - spec.warmup_steps) / max(total - spec.warmup_steps, 1)
+    done = min(done, 1.0)
+    if spec.schedule == "cosine":
+        return spec.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
+    if spec.schedule == "polynomial":
+        return float(spec.learning_rate * max(1 - done, 0.0) ** 0.9)
+    return spec.learning_rate

@@ -1,0 +1,102 @@
+"""Checkpoints that are written while the training goes on."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from oncofed.training.checkpoint import Tensors, write_checkpoint
+
+_ALIGNMENT = 64
+
+
+class CheckpointWriter:
+    """Writes one checkpoint after the other; a later one begins when the one before is on disk.
+
+    From a GPU all tensors are copied in one go, into memory that it reaches by itself, and a thread waits for that and
+    writes: the training's next step changes nothing of what is written. That memory is kept for the next time. On the
+    CPU the copy alone would take longer than the writing, which is done at once.
+
+    A thread lives from ``write`` to ``wait`` at most, and the process does not end before it.
+
+    Args:
+        path: of the file; see ``write_checkpoint``.
+        beside: whether a thread writes.
+    """
+
+    def __init__(self, path: Path, beside: bool) -> None:
+        self._path = path
+        self._beside = beside
+        self._memory = torch.empty(0, dtype=torch.uint8)
+        self._thread: threading.Thread | None = None
+        self._failed: BaseException | None = None
+
+    @property
+    def writing(self) -> bool:
+        """Whether a checkpoint may not be on disk yet, nor is known to have failed."""
+        return self._thread is not None
+
+    def write(self, tensors: Tensors, facts: dict[str, Any]) -> None:
+        """Write tensors, as they are now, and facts; where a thread writes, ``wait`` tells whether it could.
+
+        Raises:
+            OSError: it, or the one before, could not be written; what was written last stands.
+        """
+        self.wait()
+        if not self._beside:
+            write_checkpoint(self._path, tensors, facts)
+            return
+        copies = self._copied(tensors)
+        there = [_now_on(device) for device in {value.device for value in tensors.values()} if device.type == "cuda"]
+        self._thread = threading.Thread(target=self._run, args=(copies, facts, there), name="checkpoint")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Return when the last one is on disk.
+
+        Raises:
+            OSError: it could not be written; the one before stands.
+        """
+        if self._thread:
+            self._thread.join()
+        self._thread, failed, self._failed = None, self._failed, None
+        if failed:
+            raise failed
+
+    def _run(self, tensors: Tensors, facts: dict[str, Any], there: list[torch.cuda.Event]) -> None:
+        try:
+            for event in there:
+                event.synchronize()
+            write_checkpoint(self._path, tensors, facts)
+        except BaseException as error:  # noqa: BLE001 - whoever waits is told
+            self._failed = error
+
+    def _copied(self, tensors: Tensors) -> Tensors:
+        """Return copies in one piece of memory; those of a GPU's tensors are there when it has come so far."""
+        sizes = [-(-value.nbytes // _ALIGNMENT) * _ALIGNMENT for value in tensors.values()]
+        if sum(sizes) > len(self._memory):
+            self._memory = _memory(sum(sizes), any(value.is_cuda for value in tensors.values()))
+        copies, begin = {}, 0
+        for (name, value), size in zip(tensors.items(), sizes, strict=True):
+            room = self._memory[begin : begin + value.nbytes]
+            copies[name] = room.view(value.dtype).view(value.shape).copy_(value.detach(), non_blocking=True)
+            begin += size
+        return copies
+
+
+def _memory(size: int, pinned: bool) -> Tensor:
+    try:
+        return torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
+    except RuntimeError:  # the system lets this process have no more of it: a copy then takes longer
+        return torch.empty(size, dtype=torch.uint8)
+
+
+def _now_on(device: torch.device) -> torch.cuda.Event:
+    """Return what tells when a device has done all that it was given so far."""
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record(torch.cuda.current_stream(device))
+    return event

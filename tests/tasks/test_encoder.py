@@ -1,0 +1,173 @@
+"""Encoders of tiles: the same features however batches are cut, in order, and what happens without memory."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from oncofed.data.slides import Pixels, TileSpec
+from oncofed.data.tiles import SlideTiles
+from oncofed.errors import DataError, TrainingError
+from oncofed.models import ModelSpec, build_network
+from oncofed.models import Request as NetworkRequest
+from oncofed.models.weights import weights_of
+from oncofed.tasks import encoder as encoder_module
+from oncofed.tasks.encoder import Encoder, EncoderSpec, extract
+
+CPU = torch.device("cpu")
+
+
+def _tiles(count: int, side: int = 32) -> list[Pixels]:
+    return list(np.random.default_rng(0).integers(0, 255, (count, side, side, 3), dtype=np.uint8))
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """Weights of a ResNet18."""
+    network = build_network(NetworkRequest(ModelSpec(network="resnet18"), 3, 9, 2, (64, 64)), 1)
+    path = tmp_path / "encoder.safetensors"
+    save_file({name: value.contiguous() for name, value in weights_of(network).items()}, path)
+    return path
+
+
+class Small(nn.Module):
+    """Takes as many tiles at once as there is memory for; its feature is a tile's mean red."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most = most
+        self.batches: list[int] = []
+        self.held: list[weakref.ref[Tensor]] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        activations = images * 2
+        self.batches.append(len(images))
+        self.held.append(weakref.ref(activations))
+        if len(images) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return activations[:, :1].mean((2, 3))
+
+
+def _with(network: nn.Module, in_flight: int = 1) -> Encoder:
+    encoder = Encoder(EncoderSpec(), CPU)
+    encoder._network, encoder._in_flight = network, in_flight
+    return encoder
+
+
+def test_an_encoder_of_ones_own_and_what_is_wrong_with_one(weights: Path, tmp_path: Path) -> None:
+    encoder = Encoder(EncoderSpec(network="resnet18", weights=str(weights)), CPU)
+    features = encoder([np.zeros((64, 64, 3), np.uint8)] * 2)
+    assert features.shape == (2, 512)
+    assert features.dtype == torch.bfloat16
+    assert weights.name not in encoder.digest
+    with pytest.raises(TrainingError, match="not those of MONAI's resnet50"):
+        Encoder(EncoderSpec(network="resnet50", weights=str(weights)), CPU)
+    with pytest.raises(TrainingError, match="weights cannot be read"):
+        Encoder(EncoderSpec(network="resnet18", weights=str(tmp_path / "none")), CPU)
+    with pytest.raises(TrainingError, match=r"task\.encoder\.weights is missing"):
+        Encoder(EncoderSpec(network="resnet18"), CPU)
+
+
+@torch.no_grad()
+def test_features_are_those_of_the_network_on_normalised_tiles(weights: Path) -> None:
+    encoder = Encoder(EncoderSpec(network="resnet18", weights=str(weights)), CPU)
+    tiles = _tiles(5)
+    assert encoder._network is not None
+    batch = torch.from_numpy(np.stack(tiles)).permute(0, 3, 1, 2).float() / 255
+    mean, deviation = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    expected = encoder._network((batch - mean) / deviation).to(torch.bfloat16)
+    assert torch.equal(encoder(tiles), expected)
+
+
+@pytest.mark.parametrize("in_flight", [1, 2])
+@pytest.mark.parametrize("most", [1, 5, 16, 100])
+def test_too_little_memory_halves_batches_and_changes_no_feature(
+    most: int, in_flight: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    network, tiles = Small(most), _tiles(150)
+    encoder = _with(network, in_flight)
+    batches = [tiles[first : first + 64] for first in range(0, 150, 64)]
+    features = torch.cat(list(encoder.stream(batches)))
+    assert torch.equal(features, _with(Small(1000))(tiles))
+    assert encoder.at_once == min(64, {1: 1, 5: 4, 16: 16, 100: 64}[most])
+    assert max(network.batches) == 64
+    assert ("tiles at once from now on" in caplog.text) == (most < 64)
+
+
+def test_what_a_failed_batch_held_is_gone_before_less_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = Small(8)
+    encoder = _with(network, in_flight=2)
+    alive = []
+    halve = encoder._halve
+
+    def halved(tiles: int) -> None:
+        alive.append(sum(held() is not None for held in network.held))
+        halve(tiles)
+
+    monkeypatch.setattr(encoder, "_halve", halved)
+    assert len(encoder(_tiles(32))) == 32
+    assert alive == [0, 0]
+
+
+def test_one_tile_that_does_not_fit_ends_it_with_the_reason() -> None:
+    with pytest.raises(TrainingError, match=r"^one tile alone does not fit into the GPU's memory .*network$"):
+        _with(Small(0))(_tiles(3))
+
+
+class Runs:
+    """Stands in for the stream of tiles; says whether it was closed."""
+
+    def __init__(self, slides: list[int], fails_at: int | None = None) -> None:
+        self._slides, self._fails_at = slides, fails_at
+        self.closed = False
+
+    def __call__(self, slides: Any) -> Iterator[tuple[int, int, list[Pixels]]]:
+        try:
+            for number, count in enumerate(self._slides):
+                tiles = [np.full((32, 32, 3), 10 * number + 1, np.uint8)] * count
+                for first in range(0, count, 32):
+                    if number == self._fails_at:
+                        raise DataError("its tiles cannot be read")
+                    yield number, first, tiles[first : first + 32]
+        finally:
+            self.closed = True
+
+
+def _of(counts: list[int]) -> list[SlideTiles]:
+    return [SlideTiles(Path(), TileSpec(32), np.zeros(n, np.int32), np.zeros(n, np.int32)) for n in counts]
+
+
+@pytest.mark.parametrize("most", [3, 1000])
+def test_each_slide_gets_the_features_of_its_own_tiles(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    counts = [70, 1, 64, 130, 2]
+    runs = Runs(counts)
+    monkeypatch.setattr(encoder_module, "stream_tiles", runs)
+    network, done = Small(most), list[int]()
+    found = dict(extract(_of(counts), _with(network, in_flight=2), done.append))
+    assert [len(features) for features in found.values()] == counts
+    assert all(len(features.unique()) == 1 for features in found.values())
+    assert len({float(features[0, 0]) for features in found.values()}) == len(counts)
+    assert done[-1] == sum(counts)
+    assert done == sorted(done)
+    assert runs.closed
+    if most == 1000:
+        assert network.batches == [64, 64, 64, 64, 11]
+
+
+@pytest.mark.parametrize("fails_at", [None, 2])
+def test_tiles_are_closed_whatever_ends_it(monkeypatch: pytest.MonkeyPatch, fails_at: int | None) -> None:
+    counts = [64, 64, 64]
+    runs = Runs(counts, fails_at)
+    monkeypatch.setattr(encoder_module, "stream_tiles", runs)
+    encoder = _with(Small(1000 if fails_at else 0))
+    with pytest.raises(DataError if fails_at else TrainingError):
+        list(extract(_of(counts), encoder))
+    assert runs.closed
