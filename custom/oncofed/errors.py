@@ -19,6 +19,10 @@ class DataError(OncofedError):
     exit_code = 3
 
 
+class UnreadableError(DataError):
+    """A file that could be read before cannot be now, which may pass: a network drive that is away for a while."""
+
+
 class PolicyError(OncofedError):
     """A policy forbids what was asked for."""
 

@@ -12,10 +12,10 @@ import torch
 from oncofed.data.augment import Batch
 from oncofed.data.batches import Batches
 from oncofed.data.cases import read_cases
-from oncofed.data.inputs import Patches, object_distances
+from oncofed.data.inputs import Patches, Prepared, object_distances
 from oncofed.data.prepared import PreparedCases
 from oncofed.data.spec import DataSpec, SplitSpec
-from oncofed.errors import TrainingError
+from oncofed.errors import TrainingError, UnreadableError
 
 CPU = torch.device("cpu")
 DATA = DataSpec(dataset="balls", patch=(8, 8, 8))
@@ -92,6 +92,26 @@ def test_other_errors_in_a_batch_are_not_taken_for_full_memory(site: Path, monke
     monkeypatch.setattr(stream._input, "change", broken)
     with pytest.raises(RuntimeError, match="shapes differ"):
         next(stream)
+
+
+def test_a_case_that_could_not_be_read_for_a_while_costs_no_batch(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = [next(stream) for stream in [_batches(site)] for _ in range(4)]
+    stream = _batches(site)
+    found = [next(stream)]
+    draw = Patches.draw
+
+    def broken(self: Patches, prepared: Prepared, generator: torch.Generator) -> Prepared:
+        torch.rand(3, generator=generator)
+        raise UnreadableError("a drive is away")
+
+    monkeypatch.setattr(Patches, "draw", broken)
+    for _ in range(2):
+        with pytest.raises(UnreadableError):
+            next(stream)
+    monkeypatch.setattr(Patches, "draw", draw)
+    found += [next(stream) for _ in range(3)]
+    for one, other in zip(expected, found, strict=True):
+        assert all(torch.equal(values, other[name]) for name, values in one.items())
 
 
 def test_each_class_is_as_often_at_the_centre(site: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,10 +15,10 @@ import torch
 from oncofed.data import prepared as module
 from oncofed.data.cases import read_cases
 from oncofed.data.inputs import Patches
-from oncofed.data.prepared import CACHE_FOLDER, PreparedCases, plan_cache
+from oncofed.data.prepared import CACHE_FOLDER, CachePlan, PreparedCases, plan_cache
 from oncofed.data.register import Request, register
 from oncofed.data.spec import DataSpec
-from oncofed.errors import DataError
+from oncofed.errors import UnreadableError
 from oncofed.processes import SHARED_VARIABLE
 from synthetic import make_site
 
@@ -95,6 +97,7 @@ def test_each_is_prepared_when_it_is_wanted_or_a_little_before(dataset: Path, mo
     made: list[str] = []
     prepare = Patches.prepare
     monkeypatch.setattr(Patches, "prepare", lambda self, case: made.append(case.name) or prepare(self, case))
+    threads = torch.get_num_threads()
     cases = PreparedCases(train, Patches(DATA, "none", 3), CPU)
     assert made == []
     cases.ahead([2, 0])
@@ -103,11 +106,12 @@ def test_each_is_prepared_when_it_is_wanted_or_a_little_before(dataset: Path, mo
     assert sorted(made) == sorted([train[2].name, train[0].name])
     cases.ahead([3])
     cases.ahead([1])
-    assert set(cases._under_way) == {1}  # what is wanted no more is not kept
+    assert set(cases._ahead._under_way) | set(cases._ahead._wanted) == {1}  # what is wanted no more is not kept
     for number in range(len(cases)):
         assert cases[number]
     assert made.count(train[1].name) == 1
-    assert cases._pool is None
+    assert cases._ahead._pool is None
+    assert torch.get_num_threads() == threads
 
 
 def test_a_case_that_cannot_be_read_is_told_when_it_is_wanted(dataset: Path) -> None:
@@ -116,8 +120,82 @@ def test_a_case_that_cannot_be_read_is_told_when_it_is_wanted(dataset: Path) -> 
     cases = PreparedCases(train, Patches(DATA, "none", 3), CPU)
     cases.ahead(range(4))
     assert cases[0]
-    with pytest.raises(DataError, match="empty"):
+    with pytest.raises(UnreadableError, match="empty"):
         assert cases[1]
+
+
+def test_a_process_that_ends_waits_for_no_more_than_its_threads_do(dataset: Path) -> None:
+    program = """
+import sys, time
+import torch
+from pathlib import Path
+from oncofed.data.cases import read_cases
+from oncofed.data.inputs import Patches
+from oncofed.data.prepared import PreparedCases
+from oncofed.data.spec import DataSpec
+
+class Slow(Patches):
+    def prepare(self, case):
+        print(case.name, flush=True)
+        time.sleep(1)
+        return super().prepare(case)
+
+data = DataSpec(dataset="balls", patch=(16, 16, 16))
+train = read_cases(Path(sys.argv[1]), data.split, 1).train
+cases = PreparedCases(train * 1, Slow(data, "none", 3), torch.device("cpu"))
+cases.ahead(range(len(train)))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(dataset)], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert len(done.stdout.split()) == 2  # of four
+    assert done.stderr == ""
+
+
+def test_what_is_held_in_memory_leaves_no_file_open_and_what_is_on_disk_takes_none(dataset: Path) -> None:
+    def mapped() -> int:
+        return Path("/proc/self/maps").read_text().count(CACHE_FOLDER)
+
+    before = mapped()
+    held = _prepare(dataset)
+    again = _prepare(dataset)
+    assert mapped() == before
+    on_disk = _prepare(dataset, DATA.model_copy(update={"cache": "disk"}))
+    kept = [on_disk[number] for number in range(len(on_disk))]
+    assert mapped() == before + len(kept)
+    assert torch.equal(kept[0]["image"], held[0]["image"])
+    assert torch.equal(again[0]["image"], held[0]["image"])
+
+
+def test_what_is_promised_shrinks_as_cases_come(dataset: Path) -> None:
+    cases = PreparedCases(read_cases(dataset, DATA.split, 1).train, Patches(DATA, "none", 3), CPU)
+    assert cases.promised == cases.plan.bytes
+    assert cases[0]
+    assert cases.promised == 3 * (cases.plan.bytes or 0) // 4
+    promised = 10**15
+    assert plan_cache(cases._cases, Patches(DATA, "none", 3), CPU, promised).held == "memory"  # nor is there a disk
+    assert plan_cache(cases._cases, Patches(DATA, "none", 3), CPU, promised).folder is None
+
+
+def test_a_gpu_that_has_no_room_any_more_leaves_cases_in_memory(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    train = read_cases(dataset, DATA.split, 1).train
+    gpu, to = torch.device("meta"), torch.Tensor.to
+    cases = PreparedCases(train, Patches(DATA, "none", 3), gpu, plan=CachePlan(1, "gpu", None, ""))
+    assert cases[0]["image"].is_meta
+
+    def full(self: torch.Tensor, *arguments: object, **more: object) -> torch.Tensor:
+        if gpu in arguments:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return to(self, *arguments, **more)
+
+    monkeypatch.setattr(torch.Tensor, "to", full)
+    assert cases[1]
+    assert cases[2]
+    assert cases.plan.held == "memory"
+    assert len(caplog.records) == 1
+    assert "room for 1 of 4" in caplog.text
 
 
 def test_its_size_is_told_before_and_what_does_not_fit_goes_elsewhere(

@@ -15,6 +15,7 @@ from oncofed.data.cases import Case, Cases, usable_cases
 from oncofed.data.inputs import WholeImages
 from oncofed.data.register import Request, register
 from oncofed.data.spec import DataSpec, SplitSpec
+from oncofed.errors import TrainingError
 from oncofed.models import ModelSpec
 from oncofed.tasks import Classification, ClassificationSpec
 from oncofed.training import Plan, Trainer
@@ -86,7 +87,7 @@ def test_a_batch_that_does_not_fit_is_scored_in_halves(cases: Cases, most: int) 
 
 
 def test_an_image_that_alone_does_not_fit_is_an_error(cases: Cases) -> None:
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(TrainingError, match="one case alone"):
         _task().evaluate(_Counting(0), cases.validation, CPU)
 
 

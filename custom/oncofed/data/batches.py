@@ -93,7 +93,12 @@ class Batches(Iterator[Batch]):
         """
         before = self._state()
         for place in (self._changes_on, self._changes_on, torch.device("cpu")):
-            batch = self._tried(place)
+            try:
+                batch = self._tried(place)
+            except BaseException:
+                # Whoever draws again, because a file could not be read for a while, is to have this batch.
+                self._go_back(before)
+                raise
             if batch is not None:
                 if place != self._changes_on:
                     _LOG.warning("the GPU's memory is full: batches are changed on the CPU from now on, more slowly")
@@ -126,6 +131,9 @@ class Batches(Iterator[Batch]):
         if place.type == "cpu":
             there = [{name: values.cpu() for name, values in drawn.items()} for drawn in parts]
             return self._to_gpu(self._input.change(self._input.together(there), self._generator))
+        if len({values.is_cuda for drawn in parts for values in drawn.values()}) > 1:
+            # The GPU holds some of the cases and had no room for others.
+            parts = [self._to_gpu(drawn) for drawn in parts]
         return self._input.change(self._to_gpu(self._input.together(parts)), self._generator)
 
     def _to_gpu(self, batch: Batch) -> Batch:

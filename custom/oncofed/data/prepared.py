@@ -8,11 +8,14 @@ all: a process that is killed leaves nothing broken behind.
 from __future__ import annotations
 
 import hashlib
+import logging
 import shutil
 import tempfile
+import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -24,8 +27,11 @@ from torch.utils.data import Dataset
 from oncofed.data import facts
 from oncofed.data.cases import Case
 from oncofed.data.inputs import Preparation, Prepared
-from oncofed.errors import DataError
+from oncofed.devices import free_memory, is_out_of_memory
+from oncofed.errors import DataError, UnreadableError
 from oncofed.processes import sharing_processes
+
+_LOG = logging.getLogger(__name__)
 
 CACHE_FOLDER = ".prepared"
 # What a cache may take of the memory or disk that is free; of a GPU's memory, which the training itself needs, less.
@@ -107,7 +113,7 @@ class PreparedCases(Dataset[Prepared]):
         plan: where they are held; None: as ``plan_cache`` finds.
 
     Raises:
-        DataError: a case that could be read at first cannot be read any more; raised where it is wanted.
+        UnreadableError: a case that could be read at first cannot be read now; raised where it is wanted.
     """
 
     def __init__(
@@ -125,10 +131,9 @@ class PreparedCases(Dataset[Prepared]):
         self._how = how
         self._held: list[Prepared | None] = [None] * len(self._cases)
         self._missing = len(self._cases)
-        self._under_way: dict[int, Future[Prepared]] = {}
-        self._pool: ThreadPoolExecutor | None = None
+        self._ahead = _Ahead(self._prepared)
         if how.costly:
-            every = prepare_all(self._cases, how, self.plan.folder is not None)
+            every = prepare_all(self._cases, how, self.plan.folder is not None, self._on_disk)
             for done, (number, prepared) in enumerate(every, start=1):
                 self._keep(number, prepared)
                 if progress:
@@ -144,8 +149,14 @@ class PreparedCases(Dataset[Prepared]):
         held = self._held[index]
         if held is not None:
             return held
-        under_way = self._under_way.pop(index, None)
-        return self._keep(index, under_way.result() if under_way else self._prepared(index))
+        return self._keep(index, self._ahead.take(index))
+
+    @property
+    def promised(self) -> int:
+        """Bytes of memory that the cases which are still to be prepared will take."""
+        if self.plan.held != "memory" or not self._cases:
+            return 0
+        return (self.plan.bytes or 0) * self._missing // len(self._cases)
 
     def of(self, case: Case) -> Prepared:
         """Return what was prepared of a case."""
@@ -157,41 +168,127 @@ class PreparedCases(Dataset[Prepared]):
         Args:
             indices: of those cases, in the order in which they are wanted. Each takes memory until it is.
         """
-        if not self._missing:
-            return
-        for stale in self._under_way.keys() - set(indices):
-            self._under_way.pop(stale).cancel()
-        for index in indices:
-            if self._held[index] is None and index not in self._under_way:
-                self._pool = self._pool or ThreadPoolExecutor(_threads(self._how.size(self._cases[index])), "prepare")
-                self._under_way[index] = self._pool.submit(self._prepared, index)
+        if self._missing:
+            wanted = [index for index in indices if self._held[index] is None]
+            self._ahead.want(wanted, _threads(self._how.size(self._cases[wanted[0]])) if wanted else 0)
 
     def ahead_of(self, cases: Sequence[Case]) -> None:
         """Do as ``ahead`` for cases instead of their indices."""
         self.ahead([self._numbers[case] for case in cases])
 
+    def close(self) -> None:
+        """Have no more cases prepared ahead; those that are held stay."""
+        self._ahead.close()
+
+    @property
+    def _on_disk(self) -> bool:
+        return self.plan.held == "disk"
+
     def _prepared(self, index: int) -> Prepared:
         case = self._cases[index]
         try:
-            return prepare_one(case, self._how, self.plan.folder is not None)
+            return prepare_one(case, self._how, self.plan.folder is not None, self._on_disk)
         except Exception as error:  # MONAI wraps what a reader raises
             cause = error.__cause__ or error
             if not isinstance(cause, (DataError, OSError, MemoryError)):
                 raise
-            raise DataError(f"{case.name}: {facts.reason_of(cause)}; it could be read when the job began") from None
+            raise UnreadableError(
+                f"{case.name}: {facts.reason_of(cause)}; it could be read when the job began"
+            ) from None
 
     def _keep(self, index: int, prepared: Prepared) -> Prepared:
-        if self.plan.held == "disk":
+        if self._on_disk:
             return prepared
         if self.plan.held == "gpu":
-            # What is only looked up on the way to a patch stays where looking it up does not make the GPU wait.
-            prepared = {k: v if k.startswith("centres.") else v.to(self._device) for k, v in prepared.items()}
+            prepared = self._placed(prepared)
         self._held[index] = prepared
         self._missing -= 1
-        if not self._missing and self._pool:
-            self._pool.shutdown(wait=False)
-            self._pool = None
+        if not self._missing:
+            self.close()
         return prepared
+
+    def _placed(self, prepared: Prepared) -> Prepared:
+        """Return a case on the GPU, or as it is where that has no room any more, as from then on."""
+        try:
+            # What is only looked up on the way to a patch stays where looking it up does not make the GPU wait.
+            return {k: v if k.startswith("centres.") else v.to(self._device) for k, v in prepared.items()}
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        free_memory()
+        held = sum(one is not None for one in self._held)
+        _LOG.warning("the GPU has room for %d of %d prepared cases: the others are held in memory", held, len(self))
+        self.plan = replace(self.plan, held="memory")
+        return prepared
+
+
+class _Ahead:
+    """Prepares cases by threads before they are wanted.
+
+    Only as many are given to threads as there are of them: the process ends, or turns to others, once those are done.
+
+    Args:
+        prepare: what a case's number becomes.
+    """
+
+    def __init__(self, prepare: Callable[[int], Prepared]) -> None:
+        self._prepare = prepare
+        self._lock = threading.RLock()
+        self._wanted: deque[int] = deque()
+        self._under_way: dict[int, Future[Prepared]] = {}
+        self._pool: ThreadPoolExecutor | None = None
+        self._threads = self._busy = 0
+
+    def want(self, indices: Sequence[int], threads: int) -> None:
+        """Prepare these cases next, and drop what is under way of others.
+
+        Args:
+            indices: of cases, in order.
+            threads: that prepare.
+        """
+        with self._lock:
+            for stale in self._under_way.keys() - set(indices):
+                self._under_way.pop(stale).cancel()
+            self._wanted = deque(index for index in indices if index not in self._under_way)
+            if self._wanted and self._pool is None:
+                # Each case is one thread's: as many as there are would each call up as many again.
+                self._pool = ThreadPoolExecutor(threads, "prepare", torch.set_num_threads, (1,))
+                self._threads = threads
+        self._start()
+
+    def take(self, index: int) -> Prepared:
+        """Return a case: when a thread is done with it, or prepared by the caller where none has begun."""
+        with self._lock:
+            future = self._under_way.pop(index, None)
+            if future is None and index in self._wanted:
+                self._wanted.remove(index)
+        return future.result() if future else self._prepare(index)
+
+    def close(self) -> None:
+        """Begin nothing more."""
+        with self._lock:
+            self._wanted.clear()
+            self._under_way.clear()
+            if self._pool:
+                self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = None
+
+    def _start(self) -> None:
+        with self._lock:
+            while self._pool and self._wanted and self._busy < self._threads:
+                index = self._wanted.popleft()
+                try:
+                    future = self._pool.submit(self._prepare, index)
+                except RuntimeError:  # the process ends
+                    return
+                self._busy += 1
+                self._under_way[index] = future
+                future.add_done_callback(self._done)
+
+    def _done(self, _: Future[Prepared]) -> None:
+        with self._lock:
+            self._busy -= 1
+        self._start()
 
 
 def passing(cases: Sequence[Case]) -> CachePlan:
@@ -199,19 +296,23 @@ def passing(cases: Sequence[Case]) -> CachePlan:
     return CachePlan(None, "disk", None, f"{len(cases)} prepared cases, not kept")
 
 
-def prepare_all(cases: Sequence[Case], how: Preparation, keep: bool = True) -> Iterator[tuple[int, Prepared]]:
+def prepare_all(
+    cases: Sequence[Case], how: Preparation, keep: bool = True, mapped: bool = False
+) -> Iterator[tuple[int, Prepared]]:
     """Yield each case's number with what was prepared of it, those on disk first.
 
     Args:
         cases: to prepare.
         how: they are prepared.
         keep: on disk, for the next time.
+        mapped: what is kept is left in its file, whose pages the system drops where memory is short. A process may map
+            some ten thousand files.
     """
     settings = how.settings
     missing = []
     for number, case in enumerate(cases):
         path = _path(case, settings) if keep else None
-        found = _read(path) if path else None
+        found = _read(path, mapped) if path else None
         if found is None:
             missing.append((number, path))
         else:
@@ -222,12 +323,12 @@ def prepare_all(cases: Sequence[Case], how: Preparation, keep: bool = True) -> I
         number, path = missing[index]
         if path:
             _write(path, prepared)
-        yield number, prepared
+        yield number, (_read(path, mapped) if path and mapped else None) or prepared
 
 
-def prepare_one(case: Case, how: Preparation, keep: bool = True) -> Prepared:
+def prepare_one(case: Case, how: Preparation, keep: bool = True, mapped: bool = False) -> Prepared:
     """Return what was or is now prepared of one case; see ``prepare_all``."""
-    return next(prepare_all([case], how, keep))[1]
+    return next(prepare_all([case], how, keep, mapped))[1]
 
 
 def _threads(size: int | None) -> int:
@@ -254,11 +355,12 @@ def _estimate(cases: Sequence[Case], how: Preparation) -> int | None:
     return sum(known) if len(known) == len(sizes) else None
 
 
-def _read(path: Path) -> Prepared | None:
+def _read(path: Path, mapped: bool) -> Prepared | None:
     if not path.is_file():
         return None
     try:
-        return dict(load_file(path))
+        found = load_file(path)
+        return dict(found) if mapped else {name: values.clone() for name, values in found.items()}
     except (SafetensorError, OSError):
         path.unlink(missing_ok=True)
         return None

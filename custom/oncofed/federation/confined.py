@@ -30,7 +30,16 @@ import oncofed.errors
 from oncofed.code.load import load_pack
 from oncofed.code.pack import Pack, read_pack
 from oncofed.devices import training_device
-from oncofed.errors import DataError, OncofedError, PolicyError, SpecError, StateError, TrainingError, one_line
+from oncofed.errors import (
+    DataError,
+    OncofedError,
+    PolicyError,
+    SpecError,
+    StateError,
+    TrainingError,
+    UnreadableError,
+    one_line,
+)
 from oncofed.federation.confined_process import DONE, FAILED, failure, receive, send
 from oncofed.federation.sharing import give_gpu_memory_back
 from oncofed.federation.spec import FederationPlan
@@ -52,7 +61,7 @@ _ERRORS = 2  # the file descriptor: what the process prints goes to the log of t
 _ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TZ", "PYTHONPATH", "LD_LIBRARY_PATH", "OMP_NUM_THREADS", SHARED_VARIABLE)
 _ENVIRONMENT_PREFIXES = ("CUDA_", "NVIDIA_", "MKL_", "TORCH_")
 # Whose words the executor keeps at the site.
-_OF_THE_SITE: dict[str, type[OncofedError]] = {"DataError": DataError, "StateError": StateError}
+_OF_THE_SITE: dict[str, type[OncofedError]] = {kind.__name__: kind for kind in (DataError, UnreadableError, StateError)}
 
 
 class ConfinedTurns:

@@ -29,6 +29,7 @@ from oncofed.errors import (
     SpecError,
     StateError,
     TrainingError,
+    UnreadableError,
 )
 from oncofed.federation import exchange
 from oncofed.federation.confined import ConfinedTurns
@@ -141,6 +142,9 @@ class SiteExecutor(Executor):
             return exchange.refusal(str(error))
         except DataError as error:
             self.log_error(fl_ctx, str(error), fire_event=False)
+            if isinstance(error, UnreadableError):
+                reason = "it cannot read a file that it could read before; the site's own log names it"
+                return exchange.refusal(reason, passing=True)
             return exchange.refusal("its data did not pass the checks; the site's own log names the cases")
         except PolicyError as error:
             self.log_error(fl_ctx, str(error), fire_event=False)

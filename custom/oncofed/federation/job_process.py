@@ -364,6 +364,8 @@ def _import_all() -> str:
 
     register_tensors()
     learn_of_parent()
+    if not spoilt and cuda_is_initialised():
+        spoilt = _what_initialised_cuda("oncofed.federation.exchange")
     gc.freeze()
     gc.enable()
     return spoilt

@@ -193,12 +193,14 @@ class OwnTurns:
         if isinstance(self._federation.strategy, DittoSpec):
             kept = place.state / _PERSONAL_FILE
             self._personal = Trainer(plan, usable.cases, place.site, trainer.device, kept)
+            self._held.callback(self._personal.close)
             self._held.callback(self._personal.settle)
             self._personal.correction = Proximal(self._federation.strategy.mu)
         most = self._federation.evaluation.most_cases
         self._validation_cases = sample_cases(usable.cases.validation, most, plan.seed)
         if len(self._validation_cases) < len(usable.cases.validation):
-            note = f"each round is scored on {most} of {len(usable.cases.validation)} validation cases"
+            drawn, there = len(self._validation_cases), len(usable.cases.validation)
+            note = f"each round is scored on {drawn} of {there} validation cases"
             self._tell.note(f"{note} (evaluation.most_cases)", logging.INFO)
         self._fixed = self._weights_that_stay(trainer)
         self._recall()

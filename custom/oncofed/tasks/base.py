@@ -20,6 +20,7 @@ from oncofed.data.prepared import PreparedCases, passing, prepare_one
 from oncofed.data.spec import DataSpec
 from oncofed.data.vocabulary import LabelKind
 from oncofed.devices import free_memory, is_out_of_memory
+from oncofed.errors import TrainingError
 from oncofed.models.networks import Kind
 from oncofed.tasks.pictures import Picture
 
@@ -210,8 +211,13 @@ def _assess_within_memory(assess: Callable[[Sequence[Case]], list[Outcome]], cas
     try:
         return assess(cases)
     except RuntimeError as error:
-        if len(cases) == 1 or not is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
+        if len(cases) == 1:
+            raise TrainingError(
+                "one case alone does not fit into memory while it is scored. Free the GPU of other programs "
+                "(nvidia-smi), or make data.patch smaller"
+            ) from None
     # Out of the except block: the error's traceback holds what the failed pass had in memory.
     free_memory()
     middle = len(cases) // 2

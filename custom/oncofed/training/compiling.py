@@ -126,13 +126,12 @@ def use_cache(folder: Path | None) -> bool:
     set_by = os.environ.get(CACHE_VARIABLE, "")
     # PyTorch itself sets it to that as soon as a module of the compiler's is imported.
     if not set_by or set_by.startswith(str(Path(tempfile.gettempdir()) / "torchinductor_")):
-        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        base = caches / "oncofed" if folder is None else folder
-        cache = base.absolute() / "compiled"
         try:
+            base = folder or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "oncofed"
+            cache = base.absolute() / "compiled"
             cache.mkdir(mode=0o700, parents=True, exist_ok=True)
             found = cache.lstat()
-        except OSError:
+        except (OSError, RuntimeError):  # a user without a home is the second
             return False
         if cache.is_symlink() or found.st_uid != os.getuid() or found.st_mode & 0o077:
             _LOG.warning("%s is not this user's alone (mode 700): compiled kernels are not kept", cache)

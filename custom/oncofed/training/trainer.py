@@ -125,8 +125,8 @@ class Trainer:
         self._batch_size = plan.training.batch_size // (group.size if group else 1)
         self._micro = min(plan.training.micro_batch or self._batch_size, self._batch_size)
         self._batches: Batches | None = None
+        self._training: PreparedCases | None = None
         self._validation: PreparedCases | None = None
-        self._promised = 0  # bytes that the cache of the training cases will take
         self.correction: Correction | None = None
         self._writer = CheckpointWriter(checkpoint, self.device.type == "cuda") if checkpoint else None
         self.not_kept: str | None = None
@@ -156,7 +156,7 @@ class Trainer:
             if self._group and self._group.rank == 0:
                 self._group.order_preparing(self.steps_done)
             prepared = PreparedCases(self.cases.train, self.input, self.device, progress)
-            self._promised = prepared.plan.bytes or 0
+            self._training = prepared
             rank = self._group.rank if self._group else 0
             # The others of a group begin anew where the first one goes on: they draw what they have not drawn before.
             seed = self._seed if rank == 0 else _site_seed(self._seed, f"{rank} {self.steps_done}")
@@ -267,18 +267,28 @@ class Trainer:
         """Score the network on ``cases``; see ``Task.evaluate``. Validation cases are held prepared from then on."""
         torch.cuda.empty_cache()  # scoring takes other, larger pieces than training left there
         overwrite(self._activations, True)
-        held = None
-        if cases and set(cases) <= set(self.cases.validation):
-            held = self._prepared_validation(progress)
+        held = self._validation_of(cases, progress)
         return self.task.evaluate(self.network, cases, self.device, detailed, should_stop, held, progress)
 
-    def _prepared_validation(self, progress: Callable[[int, int], None] | None) -> PreparedCases | None:
+    def _validation_of(
+        self, cases: tuple[Case, ...], progress: Callable[[int, int], None] | None
+    ) -> PreparedCases | None:
+        """Return validation cases as they are held; None for others, and for those that were not asked for at first."""
         how = self.task.scoring_preparation()
-        if self._validation is None and how:
-            cases, memory = self.cases.validation, torch.device("cpu")
-            plan = plan_cache(cases, how, memory, self._promised)
+        if not how or not cases or not set(cases) <= set(self.cases.validation):
+            return None
+        if self._validation is None:
+            memory = torch.device("cpu")
+            plan = plan_cache(cases, how, memory, self._training.promised if self._training else 0)
             self._validation = PreparedCases(cases, how, memory, progress, plan)
-        return self._validation
+        return self._validation if all(case in self._validation for case in cases) else None
+
+    def close(self) -> None:
+        """Wait for the last checkpoint, and have nothing more read ahead."""
+        self.settle()
+        for prepared in (self._training, self._validation):
+            if prepared:
+                prepared.close()
 
     def settle(self) -> None:
         """Wait until the last checkpoint is on disk; ``not_kept`` says why it is not."""
@@ -478,14 +488,14 @@ def start_trainer(
     with contextlib.ExitStack() as left:
         if plan.resources.gpus == 1:
             trainer = Trainer(plan, cases, site, training_device(devices), checkpoint)
-            left.callback(trainer.settle)
+            left.callback(trainer.close)
             yield trainer
             return
         followers = Followers(_Following(plan, cases, site), plan.resources.gpus, devices or "cuda")
         left.callback(followers.close)
         try:
             trainer = Trainer(plan, cases, site, followers.group.device, checkpoint, followers.group)
-            left.callback(trainer.settle)
+            left.callback(trainer.close)
             yield trainer
         except (RuntimeError, TrainingError):
             followers.require_alive()
