@@ -30,6 +30,7 @@ from oncofed.federation.turns import OwnTurns
 from oncofed.job.spec import JobSpec
 from oncofed.models.weights import Weights, norm_names
 from oncofed.training import Trainer
+from synthetic import make_site
 
 
 class _Context(FLContext):
@@ -244,6 +245,49 @@ def test_no_name_or_path_leaves_with_an_error(spec: JobSpec, local: Path, two_si
         exchange.refusal_reason(_do(_executor(spec.changed({"data": {"max_bad_share": 0.5}})), "prepare", local))
         is None
     )
+
+
+def test_a_file_that_cannot_be_read_in_the_middle_may_pass(
+    spec: JobSpec, local: Path, two_sites: dict[str, Path]
+) -> None:
+    executor = _executor(spec)
+    _do(executor, "prepare", local)
+    message = exchange.weights_message(_trainer(executor).weights(), 1)
+    image = _trainer(executor).cases.train[0].image
+    away = image.rename(image.with_suffix(".away"))
+    reply = _do(executor, "train", local, message)
+    reason = "it cannot read a file that it could read before; the site's own log names it"
+    assert exchange.refusal_reason(reply) == reason
+    assert exchange.may_pass(reply)
+    assert image.name not in repr(dict(reply))
+    away.rename(image)
+    again = _do(executor, "train", local, message)
+    whole = _executor(spec)
+    _do(whole, "prepare", local)
+    expected = _do(whole, "train", local, message)
+    one, other = (exchange.read_update_message(reply)[0] for reply in (again, expected))
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_a_round_looks_at_no_more_validation_cases_than_the_job_says(
+    spec: JobSpec, local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = make_site(tmp_path / "many", 18)
+    (local / DATASETS_FILE).write_text(json.dumps({"west": {"balls": str(many)}}))
+    split = {"validation": 0.5, "test": 0.1}
+    executor = _executor(spec.changed({"evaluation": {"most_cases": 5}, "data": {"split": split}}))
+    _do(executor, "prepare", local)
+    trainer, looked = _trainer(executor), []
+    assert len(trainer.cases.validation) > 5
+    evaluate = trainer.evaluate
+    monkeypatch.setattr(trainer, "evaluate", lambda cases, *more: looked.append(cases) or evaluate(cases, *more))
+    message = exchange.weights_message(trainer.weights(), 1)
+    numbers = exchange.read_update_message(_do(executor, "train", local, message))[3]
+    assert numbers["evaluation"]["cases"] == 5
+    _do(executor, "train", local, exchange.weights_message(trainer.weights(), 2))
+    assert looked[0] == looked[1]  # the same in each round
+    _do(executor, "validate", local, exchange.weights_message(trainer.weights(), 2, split="test"))
+    assert looked[2] == trainer.cases.test
 
 
 @pytest.mark.parametrize("content", ["{}", "{", '{"west": {"other": "/data"}}', '{"east": {"balls": "/data"}}'])

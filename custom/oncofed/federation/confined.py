@@ -256,7 +256,7 @@ def be_confined(orders: socket.socket, facts: dict[str, Any], content: bytes) ->
     try:
         plan = Plan.model_validate(facts["plan"])
         federation = FederationPlan.model_validate(facts["federation"])
-        # CUDA makes a socket as it begins, and none later.
+        # CUDA makes a socket as it begins, and by what is known of it none later.
         training_device()
         restrict_calls()
         pack = read_pack(content, "the job's pack")

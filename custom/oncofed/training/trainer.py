@@ -60,7 +60,8 @@ class Trainer:
 
     Attributes:
         steps_done: optimizer steps since the start of the run.
-        unfinished: the turn in which an earlier process ended, as the checkpoint has it; ``train`` can go on with it.
+        unfinished: the turn in which an earlier process ended, as the checkpoint has it, or which failed; ``train`` can
+            go on with it.
         not_kept: why the checkpoint could not be written last time; None where it was.
 
     Example:
@@ -213,6 +214,8 @@ class Trainer:
             loss = self.take_turn(steps, on_step, should_stop)
             self._keep()
         except BaseException:
+            # Whoever orders this turn again, because what failed may have passed, goes on with it.
+            self.unfinished, self._restored_turn = turn, dict(self.correction.turn) if self.correction else {}
             self.settle()
             raise
         if wait:
