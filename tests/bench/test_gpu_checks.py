@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -140,6 +141,24 @@ def test_what_holds_on_a_cpu_is_walked_and_confirms_nothing(tmp_path: Path) -> N
     assert "walked      precision" in told
     assert "REFUTED     restart" in told
     assert "CONFIRMED" not in file.read_text() + told
+
+
+def test_a_network_of_ours_that_tells_of_what_has_no_deterministic_form_refutes_that_it_repeats(tmp_path: Path) -> None:
+    class Telling:
+        def train(self, steps: int) -> None:
+            logging.getLogger("oncofed.training.determinism").warning("training.deterministic: there is no form of x")
+
+        def weights(self) -> dict[str, torch.Tensor]:
+            return {"w": torch.ones(2)}
+
+    file = tmp_path / "lines"
+    append(file, _HEADER)
+    context = Context(torch.device("cpu"), tmp_path, Report(file, "determinism", "cuda"))
+    determinism._twice(context, "densenet121", Telling, "densenet121")  # type: ignore[arg-type]
+    [line] = read_run(file).lines
+    assert (line.verdict, line.numbers["differing"]) == ("REFUTED", [])
+    assert line.numbers["told"] == "training.deterministic: there is no form of x"
+    assert not determinism.MAY_ALERT.intersection(network for network, _, _ in determinism.NETWORKS)
 
 
 def test_infinite_numbers_are_kept_as_words(tmp_path: Path) -> None:
