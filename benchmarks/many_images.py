@@ -8,6 +8,7 @@ themselves take: as many batches that never change, forward and backward, in as 
 from __future__ import annotations
 
 import multiprocessing
+import re
 import signal
 import subprocess
 import sys
@@ -36,6 +37,8 @@ _CLASSES = ("abdomen", "breast", "chest", "hand", "head", "hip")
 _SIDE = 64
 _TARGET_SECONDS, _TARGET_PROGRESS_SECONDS = 90.0, 10.0
 _LONGEST_SECONDS = 1800.0
+# What a line holds that tells how far something is, a number of images or of steps; a path may have such digits too.
+_PROGRESS = re.compile(r"(?<![\w./-])\d+/\d+(?![\w/])|\bstep \d+")
 
 
 def run(bench: Bench) -> None:
@@ -144,13 +147,20 @@ def run_until_first_round(spec: JobSpec, sites: dict[str, Path], folder: Path) -
     with (folder / "printed.txt").open("wb") as printed:
         process = subprocess.Popen(command, stdout=printed, stderr=subprocess.STDOUT)
         try:
-            told = _wait(process, lambda: (folder / "printed.txt").stat().st_size > 0) - begun
+            told = (
+                _wait(process, lambda: tells_progress((folder / "printed.txt").read_text("utf-8", "replace"))) - begun
+            )
             events = EventReader(folder / "out/federation/simulator/server/oncofed/simulate_job" / EVENTS_FILE)
             done = _wait(process, lambda: any(event["kind"] == "round" for event in events.read())) - begun
         finally:
             process.send_signal(signal.SIGINT)
             process.wait()
     return told, done
+
+
+def tells_progress(printed: str) -> bool:
+    """Return whether a finished line of what a command printed says how far something is."""
+    return any(_PROGRESS.search(line) for line in printed.split("\n")[:-1])
 
 
 def _wait(process: subprocess.Popen[bytes], condition: Callable[[], bool]) -> float:

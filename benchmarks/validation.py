@@ -10,6 +10,8 @@ Processor time is that of a round's validation, which finds Dice alone, less tha
 them to the network.
 Memory is what scoring allocates beside the image and the network's own needs, as torch's dispatcher sees it; on the
 device "meta", where nothing is computed.
+Both are measured with the network on the grid of the label's file, and again on a coarser one (``data.spacing``), from
+which each class' probabilities are brought to the file's.
 """
 
 from __future__ import annotations
@@ -34,13 +36,13 @@ from oncofed.data.cases import Case
 from oncofed.data.prepared import CachePlan, PreparedCases
 from oncofed.data.spec import DataSpec
 from oncofed.tasks import Evaluation, Segmentation, SegmentationSpec
-from oncofed.tasks.grids import FileGrid
-from oncofed.tasks.windows import Windows
 from peak import TensorPeak
 
 _OVERLAP = 0.25
 _WINDOW_HU = (-160.0, 240.0)
 _CLASSES = {1: "organ"}
+_VOXEL, _SPACING = (0.8, 0.8, 2.5), (1.5, 1.5, 3.0)  # mm, of the files and of the coarser grid
+_GRID, _SAME, _COARSER = "network's grid", "that of the label's file", f"{'×'.join(map(str, _SPACING))} mm"
 _CPU = torch.device("cpu")
 
 
@@ -64,12 +66,10 @@ def _case(bench: Bench) -> None:
 
     ours, theirs = scored(True), _monai(case, network, patch, bench.device)
     _require_equal(ours, theirs)
-    windows = math.prod(
-        math.ceil(max(n - p, 0) / int(p * (1 - _OVERLAP))) + 1 for n, p in zip(shape, patch, strict=True)
-    )
+    windows = _count(shape, patch)
     alone = _alone(network, patch, windows, bench.device)
     name = f"case of {'×'.join(map(str, shape))}, two classes"
-    settings: Settings = {"patch": patch[0], "windows": windows, "overlap": _OVERLAP}
+    settings: Settings = {"patch": patch[0], "windows": windows, "overlap": _OVERLAP, _GRID: _SAME}
     bench.race(
         f"{name}, all figures",
         {
@@ -91,6 +91,36 @@ def _case(bench: Bench) -> None:
             settings,
             target=Target(of="value", value=0.15) if what == "scored" else None,
         )
+    _coarser(bench, case, name, network, shape, data)
+
+
+def _coarser(bench: Bench, case: Case, name: str, network: nn.Module, shape: tuple[int, ...], data: DataSpec) -> None:
+    """Measure the same case where the network sees it on a coarser grid than that of its label's file."""
+    data = data.model_copy(update={"spacing": _SPACING})
+    task = Segmentation(SegmentationSpec(classes=_CLASSES, overlap=_OVERLAP), data)
+    held = PreparedCases([case], task.scoring_preparation(), _CPU, plan=CachePlan(None, "memory", None, "held"))
+    windows = _count(_coarse(shape), data.patch)
+    alone = _alone(network, data.patch, windows, bench.device)
+
+    def scored() -> Evaluation:
+        return task.evaluate(network, [case], bench.device, False, held=held)
+
+    scored()
+    samples = [_cpu_seconds(scored) - _cpu_seconds(alone) for _ in range(bench.times())]
+    settings: Settings = {"patch": data.patch[0], "windows": windows, "overlap": _OVERLAP, _GRID: _COARSER}
+    bench.measured(f"{name}, scored on a coarser grid, beyond the network", samples, "CPU-s", "lower", settings)
+
+
+def _coarse(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of the coarser grid."""
+    return tuple(
+        round((side - 1) * voxel / other) + 1 for side, voxel, other in zip(shape, _VOXEL, _SPACING, strict=True)
+    )
+
+
+def _count(shape: tuple[int, ...], patch: tuple[int, ...]) -> int:
+    """Return how many windows cover an image."""
+    return math.prod(math.ceil(max(n - p, 0) / int(p * (1 - _OVERLAP))) + 1 for n, p in zip(shape, patch, strict=True))
 
 
 def _written(folder: Path, shape: tuple[int, ...]) -> Case:
@@ -99,7 +129,7 @@ def _written(folder: Path, shape: tuple[int, ...]) -> Case:
     label = ((grid[0] + 0.2) ** 2 / 0.12 + grid[1] ** 2 / 0.1 + grid[2] ** 2 / 0.3 < 1).astype(np.uint8)
     rng = np.random.default_rng(0)
     image = (label * 120.0 - 20 + rng.normal(0, 12, shape)).astype(np.int16)
-    affine = np.diag([-0.8, -0.8, 2.5, 1])
+    affine = np.diag([-_VOXEL[0], -_VOXEL[1], _VOXEL[2], 1])
     for name, values in (("image", image), ("label", label)):
         nib.save(nib.Nifti1Image(values, affine), folder / f"{name}.nii.gz")
     return Case("case", "case", folder / "image.nii.gz", folder / "label.nii.gz")
@@ -169,25 +199,42 @@ def _memory(bench: Bench) -> None:
     shape, patch = ((96, 96, 80), 32) if bench.quick else ((512, 512, 400), 96)
     for classes in (14, 105):
         bench.doing(f"memory of {classes} classes")
-        size = _peak(classes + 1, shape, patch)
-        slab = (classes + 1) * math.prod(sorted(shape)[:2]) * patch * 4
+        size = _peak(classes, shape, patch, shape)
+        slab = _slab(classes, shape, patch)
         name = f"{classes} classes at {'×'.join(map(str, shape))}, memory"
-        settings: Settings = {"patch": patch, "slab, GB": round(slab / 1e9, 3)}
+        settings: Settings = {"patch": patch, "slab, GB": round(slab / 1e9, 3), _GRID: _SAME}
         if classes == 14:
             target = Target(of="value", value=1.3)
             bench.measured(name, [size / slab], "slabs", "lower", settings, target=target)
         else:
             bench.measured(name, [size / 1e9], "GB", "lower", settings, target=Target(of="value", value=12))
+    classes, coarse = 14, _coarse(shape)
+    size, slab = _peak(classes, shape, patch, coarse), _slab(classes, coarse, patch)
+    name = f"{classes} classes at {'×'.join(map(str, shape))} from a coarser grid, memory"
+    coarser: Settings = {"patch": patch, "slab, GB": round(slab / 1e9, 3), _GRID: _COARSER}
+    bench.measured(name, [size / 1e9], "GB", "lower", coarser)
 
 
-def _peak(outputs: int, shape: tuple[int, ...], patch: int) -> float:
-    """Return the bytes that segmenting allocates at its highest, beside the image."""
+def _slab(classes: int, shape: tuple[int, ...], patch: int) -> int:
+    """Return the bytes of the logits of one slab."""
+    return (classes + 1) * math.prod(sorted(shape)[:2]) * patch * 4
+
+
+def _peak(classes: int, shape: tuple[int, ...], patch: int, seen: tuple[int, ...]) -> float:
+    """Return the bytes that segmenting allocates at its highest, beside the image.
+
+    Args:
+        classes: without the background.
+        shape: of the label's file.
+        patch: side of a window.
+        seen: shape of the grid on which the network sees the image.
+    """
     meta = torch.device("meta")
-    windows = Windows(DataSpec(dataset="bench", patch=(patch,) * 3), _OVERLAP, False, outputs)
-    network, image = nn.Conv3d(1, outputs, 1).to(meta), torch.empty(1, *shape, device=meta)
-    grid = FileGrid(np.eye(4), shape, np.eye(4), shape, windows.axis(shape))
+    named = {value: f"c{value}" for value in range(1, classes + 1)}
+    data = DataSpec(dataset="bench", patch=(patch,) * 3)
+    task = Segmentation(SegmentationSpec(classes=named, overlap=_OVERLAP), data)
+    network, image = nn.Conv3d(1, classes + 1, 1).to(meta), torch.empty(1, *seen, device=meta)
+    affine = np.eye(4) if seen == shape else np.diag([b / a for a, b in zip(_VOXEL, _SPACING, strict=True)] + [1])
     with torch.no_grad(), TensorPeak() as peak:
-        labels = torch.empty(1, *shape, dtype=torch.uint8, device=meta)
-        planes = windows.slabs(network, image, meta, weighed=False)
-        grid.fill(planes, labels, lambda values: values.max(0, keepdim=True).indices)
+        task._labels(network, image, torch.Size(shape), (affine, np.eye(4)), meta, False)
     return float(peak.most)

@@ -56,6 +56,15 @@ print(tried(read), in_thread(read), tried(connect), in_thread(connect))
     assert _printed(script) == [denied, denied, "worked", "worked", denied, denied, denied, denied]
 
 
+def test_calls_alone_can_be_refused_also_by_who_is_not_root() -> None:
+    script = """
+restrict_calls()
+status = Path("/proc/self/status").read_text()
+print(tried(connect), in_thread(connect), status.split("NoNewPrivs:")[1].split()[0])
+"""
+    assert _printed(script) == ["PermissionError", "PermissionError", "1"]
+
+
 @pytest.mark.skipif(sandbox._landlock_version() >= 8, reason="this kernel binds threads that are there")
 def test_where_a_thread_is_there_that_would_not_be_bound_nothing_is_confined() -> None:
     script = """

@@ -72,7 +72,10 @@ def _parser() -> argparse.ArgumentParser:
         description="Check on a GPU what oncofed's documents say of GPUs: confirmed, refuted, or a figure.",
     )
     parser.add_argument(
-        "--device", choices=("cuda", "cpu"), default="cuda", help="cpu: walk all checks, tiny, on the CPU"
+        "--device",
+        choices=("cuda", "cpu"),
+        default="cuda",
+        help="cpu: walk all checks, tiny, on the CPU, which confirms nothing",
     )
     parser.add_argument("--only", default="", metavar="NAME,...", help="these checks alone")
     parser.add_argument("--seconds", type=float, default=_SECONDS, help="end after so many (default %(default)g)")

@@ -45,7 +45,7 @@ CHECKS = (
     Check("restart", 100),
     Check("confined", 80),
     Check("step", 130),
-    Check("scoring", 80),
+    Check("scoring", 100),
     Check("rounds", 110),
     Check("memory", 40),
     Check("sharing", 50),
@@ -53,7 +53,7 @@ CHECKS = (
     Check("slides", 45),
     Check("strategies", 30),
     Check("bags", 25),
-    Check("compiling", 90),
+    Check("compiling", 150),
     Check("groups", 40),
 )
 

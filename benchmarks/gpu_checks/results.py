@@ -18,9 +18,11 @@ from oncofed.errors import OncofedError, SpecError
 
 SCHEMA = 1
 
-# FAILED is a check that ended before it could tell: it hung, it died, or it raised.
-Verdict = Literal["CONFIRMED", "REFUTED", "FAILED", "figure", "not checked"]
+# FAILED is a check that ended before it could tell: it hung, it died, or it raised. Walked is what held on
+# a CPU, which confirms nothing of GPUs.
+Verdict = Literal["CONFIRMED", "walked", "REFUTED", "FAILED", "figure", "not checked"]
 _BAD: tuple[Verdict, ...] = ("REFUTED", "FAILED")
+_GOOD: tuple[Verdict, ...] = ("CONFIRMED", "walked")
 
 
 class _Model(BaseModel):
@@ -59,9 +61,10 @@ class Run(_Model):
         found = {line.verdict for line in self.lines if line.claim == claim.name}
         if "REFUTED" in found:
             return "REFUTED"
-        if "CONFIRMED" not in found or "not checked" in found or self._has_failed(claim.check):
+        good = found.intersection(_GOOD)
+        if len(good) != 1 or "not checked" in found or self._has_failed(claim.check):
             return "not checked"
-        return "CONFIRMED"
+        return good.pop()
 
     def _has_failed(self, check: str) -> bool:
         return any(line.check == check and line.verdict == "FAILED" for line in self.lines)
@@ -73,7 +76,8 @@ class Report:
     Args:
         file: of JSON lines.
         check: whose lines these are.
-        device: "cuda" or "cpu". On a CPU a claim about a GPU gives a figure instead of a verdict.
+        device: "cuda" or "cpu". On a CPU no claim is confirmed: one that a CPU can refute is walked where it holds, and
+            any other gives a figure.
     """
 
     def __init__(self, file: Path, check: str, device: str) -> None:
@@ -84,12 +88,13 @@ class Report:
 
         Args:
             name: of a claim of this check.
-            holds: true confirms, false refutes.
+            holds: true confirms (on a CPU: walked), false refutes.
             text: what was looked at; empty: the claim itself.
             numbers: that the verdict follows from.
         """
-        verdict: Verdict = "CONFIRMED" if holds else "REFUTED"
-        if self._device == "cpu" and not self._own(name).on_cpu:
+        cpu = self._device == "cpu"
+        verdict: Verdict = "REFUTED" if not holds else "walked" if cpu else "CONFIRMED"
+        if cpu and not self._own(name).on_cpu:
             verdict = "figure"
         self._keep(name, verdict, text, numbers)
 

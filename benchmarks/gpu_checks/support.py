@@ -11,6 +11,7 @@ import torch
 from oncofed import sandbox
 from oncofed.federation import confined_process, job_process
 from oncofed.training import Trainer
+from oncofed.training.compiling import Form
 
 NOT_INITIALIZED = 3  # CUDA_ERROR_NOT_INITIALIZED, cuda.h
 
@@ -51,7 +52,18 @@ def precision_of(trainer: Trainer) -> torch.dtype:
 
 def is_compiled(trainer: Trainer) -> bool:
     """Return whether a trainer's network is compiled."""
-    return trainer._compiling.form != "eager"
+    return form_of(trainer) != "eager"
+
+
+def form_of(trainer: Trainer) -> Form:
+    """Return in which form a trainer takes its steps; not the one that it was to take where that failed."""
+    return trainer._compiling.form
+
+
+def take_steps(trainer: Trainer, form: Form) -> None:
+    """Have a trainer take its steps in a form from now on, whatever would save time."""
+    trainer._compiling.form = form
+    trainer._use(form)
 
 
 def samples_at_once(trainer: Trainer) -> int:

@@ -134,7 +134,7 @@ def restrict_files(read: Iterable[Path], write: Iterable[Path]) -> None:
             f"{others} other threads of this process would not be bound by Landlock {version}, expected none, or "
             f"Landlock {_ALL_THREADS_ABI} (Linux 7.0). Give up files before anything starts threads."
         )
-    _checked(_libc().prctl(_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
+    _forgo_new_rights()
     everything = _ALL_OF_ABI[min(version, max(_ALL_OF_ABI))]
     ruleset = _Ruleset(everything, _TCP if version >= 4 else 0, _SCOPES if version >= 6 else 0)
     size = ctypes.sizeof(_Ruleset) if version >= 6 else 16 if version >= 4 else 8
@@ -151,16 +151,24 @@ def restrict_files(read: Iterable[Path], write: Iterable[Path]) -> None:
 
 
 def restrict_calls() -> None:
-    """Refuse to all threads of this process sockets, new processes, and looking into others; after ``restrict_files``.
+    """Refuse to all threads of this process sockets, new processes, and looking into others.
+
+    Where files are given up too, ``restrict_files`` comes first.
 
     Raises:
         OSError: the kernel refused, after which the process should end.
     """
     machine = _MACHINES[platform.machine()]
+    _forgo_new_rights()
     program = b"".join(_filter(machine, os.getpid()))
     # The structure points into it.
     loaded = _Program(len(program) // 8, program)
     _checked(_syscall(machine.seccomp, _SET_MODE_FILTER, _ALL_THREADS, ctypes.byref(loaded)), "seccomp")
+
+
+def _forgo_new_rights() -> None:
+    """Let no program that is run give more rights: whoever is not root may take rights away only then."""
+    _checked(_libc().prctl(_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
 
 
 def _allow(rules: int, path: Path, what: int) -> None:

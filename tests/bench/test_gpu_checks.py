@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -17,10 +18,12 @@ import torch
 from commands import wait_for
 from gpu_checks import data, determinism
 from gpu_checks.checks import CHECKS, chosen
+from gpu_checks.claims import claim_named
 from gpu_checks.context import Context
 from gpu_checks.forks import Fork
-from gpu_checks.results import Header, Line, NoGPUError, Report, Run, append, exit_status, read_run, read_runs
+from gpu_checks.results import Header, Line, NoGPUError, Report, Run, append, exit_status, read_run, read_runs, summary
 from gpu_checks.runner import Runner
+from gpu_checks.table import status
 from oncofed.errors import SpecError
 
 _ROOT = Path(__file__).parents[2]
@@ -68,7 +71,7 @@ def test_a_check_that_dies_is_told_with_the_signal_and_keeps_its_lines(runner: R
         os.kill(os.getpid(), signal.SIGKILL)  # as the system does for want of memory
 
     before, told = _lines(runner, dies)
-    assert (before.verdict, told.verdict, told.error) == ("CONFIRMED", "FAILED", "ended by signal SIGKILL")
+    assert (before.verdict, told.verdict, told.error) == ("walked", "FAILED", "ended by signal SIGKILL")
 
 
 def test_a_check_that_ends_by_itself_or_raises_is_told(runner: Runner) -> None:
@@ -90,7 +93,7 @@ def test_what_raises_while_a_claim_is_tried_refutes_it_and_the_check_goes_on(run
         context.report.claim("restart", True, "the second job")
 
     first, second = _lines(runner, tries)
-    assert (first.verdict, second.verdict) == ("REFUTED", "CONFIRMED")
+    assert (first.verdict, second.verdict) == ("REFUTED", "walked")
     assert first.error == "RuntimeError: CUDA error: unspecified launch failure"
     assert exit_status(read_run(runner.file)) == 1
 
@@ -120,6 +123,42 @@ def test_a_cpu_decides_only_claims_that_it_can_refute(tmp_path: Path) -> None:
     assert [line.verdict for line in read_run(file).lines] == ["figure", "REFUTED", "REFUTED", "REFUTED"]
     with pytest.raises(ValueError, match="the claim halving is of the check memory, found in step"):
         Report(file, "step", "cpu").claim("halving", True)
+
+
+def test_what_holds_on_a_cpu_is_walked_and_confirms_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "cpu-lines.jsonl"
+    append(file, _HEADER.model_copy(update={"device": "cpu"}))
+    report = Report(file, "facts", "cpu")
+    report.claim("precision", True)
+    report.claim("first", True)
+    Report(file, "restart", "cpu").claim("restart", False)
+    run = read_run(file)
+    words = {line.claim: line.verdict for line in run.lines}
+    assert words == {"precision": "walked", "first": "figure", "restart": "REFUTED"}
+    assert run.verdict(claim_named("precision")) == "walked"
+    assert status(claim_named("precision"), [run]) == ("not confirmed", None)
+    told = summary(run)
+    assert "walked      precision" in told
+    assert "REFUTED     restart" in told
+    assert "CONFIRMED" not in file.read_text() + told
+
+
+def test_a_network_of_ours_that_tells_of_what_has_no_deterministic_form_refutes_that_it_repeats(tmp_path: Path) -> None:
+    class Telling:
+        def train(self, steps: int) -> None:
+            logging.getLogger("oncofed.training.determinism").warning("training.deterministic: there is no form of x")
+
+        def weights(self) -> dict[str, torch.Tensor]:
+            return {"w": torch.ones(2)}
+
+    file = tmp_path / "lines"
+    append(file, _HEADER)
+    context = Context(torch.device("cpu"), tmp_path, Report(file, "determinism", "cuda"))
+    determinism._twice(context, "densenet121", Telling, "densenet121")  # type: ignore[arg-type]
+    [line] = read_run(file).lines
+    assert (line.verdict, line.numbers["differing"]) == ("REFUTED", [])
+    assert line.numbers["told"] == "training.deterministic: there is no form of x"
+    assert not determinism.MAY_ALERT.intersection(network for network, _, _ in determinism.NETWORKS)
 
 
 def test_infinite_numbers_are_kept_as_words(tmp_path: Path) -> None:
@@ -189,7 +228,7 @@ def test_they_are_listed_and_a_wrong_name_is_refused() -> None:
 @pytest.mark.slow
 def test_ctrl_c_keeps_the_lines_and_leaves_nothing_running(tmp_path: Path) -> None:
     process = _command("--device", "cpu", "--only", "training", "--out", tmp_path)
-    wait_for(lambda: any("CONFIRMED" in file.read_text() for file in tmp_path.glob("*.jsonl")), "a line is kept")
+    wait_for(lambda: any("walked" in file.read_text() for file in tmp_path.glob("*.jsonl")), "a line is kept")
     members = psutil.Process(process.pid).children(recursive=True)
     os.kill(process.pid, signal.SIGINT)
     output, errors = process.communicate(timeout=60)

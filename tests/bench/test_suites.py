@@ -14,6 +14,7 @@ import pytest
 
 import table
 from commands import ENVIRONMENT, command, wait_for
+from many_images import tells_progress
 from oncofed.bench import suites as runner
 from oncofed.bench.results import read_run
 from oncofed.gpus import GPU
@@ -184,6 +185,23 @@ def test_a_figure_that_became_slower_ends_a_build(home, run):
     assert "slower than × 1.15: train_step: sleeping" in outcome.text
     slower.write_text(json.dumps({**content, "environment": {**content["environment"], "machine": "other"}}))
     assert run("bench", "compare", path, slower).status == 3
+
+
+@pytest.mark.parametrize(
+    ("line", "tells"),
+    [
+        ("starting FLARE's simulator with 2 sites …", False),
+        ("checking the data of north, south …", False),
+        ("round, 2 rounds of fedavg, 30 steps at each site.", False),
+        ("Lines are in /tmp/run-3/12/out.", False),
+        ("checking images of north: 4123/30000", True),
+        ("round 1/2  north: step 7; south: validating 12/64", True),
+        ("north: step 30", True),
+    ],
+)
+def test_progress_is_a_whole_line_with_a_number_of_images_or_steps(line, tells):
+    assert tells_progress(f"first\n{line}\n") == tells
+    assert not tells_progress(line)  # it may go on
 
 
 def test_the_readme_shows_the_figures_that_are_there():
