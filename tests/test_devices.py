@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from oncofed import devices
-from oncofed.devices import inference_type, training_device, why_unusable
+from oncofed.devices import inference_type, require_named_gpu, training_device, why_unusable
 from oncofed.errors import TrainingError
 from oncofed.training.plan import TrainingSpec
 from oncofed.training.trainer import _precision
@@ -52,6 +52,22 @@ def test_a_gpu_that_works_is_used(cuda: pytest.MonkeyPatch) -> None:
     assert why_unusable() is None
     assert training_device() == training_device("cuda") == _CUDA
     assert training_device("cpu") == torch.device("cpu")
+
+
+def test_a_gpu_that_is_named_is_asked_for_before_a_run_begins_without_beginning_cuda(
+    cuda: pytest.MonkeyPatch,
+) -> None:
+    cuda.setattr(torch.cuda, "init", lambda: pytest.fail("CUDA was begun"))
+    cuda.setattr(torch.cuda, "device_count", lambda: 1)
+    require_named_gpu()
+    cuda.setenv("CUDA_VISIBLE_DEVICES", "0")
+    require_named_gpu()
+    cuda.setattr(torch.cuda, "device_count", lambda: 0)
+    _says(cuda, "No CUDA GPUs are available")
+    with pytest.raises(TrainingError, match="the GPU cannot be used"):
+        require_named_gpu()
+    cuda.setenv("CUDA_VISIBLE_DEVICES", "")
+    require_named_gpu()
 
 
 @pytest.mark.parametrize("named", ["", "-1", "none", "NoDevFiles"])

@@ -48,6 +48,17 @@ def training_device(wanted: str | None = None) -> torch.device:
     return torch.device("cuda")
 
 
+def require_named_gpu() -> None:
+    """Raise where ``CUDA_VISIBLE_DEVICES`` names a GPU and torch finds none; where it finds one, CUDA is not begun.
+
+    Raises:
+        TrainingError: says why and what to do.
+    """
+    built = torch.backends.cuda.is_built()  # type: ignore[no-untyped-call]
+    if _named() and not (built and torch.cuda.device_count()):
+        raise TrainingError(f"the GPU cannot be used: {why_unusable() or 'torch finds none'}")
+
+
 def why_unusable() -> str | None:
     """Return why torch cannot compute on the current CUDA GPU and what to do, in one line; None where it can.
 

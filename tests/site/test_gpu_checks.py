@@ -45,6 +45,13 @@ def test_each_gpu_that_is_lent_computes(machine: pytest.MonkeyPatch) -> None:
     assert absent[:2] == ("warn", "site.yaml lends GPU 5, which is not here")
 
 
+def test_a_gpu_that_is_named_where_there_is_no_driver_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_checks, "read_gpus", list)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    (check,) = look_at_gpus()
+    assert (check.state, check.found) == ("fail", "CUDA_VISIBLE_DEVICES names 7, and there is no NVIDIA driver")
+
+
 def test_a_slice_is_told_for_what_it_can_do(machine: pytest.MonkeyPatch, tmp_path: Path) -> None:
     listed = "GPU 0: A100 (UUID: GPU-0aaa)\n  MIG 1g.5gb      Device  0: (UUID: MIG-15bb)\n"
     install(tmp_path / "bin", machine, [row(0, busy="[N/A]")], listed)

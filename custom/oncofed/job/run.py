@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from oncofed.data.cases import Case, Cases, Usable, pool_cases, usable_cases
 from oncofed.data.sample import sample_cases
+from oncofed.devices import require_named_gpu
 from oncofed.errors import DataError, FederationError, OncofedError
 from oncofed.federation.events import BEST_MODEL, MODELS_FOLDER, EventReader
 from oncofed.federation.provenance import PROVENANCE_FILE
@@ -78,6 +79,8 @@ class Run:
             OncofedError: the run failed; ``result.json`` then says so.
         """
         started = time.monotonic()
+        # Its sites, baselines and pictures would each end with that, one after the other.
+        require_named_gpu()
         self.folder = self.folder.resolve()
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "job.yaml").write_text(self.spec.to_yaml(), encoding="utf-8")

@@ -31,7 +31,12 @@ def look_at_gpus(lent: tuple[int, ...] | None = None) -> Iterator[Check]:
         yield Check("gpu", "fail", found, advice or "repair the NVIDIA driver")
         return
     if not gpus:
-        if os.environ.get(VISIBLE_VARIABLE) is not None:
+        named = os.environ.get(VISIBLE_VARIABLE)
+        if named:
+            found = f"{VISIBLE_VARIABLE} names {named}, and there is no NVIDIA driver"
+            yield Check("gpu", "fail", found, "install the NVIDIA driver, or start without the variable")
+            return
+        if named is not None:
             yield Check("gpu", "warn", f"{VISIBLE_VARIABLE} names none: jobs train on the CPU", "start without it")
             return
         found = "no NVIDIA driver: jobs train on the CPU"
