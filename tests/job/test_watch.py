@@ -75,9 +75,28 @@ def test_without_a_terminal_a_long_round_says_what_the_sites_do(tmp_path: Path) 
         view.update([{"time": 200.0, **event} for event in told])
         view.update([])  # not again at once
     assert text.getvalue().splitlines()[-1] == "round 2/2  east: validating 64/500; west: step 3"
+    assert view._sooner() == 0  # the first round is over
     assert view.state.sites["east"].step == 2  # cases are no steps
     view.state.apply({"time": 201.0, "kind": "answer", "site": "east"})
     assert str(view.state.sites["east"]) == "done"
+
+
+def test_before_the_first_round_is_over_what_is_new_is_said_soon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("oncofed.job.watch._FIRST_LINE_SECONDS", 0.0)
+    view, text = _view(tmp_path, terminal=False)
+    checking = {"kind": "progress", "site": "east", "phase": "checking data", "step": 64, "steps": 500}
+    with view:
+        view.update(EVENTS[:1])
+        view.update([{"time": 101.0, **checking}])
+        view.update([{"time": 102.0, **checking, "step": 65}])  # nothing new
+        view.update([{"time": 103.0, **checking, "phase": "loading data", "step": 1}])
+    assert text.getvalue().splitlines() == [
+        "east, west: starting",
+        "east: checking data 64/500; west: starting",
+        "east: loading data 1/500; west: starting",
+    ]
 
 
 def test_a_bar_is_a_line_now_and_then_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

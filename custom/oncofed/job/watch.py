@@ -43,7 +43,8 @@ _STATES = {"prepare": "preparing", "train": "waiting", "validate": "waiting", "c
 _TRAINING = "training"
 # Without a terminal, how often a line says what the sites do in a round that takes long.
 _SECONDS_BETWEEN_LINES = 10.0
-_FIRST_LINE_SECONDS = 5.0
+# Sooner before the first round is over, wherever a site begins with something else: nobody knows yet that it works.
+_FIRST_LINE_SECONDS = 2.0
 
 
 @dataclass
@@ -272,6 +273,7 @@ class RunView:
         self._live: Live | None = None
         self._heard = time.monotonic()
         self._next_line = self._heard + _FIRST_LINE_SECONDS
+        self._said: dict[str, str] = {}
 
     def __enter__(self) -> RunView:
         if self._console.is_terminal:
@@ -297,12 +299,21 @@ class RunView:
         self._curves.flush()
         if self._live:
             self._live.update(self._table())
-        elif time.monotonic() >= self._next_line and self.state.finished is None:
+        elif self.state.finished is None and time.monotonic() >= self._next_line - self._sooner():
             self._say(self._now())
 
     def _say(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
         self._next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
+        self._said = self._doing()
+
+    def _doing(self) -> dict[str, str]:
+        return {name: site.state for name, site in self.state.sites.items()}
+
+    def _sooner(self) -> float:
+        """Return by how many seconds the next line is due sooner, as there is news."""
+        news = not self.state.rounds_s and self._doing() != self._said
+        return _SECONDS_BETWEEN_LINES - _FIRST_LINE_SECONDS if news else 0.0
 
     def _now(self) -> str:
         """Return in a line what the sites do now, those that do the same together."""
