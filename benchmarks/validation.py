@@ -6,8 +6,8 @@ from a run's second validation on, and finds Dice, surface Dice and the Hausdorf
 tutorials: transforms of image and label, ``sliding_window_inference``, ``DiceMetric``, ``HausdorffDistanceMetric``; its
 figures are the same, or the suite fails.
 
-Processor time is that of a round's validation, which finds Dice alone, less that of cutting as many windows and giving
-them to the network.
+Processor time is that of a round's validation, which finds Dice alone, less what passes within the network in the same
+run; on one thread, since two that wait for the same memory would count its time twice.
 Memory is what scoring allocates beside the image and the network's own needs, as torch's dispatcher sees it; on the
 device "meta", where nothing is computed.
 Both are measured with the network on the grid of the label's file, and again on a coarser one (``data.spacing``), from
@@ -82,32 +82,31 @@ def _case(bench: Bench) -> None:
         settings=settings,
     )
     for what, program in (("scored", lambda: scored(False)), ("with surfaces", lambda: scored(True))):
-        samples = [_cpu_seconds(program) - _cpu_seconds(alone) for _ in range(bench.times())]
         bench.measured(
             f"{name}, {what}, beyond the network",
-            samples,
+            [_beyond(network, program) for _ in range(bench.times())],
             "CPU-s",
             "lower",
-            settings,
+            settings | {"threads": 1},
             target=Target(of="value", value=0.15) if what == "scored" else None,
         )
     _coarser(bench, case, name, network, shape, data)
 
 
-def _coarser(bench: Bench, case: Case, name: str, network: nn.Module, shape: tuple[int, ...], data: DataSpec) -> None:
+def _coarser(bench: Bench, case: Case, name: str, network: _Density, shape: tuple[int, ...], data: DataSpec) -> None:
     """Measure the same case where the network sees it on a coarser grid than that of its label's file."""
     data = data.model_copy(update={"spacing": _SPACING})
     task = Segmentation(SegmentationSpec(classes=_CLASSES, overlap=_OVERLAP), data)
     held = PreparedCases([case], task.scoring_preparation(), _CPU, plan=CachePlan(None, "memory", None, "held"))
     windows = _count(_coarse(shape), data.patch)
-    alone = _alone(network, data.patch, windows, bench.device)
 
     def scored() -> Evaluation:
         return task.evaluate(network, [case], bench.device, False, held=held)
 
     scored()
-    samples = [_cpu_seconds(scored) - _cpu_seconds(alone) for _ in range(bench.times())]
+    samples = [_beyond(network, scored) for _ in range(bench.times())]
     settings: Settings = {"patch": data.patch[0], "windows": windows, "overlap": _OVERLAP, _GRID: _COARSER}
+    settings["threads"] = 1
     bench.measured(f"{name}, scored on a coarser grid, beyond the network", samples, "CPU-s", "lower", settings)
 
 
@@ -136,10 +135,21 @@ def _written(folder: Path, shape: tuple[int, ...]) -> Case:
 
 
 class _Density(nn.Module):
-    """Tells the organ by its density, at next to no cost: a convolution would take longer than all the rest."""
+    """Tells the organ by its density, at next to no cost: a convolution would take longer than all the rest.
+
+    Attributes:
+        spent: processor time of this process that passed within it, in seconds.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spent = 0.0
 
     def forward(self, image: Tensor) -> Tensor:
-        return torch.cat([0.5101 - image, image - 0.5101], 1)
+        begun = time.process_time()
+        found = torch.cat([0.5101 - image, image - 0.5101], 1)
+        self.spent += time.process_time() - begun
+        return found
 
 
 @torch.no_grad()
@@ -189,10 +199,15 @@ def _alone(network: nn.Module, patch: tuple[int, ...], windows: int, device: tor
     return once
 
 
-def _cpu_seconds(program: Callable[[], object]) -> float:
-    begun = time.process_time()
+def _beyond(network: _Density, program: Callable[[], object]) -> float:
+    """Return a program's processor time less that of the network, in seconds."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    network.spent, begun = 0.0, time.process_time()
     program()
-    return time.process_time() - begun
+    spent = time.process_time() - begun
+    torch.set_num_threads(threads)
+    return spent - network.spent
 
 
 def _memory(bench: Bench) -> None:

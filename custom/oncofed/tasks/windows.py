@@ -22,8 +22,9 @@ from oncofed.data.spec import DataSpec
 from oncofed.devices import free_memory, inference_type, is_out_of_memory
 
 _LOG = logging.getLogger(__name__)
-# As many windows go through the network at once as give so much output, and no more than these.
-_WINDOWS_AT_ONCE, _BYTES_AT_ONCE = 4, 1 << 26
+# As many windows go through the network at once as give so much output, and no more than these: on a CPU as much as its
+# caches may still hold when it is weighed.
+_WINDOWS_AT_ONCE, _BYTES_AT_ONCE, _BYTES_AT_ONCE_GPU = 4, 1 << 24, 1 << 26
 # Of finished planes so many values are handed on at once: on a CPU as many as its caches hold.
 _VALUES_AT_ONCE, _VALUES_AT_ONCE_GPU = 1 << 20, 1 << 25
 
@@ -59,8 +60,7 @@ class Windows:
 
     def __init__(self, data: DataSpec, overlap: float, mirror: bool, out_channels: int = 1) -> None:
         self._patch, self._overlap = data.patch, overlap
-        each = 4 * out_channels * math.prod(data.patch)
-        self._at_once = max(1, min(_WINDOWS_AT_ONCE, _BYTES_AT_ONCE // each))
+        self._bytes = 4 * out_channels * math.prod(data.patch)
         axes = range(data.dimensions)
         sets = (itertools.combinations(axes, n) for n in range(data.dimensions + 1)) if mirror else [[()]]
         self._mirrorings = [flips for group in sets for flips in group]
@@ -115,7 +115,7 @@ class Windows:
         flips = [tuple(0 if n == axis else n + (n < axis) for n in group) for group in self._mirrorings]
         windows = layout.windows(flips)
         slab = _Slab(layout, windows[0].first)
-        at_once = 1 if spare else self._at_once
+        at_once = 1 if spare else self._at_once(device)
         batch = image.new_empty(at_once, len(image), *self._patch, device=device)
         for begun in range(0, len(windows), at_once):
             few = windows[begun : begun + at_once]
@@ -157,6 +157,10 @@ class Windows:
                 )
             self._too_large = voxels
         return infer(True)
+
+    def _at_once(self, device: torch.device) -> int:
+        limit = _BYTES_AT_ONCE_GPU if device.type == "cuda" else _BYTES_AT_ONCE
+        return max(1, min(_WINDOWS_AT_ONCE, limit // self._bytes))
 
     def _weights_on(self, device: torch.device) -> Tensor:
         if device not in self._weights:
