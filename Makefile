@@ -1,7 +1,7 @@
 # The day of somebody who works on oncofed. `make` alone lists it.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
-.PHONY: help demo test check format bench bench-full bench-bundle bench-table gpu faults security constraints clean another-build
+.PHONY: help demo test check format bench bench-full bench-bundle bench-table gpu faults security wild constraints clean another-build
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -66,6 +66,9 @@ faults: $(VENV)/dev.installed ## federations with one fault each: what happens, 
 security: $(VENV)/security.installed ## every attack of the tests, with what stopped it; bill of materials; known vulnerabilities
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder -q -m attack
 	@$(BIN)/python provisioning/supply_chain.py
+
+wild: $(VENV)/dev.installed ## every file of this field that users stumbled over, and whether it is read right
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder -q -m wild
 
 constraints: $(VENV)/dev.installed ## write provisioning/constraints.txt and requirements.txt anew
 	@$(BIN)/python -m pip install --quiet uv

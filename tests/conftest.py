@@ -22,6 +22,8 @@ from oncofed.job.spec import JobSpec, parse_job
 from synthetic import make_site, write_job
 
 _ROOT = Path(__file__).parents[1]
+# Marker -> what its summary calls a test that passed, and the summary's columns: the marker's arguments, in order.
+_TABLES = {"attack": ("stopped", ("what", "by", "logged")), "wild": ("right", ("report", "kind", "test"))}
 
 
 @pytest.fixture
@@ -84,11 +86,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     items.sort(key=lambda item: "slow" not in item.keywords)
     for item in items:
-        attack = item.get_closest_marker("attack")
-        if attack:
+        for name, (_, columns) in _TABLES.items():
             # What the summary shows; a worker's results carry it to where that is written.
-            row = {"what": attack.args[0], **attack.kwargs}
-            item.user_properties.append(("attack", row))
+            for marker in item.iter_markers(name):
+                row = dict(zip(columns, marker.args, strict=False)) | {"test": item.nodeid.split("/", 1)[1]}
+                item.user_properties.append((name, row | marker.kwargs))
         if "slow" not in item.keywords or _shares_a_fixture(item):
             item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(_ROOT))))
         if "gpu" in item.keywords and not torch.cuda.is_available():
@@ -96,18 +98,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Print what was attacked, what stopped it and where that is logged, after ``make security``."""
-    if config.getoption("markexpr") != "attack":
+    """Print a table of what was tried and what came of it, after ``make security`` and ``make wild``."""
+    kind = config.getoption("markexpr")
+    if kind not in _TABLES:
         return
-    rows: dict[str, tuple[dict[str, str], str]] = {}
+    passed, columns = _TABLES[kind]
+    rows: dict[tuple[str, ...], str] = {}
     for outcome in ("passed", "skipped", "failed", "error"):
         for report in terminalreporter.stats.get(outcome, []):
             for name, row in getattr(report, "user_properties", []):
-                if name == "attack":
-                    rows[row["what"]] = (row, "stopped" if outcome == "passed" else outcome.upper())
-    table = Table("attack", "", "by", "logged in", box=SIMPLE, show_lines=True)
-    for row, outcome in rows.values():
-        table.add_row(row["what"], outcome, row["by"], row["logged"])
+                if name == kind:
+                    rows[tuple(row[column] for column in columns)] = passed if outcome == "passed" else outcome.upper()
+    table = Table(columns[0], "", *columns[1:], box=SIMPLE, show_lines=True)
+    for cells, outcome in sorted(rows.items()):
+        table.add_row(cells[0], outcome, *cells[1:])
     text = io.StringIO()
     Console(file=text, width=150).print(table)
     terminalreporter.write(text.getvalue())

@@ -70,7 +70,8 @@ class Layout:
         modality: channel -> name, as far as the layout says.
         task: what the layout is for; None where it does not say.
         bad: cases that cannot be used.
-        left_out: files that are no case: kind -> how many.
+        left_out: path of a file that is no case -> why it is not.
+        tables: paths of the tables and manifests that it is read from.
     """
 
     kind: str
@@ -79,7 +80,8 @@ class Layout:
     modality: dict[str, str] = field(default_factory=dict)
     task: str | None = None
     bad: list[Quarantined] = field(default_factory=list)
-    left_out: Counter[str] = field(default_factory=Counter)
+    left_out: dict[str, str] = field(default_factory=dict)
+    tables: list[str] = field(default_factory=list)
 
 
 def walk(root: Path) -> Iterator[str]:
@@ -184,7 +186,7 @@ def _table(root: Path, table: Path, files: Sequence[str]) -> Layout:
     columns, rows = read_table(table)
     if "image" not in columns:
         raise DataError(f"{table}: found the columns {columns}, expected at least image (and label, patient, split).")
-    layout = Layout("table")
+    layout = Layout("table", tables=[path for path in files if root / path == table])
     known = set(files)
     masks = _masks(files, LABEL_FOLDERS)
     classes = _table_classes(rows, known) if "label" in columns else {}
@@ -219,9 +221,9 @@ def _table(root: Path, table: Path, files: Sequence[str]) -> Layout:
     if layout.items and all(item.images[0].lower().endswith(_SLIDES_ALONE) for item in layout.items):
         layout.task = "slides"
     used = {i for item in layout.items for i in (*item.images, item.label)}
-    layout.left_out = Counter(
-        {"image that the table does not name": sum(1 for f in files if image_format(Path(f)) and f not in used)}
-    )
+    layout.left_out = {
+        f: "image that the table does not name" for f in files if image_format(Path(f)) and f not in used
+    }
     return layout
 
 
@@ -267,7 +269,7 @@ def _from_manifest(root: Path, files: Sequence[str]) -> Layout:
     if isinstance(values, dict) and "training" not in values and ("channel_names" in values or "file_ending" in values):
         return _nnunet(root, files, Manifest.model_validate({**_nnunet_header(values), "training": []}))
     manifest = read_manifest(root)
-    layout = Layout("Decathlon", modality=manifest.modality, task=manifest.task)
+    layout = Layout("Decathlon", modality=manifest.modality, task=manifest.task, tables=[MANIFEST_FILE])
     layout.labels = {int(float(k)): v for k, v in manifest.labels.items()}
     # Where nothing but "training" is filled, nobody has dealt the patients yet.
     dealt = bool(manifest.validation) or any(not isinstance(e, str) and e.label for e in manifest.test)
@@ -291,7 +293,8 @@ def _from_manifest(root: Path, files: Sequence[str]) -> Layout:
             )
         )
     layout.items = _unique(layout.items)
-    layout.left_out["unlabelled test image"] = sum(isinstance(e, str) for e in manifest.test)
+    bare = [os.path.normpath(entry) for entry in manifest.test if isinstance(entry, str)]
+    layout.left_out |= dict.fromkeys(bare, "unlabelled test image")
     return layout
 
 
@@ -302,7 +305,7 @@ def _nnunet_header(values: dict[str, object]) -> dict[str, object]:
 
 
 def _nnunet(root: Path, files: Sequence[str], header: Manifest) -> Layout:
-    layout = Layout("nnU-Net raw", modality=header.modality, task="segmentation")
+    layout = Layout("nnU-Net raw", modality=header.modality, task="segmentation", tables=[MANIFEST_FILE])
     layout.labels = {int(k): v for k, v in header.labels.items()}
     channels: dict[str, list[str]] = {}
     for path in files:
@@ -317,7 +320,7 @@ def _nnunet(root: Path, files: Sequence[str], header: Manifest) -> Layout:
             layout.bad.append(Quarantined(name=name, reason=reason))
             continue
         layout.items.append(Item(name, patient_of(name, name), tuple(sorted(images)), labels.get(name)))
-    layout.left_out["unlabelled test image"] = sum(f.startswith("imagesTs/") for f in files)
+    layout.left_out |= {f: "unlabelled test image" for f in files if f.startswith("imagesTs/")}
     return layout
 
 
@@ -343,7 +346,7 @@ def _pairs(files: Sequence[str], images: str, labels: str) -> Layout:
         if path.startswith(f"{images}/") and image_format(Path(path)):
             name = _name(path[len(images) + 1 :])
             layout.items.append(Item(name, patient_of(path, name), (path,), masks.pop(name, None)))
-    layout.left_out["mask without an image"] = len(masks)
+    layout.left_out |= dict.fromkeys(masks.values(), "mask without an image")
     layout.items = _unique(layout.items)
     return layout
 
@@ -370,7 +373,7 @@ def _class_folders(files: Sequence[str], images: Sequence[str]) -> Layout:
         name = _name(path)
         split = split_names[parts[0]] if nested else None
         layout.items.append(Item(name, patient_of(path, name), (path,), numbers[parts[position]], split))
-    layout.left_out["image outside a class folder"] = len(images) - len(usable)
+    layout.left_out |= dict.fromkeys(set(images) - set(usable), "image outside a class folder")
     return layout
 
 

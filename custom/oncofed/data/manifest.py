@@ -114,7 +114,8 @@ class Manifest(_Part):
     validation: list[Entry] = []
     test: list[Entry | str] = Field([], description="bare paths are the Decathlon's unlabelled images")
     quarantine: list[Quarantined] = []
-    left_out: dict[str, int] = Field(default_factory=dict, description="files that are no case: kind -> how many")
+    files: dict[str, int] = Field(default_factory=dict, description="image, label, table ... or left out -> how many")
+    left_out: dict[str, int] = Field(default_factory=dict, description="files that are no case: why -> how many")
 
     @property
     def entries(self) -> list[Entry]:

@@ -23,6 +23,7 @@ import numpy as np
 from oncofed.data import facts, slides
 from oncofed.data.dicom.headers import Header, looks_like_dicom, read_header
 from oncofed.data.dicom.series import Heap, Slice, sort_heap
+from oncofed.data.files import Files
 from oncofed.data.images import image_format, looks_like
 from oncofed.data.index import Index
 from oncofed.data.layouts import SLIDES, Item, Layout, find_layout, read_table, walk
@@ -116,7 +117,10 @@ def register(request: Request, progress: Progress | None = None) -> Manifest:
             raise DataError(_nothing_found(request.source, files, layout, heap))
         results = list(_read_all(work, index, progress, workers))
     manifest = _compose(request, task, layout, heap, results, salt, before)
+    became = _account(files, request, layout, heap, work, manifest)
+    manifest = manifest.model_copy(update={"files": became.counts(), "left_out": became.reasons()})
     write_manifest(out, manifest)
+    became.write(out)
     _remove_stale(out, manifest)
     return manifest
 
@@ -171,7 +175,7 @@ def _nothing_found(source: Path, files: Sequence[str], layout: Layout, heap: Hea
     suffixes = Counter(Path(f).suffix or "no suffix" for f in files)
     found = ", ".join(f"{n} {s}" for s, n in suffixes.most_common(4)) or "no file"
     if heap.left_out:
-        found = ", ".join(f"{n} {kind}" for kind, n in heap.left_out.items())
+        found = ", ".join(f"{n} {kind}" for kind, n in Counter(heap.left_out.values()).items())
     return (
         f"{source}: no image found (found {found}; layout: {layout.kind}). Expected DICOM, NIfTI, NRRD, MetaImage, "
         "PNG, JPEG, TIFF or slides, or a table with a column image."
@@ -207,8 +211,7 @@ def _read_heap(source: Path, files: Sequence[str], index: Index, progress: Progr
         done += len(batch)
         progress("reading headers", done, len(candidates))
     heap = sort_heap((path, header) for path, header in headers if header["kind"] != "foreign")
-    foreign = Counter(header["what"] for _, header in headers if header["kind"] == "foreign")
-    heap.left_out.update(foreign)
+    heap.left_out |= {path: header["what"] for path, header in headers if header["kind"] == "foreign"}
     return heap
 
 
@@ -389,7 +392,6 @@ def _compose(
             quarantine.append(Quarantined(name=entry.name or "", reason="; ".join(reasons), source=entry.source))
         else:
             usable.append(entry)
-    left_out = Counter(layout.left_out) + Counter(heap.left_out)
     return Manifest(
         name=request.name,
         description=f"registered by oncofed, layout: {layout.kind}",
@@ -403,8 +405,37 @@ def _compose(
         validation=[e for e in usable if e.split == "validation"],
         test=[e for e in usable if e.split == "test"],
         quarantine=sorted(quarantine, key=lambda q: q.name),
-        left_out=dict(left_out),
     )
+
+
+def _account(
+    paths: Sequence[str], request: Request, layout: Layout, heap: Heap, work: Iterable[Work], manifest: Manifest
+) -> Files:
+    """Return what became of each file."""
+    files = Files(paths)
+    set_aside = {case.name: case for case in manifest.quarantine}
+    for item in work:
+        for path, use in item.files():
+            if item.name in set_aside:
+                files.leave_out(path, set_aside[item.name].reason, item.name)
+            else:
+                files.use(path, use, item.name)
+    for case in manifest.quarantine:
+        if case.source:
+            files.leave_out(case.source, case.reason, case.name)
+    for path in (*layout.tables, *_inside(request.table, request.source)):
+        files.use(path, "table")
+    for path, reason in {**layout.left_out, **heap.left_out}.items():
+        files.leave_out(path, reason)
+    for label in heap.labels:
+        files.leave_out(label.path, "label whose image is not in the folder")
+    return files
+
+
+def _inside(path: Path | None, folder: Path) -> list[str]:
+    """Return a file's path inside a folder, where it is there."""
+    whole, root = path.resolve() if path else None, folder.resolve()
+    return [str(whole.relative_to(root))] if whole and whole.is_relative_to(root) else []
 
 
 def _label_kind(entries: Sequence[Entry], layout: Layout, request: Request) -> Literal["classes", "instances"]:

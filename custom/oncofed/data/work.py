@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +18,7 @@ from oncofed.data.dicom.headers import Header
 from oncofed.data.dicom.labels import read_label
 from oncofed.data.dicom.pixels import read_stack
 from oncofed.data.dicom.series import Slice, Stack
+from oncofed.data.files import Use
 from oncofed.data.images import LoadedImage
 from oncofed.data.layouts import Item
 from oncofed.data.manifest import write_whole
@@ -33,6 +34,13 @@ class Work(Protocol):
     @property
     def key(self) -> str:
         """What the index knows it by."""
+
+    @property
+    def name(self) -> str:
+        """The case's, unique in the dataset."""
+
+    def files(self) -> Iterator[tuple[str, Use]]:
+        """Yield the path of each file that it reads, inside the registered folder, and as what."""
 
     def stamp(self) -> str:
         """What changes when its files do."""
@@ -56,6 +64,17 @@ class FileWork:
     def key(self) -> str:
         """What the index knows it by."""
         return f"file:{self.item.name}"
+
+    @property
+    def name(self) -> str:
+        """The case's."""
+        return self.item.name
+
+    def files(self) -> Iterator[tuple[str, Use]]:
+        """Yield each file and its use."""
+        yield from ((image, "image") for image in self.item.images)
+        if isinstance(self.item.label, str):
+            yield self.item.label, "label"
 
     def stamp(self) -> str:
         """What changes when its files do."""
@@ -113,6 +132,11 @@ class StackWork:
     def key(self) -> str:
         """What the index knows it by."""
         return f"dicom:{self.name}"
+
+    def files(self) -> Iterator[tuple[str, Use]]:
+        """Yield each file and its use."""
+        yield from ((item.path, "image") for item in self.stack.slices)
+        yield from ((item.path, "label") for item in self.labels)
 
     def stamp(self) -> str:
         """What changes when its files do."""
@@ -187,6 +211,17 @@ class SlideWork:
     def key(self) -> str:
         """What the index knows it by."""
         return f"slide:{self.item.name}"
+
+    @property
+    def name(self) -> str:
+        """The slide's."""
+        return self.item.name
+
+    def files(self) -> Iterator[tuple[str, Use]]:
+        """Yield each file and its use."""
+        yield from ((path, "image") for path in self.instances or self.item.images)
+        if isinstance(self.item.label, str):
+            yield self.item.label, "regions"
 
     def stamp(self) -> str:
         """What changes when its files do."""

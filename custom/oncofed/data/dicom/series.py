@@ -76,14 +76,14 @@ class Heap:
         labels: SEG and RT-STRUCT files.
         slides: whole-slide instances by series.
         broken: path -> reason.
-        left_out: kind of file -> how many.
+        left_out: path -> what it is, of files that are no image.
     """
 
     stacks: list[Stack] = field(default_factory=list)
     labels: list[Slice] = field(default_factory=list)
     slides: dict[str, list[Slice]] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
-    left_out: dict[str, int] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
 
 
 def sort_heap(headers: Iterable[tuple[str, Header]]) -> Heap:
@@ -106,20 +106,20 @@ def sort_heap(headers: Iterable[tuple[str, Header]]) -> Heap:
             heap.broken[path] = header["reason"]
         else:
             name = "DICOMDIR" if kind == "dicomdir" else f"DICOM {header.get('modality') or 'object'} without pixels"
-            heap.left_out[name] = heap.left_out.get(name, 0) + 1
+            heap.left_out[path] = name
     for series in by_series.values():
-        stacks, localizers = _stacks(series)
+        stacks, left_out = _stacks(series)
         heap.stacks += [replace(stack, part=part) for part, stack in enumerate(stacks)]
-        if localizers:
-            heap.left_out["localizer"] = heap.left_out.get("localizer", 0) + localizers
+        heap.left_out |= left_out
     return heap
 
 
-def _stacks(series: list[Slice]) -> tuple[list[Stack], int]:
+def _stacks(series: list[Slice]) -> tuple[list[Stack], dict[str, str]]:
+    """Return the images of a series, and what the files are that are none: path -> kind."""
     series, copies = _without_copies(series)
-    notes = (f"{copies} files are copies of others of the series",) if copies else ()
+    notes = (f"{len(copies)} files are copies of others of the series",) if copies else ()
     stacks: list[Stack] = []
-    localizers = 0
+    left_out = dict.fromkeys(copies, "copy of another file of its series")
     classic: list[Slice] = []
     for item in series:
         header = item.header
@@ -144,11 +144,11 @@ def _stacks(series: list[Slice]) -> tuple[list[Stack], int]:
     mixed = len({key[0] for key in by_grid}) > 1
     for group in by_grid.values():
         if _is_localizer(group, mixed):
-            localizers += len(group)
+            left_out |= {item.path: "localizer" for item in group}
             continue
         more = (*notes, f"its series holds {len(by_grid)} orientations or sizes") if len(by_grid) > 1 else notes
         stacks += [replace(stack, notes=(*more, *stack.notes)) for stack in _volumes(group)]
-    return stacks, localizers
+    return stacks, left_out
 
 
 def _is_flat(header: Header) -> bool:
@@ -173,11 +173,11 @@ def _multiframe(item: Slice) -> Stack:
     )
 
 
-def _without_copies(series: list[Slice]) -> tuple[list[Slice], int]:
+def _without_copies(series: list[Slice]) -> tuple[list[Slice], list[str]]:
+    """Return the slices of a series, and the paths of those that are copies."""
     seen: dict[str, Slice] = {}
-    for item in series:
-        seen.setdefault(item.header["instance"] or item.path, item)
-    return list(seen.values()), len(series) - len(seen)
+    copies = [item.path for item in series if seen.setdefault(item.header["instance"] or item.path, item) is not item]
+    return list(seen.values()), copies
 
 
 def _volumes(group: list[Slice]) -> list[Stack]:

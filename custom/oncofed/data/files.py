@@ -1,0 +1,92 @@
+"""What became of each file of a registered folder: it is used for one thing, or left out for a reason."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from oncofed.data.manifest import write_whole
+
+FILES_TABLE = "files.csv"  # in the dataset's folder; it names files of the source, and stays at the site
+Use = Literal["image", "label", "regions", "table"]
+USES: tuple[Use, ...] = get_args(Use)
+LEFT_OUT = "left out"
+
+
+@dataclass(frozen=True)
+class FileUse:
+    """What became of one file.
+
+    Attributes:
+        path: inside the registered folder.
+        use: what it is used as; None: it is left out.
+        case: name of the case that it belongs to; None: of none.
+        reason: why it is left out; empty where it is used.
+    """
+
+    path: str
+    use: Use | None
+    case: str | None = None
+    reason: str = ""
+
+
+class Files:
+    """The files of a folder, and what became of each.
+
+    A file keeps what was said of it first, but a use goes before a reason: what one case cannot use may be another's.
+
+    Args:
+        paths: every file seen, inside the folder.
+    """
+
+    def __init__(self, paths: Iterable[str]) -> None:
+        self._paths = list(paths)
+        self._known: dict[str, FileUse] = {}
+
+    def use(self, path: str, use: Use, case: str | None = None) -> None:
+        """Say that a file is used."""
+        before = self._known.get(path)
+        if before is None or before.use is None:
+            self._known[path] = FileUse(path, use, case)
+
+    def leave_out(self, path: str, reason: str, case: str | None = None) -> None:
+        """Say that a file is not used, and why.
+
+        Args:
+            path: of the file.
+            reason: what was found, and what to do where something can be done; alike for files of one kind.
+            case: that was set aside with it.
+        """
+        self._known.setdefault(path, FileUse(path, None, case, reason))
+
+    def __iter__(self) -> Iterator[FileUse]:
+        """Yield what became of each file, in the order of the folder."""
+        for path in self._paths:
+            yield self._known.get(path) or FileUse(path, None, None, _unknown(path))
+
+    def counts(self) -> dict[str, int]:
+        """Return how many files there are of each use, and how many are left out."""
+        found = Counter(file.use or LEFT_OUT for file in self)
+        return {use: found[use] for use in (*USES, LEFT_OUT) if found[use]}
+
+    def reasons(self) -> dict[str, int]:
+        """Return reason -> how many files were left out for it, without those of cases that were set aside."""
+        return dict(Counter(file.reason for file in self if file.use is None and file.case is None))
+
+    def write(self, folder: Path) -> None:
+        """Write ``folder/files.csv``: path, use, case, reason."""
+        text = io.StringIO()
+        writer = csv.writer(text)
+        writer.writerow(["path", "use", "case", "reason"])
+        writer.writerows([f.path, f.use or LEFT_OUT, f.case or "", f.reason] for f in self)
+        write_whole(folder / FILES_TABLE, text.getvalue())
+
+
+def _unknown(path: str) -> str:
+    suffix = Path(path).suffix.lower()
+    return f"file that is no image ({suffix or 'no suffix'})"
