@@ -219,6 +219,17 @@ def test_the_command_prints_and_exits(kits: dict[str, Path], run: Callable[..., 
     assert run("site", "doctor", "--server", "nonsense").status == 2
 
 
+def test_without_a_kit_it_looks_at_the_machine(
+    run: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    outcome = run("site", "doctor", "--json")
+    found = {check["name"]: check for check in json.loads(outcome.output)}
+    assert {"python", "installed files", "gpu", "disk", "kit"} <= set(found)
+    assert found["kit"]["state"] == "warn"
+    assert "--server" in found["kit"]["advice"]
+
+
 def test_a_site_without_its_guard_or_with_a_changed_audit_log_is_not_well(kits: dict[str, Path]) -> None:
     found = _found(examine(kits["east"]))
     assert (found["policy"].state, found["audit log"].state) == ("ok", "ok")

@@ -143,12 +143,15 @@ def doctor(
 ) -> None:
     """Look whether this machine is ready: packages, GPU, disk, limits, clock, route to the server, kit, datasets.
 
+    Without a kit here and without --server it looks at the machine alone.
+
     One line for each check; exit status 1 where one fails.
     """
+    from oncofed.alliance.facts import KIT_FILE
     from oncofed.job.spec import read_job
     from oncofed.site.doctor import examine
 
-    if folder is None and server is None:
+    if folder is None and server is None and (Path() / KIT_FILE).exists():
         folder = Path()
     if proxy:
         try:

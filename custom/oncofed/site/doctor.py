@@ -94,9 +94,16 @@ def examine(
         looks.append(lambda: _route(route, proxy or _proxy(folder), folder, facts))
     elif server:
         looks.append(lambda: _route(server, proxy, None, None))
+    else:
+        looks.append(_no_kit)
     with ThreadPoolExecutor(len(looks)) as pool:
         found = pool.map(lambda look: list(_guarded(look)), looks)
         return [check for checks in found for check in checks]
+
+
+def _no_kit() -> Iterator[Check]:
+    what = "name its folder with --folder, or the server with --server HOST:PORT, to look at more than the machine"
+    yield Check("kit", "warn", "none in this folder", what)
 
 
 def _guarded(look: Callable[[], Iterator[Check]]) -> Iterator[Check]:
