@@ -116,10 +116,28 @@ def make_xray(folder: Path, values: np.ndarray, name: str = "x.dcm", **attribute
     return folder / name
 
 
-def make_seg(path: Path, series: Sequence[Path], masks: dict[str, np.ndarray]) -> Path:
-    """Write a SEG over a series; masks are (column, row, slice) bool by name."""
+def make_seg(
+    path: Path,
+    series: Sequence[Path],
+    masks: dict[str, np.ndarray],
+    *,
+    kind: str = "BINARY",
+    change: Callable[[Dataset], None] | None = None,
+    **more: Any,
+) -> Path:
+    """Write a SEG over a series; masks are (column, row, slice) bool by name, or fractions where it is FRACTIONAL.
+
+    Args:
+        path: where to.
+        series: the files that it is drawn on.
+        masks: by name.
+        kind: "BINARY", "FRACTIONAL" or "LABELMAP".
+        change: what to do to the data set before it is written.
+        more: of highdicom's ``Segmentation``.
+    """
     sources = [pydicom.dcmread(file) for file in series]
-    stacked = np.stack([mask.transpose(2, 1, 0) for mask in masks.values()], axis=-1).astype(np.uint8)
+    stacked = np.stack([mask.transpose(2, 1, 0) for mask in masks.values()], axis=-1)
+    stacked = stacked.astype(np.float32 if kind == "FRACTIONAL" else np.uint8)
     described = [
         SegmentDescription(
             segment_number=number,
@@ -133,7 +151,7 @@ def make_seg(path: Path, series: Sequence[Path], masks: dict[str, np.ndarray]) -
     segmentation = highdicom.seg.Segmentation(
         source_images=sources,
         pixel_array=stacked,
-        segmentation_type=SegmentationTypeValues.BINARY,
+        segmentation_type=SegmentationTypeValues[kind],
         segment_descriptions=described,
         series_instance_uid=generate_uid(),
         series_number=9,
@@ -143,13 +161,31 @@ def make_seg(path: Path, series: Sequence[Path], masks: dict[str, np.ndarray]) -
         manufacturer_model_name="M",
         software_versions="1",
         device_serial_number="SN",
+        **more,
     )
+    if change:
+        change(segmentation)
     segmentation.save_as(path)
     return path
 
 
-def make_rtstruct(path: Path, series: Sequence[Path], regions: dict[str, list[np.ndarray]]) -> Path:
-    """Write an RT-STRUCT over a series; regions are closed contours (points, 3) in LPS mm by name."""
+def make_rtstruct(
+    path: Path,
+    series: Sequence[Path],
+    regions: dict[str, list[np.ndarray]],
+    *,
+    kinds: dict[str, str] | None = None,
+    change: Callable[[Dataset], None] | None = None,
+) -> Path:
+    """Write an RT-STRUCT over a series.
+
+    Args:
+        path: where to.
+        series: the files that it is drawn on.
+        regions: contours (points, 3) in LPS mm by name.
+        kinds: ContourGeometricType by name, CLOSED_PLANAR by default.
+        change: what to do to the data set before it is written.
+    """
     first = pydicom.dcmread(series[0], stop_before_pixels=True)
     dataset = _dataset(RTStructureSetStorage)
     dataset.PatientID, dataset.Modality = first.PatientID, "RTSTRUCT"
@@ -163,7 +199,7 @@ def make_rtstruct(path: Path, series: Sequence[Path], regions: dict[str, list[np
         rois.append(item(ROINumber=number, ROIName=name, ReferencedFrameOfReferenceUID=first.FrameOfReferenceUID))
         items = [
             item(
-                ContourGeometricType="CLOSED_PLANAR",
+                ContourGeometricType=(kinds or {}).get(name, "CLOSED_PLANAR"),
                 NumberOfContourPoints=len(points),
                 ContourData=[float(f"{v:.4f}") for v in points.ravel()],
             )
@@ -171,6 +207,8 @@ def make_rtstruct(path: Path, series: Sequence[Path], regions: dict[str, list[np
         ]
         contours.append(item(ReferencedROINumber=number, ContourSequence=Items(items)))
     dataset.StructureSetROISequence, dataset.ROIContourSequence = Items(rois), Items(contours)
+    if change:
+        change(dataset)
     dataset.save_as(path, enforce_file_format=True)
     return path
 

@@ -258,7 +258,7 @@ def _file_work(layout: Layout, request: Request, prefix: str) -> Iterator[Work]:
 def _match_labels(heap: Heap, request: Request) -> list[tuple[PlacedLabel, ...]]:
     """Return the label files of each image; those that lie on none are left out of the heap, with the reason."""
     wanted = {name: value for value, name in request.labels.items() if value}
-    placed, reasons = match_labels(request.source.resolve(), heap.stacks, heap.labels, wanted or None)
+    placed, reasons = match_labels(request.source.resolve(), heap.stacks, heap.labels, wanted or None, heap.slides)
     heap.labels = [label for label in heap.labels if label.path not in reasons]
     heap.left_out |= reasons
     return placed

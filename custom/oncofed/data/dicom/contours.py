@@ -23,6 +23,9 @@ _ON_OUTLINE = 0.05
 # Outlines that are nowhere farther apart are one, drawn twice: no voxel fits between them.
 _TWICE = 0.2
 _STEP = 0.25
+# A point that lies on an outline to the last bit is inside or out by the direction in which the outline is drawn, so
+# that a keyhole's channel, drawn there and back, would cut it out.
+_NUDGE = np.array([1e-5, 7e-6])
 
 
 @dataclass(frozen=True)
@@ -70,8 +73,8 @@ class Outline:
         return np.repeat(self.points, counts, axis=0) * (1 - parts) + np.repeat(ends, counts, axis=0) * parts
 
     def encloses(self, points: Floats) -> Mask:
-        """Return which of (n, 2) points lie inside."""
-        return np.asarray(self._path.contains_points(points))
+        """Return which of (n, 2) points lie inside; one on the outline belongs to what is above it along both axes."""
+        return np.asarray(self._path.contains_points(points + _NUDGE))
 
     def contains(self, other: Outline) -> bool:
         """Return whether another outline lies wholly inside."""

@@ -7,7 +7,7 @@ share one space (C.7.4.1), so that a file which names no image lies on each imag
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ _SURFACE = "1.2.840.10008.5.1.4.1.1.66.5"
 # Why a label file is left out.
 NO_REGION = "label that names no region: nothing in it can be drawn"
 SURFACE = "surface segmentation: surfaces are not read. Export it as a segmentation of pixels (SEG)"
+ON_SLIDE = "segmentation of a slide: regions of slides are read from GeoJSON. Export it as that"
 NO_SERIES = (
     "label of a series that is not in the folder: add the series that it was drawn on. "
     "Images in its frame of reference are not taken in its place"
@@ -31,6 +32,7 @@ OTHER_PATIENT = (
     "label that names no image, and whose frame of reference is another patient's: correct its PatientID, or add its "
     "image"
 )
+BESIDE_SERIES = "label that lies beside every image of the series that it names: add its image, or export it again"
 BESIDE = "label that names no image, and lies beside every image of its frame of reference: add its image"
 OTHER_SPACE = "label whose regions are drawn in another frame of reference than the image that it names"
 WHICH_FLAT = "label that names a series of several flat images, and none of them: export it again with its references"
@@ -53,7 +55,11 @@ class PlacedLabel(Slice):
 
 
 def match_labels(
-    root: Path, stacks: Sequence[Stack], labels: Sequence[Slice], wanted: Mapping[str, int] | None = None
+    root: Path,
+    stacks: Sequence[Stack],
+    labels: Sequence[Slice],
+    wanted: Mapping[str, int] | None = None,
+    slides: Container[str] = (),
 ) -> tuple[list[tuple[PlacedLabel, ...]], dict[str, str]]:
     """Find the images that label files lie on.
 
@@ -62,17 +68,21 @@ def match_labels(
         stacks: the images.
         labels: SEG and RT-STRUCT files.
         wanted: name of a region -> label value, where the user says which are wanted.
+        slides: series of whole slides.
 
     Returns:
         The labels of each image, in the order of ``stacks``; and path -> reason of each file that lies on none.
     """
+    if not labels:
+        return [()] * len(stacks), {}
     images = _Images(stacks, root)
     placed: list[list[PlacedLabel]] = [[] for _ in stacks]
     reasons: dict[str, str] = {}
     for label in labels:
         found = images.find(label)
         if isinstance(found, str):
-            reasons[label.path] = found
+            on_slide = any(series in slides for series in label.header["refers_to"])
+            reasons[label.path] = ON_SLIDE if on_slide else found
             continue
         for number, item in found.items():
             placed[number].append(item)
@@ -131,19 +141,32 @@ class _Images:
         reason = NO_SERIES
         for series, instances in label.header["refers_to"].items():
             numbers = self._of_series.get(series, [])
-            if len(numbers) < 2:
-                found |= self._placed(label, numbers)
-                continue
             here = self._named(numbers, instances)
-            if len(here) > 1:  # a list of the whole series: what the regions themselves were drawn on may say more
-                here = self._named(here, read_sources(self._root / label.path, label.header["kind"])) or here
-            if instances and not here:
+            if len(numbers) > 1 and len(here) != 1:
+                numbers, here = self._by_regions(label, here or numbers, bool(here))
+                reason = reason if numbers else BESIDE_SERIES
+            flat = any(self._stacks[n].kind == "flat" for n in numbers)
+            if instances and not here and numbers and (flat or len(numbers) > 1):
                 reason = NO_INSTANCE
-            elif not here and self._stacks[numbers[0]].kind == "flat":
+            elif flat and not here and len(numbers) > 1:
                 reason = WHICH_FLAT
             else:
-                found |= self._placed(label, here or numbers, _which(here, numbers))
+                notes = () if flat else _which(here, numbers, bool(instances))
+                found |= self._placed(label, here or numbers, notes)
+        if not found and reason == NO_SERIES:
+            moved = sorted({n for i in label.header["refers_to"].values() for uid in i for n in self._of_instance[uid]})
+            found = self._placed(label, moved, ("its label names images of this series, and another series",))
         return found or reason
+
+    def _by_regions(self, label: Slice, numbers: Sequence[int], named: bool) -> tuple[list[int], list[int]]:
+        """Return those of several images that a label's regions reach, and those of them that the label names.
+
+        Where a label lists the whole series, what each of its regions was drawn on may say more.
+        """
+        sources, box = read_sources(self._root / label.path, label.header["kind"])
+        volumes = [n for n in numbers if self._stacks[n].kind != "flat"] if box else []
+        reached = [n for n in volumes or numbers if not box or _reaches(box, self._stacks[n])]
+        return reached, self._named(reached, sources) or (reached if named else [])
 
     def _named(self, numbers: Sequence[int], instances: Iterable[str]) -> list[int]:
         named = {n for uid in instances for n in self._of_instance.get(uid, ())}
@@ -179,8 +202,11 @@ class _Images:
         return {n: PlacedLabel(label.path, header, False, (note,)) for n in numbers}
 
 
-def _which(named: Sequence[int], numbers: Sequence[int]) -> tuple[str, ...]:
-    if len(named) == 1:
+def _which(named: Sequence[int], numbers: Sequence[int], lists_images: bool) -> tuple[str, ...]:
+    """Return a note where it is not plain which volume of a series a label was drawn on."""
+    if len(numbers) == 1 and not named and lists_images:
+        return ("its label names other images of its series, which are not in the folder",)
+    if len(named or numbers) < 2:
         return ()
     if named:
         return (f"its label names images of {len(named)} volumes of its series: it lies on each",)

@@ -48,8 +48,8 @@ def voxels_near(
 def reaches(depths: Floats, half: float) -> list[tuple[float, float]]:
     """Return how far each plane reaches, below and above itself.
 
-    Half way to its neighbours, so that what lies between two planes belongs to the nearest one and to no other; ``half``
-    where the neighbour is not the next one.
+    Half way to its neighbours, so that what lies between two planes belongs to the nearest one and to no other;
+    ``half`` where the neighbour is not the next one.
 
     Args:
         depths: of the planes, ascending.

@@ -14,6 +14,7 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.tag import BaseTag, Tag
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 LABEL_MAP = "1.2.840.10008.5.1.4.1.1.66.7"  # SOP class Label Map Segmentation Storage
 _BACKGROUND = ("125040", "DCM")  # PS3.16, annex D
@@ -47,11 +48,11 @@ def read_references(file: BinaryIO, kind: str) -> dict[str, Any]:
 
     Returns:
         ``labels``: number of a region -> its name. ``refers_to``: UID of a series -> the instances of it that the file
-        names. ``refers_to_images``: instances that it names without their series. ``frames_of_reference``: number of a region -> the
-        UID of the space that it is drawn in. ``series_frames``: series -> the space that the file says it is in.
-        ``box``: the lowest and highest corner of all regions, LPS in mm; None where the file names series or places
-        nothing in space. ``grid``: size, spacing, orientation and position of a segmentation's first frame, or None.
-        Only a file that names no series is read as far as its regions.
+        names. ``refers_to_images``: instances that it names without their series. ``frames_of_reference``: number of a
+        region -> the UID of the space that it is drawn in. ``series_frames``: series -> the space that the file says it
+        is in. ``box``: the lowest and highest corner of all regions, LPS in mm; None where the file names series or
+        places nothing in space. ``grid``: size, spacing, orientation and position of a segmentation's first frame, or
+        None. Only a file that names no series is read as far as its regions.
     """
     dataset = _read(file, _TAGS)
     values = _of_segmentation(dataset) if kind == "seg" else _of_structures(dataset)
@@ -64,11 +65,21 @@ def read_references(file: BinaryIO, kind: str) -> dict[str, Any]:
     return values
 
 
-def read_sources(path: Path, kind: str) -> set[str]:
-    """Return the UIDs of the images that a label file's regions, one by one, say that they were drawn on."""
+def read_sources(path: Path, kind: str) -> tuple[set[str], list[list[float]] | None]:
+    """Return the UIDs of the images that a label's regions, one by one, say that they lie on, and the regions' box."""
     with path.open("rb") as file:
         dataset = _read(file, _PLACES[kind])
-    return (_frames if kind == "seg" else _contours)(dataset)[0]
+    instances, points = (_frames if kind == "seg" else _contours)(dataset)
+    return instances, _box(points)
+
+
+def read_whole(path: Path) -> Dataset:
+    """Return all of a label file; of one without the preamble of Part 10, its encoding is what pydicom saw."""
+    dataset = pydicom.dcmread(path, force=True)
+    if "TransferSyntaxUID" not in dataset.file_meta:
+        implicit = dataset.original_encoding[0]
+        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
+    return dataset
 
 
 def wanted_regions(labels: Mapping[str, str], values: Mapping[str, int]) -> dict[int, int]:
@@ -132,7 +143,9 @@ def _is_background(segment: Dataset, padding: object) -> bool:
     if padding is not None and int(segment.SegmentNumber) == padding:
         return True
     kinds = segment.get("SegmentedPropertyTypeCodeSequence") or ()
-    return any((k.get("CodeValue"), k.get("CodingSchemeDesignator")) == _BACKGROUND for k in kinds)
+    if any((k.get("CodeValue"), k.get("CodingSchemeDesignator")) == _BACKGROUND for k in kinds):
+        return True
+    return int(segment.SegmentNumber) == 0 and _segment_name(segment).casefold() == "background"
 
 
 def _segment_name(segment: Dataset) -> str:
@@ -151,19 +164,22 @@ def _of_structures(dataset: Dataset) -> dict[str, Any]:
                 spaces[uid] = str(frame.get("FrameOfReferenceUID", ""))
     series.pop("", None)
     regions = dataset.get("StructureSetROISequence") or ()
-    only = {str(f.get("FrameOfReferenceUID", "")) for f in dataset.get("ReferencedFrameOfReferenceSequence") or ()}
-    default = only.pop() if len(only) == 1 else ""
+    listed = {str(f.get("FrameOfReferenceUID", "")) for f in dataset.get("ReferencedFrameOfReferenceSequence") or ()}
     return {
         "labels": {str(r.ROINumber): str(r.get("ROIName") or f"region {r.ROINumber}") for r in regions},
         "refers_to": series,
         "refers_to_images": [],
-        "frames_of_reference": {
-            str(r.ROINumber): str(r.get("ReferencedFrameOfReferenceUID") or default) for r in regions
-        },
+        "frames_of_reference": {str(r.ROINumber): _space_of(r, listed) for r in regions},
         "series_frames": spaces,
         "box": None,
         "grid": None,
     }
+
+
+def _space_of(region: Dataset, listed: set[str]) -> str:
+    """Return the space of a region: what it says, unless the file lists one space alone and that is another."""
+    own = str(region.get("ReferencedFrameOfReferenceUID") or "")
+    return next(iter(listed)) if len(listed) == 1 and own not in listed else own
 
 
 def _instances(items: Iterable[Dataset]) -> list[str]:

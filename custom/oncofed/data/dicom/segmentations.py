@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pydicom
 from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
@@ -21,7 +20,7 @@ from oncofed.data.dicom.canvas import Canvas
 from oncofed.data.dicom.matching import PlacedLabel
 from oncofed.data.dicom.pixels import as_turned
 from oncofed.data.dicom.planes import ROUNDING, Floats, reaches, voxels_near
-from oncofed.data.dicom.references import LABEL_MAP, frame_measure, frame_place, source_instances
+from oncofed.data.dicom.references import LABEL_MAP, frame_measure, frame_place, read_whole, source_instances
 from oncofed.data.dicom.series import Stack
 from oncofed.data.images import LoadedImage
 from oncofed.errors import DataError
@@ -73,7 +72,7 @@ def draw_segmentation(
     Raises:
         DataError: its frames cannot be placed.
     """
-    dataset = pydicom.dcmread(path)
+    dataset = read_whole(path)
     if "PixelData" not in dataset:
         raise DataError("its label has no pixels (PixelData), expected a segmentation of pixels")
     frames = [f for f in _frames(dataset) if f.segment is None or f.segment in wanted]

@@ -60,7 +60,7 @@ def draw_structures(
     Raises:
         DataError: a contour is no contour, or lies in no plane; or all contours lie outside the image.
     """
-    dataset = pydicom.dcmread(path, specific_tags=[Tag("ROIContourSequence")])
+    dataset = pydicom.dcmread(path, force=True, specific_tags=[Tag("ROIContourSequence")])
     items: dict[int, list[Dataset]] = {}
     for item in dataset.get("ROIContourSequence") or ():
         items.setdefault(int(item.ReferencedROINumber), []).extend(item.get("ContourSequence") or ())
@@ -98,7 +98,7 @@ class _Told:
         """Yield a note for each kind of what was seen."""
         for (name, kind), count in sorted(self.without_area.items()):
             yield f"{name}: {count} {kind} have no area, not drawn"
-        for name, count in sorted(self.doubled.items()):
+        for name, count in sorted((+self.doubled).items()):
             yield f"{name}: {count} contours are there twice, drawn once"
         for name, count in sorted(self.beyond.items()):
             yield f"{name}: {count} contours lie outside the image, not drawn"
@@ -186,7 +186,6 @@ def _draw_slices(
     thickness = float(np.linalg.norm(image.affine[:3, 2]))
     planes = _planes(outlines, min(_SAME_PLANE_SLICES, _SAME_PLANE_MM / thickness))
     told.doubled[name] += sum(plane.doubled for plane in planes)
-    told.doubled += Counter()  # forget those without
     depths = np.array([plane.depth for plane in planes])
     gap = float(np.median(np.diff(depths))) if len(depths) > 1 else 1.0
     half = 0.5 if named else max(0.5, gap / 2)
@@ -262,7 +261,6 @@ def _draw_across(
             for index, places in voxels_near(to_plane, region.shape, low, high):
                 for part in plane.parts(places):
                     region[tuple(axis[part] for axis in index)] = True
-    told.doubled += Counter()
 
 
 def _by_normal(contours: list[_Contour], tolerance: float, name: str) -> list[tuple[Floats, list[_Contour]]]:
@@ -271,10 +269,12 @@ def _by_normal(contours: list[_Contour], tolerance: float, name: str) -> list[tu
     for contour in contours:
         centred = contour.points - contour.points.mean(axis=0)
         normal = np.linalg.svd(centred, full_matrices=False)[2][2]
+        normal = normal * np.sign(normal[np.argmax(np.abs(normal))])
         off = float(np.abs(centred @ normal).max())
         if off > 0.5 * tolerance:
             raise DataError(
-                f"its label holds a contour of {name} that lies in no plane: its points are {off:.1f} mm off"
+                f"its label holds a contour of {name} that lies in no plane (its points are {off:.1f} mm off it), "
+                "expected planar ones. Export the label as a segmentation (SEG) or NIfTI"
             )
         found = next((group for first, group in groups if abs(first @ normal) > _PARALLEL), None)
         if found is None:
