@@ -126,6 +126,7 @@ def test_exclusive_or_is_for_closedplanar_xor(tmp_path: Path) -> None:
 
 
 @pytest.mark.wild("SlicerRT#45, rt-utils#16, rt-utils#60, dcmrtstruct2nii#4", "open contours filled")
+@pytest.mark.filterwarnings("ignore:Invalid value for VR CS")
 @pytest.mark.parametrize("kind", ["OPEN_PLANAR", "OPEN_NONPLANAR", "POINT", "open_planar "])
 def test_open_contours_and_points_have_no_area(tmp_path: Path, kind: str) -> None:
     mask, notes = _draw(tmp_path, {"Liver": [ONE], "Wire": [box(5, 30, 5, 25, 3)]}, kinds={"Wire": kind})
