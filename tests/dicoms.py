@@ -17,6 +17,7 @@ from pydicom.uid import (
     UID,
     CTImageStorage,
     DigitalXRayImageStorageForPresentation,
+    EnhancedMRImageStorage,
     ExplicitVRLittleEndian,
     MRImageStorage,
     RTStructureSetStorage,
@@ -210,6 +211,46 @@ def make_rtstruct(
     if change:
         change(dataset)
     dataset.save_as(path, enforce_file_format=True)
+    return path
+
+
+def make_multiframe(path: Path, files: Sequence[Path]) -> Path:
+    """Write the slices of a series as one enhanced image of many frames."""
+    slices = [pydicom.dcmread(file) for file in files]
+    enhanced = slices[0]
+    enhanced.file_meta.MediaStorageSOPClassUID = enhanced.SOPClassUID = EnhancedMRImageStorage
+    enhanced.file_meta.MediaStorageSOPInstanceUID = enhanced.SOPInstanceUID = generate_uid()
+    shared = item(
+        PlaneOrientationSequence=Items([item(ImageOrientationPatient=slices[0].ImageOrientationPatient)]),
+        PixelMeasuresSequence=Items(
+            [item(PixelSpacing=slices[0].PixelSpacing, SliceThickness=slices[0].SliceThickness)]
+        ),
+        PixelValueTransformationSequence=Items([item(RescaleIntercept=0, RescaleSlope=1, RescaleType="US")]),
+    )
+    frames = [
+        item(
+            PlanePositionSequence=Items([item(ImagePositionPatient=s.ImagePositionPatient)]),
+            FrameContentSequence=Items([item(DimensionIndexValues=[1 + number])]),
+        )
+        for number, s in enumerate(slices)
+    ]
+    enhanced.SharedFunctionalGroupsSequence, enhanced.PerFrameFunctionalGroupsSequence = Items([shared]), Items(frames)
+    organization = generate_uid()
+    enhanced.DimensionOrganizationSequence = Items([item(DimensionOrganizationUID=organization)])
+    enhanced.DimensionIndexSequence = Items(
+        [
+            item(
+                DimensionOrganizationUID=organization,
+                DimensionIndexPointer=0x00200032,
+                FunctionalGroupPointer=0x00209113,
+            )
+        ]
+    )
+    enhanced.NumberOfFrames = len(slices)
+    enhanced.PixelData = b"".join(s.PixelData for s in slices)
+    for keyword in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness"):
+        delattr(enhanced, keyword)
+    enhanced.save_as(path)
     return path
 
 
