@@ -337,9 +337,9 @@ def test_a_label_that_names_another_patient_says_so(tmp_path: Path) -> None:
 def test_a_label_of_a_series_that_two_patients_share_lies_on_its_own(tmp_path: Path) -> None:
     stacks = []
     for patient in ("A", "B"):
-        (file,) = _series(tmp_path / patient, patient=patient, values=volume()[..., :1])
+        file = _series(tmp_path / patient, patient=patient)[3]
         header = {**read_header(file), "series": "1.2", "instance": "1.2.3"}
-        stacks.append(Stack((Slice(f"{patient}/0000.dcm", header),), "volume"))
+        stacks.append(Stack((Slice(f"{patient}/{file.name}", header),), "volume"))
     _label("seg", tmp_path / "label.dcm", _series(tmp_path / "B2", patient="B"))
     header = {**read_header(tmp_path / "label.dcm"), "refers_to": {"1.2": ["1.2.3"]}}
     placed, reasons = matching.match_labels(tmp_path, stacks, [Slice("label.dcm", header)])
