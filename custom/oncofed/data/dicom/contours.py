@@ -70,7 +70,8 @@ class Outline:
         ends = np.roll(self.points, -1, axis=0)
         counts = np.clip(np.ceil(np.linalg.norm(ends - self.points, axis=1) / _STEP).astype(int), 1, 400)
         parts = np.concatenate([np.arange(count) / count for count in counts])[:, None]
-        return np.repeat(self.points, counts, axis=0) * (1 - parts) + np.repeat(ends, counts, axis=0) * parts
+        walk: Floats = np.repeat(self.points, counts, axis=0) * (1 - parts) + np.repeat(ends, counts, axis=0) * parts
+        return walk
 
     def encloses(self, points: Floats) -> Mask:
         """Return which of (n, 2) points lie inside; one on the outline belongs to what is above it along both axes."""
@@ -78,8 +79,6 @@ class Outline:
 
     def contains(self, other: Outline) -> bool:
         """Return whether another outline lies wholly inside."""
-        if (other.low < self.low - _ON_OUTLINE).any() or (other.high > self.high + _ON_OUTLINE).any():
-            return False
         out = other.points[~self.encloses(other.points)]
         if self._farthest(out) > _ON_OUTLINE:
             return False
@@ -88,8 +87,6 @@ class Outline:
 
     def is_twice(self, other: Outline) -> bool:
         """Return whether both are one outline, by what a voxel shows."""
-        if (np.abs(other.low - self.low) > _TWICE).any() or (np.abs(other.high - self.high) > _TWICE).any():
-            return False
         return self._farthest(other._walk) < _TWICE and other._farthest(self._walk) < _TWICE
 
     def _farthest(self, points: Floats) -> float:
@@ -126,10 +123,7 @@ class Region:
         self.high = np.max([outline.high for outline in outlines], axis=0)
         self._xor = [outline for outline in outlines if outline.xor]
         closed = sorted((o for o in outlines if not o.xor), key=lambda outline: -outline.area)
-        self._closed: list[Outline] = []
-        for outline in closed:
-            if not any(outline.is_twice(other) for other in self._closed):
-                self._closed.append(outline)
+        self._closed = _once(closed)
         self.doubled = len(closed) - len(self._closed)
         self._holes = _holes(self._closed)
 
@@ -146,9 +140,31 @@ class Region:
         yield from (mask for number, mask in sorted(filled.items()) if number not in inner)
 
 
+def _once(outlines: Sequence[Outline]) -> list[Outline]:
+    """Return outlines, of ever smaller ones, without those that are there twice."""
+    if len(outlines) < 2:
+        return list(outlines)
+    boxes = _boxes(outlines)
+    near = (np.abs(boxes[:, None] - boxes) <= _TWICE).all(axis=2)
+    again: set[int] = set()
+    for first, second in np.argwhere(np.triu(near, 1)).tolist():
+        if first not in again and outlines[first].is_twice(outlines[second]):
+            again.add(second)
+    return [outline for number, outline in enumerate(outlines) if number not in again]
+
+
 def _holes(outlines: Sequence[Outline]) -> list[list[int]]:
     """Return for each outline, of ever smaller ones, those that lie inside it and inside none that does so too."""
-    inside = [
-        {n for n in range(m + 1, len(outlines)) if outlines[m].contains(outlines[n])} for m in range(len(outlines))
-    ]
+    inside: list[set[int]] = [set() for _ in outlines]
+    if len(outlines) > 1:
+        boxes = _boxes(outlines)
+        nested = (boxes[:, None] <= boxes + _ON_OUTLINE).all(axis=2)
+        for outer, inner in np.argwhere(np.triu(nested, 1)).tolist():
+            if outlines[outer].contains(outlines[inner]):
+                inside[outer].add(inner)
     return [sorted(own - {deeper for n in own for deeper in inside[n]}) for own in inside]
+
+
+def _boxes(outlines: Sequence[Outline]) -> Floats:
+    """Return (outline, 4): the lowest corner, and the highest one with its sign turned, of ever smaller boxes."""
+    return np.array([[*outline.low, *-outline.high] for outline in outlines])

@@ -35,8 +35,8 @@ def voxels_near(
     last = np.minimum(np.ceil(reached.max(axis=0) + ROUNDING).astype(int) + 1, shape)
     if (last <= first).any():
         return
-    x, y = np.meshgrid(np.arange(first[0], last[0]), np.arange(first[1], last[1]), indexing="ij")
-    x, y = x.ravel(), y.ravel()
+    grid = np.meshgrid(np.arange(first[0], last[0]), np.arange(first[1], last[1]), indexing="ij")
+    x, y = grid[0].ravel(), grid[1].ravel()
     flat = x[:, None] * to_plane[:3, 0] + y[:, None] * to_plane[:3, 1] + to_plane[:3, 3]
     for z in range(first[2], last[2]):
         places = flat + z * to_plane[:3, 2]

@@ -126,7 +126,8 @@ def _of_segmentation(dataset: Dataset) -> dict[str, Any]:
             series.setdefault(str(item.get("SeriesInstanceUID", "")), []).extend(_instances(instances))
     series.pop("", None)
     padding = dataset.get("PixelPaddingValue")
-    segments = [s for s in dataset.get("SegmentSequence") or () if not _is_background(s, padding)]
+    numbered = [s for s in dataset.get("SegmentSequence") or () if s.get("SegmentNumber") is not None]
+    segments = [s for s in numbered if not _is_background(s, padding)]
     return {
         "labels": {str(s.SegmentNumber): _segment_name(s) for s in segments},
         "refers_to": series,
@@ -163,7 +164,7 @@ def _of_structures(dataset: Dataset) -> dict[str, Any]:
                 series.setdefault(uid, []).extend(_instances(item.get("ContourImageSequence") or ()))
                 spaces[uid] = str(frame.get("FrameOfReferenceUID", ""))
     series.pop("", None)
-    regions = dataset.get("StructureSetROISequence") or ()
+    regions = [r for r in dataset.get("StructureSetROISequence") or () if r.get("ROINumber") is not None]
     listed = {str(f.get("FrameOfReferenceUID", "")) for f in dataset.get("ReferencedFrameOfReferenceSequence") or ()}
     return {
         "labels": {str(r.ROINumber): str(r.get("ROIName") or f"region {r.ROINumber}") for r in regions},

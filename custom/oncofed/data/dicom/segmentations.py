@@ -13,7 +13,7 @@ import numpy as np
 from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
-from pydicom.pixels import iter_pixels
+from pydicom.pixels.utils import iter_pixels
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from oncofed.data.dicom.canvas import Canvas
@@ -116,11 +116,12 @@ class _Reader:
             return values
         if self._kind == "FRACTIONAL":
             self._partial |= bool(((stored > 0) & (stored < self._full)).any())
-            stored = stored >= self._full / 2
+            stored = (stored >= self._full / 2).astype(np.uint8)
         value = self._wanted[frame.segment]
         if stored.any():
             self.filled.add(value)
-        return np.where(stored > 0, np.uint16(value), np.uint16(0))
+        filled: NDArray[np.uint16] = np.where(stored > 0, np.uint16(value), np.uint16(0))
+        return filled
 
     def notes(self) -> Iterator[str]:
         """Yield what was decided while reading."""
@@ -262,7 +263,8 @@ def _by_direction(frames: list[_Frame]) -> list[list[_Frame]]:
 def _distinct(depths: Floats, tolerance: float) -> Floats:
     """Return the depths that differ by more than ``tolerance``, ascending."""
     ordered = np.sort(depths)
-    return ordered[np.concatenate([[True], np.diff(ordered) > tolerance])]
+    distinct: Floats = ordered[np.concatenate([[True], np.diff(ordered) > tolerance])]
+    return distinct
 
 
 def _half(frame: _Frame, planes: Floats, normal: Floats, to_lps: Floats, label: PlacedLabel) -> float:

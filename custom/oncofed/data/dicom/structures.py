@@ -72,9 +72,9 @@ def draw_structures(
             _draw_region(canvas, value, contours, image, label, told)
     if told.contours and not told.voxels:
         raise DataError(
-            f"its label's {told.contours} contours lie outside the image"
+            f"its label lies outside the image, with all of its contours ({told.contours})"
             if told.outside == told.contours
-            else f"its label's {told.contours} contours enclose no voxel of the image"
+            else f"its label encloses no voxel of the image, with all of its contours ({told.contours})"
         )
     if told.without_area and not told.contours:
         raise DataError("its label holds points or open contours alone, which have no area: nothing can be drawn")
@@ -97,13 +97,13 @@ class _Told:
     def notes(self) -> Iterator[str]:
         """Yield a note for each kind of what was seen."""
         for (name, kind), count in sorted(self.without_area.items()):
-            yield f"{name}: {count} {kind} have no area, not drawn"
+            yield f"{name}: without area, not drawn: {count} {kind}"
         for name, count in sorted((+self.doubled).items()):
-            yield f"{name}: {count} contours are there twice, drawn once"
+            yield f"{name}: contours that are there twice, drawn once: {count}"
         for name, count in sorted(self.beyond.items()):
-            yield f"{name}: {count} contours lie outside the image, not drawn"
+            yield f"{name}: contours outside the image, not drawn: {count}"
         for name, count in sorted(self.cut.items()):
-            yield f"{name}: {count} contours leave the image, cut at its border"
+            yield f"{name}: contours that leave the image, cut at its border: {count}"
         if self.across:
             yield (
                 f"contours lie across the slices ({', '.join(sorted(self.across))}): each fills the voxels half way to "
