@@ -17,6 +17,7 @@ from pydicom.uid import (
     UID,
     CTImageStorage,
     DigitalXRayImageStorageForPresentation,
+    EnhancedMRImageStorage,
     ExplicitVRLittleEndian,
     MRImageStorage,
     RTStructureSetStorage,
@@ -116,10 +117,28 @@ def make_xray(folder: Path, values: np.ndarray, name: str = "x.dcm", **attribute
     return folder / name
 
 
-def make_seg(path: Path, series: Sequence[Path], masks: dict[str, np.ndarray]) -> Path:
-    """Write a SEG over a series; masks are (column, row, slice) bool by name."""
+def make_seg(
+    path: Path,
+    series: Sequence[Path],
+    masks: dict[str, np.ndarray],
+    *,
+    kind: str = "BINARY",
+    change: Callable[[Dataset], None] | None = None,
+    **more: Any,
+) -> Path:
+    """Write a SEG over a series; masks are (column, row, slice) bool by name, or fractions where it is FRACTIONAL.
+
+    Args:
+        path: where to.
+        series: the files that it is drawn on.
+        masks: by name.
+        kind: "BINARY", "FRACTIONAL" or "LABELMAP".
+        change: what to do to the data set before it is written.
+        more: of highdicom's ``Segmentation``.
+    """
     sources = [pydicom.dcmread(file) for file in series]
-    stacked = np.stack([mask.transpose(2, 1, 0) for mask in masks.values()], axis=-1).astype(np.uint8)
+    stacked = np.stack([mask.transpose(2, 1, 0) for mask in masks.values()], axis=-1)
+    stacked = stacked.astype(np.float32 if kind == "FRACTIONAL" else np.uint8)
     described = [
         SegmentDescription(
             segment_number=number,
@@ -133,7 +152,7 @@ def make_seg(path: Path, series: Sequence[Path], masks: dict[str, np.ndarray]) -
     segmentation = highdicom.seg.Segmentation(
         source_images=sources,
         pixel_array=stacked,
-        segmentation_type=SegmentationTypeValues.BINARY,
+        segmentation_type=SegmentationTypeValues[kind],
         segment_descriptions=described,
         series_instance_uid=generate_uid(),
         series_number=9,
@@ -143,13 +162,31 @@ def make_seg(path: Path, series: Sequence[Path], masks: dict[str, np.ndarray]) -
         manufacturer_model_name="M",
         software_versions="1",
         device_serial_number="SN",
+        **more,
     )
+    if change:
+        change(segmentation)
     segmentation.save_as(path)
     return path
 
 
-def make_rtstruct(path: Path, series: Sequence[Path], regions: dict[str, list[np.ndarray]]) -> Path:
-    """Write an RT-STRUCT over a series; regions are closed contours (points, 3) in LPS mm by name."""
+def make_rtstruct(
+    path: Path,
+    series: Sequence[Path],
+    regions: dict[str, list[np.ndarray]],
+    *,
+    kinds: dict[str, str] | None = None,
+    change: Callable[[Dataset], None] | None = None,
+) -> Path:
+    """Write an RT-STRUCT over a series.
+
+    Args:
+        path: where to.
+        series: the files that it is drawn on.
+        regions: contours (points, 3) in LPS mm by name.
+        kinds: ContourGeometricType by name, CLOSED_PLANAR by default.
+        change: what to do to the data set before it is written.
+    """
     first = pydicom.dcmread(series[0], stop_before_pixels=True)
     dataset = _dataset(RTStructureSetStorage)
     dataset.PatientID, dataset.Modality = first.PatientID, "RTSTRUCT"
@@ -163,7 +200,7 @@ def make_rtstruct(path: Path, series: Sequence[Path], regions: dict[str, list[np
         rois.append(item(ROINumber=number, ROIName=name, ReferencedFrameOfReferenceUID=first.FrameOfReferenceUID))
         items = [
             item(
-                ContourGeometricType="CLOSED_PLANAR",
+                ContourGeometricType=(kinds or {}).get(name, "CLOSED_PLANAR"),
                 NumberOfContourPoints=len(points),
                 ContourData=[float(f"{v:.4f}") for v in points.ravel()],
             )
@@ -171,7 +208,49 @@ def make_rtstruct(path: Path, series: Sequence[Path], regions: dict[str, list[np
         ]
         contours.append(item(ReferencedROINumber=number, ContourSequence=Items(items)))
     dataset.StructureSetROISequence, dataset.ROIContourSequence = Items(rois), Items(contours)
+    if change:
+        change(dataset)
     dataset.save_as(path, enforce_file_format=True)
+    return path
+
+
+def make_multiframe(path: Path, files: Sequence[Path]) -> Path:
+    """Write the slices of a series as one enhanced image of many frames."""
+    slices = [pydicom.dcmread(file) for file in files]
+    enhanced = slices[0]
+    enhanced.file_meta.MediaStorageSOPClassUID = enhanced.SOPClassUID = EnhancedMRImageStorage
+    enhanced.file_meta.MediaStorageSOPInstanceUID = enhanced.SOPInstanceUID = generate_uid()
+    shared = item(
+        PlaneOrientationSequence=Items([item(ImageOrientationPatient=slices[0].ImageOrientationPatient)]),
+        PixelMeasuresSequence=Items(
+            [item(PixelSpacing=slices[0].PixelSpacing, SliceThickness=slices[0].SliceThickness)]
+        ),
+        PixelValueTransformationSequence=Items([item(RescaleIntercept=0, RescaleSlope=1, RescaleType="US")]),
+    )
+    frames = [
+        item(
+            PlanePositionSequence=Items([item(ImagePositionPatient=s.ImagePositionPatient)]),
+            FrameContentSequence=Items([item(DimensionIndexValues=[1 + number])]),
+        )
+        for number, s in enumerate(slices)
+    ]
+    enhanced.SharedFunctionalGroupsSequence, enhanced.PerFrameFunctionalGroupsSequence = Items([shared]), Items(frames)
+    organization = generate_uid()
+    enhanced.DimensionOrganizationSequence = Items([item(DimensionOrganizationUID=organization)])
+    enhanced.DimensionIndexSequence = Items(
+        [
+            item(
+                DimensionOrganizationUID=organization,
+                DimensionIndexPointer=0x00200032,
+                FunctionalGroupPointer=0x00209113,
+            )
+        ]
+    )
+    enhanced.NumberOfFrames = len(slices)
+    enhanced.PixelData = b"".join(s.PixelData for s in slices)
+    for keyword in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness"):
+        delattr(enhanced, keyword)
+    enhanced.save_as(path)
     return path
 
 

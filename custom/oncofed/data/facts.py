@@ -48,8 +48,14 @@ def read_case(images: Sequence[Path], label: Path | None) -> tuple[LoadedImage, 
     return first, _read("label", label) if label else None
 
 
-def measure(image: LoadedImage, label: LoadedImage | None) -> dict[str, Any]:
-    """Return the facts of one case, as fields of an ``Entry``."""
+def measure(image: LoadedImage, label: LoadedImage | None, classes: int = 0) -> dict[str, Any]:
+    """Return the facts of one case, as fields of an ``Entry``.
+
+    Args:
+        image: the case's.
+        label: its mask.
+        classes: how many values of the mask are known to be classes, however many they are.
+    """
     values = image.values
     finite = bool(np.isfinite(values).all()) if np.issubdtype(values.dtype, np.floating) else True
     facts: dict[str, Any] = {
@@ -63,7 +69,7 @@ def measure(image: LoadedImage, label: LoadedImage | None) -> dict[str, Any]:
     }
     mask = None
     if label is not None:
-        facts |= _label_facts(image, label)
+        facts |= _label_facts(image, label, max(classes, _MOST_CLASSES))
         if label.shape == image.shape:
             mask = _flat(label.values, like=values)[:, 0] > 0
     if finite:
@@ -140,7 +146,7 @@ def _read(kind: str, path: Path) -> LoadedImage:
         raise DataError(f"its {kind} file {path.parent.name}/{path.name} {error}") from None
 
 
-def _label_facts(image: LoadedImage, label: LoadedImage) -> dict[str, Any]:
+def _label_facts(image: LoadedImage, label: LoadedImage, most_classes: int) -> dict[str, Any]:
     values = label.values
     if label.shape != image.shape:
         return {"label_problem": f"its label has shape {label.shape}, expected the image's {image.shape}"}
@@ -154,7 +160,7 @@ def _label_facts(image: LoadedImage, label: LoadedImage) -> dict[str, Any]:
     if np.issubdtype(found.dtype, np.floating) and not np.array_equal(found, np.rint(found)):
         return {"label_problem": f"its label holds {found[found != np.rint(found)][0]:g}, expected whole numbers"}
     objects = int((found != 0).sum())
-    if len(found) > _MOST_CLASSES:
+    if len(found) > most_classes:
         background = int(counts[found == 0].sum())
         return {"instances": objects, "label_values": {"0": background, "1": int(values.size) - background}}
     return {

@@ -22,7 +22,8 @@ import numpy as np
 
 from oncofed.data import facts, slides
 from oncofed.data.dicom.headers import Header, looks_like_dicom, read_header
-from oncofed.data.dicom.series import Heap, Slice, sort_heap
+from oncofed.data.dicom.matching import PlacedLabel, match_labels
+from oncofed.data.dicom.series import Heap, sort_heap
 from oncofed.data.files import Files
 from oncofed.data.images import image_format, looks_like
 from oncofed.data.index import Index
@@ -46,6 +47,7 @@ SOURCE_LINK = "source"
 _INDEX_FILE = ".index.sqlite"
 _NO_CASE = (".json", ".txt", ".csv", ".tsv", ".xml", ".pdf", ".html", ".md", ".bval", ".bvec", ".py", ".yaml", ".yml")
 _HEADERS_PER_TURN = 64
+_HEADER = "header 2"  # raised when headers gain a field, so that what an older version remembered is read anew
 _NUMBERED = 8
 
 Progress = Callable[[str, int, int], None]
@@ -108,9 +110,10 @@ def register(request: Request, progress: Progress | None = None) -> Manifest:
             heap = _read_heap(source, files, index, progress, workers)
         layout = layout or Layout("DICOM" if heap.stacks or heap.slides or heap.broken else "nothing")
         task = cast("Task", request.task or layout.task or ("slides" if heap.slides else "segmentation"))
+        labels = _match_labels(heap, request)
         work = [
             *_file_work(layout, request, prefix),
-            *_dicom_work(heap, request, salt),
+            *_dicom_work(heap, labels, request, salt),
             *_slide_work(heap, request, salt),
         ]
         if not work and not layout.bad and not heap.broken:
@@ -195,7 +198,7 @@ def _read_heap(source: Path, files: Sequence[str], index: Index, progress: Progr
         except OSError as error:
             headers.append((path, {"kind": "broken", "reason": f"cannot be read ({error.strerror})"}))
             continue
-        known = index.get(f"header:{path}", seen)
+        known = index.get(f"{_HEADER}:{path}", seen)
         if known is None:
             fresh.append((path, seen))
         else:
@@ -206,7 +209,7 @@ def _read_heap(source: Path, files: Sequence[str], index: Index, progress: Progr
     for batch in workers.map(_read_headers, turns, fewest=8):
         for path, seen, header in batch:
             header["stamp"] = seen
-            index.put(f"header:{path}", seen, header)
+            index.put(f"{_HEADER}:{path}", seen, header)
             headers.append((path, _shared(header)))
         done += len(batch)
         progress("reading headers", done, len(candidates))
@@ -252,21 +255,25 @@ def _file_work(layout: Layout, request: Request, prefix: str) -> Iterator[Work]:
             yield FileWork(source, prefix, item)
 
 
-def _dicom_work(heap: Heap, request: Request, salt: bytes) -> Iterator[Work]:
-    by_series: dict[str, list[Slice]] = {}
-    for label in heap.labels:
-        for series in label.header["refers_to"]:
-            by_series.setdefault(series, []).append(label)
+def _match_labels(heap: Heap, request: Request) -> list[tuple[PlacedLabel, ...]]:
+    """Return the label files of each image; those that lie on none are left out of the heap, with the reason."""
+    wanted = {name: value for value, name in request.labels.items() if value}
+    placed, reasons = match_labels(request.source.resolve(), heap.stacks, heap.labels, wanted or None, heap.slides)
+    heap.labels = [label for label in heap.labels if label.path not in reasons]
+    heap.left_out |= reasons
+    return placed
+
+
+def _dicom_work(heap: Heap, placed: Sequence[tuple[PlacedLabel, ...]], request: Request, salt: bytes) -> Iterator[Work]:
     values = _label_values(heap, request)
     table = _ClassTable(request.table)
-    for stack in heap.stacks:
+    for stack, labels in zip(heap.stacks, placed, strict=True):
         header = stack.header
         name = f"{_hash(salt, header['patient'], 8)}-{_hash(salt, header['series'], 8)}"
         name += f"-{stack.part}" if stack.part else ""
         if stack.kind == "flat":
             name += f"-{_hash(salt, header['instance'] or stack.slices[0].path, 6)}"
         number, split = table.find(header)
-        labels = tuple(by_series.get(header["series"], ()))
         yield StackWork(request.source.resolve(), request.out.resolve(), name, stack, labels, values, number, split)
 
 
@@ -381,7 +388,7 @@ def _compose(
         else:
             patient = _hash(salt, result["patient"])
             entries.append(Entry.model_validate({**result, "patient": patient}))
-    kind = _label_kind(entries, layout, request)
+    kind = "classes" if heap.labels else _label_kind(entries, layout, request)
     if kind == "instances":
         entries = [_as_one_class(entry) for entry in entries]
     labels = _labels(entries, layout, heap, request)
@@ -427,8 +434,6 @@ def _account(
         files.use(path, "table")
     for path, reason in {**layout.left_out, **heap.left_out}.items():
         files.leave_out(path, reason)
-    for label in heap.labels:
-        files.leave_out(label.path, "label whose image is not in the folder")
     return files
 
 

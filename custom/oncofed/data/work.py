@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,17 +15,17 @@ from PIL import Image
 
 from oncofed.data import facts, slides
 from oncofed.data.dicom.headers import Header
-from oncofed.data.dicom.labels import read_label
+from oncofed.data.dicom.labels import Label, read_labels
+from oncofed.data.dicom.matching import PlacedLabel
 from oncofed.data.dicom.pixels import read_stack
-from oncofed.data.dicom.series import Slice, Stack
+from oncofed.data.dicom.series import Stack
 from oncofed.data.files import Use
 from oncofed.data.images import LoadedImage
 from oncofed.data.layouts import Item
 from oncofed.data.manifest import write_whole
-from oncofed.errors import DataError
 
 # Raised when facts gain a field, so that what an older version remembered is read anew.
-_FACTS_VERSION = "2"
+_FACTS_VERSION = "3"
 
 
 class Work(Protocol):
@@ -123,7 +123,7 @@ class StackWork:
     out: Path
     name: str
     stack: Stack
-    labels: tuple[Slice, ...]
+    labels: tuple[PlacedLabel, ...]
     values: Mapping[str, int]
     class_label: int | None
     split: str | None
@@ -141,7 +141,8 @@ class StackWork:
     def stamp(self) -> str:
         """What changes when its files do."""
         files = sorted(item.path + item.header["stamp"] for item in (*self.stack.slices, *self.labels))
-        text = f"{_FACTS_VERSION} {files} {sorted(self.values.items())} {self.class_label} {self.split}"
+        placed = [(label.path, label.named, label.notes) for label in self.labels]
+        text = f"{_FACTS_VERSION} {files} {placed} {sorted(self.values.items())} {self.class_label} {self.split}"
         there = all((self.out / path).is_file() for path in self._written())
         return hashlib.sha256(text.encode()).hexdigest() + ("" if there else " not written")
 
@@ -151,13 +152,14 @@ class StackWork:
         try:
             pixels = read_stack(self.root, self.stack)
             label = self._label(pixels.image)
-            found = facts.measure(pixels.image, label)
+            mask = label.image if label else None
+            found = facts.measure(pixels.image, mask, len(self.values) + 1)
         except Exception as error:  # noqa: BLE001 - readers raise whatever they like for a malformed file
             return self.set_aside(facts.reason_of(error))
         image_path, label_path = self._written()[0], self._written()[1] if self.labels else None
         _write_image(self.out / image_path, pixels.image)
-        if label is not None and label_path:
-            _write_image(self.out / label_path, label)
+        if mask is not None and label_path:
+            _write_image(self.out / label_path, mask)
         written = [self.out / p for p in (image_path, label_path) if p]
         return {
             **found,
@@ -170,7 +172,7 @@ class StackWork:
             "vendor": header["vendor"] or None,
             "checksum": facts.checksum(written[:1]),
             "stamp": facts.stamp(written),
-            "notes": [*self.stack.notes, *pixels.notes, *_header_notes(header)],
+            "notes": [*self.stack.notes, *pixels.notes, *_header_notes(header), *(label.notes if label else ())],
             "source": self.stack.slices[0].path,
         }
 
@@ -184,15 +186,8 @@ class StackWork:
         image, label = (".png", ".png") if flat else (".nii", ".nii.gz")
         return [f"images/{self.name}{image}", *([f"labels/{self.name}{label}"] if self.labels else [])]
 
-    def _label(self, image: LoadedImage) -> LoadedImage | None:
-        mask: LoadedImage | None = None
-        for item in self.labels:
-            if image.dimensions != 3:
-                raise DataError("its image is flat, and its label a volume")
-            read = read_label(self.root / item.path, item.header, image, self.values)
-            merged = read.values if mask is None else np.maximum(mask.values, read.values)
-            mask = replace(read, values=merged)
-        return mask
+    def _label(self, image: LoadedImage) -> Label | None:
+        return read_labels(self.root, self.labels, image, self.stack, self.values) if self.labels else None
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,9 @@ from pathlib import Path
 import highdicom
 import nibabel as nib
 import numpy as np
-import pydicom
 import pytest
-from pydicom.sequence import Sequence as Items
-from pydicom.uid import EnhancedMRImageStorage, generate_uid
 
-from dicoms import AXIAL, OBLIQUE, item, make_rtstruct, make_seg, make_series, volume
+from dicoms import AXIAL, OBLIQUE, make_multiframe, make_rtstruct, make_seg, make_series, volume
 from oncofed.data.manifest import Manifest
 from oncofed.data.register import Request, register
 
@@ -101,47 +98,9 @@ def test_an_enhanced_multiframe_image_is_a_volume(tmp_path: Path) -> None:
     (plain,) = register(Request(tmp_path / "plain", "demo", tmp_path / "out1")).entries
     (tmp_path / "in").mkdir()
     # A parametric map with the slices' own numbers has the geometry of an enhanced MR image.
-    _write_multiframe(tmp_path / "in" / "enhanced.dcm", files)
+    make_multiframe(tmp_path / "in" / "enhanced.dcm", files)
     (entry,) = register(Request(tmp_path / "in", "demo", tmp_path / "out2")).entries
     one, two = (nib.load(tmp_path / out / e.images[0]) for out, e in (("out1", plain), ("out2", entry)))
     canonical = [nib.as_closest_canonical(image) for image in (one, two)]
     np.testing.assert_allclose(canonical[0].affine, canonical[1].affine, atol=1e-3)
     np.testing.assert_array_equal(np.asarray(canonical[0].dataobj), np.asarray(canonical[1].dataobj))
-
-
-def _write_multiframe(path: Path, files: list[Path]) -> None:
-    slices = [pydicom.dcmread(file) for file in files]
-    enhanced = slices[0]
-    enhanced.file_meta.MediaStorageSOPClassUID = enhanced.SOPClassUID = EnhancedMRImageStorage
-    enhanced.file_meta.MediaStorageSOPInstanceUID = enhanced.SOPInstanceUID = generate_uid()
-    shared = item(
-        PlaneOrientationSequence=Items([item(ImageOrientationPatient=slices[0].ImageOrientationPatient)]),
-        PixelMeasuresSequence=Items(
-            [item(PixelSpacing=slices[0].PixelSpacing, SliceThickness=slices[0].SliceThickness)]
-        ),
-        PixelValueTransformationSequence=Items([item(RescaleIntercept=0, RescaleSlope=1, RescaleType="US")]),
-    )
-    frames = [
-        item(
-            PlanePositionSequence=Items([item(ImagePositionPatient=s.ImagePositionPatient)]),
-            FrameContentSequence=Items([item(DimensionIndexValues=[1 + number])]),
-        )
-        for number, s in enumerate(slices)
-    ]
-    enhanced.SharedFunctionalGroupsSequence, enhanced.PerFrameFunctionalGroupsSequence = Items([shared]), Items(frames)
-    organization = generate_uid()
-    enhanced.DimensionOrganizationSequence = Items([item(DimensionOrganizationUID=organization)])
-    enhanced.DimensionIndexSequence = Items(
-        [
-            item(
-                DimensionOrganizationUID=organization,
-                DimensionIndexPointer=0x00200032,
-                FunctionalGroupPointer=0x00209113,
-            )
-        ]
-    )
-    enhanced.NumberOfFrames = len(slices)
-    enhanced.PixelData = b"".join(s.PixelData for s in slices)
-    for keyword in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness"):
-        delattr(enhanced, keyword)
-    enhanced.save_as(path)

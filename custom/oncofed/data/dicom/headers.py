@@ -12,16 +12,17 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 import pydicom
 from pydicom.datadict import tag_for_keyword
-from pydicom.dataset import Dataset
 from pydicom.filereader import data_element_generator
 from pydicom.multival import MultiValue
 from pydicom.tag import BaseTag, Tag
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
 
+from oncofed.data.dicom.references import LABEL_MAP, read_references
+
 Header = dict[str, Any]
 Elements = dict[int, Any]
 
-_SEG = "1.2.840.10008.5.1.4.1.1.66.4"
+_SEG = {"1.2.840.10008.5.1.4.1.1.66.4", LABEL_MAP}
 _RTSTRUCT = "1.2.840.10008.5.1.4.1.1.481.3"
 _DICOMDIR = "1.2.840.10008.1.3.10"
 _WSI = "1.2.840.10008.5.1.4.1.1.77.1.6"
@@ -75,12 +76,6 @@ _TAGS: list[Any] = [
     *_PHILIPS_SCALE,
 ]
 _WANTED: list[BaseTag | int] = [Tag(tag) for tag in _TAGS]
-_LABEL_TAGS: list[BaseTag | int] = [
-    Tag("ReferencedSeriesSequence"),
-    Tag("ReferencedFrameOfReferenceSequence"),
-    Tag("SegmentSequence"),
-    Tag("StructureSetROISequence"),
-]
 _SYNTAX, _MEDIA_CLASS = int(Tag("TransferSyntaxUID")), int(Tag("MediaStorageSOPClassUID"))
 _UNCOMMON_SYNTAXES = {DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian}
 _TEXTS = {
@@ -135,7 +130,7 @@ def read_header(path: Path) -> Header:
                 # pydicom leaves off where the pixels begin.
                 header = _values(elements, file.tell())
                 if header["kind"] in {"seg", "rtstruct"}:
-                    header |= _label_values(file, header["kind"])
+                    header |= read_references(file, header["kind"])
                 return header
         except Exception as error:  # noqa: BLE001 - a broken header raises whatever its bytes lead to
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -183,21 +178,6 @@ def _after_meta(tag: BaseTag, vr: str | None, length: int) -> bool:
 
 def _at_pixels(tag: BaseTag, vr: str | None, length: int) -> bool:
     return int(tag) >= 0x7FE00008  # float, double or plain pixel data
-
-
-def _label_values(file: BinaryIO, kind: str) -> Header:
-    """Return the names of a label file's regions, and the series that they lie on."""
-    file.seek(0)
-    dataset = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=_LABEL_TAGS)
-    if kind == "seg":
-        return {
-            "labels": {str(s.SegmentNumber): str(s.SegmentLabel) for s in dataset.get("SegmentSequence", [])},
-            "refers_to": [str(s.SeriesInstanceUID) for s in dataset.get("ReferencedSeriesSequence", [])],
-        }
-    return {
-        "labels": {str(r.ROINumber): str(r.ROIName) for r in dataset.get("StructureSetROISequence", [])},
-        "refers_to": _referenced_by_rtstruct(dataset),
-    }
 
 
 def _values(elements: Elements, pixels_at: int) -> Header:
@@ -265,7 +245,8 @@ def _tag(keyword: str) -> int:
 
 
 def _kind(elements: Elements, sop_class: str) -> str:
-    if sop_class == _SEG:
+    # A segmentation of a kind yet to come is no image either.
+    if sop_class in _SEG or _text(elements, _tag("Modality")) == "SEG":
         return "seg"
     if sop_class == _RTSTRUCT:
         return "rtstruct"
@@ -323,12 +304,3 @@ def _patient(elements: Elements) -> str:
     if identity:
         return f"{issuer}|{identity}"
     return f"{name}|{birth}" if name else f"study|{study}"
-
-
-def _referenced_by_rtstruct(dataset: Dataset) -> list[str]:
-    return [
-        str(series.SeriesInstanceUID)
-        for frame in dataset.get("ReferencedFrameOfReferenceSequence", [])
-        for study in frame.get("RTReferencedStudySequence", [])
-        for series in study.get("RTReferencedSeriesSequence", [])
-    ]

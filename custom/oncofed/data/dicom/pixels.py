@@ -270,3 +270,8 @@ def _upright(
         values = values[::-1]
         notes.append("was stored mirrored, with the patient's right on the right: flipped")
     return values, affine
+
+
+def as_turned(values: NDArray[Any], stack: Stack) -> NDArray[Any]:
+    """Return the pixels (column, row, channel) of a flat image's label, turned as the image itself was."""
+    return _upright(values, np.eye(4), stack, [])[0]

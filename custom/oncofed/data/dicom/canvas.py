@@ -1,0 +1,45 @@
+"""The mask that the regions of an image's label files are drawn on."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Index = tuple[Any, ...]
+
+
+class Canvas:
+    """A mask; where regions of two values overlap, the higher value stays.
+
+    Args:
+        shape: of the image, without channels.
+        names: label value -> name of what is drawn.
+
+    Attributes:
+        values: label values, uint8, or uint16 where a value needs it.
+    """
+
+    def __init__(self, shape: tuple[int, ...], names: Mapping[int, str]) -> None:
+        self.values: NDArray[Any] = np.zeros(shape, np.uint8 if max(names) < 256 else np.uint16)
+        self.names = dict(names)
+        self._shared: Counter[tuple[int, int]] = Counter()
+
+    def draw(self, where: Index, value: int) -> None:
+        """Give voxels, each at most once in ``where``, a label value."""
+        before = self.values[where]
+        other = before[(before != 0) & (before != value)]
+        for earlier, count in zip(*np.unique(other, return_counts=True), strict=True):
+            self._shared[min(int(earlier), value), max(int(earlier), value)] += int(count)
+        self.values[where] = np.maximum(before, value)
+
+    def overlaps(self) -> Iterator[str]:
+        """Yield a note for each pair of regions that share voxels, the largest first; of more than three, how many."""
+        for (low, high), count in self._shared.most_common(3):
+            lower, higher = self.names[low], self.names[high]
+            yield f"{lower} and {higher} overlap in {count} voxels: they count as {higher}"
+        if len(self._shared) > 3:
+            yield f"{len(self._shared) - 3} more pairs of regions overlap: the one with the higher value counts"

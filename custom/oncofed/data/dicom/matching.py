@@ -1,0 +1,249 @@
+"""Which image a label file lies on: the instances that it names, else their series, else its frame of reference.
+
+References of segmentations: DICOM PS3.3, A.51.5; of structure sets: C.8.8.5. Two objects with one frame of reference
+share one space (C.7.4.1), so that a file which names no image lies on each image of its space that it reaches.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from oncofed.data.dicom.references import read_sources, regions_on, wanted_regions
+from oncofed.data.dicom.series import Slice, Stack
+
+_SURFACE = "1.2.840.10008.5.1.4.1.1.66.5"
+# Why a label file is left out.
+NO_REGION = "label that names no region: nothing in it can be drawn"
+SURFACE = "surface segmentation: surfaces are not read. Export it as a segmentation of pixels (SEG)"
+ON_SLIDE = "segmentation of a slide: regions of slides are read from GeoJSON. Export it as that"
+NO_SERIES = (
+    "label of a series that is not in the folder: add the series that it was drawn on. "
+    "Images in its frame of reference are not taken in its place"
+)
+NO_INSTANCE = "label of images that are not in the folder: add the images that it was drawn on"
+NO_REFERENCE = "label that names neither an image nor a frame of reference: export it again with its references"
+NO_SPACE = "label that names no image, and no image here has its frame of reference: add its image"
+OTHER_PATIENT = (
+    "label that names no image, and whose frame of reference is another patient's: correct its PatientID, or add its "
+    "image"
+)
+BESIDE_SERIES = "label that lies beside every image of the series that it names: add its image, or export it again"
+BESIDE = "label that names no image, and lies beside every image of its frame of reference: add its image"
+OTHER_SPACE = "label whose regions are drawn in another frame of reference than the image that it names"
+WHICH_FLAT = "label that names a series of several flat images, and none of them: export it again with its references"
+CONTOURS_ON_FLAT = "structure set of a flat image: its contours have no place on it. Export it as a segmentation (SEG)"
+BY_SPACE = "its label names no image: it lies here by its frame of reference"
+UNWANTED = "label whose regions are not among those that --labels names"
+
+
+@dataclass(frozen=True)
+class PlacedLabel(Slice):
+    """A label file on one image.
+
+    Attributes:
+        named: whether the file names the image, and does not only share its space.
+        notes: how it came to lie there, for people.
+    """
+
+    named: bool = True
+    notes: tuple[str, ...] = ()
+
+
+def match_labels(
+    root: Path,
+    stacks: Sequence[Stack],
+    labels: Sequence[Slice],
+    wanted: Mapping[str, int] | None = None,
+    slides: Container[str] = (),
+) -> tuple[list[tuple[PlacedLabel, ...]], dict[str, str]]:
+    """Find the images that label files lie on.
+
+    Args:
+        root: folder that the files' paths start from.
+        stacks: the images.
+        labels: SEG and RT-STRUCT files.
+        wanted: name of a region -> label value, where the user says which are wanted.
+        slides: series of whole slides.
+
+    Returns:
+        The labels of each image, in the order of ``stacks``; and path -> reason of each file that lies on none.
+    """
+    if not labels:
+        return [()] * len(stacks), {}
+    images = _Images(stacks, root)
+    placed: list[list[PlacedLabel]] = [[] for _ in stacks]
+    reasons: dict[str, str] = {}
+    for label in labels:
+        found = images.find(label)
+        if isinstance(found, str):
+            on_slide = any(series in slides for series in label.header["refers_to"])
+            reasons[label.path] = ON_SLIDE if on_slide else found
+            continue
+        for number, item in found.items():
+            placed[number].append(item)
+    if wanted is not None:
+        placed = [_wanted(items, wanted) for items in placed]
+        kept = {item.path for items in placed for item in items}
+        reasons |= {label.path: UNWANTED for label in labels if label.path not in kept | set(reasons)}
+    return [tuple(items) for items in placed], reasons
+
+
+def _wanted(labels: list[PlacedLabel], wanted: Mapping[str, int]) -> list[PlacedLabel]:
+    """Return the files that hold a wanted region; all of them where none does, so that the image is set aside."""
+    return [label for label in labels if wanted_regions(label.header["labels"], wanted)] or labels
+
+
+class _Images:
+    """Images by what a label file may name."""
+
+    def __init__(self, stacks: Sequence[Stack], root: Path) -> None:
+        self._stacks, self._root = stacks, root
+        self._of_series: dict[str, list[int]] = defaultdict(list)
+        self._of_space: dict[str, list[int]] = defaultdict(list)
+        self._of_instance: dict[str, set[int]] = defaultdict(set)
+        for number, stack in enumerate(stacks):
+            self._of_series[stack.header["series"]].append(number)
+            self._of_space[stack.header["frame_of_reference"]].append(number)
+            for item in stack.slices:
+                self._of_instance[item.header["instance"]].add(number)
+        self._of_space.pop("", None)
+        self._of_instance.pop("", None)
+
+    def find(self, label: Slice) -> dict[int, PlacedLabel] | str:
+        """Return the images that a label lies on, or why there are none."""
+        header = label.header
+        if header["sop_class"] == _SURFACE:
+            return SURFACE
+        if not header["labels"]:
+            return NO_REGION
+        if not header["refers_to"] and not header["refers_to_images"]:
+            return self._in_space(label)
+        found = self._in_series(label) if header["refers_to"] else self._by_images(label)
+        if isinstance(found, str):
+            return found
+        if header["kind"] == "rtstruct":
+            found = {n: item for n, item in found.items() if self._stacks[n].kind != "flat"}
+            if not found:
+                return CONTOURS_ON_FLAT
+        return {n: item for n, item in found.items() if regions_on(header, self._stacks[n].header)} or OTHER_SPACE
+
+    def _by_images(self, label: Slice) -> dict[int, PlacedLabel] | str:
+        numbers = sorted({n for uid in label.header["refers_to_images"] for n in self._of_instance.get(uid, ())})
+        return self._placed(label, numbers) or NO_INSTANCE
+
+    def _in_series(self, label: Slice) -> dict[int, PlacedLabel] | str:
+        found: dict[int, PlacedLabel] = {}
+        reason = NO_SERIES
+        for series, instances in label.header["refers_to"].items():
+            numbers = self._of_series.get(series, [])
+            here = self._named(numbers, instances)
+            if len(numbers) > 1 and len(here) != 1:
+                numbers, here = self._by_regions(label, here or numbers, bool(here))
+                reason = reason if numbers else BESIDE_SERIES
+            flat = any(self._stacks[n].kind == "flat" for n in numbers)
+            if instances and not here and numbers and (flat or len(numbers) > 1):
+                reason = NO_INSTANCE
+            elif flat and not here and len(numbers) > 1:
+                reason = WHICH_FLAT
+            else:
+                notes = () if flat else _which(here, numbers, bool(instances))
+                found |= self._placed(label, here or numbers, notes)
+        if not found and reason == NO_SERIES:
+            moved = sorted({n for i in label.header["refers_to"].values() for uid in i for n in self._of_instance[uid]})
+            found = self._placed(label, moved, ("its label names images of this series, and another series",))
+        return found or reason
+
+    def _by_regions(self, label: Slice, numbers: Sequence[int], named: bool) -> tuple[list[int], list[int]]:
+        """Return those of several images that a label's regions reach, and those of them that the label names.
+
+        Where a label lists the whole series, what each of its regions was drawn on may say more.
+        """
+        sources, box = read_sources(self._root / label.path, label.header["kind"])
+        volumes = [n for n in numbers if self._stacks[n].kind != "flat"] if box else []
+        reached = [n for n in volumes or numbers if not box or _reaches(box, self._stacks[n])]
+        return reached, self._named(reached, sources) or (reached if named else [])
+
+    def _named(self, numbers: Sequence[int], instances: Iterable[str]) -> list[int]:
+        named = {n for uid in instances for n in self._of_instance.get(uid, ())}
+        return [n for n in numbers if n in named]
+
+    def _placed(self, label: Slice, numbers: Sequence[int], notes: tuple[str, ...] = ()) -> dict[int, PlacedLabel]:
+        """Return the label on the images of its own patient; on another one's only where no image of its own is."""
+        patient = label.header["patient"]
+        own = [n for n in numbers if self._stacks[n].header["patient"] == patient]
+        if numbers and not own and _is_identified(patient):
+            notes = (*notes, "its label names another patient than its image")
+        return {n: PlacedLabel(label.path, label.header, True, notes) for n in own or numbers}
+
+    def _in_space(self, label: Slice) -> dict[int, PlacedLabel] | str:
+        header = label.header
+        spaces = {header["frame_of_reference"], *header["frames_of_reference"].values()} - {""}
+        if not spaces:
+            return NO_REFERENCE
+        numbers = [n for space in sorted(spaces) for n in self._of_space.get(space, ())]
+        numbers = [n for n in numbers if self._stacks[n].kind != "flat"]
+        if not numbers:
+            return NO_SPACE
+        patients = {header["patient"]} if _is_identified(header["patient"]) else set()
+        numbers = [n for n in numbers if not patients or self._stacks[n].header["patient"] in patients]
+        if not numbers:
+            return OTHER_PATIENT
+        numbers = [n for n in numbers if _reaches(header["box"], self._stacks[n])]
+        numbers = [n for n in numbers if regions_on(header, self._stacks[n].header)]
+        if not numbers:
+            return BESIDE
+        numbers = [n for n in numbers if _same_grid(header["grid"], self._stacks[n])] or numbers
+        note = BY_SPACE if len(numbers) == 1 else f"{BY_SPACE}, as on {len(numbers) - 1} more of its frame of reference"
+        return {n: PlacedLabel(label.path, header, False, (note,)) for n in numbers}
+
+
+def _which(named: Sequence[int], numbers: Sequence[int], lists_images: bool) -> tuple[str, ...]:
+    """Return a note where it is not plain which volume of a series a label was drawn on."""
+    if len(numbers) == 1 and not named and lists_images:
+        return ("its label names other images of its series, which are not in the folder",)
+    if len(named or numbers) < 2:
+        return ()
+    if named:
+        return (f"its label names images of {len(named)} volumes of its series: it lies on each",)
+    return (f"its label names the series, and none of its {len(numbers)} volumes: it lies on each",)
+
+
+def _is_identified(patient: str) -> bool:
+    """Return whether a patient's key comes from a PatientID or a name, and not from the study for want of both."""
+    return not patient.startswith("study|")
+
+
+def _reaches(box: Sequence[Sequence[float]] | None, stack: Stack) -> bool:
+    """Return whether a label's box touches an image's; True where either place is only known from inside the file."""
+    header = stack.header
+    if box is None or not header["position"] or not header["orientation"] or not header["spacing"]:
+        return True
+    row, column = np.array(header["orientation"][:3]), np.array(header["orientation"][3:])
+    right = row * header["spacing"][1] * (header["columns"] - 0.5)
+    down = column * header["spacing"][0] * (header["rows"] - 0.5)
+    firsts = np.array([item.header["position"] for item in (stack.slices[0], stack.slices[-1])])
+    margin = max(header["thickness"] / 2, *header["spacing"])
+    corners = np.concatenate([firsts + end for end in (0 * right, right, down, right + down)])
+    low, high = corners.min(axis=0) - margin, corners.max(axis=0) + margin
+    return bool((np.array(box[0]) <= high).all() and (np.array(box[1]) >= low).all())
+
+
+def _same_grid(grid: Mapping[str, list[float]] | None, stack: Stack) -> bool:
+    """Return whether a segmentation's frames lie pixel upon pixel on an image's slices."""
+    header = stack.header
+    if grid is None or not header["position"] or not header["orientation"] or not header["spacing"]:
+        return False
+    if grid["size"] != [header["rows"], header["columns"]]:
+        return False
+    shift = np.array(grid["position"]) - header["position"]
+    axes = np.array(header["orientation"]).reshape(2, 3)
+    return (
+        bool(np.allclose(grid["spacing"], header["spacing"], rtol=1e-3))
+        and bool(np.allclose(grid["orientation"], header["orientation"], atol=1e-3))
+        and bool((np.abs(axes @ shift) < 0.1 * min(header["spacing"])).all())
+    )

@@ -1,0 +1,269 @@
+"""What a label file says of itself: the names of its regions, and the images that they lie on.
+
+Segmentations: DICOM PS3.3, sections A.51, C.8.20 (regions) and C.12.4 (references). Structure sets: C.8.8.5, C.8.8.6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+from pydicom.tag import BaseTag, Tag
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+LABEL_MAP = "1.2.840.10008.5.1.4.1.1.66.7"  # SOP class Label Map Segmentation Storage
+_BACKGROUND = ("125040", "DCM")  # PS3.16, annex D
+_TAGS: list[BaseTag | int] = [
+    Tag(keyword)
+    for keyword in (
+        "ReferencedSeriesSequence",
+        "StudiesContainingOtherReferencedInstancesSequence",
+        "SourceImageSequence",
+        "ReferencedFrameOfReferenceSequence",
+        "SegmentSequence",
+        "PixelPaddingValue",
+        "StructureSetROISequence",
+    )
+]
+_PLACES: dict[str, list[BaseTag | int]] = {
+    "seg": [
+        Tag(keyword)
+        for keyword in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "Rows", "Columns")
+    ],
+    "rtstruct": [Tag("ROIContourSequence")],
+}
+
+
+def read_references(file: BinaryIO, kind: str) -> dict[str, Any]:
+    """Return what a label file says of its regions and of the images that it lies on.
+
+    Args:
+        file: open, at any position.
+        kind: "seg" or "rtstruct".
+
+    Returns:
+        ``labels``: number of a region -> its name. ``refers_to``: UID of a series -> the instances of it that the file
+        names. ``refers_to_images``: instances that it names without their series. ``frames_of_reference``: number of a
+        region -> the UID of the space that it is drawn in. ``series_frames``: series -> the space that the file says it
+        is in. ``box``: the lowest and highest corner of all regions, LPS in mm; None where the file names series or
+        places nothing in space. ``grid``: size, spacing, orientation and position of a segmentation's first frame, or
+        None. Only a file that names no series is read as far as its regions.
+    """
+    dataset = _read(file, _TAGS)
+    values = _of_segmentation(dataset) if kind == "seg" else _of_structures(dataset)
+    if not values["refers_to"]:
+        dataset = _read(file, _PLACES[kind])
+        instances, points = (_frames if kind == "seg" else _contours)(dataset)
+        values["refers_to_images"] = sorted({*values["refers_to_images"], *instances})
+        values["box"] = _box(points)
+        values["grid"] = _grid(dataset) if kind == "seg" else None
+    return values
+
+
+def read_sources(path: Path, kind: str) -> tuple[set[str], list[list[float]] | None]:
+    """Return the UIDs of the images that a label's regions, one by one, say that they lie on, and the regions' box."""
+    with path.open("rb") as file:
+        dataset = _read(file, _PLACES[kind])
+    instances, points = (_frames if kind == "seg" else _contours)(dataset)
+    return instances, _box(points)
+
+
+def read_whole(path: Path) -> Dataset:
+    """Return all of a label file; of one without the preamble of Part 10, its encoding is what pydicom saw."""
+    dataset = pydicom.dcmread(path, force=True)
+    if "TransferSyntaxUID" not in dataset.file_meta:
+        implicit = dataset.original_encoding[0]
+        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
+    return dataset
+
+
+def wanted_regions(labels: Mapping[str, str], values: Mapping[str, int]) -> dict[int, int]:
+    """Return number of a region -> its label value; names are compared as written, else without case and spaces around.
+
+    Args:
+        labels: number of a region -> its name.
+        values: name -> label value; regions of other names are left out.
+    """
+    loose = {name.strip().casefold(): value for name, value in values.items()}
+    found = {int(n): values.get(name, loose.get(name.strip().casefold())) for n, name in labels.items()}
+    return {number: value for number, value in found.items() if value is not None}
+
+
+def regions_on(label: Mapping[str, Any], image: Mapping[str, Any]) -> dict[str, str]:
+    """Return number -> name of the regions that are drawn in an image's space, of the label's and the image's headers.
+
+    A structure set may hold regions in several frames of reference: PS3.3, C.8.8.5 (Referenced Frame of Reference UID).
+    """
+    spaces = {"", image["frame_of_reference"], label["series_frames"].get(image["series"], "")}
+    frames = label["frames_of_reference"]
+    if not image["frame_of_reference"]:
+        return dict(label["labels"])
+    return {number: name for number, name in label["labels"].items() if frames.get(number, "") in spaces}
+
+
+def source_instances(frame: Dataset) -> Iterator[str]:
+    """Yield the UIDs of the images that a frame of a segmentation was derived from, of its functional groups."""
+    for derivation in frame.get("DerivationImageSequence") or ():
+        for source in derivation.get("SourceImageSequence") or ():
+            yield str(source.get("ReferencedSOPInstanceUID", ""))
+
+
+def _read(file: BinaryIO, tags: list[BaseTag | int]) -> Dataset:
+    file.seek(0)
+    return pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=tags)
+
+
+def _of_segmentation(dataset: Dataset) -> dict[str, Any]:
+    series: dict[str, list[str]] = {}
+    for part in (dataset, *(dataset.get("StudiesContainingOtherReferencedInstancesSequence") or ())):
+        for item in part.get("ReferencedSeriesSequence") or ():
+            instances = item.get("ReferencedInstanceSequence") or item.get("ReferencedSOPSequence") or ()
+            series.setdefault(str(item.get("SeriesInstanceUID", "")), []).extend(_instances(instances))
+    series.pop("", None)
+    padding = dataset.get("PixelPaddingValue")
+    numbered = [s for s in dataset.get("SegmentSequence") or () if s.get("SegmentNumber") is not None]
+    segments = [s for s in numbered if not _is_background(s, padding)]
+    return {
+        "labels": {str(s.SegmentNumber): _segment_name(s) for s in segments},
+        "refers_to": series,
+        "refers_to_images": _instances(dataset.get("SourceImageSequence") or ()),
+        "frames_of_reference": {},
+        "series_frames": {},
+        "box": None,
+        "grid": None,
+    }
+
+
+def _is_background(segment: Dataset, padding: object) -> bool:
+    """Return whether a value of a label map stands for no region: PS3.3, C.8.20.2 and C.7.5.1.1.2."""
+    if padding is not None and int(segment.SegmentNumber) == padding:
+        return True
+    kinds = segment.get("SegmentedPropertyTypeCodeSequence") or ()
+    if any((k.get("CodeValue"), k.get("CodingSchemeDesignator")) == _BACKGROUND for k in kinds):
+        return True
+    return int(segment.SegmentNumber) == 0 and _segment_name(segment).casefold() == "background"
+
+
+def _segment_name(segment: Dataset) -> str:
+    name = str(segment.get("SegmentLabel") or segment.get("SegmentDescription") or "").strip()
+    return name or f"segment {segment.SegmentNumber}"
+
+
+def _of_structures(dataset: Dataset) -> dict[str, Any]:
+    series: dict[str, list[str]] = {}
+    spaces: dict[str, str] = {}
+    for frame in dataset.get("ReferencedFrameOfReferenceSequence") or ():
+        for study in frame.get("RTReferencedStudySequence") or ():
+            for item in study.get("RTReferencedSeriesSequence") or ():
+                uid = str(item.get("SeriesInstanceUID", ""))
+                series.setdefault(uid, []).extend(_instances(item.get("ContourImageSequence") or ()))
+                spaces[uid] = str(frame.get("FrameOfReferenceUID", ""))
+    series.pop("", None)
+    regions = [r for r in dataset.get("StructureSetROISequence") or () if r.get("ROINumber") is not None]
+    listed = {str(f.get("FrameOfReferenceUID", "")) for f in dataset.get("ReferencedFrameOfReferenceSequence") or ()}
+    return {
+        "labels": {str(r.ROINumber): str(r.get("ROIName") or f"region {r.ROINumber}") for r in regions},
+        "refers_to": series,
+        "refers_to_images": [],
+        "frames_of_reference": {str(r.ROINumber): _space_of(r, listed) for r in regions},
+        "series_frames": spaces,
+        "box": None,
+        "grid": None,
+    }
+
+
+def _space_of(region: Dataset, listed: set[str]) -> str:
+    """Return the space of a region: what it says, unless the file lists one space alone and that is another."""
+    own = str(region.get("ReferencedFrameOfReferenceUID") or "")
+    return next(iter(listed)) if len(listed) == 1 and own not in listed else own
+
+
+def _instances(items: Iterable[Dataset]) -> list[str]:
+    return [str(item.ReferencedSOPInstanceUID) for item in items if item.get("ReferencedSOPInstanceUID")]
+
+
+def _frames(dataset: Dataset) -> tuple[set[str], list[NDArray[np.float64]]]:
+    """Return the images that a segmentation's frames were derived from, and the corners of each frame."""
+    instances: set[str] = set()
+    corners = []
+    shared = (dataset.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
+    for frame in dataset.get("PerFrameFunctionalGroupsSequence") or ():
+        instances |= {uid for uid in source_instances(frame) if uid}
+        place = frame_place(frame, shared)
+        if place is not None:
+            size = np.array([dataset.Columns - 1, dataset.Rows - 1])
+            corners.append(np.array([place[:3, 3] + place[:3, :2] @ (size * end) for end in np.ndindex(2, 2)]))
+    return instances, corners
+
+
+def frame_place(frame: Dataset, shared: Dataset) -> NDArray[np.float64] | None:
+    """Return (column, row, distance along the normal in mm) -> LPS in mm of one frame; None where it has no place.
+
+    Args:
+        frame: its functional groups.
+        shared: those of all frames.
+    """
+    position = _group(frame, shared, "PlanePositionSequence", "ImagePositionPatient")
+    orientation = _group(frame, shared, "PlaneOrientationSequence", "ImageOrientationPatient")
+    spacing = _group(frame, shared, "PixelMeasuresSequence", "PixelSpacing")
+    if not position or not orientation or not spacing:
+        return None
+    row, column = np.array(orientation[:3], float), np.array(orientation[3:], float)
+    place = np.eye(4)
+    place[:3, 0], place[:3, 1] = row * float(spacing[1]), column * float(spacing[0])
+    place[:3, 2], place[:3, 3] = np.cross(row, column), np.array(position, float)
+    return place
+
+
+def _grid(dataset: Dataset) -> dict[str, list[float]] | None:
+    shared = (dataset.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
+    frame = (dataset.get("PerFrameFunctionalGroupsSequence") or [Dataset()])[0]
+    place = frame_place(frame, shared)
+    if place is None:
+        return None
+    sizes = np.linalg.norm(place[:3, :2], axis=0)
+    return {
+        "size": [int(dataset.Rows), int(dataset.Columns)],
+        "spacing": [float(sizes[1]), float(sizes[0])],
+        "orientation": (place[:3, :2] / sizes).T.ravel().tolist(),
+        "position": place[:3, 3].tolist(),
+    }
+
+
+def _group(frame: Dataset, shared: Dataset, sequence: str, keyword: str) -> Any:
+    for groups in (frame, shared):
+        for item in groups.get(sequence) or ():
+            if item.get(keyword) is not None:
+                return item.get(keyword)
+    return None
+
+
+def frame_measure(frame: Dataset, shared: Dataset, keyword: str) -> float:
+    """Return a number of a frame's PixelMeasuresSequence; 0 where it is not there."""
+    return float(_group(frame, shared, "PixelMeasuresSequence", keyword) or 0)
+
+
+def _contours(dataset: Dataset) -> tuple[set[str], list[NDArray[np.float64]]]:
+    """Return the images that a structure set's contours name, and the points of each."""
+    instances: set[str] = set()
+    points = []
+    for region in dataset.get("ROIContourSequence") or ():
+        for contour in region.get("ContourSequence") or ():
+            instances |= set(_instances(contour.get("ContourImageSequence") or ()))
+            numbers = np.asarray(contour.get("ContourData") or (), float)
+            if len(numbers) and len(numbers) % 3 == 0:
+                points.append(numbers.reshape(-1, 3))
+    return instances, points
+
+
+def _box(points: list[NDArray[np.float64]]) -> list[list[float]] | None:
+    if not points:
+        return None
+    low = np.min([p.min(axis=0) for p in points], axis=0)
+    high = np.max([p.max(axis=0) for p in points], axis=0)
+    return [low.tolist(), high.tolist()]
