@@ -332,14 +332,6 @@ def test_slices_are_sorted_along_their_normal(count: int, angles: tuple[float, f
 
 
 def _header(position: np.ndarray, orientation: tuple[float, ...]) -> dict[str, object]:
-    texts = (
-        "EchoTime",
-        "TemporalPositionIdentifier",
-        "DiffusionBValue",
-        "TriggerTime",
-        "AcquisitionNumber",
-        "ContentTime",
-    )
     return {
         "kind": "image",
         "series": "1",
@@ -358,7 +350,11 @@ def _header(position: np.ndarray, orientation: tuple[float, ...]) -> dict[str, o
         "orientation": list(orientation),
         "philips_scale": None,
         "has_slope": False,
-        **dict.fromkeys(texts, ""),
+        "patient": "1",
+        "study": "1",
+        "sop_class": "",
+        "enhanced": False,
+        "tells": {},
     }
 
 
