@@ -44,7 +44,7 @@ def _units(manifest: Manifest) -> Iterator[tuple[str, str]]:
     found = [note for entry in manifest.entries for note in entry.notes if note.startswith(f"{UNITS} ")]
     counts = Counter(note.removeprefix(f"{UNITS} ") for note in found)
     if len(counts) > 1:
-        listed = ", ".join(f"{count} in {units}" for units, count in counts.most_common())
+        listed = ", ".join(f"{count} in {units}" for units, count in sorted(counts.items()))
         what = f"PET images have several units ({listed}), so that their values cannot be compared"
         yield "mixed units", what
 

@@ -44,9 +44,14 @@ _PHYSICAL = (
     "ComplexImageComponent",
     "Units",
 )
-_SAID = {*_PHYSICAL, "SliceThickness", "TemporalPositionIdentifier", "AcquisitionNumber", "KVP", "FlipAngle"}
+# The same, where slices are not one volume anyway.
+_IMAGED = {*_PHYSICAL, "SliceThickness", "KVP", "FlipAngle"}
+_SAID = {*_IMAGED, "TemporalPositionIdentifier", "AcquisitionNumber"}
+# What says nothing of how an image came about, and changes where one is sent again.
+_OF_SENDING = {"SeriesNumber", "SeriesDescription", "ProtocolName", "StudyInstanceUID", "FrameOfReferenceUID", *_ORDER}
 _SAME_NUMBER = 1e-3
 _FEWEST_PLACES = 3
+_FEWEST_OF_TWO = 4  # slices of two volumes
 _LONGEST_VALUE = 24
 
 Labels = NDArray[np.int64]
@@ -76,10 +81,9 @@ def volumes(group: list[Slice], digests: Digests) -> tuple[list[Stack], set[str]
     if places.is_free(np.arange(len(group))):
         return _without_collision(group, places), set()
     found, said = _told_apart(places)
-    if found is not None:
+    copies = _copied(places, found, digests)
+    if found is not None and not copies:
         return _divided(group, found), set()
-    alike = at_one_place(group)
-    copies = copies_among(alike, digests([item for items in alike for item in items]))
     if copies:
         stacks, more = volumes([item for item in group if item.path not in copies], digests)
         return stacks, copies | more
@@ -164,10 +168,10 @@ def _without_collision(group: list[Slice], places: _Places) -> list[Stack]:
                 return _divided(group, partition)
         noted = tuple(f"its slices differ in {partition.keys[0]}" for partition in differing)
         return [replace(whole, notes=(*whole.notes, *noted))]
-    if len(group) < 2 * 2:
+    if len(group) < _FEWEST_OF_TWO:
         return [whole]
-    apart = [p for p in _single(places, _KEYS) if _do_not_interleave(p, places) and _fits(p, places)]
-    best, _ = _chosen(apart)
+    apart = [p for p in _single(places, _KEYS) if p.keys[0] in _IMAGED or _do_not_interleave(p, places)]
+    best, _ = _chosen([p for p in apart if _fits(p, places)])
     return _divided(group, best) if best is not None else [whole]
 
 
@@ -192,6 +196,25 @@ def _told_apart(places: _Places) -> tuple[Partition | None, str]:
     if not differing:
         return None, "no header tells them apart"
     return None, f"what differs between them does not divide them into whole volumes: {', '.join(differing[:6])}"
+
+
+def _copied(places: _Places, partition: Partition | None, digests: Digests) -> set[str]:
+    """Return the paths of copies among slices that share places.
+
+    Of slices that are divided into volumes, few may have been sent again under another description or time: one of
+    them is compared with those at its place, and the rest where it is a copy.
+    """
+    group = places.group
+    if partition is not None:
+        parts = sorted(_parts_of(partition), key=len)
+        if not set(partition.keys) <= _OF_SENDING or 2 * len(parts[0]) > len(parts[-1]):
+            return set()
+        again = parts[0][len(parts[0]) // 2]
+        probes = [group[number] for number in np.flatnonzero(places.level == places.level[again])]
+        if not copies_among([probes], digests(probes)):
+            return set()
+    alike = at_one_place(group)
+    return copies_among(alike, digests([item for items in alike for item in items]))
 
 
 def _single(places: _Places, keys: Iterable[str]) -> list[Partition]:
