@@ -257,7 +257,10 @@ def _digest_pixels(turn: tuple[Path, list[Slice]]) -> list[tuple[str, str]]:
 
 def _shared(header: Header) -> Header:
     """Return a header whose texts are held once for all files that say the same: a heap has many thousands."""
-    return {key: sys.intern(value) if isinstance(value, str) else value for key, value in header.items()}
+    shared = {key: sys.intern(value) if isinstance(value, str) else value for key, value in header.items()}
+    if "tells" in header:
+        shared["tells"] = {sys.intern(key): sys.intern(value) for key, value in header["tells"].items()}
+    return shared
 
 
 def _read_headers(turn: tuple[Path, list[tuple[str, str]]]) -> list[tuple[str, str, Header]]:

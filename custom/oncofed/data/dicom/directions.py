@@ -36,8 +36,8 @@ def by_plane(slices: Sequence[Slice]) -> list[tuple[list[Slice], str | None]]:
     """Return slices that may lie in one volume, and of those that are not clear why they cannot."""
     sizes: dict[Any, list[Slice]] = defaultdict(list)
     wrong: list[Slice] = []
-    for item in slices:
-        if _is_direction(item):
+    for item, right in zip(slices, _are_directions(slices) if slices else (), strict=True):
+        if right:
             spacing = item.header["spacing"]
             sized = bool(spacing) and min(spacing) > 0 and all(map(math.isfinite, spacing))
             sizes[item.header["rows"], item.header["columns"], sized].append(item)
@@ -77,13 +77,14 @@ def together(values: Values, near: float) -> NDArray[np.int64]:
     return result
 
 
-def _is_direction(item: Slice) -> bool:
-    values = np.array([*item.header["orientation"], *item.header["position"]])
-    row, column = values[:3], values[3:6]
-    if not np.isfinite(values).all():
-        return False
-    units = max(abs(float(np.linalg.norm(axis)) - 1) for axis in (row, column))
-    return units < _UNIT and abs(float(row @ column)) < _UNIT
+def _are_directions(slices: Sequence[Slice]) -> NDArray[np.bool_]:
+    """Return for each slice whether it has a position, and two perpendicular directions of length one."""
+    values = np.array([[*item.header["orientation"], *item.header["position"]] for item in slices])
+    row, column = values[:, :3], values[:, 3:6]
+    units = np.abs(np.linalg.norm(values[:, :6].reshape(-1, 2, 3), axis=2) - 1).max(axis=1)
+    across = np.abs((row * column).sum(axis=1))
+    found: NDArray[np.bool_] = np.isfinite(values).all(axis=1) & (units < _UNIT) & (across < _UNIT)
+    return found
 
 
 def _by_direction(group: list[Slice]) -> list[tuple[list[Slice], str | None]]:

@@ -48,6 +48,7 @@ TELLING = (
     "ContentTime",
     "InstanceNumber",
 )
+_TELLING_TAGS = {tag_of(keyword): keyword for keyword in TELLING}
 _SIEMENS_MOSAIC_IMAGES = Tag(0x0019, 0x100A)
 _PHILIPS = 0x2005
 _PHILIPS_CREATOR = "Philips MR Imaging DD 001"
@@ -66,7 +67,7 @@ PRIVATE = (
 def image_values(elements: Elements) -> dict[str, Any]:
     """Return what a header says of an image, as plain values."""
     image_type = texts(elements, "ImageType")
-    told = {keyword: shown(elements, keyword) for keyword in TELLING}
+    told = {keyword: shown(elements, keyword) for tag, keyword in _TELLING_TAGS.items() if tag in elements}
     return {
         "rows": integer(elements, "Rows", 0),
         "columns": integer(elements, "Columns", 0),

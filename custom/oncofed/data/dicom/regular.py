@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from oncofed.data.dicom.stacks import Slice, Stack, refused
 
 _SMALLEST_TILT_DEGREES = 0.5
+_EXACT = 1e-3  # of the distance between slices
 EVEN = 0.02  # of the typical distance, by which distances may differ
 
 
@@ -33,12 +34,22 @@ def as_volume(group: list[Slice]) -> Stack:
     along = positions @ normal
     order = np.argsort(along, kind="stable")
     ordered = tuple(group[i] for i in order)
+    if _is_plain(positions[order], along[order]):
+        return Stack(ordered, "volume")
     from highdicom.spatial import get_volume_positions  # noqa: PLC0415 - see pixels.py
 
     spacing, _ = get_volume_positions(positions.tolist(), header["orientation"], rtol=EVEN)
     if spacing is not None:
         return Stack(ordered, "volume")
     return _irregular(ordered, positions[order], along[order], normal)
+
+
+def _is_plain(positions: NDArray[np.float64], along: NDArray[np.float64]) -> bool:
+    """Return whether slices are of one volume beyond all doubt, as nearly all are: highdicom allows for more."""
+    step = (positions[-1] - positions[0]) / (len(positions) - 1)
+    depth = (along[-1] - along[0]) / (len(along) - 1)
+    off = np.abs(positions - positions[0] - np.arange(len(positions))[:, None] * step).max()
+    return bool(depth > 0 and off < _EXACT * depth and np.linalg.norm(step) - depth < _EXACT**2 * depth)
 
 
 def _irregular(
