@@ -26,7 +26,8 @@ from oncofed.data.converted import SUFFIXES
 from oncofed.data.dicom.headers import Header, looks_like_dicom, read_header
 from oncofed.data.dicom.patients import PatientFrom, person
 from oncofed.data.dicom.pixels import digest
-from oncofed.data.dicom.series import Heap, Slice, sort_heap
+from oncofed.data.dicom.series import Heap, sort_heap
+from oncofed.data.dicom.stacks import Slice
 from oncofed.data.files import Files
 from oncofed.data.images import image_format, looks_like
 from oncofed.data.index import Index
@@ -223,6 +224,8 @@ def _read_heap(request: Request, files: Sequence[str], index: Index, progress: P
     for path, header in headers:
         if "patient" in header:
             header["person"] = person(path, header, rule)
+            # Without a UID, what lies in one folder is looked at as one series.
+            header["series"] = header["series"] or f"folder|{Path(path).parent}"
 
     def digests(slices: Sequence[Slice]) -> dict[str, str]:
         return _read_digests(source, slices, index, progress, workers)

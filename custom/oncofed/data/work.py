@@ -16,7 +16,7 @@ from oncofed.data.converted import fitting, is_there, write_image
 from oncofed.data.dicom.headers import Header
 from oncofed.data.dicom.labels import read_label
 from oncofed.data.dicom.pixels import read_stack
-from oncofed.data.dicom.series import Slice, Stack
+from oncofed.data.dicom.stacks import Slice, Stack
 from oncofed.data.files import Use
 from oncofed.data.images import LoadedImage
 from oncofed.data.layouts import Item

@@ -12,6 +12,7 @@ from pydicom.uid import RLELossless, generate_uid
 
 from dicoms import make_series, make_xray, volume
 from oncofed.data import register as module
+from oncofed.data.dicom.series import JOINED
 from oncofed.data.files import FILES_TABLE
 from oncofed.data.register import Request, register
 
@@ -97,3 +98,19 @@ def test_pixels_of_no_other_files_are_compared(tmp_path: Path, monkeypatch: pyte
     assert len(register(request).entries) == 2
     assert len(register(request).entries) == 2
     assert sorted(read) == ["1-2.dcm", "again-1-2.dcm"]
+
+
+@pytest.mark.wild(REPORTS, "UIDs that an anonymiser blanked, or renewed for each file")
+@pytest.mark.parametrize("uid", ["blank", "renewed"])
+def test_series_whose_uids_are_gone_are_read(tmp_path: Path, uid: str) -> None:
+    def change(number: int, dataset: Dataset) -> None:
+        dataset.SeriesInstanceUID = "" if uid == "blank" else generate_uid()
+        dataset.SOPInstanceUID = ""
+
+    for folder in ("a", "b"):
+        make_series(tmp_path / "in" / folder, volume(seed=ord(folder)), patient=folder, change=change)
+    manifest = register(Request(tmp_path / "in", "demo", tmp_path / "out", workers=1))
+    assert [bad.reason for bad in manifest.quarantine] == []
+    assert [entry.shape for entry in manifest.entries] == [[12, 16, 8]] * 2
+    assert len({entry.checksum for entry in manifest.entries}) == 2
+    assert all(uid == "blank" or JOINED in entry.notes for entry in manifest.entries)

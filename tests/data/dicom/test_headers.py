@@ -66,3 +66,17 @@ def test_a_vendor_that_is_no_text_is_none(tmp_path: Path) -> None:
     dataset.save_as(tmp_path / "a.dcm")
     header = headers.read_header(tmp_path / "a.dcm")
     assert (header["kind"], header["vendor"]) == ("image", "")
+
+
+@pytest.mark.wild("standard: PS3.5 6.2 (DS)", "text where a header has numbers")
+def test_a_number_that_is_none_is_named(tmp_path: Path) -> None:
+    dataset = pydicom.dcmread(next(p for p in PYDICOM_FILES if p.name == "CT_small.dcm"))
+    path = tmp_path / "a.dcm"
+    dataset.RescaleSlope = "1.234567"
+    dataset.save_as(path)
+    path.write_bytes(path.read_bytes().replace(b"1.234567", b"one     "))
+    header = headers.read_header(path)
+    assert (header["kind"], header["reason"]) == (
+        "broken",
+        "its header is damaged: what stands in its RescaleSlope is no number",
+    )

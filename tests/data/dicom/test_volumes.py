@@ -257,6 +257,20 @@ def test_places_that_differ_by_rounding_are_one_place() -> None:
     assert as_made(found(tiny)) == paths(tiny)
 
 
+@pytest.mark.wild("standard: PS3.5 6.2 (DS)", "positions that are written in tenths of a millimetre")
+@settings(max_examples=40, deadline=None)
+@given(gap=st.floats(0.3, 6.0), start=st.floats(-200, 200), count=st.integers(3, 80), lacks=st.booleans())
+def test_rounded_positions_are_even_and_a_missing_slice_is_still_missed(
+    gap: float, start: float, count: int, lacks: bool
+) -> None:
+    made = [(f"{k:03d}", slice_header((0, 0, round(start + gap * k, 1)))) for k in range(count)]
+    (stack,) = sort_heap([*made[:1], *made[2:]] if lacks and count > 3 else made).stacks
+    if lacks and count > 3:
+        assert stack.reason is not None
+    elif gap > 0.6:
+        assert stack.reason is None
+
+
 @pytest.mark.wild("Slicer#4872", "a stack of few slices beside others, called a localizer")
 def test_only_headers_make_a_localizer() -> None:
     planes = [

@@ -18,6 +18,8 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
+from oncofed.errors import DataError
+
 Elements = dict[int, Any]
 
 SYNTAX = int(Tag("TransferSyntaxUID"))
@@ -89,15 +91,30 @@ def texts(elements: Elements, keyword: str) -> list[str]:
 
 
 def floats(elements: Elements, keyword: str, count: int) -> list[float] | None:
-    """Return numbers that are stored as text (DS); None where there are not so many."""
+    """Return numbers that are stored as text (DS); None where there are not so many.
+
+    Raises:
+        DataError: one is no number.
+    """
     values = texts(elements, keyword)
-    return [float(value) for value in values] if len(values) == count else None
+    return [_decimal(value, keyword) for value in values] if len(values) == count else None
 
 
 def number(elements: Elements, keyword: str, default: float) -> float:
-    """Return a number that is stored as text (DS, IS)."""
+    """Return a number that is stored as text (DS, IS).
+
+    Raises:
+        DataError: it is no number.
+    """
     values = texts(elements, keyword)
-    return float(values[0]) if values and values[0] else default
+    return _decimal(values[0], keyword) if values and values[0] else default
+
+
+def _decimal(value: str, keyword: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise DataError(f"its header is damaged: what stands in its {keyword} is no number") from None
 
 
 def integer(elements: Elements, keyword: str, default: int) -> int:

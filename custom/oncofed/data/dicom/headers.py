@@ -14,6 +14,7 @@ from pydicom.tag import BaseTag, Tag
 
 from oncofed.data.dicom.elements import SYNTAX, Elements, any_elements, tag_of, text, walked
 from oncofed.data.dicom.image_header import PRIVATE, TELLING, image_values
+from oncofed.errors import DataError
 
 Header = dict[str, Any]
 
@@ -123,9 +124,12 @@ def read_header(path: Path) -> Header:
                 if header["kind"] in {"seg", "rtstruct"}:
                     header |= _label_values(file, header["kind"])
                 return header
-        except Exception as error:  # noqa: BLE001 - a broken header raises whatever its bytes lead to
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            return {"kind": "broken", "reason": f"its header cannot be read ({reason.replace(str(path), 'file')})"}
+        except DataError as error:
+            return {"kind": "broken", "reason": str(error)}
+        except Exception:  # noqa: BLE001 - a broken header raises whatever its bytes lead to
+            size = path.stat().st_size
+            reason = f"its header cannot be read: the file of {size} bytes is cut off or damaged. Copy it anew"
+            return {"kind": "broken", "reason": reason}
 
 
 def _label_values(file: BinaryIO, kind: str) -> Header:
@@ -159,9 +163,8 @@ def _values(elements: Elements, pixels_at: int, syntax: str = "") -> Header:
     if header["kind"] == "image":
         header |= image_values(elements)
         header["pixels_at"] = pixels_at
-        if not header["series"] or not header["rows"]:
-            missing = "SeriesInstanceUID" if not header["series"] else "Rows"
-            return {"kind": "broken", "reason": f"its header has no {missing}; it is cut off or no DICOM image"}
+        if not header["rows"]:
+            return {"kind": "broken", "reason": "its header has no Rows; it is cut off or no DICOM image"}
     return header
 
 

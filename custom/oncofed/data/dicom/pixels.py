@@ -6,6 +6,7 @@ Patient orientation of projections: DICOM PS3.3, section C.7.6.1.1.1.
 from __future__ import annotations
 
 import hashlib
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.dataset import Dataset
+from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from oncofed.data.dicom.files import read_file
 from oncofed.data.dicom.headers import Header
@@ -26,6 +28,7 @@ from oncofed.errors import DataError
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 _BLOCK = 1 << 20
+_CUT_OFF = re.compile(r"less than expected|cut off|truncated|end of (file|data)|not enough", re.I)
 _PLAIN_SYNTAXES = {str(ImplicitVRLittleEndian), str(ExplicitVRLittleEndian)}
 
 
@@ -72,7 +75,7 @@ def read_stack(root: Path, stack: Stack) -> Pixels:
         except DataError:
             raise
         except Exception as error:  # noqa: BLE001 - decoders raise many types for broken pixels
-            raise DataError(f"its pixels cannot be read ({_why(error, paths)})") from None
+            raise DataError(f"its pixels cannot be read ({_why(error, header)})") from None
 
 
 def digest(path: Path, header: Header) -> str:
@@ -88,7 +91,7 @@ def digest(path: Path, header: Header) -> str:
                 raise DataError("has several frames")
             values = _frame(path, [], header)
             found.update(f"{values.shape} {values.dtype}".encode())
-            found.update(np.ascontiguousarray(values))
+            found.update(values.tobytes())
         except Exception:  # noqa: BLE001 - decoders raise many types for broken pixels
             with path.open("rb") as file:
                 file.seek(header["pixels_at"])
@@ -97,15 +100,15 @@ def digest(path: Path, header: Header) -> str:
     return found.hexdigest()
 
 
-def _why(error: Exception, paths: Sequence[Path]) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    # pydicom lists what each of its decoders said, under a heading.
-    reason = "; ".join(lines[1:3]) if lines[0].endswith(":") and len(lines) > 1 else lines[0]
-    for path in paths:
-        reason = reason.replace(str(path), "file")
-    if "JPEG Extended" in reason:
-        reason += "; pip install 'oncofed[jpeg12]' brings a decoder under the GPL"
-    return reason[:300]
+def _why(error: Exception, header: Header) -> str:
+    """Return in words why pixels cannot be decoded; decoders say it in many ways."""
+    said = str(error)
+    if _CUT_OFF.search(said):
+        return "the file is cut off: it holds fewer bytes of pixels than its header says. Copy it anew"
+    kind = UID(header["syntax"]).name if header["syntax"] else "not said"
+    if "12-bit" in said:
+        return f"{kind} of 12-bit precision; pip install 'oncofed[jpeg12]' brings a decoder under the GPL"
+    return f"transfer syntax {kind}: no decoder could read them; the file is damaged, or that is not how it is written"
 
 
 def _volume(paths: Sequence[Path], stack: Stack) -> Pixels:
@@ -221,12 +224,27 @@ def _multiframe(path: Path) -> Pixels:
     image = highdicom.Image.from_dataset(read_file(path), copy=False)
     try:
         volume = image.get_volume(dtype=np.float32, allow_missing_positions=False)
-    except (ValueError, RuntimeError) as error:
-        raise DataError(f"its frames are not one regular volume ({str(error).splitlines()[0][:160]})") from None
+    except (ValueError, RuntimeError):
+        raise DataError(_no_volume(image)) from None
     # highdicom's axes are (slice, row, column).
     values = smallest(np.asarray(volume.array).transpose(2, 1, 0))
     affine = volume.affine[:, [2, 1, 0, 3]]
     return Pixels(LoadedImage(values[..., None], _LPS_TO_RAS @ affine, str(values.dtype)))
+
+
+def _no_volume(image: Dataset) -> str:
+    """Return in words why the frames of an image are not one volume."""
+    frames = image.get("PerFrameFunctionalGroupsSequence", [])
+    places = [
+        tuple(np.round([float(v) for v in frame.PlanePositionSequence[0].ImagePositionPatient], 2))
+        for frame in frames
+        if frame.get("PlanePositionSequence")
+    ]
+    if len(places) > len(set(places)):
+        what = f"it holds several volumes in one file, {len(places)} frames at {len(set(places))} places"
+    else:
+        what = f"its {len(frames)} frames have uneven distances, several directions, or no positions"
+    return f"its frames are not one regular volume: {what}. Convert it with dcm2niix, register the NIfTI"
 
 
 def _flat(path: Path, stack: Stack) -> Pixels:

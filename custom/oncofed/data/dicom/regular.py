@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from oncofed.data.dicom.stacks import Slice, Stack, refused
 
 _SMALLEST_TILT_DEGREES = 0.5
+_SMALLEST_TILT = math.cos(math.radians(_SMALLEST_TILT_DEGREES))
 _EXACT = 1e-3  # of the distance between slices
+_TENTHS_MM, _TENTHS_SHARE = 0.1, 0.2  # twice half of a tenth, and of the distance between slices
 EVEN = 0.02  # of the typical distance, by which distances may differ
 
 
@@ -45,11 +47,16 @@ def as_volume(group: list[Slice]) -> Stack:
 
 
 def _is_plain(positions: NDArray[np.float64], along: NDArray[np.float64]) -> bool:
-    """Return whether slices are of one volume beyond all doubt, as nearly all are: highdicom allows for more."""
+    """Return whether slices lie on a line along their normal, at even distances, as far as rounded positions tell."""
     step = (positions[-1] - positions[0]) / (len(positions) - 1)
-    depth = (along[-1] - along[0]) / (len(along) - 1)
+    depth = float(along[-1] - along[0]) / (len(along) - 1)
     off = np.abs(positions - positions[0] - np.arange(len(positions))[:, None] * step).max()
-    return bool(depth > 0 and off < _EXACT * depth and np.linalg.norm(step) - depth < _EXACT**2 * depth)
+    return bool(depth > 0 and off <= rounding(depth) and np.linalg.norm(step) * _SMALLEST_TILT <= depth)
+
+
+def rounding(gap: float) -> float:
+    """Return by how many mm a slice may lie off its place: positions are often written in tenths of a millimetre."""
+    return max(_EXACT * gap, min(_TENTHS_MM, _TENTHS_SHARE * gap))
 
 
 def _irregular(

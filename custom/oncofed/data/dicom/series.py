@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from oncofed.data.dicom.directions import by_plane
 from oncofed.data.dicom.duplicates import copies_among, is_placed, suspects
@@ -17,10 +18,12 @@ from oncofed.data.dicom.volumes import volumes
 WITHOUT_PLACE = "no place in space (ImagePositionPatient, ImageOrientationPatient)"
 COPY = "copy of another file of its series (the same place and pixels)"
 LOCALIZER = "localizer"
-CAPTURE = "picture of a screen or a report (secondary capture) beside the volumes of its study"
+CAPTURE = "picture of a screen or a report (secondary capture) beside volumes"
+JOINED = "each of its slices has a SeriesInstanceUID of its own: joined by their places"
 ODD_SLICE = "one slice of another direction or size than the rest of its series"
 _PROJECTIONS = {"CR", "DX", "MG", "RG", "RF", "XA", "XC", "IO", "PX", "US", "ES", "GM", "SM", "OP"}
 _FLAT_MODALITIES = {*_PROJECTIONS, "SC", "OT"}
+_VOLUMES = {"CT", "MR", "PT", "NM"}
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _CAPTURED = {"SECONDARY", "SCREEN SAVE", "SCREENSHOT"}
 _LOCALIZER_WORDS = ("localizer", "scout", "topogram", "surview", "survey")
@@ -73,26 +76,52 @@ def sort_heap(headers: Iterable[tuple[str, Header]], digests: Digests | None = N
     digests = digests or (lambda slices: {})
     alike = [group for series in by_series.values() for group in suspects(series)]
     copies = copies_among(alike, digests([item for group in alike for item in group])) if alike else set()
-    for series in by_series.values():
+    for series in _joined(by_series):
         stacks, left_out = _stacks(series, copies, digests)
+        if len({item.header["series"] for item in series}) > 1:
+            stacks = [replace(stack, notes=(*stack.notes, JOINED)) for stack in stacks]
         heap.stacks += [replace(stack, part=part) for part, stack in enumerate(stacks)]
         heap.left_out |= left_out
     return heap
 
 
+def _joined(by_series: Mapping[str, list[Slice]]) -> Iterator[list[Slice]]:
+    """Yield the slices of each series; those that have a series each, as some anonymisers leave them, as one.
+
+    They are one where they are evenly spaced slices of one study, of which no header but UIDs differs.
+    """
+    alone: dict[Any, list[Slice]] = defaultdict(list)
+    for series in by_series.values():
+        if len(series) == 1 and is_placed(series[0].header) and not _is_flat(series[0].header):
+            header = series[0].header
+            tells = tuple((key, header["tells"].get(key)) for key in ("SeriesNumber", "SeriesDescription"))
+            alone[header["patient"], header["study"], header["rows"], header["columns"], tells].append(series[0])
+        else:
+            yield series
+    for slices in alone.values():
+        planes = by_plane(slices)
+        whole = len(slices) >= _FEWEST_OF_VOLUME and len(planes) == 1 and not planes[0][1]
+        if whole and as_volume(slices).reason is None:
+            yield slices
+        else:
+            yield from ([item] for item in slices)
+
+
 def _leave_out_captures(by_series: dict[str, list[Slice]], heap: Heap) -> None:
-    """Leave out pictures of screens and reports in studies that have volumes; alone they may be what is meant."""
-    studies = {
-        (item.header["patient"], item.header["study"])
+    """Leave out pictures of screens and reports beside volumes; alone they may be what is meant."""
+    placed = [
+        item.header
         for series in by_series.values()
         for item in series
         if is_placed(item.header) and not _is_flat(item.header)
-    }
+    ]
+    patients = {header["patient"] for header in placed}
     for series, items in by_series.items():
         captures = {
             item.path
             for item in items
-            if (item.header["patient"], item.header["study"]) in studies and _is_capture(item.header)
+            if _is_capture(item.header)
+            and (item.header["patient"] in patients or (placed and item.header["modality"] in _VOLUMES))
         }
         if captures:
             heap.left_out |= dict.fromkeys(captures, CAPTURE)

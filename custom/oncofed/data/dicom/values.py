@@ -56,7 +56,8 @@ def meant(dataset: Dataset, header: Header, notes: list[str]) -> Values:
 def rescaled(values: Values, header: Header, dataset: Dataset | None, notes: list[str]) -> Values:
     """Return stored values times slope plus intercept, or by the table that a data set has for them."""
     if dataset is not None and not header["plain_values"]:
-        return apply_rescale(values, dataset)
+        by_table: Values = apply_rescale(values, dataset)
+        return by_table
     if header["philips_scale"] is not None and header["has_slope"]:
         notes.append(_PHILIPS_NOTE)
     if header["slope"] == 1 and header["intercept"] == 0:

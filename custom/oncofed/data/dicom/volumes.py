@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from oncofed.data.dicom.directions import together
 from oncofed.data.dicom.duplicates import at_one_place, copies_among, place_tolerance
 from oncofed.data.dicom.image_header import TELLING
-from oncofed.data.dicom.regular import EVEN, as_volume
+from oncofed.data.dicom.regular import EVEN, as_volume, rounding
 from oncofed.data.dicom.stacks import Digests, Slice, Stack, refused
 
 IN_PLANE = "place in the plane (ImagePositionPatient)"
@@ -119,8 +119,10 @@ class _Places:
 
     def is_even(self, part: Labels) -> bool:
         """Return whether a part's slices are evenly spaced along the normal."""
-        gaps = np.diff(np.sort(self.along[part]))
-        return len(gaps) < 2 or bool(np.abs(gaps - np.median(gaps)).max() <= EVEN * np.median(gaps) + self.reach / 2)
+        along = np.sort(self.along[part])
+        gap = float(along[-1] - along[0]) / max(1, len(along) - 1)
+        off = np.abs(along - along[0] - np.arange(len(along)) * gap).max()
+        return bool(off <= max(EVEN * gap, rounding(gap)))
 
     def values(self, keyword: str) -> Labels:
         """Return the number of each slice's value of a header; numbers that differ by rounding are one value."""
@@ -210,7 +212,7 @@ def _copied(places: _Places, partition: Partition | None, digests: Digests) -> s
         if not set(partition.keys) <= _OF_SENDING or 2 * len(parts[0]) > len(parts[-1]):
             return set()
         again = parts[0][len(parts[0]) // 2]
-        probes = [group[number] for number in np.flatnonzero(places.level == places.level[again])]
+        probes = [group[int(number)] for number in np.flatnonzero(places.level == places.level[again])]
         if not copies_among([probes], digests(probes)):
             return set()
     alike = at_one_place(group)
