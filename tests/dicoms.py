@@ -39,6 +39,35 @@ def volume(shape: tuple[int, int, int] = (12, 16, 8), seed: int = 0) -> np.ndarr
     return values
 
 
+def slice_header(position: Sequence[float], orientation: Sequence[float] = AXIAL, **changed: Any) -> dict[str, Any]:
+    """Return what ``read_header`` finds of a slice of MR; ``tells`` are the headers that tell volumes apart."""
+    return {
+        "kind": "image",
+        "patient": "1",
+        "study": "1",
+        "series": "1",
+        "instance": "",
+        "sop_class": "",
+        "modality": "MR",
+        "description": "",
+        "image_type": [],
+        "mosaic": False,
+        "enhanced": False,
+        "frames": 1,
+        "samples": 1,
+        "rows": 4,
+        "columns": 4,
+        "spacing": [1.0, 1.0],
+        "thickness": 1.0,
+        "position": [float(v) for v in position],
+        "orientation": [float(v) for v in orientation],
+        "philips_scale": None,
+        "has_slope": False,
+        "tells": {},
+        **changed,
+    }
+
+
 def make_series(
     folder: Path,
     values: np.ndarray | None = None,

@@ -47,6 +47,15 @@ class TaskName(str, Enum):
     slides = "slides"
 
 
+class PatientRule(str, Enum):
+    """What tells DICOM patients apart."""
+
+    id = "id"
+    study = "study"
+    series = "series"
+    folder = "folder"
+
+
 @app.command()
 def register(
     folder: Annotated[Path, typer.Argument(help="The folder that holds the images, in any layout. It is only read.")],
@@ -67,6 +76,13 @@ def register(
     tile: Annotated[int, typer.Option(min=16, max=4096, help="Slides: side of a tile in pixels.")] = 256,
     mpp: Annotated[float, typer.Option(min=0.05, max=50, help="Slides: microns per pixel of a tile.")] = 0.5,
     tissue: Annotated[float, typer.Option(min=0, max=1, help="Slides: least share of a tile that is tissue.")] = 0.25,
+    patient_from: Annotated[
+        PatientRule | None,
+        typer.Option(
+            help="DICOM: what is one patient, where an anonymiser gave all one PatientID. Kept when the folder is "
+            "registered again; by default id.",
+        ),
+    ] = None,
     workers: Workers = None,
     json: Json = False,
     workspace: Workspace = DEFAULT_WORKSPACE,
@@ -97,6 +113,7 @@ def register(
         table,
         TileSpec(tile, mpp, tissue),
         workers,
+        patient_from.value if patient_from else None,
     )
     with ended_by_signals(), _progress(progress_console(json)) as advance:
         manifest = read_folder(request, advance)
@@ -355,6 +372,8 @@ def _progress(console: Console) -> Any:
 
 
 def _summary(manifest: Manifest, folder: Path) -> dict[str, Any]:
+    from oncofed.data.mixtures import mixtures
+
     values = manifest.model_dump(mode="json", by_alias=True, exclude_none=True)
     entries = [
         {
@@ -370,11 +389,14 @@ def _summary(manifest: Manifest, folder: Path) -> dict[str, Any]:
         "manifest": str(folder / "dataset.json"),
         "cases": len(entries),
         **{key: values[key] for key in kept if key in values},
+        "notes": [what for _, what in mixtures(manifest)],
         "entries": entries,
     }
 
 
 def _show_registered(manifest: Manifest, folder: Path) -> None:
+    from oncofed.data.mixtures import mixtures
+
     console = Console(highlight=False)
     cases = list(manifest.by_split())
     table = Table(title=f"{manifest.name}: {len(cases)} cases, {manifest.description}", title_justify="left")
@@ -402,6 +424,8 @@ def _show_registered(manifest: Manifest, folder: Path) -> None:
         console.print(f"[yellow]set aside[/] {escape(bad.name)}{escape(where)}: {escape(bad.reason)}", soft_wrap=True)
     if len(manifest.quarantine) > _MOST_SHOWN:
         console.print(f"… and {len(manifest.quarantine) - _MOST_SHOWN} more set aside, all in dataset.json")
+    for _, what in mixtures(manifest):
+        console.print(f"[yellow]note[/] {escape(what)}", soft_wrap=True)
     left = {kind: n for kind, n in manifest.left_out.items() if n}
     if left:
         console.print("left out: " + ", ".join(f"{n} {kind}" for kind, n in left.items()), soft_wrap=True)

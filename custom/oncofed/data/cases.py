@@ -150,6 +150,12 @@ class Cases:
 
     def require_training(self, where: str) -> Cases:
         """Return the cases, or raise where a model cannot be trained and tested on them."""
+        if len(list(self)) > 1 and len({case.patient for case in self}) == 1:
+            raise DataError(
+                f"{where}: all {len(list(self))} cases are of one patient, so that none can be held out for the test. "
+                "Add other patients'. Where an anonymiser gave all patients one PatientID, register the folder again "
+                "with --patient-from study (each study is a patient), series or folder."
+            )
         for purpose, part in (("training", self.train), ("test", self.test)):
             if not part:
                 raise DataError(

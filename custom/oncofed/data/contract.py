@@ -14,6 +14,7 @@ from oncofed.data import facts
 from oncofed.data.cases import Problem, channels_fit, check_cases, contract_faults, read_cases
 from oncofed.data.images import stem
 from oncofed.data.manifest import SPLITS, Entry, Manifest, inside, read_manifest
+from oncofed.data.mixtures import mixtures
 from oncofed.data.quality import Finding, find_all, loose_slices, phi_warnings
 from oncofed.data.spec import MODALITY_NAMES, DataSpec
 from oncofed.data.vocabulary import LabelKind, Vocabulary, match_classes, match_labels
@@ -79,7 +80,8 @@ def check_dataset(
     vocabulary = (match_classes if labels == "class" else match_labels)(manifest, classes)
     report = Report(rows=[_modality(manifest, data), *_rows(manifest, data, classes, vocabulary, labels)])
     report.findings = find_all(manifest, data)
-    warnings = (*loose_slices(manifest), *phi_warnings(manifest))
+    mixed = (Finding(kind, None, what, severe=False) for kind, what in mixtures(manifest))
+    warnings = (*loose_slices(manifest), *mixed, *phi_warnings(manifest))
     report.warnings = [f for f in warnings if f"{f.kind}:{f.case or ''}" not in manifest.reviewed]
     report.set_aside = [Problem(q.name, q.reason) for q in manifest.quarantine]
     odd = {f.case for f in report.findings if f.case}

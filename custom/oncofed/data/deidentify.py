@@ -37,6 +37,7 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as DicomSequence
 from pydicom.uid import UID
 
+from oncofed.data.dicom.files import read_file
 from oncofed.data.dicom.headers import looks_like_dicom, read_header
 from oncofed.data.facts import reason_of
 from oncofed.data.images import NIFTI, image_format, require_memory, stem, uncompressed
@@ -255,7 +256,7 @@ def _copy_dicom(turn: _Turn, path: Path) -> tuple[str, str, str]:
         return turn.path, "refused", "has text burned into its pixels (BurnedInAnnotation is YES)"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dataset = pydicom.dcmread(path)
+        dataset = read_file(path)
         if header["kind"] == "slide" and _SLIDE_LABELS & set(dataset.get("ImageType", [])):
             return turn.path, "left out", "label or overview of a slide"
         deidentify_dataset(dataset, turn.key, turn.options)

@@ -58,6 +58,7 @@ class Entry(_Part):
     label: str | int | None = Field(None, description="path of the mask, or number of the class; null: none")
     name: str | None = Field(None, description="unique in the dataset")
     patient: str | None = Field(None, description="salted hash; entries with the same key are one patient")
+    study: str | None = Field(None, description="salted hash; entries with the same key are of one DICOM study")
     modality: str | None = Field(None, description="DICOM's code, such as MR, CT, DX, SM; or what the layout says")
     spacing: list[float] | None = Field(None, description="mm along each stored axis; null: the file does not say")
     shape: list[int] | None = Field(None, description="size along each stored axis, without channels")
@@ -108,6 +109,9 @@ class Manifest(_Part):
     )
     label_map: dict[str, str | None] = Field(
         default_factory=dict, description="this site's label name -> the job's; null: background. Written by hand"
+    )
+    patient_from: Literal["id", "study", "series", "folder"] = Field(
+        "id", description="what tells DICOM patients apart; registering again keeps it"
     )
     reviewed: list[str] = Field(default_factory=list, description="findings on PHI that a person has looked at")
     training: list[Entry]

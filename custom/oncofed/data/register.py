@@ -1,7 +1,8 @@
 """From a folder of any layout to one checked list of cases: ``dataset.json``.
 
 Images that are files of their own stay where they are; the dataset's folder reaches them through its link ``source``.
-DICOM is converted once, to NIfTI (volumes) or PNG (flat images) in the dataset's folder, and no header goes along.
+DICOM is converted once, to NIfTI (volumes), PNG or TIFF (flat images) in the dataset's folder, and no header goes
+along.
 """
 
 from __future__ import annotations
@@ -14,16 +15,20 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
 
 from oncofed.data import facts, slides
+from oncofed.data.converted import SUFFIXES
 from oncofed.data.dicom.headers import Header, looks_like_dicom, read_header
 from oncofed.data.dicom.matching import PlacedLabel, match_labels
+from oncofed.data.dicom.patients import PatientFrom, person
+from oncofed.data.dicom.pixels import digest
 from oncofed.data.dicom.series import Heap, sort_heap
+from oncofed.data.dicom.stacks import Slice
 from oncofed.data.files import Files
 from oncofed.data.images import image_format, looks_like
 from oncofed.data.index import Index
@@ -45,9 +50,9 @@ from oncofed.errors import DataError
 
 SOURCE_LINK = "source"
 _INDEX_FILE = ".index.sqlite"
+_HEADER = "header 2"  # raised when headers gain a field, so that what an older version remembered is read anew
 _NO_CASE = (".json", ".txt", ".csv", ".tsv", ".xml", ".pdf", ".html", ".md", ".bval", ".bvec", ".py", ".yaml", ".yml")
 _HEADERS_PER_TURN = 64
-_HEADER = "header 2"  # raised when headers gain a field, so that what an older version remembered is read anew
 _NUMBERED = 8
 
 Progress = Callable[[str, int, int], None]
@@ -66,6 +71,7 @@ class Request:
         table: CSV or TSV with columns image (or patient, series), label, split; None: as found in the folder.
         tiles: how slides are cut.
         workers: processes; None: one a core.
+        patient_from: what tells DICOM patients apart; None: as when the dataset was registered before, else their IDs.
     """
 
     source: Path
@@ -76,6 +82,7 @@ class Request:
     table: Path | None = None
     tiles: slides.TileSpec = field(default_factory=slides.TileSpec)
     workers: int | None = None
+    patient_from: PatientFrom | None = None
 
 
 def register(request: Request, progress: Progress | None = None) -> Manifest:
@@ -98,6 +105,8 @@ def register(request: Request, progress: Progress | None = None) -> Manifest:
     out.mkdir(parents=True, exist_ok=True)
     salt = _salt(out)
     before = read_manifest(out) if (out / MANIFEST_FILE).is_file() else None
+    if request.patient_from is None:
+        request = replace(request, patient_from=before.patient_from if before else "id")
     prefix = _link(source, out)
     progress("looking for files", 0, 0)
     files = list(walk(source))
@@ -107,7 +116,7 @@ def register(request: Request, progress: Progress | None = None) -> Manifest:
         layout = find_layout(source, files, _image_table(request.table), request.task)
         heap = Heap()
         if layout is None or layout.kind in {"loose images", "slides"}:
-            heap = _read_heap(source, files, index, progress, workers)
+            heap = _read_heap(request, files, index, progress, workers)
         layout = layout or Layout("DICOM" if heap.stacks or heap.slides or heap.broken else "nothing")
         task = cast("Task", request.task or layout.task or ("slides" if heap.slides else "segmentation"))
         labels = _match_labels(heap, request)
@@ -188,7 +197,8 @@ def _nothing_found(source: Path, files: Sequence[str], layout: Layout, heap: Hea
 # --- DICOM headers
 
 
-def _read_heap(source: Path, files: Sequence[str], index: Index, progress: Progress, workers: Workers) -> Heap:
+def _read_heap(request: Request, files: Sequence[str], index: Index, progress: Progress, workers: Workers) -> Heap:
+    source, rule = request.source.resolve(), request.patient_from or "id"
     candidates = [f for f in files if not image_format(Path(f)) and not f.lower().endswith((*_NO_CASE, *SLIDES))]
     headers: list[tuple[str, Header]] = []
     fresh: list[tuple[str, str]] = []
@@ -213,14 +223,49 @@ def _read_heap(source: Path, files: Sequence[str], index: Index, progress: Progr
             headers.append((path, _shared(header)))
         done += len(batch)
         progress("reading headers", done, len(candidates))
-    heap = sort_heap((path, header) for path, header in headers if header["kind"] != "foreign")
+    for path, header in headers:
+        if "patient" in header:
+            header["person"] = person(path, header, rule)
+            # Without a UID, what lies in one folder is looked at as one series.
+            header["series"] = header["series"] or f"folder|{Path(path).parent}"
+
+    def digests(slices: Sequence[Slice]) -> dict[str, str]:
+        return _read_digests(source, slices, index, progress, workers)
+
+    heap = sort_heap(((path, header) for path, header in headers if header["kind"] != "foreign"), digests)
     heap.left_out |= {path: header["what"] for path, header in headers if header["kind"] == "foreign"}
     return heap
 
 
+def _read_digests(
+    source: Path, slices: Sequence[Slice], index: Index, progress: Progress, workers: Workers
+) -> dict[str, str]:
+    """Return path -> digest of the pixels of files that may be copies of others."""
+    known = {item.path: index.get(f"pixels:{item.path}", item.header["stamp"]) for item in slices}
+    fresh = [item for item in slices if known[item.path] is None]
+    stamps = {item.path: item.header["stamp"] for item in fresh}
+    turns = [(source, fresh[i : i + _HEADERS_PER_TURN]) for i in range(0, len(fresh), _HEADERS_PER_TURN)]
+    done = 0
+    for batch in workers.map(_digest_pixels, turns, fewest=8):
+        for path, found in batch:
+            index.put(f"pixels:{path}", stamps[path], found)
+            known[path] = found
+        done += len(batch)
+        progress("comparing pixels", done, len(fresh))
+    return known
+
+
+def _digest_pixels(turn: tuple[Path, list[Slice]]) -> list[tuple[str, str]]:
+    root, slices = turn
+    return [(item.path, digest(root / item.path, item.header)) for item in slices]
+
+
 def _shared(header: Header) -> Header:
     """Return a header whose texts are held once for all files that say the same: a heap has many thousands."""
-    return {key: sys.intern(value) if isinstance(value, str) else value for key, value in header.items()}
+    shared = {key: sys.intern(value) if isinstance(value, str) else value for key, value in header.items()}
+    if "tells" in header:
+        shared["tells"] = {sys.intern(key): sys.intern(value) for key, value in header["tells"].items()}
+    return shared
 
 
 def _read_headers(turn: tuple[Path, list[tuple[str, str]]]) -> list[tuple[str, str, Header]]:
@@ -285,7 +330,7 @@ def _slide_work(heap: Heap, request: Request, salt: bytes) -> Iterator[Work]:
         header = instances[0].header
         name = f"{_hash(salt, header['patient'], 8)}-{_hash(salt, series, 8)}"
         label, split = table.find(header)
-        item = Item(name, header["patient"], (instances[0].path,), label, split, "SM")  # type: ignore[arg-type]
+        item = Item(name, header["person"], (instances[0].path,), label, split, "SM")  # type: ignore[arg-type]
         files = tuple(instance.path for instance in instances)
         yield SlideWork(source, f"{SOURCE_LINK}/", out, item, request.tiles, names, files)
 
@@ -386,8 +431,8 @@ def _compose(
         if "reason" in result:
             quarantine.append(Quarantined.model_validate(result))
         else:
-            patient = _hash(salt, result["patient"])
-            entries.append(Entry.model_validate({**result, "patient": patient}))
+            hashed = {key: _hash(salt, result[key]) for key in ("patient", "study") if result.get(key)}
+            entries.append(Entry.model_validate({**result, **hashed}))
     kind = "classes" if heap.labels else _label_kind(entries, layout, request)
     if kind == "instances":
         entries = [_as_one_class(entry) for entry in entries]
@@ -407,6 +452,7 @@ def _compose(
         labels={str(value): name for value, name in sorted(labels.items())},
         label_kind=kind,
         label_map=before.label_map if before else {},
+        patient_from=request.patient_from or "id",
         reviewed=before.reviewed if before else [],
         training=[e for e in usable if e.split in {None, "training"}],
         validation=[e for e in usable if e.split == "validation"],
@@ -505,7 +551,7 @@ def _remove_stale(out: Path, manifest: Manifest) -> None:
     kept = {path for e in manifest.entries for path in (*e.images, e.label, e.tiles) if isinstance(path, str)}
     for folder in ("images", "labels", "tiles"):
         for path in (out / folder).glob("*") if (out / folder).is_dir() and not (out / folder).is_symlink() else ():
-            if f"{folder}/{path.name}" not in kept and path.suffix in {".nii", ".gz", ".png", ".npz"}:
+            if f"{folder}/{path.name}" not in kept and path.suffix in {*SUFFIXES, ".npz"}:
                 path.unlink()
     for path in (out / "slides").glob("*"):
         if f"slides/{path.name}" not in kept:

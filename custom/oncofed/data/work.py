@@ -9,20 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import nibabel as nib
 import numpy as np
-from PIL import Image
 
 from oncofed.data import facts, slides
+from oncofed.data.converted import fitting, is_there, write_image
 from oncofed.data.dicom.headers import Header
 from oncofed.data.dicom.labels import Label, read_labels
 from oncofed.data.dicom.matching import PlacedLabel
 from oncofed.data.dicom.pixels import read_stack
-from oncofed.data.dicom.series import Stack
+from oncofed.data.dicom.stacks import Stack
 from oncofed.data.files import Use
 from oncofed.data.images import LoadedImage
 from oncofed.data.layouts import Item
 from oncofed.data.manifest import write_whole
+from oncofed.data.mixtures import RAW, UNITS
 
 # Raised when facts gain a field, so that what an older version remembered is read anew.
 _FACTS_VERSION = "3"
@@ -143,7 +143,8 @@ class StackWork:
         files = sorted(item.path + item.header["stamp"] for item in (*self.stack.slices, *self.labels))
         placed = [(label.path, label.named, label.notes) for label in self.labels]
         text = f"{_FACTS_VERSION} {files} {placed} {sorted(self.values.items())} {self.class_label} {self.split}"
-        there = all((self.out / path).is_file() for path in self._written())
+        text += f" {self.stack.header['person']}"
+        there = all(is_there(self.out / path) for path in self._written())
         return hashlib.sha256(text.encode()).hexdigest() + ("" if there else " not written")
 
     def read(self) -> dict[str, Any]:
@@ -156,15 +157,16 @@ class StackWork:
             found = facts.measure(pixels.image, mask, len(self.values) + 1)
         except Exception as error:  # noqa: BLE001 - readers raise whatever they like for a malformed file
             return self.set_aside(facts.reason_of(error))
-        image_path, label_path = self._written()[0], self._written()[1] if self.labels else None
-        _write_image(self.out / image_path, pixels.image)
+        image_path, label_path = fitting(self._written()[0], pixels.image), self._written()[1] if self.labels else None
+        write_image(self.out / image_path, pixels.image)
         if mask is not None and label_path:
-            _write_image(self.out / label_path, mask)
+            write_image(self.out / label_path, mask)
         written = [self.out / p for p in (image_path, label_path) if p]
         return {
             **found,
             "name": self.name,
-            "patient": header["patient"],
+            "patient": header["person"],
+            "study": header["study"] or None,
             "image": image_path,
             "label": label_path or self.class_label,
             "split": self.split,
@@ -279,27 +281,11 @@ class SlideWork:
 
 
 def _header_notes(header: Header) -> list[str]:
-    return ["burned-in annotation: its header says YES"] if header["burned_in"].upper() == "YES" else []
+    notes = ["burned-in annotation: its header says YES"] if header["burned_in"].upper() == "YES" else []
+    if header["modality"] == "PT" and header["units"]:
+        notes.append(f"{UNITS} {header['units']}")
+    return [*notes, RAW] if header["intent"] == "FOR PROCESSING" else notes
 
 
 def _set_aside(name: str, reason: str, source: str) -> dict[str, Any]:
     return {"name": name, "reason": reason, "source": source}
-
-
-def _write_image(path: Path, image: LoadedImage) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if image.dimensions == 3:
-        nifti = nib.Nifti1Image(image.values[..., 0], image.affine)
-        nifti.header.set_xyzt_units("mm")
-        unfinished = path.with_name(f".{path.name}")
-        nib.save(nifti, unfinished)
-        unfinished.replace(path)
-        return
-    values = np.ascontiguousarray(image.values.swapaxes(0, 1))
-    if values.dtype != np.uint8:
-        low = int(values.min())
-        # PNG holds 16 bits without a sign; the lowest value becomes zero where it was negative.
-        values = (values.astype(np.float64) - min(low, 0)).clip(0, 65535).round().astype(np.uint16)
-    buffer = io.BytesIO()
-    Image.fromarray(values[..., 0] if values.shape[-1] == 1 else values).save(buffer, "PNG", compress_level=1)
-    write_whole(path, buffer.getvalue())

@@ -17,7 +17,7 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
 
-from dicoms import AXIAL, CORONAL, OBLIQUE, SAGITTAL, make_series, make_xray, volume
+from dicoms import AXIAL, CORONAL, OBLIQUE, SAGITTAL, make_series, make_xray, slice_header, volume
 from oncofed.data.dicom.series import sort_heap
 from oncofed.data.manifest import Entry, Manifest
 from oncofed.data.quality import loose_slices
@@ -324,42 +324,11 @@ def test_slices_are_sorted_along_their_normal(count: int, angles: tuple[float, f
     headers = []
     for number in range(count):
         position = np.array([5.0, -7, 30]) + normal * gap * number
-        headers.append((f"{number}", _header(position, (*row, *column))))
+        headers.append((f"{number}", slice_header(position, (*row, *column))))
     random.Random(seed).shuffle(headers)
     (stack,) = sort_heap(headers).stacks
     assert stack.reason is None
     assert [int(item.path) for item in stack.slices] == list(range(count))
-
-
-def _header(position: np.ndarray, orientation: tuple[float, ...]) -> dict[str, object]:
-    texts = (
-        "EchoTime",
-        "TemporalPositionIdentifier",
-        "DiffusionBValue",
-        "TriggerTime",
-        "AcquisitionNumber",
-        "ContentTime",
-    )
-    return {
-        "kind": "image",
-        "series": "1",
-        "modality": "MR",
-        "description": "",
-        "instance": "",
-        "image_type": [],
-        "mosaic": False,
-        "frames": 1,
-        "samples": 1,
-        "rows": 4,
-        "columns": 4,
-        "spacing": [1.0, 1.0],
-        "thickness": 1.0,
-        "position": position.tolist(),
-        "orientation": list(orientation),
-        "philips_scale": None,
-        "has_slope": False,
-        **dict.fromkeys(texts, ""),
-    }
 
 
 @pytest.mark.parametrize(

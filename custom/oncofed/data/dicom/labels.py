@@ -11,7 +11,7 @@ from oncofed.data.dicom.canvas import Canvas
 from oncofed.data.dicom.matching import PlacedLabel
 from oncofed.data.dicom.references import regions_on, wanted_regions
 from oncofed.data.dicom.segmentations import draw_segmentation
-from oncofed.data.dicom.series import Stack
+from oncofed.data.dicom.stacks import Stack
 from oncofed.data.dicom.structures import draw_structures
 from oncofed.data.images import LoadedImage
 from oncofed.errors import DataError

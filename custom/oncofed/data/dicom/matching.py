@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from oncofed.data.dicom.references import read_sources, regions_on, wanted_regions
-from oncofed.data.dicom.series import Slice, Stack
+from oncofed.data.dicom.stacks import Slice, Stack
 
 _SURFACE = "1.2.840.10008.5.1.4.1.1.66.5"
 # Why a label file is left out.

@@ -1,10 +1,12 @@
 """From a stack of DICOM files to pixels and their place in space.
 
-Rescaling: DICOM PS3.3, section C.11.1; MONOCHROME1: C.7.6.3.1.2; patient orientation of projections: C.7.6.1.1.1.
+Patient orientation of projections: DICOM PS3.3, section C.7.6.1.1.1.
 """
 
 from __future__ import annotations
 
+import hashlib
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,19 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
-from pydicom.pixels.processing import apply_color_lut, apply_rescale
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
+from oncofed.data.dicom.files import read_file
 from oncofed.data.dicom.headers import Header
-from oncofed.data.dicom.series import Stack
+from oncofed.data.dicom.stacks import Stack
+from oncofed.data.dicom.values import bright_padding, meant, rescaled, smallest
 from oncofed.data.images import LoadedImage, require_memory
 from oncofed.errors import DataError
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
+_BLOCK = 1 << 20
+_CUT_OFF = re.compile(r"less than expected|cut off|truncated|end of (file|data)|not enough", re.I)
 _PLAIN_SYNTAXES = {str(ImplicitVRLittleEndian), str(ExplicitVRLittleEndian)}
 
 
@@ -71,18 +75,40 @@ def read_stack(root: Path, stack: Stack) -> Pixels:
         except DataError:
             raise
         except Exception as error:  # noqa: BLE001 - decoders raise many types for broken pixels
-            raise DataError(f"its pixels cannot be read ({_why(error, paths)})") from None
+            raise DataError(f"its pixels cannot be read ({_why(error, header)})") from None
 
 
-def _why(error: Exception, paths: Sequence[Path]) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    # pydicom lists what each of its decoders said, under a heading.
-    reason = "; ".join(lines[1:3]) if lines[0].endswith(":") and len(lines) > 1 else lines[0]
-    for path in paths:
-        reason = reason.replace(str(path), "file")
-    if "JPEG Extended" in reason:
-        reason += "; pip install 'oncofed[jpeg12]' brings a decoder under the GPL"
-    return reason[:300]
+def digest(path: Path, header: Header) -> str:
+    """Return what is alike for files whose images have the same real values, however they are stored.
+
+    Of several frames, and where pixels cannot be read, what is stored.
+    """
+    found = hashlib.sha256()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            if header["frames"] > 1:
+                raise DataError("has several frames")
+            values = _frame(path, [], header)
+            found.update(f"{values.shape} {values.dtype}".encode())
+            found.update(values.tobytes())
+        except Exception:  # noqa: BLE001 - decoders raise many types for broken pixels
+            with path.open("rb") as file:
+                file.seek(header["pixels_at"])
+                while block := file.read(_BLOCK):
+                    found.update(block)
+    return found.hexdigest()
+
+
+def _why(error: Exception, header: Header) -> str:
+    """Return in words why pixels cannot be decoded; decoders say it in many ways."""
+    said = str(error)
+    if _CUT_OFF.search(said):
+        return "the file is cut off: it holds fewer bytes of pixels than its header says. Copy it anew"
+    kind = UID(header["syntax"]).name if header["syntax"] else "not said"
+    if "12-bit" in said:
+        return f"{kind} of 12-bit precision; pip install 'oncofed[jpeg12]' brings a decoder under the GPL"
+    return f"transfer syntax {kind}: no decoder could read them; the file is damaged, or that is not how it is written"
 
 
 def _volume(paths: Sequence[Path], stack: Stack) -> Pixels:
@@ -110,7 +136,7 @@ def _volume(paths: Sequence[Path], stack: Stack) -> Pixels:
 def _affine(stack: Stack) -> NDArray[np.float64]:
     """Return (column, row, slice) -> LPS in mm; PS3.3, equation C.7.6.2.1-1, with the slices' own positions."""
     header = stack.header
-    row, column = np.array(header["orientation"][:3]), np.array(header["orientation"][3:])
+    row, column = _directions(stack)
     positions = np.array([item.header["position"] for item in stack.slices])
     affine = np.eye(4)
     affine[:3, 0] = row * header["spacing"][1]
@@ -121,6 +147,18 @@ def _affine(stack: Stack) -> NDArray[np.float64]:
         affine[:3, 2] = np.cross(row, column) * (header["thickness"] or 1.0)
     affine[:3, 3] = positions[0]
     return affine
+
+
+def _directions(stack: Stack) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the directions of rows and columns in LPS; where slices differ by rounding, in the middle of theirs."""
+    every = np.array([item.header["orientation"] for item in stack.slices])
+    mean = every[0] if (every == every[0]).all() else every.mean(axis=0)
+    row, column = mean[:3], mean[3:]
+    if mean is not every[0]:
+        row = row / np.linalg.norm(row)
+        column = column - row * (row @ column)
+        column = column / np.linalg.norm(column)
+    return row, column
 
 
 def _straighten(values: NDArray[Any], affine: NDArray[np.float64]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
@@ -150,20 +188,19 @@ def _straighten(values: NDArray[Any], affine: NDArray[np.float64]) -> tuple[NDAr
 
 def _frame(path: Path, notes: list[str], header: Header) -> NDArray[Any]:
     """Return one frame (row, column) or (row, column, 3): the values that the device meant."""
-    plain = _plain_frame(path, header)
-    if plain is not None:
-        return plain
-    dataset = pydicom.dcmread(path)
-    return _meant(dataset, notes)
+    plain = _plain_frame(path, notes, header)
+    return meant(read_file(path), header, notes) if plain is None else plain
 
 
-def _plain_frame(path: Path, header: Header) -> NDArray[Any] | None:
+def _plain_frame(path: Path, notes: list[str], header: Header) -> NDArray[Any] | None:
     """Return one frame of 16-bit grey straight from where its header ends, or None where it is anything else.
 
     Parsing a header a second time takes longer than all else about a slice that is not compressed.
     """
     plain = header.get("syntax") in _PLAIN_SYNTAXES and header["bits"] == 16 and header["samples"] == 1
     if not plain or header["photometric"] != "MONOCHROME2" or header["frames"] != 1 or not header["plain_values"]:
+        return None
+    if bright_padding(header):
         return None
     size = header["rows"] * header["columns"] * 2
     with path.open("rb") as file:
@@ -178,62 +215,36 @@ def _plain_frame(path: Path, header: Header) -> NDArray[Any] | None:
     bits = header["bits_stored"] - (1 if header["signed"] else 0)
     if stored.max() >= 1 << bits or stored.min() < (-(1 << bits) if header["signed"] else 0):
         return None  # something else stands in the bits that are not stored: pydicom knows what to do
-    if header["slope"] == 1 and header["intercept"] == 0:
-        return _smallest(stored)
-    return _smallest(stored.astype(np.float64) * header["slope"] + header["intercept"])
-
-
-def _meant(dataset: Dataset, notes: list[str]) -> NDArray[Any]:
-    if "PixelData" not in dataset and "FloatPixelData" not in dataset:
-        raise DataError("has no pixel data")
-    values = dataset.pixel_array
-    photometric = str(dataset.get("PhotometricInterpretation", ""))
-    if photometric == "PALETTE COLOR":
-        return _eight_bits(apply_color_lut(values, dataset)[..., :3])
-    if values.ndim == 3:
-        return _eight_bits(values[..., :3])
-    if photometric == "MONOCHROME1":
-        bits = int(dataset.get("BitsStored", 16))
-        values = (
-            (-1 - values.astype(np.int32))
-            if dataset.PixelRepresentation
-            else ((1 << bits) - 1 - values.astype(np.int32))
-        )
-        notes.append("MONOCHROME1: inverted, so that dense tissue is bright")
-    return _smallest(apply_rescale(values, dataset))
-
-
-def _eight_bits(colours: NDArray[Any]) -> NDArray[np.uint8]:
-    """Return colours as a screen shows them: of more bits, the upper eight."""
-    if colours.dtype == np.uint8:
-        return colours
-    bits = max(8, int(colours.max()).bit_length())
-    return (colours >> (bits - 8)).astype(np.uint8)
-
-
-def _smallest(values: NDArray[Any]) -> NDArray[Any]:
-    """Return whole numbers as integers of 16 or 32 bits, others as float32."""
-    if np.issubdtype(values.dtype, np.floating) and not np.array_equal(values, np.rint(values)):
-        return values.astype(np.float32)
-    low, high = values.min(), values.max()
-    for kind in (np.int16, np.int32):
-        if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max:
-            return values.astype(kind)
-    return values.astype(np.float32)
+    return smallest(rescaled(stored, header, None, notes))
 
 
 def _multiframe(path: Path) -> Pixels:
     import highdicom  # noqa: PLC0415 - the same
 
-    image = highdicom.imread(path)
+    image = highdicom.Image.from_dataset(read_file(path), copy=False)
     try:
         volume = image.get_volume(dtype=np.float32, allow_missing_positions=False)
-    except (ValueError, RuntimeError) as error:
-        raise DataError(f"its frames are not one regular volume ({str(error).splitlines()[0][:160]})") from None
+    except (ValueError, RuntimeError):
+        raise DataError(_no_volume(image)) from None
     # highdicom's axes are (slice, row, column).
-    values = _smallest(np.asarray(volume.array).transpose(2, 1, 0))
+    values = smallest(np.asarray(volume.array).transpose(2, 1, 0))
     affine = volume.affine[:, [2, 1, 0, 3]]
     return Pixels(LoadedImage(values[..., None], _LPS_TO_RAS @ affine, str(values.dtype)))
+
+
+def _no_volume(image: Dataset) -> str:
+    """Return in words why the frames of an image are not one volume."""
+    frames = image.get("PerFrameFunctionalGroupsSequence", [])
+    places = [
+        tuple(np.round([float(v) for v in frame.PlanePositionSequence[0].ImagePositionPatient], 2))
+        for frame in frames
+        if frame.get("PlanePositionSequence")
+    ]
+    if len(places) > len(set(places)):
+        what = f"it holds several volumes in one file, {len(places)} frames at {len(set(places))} places"
+    else:
+        what = f"its {len(frames)} frames have uneven distances, several directions, or no positions"
+    return f"its frames are not one regular volume: {what}. Convert it with dcm2niix, register the NIfTI"
 
 
 def _flat(path: Path, stack: Stack) -> Pixels:

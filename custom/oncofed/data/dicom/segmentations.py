@@ -21,7 +21,7 @@ from oncofed.data.dicom.matching import PlacedLabel
 from oncofed.data.dicom.pixels import as_turned
 from oncofed.data.dicom.planes import ROUNDING, Floats, reaches, voxels_near
 from oncofed.data.dicom.references import LABEL_MAP, frame_measure, frame_place, read_whole, source_instances
-from oncofed.data.dicom.series import Stack
+from oncofed.data.dicom.stacks import Stack
 from oncofed.data.images import LoadedImage
 from oncofed.errors import DataError
 

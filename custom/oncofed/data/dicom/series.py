@@ -1,70 +1,34 @@
-"""From headers to what can be read as one image: slices that belong together, in their order, or why they do not.
-
-Positions and orientation: DICOM PS3.3, section C.7.6.2. Whether positions are those of a volume is decided by
-highdicom (``get_volume_positions``).
-"""
+"""From headers to what can be read as one image: slices that belong together, in their order, or why they do not."""
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from oncofed.data.dicom.directions import by_plane
+from oncofed.data.dicom.duplicates import copies_among, is_placed, suspects
 from oncofed.data.dicom.headers import Header
+from oncofed.data.dicom.regular import as_volume
+from oncofed.data.dicom.stacks import Digests, Slice, Stack, refused
+from oncofed.data.dicom.volumes import volumes
 
 # A note on a slice of CT, MR or the like, which is no volume, and taken as a flat image.
 WITHOUT_PLACE = "no place in space (ImagePositionPatient, ImageOrientationPatient)"
-_FLAT_MODALITIES = {"CR", "DX", "MG", "RG", "RF", "XA", "XC", "IO", "PX", "SC", "OT", "US", "ES", "GM", "SM", "OP"}
-# In this order: the first one that tells slices of one position apart is what the series varies.
-_VOLUME_KEYS = (
-    "EchoTime",
-    "DiffusionBValue",
-    "TemporalPositionIdentifier",
-    "TriggerTime",
-    "AcquisitionNumber",
-    "image_type",
-    "ContentTime",
-)
-_SMALLEST_TILT_DEGREES = 0.5
-
-
-@dataclass(frozen=True)
-class Slice:
-    """One file with its header."""
-
-    path: str
-    header: Header
-
-
-@dataclass(frozen=True)
-class Stack:
-    """What is read as one image.
-
-    Attributes:
-        slices: in the order of their positions along the normal, or the one file of a flat or multi-frame image.
-        kind: "volume" of classic slices, "multiframe", or "flat".
-        reason: why it cannot be read; None where it can.
-        tilt: of the gantry in degrees.
-        notes: what was seen, for people.
-        part: number within its series, from 0.
-    """
-
-    slices: tuple[Slice, ...]
-    kind: str
-    reason: str | None = None
-    tilt: float = 0.0
-    notes: tuple[str, ...] = ()
-    part: int = 0
-
-    @property
-    def header(self) -> Header:
-        """Of the first slice."""
-        return self.slices[0].header
+COPY = "copy of another file of its series (the same place and pixels)"
+LOCALIZER = "localizer"
+CAPTURE = "picture of a screen or a report (secondary capture) beside volumes"
+JOINED = "each of its slices has a SeriesInstanceUID of its own: joined by their places"
+ODD_SLICE = "one slice of another direction or size than the rest of its series"
+_PROJECTIONS = {"CR", "DX", "MG", "RG", "RF", "XA", "XC", "IO", "PX", "US", "ES", "GM", "SM", "OP"}
+_FLAT_MODALITIES = {*_PROJECTIONS, "SC", "OT"}
+_VOLUMES = {"CT", "MR", "PT", "NM"}
+_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+_CAPTURED = {"SECONDARY", "SCREEN SAVE", "SCREENSHOT"}
+_LOCALIZER_WORDS = ("localizer", "scout", "topogram", "surview", "survey")
+_MOST_OF_LOCALIZER = 15
+_FEWEST_OF_VOLUME = 4
 
 
 @dataclass
@@ -86,11 +50,12 @@ class Heap:
     left_out: dict[str, str] = field(default_factory=dict)
 
 
-def sort_heap(headers: Iterable[tuple[str, Header]]) -> Heap:
+def sort_heap(headers: Iterable[tuple[str, Header]], digests: Digests | None = None) -> Heap:
     """Group the files of a heap into images.
 
     Args:
         headers: path and header of each file, in any order.
+        digests: asked for the files that may be copies of others, and for no more; None: none are.
     """
     heap = Heap()
     by_series: dict[str, list[Slice]] = defaultdict(list)
@@ -107,166 +72,148 @@ def sort_heap(headers: Iterable[tuple[str, Header]]) -> Heap:
         else:
             name = "DICOMDIR" if kind == "dicomdir" else f"DICOM {header.get('modality') or 'object'} without pixels"
             heap.left_out[path] = name
-    for series in by_series.values():
-        stacks, left_out = _stacks(series)
+    _leave_out_captures(by_series, heap)
+    digests = digests or (lambda slices: {})
+    alike = [group for series in by_series.values() for group in suspects(series)]
+    copies = copies_among(alike, digests([item for group in alike for item in group])) if alike else set()
+    for series in _joined(by_series):
+        stacks, left_out = _stacks(series, copies, digests)
+        if len({item.header["series"] for item in series}) > 1:
+            stacks = [replace(stack, notes=(*stack.notes, JOINED)) for stack in stacks]
         heap.stacks += [replace(stack, part=part) for part, stack in enumerate(stacks)]
         heap.left_out |= left_out
     return heap
 
 
-def _stacks(series: list[Slice]) -> tuple[list[Stack], dict[str, str]]:
+def _joined(by_series: Mapping[str, list[Slice]]) -> Iterator[list[Slice]]:
+    """Yield the slices of each series; those that have a series each, as some anonymisers leave them, as one.
+
+    They are one where they are evenly spaced slices of one study, of which no header but UIDs differs.
+    """
+    alone: dict[Any, list[Slice]] = defaultdict(list)
+    for series in by_series.values():
+        if len(series) == 1 and is_placed(series[0].header) and not _is_flat(series[0].header):
+            header = series[0].header
+            tells = tuple((key, header["tells"].get(key)) for key in ("SeriesNumber", "SeriesDescription"))
+            alone[header["patient"], header["study"], header["rows"], header["columns"], tells].append(series[0])
+        else:
+            yield series
+    for slices in alone.values():
+        planes = by_plane(slices)
+        whole = len(slices) >= _FEWEST_OF_VOLUME and len(planes) == 1 and not planes[0][1]
+        if whole and as_volume(slices).reason is None:
+            yield slices
+        else:
+            yield from ([item] for item in slices)
+
+
+def _leave_out_captures(by_series: dict[str, list[Slice]], heap: Heap) -> None:
+    """Leave out pictures of screens and reports beside volumes; alone they may be what is meant."""
+    placed = [
+        item.header
+        for series in by_series.values()
+        for item in series
+        if is_placed(item.header) and not _is_flat(item.header)
+    ]
+    patients = {header["patient"] for header in placed}
+    for series, items in by_series.items():
+        captures = {
+            item.path
+            for item in items
+            if _is_capture(item.header)
+            and (item.header["patient"] in patients or (placed and item.header["modality"] in _VOLUMES))
+        }
+        if captures:
+            heap.left_out |= dict.fromkeys(captures, CAPTURE)
+            by_series[series] = [item for item in items if item.path not in captures]
+
+
+def _is_capture(header: Header) -> bool:
+    if header["position"] or header["enhanced"] or header["modality"] in _PROJECTIONS:
+        return False
+    return header["sop_class"].startswith(_SECONDARY_CAPTURE) or bool(_CAPTURED & set(header["image_type"]))
+
+
+def _stacks(series: list[Slice], copies: set[str], digests: Digests) -> tuple[list[Stack], dict[str, str]]:
     """Return the images of a series, and what the files are that are none: path -> kind."""
-    series, copies = _without_copies(series)
-    notes = (f"{len(copies)} files are copies of others of the series",) if copies else ()
+    left_out = {item.path: COPY for item in series if item.path in copies}
     stacks: list[Stack] = []
-    left_out = dict.fromkeys(copies, "copy of another file of its series")
     classic: list[Slice] = []
     for item in series:
-        header = item.header
-        if header["mosaic"]:
-            stacks.append(
-                _refused(
-                    [item],
-                    "is a Siemens mosaic: many slices in one flat image. Convert it with dcm2niix, register the NIfTI",
-                )
-            )
-        elif header["frames"] > 1:
-            stacks.append(_multiframe(item))
-        elif header["position"] and header["orientation"] and not _is_flat(header):
-            classic.append(item)
-        else:
-            stacks.append(Stack((item,), "flat", notes=() if _is_flat(header) else (WITHOUT_PLACE,)))
-    by_grid: dict[Any, list[Slice]] = defaultdict(list)
-    for item in classic:
-        header = item.header
-        direction = tuple(np.round(header["orientation"], 2) + 0.0)
-        by_grid[direction, header["rows"], header["columns"]].append(item)
-    mixed = len({key[0] for key in by_grid}) > 1
-    for group in by_grid.values():
-        if _is_localizer(group, mixed):
-            left_out |= {item.path: "localizer" for item in group}
+        single = _single(item)
+        if item.path in left_out:
             continue
-        more = (*notes, f"its series holds {len(by_grid)} orientations or sizes") if len(by_grid) > 1 else notes
-        stacks += [replace(stack, notes=(*more, *stack.notes)) for stack in _volumes(group)]
-    return stacks, left_out
+        if single is not None:
+            stacks.append(single)
+        elif "LOCALIZER" in item.header["image_type"]:
+            left_out[item.path] = LOCALIZER
+        else:
+            classic.append(item)
+    planes = by_plane(classic)
+    most = max((len(group) for group, _ in planes), default=0)
+    notes = (f"its series holds {len(planes)} orientations or sizes",) if len(planes) > 1 else ()
+    for group, reason in planes:
+        if _is_described_as_localizer(group):
+            left_out |= {item.path: LOCALIZER for item in group}
+        elif len(group) == 1 and not reason and most >= _FEWEST_OF_VOLUME:
+            left_out[group[0].path] = ODD_SLICE
+        elif reason:
+            stacks.append(refused(group, reason))
+        elif len(group) == 1 and len(planes) > 1:
+            stacks.append(refused(group, f"is one slice, in a series of {len(planes)} directions or sizes: no volume"))
+        else:
+            found, more = _volumes(group, digests)
+            left_out |= dict.fromkeys(more, COPY)
+            stacks += [replace(stack, notes=(*notes, *stack.notes)) for stack in found]
+    twice = sum(reason == COPY for reason in left_out.values())
+    notes = (f"{twice} files are copies of others of the series",) if twice else ()
+    return [replace(stack, notes=(*notes, *stack.notes)) for stack in stacks], left_out
+
+
+def _single(item: Slice) -> Stack | None:
+    """Return an image that is a file of its own; None for a slice of a volume."""
+    header = item.header
+    if header["mosaic"]:
+        reason = "is a Siemens mosaic: many slices in one flat image. Convert it with dcm2niix, register the NIfTI"
+        return refused([item], reason)
+    if header["frames"] > 1:
+        return _multiframe(item)
+    if not header["position"] or not header["orientation"] or _is_flat(header):
+        return Stack((item,), "flat", notes=() if _is_flat(header) else (WITHOUT_PLACE,))
+    return None
+
+
+def _volumes(group: list[Slice], digests: Digests) -> tuple[list[Stack], set[str]]:
+    """Return the volumes of slices of one direction and size, each of one patient, and the paths of copies."""
+    patients: dict[str, list[Slice]] = defaultdict(list)
+    for item in group:
+        patients[item.header["patient"]].append(item)
+    if len(patients) > 1 and as_volume(group).reason is None:
+        return [
+            refused(group, f"has slices of {len(patients)} patients by their headers (PatientID), in one volume")
+        ], set()
+    stacks: list[Stack] = []
+    copies: set[str] = set()
+    notes = (f"its series holds images of {len(patients)} patients",) if len(patients) > 1 else ()
+    for own in patients.values():
+        found, more = volumes(own, digests)
+        stacks += [replace(stack, notes=(*notes, *stack.notes)) for stack in found]
+        copies |= more
+    return stacks, copies
 
 
 def _is_flat(header: Header) -> bool:
     return header["modality"] in _FLAT_MODALITIES or header["samples"] > 1
 
 
-def _is_localizer(group: list[Slice], mixed: bool) -> bool:
-    named = any("LOCALIZER" in item.header["image_type"] for item in group)
-    described = any(
-        word in item.header["description"].lower() for item in group for word in ("localizer", "scout", "topogram")
-    )
-    return named or (described and len(group) <= 15) or (mixed and len(group) <= 5)
+def _is_described_as_localizer(group: Sequence[Slice]) -> bool:
+    words = {item.header["description"].lower() for item in group}
+    return len(group) <= _MOST_OF_LOCALIZER and any(word in said for said in words for word in _LOCALIZER_WORDS)
 
 
 def _multiframe(item: Slice) -> Stack:
     header = item.header
     if header["enhanced"]:
         return Stack((item,), "multiframe")
-    return _refused(
-        [item],
-        f"has {header['frames']} frames without positions ({header['modality'] or 'no modality'}): no volume in space",
-    )
-
-
-def _without_copies(series: list[Slice]) -> tuple[list[Slice], list[str]]:
-    """Return the slices of a series, and the paths of those that are copies."""
-    seen: dict[str, Slice] = {}
-    copies = [item.path for item in series if seen.setdefault(item.header["instance"] or item.path, item) is not item]
-    return list(seen.values()), copies
-
-
-def _volumes(group: list[Slice]) -> list[Stack]:
-    """Return the volumes of slices with one orientation and size."""
-    if len(_positions_seen(group)) == len(group):
-        return [_volume(group)]
-    for key in _VOLUME_KEYS:
-        parts: dict[str, list[Slice]] = defaultdict(list)
-        for item in group:
-            parts[str(item.header[key])].append(item)
-        sizes = {len(part) for part in parts.values()}
-        if len(parts) > 1 and len(sizes) == 1 and all(len(_positions_seen(p)) == len(p) for p in parts.values()):
-            note = f"its series holds {len(parts)} volumes, which differ in {key}"
-            return [replace(s, notes=(note, *s.notes)) for s in map(_volume, parts.values())]
-    twice = len(group) - len(_positions_seen(group))
-    return [
-        _refused(group, f"has {twice} of {len(group)} slices at positions of others, and no header tells them apart")
-    ]
-
-
-def _positions_seen(group: list[Slice]) -> set[tuple[float, ...]]:
-    return {tuple(np.round(item.header["position"], 3) + 0.0) for item in group}
-
-
-def _volume(group: list[Slice]) -> Stack:
-    header = group[0].header
-    if not header["spacing"] or min(header["spacing"]) <= 0:
-        return _refused(group, "has no PixelSpacing: how large its pixels are is not known")
-    reason = _scaling_problem(group)
-    if reason:
-        return _refused(group, reason)
-    if len(group) == 1:
-        return Stack(tuple(group), "volume", notes=("has one slice only",))
-    positions = np.array([item.header["position"] for item in group])
-    normal = np.cross(header["orientation"][:3], header["orientation"][3:])
-    along = positions @ normal
-    order = np.argsort(along, kind="stable")
-    ordered = tuple(group[i] for i in order)
-    from highdicom.spatial import get_volume_positions  # noqa: PLC0415 - see pixels.py
-
-    spacing, _ = get_volume_positions(positions.tolist(), header["orientation"], rtol=0.02)
-    if spacing is not None:
-        return Stack(ordered, "volume")
-    return _irregular(ordered, positions[order], along[order], normal, header["orientation"])
-
-
-def _irregular(
-    ordered: tuple[Slice, ...],
-    positions: NDArray[np.float64],
-    along: NDArray[np.float64],
-    normal: NDArray[np.float64],
-    orientation: Sequence[float],
-) -> Stack:
-    gaps = np.diff(along)
-    if gaps.min() < 1e-3:
-        return _refused(ordered, "has slices at the same distance along the normal but shifted sideways")
-    typical = float(np.median(gaps))
-    multiples = gaps / typical
-    if np.abs(gaps - typical).max() < 0.02 * typical:
-        return _tilted(ordered, positions, normal, orientation)
-    if np.abs(multiples - np.rint(multiples)).max() < 0.05:
-        missing = int(np.rint(multiples).sum()) - len(gaps)
-        at = along[int(np.argmax(multiples > 1.5))] + typical
-        return _refused(ordered, f"lacks {missing} of {len(ordered) + missing} slices, the first at {at:.1f} mm")
-    return _refused(ordered, f"has uneven spacing: {gaps.min():.2f} to {gaps.max():.2f} mm between slices")
-
-
-def _tilted(
-    ordered: tuple[Slice, ...],
-    positions: NDArray[np.float64],
-    normal: NDArray[np.float64],
-    orientation: Sequence[float],
-) -> Stack:
-    step = positions[-1] - positions[0]
-    steps = np.diff(positions, axis=0)
-    if np.linalg.norm(steps - steps.mean(axis=0), axis=1).max() > 0.1 * np.linalg.norm(steps.mean(axis=0)):
-        return _refused(ordered, "has slices that are shifted sideways against each other unevenly")
-    angle = math.degrees(math.acos(min(1.0, abs(float(step @ normal)) / float(np.linalg.norm(step)))))
-    if angle < _SMALLEST_TILT_DEGREES:
-        return Stack(ordered, "volume")
-    return Stack(ordered, "volume", tilt=angle, notes=(f"gantry tilt of {angle:.1f} degrees: straightened",))
-
-
-def _scaling_problem(group: list[Slice]) -> str | None:
-    scales = {item.header["philips_scale"] for item in group}
-    if len(scales) > 1 and not all(item.header["has_slope"] for item in group):
-        return "has Philips' private scaling that differs between slices, and no RescaleSlope to read it by"
-    return None
-
-
-def _refused(group: Sequence[Slice], reason: str) -> Stack:
-    return Stack(tuple(group), "volume", reason=reason)
+    kind = header["modality"] or "no modality"
+    return refused([item], f"has {header['frames']} frames without positions ({kind}): no volume in space")

@@ -1,0 +1,146 @@
+"""What the header of an image says of its pixels, of their place, and of what tells it from others of its series."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from typing import Any
+
+import numpy as np
+from pydicom.tag import Tag
+
+from oncofed.data.dicom.elements import Elements, floats, integer, number, shown, tag_of, text, texts
+
+# What differs between volumes that scanners put into one series.
+TELLING = (
+    "EchoTime",
+    "EchoNumbers",
+    "InversionTime",
+    "RepetitionTime",
+    "FlipAngle",
+    "DiffusionBValue",
+    "DiffusionGradientOrientation",
+    "TemporalPositionIdentifier",
+    "TemporalPositionIndex",
+    "ConvolutionKernel",
+    "FilterType",
+    "SliceThickness",
+    "KVP",
+    "ReconstructionDiameter",
+    "ContrastBolusAgent",
+    "ComplexImageComponent",
+    "ImageType",
+    "SequenceName",
+    "Units",
+    "NominalPercentageOfCardiacPhase",
+    "FrameReferenceTime",
+    "AcquisitionNumber",
+    "SeriesNumber",
+    "SeriesDescription",
+    "ProtocolName",
+    "StudyInstanceUID",
+    "FrameOfReferenceUID",
+    "AcquisitionDateTime",
+    "AcquisitionDate",
+    "AcquisitionTime",
+    "TriggerTime",
+    "SeriesTime",
+    "ContentTime",
+    "InstanceNumber",
+)
+_TELLING_TAGS = {tag_of(keyword): keyword for keyword in TELLING}
+_SIEMENS_MOSAIC_IMAGES = Tag(0x0019, 0x100A)
+_PHILIPS = 0x2005
+_PHILIPS_CREATOR = "Philips MR Imaging DD 001"
+_PHILIPS_BLOCKS = range(0x10, 0x16)
+# Of the block: intercept and slope of the values shown, and the slope from values measured to values shown.
+_PHILIPS_INTERCEPT, _PHILIPS_SLOPE, _PHILIPS_SCALE = 0x09, 0x0A, 0x0E
+PRIVATE = (
+    _SIEMENS_MOSAIC_IMAGES,
+    *(Tag(_PHILIPS, block) for block in _PHILIPS_BLOCKS),
+    *(Tag(_PHILIPS, block << 8 | _PHILIPS_SCALE) for block in _PHILIPS_BLOCKS),
+    # The first version of Philips' tags has these two in the fifth block.
+    *(Tag(_PHILIPS, 0x1400 | element) for element in (_PHILIPS_INTERCEPT, _PHILIPS_SLOPE)),
+)
+
+
+def image_values(elements: Elements) -> dict[str, Any]:
+    """Return what a header says of an image, as plain values."""
+    image_type = texts(elements, "ImageType")
+    told = {keyword: shown(elements, keyword) for tag, keyword in _TELLING_TAGS.items() if tag in elements}
+    return {
+        "rows": integer(elements, "Rows", 0),
+        "columns": integer(elements, "Columns", 0),
+        "frames": int(number(elements, "NumberOfFrames", 1)),
+        "samples": integer(elements, "SamplesPerPixel", 1),
+        "bits": integer(elements, "BitsAllocated", 16),
+        "bits_stored": integer(elements, "BitsStored", 16),
+        "signed": integer(elements, "PixelRepresentation", 0) == 1,
+        "image_type": image_type,
+        "position": floats(elements, "ImagePositionPatient", 3),
+        "orientation": floats(elements, "ImageOrientationPatient", 6),
+        "spacing": floats(elements, "PixelSpacing", 2) or floats(elements, "ImagerPixelSpacing", 2),
+        "thickness": number(elements, "SpacingBetweenSlices", 0) or number(elements, "SliceThickness", 0),
+        "turned": texts(elements, "PatientOrientation"),
+        "plain_values": tag_of("ModalityLUTSequence") not in elements,
+        "padding": _padding(elements),
+        "enhanced": tag_of("SharedFunctionalGroupsSequence") in elements,
+        "mosaic": "MOSAIC" in image_type or int(_SIEMENS_MOSAIC_IMAGES) in elements,
+        "units": text(elements, tag_of("Units")),
+        "intent": text(elements, tag_of("PresentationIntentType")),
+        "tells": {keyword: value for keyword, value in told.items() if value},
+        **_scaling(elements),
+    }
+
+
+def _padding(elements: Elements) -> list[int] | None:
+    """Return the smallest and the largest stored value that is no pixel of the image; PS3.3, section C.7.5.1.1.2."""
+    if tag_of("PixelPaddingValue") not in elements:
+        return None
+    bits, signed = integer(elements, "BitsAllocated", 16), integer(elements, "PixelRepresentation", 0) == 1
+    value = integer(elements, "PixelPaddingValue", 0)
+    limits = [value, integer(elements, "PixelPaddingRangeLimit", value)]
+    return sorted(limit - (1 << bits) if signed and limit >= 1 << (bits - 1) else limit for limit in limits)
+
+
+def _scaling(elements: Elements) -> dict[str, Any]:
+    """Return slope and intercept from stored to real values: PS3.3, section C.11.1, or as Philips' MR means them.
+
+    Philips' scanners store (measured x ScaleSlope - RescaleIntercept / RescaleSlope), with a scale of each image's own;
+    measured values alone can be compared between images (Chenevert et al., Translational Oncology 2014).
+    """
+    has_slope = bool(text(elements, tag_of("RescaleSlope")))
+    slope, intercept = number(elements, "RescaleSlope", 1), number(elements, "RescaleIntercept", 0)
+    found: dict[str, Any] = {"has_slope": has_slope, "slope": slope, "intercept": intercept, "philips_scale": None}
+    is_philips = "philips" in text(elements, tag_of("Manufacturer")).lower()
+    if not is_philips or text(elements, tag_of("Modality")) != "MR":
+        return found
+    scale = _private(elements, _PHILIPS_SCALE)
+    if scale is None:
+        return found
+    if not has_slope and (own := _private(elements, _PHILIPS_SLOPE, 0x14)):
+        slope, intercept = own, _private(elements, _PHILIPS_INTERCEPT, 0x14) or 0.0
+        found |= {"has_slope": True, "slope": slope, "intercept": intercept}
+    found["philips_scale"] = scale
+    if found["has_slope"] and math.isfinite(scale) and scale > 0 and slope:
+        found |= {"slope": 1 / scale, "intercept": intercept / (slope * scale)}
+    return found
+
+
+def _private(elements: Elements, element: int, block: int | None = None) -> float | None:
+    """Return a number of Philips' block; the block is where its creator's name stands, the first one without names."""
+    names = {b: text(elements, int(Tag(_PHILIPS, b))) for b in _PHILIPS_BLOCKS}
+    own = [b for b, name in names.items() if name.startswith(_PHILIPS_CREATOR)]
+    if not own and any(names.values()):
+        return None
+    where = block or (own[0] if own else 0x10)
+    found = elements.get(int(Tag(_PHILIPS, where << 8 | element)))
+    if found is None or not found.value:
+        return None
+    # A binary number (FL) of four bytes, or text (DS); where values have no type in the file (implicit VR), FL.
+    if isinstance(found.value, bytes) and len(found.value) == 4 and found.VR != "DS":
+        order = "<f4" if getattr(found, "is_little_endian", True) else ">f4"
+        return float(np.frombuffer(found.value, order)[0])
+    with contextlib.suppress(ValueError):
+        return float(text(elements, int(found.tag)))
+    return None

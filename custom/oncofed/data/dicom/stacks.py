@@ -1,0 +1,51 @@
+"""What is read as one image: a file, or the slices of a volume in their order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from oncofed.data.dicom.headers import Header
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One file with its header."""
+
+    path: str
+    header: Header
+
+
+@dataclass(frozen=True)
+class Stack:
+    """What is read as one image.
+
+    Attributes:
+        slices: in the order of their positions along the normal, or the one file of a flat or multi-frame image.
+        kind: "volume" of classic slices, "multiframe", or "flat".
+        reason: why it cannot be read; None where it can.
+        tilt: of the gantry in degrees.
+        notes: what was seen, for people.
+        part: number within its series, from 0.
+    """
+
+    slices: tuple[Slice, ...]
+    kind: str
+    reason: str | None = None
+    tilt: float = 0.0
+    notes: tuple[str, ...] = ()
+    part: int = 0
+
+    @property
+    def header(self) -> Header:
+        """Of the first slice."""
+        return self.slices[0].header
+
+
+# Returns path -> what is alike for files whose pixels are.
+Digests = Callable[[Sequence[Slice]], Mapping[str, str]]
+
+
+def refused(group: Sequence[Slice], reason: str) -> Stack:
+    """Return slices that cannot be read as an image, with the reason."""
+    return Stack(tuple(group), "volume", reason=reason)

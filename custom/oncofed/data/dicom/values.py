@@ -1,0 +1,111 @@
+"""From stored to real values: of one frame, with what pads it and how bright is meant.
+
+Rescaling: DICOM PS3.3, section C.11.1; MONOCHROME1: C.7.6.3.1.2; padding: C.7.5.1.1.2.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+from pydicom.pixels.processing import apply_color_lut, apply_rescale
+
+from oncofed.data.dicom.headers import Header
+from oncofed.errors import DataError
+
+Values = NDArray[Any]
+_PHILIPS_NOTE = "values as measured: Philips' private ScaleSlope was read"
+
+
+def meant(dataset: Dataset, header: Header, notes: list[str]) -> Values:
+    """Return the values that the device meant by a frame.
+
+    Args:
+        dataset: with its pixels.
+        header: of the same file.
+        notes: gains what was done, for people.
+
+    Returns:
+        (row, column) or (row, column, 3); whole numbers as int16 or int32, others as float32, colours as uint8.
+
+    Raises:
+        DataError: there are no pixels.
+    """
+    if not {"PixelData", "FloatPixelData", "DoubleFloatPixelData"} & {
+        element.keyword for element in dataset[0x7FE00008:]
+    }:
+        raise DataError("has no pixel data")
+    stored = dataset.pixel_array
+    photometric = str(dataset.get("PhotometricInterpretation", ""))
+    if photometric == "PALETTE COLOR":
+        return _eight_bits(apply_color_lut(stored, dataset)[..., :3])
+    if stored.ndim == 3:
+        return _eight_bits(stored[..., :3])
+    padding = bright_padding(header)
+    pad = (stored >= padding[0]) & (stored <= padding[1]) if padding else None
+    values = stored
+    if photometric == "MONOCHROME1":
+        whole = stored.astype(np.int64)
+        values = -1 - whole if header["signed"] else (1 << int(dataset.get("BitsStored", 16))) - 1 - whole
+        notes.append("MONOCHROME1: inverted, so that dense tissue is bright")
+    return smallest(_unpadded(rescaled(values, header, dataset, notes), pad, notes))
+
+
+def rescaled(values: Values, header: Header, dataset: Dataset | None, notes: list[str]) -> Values:
+    """Return stored values times slope plus intercept, or by the table that a data set has for them."""
+    if dataset is not None and not header["plain_values"]:
+        by_table: Values = apply_rescale(values, dataset)
+        return by_table
+    if header["philips_scale"] is not None and header["has_slope"]:
+        notes.append(_PHILIPS_NOTE)
+    if header["slope"] == 1 and header["intercept"] == 0:
+        return values
+    return values.astype(np.float64) * header["slope"] + header["intercept"]
+
+
+def bright_padding(header: Header) -> list[int] | None:
+    """Return the stored values that pad an image where they would be brighter than half of all; None elsewhere.
+
+    Padding that is darker than tissue, as in CT, does no harm; what is bright would be the brightest of all.
+    """
+    padding: list[int] | None = header["padding"]
+    if not padding:
+        return None
+    middle = 0 if header["signed"] else 1 << (header["bits_stored"] - 1)
+    bright = padding[1] >= middle
+    if header["photometric"] == "MONOCHROME1":
+        bright = not bright
+    if header["slope"] < 0:
+        bright = not bright
+    return padding if bright else None
+
+
+def smallest(values: Values) -> Values:
+    """Return whole numbers as integers of 16 or 32 bits, others as float32."""
+    if np.issubdtype(values.dtype, np.floating) and not np.array_equal(values, np.rint(values)):
+        return values.astype(np.float32)
+    low, high = values.min(), values.max()
+    for kind in (np.int16, np.int32):
+        if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max:
+            return values.astype(kind)
+    return values.astype(np.float32)
+
+
+def _unpadded(values: Values, pad: Values | None, notes: list[str]) -> Values:
+    """Return values whose padding is as dark as the darkest of the rest."""
+    if pad is None or not pad.any() or pad.all():
+        return values
+    notes.append(f"PixelPaddingValue: {pad.mean():.0%} of it is padding, made as dark as the darkest pixel")
+    values = values.copy()
+    values[pad] = values[~pad].min()
+    return values
+
+
+def _eight_bits(colours: Values) -> NDArray[np.uint8]:
+    """Return colours as a screen shows them: of more bits, the upper eight."""
+    if colours.dtype == np.uint8:
+        return colours
+    bits = max(8, int(colours.max()).bit_length())
+    return (colours >> (bits - 8)).astype(np.uint8)

@@ -1,0 +1,333 @@
+"""What tells the volumes of one series apart: slices that share their places, by what their headers say differs.
+
+Scanners put time points, echoes, b-values, phases, kernels into one series. A header, or two of them together, tells
+volumes apart where each of its values holds slices at places of their own, evenly spaced, and no two values hold the
+slices between each other's. What no header tells apart is refused with what differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations, pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oncofed.data.dicom.directions import together
+from oncofed.data.dicom.duplicates import at_one_place, copies_among, place_tolerance
+from oncofed.data.dicom.image_header import TELLING
+from oncofed.data.dicom.regular import EVEN, as_volume, rounding
+from oncofed.data.dicom.stacks import Digests, Slice, Stack, refused
+
+IN_PLANE = "place in the plane (ImagePositionPatient)"
+# Times tell volumes apart where nothing else does: of many series each slice has its own.
+_TIMES = ("AcquisitionDateTime", "AcquisitionDate", "AcquisitionTime", "TriggerTime", "SeriesTime", "ContentTime")
+_ORDER = (*_TIMES, "FrameReferenceTime", "InstanceNumber")  # in which volumes may follow each other
+_KEYS = tuple(keyword for keyword in TELLING if keyword not in {*_TIMES, "InstanceNumber"})
+_NUMBERS = {
+    "EchoTime",
+    "InversionTime",
+    "RepetitionTime",
+    "FlipAngle",
+    "DiffusionBValue",
+    "SliceThickness",
+    "KVP",
+    "ReconstructionDiameter",
+}
+# Slices that differ in one of these are not of one image, wherever they lie.
+_PHYSICAL = (
+    "EchoTime",
+    "InversionTime",
+    "DiffusionBValue",
+    "ConvolutionKernel",
+    "ComplexImageComponent",
+    "Units",
+)
+# The same, where slices are not one volume anyway.
+_IMAGED = {*_PHYSICAL, "SliceThickness", "KVP", "FlipAngle"}
+_SAID = {*_IMAGED, "TemporalPositionIdentifier", "AcquisitionNumber"}
+# What says nothing of how an image came about, and changes where one is sent again.
+_OF_SENDING = {"SeriesNumber", "SeriesDescription", "ProtocolName", "StudyInstanceUID", "FrameOfReferenceUID", *_ORDER}
+_SAME_NUMBER = 1e-3
+_FEWEST_PLACES = 3
+_FEWEST_OF_TWO = 4  # slices of two volumes
+_LONGEST_VALUE = 24
+
+Labels = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Partition:
+    """A way to divide slices into volumes: by which headers, and the number of each slice's volume."""
+
+    keys: tuple[str, ...]
+    labels: Labels
+
+    @property
+    def count(self) -> int:
+        """Volumes."""
+        return int(self.labels.max()) + 1
+
+
+def volumes(group: list[Slice], digests: Digests) -> tuple[list[Stack], set[str]]:
+    """Return the volumes of slices with one direction, size and pixel size, and the paths of copies among them.
+
+    Args:
+        group: the slices, in any order.
+        digests: asked for slices at one place that no header tells apart.
+    """
+    places = _Places(group)
+    if places.is_free(np.arange(len(group))):
+        return _without_collision(group, places), set()
+    found, said = _told_apart(places)
+    copies = _copied(places, found, digests)
+    if found is not None and not copies:
+        return _divided(group, found), set()
+    if copies:
+        stacks, more = volumes([item for item in group if item.path not in copies], digests)
+        return stacks, copies | more
+    twice = len(group) - places.count
+    return [refused(group, f"has {twice} of {len(group)} slices at positions of others, and {said}")], set()
+
+
+class _Places:
+    """Where slices lie along their normal, and what their headers say.
+
+    Attributes:
+        level: number of each slice's place along the normal.
+        count: of places.
+    """
+
+    def __init__(self, group: Sequence[Slice]) -> None:
+        self.group = group
+        positions = np.array([item.header["position"] for item in group])
+        turned = np.array([item.header["orientation"] for item in group]).mean(axis=0)
+        axes = np.stack([turned[:3], turned[3:], np.cross(turned[:3], turned[3:])], axis=1)
+        self._in_plane = (positions @ axes)[:, :2]
+        self.along = (positions @ axes)[:, 2]
+        order = np.argsort(self.along, kind="stable")
+        self.reach = place_tolerance(group)
+        steps = np.diff(self.along[order]) > self.reach
+        self.level = np.empty(len(group), np.int64)
+        self.level[order] = np.concatenate([[0], np.cumsum(steps)])
+        self.count = int(self.level.max()) + 1
+
+    def is_free(self, part: Labels) -> bool:
+        """Return whether no two slices of a part lie at one place."""
+        return len(np.unique(self.level[part])) == len(part)
+
+    def is_even(self, part: Labels) -> bool:
+        """Return whether a part's slices are evenly spaced along the normal."""
+        along = np.sort(self.along[part])
+        gap = float(along[-1] - along[0]) / max(1, len(along) - 1)
+        off = np.abs(along - along[0] - np.arange(len(along)) * gap).max()
+        return bool(off <= max(EVEN * gap, rounding(gap)))
+
+    def values(self, keyword: str) -> Labels:
+        """Return the number of each slice's value of a header; numbers that differ by rounding are one value."""
+        if keyword == IN_PLANE:
+            return _numbered(together(self._in_plane, 4 * max(self.reach, 0.05)).tolist())
+        said = [item.header["tells"].get(keyword, "") for item in self.group]
+        return _numbered(_rounded(said) if keyword in _NUMBERS else said)
+
+    def moments(self, keyword: str) -> list[float] | None:
+        """Return each slice's time or number; None where one has none."""
+        try:
+            return [float(item.header["tells"][keyword]) for item in self.group]
+        except (KeyError, ValueError):
+            return None
+
+
+def _numbered(values: Sequence[object]) -> Labels:
+    numbers: dict[object, int] = {}
+    return np.array([numbers.setdefault(value, len(numbers)) for value in values])
+
+
+def _rounded(values: Sequence[str]) -> list[object]:
+    """Return values of which those that are nearly the same number are the same."""
+    try:
+        numbers = {value: float(value) for value in set(values) if value}
+    except ValueError:
+        return list(values)
+    same: dict[str, object] = {"": ""}
+    before = None
+    for value in sorted(numbers, key=lambda v: numbers[v]):
+        near = before is not None and numbers[value] - numbers[before] <= _SAME_NUMBER * max(1, abs(numbers[value]))
+        same[value] = same[before] if near and before is not None else numbers[value]
+        before = value
+    return [same[value] for value in values]
+
+
+def _without_collision(group: list[Slice], places: _Places) -> list[Stack]:
+    """Return the volumes of slices that lie at places of their own: one, unless headers say that they are several."""
+    whole = as_volume(group)
+    physical = [Partition((key,), places.values(key)) for key in _PHYSICAL]
+    differing = [p for p in physical if p.count > 1]
+    if whole.reason is None:
+        for partition in differing:
+            if all(len(part) > 1 and places.is_even(part) for part in _parts_of(partition)):
+                return _divided(group, partition)
+        noted = tuple(f"its slices differ in {partition.keys[0]}" for partition in differing)
+        return [replace(whole, notes=(*whole.notes, *noted))]
+    if len(group) < _FEWEST_OF_TWO:
+        return [whole]
+    apart = [p for p in _single(places, _KEYS) if p.keys[0] in _IMAGED or _do_not_interleave(p, places)]
+    best, _ = _chosen([p for p in apart if _fits(p, places)])
+    return _divided(group, best) if best is not None else [whole]
+
+
+def _told_apart(places: _Places) -> tuple[Partition | None, str]:
+    """Return how slices that share places divide into volumes, or None and why they do not."""
+    keys, times = _single(places, (*_KEYS, IN_PLANE)), _single(places, _TIMES)
+    for candidates in (
+        keys,
+        _pairs(keys, keys),
+        times,
+        _pairs(keys, times),
+        _in_order(places),
+    ):
+        best, conflict = _chosen([p for p in candidates if _fits(p, places)])
+        if best is not None or conflict:
+            return best, conflict
+    for candidates in (keys, times):
+        best, _ = _chosen([p for p in candidates if _fits(p, places, whole=False)])
+        if best is not None:
+            return best, ""
+    differing = [f"{p.keys[0]} ({p.count} values)" for p in (*keys, *times)]
+    if not differing:
+        return None, "no header tells them apart"
+    return None, f"what differs between them does not divide them into whole volumes: {', '.join(differing[:6])}"
+
+
+def _copied(places: _Places, partition: Partition | None, digests: Digests) -> set[str]:
+    """Return the paths of copies among slices that share places.
+
+    Of slices that are divided into volumes, few may have been sent again under another description or time: one of
+    them is compared with those at its place, and the rest where it is a copy.
+    """
+    group = places.group
+    if partition is not None:
+        parts = sorted(_parts_of(partition), key=len)
+        if not set(partition.keys) <= _OF_SENDING or 2 * len(parts[0]) > len(parts[-1]):
+            return set()
+        again = parts[0][len(parts[0]) // 2]
+        probes = [group[int(number)] for number in np.flatnonzero(places.level == places.level[again])]
+        if not copies_among([probes], digests(probes)):
+            return set()
+    alike = at_one_place(group)
+    return copies_among(alike, digests([item for items in alike for item in items]))
+
+
+def _single(places: _Places, keys: Iterable[str]) -> list[Partition]:
+    """Return the partitions by one header each, those that differ."""
+    found: dict[bytes, Partition] = {}
+    for key in keys:
+        labels = places.values(key)
+        if labels.max() > 0:
+            found.setdefault(labels.tobytes(), Partition((key,), labels))
+    return list(found.values())
+
+
+def _pairs(one: Sequence[Partition], two: Sequence[Partition]) -> Iterator[Partition]:
+    """Yield the partitions by two headers together."""
+    pairs = combinations(one, 2) if one is two else ((a, b) for a in one for b in two)
+    for a, b in pairs:
+        labels = _numbered(list(zip(a.labels.tolist(), b.labels.tolist(), strict=True)))
+        if labels.max() > max(a.labels.max(), b.labels.max()):
+            yield Partition((*a.keys, *b.keys), labels)
+
+
+def _in_order(places: _Places) -> Iterator[Partition]:
+    """Yield the partitions in which volumes follow each other whole, in time or by number.
+
+    Each place has as many slices; the first of each place are the first volume, and so on. All of a volume come before
+    all of the next one.
+    """
+    counts = np.bincount(places.level)
+    if places.count < _FEWEST_PLACES or counts.min() != counts.max():
+        return
+    for key in _ORDER:
+        moments = places.moments(key)
+        if moments is None:
+            continue
+        times = np.array(moments)
+        order = np.lexsort([times, places.level])
+        labels = np.empty(len(times), np.int64)
+        labels[order] = np.tile(np.arange(counts[0]), places.count)
+        ends = [(times[labels == n].min(), times[labels == n].max()) for n in range(counts[0])]
+        if all(one[1] < two[0] for one, two in pairwise(ends)):
+            yield Partition((key,), _numbered(labels.tolist()))
+
+
+def _parts_of(partition: Partition) -> list[Labels]:
+    order = np.argsort(partition.labels, kind="stable")
+    bounds = np.cumsum(np.bincount(partition.labels))[:-1]
+    return np.split(order, bounds)
+
+
+def _fits(partition: Partition, places: _Places, whole: bool = True) -> bool:
+    """Return whether a partition's parts are volumes.
+
+    Args:
+        partition: the partition.
+        places: of its slices.
+        whole: each part is evenly spaced; else one of them is, and what the others lack will be said of them.
+    """
+    parts = _parts_of(partition)
+    single = places.count > 1 and min(map(len, parts)) < 2
+    if single or not all(places.is_free(part) for part in parts):
+        return False
+    even = [places.is_even(part) for part in parts]
+    return (all(even) if whole else any(even)) and not _halves(parts, places)
+
+
+def _halves(parts: Sequence[Labels], places: _Places) -> bool:
+    """Return whether two parts lie between each other and are evenly spaced together: halves of one volume."""
+    levels = [frozenset(places.level[part].tolist()) for part in parts]
+    by_levels: dict[frozenset[int], Labels] = dict(zip(levels, parts, strict=True))
+    for one, two in combinations(by_levels, 2):
+        between = max(min(one), min(two)) < min(max(one), max(two))
+        if between and one.isdisjoint(two) and places.is_even(np.concatenate([by_levels[one], by_levels[two]])):
+            return True
+    return False
+
+
+def _do_not_interleave(partition: Partition, places: _Places) -> bool:
+    ends = sorted((places.along[part].min(), places.along[part].max()) for part in _parts_of(partition))
+    return all(one[1] < two[0] for one, two in pairwise(ends))
+
+
+def _chosen(fitting: Sequence[Partition]) -> tuple[Partition | None, str]:
+    """Return the partition into the fewest volumes, or None and what contradicts it."""
+    if not fitting:
+        return None, ""
+    best = min(fitting, key=lambda p: p.count)
+    for other in fitting:
+        crossed = len(np.unique(np.stack([best.labels, other.labels]), axis=1).T) != other.count
+        if crossed:
+            return None, (
+                f"its headers contradict each other: {_named(best)} divides them into {best.count} volumes, "
+                f"{_named(other)} into {other.count} others"
+            )
+    return best, ""
+
+
+def _named(partition: Partition) -> str:
+    return " and ".join(partition.keys)
+
+
+def _divided(group: list[Slice], partition: Partition) -> list[Stack]:
+    note = f"its series holds {partition.count} volumes, which differ in {_named(partition)}"
+    stacks = []
+    for part in _parts_of(partition):
+        slices = [group[number] for number in part]
+        stack = as_volume(slices)
+        said = _values_of(partition.keys, slices[0].header["tells"])
+        stacks.append(replace(stack, notes=(note, *said, *stack.notes)))
+    return stacks
+
+
+def _values_of(keys: Iterable[str], tells: Mapping[str, str]) -> list[str]:
+    """Return what a volume's own values are, where they are numbers or codes: free text may name somebody."""
+    return [f"{key} {tells[key][:_LONGEST_VALUE]}" for key in keys if key in _SAID and tells.get(key)]

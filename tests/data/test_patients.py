@@ -1,0 +1,77 @@
+"""Whose an image is, where an anonymiser gave all patients one ID."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dicoms import make_series, volume
+from oncofed.data.cases import read_cases
+from oncofed.data.manifest import Manifest
+from oncofed.data.mixtures import mixtures
+from oncofed.data.register import Request, register
+from oncofed.data.spec import SplitSpec
+from oncofed.errors import DataError
+
+REPORTS = "RSNA/anonymizer#18, shanoir-ng#3160, matRad#273"
+
+
+def read(tmp_path: Path, **settings: object) -> Manifest:
+    return register(Request(tmp_path / "in", "demo", tmp_path / "out", workers=1, **settings))  # type: ignore[arg-type]
+
+
+def make_heap(folder: Path, patient: str = "ANONYMOUS") -> None:
+    for number in range(6):
+        make_series(folder / f"p{number}" / "ct", volume(seed=number), patient=patient)
+
+
+@pytest.mark.wild(REPORTS, "one PatientID for all")
+def test_one_id_for_all_is_told_and_each_study_offered_as_a_patient(tmp_path: Path) -> None:
+    make_heap(tmp_path / "in")
+    manifest = read(tmp_path)
+    ((kind, what),) = mixtures(manifest)
+    assert kind == "one patient"
+    assert "all 6 cases are of one patient (6 studies under one PatientID)" in what
+    assert "--patient-from study" in what
+    names = {entry.name for entry in manifest.entries}
+
+    by_study = read(tmp_path, patient_from="study")
+    assert len({entry.patient for entry in by_study.entries}) == 6
+    assert {entry.name for entry in by_study.entries} == names
+    assert list(mixtures(by_study)) == []
+    again = read(tmp_path)
+    assert again.patient_from == "study"
+    assert again.entries == by_study.entries
+    assert len({entry.patient for entry in read(tmp_path, patient_from="id").entries}) == 1
+
+
+@pytest.mark.wild(REPORTS, "one PatientID for all, and a study of several series")
+def test_series_and_folders_as_patients(tmp_path: Path) -> None:
+    make_heap(tmp_path / "in")
+    make_series(tmp_path / "in" / "p0" / "mr", volume(seed=9), patient="ANONYMOUS")
+    by_folder = read(tmp_path, patient_from="folder")
+    assert len({entry.patient for entry in by_folder.entries}) == 6
+    by_series = read(tmp_path, patient_from="series")
+    assert len({entry.patient for entry in by_series.entries}) == 7
+
+
+@pytest.mark.wild(REPORTS, "one PatientID for all, when a job reads its cases")
+def test_a_dataset_of_one_patient_is_refused_with_the_way_on(tmp_path: Path) -> None:
+    make_heap(tmp_path / "in")
+    table = tmp_path / "t.csv"
+    table.write_text("patient,label\nANONYMOUS,a\n")
+    read(tmp_path, table=table, task="classification")
+    cases = read_cases(tmp_path / "out", SplitSpec(), 0, labels="class")
+    with pytest.raises(DataError, match="all 6 cases are of one patient, so that none can be held out"):
+        cases.require_training("here")
+    # The class is still found by the ID that the table knows.
+    read(tmp_path, table=table, task="classification", patient_from="study")
+    assert len(read_cases(tmp_path / "out", SplitSpec(), 0, labels="class").require_training("here").train) < 6
+
+
+def test_a_patient_of_many_visits_among_others_is_no_mixture(tmp_path: Path) -> None:
+    make_heap(tmp_path / "in")
+    for number in range(7):
+        make_series(tmp_path / "in" / f"q{number}", volume(seed=20 + number), patient=f"Q{number}")
+    assert list(mixtures(read(tmp_path))) == []
