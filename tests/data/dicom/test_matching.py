@@ -19,7 +19,7 @@ from pydicom.uid import generate_uid
 from dicoms import item, make_multiframe, make_rtstruct, make_seg, make_series, make_xray, volume
 from oncofed.data.dicom import matching
 from oncofed.data.dicom.headers import read_header
-from oncofed.data.dicom.series import Slice, Stack
+from oncofed.data.dicom.stacks import Slice, Stack
 from oncofed.data.manifest import Entry, Manifest
 from oncofed.data.register import Request, register
 
