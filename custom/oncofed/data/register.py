@@ -21,12 +21,13 @@ from typing import Any, Literal, cast
 import numpy as np
 
 from oncofed.data import facts, slides
+from oncofed.data.composed import ComposedWork
 from oncofed.data.dicom.headers import Header, looks_like_dicom, read_header
 from oncofed.data.dicom.series import Heap, Slice, sort_heap
 from oncofed.data.files import Files
 from oncofed.data.images import image_format, looks_like
 from oncofed.data.index import Index
-from oncofed.data.layouts import SLIDES, Item, Layout, find_layout, read_table, walk
+from oncofed.data.layouts import SLIDES, ClassTable, Item, Layout, find_layout, lists_images, walk
 from oncofed.data.manifest import (
     MANIFEST_FILE,
     SALT_FILE,
@@ -102,17 +103,20 @@ def register(request: Request, progress: Progress | None = None) -> Manifest:
     if out.is_relative_to(source):
         files = [f for f in files if not (source / f).is_relative_to(out)]
     with Index(out / _INDEX_FILE) as index, Workers(request.workers) as workers:
-        layout = find_layout(source, files, _image_table(request.table), request.task)
+        listing = request.table if lists_images(request.table) else None
+        layout = find_layout(source, files, listing, request.task, request.labels)
         heap = Heap()
-        if layout is None or layout.kind in {"loose images", "slides"}:
+        if layout is None or layout.heap:
             heap = _read_heap(source, files, index, progress, workers)
         layout = layout or Layout("DICOM" if heap.stacks or heap.slides or heap.broken else "nothing")
         task = cast("Task", request.task or layout.task or ("slides" if heap.slides else "segmentation"))
+        table = ClassTable(request.table if heap.stacks or heap.slides else None)
         work = [
             *_file_work(layout, request, prefix),
-            *_dicom_work(heap, request, salt),
-            *_slide_work(heap, request, salt),
+            *_dicom_work(heap, request, salt, table),
+            *_slide_work(heap, request, salt, table),
         ]
+        layout.bad += [*table.faults, *_unmatched(table)]
         if not work and not layout.bad and not heap.broken:
             raise DataError(_nothing_found(request.source, files, layout, heap))
         results = list(_read_all(work, index, progress, workers))
@@ -139,11 +143,6 @@ def parse_labels(text: str) -> dict[int, str]:
         labels[int(value) if equals else number] = name.strip() if equals else part
     labels.setdefault(0, "background")
     return dict(sorted(labels.items()))
-
-
-def _image_table(table: Path | None) -> Path | None:
-    """Return the table if it lists images; one that lists patients or series belongs to DICOM."""
-    return table if table and "image" in read_table(table)[0] else None
 
 
 def _salt(out: Path) -> bytes:
@@ -248,17 +247,18 @@ def _file_work(layout: Layout, request: Request, prefix: str) -> Iterator[Work]:
     for item in layout.items:
         if slide_task:
             yield SlideWork(source, prefix, out, item, request.tiles, names)
+        elif isinstance(item.label, tuple):
+            yield ComposedWork(source, prefix, item, out)
         else:
             yield FileWork(source, prefix, item)
 
 
-def _dicom_work(heap: Heap, request: Request, salt: bytes) -> Iterator[Work]:
+def _dicom_work(heap: Heap, request: Request, salt: bytes, table: ClassTable) -> Iterator[Work]:
     by_series: dict[str, list[Slice]] = {}
     for label in heap.labels:
         for series in label.header["refers_to"]:
             by_series.setdefault(series, []).append(label)
     values = _label_values(heap, request)
-    table = _ClassTable(request.table)
     for stack in heap.stacks:
         header = stack.header
         name = f"{_hash(salt, header['patient'], 8)}-{_hash(salt, header['series'], 8)}"
@@ -270,10 +270,9 @@ def _dicom_work(heap: Heap, request: Request, salt: bytes) -> Iterator[Work]:
         yield StackWork(request.source.resolve(), request.out.resolve(), name, stack, labels, values, number, split)
 
 
-def _slide_work(heap: Heap, request: Request, salt: bytes) -> Iterator[Work]:
+def _slide_work(heap: Heap, request: Request, salt: bytes, table: ClassTable) -> Iterator[Work]:
     source, out = request.source.resolve(), request.out.resolve()
     names = {name: value for value, name in request.labels.items()}
-    table = _ClassTable(request.table)
     for series, instances in heap.slides.items():
         header = instances[0].header
         name = f"{_hash(salt, header['patient'], 8)}-{_hash(salt, series, 8)}"
@@ -283,6 +282,14 @@ def _slide_work(heap: Heap, request: Request, salt: bytes) -> Iterator[Work]:
         yield SlideWork(source, f"{SOURCE_LINK}/", out, item, request.tiles, names, files)
 
 
+def _unmatched(table: ClassTable) -> list[Quarantined]:
+    what = "of the table names a patient, study or series of whom no image is in the folder"
+    return [
+        Quarantined(name=f"line {line}", reason=f"line {line} {what}. Correct it, or add the images")
+        for line in table.unmatched()
+    ]
+
+
 def _label_values(heap: Heap, request: Request) -> dict[str, int]:
     """Return region name -> label value: as the user says, else in the order of the alphabet."""
     given = {name: value for value, name in request.labels.items() if value}
@@ -290,41 +297,6 @@ def _label_values(heap: Heap, request: Request) -> dict[str, int]:
         return given
     names = sorted({name for label in heap.labels for name in label.header["labels"].values()})
     return {name: number for number, name in enumerate(names, start=1)}
-
-
-def _dicom_table(table: Path | None) -> list[dict[str, str]]:
-    if table is None or _image_table(table):
-        return []
-    columns, rows = read_table(table)
-    if not {"patient", "series", "study"} & set(columns) or "label" not in columns:
-        raise DataError(
-            f"{table}: found the columns {columns}, expected label and one of image, patient, study, series."
-        )
-    return rows
-
-
-class _ClassTable:
-    """A table that says the class of DICOM patients, studies or series; read once.
-
-    Attributes:
-        classes: class -> number, in the order of the alphabet.
-    """
-
-    def __init__(self, table: Path | None) -> None:
-        rows = _dicom_table(table)
-        self.classes = {label: n for n, label in enumerate(sorted({r["label"] for r in rows if r.get("label")}))}
-        self._rows: dict[tuple[str, str], dict[str, str]] = {}
-        for row in rows:
-            for key in ("series", "study", "patient"):
-                if row.get(key):
-                    self._rows.setdefault((key, row[key]), row)
-
-    def find(self, header: Header) -> tuple[int | None, str | None]:
-        """Return class number and split of an image; None where the table does not say it."""
-        patient = header["patient"].split("|", 1)[-1]
-        identity = (("series", header["series"]), ("study", header["study"]), ("patient", patient))
-        row = next((self._rows[key] for key in identity if key in self._rows), {})
-        return self.classes.get(row.get("label", "")), row.get("split") or None
 
 
 # --- reading
@@ -372,11 +344,15 @@ def _compose(
 ) -> Manifest:
     entries: list[Entry] = []
     quarantine = list(layout.bad)
+    results = list(results)
+    masks = _taken_for_images(results)
     quarantine += [
         Quarantined(name=_hash(salt, path, 12), reason=reason, source=path) for path, reason in heap.broken.items()
     ]
     for result in results:
-        if "reason" in result:
+        if result["name"] in masks:
+            quarantine.append(Quarantined(name=result["name"], reason=masks[result["name"]], source=result["source"]))
+        elif "reason" in result:
             quarantine.append(Quarantined.model_validate(result))
         else:
             patient = _hash(salt, result["patient"])
@@ -406,6 +382,26 @@ def _compose(
         test=[e for e in usable if e.split == "test"],
         quarantine=sorted(quarantine, key=lambda q: q.name),
     )
+
+
+def _taken_for_images(results: Iterable[dict[str, Any]]) -> dict[str, str]:
+    """Return name -> reason of cases that are masks: few whole numbers alone, on the grid of another's image."""
+    grids: dict[str, str] = {}
+    few = []
+    for result in results:
+        if "reason" in result:
+            continue
+        grid = f"{result.get('shape')} {result.get('affine')}"
+        if result.get("looks_like_mask"):
+            few.append((result["name"], grid))
+        else:
+            grids.setdefault(grid, result["source"])
+    return {
+        name: f"holds few whole numbers alone, on the grid of {grids[grid]}: it looks like a mask, expected an image. "
+        "Name it as its image (CASE_seg beside CASE), or list both in a table (image, label)"
+        for name, grid in few
+        if grid in grids
+    }
 
 
 def _account(
@@ -471,8 +467,8 @@ def _labels(entries: Sequence[Entry], layout: Layout, heap: Heap, request: Reque
         if isinstance(entry.label, int):
             found.add(entry.label)
     named = {**layout.labels, **{v: n for n, v in _label_values(heap, request).items()}, **request.labels}
-    if heap.stacks and request.table and not _image_table(request.table):
-        named |= {number: label for label, number in _ClassTable(request.table).classes.items()}
+    if heap.stacks and request.table and not lists_images(request.table):
+        named |= {number: label for label, number in ClassTable(request.table).classes.items()}
     masks = any(isinstance(entry.label, str) for entry in entries)
     if masks or any(entry.label_values for entry in entries):
         named.setdefault(0, "background")
