@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from oncofed.data.images import image_format, read_image
-from oncofed.data.layouts.names import Named, Words
+from oncofed.data.layouts.names import Named, Words, says_image
 from oncofed.errors import DataError
 
 # Of files whose names differ from their neighbours' alike, so many are looked at.
@@ -71,12 +71,12 @@ def _by_ending(files: Sequence[Named]) -> Iterable[list[tuple[Named, Named]]]:
     """Yield pairs of one folder whose names differ alike: by words at the end, or wholly, folder by folder."""
     folders: dict[str, list[Named]] = defaultdict(list)
     for named in files:
-        folders[named.path.rpartition("/")[0]].append(named)
+        folders[named.folder].append(named)
     alike: dict[tuple[object, ...], list[tuple[Named, Named]]] = defaultdict(list)
     for folder in folders.values():
         by_name = {words: named for named in folder for words in (named.case, named.bare)}
         for named in folder:
-            if named.role is None:
+            if not says_image(named.bare):
                 _alike(named, by_name, folder, alike)
     return alike.values()
 
@@ -102,7 +102,7 @@ def _by_folder(files: Sequence[Named]) -> Iterable[list[tuple[Named, Named]]]:
     """Yield pairs of equal names in two folders."""
     folders: dict[str, dict[Words, Named]] = defaultdict(dict)
     for named in files:
-        folders[named.path.rpartition("/")[0]][named.bare] = named
+        folders[named.folder][named.bare] = named
     if not 2 <= len(folders) <= _MOST_FOLDERS:
         return
     for one, images in folders.items():

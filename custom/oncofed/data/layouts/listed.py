@@ -38,11 +38,11 @@ def listed(root: Path, path: Path, files: Sequence[str]) -> Layout:
         layout.task = "classification"
     by_image: dict[str, list[tuple[Row, Item]]] = defaultdict(list)
     for row in table.rows:
-        item, reason = rows.read(row)
+        item, bad = rows.read(row)
         if item:
             by_image[item.images[0]].append((row, item))
-        else:
-            layout.bad.append(Quarantined(name=row.cells.get("image") or f"line {row.line}", reason=reason))
+        elif bad:
+            layout.bad.append(bad)
     for image, several in by_image.items():
         reason = _contradiction(several)
         if reason:
@@ -60,7 +60,7 @@ def listed(root: Path, path: Path, files: Sequence[str]) -> Layout:
     return layout
 
 
-class NotFoundError(Exception):
+class _NotFoundError(Exception):
     """Why a row has no case."""
 
 
@@ -81,22 +81,25 @@ class _Rows:
         self.classes = self._classes(files) if "label" in table.columns else {}
         self._by_name = {} if "label" in table.columns else self._found(root, masks)
 
-    def read(self, row: Row) -> tuple[Item | None, str]:
+    def read(self, row: Row) -> tuple[Item | None, Quarantined | None]:
         """Return a row's case, or why it has none."""
+        image = None
         try:
-            return self._item(row), ""
-        except NotFoundError as reason:
-            return None, str(reason)
+            if row.fault:
+                raise _NotFoundError(row.fault)
+            # What looks like a mask by its name may be an image where the table says so.
+            image = self._file(row, "image", self._images, self._labels)
+            return self._item(row, image), None
+        except _NotFoundError as reason:
+            name = row.cells.get("image") or f"line {row.line}"
+            return None, Quarantined(name=name, reason=str(reason), source=image)
 
-    def _item(self, row: Row) -> Item:
+    def _item(self, row: Row, image: str) -> Item:
         """Return a row's case.
 
         Raises:
-            NotFoundError: it cannot be used, and why.
+            _NotFoundError: it cannot be used, and why.
         """
-        if row.fault:
-            raise NotFoundError(row.fault)
-        image = self._image(row)
         label: str | int | None = self._by_name.get(image)
         text = row.cells.get("label", "")
         notes: tuple[str, ...] = ()
@@ -111,27 +114,23 @@ class _Rows:
         split = SPLIT_NAMES.get(row.cells.get("split", "").lower())
         if row.cells.get("split") and split is None:
             expected = ", ".join(sorted(set(SPLIT_NAMES)))
-            raise NotFoundError(f"line {row.line} says split {row.cells['split']!r}, expected one of {expected}")
+            raise _NotFoundError(f"line {row.line} says split {row.cells['split']!r}, expected one of {expected}")
         tags = {k: v for k, v in row.cells.items() if k not in WANTED and v}
         name = name_of(image)
         patient = row.cells.get("patient") or patient_of(image, name)
         return Item(name, patient, (image,), label, split, row.cells.get("modality") or None, tags, notes)
 
-    def _image(self, row: Row) -> str:
-        # What looks like a mask by its name may be an image where the table says so.
-        return self._file(row, "image", self._images, self._labels)
-
     def _file(self, row: Row, column: str, *places: Files) -> str:
         text = row.cells.get(column, "")
         if not text:
-            raise NotFoundError(f"line {row.line} has no {column}")
+            raise _NotFoundError(f"line {row.line} has no {column}")
         first = ""
         for place in places:
             found, reason = place.look(text)
             if found:
                 return found
             first = first or reason
-        raise NotFoundError(f"line {row.line}: its {column} {first}")
+        raise _NotFoundError(f"line {row.line}: its {column} {first}")
 
     def _classes(self, files: Sequence[str]) -> dict[str, int]:
         """Return text -> class number where a table's labels are classes and not files."""

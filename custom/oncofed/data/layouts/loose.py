@@ -15,6 +15,10 @@ from oncofed.data.layouts.pairing import Candidate, as_layout, case_name, pair
 from oncofed.data.manifest import Quarantined
 
 _LOOKED_AT = 3
+_LOOKS_LIKE_ONE = (
+    "file that looks like a mask (few whole numbers, on the grid of an image): name it as its image (CASE_seg beside "
+    "CASE), or list both in a table (image, label)"
+)
 _COUNTED = re.compile(r"\d{4}")
 
 
@@ -34,6 +38,7 @@ def loose_images(root: Path, files: Sequence[str], images: Sequence[str]) -> Lay
         return on_one_grid(root, [case.first.path, mask.path])
 
     lost = pair([*cases.good, *(case for case, _ in cases.bad)], masks, fits)
+    lost = [(mask, reason if mask.role == "mask" else _LOOKS_LIKE_ONE) for mask, reason in lost]
     layout = as_layout(_kind(files), cases.good, lost, cases.channels)
     layout.left_out |= {image.path: "channel that most cases lack" for image in cases.spare}
     for case, reason in cases.bad:
@@ -83,7 +88,7 @@ def _by_case(root: Path, images: Sequence[Named], masks: Sequence[Named]) -> _Ca
     groups: dict[tuple[object, ...], list[Named]] = defaultdict(list)
     of_masks = {mask.key for mask in masks}
     for image in images:
-        folder = image.path.rpartition("/")[0]
+        folder = image.folder
         if (
             len(image.bare[-1:]) == 1
             and _COUNTED.fullmatch(image.bare[-1])

@@ -11,8 +11,6 @@ from oncofed.data.layouts.value_names import Beside, ValueNames, in_file
 from oncofed.data.manifest import Quarantined
 from oncofed.data.vocabulary import name_key
 
-_LOOKED_AT = 8
-
 
 def with_meaning(root: Path, files: Sequence[str], layout: Layout, names: Mapping[int, str]) -> Layout:
     """Return a layout whose labels are named as its masks' files name them.
@@ -53,13 +51,7 @@ def with_meaning(root: Path, files: Sequence[str], layout: Layout, names: Mappin
 def _said(root: Path, layout: Layout, beside: Beside) -> dict[str, ValueNames | None]:
     """Return mask -> the names that it, or a file beside it, says."""
     masks = [item.label for item in layout.items if isinstance(item.label, str)]
-    said: dict[str, ValueNames | None] = {}
-    for number, mask in enumerate(masks):
-        nrrd = mask.lower().endswith((".nrrd", ".nhdr"))
-        # Compressed NIfTI is slow to open: where the first ones say nothing, none does.
-        silent = number >= _LOOKED_AT and not nrrd and not any(said.values())
-        said[mask] = beside.find(mask) if silent else in_file(root / mask) or beside.find(mask)
-    return said
+    return {mask: in_file(root / mask) or beside.find(mask) for mask in masks}
 
 
 def _numbering(found: Sequence[ValueNames] | object, given: Mapping[int, str]) -> dict[str, int]:

@@ -150,6 +150,11 @@ class Named:
 
     path: str
 
+    @property
+    def folder(self) -> str:
+        """Path of its folder."""
+        return self.path.rpartition("/")[0]
+
     @cached_property
     def folders(self) -> tuple[Words, ...]:
         """Words of each folder, from the outermost."""
@@ -225,6 +230,11 @@ def says_mask(name: Words) -> bool:
     before = name[-2] if len(name) > 1 else ""
     # As BIDS puts it: key-value, seg-vert, label-lesion; and the Spinal Cord Toolbox: seg-manual, lesion-manual.
     return last in _MASK_WORDS or first in _MASK_WORDS or (before in _MASK_WORDS and last in _BESIDE_MASK)
+
+
+def says_image(name: Words) -> bool:
+    """Return whether the last word of a name but for a number calls its file an image."""
+    return next((word for word in reversed(name) if not word.isdigit()), "") in _IMAGE_WORDS
 
 
 def without_mask_words(name: Words) -> Words:

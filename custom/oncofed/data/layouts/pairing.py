@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -74,6 +74,8 @@ def pair(cases: Sequence[Candidate], masks: Iterable[Named], on_one_grid: Fits) 
         on_one_grid: whether a mask lies on a case's grid; asked only where names leave several.
     """
     lost = []
+    masks = list(masks)
+    again = Counter(mask.key for mask in {(mask.folder, mask.key): mask for mask in masks}.values())
     finders = [_Finder(cases, key) for key in _KEYS]
     for mask in masks:
         found: tuple[list[Candidate], Words, bool] | None = None
@@ -81,7 +83,7 @@ def pair(cases: Sequence[Candidate], masks: Iterable[Named], on_one_grid: Fits) 
             found = finder.find(mask)
             if found:
                 break
-        found = found or _beside(cases, mask)
+        found = found or _beside(cases, mask, again[mask.key] > 1)
         if found is None:
             lost.append((mask, NO_IMAGE))
             continue
@@ -98,12 +100,17 @@ def pair(cases: Sequence[Candidate], masks: Iterable[Named], on_one_grid: Fits) 
     return lost
 
 
-def _beside(cases: Sequence[Candidate], mask: Named) -> tuple[list[Candidate], Words, bool] | None:
-    """Return the images of a mask's folder, where its name is of none: Segmentation.seg.nrrd, 7/ct and 7/tumour."""
-    folder = mask.path.rpartition("/")[0]
-    if mask.key and (not folder or any(letter.isdigit() for word in mask.key for letter in word)):
+def _beside(cases: Sequence[Candidate], mask: Named, again: bool) -> tuple[list[Candidate], Words, bool] | None:
+    """Return the images of a mask's folder, where its name is no case's: Segmentation.seg.nrrd, 7/a and 7/tumour.
+
+    Args:
+        cases: the images.
+        mask: that no name fits.
+        again: a mask of another folder is called so, too: the name is of what it shows.
+    """
+    if mask.key and (not mask.folder or not again):
         return None
-    found = [case for case in cases if case.first.path.rpartition("/")[0] == folder]
+    found = [case for case in cases if case.first.folder == mask.folder]
     return (found, mask.key, False) if found and (len(found) == 1 or not mask.key) else None
 
 
@@ -259,6 +266,8 @@ def case_name(case: Candidate) -> str:
 def _patient(case: Candidate, name: str) -> str:
     """Return the patient by default: files whose names differ by a channel alone are one's."""
     named = case.first
+    if not named.case and named.folder:
+        return named.folder.replace("/", "_")
     if len(case.images) == 1 and named.channel and named.case and named.case != named.key:
         return "/".join((*_place(named), "-".join(named.case)))
     return name
