@@ -28,6 +28,7 @@ from oncofed.data.files import Files
 from oncofed.data.images import image_format, looks_like
 from oncofed.data.index import Index
 from oncofed.data.layouts import SLIDES, ClassTable, Item, Layout, find_layout, lists_images, walk
+from oncofed.data.layouts.tables import WORKBOOKS
 from oncofed.data.manifest import (
     MANIFEST_FILE,
     SALT_FILE,
@@ -45,7 +46,22 @@ from oncofed.errors import DataError
 
 SOURCE_LINK = "source"
 _INDEX_FILE = ".index.sqlite"
-_NO_CASE = (".json", ".txt", ".csv", ".tsv", ".xml", ".pdf", ".html", ".md", ".bval", ".bvec", ".py", ".yaml", ".yml")
+_NO_CASE = (
+    ".json",
+    ".txt",
+    ".csv",
+    ".tsv",
+    ".xml",
+    ".pdf",
+    ".html",
+    ".md",
+    ".bval",
+    ".bvec",
+    ".py",
+    ".yaml",
+    ".yml",
+    *WORKBOOKS,
+)
 _HEADERS_PER_TURN = 64
 _NUMBERED = 8
 
@@ -110,13 +126,17 @@ def register(request: Request, progress: Progress | None = None) -> Manifest:
             heap = _read_heap(source, files, index, progress, workers)
         layout = layout or Layout("DICOM" if heap.stacks or heap.slides or heap.broken else "nothing")
         task = cast("Task", request.task or layout.task or ("slides" if heap.slides else "segmentation"))
-        table = ClassTable(request.table if heap.stacks or heap.slides else None)
+        table = ClassTable(request.table)
+        if request.table and not listing and not (heap.stacks or heap.slides):
+            raise DataError(
+                f"{request.table}: it names no image, and {request.source} holds no DICOM. Add a column image."
+            )
         work = [
             *_file_work(layout, request, prefix),
             *_dicom_work(heap, request, salt, table),
             *_slide_work(heap, request, salt, table),
         ]
-        layout.bad += [*table.faults, *_unmatched(table)]
+        layout.bad += table.faults
         if not work and not layout.bad and not heap.broken:
             raise DataError(_nothing_found(request.source, files, layout, heap))
         results = list(_read_all(work, index, progress, workers))
@@ -280,14 +300,6 @@ def _slide_work(heap: Heap, request: Request, salt: bytes, table: ClassTable) ->
         item = Item(name, header["patient"], (instances[0].path,), label, split, "SM")  # type: ignore[arg-type]
         files = tuple(instance.path for instance in instances)
         yield SlideWork(source, f"{SOURCE_LINK}/", out, item, request.tiles, names, files)
-
-
-def _unmatched(table: ClassTable) -> list[Quarantined]:
-    what = "of the table names a patient, study or series of whom no image is in the folder"
-    return [
-        Quarantined(name=f"line {line}", reason=f"line {line} {what}. Correct it, or add the images")
-        for line in table.unmatched()
-    ]
 
 
 def _label_values(heap: Heap, request: Request) -> dict[str, int]:

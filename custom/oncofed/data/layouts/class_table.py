@@ -68,9 +68,9 @@ class ClassTable:
         cells = rows[0].cells if rows else {}
         return self.classes.get(cells.get("label", "")), SPLIT_NAMES.get(cells.get("split", "").lower())
 
-    def unmatched(self) -> list[int]:
-        """Return the line of each row that no image asked for."""
-        return [row.line for row in self._rows.values() if row.line not in self._matched]
+    def unmatched(self) -> list[str]:
+        """Return the line of each row that no image asked for, such as "line 3": no identity leaves the table."""
+        return [f"line {row.line}" for row in self._rows.values() if row.line not in self._matched]
 
     def _row(self, key: str, text: str) -> Row | None:
         if row := self._rows.get((key, text)):

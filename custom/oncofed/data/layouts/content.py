@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -19,6 +20,9 @@ from oncofed.errors import DataError
 # Of files whose names differ from their neighbours' alike, so many are looked at.
 _LOOKED_AT = 2
 _MOST_VALUES = 64
+_VOXELS_A_VALUE = 16
+_SURELY_FEW = 4
+_LEAST_EVEN = 0.5
 _SAMPLED = 4096
 _MOST_FOLDERS = 12
 _MOST_BESIDE = 6
@@ -28,8 +32,8 @@ _TOLERANCE_MM = 1e-2
 Grid = tuple[tuple[int, ...], tuple[float, ...]]
 
 
-def few_whole_numbers(values: NDArray[np.generic]) -> bool:
-    """Return whether an image holds a few whole numbers alone, as masks do.
+def few_whole_numbers(values: NDArray[Any]) -> bool:
+    """Return whether an image holds a few whole numbers alone, in areas of one value each, as masks do.
 
     Args:
         values: (x, y[, z], channel).
@@ -37,15 +41,33 @@ def few_whole_numbers(values: NDArray[np.generic]) -> bool:
     if values.shape[-1] > 1 or not values.size:
         return False
     flat = values.ravel(order="K")
+    most = min(_MOST_VALUES, flat.size // _VOXELS_A_VALUE)
     sample = np.unique(flat[:: max(1, flat.size // _SAMPLED)])
-    if len(sample) > _MOST_VALUES or not _whole(sample):
+    if len(sample) > most or not _whole(sample):
         return False
-    found = np.unique(flat)
-    return len(found) <= _MOST_VALUES and _whole(found)
+    found, counts = np.unique(flat, return_counts=True)
+    if len(found) > most or not _whole(found):
+        return False
+    # No image has so few levels; one of some dozens is noisy where it is not empty.
+    return len(found) <= _SURELY_FEW or _even_share(values, found[counts.argmax()]) >= _LEAST_EVEN
 
 
-def _whole(values: NDArray[np.generic]) -> bool:
-    return bool(np.isfinite(values).all() and np.array_equal(values, np.rint(values)))  # type: ignore[call-overload]
+def _even_share(values: NDArray[Any], background: Any) -> float:
+    """Return how many of the neighbours along the first two axes that are not both background are equal."""
+    equal = pairs = 0
+    for axis in (0, 1):
+        one, other = (
+            np.take(values, range(1, values.shape[axis]), axis),
+            np.take(values, range(values.shape[axis] - 1), axis),
+        )
+        counted = (one != background) | (other != background)
+        pairs += int(counted.sum())
+        equal += int((counted & (one == other)).sum())
+    return equal / pairs if pairs else 1.0
+
+
+def _whole(values: NDArray[Any]) -> bool:
+    return bool(np.isfinite(values).all() and np.array_equal(values, np.rint(values)))
 
 
 def masks_among(root: Path, files: Sequence[Named]) -> set[str]:

@@ -110,7 +110,7 @@ def _by_case(root: Path, images: Sequence[Named], masks: Sequence[Named]) -> _Ca
     counts = Counter(_channels(case) for case in cases if len(case.images) > 1)
     if not counts:
         return _Cases(cases)
-    usual = max(counts, key=lambda words: (counts[words], len(words)))
+    usual = max(counts, key=lambda words: (counts[words], sum(set(has) >= set(words) for has in counts), len(words)))
     found = _Cases(channels=usual if not usual[0].isdigit() else ())
     for case in cases:
         has = _channels(case)

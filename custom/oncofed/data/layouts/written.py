@@ -33,7 +33,7 @@ class Files:
         self._by: list[tuple[Callable[[str], str], dict[str, list[str]]]] = []
         for form in _FORMS:
             named: dict[str, list[str]] = defaultdict(list)
-            for path in paths:
+            for path in sorted(paths):
                 named[form(path)].append(path)
             self._by.append((form, named))
 
