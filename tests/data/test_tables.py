@@ -244,6 +244,16 @@ def test_a_table_of_patients_is_compared_as_people_write_them(tmp_path: Path) ->
     }
 
 
+def test_a_table_beside_dicom_is_told(tmp_path: Path) -> None:
+    make_xray(tmp_path / "in", np.ones((30, 20), np.uint16) * np.arange(20, dtype=np.uint16), "1.dcm", PatientID="P1")
+    (tmp_path / "in" / "classes.csv").write_text("Patient;Label\nP1;a\n")
+    manifest = read(tmp_path / "in", tmp_path / "out")
+    assert len(manifest.entries) == 1
+    assert list(manifest.left_out) == [
+        "table of patients, studies or series: to read their labels, name it with --labels FILE"
+    ]
+
+
 def test_rows_of_patients_that_no_image_asks_for_are_known(tmp_path: Path) -> None:
     path = tmp_path / "classes.csv"
     path.write_text("patient,study,label,split\n007,,a,\n8,,a,val\n9,1.2.3,b,\n0007,,a,\n,,a,\n10,,a,later\n")

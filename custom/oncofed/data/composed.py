@@ -104,4 +104,5 @@ def _labelled(values: np.ndarray[Any, Any], part: Part) -> np.ndarray[Any, Any]:
             f"its label file {part.path} holds {', '.join(f'{v:g}' for v in found[:5])}, expected one beside "
             f"0: it is the mask of {part.name} alone"
         )
-    return (whole != 0).astype(np.uint16) * np.uint16(part.value)
+    labelled: np.ndarray[Any, Any] = np.where(whole != 0, np.uint16(part.value), np.uint16(0))
+    return labelled

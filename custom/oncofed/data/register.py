@@ -122,9 +122,10 @@ def register(request: Request, progress: Progress | None = None) -> Manifest:
         listing = request.table if lists_images(request.table) else None
         layout = find_layout(source, files, listing, request.task, request.labels)
         heap = Heap()
-        if layout is None or layout.heap:
+        if layout.heap:
             heap = _read_heap(source, files, index, progress, workers)
-        layout = layout or Layout("DICOM" if heap.stacks or heap.slides or heap.broken else "nothing")
+        if layout.kind == "nothing" and (heap.stacks or heap.slides or heap.broken):
+            layout.kind = "DICOM"
         task = cast("Task", request.task or layout.task or ("slides" if heap.slides else "segmentation"))
         table = ClassTable(request.table)
         if request.table and not listing and not (heap.stacks or heap.slides):

@@ -162,7 +162,7 @@ def grid(path: Path) -> Grid | None:
     try:
         if kind == "nifti":
             image = nib.load(path)
-            return tuple(image.shape[:3]), tuple(np.asarray(image.affine, float).ravel())  # type: ignore[attr-defined]
+            return tuple(image.shape[:3]), tuple(np.asarray(image.affine, float).ravel())
         if kind == "raster":
             with Image.open(path) as picture:
                 return picture.size, ()

@@ -22,8 +22,8 @@ SLIDES = (*SLIDES_ALONE, ".tif", ".tiff")
 
 def find_layout(
     root: Path, files: Sequence[str], table: Path | None, task: str | None, names: Mapping[int, str] | None = None
-) -> Layout | None:
-    """Return the cases of ``root``, or None where it holds neither a known layout nor an image file.
+) -> Layout:
+    """Return the cases of ``root``; the layout is called "nothing" where it has neither a known one nor an image file.
 
     Args:
         root: the folder.
@@ -37,9 +37,7 @@ def find_layout(
     """
     names = names or {}
     tables, others = _tables(root, files)
-    layout = _layout(root, files, table, tables, task, names)
-    if layout is None:
-        return None
+    layout = _layout(root, files, table, tables, task, names) or Layout("nothing", heap=True)
     for path, reason in others.items():
         if path not in layout.tables:
             layout.left_out.setdefault(path, reason)
@@ -98,6 +96,8 @@ def _tables(root: Path, files: Sequence[str]) -> tuple[list[str], dict[str, str]
         columns = columns_of(root / path)
         if columns and "image" in columns:
             found.append(path)
+        elif columns and {"patient", "study", "series"} & set(columns) and "label" in columns:
+            others[path] = "table of patients, studies or series: to read their labels, name it with --labels FILE"
         elif columns is None and not lower.endswith(".txt"):
             others[path] = "table that cannot be read: save it as CSV (UTF-8)"
         elif columns and not lower.endswith(".txt"):

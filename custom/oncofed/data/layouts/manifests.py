@@ -91,15 +91,15 @@ def _nnunet(files: Sequence[str], header: Manifest, values: Mapping[str, Any]) -
             label = os.path.normpath(str(entry["label"])) if images and entry.get("label") else None
             _add(layout, name, images, label, None)
     labels = {(f.split("/", 1)[0], stem(Path(f))): f for f in files if f.startswith("labels") and image_format(Path(f))}
-    for (folder, name), images in sorted(_channel_files(files).items()):
+    for (folder, name), channels in sorted(_channel_files(files).items()):
         split = _SPLITS.get(folder)
         if folder not in _SPLITS or (isinstance(listed, dict) and name in listed):
             continue
         label = labels.pop((folder.replace("images", "labels"), name), None)
         if label is None and split == "test":
-            layout.left_out |= dict.fromkeys(images, _UNLABELLED)
+            layout.left_out |= dict.fromkeys(channels, _UNLABELLED)
             continue
-        _add(layout, name, tuple(images), label, split)
+        _add(layout, name, tuple(channels), label, split)
     layout.items = unique(layout.items)
     used = {mask for item in layout.items for mask in item.masks}
     layout.left_out |= dict.fromkeys(sorted(set(labels.values()) - used), NO_IMAGE)

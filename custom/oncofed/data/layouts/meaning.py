@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,9 +32,10 @@ def with_meaning(root: Path, files: Sequence[str], layout: Layout, names: Mappin
     spoken_for = bool(set(names) - {0})
     if spoken_for and not agree and _consistent(found.values()):
         target, agree = _numbering(found.values(), {}), True  # the user names the values in words of their own
+    unknown = set() if not spoken_for or agree else set(target) - {name_key(name) for name in names.values()}
     kept = []
     for item in layout.items:
-        label, reason = _renumbered(item, said, target, spoken_for and agree)
+        label, reason = _renumbered(item, said, target, unknown, spoken_for and agree)
         if reason:
             layout.bad.append(Quarantined(name=item.name, reason=reason, source=item.images[0]))
             layout.left_out |= dict.fromkeys(item.masks, "mask of an image that is set aside for it")
@@ -54,10 +55,10 @@ def _said(root: Path, layout: Layout, beside: Beside) -> dict[str, ValueNames | 
     return {mask: in_file(root / mask) or beside.find(mask) for mask in masks}
 
 
-def _numbering(found: Sequence[ValueNames] | object, given: Mapping[int, str]) -> dict[str, int]:
+def _numbering(found: Iterable[ValueNames], given: Mapping[int, str]) -> dict[str, int]:
     """Return name -> label value: as given, else as the files number it where they agree, else by the alphabet."""
     target = {name_key(name): value for value, name in given.items() if value}
-    each = list(found)  # type: ignore[call-overload]
+    each = list(found)
     new = {name_key(name) for values in each for name in values.names.values()} - set(target)
     if not target and _consistent(each):
         return {name_key(name): value for values in each for value, name in values.names.items()}
@@ -65,19 +66,23 @@ def _numbering(found: Sequence[ValueNames] | object, given: Mapping[int, str]) -
     return target | {name: next(free) for name in sorted(new)}
 
 
-def _consistent(found: object) -> bool:
+def _consistent(found: Iterable[ValueNames]) -> bool:
     by_value: dict[int, str] = {}
     by_name: dict[str, int] = {}
     return all(
         by_value.setdefault(value, name_key(name)) == name_key(name)
         and by_name.setdefault(name_key(name), value) == value
-        for values in found  # type: ignore[attr-defined]
+        for values in found
         for value, name in values.names.items()
     )
 
 
 def _renumbered(
-    item: Item, said: Mapping[str, ValueNames | None], target: Mapping[str, int], as_they_are: bool
+    item: Item,
+    said: Mapping[str, ValueNames | None],
+    target: Mapping[str, int],
+    unknown: set[str],
+    as_they_are: bool,
 ) -> tuple[str | int | tuple[Part, ...] | None, str]:
     """Return an item's label by the dataset's numbering, or why it cannot be used."""
     if not isinstance(item.label, str):
@@ -98,6 +103,11 @@ def _renumbered(
         )
     if as_they_are:
         return item.label, ""
+    if unknown & {name_key(name) for name in values.names.values()}:
+        return None, (
+            f"its mask names its values {', '.join(sorted(values.names.values()))}, other masks give these names to "
+            "other values, and --labels names neither: name them as the files do"
+        )
     change = {value: target[name_key(name)] for value, name in values.names.items()}
     if all(value == to for value, to in change.items()):
         return item.label, ""

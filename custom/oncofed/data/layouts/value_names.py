@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,27 +114,20 @@ class Beside:
 
     def find(self, mask: str) -> ValueNames | None:
         """Return the names beside a mask: its own file goes before its folder's, an inner folder before an outer."""
-        if not self._files:
-            return None
-        for path in self._candidates(mask):
-            names = self._read(path)
-            if names:
-                self.used.add(path)
-                return ValueNames(names)
-        return None
-
-    def _candidates(self, mask: str) -> Iterator[str]:
         folder, _, name = mask.rpartition("/")
         bare = stem(Path(name))
-        while True:
-            inside = [path for path in self._files if path.rpartition("/")[0] == folder]
-            yield from sorted(path for path in inside if stem(Path(path)) == bare)
-            shared = sorted(path for path in inside if path.lower().endswith(("dseg.tsv", *_TEXTS)))
-            others = {stem(Path(path)) for path in shared}
-            yield from shared if len(others) == 1 else ()
+        while self._files:
+            inside = {path: self._read(path) for path in self._files if path.rpartition("/")[0] == folder}
+            named = {path: names for path, names in sorted(inside.items()) if names}
+            for those in ([path for path in named if stem(Path(path)) == bare], list(named)):
+                # Two files that do not say the same are of two kinds of masks, and which is of this one is not known.
+                if those and all(named[path] == named[those[0]] for path in those):
+                    self.used.add(those[0])
+                    return ValueNames(named[those[0]])
             if not folder:
-                return
+                return None
             folder = folder.rpartition("/")[0]
+        return None
 
     def _read(self, path: str) -> dict[int, str]:
         if path not in self._known:
