@@ -70,14 +70,11 @@ def _layout(
     images = [f for f in files if image_format(Path(f))]
     if not images:
         return None
-    if task != "segmentation":
-        masks, others = separate(root, [Named(path) for path in images])
-        paths = [named.path for named in others]
-        if task == "classification":
-            return class_folders(paths, [mask.path for mask in masks])
-        if not masks and is_class_folders(paths):
-            return class_folders(paths, [])
-    return loose_images(root, files, images)
+    masks, others = separate(root, [Named(path) for path in images])
+    paths = [named.path for named in others]
+    if task == "classification" or (task is None and not masks and is_class_folders(paths)):
+        return class_folders(paths, [mask.path for mask in masks])
+    return loose_images(root, files, masks, others)
 
 
 def _tables(root: Path, files: Sequence[str]) -> tuple[list[str], dict[str, str]]:

@@ -22,16 +22,15 @@ _LOOKS_LIKE_ONE = (
 _COUNTED = re.compile(r"\d{4}")
 
 
-def loose_images(root: Path, files: Sequence[str], images: Sequence[str]) -> Layout:
+def loose_images(root: Path, files: Sequence[str], masks: Sequence[Named], others: Sequence[Named]) -> Layout:
     """Return the cases of a folder whose files' names and places alone say what they are.
 
     Args:
         root: the folder.
         files: all of it.
-        images: those in the format of an image.
+        masks: its masks; see ``separate``.
+        others: its images.
     """
-    named = [Named(path) for path in images]
-    masks, others = separate(root, named)
     cases = _by_case(root, others, masks)
 
     def fits(case: Candidate, mask: Named) -> bool:
