@@ -41,7 +41,7 @@ from oncofed.data.dicom.files import read_file
 from oncofed.data.dicom.headers import looks_like_dicom, read_header
 from oncofed.data.facts import reason_of
 from oncofed.data.images import NIFTI, image_format, require_memory, stem, uncompressed
-from oncofed.data.layouts import IMAGE_FOLDERS, LABEL_FOLDERS, walk
+from oncofed.data.layouts import IMAGE_FOLDERS, LABEL_FOLDERS, kept_parts, walk
 from oncofed.data.manifest import write_whole
 from oncofed.data.workers import BROKE_ITS_READER, Workers
 from oncofed.errors import DataError
@@ -54,15 +54,12 @@ _PATIENT_GROUP = 0x0010  # dates of birth and of periods are never kept
 _KEPT_FOLDERS = {
     *IMAGE_FOLDERS,
     *LABEL_FOLDERS,
-    "imagesTs",
-    "labelsTs",
     "train",
     "val",
     "test",
     "training",
     "validation",
 }
-_KEPT_ENDINGS = ("_seg", "-seg", "_label", "-label", "_mask", "-mask", "_labels", "_segmentation")
 # Column "Retain Device Identity Option" of PS3.15, table E.1-1.
 _DEVICE_KEYWORDS = (
     "CassetteID",
@@ -513,10 +510,8 @@ def _new_path(key: bytes, path: str) -> str:
     parts = [folder if folder in _KEPT_FOLDERS else _name(key, f"folder {folder}", 8) for folder in folders]
     bare = stem(Path(name))
     suffix = name[len(bare) :]
-    ending = next((e for e in _KEPT_ENDINGS if bare.lower().endswith(e)), "")
-    channel = bare[-5:] if len(bare) > 5 and bare[-5] == "_" and bare[-4:].isdigit() else ""
-    bare = bare[: len(bare) - len(ending or channel)]
-    return "/".join([*parts, f"{_name(key, f'case {bare}')}{ending or channel}{suffix.lower()}"])
+    before, bare, after = kept_parts(bare)
+    return "/".join([*parts, f"{before}{_name(key, f'case {bare}') if bare else ''}{after}{suffix.lower()}"])
 
 
 def _digest(key: bytes, text: str) -> bytes:

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from oncofed.data.label_names import named_values
 from oncofed.errors import DataError
 
 MANIFEST_FILE = "dataset.json"
@@ -141,14 +142,34 @@ def read_manifest(folder: Path) -> Manifest:
         DataError: there is none, or it is no manifest; the message says where it differs.
     """
     path = manifest_path(folder)
+    return manifest_of(manifest_values(path), path)
+
+
+def manifest_values(path: Path) -> Any:
+    """Return what a JSON file holds.
+
+    Raises:
+        DataError: it is not JSON.
+    """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DataError(f"{path}: not JSON ({error}). Repair the file or write it again.") from None
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        where = f"{error.msg}, line {error.lineno}, column {error.colno}"
+        raise DataError(f"{path}: not JSON ({where}). Repair the file or write it again.") from None
+    except (UnicodeDecodeError, OSError):
+        raise DataError(f"{path}: cannot be read as text in UTF-8. Repair the file or write it again.") from None
+
+
+def manifest_of(values: Any, path: Path) -> Manifest:
+    """Return the manifest that a file's values are.
+
+    Raises:
+        DataError: they are none; the message says where they differ.
+    """
     if not isinstance(values, dict) or not isinstance(values.get("training"), list):
         raise DataError(f'{path}: no list "training". Expected {{"training": [{{"image": ..., "label": ...}}, ...]}}.')
     try:
-        return Manifest.model_validate(_old_spellings(values))
+        return Manifest.model_validate(_old_spellings(values, path))
     except ValidationError as error:
         raise DataError(f"{path}: {_explain(error, values)}") from None
 
@@ -224,14 +245,12 @@ def _umask() -> int:
     return mask
 
 
-def _old_spellings(values: dict[str, Any]) -> dict[str, Any]:
+def _old_spellings(values: dict[str, Any], path: Path) -> dict[str, Any]:
     # nnU-Net writes {"background": 0, "tumour": 1} and "channel_names"; some manifests give a version of their own.
     values = dict(values)
-    labels = values.get("labels")
-    if isinstance(labels, dict) and labels and all(isinstance(v, int) for v in labels.values()):
-        values["labels"] = {str(v): k for k, v in labels.items()}
-    elif not isinstance(labels, dict):
-        values.pop("labels", None)
+    labels = named_values(values.pop("labels", None), path)
+    if labels is not None:
+        values["labels"] = labels
     if "channel_names" in values and "modality" not in values:
         values["modality"] = values["channel_names"]
     for key in ("modality", "label_map"):

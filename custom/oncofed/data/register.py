@@ -22,6 +22,7 @@ from typing import Any, Literal, cast
 import numpy as np
 
 from oncofed.data import facts, slides
+from oncofed.data.composed import ComposedWork
 from oncofed.data.converted import SUFFIXES
 from oncofed.data.dicom.headers import Header, looks_like_dicom, read_header
 from oncofed.data.dicom.matching import PlacedLabel, match_labels
@@ -32,7 +33,8 @@ from oncofed.data.dicom.stacks import Slice
 from oncofed.data.files import Files
 from oncofed.data.images import image_format, looks_like
 from oncofed.data.index import Index
-from oncofed.data.layouts import SLIDES, Item, Layout, find_layout, read_table, walk
+from oncofed.data.layouts import SLIDES, ClassTable, Item, Layout, find_layout, lists_images, walk
+from oncofed.data.layouts.tables import WORKBOOKS
 from oncofed.data.manifest import (
     MANIFEST_FILE,
     SALT_FILE,
@@ -51,7 +53,22 @@ from oncofed.errors import DataError
 SOURCE_LINK = "source"
 _INDEX_FILE = ".index.sqlite"
 _HEADER = "header 2"  # raised when headers gain a field, so that what an older version remembered is read anew
-_NO_CASE = (".json", ".txt", ".csv", ".tsv", ".xml", ".pdf", ".html", ".md", ".bval", ".bvec", ".py", ".yaml", ".yml")
+_NO_CASE = (
+    ".json",
+    ".txt",
+    ".csv",
+    ".tsv",
+    ".xml",
+    ".pdf",
+    ".html",
+    ".md",
+    ".bval",
+    ".bvec",
+    ".py",
+    ".yaml",
+    ".yml",
+    *WORKBOOKS,
+)
 _HEADERS_PER_TURN = 64
 _NUMBERED = 8
 
@@ -113,18 +130,26 @@ def register(request: Request, progress: Progress | None = None) -> Manifest:
     if out.is_relative_to(source):
         files = [f for f in files if not (source / f).is_relative_to(out)]
     with Index(out / _INDEX_FILE) as index, Workers(request.workers) as workers:
-        layout = find_layout(source, files, _image_table(request.table), request.task)
+        listing = request.table if lists_images(request.table) else None
+        layout = find_layout(source, files, listing, request.task, request.labels)
         heap = Heap()
-        if layout is None or layout.kind in {"loose images", "slides"}:
+        if layout.heap:
             heap = _read_heap(request, files, index, progress, workers)
-        layout = layout or Layout("DICOM" if heap.stacks or heap.slides or heap.broken else "nothing")
+        if layout.kind == "nothing" and (heap.stacks or heap.slides or heap.broken):
+            layout.kind = "DICOM"
         task = cast("Task", request.task or layout.task or ("slides" if heap.slides else "segmentation"))
+        table = ClassTable(request.table)
+        if request.table and not listing and not (heap.stacks or heap.slides):
+            raise DataError(
+                f"{request.table}: it names no image, and {request.source} holds no DICOM. Add a column image."
+            )
         labels = _match_labels(heap, request)
         work = [
             *_file_work(layout, request, prefix),
-            *_dicom_work(heap, labels, request, salt),
-            *_slide_work(heap, request, salt),
+            *_dicom_work(heap, labels, request, salt, table),
+            *_slide_work(heap, request, salt, table),
         ]
+        layout.bad += table.faults
         if not work and not layout.bad and not heap.broken:
             raise DataError(_nothing_found(request.source, files, layout, heap))
         results = list(_read_all(work, index, progress, workers))
@@ -151,11 +176,6 @@ def parse_labels(text: str) -> dict[int, str]:
         labels[int(value) if equals else number] = name.strip() if equals else part
     labels.setdefault(0, "background")
     return dict(sorted(labels.items()))
-
-
-def _image_table(table: Path | None) -> Path | None:
-    """Return the table if it lists images; one that lists patients or series belongs to DICOM."""
-    return table if table and "image" in read_table(table)[0] else None
 
 
 def _salt(out: Path) -> bytes:
@@ -296,6 +316,8 @@ def _file_work(layout: Layout, request: Request, prefix: str) -> Iterator[Work]:
     for item in layout.items:
         if slide_task:
             yield SlideWork(source, prefix, out, item, request.tiles, names)
+        elif isinstance(item.label, tuple):
+            yield ComposedWork(source, prefix, item, out)
         else:
             yield FileWork(source, prefix, item)
 
@@ -309,9 +331,10 @@ def _match_labels(heap: Heap, request: Request) -> list[tuple[PlacedLabel, ...]]
     return placed
 
 
-def _dicom_work(heap: Heap, placed: Sequence[tuple[PlacedLabel, ...]], request: Request, salt: bytes) -> Iterator[Work]:
+def _dicom_work(
+    heap: Heap, placed: Sequence[tuple[PlacedLabel, ...]], request: Request, salt: bytes, table: ClassTable
+) -> Iterator[Work]:
     values = _label_values(heap, request)
-    table = _ClassTable(request.table)
     for stack, labels in zip(heap.stacks, placed, strict=True):
         header = stack.header
         name = f"{_hash(salt, header['patient'], 8)}-{_hash(salt, header['series'], 8)}"
@@ -322,10 +345,9 @@ def _dicom_work(heap: Heap, placed: Sequence[tuple[PlacedLabel, ...]], request: 
         yield StackWork(request.source.resolve(), request.out.resolve(), name, stack, labels, values, number, split)
 
 
-def _slide_work(heap: Heap, request: Request, salt: bytes) -> Iterator[Work]:
+def _slide_work(heap: Heap, request: Request, salt: bytes, table: ClassTable) -> Iterator[Work]:
     source, out = request.source.resolve(), request.out.resolve()
     names = {name: value for value, name in request.labels.items()}
-    table = _ClassTable(request.table)
     for series, instances in heap.slides.items():
         header = instances[0].header
         name = f"{_hash(salt, header['patient'], 8)}-{_hash(salt, series, 8)}"
@@ -342,41 +364,6 @@ def _label_values(heap: Heap, request: Request) -> dict[str, int]:
         return given
     names = sorted({name for label in heap.labels for name in label.header["labels"].values()})
     return {name: number for number, name in enumerate(names, start=1)}
-
-
-def _dicom_table(table: Path | None) -> list[dict[str, str]]:
-    if table is None or _image_table(table):
-        return []
-    columns, rows = read_table(table)
-    if not {"patient", "series", "study"} & set(columns) or "label" not in columns:
-        raise DataError(
-            f"{table}: found the columns {columns}, expected label and one of image, patient, study, series."
-        )
-    return rows
-
-
-class _ClassTable:
-    """A table that says the class of DICOM patients, studies or series; read once.
-
-    Attributes:
-        classes: class -> number, in the order of the alphabet.
-    """
-
-    def __init__(self, table: Path | None) -> None:
-        rows = _dicom_table(table)
-        self.classes = {label: n for n, label in enumerate(sorted({r["label"] for r in rows if r.get("label")}))}
-        self._rows: dict[tuple[str, str], dict[str, str]] = {}
-        for row in rows:
-            for key in ("series", "study", "patient"):
-                if row.get(key):
-                    self._rows.setdefault((key, row[key]), row)
-
-    def find(self, header: Header) -> tuple[int | None, str | None]:
-        """Return class number and split of an image; None where the table does not say it."""
-        patient = header["patient"].split("|", 1)[-1]
-        identity = (("series", header["series"]), ("study", header["study"]), ("patient", patient))
-        row = next((self._rows[key] for key in identity if key in self._rows), {})
-        return self.classes.get(row.get("label", "")), row.get("split") or None
 
 
 # --- reading
@@ -424,11 +411,15 @@ def _compose(
 ) -> Manifest:
     entries: list[Entry] = []
     quarantine = list(layout.bad)
+    results = list(results)
+    masks = _taken_for_images(results)
     quarantine += [
         Quarantined(name=_hash(salt, path, 12), reason=reason, source=path) for path, reason in heap.broken.items()
     ]
     for result in results:
-        if "reason" in result:
+        if result["name"] in masks:
+            quarantine.append(Quarantined(name=result["name"], reason=masks[result["name"]], source=result["source"]))
+        elif "reason" in result:
             quarantine.append(Quarantined.model_validate(result))
         else:
             hashed = {key: _hash(salt, result[key]) for key in ("patient", "study") if result.get(key)}
@@ -459,6 +450,26 @@ def _compose(
         test=[e for e in usable if e.split == "test"],
         quarantine=sorted(quarantine, key=lambda q: q.name),
     )
+
+
+def _taken_for_images(results: Iterable[dict[str, Any]]) -> dict[str, str]:
+    """Return name -> reason of cases that are masks: few whole numbers alone, on the grid of another's image."""
+    grids: dict[str, str] = {}
+    few = []
+    for result in results:
+        if "reason" in result:
+            continue
+        grid = f"{result.get('shape')} {result.get('affine')}"
+        if result.get("looks_like_mask"):
+            few.append((result["name"], grid))
+        else:
+            grids.setdefault(grid, result["source"])
+    return {
+        name: f"holds few whole numbers alone, on the grid of {grids[grid]}: it looks like a mask, expected an image. "
+        "Name it as its image (CASE_seg beside CASE), or list both in a table (image, label)"
+        for name, grid in few
+        if grid in grids
+    }
 
 
 def _account(
@@ -522,8 +533,8 @@ def _labels(entries: Sequence[Entry], layout: Layout, heap: Heap, request: Reque
         if isinstance(entry.label, int):
             found.add(entry.label)
     named = {**layout.labels, **{v: n for n, v in _label_values(heap, request).items()}, **request.labels}
-    if heap.stacks and request.table and not _image_table(request.table):
-        named |= {number: label for label, number in _ClassTable(request.table).classes.items()}
+    if heap.stacks and request.table and not lists_images(request.table):
+        named |= {number: label for label, number in ClassTable(request.table).classes.items()}
     masks = any(isinstance(entry.label, str) for entry in entries)
     if masks or any(entry.label_values for entry in entries):
         named.setdefault(0, "background")

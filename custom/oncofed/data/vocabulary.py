@@ -47,7 +47,7 @@ def match_labels(manifest: Manifest, classes: Mapping[int, str]) -> Vocabulary:
         return _by_value(names, classes, instances)
     matched, how, problems = _by_name(names, manifest, classes, "label", "becomes background", "for background")
     values = {value: target or 0 for value, target in matched.items()}
-    unknown = sorted(set(map(_key, manifest.label_map)) - set(map(_key, names.values())))
+    unknown = sorted(set(map(name_key, manifest.label_map)) - set(map(name_key, names.values())))
     if unknown:
         problems.append(f"label_map names {', '.join(unknown)}, which no label of the dataset is called")
     missing = [name for value, name in classes.items() if value not in values.values() and name != IGNORED]
@@ -93,23 +93,25 @@ def _by_name(
     Returns:
         value -> the job's, or None for what is dropped; what is converted; what does not fit.
     """
-    wanted = {_key(name): value for value, name in classes.items()}
-    mapping = {_key(name): target for name, target in manifest.label_map.items()}
+    wanted = {name_key(name): value for value, name in classes.items()}
+    mapping = {name_key(name): target for name, target in manifest.label_map.items()}
     values: dict[int, int | None] = {}
     problems, how = [], []
     for value, name in sorted(names.items()):
-        target = mapping.get(_key(name), name)
+        target = mapping.get(name_key(name), name)
         if target is None or (noun == "label" and target.lower() == "background"):
             values[value] = None
             how.append(f"{name} ({value}) {dropped}")
-        elif _key(target) in wanted:
-            found = values[value] = wanted[_key(target)]
-            if found != value or _key(target) != _key(name):
+        elif name_key(target) in wanted:
+            found = values[value] = wanted[name_key(target)]
+            if found != value or name_key(target) != name_key(name):
                 how.append(f"{name} ({value}) becomes {classes[found]} ({found})")
+        elif hint := _ignore_hint(name, value, classes, noun):
+            problems.append(hint)
         else:
             problems.append(
-                f"its {noun} {name!r} is none of the job's {sorted(classes.values())}; say what it is in dataset.json: "
-                f'"label_map": {{"{name}": "{next(iter(classes.values()))}"}} (null {null})'
+                f"its {noun} {name!r} is none of the job's {sorted(classes.values())}; say which of them it is in "
+                f'dataset.json: "label_map": {{"{name}": "NAME"}} (null {null})'
             )
     return values, how, problems
 
@@ -126,7 +128,18 @@ def _by_value(names: Mapping[int, str], classes: Mapping[int, str], instances: b
     return Vocabulary({1: 1}, True, [f"every numbered object becomes {name} (1)"])
 
 
-def _key(name: str) -> str:
+def _ignore_hint(name: str, value: int, classes: Mapping[int, str], noun: str) -> str:
+    """Return what to write where a dataset marks voxels that nobody labelled, and the job does not know of it."""
+    if noun != "label" or name_key(name) not in {IGNORED, "void", "unlabeled", "unlabelled"}:
+        return ""
+    return (
+        f"its label {name!r} ({value}) marks voxels that nobody labelled, and the job would learn from them. Say in "
+        f"the job, under task, that they are left out: ignore: {max(classes, default=0) + 1}"
+        + ("" if name_key(name) == IGNORED else f', and in dataset.json: "label_map": {{"{name}": "{IGNORED}"}}')
+    )
+
+
+def name_key(name: str) -> str:
     """Return a name as it is compared: folders and tables write spaces, case and hyphens as they like."""
     return " ".join(name.lower().replace("_", " ").replace("-", " ").split())
 

@@ -21,6 +21,7 @@ from oncofed.data.dicom.stacks import Stack
 from oncofed.data.files import Use
 from oncofed.data.images import LoadedImage
 from oncofed.data.layouts import Item
+from oncofed.data.layouts.content import few_whole_numbers
 from oncofed.data.manifest import write_whole
 from oncofed.data.mixtures import RAW, UNITS
 
@@ -73,23 +74,27 @@ class FileWork:
     def files(self) -> Iterator[tuple[str, Use]]:
         """Yield each file and its use."""
         yield from ((image, "image") for image in self.item.images)
-        if isinstance(self.item.label, str):
-            yield self.item.label, "label"
+        yield from ((mask, "label") for mask in self.item.masks)
 
     def stamp(self) -> str:
         """What changes when its files do."""
         return f"{_FACTS_VERSION} {self.item!r} {facts.stamp(self._paths())}"
 
     def read(self) -> dict[str, Any]:
-        """Return the case's facts or the reason why it cannot be used."""
+        """Return the case's facts or the reason why it cannot be used.
+
+        An image without a label of which ``looks_like_mask`` is true holds few whole numbers alone.
+        """
         item = self.item
-        label = self.root / item.label if isinstance(item.label, str) else None
         images = [self.root / image for image in item.images]
         try:
-            image, mask = facts.read_case(images, label)
+            image, mask = facts.read_case(images, self._label_file())
+            mask = self._with_label(image, mask)
             found = facts.measure(image, mask)
             found["checksum"] = facts.checksum(images)
-            found["notes"] = facts.header_text(image)
+            found["notes"] = [*facts.header_text(image), *item.notes]
+            if item.label is None and len(images) == 1:
+                found["looks_like_mask"] = few_whole_numbers(image.values)
         except Exception as error:  # noqa: BLE001 - readers raise whatever they like for a malformed file
             return self.set_aside(facts.reason_of(error))
         paths = [f"{self.prefix}{image}" for image in item.images]
@@ -98,11 +103,11 @@ class FileWork:
             "name": item.name,
             "patient": item.patient,
             "image": paths[0] if len(paths) == 1 else paths,
-            "label": f"{self.prefix}{item.label}" if isinstance(item.label, str) else item.label,
+            "label": self._listed_label(mask),
             "split": item.split,
             "modality": item.modality,
             "tags": item.tags,
-            "stamp": facts.stamp(self._paths()),
+            "stamp": facts.stamp([*images, *self._label_files(mask)]),
             "source": item.images[0],
         }
 
@@ -110,9 +115,30 @@ class FileWork:
         """Return what is known of a case that cannot be used."""
         return _set_aside(self.item.name, reason, self.item.images[0])
 
+    def _label_file(self) -> Path | None:
+        return self.root / self.item.label if isinstance(self.item.label, str) else None
+
+    def _with_label(self, image: LoadedImage, mask: LoadedImage | None) -> LoadedImage | None:
+        """Return the mask where it is not one file as it is; ``image`` lies below it."""
+        del image
+        return mask
+
+    def _listed_label(self, mask: LoadedImage | None) -> str | int | None:
+        """Return the label as the manifest lists it."""
+        del mask
+        label = self.item.label
+        assert not isinstance(label, tuple)
+        return f"{self.prefix}{label}" if isinstance(label, str) else label
+
+    def _label_files(self, mask: LoadedImage | None) -> list[Path]:
+        """Return the label's file, as the manifest lists it."""
+        del mask
+        label = self._label_file()
+        return [label] if label else []
+
     def _paths(self) -> list[Path]:
-        label = [self.item.label] if isinstance(self.item.label, str) else []
-        return [self.root / path for path in (*self.item.images, *label) if (self.root / path).exists()]
+        paths = (*self.item.images, *self.item.masks)
+        return [self.root / path for path in paths if (self.root / path).exists()]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,109 @@
+"""A case whose mask is put together from several files or renumbered, and written into the dataset's folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from oncofed.data.converted import write_image
+from oncofed.data.images import LoadedImage, read_image
+from oncofed.data.layouts import Part
+from oncofed.data.work import FileWork
+from oncofed.errors import DataError
+
+_GRID_TOLERANCE_MM = 1e-2
+
+
+@dataclass(frozen=True)
+class ComposedWork(FileWork):
+    """A case of files whose mask is written anew."""
+
+    out: Path
+
+    def stamp(self) -> str:
+        """What changes when its files do."""
+        there = any(self._written(dimensions).is_file() for dimensions in (2, 3))
+        return super().stamp() + ("" if there else " not written")
+
+    def _with_label(self, image: LoadedImage, mask: LoadedImage | None) -> LoadedImage | None:
+        assert isinstance(self.item.label, tuple)
+        mask = compose(self.root, self.item.label)
+        path = self._written(mask.dimensions)
+        unsaid = not mask.calibrated or not image.calibrated  # of a flat file: PNG says no pixel size either
+        write_image(path, mask if not unsaid else replace(mask, affine=image.affine))
+        return mask
+
+    def _listed_label(self, mask: LoadedImage | None) -> str | int | None:
+        return str(self._label_files(mask)[0].relative_to(self.out))
+
+    def _label_files(self, mask: LoadedImage | None) -> list[Path]:
+        assert mask is not None
+        return [self._written(mask.dimensions)]
+
+    def _written(self, dimensions: int) -> Path:
+        return self.out / "labels" / f"{self.item.name}{'.nii.gz' if dimensions == 3 else '.png'}"
+
+
+def compose(root: Path, parts: Sequence[Part]) -> LoadedImage:
+    """Return one mask of several files.
+
+    Raises:
+        DataError: one cannot be read, they do not lie on one grid, or overlap; the message names them inside ``root``.
+    """
+    whole: LoadedImage | None = None
+    values: np.ndarray[Any, Any] | None = None
+    for part in parts:
+        read = _read(root, part)
+        if whole is None or values is None:
+            whole, values = read, np.zeros(read.values.shape, np.uint16)
+        elif read.shape != whole.shape or not np.allclose(read.affine, whole.affine, atol=_GRID_TOLERANCE_MM):
+            raise DataError(f"its masks {parts[0].path} and {part.path} do not lie on one grid")
+        labelled = _labelled(read.values, part)
+        both = (values != 0) & (labelled != 0)
+        if both.any():
+            other = next(p for p in parts if p.value == values[both][0])
+            raise DataError(
+                f"its masks of {other.name} and {part.name} overlap in {int(both.sum())} voxels: no task learns "
+                "overlapping classes yet. Keep one of them, or list the masks that count in a table (image, label)"
+            )
+        values[labelled != 0] = labelled[labelled != 0]
+    assert whole is not None
+    assert values is not None
+    kept = values.astype(np.uint8) if values.max(initial=0) < 256 else values
+    return replace(whole, values=kept, stored=str(kept.dtype))
+
+
+def _read(root: Path, part: Part) -> LoadedImage:
+    try:
+        read = read_image(root / part.path)
+    except DataError as error:
+        raise DataError(f"its label file {part.path} {error}") from None
+    if read.values.shape[-1] > 1:
+        raise DataError(f"its label file {part.path} has {read.values.shape[-1]} channels, expected one number a voxel")
+    return read
+
+
+def _labelled(values: np.ndarray[Any, Any], part: Part) -> np.ndarray[Any, Any]:
+    """Return a file's voxels with their label values."""
+    whole = np.rint(values)
+    if not np.array_equal(whole, values):
+        raise DataError(f"its label file {part.path} holds values that are no whole numbers")
+    found = np.unique(whole[whole != 0])
+    if part.value is None:
+        result = np.zeros(values.shape, np.uint16)
+        for value, to in part.values:
+            result[whole == value] = to
+        if unnamed := set(found) - {value for value, _ in part.values}:
+            raise DataError(f"its label file {part.path} holds the value {min(unnamed):g}, which it does not name")
+        return result
+    if len(found) > 1:
+        raise DataError(
+            f"its label file {part.path} holds {', '.join(f'{v:g}' for v in found[:5])}, expected one beside "
+            f"0: it is the mask of {part.name} alone"
+        )
+    labelled: np.ndarray[Any, Any] = np.where(whole != 0, np.uint16(part.value), np.uint16(0))
+    return labelled

@@ -1,0 +1,30 @@
+"""Which cases lie in a folder, by the layouts that hospitals and data sets use.
+
+Decathlon: Antonelli et al. 2022. nnU-Net raw: Isensee et al., Nature Methods 2021. BIDS names a patient ``sub-X``, TCGA
+by the first twelve letters of its barcodes. No pixel is read here but of a few files whose names leave open whether
+they are masks.
+"""
+
+from __future__ import annotations
+
+from oncofed.data.layouts.base import Item, Layout, Part, patient_of, walk
+from oncofed.data.layouts.class_table import ClassTable, lists_images
+from oncofed.data.layouts.find import SLIDES, find_layout
+from oncofed.data.layouts.names import IMAGE_FOLDERS, LABEL_FOLDERS, kept_parts
+from oncofed.data.layouts.tables import read_table
+
+__all__ = [
+    "IMAGE_FOLDERS",
+    "LABEL_FOLDERS",
+    "SLIDES",
+    "ClassTable",
+    "Item",
+    "Layout",
+    "Part",
+    "find_layout",
+    "kept_parts",
+    "lists_images",
+    "patient_of",
+    "read_table",
+    "walk",
+]

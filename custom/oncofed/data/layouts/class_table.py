@@ -1,0 +1,100 @@
+"""A table that says the class of DICOM patients, studies or series."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+
+from oncofed.data.layouts.base import SPLIT_NAMES
+from oncofed.data.layouts.tables import Row, Table, expected_columns, read_table
+from oncofed.data.layouts.written import without_zeros
+from oncofed.data.manifest import Quarantined
+from oncofed.errors import DataError
+
+_KEYS = ("series", "study", "patient")
+
+
+def lists_images(table: Path | None) -> bool:
+    """Return whether a table has a column ``image``; one that lists patients or series belongs to DICOM.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    return table is not None and "image" in read_table(table).columns
+
+
+class ClassTable:
+    """A table of classes, read once. Identities are compared as people write them: without case and leading zeros.
+
+    Args:
+        path: of the table; None, or one of images, is empty.
+
+    Attributes:
+        classes: class -> number, in the order of the alphabet.
+        faults: rows that cannot be used, and why; they name a line and no patient.
+
+    Raises:
+        DataError: it cannot be read, or lacks the columns.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        table = Table([], []) if path is None else read_table(path)
+        columns = set(table.columns)
+        if path and "image" not in columns and (not set(_KEYS) & columns or "label" not in columns):
+            raise DataError(
+                f"{path}: {expected_columns(table.columns)}; for DICOM label, and one of patient, study, series."
+            )
+        self.faults: list[Quarantined] = []
+        rows = [] if "image" in columns else [row for row in table.rows if self._is_sound(row)]
+        self.classes = {
+            label: n for n, label in enumerate(sorted({r.cells["label"] for r in rows if r.cells.get("label")}))
+        }
+        self._rows: dict[tuple[str, str], Row] = {}
+        self._alike: dict[tuple[str, str], set[str]] = defaultdict(set)
+        for row in rows:
+            for key in _KEYS:
+                if text := row.cells.get(key):
+                    self._add(key, text, row)
+                    break  # a row is of what it names most narrowly
+        self._matched: set[int] = set()
+
+    def find(self, header: Mapping[str, str]) -> tuple[int | None, str | None]:
+        """Return class number and split of an image; None where the table does not say it."""
+        patient = header["patient"].split("|", 1)[-1]
+        identities = (("series", header["series"]), ("study", header["study"]), ("patient", patient))
+        rows = [row for key, text in identities if (row := self._row(key, text))]
+        self._matched |= {row.line for row in rows}
+        cells = rows[0].cells if rows else {}
+        return self.classes.get(cells.get("label", "")), SPLIT_NAMES.get(cells.get("split", "").lower())
+
+    def unmatched(self) -> list[str]:
+        """Return the line of each row that no image asked for, such as "line 3": no identity leaves the table."""
+        return [f"line {row.line}" for row in self._rows.values() if row.line not in self._matched]
+
+    def _row(self, key: str, text: str) -> Row | None:
+        if row := self._rows.get((key, text)):
+            return row
+        alike = self._alike.get((key, without_zeros(text.strip())), set())
+        return self._rows.get((key, next(iter(alike)))) if len(alike) == 1 else None
+
+    def _add(self, key: str, text: str, row: Row) -> None:
+        before = self._rows.setdefault((key, text), row)
+        self._alike[key, without_zeros(text)].add(text)
+        for what in ("label", "split"):
+            if before.cells.get(what) != row.cells.get(what):
+                reason = f"lines {before.line} and {row.line} of the table name one {key} and say another {what} each"
+                self.faults.append(Quarantined(name=f"line {row.line}", reason=f"{reason}. Keep one row a {key}"))
+                # Neither is believed.
+                self._rows[key, text] = Row(before.line, {k: v for k, v in before.cells.items() if k != what})
+
+    def _is_sound(self, row: Row) -> bool:
+        reason = row.fault
+        split = row.cells.get("split", "")
+        if not reason and split and split.lower() not in SPLIT_NAMES:
+            reason = f"line {row.line} says split {split!r}, expected one of {', '.join(sorted(set(SPLIT_NAMES)))}"
+        if not reason and not any(row.cells.get(key) for key in _KEYS):
+            reason = f"line {row.line} has no patient, study or series"
+        if reason:
+            self.faults.append(Quarantined(name=f"line {row.line}", reason=reason))
+        return not reason

@@ -1,0 +1,201 @@
+"""What names leave open, told by the files: which are masks, and which lie on one grid. Few files are looked at."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from numpy.typing import NDArray
+from PIL import Image
+
+from oncofed.data.images import image_format, read_image
+from oncofed.data.layouts.names import Named, Words, says_image
+from oncofed.errors import DataError
+
+# Of files whose names differ from their neighbours' alike, so many are looked at.
+_LOOKED_AT = 2
+_MOST_VALUES = 64
+_VOXELS_A_VALUE = 16
+_SURELY_FEW = 4
+_LEAST_EVEN = 0.5
+_SAMPLED = 4096
+_MOST_FOLDERS = 12
+_MOST_BESIDE = 6
+_LEAST_SHARED = 0.5
+_TOLERANCE_MM = 1e-2
+
+Grid = tuple[tuple[int, ...], tuple[float, ...]]
+
+
+def few_whole_numbers(values: NDArray[Any]) -> bool:
+    """Return whether an image holds a few whole numbers alone, in areas of one value each, as masks do.
+
+    Args:
+        values: (x, y[, z], channel).
+    """
+    if values.shape[-1] > 1 or not values.size:
+        return False
+    flat = values.ravel(order="K")
+    most = min(_MOST_VALUES, flat.size // _VOXELS_A_VALUE)
+    sample = np.unique(flat[:: max(1, flat.size // _SAMPLED)])
+    if len(sample) > most or not _whole(sample):
+        return False
+    found, counts = np.unique(flat, return_counts=True)
+    if len(found) > most or not _whole(found):
+        return False
+    # No image has so few levels; one of some dozens is noisy where it is not empty.
+    return len(found) <= _SURELY_FEW or _even_share(values, found[counts.argmax()]) >= _LEAST_EVEN
+
+
+def _even_share(values: NDArray[Any], background: Any) -> float:
+    """Return how many of the neighbours along the first two axes that are not both background are equal."""
+    equal = pairs = 0
+    for axis in (0, 1):
+        one, other = (
+            np.take(values, range(1, values.shape[axis]), axis),
+            np.take(values, range(values.shape[axis] - 1), axis),
+        )
+        counted = (one != background) | (other != background)
+        pairs += int(counted.sum())
+        equal += int((counted & (one == other)).sum())
+    return equal / pairs if pairs else 1.0
+
+
+def _whole(values: NDArray[Any]) -> bool:
+    return bool(np.isfinite(values).all() and np.array_equal(values, np.rint(values)))
+
+
+def masks_among(root: Path, files: Sequence[Named]) -> set[str]:
+    """Return the paths of files that are masks though their names do not say so.
+
+    Files are compared with a neighbour of the same case: ``7/ct`` and ``7/tumour``, ``scan_7`` and ``scan_7_liver``,
+    ``a/7`` and ``b/7``. Of each way in which they differ a few are read.
+
+    Args:
+        root: the folder.
+        files: whose names do not call them masks.
+    """
+    found: set[str] = set()
+    look = _Look(root)
+    for pairs in (*_by_ending(files), *_by_folder(files)):
+        looked = [look.is_mask_of(image, mask) for image, mask in pairs[:_LOOKED_AT]]
+        if looked and all(looked):
+            found |= {mask.path for _, mask in pairs}
+    return found
+
+
+def _by_ending(files: Sequence[Named]) -> Iterable[list[tuple[Named, Named]]]:
+    """Yield pairs of one folder whose names differ alike: by words at the end, or wholly, folder by folder."""
+    folders: dict[str, list[Named]] = defaultdict(list)
+    for named in files:
+        folders[named.folder].append(named)
+    alike: dict[tuple[object, ...], list[tuple[Named, Named]]] = defaultdict(list)
+    for folder in folders.values():
+        by_name = {words: named for named in folder for words in (named.case, named.bare)}
+        for named in folder:
+            if not says_image(named.bare):
+                _alike(named, by_name, folder, alike)
+    return alike.values()
+
+
+def _alike(
+    named: Named,
+    by_name: dict[Words, Named],
+    folder: Sequence[Named],
+    alike: dict[tuple[object, ...], list[tuple[Named, Named]]],
+) -> None:
+    for length in range(len(named.bare) - 1, -1, -1):
+        image, more = by_name.get(named.bare[:length]), named.bare[length:]
+        if image and image.path != named.path and not all(word.isdigit() for word in more):
+            alike["ending", more].append((image, named))
+            return
+    for image in folder if len(folder) <= _MOST_BESIDE else ():
+        others = set(image.bare) ^ set(named.bare)
+        if image.path != named.path and not any(word.isdigit() for word in others):
+            alike["name", image.bare, named.bare].append((image, named))
+
+
+def _by_folder(files: Sequence[Named]) -> Iterable[list[tuple[Named, Named]]]:
+    """Yield pairs of equal names in two folders."""
+    folders: dict[str, dict[Words, Named]] = defaultdict(dict)
+    for named in files:
+        folders[named.folder][named.bare] = named
+    if not 2 <= len(folders) <= _MOST_FOLDERS:
+        return
+    for one, images in folders.items():
+        for other, masks in folders.items():
+            shared = [(images[name], masks[name]) for name in masks if name in images]
+            if one != other and len(shared) > max(1, _LEAST_SHARED * len(masks)):
+                yield shared
+
+
+class _Look:
+    """Reads the few files that are looked at, each once."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._few: dict[str, bool] = {}
+
+    def is_mask_of(self, image: Named, mask: Named) -> bool:
+        """Return whether the second holds few whole numbers on the first's grid, and the first does not."""
+        if not on_one_grid(self._root, [image.path, mask.path]):
+            return False
+        return self._holds_few(mask.path) and not self._holds_few(image.path)
+
+    def _holds_few(self, path: str) -> bool:
+        if path not in self._few:
+            try:
+                self._few[path] = few_whole_numbers(read_image(self._root / path).values)
+            except (DataError, MemoryError):  # what is wrong with it is said when it is read as a case
+                self._few[path] = False
+        return self._few[path]
+
+
+def grid(path: Path) -> Grid | None:
+    """Return shape and affine of a file by its header; None where it cannot be read."""
+    kind = image_format(path)
+    try:
+        if kind == "nifti":
+            image = nib.load(path)
+            return tuple(image.shape[:3]), tuple(np.asarray(image.affine, float).ravel())
+        if kind == "raster":
+            with Image.open(path) as picture:
+                return picture.size, ()
+        return _itk_grid(path)
+    except (OSError, ValueError, ImageFileError, Image.DecompressionBombError):
+        return None
+    except Exception:  # noqa: BLE001 - readers raise many types for a broken file; reading it says what is wrong
+        return None
+
+
+def same_grid(one: Grid, other: Grid) -> bool:
+    """Return whether two grids are one."""
+    return one[0] == other[0] and len(one[1]) == len(other[1]) and np.allclose(one[1], other[1], atol=_TOLERANCE_MM)
+
+
+def on_one_grid(root: Path, files: Sequence[str]) -> bool:
+    """Return whether all files lie on one grid, by their headers."""
+    found = [grid(root / path) for path in files]
+    return all(g is not None and found[0] is not None and same_grid(found[0], g) for g in found)
+
+
+def _itk_grid(path: Path) -> Grid | None:
+    try:
+        import SimpleITK as sitk  # noqa: N813, PLC0415 - optional
+    except ImportError:
+        return None
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    size = tuple(reader.GetSize())
+    if len(size) != 3:
+        return size, ()
+    direction = np.asarray(reader.GetDirection()).reshape(3, 3) * np.asarray(reader.GetSpacing())
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = direction, reader.GetOrigin()
+    return size, tuple((np.diag([-1.0, -1, 1, 1]) @ affine).ravel())

@@ -1,0 +1,102 @@
+"""From a folder's files to its layout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from oncofed.data.images import image_format
+from oncofed.data.layouts.base import Item, Layout, name_of, patient_of, unique
+from oncofed.data.layouts.class_folders import class_folders, is_class_folders
+from oncofed.data.layouts.listed import SLIDES_ALONE, listed
+from oncofed.data.layouts.loose import loose_images, separate
+from oncofed.data.layouts.manifests import from_manifest
+from oncofed.data.layouts.meaning import with_meaning
+from oncofed.data.layouts.names import Named
+from oncofed.data.layouts.tables import TABLES, WORKBOOKS, columns_of, expected_columns
+from oncofed.data.manifest import MANIFEST_FILE
+from oncofed.errors import DataError
+
+SLIDES = (*SLIDES_ALONE, ".tif", ".tiff")
+
+
+def find_layout(
+    root: Path, files: Sequence[str], table: Path | None, task: str | None, names: Mapping[int, str] | None = None
+) -> Layout:
+    """Return the cases of ``root``; the layout is called "nothing" where it has neither a known one nor an image file.
+
+    Args:
+        root: the folder.
+        files: as ``walk`` finds them.
+        table: a CSV or TSV file with a column ``image``; None looks for one in the folder.
+        task: "segmentation", "classification" or "slides", where the user says it.
+        names: label value -> name, where the user says it.
+
+    Raises:
+        DataError: a manifest or table is there and cannot be used.
+    """
+    names = names or {}
+    tables, others = _tables(root, files)
+    layout = _layout(root, files, table, tables, task, names) or Layout("nothing", heap=True)
+    for path, reason in others.items():
+        if path not in layout.tables:
+            layout.left_out.setdefault(path, reason)
+    for path in tables:
+        if path not in layout.tables:
+            layout.left_out.setdefault(path, "table that is not used")
+    return layout if layout.task == "slides" else with_meaning(root, files, layout, names)
+
+
+def _layout(
+    root: Path,
+    files: Sequence[str],
+    table: Path | None,
+    tables: Sequence[str],
+    task: str | None,
+    names: Mapping[int, str],
+) -> Layout | None:
+    if table is not None:
+        return listed(root, table, files)
+    if MANIFEST_FILE in files:
+        return from_manifest(root, files, names)
+    if len(tables) > 1:
+        raise DataError(f"{root}: found {len(tables)} tables ({', '.join(tables)}). Say which with --labels FILE.")
+    if tables:
+        return listed(root, root / tables[0], files)
+    slides = [f for f in files if f.lower().endswith(SLIDES)]
+    if task == "slides" or (task is None and any(not image_format(Path(f)) for f in slides)):
+        items = [Item(name_of(f), patient_of(f, name_of(f)), (f,), modality="SM") for f in slides]
+        return Layout("slides", unique(items), task="slides", heap=True)
+    images = [f for f in files if image_format(Path(f))]
+    if not images:
+        return None
+    masks, others = separate(root, [Named(path) for path in images])
+    paths = [named.path for named in others]
+    if task == "classification" or (task is None and not masks and is_class_folders(paths)):
+        return class_folders(paths, [mask.path for mask in masks])
+    return loose_images(root, files, masks, others)
+
+
+def _tables(root: Path, files: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Return the tables of images beside the images, and why each other table is none."""
+    found, others = [], {}
+    for path in files:
+        lower = path.lower()
+        if lower.endswith(WORKBOOKS):
+            others[path] = "workbook: to be read as a table of images, save it as CSV (UTF-8)"
+        if not lower.endswith(TABLES):
+            continue
+        if "/" in path:
+            if not lower.endswith(".txt"):
+                others[path] = "table in a folder below: to read it, name it with --labels FILE"
+            continue
+        columns = columns_of(root / path)
+        if columns and "image" in columns:
+            found.append(path)
+        elif columns and {"patient", "study", "series"} & set(columns) and "label" in columns:
+            others[path] = "table of patients, studies or series: to read their labels, name it with --labels FILE"
+        elif columns is None and not lower.endswith(".txt"):
+            others[path] = "table that cannot be read: save it as CSV (UTF-8)"
+        elif columns and not lower.endswith(".txt"):
+            others[path] = f"table of which no image is read ({expected_columns(columns)})"
+    return found, others

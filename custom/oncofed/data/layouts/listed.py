@@ -1,0 +1,195 @@
+"""A table that lists the images of a folder, with their labels, patients and splits."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from oncofed.data.images import image_format
+from oncofed.data.layouts.base import SPLIT_NAMES, Item, Layout, name_of, patient_of, unique
+from oncofed.data.layouts.content import on_one_grid
+from oncofed.data.layouts.names import IMAGE_FOLDERS, LABEL_FOLDERS, Named
+from oncofed.data.layouts.pairing import Candidate, pair
+from oncofed.data.layouts.tables import WANTED, Row, Table, expected_columns, read_table
+from oncofed.data.layouts.written import Files
+from oncofed.data.manifest import Quarantined
+from oncofed.errors import DataError
+
+SLIDES_ALONE = (".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".bif", ".svslide")
+_ONE_HOT = re.compile(r"[01](\.0+)?")
+
+
+def listed(root: Path, path: Path, files: Sequence[str]) -> Layout:
+    """Return the cases that a table lists.
+
+    Raises:
+        DataError: it has no column ``image``.
+    """
+    table = read_table(path)
+    if "image" not in table.columns:
+        raise DataError(f"{path}: {expected_columns(table.columns)}.")
+    layout = Layout("table", tables=[name for name in files if root / name == path])
+    table = _with_classes(table)
+    rows = _Rows(root, files, table)
+    layout.labels = {number: name for name, number in rows.classes.items() if name != str(number)}
+    if rows.classes:
+        layout.task = "classification"
+    by_image: dict[str, list[tuple[Row, Item]]] = defaultdict(list)
+    for row in table.rows:
+        item, bad = rows.read(row)
+        if item:
+            by_image[item.images[0]].append((row, item))
+        elif bad:
+            layout.bad.append(bad)
+    for image, several in by_image.items():
+        reason = _contradiction(several)
+        if reason:
+            layout.bad.append(Quarantined(name=several[0][1].name, reason=reason, source=image))
+        else:
+            layout.items.append(_once(several))
+    layout.items = unique(layout.items)
+    if layout.items and all(item.images[0].lower().endswith(SLIDES_ALONE) for item in layout.items):
+        layout.task = "slides"
+    used = {i for item in layout.items for i in (*item.images, *item.masks)}
+    for name in files:
+        if image_format(Path(name)) and name not in used:
+            kind = "mask" if Named(name).role == "mask" else "image"
+            layout.left_out[name] = f"{kind} that the table does not name"
+    return layout
+
+
+class _NotFoundError(Exception):
+    """Why a row has no case."""
+
+
+class _Rows:
+    """The rows of a table as cases.
+
+    Attributes:
+        classes: text in the column ``label`` -> number, where the labels are classes.
+    """
+
+    def __init__(self, root: Path, files: Sequence[str], table: Table) -> None:
+        self._table = table
+        masks = [f for f in files if image_format(Path(f)) and Named(f).role == "mask"]
+        seen = set(masks)
+        self._images = Files(root, [f for f in files if f not in seen], IMAGE_FOLDERS)
+        self._labels = Files(root, files, LABEL_FOLDERS)
+        self._masks = Files(root, masks, LABEL_FOLDERS)
+        self.classes = self._classes(files) if "label" in table.columns else {}
+        self._by_name = {} if "label" in table.columns else self._found(root, masks)
+
+    def read(self, row: Row) -> tuple[Item | None, Quarantined | None]:
+        """Return a row's case, or why it has none."""
+        image = None
+        try:
+            if row.fault:
+                raise _NotFoundError(row.fault)
+            # What looks like a mask by its name may be an image where the table says so.
+            image = self._file(row, "image", self._images, self._labels)
+            return self._item(row, image), None
+        except _NotFoundError as reason:
+            name = row.cells.get("image") or f"line {row.line}"
+            return None, Quarantined(name=name, reason=str(reason), source=image)
+
+    def _item(self, row: Row, image: str) -> Item:
+        """Return a row's case.
+
+        Raises:
+            _NotFoundError: it cannot be used, and why.
+        """
+        label: str | int | None = self._by_name.get(image)
+        text = row.cells.get("label", "")
+        notes: tuple[str, ...] = ()
+        if text:
+            label = self.classes[text] if text in self.classes else self._file(row, "label", self._masks, self._labels)
+        elif "label" not in self._table.columns and label is None:
+            others = [column for column in self._table.columns if column not in WANTED]
+            found = f" (but {', '.join(others[:6])})" if others else ""
+            notes = (f"the table has no column label{found}",)
+        elif "label" in self._table.columns:
+            notes = (f"line {row.line} of the table says no label",)
+        split = SPLIT_NAMES.get(row.cells.get("split", "").lower())
+        if row.cells.get("split") and split is None:
+            expected = ", ".join(sorted(set(SPLIT_NAMES)))
+            raise _NotFoundError(f"line {row.line} says split {row.cells['split']!r}, expected one of {expected}")
+        tags = {k: v for k, v in row.cells.items() if k not in WANTED and v}
+        name = name_of(image)
+        patient = row.cells.get("patient") or patient_of(image, name)
+        return Item(name, patient, (image,), label, split, row.cells.get("modality") or None, tags, notes)
+
+    def _file(self, row: Row, column: str, *places: Files) -> str:
+        text = row.cells.get(column, "")
+        if not text:
+            raise _NotFoundError(f"line {row.line} has no {column}")
+        first = ""
+        for place in places:
+            found, reason = place.look(text)
+            if found:
+                return found
+            first = first or reason
+        raise _NotFoundError(f"line {row.line}: its {column} {first}")
+
+    def _classes(self, files: Sequence[str]) -> dict[str, int]:
+        """Return text -> class number where a table's labels are classes and not files."""
+        texts = [row.cells.get("label", "") for row in self._table.rows]
+        single = sorted(set(texts) - {""})
+        known = set(files)
+        if any(image_format(Path(t)) or t in known or "/" in t or "\\" in t for t in single):
+            return {}
+        if len(single) > 2 and len(single) == len([t for t in texts if t]) and all(map(self._is_mask, single)):
+            return {}  # each image has another: they are masks, written without suffix
+        if all(re.fullmatch(r"\d+", t) for t in single):
+            return {t: int(t) for t in single}
+        return {t: number for number, t in enumerate(single)}
+
+    def _is_mask(self, text: str) -> bool:
+        return self._masks.look(text)[0] is not None
+
+    def _found(self, root: Path, masks: Sequence[str]) -> dict[str, str]:
+        """Return image -> mask by their names."""
+        found = [self._images.look(row.cells.get("image", ""))[0] for row in self._table.rows if not row.fault]
+        cases = [Candidate([Named(path)]) for path in dict.fromkeys(found) if path]
+        pair(cases, map(Named, masks), lambda case, mask: on_one_grid(root, [case.first.path, mask.path]))
+        return {case.first.path: case.fitting[0][0].path for case in cases if len(case.fitting) == 1}
+
+
+def _with_classes(table: Table) -> Table:
+    """Return a table whose columns are classes, of which each row marks one, as one with a column ``label``."""
+    columns = [column for column in table.columns if column not in WANTED]
+    used = [row for row in table.rows if not row.fault]
+    if "label" in table.columns or len(columns) < 2 or not used:
+        return table
+    for row in used:
+        marks = [row.cells.get(column, "") for column in columns]
+        if not all(map(_ONE_HOT.fullmatch, marks)) or sum(mark.startswith("1") for mark in marks) != 1:
+            return table
+    rows = []
+    for row in table.rows:
+        kept = {column: text for column, text in row.cells.items() if column in WANTED}
+        marked = next((column for column in columns if row.cells.get(column, "").startswith("1")), "")
+        rows.append(Row(row.line, {**kept, "label": marked}, row.fault))
+    return Table([*(column for column in table.columns if column in WANTED), "label"], rows)
+
+
+def _contradiction(rows: Sequence[tuple[Row, Item]]) -> str:
+    """Return why several rows of one image cannot be used; empty where they say the same."""
+    lines = " and ".join(str(row.line) for row, _ in rows[:3])
+    for what in ("label", "patient", "split"):
+        said = Counter(row.cells.get(what, "") for row, _ in rows)
+        if len(said) > 1:
+            values = f" ({' and '.join(sorted(said)[:3])})" if what == "label" else ""
+            return (
+                f"lines {lines} of the table name one image and say another {what} each{values}. Keep one row an image"
+            )
+    return ""
+
+
+def _once(rows: Sequence[tuple[Row, Item]]) -> Item:
+    item = rows[0][1]
+    if len(rows) == 1:
+        return item
+    note = f"lines {' and '.join(str(row.line) for row, _ in rows[:3])} of the table name it alike; it is used once"
+    return Item(**{**vars(item), "notes": (*item.notes, note)})

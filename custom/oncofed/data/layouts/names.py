@@ -1,0 +1,273 @@
+"""What a file's name and folders say: image or mask, of which case, which channel.
+
+A name is read as words: ``BraTS-7-seg`` is of the case ``brats 7`` and a mask, ``label0007`` and ``img0007`` are of
+the case ``7``. BIDS (1.10) ends names of masks in ``_mask``, ``_dseg`` or ``_probseg``.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Literal
+
+from oncofed.data.images import stem
+from oncofed.data.layouts.base import SPLIT_NAMES
+from oncofed.data.manifest import Split
+
+Role = Literal["image", "mask"]
+
+IMAGE_FOLDERS = ("images", "imagesTr", "imgs", "image", "imagesVa", "imagesVal", "imagesTs")
+LABEL_FOLDERS = ("labels", "labelsTr", "masks", "annotations", "label", "mask", "labelsVa", "labelsVal", "labelsTs")
+# Words by which files and folders are called masks, anywhere in the field.
+_MASK_WORDS = frozenset(
+    [
+        "seg",
+        "segs",
+        "segm",
+        "segmentation",
+        "segmentations",
+        "dseg",
+        "probseg",
+        "mask",
+        "masks",
+        "msk",
+        "label",
+        "labels",
+        "lbl",
+        "lbls",
+        "labelmap",
+        "labelmaps",
+        "gt",
+        "gts",
+        "groundtruth",
+        "groundtruths",
+        "truth",
+        "annotation",
+        "annotations",
+        "anno",
+        "annot",
+        "manual",
+        "contours",
+        "structures",
+        "gtv",
+        "ctv",
+        "ptv",
+    ]
+)
+# What stands beside such a word and says no more than it does: ground_truth, manual_seg, label-lesion_desc-T1_mask.
+_BESIDE_MASK = frozenset(["ground", "final", "manual", "human", "expert", "consensus", "merged", "derivatives"])
+# What a folder of masks is called, but a file may also be.
+_MASK_FOLDER_WORDS = frozenset(["rois", "organs", "delineations", "gtvs"])
+_IMAGE_WORDS = frozenset(
+    [
+        "image",
+        "images",
+        "img",
+        "imgs",
+        "imaging",
+        "volume",
+        "volumes",
+        "vol",
+        "scan",
+        "scans",
+        "ct",
+        "ctres",
+        "mri",
+        "cxr",
+        "data",
+        "orig",
+        "original",
+        "originals",
+        "input",
+        "inputs",
+        "raw",
+        "rawdata",
+        "sourcedata",
+        "preprocessed",
+        "picture",
+        "pictures",
+        "photo",
+        "photos",
+    ]
+)
+# Sequences and tracers by which the files of one case differ.
+CHANNEL_WORDS = frozenset(
+    [
+        "flair",
+        "t1",
+        "t1w",
+        "t1c",
+        "t1n",
+        "t1ce",
+        "t1gd",
+        "t1post",
+        "t1pre",
+        "t2",
+        "t2w",
+        "t2f",
+        "t2flair",
+        "pd",
+        "pdw",
+        "adc",
+        "dwi",
+        "hbv",
+        "trace",
+        "swi",
+        "pwi",
+        "bold",
+        "dce",
+        "asl",
+        "mra",
+        "ct",
+        "pt",
+        "pet",
+        "suv",
+        "fdg",
+        "cta",
+        "ncct",
+        "cbct",
+    ]
+)
+_PLACES = frozenset(
+    {*SPLIT_NAMES, *["all", "set", "batch", "anat", "func", "dwi", "perf", "micr", "public", "release"]}
+)
+_CASE = re.compile(r"[A-Z]+(?![a-z])|[A-Z][a-z]+|[a-z]+|\d+")
+_SEPARATOR = re.compile(r"[\W_]+")
+_ROLE_WORDS = _MASK_WORDS | _IMAGE_WORDS
+
+Words = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Named:
+    """A file's path, read as words.
+
+    Attributes:
+        path: inside the folder.
+    """
+
+    path: str
+
+    @property
+    def folder(self) -> str:
+        """Path of its folder."""
+        return self.path.rpartition("/")[0]
+
+    @cached_property
+    def folders(self) -> tuple[Words, ...]:
+        """Words of each folder, from the outermost."""
+        return tuple(words(folder) for folder in self.path.split("/")[:-1])
+
+    @cached_property
+    def bare(self) -> Words:
+        """Words of the file's name."""
+        return words(stem(Path(self.path)))
+
+    @cached_property
+    def role(self) -> Role | None:
+        """Image or mask, where name or folders say it; the name goes before the folders, the inner before the outer."""
+        if says_mask(self.bare):
+            return "mask"
+        for folder in reversed(self.folders):
+            mask = bool(set(folder) & (_MASK_WORDS | _MASK_FOLDER_WORDS))
+            if mask != bool(set(folder) & (_IMAGE_WORDS - CHANNEL_WORDS)):
+                return "mask" if mask else "image"
+        return "image" if set(self.bare) & _IMAGE_WORDS else None
+
+    @cached_property
+    def place(self) -> Words:
+        """Words of the folders that say no role."""
+        drop = _ROLE_WORDS | _MASK_FOLDER_WORDS | _BESIDE_MASK
+        return tuple(word for folder in self.folders for word in folder if word not in drop)
+
+    @cached_property
+    def exact(self) -> Words:
+        """Words of the name less those that call it a mask."""
+        return without_mask_words(self.bare) if self.role == "mask" else self.bare
+
+    @cached_property
+    def key(self) -> Words:
+        """Words of the name that are the case's: no role among them."""
+        return tuple(word for word in self.exact if word not in _IMAGE_WORDS)
+
+    @cached_property
+    def case(self) -> Words:
+        """Words that are the case's, without channels."""
+        return tuple(word for word in self.key if word not in CHANNEL_WORDS)
+
+    @cached_property
+    def channel(self) -> str | None:
+        """Sequence or tracer, where exactly one word of the name says it."""
+        found = [word for word in self.bare if word in CHANNEL_WORDS]
+        return found[0] if len(found) == 1 else None
+
+    @cached_property
+    def split(self) -> Split | None:
+        """List that a folder names: ``test``, ``imagesVa``."""
+        found = {SPLIT_NAMES[word] for folder in self.folders for word in folder if word in SPLIT_NAMES}
+        return found.pop() if len(found) == 1 else None
+
+
+@lru_cache(maxsize=1 << 16)
+def words(text: str) -> Words:
+    """Return the words of a name in lower case: imagesTr -> images, tr; label0001 -> label, 0001; T1w stays one."""
+    found: list[str] = []
+    for chunk in filter(None, _SEPARATOR.split(text)):
+        whole = chunk.lower()
+        parts = [part.lower() for part in _CASE.findall(chunk)]
+        # A word of roles inside another is one only where capitals or digits set it apart.
+        apart = whole not in _ROLE_WORDS | CHANNEL_WORDS and "".join(parts) == whole
+        found += parts if apart and set(parts) & _ROLE_WORDS else [whole]
+    return tuple(found)
+
+
+def says_mask(name: Words) -> bool:
+    """Return whether a name calls its file a mask: by its last word but for a number, or its first."""
+    last = next((word for word in reversed(name) if not word.isdigit()), "")
+    first = name[0] if name else ""
+    before = name[-2] if len(name) > 1 else ""
+    # As BIDS puts it: key-value, seg-vert, label-lesion; and the Spinal Cord Toolbox: seg-manual, lesion-manual.
+    return last in _MASK_WORDS or first in _MASK_WORDS or (before in _MASK_WORDS and last in _BESIDE_MASK)
+
+
+def says_image(name: Words) -> bool:
+    """Return whether the last word of a name but for a number calls its file an image."""
+    return next((word for word in reversed(name) if not word.isdigit()), "") in _IMAGE_WORDS
+
+
+def without_mask_words(name: Words) -> Words:
+    """Return a mask's name less what calls it one."""
+    return tuple(word for word in name if word not in _MASK_WORDS and word not in _BESIDE_MASK)
+
+
+def without_zeros(name: Words) -> Words:
+    """Return words whose numbers have no leading zeros."""
+    return tuple(word.lstrip("0") or "0" if word.isdigit() else word for word in name)
+
+
+def is_place(word: str) -> bool:
+    """Return whether a word names a list or a kind of folder rather than a case."""
+    return word in _PLACES
+
+
+# --- what of a name says no case
+
+_WORD = "|".join(sorted(_MASK_WORDS | CHANNEL_WORDS, key=len, reverse=True))
+_AFTER = re.compile(rf"(?:[_.-](?:{_WORD}))*(?:[_-]\d{{4}})?$", re.IGNORECASE)
+_BEFORE = re.compile(rf"^(?:{'|'.join(sorted(_ROLE_WORDS, key=len, reverse=True))})(?:[_-]?(?=\d)|$)", re.IGNORECASE)
+
+
+def kept_parts(name: str) -> tuple[str, str, str]:
+    """Return what a name begins with that says what its file is, the case's own name, and what it ends with.
+
+    ``segmentation-12`` is ``segmentation-``, ``12`` and nothing; ``P7_t1_seg`` nothing, ``P7`` and ``_t1_seg``.
+    """
+    before = found[0] if (found := _BEFORE.match(name)) else ""
+    rest = name[len(before) :]
+    found = _AFTER.search(rest)
+    after = found[0] if found else ""
+    if after == rest and not before:
+        return "", name, ""
+    return before, rest[: len(rest) - len(after)], after

@@ -1,0 +1,273 @@
+"""Which mask belongs to which image, by the names of both: the files of a folder as cases."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from oncofed.data.layouts.base import NO_IMAGE, Item, Layout, Part, name_of, patient_of, unique
+from oncofed.data.layouts.names import IMAGE_FOLDERS, Named, Words, is_place, without_zeros
+from oncofed.data.manifest import Quarantined
+
+_ANOTHER = "mask of an image that has another one, whose name is more like its own"
+
+
+@dataclass
+class Candidate:
+    """An image, or the images that are the channels of one case, and the masks that may be its own.
+
+    Attributes:
+        images: by channel.
+        numbered: the last word of their names counts the channels (nnU-Net's ``_0000``).
+        masks: those whose names fit, with what their names say beyond the case's: what they show.
+        loose: masks whose names fit less well.
+    """
+
+    images: list[Named]
+    numbered: bool = False
+    masks: list[tuple[Named, Words]] = field(default_factory=list)
+    loose: list[tuple[Named, Words]] = field(default_factory=list)
+
+    @property
+    def first(self) -> Named:
+        """Its first channel."""
+        return self.images[0]
+
+    @property
+    def fitting(self) -> list[tuple[Named, Words]]:
+        """The masks that are its own; what is only numbered is no second choice: a mask may come in pieces."""
+        if not self.masks:
+            return self.loose
+        return [*self.masks, *(pair for pair in self.loose if not _class(pair[1]))]
+
+    @property
+    def exact(self) -> Words:
+        """Words of its name; of several channels those that they share."""
+        if self.numbered:
+            return self.first.exact[:-1]
+        return self.first.exact if len(self.images) == 1 else self.first.case
+
+    @property
+    def key(self) -> Words:
+        """Words of its name that are the case's."""
+        if self.numbered:
+            return self.first.key[:-1]
+        return self.first.key if len(self.images) == 1 else self.first.case
+
+    @property
+    def case(self) -> Words:
+        """Words of its name that are the case's, without channels."""
+        return self.first.case[:-1] if self.numbered else self.first.case
+
+
+Fits = Callable[[Candidate, Named], bool]
+
+
+def pair(cases: Sequence[Candidate], masks: Iterable[Named], on_one_grid: Fits) -> list[tuple[Named, str]]:
+    """Give each case its masks; return those that found none, with the reason.
+
+    Args:
+        cases: the images.
+        masks: files that are masks.
+        on_one_grid: whether a mask lies on a case's grid; asked only where names leave several.
+    """
+    lost = []
+    masks = list(masks)
+    again = Counter(mask.key for mask in {(mask.folder, mask.key): mask for mask in masks}.values())
+    finders = [_Finder(cases, key) for key in _KEYS]
+    for mask in masks:
+        found: tuple[list[Candidate], Words, bool] | None = None
+        for finder in finders:
+            found = finder.find(mask)
+            if found:
+                break
+        found = found or _beside(cases, mask, again[mask.key] > 1)
+        if found is None:
+            lost.append((mask, NO_IMAGE))
+            continue
+        several, extra, exact = found
+        if len(several) > 1:
+            several = [case for case in several if on_one_grid(case, mask)] or several
+        if len(several) > 1:
+            names = ", ".join(Path(case.first.path).name for case in several[:3])
+            lost.append((mask, f"mask that may be of several images ({names}): list both in a table (image, label)"))
+        elif exact:
+            several[0].masks.append((mask, extra))
+        else:
+            several[0].loose.append((mask, extra))
+    return lost
+
+
+def _beside(cases: Sequence[Candidate], mask: Named, again: bool) -> tuple[list[Candidate], Words, bool] | None:
+    """Return the images of a mask's folder, where its name is no case's: Segmentation.seg.nrrd, 7/a and 7/tumour.
+
+    Args:
+        cases: the images.
+        mask: that no name fits.
+        again: a mask of another folder is called so, too: the name is of what it shows.
+    """
+    if mask.key and (not mask.folder or not again):
+        return None
+    found = [case for case in cases if case.first.folder == mask.folder]
+    return (found, mask.key, False) if found and (len(found) == 1 or not mask.key) else None
+
+
+@dataclass(frozen=True)
+class _Key:
+    """How an image and its mask are compared.
+
+    Attributes:
+        of_case: words of an image's name that count.
+        of_mask: words of a mask's.
+        placed: their folders count, too.
+        prefix: the mask's name says more than the image's; one whose name does not goes before it.
+    """
+
+    of_case: Callable[[Candidate], Words]
+    of_mask: Callable[[Named], Words]
+    placed: bool
+    prefix: bool = False
+
+
+_KEYS = (
+    _Key(lambda case: case.exact, lambda mask: mask.exact, placed=True),
+    _Key(lambda case: case.key, lambda mask: mask.key, placed=True),
+    _Key(lambda case: case.exact, lambda mask: mask.exact, placed=False),
+    _Key(lambda case: case.key, lambda mask: mask.key, placed=False),
+    _Key(lambda case: case.case, lambda mask: mask.key, placed=True),
+    _Key(lambda case: case.case, lambda mask: mask.case, placed=True),
+    _Key(lambda case: without_zeros(case.key), lambda mask: without_zeros(mask.key), placed=False),
+    _Key(lambda case: case.case, lambda mask: mask.case, placed=False),
+    _Key(lambda case: case.key, lambda mask: mask.key, placed=True, prefix=True),
+    _Key(lambda case: case.case, lambda mask: mask.case, placed=True, prefix=True),
+    _Key(lambda case: case.key, lambda mask: mask.key, placed=False, prefix=True),
+    _Key(lambda case: case.case, lambda mask: mask.case, placed=False, prefix=True),
+)
+
+
+class _Finder:
+    """The images by one way of comparing names."""
+
+    def __init__(self, cases: Sequence[Candidate], key: _Key) -> None:
+        self._key = key
+        self._cases: dict[Words, list[Candidate]] = defaultdict(list)
+        for case in cases:
+            words = key.of_case(case)
+            place = _place(case.first)
+            if key.placed and (place or words):
+                self._cases[(*place, "/", *words) if not key.prefix else (*place, *words)].append(case)
+            elif not key.placed and words:
+                self._cases[words].append(case)
+
+    def find(self, mask: Named) -> tuple[list[Candidate], Words, bool] | None:
+        """Return the images that fit a mask, what its name says beyond theirs, and whether it fits well."""
+        key = self._key
+        words = key.of_mask(mask)
+        place = _place(mask)
+        if key.prefix:
+            whole = (*place, *words) if key.placed else words
+            for length in range(len(whole) - 1, 0, -1):
+                if found := self._cases.get(whole[:length]):
+                    return found, whole[length:], False
+            return None
+        found = self._cases.get((*place, "/", *words)) if key.placed else self._cases.get(words) if words else None
+        if not found:
+            return None
+        # Where folders tell two masks of one image apart, they say what each shows: leftMask, rightMask.
+        extra = () if key.placed else tuple(word for word in place if word not in found[0].first.place)
+        return found, extra, True
+
+
+def _place(named: Named) -> Words:
+    """Return the words of the folders that tell cases apart; a list's name counts, a kind of folder does not."""
+    return tuple(word for word in named.place if named.split is not None or not is_place(word))
+
+
+def as_layout(kind: str, cases: Sequence[Candidate], lost: Iterable[tuple[Named, str]], channels: Words) -> Layout:
+    """Return a layout of cases with their masks.
+
+    Args:
+        kind: for people.
+        cases: with the masks that were found for them.
+        lost: masks that found no image, and why.
+        channels: names of the channels of cases with several files.
+    """
+    layout = Layout(kind, task="segmentation" if any(c.fitting for c in cases) else None, heap=True)
+    layout.left_out = {mask.path: reason for mask, reason in lost}
+    layout.modality = {str(number): name for number, name in enumerate(channels)}
+    classes = _one_file_a_class(cases)
+    numbers = {name: number for number, name in enumerate(sorted(classes), start=1)}
+    layout.labels = {0: "background", **{number: name for name, number in numbers.items()}} if numbers else {}
+    for case in cases:
+        name = case_name(case)
+        fitting = case.fitting
+        layout.left_out |= {mask.path: _ANOTHER for mask, _ in case.loose if (mask, _) not in fitting}
+        label: str | tuple[Part, ...] | None = fitting[0][0].path if len(fitting) == 1 and not numbers else None
+        if fitting and numbers and {_class(extra) for _, extra in fitting} <= set(numbers):
+            label = tuple(
+                Part(mask.path, numbers[_class(extra)], name=_class(extra))
+                for mask, extra in sorted(fitting, key=lambda pair: pair[0].path)
+            )
+        elif fitting and label is None:
+            layout.bad.append(Quarantined(name=name, reason=_why_not(fitting), source=case.first.path))
+            layout.left_out |= {mask.path: "mask of an image that is set aside for its masks" for mask, _ in fitting}
+            continue
+        images = tuple(image.path for image in case.images)
+        patient = patient_of(images[0], _patient(case, name))
+        layout.items.append(Item(name, patient, images, label, case.first.split))
+    if all(item.split in {"validation", "test"} for item in layout.items):  # a folder called test is no list
+        layout.items = [replace(item, split=None) for item in layout.items]
+    layout.items = unique(layout.items)
+    return layout
+
+
+def _one_file_a_class(cases: Sequence[Candidate]) -> set[str]:
+    """Return the classes where an image has a mask for each, told apart by what their names say; else none."""
+    several = [case for case in cases if len(case.fitting) > 1]
+    plain = [case for case in several if "" in {_class(extra) for _, extra in case.fitting}]
+    if not several or len(plain) * 2 > len(several):
+        return set()
+    found: set[str] = set()
+    for case in cases:
+        names = [_class(extra) for _, extra in case.fitting]
+        if len(set(names)) == len(names):
+            found |= set(names)
+    return found - {""}
+
+
+def _why_not(fitting: Sequence[tuple[Named, Words]]) -> str:
+    several = ", ".join(mask.path for mask, _ in fitting[:4])
+    if len(fitting) == 1:
+        return f"its mask's name ({several}) does not say its class, as those of other images do"
+    return f"has {len(fitting)} masks ({several}), expected one, or one a class. Say which in a table (image, label)"
+
+
+def _class(extra: Words) -> str:
+    return "" if all(word.isdigit() for word in extra) else "_".join(extra)
+
+
+def case_name(case: Candidate) -> str:
+    """Return the name of a case by its first file: of several channels what they share."""
+    path = case.first.path
+    top = path.split("/", 1)[0]
+    if top in IMAGE_FOLDERS and "/" in path:
+        path = path[len(top) + 1 :]
+    if not case.key and "/" in path:  # the name says what the file is, its folder whose: case_7/imaging.nii.gz
+        return path.rsplit("/", 1)[0].replace("/", "_")
+    name = name_of(path)
+    if len(case.images) == 1 and not case.numbered:
+        return name
+    cut = name.lower().rfind(case.first.bare[-1] if case.numbered else case.first.channel or "")
+    return name[:cut].rstrip("_-. ") or name
+
+
+def _patient(case: Candidate, name: str) -> str:
+    """Return the patient by default: files whose names differ by a channel alone are one's."""
+    named = case.first
+    if not named.case and named.folder:
+        return named.folder.replace("/", "_")
+    if len(case.images) == 1 and named.channel and named.case and named.case != named.key:
+        return "/".join((*_place(named), "-".join(named.case)))
+    return name

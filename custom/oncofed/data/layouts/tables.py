@@ -1,0 +1,174 @@
+"""Tables as people and their programs write them: CSV and TSV in any usual encoding and with any usual separator.
+
+Excel writes UTF-8 with a byte order mark, UTF-16 ("Unicode text", with tabs), or the code page of its machine, and may
+put ``sep=;`` before the columns.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from oncofed.errors import DataError
+
+TABLES = (".csv", ".tsv", ".tab", ".txt")
+WORKBOOKS = (".xlsx", ".xls", ".xlsm", ".ods", ".numbers")
+WANTED = ("image", "label", "patient", "split", "modality")
+_KEYS = ("image", "patient", "study", "series")
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_SEPARATORS = (",", ";", "\t", "|")
+_SAID = re.compile(r'^"?sep=(.)"?[,;\t| ]*(?:\r\n|\r|\n)', re.IGNORECASE)
+_LARGEST = 1 << 28
+_HEAD = 1 << 16
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table.
+
+    Attributes:
+        line: in the file, from 1.
+        cells: column -> text without spaces around it.
+        fault: why it cannot be used; empty where it can.
+    """
+
+    line: int
+    cells: dict[str, str]
+    fault: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table's columns, in lower case, and its rows."""
+
+    columns: list[str]
+    rows: list[Row]
+
+
+def read_table(path: Path) -> Table:
+    """Read a table.
+
+    Raises:
+        DataError: it cannot be read as one; the message says what was found.
+    """
+    return _parse(path, _decode(path, _contents(path)))
+
+
+def columns_of(path: Path) -> list[str] | None:
+    """Return a table's columns by its first lines; None where it is no table."""
+    try:
+        head = _contents(path, _HEAD)
+        text = _decode(path, head, cut=len(head) == _HEAD)
+        first = text.splitlines()[:2]
+        return _parse(path, "\n".join(first), strict=False).columns if first else None
+    except DataError:
+        return None
+
+
+def expected_columns(columns: Sequence[str]) -> str:
+    """Return what a table's columns are and what they should be, for messages."""
+    found = ", ".join(column or "(no name)" for column in columns[:12]) + (", …" if len(columns) > 12 else "")
+    return f"found the columns {found or '(none)'}; expected image, and label, patient, split where they are known"
+
+
+def _contents(path: Path, most: int = _LARGEST + 1) -> bytes:
+    try:
+        with path.open("rb") as file:
+            data = file.read(most)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file. Expected a table with columns image, label, patient, split.") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read as a table ({error.strerror}).") from None
+    if len(data) > _LARGEST:
+        raise DataError(f"{path}: larger than {_LARGEST >> 20} MB, expected a table of images.")
+    return data
+
+
+def _decode(path: Path, data: bytes, cut: bool = False) -> str:
+    """Return a table's text; the encoding is told by its contents."""
+    for mark, encoding in _MARKS:
+        if data.startswith(mark):
+            return _decoded(path, data, encoding, cut)
+    if data.startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0")):
+        raise DataError(f"{path}: is a workbook. Save it as CSV (UTF-8).")
+    if zeros := data.count(0):
+        # Of text in Latin letters every other byte is zero: the first of two where the larger byte comes first.
+        first = data[::2].count(0)
+        if 3 * zeros < len(data):
+            raise DataError(f"{path}: holds bytes that are no text. Save it as CSV (UTF-8).")
+        return _decoded(path, data, "utf-16-be" if 2 * first > zeros else "utf-16-le", cut)
+    try:
+        return codecs.getincrementaldecoder("utf-8")().decode(data, final=not cut)
+    except UnicodeDecodeError:
+        return _decoded(path, data, "cp1252", cut)
+
+
+def _decoded(path: Path, data: bytes, encoding: str, cut: bool) -> str:
+    try:
+        return codecs.getincrementaldecoder(encoding)().decode(data, final=not cut).lstrip("\ufeff")
+    except UnicodeDecodeError:
+        raise DataError(
+            f"{path}: its text is in an encoding that was not recognised, expected UTF-8, UTF-16 or Windows-1252. "
+            "Save it as CSV (UTF-8)."
+        ) from None
+
+
+def _parse(path: Path, text: str, strict: bool = True) -> Table:
+    said = _SAID.match(text)
+    skipped = 1 if said else 0
+    text = text[said.end() :] if said else text
+    separator = said[1] if said else _separator(text)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+    try:
+        columns = [name.strip().lower() for name in next(reader, [])]
+        _refuse_twice(path, columns)
+        rows = []
+        line = reader.line_num
+        for cells in reader if strict else ():
+            # A row may go over several lines: it is known by its first.
+            rows += _row(columns, [cell.strip() for cell in cells], line + 1 + skipped)
+            line = reader.line_num
+    except csv.Error:
+        raise DataError(
+            f"{path}: cannot be read as a table: a field has no end. Look for a quote that is not closed."
+        ) from None
+    while rows and not any(rows[-1].cells.values()):
+        rows.pop()  # Excel leaves them where there was something once
+    return Table(columns, rows)
+
+
+def _row(columns: Sequence[str], cells: Sequence[str], line: int) -> list[Row]:
+    if not cells:
+        return []
+    fault = ""
+    if len(cells) > len(columns) and any(cells[len(columns) :]):
+        fault = f"line {line} has {len(cells)} fields, expected {len(columns)}: quote a field that holds the separator"
+    return [Row(line, {name: cell for name, cell in zip(columns, cells, strict=False) if name}, fault)]
+
+
+def _separator(text: str) -> str:
+    """Return what separates columns: what gives the columns that are wanted, else the most."""
+    first = re.split(r"[\r\n]", text, maxsplit=1)[0]
+
+    def found(separator: str) -> tuple[int, int]:
+        columns = [name.strip().lower() for name in next(csv.reader([first], delimiter=separator), [])]
+        return len({*WANTED, *_KEYS} & set(columns)), len(columns)
+
+    return max(_SEPARATORS, key=found)
+
+
+def _refuse_twice(path: Path, columns: Sequence[str]) -> None:
+    twice = [name for name in (*WANTED, "study", "series") if columns.count(name) > 1]
+    if twice:
+        raise DataError(f"{path}: has {columns.count(twice[0])} columns called {twice[0]}, expected one.")

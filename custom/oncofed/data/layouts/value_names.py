@@ -1,0 +1,158 @@
+"""Names of label values that a mask's file carries, or a file beside it.
+
+3D Slicer writes them into the header of its ``.seg.nrrd`` (``SegmentN_Name``, ``SegmentN_LabelValue``,
+``SegmentN_Layer``; Slicer's documentation, Segmentations, file format), TotalSegmentator and Connectome Workbench into
+an XML extension of NIfTI, ITK-SNAP, FreeSurfer and Slicer into text files, BIDS into ``_dseg.tsv``.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from oncofed.data.images import NIFTI, stem, uncompressed
+from oncofed.data.layouts.tables import read_table
+from oncofed.errors import DataError
+
+_NRRD = (".nrrd", ".nhdr")
+_LONGEST = 1 << 20
+_LINE = 1 << 16
+_SEGMENT = re.compile(r"^Segment(\d+)_(Name|LabelValue|Layer):=(.*)$")
+_XML_LABEL = re.compile(rb"<Label\b[^>]*?\bKey=\"(\d+)\"[^>]*>(?:<!\[CDATA\[(.*?)\]\]>|([^<]*))</Label>", re.DOTALL)
+_SNAP = re.compile(r'^\s*(\d+)(?:\s+[\d.]+){6}\s+"(.*)"\s*$')
+_COLOURS = re.compile(r"^\s*(\d+)\s+(\S+)\s+\d+\s+\d+\s+\d+\s+\d+\s*$")
+_TEXTS = (".txt", ".label", ".ctbl", ".lut")
+_BEFORE_VOXELS = 352  # bytes of a NIfTI-1 header; what an extension says lies between these and vox_offset
+
+
+@dataclass(frozen=True)
+class ValueNames:
+    """What a mask's values mean.
+
+    Attributes:
+        names: value -> name.
+        overlapping: names of segments that share voxels with others, which one number a voxel cannot say.
+    """
+
+    names: dict[int, str]
+    overlapping: tuple[str, ...] = ()
+
+
+def in_file(path: Path) -> ValueNames | None:
+    """Return the names that a mask's own header says; None where it says none or cannot be read."""
+    lower = path.name.lower()
+    try:
+        if lower.endswith(_NRRD):
+            return _of_slicer(path)
+        return _of_extension(path) if lower.endswith(NIFTI) else None
+    except (OSError, EOFError, ValueError):  # what is wrong with it is said when it is read
+        return None
+
+
+def _of_slicer(path: Path) -> ValueNames | None:
+    segments: dict[int, dict[str, str]] = {}
+    read = 0
+    with path.open("rb") as file:
+        if not file.readline(16).startswith(b"NRRD"):
+            return None
+        while (line := file.readline(_LINE)).strip() and read < _LONGEST:
+            read += len(line)
+            text = line.decode("utf-8", "replace").rstrip("\r\n")
+            if found := _SEGMENT.match(text):
+                segments.setdefault(int(found[1]), {})[found[2]] = found[3].strip()
+    values = {
+        int(fields["LabelValue"]): fields["Name"]
+        for _, fields in sorted(segments.items())
+        if fields.get("Name") and fields.get("LabelValue", "").isdigit()
+    }
+    layers = {fields["Layer"] for fields in segments.values() if "Layer" in fields}
+    above = tuple(
+        fields.get("Name", "?")
+        for _, fields in sorted(segments.items())
+        if len(layers) > 1 and fields.get("Layer") != "0"
+    )
+    return ValueNames(values, above) if values or above else None
+
+
+def _of_extension(path: Path) -> ValueNames | None:
+    with uncompressed(path) as file:
+        head = file.read(_BEFORE_VOXELS)
+        if len(head) < _BEFORE_VOXELS or head[348] == 0 or head[344:346] not in {b"n+", b"ni"}:
+            return None
+        order = "little" if int.from_bytes(head[:4], "little") == 348 else "big"
+        size = int.from_bytes(file.read(4), order)  # type: ignore[arg-type]
+        if not 8 < size <= _LONGEST:
+            return None
+        content = file.read(size - 4)
+    names = {
+        int(value): html.unescape((quoted or plain).decode("utf-8", "replace").strip())
+        for value, quoted, plain in _XML_LABEL.findall(content)
+    }
+    names = {value: name for value, name in names.items() if name and name != "???"}
+    return ValueNames(names) if names else None
+
+
+class Beside:
+    """Files of a folder that name values: each is of the mask that it is called as, or of all in its folder.
+
+    Attributes:
+        used: paths of those that were read.
+    """
+
+    def __init__(self, root: Path, files: Sequence[str]) -> None:
+        self._root = root
+        self._files = {
+            path
+            for path in files
+            if path.lower().endswith(_TEXTS) or (path.lower().endswith((".tsv", ".csv")) and "dseg" in path.lower())
+        }
+        self._known: dict[str, dict[int, str]] = {}
+        self.used: set[str] = set()
+
+    def find(self, mask: str) -> ValueNames | None:
+        """Return the names beside a mask: its own file goes before its folder's, an inner folder before an outer."""
+        folder, _, name = mask.rpartition("/")
+        bare = stem(Path(name))
+        while self._files:
+            inside = {path: self._read(path) for path in self._files if path.rpartition("/")[0] == folder}
+            named = {path: names for path, names in sorted(inside.items()) if names}
+            for those in ([path for path in named if stem(Path(path)) == bare], list(named)):
+                # Two files that do not say the same are of two kinds of masks, and which is of this one is not known.
+                if those and all(named[path] == named[those[0]] for path in those):
+                    self.used.add(those[0])
+                    return ValueNames(named[those[0]])
+            if not folder:
+                return None
+            folder = folder.rpartition("/")[0]
+        return None
+
+    def _read(self, path: str) -> dict[int, str]:
+        if path not in self._known:
+            try:
+                self._known[path] = _of_table(self._root / path) if path.endswith("sv") else _of_text(self._root / path)
+            except (OSError, DataError):
+                self._known[path] = {}
+        return self._known[path]
+
+
+def _of_table(path: Path) -> dict[int, str]:
+    table = read_table(path)
+    rows = [row.cells for row in table.rows]
+    return {int(row["index"]): row["name"] for row in rows if row.get("index", "").isdigit() and row.get("name")}
+
+
+def _of_text(path: Path) -> dict[int, str]:
+    if path.stat().st_size > _LONGEST:
+        return {}
+    names: dict[int, str] = {}
+    for line in path.read_bytes().decode("utf-8", "replace").splitlines():
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        found = _SNAP.match(line) or _COLOURS.match(line)
+        if found is None:
+            return {}  # some other text
+        names[int(found[1])] = found[2]
+    return {value: name for value, name in names.items() if value}

@@ -1,0 +1,101 @@
+"""Names as people write them into tables, found among the files or identities that are there.
+
+Programs drop suffixes (ISIC), leading zeros (Excel) and the case of letters, and write paths of other machines.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from oncofed.data.images import stem
+
+_NUMBER = re.compile(r"(?<![0-9])0+(?=[0-9])")
+_OUTSIDE = "lies outside the folder. Expected a path inside it"
+
+
+class Files:
+    """The files of a folder by what a table may call them.
+
+    Args:
+        root: the folder.
+        paths: inside it.
+        folders: in which a name without one is looked for first.
+    """
+
+    def __init__(self, root: Path, paths: Sequence[str], folders: Sequence[str] = ()) -> None:
+        self._roots = {os.path.normpath(root), os.path.normpath(root.resolve())}
+        self._known = set(paths)
+        self._folders = folders
+        self._by: list[tuple[Callable[[str], str], dict[str, list[str]]]] = []
+        for form in _FORMS:
+            named: dict[str, list[str]] = defaultdict(list)
+            for path in sorted(paths):
+                named[form(path)].append(path)
+            self._by.append((form, named))
+
+    def look(self, text: str) -> tuple[str | None, str]:
+        """Return the file that is meant, or None and why: "file is missing", to be said after "its image "."""
+        path, foreign = self._inside(text)
+        for folder in ("", *self._folders):
+            candidate = f"{folder}/{path}" if folder else path
+            if candidate in self._known and not foreign:
+                return candidate, ""
+        found: list[str] = []
+        for form, named in self._by:
+            found = named.get(form(path), [])
+            if found:
+                break
+        if foreign:
+            there = f": {found[0]} is there" if len(found) == 1 else ""
+            return None, f"{_OUTSIDE}{there}"
+        if not found:
+            return None, "file is missing"
+        if len(found) > 1:
+            return None, f"may be {' or '.join(found[:3])}. Write the path inside the folder"
+        return found[0], ""
+
+    def _inside(self, text: str) -> tuple[str, bool]:
+        """Return a path as one inside the folder, and whether it says that it is not."""
+        if PureWindowsPath(text).drive:
+            return PureWindowsPath(text).name, True
+        path = os.path.normpath(text.replace("\\", "/"))
+        for root in self._roots:
+            if path.startswith(root.rstrip("/") + "/"):
+                return path[len(root.rstrip("/")) + 1 :], False
+        if PurePosixPath(path).is_absolute() or path.startswith(".."):
+            return PurePosixPath(path).name, True
+        return path, False
+
+
+def _name(path: str) -> str:
+    return path.rsplit("/", 1)[-1].casefold()
+
+
+def _bare(path: str) -> str:
+    """Return a path without the suffix of its format, in small letters."""
+    folder, slash, name = path.rpartition("/")
+    return f"{folder}{slash}{stem(Path(name)) if Path(name).suffix else name}".casefold()
+
+
+def _bare_name(path: str) -> str:
+    return _bare(path).rsplit("/", 1)[-1]
+
+
+def without_zeros(text: str) -> str:
+    """Return a name whose numbers have no leading zeros, in small letters."""
+    return _NUMBER.sub("", text.casefold())
+
+
+# From the narrowest to the widest; the first that finds something decides.
+_FORMS: tuple[Callable[[str], str], ...] = (
+    str.casefold,
+    _bare,
+    _name,
+    _bare_name,
+    lambda path: without_zeros(_bare(path)),
+    lambda path: without_zeros(_bare_name(path)),
+)

@@ -1,0 +1,382 @@
+"""Masks find their images by names and places, wherever data sets and hospitals put them; none becomes an image."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from oncofed.data.layouts import find_layout, kept_parts, walk
+from oncofed.data.layouts.base import Layout
+from oncofed.data.layouts.names import Named
+from oncofed.data.manifest import Manifest
+from oncofed.data.register import Request, register
+
+_SHAPE = (12, 10, 6)
+
+
+def write(folder: Path, *names: str, shape: tuple[int, ...] = _SHAPE) -> Path:
+    """Write an image for each name, and a mask for each that ends in a star."""
+    for seed, name in enumerate(names):
+        path = folder / name.rstrip("*")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        values = np.random.default_rng(seed).integers(100, 250, shape).astype(np.uint8)
+        if name.endswith("*"):
+            values[:], values[3:7, 3:7] = 0, 1
+        if path.name.endswith((".nii", ".nii.gz")):
+            nib.save(nib.Nifti1Image(values, np.eye(4)), path)
+        else:
+            Image.fromarray(values[..., 0]).save(path.with_suffix(".png"))
+            path.with_suffix(".png").rename(path)
+    return folder
+
+
+def read(source: Path, out: Path, **more: object) -> Manifest:
+    return register(Request(source, "demo", out, workers=1, **more))  # type: ignore[arg-type]
+
+
+def layout_of(folder: Path, task: str | None = None) -> Layout:
+    layout = find_layout(folder, list(walk(folder)), None, task)
+    assert layout
+    return layout
+
+
+def pairs(layout: Layout) -> dict[str, tuple[str, ...]]:
+    """Return first image -> files of its mask."""
+    return {item.images[0]: item.masks for item in layout.items}
+
+
+def _cases(*names: str) -> tuple[str, ...]:
+    return tuple(name.format(n) for n in (1, 2) for name in names)
+
+
+_PAIRS = {
+    "KiTS": _cases("case_0000{}/imaging.nii.gz", "case_0000{}/segmentation.nii.gz*"),
+    "LiTS": _cases("volume-{}.nii", "segmentation-{}.nii*"),
+    "LiTS in two folders": _cases("volume_pt1/volume-{}.nii", "segmentations/segmentation-{}.nii*"),
+    "BTCV": _cases("RawData/Training/img/img000{}.nii.gz", "RawData/Training/label/label000{}.nii.gz*"),
+    "CT-ORG": _cases("volume-{}.nii.gz", "labels-{}.nii.gz*"),
+    "BIDS derivatives": _cases(
+        "sub-{}/anat/sub-{}_T1w.nii.gz".replace("{}", "{0}"),
+        "derivatives/labels/sub-{0}/anat/sub-{0}_T1w_seg.nii.gz*",
+    ),
+    "BIDS label and desc": _cases(
+        "sub-{0}/anat/sub-{0}_ses-1_T1w.nii.gz", "sub-{0}/anat/sub-{0}_ses-1_label-L_desc-T1lesion_mask.nii.gz*"
+    ),
+    "VerSe": _cases("rawdata/sub-v{0}/sub-v{0}_ct.nii.gz", "derivatives/sub-v{0}/sub-v{0}_seg-vert_msk.nii.gz*"),
+    "Spinal Cord Toolbox": _cases(
+        "sub-{0}/anat/sub-{0}_T2w.nii.gz", "derivatives/labels/sub-{0}/anat/sub-{0}_T2w_seg-manual.nii.gz*"
+    ),
+    "AMOS": _cases("imagesVa/amos_000{}.nii.gz", "labelsVa/amos_000{}.nii.gz*"),
+    "FLARE": _cases("images/FLARE22_Tr_000{}_0000.nii.gz", "labels/FLARE22_Tr_000{}.nii.gz*"),
+    "ACDC": _cases("patient00{0}/patient00{0}_frame01.nii.gz", "patient00{0}/patient00{0}_frame01_gt.nii.gz*"),
+    "PROMISE": _cases("Case0{}.nii.gz", "Case0{}_segmentation.nii.gz*"),
+    "ISIC": _cases(
+        "ISIC2018_Task1-2_Training_Input/ISIC_000{}.jpg",
+        "ISIC2018_Task1_Training_GroundTruth/ISIC_000{}_segmentation.png*",
+    ),
+    "Kvasir": _cases("Kvasir-SEG/images/cju{}.png", "Kvasir-SEG/masks/cju{}.png*"),
+    "CVC-ClinicDB": _cases("PNG/Original/{}.png", "PNG/Ground Truth/{}.png*"),
+    "Shenzhen": _cases("CXR_png/CHNCXR_000{}_0.png", "mask/CHNCXR_000{}_0_mask.png*"),
+    "GlaS": _cases("train_{}.bmp", "train_{}_anno.bmp*"),
+    "train and val": _cases("train/images/{}.png", "train/masks/{}.png*", "val/images/{}.png", "val/masks/{}.png*"),
+    "leading zeros": _cases("img000{}.nii.gz", "label{}.nii.gz*"),
+    "Slicer": _cases("P{}/2 Chest CT.nii.gz", "P{}/Segmentation.nii.gz*"),
+    "a name of its own": _cases("P{}/ct.nii.gz", "P{}/tumour.nii.gz*"),
+    "a word at the end": _cases("scan_{}.nii.gz", "scan_{}_liver.nii.gz*"),
+    "names that say nothing": _cases("P{}/aaa.nii.gz", "P{}/bbb.nii.gz*"),
+    "folders that say nothing": _cases("cases/{}.png", "lungs/{}.png*"),
+}
+
+
+@pytest.mark.wild(
+    "datumaro#616, nnUNet#2201 #373, MONAILabel#766", "masks named as public sets name them, taken for images"
+)
+@pytest.mark.parametrize("names", _PAIRS.values(), ids=_PAIRS)
+def test_each_mask_finds_its_image(tmp_path: Path, names: tuple[str, ...]) -> None:
+    layout = layout_of(write(tmp_path, *names))
+    images = [name for name in names if not name.endswith("*")]
+    masks = [name.rstrip("*") for name in names if name.endswith("*")]
+    assert pairs(layout) == {image: (mask,) for image, mask in zip(images, masks, strict=True)}
+    assert not layout.bad
+    assert not layout.left_out
+    assert len({item.patient for item in layout.items}) == len(images)
+
+
+_WORDS = st.text(st.characters(codec="ascii", categories=("Ll",)), min_size=3, max_size=6).filter(
+    lambda word: Named(f"{word}.nii").role is None and not Named(f"{word}.nii").channel
+)
+
+
+@pytest.mark.wild("datumaro#616", "masks by any ending, beginning or folder")
+@settings(max_examples=40, deadline=None)
+@given(
+    names=st.lists(_WORDS, min_size=2, max_size=5, unique=True),
+    style=st.sampled_from(
+        ("{}_seg", "{}-mask", "{}.label", "{}_GT", "seg_{}", "Mask-{}", "label{}", "{}_Segmentation_1")
+    ),
+    folder=st.sampled_from(("", "masks/", "Ground_Truth/", "labelsTr/", "x/manual segmentations/")),
+    numbered=st.booleans(),
+)
+def test_a_mask_is_found_however_it_is_marked(names: list[str], style: str, folder: str, numbered: bool) -> None:
+    cases = [f"{name}{n:03d}" if numbered else name for n, name in enumerate(names)]
+    if style == "label{}":
+        cases = [f"{n:03d}" for n in range(len(names))]
+    masks = {case: Named(f"{folder}{style.format(case)}.nii.gz") for case in cases}
+    assert all(mask.role == "mask" for mask in masks.values())
+    assert len({mask.key for mask in masks.values()}) == len(cases)
+    keys = {case: Named(f"images/{case}.nii.gz").key for case in cases}
+    assert all(mask.key[: len(keys[case])] == keys[case] for case, mask in masks.items())
+
+
+@pytest.mark.wild("datumaro#616", "channels of one BraTS case as patients of their own")
+@pytest.mark.parametrize(
+    ("case", "channels", "patients"),
+    [
+        ("BraTS20_Training_00{}", ("flair", "t1", "t1ce", "t2"), 2),
+        ("BraTS-GLI-00000-10{}", ("t1c", "t1n", "t2f", "t2w"), 1),  # two scans of one patient
+        ("UPENN-GBM-0000{}_11", ("FLAIR", "T1", "T1GD", "T2"), 2),
+    ],
+)
+def test_files_that_differ_by_the_sequence_are_one_case(
+    tmp_path: Path, case: str, channels: tuple[str, ...], patients: int
+) -> None:
+    names = [case.format(n) for n in (1, 2)]
+    source = tmp_path / "in"
+    for name in names:
+        write(source, *(f"{name}/{name}_{channel}.nii.gz" for channel in channels), f"{name}/{name}_seg.nii.gz*")
+    manifest = read(source, tmp_path / "out")
+    assert [entry.name for entry in manifest.entries] == names
+    assert {entry.channels for entry in manifest.entries} == {4}
+    assert len({entry.patient for entry in manifest.entries}) == patients
+    assert list(manifest.modality.values()) == [channel.lower() for channel in channels]
+    assert all(entry.label == f"source/{entry.name}/{entry.name}_seg.nii.gz" for entry in manifest.entries)
+
+
+def test_a_case_that_lacks_a_channel_is_set_aside_and_its_files_are_told(tmp_path: Path) -> None:
+    for name in "abc":
+        write(tmp_path, f"{name}/{name}_t1.nii.gz", f"{name}/{name}_t2.nii.gz", f"{name}/{name}_seg.nii.gz*")
+    (tmp_path / "b" / "b_t2.nii.gz").unlink()
+    write(tmp_path, "c/c_adc.nii.gz")
+    layout = layout_of(tmp_path)
+    assert [item.name for item in layout.items] == ["c", "a"]
+    (bad,) = layout.bad
+    assert (bad.source, bad.reason) == (
+        "b/b_t1.nii.gz",
+        "has 1 channels (t1), expected 2 (t1, t2); a file is missing",
+    )
+    assert layout.left_out == {
+        "c/c_adc.nii.gz": "channel that most cases lack",
+        "b/b_seg.nii.gz": "file of a case that lacks a channel",
+    }
+
+
+def test_sequences_on_other_grids_are_images_of_one_patient(tmp_path: Path) -> None:
+    for n in (1, 2):
+        write(tmp_path, f"P{n}/t1.nii.gz", f"P{n}/lesion_seg.nii.gz*")
+        write(tmp_path, f"P{n}/flair.nii.gz", shape=(6, 6, 6))
+    layout = layout_of(tmp_path)
+    assert len(layout.items) == 4
+    assert len({item.patient for item in layout.items}) == 2
+    assert {p: bool(masks) for p, masks in pairs(layout).items()} == {
+        f"P{n}/{name}.nii.gz": name == "t1" for n in (1, 2) for name in ("t1", "flair")
+    }
+
+
+@pytest.mark.wild("nnUNet#2201", "one file a class")
+def test_one_file_a_class_becomes_one_mask(tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    for n in (1, 2):
+        write(source, f"s000{n}/ct.nii.gz")
+        for k, name in enumerate(("spleen", "adrenal_gland_left", "liver")):
+            values = np.zeros(_SHAPE, np.uint8)
+            values[4 * k : 4 * k + 2, :, n] = 1
+            (source / f"s000{n}" / "segmentations").mkdir(exist_ok=True)
+            nib.save(nib.Nifti1Image(values, np.eye(4)), source / f"s000{n}" / "segmentations" / f"{name}.nii.gz")
+    (source / "s0002" / "segmentations" / "spleen.nii.gz").unlink()
+    manifest = read(source, tmp_path / "out")
+    assert manifest.labels == {"0": "background", "1": "adrenal_gland_left", "2": "liver", "3": "spleen"}
+    assert [entry.label_values for entry in manifest.entries] == [
+        {"0": 660, "1": 20, "2": 20, "3": 20},
+        {"0": 680, "1": 20, "2": 20},
+    ]
+    assert manifest.files == {"image": 2, "label": 5}
+    mask = np.asarray(nib.load(tmp_path / "out" / str(manifest.entries[0].label)).dataobj)  # type: ignore[attr-defined]
+    expected = np.zeros(_SHAPE)
+    expected[0:2, :, 1], expected[4:6, :, 1], expected[8:10, :, 1] = 3, 1, 2
+    np.testing.assert_array_equal(mask, expected)
+    assert read(source, tmp_path / "out") == manifest  # from the index
+    (tmp_path / "out" / str(manifest.entries[0].label)).unlink()
+    again = read(source, tmp_path / "out")  # written again
+    assert (tmp_path / "out" / str(again.entries[0].label)).is_file()
+
+
+def test_masks_of_several_classes_that_overlap_are_refused_by_name(tmp_path: Path) -> None:
+    names = ("liver", "tumour")
+    source = write(
+        tmp_path / "in",
+        *(f"CXR/a{n}.png" for n in (1, 2)),
+        *(f"masks/{name} mask/a{n}.png*" for n in (1, 2) for name in names),
+    )
+    manifest = read(source, tmp_path / "out")
+    assert not manifest.entries
+    assert {bad.reason.partition(":")[0] for bad in manifest.quarantine} == {
+        "its masks of liver and tumour overlap in 16 voxels"
+    }
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (("a_seg.nii.gz*", "b.nii.gz"), "mask without an image"),
+        (("anna.nii.gz", "carl.nii.gz", "bert_seg.nii.gz*"), "mask without an image"),
+        (("x/anna.nii.gz", "x/bert_seg.nii.gz*"), "mask without an image"),
+        (("case_1.nii.gz", "case_11_seg.nii.gz*"), "mask without an image"),
+        (("a/x.png", "b/x.png", "c/x_seg.png*"), "mask that may be of several images (x.png, x.png)"),
+        (("P1/first.nii.gz", "P1/last.nii.gz", "P1/Segmentation.nii.gz*"), "mask that may be of several images"),
+    ],
+)
+def test_a_mask_is_no_other_images(tmp_path: Path, names: tuple[str, ...], said: str) -> None:
+    layout = layout_of(write(tmp_path, *names), task="segmentation")
+    assert not any(item.masks for item in layout.items)
+    assert [reason.startswith(said) for reason in layout.left_out.values()] == [True]
+    assert len(layout.items) == sum(not name.endswith("*") for name in names)
+
+
+def test_several_masks_of_one_image_are_not_chosen_among(tmp_path: Path) -> None:
+    names = [f"benign/benign ({n}){end}" for n in (1, 2, 3) for end in (".png", "_mask.png*")]
+    layout = layout_of(write(tmp_path, *names, "benign/benign (2)_mask_1.png*"))
+    assert len(layout.items) == 2
+    (bad,) = layout.bad
+    assert bad.source == "benign/benign (2).png"
+    assert bad.reason.startswith("has 2 masks (benign/benign (2)_mask.png, benign/benign (2)_mask_1.png), expected one")
+
+
+def test_masks_among_class_folders_are_no_images_of_a_class(tmp_path: Path) -> None:
+    names = [f"{c}/{c} ({n}){end}" for c in ("benign", "malignant") for n in (1, 2) for end in (".png", "_mask.png*")]
+    layout = layout_of(write(tmp_path, *names), task="classification")
+    assert sorted(item.images[0] for item in layout.items) == sorted(n for n in names if not n.endswith("*"))
+    assert set(layout.left_out) == {n.rstrip("*") for n in names if n.endswith("*")}
+    assert layout_of(tmp_path).task == "segmentation"
+
+
+@pytest.mark.wild("nnUNet#2201", "a file of few whole numbers on another's grid, whose name tells nothing")
+def test_what_only_its_voxels_tell_is_no_image(tmp_path: Path) -> None:
+    source = write(tmp_path / "in", *(f"{name}.nii.gz" for name in "abcdefgh"), "i.nii.gz*")
+    manifest = read(source, tmp_path / "out")
+    assert [entry.source for entry in manifest.entries] == [f"{name}.nii.gz" for name in "abcdefgh"]
+    (bad,) = manifest.quarantine
+    assert bad.source == "i.nii.gz"
+    assert bad.reason.startswith("holds few whole numbers alone, on the grid of a.nii.gz: it looks like a mask")
+
+
+def test_a_set_of_black_and_white_images_stays_one(tmp_path: Path) -> None:
+    source = write(tmp_path / "in", *(f"{c}/{n}{c}.png*" for c in ("round", "long") for n in range(3)))
+    assert len(read(source, tmp_path / "out").entries) == 6
+
+
+@pytest.mark.wild("nnUNet#448 #1644, AMOS22", "labels of test and validation lists")
+@pytest.mark.parametrize("listed", [True, False], ids=["dataset.json", "folders alone"])
+def test_labels_of_test_lists_are_used(tmp_path: Path, listed: bool) -> None:
+    source = tmp_path / "in"
+    folders = {"Tr": (1, 2, 3), "Va": (4,), "Ts": (5,)}
+    channel = "_0000" if listed else ""
+    for folder, numbers in folders.items():
+        for n in numbers:
+            write(source, f"images{folder}/a_{n:03d}{channel}.nii.gz", f"labels{folder}/a_{n:03d}.nii.gz*")
+    write(source, f"imagesTs/a_006{channel}.nii.gz")
+    if listed:
+        header = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "spleen": 1}, "file_ending": ".nii.gz"}
+        (source / "dataset.json").write_text(json.dumps(header))
+    manifest = read(source, tmp_path / "out")
+    labelled = {
+        split: [e.name for e in getattr(manifest, split) if e.label] for split in ("training", "validation", "test")
+    }
+    assert labelled == {"training": ["a_001", "a_002", "a_003"], "validation": ["a_004"], "test": ["a_005"]}
+    assert manifest.left_out == ({"unlabelled test image": 1} if listed else {})
+
+
+@pytest.mark.wild("nnUNet#448", "nnU-Net 1 lists names without the channel that its files have")
+def test_nnunets_first_version(tmp_path: Path) -> None:
+    source = write(
+        tmp_path / "in",
+        *(f"images{where}/B_00{n}_000{c}.nii.gz" for where, n in (("Tr", 1), ("Ts", 2), ("Ts", 3)) for c in (0, 1)),
+        "labelsTr/B_001.nii.gz*",
+        "labelsTs/B_003.nii.gz*",
+    )
+    values = {
+        "modality": {"0": "T1", "1": "T2"},
+        "labels": {"0": "background", "1": "tumour"},
+        "training": [{"image": "./imagesTr/B_001.nii.gz", "label": "./labelsTr/B_001.nii.gz"}],
+        "test": ["./imagesTs/B_002.nii.gz", "./imagesTs/B_003.nii.gz"],
+    }
+    (source / "dataset.json").write_text(json.dumps(values))
+    manifest = read(source, tmp_path / "out")
+    assert [(e.source, e.channels) for e in manifest.training] == [("imagesTr/B_001_0000.nii.gz", 2)]
+    assert [e.source for e in manifest.test] == ["imagesTs/B_003_0000.nii.gz"]  # type: ignore[union-attr]
+    assert manifest.left_out == {"unlabelled test image": 2}
+
+
+def test_each_image_file_of_nnunets_folders_is_told(tmp_path: Path) -> None:
+    source = write(
+        tmp_path,
+        *("imagesTr/A_001_0000.nii.gz", "imagesTr/A_001_0002.nii.gz", "imagesTr/A_002_0000.nii.gz"),
+        *("imagesTr/A_002_0001.nii.gz", "imagesTr/A_003.nii.gz", "labelsTr/A_002.nii.gz*", "labelsTr/A_009.nii.gz*"),
+    )
+    header = {"channel_names": {"0": "T1", "1": "T2"}, "labels": {"background": 0, "x": 1}, "file_ending": ".nii.gz"}
+    (source / "dataset.json").write_text(json.dumps(header))
+    layout = layout_of(source)
+    assert [item.name for item in layout.items] == ["A_002"]
+    assert [bad.reason for bad in layout.bad] == ["has the channels 0000, 0002, expected 0000 to 0001"]
+    assert {path: reason.partition(":")[0] for path, reason in layout.left_out.items()} == {
+        "imagesTr/A_001_0002.nii.gz": "file of a case that lacks a channel",
+        "imagesTr/A_003.nii.gz": "image without a channel in its name (_0000)",
+        "labelsTr/A_009.nii.gz": "mask without an image",
+    }
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(("", "images/", "labels/", "P1/", "P2/", "test/", "sub-1/anat/", "derivatives/x/")),
+            st.sampled_from(("case_1", "case_2", "sub-1_T1w", "img0003", "label0003", "x", "volume-4", "P1")),
+            st.sampled_from(("", "_seg", "_0000", "_t1", "_t2", "-mask", "_mask_1", "_liver_seg")),
+        ),
+        min_size=1,
+        max_size=12,
+        unique=True,
+    )
+)
+def test_every_image_file_is_in_one_list(
+    tmp_path_factory: pytest.TempPathFactory, parts: list[tuple[str, str, str]]
+) -> None:
+    paths = ["".join(part) + ".nii.gz" for part in parts]
+    folder = tmp_path_factory.mktemp("any")
+    layout = find_layout(folder, paths, None, None)
+    assert layout
+    told = Counter(path for item in layout.items for path in (*item.images, *item.masks))
+    told += Counter(bad.source for bad in layout.bad)
+    told += Counter(path for path in layout.left_out if path not in told)
+    assert told == Counter(paths)
+
+
+def test_what_is_kept_of_a_name_without_its_case() -> None:
+    parts = {
+        name: kept_parts(name) for name in ("segmentation-12", "label0007", "P7_t1_seg", "case_1_0001", "P7.seg", "ct")
+    }
+    assert parts == {
+        "segmentation-12": ("segmentation-", "12", ""),
+        "label0007": ("label", "0007", ""),
+        "P7_t1_seg": ("", "P7", "_t1_seg"),
+        "case_1_0001": ("", "case_1", "_0001"),
+        "P7.seg": ("", "P7", ".seg"),
+        "ct": ("ct", "", ""),
+    }

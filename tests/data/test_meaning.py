@@ -1,0 +1,306 @@
+"""What values of masks mean is what their files say: names in and beside them, regions, and what nobody labelled."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from oncofed.data.cases import read_cases
+from oncofed.data.contract import Report, check_dataset
+from oncofed.data.label_names import named_values
+from oncofed.data.manifest import Manifest
+from oncofed.data.register import Request, parse_labels, register
+from oncofed.data.spec import DataSpec, SplitSpec
+from oncofed.errors import DataError
+
+_SHAPE = (16, 16, 8)
+_JOB = {1: "anterior", 2: "posterior"}
+_SPEC = DataSpec(dataset="demo", patch=(8, 8, 8), minimum_cases=2)
+
+
+def read(source: Path, out: Path, **more: object) -> Manifest:
+    return register(Request(source, "demo", out, workers=1, **more))  # type: ignore[arg-type]
+
+
+def check(out: Path, classes: dict[int, str] | None = None) -> Report:
+    return check_dataset(out, _SPEC, classes or _JOB, 1)
+
+
+def write_nrrd(path: Path, values: np.ndarray, *segments: tuple[str, int, int]) -> None:
+    """Write an NRRD as 3D Slicer does: (name, value, layer) of each segment in its header."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    head = [
+        "NRRD0004",
+        "type: uint8",
+        "dimension: 3",
+        "space: left-posterior-superior",
+        "sizes: {} {} {}".format(*values.shape),
+        "space directions: (1,0,0) (0,1,0) (0,0,2)",
+        "kinds: domain domain domain",
+        "encoding: raw",
+        "space origin: (0,0,0)",
+    ]
+    for n, (name, value, layer) in enumerate(segments):
+        head += [f"Segment{n}_ID:=Segment_{n + 1}", f"Segment{n}_Name:={name}", f"Segment{n}_LabelValue:={value}"]
+        head += [f"Segment{n}_Layer:={layer}", f"Segment{n}_Color:=0.5 0.5 0.5"]
+    path.write_bytes("\n".join([*head, "", ""]).encode() + values.astype(np.uint8).tobytes(order="F"))
+
+
+def _areas(first: int, second: int) -> np.ndarray:
+    """Return a mask of 256 voxels of one value and 128 of another."""
+    values = np.zeros(_SHAPE, np.uint8)
+    values[2:10, 2:10, 2:6], values[12:16, 2:10, 2:6] = first, second
+    return values
+
+
+def _image(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 90, _SHAPE).astype(np.uint8) + 100 * _areas(1, 1)
+
+
+def slicer_site(folder: Path, *numbers: dict[str, int], ending: str = ".seg.nrrd", named: bool = True) -> Path:
+    """Write a case for each numbering: anterior has 256 voxels, posterior 128."""
+    for n, values in enumerate(numbers):
+        write_nrrd(folder / "images" / f"c{n}.nrrd", _image(n))
+        segments = [(name, value, 0) for name, value in values.items()] if named else []
+        write_nrrd(folder / "labels" / f"c{n}{ending}", _areas(values["anterior"], values["posterior"]), *segments)
+    return folder
+
+
+_SWAPPED = ({"anterior": 1, "posterior": 2}, {"anterior": 2, "posterior": 1}, {"anterior": 1, "posterior": 2})
+
+
+@pytest.mark.wild("Slicer#4886 #4733, slicerio#9, SlicerGitSVNArchive#1221", "names whose values differ between files")
+@pytest.mark.parametrize("ending", [".nrrd", ".seg.nrrd"])
+def test_slicers_names_are_brought_to_one_numbering(tmp_path: Path, ending: str) -> None:
+    source = slicer_site(tmp_path / "in", *_SWAPPED, ending=ending)
+    manifest = read(source, tmp_path / "out")
+    assert manifest.labels == {"0": "background", "1": "anterior", "2": "posterior"}
+    assert [entry.label_values for entry in manifest.entries] == [{"0": 1664, "1": 256, "2": 128}] * 3
+    assert [str(entry.label).partition("/")[0] for entry in manifest.entries] == ["source", "labels", "source"]
+    assert manifest.files == {"image": 3, "label": 3}
+    assert check(tmp_path / "out").may_train
+    for case in read_cases(tmp_path / "out", SplitSpec(), 1, {1: "posterior", 2: "anterior"}):
+        values = case.read_label().values
+        assert ((values == 2).sum(), (values == 1).sum()) == (256, 128)
+        np.testing.assert_allclose(case.read_label().affine, case.read_image().affine)
+
+
+@pytest.mark.wild("Slicer#4886", "values without names are a job's")
+def test_names_alike_in_all_files_are_the_datasets(tmp_path: Path) -> None:
+    numbers = {"anterior": 2, "posterior": 7}
+    manifest = read(slicer_site(tmp_path / "in", numbers, numbers, numbers), tmp_path / "out")
+    assert manifest.labels == {"0": "background", "2": "anterior", "7": "posterior"}
+    assert all(str(entry.label).startswith("source/") for entry in manifest.entries)
+    assert not check(tmp_path / "out", {1: "cyst", 2: "vessel"}).may_train
+
+
+@pytest.mark.wild("Slicer#4733", "the user's names against the files'")
+def test_what_the_user_says_of_values(tmp_path: Path) -> None:
+    agreeing = slicer_site(tmp_path / "agreeing", *[_SWAPPED[1]] * 3)
+    manifest = read(agreeing, tmp_path / "one", labels=parse_labels("1=hinten,2=vorn"))  # their own words for them
+    assert manifest.labels == {"0": "background", "1": "hinten", "2": "vorn"}
+    assert manifest.entries[0].label_values == {"0": 1664, "1": 128, "2": 256}
+    swapped = slicer_site(tmp_path / "swapped", *_SWAPPED)
+    manifest = read(swapped, tmp_path / "two", labels=parse_labels("1=posterior,2=anterior"))
+    assert manifest.labels == {"0": "background", "1": "posterior", "2": "anterior"}
+    assert [entry.label_values for entry in manifest.entries] == [{"0": 1664, "1": 128, "2": 256}] * 3
+    manifest = read(swapped, tmp_path / "three", labels=parse_labels("1=hinten,2=vorn"))
+    assert not manifest.entries  # which of the two the names are, nobody said
+    assert {bad.reason for bad in manifest.quarantine} == {
+        (
+            "its mask names its values anterior, posterior, other masks give these names to other values, and --labels "
+            "names neither: name them as the files do"
+        )
+    }
+
+
+def test_a_mask_without_names_among_some_with_is_set_aside(tmp_path: Path) -> None:
+    source = slicer_site(tmp_path / "in", *_SWAPPED)
+    write_nrrd(source / "labels" / "c0.seg.nrrd", _areas(1, 2))
+    manifest = read(source, tmp_path / "out")
+    assert [(bad.name, bad.reason.partition(".")[0]) for bad in manifest.quarantine] == [
+        ("c0", "its mask does not name its values, as other masks of the folder do")
+    ]
+
+
+@pytest.mark.wild("slicerio SegmentationOverlapping", "segments that overlap, in layers")
+def test_layers_are_refused_by_name(tmp_path: Path) -> None:
+    source = slicer_site(tmp_path / "in", *_SWAPPED)
+    write_nrrd(source / "labels" / "c1.seg.nrrd", _areas(1, 1), ("anterior", 1, 0), ("posterior", 1, 1))
+    manifest = read(source, tmp_path / "out")
+    (bad,) = manifest.quarantine
+    assert bad.reason.startswith("its segments overlap (posterior in a layer of their own): no task learns overlapping")
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    numbering=st.lists(st.permutations([1, 2, 5, 9]), min_size=2, max_size=4),
+    names=st.lists(
+        st.text(
+            st.characters(codec="utf-8", exclude_categories=("C", "Z"), exclude_characters=":=\\#_-"),
+            min_size=1,
+            max_size=8,
+        ),
+        min_size=4,
+        max_size=4,
+        unique_by=lambda name: name.lower(),
+    ),
+)
+def test_any_numbering_of_any_names(
+    tmp_path_factory: pytest.TempPathFactory, numbering: list[list[int]], names: list[str]
+) -> None:
+    folder = tmp_path_factory.mktemp("slicer")
+    for n, values in enumerate(numbering):
+        mask = np.zeros(_SHAPE, np.uint8)
+        for place, value in enumerate(values):  # the k-th name has k + 1 voxels
+            mask[2 * place, : place + 1, 0] = value
+        write_nrrd(folder / "in" / "images" / f"c{n}.nrrd", _image(n))
+        segments = [(name, value, 0) for name, value in zip(names, values, strict=True)]
+        write_nrrd(folder / "in" / "labels" / f"c{n}.nrrd", mask, *segments)
+    manifest = read(folder / "in", folder / "out")
+    value_of = {name: value for value, name in manifest.labels.items()}
+    assert len(manifest.entries) == len(numbering)
+    for entry in manifest.entries:
+        assert [(entry.label_values or {})[value_of[name]] for name in names] == [1, 2, 3, 4]
+
+
+def _beside(kind: str, folder: Path) -> None:
+    snap = '0 0 0 0 0 0 0 "Clear Label"\n  1   255    0    0    1  1  1  "posterior"\n 2 0 9 0 1 1 1 "anterior"\n'
+    texts = {
+        "ITK-SNAP": ("labels.txt", f"# ITK-SnAP Label Description File\n{snap}"),
+        "colour table": ("c0.ctbl", "# Color\n0 background 0 0 0 0\n1 posterior 255 0 0 255\n2 anterior 0 255 0 255\n"),
+        "BIDS": ("atlas_dseg.tsv", "index\tname\n1\tposterior\n2\tanterior\n"),
+    }
+    name, text = texts[kind]
+    (folder / name).write_text(text)
+
+
+@pytest.mark.wild("standard: BIDS dseg.tsv; ITK-SNAP and Slicer label descriptions", "names in a file beside the mask")
+@pytest.mark.parametrize("kind", ["ITK-SNAP", "colour table", "BIDS"])
+def test_names_in_a_file_beside_the_masks(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "in").mkdir()
+    nib.save(nib.Nifti1Image(_image(1), np.eye(4)), tmp_path / "in" / "c0.nii.gz")
+    nib.save(nib.Nifti1Image(_areas(2, 1), np.eye(4)), tmp_path / "in" / "c0_seg.nii.gz")
+    _beside(kind, tmp_path / "in")
+    (tmp_path / "in" / "notes.txt").write_text("1 scan was repeated\n")
+    manifest = read(tmp_path / "in", tmp_path / "out")
+    assert manifest.labels == {"0": "background", "1": "posterior", "2": "anterior"}
+    assert manifest.files["table"] == 1
+
+
+@pytest.mark.wild("standard: NIfTI extension of Connectome Workbench", "names in an extension of NIfTI")
+def test_names_in_an_extension_of_nifti(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for n, values in enumerate(((1, 2), (2, 1))):
+        nib.save(nib.Nifti1Image(_image(n), np.eye(4)), tmp_path / "in" / f"c{n}.nii.gz")
+        mask = nib.Nifti1Image(_areas(*values), np.eye(4))
+        labels = "".join(
+            f'<Label Key="{value}" Red="1" Green="0" Blue="0" Alpha="1"><![CDATA[{name}]]></Label>'
+            for name, value in zip(("anterior", "posterior"), values, strict=True)
+        )
+        text = f'<?xml version="1.0"?><CaretExtension><VolumeInformation Index="0"><LabelTable>{labels}</LabelTable>'
+        mask.header.extensions.append(nib.nifti1.Nifti1Extension(0, text.encode()))
+        nib.save(mask, tmp_path / "in" / f"c{n}_seg.nii.gz")
+    manifest = read(tmp_path / "in", tmp_path / "out")
+    assert manifest.labels == {"0": "background", "1": "anterior", "2": "posterior"}
+    assert [entry.label_values for entry in manifest.entries] == [{"0": 1664, "1": 256, "2": 128}] * 2
+
+
+# --- dataset.json
+
+
+def nnunet_site(folder: Path, labels: object, mask: np.ndarray) -> Path:
+    for n in range(6):
+        for where, values, name in (("imagesTr", _image(n), f"B_{n:03d}_0000"), ("labelsTr", mask, f"B_{n:03d}")):
+            (folder / where).mkdir(parents=True, exist_ok=True)
+            nib.save(nib.Nifti1Image(values, np.eye(4)), folder / where / f"{name}.nii.gz")
+    header = {"channel_names": {"0": "T1"}, "labels": labels, "numTraining": 6, "file_ending": ".nii.gz"}
+    (folder / "dataset.json").write_text(json.dumps(header))
+    return folder
+
+
+@pytest.mark.wild("nnUNet#2762, dataset_format.md", "regions taken for classes of the same numbers")
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (
+            {"background": 0, "whole_tumor": [1, 2], "tumor_core": [2]},
+            r"tumor_core \(2\), whole_tumor \(1, 2\)\. No task learns overlapping classes yet\..*labels 1=NAME,2=NAME",
+        ),
+        ({"background": 0, "anterior": [1, 2], "posterior": 2}, r"anterior \(1, 2\), posterior \(2\)"),
+    ],
+)
+def test_regions_that_overlap_are_refused_by_name(tmp_path: Path, labels: dict[str, Any], said: str) -> None:
+    source = nnunet_site(tmp_path / "in", labels, _areas(1, 2))
+    with pytest.raises(DataError, match=f"its labels are regions that overlap: {said}"):
+        read(source, tmp_path / "out")
+    manifest = read(source, tmp_path / "out", labels=parse_labels("1=anterior,2=posterior"))
+    assert manifest.labels == {"0": "background", "1": "anterior", "2": "posterior"}
+    assert check(tmp_path / "out").may_train
+
+
+@pytest.mark.wild("nnUNet#2762", "regions that do not overlap")
+def test_regions_apart_are_classes_of_several_values(tmp_path: Path) -> None:
+    mask = _areas(1, 2)
+    mask[0, 0, :4] = 3
+    read(nnunet_site(tmp_path / "in", {"background": 0, "anterior": [1, 3], "posterior": [2]}, mask), tmp_path / "out")
+    assert check(tmp_path / "out").may_train
+    for case in read_cases(tmp_path / "out", SplitSpec(), 1, _JOB):
+        assert np.bincount(case.read_label().values.ravel())[1:].tolist() == [260, 128]
+
+
+@pytest.mark.wild("nnUNet dataset_format.md, ignore label", "voxels that nobody labelled, learned as background")
+def test_what_nobody_labelled_is_to_be_said_in_the_job(tmp_path: Path) -> None:
+    mask = _areas(1, 2)
+    mask[0] = 3
+    read(
+        nnunet_site(tmp_path / "in", {"background": 0, "anterior": 1, "posterior": 2, "ignore": 3}, mask),
+        tmp_path / "out",
+    )
+    report = check(tmp_path / "out")
+    assert not report.may_train
+    (reason,) = [reason for reason in report.why_not if "nobody labelled" in reason]
+    assert "Say in the job, under task, that they are left out: ignore: 3" in reason
+    assert "label_map" not in reason
+    assert check(tmp_path / "out", {**_JOB, 3: "ignore"}).may_train
+
+
+@given(
+    st.dictionaries(
+        st.text("abcd", min_size=1, max_size=3),
+        st.lists(st.integers(1, 6), min_size=1, max_size=3, unique=True),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_regions_are_classes_only_where_no_value_is_of_two(regions: dict[str, list[int]]) -> None:
+    values = [value for those in regions.values() for value in those]
+    path = Path("dataset.json")
+    if len(set(values)) < len(values):
+        with pytest.raises(DataError, match="regions that overlap"):
+            named_values(regions, path)
+    else:
+        expected = {str(value): name for name, those in regions.items() for value in those}
+        assert named_values(regions, path) == expected
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ({"0": "background", "1": "spleen"}, {"0": "background", "1": "spleen"}),
+        ({"background": 0, "spleen": 1}, {"0": "background", "1": "spleen"}),
+        ({"background": "0", "spleen": "1"}, {"0": "background", "1": "spleen"}),
+        ({"0": "background", "1": "1"}, {"0": "background", "1": "1"}),
+        (["background", "spleen"], {"0": "background", "1": "spleen"}),
+        ("spleen", None),
+    ],
+)
+def test_names_as_each_version_writes_them(labels: object, expected: dict[str, str] | None) -> None:
+    assert named_values(labels, Path("dataset.json")) == expected
