@@ -25,7 +25,7 @@ from oncofed.data.manifest import write_whole
 from oncofed.errors import DataError
 
 # Raised when facts gain a field, so that what an older version remembered is read anew.
-_FACTS_VERSION = "2"
+_FACTS_VERSION = "3"
 
 
 class Work(Protocol):
@@ -89,7 +89,7 @@ class FileWork:
             image, mask = facts.read_case(images, label)
             found = facts.measure(image, mask)
             found["checksum"] = facts.checksum(images)
-            found["notes"] = facts.header_text(image)
+            found["notes"] = facts.notes(image, mask)
         except Exception as error:  # noqa: BLE001 - readers raise whatever they like for a malformed file
             return self.set_aside(facts.reason_of(error))
         paths = [f"{self.prefix}{image}" for image in item.images]
