@@ -39,7 +39,7 @@ from pydicom.uid import UID
 
 from oncofed.data.dicom.headers import looks_like_dicom, read_header
 from oncofed.data.facts import reason_of
-from oncofed.data.formats.nifti import nifti_header
+from oncofed.data.formats.nifti import beginning, nifti_header
 from oncofed.data.images import NIFTI, image_format, open_nifti, require_memory, stem
 from oncofed.data.layouts import IMAGE_FOLDERS, LABEL_FOLDERS, walk
 from oncofed.data.manifest import write_whole
@@ -380,11 +380,10 @@ def _code(value: str, meaning: str) -> Dataset:
 def _without_text(path: Path) -> bytes:
     """Return a NIfTI file with its free text and extensions overwritten; its voxels are the same bytes."""
     with open_nifti(path) as (file, _):
-        _, header = nifti_header(path, file)
+        header = nifti_header(path, beginning(file))
         start = int(header.get_data_offset())
         end = start + math.prod(header.get_data_shape()) * header.get_data_dtype().itemsize
         require_memory(2 * end)
-        file.seek(0)
         content = bytearray(file.read(end))  # what stands behind the voxels is not theirs
     if len(content) < end:
         raise DataError("is cut off: voxels are missing")

@@ -74,7 +74,7 @@ def measure(image: LoadedImage, label: LoadedImage | None) -> dict[str, Any]:
         "shape": list(image.shape),
         "channels": int(values.shape[-1]),
         "spacing": [round(s, decimals) for s in image.spacing] if image.spacing else None,
-        "affine": np.round(image.affine, decimals).tolist() if image.orientation else None,
+        "affine": np.round(image.affine, decimals).tolist() if image.dimensions == 3 and image.oriented else None,
         "orientation": image.orientation,
         "dtype": image.stored,
         "finite": finite,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -123,8 +124,10 @@ def farthest_corner(one: LoadedImage, other: LoadedImage) -> float:
 
 def farthest(one: Affine, other: Affine, shape: tuple[int, ...]) -> float:
     """Return what ``farthest_corner`` does for two affines (4, 4) of a grid with the sides ``shape``."""
-    corners = np.array(np.meshgrid(*((0, side - 1) for side in shape), indexing="ij")).reshape(len(shape), -1)
-    places = np.vstack([corners, np.zeros((3 - len(shape), corners.shape[1])), np.ones(corners.shape[1])])
+    if np.array_equal(one, other):
+        return 0.0
+    corners = [(*corner, *[0] * (3 - len(shape)), 1) for corner in product(*((0, side - 1) for side in shape))]
+    places = np.array(corners, dtype=np.float64).T
     moved = np.linalg.solve(one, other @ places)
     return float(np.abs(moved - places).max())
 

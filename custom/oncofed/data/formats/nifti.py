@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -38,7 +38,8 @@ _SOFTWARE_TEXT = re.compile(
     r"(FSL|SPM|FreeSurfer|ITK|ANTs|dcm2nii|NiBabel|nifti|TE=|TR=|\d{1,4}(\.\d{1,4}){1,3}(:[0-9a-f]+)?$|none$|None$)",
     re.I,
 )
-_HEADER_SIZES = {348: nib.Nifti1Image, 540: nib.Nifti2Image}
+_HEADERS = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
+_LONGEST_HEADER = 541
 # xyzt_units & 7 -> millimetres; what is not here is taken for millimetres, as ITK does.
 _UNITS = {1: ("metres", 1e3), 3: ("microns", 1e-3)}
 # Where two affines of one header place a corner farther apart than this, in voxels, they say different things.
@@ -50,22 +51,20 @@ logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
 
 
 @contextmanager
-def open_nifti(path: Path) -> Iterator[tuple[BinaryIO, int]]:
+def open_nifti(path: Path) -> Iterator[tuple[Any, int]]:
     """Open a NIfTI file by its first bytes, whatever its name: plain, compressed, or compressed several times.
 
     Yields:
         The file as it is without compression, and the most bytes that it can hold.
     """
-    opened: list[BinaryIO] = [path.open("rb")]
+    opened: list[Any] = [path.open("rb")]
     limit = path.stat().st_size
     try:
         for _ in range(_MOST_LAYERS):
-            head = opened[-1].read(2)
-            opened[-1].seek(0)
-            if head != _GZIP:
+            if opened[-1].peek(2)[:2] != _GZIP:
                 break
             # ISA-L unpacks twice as fast as zlib, which nibabel uses.
-            opened.append(cast("BinaryIO", igzip.open(opened[-1])))  # type: ignore[no-untyped-call]
+            opened.append(igzip.open(opened[-1]))  # type: ignore[no-untyped-call]
             limit *= _GZIP_LIMIT
         yield opened[-1], limit
     finally:
@@ -87,10 +86,10 @@ def read_nifti(path: Path) -> LoadedImage:
         raise unreadable(path, "NIfTI", f"{why}. Copy it again from where it came", _LOOKS) from None
 
 
-def _parse(path: Path, file: BinaryIO, limit: int) -> LoadedImage:
-    kind, header = nifti_header(path, file)
-    offset = int(header["vox_offset"]) if np.isfinite(header["vox_offset"]) else 0
-    shape = tuple(int(n) for n in header.get_data_shape())
+def _parse(path: Path, file: Any, limit: int) -> LoadedImage:
+    begins = beginning(file)
+    header = nifti_header(path, begins)
+    offset, shape = int(header.get_data_offset()), tuple(int(n) for n in header.get_data_shape())
     dtype = header.get_data_dtype()
     size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     require_memory(size)
@@ -103,10 +102,9 @@ def _parse(path: Path, file: BinaryIO, limit: int) -> LoadedImage:
     if len(shape) not in {3, 4}:
         raise DataError(f"has {axes} axes {shape}, expected a 3D volume, or 4D with channels last")
     _require_voxel_size(header, shape)
-    file.seek(0)
     try:
-        image: Any = kind.from_file_map({"image": nib.FileHolder(fileobj=file)})
-        values = np.asanyarray(image.dataobj).reshape(shape)
+        header.check_fix()
+        values = np.asanyarray(nib.arrayproxy.ArrayProxy(file, header)).reshape(shape)
     except (EOFError, gzip.BadGzipFile, zlib.error, MemoryError):
         raise
     except Exception:  # noqa: BLE001 - nibabel and NumPy raise many types for a broken file
@@ -115,33 +113,42 @@ def _parse(path: Path, file: BinaryIO, limit: int) -> LoadedImage:
         if held < offset + size:
             why = f"it ends early: it holds {max(held - offset, 0)} of {size} bytes of voxels. Copy it again"
         raise unreadable(path, "NIfTI", why, _LOOKS) from None
-    affine, notes = _placed(image, shape[:3])
-    stored = str(dtype.newbyteorder("="))
-    texts = _header_texts(image.header)
-    return LoadedImage(values if len(shape) == 4 else values[..., None], affine, stored, texts=texts, notes=notes)
+    affine, notes = _placed(header, shape[:3])
+    texts = _header_texts(header, begins)
+    if len(shape) == 3:
+        values = values[..., None]
+    return LoadedImage(values, affine, str(dtype.newbyteorder("=")), texts=texts, notes=notes)
 
 
-def nifti_header(path: Path, file: BinaryIO) -> tuple[Any, Any]:
-    """Return nibabel's class for the file's version, and its header as it stands in the file.
+def beginning(file: Any) -> bytes:
+    """Return the first bytes of a file of ``open_nifti``: a header of either version, and one byte more."""
+    head = bytes(file.peek(_LONGEST_HEADER)[:_LONGEST_HEADER])
+    if len(head) < _LONGEST_HEADER:  # a buffer may end anywhere
+        head = file.read(_LONGEST_HEADER)
+        file.seek(0)
+    return head
+
+
+def nifti_header(path: Path, head: bytes) -> Any:
+    """Return nibabel's header of a file as it stands there, unchecked.
 
     Args:
         path: for messages.
-        file: from ``open_nifti``, at its beginning.
+        head: the file's beginning.
 
     Raises:
         DataError: it is no header of NIfTI in one file.
     """
-    head = file.read(540)
     sizes = [int.from_bytes(head[:4], order) for order in ("little", "big")]  # type: ignore[arg-type]
-    kind: Any = next((_HEADER_SIZES[size] for size in sizes if size in _HEADER_SIZES), None)
+    kind: Any = next((_HEADERS[size] for size in sizes if size in _HEADERS), None)
     if kind is None:
         inside = kind_of(head[:132])
         what = f"; unpacked it looks like {inside}" if inside and inside != looks_like(path) else ""
         raise unreadable(path, "NIfTI", f"it does not begin with a NIfTI header{what}", _LOOKS)
-    length = kind.header_class.sizeof_hdr
+    length = kind.sizeof_hdr
     if len(head) < length:
         raise unreadable(path, "NIfTI", f"it ends after {len(head)} bytes, inside its header. Copy it again", _LOOKS)
-    header = kind.header_class(head[:length], check=False)
+    header = kind(head[:length], check=False)
     magic = bytes(header["magic"].tobytes())[:3]
     if magic in {b"ni1", b"ni2"}:
         raise DataError("is one half of a pair .hdr and .img, expected NIfTI in one file: convert it")
@@ -149,10 +156,10 @@ def nifti_header(path: Path, file: BinaryIO) -> tuple[Any, Any]:
         raise unreadable(path, "NIfTI", "its header is of Analyze 7.5, which does not say left from right", _LOOKS)
     if int(header["datatype"]) not in nib.nifti1.data_type_codes.value_set():
         raise unreadable(path, "NIfTI", f"its header says data type {int(header['datatype'])}, which does not exist")
-    return kind, header
+    return header
 
 
-def _length(file: BinaryIO) -> int:
+def _length(file: Any) -> int:
     """Return how many bytes a file holds, as far as it can be unpacked."""
     file.seek(0)
     length = 0
@@ -161,10 +168,9 @@ def _length(file: BinaryIO) -> int:
     return length
 
 
-def _placed(image: Any, shape: tuple[int, ...]) -> tuple[Affine, tuple[str, ...]]:
+def _placed(header: Any, shape: tuple[int, ...]) -> tuple[Affine, tuple[str, ...]]:
     """Return the affine in mm, and what is odd about it."""
-    header = image.header
-    affine = np.asarray(image.affine, dtype=np.float64)
+    affine = np.array(header.get_best_affine(), dtype=np.float64)
     notes = []
     unit = _UNITS.get(int(header["xyzt_units"]) & 7)
     if unit:
@@ -201,10 +207,13 @@ def _require_voxel_size(header: Any, shape: tuple[int, ...]) -> None:
         raise DataError(f"does not say how large its voxels are (pixdim is {[float(size) for size in sizes]})")
 
 
-def _header_texts(header: Any) -> tuple[str, ...]:
+def _header_texts(header: Any, begins: bytes) -> tuple[str, ...]:
+    """Return the fields that hold text of their own, and whether extensions follow (the byte behind the header)."""
     found = []
     for name in ("descrip", "aux_file", "db_name", "intent_name"):
         text = bytes(header[name].tobytes()).rstrip(b"\0 ").decode("latin-1") if name in header else ""
         if text.strip() and not _SOFTWARE_TEXT.match(text):
             found.append(name)
-    return (*found, "extensions") if len(header.extensions) else tuple(found)
+    size = header.sizeof_hdr
+    extended = len(begins) > size and begins[size] != 0 and header.get_data_offset() > size + 4
+    return (*found, "extensions") if extended else tuple(found)
