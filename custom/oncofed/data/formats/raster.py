@@ -14,7 +14,7 @@ from oncofed.errors import DataError
 
 RASTER = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 
-_FORMATS = ("PNG", "JPEG", "MPO", "BMP", "DIB", "WEBP", "GIF", "PPM")
+_FORMATS = ("PNG", "JPEG", "BMP", "DIB", "WEBP", "GIF", "PPM")
 _NAMES = {"png": "PNG", "jpg": "JPEG", "jpeg": "JPEG", "bmp": "BMP", "webp": "WebP", "tif": "TIFF", "tiff": "TIFF"}
 _ORIENTATION = 0x0112
 # Raw modes of Pillow's decoders that drop the lower half of 16 bits.

@@ -147,7 +147,7 @@ def _tried(way: Callable[[], LoadedImage]) -> LoadedImage | None:
 
 def _what_it_is(page: Any) -> str:
     codec = int(page.compression)
-    name = _NAMES.get(codec, f"of number {codec}")
+    name = _NAMES.get(codec, f"an unknown (number {codec})")
     colour = _COLOUR_NAMES.get(int(page.photometric), "")
     kind = f"{page.samplesperpixel} channels of {page.bitspersample} bits{f' in {colour}' if colour else ''}"
     text = f"is a TIFF with {kind} and {name} compression, whose pixels cannot be decoded: they are damaged"
