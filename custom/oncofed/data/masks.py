@@ -23,8 +23,13 @@ NEARLY_WHOLE = 2e-3
 _MOST_COLOURS = 64
 # Colours follow on what grey values and numbers of 24 bits take.
 _COLOUR = 1 << 24
-# How far a soft edge, or what JPEG adds about one, may reach, in pixels: JPEG has blocks of eight.
-_FRINGE = 8
+# How far a soft edge, or what a compression or sharpening adds about one, may reach, in pixels: WebP has blocks of 16.
+_FRINGE = 20
+# What differs from a level by less than this share of the scale lies at it; least share of all pixels that do, and of
+# those in the upper quarter of the scale.
+_AT_LEVEL = 0.02
+_LEAST_AT_LEVELS = 0.5
+_LEAST_AT_TOP = 0.2
 # Of the pixels between two levels: least share within a fringe, and most share that lies in an even area.
 _LEAST_IN_FRINGE = 0.95
 _MOST_EVEN = 0.3
@@ -257,7 +262,9 @@ def _is_soft(values: Values, top: float, lossy: bool = False) -> bool:
     if not count or len(counted(values[between])[0]) < (1 if lossy else _FEWEST_LEVELS):
         return False
     low, high = values < top / 4, values > top * 3 / 4
-    if not high.any() or not low.any():
+    at_top, at_bottom = np.count_nonzero(values >= top * (1 - _AT_LEVEL)), np.count_nonzero(values <= top * _AT_LEVEL)
+    few = at_top + at_bottom < _LEAST_AT_LEVELS * values.size or at_top < _LEAST_AT_TOP * np.count_nonzero(high)
+    if few or not at_top or not at_bottom:
         return False
     if not lossy and np.count_nonzero(_even(values) & between) > _MOST_EVEN * count:
         return False
