@@ -211,10 +211,11 @@ def _crisp(image: LoadedImage) -> LoadedImage:
     shown = _some_slices(values[..., 0])
     top = _full_scale(int(values.max()))
     if top and values.min() >= 0 and _is_soft(shown, float(top), image.lossy is not None):
-        half = top // 2
+        half, levels = top // 2, len(counted(shown)[0])
+        cut = ((values > half) * top).astype(values.dtype)
         what = f"{image.lossy} changed its label's values" if image.lossy else "its label has soft edges"
-        note = f"{what} ({len(counted(shown)[0])} levels from 0 to {top}), cut at {half}"
-        return replace(image, values=((values > half) * top).astype(values.dtype), notes=(*image.notes, note))
+        note = (f"{what} ({levels} levels from 0 to {top}), cut at {half}",) if levels > 2 else ()
+        return replace(image, values=cut, notes=(*image.notes, *note))
     if image.lossy and set(counted(shown)[0].tolist()) - {0, 255}:
         raise DataError(_lossy_text(image.lossy, "changed its label's values, which are not near two levels"))
     if _is_picture(shown):
@@ -257,17 +258,21 @@ def _is_soft(values: Values, top: float, lossy: bool = False) -> bool:
         top: the upper level, the lower being 0.
         lossy: a compression added noise about the edges, in even areas too.
     """
-    between = (values > NEARLY_WHOLE) & (values < top - NEARLY_WHOLE)
-    count = np.count_nonzero(between)
-    if not count or len(counted(values[between])[0]) < (1 if lossy else _FEWEST_LEVELS):
-        return False
     low, high = values < top / 4, values > top * 3 / 4
     at_top, at_bottom = np.count_nonzero(values >= top * (1 - _AT_LEVEL)), np.count_nonzero(values <= top * _AT_LEVEL)
     few = at_top + at_bottom < _LEAST_AT_LEVELS * values.size or at_top < _LEAST_AT_TOP * np.count_nonzero(high)
     if few or not at_top or not at_bottom:
         return False
-    if not lossy and np.count_nonzero(_even(values) & between) > _MOST_EVEN * count:
-        return False
+    margin = _AT_LEVEL * top if lossy else NEARLY_WHOLE
+    between = (values > margin) & (values < top - margin)
+    count = np.count_nonzero(between)
+    if lossy and not count:
+        return True
+    if not lossy:
+        if not count or len(counted(values[between])[0]) < _FEWEST_LEVELS:
+            return False
+        if np.count_nonzero(_even(values) & between) > _MOST_EVEN * count:
+            return False
     size = (2 * _FRINGE + 1, 2 * _FRINGE + 1, 1)[: values.ndim]
     near = ndimage.maximum_filter(low, size) & ndimage.maximum_filter(high, size)
     return bool(np.count_nonzero(near & between) >= _LEAST_IN_FRINGE * count)
