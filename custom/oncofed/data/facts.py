@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from oncofed.data.formats.common import LoadedImage, Values, farthest_corner
+from oncofed.data.formats.common import LoadedImage, farthest_corner
 from oncofed.data.images import read_image
 from oncofed.data.manifest import Entry, Intensity
 from oncofed.data.masks import counted, read_mask
 from oncofed.errors import DataError
+
+Values = NDArray[Any]
 
 # More distinct values than this in one mask: it numbers objects, not classes.
 _MOST_CLASSES = 64

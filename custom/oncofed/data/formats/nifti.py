@@ -139,7 +139,7 @@ def nifti_header(path: Path, head: bytes) -> Any:
     Raises:
         DataError: it is no header of NIfTI in one file.
     """
-    sizes = [int.from_bytes(head[:4], order) for order in ("little", "big")]  # type: ignore[arg-type]
+    sizes = [int.from_bytes(head[:4], order) for order in ("little", "big")]
     kind: Any = next((_HEADERS[size] for size in sizes if size in _HEADERS), None)
     if kind is None:
         inside = kind_of(head[:132])

@@ -55,7 +55,7 @@ def _read(path: Path, image: Image.Image) -> LoadedImage:
     if frames > 1 and image.format != "MPO":  # a camera's second picture is a preview, or for the other eye
         raise DataError(f"holds {frames} pictures one after another, expected one")
     notes = []
-    if any(tile[3] in _HALVED for tile in image.tile):
+    if any(tile[3] in _HALVED for tile in getattr(image, "tile", ())):
         notes.append("its 16 bits a colour are read as 8")
     orientation = int(image.getexif().get(_ORIENTATION) or 1)
     lossy = _lossy(path, image)

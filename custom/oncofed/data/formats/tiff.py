@@ -76,13 +76,14 @@ def _read(path: Path, file: Any) -> LoadedImage:
         notes.append(f"a TIFF of {slices} pages, read as a volume")
     tag = page.tags.get(_ORIENTATION)
     orientation = int(tag.value) if tag is not None and tag.value in range(2, 9) else 1
-    sizes = _pixel_sizes(file, page)
+    x, y, z = _pixel_sizes(file, page)
     if orientation > 1:
         notes.append(orientation_note(orientation))
-    if orientation in SWAPPED and sizes:
-        sizes = [sizes[1], sizes[0], sizes[2]]
-    calibrated = bool(sizes) and (sizes[2] is not None or not slices)
-    affine = np.diag([sizes[0], sizes[1], (sizes[2] if slices else None) or 1.0, 1.0]) if calibrated else np.eye(4)
+    if orientation in SWAPPED:
+        x, y = y, x
+    affine, calibrated = np.eye(4), bool(x and y and (z or not slices))
+    if calibrated:
+        affine[[0, 1, 2], [0, 1, 2]] = x, y, z if slices else 1.0
     return replace(
         image,
         affine=affine,
@@ -231,27 +232,23 @@ def _by_pillow(path: Path, page: Any, pages: int, axes: str) -> LoadedImage:
     return replace(images[0], values=values)
 
 
-def _pixel_sizes(file: Any, page: Any) -> list[Any] | None:
-    """Return pixel sizes along x, y and z in mm, z None where it is not said; None where the file does not say."""
+def _pixel_sizes(file: Any, page: Any) -> tuple[float | None, float | None, float | None]:
+    """Return pixel sizes along x, y and z in mm, None where the file does not say."""
     if file.is_ome:
         found = re.search(r"<(?:\w+:)?Pixels\b[^>]*>", file.ome_metadata or "")
-        if not found:
-            return None
-        attributes = dict(re.findall(r"(PhysicalSize[XYZ](?:Unit)?)\s*=\s*[\"']([^\"']*)[\"']", found[0]))
-        sizes = [_ome_size(attributes, axis) for axis in "XYZ"]
-        return sizes if sizes[0] and sizes[1] else None
-    if file.is_imagej:
-        metadata = file.imagej_metadata or {}
-        each = millimetres(str(metadata.get("unit", "")))
-        per_unit = [page.tags[tag].value for tag in (_X_RESOLUTION, _Y_RESOLUTION) if tag in page.tags]
-        if each is None or len(per_unit) < 2 or not all(n and d for n, d in per_unit):
-            return None
-        x, y = (each * d / n for n, d in per_unit)
-        if any(abs(25.4 / x - dpi) < 0.5 for dpi in _SCREEN_DPI):
-            return None
-        depth = metadata.get("spacing")
-        return [x, y, abs(float(depth)) * each if depth else None]
-    return None
+        text = found[0] if found else ""
+        attributes = dict(re.findall(r"(PhysicalSize[XYZ](?:Unit)?)\s*=\s*[\"']([^\"']*)[\"']", text))
+        return _ome_size(attributes, "X"), _ome_size(attributes, "Y"), _ome_size(attributes, "Z")
+    metadata = (file.imagej_metadata or {}) if file.is_imagej else {}
+    each = millimetres(str(metadata.get("unit", "")))
+    resolutions = [page.tags[tag].value for tag in (_X_RESOLUTION, _Y_RESOLUTION) if tag in page.tags]
+    if each is None or len(resolutions) < 2 or not all(n and d for n, d in resolutions):
+        return None, None, None
+    x, y = (each * d / n for n, d in resolutions)
+    if any(abs(25.4 / x - dpi) < 0.5 for dpi in _SCREEN_DPI):
+        return None, None, None
+    depth = metadata.get("spacing")
+    return x, y, abs(float(depth)) * each if depth else None
 
 
 def _ome_size(attributes: dict[str, str], axis: str) -> float | None:
