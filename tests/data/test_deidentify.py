@@ -18,6 +18,7 @@ from pydicom.sequence import Sequence as Items
 
 from dicoms import item, make_seg, make_series, make_xray, volume
 from oncofed.data.deidentify import CROSSWALK_FILE, Options, Outcome, deidentify
+from oncofed.data.images import read_image
 from oncofed.data.register import Request, register
 from oncofed.errors import DataError
 from synthetic import make_volume
@@ -184,6 +185,46 @@ def test_images_and_their_masks_keep_a_common_name_and_lose_their_text(tmp_path:
     np.testing.assert_array_equal(
         np.asarray(Image.open(jpeg)), np.asarray(Image.open(tmp_path / "in" / "images" / "b.jpg"))
     )
+
+
+@pytest.mark.wild(
+    "detectron2#788, D-FINE#308", "a copy without Exif that lies on its side, beside a mask that does not"
+)
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp"])
+def test_a_copy_is_as_upright_as_its_original(name: str, tmp_path: Path) -> None:
+    (tmp_path / "in" / "images").mkdir(parents=True)
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "Canary"
+    values = np.random.default_rng(0).integers(0, 255, (24, 40, 3), dtype=np.uint8)
+    Image.fromarray(values).save(tmp_path / "in" / "images" / name, exif=exif, lossless=True)
+    copy(tmp_path)
+    (made,) = (tmp_path / "out" / "images").iterdir()
+    assert b"Canary" not in made.read_bytes()
+    assert np.array_equal(read_image(made).values, read_image(tmp_path / "in" / "images" / name).values)
+
+
+@pytest.mark.wild("pytiff#11, ruby-vips#91", "a copy of a TIFF's first page alone")
+def test_a_copy_has_all_pages(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    pages = [Image.fromarray(np.full((24, 40), 10 * n, np.uint8)) for n in range(5)]
+    pages[0].save(tmp_path / "in" / "a.tif", save_all=True, append_images=pages[1:])
+    copy(tmp_path)
+    (made,) = (p for p in (tmp_path / "out").rglob("*") if p.is_file())
+    assert np.array_equal(read_image(made).values, read_image(tmp_path / "in" / "a.tif").values)
+
+
+@pytest.mark.wild("nibabel#966", "a copy by a name that does not say how it is compressed")
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+@pytest.mark.parametrize("layers", range(3))
+def test_nifti_is_copied_whatever_its_name(name: str, layers: int, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    content = nib.Nifti1Image(np.arange(24, dtype=np.int16).reshape(2, 3, 4), np.eye(4)).to_bytes()
+    for _ in range(layers):
+        content = gzip.compress(content)
+    (tmp_path / "in" / name).write_bytes(content)
+    copy(tmp_path)
+    (made,) = (p for p in (tmp_path / "out").rglob("*") if p.is_file())
+    assert np.array_equal(nib.load(made).dataobj, np.arange(24).reshape(2, 3, 4))
 
 
 def test_a_slide_keeps_its_pyramid_and_loses_label_and_description(tmp_path: Path) -> None:

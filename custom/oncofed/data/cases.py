@@ -17,7 +17,8 @@ import numpy as np
 from scipy import ndimage
 
 from oncofed.data import facts
-from oncofed.data.images import LoadedImage, read_image, stem
+from oncofed.data.formats.common import LoadedImage
+from oncofed.data.images import stem
 from oncofed.data.manifest import (
     MANIFEST_FILE,
     SALT_FILE,
@@ -29,6 +30,7 @@ from oncofed.data.manifest import (
     inside,
     read_manifest,
 )
+from oncofed.data.masks import read_mask, value_name
 from oncofed.data.spec import DataSpec, SplitSpec
 from oncofed.data.vocabulary import LabelKind, match_classes, match_labels
 from oncofed.errors import DataError
@@ -95,7 +97,7 @@ class Case:
         Raises:
             DataError: a file cannot be read.
         """
-        image, label = facts.read_case(self.images, self.mask)
+        image, label = facts.read_case(self.images, self.mask, self._by_colour)
         assert label is not None
         return self._placed(image), self._placed(replace(label, values=self._translated(label.values, numbered)))
 
@@ -105,8 +107,12 @@ class Case:
 
     def read_label(self, numbered: bool = False) -> LoadedImage:
         """Read the label alone; see ``read``."""
-        label = read_image(self.mask)
+        label = read_mask(self.mask, self._by_colour)
         return self._placed(replace(label, values=self._translated(label.values, numbered)))
+
+    @property
+    def _by_colour(self) -> bool:
+        return bool(self.entry and self.entry.label_by_colour)
 
     def _placed(self, image: LoadedImage) -> LoadedImage:
         if image.calibrated or not self.spacing:
@@ -360,7 +366,8 @@ def known_facts(case: Case) -> Entry:
         return entry
     if case.tiles:
         raise DataError("its slide is missing or has changed since it was registered; register the dataset again")
-    image, label = facts.read_case(case.images, case.label if isinstance(case.label, Path) else None)
+    mask = case.label if isinstance(case.label, Path) else None
+    image, label = facts.read_case(case.images, mask, bool(entry and entry.label_by_colour))
     found = facts.measure(image, label)
     base = entry or Entry(image=case.image.name)
     return base.model_copy(update={"label_problem": None, **found})
@@ -405,7 +412,7 @@ def _label_faults(case: Case, entry: Entry, classes: Sequence[int]) -> list[str]
     if case.instances or entry.label_values is None or isinstance(case.label, int):
         return []
     known = dict(case.label_values) if case.label_values is not None else {value: value for value in classes}
-    extra = [f"{v}" for v in sorted(facts.label_counts(entry.label_values)) if v not in {0, *known}]
+    extra = [value_name(v) for v in sorted(facts.label_counts(entry.label_values)) if v not in {0, *known}]
     if not extra:
         return []
     return [f"its label holds the values {', '.join(extra[:5])}, expected only {sorted({0, *known})}"]

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from oncofed.data.converted import write_image
-from oncofed.data.images import LoadedImage, read_image
+from oncofed.data.facts import other_grid
+from oncofed.data.images import LoadedImage
 from oncofed.data.layouts import Part
+from oncofed.data.masks import read_mask
 from oncofed.data.work import FileWork
 from oncofed.errors import DataError
-
-_GRID_TOLERANCE_MM = 1e-2
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ def compose(root: Path, parts: Sequence[Part]) -> LoadedImage:
         read = _read(root, part)
         if whole is None or values is None:
             whole, values = read, np.zeros(read.values.shape, np.uint16)
-        elif read.shape != whole.shape or not np.allclose(read.affine, whole.affine, atol=_GRID_TOLERANCE_MM):
-            raise DataError(f"its masks {parts[0].path} and {part.path} do not lie on one grid")
+        elif fault := other_grid(whole, read):
+            raise DataError(f"its masks do not lie on one grid: {part.path} {fault} as {parts[0].path} has")
         labelled = _labelled(read.values, part)
         both = (values != 0) & (labelled != 0)
         if both.any():
@@ -79,7 +79,7 @@ def compose(root: Path, parts: Sequence[Part]) -> LoadedImage:
 
 def _read(root: Path, part: Part) -> LoadedImage:
     try:
-        read = read_image(root / part.path)
+        read = read_mask(root / part.path)
     except DataError as error:
         raise DataError(f"its label file {part.path} {error}") from None
     if read.values.shape[-1] > 1:

@@ -132,7 +132,7 @@ def with_facts(folder: Path, manifest: Manifest) -> Manifest:
             image, label = facts.read_case(images, inside(folder, entry.label))
             found = facts.measure(image, label)
             found["checksum"] = facts.checksum(images)
-            found["notes"] = facts.header_text(image)
+            found["notes"] = facts.notes(image, label)
         except (DataError, OSError):
             return entry.model_copy(update={"name": name})
         return entry.model_copy(update={**found, "name": name, "patient": entry.patient or name})

@@ -19,6 +19,7 @@ import math
 import os
 import secrets
 import warnings
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -27,11 +28,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import pydicom
 from dicomanonymizer.dicomfields_selector import dicom_anonymization_database_selector
 from dicomanonymizer.simpledicomanonymizer import anonymize_dataset, initialize_actions
-from PIL import Image
+from PIL import Image, ImageOps, ImageSequence
 from pydicom.datadict import dictionary_VR
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as DicomSequence
@@ -40,7 +40,8 @@ from pydicom.uid import UID
 from oncofed.data.dicom.files import read_file
 from oncofed.data.dicom.headers import looks_like_dicom, read_header
 from oncofed.data.facts import reason_of
-from oncofed.data.images import NIFTI, image_format, require_memory, stem, uncompressed
+from oncofed.data.formats.nifti import beginning, nifti_header
+from oncofed.data.images import NIFTI, image_format, open_nifti, require_memory, stem
 from oncofed.data.layouts import IMAGE_FOLDERS, LABEL_FOLDERS, kept_parts, walk
 from oncofed.data.manifest import write_whole
 from oncofed.data.workers import BROKE_ITS_READER, Workers
@@ -87,6 +88,7 @@ _SENDER_KEYWORDS = (
     "PrivateInformationCreatorUID",
 )
 _SLIDE_LABELS = {"LABEL", "OVERVIEW", "THUMBNAIL"}
+_ORIENTATION = 0x0112  # Exif
 _PNG_TEXT = {b"tEXt", b"zTXt", b"iTXt", b"eXIf", b"tIME"}
 
 
@@ -375,12 +377,11 @@ def _code(value: str, meaning: str) -> Dataset:
 
 def _without_text(path: Path) -> bytes:
     """Return a NIfTI file with its free text and extensions overwritten; its voxels are the same bytes."""
-    image: Any = nib.load(path)
-    header = image.header
-    start = int(image.dataobj.offset)
-    end = start + math.prod(image.shape) * header.get_data_dtype().itemsize
-    require_memory(2 * end)
-    with uncompressed(path) as file:
+    with open_nifti(path) as (file, _):
+        header = nifti_header(path, beginning(file))
+        start = int(header.get_data_offset())
+        end = start + math.prod(header.get_data_shape()) * header.get_data_dtype().itemsize
+        require_memory(2 * end)
         content = bytearray(file.read(end))  # what stands behind the voxels is not theirs
     if len(content) < end:
         raise DataError("is cut off: voxels are missing")
@@ -396,29 +397,60 @@ def _without_text(path: Path) -> bytes:
 
 
 def _pixels_alone(path: Path) -> bytes:
-    """Return a PNG, JPEG or plain TIFF without its text: comments, camera data, names."""
+    """Return a PNG, JPEG, WebP, BMP or plain TIFF without its text: comments, camera data, names.
+
+    What says which way is up stays, for a mask lies on the image as it is shown.
+    """
     content = path.read_bytes()
-    if content.startswith(b"\x89PNG"):
-        return _png_without_text(content)
-    if content.startswith(b"\xff\xd8"):
-        return _jpeg_without_text(content)
     with Image.open(path) as image:
-        image.load()
-        clean = Image.new(image.mode, image.size)
-        clean.paste(image)
-        if image.mode == "P" and (palette := image.getpalette()):
-            clean.putpalette(palette)
+        orientation = int(image.getexif().get(_ORIENTATION) or 1)
+        if content.startswith(b"\x89PNG"):
+            return _png_without_text(content, _orientation_alone(orientation))
+        if content.startswith(b"\xff\xd8"):
+            return _jpeg_without_text(content, _orientation_alone(orientation))
+        pages = [_redrawn(page) for page in ImageSequence.Iterator(image)]
+        kind = image.format
     buffer = io.BytesIO()
-    clean.save(buffer, "BMP" if path.suffix.lower() == ".bmp" else "TIFF", compression="tiff_deflate")
+    if kind == "TIFF":
+        pages[0].save(buffer, "TIFF", save_all=True, append_images=pages[1:], compression="tiff_deflate")
+    elif len(pages) > 1:
+        raise DataError(f"holds {len(pages)} pictures one after another, expected one")
+    else:
+        pages[0].save(buffer, kind, lossless=True)
     return buffer.getvalue()
 
 
-def _png_without_text(content: bytes) -> bytes:
+def _redrawn(image: Image.Image) -> Image.Image:
+    """Return a picture's pixels, upright, and nothing else of it."""
+    image.load()
+    upright = ImageOps.exif_transpose(image)
+    clean = Image.new(upright.mode, upright.size)
+    clean.paste(upright)
+    if image.mode == "P" and (palette := image.getpalette()):
+        clean.putpalette(palette)
+    return clean
+
+
+def _orientation_alone(orientation: int) -> bytes:
+    """Return camera data (Exif) that say which way is up and nothing else; empty where the picture is upright."""
+    if orientation not in range(2, 9):
+        return b""
+    exif = Image.Exif()
+    exif[_ORIENTATION] = orientation
+    return exif.tobytes()
+
+
+def _png_without_text(content: bytes, exif: bytes) -> bytes:
     kept = [content[:8]]
     position = 8
     while position + 12 <= len(content):
         length = int.from_bytes(content[position : position + 4], "big")
-        if content[position + 4 : position + 8] not in _PNG_TEXT:
+        kind = content[position + 4 : position + 8]
+        if kind == b"IDAT" and exif:
+            part = b"eXIf" + exif.removeprefix(b"Exif\0\0")
+            kept.append((len(part) - 4).to_bytes(4, "big") + part + zlib.crc32(part).to_bytes(4, "big"))
+            exif = b""
+        if kind not in _PNG_TEXT:
             kept.append(content[position : position + 12 + length])
         position += 12 + length
     if position != len(content) or not kept[-1][4:8] == b"IEND":
@@ -426,8 +458,9 @@ def _png_without_text(content: bytes) -> bytes:
     return b"".join(kept)
 
 
-def _jpeg_without_text(content: bytes) -> bytes:
-    kept = [content[:2]]
+def _jpeg_without_text(content: bytes, exif: bytes) -> bytes:
+    segment = b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif if exif else b""
+    kept = [content[:2], segment]
     position = 2
     while position + 4 <= len(content):
         if content[position] != 0xFF:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,40 +12,59 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from oncofed.data.images import LoadedImage, read_image
+from oncofed.data.formats.common import LoadedImage, farthest_corner
+from oncofed.data.images import read_image
 from oncofed.data.manifest import Entry, Intensity
+from oncofed.data.masks import counted, read_mask
 from oncofed.errors import DataError
 
 Values = NDArray[Any]
 
 # More distinct values than this in one mask: it numbers objects, not classes.
 _MOST_CLASSES = 64
-_MOST_COUNTED = 1 << 20
 _INTENSITY_SAMPLES = 30_000
-_GRID_TOLERANCE_MM = 1e-2
+# Grids lie on each other whose corners are nearer than this, in voxels: headers round, and half a voxel is elsewhere.
+_SAME_GRID = 0.25
 _CHUNK = 1 << 20
-_LONGEST_REASON = 200
+# Decimals of lengths in mm, unless voxels are smaller than a hundredth of one.
+_DECIMALS = 6
 
 
-def read_case(images: Sequence[Path], label: Path | None) -> tuple[LoadedImage, LoadedImage | None]:
+def read_case(
+    images: Sequence[Path], label: Path | None, by_colour: bool = False
+) -> tuple[LoadedImage, LoadedImage | None]:
     """Read a case's files; several images are the channels of one.
+
+    Args:
+        images: one, or one a channel.
+        label: the mask, if any.
+        by_colour: the mask's values are the colours of its palette; see ``read_mask``.
 
     Raises:
         DataError: one cannot be read, or the channels do not lie on one grid; the message says "its image" or "its
             label" and names no path.
     """
-    parts = [_read("image", path) for path in images]
+    parts = [_told("image", path, read_image) for path in images]
     first = parts[0]
-    for part in parts[1:]:
-        if part.shape != first.shape or not np.allclose(part.affine, first.affine, atol=_GRID_TOLERANCE_MM):
-            raise DataError(
-                f"its channels do not lie on one grid: {first.shape} and {part.shape}, or another place in space"
-            )
+    for path, part in zip(images[1:], parts[1:], strict=True):
+        if fault := other_grid(first, part):
+            raise DataError(f"its channels do not lie on one grid: that of {path.name} {fault}")
     if len(parts) > 1:
         values = np.concatenate([part.values for part in parts], axis=-1)
         texts = tuple(sorted({text for part in parts for text in part.texts}))
-        first = replace(first, values=values, texts=texts)
-    return first, _read("label", label) if label else None
+        notes = tuple(dict.fromkeys(note for part in parts for note in part.notes))
+        first = replace(first, values=values, texts=texts, notes=notes)
+    return first, _told("label", label, lambda path: read_mask(path, by_colour)) if label else None
+
+
+def other_grid(image: LoadedImage, other: LoadedImage) -> str | None:
+    """Return how the grid of another image differs; None where it is the same."""
+    if other.shape != image.shape:
+        return f"has shape {other.shape}, expected {image.shape}"
+    if not (image.calibrated and other.calibrated):
+        return None
+    apart = farthest_corner(image, other)
+    return f"lies elsewhere in space, by {apart:.3g} voxels at a corner" if not apart <= _SAME_GRID else None
 
 
 def measure(image: LoadedImage, label: LoadedImage | None, classes: int = 0) -> dict[str, Any]:
@@ -58,11 +77,12 @@ def measure(image: LoadedImage, label: LoadedImage | None, classes: int = 0) -> 
     """
     values = image.values
     finite = bool(np.isfinite(values).all()) if np.issubdtype(values.dtype, np.floating) else True
+    decimals = _DECIMALS + (4 if image.spacing and min(image.spacing) < 0.01 else 0)
     facts: dict[str, Any] = {
         "shape": list(image.shape),
         "channels": int(values.shape[-1]),
-        "spacing": [round(s, 6) for s in image.spacing] if image.spacing else None,
-        "affine": np.round(image.affine, 6).tolist() if image.dimensions == 3 else None,
+        "spacing": [round(s, decimals) for s in image.spacing] if image.spacing else None,
+        "affine": np.round(image.affine, decimals).tolist() if image.dimensions == 3 and image.oriented else None,
         "orientation": image.orientation,
         "dtype": image.stored,
         "finite": finite,
@@ -97,10 +117,10 @@ def reason_of(error: Exception) -> str:
     if isinstance(error, DataError):
         return str(error)
     if isinstance(error, OSError):
-        return f"cannot be read ({error.strerror or type(error).__name__})"
+        return f"cannot be read ({error.strerror or 'its disk or network does not answer'})"
     if isinstance(error, MemoryError):
         return "cannot be read: it needs more memory than there is"
-    return f"cannot be read ({type(error).__name__}: {str(error).partition(chr(10))[0][:_LONGEST_REASON]})"
+    return "cannot be read: its header or its pixels are damaged, or of a kind that is not known here"
 
 
 def checksum(paths: Sequence[Path]) -> str:
@@ -113,9 +133,10 @@ def checksum(paths: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-def header_text(image: LoadedImage) -> list[str]:
-    """Return a note where an image's header holds text of its own, beyond what software writes of itself."""
-    return [f"header text in {', '.join(image.texts)}"] if image.texts else []
+def notes(image: LoadedImage, label: LoadedImage | None = None) -> list[str]:
+    """Return what was seen while reading; also where a header holds text, beyond what software writes of itself."""
+    text = [f"header text in {', '.join(image.texts)}"] if image.texts else []
+    return [*text, *dict.fromkeys((*image.notes, *(label.notes if label else ())))]
 
 
 def stamp(paths: Sequence[Path]) -> str:
@@ -139,26 +160,26 @@ def label_counts(label: Mapping[str, int]) -> dict[int, int]:
     return {int(float(value)): count for value, count in label.items()}
 
 
-def _read(kind: str, path: Path) -> LoadedImage:
+def _told(kind: str, path: Path, reader: Callable[[Path], LoadedImage]) -> LoadedImage:
+    """Read a file, and say in errors which it is."""
     try:
-        return read_image(path)
+        return reader(path)
     except DataError as error:
         raise DataError(f"its {kind} file {path.parent.name}/{path.name} {error}") from None
 
 
 def _label_facts(image: LoadedImage, label: LoadedImage, most_classes: int) -> dict[str, Any]:
     values = label.values
-    if label.shape != image.shape:
-        return {"label_problem": f"its label has shape {label.shape}, expected the image's {image.shape}"}
+    if fault := other_grid(image, label):
+        if image.turned and label.shape == image.shape[::-1]:
+            fault = (
+                "was drawn on the image as it is stored, not as its Exif orientation turns it and viewers show it: "
+                "turn the mask, or save the image upright"
+            )
+        return {"label_problem": f"its label {fault}".replace("expected (", "expected the image's (")}
     if values.shape[-1] > 1:
         return {"label_problem": f"its label has {values.shape[-1]} channels, expected one number a pixel"}
-    if label.calibrated and image.calibrated and not np.allclose(label.affine, image.affine, atol=_GRID_TOLERANCE_MM):
-        return {"label_problem": "its label lies elsewhere in space than its image (their affines differ)"}
-    if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
-        return {"label_problem": "its label holds values that are not finite (NaN or infinity)"}
-    found, counts = _counted(values)
-    if np.issubdtype(found.dtype, np.floating) and not np.array_equal(found, np.rint(found)):
-        return {"label_problem": f"its label holds {found[found != np.rint(found)][0]:g}, expected whole numbers"}
+    found, counts = counted(values)
     objects = int((found != 0).sum())
     if len(found) > most_classes:
         background = int(counts[found == 0].sum())
@@ -166,17 +187,9 @@ def _label_facts(image: LoadedImage, label: LoadedImage, most_classes: int) -> d
     return {
         "instances": objects,
         "label_values": {f"{int(v)}": int(c) for v, c in zip(found, counts, strict=True)},
+        "label_colours": {str(number): colour for number, colour in label.colours} or None,
+        "label_by_colour": label.by_colour or None,
     }
-
-
-def _counted(values: Values) -> tuple[Values, NDArray[np.int64]]:
-    """Return the values of a mask and how often each is there."""
-    if np.issubdtype(values.dtype, np.integer) and values.min() >= 0 and values.max() < _MOST_COUNTED:
-        every = np.bincount(_flat(values)[:, 0])  # ten times as fast as sorting
-        found = np.flatnonzero(every)
-        return found, every[found]
-    found, counts = np.unique(values, return_counts=True)
-    return found, counts
 
 
 def _flat(values: Values, like: Values | None = None) -> Values:

@@ -75,6 +75,8 @@ class Entry(_Part):
     finite: bool | None = Field(None, description="no NaN and no infinity")
     label_values: dict[_LabelValue, int] | None = Field(None, description="label value -> voxels, background too")
     instances: int | None = Field(None, description="objects in a mask that numbers them")
+    label_colours: dict[str, str] | None = Field(None, description='of a palette: number -> "#rrggbb"')
+    label_by_colour: bool | None = Field(None, description="label values are the palette's colours, not its numbers")
     label_problem: str | None = Field(None, description="why the label does not lie on the image")
     thumbnail: str | None = Field(None, description="8x8x8 or 16x16 means, base64: finds copies of the same image")
     tiles: str | None = Field(None, description="path of a slide's tiles (npz)")

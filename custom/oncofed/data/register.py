@@ -46,6 +46,8 @@ from oncofed.data.manifest import (
     read_manifest,
     write_manifest,
 )
+from oncofed.data.masks import value_name, value_of
+from oncofed.data.palettes import one_palette
 from oncofed.data.work import FileWork, SlideWork, StackWork, Work
 from oncofed.data.workers import BROKE_ITS_READER, Workers
 from oncofed.errors import DataError
@@ -171,9 +173,10 @@ def parse_labels(text: str) -> dict[int, str]:
     labels: dict[int, str] = {}
     for number, part in enumerate((p.strip() for p in text.split(",")), start=1):
         value, equals, name = part.partition("=")
-        if equals and (not value.strip().isdigit() or not name.strip()):
-            raise DataError(f"--labels {text}: found {part!r}, expected VALUE=NAME, such as 1=liver,2=tumour")
-        labels[int(value) if equals else number] = name.strip() if equals else part
+        known = value_of(value) if equals else number
+        if known is None or (equals and not name.strip()):
+            raise DataError(f"--labels {text}: found {part!r}, expected VALUE=NAME, such as 1=liver,#ff0000=tumour")
+        labels[known] = name.strip() if equals else part
     labels.setdefault(0, "background")
     return dict(sorted(labels.items()))
 
@@ -424,6 +427,7 @@ def _compose(
         else:
             hashed = {key: _hash(salt, result[key]) for key in ("patient", "study") if result.get(key)}
             entries.append(Entry.model_validate({**result, **hashed}))
+    entries = one_palette(entries)
     kind = "classes" if heap.labels else _label_kind(entries, layout, request)
     if kind == "instances":
         entries = [_as_one_class(entry) for entry in entries]
@@ -539,7 +543,7 @@ def _labels(entries: Sequence[Entry], layout: Layout, heap: Heap, request: Reque
     if masks or any(entry.label_values for entry in entries):
         named.setdefault(0, "background")
     explicit = bool(layout.labels or request.labels)
-    return named if explicit and set(named) - {0} else {**{v: str(v) for v in sorted(found)}, **named}
+    return named if explicit and set(named) - {0} else {**{v: value_name(v) for v in sorted(found)}, **named}
 
 
 def _outside_vocabulary(entry: Entry, labels: Mapping[int, str], request: Request, layout: Layout) -> list[str]:
@@ -548,7 +552,7 @@ def _outside_vocabulary(entry: Entry, labels: Mapping[int, str], request: Reques
     extra = sorted(set(facts.label_counts(entry.label_values)) - set(labels) - {0})
     if not extra:
         return []
-    values = ", ".join(map(str, extra[:5]))
+    values = ", ".join(map(value_name, extra[:5]))
     return [f"its label holds the values {values}, expected only {sorted({0, *labels})}"]
 
 

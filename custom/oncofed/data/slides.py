@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from oncofed.data.facts import checksum
-from oncofed.data.images import read_image
 from oncofed.data.manifest import Intensity
+from oncofed.data.masks import read_mask
 from oncofed.errors import DataError
 
 Pixels = NDArray[np.uint8]
@@ -444,7 +444,7 @@ def _region_labels(
     if region.suffix.lower() in {".geojson", ".json"}:
         cells = _draw_geojson(region, names, cell, (height, width))
     else:
-        image = read_image(region).values[..., 0].T
+        image = read_mask(region).values[..., 0].T
         y = ((np.arange(height) + 0.5) * cell / full.height * image.shape[0]).astype(int)
         x = ((np.arange(width) + 0.5) * cell / full.width * image.shape[1]).astype(int)
         inside = (y < image.shape[0])[:, None] & (x < image.shape[1])

@@ -92,7 +92,7 @@ class FileWork:
             mask = self._with_label(image, mask)
             found = facts.measure(image, mask)
             found["checksum"] = facts.checksum(images)
-            found["notes"] = [*facts.header_text(image), *item.notes]
+            found["notes"] = [*facts.notes(image, mask), *item.notes]
             if item.label is None and len(images) == 1:
                 found["looks_like_mask"] = few_whole_numbers(image.values)
         except Exception as error:  # noqa: BLE001 - readers raise whatever they like for a malformed file

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from oncofed.data.images import NIFTI, stem, uncompressed
+from oncofed.data.images import NIFTI, open_nifti, stem
 from oncofed.data.layouts.tables import read_table
 from oncofed.errors import DataError
 
@@ -78,7 +78,7 @@ def _of_slicer(path: Path) -> ValueNames | None:
 
 
 def _of_extension(path: Path) -> ValueNames | None:
-    with uncompressed(path) as file:
+    with open_nifti(path) as (file, _):
         head = file.read(_BEFORE_VOXELS)
         if len(head) < _BEFORE_VOXELS or head[348] == 0 or head[344:346] not in {b"n+", b"ni"}:
             return None

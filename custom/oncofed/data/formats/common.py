@@ -1,0 +1,191 @@
+"""What the readers of all formats share: what they return, and how they refuse."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import psutil
+from nibabel.affines import voxel_sizes
+from numpy.typing import NDArray
+
+from oncofed.errors import DataError
+
+Values = NDArray[Any]
+Affine = NDArray[np.float64]
+
+_MAGIC = (
+    (b"\x89PNG", "a PNG image"),
+    (b"\xff\xd8\xff", "a JPEG image"),
+    (b"II*\0", "a TIFF image"),
+    (b"MM\0*", "a TIFF image"),
+    (b"II+\0", "a TIFF image"),
+    (b"MM\0+", "a TIFF image"),
+    (b"GIF8", "a GIF image"),
+    (b"\0\0\0\x0cjP  ", "a JPEG 2000 image"),
+    (b"NRRD000", "an NRRD file"),
+    (b"ObjectType", "a MetaImage file"),
+    (b"\x5c\x01\0\0", "a NIfTI or Analyze file"),
+    (b"\0\0\x01\x5c", "a NIfTI or Analyze file"),
+    (b"PK\x03\x04", "a zip archive"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive"),
+    (b"Rar!", "a RAR archive"),
+    (b"\x1f\x8b", "gzip data"),
+    (b"BZh", "bzip2 data"),
+    (b"\xfd7zXZ", "xz data"),
+    (b"\x28\xb5\x2f\xfd", "Zstandard data"),
+    (b"%PDF", "a PDF document"),
+    (b"\x89HDF", "an HDF5 file"),
+    (b"<!DOCTYPE", "a web page"),
+    (b"<!doctype", "a web page"),
+    (b"<html", "a web page"),
+    (b"version https://git-lfs", "a Git LFS pointer (git lfs pull fetches the file)"),
+    (b"Salted__", "an encrypted file"),
+    (b"-----BEGIN PGP", "an encrypted file"),
+    (b"age-encryption.org", "an encrypted file"),
+)
+# Least volume of a voxel, as a share of the box of the same sides: below it two axes are one to float32.
+_LEAST_VOLUME = 1e-5
+
+
+@dataclass(frozen=True)
+class LoadedImage:
+    """An image file's contents.
+
+    Attributes:
+        values: (x, y, z, channel) of a volume, (x, y, channel) of a flat image; scale and intercept are applied.
+        affine: (4, 4), from voxels to RAS+ in mm; of a flat image what it says of the first two axes.
+        stored: type in the file, such as "int16".
+        calibrated: whether the file says how large its pixels are.
+        oriented: whether the file says where a volume's axes point in the patient.
+        texts: header fields that hold text of their own, beyond what software writes of itself.
+        notes: what was seen while reading, for people.
+        palette: (n, 3) uint8: ``values`` are rows of this table of colours; None: they are no such numbers.
+        colour: the channels are red, green and blue.
+        alpha: the last channel is opacity.
+        lossy: name of the compression that changed the values, such as "JPEG"; None: none did.
+        turned: the axes x and y were swapped, as the file's Exif orientation says.
+        colours: of a mask read from a palette: label value -> "#rrggbb".
+        by_colour: the mask's values stand for the palette's colours, not for its numbers.
+    """
+
+    values: Values
+    affine: Affine
+    stored: str
+    calibrated: bool = True
+    oriented: bool = True
+    texts: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    palette: NDArray[np.uint8] | None = None
+    colour: bool = False
+    alpha: bool = False
+    lossy: str | None = None
+    turned: bool = False
+    colours: tuple[tuple[int, str], ...] = ()
+    by_colour: bool = False
+
+    @property
+    def dimensions(self) -> int:
+        """2 for a flat image, 3 for a volume."""
+        return self.values.ndim - 1
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Size along each axis, without channels."""
+        return self.values.shape[:-1]
+
+    @property
+    def spacing(self) -> tuple[float, ...] | None:
+        """Voxel or pixel size along each axis in mm; None where the file does not say."""
+        return tuple(float(s) for s in voxel_sizes(self.affine)[: self.dimensions]) if self.calibrated else None
+
+    @property
+    def orientation(self) -> str | None:
+        """Where a volume's axes point, such as "RAS"; None for a flat image, or where the file does not say."""
+        if self.dimensions != 3 or not self.oriented:
+            return None
+        return "".join(a or "?" for a in nib.aff2axcodes(self.affine))
+
+
+def farthest_corner(one: LoadedImage, other: LoadedImage) -> float:
+    """Return how far the corner of a grid lies from the same corner of another, at most, in voxels of the first.
+
+    Args:
+        one: its affine can be inverted.
+        other: has as many voxels along each axis.
+    """
+    return farthest(one.affine, other.affine, one.shape)
+
+
+def farthest(one: Affine, other: Affine, shape: tuple[int, ...]) -> float:
+    """Return what ``farthest_corner`` does for two affines (4, 4) of a grid with the sides ``shape``."""
+    if np.array_equal(one, other):
+        return 0.0
+    corners = [(*corner, *[0] * (3 - len(shape)), 1) for corner in product(*((0, side - 1) for side in shape))]
+    places = np.array(corners, dtype=np.float64).T
+    moved = np.linalg.solve(one, other @ places)
+    return float(np.abs(moved - places).max())
+
+
+def is_invertible(affine: Affine) -> bool:
+    """Return whether the axes of a grid point in three directions, whatever the size of its voxels."""
+    sides = voxel_sizes(affine)
+    if not np.isfinite(affine).all() or not (sides > 0).all():
+        return False
+    return bool(abs(np.linalg.det(affine[:3, :3] / sides)) > _LEAST_VOLUME)
+
+
+def looks_like(path: Path) -> str | None:
+    """Return what a file is by its first bytes, as words; None where they tell nothing."""
+    with path.open("rb") as file:
+        return kind_of(file.read(132))
+
+
+def kind_of(head: bytes) -> str | None:
+    """Return what a file is by its first 132 bytes, as words; None where they tell nothing."""
+    if head[128:132] == b"DICM":
+        return "a DICOM file"
+    if not head:
+        return "an empty file"
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "a WebP image"
+    return next((words for magic, words in _MAGIC if head.startswith(magic)), None)
+
+
+def unreadable(path: Path, name: str, why: str, expected: tuple[str, ...] = ()) -> DataError:
+    """Return the error of a file that is not what its name says, or damaged.
+
+    Args:
+        path: of the file.
+        name: of the format, such as "NIfTI".
+        why: what is wrong.
+        expected: what ``looks_like`` may say of such a file.
+    """
+    found = looks_like(path)
+    seen = f"; it looks like {found}" if found and found not in expected else ""
+    return DataError(f"cannot be read as {name}: {why}{seen}")
+
+
+def require_memory(size: int, what: str = "declares") -> None:
+    """Refuse an image that would not fit into half of this machine's memory.
+
+    Args:
+        size: bytes.
+        what: verb of the message.
+
+    Raises:
+        DataError: it would not.
+    """
+    limit = _memory() // 2
+    if size > limit:
+        raise DataError(f"{what} {size / 2**30:.1f} GiB of pixels, more than half of this machine's memory")
+
+
+@cache
+def _memory() -> int:
+    return int(psutil.virtual_memory().total)

@@ -1,0 +1,76 @@
+"""PNG, JPEG, BMP and WebP through Pillow, by their first bytes; TIFF has a module of its own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from oncofed.data.formats.common import LoadedImage, require_memory, unreadable
+from oncofed.data.formats.pillow import SWAPPED, from_pillow, orientation_note
+from oncofed.data.formats.tiff import IS_TIFF, read_tiff
+from oncofed.errors import DataError
+
+RASTER = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
+
+_FORMATS = ("PNG", "JPEG", "BMP", "DIB", "WEBP", "GIF", "PPM")
+_NAMES = {"png": "PNG", "jpg": "JPEG", "jpeg": "JPEG", "bmp": "BMP", "webp": "WebP", "tif": "TIFF", "tiff": "TIFF"}
+_ORIENTATION = 0x0112
+# Raw modes of Pillow's decoders that drop the lower half of 16 bits.
+_HALVED = ("RGB;16B", "RGBA;16B", "LA;16B")
+
+# How many pixels this machine takes is asked before any is read: a mask of a slide may have many.
+Image.MAX_IMAGE_PIXELS = None
+
+
+def read_raster(path: Path) -> LoadedImage:
+    """Read a flat image, or the pages of a TIFF; turned as its Exif orientation says.
+
+    Raises:
+        DataError: it is broken, or of a kind that cannot be read.
+    """
+    name = _NAMES[path.suffix[1:].lower()]
+    looks = (f"a {name} image",)
+    with path.open("rb") as file:
+        head = file.read(8)
+    if head.startswith(IS_TIFF):
+        return read_tiff(path)
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            return _read(path, image)
+    except UnidentifiedImageError:
+        raise unreadable(path, name, "its beginning is none of such a file", looks) from None
+    except DataError:
+        raise
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise
+        raise unreadable(path, name, "its pixels are damaged or end early. Copy it again", looks) from None
+
+
+def _read(path: Path, image: Image.Image) -> LoadedImage:
+    require_memory(image.width * image.height * 4)
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":  # a camera's second picture is a preview, or for the other eye
+        raise DataError(f"holds {frames} pictures one after another, expected one")
+    notes = []
+    if any(tile[3] in _HALVED for tile in getattr(image, "tile", ())):
+        notes.append("its 16 bits a colour are read as 8")
+    orientation = int(image.getexif().get(_ORIENTATION) or 1)
+    lossy = _lossy(path, image)
+    image.load()
+    if orientation in range(2, 9):
+        notes.append(orientation_note(orientation))
+        ImageOps.exif_transpose(image, in_place=True)
+    return replace(from_pillow(image), notes=tuple(notes), lossy=lossy, turned=orientation in SWAPPED)
+
+
+def _lossy(path: Path, image: Image.Image) -> str | None:
+    if image.format in {"JPEG", "MPO"}:
+        return "JPEG"
+    if image.format != "WEBP":
+        return None
+    with path.open("rb") as file:
+        # Of WebP's two coders, VP8L keeps each value; its chunk stands first, or behind those that say more.
+        return None if b"VP8L" in file.read(1 << 16) else "WebP"

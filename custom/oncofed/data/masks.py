@@ -1,0 +1,300 @@
+"""From a label file to one whole number a pixel: palettes, colours, opacity, soft edges, numbers that a float rounded.
+
+A value stands for the same class in every file of a dataset, without looking at the others: grey is its number, a
+colour is a number of its own (``colour_value``), and a threshold is half of the full scale. Only a palette's numbers
+may differ in meaning between files; see ``palettes``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+
+from oncofed.data.formats.common import LoadedImage, Values
+from oncofed.data.images import read_stored
+from oncofed.errors import DataError
+
+# A label that a float holds may differ from its whole number by this much: scl_slope, resampling by nearest neighbour.
+NEARLY_WHOLE = 2e-3
+# More colours than this are no classes.
+_MOST_COLOURS = 64
+# Colours follow on what grey values and numbers of 24 bits take.
+_COLOUR = 1 << 24
+# How far a soft edge, or what a compression or sharpening adds about one, may reach, in pixels: WebP has blocks of 16.
+_FRINGE = 20
+# What differs from a level by less than this share of the scale lies at it; least share of all pixels that do, and of
+# those in the upper quarter of the scale.
+_AT_LEVEL = 0.02
+_LEAST_AT_LEVELS = 0.5
+_LEAST_AT_TOP = 0.2
+# Of the pixels between two levels: least share within a fringe, and most share that lies in an even area.
+_LEAST_IN_FRINGE = 0.95
+_MOST_EVEN = 0.3
+_FEWEST_LEVELS = 3
+# Of a volume so many slices are looked at for soft edges.
+_SLICES = 16
+# Of an image so many rows and columns are looked at for neighbours that are alike.
+_LINES = 64
+_MOST_COUNTED = 1 << 20
+# Channels of a JPEG of grey differ by this much at most.
+_SAME_GREY = 48
+# Least share of neighbours inside objects that have the same value; of a picture few have.
+_LEAST_ALIKE = 0.5
+
+
+def read_mask(path: Path, by_colour: bool = False) -> LoadedImage:
+    """Read a label file as whole numbers, one a pixel.
+
+    Args:
+        path: of the file.
+        by_colour: of a palette's mask, take the colours instead of their numbers in the palette.
+
+    Raises:
+        DataError: it cannot be read, or its values are no labels; the message names neither path nor file.
+    """
+    return as_mask(read_stored(path), by_colour)
+
+
+def as_mask(image: LoadedImage, by_colour: bool = False) -> LoadedImage:
+    """Return the labels of what ``read_stored`` returns; see ``read_mask``. Several channels are left as they are.
+
+    Raises:
+        DataError: its values are no labels.
+    """
+    if image.alpha:
+        image = _without_alpha(image)
+    if image.palette is not None:
+        image = _from_palette(image, by_colour)
+    if image.colour and image.values.shape[-1] == 3:
+        image = _from_colours(image)
+    if image.values.shape[-1] != 1:
+        return image
+    if image.values.dtype.kind == "f":
+        image = _whole(image)
+    return _crisp(image)
+
+
+def colour_value(colours: Values) -> Values:
+    """Return the label value of each colour (…, 3) uint8: grey its brightness, others a number of their own, int32."""
+    red, green, blue = (colours[..., n].astype(np.int32) for n in range(3))
+    grey = (red == green) & (green == blue)
+    return np.where(grey, red, _COLOUR + (red << 16) + (green << 8) + blue)
+
+
+def value_name(value: int) -> str:
+    """Return how people write a label value: "#rrggbb" where it stands for a colour, else the number."""
+    return f"#{value - _COLOUR:06x}" if _COLOUR <= value < 2 * _COLOUR else str(value)
+
+
+def value_of(name: str) -> int | None:
+    """Return the label value that is written as a number or as "#rrggbb"; None where it is neither."""
+    text = name.strip()
+    if text.startswith("#") and len(text) == 7 and not set(text[1:].lower()) - set("0123456789abcdef"):
+        return int(colour_value(np.array([int(text[n : n + 2], 16) for n in (1, 3, 5)], np.uint8)))
+    return int(text) if text.isdigit() else None
+
+
+def _without_alpha(image: LoadedImage) -> LoadedImage:
+    """Return a mask without opacity: what is transparent is background; what has no colour at all is drawn by it."""
+    values, alpha = image.values[..., :-1], image.values[..., -1:]
+    image = replace(image, values=values, alpha=False)
+    if (alpha == alpha.flat[0]).all():
+        return image
+    if (values == values.reshape(-1, values.shape[-1])[0]).all():
+        note = "its label is drawn in its opacity, and read from there"
+        return replace(image, values=alpha, colour=False, notes=(*image.notes, note))
+    levels = np.unique(alpha)
+    if len(levels) > 2 or levels[0] != 0:
+        raise DataError(
+            f"has {len(levels)} degrees of opacity, expected opaque or transparent: save the mask without opacity"
+        )
+    return replace(
+        image,
+        values=np.where(alpha > 0, values, values.dtype.type(0)),
+        notes=(*image.notes, "what is transparent in its label is background"),
+    )
+
+
+def _from_palette(image: LoadedImage, by_colour: bool) -> LoadedImage:
+    """Return the numbers in the palette, or the values of its colours where these say more."""
+    palette = image.palette
+    assert palette is not None
+    numbers = image.values[..., 0]
+    used = np.flatnonzero(np.bincount(numbers.ravel(), minlength=len(palette)))
+    colours = palette[np.minimum(used, len(palette) - 1)]
+    black = ~colours.any(axis=1)
+    grey = bool((colours == colours[:, :1]).all())
+    table = tuple((int(n), value_name_of_colour(c)) for n, c in zip(used, colours, strict=True))
+    image = replace(image, palette=None, colours=table)
+    # Programs that save few colours number them as they like; who numbers classes gives zero to the background.
+    zero_is_no_background = black.any() and palette[0].any()
+    shown = palette[..., 0][numbers]
+    top = _full_scale(int(shown.max())) if grey else None
+    soft = top is not None and _is_soft(shown, float(top))
+    if by_colour or zero_is_no_background or soft:
+        values = colour_value(palette)[numbers][..., None]
+        return replace(image, values=values.astype(np.uint8) if grey else values, by_colour=True)
+    return image
+
+
+def value_name_of_colour(colour: Values) -> str:
+    """Return a colour (3,) uint8 as "#rrggbb"."""
+    return "#" + "".join(f"{int(part):02x}" for part in colour)
+
+
+def _from_colours(image: LoadedImage) -> LoadedImage:
+    """Return one number a pixel: grey where the channels are alike, else one for each colour."""
+    values = image.values
+    if (values[..., 0] == values[..., 1]).all() and (values[..., 1] == values[..., 2]).all():
+        return replace(image, values=values[..., :1], colour=False)
+    if image.lossy:
+        spread = values.max(axis=-1).astype(np.int64) - values.min(axis=-1)
+        if (spread > _SAME_GREY).any():
+            raise DataError(_lossy_text(image.lossy, "blended its label's colours"))
+        grey = np.rint(values.mean(axis=-1, keepdims=True)).astype(values.dtype)
+        return replace(image, values=grey, colour=False)
+    if values.dtype != np.uint8:
+        raise DataError(
+            f"holds colours of type {image.stored}, expected 8 bits: save the mask as grey, one value a class"
+        )
+    numbers = colour_value(values)
+    found, counts = np.unique(numbers, return_counts=True)
+    if len(found) > _MOST_COLOURS or _is_blended(numbers, found, counts):
+        raise DataError(
+            f"holds {len(found)} colours, expected one for each class: its edges are blended, or it is a picture. Save "
+            "the mask without smoothing (anti-aliasing), not as JPEG"
+        )
+    return replace(image, values=numbers[..., None], colour=False)
+
+
+def _is_blended(numbers: Values, found: Values, counts: Values) -> bool:
+    """Return whether colours beyond the first few are only where others meet: no area of their own."""
+    even = numbers[_even(numbers)]
+    areas = set(np.unique(even).tolist())
+    thin = [int(value) for value in found if int(value) not in areas]
+    share = counts[np.isin(found, thin)].sum() / counts.sum()
+    return len(areas) >= 2 and len(thin) >= _FEWEST_LEVELS and share < 0.5
+
+
+def _whole(image: LoadedImage) -> LoadedImage:
+    """Return a mask of floats as integers, where each is nearly whole; soft edges are left for ``_crisp``."""
+    values = image.values
+    if not np.isfinite(values).all():
+        raise DataError("holds values that are not finite (NaN or infinity), expected whole numbers")
+    rounded = np.rint(values)
+    apart = np.abs(values - rounded)
+    if apart.max() <= NEARLY_WHOLE:
+        if max(abs(float(rounded.min())), float(rounded.max())) >= 2**31:
+            raise DataError(f"holds {rounded.max():g}, which is no label")
+        return replace(image, values=rounded.astype(np.int32))
+    if (
+        abs(float(values.max()) - 1) <= NEARLY_WHOLE
+        and values.min() >= -NEARLY_WHOLE
+        and _is_soft(_some_slices(values[..., 0]), 1.0)
+    ):
+        note = "its label has soft edges (values between 0 and 1), cut at 0.5"
+        return replace(image, values=(values > 0.5).astype(np.uint8), notes=(*image.notes, note))
+    odd = float(values[apart > NEARLY_WHOLE].flat[0])
+    raise DataError(
+        f"holds {odd:.6g}, expected whole numbers: save the label as drawn, or resample it by nearest neighbour"
+    )
+
+
+def _crisp(image: LoadedImage) -> LoadedImage:
+    """Return a mask of whole numbers whose soft edges are cut; refuse a picture of grey levels."""
+    values = image.values
+    if values.dtype.kind not in "ui" or (int(values.max()) <= _MOST_COLOURS and not image.lossy):
+        return image
+    shown = _some_slices(values[..., 0])
+    top = _full_scale(int(values.max()))
+    if top and values.min() >= 0 and _is_soft(shown, float(top), image.lossy is not None):
+        half, levels = top // 2, len(counted(shown)[0])
+        cut = ((values > half) * top).astype(values.dtype)
+        what = f"{image.lossy} changed its label's values" if image.lossy else "its label has soft edges"
+        note = (f"{what} ({levels} levels from 0 to {top}), cut at {half}",) if levels > 2 else ()
+        return replace(image, values=cut, notes=(*image.notes, *note))
+    if image.lossy and set(counted(shown)[0].tolist()) - {0, 255}:
+        raise DataError(_lossy_text(image.lossy, "changed its label's values, which are not near two levels"))
+    if _is_picture(shown):
+        raise DataError(
+            f"holds {len(counted(shown)[0])} levels of grey that form no areas, expected one number for each class or "
+            "object: its edges are soft, or it is a picture. Save the mask without smoothing"
+        )
+    return image
+
+
+def _some_slices(values: Values) -> Values:
+    """Return a flat image as it is, of a volume some slices, which look like the others."""
+    return values if values.ndim == 2 else values[..., :: -(-values.shape[2] // _SLICES)]
+
+
+def counted(values: Values) -> tuple[Values, Values]:
+    """Return the values of a mask and how often each is there."""
+    if values.dtype.kind in "ui" and values.min() >= 0 and values.max() < _MOST_COUNTED:
+        every = np.bincount(values.ravel(order="K"))  # ten times as fast as sorting
+        found = np.flatnonzero(every)
+        return found, every[found]
+    found, counts = np.unique(values, return_counts=True)
+    return found, counts
+
+
+def _full_scale(most: int) -> int | None:
+    """Return 255 or 65535 where a mask's highest value is near it."""
+    return next((top for top in (255, 65535) if 0.9 * top < most <= top), None)
+
+
+def _lossy_text(lossy: str, what: str) -> str:
+    return f"is a {lossy}, whose compression {what}. Export the labels without loss, such as PNG"
+
+
+def _is_soft(values: Values, top: float, lossy: bool = False) -> bool:
+    """Return whether all values lie at two levels, but for a fringe where these meet.
+
+    Args:
+        values: (x, y) or, slice by slice, (x, y, z).
+        top: the upper level, the lower being 0.
+        lossy: a compression added noise about the edges, in even areas too.
+    """
+    low, high = values < top / 4, values > top * 3 / 4
+    at_top, at_bottom = np.count_nonzero(values >= top * (1 - _AT_LEVEL)), np.count_nonzero(values <= top * _AT_LEVEL)
+    few = at_top + at_bottom < _LEAST_AT_LEVELS * values.size or at_top < _LEAST_AT_TOP * np.count_nonzero(high)
+    if few or not at_top or not at_bottom:
+        return False
+    margin = _AT_LEVEL * top if lossy else NEARLY_WHOLE
+    between = (values > margin) & (values < top - margin)
+    count = np.count_nonzero(between)
+    if lossy and not count:
+        return True
+    if not lossy:
+        if not count or len(counted(values[between])[0]) < _FEWEST_LEVELS:
+            return False
+        if np.count_nonzero(_even(values) & between) > _MOST_EVEN * count:
+            return False
+    size = (2 * _FRINGE + 1, 2 * _FRINGE + 1, 1)[: values.ndim]
+    near = ndimage.maximum_filter(low, size) & ndimage.maximum_filter(high, size)
+    return bool(np.count_nonzero(near & between) >= _LEAST_IN_FRINGE * count)
+
+
+def _even(values: Values) -> Values:
+    """Return where a pixel and all about it in its slice have one value."""
+    size = (3, 3, 1)[: values.ndim]
+    even: Values = ndimage.maximum_filter(values, size) == ndimage.minimum_filter(values, size)
+    return even
+
+
+def _is_picture(values: Values) -> bool:
+    """Return whether values are more than classes have, and neighbours seldom alike, as in a photograph."""
+    found, counts = counted(values)
+    if len(found) <= _MOST_COLOURS:
+        return False
+    usual = found[np.argsort(counts)[-2:]]
+    pairs = alike = 0
+    for lines in (values[:: -(-len(values) // _LINES)], values[:, :: -(-values.shape[1] // _LINES)].swapaxes(0, 1)):
+        rest = ~np.isin(lines, usual)
+        both = rest[:, 1:] & rest[:, :-1]
+        pairs += np.count_nonzero(both)
+        alike += np.count_nonzero(both & (lines[:, 1:] == lines[:, :-1]))
+    return bool(pairs) and alike < _LEAST_ALIKE * pairs

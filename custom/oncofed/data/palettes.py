@@ -1,0 +1,36 @@
+"""Masks saved with a palette: whether its numbers mean the same in all files of a dataset."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from oncofed.data.manifest import Entry
+from oncofed.data.masks import value_of
+
+
+def one_palette(entries: Sequence[Entry]) -> list[Entry]:
+    """Return entries whose label values mean the same in each file.
+
+    The number in the palette is the class where each number has one colour in all files. Programs that make a palette
+    of the colours they find number these anew in each file; then all such masks are read by their colours.
+    """
+    colours: dict[str, set[str]] = defaultdict(set)
+    for entry in entries:
+        for number, colour in (entry.label_colours or {}).items():
+            colours[number].add(colour)
+    if all(len(found) == 1 for found in colours.values()) and not any(entry.label_by_colour for entry in entries):
+        return list(entries)
+    return [_by_colour(entry) if entry.label_colours and not entry.label_by_colour else entry for entry in entries]
+
+
+def _by_colour(entry: Entry) -> Entry:
+    counts: dict[str, int] = defaultdict(int)
+    colours = entry.label_colours or {}
+    for number, count in (entry.label_values or {}).items():
+        value = value_of(colours.get(number, number))
+        counts[number if value is None else str(value)] += count
+    objects = sum(int(value) != 0 for value in counts)
+    note = "its label is read by the palette's colours: its numbers differ in meaning between files"
+    changed = {"label_values": dict(counts), "instances": objects, "label_by_colour": True}
+    return entry.model_copy(update={**changed, "notes": [*entry.notes, note]})

@@ -1,0 +1,350 @@
+"""Label files become one whole number a pixel, the same in every file, or are refused with the reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from oncofed.data.cases import read_cases
+from oncofed.data.images import read_image
+from oncofed.data.manifest import Manifest
+from oncofed.data.masks import colour_value, read_mask, value_name, value_of
+from oncofed.data.register import Request, parse_labels, register
+from oncofed.data.spec import SplitSpec
+from oncofed.errors import DataError
+
+RANDOM = np.random.default_rng(0)
+BLACK, RED, GREEN, WHITE = (0, 0, 0), (128, 0, 0), (0, 128, 0), (255, 255, 255)
+
+
+def _classes(size: int = 64) -> np.ndarray:
+    mask = np.zeros((size, size + 8), np.uint8)
+    mask[5:20, 10:30] = 1
+    mask[30:50, 12:60] = 2
+    return mask
+
+
+def _disc(size: int = 96) -> np.ndarray:
+    y, x = np.mgrid[:size, : size + 10]
+    return ((x - 45) ** 2 + (y - 40) ** 2 < 20**2).astype(np.uint8) * 255
+
+
+def _palette(mask: np.ndarray, *colours: tuple[int, int, int]) -> Image.Image:
+    image = Image.fromarray(mask, "L").convert("P")
+    image.putdata(mask.ravel().tolist())
+    image.putpalette([part for colour in colours for part in colour])
+    return image
+
+
+def _coloured(mask: np.ndarray, *colours: tuple[int, int, int]) -> np.ndarray:
+    return np.array(colours, np.uint8)[mask]
+
+
+def _read(path: Path) -> np.ndarray:
+    return read_mask(path).values[..., 0].T
+
+
+@pytest.mark.wild(
+    "lightning-flash#1400, labelme#785, labelme#2494, segmentation_keras#14", "a palette's numbers turned into colours"
+)
+@pytest.mark.parametrize("name", ["a.png", "a.bmp", "a.tif"])
+def test_a_palettes_numbers_are_the_classes(name: str, tmp_path: Path) -> None:
+    _palette(_classes(), BLACK, RED, GREEN).save(tmp_path / name)
+    assert np.array_equal(_read(tmp_path / name), _classes())
+    # As an image the same file has its colours.
+    shown = read_image(tmp_path / name).values.swapaxes(0, 1)
+    assert np.array_equal(shown, _coloured(_classes(), BLACK, RED, GREEN))
+
+
+@pytest.mark.wild("labelme#785", "a palette of many entries, as Pascal VOC's, with a border of 255")
+def test_a_border_of_255_stays_what_it_is(tmp_path: Path) -> None:
+    mask = _classes()
+    mask[4:5, 9:31] = mask[20:21, 9:31] = 255
+    _palette(mask, *[(n, 255 - n, n) if n else BLACK for n in range(256)]).save(tmp_path / "a.png")
+    assert np.array_equal(_read(tmp_path / "a.png"), mask)
+
+
+@pytest.mark.wild("lightning-flash#1400, labelme#2494", "grey saved as RGB, RGBA, with opacity")
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.webp"])
+def test_grey_saved_in_several_channels_is_grey(name: str, mode: str, tmp_path: Path) -> None:
+    if name == "a.webp" and mode == "LA":
+        pytest.skip("WebP has no such mode")
+    Image.fromarray(_classes()).convert(mode).save(tmp_path / name, **({"lossless": True} if name == "a.webp" else {}))
+    assert np.array_equal(_read(tmp_path / name), _classes())
+
+
+@pytest.mark.wild("labelme#2494", "what is drawn on a transparent layer")
+def test_what_is_transparent_is_background(tmp_path: Path) -> None:
+    mask = _classes()
+    drawn = np.dstack([np.full((*mask.shape, 3), WHITE, np.uint8), (mask > 0).astype(np.uint8) * 255])
+    drawn[mask == 0, :3] = 77  # what nobody sees
+    Image.fromarray(drawn).save(tmp_path / "a.png")
+    assert np.array_equal(_read(tmp_path / "a.png"), (mask > 0) * 255)
+    drawn[..., :3] = 0
+    Image.fromarray(drawn).save(tmp_path / "b.png")
+    assert np.array_equal(_read(tmp_path / "b.png"), (mask > 0) * 255)
+    assert "opacity" in read_mask(tmp_path / "b.png").notes[0]
+
+
+def test_degrees_of_opacity_are_refused(tmp_path: Path) -> None:
+    drawn = np.dstack([_coloured(_classes(), BLACK, RED, GREEN), 100 * _classes()])
+    Image.fromarray(drawn).save(tmp_path / "a.png")
+    with pytest.raises(DataError, match="3 degrees of opacity, expected opaque or transparent"):
+        read_mask(tmp_path / "a.png")
+
+
+@pytest.mark.wild("labelme#785, lightning-flash#1400", "masks of one colour a class: which colour is which class")
+def test_a_colour_is_the_same_number_in_every_file(tmp_path: Path) -> None:
+    Image.fromarray(_coloured(_classes(), BLACK, RED, GREEN)).save(tmp_path / "a.png")
+    Image.fromarray(_coloured(_classes(), BLACK, GREEN, RED)).save(tmp_path / "b.png")
+    red, green = value_of("#800000"), value_of("#008000")
+    assert np.array_equal(_read(tmp_path / "a.png"), np.choose(_classes(), [0, red, green]))
+    assert np.array_equal(_read(tmp_path / "b.png"), np.choose(_classes(), [0, green, red]))
+
+
+@settings(max_examples=50, deadline=None)
+@given(colours=st.lists(st.tuples(*[st.integers(0, 255)] * 3), min_size=2, max_size=20, unique=True))
+def test_colours_have_numbers_of_their_own(colours: list[tuple[int, int, int]]) -> None:
+    values = colour_value(np.array(colours, np.uint8)).tolist()
+    assert len(set(values)) == len(colours)
+    for (red, green, blue), value in zip(colours, values, strict=True):
+        assert value_of(value_name(value)) == value
+        assert (value == red) == (red == green == blue)
+
+
+def _dataset(folder: Path, masks: list[Image.Image], name: str = "{}.png") -> Manifest:
+    (folder / "in" / "images").mkdir(parents=True)
+    (folder / "in" / "masks").mkdir()
+    for number, mask in enumerate(masks):
+        field = RANDOM.integers(0, 255, (mask.height, mask.width, 3), dtype=np.uint8)
+        Image.fromarray(field).save(folder / "in" / "images" / f"{number}.png")
+        mask.save(folder / "in" / "masks" / name.format(number))
+    return register(Request(folder / "in", "demo", folder / "out", workers=1))
+
+
+@pytest.mark.wild("labelme#785, lightning-flash#1400", "colours of a mask have no names: the table tells them")
+def test_colours_are_told_and_can_be_named(tmp_path: Path) -> None:
+    masks = [Image.fromarray(_coloured(_classes(), BLACK, RED, GREEN)) for _ in range(4)]
+    manifest = _dataset(tmp_path, masks)
+    assert set(manifest.labels.values()) == {"background", "#800000", "#008000"}
+    assert parse_labels("#800000=tumour")[value_of("#800000") or -1] == "tumour"
+
+
+def _used(cases: object) -> list[tuple[int, int, int]]:
+    """Return how many pixels of each job's class training sees, case by case."""
+    return [tuple(np.bincount(c.read()[1].values.ravel(), minlength=3).tolist()) for c in cases]  # type: ignore[attr-defined]
+
+
+@pytest.mark.wild("labelme#785, ImageMagick's palettes", "a palette that each file numbers anew")
+def test_palettes_that_contradict_each_other_are_read_by_colour(tmp_path: Path) -> None:
+    one, two = _classes(), _classes()
+    two[two > 0] = 3 - two[two > 0]
+    masks = [_palette(one, BLACK, RED, GREEN), _palette(two, BLACK, GREEN, RED)] * 3
+    manifest = _dataset(tmp_path, masks)
+    counts = {int((_classes() == 1).sum()), int((_classes() == 2).sum())}
+    assert all(
+        (e.label_values or {})[str(value_of("#800000"))] == int((_classes() == 1).sum()) for e in manifest.entries
+    )
+    renamed = manifest.model_copy(update={"label_map": {"#800000": "tumour", "#008000": "rim"}})
+    from oncofed.data.manifest import write_manifest  # noqa: PLC0415
+
+    write_manifest(tmp_path / "out", renamed)
+    cases = read_cases(tmp_path / "out", SplitSpec(), 1, {1: "tumour", 2: "rim"})
+    seen = _used(cases)
+    assert len(set(seen)) == 1
+    assert set(seen[0][1:]) == counts
+    assert seen[0][1] == int((_classes() == 1).sum())
+
+
+@pytest.mark.wild("ImageMagick's palettes", "a palette whose first colour is the object")
+def test_a_palette_that_begins_with_the_object_is_read_by_its_colours(tmp_path: Path) -> None:
+    mask = (_classes() > 0).astype(np.uint8)
+    _palette(1 - mask, WHITE, BLACK).save(tmp_path / "a.png")
+    assert np.array_equal(_read(tmp_path / "a.png"), mask * 255)
+
+
+def _soft(method: Image.Resampling, factor: float) -> np.ndarray:
+    disc = Image.fromarray(_disc())
+    return np.asarray(disc.resize((int(disc.width * factor), int(disc.height * factor)), method))
+
+
+@pytest.mark.wild("EGE-UNet#13, plant-3d-vision#140", "soft edges: each grey level an object of its own")
+@pytest.mark.parametrize("factor", [0.5, 2.6, 5.3])
+@pytest.mark.parametrize("method", [Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS])
+@pytest.mark.parametrize("mode", ["L", "RGB", "P", "I;16", "volume"])
+def test_soft_edges_are_cut_half_way_and_told(
+    mode: str, method: Image.Resampling, factor: float, tmp_path: Path
+) -> None:
+    soft = _soft(method, factor)
+    path, top = tmp_path / "a.png", 255
+    if mode == "volume":
+        path = tmp_path / "a.nii.gz"
+        nib.save(nib.Nifti1Image(np.repeat(soft.T[..., None], 5, -1), np.eye(4)), path)
+    elif mode == "I;16":
+        top = 65535
+        Image.fromarray(soft.astype(np.uint16) * 257).save(path)
+    elif mode == "P":
+        _palette(soft, *[(n, n, n) for n in range(256)]).save(path)
+    else:
+        Image.fromarray(soft).convert(mode).save(path)
+    read = read_mask(path)
+    found = read.values[..., 0].T
+    assert np.array_equal(found[2] if mode == "volume" else found, (soft > 127) * top)
+    assert "cut at" in read.notes[0]
+
+
+@pytest.mark.wild("EGE-UNet#13", "classes and objects taken for soft edges")
+@pytest.mark.parametrize("values", [(0, 1, 2, 3), (0, 85, 170, 255), (0, 63, 127, 191, 255), (0, 128, 255), (0, 255)])
+def test_classes_stay_what_they_are(values: tuple[int, ...], tmp_path: Path) -> None:
+    mask = np.zeros((80, 120), np.uint8)
+    for number, value in enumerate(values):
+        mask[10 : 10 + 2 * (number + 4), 20 * number : 20 * number + 15] = value
+        mask[40 + 2 * number : 42 + 2 * number, :] = value  # thin as an edge
+    Image.fromarray(mask).save(tmp_path / "a.png")
+    assert np.array_equal(_read(tmp_path / "a.png"), mask)
+
+
+@settings(max_examples=15, deadline=None)
+@given(side=st.integers(2, 12), gap=st.integers(0, 3), seed=st.integers(0, 99))
+def test_numbered_objects_stay_what_they_are(
+    side: int, gap: int, seed: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    numbers = np.random.default_rng(seed).permutation(np.arange(1, 256))
+    mask = np.zeros((200, 220), np.uint16)
+    places = [(y, x) for y in range(0, 180, side + gap) for x in range(0, 200, side + gap)]
+    for (y, x), number in zip(places, numbers, strict=False):
+        mask[y : y + side, x : x + side] = number
+    path = tmp_path_factory.mktemp("m") / "a.png"
+    Image.fromarray(mask).save(path)
+    assert np.array_equal(_read(path), mask)
+
+
+@pytest.mark.wild("PraNet#54", "JPEG masks: values that the compression made")
+@pytest.mark.parametrize("quality", [60, 75, 95])
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize("name", ["a.jpg", "a.webp", "a.tif", "again.png"])
+def test_a_jpeg_of_two_levels_is_cut_half_way(name: str, mode: str, quality: int, tmp_path: Path) -> None:
+    image = Image.fromarray(_disc()).convert(mode)
+    path = tmp_path / name
+    if name == "a.tif":
+        array = np.asarray(image)
+        tifffile.imwrite(path, array, compression="jpeg", compressionargs={"level": quality})
+    elif name == "again.png":
+        image.convert("L").save(tmp_path / "b.jpg", quality=quality)
+        Image.open(tmp_path / "b.jpg").save(path)
+    else:
+        image.save(path, quality=quality)
+    read = read_mask(path)
+    wrong = _disc() != read.values[..., 0].T
+    assert set(np.unique(read.values)) == {0, 255}
+    assert wrong.mean() < 0.002  # at the edge itself
+    assert "cut at 127" in read.notes[0]
+
+
+@pytest.mark.wild("PraNet#54", "JPEG masks of classes: refused without the reason")
+@pytest.mark.parametrize("values", [(0, 1, 2), (0, 100, 200), (0, 1, 1)])
+def test_a_jpeg_of_classes_is_refused_as_one(values: tuple[int, ...], tmp_path: Path) -> None:
+    Image.fromarray(np.array(values, np.uint8)[_classes()]).save(tmp_path / "a.jpg", quality=90)
+    with pytest.raises(DataError, match="is a JPEG, whose compression changed its label's values"):
+        read_mask(tmp_path / "a.jpg")
+    Image.fromarray(_coloured(_classes(), BLACK, RED, GREEN)).save(tmp_path / "b.jpg")
+    with pytest.raises(DataError, match=r"is a JPEG, whose compression blended its label's colours.*PNG"):
+        read_mask(tmp_path / "b.jpg")
+
+
+@pytest.mark.wild("EGE-UNet#13", "a picture, or colours that are blended, taken for a mask")
+def test_pictures_are_no_masks(tmp_path: Path) -> None:
+    y, x = np.mgrid[:90, :100]
+    Image.fromarray(RANDOM.integers(0, 255, (90, 100), dtype=np.uint8)).save(tmp_path / "noise.png")
+    blurred = 127 + 127 * np.sin(x / 19 + y / 23)
+    Image.fromarray(blurred.astype(np.uint8)).save(tmp_path / "blurred.png")
+    for name in ("noise.png", "blurred.png"):
+        with pytest.raises(DataError, match="levels of grey that form no areas"):
+            read_mask(tmp_path / name)
+    Image.fromarray(RANDOM.integers(0, 255, (90, 100, 3), dtype=np.uint8)).save(tmp_path / "photo.png")
+    blended = Image.fromarray(_coloured(_classes(), BLACK, RED, GREEN)).resize((300, 300), Image.Resampling.BILINEAR)
+    blended.save(tmp_path / "blended.png")
+    for name in ("photo.png", "blended.png"):
+        with pytest.raises(DataError, match="colours, expected one for each class: its edges are blended"):
+            read_mask(tmp_path / name)
+
+
+@pytest.mark.wild(
+    "spinalcordtoolbox#4346, spinalcordtoolbox#3101, nibabel#1001, torchio#220", "labels that a float rounded"
+)
+@settings(max_examples=25, deadline=None)
+@given(error=st.floats(-1e-3, 1e-3), label=st.integers(1, 200), kind=st.sampled_from([np.float32, np.float64]))
+def test_nearly_whole_labels_are_whole(
+    error: float, label: int, kind: type, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.mktemp("m") / "a.nii.gz"
+    mask = np.zeros((6, 5, 4))
+    mask[2:4, 1:3, 1:3] = label
+    nib.save(nib.Nifti1Image((mask + error * (mask > 0)).astype(kind), np.eye(4)), path)
+    read = read_mask(path)
+    assert np.issubdtype(read.values.dtype, np.integer)
+    assert np.array_equal(read.values[..., 0], mask)
+
+
+@pytest.mark.wild("nibabel#1001", "labels scaled by scl_slope")
+@pytest.mark.parametrize("slope", [1 / 3, 0.1, 0.003921569])
+def test_scaled_labels_are_whole(slope: float, tmp_path: Path) -> None:
+    labels = np.zeros((6, 5, 4))
+    labels[1:3], labels[4] = 1, 2
+    image = nib.Nifti1Image(np.rint(labels / np.float32(slope)).astype(np.int16), np.eye(4))
+    image.header.set_slope_inter(slope, 0)
+    nib.save(image, tmp_path / "a.nii")
+    assert np.array_equal(read_mask(tmp_path / "a.nii").values[..., 0], labels)
+
+
+@pytest.mark.parametrize(("value", "said"), [(0.4, "holds 0.4, expected whole"), (1.01, "1.01"), (np.nan, "NaN")])
+def test_what_is_no_label_is_refused_with_its_digits(value: float, said: str, tmp_path: Path) -> None:
+    mask = np.zeros((6, 5, 4), np.float32)
+    mask[2:4] = 1
+    mask[5, 0, 0] = value
+    nib.save(nib.Nifti1Image(mask, np.eye(4)), tmp_path / "a.nii")
+    with pytest.raises(DataError, match=said):
+        read_mask(tmp_path / "a.nii")
+
+
+@pytest.mark.wild("EGE-UNet#13", "a mask of floats with soft edges")
+def test_soft_edges_between_0_and_1_are_cut(tmp_path: Path) -> None:
+    soft = _soft(Image.Resampling.BILINEAR, 2.6).T / np.float32(255)
+    nib.save(nib.Nifti1Image(np.repeat(soft[..., None], 3, -1), np.eye(4)), tmp_path / "a.nii")
+    read = read_mask(tmp_path / "a.nii")
+    assert np.array_equal(read.values[..., 1, 0], soft > 0.5)
+    assert "cut at 0.5" in read.notes[0]
+
+
+@pytest.mark.wild("detectron2#788, D-FINE#308", "what is checked at registering is not what is trained on")
+def test_training_reads_what_registering_read(tmp_path: Path) -> None:
+    masks = [Image.fromarray(_soft(Image.Resampling.BICUBIC, 1.7)) for _ in range(4)]
+    manifest = _dataset(tmp_path, masks)
+    expected = int((np.asarray(masks[0]) > 127).sum())
+    assert [e.label_values for e in manifest.entries] == [
+        {"0": np.asarray(masks[0]).size - expected, "255": expected}
+    ] * 4
+    assert all("cut at 127" in " ".join(e.notes) for e in manifest.entries)
+    for case in read_cases(tmp_path / "out", SplitSpec(), 1):
+        assert set(np.unique(case.read()[1].values)) == {0, 255}
+        assert int((case.read_label().values > 0).sum()) == expected
+
+
+@pytest.mark.wild("detectron2#788, D-FINE#308", "a mask drawn on the pixels as they are stored")
+def test_a_mask_that_was_not_turned_is_told(tmp_path: Path) -> None:
+    manifest = _dataset(tmp_path, [Image.fromarray(_classes())])
+    assert not manifest.quarantine
+    image = tmp_path / "in" / "images" / "0.png"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(image).save(image, exif=exif)
+    (bad,) = register(Request(tmp_path / "in", "demo", tmp_path / "out", workers=1)).quarantine
+    assert "drawn on the image as it is stored, not as its Exif orientation turns it" in bad.reason
