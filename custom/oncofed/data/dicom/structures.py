@@ -22,6 +22,7 @@ from oncofed.data.dicom.canvas import Canvas
 from oncofed.data.dicom.contours import Outline, Region
 from oncofed.data.dicom.matching import PlacedLabel
 from oncofed.data.dicom.planes import ROUNDING, Floats, reaches, voxels_near
+from oncofed.data.dicom.references import contour_data
 from oncofed.data.images import LoadedImage
 from oncofed.errors import DataError
 
@@ -124,7 +125,7 @@ def _closed(items: Sequence[Dataset], name: str, told: _Told) -> Iterator[_Conto
             continue
         if any(float(v) for v in item.get("ContourOffsetVector") or ()):
             raise DataError(f"its label moves a contour of {name} by a ContourOffsetVector, which is retired: unclear")
-        numbers = np.asarray(item.get("ContourData") or (), dtype=np.float64)
+        numbers = _numbers(item, name)
         if len(numbers) % 3 or not np.isfinite(numbers).all():
             raise DataError(
                 f"its label holds a contour of {name} of {len(numbers)} numbers, expected three finite ones a point"
@@ -134,6 +135,13 @@ def _closed(items: Sequence[Dataset], name: str, told: _Told) -> Iterator[_Conto
             continue
         told.contours += 1
         yield _Contour(numbers.reshape(-1, 3), kind == _XOR)
+
+
+def _numbers(item: Dataset, name: str) -> Floats:
+    try:
+        return contour_data(item)
+    except ValueError:
+        raise DataError(f"its label holds a contour of {name} whose ContourData are not all numbers") from None
 
 
 def _draw_region(
