@@ -156,7 +156,7 @@ class StackWork:
             found = facts.measure(pixels.image, mask, len(self.values) + 1)
         except Exception as error:  # noqa: BLE001 - readers raise whatever they like for a malformed file
             return self.set_aside(facts.reason_of(error))
-        image_path, label_path = self._written()[0], self._written()[1] if self.labels else None
+        image_path, label_path = self._written()[0], self._written()[1] if mask is not None else None
         _write_image(self.out / image_path, pixels.image)
         if mask is not None and label_path:
             _write_image(self.out / label_path, mask)
