@@ -383,7 +383,7 @@ def test_a_hundred_organs_are_classes(tmp_path: Path) -> None:
     assert len(manifest.entries[0].label_values or {}) == 105
 
 
-@pytest.mark.wild("Slicer#3688", "names in other alphabets")
+@pytest.mark.wild("fo-dicom#2029, Slicer#3688", "names in other alphabets")
 @pytest.mark.parametrize("encoding", ["ISO_IR 100", "ISO_IR 192"])
 def test_names_are_read_in_their_encoding(tmp_path: Path, encoding: str) -> None:
     def change(dataset: Dataset) -> None:
@@ -393,7 +393,7 @@ def test_names_are_read_in_their_encoding(tmp_path: Path, encoding: str) -> None
     assert manifest.labels["1"] == "Hüftkopf"
 
 
-@pytest.mark.wild("Slicer#3688", "names asked for in another case")
+@pytest.mark.wild("fo-dicom#2029", "names asked for in another case")
 def test_names_that_the_user_says_are_found_in_any_case(tmp_path: Path) -> None:
     files = make_series(tmp_path / "in", volume(SHAPE), spacing=(1, 1, STEP), origin=ORIGIN, modality="CT")
     make_rtstruct(tmp_path / "in" / "rs.dcm", files, {"LIVER ": [ONE], "Other": [box(1, 2, 1, 2, 5)]})
