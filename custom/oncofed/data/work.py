@@ -183,7 +183,8 @@ class StackWork:
             found = facts.measure(pixels.image, mask, len(self.values) + 1)
         except Exception as error:  # noqa: BLE001 - readers raise whatever they like for a malformed file
             return self.set_aside(facts.reason_of(error))
-        image_path, label_path = fitting(self._written()[0], pixels.image), self._written()[1] if self.labels else None
+        image_path = fitting(self._written()[0], pixels.image)
+        label_path = self._written()[1] if mask is not None else None
         write_image(self.out / image_path, pixels.image)
         if mask is not None and label_path:
             write_image(self.out / label_path, mask)

@@ -318,6 +318,24 @@ def test_a_label_beside_its_space_says_so(tmp_path: Path) -> None:
     assert _register(tmp_path).left_out == {matching.BESIDE: 1}
 
 
+@pytest.mark.wild("rt-utils#33", "a label of a space, beside an image whose place only its frames say")
+@pytest.mark.parametrize("kind", ["seg", "rtstruct"])
+def test_an_image_of_many_frames_keeps_its_place_beside_a_label(tmp_path: Path, kind: str) -> None:
+    files = _series(tmp_path / "plain")
+    far = make_series(
+        tmp_path / "far",
+        spacing=SPACING,
+        origin=ORIGIN + np.array([0, 0, 300]),
+        change=lambda _, d: setattr(d, "FrameOfReferenceUID", pydicom.dcmread(files[0]).FrameOfReferenceUID),
+    )
+    (tmp_path / "in").mkdir()
+    make_multiframe(tmp_path / "in" / "enhanced.dcm", far)
+    _label(kind, tmp_path / "in" / "label.dcm", files, _no_reference)
+    (entry,) = _register(tmp_path).entries
+    assert entry.label is None
+    assert "label.dcm shares its frame of reference, and lies outside: not drawn" in entry.notes
+
+
 @pytest.mark.wild("–", "a structure set of an X-ray")
 def test_a_structure_set_of_an_xray_says_so(tmp_path: Path) -> None:
     xray = make_xray(tmp_path / "in", np.arange(1200, dtype=np.uint16).reshape(30, 40), FrameOfReferenceUID="1.2")

@@ -343,18 +343,21 @@ def test_contours_in_no_plane_are_refused_in_words(tmp_path: Path) -> None:
 
 
 @pytest.mark.wild("standard: PS3.3 C.8.8.6", "contour data that is broken")
-@pytest.mark.parametrize(("numbers", "said"), [([1.0] * 11, "11 numbers"), ([float("inf")] * 9, "finite")])
-def test_broken_contour_data_is_refused_in_words(tmp_path: Path, numbers: list[float], said: str) -> None:
+@pytest.mark.parametrize(
+    ("numbers", "said"),
+    [
+        (["1"] * 11, "a contour of Liver of 11 numbers"),
+        (["inf"] * 9, "finite"),
+        (["1", "x", *["2"] * 7], "ContourData are not all numbers"),
+    ],
+)
+def test_broken_contour_data_is_refused_in_words(tmp_path: Path, numbers: list[str], said: str) -> None:
     def change(dataset: Dataset) -> None:
-        contour = dataset.ROIContourSequence[0].ContourSequence[0]
-        contour["ContourData"]._value = [str(number) for number in numbers]
+        element = dataset.ROIContourSequence[0].ContourSequence[0]["ContourData"]
+        element.VR, element._value = "LO", numbers  # as text, which pydicom does not look into
 
-    try:
-        reason = _register(tmp_path, {"Liver": [ONE]}, change=change).quarantine[0].reason
-    except ValueError:
-        pytest.skip("pydicom does not write it")
+    reason = _register(tmp_path, {"Liver": [ONE]}, change=change).quarantine[0].reason
     assert said in reason
-    assert "Liver" in reason
 
 
 # --- names

@@ -9,7 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from oncofed.errors import DataError
+
 Index = tuple[Any, ...]
+
+
+class OutsideError(DataError):
+    """A label file's regions lie outside the image."""
 
 
 class Canvas:

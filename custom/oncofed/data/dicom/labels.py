@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from oncofed.data.dicom.canvas import Canvas
+from oncofed.data.dicom.canvas import Canvas, OutsideError
 from oncofed.data.dicom.matching import PlacedLabel
 from oncofed.data.dicom.references import regions_on, wanted_regions
 from oncofed.data.dicom.segmentations import draw_segmentation
@@ -24,11 +24,12 @@ class Label:
     """A mask read from DICOM.
 
     Attributes:
-        image: label values (x, y, z, 1), or (x, y, 1) of a flat image; uint8, or uint16 where a value needs it.
+        image: label values (x, y, z, 1), or (x, y, 1) of a flat image; uint8, or uint16 where a value needs it. None
+            where no file reaches the image.
         notes: what was seen and done, for people.
     """
 
-    image: LoadedImage
+    image: LoadedImage | None
     notes: list[str]
 
 
@@ -45,7 +46,8 @@ def read_labels(
         values: name of a region -> label value; others are left out.
 
     Returns:
-        The mask; where two regions overlap, the one with the higher value.
+        The mask; where two regions overlap, the one with the higher value. A file that does not name the image, and
+        lies outside, is passed over with a note.
 
     Raises:
         DataError: a file cannot be read or drawn, or none of its names is in ``values``.
@@ -55,15 +57,24 @@ def read_labels(
     names = {value: name for name, value in values.items()}
     canvas = Canvas(image.shape, names)
     notes: list[str] = []
+    drawn: list[PlacedLabel] = []
     for label in labels:
         regions = regions_on(label.header, stack.header)
         wanted = wanted_regions(regions, values)
         if not wanted:
             raise DataError(f"its label names {sorted(set(regions.values()))}, expected some of {sorted(values)}")
-        notes += label.notes
-        notes += _space_note(label, stack)
-        notes += _draw(root / label.path, canvas, wanted, image, stack, label)
-    notes += _joined(labels)
+        try:
+            found = _draw(root / label.path, canvas, wanted, image, stack, label)
+        except OutsideError:
+            if label.named:
+                raise
+            notes.append(f"{label.path} shares its frame of reference, and lies outside: not drawn")
+            continue
+        notes += [*label.notes, *_space_note(label, stack), *found]
+        drawn.append(label)
+    if not drawn:
+        return Label(None, notes)
+    notes += _joined(drawn)
     notes += canvas.overlaps()
     mask = LoadedImage(canvas.values[..., None], image.affine, str(canvas.values.dtype), calibrated=image.calibrated)
     return Label(mask, list(dict.fromkeys(notes)))

@@ -255,10 +255,26 @@ def _contours(dataset: Dataset) -> tuple[set[str], list[NDArray[np.float64]]]:
     for region in dataset.get("ROIContourSequence") or ():
         for contour in region.get("ContourSequence") or ():
             instances |= set(_instances(contour.get("ContourImageSequence") or ()))
-            numbers = np.asarray(contour.get("ContourData") or (), float)
+            numbers = contour_data(contour)
             if len(numbers) and len(numbers) % 3 == 0:
                 points.append(numbers.reshape(-1, 3))
     return instances, points
+
+
+def contour_data(contour: Dataset) -> NDArray[np.float64]:
+    """Return the numbers of a contour, in mm, as they come.
+
+    pydicom makes an object of each, which takes longer than all else about a structure set.
+
+    Raises:
+        ValueError: one is no number.
+    """
+    element = contour.get_item("ContourData")
+    value = None if element is None else element.value
+    if isinstance(value, bytes):
+        text = value.strip(b"\0 ")
+        return np.array(text.split(b"\\")).astype(np.float64) if text else np.empty(0)
+    return np.asarray(contour.get("ContourData") or (), dtype=np.float64)
 
 
 def _box(points: list[NDArray[np.float64]]) -> list[list[float]] | None:

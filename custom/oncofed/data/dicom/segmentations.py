@@ -16,7 +16,7 @@ from pydicom.dataset import Dataset
 from pydicom.pixels.utils import iter_pixels
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from oncofed.data.dicom.canvas import Canvas
+from oncofed.data.dicom.canvas import Canvas, OutsideError
 from oncofed.data.dicom.matching import PlacedLabel
 from oncofed.data.dicom.pixels import as_turned
 from oncofed.data.dicom.planes import ROUNDING, Floats, reaches, voxels_near
@@ -71,6 +71,7 @@ def draw_segmentation(
 
     Raises:
         DataError: its frames cannot be placed.
+        OutsideError: they are placed outside the image.
     """
     dataset = read_whole(path)
     if "PixelData" not in dataset:
@@ -81,7 +82,7 @@ def draw_segmentation(
     drawn = place(canvas, reader, frames, image, stack, label)
     notes = list(reader.notes())
     if reader.filled and not drawn:
-        raise DataError("its label lies outside the image: none of its pixels is on a voxel")
+        raise OutsideError("its label lies outside the image: none of its pixels is on a voxel")
     lost = sorted(reader.filled - drawn)
     if lost:
         names = ", ".join(canvas.names[value] for value in lost)

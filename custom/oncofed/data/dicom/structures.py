@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 
-from oncofed.data.dicom.canvas import Canvas
+from oncofed.data.dicom.canvas import Canvas, OutsideError
 from oncofed.data.dicom.contours import Outline, Region
 from oncofed.data.dicom.matching import PlacedLabel
 from oncofed.data.dicom.planes import ROUNDING, Floats, reaches, voxels_near
+from oncofed.data.dicom.references import contour_data
 from oncofed.data.images import LoadedImage
 from oncofed.errors import DataError
 
@@ -58,7 +59,8 @@ def draw_structures(
         Notes for people.
 
     Raises:
-        DataError: a contour is no contour, or lies in no plane; or all contours lie outside the image.
+        DataError: a contour is no contour, or lies in no plane, or all of them enclose no voxel.
+        OutsideError: all contours lie outside the image.
     """
     dataset = pydicom.dcmread(path, force=True, specific_tags=[Tag("ROIContourSequence")])
     items: dict[int, list[Dataset]] = {}
@@ -70,12 +72,10 @@ def draw_structures(
         contours = list(_closed(items.get(number, ()), name, told))
         if contours:
             _draw_region(canvas, value, contours, image, label, told)
+    if told.contours and told.outside == told.contours:
+        raise OutsideError(f"its label lies outside the image, with all of its contours ({told.contours})")
     if told.contours and not told.voxels:
-        raise DataError(
-            f"its label lies outside the image, with all of its contours ({told.contours})"
-            if told.outside == told.contours
-            else f"its label encloses no voxel of the image, with all of its contours ({told.contours})"
-        )
+        raise DataError(f"its label encloses no voxel of the image, with all of its contours ({told.contours})")
     if told.without_area and not told.contours:
         raise DataError("its label holds points or open contours alone, which have no area: nothing can be drawn")
     return list(told.notes())
@@ -92,7 +92,7 @@ class _Told:
         self.doubled: Counter[str] = Counter()
         self.across: set[str] = set()
         self.empty: set[str] = set()
-        self.apart: dict[str, float] = {}
+        self.apart: dict[str, str] = {}
 
     def notes(self) -> Iterator[str]:
         """Yield a note for each kind of what was seen."""
@@ -110,7 +110,7 @@ class _Told:
                 "the next"
             )
         for name, gap in sorted(self.apart.items()):
-            yield f"{name}: contours lie {gap:.3g} slices apart, those between are empty"
+            yield f"{name}: contours lie {gap}"
         if self.empty:
             yield f"no voxel inside the contours of {', '.join(sorted(self.empty))}"
 
@@ -124,7 +124,7 @@ def _closed(items: Sequence[Dataset], name: str, told: _Told) -> Iterator[_Conto
             continue
         if any(float(v) for v in item.get("ContourOffsetVector") or ()):
             raise DataError(f"its label moves a contour of {name} by a ContourOffsetVector, which is retired: unclear")
-        numbers = np.asarray(item.get("ContourData") or (), dtype=np.float64)
+        numbers = _numbers(item, name)
         if len(numbers) % 3 or not np.isfinite(numbers).all():
             raise DataError(
                 f"its label holds a contour of {name} of {len(numbers)} numbers, expected three finite ones a point"
@@ -134,6 +134,13 @@ def _closed(items: Sequence[Dataset], name: str, told: _Told) -> Iterator[_Conto
             continue
         told.contours += 1
         yield _Contour(numbers.reshape(-1, 3), kind == _XOR)
+
+
+def _numbers(item: Dataset, name: str) -> Floats:
+    try:
+        return contour_data(item)
+    except ValueError:
+        raise DataError(f"its label holds a contour of {name} whose ContourData are not all numbers") from None
 
 
 def _draw_region(
@@ -189,8 +196,10 @@ def _draw_slices(
     depths = np.array([plane.depth for plane in planes])
     gap = float(np.median(np.diff(depths))) if len(depths) > 1 else 1.0
     half = 0.5 if named else max(0.5, gap / 2)
-    if named and gap > 1.5 and len(depths) > 2:
-        told.apart[name] = gap
+    if gap > 1.5 and len(depths) > 2:
+        told.apart[name] = (
+            f"{gap:.3g} slices apart, those between are {'empty' if named else 'filled half way to each'}"
+        )
     left: list[Region] = []
     for plane, (low, high) in zip(planes, reaches(depths, half), strict=True):
         first = np.ceil(plane.depth + low - ROUNDING)
