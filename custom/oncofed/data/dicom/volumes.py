@@ -97,7 +97,10 @@ def volumes(group: list[Slice], digests: Digests) -> tuple[list[Stack], set[str]
         stacks, more = volumes([item for item in group if item.path not in copies], digests)
         return stacks, copies | more
     twice = len(group) - places.count
-    return [refused(group, f"has {twice} of {len(group)} slices at positions of others, and {said}")], set()
+    what = f"has {twice} of {len(group)} slices at positions of others, and {said}"
+    return [
+        refused(group, f"{what}. Export each volume as a series of its own, or leave out what is there twice")
+    ], set()
 
 
 class _Places:
