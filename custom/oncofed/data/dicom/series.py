@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,7 +27,7 @@ _VOLUMES = {"CT", "MR", "PT", "NM"}
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _CAPTURED = {"SECONDARY", "SCREEN SAVE", "SCREENSHOT"}
 _LOCALIZER_WORDS = ("localizer", "scout", "topogram", "surview", "survey")
-_MOST_OF_LOCALIZER = 45  # three directions of fifteen slices
+_MOST_OF_LOCALIZER = 15
 _FEWEST_OF_VOLUME = 4
 
 
@@ -149,10 +149,10 @@ def _stacks(series: list[Slice], copies: set[str], digests: Digests) -> tuple[li
             left_out[item.path] = LOCALIZER
         else:
             classic.append(item)
-    described = [item for item in classic if _is_described_as_localizer(item)]
-    if len(described) <= _MOST_OF_LOCALIZER:
-        left_out |= {item.path: LOCALIZER for item in described}
-        classic = [item for item in classic if item.path not in left_out]
+    for group, _ in by_plane([item for item in classic if _is_described_as_localizer(item)]):
+        if len(group) <= _MOST_OF_LOCALIZER:
+            left_out |= {item.path: LOCALIZER for item in group}
+    classic = [item for item in classic if item.path not in left_out]
     planes = by_plane(classic)
     most = max((len(group) for group, _ in planes), default=0)
     notes = (f"its series holds {len(planes)} orientations or sizes",) if len(planes) > 1 else ()
