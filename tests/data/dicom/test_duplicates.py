@@ -114,3 +114,17 @@ def test_series_whose_uids_are_gone_are_read(tmp_path: Path, uid: str) -> None:
     assert [entry.shape for entry in manifest.entries] == [[12, 16, 8]] * 2
     assert len({entry.checksum for entry in manifest.entries}) == 2
     assert all(uid == "blank" or JOINED in entry.notes for entry in manifest.entries)
+
+
+@pytest.mark.wild(REPORTS, "several patients under one UID of each kind and one PatientID")
+def test_volumes_in_folders_of_their_own_are_told_apart_where_no_header_does(tmp_path: Path) -> None:
+    def same(number: int, dataset: Dataset) -> None:
+        dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.FrameOfReferenceUID = "1.2.3", "1.2.4", "1.2.5"
+        dataset.SOPInstanceUID = "1.2.6"
+
+    for number in range(3):
+        make_series(tmp_path / "in" / str(number), volume(seed=number), patient="ANONYMOUS", change=same)
+    manifest = register(Request(tmp_path / "in", "demo", tmp_path / "out", workers=1, patient_from="folder"))
+    assert [entry.shape for entry in manifest.entries] == [[12, 16, 8]] * 3
+    assert len({entry.patient for entry in manifest.entries}) == 3
+    assert len({entry.checksum for entry in manifest.entries}) == 3

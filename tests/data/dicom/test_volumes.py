@@ -280,9 +280,13 @@ def test_only_headers_make_a_localizer() -> None:
     assert as_made(found(*planes)) == paths(*planes)
     named = [[(path, {**h, "image_type": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}) for path, h in p] for p in planes]
     assert set(found(*named).left_out.values()) == {LOCALIZER}
+    described = [(path, {**header, "description": "3-plane scout"}) for path, header in planes[1]]
+    heap = found(planes[0], described)
+    assert as_made(heap) == paths(planes[0])
+    assert set(heap.left_out.values()) == {LOCALIZER}
     single = found(*[plane[:1] for plane in planes])
     assert [stack.reason for stack in single.stacks] == [
-        "is one slice, in a series of 3 directions or sizes: no volume"
+        "is one slice, in a series of 3 directions or sizes: no volume. Leave it out where it is a localizer"
     ] * 3
     odd = found(planes[0], planes[1][:1])
     assert list(odd.left_out.values()) == [ODD_SLICE]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -149,18 +149,26 @@ def _stacks(series: list[Slice], copies: set[str], digests: Digests) -> tuple[li
             left_out[item.path] = LOCALIZER
         else:
             classic.append(item)
+    for group, _ in by_plane([item for item in classic if _is_described_as_localizer(item)]):
+        if len(group) <= _MOST_OF_LOCALIZER:
+            left_out |= {item.path: LOCALIZER for item in group}
+    classic = [item for item in classic if item.path not in left_out]
     planes = by_plane(classic)
     most = max((len(group) for group, _ in planes), default=0)
     notes = (f"its series holds {len(planes)} orientations or sizes",) if len(planes) > 1 else ()
     for group, reason in planes:
-        if _is_described_as_localizer(group):
-            left_out |= {item.path: LOCALIZER for item in group}
-        elif len(group) == 1 and not reason and most >= _FEWEST_OF_VOLUME:
+        if len(group) == 1 and not reason and most >= _FEWEST_OF_VOLUME:
             left_out[group[0].path] = ODD_SLICE
         elif reason:
             stacks.append(refused(group, reason))
         elif len(group) == 1 and len(planes) > 1:
-            stacks.append(refused(group, f"is one slice, in a series of {len(planes)} directions or sizes: no volume"))
+            stacks.append(
+                refused(
+                    group,
+                    f"is one slice, in a series of {len(planes)} directions or sizes: no volume. "
+                    "Leave it out where it is a localizer",
+                )
+            )
         else:
             found, more = _volumes(group, digests)
             left_out |= dict.fromkeys(more, COPY)
@@ -206,9 +214,9 @@ def _is_flat(header: Header) -> bool:
     return header["modality"] in _FLAT_MODALITIES or header["samples"] > 1
 
 
-def _is_described_as_localizer(group: Sequence[Slice]) -> bool:
-    words = {item.header["description"].lower() for item in group}
-    return len(group) <= _MOST_OF_LOCALIZER and any(word in said for said in words for word in _LOCALIZER_WORDS)
+def _is_described_as_localizer(item: Slice) -> bool:
+    said = item.header["description"].lower()
+    return any(word in said for word in _LOCALIZER_WORDS)
 
 
 def _multiframe(item: Slice) -> Stack:

@@ -62,8 +62,8 @@ def rescaled(values: Values, header: Header, dataset: Dataset | None, notes: lis
         notes.append(_PHILIPS_NOTE)
     if header["slope"] == 1 and header["intercept"] == 0:
         return values
-    scaled: Values = values.astype(np.float64) * header["slope"] + header["intercept"]
-    return scaled
+    real: Values = values.astype(np.float64) * header["slope"] + header["intercept"]
+    return real
 
 
 def bright_padding(header: Header) -> list[int] | None:

@@ -21,6 +21,7 @@ from oncofed.data.dicom.regular import EVEN, as_volume, rounding
 from oncofed.data.dicom.stacks import Digests, Slice, Stack, refused
 
 IN_PLANE = "place in the plane (ImagePositionPatient)"
+FOLDER = "the folder of the files"  # where an anonymiser left nothing else
 # Times tell volumes apart where nothing else does: of many series each slice has its own.
 _TIMES = ("AcquisitionDateTime", "AcquisitionDate", "AcquisitionTime", "TriggerTime", "SeriesTime", "ContentTime")
 _ORDER = (*_TIMES, "FrameReferenceTime", "InstanceNumber")  # in which volumes may follow each other
@@ -48,7 +49,15 @@ _PHYSICAL = (
 _IMAGED = {*_PHYSICAL, "SliceThickness", "KVP", "FlipAngle"}
 _SAID = {*_IMAGED, "TemporalPositionIdentifier", "AcquisitionNumber"}
 # What says nothing of how an image came about, and changes where one is sent again.
-_OF_SENDING = {"SeriesNumber", "SeriesDescription", "ProtocolName", "StudyInstanceUID", "FrameOfReferenceUID", *_ORDER}
+_OF_SENDING = {
+    "SeriesNumber",
+    "SeriesDescription",
+    "ProtocolName",
+    "StudyInstanceUID",
+    "FrameOfReferenceUID",
+    FOLDER,
+    *_ORDER,
+}
 _SAME_NUMBER = 1e-3
 _FEWEST_PLACES = 3
 _FEWEST_OF_TWO = 4  # slices of two volumes
@@ -88,7 +97,10 @@ def volumes(group: list[Slice], digests: Digests) -> tuple[list[Stack], set[str]
         stacks, more = volumes([item for item in group if item.path not in copies], digests)
         return stacks, copies | more
     twice = len(group) - places.count
-    return [refused(group, f"has {twice} of {len(group)} slices at positions of others, and {said}")], set()
+    what = f"has {twice} of {len(group)} slices at positions of others, and {said}"
+    return [
+        refused(group, f"{what}. Export each volume as a series of its own, or leave out what is there twice")
+    ], set()
 
 
 class _Places:
@@ -128,6 +140,8 @@ class _Places:
         """Return the number of each slice's value of a header; numbers that differ by rounding are one value."""
         if keyword == IN_PLANE:
             return _numbered(together(self._in_plane, 4 * max(self.reach, 0.05)).tolist())
+        if keyword == FOLDER:
+            return _numbered([item.path.rpartition("/")[0] for item in self.group])
         said = [item.header["tells"].get(keyword, "") for item in self.group]
         return _numbered(_rounded(said) if keyword in _NUMBERS else said)
 
@@ -185,6 +199,7 @@ def _told_apart(places: _Places) -> tuple[Partition | None, str]:
         _pairs(keys, keys),
         times,
         _pairs(keys, times),
+        _single(places, (FOLDER,)),
         _in_order(places),
     ):
         best, conflict = _chosen([p for p in candidates if _fits(p, places)])
