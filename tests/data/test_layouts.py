@@ -368,6 +368,13 @@ def test_every_image_file_is_in_one_list(
     assert told == Counter(paths)
 
 
+def test_a_class_may_be_called_as_masks_are(tmp_path: Path) -> None:
+    write(tmp_path, *(f"{cell}/{cell}_{n}.png" for cell in ("Seg", "Band", "Lymph") for n in range(3)))
+    layout = layout_of(tmp_path)
+    assert (layout.kind, len(layout.items)) == ("one folder a class", 9)
+    assert layout.labels == {0: "Band", 1: "Lymph", 2: "Seg"}
+
+
 def test_what_is_kept_of_a_name_without_its_case() -> None:
     parts = {
         name: kept_parts(name) for name in ("segmentation-12", "label0007", "P7_t1_seg", "case_1_0001", "P7.seg", "ct")
