@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from oncofed.data.deidentify import Options, deidentify
 from oncofed.data.layouts import find_layout, kept_parts, walk
 from oncofed.data.layouts.base import Layout
 from oncofed.data.layouts.names import Named
@@ -366,6 +367,21 @@ def test_every_image_file_is_in_one_list(
     told += Counter(bad.source for bad in layout.bad)
     told += Counter(path for path in layout.left_out if path not in told)
     assert told == Counter(paths)
+
+
+def test_a_class_may_be_called_as_masks_are(tmp_path: Path) -> None:
+    write(tmp_path, *(f"{cell}/{cell}_{n}.png" for cell in ("Seg", "Band", "Lymph") for n in range(3)))
+    layout = layout_of(tmp_path)
+    assert (layout.kind, len(layout.items)) == ("one folder a class", 9)
+    assert layout.labels == {0: "Band", 1: "Lymph", 2: "Seg"}
+
+
+def test_copies_without_identity_keep_masks_with_their_images(tmp_path: Path) -> None:
+    names = ("volume-1.nii", "segmentation-1.nii*", "b/B7_t1.nii.gz", "b/B7_t2.nii.gz", "b/B7_seg.nii.gz*")
+    deidentify(write(tmp_path / "in", *names), tmp_path / "out", tmp_path / "key", Options())
+    items = layout_of(tmp_path / "out").items
+    assert sorted((len(item.images), len(item.masks)) for item in items) == [(1, 1), (2, 1)]
+    assert not any("B7" in path for item in items for path in item.images)
 
 
 def test_what_is_kept_of_a_name_without_its_case() -> None:

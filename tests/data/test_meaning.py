@@ -216,6 +216,23 @@ def test_names_in_an_extension_of_nifti(tmp_path: Path) -> None:
 # --- dataset.json
 
 
+@pytest.mark.wild(
+    "standard: Medical Segmentation Decathlon", "several tasks below one folder, each with names of its own"
+)
+def test_each_task_below_a_folder_names_its_own_values(tmp_path: Path) -> None:
+    for task, labels in (("Task03", {"1": "liver", "2": "tumour"}), ("Task09", {"1": "spleen", "2": "liver"})):
+        folder = nnunet_site(tmp_path / "in" / task, {"0": "background", **labels}, _areas(1, 2))
+        for file in (folder / "imagesTr").iterdir():
+            file.rename(file.with_name(f"{task}{file.name.replace('_0000', '')}"))
+        for file in (folder / "labelsTr").iterdir():
+            file.rename(file.with_name(f"{task}{file.name}"))
+    manifest = read(tmp_path / "in", tmp_path / "out")
+    assert manifest.labels == {"0": "background", "1": "liver", "2": "spleen", "3": "tumour"}
+    counts = {str(entry.source).partition("/")[0]: entry.label_values for entry in manifest.entries}
+    assert counts == {"Task03": {"0": 1664, "1": 256, "3": 128}, "Task09": {"0": 1664, "2": 256, "1": 128}}
+    assert manifest.files == {"image": 12, "label": 12, "table": 2}
+
+
 def nnunet_site(folder: Path, labels: object, mask: np.ndarray) -> Path:
     for n in range(6):
         for where, values, name in (("imagesTr", _image(n), f"B_{n:03d}_0000"), ("labelsTr", mask, f"B_{n:03d}")):

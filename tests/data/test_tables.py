@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +119,7 @@ def test_a_table_of_excel_beside_class_folders(tmp_path: Path, encoding: str, be
         "BELOW/Img007",
         "{folder}/below/img007.png",
         "img007.jpg",
+        "img007 ",
     ],
 )
 def test_a_name_as_people_write_it(tmp_path: Path, written: str) -> None:
@@ -126,6 +128,13 @@ def test_a_name_as_people_write_it(tmp_path: Path, written: str) -> None:
     (source / "t.csv").write_text(f"image,label\n{path},a\n")
     manifest = read(source, tmp_path / "out")
     assert [entry.source for entry in manifest.entries] == ["below/img007.png"]
+
+
+@pytest.mark.wild("covid-chestxray-dataset#96", "accents as macOS writes them into names of files")
+def test_an_accent_may_be_a_sign_of_its_own(tmp_path: Path) -> None:
+    source = pictures(tmp_path / "in", unicodedata.normalize("NFD", "Müller 1.png"))
+    (source / "t.csv").write_text(f"image,label\n{unicodedata.normalize('NFC', 'Müller 1')},a\n", encoding="utf-8")
+    assert len(read(source, tmp_path / "out").entries) == 1
 
 
 @settings(max_examples=60, deadline=None)

@@ -71,10 +71,12 @@ def _layout(
     if not images:
         return None
     masks, others = separate(root, [Named(path) for path in images])
-    paths = [named.path for named in others]
-    if task == "classification" or (task is None and not masks and is_class_folders(paths)):
-        return class_folders(paths, [mask.path for mask in masks])
-    return loose_images(root, files, masks, others)
+    layout = loose_images(root, files, masks, others)
+    # A class may be called as masks are: "seg" of blood cells. It is one where none of its files is an image's mask.
+    beside = [mask.path for mask in masks] if any(item.masks for item in layout.items) else []
+    if task == "classification" or (task is None and not beside and is_class_folders(images)):
+        return class_folders([path for path in images if path not in set(beside)], beside)
+    return layout
 
 
 def _tables(root: Path, files: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -91,7 +93,7 @@ def _tables(root: Path, files: Sequence[str]) -> tuple[list[str], dict[str, str]
                 others[path] = "table in a folder below: to read it, name it with --labels FILE"
             continue
         columns = columns_of(root / path)
-        if columns and "image" in columns:
+        if columns and "image" in columns and (len(columns) > 1 or not lower.endswith(".txt")):
             found.append(path)
         elif columns and {"patient", "study", "series"} & set(columns) and "label" in columns:
             others[path] = "table of patients, studies or series: to read their labels, name it with --labels FILE"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Literal
+from unicodedata import normalize
 
 from oncofed.data.images import stem
 from oncofed.data.layouts.base import SPLIT_NAMES
@@ -214,7 +215,7 @@ class Named:
 def words(text: str) -> Words:
     """Return the words of a name in lower case: imagesTr -> images, tr; label0001 -> label, 0001; T1w stays one."""
     found: list[str] = []
-    for chunk in filter(None, _SEPARATOR.split(text)):
+    for chunk in filter(None, _SEPARATOR.split(normalize("NFC", text))):
         whole = chunk.lower()
         parts = [part.lower() for part in _CASE.findall(chunk)]
         # A word of roles inside another is one only where capitals or digits set it apart.

@@ -8,13 +8,16 @@ an XML extension of NIfTI, ITK-SNAP, FreeSurfer and Slicer into text files, BIDS
 from __future__ import annotations
 
 import html
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from oncofed.data.images import NIFTI, open_nifti, stem
+from oncofed.data.label_names import named_values
 from oncofed.data.layouts.tables import read_table
+from oncofed.data.manifest import MANIFEST_FILE
 from oncofed.errors import DataError
 
 _NRRD = (".nrrd", ".nhdr")
@@ -107,13 +110,18 @@ class Beside:
         self._files = {
             path
             for path in files
-            if path.lower().endswith(_TEXTS) or (path.lower().endswith((".tsv", ".csv")) and "dseg" in path.lower())
+            if path.lower().endswith((*_TEXTS, f"/{MANIFEST_FILE}"))
+            or (path.lower().endswith((".tsv", ".csv")) and "dseg" in path.lower())
         }
         self._known: dict[str, dict[int, str]] = {}
         self.used: set[str] = set()
 
     def find(self, mask: str) -> ValueNames | None:
-        """Return the names beside a mask: its own file goes before its folder's, an inner folder before an outer."""
+        """Return the names beside a mask: its own file goes before its folder's, an inner folder before an outer.
+
+        Raises:
+            DataError: they are of regions that overlap.
+        """
         folder, _, name = mask.rpartition("/")
         bare = stem(Path(name))
         while self._files:
@@ -130,12 +138,24 @@ class Beside:
         return None
 
     def _read(self, path: str) -> dict[int, str]:
+        if path not in self._known and path.endswith(MANIFEST_FILE):
+            self._known[path] = _of_manifest(self._root / path)
         if path not in self._known:
             try:
                 self._known[path] = _of_table(self._root / path) if path.endswith("sv") else _of_text(self._root / path)
             except (OSError, DataError):
                 self._known[path] = {}
         return self._known[path]
+
+
+def _of_manifest(path: Path) -> dict[int, str]:
+    """Return the labels of a ``dataset.json`` of a folder below, as the Decathlon's tasks have each its own."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError):
+        return {}
+    labels = named_values(values.get("labels"), path) if isinstance(values, dict) else None
+    return {int(float(value)): name for value, name in (labels or {}).items() if float(value)}
 
 
 def _of_table(path: Path) -> dict[int, str]:

@@ -10,6 +10,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from unicodedata import normalize
 
 from oncofed.data.images import stem
 
@@ -71,14 +72,19 @@ class Files:
         return path, False
 
 
+def _plain(text: str) -> str:
+    """Return a text in small letters; an accent may be a letter's or a sign of its own, as macOS writes it."""
+    return normalize("NFC", text).casefold()
+
+
 def _name(path: str) -> str:
-    return path.rsplit("/", 1)[-1].casefold()
+    return _plain(path.rsplit("/", 1)[-1])
 
 
 def _bare(path: str) -> str:
     """Return a path without the suffix of its format, in small letters."""
     folder, slash, name = path.rpartition("/")
-    return f"{folder}{slash}{stem(Path(name)) if Path(name).suffix else name}".casefold()
+    return _plain(f"{folder}{slash}{stem(Path(name)) if Path(name).suffix else name}")
 
 
 def _bare_name(path: str) -> str:
@@ -87,12 +93,12 @@ def _bare_name(path: str) -> str:
 
 def without_zeros(text: str) -> str:
     """Return a name whose numbers have no leading zeros, in small letters."""
-    return _NUMBER.sub("", text.casefold())
+    return _NUMBER.sub("", _plain(text))
 
 
 # From the narrowest to the widest; the first that finds something decides.
 _FORMS: tuple[Callable[[str], str], ...] = (
-    str.casefold,
+    _plain,
     _bare,
     _name,
     _bare_name,
