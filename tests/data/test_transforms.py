@@ -4,6 +4,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pytest
 import torch
 
 from oncofed.data.cases import Case
@@ -53,3 +54,23 @@ def test_stored_scale_and_intercept_are_applied(tmp_path: Path) -> None:
     volume = as_tensor(read_image(tmp_path / "scaled.nii.gz"))
     expected = nib.load(tmp_path / "scaled.nii.gz").get_fdata()
     np.testing.assert_allclose(volume.numpy()[0], expected, atol=1e-4)
+
+
+@pytest.mark.wild("zarrnii#180", "voxels of microns: no resampling, since they differ by less than MONAI's tolerance")
+@pytest.mark.parametrize("unit", [1e-3, 1e-6])
+def test_small_voxels_are_resampled_as_large_ones_are(unit: float, tmp_path: Path) -> None:
+    values = np.random.default_rng(0).normal(size=(31, 25, 12)).astype(np.float32)
+    mask = (values > 1).astype(np.uint8)
+    found = []
+    for name, size in (("mm", 1.0), ("small", unit)):
+        affine = np.diag([0.5 * size, 0.5 * size, 2 * size, 1])
+        for kind, array in (("i", values), ("l", mask)):
+            nib.save(nib.Nifti1Image(array, affine), tmp_path / f"{name}-{kind}.nii")
+        spec = DataSpec(dataset="d", modality="mri", channels=["a"], patch=(8, 8, 8), spacing=(size, size, 2 * size))
+        case = Case("c", "p", tmp_path / f"{name}-i.nii", tmp_path / f"{name}-l.nii")
+        pair, alone = load_pair(spec)(case), load_image(spec)(case)
+        assert alone["image"].affine[0, 0] == pytest.approx(size, rel=1e-5)
+        found.append((pair["image"], pair["label"], alone["image"]))
+    for one, two in zip(*found, strict=True):
+        assert one.shape == two.shape == (1, 16, 13, 12)
+        assert np.allclose(one, two, atol=1e-4)

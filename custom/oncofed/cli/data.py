@@ -410,7 +410,7 @@ def _show_registered(manifest: Manifest, folder: Path) -> None:
             "x".join(map(str, entry.shape or []))
             + (f" ({entry.channels} channels)" if (entry.channels or 1) > 1 else ""),
             " x ".join(f"{s:.4g}" for s in entry.spacing or []) or "not said",
-            entry.orientation or "flat",
+            entry.orientation or ("not known" if len(entry.shape or []) == 3 else "flat"),
             entry.dtype or "",
             label,
             listed if entry.split else "dealt by the job",

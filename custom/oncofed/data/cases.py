@@ -48,7 +48,7 @@ class Case:
         more_images: files of the other channels.
         label_values: the file's label values -> the job's; None: the same.
         instances: the mask numbers objects, all of class 1 of ``label_values``.
-        spacing: pixel size in mm of a flat image, whose file cannot say it.
+        spacing: pixel size in mm along each axis, for a file that cannot say it.
         entry: what the manifest knows of it; None where nobody has registered it.
         tiles: file with the places of a slide's tiles.
         folder: of the registered dataset, where prepared cases may be kept; None where nobody has registered it.
@@ -99,7 +99,10 @@ class Case:
         """
         image, label = facts.read_case(self.images, self.mask, self._by_colour)
         assert label is not None
-        return self._placed(image), self._placed(replace(label, values=self._translated(label.values, numbered)))
+        image, label = self._placed(image), replace(label, values=self._translated(label.values, numbered))
+        # A file that does not say how large its pixels are lies where the other does.
+        both = image.calibrated and label.calibrated
+        return image, label if both else replace(label, affine=image.affine, calibrated=image.calibrated)
 
     def read_image(self) -> LoadedImage:
         """Read the image alone."""
@@ -437,7 +440,7 @@ def _case(folder: Path, manifest: Manifest, entry: Entry, values: tuple[tuple[in
         tuple(images[1:]),
         values,
         manifest.label_kind == "instances",
-        tuple(entry.spacing) if entry.spacing and len(entry.spacing) == 2 else None,
+        tuple(entry.spacing) if entry.spacing else None,
         entry,
         inside(folder, entry.tiles) if entry.tiles else None,
         folder if (folder / SALT_FILE).is_file() else None,

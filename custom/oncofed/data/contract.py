@@ -220,7 +220,7 @@ def _spacing(entries: Sequence[Entry], data: DataSpec) -> Row:
     others = [
         e
         for e in entries
-        if data.spacing and any(abs(a - b) > 1e-3 for a, b in zip(e.spacing or [], target, strict=False))
+        if data.spacing and any(abs(a - b) > 1e-3 * min(1.0, b) for a, b in zip(e.spacing or [], target, strict=False))
     ]
     if others:
         return Row("spacing", found, expected, "converted", f"{len(others)} cases resampled")
@@ -228,11 +228,11 @@ def _spacing(entries: Sequence[Entry], data: DataSpec) -> Row:
 
 
 def _orientation(entries: Sequence[Entry], data: DataSpec) -> Row:
-    counts = Counter(entry.orientation or "flat" for entry in entries)
+    counts = Counter(entry.orientation or ("not known" if len(entry.shape or []) == 3 else "flat") for entry in entries)
     found = ", ".join(f"{name} ({n})" for name, n in counts.most_common(4))
     if data.dimensions == 2:
         return Row("orientation", found, "flat", "fits")
-    others = sum(n for name, n in counts.items() if name != data.orientation)
+    others = sum(n for name, n in counts.items() if name not in {data.orientation, "not known"})
     if others:
         return Row("orientation", found, data.orientation, "converted", f"{others} cases reoriented")
     return Row("orientation", found, data.orientation, "fits")

@@ -237,7 +237,7 @@ def _copy(turn: _Turn) -> tuple[str, str, str]:
             raise
         return turn.path, "refused", reason_of(error)
     except Exception as error:  # noqa: BLE001 - a broken file raises whatever its bytes lead to
-        return turn.path, "refused", f"cannot be read ({type(error).__name__})"
+        return turn.path, "refused", reason_of(error)
     if lower.endswith((".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".svslide", ".nrrd", ".mha", ".mhd", ".nhdr")):
         what = "convert it to DICOM, TIFF or NIfTI first: its labels and free text cannot be taken out here"
         return turn.path, "refused", f"is {path.suffix}; {what}"

@@ -19,6 +19,8 @@ from torch import Tensor
 
 # Two grids' places are the same that lie so near to each other, in voxels: affines are stored in float32.
 _NEAR = 1e-4
+# Voxels smaller than this, in mm, are those of microscopes.
+_SMALL = 0.1
 
 Affine = NDArray[np.float64]
 
@@ -82,10 +84,17 @@ def transfer(source: Affine, target: Affine, dimensions: int) -> Affine:
 
 
 def is_same(source: Affine, target: Affine, dimensions: int) -> bool:
-    """Return whether MONAI takes two affines for the same."""
+    """Return whether MONAI takes two affines for the same, or would with voxels of about 1 mm."""
     one, other = (_of_axes(affine, dimensions) for affine in (source, target))
     matrix = transfer(source, target, dimensions)
-    return bool(np.allclose(one, other, atol=AFFINE_TOL) or np.allclose(matrix, np.eye(len(matrix)), atol=AFFINE_TOL))
+    near = AFFINE_TOL / in_larger_units(source)
+    return bool(np.allclose(one, other, atol=near) or np.allclose(matrix, np.eye(len(matrix)), atol=AFFINE_TOL))
+
+
+def in_larger_units(affine: Affine) -> float:
+    """Return what to multiply affines with before MONAI compares them: its tolerance is for voxels of about 1 mm."""
+    smallest = float(np.linalg.norm(np.asarray(affine, np.float64)[:3, :3], axis=0).min())
+    return 1.0 if smallest >= _SMALL else 1 / smallest
 
 
 def align(source: Affine, shape: Sequence[int], target: Affine, target_shape: Sequence[int]) -> list[Axis] | None:
@@ -126,8 +135,9 @@ def resampled(values: Tensor, source: Affine, target: Affine, shape: Sequence[in
     axes = align(source, values.shape[1:], target, shape)
     if axes is None:
         resample = SpatialResample(mode="bilinear", padding_mode="border", dtype=torch.float32)
-        placed = MetaTensor(values, affine=torch.from_numpy(np.asarray(source)))
-        moved = resample(placed, dst_affine=torch.from_numpy(np.asarray(target)), spatial_size=list(shape))
+        scale = np.diag([*[in_larger_units(source)] * 3, 1.0])
+        placed = MetaTensor(values, affine=torch.from_numpy(scale @ source))
+        moved = resample(placed, dst_affine=torch.from_numpy(scale @ target), spatial_size=list(shape))
         result: Tensor = moved.as_tensor()
         return result
     axes = [axis.to(values.device) for axis in axes]

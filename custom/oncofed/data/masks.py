@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from scipy import ndimage
 
 from oncofed.data.formats.common import LoadedImage, Values
 from oncofed.data.images import read_stored
@@ -273,6 +272,8 @@ def _is_soft(values: Values, top: float, lossy: bool = False) -> bool:
             return False
         if np.count_nonzero(_even(values) & between) > _MOST_EVEN * count:
             return False
+    from scipy import ndimage  # noqa: PLC0415 - takes time, for few masks
+
     size = (2 * _FRINGE + 1, 2 * _FRINGE + 1, 1)[: values.ndim]
     near = ndimage.maximum_filter(low, size) & ndimage.maximum_filter(high, size)
     return bool(np.count_nonzero(near & between) >= _LEAST_IN_FRINGE * count)
@@ -280,6 +281,8 @@ def _is_soft(values: Values, top: float, lossy: bool = False) -> bool:
 
 def _even(values: Values) -> Values:
     """Return where a pixel and all about it in its slice have one value."""
+    from scipy import ndimage  # noqa: PLC0415 - takes time, for few masks
+
     size = (3, 3, 1)[: values.ndim]
     even: Values = ndimage.maximum_filter(values, size) == ndimage.minimum_filter(values, size)
     return even

@@ -25,7 +25,7 @@ from monai.utils.enums import MetaKeys, SpaceKeys
 
 from oncofed.data.cases import Case
 from oncofed.data.facts import Values
-from oncofed.data.grids import is_same, resampled
+from oncofed.data.grids import in_larger_units, is_same, resampled
 from oncofed.data.images import LoadedImage
 from oncofed.data.spec import DataSpec
 
@@ -96,12 +96,14 @@ class _Respace(Transform):
     """Does to an image what ``Spacingd`` does, but in float32 and one axis after the other."""
 
     def __init__(self, spacing: tuple[float, ...]) -> None:
-        self._plan = Spacing(spacing, lazy=True)
+        self._scale = _scale(spacing)
+        self._plan = Spacing([side * self._scale for side in spacing], lazy=True)
 
     def __call__(self, data: dict[str, MetaTensor]) -> dict[str, MetaTensor]:
         image = data["image"]
-        planned = self._plan(image)
+        planned = self._plan(_scaled(image, self._scale))
         source, target = image.affine.numpy(), planned.peek_pending_affine().numpy()
+        target = np.diag([*[1 / self._scale] * 3, 1.0]) @ target
         shape = [int(side) for side in planned.peek_pending_shape()]
         if shape == list(image.shape[1:]) and is_same(source, target, len(shape)):
             return data
@@ -111,13 +113,39 @@ class _Respace(Transform):
         return {**data, "image": moved}
 
 
+class _Spaced(Transform):
+    """Does what ``Spacingd`` does, with voxels of any size."""
+
+    def __init__(self, keys: tuple[str, ...], spacing: tuple[float, ...]) -> None:
+        self._scale = _scale(spacing)
+        modes = {"image": "bilinear", "label": "nearest"}
+        pixdim = [side * self._scale for side in spacing]
+        self._spacing = Spacingd(keys, pixdim=pixdim, mode=[modes[key] for key in keys])
+
+    def __call__(self, data: dict[str, MetaTensor]) -> dict[str, MetaTensor]:
+        moved = dict(self._spacing({key: _scaled(value, self._scale) for key, value in data.items()}))
+        return {key: _scaled(value, 1 / self._scale) for key, value in moved.items()}
+
+
+def _scale(spacing: tuple[float, ...]) -> float:
+    return in_larger_units(np.diag([*spacing, *[1.0] * (4 - len(spacing))]))
+
+
+def _scaled(image: MetaTensor, by: float) -> MetaTensor:
+    """Return an image whose affine is in units of another size: MONAI's tolerance is for voxels of about 1 mm."""
+    if by == 1:
+        return image
+    scaled = MetaTensor(image).copy_meta_from(image)
+    scaled.affine = torch.diag(torch.tensor([by, by, by, 1.0], dtype=torch.float64)) @ image.affine
+    return scaled
+
+
 def _to_grid(spec: DataSpec, keys: tuple[str, ...]) -> list[Any]:
     steps: list[Any] = []
     if spec.dimensions == 3:
         steps.append(Orientationd(keys, axcodes=spec.orientation, labels=None))
     if spec.spacing:
-        modes = {"image": "bilinear", "label": "nearest"}
-        steps.append(Spacingd(keys, pixdim=spec.spacing, mode=[modes[key] for key in keys]))
+        steps.append(_Spaced(keys, spec.spacing))
     return steps
 
 
