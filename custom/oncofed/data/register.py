@@ -20,7 +20,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
-from oncofed.data import facts, slides
+from oncofed.data import facts
 from oncofed.data.dicom.headers import Header, looks_like_dicom, read_header
 from oncofed.data.dicom.series import Heap, Slice, sort_heap
 from oncofed.data.files import Files
@@ -38,6 +38,8 @@ from oncofed.data.manifest import (
     read_manifest,
     write_manifest,
 )
+from oncofed.data.slides import TileSpec
+from oncofed.data.slides.regions import is_regions, label_values
 from oncofed.data.work import FileWork, SlideWork, StackWork, Work
 from oncofed.data.workers import BROKE_ITS_READER, Workers
 from oncofed.errors import DataError
@@ -72,7 +74,7 @@ class Request:
     task: Task | None = None
     labels: Mapping[int, str] = field(default_factory=dict)
     table: Path | None = None
-    tiles: slides.TileSpec = field(default_factory=slides.TileSpec)
+    tiles: TileSpec = field(default_factory=TileSpec)
     workers: int | None = None
 
 
@@ -245,6 +247,10 @@ def _file_work(layout: Layout, request: Request, prefix: str) -> Iterator[Work]:
     source, out = request.source.resolve(), request.out.resolve()
     slide_task = (request.task or layout.task) == "slides"
     names = {name: value for value, name in request.labels.items()}
+    if slide_task and not names:
+        drawn = {item.label for item in layout.items if isinstance(item.label, str) and is_regions(Path(item.label))}
+        names = label_values(source / path for path in sorted(drawn))
+        layout.labels |= {value: name for name, value in names.items()}
     for item in layout.items:
         if slide_task:
             yield SlideWork(source, prefix, out, item, request.tiles, names)

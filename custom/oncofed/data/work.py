@@ -13,7 +13,7 @@ import nibabel as nib
 import numpy as np
 from PIL import Image
 
-from oncofed.data import facts, slides
+from oncofed.data import facts
 from oncofed.data.dicom.headers import Header
 from oncofed.data.dicom.labels import read_label
 from oncofed.data.dicom.pixels import read_stack
@@ -22,6 +22,8 @@ from oncofed.data.files import Use
 from oncofed.data.images import LoadedImage
 from oncofed.data.layouts import Item
 from oncofed.data.manifest import write_whole
+from oncofed.data.slides import TileSpec
+from oncofed.data.slides.measuring import measure
 from oncofed.errors import DataError
 
 # Raised when facts gain a field, so that what an older version remembered is read anew.
@@ -203,7 +205,7 @@ class SlideWork:
     prefix: str
     out: Path
     item: Item
-    tiles: slides.TileSpec
+    tiles: TileSpec
     names: Mapping[str, int]
     instances: tuple[str, ...] = ()
 
@@ -238,7 +240,7 @@ class SlideWork:
         path = self._gather() if self.instances else self.root / item.images[0]
         region = self.root / item.label if isinstance(item.label, str) else None
         try:
-            found, grid = slides.measure(path, self.tiles, region, self.names)
+            found, grid = measure(path, self.tiles, region, self.names)
         except Exception as error:  # noqa: BLE001 - readers raise whatever they like for a malformed file
             return self.set_aside(facts.reason_of(error))
         buffer = io.BytesIO()
