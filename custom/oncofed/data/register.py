@@ -23,6 +23,7 @@ import numpy as np
 from oncofed.data import facts
 from oncofed.data.dicom.headers import Header, looks_like_dicom, read_header
 from oncofed.data.dicom.series import Heap, Slice, sort_heap
+from oncofed.data.dicom.whole_slides import whole_slides
 from oncofed.data.files import Files
 from oncofed.data.images import image_format, looks_like
 from oncofed.data.index import Index
@@ -280,12 +281,15 @@ def _slide_work(heap: Heap, request: Request, salt: bytes) -> Iterator[Work]:
     source, out = request.source.resolve(), request.out.resolve()
     names = {name: value for value, name in request.labels.items()}
     table = _ClassTable(request.table)
-    for series, instances in heap.slides.items():
-        header = instances[0].header
-        name = f"{_hash(salt, header['patient'], 8)}-{_hash(salt, series, 8)}"
-        label, split = table.find(header)
-        item = Item(name, header["patient"], (instances[0].path,), label, split, "SM")  # type: ignore[arg-type]
-        files = tuple(instance.path for instance in instances)
+    found, left_out = whole_slides(heap.slides)
+    heap.left_out |= left_out
+    for slide in found:
+        header = slide.instances[0].header
+        name = f"{_hash(salt, header['patient'], 8)}-{_hash(salt, slide.series, 8)}"
+        said = [table.find(instance.header) for instance in slide.instances]
+        label, split = next((one for one in said if one != (None, None)), (None, None))
+        item = Item(name, header["patient"], (slide.instances[0].path,), label, split, "SM")  # type: ignore[arg-type]
+        files = tuple(instance.path for instance in slide.instances)
         yield SlideWork(source, f"{SOURCE_LINK}/", out, item, request.tiles, names, files)
 
 

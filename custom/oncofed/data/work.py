@@ -27,7 +27,7 @@ from oncofed.data.slides.measuring import measure
 from oncofed.errors import DataError
 
 # Raised when facts gain a field, so that what an older version remembered is read anew.
-_FACTS_VERSION = "2"
+_FACTS_VERSION = "3"
 
 
 class Work(Protocol):

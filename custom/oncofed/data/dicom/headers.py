@@ -71,6 +71,11 @@ _TAGS: list[Any] = [
     "BurnedInAnnotation",
     "EncryptedAttributesSequence",
     "SharedFunctionalGroupsSequence",
+    "ContainerIdentifier",
+    "ImagedVolumeWidth",
+    "ImagedVolumeHeight",
+    "TotalPixelMatrixColumns",
+    "TotalPixelMatrixRows",
     _SIEMENS_MOSAIC_IMAGES,
     *_PHILIPS_SCALE,
 ]
@@ -213,6 +218,8 @@ def _values(elements: Elements, pixels_at: int) -> Header:
     if _tag("EncryptedAttributesSequence") in elements:
         return {**header, "kind": "broken", "reason": "its attributes are encrypted; ask its source for the key"}
     header["patient"] = _patient(elements)
+    if header["kind"] == "slide":
+        header |= _slide_values(elements)
     if header["kind"] == "image":
         header |= _image_values(elements)
         header["pixels_at"] = pixels_at
@@ -300,6 +307,40 @@ def _image_values(elements: Elements) -> Header:
         "mosaic": "MOSAIC" in image_type or int(_SIEMENS_MOSAIC_IMAGES) in elements,
         "philips_scale": _philips_scale(elements),
     }
+
+
+def _slide_values(elements: Elements) -> Header:
+    """Return what tells the levels of a whole slide: PS3.3, C.8.12.4."""
+    matrix = [_integer32(elements, f"TotalPixelMatrix{axis}") for axis in ("Columns", "Rows")]
+    volume = [_real32(elements, f"ImagedVolume{axis}") for axis in ("Width", "Height")]
+    return {
+        "image_type": _texts(elements, "ImageType"),
+        "container": _text(elements, _tag("ContainerIdentifier")),
+        "matrix": matrix,
+        "imaged_mm": volume if all(volume) else None,
+    }
+
+
+def _integer32(elements: Elements, keyword: str) -> int:
+    """Return an unsigned long (UL); 0 where it is not there."""
+    element = elements.get(_tag(keyword))
+    if element is None or element.value in {None, b"", ""}:
+        return 0
+    if isinstance(element.value, bytes):
+        return int.from_bytes(element.value[:4], "little" if getattr(element, "is_little_endian", True) else "big")
+    return int(element.value)
+
+
+def _real32(elements: Elements, keyword: str) -> float:
+    """Return a floating point single (FL); 0 where it is not there."""
+    element = elements.get(_tag(keyword))
+    if element is None or element.value in {None, b"", ""}:
+        return 0.0
+    if isinstance(element.value, bytes):
+        if len(element.value) != 4:
+            return 0.0
+        return float(np.frombuffer(element.value, "<f4" if getattr(element, "is_little_endian", True) else ">f4")[0])
+    return float(element.value)
 
 
 def _philips_scale(elements: Elements) -> float | None:

@@ -22,8 +22,8 @@ from oncofed.data.images import looks_like
 from oncofed.data.slides.dicom_files import DicomSlideFile
 from oncofed.data.slides.levels import Level, Pixels, Slide, TileSpec
 from oncofed.data.slides.openslide_file import OpenSlideFile
-from oncofed.data.slides.resolution import SAME_RESOLUTION
-from oncofed.data.slides.tiff_file import LeftToOpenSlide, TiffSlideFile
+from oncofed.data.slides.resolution import SAME_RESOLUTION, Resolution
+from oncofed.data.slides.tiff_file import LeftToOpenSlideError, TiffSlideFile
 from oncofed.data.slides.tissue import tissue_mask
 from oncofed.errors import DataError
 
@@ -82,20 +82,20 @@ def _open_dicom(folder: Path) -> Slide:
 
 def _open_tiff(path: Path) -> Slide:
     """Open a TIFF by tifffile, or by OpenSlide where that alone shows the slide in it."""
-    reason, size = "is damaged or cut off: it cannot be read as TIFF. Copy it again from its source", None
+    reason, pyramid = "is damaged or cut off: it cannot be read as TIFF. Copy it again from its source", None
     try:
         return TiffSlideFile(path)
-    except LeftToOpenSlide as left:
-        reason, size = str(left), left.size
+    except LeftToOpenSlideError as left:
+        reason, pyramid = str(left), left.pyramid
     except DataError:
         raise
     except Exception:  # noqa: BLE001, S110 - tifffile raises many types for a broken file; the other reader is asked
         pass
-    slide = _openslide(path)
+    slide = _openslide(path, pyramid.resolution if pyramid else None)
     if slide is None:
         raise DataError(reason)
     finest = slide.levels[0]
-    if size and (finest.width, finest.height) != size:  # a macro or label that comes first
+    if pyramid and (finest.width, finest.height) != pyramid.size:  # a macro or label that comes first
         slide.close()
         raise DataError(reason)
     return slide
@@ -113,9 +113,9 @@ def _open_other(path: Path) -> Slide:
     raise DataError(f"is no slide that can be read: {seen}. Expected {_FORMATS}")
 
 
-def _openslide(path: Path) -> OpenSlideFile | None:
+def _openslide(path: Path, known: Resolution | None = None) -> OpenSlideFile | None:
     try:
-        return OpenSlideFile(path)
+        return OpenSlideFile(path, known)
     except DataError:
         raise
     except Exception:  # noqa: BLE001 - what it says is told by those who ask, in words

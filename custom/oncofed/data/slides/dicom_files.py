@@ -14,13 +14,13 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.uid import JPEGBaseline8Bit, JPEGExtended12Bit, RLELossless
 
+from oncofed.data.dicom.whole_slides import VOLUME, image_kind
 from oncofed.data.slides import resolution
 from oncofed.data.slides.colour import is_transformed, jpeg_colours, to_rgb
 from oncofed.data.slides.levels import WHITE, Level, Pixels
 from oncofed.errors import DataError
 
 _WSI = "1.2.840.10008.5.1.4.1.1.77.1.6"
-_VOLUME = "VOLUME"
 _JPEG = {JPEGBaseline8Bit, JPEGExtended12Bit}
 _COLOUR = {"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "XYB"}
 _TAGS = [
@@ -45,10 +45,16 @@ class DicomSlideFile:
         from wsidicom import WsiDicom  # noqa: PLC0415 - optional
         from wsidicom.codec.decoder import PydicomDecoder  # noqa: PLC0415 - optional
         from wsidicom.config import Settings  # noqa: PLC0415 - optional
+        from wsidicom.errors import WsiDicomNoResolutionError, WsiDicomNotFoundError  # noqa: PLC0415 - optional
 
         files = _volumes(folder)
         # A pyramid's levels may be cut into tiles of several sizes.
-        self._slide = WsiDicom.open(files, settings=Settings(strict_tile_size_check=False))
+        try:
+            self._slide = WsiDicom.open(files, settings=Settings(strict_tile_size_check=False))
+        except WsiDicomNotFoundError:
+            raise DataError(_undecodable(files[0])) from None
+        except WsiDicomNoResolutionError:
+            raise DataError("does not say its resolution: its header has no PixelSpacing") from None
         try:
             finest = self._slide.levels[0]
             width, mpp = finest.size.width, resolution.square(finest.mpp.width, finest.mpp.height).mpp
@@ -126,6 +132,13 @@ def _decode_jpeg(frame: bytes, declared: str) -> Pixels:
     return decoded
 
 
+def _undecodable(path: Path) -> str:
+    header = pydicom.dcmread(path, stop_before_pixels=True)
+    syntax = header.file_meta.TransferSyntaxUID
+    photometric = header.get("PhotometricInterpretation")
+    return f"is stored as {photometric} in {syntax.name}, which is not read here. Convert it to RGB or JPEG"
+
+
 def _volumes(folder: Path) -> list[Path]:
     """Return the files of a slide's pyramid, without its label, its overview and whatever else lies there.
 
@@ -135,7 +148,7 @@ def _volumes(folder: Path) -> list[Path]:
     headers = {path: _header(path) for path in sorted(folder.iterdir())}
     slides = {path: header for path, header in headers.items() if header and header.get("SOPClassUID") == _WSI}
     kinds = {path: image_kind([str(part) for part in header.get("ImageType") or []]) for path, header in slides.items()}
-    files = [path for path, kind in kinds.items() if kind == _VOLUME]
+    files = [path for path, kind in kinds.items() if kind == VOLUME]
     if not slides:
         raise DataError(f"holds {len(headers)} files, none of which is a DICOM slide (VL Whole Slide Microscopy Image)")
     if not files:
@@ -146,12 +159,6 @@ def _volumes(folder: Path) -> list[Path]:
     for path in files:
         _require_colour(cast("Dataset", slides[path]))
     return files
-
-
-def image_kind(image_type: list[str]) -> str:
-    """Return what a whole-slide instance shows by the third value of ImageType: VOLUME, LABEL, OVERVIEW, THUMBNAIL."""
-    named = image_type[2].strip().upper() if len(image_type) > 2 else ""
-    return named or _VOLUME
 
 
 def _header(path: Path) -> Dataset | None:

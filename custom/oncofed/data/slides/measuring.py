@@ -48,8 +48,8 @@ def measure(
         full = tiles.levels[0]
         if tiles.step > _MOST_TILE * max(full.width, full.height):
             raise DataError(
-                f"is far smaller than one tile: it has {full.width} x {full.height} pixels of {full.mpp:.3g} microns, a "
-                f"tile {spec.size} pixels of {spec.mpp:g}. Is its resolution right?"
+                f"is far smaller than one tile: it has {full.width} x {full.height} pixels of {full.mpp:.3g} microns, "
+                f"and a tile {spec.size} pixels of {spec.mpp:g}. Is its resolution right?"
             )
         overview, scale = tiles.overview()
         tissue = find_tissue(overview)

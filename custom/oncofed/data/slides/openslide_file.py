@@ -16,9 +16,14 @@ _PLAIN_TIFF = {"generic-tiff"}
 
 
 class OpenSlideFile:
-    """A slide through OpenSlide: SVS, NDPI, MRXS, SCN, BIF, generic tiled TIFF."""
+    """A slide through OpenSlide: SVS, NDPI, MRXS, SCN, BIF, generic tiled TIFF.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: of the file.
+        known: its resolution, where more is known of it than OpenSlide tells.
+    """
+
+    def __init__(self, path: Path, known: Resolution | None = None) -> None:
         import openslide  # noqa: PLC0415 - optional
 
         self._slide = openslide.OpenSlide(str(path))
@@ -26,7 +31,7 @@ class OpenSlideFile:
         self.vendor: str | None = properties.get("openslide.vendor")
         self.notes: tuple[str, ...] = ()
         try:
-            found = self._resolution()
+            found = known or self._resolution()
         except BaseException:
             self._slide.close()
             raise

@@ -1,7 +1,7 @@
 """Regions that a person drew on a slide: GeoJSON (RFC 7946) in pixels of the finest level, and what each one is.
 
-QuPath writes a FeatureCollection, a list of features or one feature, with the class in ``properties.classification``; other
-tools write it as a text, or as ``name`` or ``label``.
+QuPath writes a FeatureCollection, a list of features or one feature, with the class in ``properties.classification``;
+other tools write it as a text, or as ``name`` or ``label``.
 """
 
 from __future__ import annotations
@@ -148,10 +148,9 @@ def _features(content: Any) -> Iterator[Any]:
     elif isinstance(content, dict) and ("geometry" in content or "type" in content):
         yield content
     else:
-        found = (
-            f"an object with {', '.join(sorted(map(str, content))[:5])}" if isinstance(content, dict) else "no object"
-        )
-        raise DataError(f"its file of regions holds {found or 'nothing'}, expected a GeoJSON FeatureCollection")
+        keys = ", ".join(sorted(map(str, content))[:5]) if isinstance(content, dict) else ""
+        found = f"an object with {keys}" if keys else "no feature"
+        raise DataError(f"its file of regions holds {found}, expected a GeoJSON FeatureCollection")
 
 
 def _region(number: int, feature: Any) -> Region:

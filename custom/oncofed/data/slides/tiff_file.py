@@ -33,18 +33,6 @@ _NO_PYRAMID = ("label", "macro", "overview", "thumbnail")
 _TILES_ASKED = 8
 
 
-class LeftToOpenSlide(DataError):
-    """A file that OpenSlide may show, and what it is otherwise.
-
-    Attributes:
-        size: width and height of the image that is the slide; None: as its scanner's format says.
-    """
-
-    def __init__(self, reason: str, size: tuple[int, int] | None = None) -> None:
-        super().__init__(reason)
-        self.size = size
-
-
 @dataclass(frozen=True)
 class Pyramid:
     """The slide of a TIFF file.
@@ -57,6 +45,23 @@ class Pyramid:
     pages: list[Any]
     resolution: Resolution
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        return _size(self.pages[0])
+
+
+class LeftToOpenSlideError(DataError):
+    """A file that OpenSlide may show, and what it is otherwise.
+
+    Attributes:
+        pyramid: the slide in it; None: as its scanner's format says.
+    """
+
+    def __init__(self, reason: str, pyramid: Pyramid | None = None) -> None:
+        super().__init__(reason)
+        self.pyramid = pyramid
+
 
 class TiffSlideFile:
     """A tiled TIFF, OME-TIFF or SVS through tifffile: each tile is decoded from its own bytes."""
@@ -67,15 +72,15 @@ class TiffSlideFile:
         self._file = tifffile.TiffFile(path)
         try:
             if self._file.is_ndpi or self._file.is_scn or self._file.is_bif or self._file.is_philips:
-                raise LeftToOpenSlide("is damaged or cut off: its scanner's format cannot be read")
+                raise LeftToOpenSlideError("is damaged or cut off: its scanner's format cannot be read")
             pyramid = find_pyramid(self._file)
             first = pyramid.pages[0]
-            _require_colour(self._file, first)
+            _require_colour(self._file, pyramid)
             self._pages = [page for page in pyramid.pages if _is_alike(page, first)]
             self._descriptor = self._file.filehandle.fileno()
             # Made at first use, which is here: threads only read them.
             self._decoders = [_decoder(page, _stored_tiles(self._descriptor, page)) for page in self._pages]
-            self._require_tiles()
+            self._require_tiles(pyramid)
         except BaseException:
             self._file.close()
             raise
@@ -119,18 +124,24 @@ class TiffSlideFile:
         data = os.pread(self._descriptor, size, page.dataoffsets[number])
         if len(data) < size:
             raise DataError("is cut off: a tile's bytes are missing. Copy it again from its source")
-        try:
-            tile = self._decoders[level](data, number)
-        except Exception:  # noqa: BLE001 - each codec has errors of its own
-            raise DataError("is damaged: a tile cannot be decoded. Copy it again from its source") from None
+        tile = self._decoded(level, data, number)
         used = (min(whole[0], height - row * whole[0]), min(whole[1], width - column * whole[1]))
         if tile.shape != whole or used != whole[:2]:  # what hangs over the edge of the image is white
             padded = np.full(whole, WHITE, np.uint8)
-            padded[: used[0], : used[1]] = tile[: used[0], : used[1]]
+            padded[: min(used[0], tile.shape[0]), : min(used[1], tile.shape[1])] = tile[: used[0], : used[1]]
             return padded
         return tile
 
-    def _require_tiles(self) -> None:
+    def _decoded(self, level: int, data: bytes, number: int) -> Pixels:
+        try:
+            tile = self._decoders[level](data, number)
+        except Exception:  # noqa: BLE001 - each codec has errors of its own
+            tile = None
+        if tile is None or tile.ndim != 3 or tile.shape[-1] != 3:
+            raise DataError("is damaged: a tile cannot be decoded. Copy it again from its source")
+        return tile
+
+    def _require_tiles(self, pyramid: Pyramid) -> None:
         """Refuse what cannot be decoded before anybody counts on it."""
         for level, page in enumerate(self._pages):
             number = next((n for n, size in enumerate(page.databytecounts) if size), None)
@@ -139,7 +150,7 @@ class TiffSlideFile:
                 try:
                     self._tile(level, number % across, number // across)
                 except DataError as error:
-                    raise LeftToOpenSlide(str(error), _size(self._pages[0])) from None
+                    raise LeftToOpenSlideError(str(error), pyramid) from None
 
 
 def find_pyramid(file: Any) -> Pyramid:
@@ -151,9 +162,9 @@ def find_pyramid(file: Any) -> Pyramid:
     Raises:
         DataError: it holds no image, or its pixels are not square.
     """
-    series = [one for one in file.series if one.levels and one.keyframe is not None]
+    series = [one for one in file.series if one.levels and one.keyframe is not None and _area(one.keyframe)]
     if not series:
-        raise DataError("is a TIFF file without an image")
+        raise DataError("is damaged or cut off: it is a TIFF file without an image. Copy it again from its source")
     main = max(series, key=lambda one: _area(one.keyframe))
     images = ome_images_of(file)
     stated = _stated(images, series.index(main), main)
@@ -185,13 +196,14 @@ def _channels(file: Any, page: Any) -> int:
     return int(sizes.get("C", 1)) * int(page.samplesperpixel)
 
 
-def _require_colour(file: Any, page: Any) -> None:
+def _require_colour(file: Any, pyramid: Pyramid) -> None:
     """Refuse an image that is no colour image of tiles, in words.
 
     Raises:
-        LeftToOpenSlide: it is one that libtiff, which OpenSlide uses, turns into red, green and blue.
+        LeftToOpenSlideError: it is one that libtiff, which OpenSlide uses, turns into red, green and blue.
         DataError: it is none.
     """
+    page = pyramid.pages[0]
     if page.parent is not file:
         raise DataError("keeps its pixels in another file (OME-TIFF of several files), expected one file a slide")
     channels = _channels(file, page)
@@ -201,8 +213,9 @@ def _require_colour(file: Any, page: Any) -> None:
     if plain and page.dtype == np.uint8 and channels == 3:
         return
     reason = f"has {describe(file)}; expected one colour image of 3 channels of uint8"
-    if channels == page.samplesperpixel and page.photometric in _BY_LIBTIFF and not _is_contradictory(file, page):
-        raise LeftToOpenSlide(reason, _size(page))
+    whole = page.dtype in {np.dtype(np.uint8), np.dtype(np.uint16)} and channels == page.samplesperpixel
+    if whole and page.photometric in _BY_LIBTIFF and not _is_contradictory(file, page):
+        raise LeftToOpenSlideError(reason, pyramid)
     raise DataError(reason)
 
 
@@ -305,14 +318,14 @@ def _decoder(page: Any, tiles: Iterator[tuple[bytes, int]]) -> Decoder:
     """Return what makes red, green and blue of a page's tiles, whatever colour space they are stored in."""
     if page.compression in _JPEG:
         return _jpeg_decoder(page)
+    if page.compression in _JPEG_2000:
+        return _jpeg_2000_decoder(page, tiles)
     decode = page.decode
 
     def plain(data: bytes, number: int) -> Pixels:
         tile: Pixels = decode(data, number, jpegtables=page.jpegtables)[0][0]
         return tile
 
-    if page.compression in _JPEG_2000:
-        return _jpeg_2000_decoder(page, plain, tiles)
     if page.photometric != _YCBCR or page.compression in _ALWAYS_RGB:
         return plain
     _require_common_ycbcr(page)
@@ -341,8 +354,14 @@ def _jpeg_decoder(page: Any) -> Decoder:
     return jpeg
 
 
-def _jpeg_2000_decoder(page: Any, plain: Decoder, tiles: Iterator[tuple[bytes, int]]) -> Decoder:
+def _jpeg_2000_decoder(page: Any, tiles: Iterator[tuple[bytes, int]]) -> Decoder:
     """Return a decoder of JPEG 2000; where what a file says of its colours does not agree, its pixels are asked."""
+    import imagecodecs  # noqa: PLC0415 - optional
+
+    def plain(data: bytes, number: int) -> Pixels:
+        tile: Pixels = imagecodecs.jpeg2k_decode(data)
+        return tile
+
     says_ycbcr = page.photometric == _YCBCR or page.compression == _APERIO_YCBCR
     says_rgb = page.compression == _APERIO_RGB
     few = list(tiles)
@@ -358,9 +377,7 @@ def _require_common_ycbcr(page: Any) -> None:
     common = coefficients is None or np.allclose(_rationals(coefficients), (0.299, 0.587, 0.114), atol=1e-3)
     full = reference is None or np.allclose(_rationals(reference), (0, 255, 128, 255, 128, 255), atol=1)
     if not (common and full):
-        raise LeftToOpenSlide(
-            "stores YCbCr by other coefficients than JPEG's, expected red, green and blue", _size(page)
-        )
+        raise DataError("stores YCbCr by other coefficients than JPEG's, expected red, green and blue")
 
 
 def _rationals(values: Sequence[float]) -> list[float]:

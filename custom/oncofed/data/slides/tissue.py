@@ -1,8 +1,8 @@
 """Where an overview shows tissue: what is more saturated than the glass around it, and is no ink.
 
-A threshold of the whole slide's saturation (Otsu 1979) falls between pen marks and pale tissue, or between two stains, so
-that it loses the paler one; here it comes from the glass. Hues of inks that stains with haematoxylin, eosin or DAB do not
-have are told apart from tissue.
+A threshold of the whole slide's saturation (Otsu 1979) falls between pen marks and pale tissue, or between two stains,
+so that it loses the paler one; here it comes from the glass. Inks have hues that stains with haematoxylin, eosin or DAB
+do not have.
 """
 
 from __future__ import annotations
