@@ -6,6 +6,7 @@ other tools write it as a text, or as ``name`` or ``label``.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,7 +22,8 @@ from oncofed.errors import DataError
 SUFFIXES = (".geojson", ".json")
 
 _NO_AREA = {"Point": "point", "MultiPoint": "point", "LineString": "line", "MultiLineString": "line"}
-_CLASS_KEYS = ("classification", "class", "label", "PartOfGroup", "group", "name", "Name")
+_CLASS_KEYS = ("classification", "class", "label", "PartOfGroup", "group")
+_TITLE_KEYS = ("name", "Name")
 _BEYOND = 0.01
 _NO_CLASS = "without a class"
 
@@ -35,12 +37,14 @@ class Region:
     Attributes:
         number: in its file, from 1.
         name: of its class; None where it has none.
+        title: what QuPath shows beside a region, which may be its class or nothing like it.
         polygons: the rings of each, the outer one first and then its holes, (point, 2) in pixels.
         left_out: what there is without an area, such as "line".
     """
 
     number: int
     name: str | None
+    title: str | None
     polygons: list[list[Ring]]
     left_out: list[str] = field(default_factory=list)
 
@@ -68,14 +72,12 @@ def label_values(paths: Iterable[Path]) -> dict[str, int]:
 
     A file that cannot be read is passed over: reading its slide tells why.
     """
-    names: dict[str, str] = {}
+    regions: list[Region] = []
     for path in paths:
-        try:
-            found = {region.name for region in read_regions(path) if region.name}
-        except DataError:
-            continue
-        for name in sorted(found):
-            names.setdefault(_key(name), name)
+        with contextlib.suppress(DataError):
+            regions += read_regions(path)
+    found = {region.name for region in regions if region.name} or {region.title for region in regions if region.title}
+    names = {_key(name): name for name in sorted(found, reverse=True)}
     return {name: value for value, name in enumerate(sorted(names.values(), key=str.casefold), start=1)}
 
 
@@ -158,7 +160,7 @@ def _region(number: int, feature: Any) -> Region:
     if not isinstance(feature, dict):
         raise DataError(f"its region {number} is no GeoJSON feature, expected one with a type and a geometry")
     geometry = feature.get("geometry") if "geometry" in feature or feature.get("type") == "Feature" else feature
-    region = Region(number, _class_of(number, feature), [])
+    region = Region(number, *_class_of(number, feature), [])
     if geometry is None:
         region.left_out.append("region without a geometry")
     else:
@@ -203,17 +205,18 @@ def _ring(points: Any) -> Ring:
     return ring[:-1] if len(ring) > 1 and (ring[0] == ring[-1]).all() else ring
 
 
-def _class_of(number: int, feature: Mapping[str, Any]) -> str | None:
+def _class_of(number: int, feature: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """Return the name of a feature's class, and its title."""
     properties = feature.get("properties")
     if properties is None:
-        return None
+        return None, None
     if not isinstance(properties, dict):
         raise DataError(f"its region {number} has properties that are no object, expected its class there")
-    for key in _CLASS_KEYS:
-        name = _name(properties.get(key))
-        if name:
-            return name
-    return None
+    name, title = (
+        next(filter(None, (_name(properties.get(key)) for key in keys)), None) for keys in (_CLASS_KEYS, _TITLE_KEYS)
+    )
+    # Other tools than QuPath, which writes objectType, have a class in mind.
+    return (name, title) if name or "objectType" in properties else (title, None)
 
 
 def _name(value: Any) -> str | None:
@@ -240,14 +243,15 @@ def _values(regions: Sequence[Region], names: Mapping[str, int]) -> dict[int, in
     known = {**{str(value): value for value in names.values()}, **{_key(n): value for n, value in names.items()}}
     values = {}
     for region in regions:
-        if not region.name or not region.polygons:
+        name = region.name or (region.title if _key(region.title or "") in known else None)
+        if not name or not region.polygons:
             continue
-        if _key(region.name) not in known:
+        if _key(name) not in known:
             raise DataError(
-                f"its region {region.number} is of the class {region.name!r}, expected one of "
+                f"its region {region.number} is of the class {name!r}, expected one of "
                 f"{', '.join(name for name, value in sorted(names.items()) if value)} (--labels)"
             )
-        values[region.number] = known[_key(region.name)]
+        values[region.number] = known[_key(name)]
     if any(region.polygons for region in regions) and not values:
         count = sum(bool(region.polygons) for region in regions)
         raise DataError(f"none of its {count} regions has a class, expected one of {', '.join(sorted(names))}")
