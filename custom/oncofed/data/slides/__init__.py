@@ -72,7 +72,7 @@ def open_slide(path: Path) -> Slide:
 def _open_dicom(folder: Path) -> Slide:
     try:
         return DicomSlideFile(folder)
-    except DataError:
+    except (DataError, MemoryError):
         raise
     except Exception:  # noqa: BLE001 - wsidicom and pydicom raise many types for a broken file
         raise DataError(
@@ -87,7 +87,7 @@ def _open_tiff(path: Path) -> Slide:
         return TiffSlideFile(path)
     except LeftToOpenSlideError as left:
         reason, pyramid = str(left), left.pyramid
-    except DataError:
+    except (DataError, MemoryError):
         raise
     except Exception:  # noqa: BLE001, S110 - tifffile raises many types for a broken file; the other reader is asked
         pass
@@ -116,7 +116,7 @@ def _open_other(path: Path) -> Slide:
 def _openslide(path: Path, known: Resolution | None = None) -> OpenSlideFile | None:
     try:
         return OpenSlideFile(path, known)
-    except DataError:
+    except (DataError, MemoryError):
         raise
     except Exception:  # noqa: BLE001 - what it says is told by those who ask, in words
         return None

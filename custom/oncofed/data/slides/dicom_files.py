@@ -86,6 +86,8 @@ class DicomSlideFile:
             try:
                 with self._lock:
                     part = self._slide.read_region((x0, y0), self._numbers[level], (x1 - x0, y1 - y0))
+            except MemoryError:
+                raise
             except Exception:  # noqa: BLE001 - each codec has errors of its own
                 raise DataError("is damaged: a frame cannot be decoded. Copy it again from its source") from None
             region[y0 - y : y1 - y, x0 - x : x1 - x] = np.asarray(part.convert("RGB"))

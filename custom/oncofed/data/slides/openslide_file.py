@@ -10,6 +10,7 @@ from PIL import Image
 from oncofed.data.slides import resolution
 from oncofed.data.slides.levels import WHITE, Level, Pixels
 from oncofed.data.slides.resolution import Resolution
+from oncofed.errors import DataError
 
 # These say their resolution by TIFF's tags alone.
 _PLAIN_TIFF = {"generic-tiff"}
@@ -45,7 +46,12 @@ class OpenSlideFile:
     def read(self, level: int, x: int, y: int, width: int, height: int) -> Pixels:
         """Return (height, width, 3) uint8; OpenSlide makes what lies outside transparent."""
         origin = (round(x * self._downsamples[level]), round(y * self._downsamples[level]))
-        region = self._slide.read_region(origin, level, (width, height))
+        try:
+            region = self._slide.read_region(origin, level, (width, height))
+        except MemoryError:
+            raise
+        except Exception:  # noqa: BLE001 - what it says is of its own inside
+            raise DataError("is damaged: a part of it cannot be decoded. Copy it again from its source") from None
         white = Image.new("RGB", region.size, (WHITE,) * 3)
         white.paste(region, mask=region.getchannel("A"))
         return np.asarray(white)

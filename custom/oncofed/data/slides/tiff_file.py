@@ -31,6 +31,7 @@ _PHOTOMETRIC = {0: "WhiteIsZero", 1: "BlackIsZero", 2: "RGB", 3: "a palette", 5:
 _BY_LIBTIFF = {2, 3, 5, 6, 8}
 _NO_PYRAMID = ("label", "macro", "overview", "thumbnail")
 _TILES_ASKED = 8
+_START_OF_SCAN = b"\xff\xda"
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,8 @@ class TiffSlideFile:
     def _decoded(self, level: int, data: bytes, number: int) -> Pixels:
         try:
             tile = self._decoders[level](data, number)
+        except MemoryError:
+            raise
         except Exception:  # noqa: BLE001 - each codec has errors of its own
             tile = None
         if tile is None or tile.ndim != 3 or tile.shape[-1] != 3:
@@ -338,14 +341,18 @@ def _jpeg_decoder(page: Any) -> Decoder:
     declared = _declared(page)
     tables, header, shape = page.jpegtables, page.jpegheader, (page.tilelength, page.tilewidth)
 
+    known: dict[bytes, str] = {}  # the tiles of a page have few headers
+
     def jpeg(data: bytes, number: int) -> Pixels:
-        colours = jpeg_colours(header or data, tables, declared)
+        stream = header or data
+        head = stream[: stream.find(_START_OF_SCAN)]
+        colours = known.get(head) or known.setdefault(head, jpeg_colours(head, tables, declared).upper())
         tile: Pixels = imagecodecs.jpeg_decode(
             data,
             bitspersample=8,
             tables=tables,
             header=header,
-            colorspace=colours.upper(),
+            colorspace=colours,
             outcolorspace="RGB",
             shape=shape,
         )
