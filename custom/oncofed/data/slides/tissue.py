@@ -7,10 +7,12 @@ do not have.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageFilter
 from scipy import ndimage
 
 from oncofed.data.slides.levels import Pixels
@@ -22,7 +24,7 @@ _SMOOTHED = 5
 _LEAST_SATURATION, _MOST_SATURATION = 0.025, 0.06
 # Of bright pixels: glass, and what is as pale.
 _BRIGHT, _TINT, _NEAR_GLASS = 180, 0.08, 4
-_LEAST_GLASS = 0.002
+_LEAST_GLASS, _GLASS_SAMPLES = 0.002, 200_000
 _LEAST_INK = 2e-4
 _INK_EDGE = 8  # pixels over which a mark fades
 
@@ -36,6 +38,12 @@ class Ink:
     high: float
     saturation: float
     brightness: float
+
+    def holds(self, hue: NDArray[np.float32]) -> Mask:
+        """Return which hues are this ink's."""
+        angle = hue + 360 * (hue < self.high - 360)
+        mask: Mask = (angle >= self.low) & (angle <= self.high)
+        return mask
 
 
 _INKS = (
@@ -77,16 +85,55 @@ def tissue_mask(overview: Pixels) -> Mask:
 
 def find_tissue(overview: Pixels) -> Tissue:
     """Return where an overview (height, width, 3) shows tissue, and what looks like ink."""
-    values = overview.astype(np.float32)
-    usable = values.max(axis=-1) > _FILL
-    inks = _find_inks(values, usable)
-    ink = np.logical_or.reduce(list(inks.values())) if inks else np.zeros(usable.shape, bool)
-    smooth = ndimage.uniform_filter(values, (_SMOOTHED, _SMOOTHED, 1), mode="nearest")
-    clear = usable & ~ink
+    planes = _Planes.of(overview)
+    usable = planes.high > _FILL
+    inks = _find_inks(planes, usable)
+    clear = usable & ~np.logical_or.reduce(list(inks.values())) if inks else usable
+    smooth = np.asarray(Image.fromarray(overview).filter(ImageFilter.BoxBlur(_SMOOTHED // 2)))
     glass, noise = _glass(smooth, clear)
-    saturation = _saturation(np.minimum(smooth / glass, 1))
-    mask = clear & (saturation > np.clip(noise, _LEAST_SATURATION, _MOST_SATURATION))
-    return Tissue(mask, tuple(inks), float(ink.mean()))
+    # Each channel as a share of the glass, in steps of uint16, by a table.
+    shares = [np.minimum(np.arange(256) / level, 1) * 65_535 for level in glass]
+    parts = [share.astype(np.uint16)[smooth[..., n]] for n, share in enumerate(shares)]
+    high, low = np.maximum(np.maximum(*parts[:2]), parts[2]), np.minimum(np.minimum(*parts[:2]), parts[2])
+    saturated = (high - low) > high * np.float32(np.clip(noise, _LEAST_SATURATION, _MOST_SATURATION))
+    return Tissue(clear & saturated, tuple(inks), float(usable.mean() - clear.mean()))
+
+
+@dataclass(frozen=True)
+class _Planes:
+    """Red, green and blue of an overview, uint8, with the highest of them and their difference."""
+
+    red: NDArray[np.uint8]
+    green: NDArray[np.uint8]
+    blue: NDArray[np.uint8]
+    high: NDArray[np.uint8]
+    chroma: NDArray[np.uint8]
+
+    @classmethod
+    def of(cls, overview: Pixels) -> _Planes:
+        red, green, blue = (np.ascontiguousarray(overview[..., n]) for n in range(3))
+        high = np.maximum(np.maximum(red, green), blue)
+        return cls(red, green, blue, high, high - np.minimum(np.minimum(red, green), blue))
+
+    def saturated(self, least: float) -> Mask:
+        """Return where the saturation is above ``least``."""
+        mask: Mask = self.chroma > self.high * np.float32(least)
+        return mask
+
+    def hue(self, where: NDArray[np.intp]) -> NDArray[np.float32]:
+        """Return the hue in degrees of the pixels at flat places: red is 0, green 120, blue 240."""
+        red, green, blue, high, chroma = (
+            plane.ravel()[where].astype(np.float32)
+            for plane in (self.red, self.green, self.blue, self.high, self.chroma)
+        )
+        size = np.maximum(chroma, 1)
+        hue = np.where(
+            high == red,
+            (green - blue) / size,
+            np.where(high == green, 2 + (blue - red) / size, 4 + (red - green) / size),
+        )
+        turned: NDArray[np.float32] = (hue * 60) % 360
+        return turned
 
 
 def _saturation(values: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -95,13 +142,14 @@ def _saturation(values: NDArray[np.float32]) -> NDArray[np.float32]:
     return saturation
 
 
-def _glass(smooth: NDArray[np.float32], clear: Mask) -> tuple[NDArray[np.float32], float]:
+def _glass(smooth: Pixels, clear: Mask) -> tuple[NDArray[np.float32], float]:
     """Return the colour of the glass, and the saturation that its noise does not reach."""
     neutral = np.full(3, 255, np.float32)
-    bright = clear & (smooth.min(axis=-1) > _BRIGHT)
-    pixels = smooth[bright]
-    pixels = pixels[_saturation(pixels) < _TINT]
-    if len(pixels) < _LEAST_GLASS * clear.size:
+    step = max(1, math.isqrt(clear.size // _GLASS_SAMPLES))  # some pixels tell as well as all of them
+    pixels = smooth[::step, ::step][clear[::step, ::step]].astype(np.float32)
+    count = len(pixels)
+    pixels = pixels[(pixels.min(axis=-1) > _BRIGHT) & (_saturation(pixels) < _TINT)]
+    if len(pixels) <= _LEAST_GLASS * count:
         return neutral, _LEAST_SATURATION
     grey = pixels.mean(axis=-1)
     level = np.percentile(grey, 99)
@@ -115,40 +163,43 @@ def _glass(smooth: NDArray[np.float32], clear: Mask) -> tuple[NDArray[np.float32
     return colour, float(middle + 5 * 1.4826 * np.median(np.abs(found - middle)))
 
 
-def _find_inks(values: NDArray[np.float32], usable: Mask) -> dict[str, Mask]:
+def _find_inks(planes: _Planes, usable: Mask) -> dict[str, Mask]:
     """Return colour of ink -> where it is, with the edges at which it fades."""
-    high, low = values.max(axis=-1), values.min(axis=-1)
-    chroma = high - low
-    hue, saturation = _hue(values, high, chroma), chroma / np.maximum(high, 1)
     found = {}
-    for ink in _INKS:
-        angle = hue + 360 * (hue < ink.high - 360)
-        coloured = usable & (angle >= ink.low) & (angle <= ink.high)
-        core = coloured & (saturation > ink.saturation) & (high > ink.brightness)
-        found[ink.name] = (core, coloured & (saturation > ink.saturation / 3))
-    black = usable & (high < _DARK) & (chroma < _COLOURLESS)
-    found["black"] = (black, usable & (chroma < _COLOURLESS) & (high < _BRIGHT))
-    return {name: mask for name, pair in found.items() if (mask := _mark(*pair)).any()}
+    least = min(ink.saturation for ink in _INKS)
+    coloured = np.flatnonzero(usable & planes.saturated(least))
+    if len(coloured) >= _LEAST_INK * usable.size:
+        hue = planes.hue(coloured)
+        for ink in _INKS:
+            core = np.zeros(usable.shape, bool)
+            core.ravel()[coloured[ink.holds(hue)]] = True
+            core &= planes.saturated(ink.saturation) & (planes.high > ink.brightness)
+            if (mark := _mark(core)) is not None:
+                found[ink.name] = _with_edges(mark, _faded(planes, ink))
+    black = usable & (planes.high < _DARK) & (planes.chroma < _COLOURLESS)
+    if (mark := _mark(black)) is not None:
+        found["black"] = _with_edges(mark, usable & (planes.chroma < _COLOURLESS) & (planes.high < _BRIGHT))
+    return found
 
 
-def _mark(core: Mask, faded: Mask) -> Mask:
-    """Return marks without single pixels, and with their faded edges."""
-    if core.mean() < _LEAST_INK:
-        return np.zeros_like(core)
+def _faded(planes: _Planes, ink: Ink) -> Mask:
+    """Return where the overview has an ink's hue, be it pale."""
+    faded = np.zeros(planes.high.shape, bool)
+    pale = np.flatnonzero((planes.high > _FILL) & planes.saturated(ink.saturation / 3))
+    faded.ravel()[pale[ink.holds(planes.hue(pale))]] = True
+    return faded
+
+
+def _mark(core: Mask) -> Mask | None:
+    """Return marks without single pixels; None where there is hardly any."""
+    if np.count_nonzero(core) < _LEAST_INK * core.size:
+        return None
     mark: Mask = ndimage.binary_opening(core, np.ones((3, 3), bool))
-    if mark.mean() < _LEAST_INK:
-        return np.zeros_like(core)
+    return mark if np.count_nonzero(mark) >= _LEAST_INK * core.size else None
+
+
+def _with_edges(mark: Mask, faded: Mask) -> Mask:
+    """Return marks with their edges, and with what smoothing mixes with them."""
     wide: Mask = ndimage.binary_dilation(mark, iterations=_INK_EDGE, mask=faded | mark)
-    grown: Mask = ndimage.binary_dilation(wide, iterations=_SMOOTHED // 2 + 1)  # what smoothing mixes with it
+    grown: Mask = ndimage.binary_dilation(wide, iterations=_SMOOTHED // 2 + 1)
     return grown
-
-
-def _hue(values: NDArray[np.float32], high: NDArray[np.float32], chroma: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the hue in degrees, from 0 to 360: red is 0, green 120, blue 240."""
-    red, green, blue = values[..., 0], values[..., 1], values[..., 2]
-    size = np.maximum(chroma, 1)
-    hue = np.where(
-        high == red, (green - blue) / size, np.where(high == green, 2 + (blue - red) / size, 4 + (red - green) / size)
-    )
-    turned: NDArray[np.float32] = (hue * 60) % 360
-    return turned
