@@ -221,7 +221,7 @@ class SlideWork:
 
     def files(self) -> Iterator[tuple[str, Use]]:
         """Yield each file and its use."""
-        yield from ((path, "image") for path in self.instances or self.item.images)
+        yield from ((path, "image") for path in (*(self.instances or self.item.images), *self._tiles_of_mirax()))
         if isinstance(self.item.label, str):
             yield self.item.label, "regions"
 
@@ -265,6 +265,13 @@ class SlideWork:
     def set_aside(self, reason: str) -> dict[str, Any]:
         """Return what is known of a slide that cannot be used."""
         return _set_aside(self.item.name, reason, self.item.images[0])
+
+    def _tiles_of_mirax(self) -> list[str]:
+        """Return the files that hold the tiles of an MRXS slide: all of the folder that is named as it is."""
+        if self.instances or not self.item.images[0].lower().endswith(".mrxs"):
+            return []
+        folder = (self.root / self.item.images[0]).with_suffix("")
+        return [str(path.relative_to(self.root)) for path in sorted(folder.rglob("*")) if path.is_file()]
 
     def _gather(self) -> Path:
         """Link the instances of one DICOM slide into a folder of its own, and return it."""

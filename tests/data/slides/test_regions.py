@@ -126,6 +126,7 @@ SQUARE = polygon(ring(8, 8, 40, 40))
     [
         {"type": "FeatureCollection", "features": [feature(SQUARE, {"name": "Tumor"})]},
         [feature(SQUARE, {"name": "Tumor"})],
+        {"features": [feature(SQUARE, {"name": "Tumor"})]},
         feature(SQUARE, {"name": "Tumor", "colorRGB": -65536}),
         feature(SQUARE, "Tumor"),
         feature(SQUARE, "tumor "),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 from pathlib import Path
 from typing import Any
@@ -261,3 +262,14 @@ def test_a_slide_that_is_cut_off_is_refused_in_words(tmp_path: Path) -> None:
         TileReader(tmp_path / "a.tif", TileSpec(256)) as tiles,
     ):
         tiles.overview()
+
+
+def test_the_files_of_an_mrxs_slide_are_its_own(tmp_path: Path) -> None:
+    (tmp_path / "in" / "a").mkdir(parents=True)
+    for name in ("a.mrxs", "a/Slidedat.ini", "a/Data0000.dat"):
+        (tmp_path / "in" / name).write_bytes(b"\xff\xd8\xff\xe0 no slide")
+    (tmp_path / "in" / "b.dat").write_bytes(b"of nobody")
+    register(Request(tmp_path / "in", "s", tmp_path / "out", "slides"))
+    with (tmp_path / "out" / "files.csv").open() as file:
+        cases = {row["path"]: row["case"] for row in csv.DictReader(file)}
+    assert cases == {"a.mrxs": "a", "a/Slidedat.ini": "a", "a/Data0000.dat": "a", "b.dat": ""}

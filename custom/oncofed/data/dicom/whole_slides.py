@@ -57,14 +57,14 @@ def whole_slides(by_series: Mapping[str, Sequence[Slice]]) -> tuple[list[WholeSl
         else:
             found += series
     slides = [WholeSlide(pyramid[0].header["series"], tuple(pyramid)) for pyramid in pyramids]
-    left_out, alone = {}, {}
+    left_out: dict[str, str] = {}
+    alone: dict[str, list[Slice]] = {}
     for item in beside:
-        series = item.header["series"]
         if any(_same_slide(item.header, other.header) for pyramid in pyramids for other in pyramid[:1]):
             kind = image_kind(_image_type(item))
             left_out[item.path] = f"{_WHAT.get(kind, kind)} of a DICOM slide, which is no level of its pyramid"
         else:
-            alone.setdefault(series, []).append(item)
+            alone.setdefault(item.header["series"], []).append(item)
     return [*slides, *(WholeSlide(series, tuple(items)) for series, items in alone.items())], left_out
 
 
@@ -113,4 +113,4 @@ def _same_area(level: Header, finest: Header) -> bool:
     areas = [header.get("imaged_mm") for header in (level, finest)]
     if not all(areas):
         return True
-    return all(abs(a / b - 1) < _SAME_AREA for a, b in zip(*areas, strict=True) if a and b)  # type: ignore[arg-type]
+    return all(abs(a / b - 1) < _SAME_AREA for a, b in zip(*areas, strict=True) if a and b)

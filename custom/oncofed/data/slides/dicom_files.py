@@ -159,7 +159,7 @@ def _volumes(folder: Path) -> list[Path]:
             f"holds no level of a slide's pyramid: found {found} (ImageType), expected VOLUME. Add the slide's files"
         )
     for path in files:
-        _require_colour(cast("Dataset", slides[path]))
+        _require_colour(slides[path])
     return files
 
 

@@ -122,7 +122,7 @@ def draw(
     cells = np.zeros(shape, np.int64)
     overlap = False
     for region in regions:
-        value = values.get(region.number)
+        value = values.get(region.number, 0)
         for rings in region.polygons if value else ():
             part = _fill(rings, cell, shape)
             if part is not None:
@@ -142,7 +142,7 @@ def _features(content: Any) -> Iterator[Any]:
     if isinstance(content, list):
         for item in content:
             yield from _features(item)
-    elif isinstance(content, dict) and content.get("type") == "FeatureCollection":
+    elif isinstance(content, dict) and (content.get("type") == "FeatureCollection" or "features" in content):
         features = content.get("features")
         if not isinstance(features, list):
             raise DataError("its file of regions is a FeatureCollection without a list of features")
@@ -266,7 +266,7 @@ def _left_out(regions: Sequence[Region], values: Mapping[int, int]) -> list[str]
     kinds = Counter(kind for region in regions for kind in region.left_out)
     kinds[_NO_CLASS] = sum(bool(region.polygons) and region.number not in values for region in regions)
     told = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()) if count)
-    return [f"of its regions are left out: {told} (no area, or no class)"] if told else []
+    return [f"regions left out: {told}"] if told else []
 
 
 def _require_on_slide(regions: Sequence[Region], size: tuple[int, int], notes: list[str]) -> None:

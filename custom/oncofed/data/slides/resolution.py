@@ -16,7 +16,7 @@ from oncofed.errors import DataError
 # A level whose resolution differs by less than this is read as it is.
 SAME_RESOLUTION = 0.02
 # Pixels wider than high by less than this are taken for square.
-_SQUARE = 0.02
+_SQUARE = 0.05
 _POWERS = {"Y": 24, "Z": 21, "E": 18, "P": 15, "T": 12, "G": 9, "M": 6, "k": 3, "h": 2, "da": 1, "": 0, "d": -1}
 _POWERS |= {"c": -2, "m": -3, "µ": -6, "n": -9, "p": -12, "f": -15, "a": -18, "z": -21, "y": -24}
 _MICRONS = {
@@ -122,8 +122,8 @@ def _ome_images(xml: str) -> Iterator[OmeImage]:
             continue
         for pixels in image:
             if pixels.tag.endswith("Pixels"):
-                size = [int(number(pixels.get(f"Size{axis}"))) for axis in "XY"]
-                yield OmeImage(image.get("Name") or "", *size, dict(pixels.attrib))
+                width, height = (int(number(pixels.get(f"Size{axis}"))) for axis in "XY")
+                yield OmeImage(image.get("Name") or "", width, height, dict(pixels.attrib))
 
 
 def of_tags(x: float, y: float, unit: int) -> Resolution:
@@ -144,10 +144,8 @@ def of_tags(x: float, y: float, unit: int) -> Resolution:
         return unknown("its XResolution has no unit")
     found = square(per_unit / x, per_unit / y)
     dots = 25_400 / found.mpp
-    default = next((dpi for dpi in _DEFAULT_DPI if abs(dots / dpi - 1) < 0.005), None)
-    if default is None:
-        # Of one pixel a centimetre, which is written where nothing is known.
-        default = round(dots, 2) if abs(dots / 2.54 - 1) < 0.005 else None
+    # 2.54: one pixel a centimetre, which is written where nothing is known.
+    default = next((dpi for dpi in (*_DEFAULT_DPI, 2.54) if abs(dots / dpi - 1) < 0.005), None)
     if default is not None:
         return unknown(f"its resolution tags say {default:g} pixels per inch, which software writes by default")
     return found

@@ -271,7 +271,7 @@ def _is_level(
         mpp = _resolution(file, page, stated).mpp
     except DataError:
         return False
-    return abs(mpp / (found.mpp * factor) - 1) < SAME_RESOLUTION
+    return bool(abs(mpp / (found.mpp * factor) - 1) < SAME_RESOLUTION)
 
 
 def _stated(images: Sequence[OmeImage], number: int, series: Any) -> OmeImage | None:
