@@ -54,9 +54,10 @@ def open_slide(path: Path) -> Slide:
     Raises:
         DataError: no reader that is installed can; the message names no path.
     """
-    _require_pathology()
     if path.is_dir():
+        _require("wsidicom", "imagecodecs")
         return _open_dicom(path)
+    _require("openslide", "tifffile", "imagecodecs")
     try:
         with path.open("rb") as file:
             head = file.read(4)
@@ -242,7 +243,7 @@ def _level_for(levels: list[Level], mpp: float) -> int:
     return max(fine, key=lambda n: levels[n].mpp)
 
 
-def _require_pathology() -> None:
-    missing = [name for name in ("openslide", "tifffile") if importlib.util.find_spec(name) is None]
+def _require(*names: str) -> None:
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
         raise DataError(f"needs {' and '.join(missing)} to be read: pip install 'oncofed[pathology]'")
