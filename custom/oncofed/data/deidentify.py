@@ -495,17 +495,15 @@ def _copy_slide(turn: _Turn, path: Path) -> str:
     """Copy the compressed tiles of a slide's pyramid into a new file; label, macro and descriptions stay behind."""
     import tifffile  # noqa: PLC0415 - optional
 
-    from oncofed.data.slides import TiffSlideFile  # noqa: PLC0415 - needs tifffile
+    from oncofed.data.slides.tiff_file import find_pyramid  # noqa: PLC0415 - needs tifffile
 
     name = str(Path(_new_path(turn.key, turn.path)).with_suffix(".tif"))
     target = turn.out / name
     target.parent.mkdir(parents=True, exist_ok=True)
-    slide = TiffSlideFile(path)
-    mpp = slide.levels[0].mpp
-    slide.close()
     unfinished = target.with_name(f".{target.name}")
     with tifffile.TiffFile(path) as file, tifffile.TiffWriter(unfinished, bigtiff=True) as writer:
-        pages = [level.keyframe for level in file.series[0].levels]
+        pyramid = find_pyramid(file)
+        pages, mpp = pyramid.pages, pyramid.resolution.mpp
         width = pages[0].shape[1]
         for number, page in enumerate(pages):
             scale = page.shape[1] / width

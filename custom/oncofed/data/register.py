@@ -21,7 +21,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
-from oncofed.data import facts, slides
+from oncofed.data import facts
 from oncofed.data.composed import ComposedWork
 from oncofed.data.converted import SUFFIXES
 from oncofed.data.dicom.headers import Header, looks_like_dicom, read_header
@@ -30,6 +30,7 @@ from oncofed.data.dicom.patients import PatientFrom, person
 from oncofed.data.dicom.pixels import digest
 from oncofed.data.dicom.series import Heap, sort_heap
 from oncofed.data.dicom.stacks import Slice
+from oncofed.data.dicom.whole_slides import whole_slides
 from oncofed.data.files import Files
 from oncofed.data.images import image_format, looks_like
 from oncofed.data.index import Index
@@ -48,6 +49,8 @@ from oncofed.data.manifest import (
 )
 from oncofed.data.masks import value_name, value_of
 from oncofed.data.palettes import one_palette
+from oncofed.data.slides import TileSpec
+from oncofed.data.slides.regions import is_regions, label_values
 from oncofed.data.work import FileWork, SlideWork, StackWork, Work
 from oncofed.data.workers import BROKE_ITS_READER, Workers
 from oncofed.errors import DataError
@@ -99,7 +102,7 @@ class Request:
     task: Task | None = None
     labels: Mapping[int, str] = field(default_factory=dict)
     table: Path | None = None
-    tiles: slides.TileSpec = field(default_factory=slides.TileSpec)
+    tiles: TileSpec = field(default_factory=TileSpec)
     workers: int | None = None
     patient_from: PatientFrom | None = None
 
@@ -316,6 +319,10 @@ def _file_work(layout: Layout, request: Request, prefix: str) -> Iterator[Work]:
     source, out = request.source.resolve(), request.out.resolve()
     slide_task = (request.task or layout.task) == "slides"
     names = {name: value for value, name in request.labels.items()}
+    if slide_task and not names:
+        drawn = {item.label for item in layout.items if isinstance(item.label, str) and is_regions(Path(item.label))}
+        names = label_values(source / path for path in sorted(drawn))
+        layout.labels |= {value: name for name, value in names.items()}
     for item in layout.items:
         if slide_task:
             yield SlideWork(source, prefix, out, item, request.tiles, names)
@@ -351,12 +358,15 @@ def _dicom_work(
 def _slide_work(heap: Heap, request: Request, salt: bytes, table: ClassTable) -> Iterator[Work]:
     source, out = request.source.resolve(), request.out.resolve()
     names = {name: value for value, name in request.labels.items()}
-    for series, instances in heap.slides.items():
-        header = instances[0].header
-        name = f"{_hash(salt, header['patient'], 8)}-{_hash(salt, series, 8)}"
-        label, split = table.find(header)
-        item = Item(name, header["person"], (instances[0].path,), label, split, "SM")  # type: ignore[arg-type]
-        files = tuple(instance.path for instance in instances)
+    found, left_out = whole_slides(heap.slides)
+    heap.left_out |= left_out
+    for slide in found:
+        header = slide.instances[0].header
+        name = f"{_hash(salt, header['patient'], 8)}-{_hash(salt, slide.series, 8)}"
+        said = [table.find(instance.header) for instance in slide.instances]
+        label, split = next((one for one in said if one != (None, None)), (None, None))
+        item = Item(name, header["person"], (slide.instances[0].path,), label, split, "SM")  # type: ignore[arg-type]
+        files = tuple(instance.path for instance in slide.instances)
         yield SlideWork(source, f"{SOURCE_LINK}/", out, item, request.tiles, names, files)
 
 

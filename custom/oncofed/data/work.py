@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from oncofed.data import facts, slides
+from oncofed.data import facts
 from oncofed.data.converted import fitting, is_there, write_image
 from oncofed.data.dicom.headers import Header
 from oncofed.data.dicom.labels import Label, read_labels
@@ -24,6 +24,8 @@ from oncofed.data.layouts import Item
 from oncofed.data.layouts.content import few_whole_numbers
 from oncofed.data.manifest import write_whole
 from oncofed.data.mixtures import RAW, UNITS
+from oncofed.data.slides import TileSpec
+from oncofed.data.slides.measuring import measure
 
 # Raised when facts gain a field, so that what an older version remembered is read anew.
 _FACTS_VERSION = "3"
@@ -227,7 +229,7 @@ class SlideWork:
     prefix: str
     out: Path
     item: Item
-    tiles: slides.TileSpec
+    tiles: TileSpec
     names: Mapping[str, int]
     instances: tuple[str, ...] = ()
 
@@ -243,7 +245,7 @@ class SlideWork:
 
     def files(self) -> Iterator[tuple[str, Use]]:
         """Yield each file and its use."""
-        yield from ((path, "image") for path in self.instances or self.item.images)
+        yield from ((path, "image") for path in (*(self.instances or self.item.images), *self._tiles_of_mirax()))
         if isinstance(self.item.label, str):
             yield self.item.label, "regions"
 
@@ -262,7 +264,7 @@ class SlideWork:
         path = self._gather() if self.instances else self.root / item.images[0]
         region = self.root / item.label if isinstance(item.label, str) else None
         try:
-            found, grid = slides.measure(path, self.tiles, region, self.names)
+            found, grid = measure(path, self.tiles, region, self.names)
         except Exception as error:  # noqa: BLE001 - readers raise whatever they like for a malformed file
             return self.set_aside(facts.reason_of(error))
         buffer = io.BytesIO()
@@ -287,6 +289,13 @@ class SlideWork:
     def set_aside(self, reason: str) -> dict[str, Any]:
         """Return what is known of a slide that cannot be used."""
         return _set_aside(self.item.name, reason, self.item.images[0])
+
+    def _tiles_of_mirax(self) -> list[str]:
+        """Return the files that hold the tiles of an MRXS slide: all of the folder that is named as it is."""
+        if self.instances or not self.item.images[0].lower().endswith(".mrxs"):
+            return []
+        folder = (self.root / self.item.images[0]).with_suffix("")
+        return [str(path.relative_to(self.root)) for path in sorted(folder.rglob("*")) if path.is_file()]
 
     def _gather(self) -> Path:
         """Link the instances of one DICOM slide into a folder of its own, and return it."""

@@ -130,13 +130,20 @@ def integer(elements: Elements, keyword: str, default: int) -> int:
 
 def shown(elements: Elements, keyword: str) -> str:
     """Return any element as text, binary numbers too."""
+    found = binaries(elements, keyword)
+    return text(elements, tag_of(keyword)) if found is None else "\\".join(f"{value:g}" for value in found)
+
+
+def binaries(elements: Elements, keyword: str) -> list[float] | None:
+    """Return numbers that are stored in binary (UL, FL and the like); None where the element is not or is text."""
     element = elements.get(tag_of(keyword))
     kind = _binary(keyword)
     if element is None or kind is None or not isinstance(element.value, bytes):
-        return text(elements, tag_of(keyword))
+        return None
     order = "<" if getattr(element, "is_little_endian", True) else ">"
     whole = len(element.value) // int(kind[1]) * int(kind[1])
-    return "\\".join(f"{value:g}" for value in np.frombuffer(element.value[:whole], order + kind))
+    found: list[float] = np.frombuffer(element.value[:whole], order + kind).tolist()
+    return found
 
 
 @lru_cache(maxsize=200)

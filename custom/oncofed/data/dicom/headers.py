@@ -11,7 +11,7 @@ from pydicom.datadict import tag_for_keyword
 from pydicom.tag import BaseTag, Tag
 
 from oncofed.data.dicom.elements import SYNTAX, Elements, any_elements, tag_of, text, walked
-from oncofed.data.dicom.image_header import PRIVATE, TELLING, image_values
+from oncofed.data.dicom.image_header import PRIVATE, SLIDE_TAGS, TELLING, image_values, slide_values
 from oncofed.data.dicom.references import LABEL_MAP, read_references
 from oncofed.errors import DataError
 
@@ -60,6 +60,7 @@ _TAGS: list[Any] = [
     "BurnedInAnnotation",
     "EncryptedAttributesSequence",
     "SharedFunctionalGroupsSequence",
+    *SLIDE_TAGS,
     *TELLING,
     *PRIVATE,
 ]
@@ -138,6 +139,8 @@ def _values(elements: Elements, pixels_at: int, syntax: str = "") -> Header:
     if tag_of("EncryptedAttributesSequence") in elements:
         return {**header, "kind": "broken", "reason": "its attributes are encrypted; ask its source for the key"}
     header["patient"] = _patient(elements)
+    if header["kind"] == "slide":
+        header |= slide_values(elements)
     if header["kind"] == "image":
         header |= image_values(elements)
         header["pixels_at"] = pixels_at

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from pydicom.tag import Tag
 
-from oncofed.data.dicom.elements import Elements, floats, integer, number, shown, tag_of, text, texts
+from oncofed.data.dicom.elements import Elements, binaries, floats, integer, number, shown, tag_of, text, texts
 
 # What differs between volumes that scanners put into one series.
 TELLING = (
@@ -61,6 +61,15 @@ PRIVATE = (
     *(Tag(_PHILIPS, block << 8 | _PHILIPS_SCALE) for block in _PHILIPS_BLOCKS),
     # The first version of Philips' tags has these two in the fifth block.
     *(Tag(_PHILIPS, 0x1400 | element) for element in (_PHILIPS_INTERCEPT, _PHILIPS_SLOPE)),
+)
+
+# What tells the levels of a whole slide: PS3.3, C.8.12.4.
+SLIDE_TAGS = (
+    "ContainerIdentifier",
+    "ImagedVolumeWidth",
+    "ImagedVolumeHeight",
+    "TotalPixelMatrixColumns",
+    "TotalPixelMatrixRows",
 )
 
 
@@ -144,3 +153,20 @@ def _private(elements: Elements, element: int, block: int | None = None) -> floa
     with contextlib.suppress(ValueError):
         return float(text(elements, int(found.tag)))
     return None
+
+
+def slide_values(elements: Elements) -> dict[str, Any]:
+    """Return what a header says of one level of a whole slide, as plain values."""
+    width, height, columns, rows = (_one(elements, keyword) for keyword in SLIDE_TAGS[1:])
+    return {
+        "image_type": texts(elements, "ImageType"),
+        "container": text(elements, tag_of("ContainerIdentifier")),
+        "matrix": [int(columns), int(rows)],
+        "imaged_mm": [width, height] if width and height else None,
+    }
+
+
+def _one(elements: Elements, keyword: str) -> float:
+    """Return one number that is stored in binary; 0 where it is not there."""
+    found = binaries(elements, keyword)
+    return (found or [0.0])[0] if found is not None else number(elements, keyword, 0)

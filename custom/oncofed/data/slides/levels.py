@@ -1,0 +1,64 @@
+"""What a slide is to those who read it: levels of one image, and how it is cut into tiles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Pixels = NDArray[np.uint8]
+
+WHITE = 255
+
+
+@dataclass(frozen=True)
+class TileSpec:
+    """How a slide is cut.
+
+    Attributes:
+        size: side of a tile in pixels.
+        mpp: microns per pixel.
+        tissue: least share of a tile that is tissue.
+    """
+
+    size: int = 256
+    mpp: float = 0.5
+    tissue: float = 0.25
+
+    @property
+    def bytes(self) -> int:
+        """Of one tile's pixels."""
+        return 3 * self.size**2
+
+
+@dataclass(frozen=True)
+class Level:
+    """One resolution of a slide: size in pixels, and microns per pixel (0: not known)."""
+
+    width: int
+    height: int
+    mpp: float
+
+
+class Slide(Protocol):
+    """An open slide, which several threads may read from at once; none may while it is closed.
+
+    Attributes:
+        levels: the finest first.
+        vendor: who made it, where it says so.
+        unknown: why its resolution is not known; empty where it is.
+        notes: what a person should know of how it was read.
+    """
+
+    levels: list[Level]
+    vendor: str | None
+    unknown: str
+    notes: tuple[str, ...]
+
+    def read(self, level: int, x: int, y: int, width: int, height: int) -> Pixels:
+        """Return (height, width, 3) uint8 at pixel (x, y) of a level; white where there is nothing."""
+
+    def close(self) -> None:
+        """Close the file."""

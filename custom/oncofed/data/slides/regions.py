@@ -1,0 +1,318 @@
+"""Regions that a person drew on a slide: GeoJSON (RFC 7946) in pixels of the finest level, and what each one is.
+
+QuPath writes a FeatureCollection, a list of features or one feature, with the class in ``properties.classification``;
+other tools write it as a text, or as ``name`` or ``label``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oncofed.errors import DataError
+
+SUFFIXES = (".geojson", ".json")
+
+_NO_AREA = {"Point": "point", "MultiPoint": "point", "LineString": "line", "MultiLineString": "line"}
+_CLASS_KEYS = ("classification", "class", "label", "PartOfGroup", "group")
+_TITLE_KEYS = ("name", "Name")
+_BEYOND = 0.01
+_NO_CLASS = "without a class"
+
+Ring = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Region:
+    """One drawn region.
+
+    Attributes:
+        number: in its file, from 1.
+        name: of its class; None where it has none.
+        title: what QuPath shows beside a region, which may be its class or nothing like it.
+        polygons: the rings of each, the outer one first and then its holes, (point, 2) in pixels.
+        left_out: what there is without an area, such as "line".
+    """
+
+    number: int
+    name: str | None
+    title: str | None
+    polygons: list[list[Ring]]
+    left_out: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Regions on a grid of cells.
+
+    Attributes:
+        cells: (row, column) label values, 0 where there is none.
+        notes: what a person should know.
+    """
+
+    cells: NDArray[np.int64]
+    notes: list[str]
+
+
+def is_regions(path: Path) -> bool:
+    """Return whether a file is one of drawn regions by its name."""
+    return path.suffix.lower() in SUFFIXES
+
+
+def label_values(paths: Iterable[Path]) -> dict[str, int]:
+    """Return class -> label value, from 1 in the order of the alphabet, of all classes that region files name.
+
+    A file that cannot be read is passed over: reading its slide tells why.
+    """
+    regions: list[Region] = []
+    for path in paths:
+        with contextlib.suppress(DataError):
+            regions += read_regions(path)
+    found = {region.name for region in regions if region.name} or {region.title for region in regions if region.title}
+    names = {_key(name): name for name in sorted(found, reverse=True)}
+    return {name: value for value, name in enumerate(sorted(names.values(), key=str.casefold), start=1)}
+
+
+def read_regions(path: Path) -> list[Region]:
+    """Read a GeoJSON file: a FeatureCollection, a Feature, a geometry, or a list of these.
+
+    Raises:
+        DataError: it is none of them, or one of its features is odd; the message gives the feature's number.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"its file of regions cannot be read ({error.strerror})") from None
+    except RecursionError:
+        raise DataError("its file of regions is nested too deeply for GeoJSON") from None
+    except ValueError as error:
+        where = f" (line {error.lineno})" if isinstance(error, json.JSONDecodeError) else ""
+        raise DataError(f"its file of regions is no JSON text{where}. Export it again as GeoJSON") from None
+    return [_region(number, feature) for number, feature in enumerate(_features(content), start=1)]
+
+
+def draw(
+    regions: Sequence[Region], names: Mapping[str, int], cell: float, shape: tuple[int, int], size: tuple[int, int]
+) -> Drawn:
+    """Draw regions into a grid: a cell belongs to a region if its centre does; of two regions, to the later one.
+
+    A hole is no part of its polygon, and says nothing of others: RFC 7946, section 3.1.6.
+
+    Args:
+        regions: as ``read_regions`` returns them.
+        names: class -> label value; empty: every region is 1.
+        cell: side of a cell in pixels of the slide.
+        shape: rows and columns of cells.
+        size: width and height of the slide in pixels.
+
+    Raises:
+        DataError: a class is not among ``names``, or no region has one, or all lie beside the slide.
+    """
+    values = _values(regions, names)
+    notes = _left_out(regions, values)
+    _require_on_slide(regions, size, notes)
+    cells = np.zeros(shape, np.int64)
+    overlap = False
+    for region in regions:
+        value = values.get(region.number, 0)
+        for rings in region.polygons if value else ():
+            part = _fill(rings, cell, shape)
+            if part is not None:
+                box, inside = part
+                before = cells[box][inside]
+                overlap |= bool(((before != 0) & (before != value)).any())
+                cells[box][inside] = value
+    if overlap:
+        notes.append("regions of two classes overlap: the one that comes later in the file holds there")
+    return Drawn(cells, notes)
+
+
+# --- what a file holds
+
+
+def _features(content: Any) -> Iterator[Any]:
+    if isinstance(content, list):
+        for item in content:
+            yield from _features(item)
+    elif isinstance(content, dict) and (content.get("type") == "FeatureCollection" or "features" in content):
+        features = content.get("features")
+        if not isinstance(features, list):
+            raise DataError("its file of regions is a FeatureCollection without a list of features")
+        yield from features
+    elif isinstance(content, dict) and ("geometry" in content or "type" in content):
+        yield content
+    else:
+        keys = ", ".join(sorted(map(str, content))[:5]) if isinstance(content, dict) else ""
+        found = f"an object with {keys}" if keys else "no feature"
+        raise DataError(f"its file of regions holds {found}, expected a GeoJSON FeatureCollection")
+
+
+def _region(number: int, feature: Any) -> Region:
+    """Return a feature, or a bare geometry, as a region."""
+    if not isinstance(feature, dict):
+        raise DataError(f"its region {number} is no GeoJSON feature, expected one with a type and a geometry")
+    geometry = feature.get("geometry") if "geometry" in feature or feature.get("type") == "Feature" else feature
+    region = Region(number, *_class_of(number, feature), [])
+    if geometry is None:
+        region.left_out.append("region without a geometry")
+    else:
+        _add(region, geometry)
+    return region
+
+
+def _add(region: Region, geometry: Any) -> None:
+    """Add a geometry's polygons to a region."""
+    kind = geometry.get("type") if isinstance(geometry, dict) else None
+    if kind == "GeometryCollection":
+        for part in geometry.get("geometries") or []:
+            _add(region, part)
+    elif kind in _NO_AREA:
+        region.left_out.append(_NO_AREA[kind])
+    elif kind in {"Polygon", "MultiPolygon"}:
+        coordinates = geometry.get("coordinates") or []
+        try:
+            polygons = [[_ring(ring) for ring in p] for p in (coordinates if kind == "MultiPolygon" else [coordinates])]
+        except (TypeError, ValueError, IndexError):
+            raise DataError(
+                f"its region {region.number} ({kind}) has coordinates that are no rings of points, expected lists of "
+                "[x, y] in pixels"
+            ) from None
+        whole = [rings for rings in polygons if rings and len(rings[0]) >= 3]
+        region.left_out.extend(["polygon of fewer than three points"] * (len(polygons) - len(whole)))
+        region.polygons.extend(whole)
+    else:
+        named = f"the geometry {kind!r}" if isinstance(kind, str) else "no geometry with a type"
+        raise DataError(f"its region {region.number} has {named}, expected Polygon or MultiPolygon")
+
+
+def _ring(points: Any) -> Ring:
+    """Return a ring without the point that closes it.
+
+    Raises:
+        ValueError: a coordinate is no finite number.
+    """
+    ring = np.array([(float(point[0]), float(point[1])) for point in points], np.float64).reshape(-1, 2)
+    if not np.isfinite(ring).all():
+        raise ValueError
+    return ring[:-1] if len(ring) > 1 and (ring[0] == ring[-1]).all() else ring
+
+
+def _class_of(number: int, feature: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """Return the name of a feature's class, and its title."""
+    properties = feature.get("properties")
+    if properties is None:
+        return None, None
+    if not isinstance(properties, dict):
+        raise DataError(f"its region {number} has properties that are no object, expected its class there")
+    name, title = (
+        next(filter(None, (_name(properties.get(key)) for key in keys)), None) for keys in (_CLASS_KEYS, _TITLE_KEYS)
+    )
+    # Other tools than QuPath, which writes objectType, have a class in mind.
+    return (name, title) if name or "objectType" in properties else (title, None)
+
+
+def _name(value: Any) -> str | None:
+    """Return a class's name: a text, a number, or an object that has it; None for anything else."""
+    if isinstance(value, dict):
+        parts = value.get("names")
+        joined = ": ".join(map(str, parts)) if isinstance(parts, list) else None
+        return _name(value.get("name")) or joined or _name(value.get("label"))
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return f"{value:g}"
+    return value.strip() or None if isinstance(value, str) else None
+
+
+# --- what its regions are worth
+
+
+def _values(regions: Sequence[Region], names: Mapping[str, int]) -> dict[int, int]:
+    """Return number of a region -> its label value, without those that have no class."""
+    found = sorted({region.name for region in regions if region.name and region.polygons})
+    if not names:
+        if len({_key(name) for name in found}) > 1:
+            raise DataError(f"its regions are of the classes {', '.join(found)}, expected a value for each (--labels)")
+        return {region.number: 1 for region in regions if region.name or not found}
+    known = {**{str(value): value for value in names.values()}, **{_key(n): value for n, value in names.items()}}
+    values = {}
+    for region in regions:
+        name = region.name or (region.title if _key(region.title or "") in known else None)
+        if not name or not region.polygons:
+            continue
+        if _key(name) not in known:
+            raise DataError(
+                f"its region {region.number} is of the class {name!r}, expected one of "
+                f"{', '.join(name for name, value in sorted(names.items()) if value)} (--labels)"
+            )
+        values[region.number] = known[_key(name)]
+    if any(region.polygons for region in regions) and not values:
+        count = sum(bool(region.polygons) for region in regions)
+        raise DataError(f"none of its {count} regions has a class, expected one of {', '.join(sorted(names))}")
+    return values
+
+
+def _key(name: str) -> str:
+    return " ".join(name.casefold().split())
+
+
+def _left_out(regions: Sequence[Region], values: Mapping[int, int]) -> list[str]:
+    kinds = Counter(kind for region in regions for kind in region.left_out)
+    kinds[_NO_CLASS] = sum(bool(region.polygons) and region.number not in values for region in regions)
+    told = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()) if count)
+    return [f"regions left out: {told}"] if told else []
+
+
+def _require_on_slide(regions: Sequence[Region], size: tuple[int, int], notes: list[str]) -> None:
+    rings = [rings[0] for region in regions for rings in region.polygons]
+    if not rings:
+        return
+    low = np.min([ring.min(axis=0) for ring in rings], axis=0)
+    high = np.max([ring.max(axis=0) for ring in rings], axis=0)
+    reach = f"from ({low[0]:.0f}, {low[1]:.0f}) to ({high[0]:.0f}, {high[1]:.0f}), the slide has {size[0]} x {size[1]}"
+    if (low >= size).any() or (high <= 0).any():
+        raise DataError(f"its regions lie beside the slide: {reach}. Expected pixels of the finest level")
+    if (low < -_BEYOND * np.array(size)).any() or (high > (1 + _BEYOND) * np.array(size)).any():
+        notes.append(f"its regions reach beyond the slide: {reach} pixels")
+
+
+# --- drawing
+
+
+def _fill(rings: Sequence[Ring], cell: float, shape: tuple[int, int]) -> tuple[tuple[slice, slice], Any] | None:
+    """Return the box of cells that a polygon touches, and which of them it holds; None where it holds none."""
+    outer = rings[0] / cell
+    first = np.maximum(np.floor(outer.min(axis=0)), 0).astype(int)
+    last = np.minimum(np.ceil(outer.max(axis=0)).astype(int), shape[::-1])
+    if (last <= first).any():
+        return None
+    width, height = (int(n) for n in last - first)
+    inside = _inside(outer - first, width, height)
+    for hole in rings[1:]:
+        if len(hole) >= 3:
+            inside &= ~_inside(hole / cell - first, width, height)
+    return (slice(int(first[1]), int(last[1])), slice(int(first[0]), int(last[0]))), inside
+
+
+def _inside(ring: Ring, width: int, height: int) -> NDArray[np.bool_]:
+    """Return which cells' centres lie inside a ring, where its line goes around them once or more."""
+    start, end = ring, np.roll(ring, -1, axis=0)
+    # The rows whose centres an edge crosses, its lower end included and its upper one not.
+    low, high = np.minimum(start[:, 1], end[:, 1]), np.maximum(start[:, 1], end[:, 1])
+    first = np.clip(np.ceil(low - 0.5), 0, height).astype(int)
+    counts = np.maximum(np.clip(np.ceil(high - 0.5), 0, height).astype(int) - first, 0)
+    edges = np.repeat(np.arange(len(ring)), counts)
+    rows = np.arange(len(edges)) - np.repeat(np.cumsum(counts) - counts, counts) + first[edges]
+    a, b = start[edges], end[edges]
+    x = a[:, 0] + (rows + 0.5 - a[:, 1]) / (b[:, 1] - a[:, 1]) * (b[:, 0] - a[:, 0])
+    columns = np.clip(np.ceil(x - 0.5), 0, width).astype(int)
+    turns = np.zeros((height, width + 1), np.int32)
+    np.add.at(turns, (rows, columns), np.where(b[:, 1] > a[:, 1], 1, -1))
+    inside: NDArray[np.bool_] = turns.cumsum(axis=1)[:, :width] != 0
+    return inside

@@ -1,0 +1,392 @@
+"""Slides in TIFF through tifffile: which of a file's images is the slide, and its tiles from their own bytes."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from oncofed.data.slides import resolution
+from oncofed.data.slides.colour import ColourSpace, is_transformed, jpeg_colours, looks_like_ycbcr, to_rgb
+from oncofed.data.slides.levels import WHITE, Level, Pixels
+from oncofed.data.slides.resolution import SAME_RESOLUTION, OmeImage, Resolution
+from oncofed.errors import DataError
+
+Decoder = Callable[[bytes, int], Pixels]
+
+_JPEG = {6, 7, 33007, 34892}
+_JPEG_2000 = {33003, 33004, 33005, 34712}
+_APERIO_YCBCR, _APERIO_RGB = 33003, 33005
+# WebP, JPEG XL and JPEG XR: their decoders return red, green and blue.
+_ALWAYS_RGB = {22610, 34927, 34933, 34934, 50001, 50002, 52546}
+_BLACK_IS_ZERO, _RGB, _YCBCR = 1, 2, 6
+_PHOTOMETRIC = {0: "WhiteIsZero", 1: "BlackIsZero", 2: "RGB", 3: "a palette", 5: "CMYK", 6: "YCbCr", 8: "CIELab"}
+# RGB (also with a fourth channel, of 16 bits or in planes), a palette, CMYK, YCbCr with its subsampling, CIELab.
+_BY_LIBTIFF = {2, 3, 5, 6, 8}
+_NO_PYRAMID = ("label", "macro", "overview", "thumbnail")
+_TILES_ASKED = 8
+_START_OF_SCAN = b"\xff\xda"
+
+
+@dataclass(frozen=True)
+class Pyramid:
+    """The slide of a TIFF file.
+
+    Attributes:
+        pages: tifffile's, the finest first.
+        resolution: of the finest.
+    """
+
+    pages: list[Any]
+    resolution: Resolution
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        return _size(self.pages[0])
+
+
+class LeftToOpenSlideError(DataError):
+    """A file that OpenSlide may show, and what it is otherwise.
+
+    Attributes:
+        pyramid: the slide in it; None: as its scanner's format says.
+    """
+
+    def __init__(self, reason: str, pyramid: Pyramid | None = None) -> None:
+        super().__init__(reason)
+        self.pyramid = pyramid
+
+
+class TiffSlideFile:
+    """A tiled TIFF, OME-TIFF or SVS through tifffile: each tile is decoded from its own bytes."""
+
+    def __init__(self, path: Path) -> None:
+        import tifffile  # noqa: PLC0415 - optional
+
+        self._file = tifffile.TiffFile(path)
+        try:
+            if self._file.is_ndpi or self._file.is_scn or self._file.is_bif or self._file.is_philips:
+                raise LeftToOpenSlideError("is damaged or cut off: its scanner's format cannot be read")
+            pyramid = find_pyramid(self._file)
+            first = pyramid.pages[0]
+            _require_colour(self._file, pyramid)
+            self._pages = [page for page in pyramid.pages if _is_alike(page, first)]
+            self._descriptor = self._file.filehandle.fileno()
+            # Made at first use, which is here: threads only read them.
+            self._decoders = [_decoder(page, _stored_tiles(self._descriptor, page)) for page in self._pages]
+            self._require_tiles(pyramid)
+        except BaseException:
+            self._file.close()
+            raise
+        self.vendor: str | None = "aperio" if self._file.is_svs else None
+        self.unknown = pyramid.resolution.why
+        grey = first.photometric == _BLACK_IS_ZERO
+        note = "its three channels are taken for red, green and blue: its PhotometricInterpretation is BlackIsZero"
+        self.notes: tuple[str, ...] = (note,) if grey else ()
+        full, mpp = first.shape[1], pyramid.resolution.mpp
+        self.levels = [Level(p.shape[1], p.shape[0], mpp * full / p.shape[1]) for p in self._pages]
+
+    def read(self, level: int, x: int, y: int, width: int, height: int) -> Pixels:
+        """Return (height, width, 3) uint8; one aligned tile is decoded and nothing else."""
+        page = self._pages[level]
+        tile_width, tile_height = page.tilewidth, page.tilelength
+        if x % tile_width == 0 and y % tile_height == 0 and width == tile_width and height == tile_height:
+            return self._tile(level, x // tile_width, y // tile_height)
+        region = np.full((height, width, 3), WHITE, np.uint8)
+        for column in range(x // tile_width, -(-(x + width) // tile_width)):
+            for row in range(y // tile_height, -(-(y + height) // tile_height)):
+                tile = self._tile(level, column, row)
+                left, top = column * tile_width - x, row * tile_height - y
+                x0, y0 = max(left, 0), max(top, 0)
+                x1, y1 = min(left + tile_width, width), min(top + tile_height, height)
+                region[y0:y1, x0:x1] = tile[y0 - top : y1 - top, x0 - left : x1 - left]
+        return region
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _tile(self, level: int, column: int, row: int) -> Pixels:
+        page = self._pages[level]
+        height, width = page.shape[:2]
+        across, down = -(-width // page.tilewidth), -(-height // page.tilelength)
+        whole = (page.tilelength, page.tilewidth, 3)
+        number = row * across + column
+        size = page.databytecounts[number] if 0 <= column < across and 0 <= row < down else 0
+        if size == 0:
+            return np.full(whole, WHITE, np.uint8)
+        data = os.pread(self._descriptor, size, page.dataoffsets[number])
+        if len(data) < size:
+            raise DataError("is cut off: a tile's bytes are missing. Copy it again from its source")
+        tile = self._decoded(level, data, number)
+        used = (min(whole[0], height - row * whole[0]), min(whole[1], width - column * whole[1]))
+        if tile.shape != whole or used != whole[:2]:  # what hangs over the edge of the image is white
+            padded = np.full(whole, WHITE, np.uint8)
+            padded[: min(used[0], tile.shape[0]), : min(used[1], tile.shape[1])] = tile[: used[0], : used[1]]
+            return padded
+        return tile
+
+    def _decoded(self, level: int, data: bytes, number: int) -> Pixels:
+        try:
+            tile = self._decoders[level](data, number)
+        except MemoryError:
+            raise
+        except Exception:  # noqa: BLE001 - each codec has errors of its own
+            tile = None
+        if tile is None or tile.ndim != 3 or tile.shape[-1] != 3:
+            raise DataError("is damaged: a tile cannot be decoded. Copy it again from its source")
+        return tile
+
+    def _require_tiles(self, pyramid: Pyramid) -> None:
+        """Refuse what cannot be decoded before anybody counts on it."""
+        for level, page in enumerate(self._pages):
+            number = next((n for n, size in enumerate(page.databytecounts) if size), None)
+            if number is not None:
+                across = -(-page.shape[1] // page.tilewidth)
+                try:
+                    self._tile(level, number % across, number // across)
+                except DataError as error:
+                    raise LeftToOpenSlideError(str(error), pyramid) from None
+
+
+def find_pyramid(file: Any) -> Pyramid:
+    """Return the slide of a TIFF file: its largest image, with its levels and its resolution.
+
+    Args:
+        file: tifffile's.
+
+    Raises:
+        DataError: it holds no image, or its pixels are not square.
+    """
+    series = [one for one in file.series if one.levels and one.keyframe is not None and _area(one.keyframe)]
+    if not series:
+        raise DataError("is damaged or cut off: it is a TIFF file without an image. Copy it again from its source")
+    main = max(series, key=lambda one: _area(one.keyframe))
+    images = ome_images_of(file)
+    stated = _stated(images, series.index(main), main)
+    found = _resolution(file, main.keyframe, stated)
+    pages = [level.keyframe for level in main.levels]
+    for other in series:
+        if other is not main and _is_level(file, other, main, images, series, found):
+            pages += [level.keyframe for level in other.levels]
+    pages = sorted({page.shape[:2]: page for page in pages[::-1]}.values(), key=_area, reverse=True)
+    return Pyramid(pages, found)
+
+
+def ome_images_of(file: Any) -> list[OmeImage]:
+    """Return the images that a file's OME-XML describes; empty without any."""
+    return resolution.ome_images(file.ome_metadata) if file.is_ome else []
+
+
+def describe(file: Any) -> str:
+    """Return in words what the largest image of a TIFF file is."""
+    page = max((one.keyframe for one in file.series if one.keyframe is not None), key=_area)
+    photometric = _PHOTOMETRIC.get(int(page.photometric), f"of PhotometricInterpretation {int(page.photometric)}")
+    channels = _channels(file, page)
+    return f"{channels} {'channel' if channels == 1 else 'channels'} of {page.dtype}, stored as {photometric}"
+
+
+def _channels(file: Any, page: Any) -> int:
+    series = next((one for one in file.series if one.keyframe is page), None)
+    sizes = dict(zip(series.axes, series.shape, strict=False)) if series else {}
+    return int(sizes.get("C", 1)) * int(page.samplesperpixel)
+
+
+def _require_colour(file: Any, pyramid: Pyramid) -> None:
+    """Refuse an image that is no colour image of tiles, in words.
+
+    Raises:
+        LeftToOpenSlideError: it is one that libtiff, which OpenSlide uses, turns into red, green and blue.
+        DataError: it is none.
+    """
+    page = pyramid.pages[0]
+    if page.parent is not file:
+        raise DataError("keeps its pixels in another file (OME-TIFF of several files), expected one file a slide")
+    channels = _channels(file, page)
+    if not page.is_tiled:
+        raise DataError("is stored in strips, expected tiles. Convert it to a tiled TIFF (vips tiffsave --tile)")
+    plain = page.ndim == 3 and page.shape[-1] == 3 and page.photometric in {_BLACK_IS_ZERO, _RGB, _YCBCR}
+    if plain and page.dtype == np.uint8 and channels == 3:
+        return
+    reason = f"has {describe(file)}; expected one colour image of 3 channels of uint8"
+    whole = page.dtype in {np.dtype(np.uint8), np.dtype(np.uint16)} and channels == page.samplesperpixel
+    if whole and page.photometric in _BY_LIBTIFF and not _is_contradictory(file, page):
+        raise LeftToOpenSlideError(reason, pyramid)
+    raise DataError(reason)
+
+
+def _is_contradictory(file: Any, page: Any) -> bool:
+    """Return whether a JPEG's own colours are others than its page says: OpenSlide takes what the page says."""
+    if page.compression not in _JPEG or page.samplesperpixel != 3:
+        return False
+    data = next((data for data, _ in _stored_tiles(file.filehandle.fileno(), page)), b"")
+    return jpeg_colours(data, page.jpegtables, _declared(page)) != _declared(page)
+
+
+def _declared(page: Any) -> ColourSpace:
+    return "YCbCr" if page.photometric == _YCBCR else "RGB"
+
+
+def _size(page: Any) -> tuple[int, int]:
+    return int(page.imagewidth), int(page.imagelength)
+
+
+def _is_alike(page: Any, first: Any) -> bool:
+    return bool(
+        page.parent is first.parent
+        and page.is_tiled
+        and page.ndim == 3
+        and page.shape[-1] == 3
+        and page.dtype == first.dtype
+        and page.photometric in {_BLACK_IS_ZERO, _RGB, _YCBCR}
+    )
+
+
+def _area(page: Any) -> int:
+    return int(page.imagewidth) * int(page.imagelength)
+
+
+# --- levels and resolution
+
+
+def _is_level(
+    file: Any, other: Any, main: Any, images: Sequence[OmeImage], series: Sequence[Any], found: Resolution
+) -> bool:
+    """Return whether another image of a file is the slide at a coarser resolution, and says so by its own."""
+    page, full = other.keyframe, main.keyframe
+    stated = _stated(images, series.index(other), other)
+    if not found.mpp or any(word in (other.name or "").lower() for word in _NO_PYRAMID):
+        return False
+    factor = full.imagewidth / page.imagewidth
+    if factor <= 1 + SAME_RESOLUTION or abs(full.imagelength / factor - page.imagelength) > 1:
+        return False
+    try:
+        mpp = _resolution(file, page, stated).mpp
+    except DataError:
+        return False
+    return bool(abs(mpp / (found.mpp * factor) - 1) < SAME_RESOLUTION)
+
+
+def _stated(images: Sequence[OmeImage], number: int, series: Any) -> OmeImage | None:
+    """Return what OME-XML says of a series: at its place, else the only image of its size."""
+    page = series.keyframe
+    size = _size(page)
+    if number < len(images) and (images[number].width, images[number].height) == size:
+        return images[number]
+    alike = [image for image in images if (image.width, image.height) == size]
+    return alike[0] if len(alike) == 1 else None
+
+
+def _resolution(file: Any, page: Any, stated: OmeImage | None) -> Resolution:
+    """Return a page's resolution: by its OME or Aperio description, else by its tags."""
+    said = Resolution(0.0)
+    if file.is_svs:
+        said = resolution.of_aperio(str(file.pages.first.description))
+    elif stated is not None:
+        said = stated.resolution()
+    if said.mpp:
+        return said
+    tags = _of_tags(page)
+    return tags if tags.mpp else resolution.unknown("; ".join(why for why in (said.why, tags.why) if why))
+
+
+def _of_tags(page: Any) -> Resolution:
+    sides = []
+    for name in ("XResolution", "YResolution"):
+        tag = page.tags.get(name)
+        above, below = tag.value if tag is not None else (0, 1)
+        sides.append(above / below if above and below else 0.0)
+    unit = page.tags.get("ResolutionUnit")
+    return resolution.of_tags(sides[0], sides[1] or sides[0], int(unit.value) if unit is not None else 2)
+
+
+# --- decoding
+
+
+def _stored_tiles(descriptor: int, page: Any) -> Iterator[tuple[bytes, int]]:
+    """Yield some tiles of a page from all over it, as they are stored, with their numbers."""
+    numbers = [number for number, size in enumerate(page.databytecounts) if size]
+    for number in numbers[:: max(1, math.ceil(len(numbers) / _TILES_ASKED))]:
+        yield os.pread(descriptor, page.databytecounts[number], page.dataoffsets[number]), number
+
+
+def _decoder(page: Any, tiles: Iterator[tuple[bytes, int]]) -> Decoder:
+    """Return what makes red, green and blue of a page's tiles, whatever colour space they are stored in."""
+    if page.compression in _JPEG:
+        return _jpeg_decoder(page)
+    if page.compression in _JPEG_2000:
+        return _jpeg_2000_decoder(page, tiles)
+    decode = page.decode
+
+    def plain(data: bytes, number: int) -> Pixels:
+        tile: Pixels = decode(data, number, jpegtables=page.jpegtables)[0][0]
+        return tile
+
+    if page.photometric != _YCBCR or page.compression in _ALWAYS_RGB:
+        return plain
+    _require_common_ycbcr(page)
+    return lambda data, number: to_rgb(plain(data, number))
+
+
+def _jpeg_decoder(page: Any) -> Decoder:
+    import imagecodecs  # noqa: PLC0415 - optional
+
+    declared = _declared(page)
+    tables, header, shape = page.jpegtables, page.jpegheader, (page.tilelength, page.tilewidth)
+
+    known: dict[bytes, str] = {}  # the tiles of a page have few headers
+
+    def jpeg(data: bytes, number: int) -> Pixels:
+        stream = header or data
+        head = stream[: stream.find(_START_OF_SCAN)]
+        colours = known.get(head) or known.setdefault(head, jpeg_colours(head, tables, declared).upper())
+        tile: Pixels = imagecodecs.jpeg_decode(
+            data,
+            bitspersample=8,
+            tables=tables,
+            header=header,
+            colorspace=colours,
+            outcolorspace="RGB",
+            shape=shape,
+        )
+        return tile
+
+    return jpeg
+
+
+def _jpeg_2000_decoder(page: Any, tiles: Iterator[tuple[bytes, int]]) -> Decoder:
+    """Return a decoder of JPEG 2000; where what a file says of its colours does not agree, its pixels are asked."""
+    import imagecodecs  # noqa: PLC0415 - optional
+
+    def plain(data: bytes, number: int) -> Pixels:
+        tile: Pixels = imagecodecs.jpeg2k_decode(data)
+        return tile
+
+    says_ycbcr = page.photometric == _YCBCR or page.compression == _APERIO_YCBCR
+    says_rgb = page.compression == _APERIO_RGB
+    few = list(tiles)
+    if says_ycbcr and (says_rgb or any(is_transformed(data) for data, _ in few)):
+        says_ycbcr = bool(few) and looks_like_ycbcr([plain(data, number) for data, number in few])
+    return (lambda data, number: to_rgb(plain(data, number))) if says_ycbcr else plain
+
+
+def _require_common_ycbcr(page: Any) -> None:
+    """Refuse YCbCr by other coefficients or in another range than JPEG's: TIFF 6.0, section 21."""
+    coefficients = page.tags.valueof("YCbCrCoefficients")
+    reference = page.tags.valueof("ReferenceBlackWhite")
+    common = coefficients is None or np.allclose(_rationals(coefficients), (0.299, 0.587, 0.114), atol=1e-3)
+    full = reference is None or np.allclose(_rationals(reference), (0, 255, 128, 255, 128, 255), atol=1)
+    if not (common and full):
+        raise DataError("stores YCbCr by other coefficients than JPEG's, expected red, green and blue")
+
+
+def _rationals(values: Sequence[float]) -> list[float]:
+    pairs = itertools.zip_longest(values[::2], values[1::2], fillvalue=1)
+    return [above / below if below else 0.0 for above, below in pairs]

@@ -1,0 +1,129 @@
+"""Small slides in the formats that scanners and converters write, with pixels that are known."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+import tifffile
+from PIL import Image
+
+Pixels = np.ndarray
+
+PINK = (200, 90, 160)
+MICRON = {"PhysicalSizeXUnit": "µm", "PhysicalSizeYUnit": "µm"}
+
+
+def stained(rows: int = 512, columns: int = 640, colour: Sequence[int] = PINK, glass: int = 245) -> Pixels:
+    """Return (row, column, 3) of a tinted ellipse on glass, with a little noise."""
+    y, x = np.mgrid[:rows, :columns]
+    pixels = np.full((rows, columns, 3), glass)
+    pixels[((x - columns * 0.45) / (columns * 0.3)) ** 2 + ((y - rows * 0.5) / (rows * 0.35)) ** 2 < 1] = colour
+    return noisy(pixels)
+
+
+def noisy(pixels: Pixels, most: int = 6, seed: int = 0) -> Pixels:
+    """Return pixels with noise, as uint8."""
+    noise = np.random.default_rng(seed).integers(-most, most + 1, pixels.shape)
+    return np.clip(pixels + noise, 0, 255).astype(np.uint8)
+
+
+def tiled(path: Path, pixels: Pixels, mpp: float | None = 0.5, **more: object) -> Path:
+    """Write a tiled TIFF with its resolution in centimetres."""
+    size = {"resolution": (1e4 / mpp,) * 2, "resolutionunit": "CENTIMETER"} if mpp else {}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tifffile.imwrite(path, pixels, **{"tile": (256, 256), "photometric": "rgb", **size, **more})  # type: ignore[arg-type]
+    return path
+
+
+def ycbcr(pixels: Pixels) -> Pixels:
+    """Return YCbCr in full range: ITU-T T.871, 7."""
+    red, green, blue = np.moveaxis(pixels.astype(float), -1, 0)
+    luma = 0.299 * red + 0.587 * green + 0.114 * blue
+    values = np.stack([luma, 128 + (blue - luma) / 1.772, 128 + (red - luma) / 1.402], axis=-1)
+    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+
+
+def jpeg_2000(pixels: Pixels, transformed: bool) -> bytes:
+    """Return a codestream of components as they are, with or without a transformation that its decoder undoes."""
+    contiguous = np.ascontiguousarray(pixels)
+    return bytes(imagecodecs.jpeg2k_encode(contiguous, codecformat="J2K", mct=transformed, reversible=True))
+
+
+def jpeg(pixels: Pixels, space: str, marked: bool, subsampled: bool = False) -> bytes:
+    """Return a JPEG whose components are "rgb" or "ycbcr", with or without the markers that say so."""
+    sampling = "420" if subsampled else "444"
+    contiguous = np.ascontiguousarray(pixels)
+    stream = bytes(
+        imagecodecs.jpeg8_encode(contiguous, 95, colorspace="rgb", outcolorspace=space, subsampling=sampling)
+    )
+    return stream if marked else without_markers(stream)
+
+
+def without_markers(stream: bytes) -> bytes:
+    """Return a JPEG without its JFIF's and Adobe's markers."""
+    kept, at = [stream[:2]], 2
+    while stream[at + 1] != 0xDA:
+        length = 2 + int.from_bytes(stream[at + 2 : at + 4], "big")
+        if stream[at + 1] not in {0xE0, 0xEE}:
+            kept.append(stream[at : at + length])
+        at += length
+    return b"".join([*kept, stream[at:]])
+
+
+def bare_tiff(
+    path: Path, pixels: Pixels, encode: Callable[[Pixels], bytes], compression: int, photometric: int, text: str = ""
+) -> Path:
+    """Write a TIFF of tiles that are encoded already, with half a micron a pixel, as no library would write it.
+
+    Args:
+        path: of the file.
+        pixels: (row, column, 3), whole tiles of 256.
+        encode: makes the bytes of one tile.
+        compression: TIFF's number, whatever the tiles are.
+        photometric: PhotometricInterpretation, whatever the tiles are.
+        text: ImageDescription; empty: none.
+    """
+    side = 256
+    height, width = pixels.shape[:2]
+    places = [(y, x) for y in range(0, height, side) for x in range(0, width, side)]
+    tiles = [encode(pixels[y : y + side, x : x + side]) for y, x in places]
+    blob = bytearray(b"II*\0\0\0\0\0")
+
+    def put(data: bytes) -> int:
+        blob.extend(b"\0" * (len(blob) % 2))
+        blob.extend(data)
+        return len(blob) - len(data)
+
+    offsets = [put(tile) for tile in tiles]
+    tags = [
+        (254, 4, 1, 0),
+        (256, 4, 1, width),
+        (257, 4, 1, height),
+        (258, 3, 3, put(struct.pack("<3H", 8, 8, 8))),
+        (259, 3, 1, compression),
+        (262, 3, 1, photometric),
+        *([(270, 2, len(text) + 1, put(text.encode() + b"\0"))] if text else []),
+        (277, 3, 1, 3),
+        (282, 5, 1, put(struct.pack("<2I", 20_000, 1))),
+        (283, 5, 1, put(struct.pack("<2I", 20_000, 1))),
+        (284, 3, 1, 1),
+        (296, 3, 1, 3),
+        (322, 3, 1, side),
+        (323, 3, 1, side),
+        (324, 4, len(tiles), put(struct.pack(f"<{len(tiles)}I", *offsets))),
+        (325, 4, len(tiles), put(struct.pack(f"<{len(tiles)}I", *map(len, tiles)))),
+    ]
+    at = put(struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags) + bytes(4))
+    struct.pack_into("<I", blob, 4, at)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(blob)
+    return path
+
+
+def halved(pixels: Pixels) -> Pixels:
+    """Return an image of half the size, each pixel the mean of four."""
+    return np.asarray(Image.fromarray(pixels).reduce(2))
