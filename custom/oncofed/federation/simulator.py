@@ -20,6 +20,7 @@ from nvflare.fuel.utils.network_utils import get_open_ports
 from nvflare.private.fed.app.simulator import simulator_runner
 
 from oncofed.federation.heap import share_one_heap
+from oncofed.federation.ipv6 import simulate_over_own_loopback
 from oncofed.federation.job_process import Fork, Template, order
 
 
@@ -88,6 +89,7 @@ class _Simulator(simulator_runner.SimulatorRunner):
 def main() -> int:
     """Get the process ready that sites are forks of, simulate, and return FLARE's status."""
     share_one_heap()
+    simulate_over_own_loopback()
     simulator_runner.subprocess = SimpleNamespace(
         Popen=partial(start_site, Template()), TimeoutExpired=subprocess.TimeoutExpired
     )
