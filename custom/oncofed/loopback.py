@@ -12,11 +12,12 @@ IPV4, IPV6 = "127.0.0.1", "::1"
 # For servers that other machines reach: all addresses of this one.
 ANY = ""
 _MOST_TRIES = 64
+_SECONDS = 2.0
 
 
 def loopback_addresses() -> tuple[str, ...]:
-    """Return on which of 127.0.0.1 and ::1 this machine can listen; what ``localhost`` stands for may be less."""
-    return tuple(address for address in (IPV4, IPV6) if not why_not_bound(address, 0))
+    """Return on which of 127.0.0.1 and ::1 this machine reaches itself; what ``localhost`` stands for may be less."""
+    return tuple(address for address in (IPV4, IPV6) if _reaches_itself(address))
 
 
 def require_loopback() -> tuple[str, ...]:
@@ -28,7 +29,7 @@ def require_loopback() -> tuple[str, ...]:
     found = loopback_addresses()
     if not found:
         raise FederationError(
-            f"this machine cannot reach itself: neither {IPV4} nor {IPV6} can be listened on. Expected a network "
+            f"this machine cannot reach itself: neither {IPV4} nor {IPV6} answers. Expected a network "
             "device lo that is up: ip link set lo up"
         )
     return found
@@ -84,6 +85,15 @@ def connect(host: str, port: int, seconds: float) -> socket.socket:
             with contextlib.suppress(OSError):
                 return socket.create_connection((address, port), seconds)
         raise
+
+
+def _reaches_itself(address: str) -> bool:
+    """Return whether a connection to an own address comes about; where the device is down, it can still be bound."""
+    with contextlib.suppress(OSError), _listening(address, 0) as server:
+        server.listen(1)
+        with socket.create_connection(server.getsockname()[:2], _SECONDS):
+            return True
+    return False
 
 
 def _listening(address: str, port: int) -> socket.socket:

@@ -169,6 +169,7 @@ def _write_copy(connection: sqlite3.Connection, path: Path) -> None:
     try:
         with contextlib.closing(sqlite3.connect(f"{copy.absolute().as_uri()}?nolock=1", uri=True)) as target:
             connection.backup(target)
+        copy.chmod(path.stat().st_mode)
         copy.replace(path)
     finally:
         copy.unlink(missing_ok=True)

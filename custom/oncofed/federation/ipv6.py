@@ -33,12 +33,13 @@ def use_own_loopback() -> bool:
 
 def simulate_over_own_loopback() -> None:
     """Have FLARE's simulator and the processes of its sites do so too; they talk over sockets of Python's."""
-    # Their modules do much as they are imported, which other processes need not.
-    from nvflare.private.fed.app.simulator import simulator_runner, simulator_worker  # noqa: PLC0415
+    # It does much as it is imported, which other processes need not.
+    from nvflare.private.fed.app.simulator import simulator_runner  # noqa: PLC0415
 
     if use_own_loopback():
         simulator_runner.Client = _client
-        simulator_worker.Listener = _listener
+        # A site's module is run as the main program, and imports it then.
+        connection.Listener = _Listener  # type: ignore[misc]
 
 
 def own_address(host: str) -> str:
@@ -82,5 +83,8 @@ def _client(address: tuple[str, int]) -> connection.Connection:
     return connection.Connection(socket.create_connection((own_address(address[0]), address[1])).detach())
 
 
-def _listener(address: tuple[str, int]) -> connection.Listener:
-    return connection.Listener((own_address(address[0]), address[1]), family="AF_INET6")
+class _Listener(connection.Listener):
+    def __init__(self, address: Any = None, family: str | None = None, *arguments: Any, **more: Any) -> None:
+        if isinstance(address, tuple) and is_loopback(address[0]):
+            address, family = (own_address(address[0]), address[1]), "AF_INET6"
+        super().__init__(address, family, *arguments, **more)
