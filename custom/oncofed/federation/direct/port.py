@@ -21,7 +21,7 @@ from aiohttp import web
 from nvflare.fuel.f3.drivers import aio_http_driver
 
 from oncofed.federation.direct.way import door, job_in_hello
-from oncofed.loopback import is_loopback, require_loopback
+from oncofed.loopback import free_port, is_loopback, require_loopback
 
 _BACKLOG = 128
 # A connection that says nothing for so long is FLARE's, which shuts it.
@@ -161,7 +161,9 @@ def _listen(host: str, port: int) -> list[socket.socket]:
         FederationError: this machine cannot reach itself.
     """
     # FLARE says 127.0.0.1 for "localhost", which may be another address here.
-    hosts = require_loopback() if host and is_loopback(host) else (host or None,)
+    own = bool(host) and is_loopback(host)
+    hosts = require_loopback() if own else (host or None,)
+    port = free_port() if own and not port else port
     found = [
         (int(info[0]), info[4])
         for one in hosts
