@@ -16,7 +16,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from oncofed.cli.common import escape, plain_console, show_table, show_text
-from oncofed.cli.terminal import echo_json
+from oncofed.cli.terminal import echo_json, is_terminal
 from oncofed.errors import PolicyError, SpecError
 
 if TYPE_CHECKING:
@@ -125,8 +125,10 @@ def show_audit(
     table = Table(box=SIMPLE, pad_edge=False)
     for heading in ("#", "time", "who", "what", "facts"):
         table.add_column(heading, overflow="fold")
+    whole = not is_terminal(sys.stdout)
     for entry in found:
-        cells = (str(entry["n"]), str(entry["time"])[:19], str(entry["who"]), str(entry["what"]), facts_text(entry))
+        facts = facts_text(entry, whole)
+        cells = (str(entry["n"]), str(entry["time"])[:19], str(entry["who"]), str(entry["what"]), facts)
         table.add_row(*map(escape, cells))
     if found:
         show_table(table)

@@ -16,6 +16,8 @@ from typing import Any
 from oncofed.locking import has_record_locks
 
 _log = logging.getLogger(__name__)
+# Another process holds its file for as long as two of its files take to be read.
+_SECONDS_FOR_OTHERS = 5.0
 _SECONDS_AT_RISK = 2.0
 # A copy in memory is written whole, so less often.
 _SECONDS_BETWEEN_COPIES = 60.0
@@ -92,7 +94,7 @@ class Index:
             self._writes_copies = True
             return self._in_memory()
         try:
-            return _with_table(sqlite3.connect(self._path))
+            return _with_table(sqlite3.connect(self._path, timeout=_SECONDS_FOR_OTHERS))
         except sqlite3.OperationalError as error:
             if not _is_locked(error):
                 raise OSError(f"{self._path}: the index of what was read cannot be opened: {error}") from None
@@ -104,7 +106,7 @@ class Index:
     def _anew(self) -> sqlite3.Connection:
         """Return an empty index in the place of a file that is broken."""
         self._path.unlink()
-        return _with_table(sqlite3.connect(self._path))
+        return _with_table(sqlite3.connect(self._path, timeout=_SECONDS_FOR_OTHERS))
 
     def _go_on_without(self, error: sqlite3.DatabaseError) -> None:
         """Go on without what cannot be read or written: the index of another process is the one that stays.
