@@ -8,7 +8,7 @@ import json
 import re
 import sys
 import unicodedata
-from typing import TextIO
+from typing import IO
 
 import typer
 
@@ -64,7 +64,7 @@ def echo_json(text: str) -> None:
     typer.echo(text)
 
 
-def is_terminal(stream: TextIO) -> bool:
+def is_terminal(stream: IO[str]) -> bool:
     """Return whether a person reads a stream: not so where it is a file or a pipe, whatever colours are asked for."""
     try:
         return stream.isatty()
