@@ -14,7 +14,7 @@ from nvflare.private.fed.app.simulator import simulator_runner
 
 from oncofed import loopback
 from oncofed.errors import FederationError
-from oncofed.federation import ipv6
+from oncofed.federation import own_loopback
 from oncofed.federation.direct.port import Jobs, SharedPort
 from oncofed.loopback import connect, free_port, is_loopback, loopback_addresses, require_loopback
 
@@ -104,27 +104,48 @@ def test_a_machine_without_either_address_is_told_what_to_do(only, run, two_site
         assert "folder" not in told.text.split("error:")[1]
 
 
-@_needs_ipv6
-@pytest.mark.wild(_REPORTS, "no 127.0.0.1 at all")
-def test_flare_talks_over_the_address_that_there_is(only, monkeypatch) -> None:
+@pytest.fixture
+def patched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is changed of FLARE and Python is as before after the test."""
     for where, name in ((socket, "getaddrinfo"), (tcp_driver, "socket"), (connection, "Listener")):
         monkeypatch.setattr(where, name, getattr(where, name))
     for name in ("address_family", "server_bind"):
         monkeypatch.setattr(tcp_driver.TcpStreamServer, name, getattr(tcp_driver.TcpStreamServer, name))
     monkeypatch.setattr(simulator_runner, "Client", simulator_runner.Client)
+    monkeypatch.setattr(own_loopback._Own, "address", own_loopback._Own.address)
+
+
+def test_on_a_usual_machine_nothing_is_changed(only, patched, monkeypatch) -> None:
     only("127.0.0.1", "::1")
-    assert not ipv6.use_own_loopback()
+    for named in ({"127.0.0.1"}, {"::1"}, {"127.0.0.1", "::1"}):
+        monkeypatch.setattr(own_loopback, "_named", lambda named=named: named)
+        assert not own_loopback.use_own_loopback()
+    only()
+    assert not own_loopback.use_own_loopback()
     assert tcp_driver.socket is socket
-    only("::1")
-    ipv6.simulate_over_own_loopback()
-    assert {info[4][0] for info in socket.getaddrinfo("localhost", 80)} == {"::1"}
+
+
+@pytest.mark.wild(_REPORTS, "no 127.0.0.1 at all, or a localhost that leads nowhere")
+@pytest.mark.parametrize(
+    ("addresses", "named"),
+    [
+        pytest.param(("::1",), {"127.0.0.1"}, marks=_needs_ipv6),
+        pytest.param(("::1",), {"::1"}, marks=_needs_ipv6),
+        (("127.0.0.1",), {"::1"}),
+        (("127.0.0.1",), set()),
+    ],
+)
+def test_flare_talks_over_the_address_that_there_is(only, patched, monkeypatch, addresses, named) -> None:
+    monkeypatch.setattr(own_loopback, "_named", lambda: named)
+    only(*addresses)
+    own_loopback.simulate_over_own_loopback()
+    assert {info[4][0] for info in socket.getaddrinfo("localhost", 80)} == set(addresses)
     server = tcp_driver.TcpStreamServer.__new__(tcp_driver.TcpStreamServer)
-    socketserver = tcp_driver.ThreadingTCPServer
-    socketserver.__init__(server, ("127.0.0.1", 0), tcp_driver.ConnectionHandler, False)
+    tcp_driver.ThreadingTCPServer.__init__(server, ("127.0.0.1", 0), tcp_driver.ConnectionHandler, False)
     server.server_bind()
     server.server_activate()
     try:
-        assert server.server_address[0] == "::1"
+        assert server.server_address[0] == addresses[0]
         with tcp_driver.socket.socket(socket.AF_INET, socket.SOCK_STREAM) as client:
             client.connect(("localhost", server.server_address[1]))
     finally:

@@ -26,9 +26,9 @@ from oncofed.code.approvals import write_decision
 from oncofed.code.pack import Pack
 from oncofed.errors import FederationError
 from oncofed.federation.datasets import DATASETS_FILE, datasets_entry
-from oncofed.federation.ipv6 import use_own_loopback
 from oncofed.federation.job_process import TEMPLATE_VARIABLE, Template
 from oncofed.federation.lending import LENDING_FILE, Lending
+from oncofed.federation.own_loopback import use_own_loopback
 from oncofed.locking import require_locks
 from oncofed.loopback import connect, free_port, require_loopback, why_not_bound
 from oncofed.processes import THREADS_VARIABLE, process_environment, share_of_threads, stop_processes

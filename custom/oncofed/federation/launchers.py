@@ -27,8 +27,8 @@ from nvflare.utils.job_launcher_utils import add_custom_dir_to_path, get_credent
 
 from oncofed.federation.direct.port import share_port
 from oncofed.federation.folders import STATE_FOLDER
-from oncofed.federation.ipv6 import use_own_loopback
 from oncofed.federation.job_process import TEMPLATE_VARIABLE, Fork, Template, ask, order
+from oncofed.federation.own_loopback import use_own_loopback
 from oncofed.federation.tunnel import use_proxy_of_environment
 
 # So often in so many seconds; a process that dies more often has a reason that starting again does not mend.

@@ -20,8 +20,8 @@ from nvflare.fuel.utils.network_utils import get_open_ports
 from nvflare.private.fed.app.simulator import simulator_runner
 
 from oncofed.federation.heap import share_one_heap
-from oncofed.federation.ipv6 import simulate_over_own_loopback
 from oncofed.federation.job_process import Fork, Template, order
+from oncofed.federation.own_loopback import simulate_over_own_loopback
 
 
 def start_site(
