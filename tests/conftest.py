@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +25,13 @@ from synthetic import make_site, write_job
 _ROOT = Path(__file__).parents[1]
 # Marker -> what its summary calls a test that passed, and the summary's columns: the marker's arguments, in order.
 _TABLES = {"attack": ("stopped", ("what", "by", "logged")), "wild": ("right", ("report", "kind", "test"))}
+
+
+def pytest_configure() -> None:
+    """Heed what a shell's ``&`` and ``nohup`` have tests ignore, and all that they start: some are stopped so."""
+    for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, usual)
 
 
 @pytest.fixture

@@ -206,7 +206,14 @@ def _end_of(descriptor: int) -> tuple[Anchor, bytes]:
 def _locked(path: Path) -> Iterator[int]:
     descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:
+            why = error.strerror or str(error)
+            raise AuditError(
+                f"the audit log {path} cannot be locked ({why}), so nothing runs: some network drives are mounted "
+                "without locks. Put the folder onto a disk of this machine"
+            ) from None
         yield descriptor
     finally:
         os.close(descriptor)

@@ -7,7 +7,6 @@ import ctypes
 import getpass
 import os
 import signal
-import socket
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -23,6 +22,8 @@ TURN_VARIABLE, AT_ONCE_VARIABLE = "ONCOFED_TURN", "ONCOFED_AT_ONCE"
 SHARED_VARIABLE = "ONCOFED_SHARED_BY"
 # What the system's list of processes calls one that runs a job.
 JOB_PROCESS = "oncofed job"
+# Of what the processes print that are started here, for PYTHONIOENCODING.
+LOG_ENCODING = "utf-8:backslashreplace"
 _STOP_SECONDS = 5.0
 _MARK = "ONCOFED_STARTED_WITH"  # names, in a process's environment, the run that it belongs to
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15  # linux/prctl.h
@@ -78,6 +79,8 @@ def process_environment(temporary: Path, processes: int, mark: Path | None = Non
         "MPLCONFIGDIR": os.environ.get("MPLCONFIGDIR", str(temporary.absolute())),
         **share,
         "PYTHONWARNINGS": "ignore",
+        # What it prints goes to a file, which is read as UTF-8 whatever this terminal's encoding is.
+        "PYTHONIOENCODING": LOG_ENCODING,
         _MARK: str((mark or temporary).absolute()),
         TURN_VARIABLE: str(temporary.absolute() / "turn") if processes > 1 else "",
         SHARED_VARIABLE: str(processes),
@@ -131,20 +134,20 @@ def name_process(name: str) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_NAME, name.encode())
 
 
-def why_taken(port: int, host: str = "") -> str:
-    """Return why nothing can listen on a port, in the system's words; empty where something can.
+def heeded(*numbers: signal.Signals) -> list[signal.Signals]:
+    """Return which of some signals are to be handled: not those that whoever started this process had it ignore.
 
-    Args:
-        port: the port.
-        host: address to listen at; empty: all of this machine's.
+    ``nohup`` has it ignore SIGHUP, and a script's ``&`` SIGINT. SIGTERM is always heeded: it asks this very process.
     """
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            return error.strerror or str(error)
-    return ""
+    return [n for n in numbers if n == signal.SIGTERM or signal.getsignal(n) is not signal.SIG_IGN]
+
+
+def heed_interrupts() -> None:
+    """Have SIGINT raise KeyboardInterrupt in this process, also where it was started by one that ignores it.
+
+    For processes of ours that their parent stops so: what is ignored is inherited, and ``make bench &`` ignores it.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -46,6 +47,19 @@ def run(bench):
 _KILLED = (
     '"""Dies."""\n\nimport os\n\n\ndef run(bench):\n    bench.skip("x", "s", "no y")\n    os.kill(os.getpid(), 9)\n'
 )
+_HEEDS = """\"\"\"Takes long, and says when it is interrupted.\"\"\"
+
+import pathlib, time
+
+
+def run(bench):
+    bench.measured("first", [1.0], "s")
+    try:
+        time.sleep(300)
+    except KeyboardInterrupt:
+        pathlib.Path("interrupted").touch()
+        raise
+"""
 _LONG = """\"\"\"Takes long.\"\"\"
 
 import subprocess, time
@@ -64,7 +78,14 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with suites, which is the working folder."""
     folder = tmp_path / "benchmarks"
     folder.mkdir()
-    scripts = {"train_step": _GOOD, "bad": _BAD, "killed": _KILLED, "long": _LONG, "helper": '"""No suite."""\n'}
+    scripts = {
+        "train_step": _GOOD,
+        "bad": _BAD,
+        "killed": _KILLED,
+        "long": _LONG,
+        "heeds": _HEEDS,
+        "helper": '"""No suite."""\n',
+    }
     for name, text in scripts.items():
         (folder / f"{name}.py").write_text(text)
     monkeypatch.chdir(tmp_path)
@@ -126,9 +147,28 @@ def test_ctrl_c_keeps_what_was_measured_and_leaves_nothing_running(home):
     assert not psutil.pid_exists(int(suite.figures[1].samples[0]))
 
 
+@pytest.mark.wild("cpython#154167", "suites of a command that was started with SIGINT ignored, as by a script's &")
+def test_a_suite_ends_in_order_also_where_its_parents_parent_ignores_interrupts(home):
+    code = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
+    background = [sys.executable, "-c", code, *command("bench", "run", "heeds")]
+    with (home / "log.txt").open("wb") as output:
+        process = subprocess.Popen(background, cwd=home, env=ENVIRONMENT, stdout=output, stderr=output)
+    results = home / "benchmarks" / "results"
+    wait_for(lambda: any('"first"' in path.read_text() for path in results.glob("*.json")), "a figure is kept")
+    os.kill(process.pid, signal.SIGINT)  # which whoever started it wanted it to ignore
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.wait(60) == 130
+    assert (home / "interrupted").exists()
+    assert read_run(_only_result(home)).suites[0].status == "interrupted"
+
+
 def test_what_cannot_be_is_said(home, run, monkeypatch):
     for arguments, status, said in (
-        (("run", "traim_step"), 2, "no suite 'traim_step'; expected all, or some of: bad, killed, long, train_step"),
+        (
+            ("run", "traim_step"),
+            2,
+            "no suite 'traim_step'; expected all, or some of: bad, heeds, killed, long, train_step",
+        ),
         (("run", "train_step", "--device", "cuda"), 2, "finds no CUDA GPU here"),
         (("compare", "last", "previous"), 2, "holds 0 runs"),
         (("report",), 2, "holds no results"),

@@ -237,6 +237,22 @@ def test_a_signal_ends_a_run_as_ctrl_c_does(number: signal.Signals) -> None:
     assert signal.getsignal(number) is before
 
 
+@pytest.mark.wild("oq-engine#4027", "a run under nohup that ends with the terminal")
+def test_what_whoever_started_a_run_had_it_ignore_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with ended_by_signals():
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        cleaned_up: list[str] = []
+        with pytest.raises(typer.Exit):
+            _interrupted_by(signal.SIGTERM, cleaned_up)
+        assert cleaned_up == ["yes"]
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_debug_shows_where_an_error_came_from(run: Callable[..., Outcome]) -> None:
     with pytest.raises(SpecError):
         run("--debug", "job", "show", "hipocampus")

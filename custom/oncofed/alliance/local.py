@@ -6,7 +6,6 @@ import contextlib
 import os
 import re
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -29,7 +28,12 @@ from oncofed.errors import FederationError
 from oncofed.federation.datasets import DATASETS_FILE, datasets_entry
 from oncofed.federation.job_process import TEMPLATE_VARIABLE, Template
 from oncofed.federation.lending import LENDING_FILE, Lending
-from oncofed.processes import THREADS_VARIABLE, process_environment, share_of_threads, stop_processes, why_taken
+from oncofed.federation.own_loopback import use_own_loopback
+from oncofed.locking import require_locks
+from oncofed.loopback import connect, free_port, require_loopback, why_not_bound
+from oncofed.processes import THREADS_VARIABLE, process_environment, share_of_threads, stop_processes
+
+__all__ = ["LocalAlliance", "free_port", "quiet", "require_free_port"]
 
 _START_TIMEOUT_SECONDS = 90.0
 _MOST_RESTARTS = 3
@@ -82,6 +86,9 @@ class LocalAlliance:
     def __enter__(self) -> Self:
         try:
             require_free_port(self.spec.port)
+            use_own_loopback()  # this process has a session with the server
+            self.workspace.mkdir(parents=True, exist_ok=True)
+            require_locks(self.workspace, "Put it onto a disk of this machine.")
             self._kits = provision(self.spec, self.workspace, self._authority)
             self._prepare_kits()
             self._start(self.spec.server)
@@ -223,7 +230,7 @@ class LocalAlliance:
 
     def _last_words(self, participant: str) -> str:
         with contextlib.suppress(OSError):
-            lines = self._console(participant).read_text(errors="replace").strip().splitlines()
+            lines = self._console(participant).read_text(encoding="utf-8", errors="replace").strip().splitlines()
             errors = [line for line in lines if "Error" in line or "ERROR" in line]
             if errors:
                 return f" It said: {errors[-1][-300:]}"
@@ -259,27 +266,20 @@ class LocalAlliance:
         deadline = time.monotonic() + _START_TIMEOUT_SECONDS
         while time.monotonic() < deadline:
             self.require_alive()
-            with contextlib.suppress(OSError), socket.create_connection((host, port), 1.0):
+            with contextlib.suppress(OSError), connect(host, port, 1.0):
                 return
             time.sleep(0.1)
         role = "the server" if participant == self.spec.server else participant
         raise FederationError(f"{role} did not open port {port}. Its log: {self._console(participant)}")
 
 
-def free_port() -> int:
-    """Return a TCP port of the loopback interface that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def require_free_port(port: int) -> None:
     """Raise where somebody listens on ``port``.
 
     Raises:
-        FederationError: the port is taken.
+        FederationError: the port is taken, or this machine has no loopback address.
     """
-    if why_taken(port, "127.0.0.1"):
+    if any(why_not_bound(address, port) for address in require_loopback()):
         raise FederationError(
             f"port {port} is taken by another program. Give another with --port, or none to take a free one."
         )

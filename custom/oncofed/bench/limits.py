@@ -18,6 +18,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from torch.utils.benchmark import Timer
 
+from oncofed.loopback import require_loopback
+
 _LOOPBACK_BYTES = 256 << 20
 _DISK_BYTES = 256 << 20
 _CHUNK = 4 << 20
@@ -134,10 +136,12 @@ def measure_tls(folder: Path, size: int = _CHUNK) -> float:
                     left = left[connection.recv_into(left) :]
             connection.sendall(b"d")
 
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    address = require_loopback()[0]
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.create_server((address, 0), family=family) as listener:
         thread = threading.Thread(target=serve, args=(listener,), daemon=True)
         thread.start()
-        raw = socket.create_connection(listener.getsockname())
+        raw = socket.create_connection(listener.getsockname()[:2])
         with client_side.wrap_socket(raw, server_hostname="localhost") as connection:
             connection.recv(1)
             begun = time.perf_counter()

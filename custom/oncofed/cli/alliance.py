@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from oncofed.cli.common import ask_password, escape, progress_console
+from oncofed.cli.common import ask_password, escape, plain_console, progress_console, show_table
 from oncofed.errors import SpecError
 
 if TYPE_CHECKING:
@@ -235,8 +235,8 @@ def status(
         if heard is not None:
             row.append(_ago(heard.get(name)) if participant.kind == "site" else "")
         table.add_row(*row)
-    console = Console(highlight=False)
-    console.print(table)
+    console = plain_console()
+    show_table(table, console)
     console.print(f"Fingerprint of the root: {register.root_fingerprint}", soft_wrap=True)
 
 
@@ -328,6 +328,6 @@ def _tell(made: list[Sealed], file: Path | None, console: Console, json: bool) -
     for kit in made:
         opened_by = "(their age key)" if kit.password is None else "(in the file)" if file else kit.password
         table.add_row(escape(kit.name), kit.kind, escape(opened_by))
-    console.print(table)
+    show_table(table, console)
     console.print(f"The files: {made[0].file.parent}{os.sep}PARTICIPANT{SUFFIX}", markup=False)
     console.print("Send each kit, and by another way its password. They open it with: oncofed site open FILE")

@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.status import Status
 from rich.table import Table
 
-from oncofed.cli.common import ended_by_signals, escape, progress_console
+from oncofed.cli.common import ended_by_signals, escape, plain_console, progress_console, show_table
+from oncofed.cli.terminal import echo_json
 from oncofed.errors import SpecError
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def list_(json: Json = False) -> None:
     table = Table(box=SIMPLE, show_header=False, pad_edge=False)
     for suite in suites:
         table.add_row(f"[bold]{suite.name}[/]", escape(suite.title))
-    Console(highlight=False).print(table)
+    show_table(table)
 
 
 @app.command()
@@ -97,7 +98,7 @@ def run(
                 _show_suite(console, done)
     finally:
         if json:
-            typer.echo(this.model_dump_json(indent=2, by_alias=True))
+            echo_json(this.model_dump_json(indent=2, by_alias=True))
         if this.suites:
             console.print(f"Results: {results / this.id}.json", soft_wrap=True)
     for trace in sorted(traces.glob("*.txt")) if traces and traces.is_dir() else ():
@@ -152,8 +153,8 @@ def compare(
             )
         )
     else:
-        console = Console(highlight=False)
-        console.print(_table(CHANGE_HEADINGS, map(change_row, changes)))
+        console = plain_console()
+        show_table(_table(CHANGE_HEADINGS, map(change_row, changes)), console)
         console.print(f"{one.id} to {two.id}", soft_wrap=True)
     if failing:
         names = ", ".join(f"{change.suite}: {change.figure} (× {change.ratio:.2f})" for change in failing)
@@ -185,7 +186,7 @@ def report(
         typer.echo(as_markdown(chosen))
         return
     write_page(chosen, out)
-    Console(highlight=False).print(f"Report: {out}", soft_wrap=True)
+    plain_console().print(f"Report: {out}", soft_wrap=True)
 
 
 def _default_results() -> Path:
@@ -213,7 +214,7 @@ def _show_suite(console: Console, suite: SuiteResult) -> None:
     for what in suite.disturbed_by:
         console.print(f"[yellow]as it began, {escape(what)}: mind the figures[/]")
     if suite.figures:
-        console.print(_table(SHORT_HEADINGS, map(short_row, suite.figures)))
+        show_table(_table(SHORT_HEADINGS, map(short_row, suite.figures)), console)
     for figure in suite.figures:
         if figure.note:
             console.print(escape(f"{figure.name}: {figure.note}."), soft_wrap=True)

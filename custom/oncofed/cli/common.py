@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import sys
 import time
@@ -15,9 +16,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.syntax import Syntax
 from rich.table import Table
 
+from oncofed.cli.terminal import echo_json, is_terminal
 from oncofed.errors import OncofedError, SpecError
+from oncofed.processes import heeded
 
 if TYPE_CHECKING:
     from oncofed.report.result import Result
@@ -27,6 +31,7 @@ Workspace = Annotated[
 ]
 DEFAULT_WORKSPACE = Path("workspace")
 _SHORTEST_PASSWORD = 12
+_BREAKS = re.compile(r"\s*[\t\r\n\v\f]\s*")
 
 
 @dataclass
@@ -41,13 +46,50 @@ options = Options()
 
 def fail(error: OncofedError) -> int:
     """Print an error and return the exit status that goes with it."""
-    Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
+    plain_console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
     return error.exit_code
+
+
+def plain_console(stderr: bool = False) -> Console:
+    """Return where a command prints sentences: a line each, however wide the terminal is."""
+    return Console(stderr=stderr, soft_wrap=True, highlight=False)
+
+
+def show_table(table: Table, console: Console | None = None) -> None:
+    """Print a table; where no terminal reads it, each row as one line, its cells separated by tabs and never cut.
+
+    Its title and its headings come before, each as a line; a table without headings has none. Cells are the same as in
+    the table, without colours; line breaks and tabs in them become spaces.
+    """
+    console = console or plain_console()
+    if is_terminal(console.file):
+        console.print(table, soft_wrap=False)
+        return
+    rows = list(zip(*(list(column.cells) for column in table.columns), strict=True))
+    if table.show_header:
+        rows.insert(0, tuple(column.header for column in table.columns))
+    lines = [[table.title]] if table.title else []
+    for line in [*lines, *rows]:
+        console.file.write("\t".join(_cell_text(cell, console) for cell in line) + "\n")
+    console.file.flush()
+
+
+def show_text(text: str, language: str, console: Console) -> None:
+    """Print a file's text, in colours on a terminal, else as it is."""
+    if is_terminal(console.file):
+        console.print(Syntax(text, language, theme="ansi_light", background_color="default"))
+    else:
+        console.file.write(text.rstrip("\n") + "\n")
+
+
+def _cell_text(cell: object, console: Console) -> str:
+    text = console.render_str(cell) if isinstance(cell, str) else cell
+    return _BREAKS.sub(" ", str(text)).strip()
 
 
 def progress_console(json: bool) -> Console:
     """Return where progress goes: stderr where stdout is kept for JSON."""
-    return Console(stderr=json, soft_wrap=True, highlight=False)
+    return plain_console(stderr=json)
 
 
 def keep_caches_in(workspace: Path) -> None:
@@ -76,6 +118,8 @@ def new_run_folder(workspace: Path, job: str) -> Path:
 def ended_by_signals() -> Iterator[None]:
     """Let SIGTERM and a closed terminal end a run as Ctrl-C does: everything that it started is stopped.
 
+    Under ``nohup`` a closed terminal ends nothing.
+
     Raises:
         typer.Exit: one of them came; the status is a shell's for an interrupted program, 130.
     """
@@ -83,7 +127,7 @@ def ended_by_signals() -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.signal(number, stop) for number in heeded(signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     except KeyboardInterrupt:
@@ -112,10 +156,10 @@ def _parts(model: Path) -> list[str]:
 def show_result(result: Result, folder: Path, json: bool) -> None:
     """Print a finished run: one table and where its files are, or the JSON alone."""
     if json:
-        typer.echo(result.model_dump_json(indent=2, by_alias=True))
+        echo_json(result.model_dump_json(indent=2, by_alias=True))
         return
-    console = Console(highlight=False)
-    console.print(result_table(result))
+    console = plain_console()
+    show_table(result_table(result), console)
     timing = result.timing
     overhead = timing.overhead_s_per_round
     console.print(

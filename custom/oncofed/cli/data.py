@@ -18,8 +18,11 @@ from oncofed.cli.common import (
     ended_by_signals,
     escape,
     keep_caches_in,
+    plain_console,
     progress_console,
+    show_table,
 )
+from oncofed.cli.terminal import echo_json
 from oncofed.errors import DataError, SpecError
 
 if TYPE_CHECKING:
@@ -145,7 +148,7 @@ def get(
             table.add_column(heading, overflow="fold")
         for key, public in PUBLIC.items():
             table.add_row(key, public.title, f"{public.megabytes:,}", public.licence, public.job)
-        Console().print(table)
+        show_table(table)
         return
     with ended_by_signals(), _progress(progress_console(json)) as advance:
         folder = fetch(name, out or workspace / "public", advance)
@@ -153,7 +156,7 @@ def get(
     if json:
         typer.echo(jsonlib.dumps({"name": name, "folder": str(folder), "job": public.job, "dataset": public.dataset}))
         return
-    console = Console(highlight=False, soft_wrap=True)
+    console = plain_console()
     console.print(f"{folder}: {public.title} ({public.licence})")
     console.print(f"Next: oncofed data register {folder} --dataset {public.dataset}")
     console.print(f"Then: oncofed data check {public.job} {public.dataset}")
@@ -219,9 +222,9 @@ def profile(
     write_whole(target / "profile.json", text + "\n")
     page = write_profile_page(found, manifest, folder, target / "profile.html")
     if json:
-        typer.echo(text)
+        echo_json(text)
         return
-    console = Console(highlight=False)
+    console = plain_console()
     console.print(f"{found.dataset}: {found.cases} cases of {found.patients} patients, {found.set_aside} set aside")
     table = Table()
     for heading in ("", "smallest", "median", "largest"):
@@ -229,7 +232,7 @@ def profile(
     for group, summaries in (("size", found.shapes), ("spacing mm", found.spacings_mm), ("share", found.class_share)):
         for name, s in summaries.items():
             table.add_row(f"{group} {name}", f"{s.minimum:.4g}", f"{s.median:.4g}", f"{s.maximum:.4g}")
-    console.print(table)
+    show_table(table, console)
     console.print(f"Page: {page}", soft_wrap=True)
 
 
@@ -270,7 +273,7 @@ def deidentify(
         values = {"written": outcome.written, "refused": outcome.refused, "left_out": outcome.left_out}
         typer.echo(jsonlib.dumps(values, indent=2))
     else:
-        console = Console(highlight=False)
+        console = plain_console()
         written = ", ".join(f"{n} {kind}" for kind, n in outcome.written.items()) or "nothing"
         console.print(f"written to {target}: {written}", soft_wrap=True)
         for path, reason in list(outcome.refused.items())[:_MOST_SHOWN]:
@@ -310,8 +313,8 @@ def split(
     table.add_column("cases", justify="right")
     for site, count in counts.items():
         table.add_row(site, str(count))
-    console = Console()
-    console.print(table)
+    console = plain_console()
+    show_table(table, console)
     arguments = " ".join(f"--site {site}={path}" for site, path in sites.items())
     console.print(f"Train on them: oncofed job run JOB {arguments}", soft_wrap=True, highlight=False)
 
@@ -397,7 +400,7 @@ def _summary(manifest: Manifest, folder: Path) -> dict[str, Any]:
 def _show_registered(manifest: Manifest, folder: Path) -> None:
     from oncofed.data.mixtures import mixtures
 
-    console = Console(highlight=False)
+    console = plain_console()
     cases = list(manifest.by_split())
     table = Table(title=f"{manifest.name}: {len(cases)} cases, {manifest.description}", title_justify="left")
     for heading in ("case", "modality", "size", "spacing mm", "axes", "type", "label", "split", "notes"):
@@ -416,7 +419,7 @@ def _show_registered(manifest: Manifest, folder: Path) -> None:
             listed if entry.split else "dealt by the job",
             "; ".join(entry.notes),
         )
-    console.print(table)
+    show_table(table, console)
     if len(cases) > _MOST_SHOWN:
         console.print(f"… and {len(cases) - _MOST_SHOWN} more")
     for bad in manifest.quarantine[:_MOST_SHOWN]:
@@ -440,7 +443,7 @@ def _report_values(report: Report) -> dict[str, Any]:
 
 
 def _show_report(report: Report, job: str, dataset: str) -> None:
-    console = Console(highlight=False)
+    console = plain_console()
     table = Table(title=f"{job} on {dataset}", title_justify="left")
     for heading in ("", "found", "expected", "verdict", "how, or why not"):
         table.add_column(heading, overflow="fold")
@@ -449,7 +452,7 @@ def _show_report(report: Report, job: str, dataset: str) -> None:
         verdict = {"converted": "can be converted"}.get(row.verdict, row.verdict)
         colour = colours[row.verdict]
         table.add_row(row.aspect, escape(row.found), escape(row.expected), f"[{colour}]{verdict}[/]", escape(row.how))
-    console.print(table)
+    show_table(table, console)
     for kind, items in (("set aside", report.set_aside), ("found", report.findings), ("warning", report.warnings)):
         colour = "yellow" if kind == "warning" else "red"
         for item in items[:_MOST_SHOWN]:

@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.box import SIMPLE
-from rich.console import Console
-from rich.syntax import Syntax
 from rich.table import Table
 
-from oncofed.cli.common import escape
+from oncofed.cli.common import escape, plain_console, show_table, show_text
+from oncofed.cli.terminal import echo_json, is_terminal
 from oncofed.errors import PolicyError, SpecError
 
 if TYPE_CHECKING:
@@ -47,10 +46,10 @@ def show(folder: Folder = Path(), json: Json = False) -> None:
 
     policy = current_policy(folder)
     if json:
-        typer.echo(policy.model_dump_json(indent=2, by_alias=True))
+        echo_json(policy.model_dump_json(indent=2, by_alias=True))
         return
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(Syntax(policy_text(policy), "yaml", theme="ansi_light", background_color="default"))
+    console = plain_console()
+    show_text(policy_text(policy), "yaml", console)
     console.print(f"version {policy_version(folder)}, digest {policy.digest}")
 
 
@@ -68,7 +67,7 @@ def edit(
     from oncofed.site.policies import change_policy, policy_difference
 
     policy, version = _edited(folder, reason) if file is None else change_policy(folder, file, reason)
-    console = Console(highlight=False, soft_wrap=True)
+    console = plain_console()
     console.print(policy_difference(folder), markup=False)
     console.print(f"version {version} is in force, digest {policy.digest}")
 
@@ -103,7 +102,7 @@ def try_job(
     if refusal:
         raise PolicyError(f"{spec.name}: {refusal}")
     whom = f" by {person}" if person else ""
-    Console(highlight=False, soft_wrap=True).print(f"{spec.name}{whom} may run here", markup=False)
+    plain_console().print(f"{spec.name}{whom} may run here", markup=False)
 
 
 @audit_app.command("show")
@@ -126,10 +125,15 @@ def show_audit(
     table = Table(box=SIMPLE, pad_edge=False)
     for heading in ("#", "time", "who", "what", "facts"):
         table.add_column(heading, overflow="fold")
+    whole = not is_terminal(sys.stdout)
     for entry in found:
-        cells = (str(entry["n"]), str(entry["time"])[:19], str(entry["who"]), str(entry["what"]), facts_text(entry))
+        facts = facts_text(entry, whole)
+        cells = (str(entry["n"]), str(entry["time"])[:19], str(entry["who"]), str(entry["what"]), facts)
         table.add_row(*map(escape, cells))
-    Console(highlight=False).print(table if found else "no entries")
+    if found:
+        show_table(table)
+    else:
+        typer.echo("no entries")
 
 
 @audit_app.command()
@@ -163,7 +167,7 @@ def export(
     if out.suffix not in (".csv", ".html"):
         raise SpecError(f"{out}: expected a name that ends in .csv or .html")
     count = export_csv(folder, out) if out.suffix == ".csv" else export_page(folder, out, anchors)
-    Console(highlight=False, soft_wrap=True).print(f"{out}: {count} entries", markup=False)
+    plain_console().print(f"{out}: {count} entries", markup=False)
 
 
 @audit_app.command("anchors")

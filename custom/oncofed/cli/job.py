@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from oncofed.cli import submitted
@@ -19,12 +18,15 @@ from oncofed.cli.common import (
     ended_by_signals,
     keep_caches_in,
     new_run_folder,
+    plain_console,
     progress_console,
     require_posix,
     show_result,
+    show_table,
 )
 from oncofed.cli.demo import Backend
 from oncofed.cli.submitted import EvaluateOnly, Model, require_model
+from oncofed.cli.terminal import echo_json
 from oncofed.errors import SpecError
 
 if TYPE_CHECKING:
@@ -58,7 +60,7 @@ def list_(json: Json = False) -> None:
     for entry, spec in specs:
         network = "–" if isinstance(spec, ProfileJobSpec) else spec.model.network
         table.add_row(entry.name, spec.title, datasets[entry.name], network)
-    Console().print(table)
+    show_table(table)
 
 
 @app.command()
@@ -82,7 +84,7 @@ def networks(json: Json = False) -> None:
         axes = " and ".join(f"{axes}D" for axes in network.dimensions) if network.kind != "bag" else "tiles of slides"
         sides = str(network.divisor or 2 ** (len(network.channels) - 1)) if network.kind != "bag" else "–"
         table.add_row(network.name, gives[network.kind], axes, sides, ", ".join(map(str, network.channels)))
-    Console().print(table)
+    show_table(table)
 
 
 @app.command()
@@ -91,7 +93,10 @@ def show(job: Job, json: Json = False) -> None:
     from oncofed.job.spec import read_any_job
 
     spec = read_any_job(job)
-    typer.echo(spec.model_dump_json(indent=2, by_alias=True) if json else spec.to_yaml().rstrip())
+    if json:
+        echo_json(spec.model_dump_json(indent=2, by_alias=True))
+    else:
+        typer.echo(spec.to_yaml().rstrip())
 
 
 @app.command()
@@ -217,7 +222,7 @@ def pack(
         told |= {"weights": str(weights)} if weights else {}
         typer.echo(jsonlib.dumps({**told, "findings": len(findings)}))
         return
-    console = Console(highlight=False, soft_wrap=True)
+    console = plain_console()
     console.print(
         f"{target}: {len(made.files)} files, imports {', '.join(imports_of(made)) or 'nothing'}", markup=False
     )
@@ -386,7 +391,7 @@ def compare(
         sites = _compared_sites(spec, site or [], data_root, folder, workspace)
         found = Compare(specs, sites, numbers, backend.value, folder, console, baselines).execute()
     if json:
-        typer.echo(found.model_dump_json(indent=2))
+        echo_json(found.model_dump_json(indent=2))
         return
     table = Table(title=f"{spec.title}: {found.metric_name} on held-out patients", title_justify="left")
     table.add_column("strategy", no_wrap=True)
@@ -400,7 +405,7 @@ def compare(
         worst = min(row.sites, key=lambda name: row.sites[name])
         columns = (f"{row.mean:.3f}", f"{row.worst:.3f} {worst}", f"{row.spread:.3f}", f"{row.rounds_s:.1f}")
         table.add_row(row.strategy, *columns)
-    Console(highlight=False).print(table)
+    show_table(table)
     if found.alone is not None and found.pooled is not None:
         console.print(f"alone {found.alone:.3f}, pooled {found.pooled:.3f}")
     console.print(f"Figures: {folder / 'comparison.json'}\nPlot:    {folder / 'comparison.svg'}", soft_wrap=True)
@@ -466,7 +471,7 @@ def plan(
 
 def _show_plan(plan: PlanFile, path: Path, json: bool) -> None:
     if json:
-        typer.echo(plan.model_dump_json(indent=2, by_alias=True))
+        echo_json(plan.model_dump_json(indent=2, by_alias=True))
         return
     table = Table(
         title=f"from {sum(plan.patients.values())} patients of {len(plan.patients)} sites", title_justify="left"
@@ -475,8 +480,8 @@ def _show_plan(plan: PlanFile, path: Path, json: bool) -> None:
         table.add_column(heading, overflow="fold")
     for reason in plan.reasons:
         table.add_row(reason.setting, str(reason.value), reason.because, reason.statistic)
-    console = Console(highlight=False)
-    console.print(table)
+    console = plain_console()
+    show_table(table, console)
     console.print(f"Written: {path}", soft_wrap=True)
     if path.suffix == ".json":
         console.print(f"Next:    oncofed job plan JOB {path} --out NEW.yaml", soft_wrap=True)

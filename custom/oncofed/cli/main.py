@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from typing import Annotated
 
@@ -10,14 +11,30 @@ import typer
 from oncofed import __version__
 from oncofed.cli import alliance, bench, data, demo, job, report, site
 from oncofed.cli.common import fail, options
+from oncofed.cli.terminal import fit_output
 from oncofed.errors import OncofedError
+
+_NETWORK = frozenset(
+    {
+        errno.EADDRINUSE,
+        errno.EADDRNOTAVAIL,
+        errno.EAFNOSUPPORT,
+        errno.ECONNREFUSED,
+        errno.ECONNRESET,
+        errno.EHOSTUNREACH,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.ETIMEDOUT,
+    }
+)
 
 app = typer.Typer(
     help="Federated training for medical imaging: MONAI models, NVIDIA FLARE federations, images stay at their sites.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit status: 0 done, 1 the work failed, 2 wrong usage, 3 refused by a policy or a check.",
+    epilog="Exit status: 0 done, 1 the work failed, 2 wrong usage, 3 refused by a policy or a check. Where no terminal "
+    "reads them, tables are printed as one line a row, the cells separated by tabs; --json is for programs.",
 )
 app.add_typer(job.app, name="job")
 app.add_typer(data.app, name="data")
@@ -47,6 +64,7 @@ def common(
 
 def main() -> None:
     """Run a command; an expected error ends in one message and its exit status."""
+    fit_output()
     try:
         app()
     except OncofedError as error:
@@ -57,8 +75,15 @@ def main() -> None:
         if options.debug:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        advice = "Expected a folder that can be written to and has space; name another with --workspace or --out."
-        sys.exit(fail(OncofedError(f"{where}{error.strerror or error}. {advice}")))
+        sys.exit(fail(OncofedError(f"{where}{error.strerror or error}. {_advice(error)}")))
+
+
+def _advice(error: OSError) -> str:
+    if error.errno in _NETWORK:
+        return "Expected a network on which this machine reaches itself and the server; see: oncofed site doctor"
+    if error.errno == errno.ENOLCK:
+        return "Expected a folder in which files can be locked: name one on a disk of this machine."
+    return "Expected a folder that can be written to and has space; name another with --workspace or --out."
 
 
 if __name__ == "__main__":

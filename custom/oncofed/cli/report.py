@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Table
 
-from oncofed.cli.common import escape
+from oncofed.cli.common import escape, plain_console, show_table
+from oncofed.cli.terminal import is_terminal
 from oncofed.errors import SpecError
 
 app = typer.Typer(help="What a run left: where its model comes from.", no_args_is_help=True)
@@ -61,19 +61,20 @@ def _files(model: Path) -> tuple[Path, Path]:
 
 
 def _show(provenance: dict[str, object], problems: list[str]) -> None:
-    console = Console(highlight=False, soft_wrap=True)
+    console = plain_console()
     table = Table(box=SIMPLE, show_header=False, pad_edge=False)
     for name, value in provenance.items():
         if name not in ("schema", "sites"):
             table.add_row(name, escape(str(value) if not isinstance(value, dict) else _joined(value)))
-    console.print(table)
+    show_table(table, console)
     sites = provenance.get("sites")
     if isinstance(sites, dict) and sites:
+        longest = 20 if is_terminal(console.file) else None  # of a digest
         columns = list(dict.fromkeys(key for facts in sites.values() for key in facts))
         table = Table("site", *columns, box=SIMPLE, pad_edge=False)
         for site, facts in sites.items():
-            table.add_row(site, *(escape(str(facts.get(key, ""))[:20]) for key in columns))
-        console.print(table)
+            table.add_row(site, *(escape(str(facts.get(key, ""))[:longest]) for key in columns))
+        show_table(table, console)
     for problem in problems:
         console.print(f"[red]not verified:[/] {escape(problem)}")
     if not problems:

@@ -8,11 +8,9 @@ from typing import Annotated
 
 import typer
 from rich.box import SIMPLE
-from rich.console import Console
-from rich.syntax import Syntax
 from rich.table import Table
 
-from oncofed.cli.common import escape
+from oncofed.cli.common import escape, plain_console, show_table, show_text
 
 Folder = Annotated[Path, typer.Option("--folder", envvar="ONCOFED_SITE", help="The kit's folder.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -58,7 +56,7 @@ def review(
             )
         )
         return
-    console = Console(highlight=False, soft_wrap=True)
+    console = plain_console()
     console.print(f"{pack.name} {pack.digest}", markup=False)
     console.print(f"signed by {found.by}: {'; '.join(found.problems) or 'the signature holds'}", markup=False)
     state = f"{found.decision.state} by {found.decision.by}: {found.decision.reason}" if found.decision else "waits"
@@ -67,13 +65,16 @@ def review(
         f"since {found.before.digest[:12]}, approved before" if found.before else "all of it: none was approved before"
     )
     console.print(f"Changes, {since}:", markup=False)
-    console.print(Syntax(found.changes, "diff", theme="ansi_light", background_color="default"))
+    show_text(found.changes, "diff", console)
     table = Table(box=SIMPLE, pad_edge=False, title="Look at these first", title_justify="left")
     for heading in ("file", "line", "about", "text"):
         table.add_column(heading, overflow="fold")
     for finding in found.findings:
         table.add_row(*map(escape, (finding.file, str(finding.line), finding.what, finding.text)))
-    console.print(table if found.findings else "The static check found nothing to look at first; it proves nothing.")
+    if found.findings:
+        show_table(table, console)
+    else:
+        console.print("The static check found nothing to look at first; it proves nothing.")
     console.print(f"Then: oncofed site approve {pack.digest[:12]} --reason … (or reject)", markup=False)
 
 
@@ -96,7 +97,7 @@ def _decide(folder: Path, digest: str, state: str, reason: str) -> None:
     from oncofed.site.packs import decide
 
     pack = decide(folder, digest, state, reason)  # type: ignore[arg-type]  # one of the three above
-    Console(highlight=False, soft_wrap=True).print(f"{pack.name} {pack.digest} is {state}", markup=False)
+    plain_console().print(f"{pack.name} {pack.digest} is {state}", markup=False)
 
 
 def _list(folder: Path, json: bool) -> None:
@@ -116,4 +117,7 @@ def _list(folder: Path, json: bool) -> None:
     for pack, decision in found:
         cells = (pack.digest[:12], pack.name, made_by(pack), decision.state if decision else "waits")
         table.add_row(*map(escape, (*cells, decision.reason if decision else "")))
-    Console(highlight=False).print(table if found else "no code was brought here")
+    if found:
+        show_table(table)
+    else:
+        typer.echo("no code was brought here")

@@ -17,11 +17,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from oncofed.cli import governance, review
-from oncofed.cli.common import ask_password, escape, require_posix
+from oncofed.cli.common import ask_password, escape, plain_console, require_posix, show_table
+from oncofed.cli.terminal import is_terminal
 from oncofed.errors import FederationError, SpecError
 from oncofed.gpus import GPU, read_gpus
+from oncofed.processes import LOG_ENCODING
 from oncofed.proxy import parse_proxy
 
 if TYPE_CHECKING:
@@ -71,7 +74,7 @@ def open_kit(
     folder = out or Path(file.name.removesuffix(".age").removesuffix(".kit"))
     _opener(file, password_file, identity, request)(folder)
     facts = read_facts(folder)
-    console = Console(highlight=False, soft_wrap=True)
+    console = plain_console()
     console.print(f"{folder}: the kit of {facts.kind} {facts.participant} in {facts.alliance}", markup=False)
     console.print(f"The alliance's fingerprint; compare it with what you were told:\n  {facts.root_fingerprint}")
     person = facts.kind == "person"
@@ -95,7 +98,7 @@ def request(
         raise SpecError(f"--kind {kind}: expected site, server or person")
     folder = out or Path(f"{name}.request")
     made = make_request(name, kind, folder)  # type: ignore[arg-type]  # looked at above
-    console = Console(highlight=False, soft_wrap=True)
+    console = plain_console()
     console.print(
         f"Send {folder / REQUEST_FILE} to the alliance; nothing in it is secret. Keep the folder.", markup=False
     )
@@ -119,7 +122,7 @@ def renew(
     from oncofed.site.service import service_state
 
     until, kept = put(folder.resolve(), _opener(file, password_file, identity, request))
-    console = Console(highlight=False, soft_wrap=True)
+    console = plain_console()
     console.print(f"{folder}: renewed until {until:%Y-%m-%d}", markup=False)
     if kept:
         console.print(f"Yours, and left as they are: {', '.join(kept)}", markup=False)
@@ -183,7 +186,7 @@ def start(
         return
     from oncofed.site.service import LOG_FILE, Service
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = plain_console()
     service = Service(folder, lambda line: console.print(f"{datetime.now():%H:%M:%S} {line}", markup=False))
     facts = service.facts
     whose = f"{facts.kind} {facts.participant} of {facts.alliance}"
@@ -259,7 +262,7 @@ def ui(
     from oncofed.site.admin import served
 
     with served(folder.resolve(), port) as (address, server):
-        Console(highlight=False, soft_wrap=True).print(f"{address}\nCtrl-C ends it.", markup=False)
+        plain_console().print(f"{address}\nCtrl-C ends it.", markup=False)
         sys.stdout.flush()
         server.serve_forever()  # until Ctrl-C
 
@@ -322,7 +325,13 @@ def _address(text: str) -> tuple[str, int]:
 
 
 def _show(checks: list[Check]) -> None:
-    console = Console(highlight=False, soft_wrap=True)
+    console = plain_console()
+    if not is_terminal(console.file):
+        table = Table("state", "check", "found", "what to do")
+        for check in checks:
+            table.add_row(check.state, *map(escape, (check.name, check.found, check.advice)))
+        show_table(table, console)
+        return
     width = max(len(check.name) for check in checks)
     for check in checks:
         colour = _COLOURS[check.state]
@@ -334,7 +343,7 @@ def _show(checks: list[Check]) -> None:
 
 
 def _show_status(shown: dict[str, Any]) -> None:
-    console = Console(highlight=False, soft_wrap=True)
+    console = plain_console()
     running = "[green]running[/]" if shown["running"] else "[red]not running[/]"
     since = f" since {shown['since']}" if shown["since"] and shown["running"] else ""
     console.print(f"{shown['kind']} {escape(shown['participant'])} of {shown['alliance']}: {running}{since}")
@@ -389,12 +398,18 @@ def _start_in_background(folder: Path) -> None:
     command = [sys.executable, "-m", "oncofed.cli.main", "site", "start", "--folder", str(folder)]
     with open(folder / "service.log", "ab", opener=lambda path, flags: os.open(path, flags, 0o600)) as log:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd=folder
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            cwd=folder,
+            env={**os.environ, "PYTHONIOENCODING": LOG_ENCODING},
         )
     deadline = time.monotonic() + _START_SECONDS
     while not (service_state(folder).running and service_state(folder).since):
         if process.poll() is not None or time.monotonic() > deadline:
-            said = (folder / "service.log").read_text(errors="replace").strip().splitlines()
+            said = (folder / "service.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
             raise FederationError(f"{facts.participant} did not start: {said[-1] if said else 'it said nothing'}")
         time.sleep(0.1)
     typer.echo(f"{facts.participant} runs in the background (process {process.pid}). Log: {folder / LOG_FILE}")

@@ -15,6 +15,7 @@ from oncofed.cli.common import (
     Workspace,
     ended_by_signals,
     keep_caches_in,
+    plain_console,
     progress_console,
     show_result,
 )
@@ -151,7 +152,7 @@ def fetch(
         result = download(engineer, job_id, folder)
     show_result(result, folder, json)
     if result.status != "completed":
-        Console(stderr=True).print(f"The run is not complete: {result.error}", markup=False)
+        plain_console(stderr=True).print(f"The run is not complete: {result.error}", markup=False)
         raise typer.Exit(1)
 
 

@@ -4,28 +4,40 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
+import os
 import sqlite3
+import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from oncofed.locking import has_record_locks
+
+_log = logging.getLogger(__name__)
+# Another process holds its file for as long as two of its files take to be read.
+_SECONDS_FOR_OTHERS = 5.0
 _SECONDS_AT_RISK = 2.0
+# A copy in memory is written whole, so less often.
+_SECONDS_BETWEEN_COPIES = 60.0
 
 
 class Index:
     """Remembers a value for each key together with a stamp of the files that it came from.
+
+    It may be lost, and costs time then. Another process's is never removed: where that holds its file, this one goes
+    on with what it could read of it. Where files cannot be locked, it is kept in memory and written whole, at the end
+    and once a minute.
 
     Args:
         path: an SQLite file, made where it is missing; one that is broken is made anew.
     """
 
     def __init__(self, path: Path) -> None:
-        try:
-            self._connection = self._open(path)
-        except sqlite3.DatabaseError:
-            path.unlink()
-            self._connection = self._open(path)
+        self._path = path
+        self._writes_copies = False
+        self._connection = self._open()
         self._committed = time.monotonic()
 
     def __enter__(self) -> Index:
@@ -34,13 +46,17 @@ class Index:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with contextlib.suppress(sqlite3.OperationalError):  # what is lost is read again
-            self._connection.commit()
+        with contextlib.suppress(sqlite3.OperationalError, OSError):  # what is lost is read again
+            self._commit()
         self._connection.close()
 
     def get(self, key: str, stamp: str) -> Any:
         """Return what was remembered for ``key`` if its files are the same still, else None."""
-        row = self._connection.execute("SELECT stamp, value FROM seen WHERE key = ?", (key,)).fetchone()
+        try:
+            row = self._connection.execute("SELECT stamp, value FROM seen WHERE key = ?", (key,)).fetchone()
+        except sqlite3.DatabaseError as error:
+            self._go_on_without(error)
+            return None
         return json.loads(row[1]) if row and row[0] == stamp else None
 
     def put(self, key: str, stamp: str, value: Any) -> None:
@@ -49,16 +65,113 @@ class Index:
         Raises:
             OSError: it cannot be written.
         """
+        row = (key, stamp, json.dumps(value))
         try:
-            self._connection.execute("INSERT OR REPLACE INTO seen VALUES (?, ?, ?)", (key, stamp, json.dumps(value)))
-            if time.monotonic() - self._committed > _SECONDS_AT_RISK:  # each commit waits for the disk
-                self._connection.commit()
-                self._committed = time.monotonic()
-        except sqlite3.OperationalError as error:  # a full disk, or one that may not be written to
-            raise OSError(f"the index of what was read cannot be written: {error}") from None
+            self._insert(row)
+        except sqlite3.DatabaseError as error:
+            self._go_on_without(error)
+            self._insert(row)
 
-    @staticmethod
-    def _open(path: Path) -> sqlite3.Connection:
-        connection = sqlite3.connect(path)
+    def _insert(self, row: tuple[str, str, str]) -> None:
+        self._connection.execute("INSERT OR REPLACE INTO seen VALUES (?, ?, ?)", row)
+        longest = _SECONDS_BETWEEN_COPIES if self._writes_copies else _SECONDS_AT_RISK
+        if time.monotonic() - self._committed > longest:  # each commit waits for the disk
+            self._commit()
+            self._committed = time.monotonic()
+
+    def _commit(self) -> None:
+        self._connection.commit()
+        if self._writes_copies:
+            _write_copy(self._connection, self._path)
+
+    def _open(self) -> sqlite3.Connection:
+        if not has_record_locks(self._path):
+            _log.warning(
+                "note: files in %s cannot be locked, so two commands must not register there at once. What is read is "
+                "kept in memory, and written once a minute.",
+                self._path.parent,
+            )
+            self._writes_copies = True
+            return self._in_memory()
+        try:
+            return _with_table(sqlite3.connect(self._path, timeout=_SECONDS_FOR_OTHERS))
+        except sqlite3.OperationalError as error:
+            if not _is_locked(error):
+                raise OSError(f"{self._path}: the index of what was read cannot be opened: {error}") from None
+            self._tell_of_others()
+            return self._in_memory()
+        except sqlite3.DatabaseError:
+            return self._anew()
+
+    def _anew(self) -> sqlite3.Connection:
+        """Return an empty index in the place of a file that is broken."""
+        self._path.unlink()
+        return _with_table(sqlite3.connect(self._path, timeout=_SECONDS_FOR_OTHERS))
+
+    def _go_on_without(self, error: sqlite3.DatabaseError) -> None:
+        """Go on without what cannot be read or written: the index of another process is the one that stays.
+
+        Raises:
+            OSError: the disk is full, or may not be written to.
+        """
+        if isinstance(error, sqlite3.OperationalError) and not _is_locked(error):
+            raise OSError(f"{self._path}: the index of what was read cannot be used: {error}") from None
+        self._connection.close()
+        if isinstance(error, sqlite3.OperationalError):
+            self._tell_of_others()
+            self._connection = self._in_memory()
+        else:
+            self._connection = self._in_memory() if self._writes_copies else self._anew()
+
+    def _tell_of_others(self) -> None:
+        _log.warning(
+            "note: another command registers in %s at the same time. The one that ends last decides what dataset.json "
+            "holds: wait for the other, or name another folder with --out.",
+            self._path.parent,
+        )
+
+    def _in_memory(self) -> sqlite3.Connection:
+        """Return an index in memory that begins with what can be read of the file."""
+        connection = sqlite3.connect(":memory:")
+        if self._path.stat().st_size:
+            with contextlib.suppress(sqlite3.Error), contextlib.closing(_read_only(self._path)) as source:
+                source.backup(connection)
+        try:
+            return _with_table(connection)
+        except sqlite3.DatabaseError:  # it was read while it was being written, or is broken
+            connection.close()
+            return _with_table(sqlite3.connect(":memory:"))
+
+
+def _with_table(connection: sqlite3.Connection) -> sqlite3.Connection:
+    try:
         connection.execute("CREATE TABLE IF NOT EXISTS seen (key TEXT PRIMARY KEY, stamp TEXT, value TEXT)")
-        return connection
+        connection.execute("SELECT stamp, value FROM seen LIMIT 1").fetchone()
+    except sqlite3.DatabaseError:
+        connection.close()
+        raise
+    return connection
+
+
+def _is_locked(error: sqlite3.OperationalError) -> bool:
+    """Return whether another process holds the file; Python 3.10 tells it in SQLite's words alone."""
+    return "locked" in str(error)
+
+
+def _read_only(path: Path) -> sqlite3.Connection:
+    """Return a file as it is, without asking for locks."""
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)
+
+
+def _write_copy(connection: sqlite3.Connection, path: Path) -> None:
+    """Write an index to its file, whole or not at all."""
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    os.close(descriptor)
+    copy = Path(name)
+    try:
+        with contextlib.closing(sqlite3.connect(f"{copy.absolute().as_uri()}?nolock=1", uri=True)) as target:
+            connection.backup(target)
+        copy.chmod(path.stat().st_mode)
+        copy.replace(path)
+    finally:
+        copy.unlink(missing_ok=True)

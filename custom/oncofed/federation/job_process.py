@@ -360,10 +360,12 @@ def _import_all() -> str:
     # FLARE's own process learns of tensors with its job's classes, after it is connected: a site that sent its update
     # in that second, as happens when the process was started anew, would end it.
     from oncofed.federation.exchange import register_tensors  # noqa: PLC0415 - launchers import this module
+    from oncofed.federation.own_loopback import simulate_over_own_loopback  # noqa: PLC0415 - the same
     from oncofed.federation.parent import learn_of_parent  # noqa: PLC0415 - the same
 
     register_tensors()
     learn_of_parent()
+    simulate_over_own_loopback()
     if not spoilt and cuda_is_initialised():
         spoilt = _what_initialised_cuda("oncofed.federation.exchange")
     gc.freeze()

@@ -28,6 +28,7 @@ from nvflare.utils.job_launcher_utils import add_custom_dir_to_path, get_credent
 from oncofed.federation.direct.port import share_port
 from oncofed.federation.folders import STATE_FOLDER
 from oncofed.federation.job_process import TEMPLATE_VARIABLE, Fork, Template, ask, order
+from oncofed.federation.own_loopback import use_own_loopback
 from oncofed.federation.tunnel import use_proxy_of_environment
 
 # So often in so many seconds; a process that dies more often has a reason that starting again does not mend.
@@ -112,6 +113,7 @@ class _ReadyLauncher(ProcessJobLauncher):
         super().__init__()
         # FLARE makes its components before it connects, and nothing else of ours.
         use_proxy_of_environment()
+        use_own_loopback()
         self._keeps_spare = spare
         self._template: Template | None = None
         self._lock = threading.Lock()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import IO
+
+from oncofed.errors import FederationError
+from oncofed.locking import not_lockable
 
 _SECONDS_BETWEEN_TRIES = 0.05
 _SECONDS_IN_LINE = 2.0
@@ -28,6 +30,9 @@ def wait_for_lock(
 
     Returns:
         The one that it holds; None where ``give_up`` said so before.
+
+    Raises:
+        FederationError: files cannot be locked there.
     """
     while True:
         held = first_free(files)
@@ -49,17 +54,22 @@ def wait_in_line(file: IO[str], others: Sequence[IO[str]], give_up: Callable[[],
 
     Returns:
         The one that it holds; None where ``give_up`` said so before.
+
+    Raises:
+        FederationError: files cannot be locked there.
     """
     held = first_free([file, *others])
     if held:
         return held
-    arrived = threading.Event()
+    arrived, failed = threading.Event(), list[OSError]()
     # What is held is held until every descriptor of the file is closed, this thread's and the caller's.
     descriptor = os.dup(file.fileno())
 
     def stand() -> None:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:
+            failed.append(error)
         finally:
             os.close(descriptor)
         arrived.set()
@@ -69,13 +79,27 @@ def wait_in_line(file: IO[str], others: Sequence[IO[str]], give_up: Callable[[],
         held = first_free(others)
         if held or give_up():
             return held
+    if failed:
+        raise _not_lockable(file, failed[0])
     return file
 
 
 def first_free(files: Sequence[IO[str]]) -> IO[str] | None:
-    """Take and return the first file that nobody holds; None where there is none."""
+    """Take and return the first file that nobody holds; None where there is none.
+
+    Raises:
+        FederationError: files cannot be locked there.
+    """
     for file in files:
-        with contextlib.suppress(BlockingIOError):
+        try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return file
+        except BlockingIOError:
+            continue
+        except OSError as error:
+            raise _not_lockable(file, error) from None
+        return file
     return None
+
+
+def _not_lockable(file: IO[str], error: OSError) -> FederationError:
+    return not_lockable(file.name, error.strerror or str(error), "Run on a disk of this machine.")

@@ -21,6 +21,7 @@ from nvflare.private.fed.app.simulator import simulator_runner
 
 from oncofed.federation.heap import share_one_heap
 from oncofed.federation.job_process import Fork, Template, order
+from oncofed.federation.own_loopback import simulate_over_own_loopback
 
 
 def start_site(
@@ -88,6 +89,7 @@ class _Simulator(simulator_runner.SimulatorRunner):
 def main() -> int:
     """Get the process ready that sites are forks of, simulate, and return FLARE's status."""
     share_one_heap()
+    simulate_over_own_loopback()
     simulator_runner.subprocess = SimpleNamespace(
         Popen=partial(start_site, Template()), TimeoutExpired=subprocess.TimeoutExpired
     )

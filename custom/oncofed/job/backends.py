@@ -23,6 +23,8 @@ from oncofed.errors import FederationError
 from oncofed.federation.datasets import DATASETS_FILE
 from oncofed.federation.events import EVENTS_FILE
 from oncofed.federation.folders import STATE_FOLDER
+from oncofed.locking import require_locks
+from oncofed.loopback import require_loopback
 from oncofed.processes import AT_ONCE_VARIABLE, end_with_parent, places, process_environment, stop_processes
 
 Datasets = dict[str, dict[str, Path]]
@@ -145,6 +147,19 @@ class _SimulatedJob:
         if not (run_dir / EVENTS_FILE).is_file():
             raise FederationError(f"FLARE's simulator left no record. Its log: {self._console}")
         return run_dir
+
+
+def require_machine(folder: Path) -> None:
+    """Refuse a machine or a folder that no run can do with, before anything is read or started.
+
+    Args:
+        folder: the run's.
+
+    Raises:
+        FederationError: this machine cannot reach itself, or no file can be locked in the folder.
+    """
+    require_loopback()
+    require_locks(folder, "Name a folder on a disk of this machine with --out.")
 
 
 @contextmanager

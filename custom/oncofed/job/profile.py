@@ -55,6 +55,7 @@ class ProfileRun:
         """
         self.folder = self.folder.resolve()
         self.folder.mkdir(parents=True, exist_ok=True)
+        backends.require_machine(self.folder)
         (self.folder / "job.yaml").write_text(self.spec.to_yaml(), encoding="utf-8")
         work = self.folder / "federation"
         try:

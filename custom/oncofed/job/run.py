@@ -83,6 +83,7 @@ class Run:
         require_named_gpu()
         self.folder = self.folder.resolve()
         self.folder.mkdir(parents=True, exist_ok=True)
+        backends.require_machine(self.folder)
         (self.folder / "job.yaml").write_text(self.spec.to_yaml(), encoding="utf-8")
         result = begin_result(self.spec, self.backend, self.data_note)
         if self.evaluate_only:

@@ -24,11 +24,11 @@ from oncofed.audit import AuditLog
 from oncofed.code.approvals import State, made_by
 from oncofed.errors import FederationError, OncofedError
 from oncofed.federation.site_report import read_report
+from oncofed.loopback import IPV4, IPV6, require_loopback
 from oncofed.site import auditing, packs, policies
 from oncofed.site.doctor import examine
 from oncofed.site.service import is_connected, service_state
 
-LOOPBACK = "127.0.0.1"
 OPENED = "admin page opened"
 _COOKIE = "oncofed-admin"
 _DAYS_SHOWN = 14
@@ -70,7 +70,7 @@ def make_app(folder: Path, token: str, port: int) -> Flask:
     app = Flask("oncofed.site", template_folder="templates/admin")
     app.config["MAX_CONTENT_LENGTH"] = 1 << 20
     app.jinja_env.filters["size"] = decimal
-    hosts = {f"{LOOPBACK}:{port}", f"localhost:{port}"}
+    hosts = {f"{name}:{port}" for name in (IPV4, f"[{IPV6}]", "localhost")}
     # Not the cookie itself: what a form holds may be copied with the page.
     form_token = hmac.new(token.encode(), b"form", "sha256").hexdigest()
 
@@ -202,16 +202,18 @@ def served(folder: Path, port: int) -> Iterator[tuple[str, BaseWSGIServer]]:
         port: to listen on; 0 takes a free one.
 
     Raises:
-        FederationError: the port is taken, or the folder is no site's kit.
+        FederationError: the port is taken, this machine has no loopback address, or the folder is no site's kit.
     """
     token = secrets.token_urlsafe(32)
+    address = require_loopback()[0]
     try:
-        server = make_server(LOOPBACK, port, _nothing, threaded=True, request_handler=_Quiet)
+        server = make_server(address, port, _nothing, threaded=True, request_handler=_Quiet)
     except (OSError, SystemExit):
         raise FederationError(f"port {port} is taken. Name another one with --port, or leave it away") from None
     try:
         server.app = make_app(folder, token, server.server_port)
-        yield f"http://{LOOPBACK}:{server.server_port}/?token={token}", server
+        host = f"[{address}]" if ":" in address else address
+        yield f"http://{host}:{server.server_port}/?token={token}", server
     finally:
         server.server_close()
 

@@ -89,14 +89,19 @@ def jobs_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return list(jobs.values())
 
 
-def facts_text(entry: dict[str, Any]) -> str:
-    """Return what an entry tells beside who did what and when, digests shortened."""
+def facts_text(entry: dict[str, Any], whole: bool = False) -> str:
+    """Return what an entry tells beside who did what and when.
+
+    Args:
+        entry: of the log.
+        whole: digests too; else they are shortened, for a person.
+    """
     left_out = {*_COLUMNS, "hash", "previous"}
     parts = []
     for name, value in entry.items():
         if name in left_out or value is None:
             continue
-        is_digest = isinstance(value, str) and len(value) > 60 and value.replace(":", "").isalnum()
+        is_digest = not whole and isinstance(value, str) and len(value) > 60 and value.replace(":", "").isalnum()
         parts.append(f"{name} {value[:20]}…" if is_digest else f"{name} {value}")
     return ", ".join(parts)
 

@@ -31,7 +31,9 @@ from oncofed.errors import FederationError, PolicyError
 from oncofed.federation.datasets import DATASETS_FILE, datasets_entry
 from oncofed.federation.lending import LENDING_FILE
 from oncofed.federation.site_report import RUN_FOLDER
-from oncofed.processes import JOB_PROCESS, process_environment, short_path, stop_processes, why_taken
+from oncofed.locking import not_lockable
+from oncofed.loopback import ANY, why_not_bound
+from oncofed.processes import JOB_PROCESS, heeded, process_environment, short_path, stop_processes
 from oncofed.proxy import PROXY_VARIABLE, parse_proxy
 
 LOG_FILE = "console.log"
@@ -212,8 +214,9 @@ class Service:
         def stop(number: int, frame: FrameType | None) -> None:
             self._stop.set()
 
-        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-        before = {number: signal.signal(number, stop) for number in numbers}
+        before = {
+            number: signal.signal(number, stop) for number in heeded(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        }
         try:
             yield
         finally:
@@ -295,7 +298,7 @@ def require_free_port(facts: KitFacts) -> None:
     Raises:
         FederationError: names the port.
     """
-    why = why_taken(facts.port) if facts.kind == "server" else ""
+    why = why_not_bound(ANY, facts.port) if facts.kind == "server" else ""
     if why:
         raise FederationError(f"port {facts.port}: {why}. What listens there: ss -ltnp 'sport = :{facts.port}'")
 
@@ -379,6 +382,9 @@ def _sole_owner(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             pid = service_state(folder).pid
             raise FederationError(f"{folder} runs already (process {pid}). Stop it with: oncofed site stop") from None
+        except OSError as error:
+            why = error.strerror or str(error)
+            raise not_lockable(folder, why, "Move the kit to a disk of this machine.") from None
         yield
 
 

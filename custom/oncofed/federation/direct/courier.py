@@ -6,7 +6,6 @@ import contextlib
 import http
 import logging
 import os
-import socket
 import ssl
 import time
 from collections.abc import Callable, Mapping
@@ -21,6 +20,7 @@ from oncofed.errors import FederationError
 from oncofed.federation.direct.body import read_body
 from oncofed.federation.direct.space import Space, Spaces
 from oncofed.federation.direct.way import LENGTH, OFFSET, PATH, STEP_SECONDS, name_of_peer, protocol
+from oncofed.loopback import connect
 from oncofed.models.serialized import Serialized
 from oncofed.models.weights import Weights
 from oncofed.proxy import PROXY_VARIABLE, open_tunnel
@@ -125,7 +125,7 @@ class Courier:
         if proxy and not proxy_bypass(host):
             plain = open_tunnel(proxy, host, port, STEP_SECONDS)
         else:
-            plain = socket.create_connection(self._address, STEP_SECONDS)
+            plain = connect(host, port, STEP_SECONDS)
         try:
             secured = self._context.wrap_socket(plain, server_hostname=host)
         except BaseException:

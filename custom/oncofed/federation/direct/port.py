@@ -21,6 +21,7 @@ from aiohttp import web
 from nvflare.fuel.f3.drivers import aio_http_driver
 
 from oncofed.federation.direct.way import door, job_in_hello
+from oncofed.loopback import free_port, is_loopback, require_loopback
 
 _BACKLOG = 128
 # A connection that says nothing for so long is FLARE's, which shuts it.
@@ -153,15 +154,24 @@ class SharedPort(socket.socket):
 
 
 def _listen(host: str, port: int) -> list[socket.socket]:
-    """Return sockets that listen on all addresses of a host.
+    """Return sockets that listen on all addresses of a host; this machine itself has 127.0.0.1, ::1 or both.
 
     Raises:
         OSError: they cannot.
+        FederationError: this machine cannot reach itself.
     """
-    found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    # FLARE says 127.0.0.1 for "localhost", which may be another address here.
+    own = bool(host) and is_loopback(host)
+    hosts = require_loopback() if own else (host or None,)
+    port = free_port() if own and not port else port
+    found = [
+        (int(info[0]), info[4])
+        for one in hosts
+        for info in socket.getaddrinfo(one, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    ]
     listening: list[socket.socket] = []
     try:
-        for family, address in sorted({(int(info[0]), info[4]) for info in found}, key=str):
+        for family, address in sorted(set(found), key=str):
             one = socket.socket(socket.AddressFamily(family), socket.SOCK_STREAM)
             listening.append(one)
             one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
