@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
@@ -84,36 +84,12 @@ class Layout:
     tables: list[str] = field(default_factory=list)
 
 
-def walk(root: Path) -> Iterator[str]:
-    """Yield the path of each file under ``root``, from there; a link that leads in a circle is not followed twice."""
-    seen: set[tuple[int, int]] = set()
-    pending = [root]
-    start = len(str(root).rstrip("/")) + 1
-    while pending:
-        folder = pending.pop()
-        try:
-            status = folder.stat()
-            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-        except OSError:
-            continue
-        if (status.st_dev, status.st_ino) in seen:
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                pending.append(Path(entry.path))
-            elif entry.is_file() or entry.is_symlink():
-                yield entry.path[start:]
-
-
 def find_layout(root: Path, files: Sequence[str], table: Path | None, task: str | None) -> Layout | None:
     """Return the cases of ``root``, or None where it holds neither a known layout nor an image file.
 
     Args:
         root: the folder.
-        files: as ``walk`` finds them.
+        files: as ``find_files`` finds them.
         table: a CSV or TSV file with a column ``image``; None looks for one in the folder.
         task: "segmentation", "classification" or "slides", where the user says it.
 
@@ -205,12 +181,13 @@ def _table(root: Path, table: Path, files: Sequence[str]) -> Layout:
         elif text and label is None:
             label = _resolve(text, known, LABEL_FOLDERS)
             if label is None:
-                layout.bad.append(Quarantined(name=row["image"], reason=_why_not(text, number, "label")))
+                reason = _why_not(text, number, "label")
+                layout.bad.append(Quarantined(name=row["image"], reason=reason, source=image))
                 continue
         split = _SPLIT_NAMES.get(row.get("split", "").lower())
         if row.get("split") and split is None:
             reason = f"line {number} says split {row['split']!r}, expected one of {sorted(set(_SPLIT_NAMES))}"
-            layout.bad.append(Quarantined(name=row["image"], reason=reason))
+            layout.bad.append(Quarantined(name=row["image"], reason=reason, source=image))
             continue
         tags = {k: v for k, v in row.items() if k not in {"image", "label", "patient", "split", "modality"} and v}
         name = _name(image)
@@ -317,7 +294,7 @@ def _nnunet(root: Path, files: Sequence[str], header: Manifest) -> Layout:
         expected = max(1, len(header.modality))
         if len(images) != expected:
             reason = f"has {len(images)} channels, expected {expected} (channel_names of dataset.json)"
-            layout.bad.append(Quarantined(name=name, reason=reason))
+            layout.bad.append(Quarantined(name=name, reason=reason, source=images[0]))
             continue
         layout.items.append(Item(name, patient_of(name, name), tuple(sorted(images)), labels.get(name)))
     layout.left_out |= {f: "unlabelled test image" for f in files if f.startswith("imagesTs/")}

@@ -21,12 +21,13 @@ from typing import Any, Literal, cast
 import numpy as np
 
 from oncofed.data import facts, slides
+from oncofed.data.accounts import Reading, account
 from oncofed.data.dicom.headers import Header, looks_like_dicom, read_header
 from oncofed.data.dicom.series import Heap, Slice, sort_heap
-from oncofed.data.files import Files
+from oncofed.data.folder import find_files
 from oncofed.data.images import image_format, looks_like
 from oncofed.data.index import Index
-from oncofed.data.layouts import SLIDES, Item, Layout, find_layout, read_table, walk
+from oncofed.data.layouts import SLIDES, Item, Layout, find_layout, read_table
 from oncofed.data.manifest import (
     MANIFEST_FILE,
     SALT_FILE,
@@ -98,9 +99,11 @@ def register(request: Request, progress: Progress | None = None) -> Manifest:
     before = read_manifest(out) if (out / MANIFEST_FILE).is_file() else None
     prefix = _link(source, out)
     progress("looking for files", 0, 0)
-    files = list(walk(source))
+    found = find_files(source)
+    files = found.files
     if out.is_relative_to(source):
         files = [f for f in files if not (source / f).is_relative_to(out)]
+        found.left_out[f"{out.relative_to(source)}/"] = "the dataset's own folder"
     with Index(out / _INDEX_FILE) as index, Workers(request.workers) as workers:
         layout = find_layout(source, files, _image_table(request.table), request.task)
         heap = Heap()
@@ -108,17 +111,20 @@ def register(request: Request, progress: Progress | None = None) -> Manifest:
             heap = _read_heap(source, files, index, progress, workers)
         layout = layout or Layout("DICOM" if heap.stacks or heap.slides or heap.broken else "nothing")
         task = cast("Task", request.task or layout.task or ("slides" if heap.slides else "segmentation"))
+        table = _ClassTable(request.table)
         work = [
             *_file_work(layout, request, prefix),
-            *_dicom_work(heap, request, salt),
-            *_slide_work(heap, request, salt),
+            *_dicom_work(heap, request, salt, table),
+            *_slide_work(heap, request, salt, table),
         ]
         if not work and not layout.bad and not heap.broken:
-            raise DataError(_nothing_found(request.source, files, layout, heap))
+            raise DataError(_nothing_found(request.source, files, layout, {**heap.left_out, **found.left_out}))
         results = list(_read_all(work, index, progress, workers))
     manifest = _compose(request, task, layout, heap, results, salt, before)
-    became = _account(files, request, layout, heap, work, manifest)
-    manifest = manifest.model_copy(update={"files": became.counts(), "left_out": became.reasons()})
+    reading = Reading(
+        files, found.left_out, found.dangling, source, request.table, layout, heap, work, table.unmatched()
+    )
+    became, manifest = account(reading, manifest)
     write_manifest(out, manifest)
     became.write(out)
     _remove_stale(out, manifest)
@@ -171,11 +177,11 @@ def _link(source: Path, out: Path) -> str:
     return f"{SOURCE_LINK}/"
 
 
-def _nothing_found(source: Path, files: Sequence[str], layout: Layout, heap: Heap) -> str:
+def _nothing_found(source: Path, files: Sequence[str], layout: Layout, left_out: Mapping[str, str]) -> str:
     suffixes = Counter(Path(f).suffix or "no suffix" for f in files)
     found = ", ".join(f"{n} {s}" for s, n in suffixes.most_common(4)) or "no file"
-    if heap.left_out:
-        found = ", ".join(f"{n} {kind}" for kind, n in Counter(heap.left_out.values()).items())
+    if left_out:
+        found = ", ".join(f"{n} {kind}" for kind, n in Counter(left_out.values()).items())
     return (
         f"{source}: no image found (found {found}; layout: {layout.kind}). Expected DICOM, NIfTI, NRRD, MetaImage, "
         "PNG, JPEG, TIFF or slides, or a table with a column image."
@@ -252,13 +258,12 @@ def _file_work(layout: Layout, request: Request, prefix: str) -> Iterator[Work]:
             yield FileWork(source, prefix, item)
 
 
-def _dicom_work(heap: Heap, request: Request, salt: bytes) -> Iterator[Work]:
+def _dicom_work(heap: Heap, request: Request, salt: bytes, table: _ClassTable) -> Iterator[Work]:
     by_series: dict[str, list[Slice]] = {}
     for label in heap.labels:
         for series in label.header["refers_to"]:
             by_series.setdefault(series, []).append(label)
     values = _label_values(heap, request)
-    table = _ClassTable(request.table)
     for stack in heap.stacks:
         header = stack.header
         name = f"{_hash(salt, header['patient'], 8)}-{_hash(salt, header['series'], 8)}"
@@ -270,10 +275,9 @@ def _dicom_work(heap: Heap, request: Request, salt: bytes) -> Iterator[Work]:
         yield StackWork(request.source.resolve(), request.out.resolve(), name, stack, labels, values, number, split)
 
 
-def _slide_work(heap: Heap, request: Request, salt: bytes) -> Iterator[Work]:
+def _slide_work(heap: Heap, request: Request, salt: bytes, table: _ClassTable) -> Iterator[Work]:
     source, out = request.source.resolve(), request.out.resolve()
     names = {name: value for value, name in request.labels.items()}
-    table = _ClassTable(request.table)
     for series, instances in heap.slides.items():
         header = instances[0].header
         name = f"{_hash(salt, header['patient'], 8)}-{_hash(salt, series, 8)}"
@@ -318,13 +322,20 @@ class _ClassTable:
             for key in ("series", "study", "patient"):
                 if row.get(key):
                     self._rows.setdefault((key, row[key]), row)
+        self._matched: set[int] = set()
 
     def find(self, header: Header) -> tuple[int | None, str | None]:
         """Return class number and split of an image; None where the table does not say it."""
         patient = header["patient"].split("|", 1)[-1]
         identity = (("series", header["series"]), ("study", header["study"]), ("patient", patient))
+        self._matched |= {id(self._rows[key]) for key in identity if key in self._rows}
         row = next((self._rows[key] for key in identity if key in self._rows), {})
         return self.classes.get(row.get("label", "")), row.get("split") or None
+
+    def unmatched(self) -> list[str]:
+        """Return the patient, study or series of each row that no image asked for."""
+        left = {id(row): key[1] for key, row in self._rows.items() if id(row) not in self._matched}
+        return list(left.values())
 
 
 # --- reading
@@ -401,41 +412,12 @@ def _compose(
         label_kind=kind,
         label_map=before.label_map if before else {},
         reviewed=before.reviewed if before else [],
+        decisions=before.decisions if before else [],
         training=[e for e in usable if e.split in {None, "training"}],
         validation=[e for e in usable if e.split == "validation"],
         test=[e for e in usable if e.split == "test"],
         quarantine=sorted(quarantine, key=lambda q: q.name),
     )
-
-
-def _account(
-    paths: Sequence[str], request: Request, layout: Layout, heap: Heap, work: Iterable[Work], manifest: Manifest
-) -> Files:
-    """Return what became of each file."""
-    files = Files(paths)
-    set_aside = {case.name: case for case in manifest.quarantine}
-    for item in work:
-        for path, use in item.files():
-            if item.name in set_aside:
-                files.leave_out(path, set_aside[item.name].reason, item.name)
-            else:
-                files.use(path, use, item.name)
-    for case in manifest.quarantine:
-        if case.source:
-            files.leave_out(case.source, case.reason, case.name)
-    for path in (*layout.tables, *_inside(request.table, request.source)):
-        files.use(path, "table")
-    for path, reason in {**layout.left_out, **heap.left_out}.items():
-        files.leave_out(path, reason)
-    for label in heap.labels:
-        files.leave_out(label.path, "label whose image is not in the folder")
-    return files
-
-
-def _inside(path: Path | None, folder: Path) -> list[str]:
-    """Return a file's path inside a folder, where it is there."""
-    whole, root = path.resolve() if path else None, folder.resolve()
-    return [str(whole.relative_to(root))] if whole and whole.is_relative_to(root) else []
 
 
 def _label_kind(entries: Sequence[Entry], layout: Layout, request: Request) -> Literal["classes", "instances"]:
