@@ -2,17 +2,19 @@
 
 Thumbnails are compared by their correlation. With mean 0 and norm 1 two of them correlate by more than c where they lie
 nearer than sqrt(2 - 2 c) to each other, and no projection lengthens a distance: sorted along the direction in which
-they spread most, each is compared with its neighbours only, and none is missed.
+they spread most, each is compared with its neighbours only, first by a few numbers of each; none is missed.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
+from scipy.sparse import csgraph
 
 from oncofed.data import facts
 from oncofed.data.answers import KEEP_ALL, SAME_PATIENT
@@ -22,9 +24,10 @@ from oncofed.data.manifest import Entry, Manifest, Split
 COPIES = "copies"
 # Thumbnails that correlate by more than this show the same image, rescaled, encoded anew or resampled.
 _SAME_IMAGE = 0.998
-_ROWS_AT_ONCE = 256
+_SAME_FILE = 2.0
+_ROWS, _COLUMNS = 256, 4096  # a block of the table of all pairs stays in a processor's cache
+_DIRECTIONS = 31
 _SAMPLE = 20_000
-_MOST_LINKS = 100_000
 # Of float32: how far a product of two thumbnails may be off.
 _ROUNDING = 1e-5
 
@@ -77,10 +80,14 @@ def copy_groups(manifest: Manifest) -> list[CopyGroup]:
     links = _Links(len(cases))
     same_file = settled(manifest, COPIES, (SAME_PATIENT,))
     by_checksum: dict[str, int] = {}
+    pairs = []
     for number, (_, entry) in enumerate(cases):
         other = by_checksum.setdefault(entry.checksum, number) if entry.checksum else number
         if other != number and not _together(same_file, cases[other], cases[number]):
-            links.add(other, number, None)
+            pairs.append((other, number))
+    if pairs:
+        one, two = np.array(pairs).T
+        links.add(one, two, np.full(len(pairs), _SAME_FILE, np.float32))
     alike = settled(manifest, COPIES, (SAME_PATIENT, KEEP_ALL))
     _link_alike(cases, links, alike)
     return links.groups(cases)
@@ -90,53 +97,45 @@ class _Links:
     """Which cases are copies of which, and the groups that follow from it."""
 
     def __init__(self, count: int) -> None:
-        self._parents = np.arange(count)
-        self._found: dict[int, dict[int, float | None]] = defaultdict(dict)
+        self._labels = np.arange(count)  # alike in one group
+        self._partner = np.full(count, count)  # the first case that each was found to be a copy of
+        self._correlation = np.zeros(count, np.float32)
 
-    def add(self, one: int, two: int, correlation: float | None) -> None:
-        """Link two cases, and remember it as what is said of them."""
-        self._found[one].setdefault(two, correlation)
-        self._found[two].setdefault(one, correlation)
-        self.unite(one, two)
-
-    def unite(self, one: int, two: int) -> None:
-        """Put two cases into one group."""
-        low, high = sorted((self._root(one), self._root(two)))
-        self._parents[high] = low
-
-    def roots(self) -> NDArray[np.int64]:
-        """Return of each case the first one of its group."""
-        parents = self._parents
-        while not np.array_equal(parents, parents[parents]):
-            parents = parents[parents]
-        self._parents = parents
-        return parents
-
-    def knows(self, number: int) -> bool:
-        """Return whether a case was linked."""
-        return number in self._found
+    def add(self, one: NDArray[np.int64], two: NDArray[np.int64], correlation: NDArray[np.float32]) -> None:
+        """Link pairs of cases; of those of one file the correlation is ``_SAME_FILE``."""
+        if not len(one):
+            return
+        own, other = np.concatenate([one, two]), np.concatenate([two, one])
+        both = np.concatenate([correlation, correlation])
+        order = np.argsort(-other, kind="stable")  # of several that are written to one place, the last stays
+        partner, found = self._partner.copy(), self._correlation.copy()
+        partner[own[order]], found[own[order]] = other[order], both[order]
+        better = (partner < self._partner) & (self._correlation < _SAME_FILE)
+        self._partner[better], self._correlation[better] = partner[better], found[better]
+        if (self._labels[one] != self._labels[two]).any():
+            count = len(self._labels)
+            rows = np.concatenate([one, np.arange(count)])
+            columns = np.concatenate([two, self._labels])
+            graph = sparse.coo_array((np.ones(len(rows), bool), (rows, columns)), shape=(count, count))
+            labels = csgraph.connected_components(graph, directed=False)[1]
+            # A label is the number of a case of its group, so that it can be linked with it the next time.
+            self._labels = np.unique(labels, return_index=True)[1][labels]
 
     def groups(self, cases: Sequence[Case]) -> list[CopyGroup]:
         """Return the groups of more than one."""
         members: dict[int, list[int]] = defaultdict(list)
-        for number in sorted(self._found):
-            members[self._root(number)].append(number)
+        for number in np.flatnonzero(self._partner < len(cases)).tolist():
+            members[int(self._labels[number])].append(number)
         groups = []
         for numbers in members.values():
             place = {number: position for position, number in enumerate(numbers)}
             copies = [Copy(-1)]
             for number in numbers[1:]:
-                other, correlation = min(self._found[number].items())
-                copies.append(Copy(place[other], correlation))
+                correlation = float(self._correlation[number])
+                same_file = correlation >= _SAME_FILE
+                copies.append(Copy(place[int(self._partner[number])], None if same_file else correlation))
             groups.append(CopyGroup(tuple(cases[number] for number in numbers), tuple(copies)))
         return groups
-
-    def _root(self, number: int) -> int:
-        parents = self._parents
-        while parents[number] != number:
-            parents[number] = parents[parents[number]]
-            number = int(parents[number])
-        return number
 
 
 def _link_alike(cases: Sequence[Case], links: _Links, settled_groups: Mapping[str, int]) -> None:
@@ -151,71 +150,63 @@ def _link_alike(cases: Sequence[Case], links: _Links, settled_groups: Mapping[st
             by_length[len(values)].append((number, values))
     for group in by_length.values():
         numbers = np.array([number for number, _ in group])
-        _link_near(np.stack([values for _, values in group]), numbers, sides[numbers], decided[numbers], links)
+        for one, two, correlation in _near(np.stack([values for _, values in group])):
+            first, second = numbers[one], numbers[two]
+            apart = sides[first] != sides[second]
+            apart &= (decided[first] < 0) | (decided[first] != decided[second])
+            links.add(first[apart], second[apart], correlation[apart])
 
 
-def _link_near(
+def _near(
     values: NDArray[np.float32],
-    numbers: NDArray[np.int64],
-    sides: NDArray[np.int64],
-    decided: NDArray[np.int64],
-    links: _Links,
-) -> None:
-    """Link what correlates.
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]]:
+    """Yield the pairs of rows that correlate, some at a time: the rows, the others, their correlations.
 
     Args:
         values: (case, pixel), each row of mean 0 and norm 1.
-        numbers: of the cases.
-        sides: alike where patient and list are the same; such two are not linked.
-        decided: group in which a person has decided about a case, -1: none; two of one group are not linked.
-        links: into which they go.
     """
-    along = values @ _widest(values)
-    order = np.argsort(along, kind="stable")
-    values, numbers, sides, decided, along = (array[order] for array in (values, numbers, sides, decided, along))
+    short = _shortened(values)
+    order = np.argsort(short[:, 0], kind="stable")
+    values, short = values[order], short[order]
+    along = short[:, 0]
     ends = np.searchsorted(along, along + np.sqrt(2 - 2 * _SAME_IMAGE) + _ROUNDING, side="right")
-    for start in range(0, len(values), _ROWS_AT_ONCE):
-        rows = slice(start, min(start + _ROWS_AT_ONCE, len(values)))
-        columns = slice(start, int(ends[rows.stop - 1]))
-        correlations = values[rows] @ values[columns].T
-        near = correlations > _SAME_IMAGE
-        near &= ~np.tri(*near.shape, dtype=bool)  # each pair once, and none with itself
-        if not near.any():
-            continue
-        near &= sides[rows, None] != sides[None, columns]
-        near &= (decided[rows, None] < 0) | (decided[rows, None] != decided[None, columns])
-        _link_block(near, correlations, numbers[rows], numbers[columns], links)
+    for start in range(0, len(values), _ROWS):
+        rows = slice(start, min(start + _ROWS, len(values)))
+        for first in range(start, int(ends[rows.stop - 1]), _COLUMNS):
+            columns = slice(first, min(first + _COLUMNS, int(ends[rows.stop - 1])))
+            may_be = np.flatnonzero(short[rows] @ short[columns].T > _SAME_IMAGE - _ROUNDING)
+            one, two = np.divmod(may_be, columns.stop - columns.start)
+            one, two = one + rows.start, two + columns.start
+            one, two = one[one < two], two[one < two]  # each pair once, and none with itself
+            if len(one):
+                correlation = _correlations(values, one, two, rows, columns)
+                near = correlation > _SAME_IMAGE
+                yield order[one[near]], order[two[near]], correlation[near]
 
 
-def _link_block(
-    near: NDArray[np.bool_],
-    correlations: NDArray[np.float32],
-    rows: NDArray[np.int64],
-    columns: NDArray[np.int64],
-    links: _Links,
-) -> None:
-    """Link the pairs of one block; where they are very many, only as many as make up the groups."""
-    if np.count_nonzero(near) <= _MOST_LINKS:
-        for row, column in zip(*np.nonzero(near), strict=True):
-            links.add(int(rows[row]), int(columns[column]), float(correlations[row, column]))
-        return
-    for row in np.flatnonzero(near.any(axis=1)):
-        others = np.flatnonzero(near[row])
-        roots = links.roots()
-        own = roots[rows[row]]
-        for column in others[roots[columns[others]] != own]:
-            links.add(int(rows[row]), int(columns[column]), float(correlations[row, column]))
-        first = others[0]
-        if not links.knows(int(rows[row])):
-            links.add(int(rows[row]), int(columns[first]), float(correlations[row, first]))
+def _shortened(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return (case, ``_DIRECTIONS`` + 1) whose products are no less than the correlations.
 
-
-def _widest(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the direction (pixel,), of length 1, along which vectors spread most."""
+    These are the places along the directions in which the rows spread most, and the length of what is left: the
+    product of what is left of two rows is at most that of its lengths (Cauchy and Schwarz).
+    """
     some = values[:: max(1, len(values) // _SAMPLE)].astype(np.float64)
     centred = some - some.mean(axis=0)
-    direction: NDArray[np.float32] = np.linalg.eigh(centred.T @ centred)[1][:, -1].astype(np.float32)
-    return direction
+    directions = np.linalg.eigh(centred.T @ centred)[1][:, ::-1][:, :_DIRECTIONS].astype(np.float32)
+    places = values @ directions
+    left = np.sqrt(np.maximum(0, 1 - np.square(places).sum(axis=1, keepdims=True)))
+    return np.hstack([places, left])
+
+
+def _correlations(
+    values: NDArray[np.float32], one: NDArray[np.int64], two: NDArray[np.int64], rows: slice, columns: slice
+) -> NDArray[np.float32]:
+    """Return the correlations of pairs of rows, all of them from one block of the table of all pairs."""
+    if len(one) * 8 < (rows.stop - rows.start) * (columns.stop - columns.start):
+        few: NDArray[np.float32] = np.einsum("ij,ij->i", values[one], values[two])
+        return few
+    block: NDArray[np.float32] = values[rows] @ values[columns].T
+    return block[one - rows.start, two - columns.start]
 
 
 def _together(groups: Mapping[str, int], one: Case, two: Case) -> bool:

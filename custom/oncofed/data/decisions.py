@@ -83,9 +83,13 @@ def name_of(entry: Entry) -> str:
     return entry.name or entry.images[0]
 
 
-def content_of(entry: Entry) -> str:
-    """Return what changes when a case's image does."""
-    return (entry.checksum or entry.stamp or "")[:_CONTENT_LETTERS]
+def content_of(entry: Entry, finding: str) -> str:
+    """Return what changes when a case's image does, or its label where the finding is about labels."""
+    image = (entry.checksum or entry.stamp or "")[:_CONTENT_LETTERS]
+    if finding != "conflicting":
+        return image
+    label = entry.label if isinstance(entry.label, int) else sorted((entry.label_values or {}).items())
+    return f"{image} {label}"
 
 
 def by_worth(cases: Iterable[tuple[Split, Entry]]) -> list[tuple[Split, Entry]]:
@@ -100,7 +104,9 @@ def _still_so(decision: Decision, there: dict[str, tuple[Split, Entry]]) -> Iter
     """Yield of each group the cases that are there, and whose images are what they were."""
     for group in decision.groups:
         yield [
-            there[name] for name in group if name in there and decision.content.get(name) == content_of(there[name][1])
+            there[name]
+            for name in group
+            if name in there and decision.content.get(name) == content_of(there[name][1], decision.finding)
         ]
 
 

@@ -97,16 +97,29 @@ def resolve(
     time = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
     outcome = Outcome()
     without = []
+    of_copies = copy_groups(manifest) if choices.keys() & {"copies", "conflicting"} else []
     for answer in ANSWERS:
         action = choices.get(answer.finding)
         if action is None:
             continue
-        groups, content = _found(answer, action, manifest, asked or Asked(), outcome.told)
+        if answer.finding in {"copies", "conflicting"}:
+            chosen = _chosen(of_copies, answer, action, outcome.told)
+            groups = [[name_of(entry) for _, entry in group.cases] for group in chosen]
+            answered = set(map(id, chosen))
+            of_copies = [group for group in of_copies if id(group) not in answered]
+        else:
+            groups = _found(answer, manifest, asked or Asked())
         if not groups:
             without.append(answer)
             continue
         decision = Decision(
-            finding=answer.finding, action=action, groups=groups, content=content, who=user_name(), time=time, why=why
+            finding=answer.finding,
+            action=action,
+            groups=groups,
+            content=_content(manifest, {name for group in groups for name in group}, answer.finding),
+            who=user_name(),
+            time=time,
+            why=why,
         )
         outcome.decisions.append(decision)
         outcome.words += in_words(manifest.model_copy(update={"decisions": [decision]}))
@@ -168,24 +181,17 @@ def _other_findings(manifest: Manifest, asked: Asked) -> list[Finding]:
     return unsettled(manifest, found)
 
 
-def _found(
-    answer: Answer, action: str, manifest: Manifest, asked: Asked, told: list[str]
-) -> tuple[list[list[str]], dict[str, str]]:
-    """Return the cases that a decision is about, in groups, and what each is now."""
-    if answer.finding in {"copies", "conflicting"}:
-        groups = [
-            [name_of(entry) for _, entry in group.cases]
-            for group in _chosen(copy_groups(manifest), answer, action, told)
-        ]
-    else:
-        # Whatever the reason is, "set-aside" goes on without all of them.
-        kinds = {*answer.kinds, *(SET_ASIDE_KINDS if answer.finding == "set-aside" else ())}
-        found = [finding for finding in _other_findings(manifest, asked) if finding.kind in kinds]
-        groups = [list(finding.about) for finding in found]
-    names = {name for group in groups for name in group}
-    content = {name_of(e): content_of(e) for e in manifest.entries if name_of(e) in names}
-    content |= {bad.name: bad.reason for bad in manifest.quarantine if bad.name in names}
-    return groups, content
+def _found(answer: Answer, manifest: Manifest, asked: Asked) -> list[list[str]]:
+    """Return the cases of each finding that a decision answers."""
+    # Whatever the reason is, "set-aside" goes on without all of them.
+    kinds = {*answer.kinds, *(SET_ASIDE_KINDS if answer.finding == "set-aside" else ())}
+    return [list(f.about) for f in _other_findings(manifest, asked) if f.kind in kinds]
+
+
+def _content(manifest: Manifest, names: set[str], finding: str) -> dict[str, str]:
+    """Return what each case is now: its image, or the reason for which it was set aside."""
+    content = {name_of(e): content_of(e, finding) for e in manifest.entries if name_of(e) in names}
+    return content | {bad.name: bad.reason for bad in manifest.quarantine if bad.name in names}
 
 
 def _chosen(groups: Sequence[CopyGroup], answer: Answer, action: str, told: list[str]) -> list[CopyGroup]:
@@ -217,9 +223,9 @@ def _label(entry: Entry) -> str:
 
 
 def _follows(manifest: Manifest, asked: Asked) -> list[str]:
-    """Return what is open still, by kind."""
+    """Return what is open still, by kind; copies are not looked for anew."""
     counts: dict[str, int] = {}
-    for finding in open_findings(manifest, asked):
+    for finding in _other_findings(manifest, asked):
         counts[finding.kind] = counts.get(finding.kind, 0) + 1
     return [
         f"still open: {kind}, {count:,}" + (f": {answer.command(manifest.name)}" if (answer := answer_to(kind)) else "")
