@@ -102,8 +102,10 @@ def register(request: Request, progress: Progress | None = None) -> Manifest:
     found = find_files(source)
     files = found.files
     if out.is_relative_to(source):
-        files = [f for f in files if not (source / f).is_relative_to(out)]
-        found.left_out[f"{out.relative_to(source)}/"] = "the dataset's own folder"
+        own = f"{out.relative_to(source)}/"
+        files = [path for path in files if not path.startswith(own)]
+        found.left_out = {path: why for path, why in found.left_out.items() if not path.startswith(own)}
+        found.left_out[own] = "the dataset's own folder"
     with Index(out / _INDEX_FILE) as index, Workers(request.workers) as workers:
         layout = find_layout(source, files, _image_table(request.table), request.task)
         heap = Heap()
