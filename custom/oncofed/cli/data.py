@@ -170,7 +170,7 @@ def check(
     if json:
         typer.echo(jsonlib.dumps({**_report_values(report, job, dataset), "cache": cache}, indent=2))
     else:
-        _show_report(report, job, dataset)
+        _show_report(report, spec.name, job, dataset)
         if cache:
             typer.echo(f"Training needs room for {cache}.")
     if not report.clean:
@@ -414,9 +414,9 @@ def _report_values(report: Report, job: str, dataset: str) -> dict[str, Any]:
     return {"clean": report.clean, **asdict(report), "commands": commands(report, job, dataset)}
 
 
-def _show_report(report: Report, job: str, dataset: str) -> None:
+def _show_report(report: Report, name: str, job: str, dataset: str) -> None:
     console = Console(highlight=False)
-    table = Table(title=f"{job} on {dataset}", title_justify="left")
+    table = Table(title=f"{name} on {dataset}", title_justify="left")
     for heading in ("", "found", "expected", "verdict", "how, or why not"):
         table.add_column(heading, overflow="fold")
     colours = {"fits": "green", "converted": "cyan", "does not fit": "red"}

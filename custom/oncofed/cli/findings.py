@@ -48,7 +48,7 @@ def show_accounts(manifest: Manifest, folder: Path) -> None:
 def show_findings(report: Report, job: str, dataset: str) -> None:
     """Print what a check found, by kind: how many, three examples, and the command that answers them all."""
     from oncofed.data.answers import answer_to, kind_of_reason
-    from oncofed.data.grouping import by_kind, told
+    from oncofed.data.grouping import by_kind, counted, told
 
     console = _console()
     for lines in by_kind((p.case, p.what) for p in report.set_aside).values():
@@ -62,7 +62,7 @@ def show_findings(report: Report, job: str, dataset: str) -> None:
             _print_told(console, colour, f"{label}: {kind}", _of_kind(items))
             _print_answer(console, answer_to(kind), dataset, job)
     if report.unlabelled:
-        console.print(f"without a label: {len(report.unlabelled):,} cases", markup=False)
+        console.print(f"without a label: {counted(len(report.unlabelled), 'case')}", markup=False)
         for line in told((problem.case, problem.what) for problem in report.unlabelled):
             console.print(f"  {line}", markup=False)
     for remark in report.remarks:

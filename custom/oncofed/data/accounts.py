@@ -22,7 +22,7 @@ _ADVICE = {
     "label whose": "add the series that it was drawn on, or what tells which one it is, and register again",
     "mask without": "name it as its image is named, or add its image",
     "image that the table": "add a row for it to the table",
-    "image that the layout": "move it to where the layout has its images, or register its folder by itself",
+    "image or mask": "name it in dataset.json or the table, or register its folder by itself",
     "image outside": "move it to where the layout has its images, or register its folder by itself",
     "table that": "name it with --labels FILE if it says the labels",
     "folder that cannot": "give yourself the right to read it, and register again",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -28,8 +29,10 @@ class Answer:
 
     def command(self, dataset: str, job: str | None = None) -> str:
         """Return what to type, with the usual decision."""
-        of_job = f" --job {job}" if job and self.finding in _OF_A_JOB else ""
-        return f"oncofed data resolve {dataset} --{self.finding} {next(iter(self.actions))}{of_job}"
+        of_job = ["--job", job] if job and self.finding in _OF_A_JOB else []
+        return shlex.join(
+            ["oncofed", "data", "resolve", dataset, f"--{self.finding}", next(iter(self.actions)), *of_job]
+        )
 
 
 # In this order they are put in force: what copies become may put a patient on two sides.

@@ -103,11 +103,13 @@ _Group = list[tuple[Split, Entry]]
 def _still_so(decision: Decision, there: dict[str, tuple[Split, Entry]]) -> Iterator[_Group]:
     """Yield of each group the cases that are there, and whose images are what they were."""
     for group in decision.groups:
-        yield [
+        still = [
             there[name]
             for name in group
             if name in there and decision.content.get(name) == content_of(there[name][1], decision.finding)
         ]
+        # Labels contradict each other: where one is gone or was repaired, nobody knows whether they still do.
+        yield [] if decision.finding == "conflicting" and len(still) < len(group) else still
 
 
 def _leave_out(manifest: Manifest, groups: list[_Group]) -> Manifest:

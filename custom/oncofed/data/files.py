@@ -93,7 +93,7 @@ class Files:
         name = PurePosixPath(path)
         suffix = name.suffix.lower()
         if image_format(Path(path)):
-            return f"image that the layout ({self._layout}) has no use for"
+            return f"image or mask that nothing in the layout ({self._layout}) names"
         if suffix in {".csv", ".tsv"}:
             return "table that says nothing about the images (no column image)"
         return f"file that is no image ({suffix or 'no suffix'})"
