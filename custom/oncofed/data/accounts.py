@@ -81,8 +81,8 @@ def account(reading: Reading, manifest: Manifest) -> tuple[Files, Manifest]:
     with_cases = Counter(file.case for file in files if file.use is None and file.case)
     quarantine = [bad.model_copy(update={"files": with_cases.pop(bad.name, 0)}) for bad in manifest.quarantine]
     unlabelled = _unlabelled(reading, files)
-    lists = {split: [_told(entry, unlabelled) for entry in getattr(manifest, split)] for split in SPLITS}
-    values: dict[str, Any] = {
+    lists: dict[str, Any] = {split: [_told(entry, unlabelled) for entry in getattr(manifest, split)] for split in SPLITS}
+    values = {
         **lists,
         "quarantine": quarantine,
         "files": files.counts(),

@@ -205,8 +205,8 @@ def _correlations(
     if len(one) * 8 < (rows.stop - rows.start) * (columns.stop - columns.start):
         few: NDArray[np.float32] = np.einsum("ij,ij->i", values[one], values[two])
         return few
-    block: NDArray[np.float32] = values[rows] @ values[columns].T
-    return block[one - rows.start, two - columns.start]
+    many: NDArray[np.float32] = (values[rows] @ values[columns].T)[one - rows.start, two - columns.start]
+    return many
 
 
 def _together(groups: Mapping[str, int], one: Case, two: Case) -> bool:
