@@ -81,14 +81,14 @@ def account(reading: Reading, manifest: Manifest) -> tuple[Files, Manifest]:
     with_cases = Counter(file.case for file in files if file.use is None and file.case)
     quarantine = [bad.model_copy(update={"files": with_cases.pop(bad.name, 0)}) for bad in manifest.quarantine]
     unlabelled = _unlabelled(reading, files)
-    lists: dict[str, Any] = {split: [_told(entry, unlabelled) for entry in getattr(manifest, split)] for split in SPLITS}
-    values = {
-        **lists,
+    values: dict[str, Any] = {
         "quarantine": quarantine,
         "files": files.counts(),
         "left_out": files.reasons(),
         "remarks": [*_rows_without_image(reading), *_joined(reading.work, manifest)],
     }
+    for split in SPLITS:
+        values[split] = [_told(entry, unlabelled) for entry in getattr(manifest, split)]
     return files, manifest.model_copy(update=values)
 
 
