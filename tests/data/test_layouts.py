@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from oncofed.data.deidentify import Options, deidentify
-from oncofed.data.layouts import find_layout, kept_parts, walk
+from oncofed.data.folder import find_files
+from oncofed.data.layouts import find_layout, kept_parts
 from oncofed.data.layouts.base import Layout
 from oncofed.data.layouts.names import Named
 from oncofed.data.manifest import Manifest
@@ -44,7 +45,7 @@ def read(source: Path, out: Path, **more: object) -> Manifest:
 
 
 def layout_of(folder: Path, task: str | None = None) -> Layout:
-    layout = find_layout(folder, list(walk(folder)), None, task)
+    layout = find_layout(folder, find_files(folder).files, None, task)
     assert layout
     return layout
 

@@ -22,6 +22,8 @@ from oncofed.cli.common import (
     progress_console,
     show_table,
 )
+from oncofed.cli.findings import commands, show_accounts, show_findings
+from oncofed.cli.resolve import resolve
 from oncofed.cli.terminal import echo_json
 from oncofed.errors import DataError, SpecError
 
@@ -34,6 +36,7 @@ app = typer.Typer(
     help="A site's data: register folders of DICOM, NIfTI, slides or images; check, profile, split, de-identify them.",
     no_args_is_help=True,
 )
+app.command()(resolve)
 
 Dataset = Annotated[str, typer.Argument(help="A registered dataset's name, or its folder with dataset.json.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout, progress to stderr.")]
@@ -185,9 +188,9 @@ def check(
     report = check_dataset(folder, spec.data, spec.task.vocabulary, spec.seed, spec.plan().build_task().label_kind)
     cache = _cache_note(folder, spec) if report.may_train else ""
     if json:
-        typer.echo(jsonlib.dumps({**_report_values(report), "cache": cache}, indent=2))
+        typer.echo(jsonlib.dumps({**_report_values(report, job, dataset), "cache": cache}, indent=2))
     else:
-        _show_report(report, spec.name, dataset)
+        _show_report(report, spec.name, job, dataset)
         if cache:
             typer.echo(f"Training needs room for {cache}.")
     if not report.clean:
@@ -375,6 +378,8 @@ def _progress(console: Console) -> Any:
 
 
 def _summary(manifest: Manifest, folder: Path) -> dict[str, Any]:
+    from oncofed.data.accounts import labelled_share
+    from oncofed.data.decisions import in_words
     from oncofed.data.mixtures import mixtures
 
     values = manifest.model_dump(mode="json", by_alias=True, exclude_none=True)
@@ -385,12 +390,14 @@ def _summary(manifest: Manifest, folder: Path) -> dict[str, Any]:
         }
         for split, entry in manifest.by_split()
     ]
-    kept = ("schema", "task", "modality", "labels", "label_kind", "quarantine", "left_out")
+    kept = ("schema", "task", "modality", "labels", "label_kind", "quarantine", "files", "left_out", "remarks")
     return {
         "dataset": manifest.name,
         "folder": str(folder),
         "manifest": str(folder / "dataset.json"),
         "cases": len(entries),
+        "labelled": labelled_share(manifest),
+        "decisions": in_words(manifest),
         **{key: values[key] for key in kept if key in values},
         "notes": [what for _, what in mixtures(manifest)],
         "entries": entries,
@@ -422,29 +429,20 @@ def _show_registered(manifest: Manifest, folder: Path) -> None:
     show_table(table, console)
     if len(cases) > _MOST_SHOWN:
         console.print(f"… and {len(cases) - _MOST_SHOWN} more")
-    for bad in manifest.quarantine[:_MOST_SHOWN]:
-        where = f" ({bad.source})" if bad.source else ""
-        console.print(f"[yellow]set aside[/] {escape(bad.name)}{escape(where)}: {escape(bad.reason)}", soft_wrap=True)
-    if len(manifest.quarantine) > _MOST_SHOWN:
-        console.print(f"… and {len(manifest.quarantine) - _MOST_SHOWN} more set aside, all in dataset.json")
     for _, what in mixtures(manifest):
         console.print(f"[yellow]note[/] {escape(what)}", soft_wrap=True)
-    left = {kind: n for kind, n in manifest.left_out.items() if n}
-    if left:
-        console.print("left out: " + ", ".join(f"{n} {kind}" for kind, n in left.items()), soft_wrap=True)
-    console.print(f"Manifest: {folder / 'dataset.json'}", soft_wrap=True)
-    console.print(f"Next:     oncofed data check JOB {manifest.name}", soft_wrap=True)
+    show_accounts(manifest, folder)
 
 
-def _report_values(report: Report) -> dict[str, Any]:
+def _report_values(report: Report, job: str, dataset: str) -> dict[str, Any]:
     from dataclasses import asdict
 
-    return {"clean": report.clean, **asdict(report)}
+    return {"clean": report.clean, **asdict(report), "commands": commands(report, job, dataset)}
 
 
-def _show_report(report: Report, job: str, dataset: str) -> None:
+def _show_report(report: Report, name: str, job: str, dataset: str) -> None:
     console = plain_console()
-    table = Table(title=f"{job} on {dataset}", title_justify="left")
+    table = Table(title=f"{name} on {dataset}", title_justify="left")
     for heading in ("", "found", "expected", "verdict", "how, or why not"):
         table.add_column(heading, overflow="fold")
     colours = {"fits": "green", "converted": "cyan", "does not fit": "red"}
@@ -453,13 +451,7 @@ def _show_report(report: Report, job: str, dataset: str) -> None:
         colour = colours[row.verdict]
         table.add_row(row.aspect, escape(row.found), escape(row.expected), f"[{colour}]{verdict}[/]", escape(row.how))
     show_table(table, console)
-    for kind, items in (("set aside", report.set_aside), ("found", report.findings), ("warning", report.warnings)):
-        colour = "yellow" if kind == "warning" else "red"
-        for item in items[:_MOST_SHOWN]:
-            label = f"{kind}: {item.kind}" if hasattr(item, "kind") else kind
-            console.print(f"[{colour}]{label}[/] {escape(str(item))}", soft_wrap=True)
-        if len(items) > _MOST_SHOWN:
-            console.print(f"… and {len(items) - _MOST_SHOWN} more; --json lists them all")
+    show_findings(report, job, dataset)
     cases = ", ".join(f"{n} {split}" for split, n in report.cases.items())
     if report.may_train:
         aside = f", without the {len(report.set_aside)} set aside" if report.set_aside else ""

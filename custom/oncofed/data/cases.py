@@ -17,7 +17,9 @@ import numpy as np
 from scipy import ndimage
 
 from oncofed.data import facts
+from oncofed.data.decisions import decided
 from oncofed.data.formats.common import LoadedImage
+from oncofed.data.grouping import told
 from oncofed.data.images import stem
 from oncofed.data.manifest import (
     MANIFEST_FILE,
@@ -223,7 +225,7 @@ def usable_cases(
         DataError: the dataset cannot be used, more than ``data.max_bad_share`` of its cases are bad, or too few are
             left.
     """
-    manifest = read_manifest(folder)
+    manifest = decided(read_manifest(folder))
     cases = deal_cases(manifest, folder, data.split, seed, classes, data.splits, labels)
     total = len(list(cases))
     done = 0
@@ -240,12 +242,11 @@ def usable_cases(
     set_aside = [*map(_from_quarantine, manifest.quarantine), *problems]
     everything = total + len(manifest.quarantine)
     if set_aside and len(set_aside) > data.max_bad_share * everything:
-        listed = "\n  ".join(map(str, set_aside[:20])) + (
-            f"\n  … and {len(set_aside) - 20} more" if len(set_aside) > 20 else ""
-        )
+        listed = "\n  ".join(told((problem.case, problem.what) for problem in set_aside))
         raise DataError(
             f"{where}: {len(set_aside)} of {everything} cases cannot be used, more than the share of "
             f"{data.max_bad_share:g} that may be set aside (data.max_bad_share):\n  {listed}\n"
+            "oncofed data check names the command that goes on without them. "
             "Repair them, or let more be set aside: --max-bad-share 1"
         )
     usable = cases.without({problem.case for problem in problems}).require_training(where)
@@ -292,6 +293,7 @@ def deal_cases(
     labels: LabelKind = "mask",
 ) -> Cases:
     """Do as ``read_cases`` with a ``dataset.json`` that was read before."""
+    manifest = decided(manifest)
     match = match_classes if labels == "class" else match_labels
     vocabulary = match(manifest, classes) if classes else None
     if vocabulary and vocabulary.problems:

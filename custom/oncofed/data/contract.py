@@ -12,14 +12,16 @@ from typing import Any, Literal
 
 from oncofed.data import facts
 from oncofed.data.cases import Problem, channels_fit, check_cases, contract_faults, read_cases
+from oncofed.data.decisions import decided, in_words, name_of
 from oncofed.data.images import stem
 from oncofed.data.manifest import SPLITS, Entry, Manifest, inside, read_manifest
 from oncofed.data.mixtures import mixtures
-from oncofed.data.quality import Finding, find_all, loose_slices, phi_warnings
+from oncofed.data.quality import Finding, find_all, loose_slices, phi_warnings, unsettled
 from oncofed.data.spec import MODALITY_NAMES, DataSpec
 from oncofed.data.vocabulary import LabelKind, Vocabulary, match_classes, match_labels
 from oncofed.errors import DataError
 
+_NO_LABEL = "its entry names no label"
 Verdict = Literal["fits", "converted", "does not fit"]
 
 
@@ -42,6 +44,9 @@ class Report:
         rows: by aspect.
         findings: over all cases, by name.
         set_aside: cases that cannot be used, now or since they were registered.
+        unlabelled: usable cases without a label, and why they have none.
+        remarks: what was seen of the folder as a whole while it was registered.
+        decided: what a person decided about findings, in words.
         cases: usable cases by list.
         may_train: the job would start here.
         why_not: why it would not.
@@ -51,6 +56,9 @@ class Report:
     findings: list[Finding] = field(default_factory=list)
     warnings: list[Finding] = field(default_factory=list)
     set_aside: list[Problem] = field(default_factory=list)
+    unlabelled: list[Problem] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+    decided: list[str] = field(default_factory=list)
     cases: dict[str, int] = field(default_factory=dict)
     may_train: bool = True
     why_not: list[str] = field(default_factory=list)
@@ -76,15 +84,20 @@ def check_dataset(
     Raises:
         DataError: there is no dataset in ``folder``.
     """
-    manifest = with_facts(folder, read_manifest(folder))
+    listed = read_manifest(folder)
+    manifest = with_facts(folder, decided(listed))
     vocabulary = (match_classes if labels == "class" else match_labels)(manifest, classes)
     report = Report(rows=[_modality(manifest, data), *_rows(manifest, data, classes, vocabulary, labels)])
     report.findings = find_all(manifest, data)
     mixed = (Finding(kind, None, what, severe=False) for kind, what in mixtures(manifest))
-    warnings = (*loose_slices(manifest), *mixed, *phi_warnings(manifest))
-    report.warnings = [f for f in warnings if f"{f.kind}:{f.case or ''}" not in manifest.reviewed]
+    report.warnings = unsettled(manifest, (*loose_slices(manifest), *mixed, *phi_warnings(manifest)))
+    report.remarks = manifest.remarks
+    report.unlabelled = [
+        Problem(name_of(entry), entry.unlabelled or _NO_LABEL) for entry in manifest.entries if entry.label is None
+    ]
+    report.decided = in_words(listed)
     report.set_aside = [Problem(q.name, q.reason) for q in manifest.quarantine]
-    odd = {f.case for f in report.findings if f.case}
+    odd = {name for finding in report.findings for name in finding.about}
     try:
         if vocabulary.problems:
             raise DataError("its labels do not fit")
@@ -121,7 +134,7 @@ def check_dataset(
 
 
 def with_facts(folder: Path, manifest: Manifest) -> Manifest:
-    """Return a manifest that knows each case's facts; what nobody registered is read now."""
+    """Return a manifest that knows each case's facts; what nobody registered is read now. No decision is in force."""
 
     def known(entry: Entry | str) -> Entry | str:
         if isinstance(entry, str) or entry.shape or not isinstance(entry.label, str):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from oncofed.data.decisions import decided
 from oncofed.data.manifest import Entry, Manifest, inside, read_manifest, write_manifest
 from oncofed.errors import DataError
 
@@ -27,7 +28,7 @@ def deal_to_sites(source: Path, out: Path, shares: Sequence[float], seed: int) -
     Raises:
         DataError: there are too few cases to give each site three.
     """
-    manifest = read_manifest(source)
+    manifest = decided(read_manifest(source))
     patients = sorted({_patient(entry) for entry in manifest.training})
     np.random.default_rng(seed).shuffle(patients)
     bounds = np.rint(np.cumsum(shares) / np.sum(shares) * len(patients)).astype(int)
@@ -53,7 +54,7 @@ def deal_by_tags(source: Path, out: Path, tags: Sequence[str], least: int = 1) -
     Raises:
         DataError: no case has one of the tags, or only one site would come of it.
     """
-    manifest = read_manifest(source)
+    manifest = decided(read_manifest(source))
     for tag in tags:
         if not any(_tag(entry, tag) for entry in manifest.entries):
             known = sorted({t for entry in manifest.entries for t in entry.tags} | {"size", "vendor", "modality"})

@@ -40,9 +40,10 @@ from pydicom.uid import UID
 from oncofed.data.dicom.files import read_file
 from oncofed.data.dicom.headers import looks_like_dicom, read_header
 from oncofed.data.facts import reason_of
+from oncofed.data.folder import find_files
 from oncofed.data.formats.nifti import beginning, nifti_header
 from oncofed.data.images import NIFTI, image_format, open_nifti, require_memory, stem
-from oncofed.data.layouts import IMAGE_FOLDERS, LABEL_FOLDERS, kept_parts, walk
+from oncofed.data.layouts import IMAGE_FOLDERS, LABEL_FOLDERS, kept_parts
 from oncofed.data.manifest import write_whole
 from oncofed.data.workers import BROKE_ITS_READER, Workers
 from oncofed.errors import DataError
@@ -165,9 +166,10 @@ def deidentify(
         )
     out.mkdir(parents=True, exist_ok=True)
     key = _key(key_file)
-    files = list(walk(source))
+    found = find_files(source)
+    files = found.files
     turns = [_Turn(source, out, path, key, options) for path in files]
-    outcome = Outcome()
+    outcome = Outcome(left_out=Counter(found.left_out.values()))
     pairs: list[tuple[str, str]] = []
     with Workers(workers) as pool:
         for done, (path, kind, result) in enumerate(pool.map(_copy, turns, broken=_broke_its_reader), start=1):

@@ -7,9 +7,10 @@ import io
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
+from oncofed.data.images import image_format
 from oncofed.data.manifest import write_whole
 
 FILES_TABLE = "files.csv"  # in the dataset's folder; it names files of the source, and stays at the site
@@ -42,10 +43,12 @@ class Files:
 
     Args:
         paths: every file seen, inside the folder.
+        layout: name of the folder's layout, for the reason of a file of which nobody says anything.
     """
 
-    def __init__(self, paths: Iterable[str]) -> None:
+    def __init__(self, paths: Iterable[str], layout: str = "") -> None:
         self._paths = list(paths)
+        self._layout = layout
         self._known: dict[str, FileUse] = {}
 
     def use(self, path: str, use: Use, case: str | None = None) -> None:
@@ -67,7 +70,7 @@ class Files:
     def __iter__(self) -> Iterator[FileUse]:
         """Yield what became of each file, in the order of the folder."""
         for path in self._paths:
-            yield self._known.get(path) or FileUse(path, None, None, _unknown(path))
+            yield self._known.get(path) or FileUse(path, None, None, self._unknown(path))
 
     def counts(self) -> dict[str, int]:
         """Return how many files there are of each use, and how many are left out."""
@@ -86,7 +89,25 @@ class Files:
         writer.writerows([f.path, f.use or LEFT_OUT, f.case or "", f.reason] for f in self)
         write_whole(folder / FILES_TABLE, text.getvalue())
 
+    def _unknown(self, path: str) -> str:
+        name = PurePosixPath(path)
+        suffix = name.suffix.lower()
+        if image_format(Path(path)):
+            return f"image or mask that nothing in the layout ({self._layout}) names"
+        if suffix in {".csv", ".tsv"}:
+            return "table that says nothing about the images (no column image)"
+        return f"file that is no image ({suffix or 'no suffix'})"
 
-def _unknown(path: str) -> str:
-    suffix = Path(path).suffix.lower()
-    return f"file that is no image ({suffix or 'no suffix'})"
+
+def read_examples(folder: Path, count: int) -> dict[str, list[str]]:
+    """Return reason -> paths of a few of the files that were left out for it, of a dataset's ``files.csv``."""
+    found: dict[str, list[str]] = {}
+    path = folder / FILES_TABLE
+    if not path.is_file():
+        return found
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            if row["use"] == LEFT_OUT and not row["case"]:
+                paths = found.setdefault(row["reason"], [])
+                paths += [row["path"]] if len(paths) < count else []
+    return found

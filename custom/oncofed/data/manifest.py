@@ -83,6 +83,7 @@ class Entry(_Part):
     tags: dict[str, str] = Field(default_factory=dict, description="other columns of a table")
     notes: list[str] = Field(default_factory=list, description="what was seen while reading")
     source: str | None = Field(None, description="where it lies in the registered folder; stays at the site")
+    unlabelled: str | None = Field(None, description="why it has no label, where it has none")
 
     @property
     def images(self) -> list[str]:
@@ -91,11 +92,27 @@ class Entry(_Part):
 
 
 class Quarantined(_Part):
-    """A case that cannot be used, and why."""
+    """A case that cannot be used, and why; ``files`` are those of the folder that were left out with it."""
 
     name: str
     reason: str
     source: str | None = None
+    files: int = 0
+
+
+class Decision(_Part):
+    """What a person decided about findings of one kind; ``oncofed data resolve`` writes it."""
+
+    finding: str = Field(description="what it answers, as the command names it, such as copies")
+    action: str = Field(description="what is done, such as keep-one")
+    groups: list[list[str]] = Field(description="names of the cases; together those that are about one another")
+    content: dict[str, str] = Field(
+        default_factory=dict,
+        description="case -> start of its image's checksum, or why it was set aside: what changed is asked about anew",
+    )
+    who: str
+    time: str = Field(description="in UTC, ISO 8601")
+    why: str = ""
 
 
 class Manifest(_Part):
@@ -121,6 +138,8 @@ class Manifest(_Part):
     validation: list[Entry] = []
     test: list[Entry | str] = Field([], description="bare paths are the Decathlon's unlabelled images")
     quarantine: list[Quarantined] = []
+    decisions: list[Decision] = Field([], description="what a person decided about findings; in force at each reading")
+    remarks: list[str] = Field([], description="what was seen of the folder as a whole while it was read")
     files: dict[str, int] = Field(default_factory=dict, description="image, label, table ... or left out -> how many")
     left_out: dict[str, int] = Field(default_factory=dict, description="files that are no case: why -> how many")
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
 from oncofed.data.contract import with_facts
+from oncofed.data.decisions import decided
 from oncofed.data.images import read_image
 from oncofed.data.manifest import Entry, Manifest, inside, read_manifest
 from oncofed.data.spec import Modality
@@ -73,7 +74,7 @@ def make_profile(folder: Path) -> tuple[Profile, Manifest]:
     Raises:
         DataError: there is no dataset in ``folder``, or no case of it can be read.
     """
-    manifest = with_facts(folder, read_manifest(folder))
+    manifest = with_facts(folder, decided(read_manifest(folder)))
     entries = [entry for entry in manifest.entries if entry.shape]
     if not entries:
         raise DataError(f"{folder}: none of its {len(manifest.entries)} cases can be read. See: oncofed data check")
@@ -136,7 +137,7 @@ def case_values(
     Raises:
         DataError: there is no dataset in ``folder``, or its labels do not fit ``classes``.
     """
-    manifest = with_facts(folder, read_manifest(folder))
+    manifest = with_facts(folder, decided(read_manifest(folder)))
     vocabulary = match_labels(manifest, classes) if classes else None
     if vocabulary and vocabulary.problems:
         raise DataError(f"{folder}: {'; '.join(vocabulary.problems)}")

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from oncofed.data import facts
+from oncofed.data.answers import ACCEPT, REVIEWED, answer_to
+from oncofed.data.copies import copy_groups
+from oncofed.data.decisions import name_of, settled
 from oncofed.data.dicom.series import WITHOUT_PLACE
 from oncofed.data.manifest import Entry, Manifest
 from oncofed.data.spec import MODALITY_NAMES, DataSpec
 
-# Thumbnails that correlate by more than this show the same image, rescaled, re-encoded or resampled.
-_SAME_IMAGE = 0.998
-_ROWS_AT_ONCE = 512
 # Median absolute deviations beyond which a case is unlike the others; 0.6745 makes them standard deviations (Iglewicz
 # and Hoaglin, 1993, whose limit of 3.5 is for small samples of one kind of thing).
 _FAR = 8.0
@@ -39,12 +38,19 @@ class Finding:
         case: name of the case; None for the dataset as a whole.
         what: what was found.
         severe: the case or dataset does not fit; otherwise a warning.
+        cases: that it is about, where it is about several.
     """
 
     kind: str
     case: str | None
     what: str
     severe: bool = True
+    cases: tuple[str, ...] = ()
+
+    @property
+    def about(self) -> tuple[str, ...]:
+        """Names of all cases that it is about."""
+        return self.cases or ((self.case,) if self.case else ())
 
     def __str__(self) -> str:
         return f"{self.case}: {self.what}" if self.case else self.what
@@ -57,47 +63,57 @@ def find_all(manifest: Manifest, data: DataSpec | None = None) -> list[Finding]:
         manifest: the dataset, registered.
         data: a job's contract, for the modality; None compares the cases with each other.
     """
-    return [
-        *shared_patients(manifest),
-        *copies(manifest),
-        *wrong_modality(manifest, data),
-        *outliers(manifest),
-    ]
+    found = (*shared_patients(manifest), *copies(manifest), *wrong_modality(manifest, data), *outliers(manifest))
+    return unsettled(manifest, found)
+
+
+def unsettled(manifest: Manifest, findings: Iterable[Finding]) -> list[Finding]:
+    """Return the findings of which no person has decided that they are none."""
+    accepted: dict[str, Mapping[str, int]] = {}
+    left = []
+    for finding in findings:
+        answer = answer_to(finding.kind)
+        name = answer.finding if answer else ""
+        if name not in accepted:
+            accepted[name] = settled(manifest, name, (ACCEPT, REVIEWED))
+        # What is about several cases was made of those that are open.
+        looked_at = not finding.cases and finding.case in accepted[name]
+        if not looked_at and f"{finding.kind}:{finding.case or ''}" not in manifest.reviewed:
+            left.append(finding)
+    return left
 
 
 def shared_patients(manifest: Manifest) -> Iterator[Finding]:
     """Yield each patient who is in more than one list."""
     lists: dict[str, set[str]] = defaultdict(set)
-    first: dict[str, str] = {}
+    cases: dict[str, list[str]] = defaultdict(list)
     for split, entry in manifest.by_split():
         if entry.patient:
             lists[entry.patient].add(split)
-            first.setdefault(entry.patient, _name(entry))
+            cases[entry.patient].append(name_of(entry))
     for patient, splits in lists.items():
         if len(splits) > 1:
+            names = cases[patient]
             what = f"its patient {patient} is in {' and '.join(sorted(splits))}, expected one list only"
-            yield Finding("same patient in two splits", first[patient], what)
+            yield Finding("same patient in two splits", names[0], what, cases=tuple(names))
 
 
 def copies(manifest: Manifest) -> Iterator[Finding]:
-    """Yield each image that is another one's copy, by checksum or by its looks, across patients or splits."""
-    cases = list(manifest.by_split())
-    by_checksum: dict[str, int] = {}
-    reported: set[int] = set()
-    for number, (_, entry) in enumerate(cases):
-        if not entry.checksum:
-            continue
-        other = by_checksum.setdefault(entry.checksum, number)
-        if other != number:
-            reported.add(number)
-            yield _copy(cases[other], cases[number], "is the same file as that of", "duplicate image (checksum)")
-    for one, two, correlation in _alike([entry for _, entry in cases]):
-        # Two visits of one patient may look alike, on one side of the split they do no harm.
-        apart = cases[one][0] != cases[two][0] or cases[one][1].patient != cases[two][1].patient
-        if two not in reported and apart:
-            reported.add(two)
-            how = f"looks the same (correlation {correlation:.4f}) as that of"
-            yield _copy(cases[one], cases[two], how, "duplicate image (perceptual)")
+    """Yield each image that is another one's copy, by checksum or by its looks, and copies whose labels differ."""
+    for group in copy_groups(manifest):
+        for (split, entry), copy in zip(group.cases[1:], group.copies[1:], strict=True):
+            other_split, other = group.cases[copy.of]
+            exact = copy.correlation is None
+            how = "is the same file as" if exact else f"looks the same (correlation {copy.correlation:.4f}) as"
+            patients = "another patient's " if entry.patient != other.patient else ""
+            where = f" (in {other_split} and {split})" if other_split != split else ""
+            kind = "duplicate image (checksum)" if exact else "duplicate image (perceptual)"
+            yield Finding(kind, name_of(entry), f"its image {how} that of {patients}{name_of(other)}{where}")
+        contradiction = group.contradiction()
+        if contradiction:
+            one, two = contradiction
+            what = f"its label contradicts that of {name_of(one)}, whose image is the same"
+            yield Finding("copies with conflicting labels", name_of(two), what)
 
 
 def wrong_modality(manifest: Manifest, data: DataSpec | None) -> Iterator[Finding]:
@@ -113,7 +129,7 @@ def wrong_modality(manifest: Manifest, data: DataSpec | None) -> Iterator[Findin
         expected = f"{usual}, which {count} of {len(known)} cases are"
         odd = [entry for entry in known if entry.modality != usual] if count > 0.8 * len(known) else []
     for entry in odd:
-        yield Finding("wrong modality", _name(entry), f"its modality is {entry.modality}, expected {expected}")
+        yield Finding("wrong modality", name_of(entry), f"its modality is {entry.modality}, expected {expected}")
 
 
 def outliers(manifest: Manifest) -> Iterator[Finding]:
@@ -131,24 +147,25 @@ def outliers(manifest: Manifest) -> Iterator[Finding]:
             sides = " x ".join(f"{s:g}" for s in spaced[number].spacing or ())
             typical = float(np.median(volumes)) ** (1 / len(spaced[number].spacing or [1]))
             what = f"its voxels are {sides} mm, far from the others' (about {typical:.3g} mm a side)"
-            yield Finding("outlier spacing", _name(spaced[number]), what)
+            yield Finding("outlier spacing", name_of(spaced[number]), what)
         bright = [entry for entry in group if entry.intensity and entry.intensity.high > entry.intensity.low]
         ranges = np.array([e.intensity.high - e.intensity.low for e in bright if e.intensity])
         for number in _far(np.log(ranges)):
             what = f"its intensities span {ranges[number]:.4g}, far from the others' {float(np.median(ranges)):.4g}"
-            yield Finding("outlier intensity", _name(bright[number]), what)
+            yield Finding("outlier intensity", name_of(bright[number]), what)
 
 
 def loose_slices(manifest: Manifest) -> Iterator[Finding]:
     """Yield how many flat images would be slices of volumes, had their headers said where they lie."""
-    loose = [entry for entry in manifest.entries if WITHOUT_PLACE in entry.notes]
+    looked_at = settled(manifest, "loose-slices")
+    loose = [e for e in manifest.entries if WITHOUT_PLACE in e.notes and name_of(e) not in looked_at]
     if loose:
         kinds = " and ".join(sorted({entry.modality or "no modality" for entry in loose}))
         what = (
             f"{len(loose)} slices ({kinds}) have {WITHOUT_PLACE}, so that each is a flat image of its own. Export the "
             "series anew where they are to be volumes"
         )
-        yield Finding("slices without a place", None, what, severe=False)
+        yield Finding("slices without a place", None, what, severe=False, cases=tuple(map(name_of, loose)))
 
 
 def phi_warnings(manifest: Manifest) -> Iterator[Finding]:
@@ -157,21 +174,22 @@ def phi_warnings(manifest: Manifest) -> Iterator[Finding]:
         for note in entry.notes:
             if note.startswith("burned-in"):
                 what = f"{note}: look at it, and mask the text or leave the image out"
-                yield Finding("burned-in annotation", _name(entry), what, severe=False)
+                yield Finding("burned-in annotation", name_of(entry), what, severe=False)
         found = _NAME_IN_PATH.search(" / ".join(p for p in (entry.source, *entry.images) if p))
         if found:
             what = "its path looks as if it held a name, a record number or a date; rename the file"
-            yield Finding("name in path", _name(entry), what, severe=False)
+            yield Finding("name in path", name_of(entry), what, severe=False)
         if any(note.startswith("header text") for note in entry.notes):
             what = "its header holds free text; oncofed data deidentify removes it"
-            yield Finding("text in header", _name(entry), what, severe=False)
-    heads = [entry for entry in manifest.entries if _shows_face(entry)]
+            yield Finding("text in header", name_of(entry), what, severe=False)
+    looked_at = settled(manifest, "faces")
+    heads = [entry for entry in manifest.entries if _shows_face(entry) and name_of(entry) not in looked_at]
     if heads:
         what = (
             f"{len(heads)} MR or CT volumes are large enough to hold a face, from which a person can be recognised; "
             "remove faces with pydeface, mri_deface or quickshear before images are shared (weights hold none)"
         )
-        yield Finding("faces", None, what, severe=False)
+        yield Finding("faces", None, what, severe=False, cases=tuple(map(name_of, heads)))
 
 
 def _shows_face(entry: Entry) -> bool:
@@ -183,29 +201,6 @@ def _shows_face(entry: Entry) -> bool:
     return bool(
         _is_modality(entry.modality or "", ("mr", "mri", "ct")) and extent[0] > 90 and (head or extent[2] < 300)
     )
-
-
-def _alike(entries: Sequence[Entry]) -> Iterator[tuple[int, int, float]]:
-    by_length: dict[int, list[tuple[int, NDArray[np.float32]]]] = defaultdict(list)
-    for number, entry in enumerate(entries):
-        values = facts.thumbnail_values(entry)
-        if values is not None:
-            by_length[len(values)].append((number, values))
-    for group in by_length.values():
-        numbers = [number for number, _ in group]
-        matrix = np.stack([values for _, values in group])
-        for start in range(0, len(matrix), _ROWS_AT_ONCE):
-            block = matrix[start : start + _ROWS_AT_ONCE] @ matrix.T
-            rows, columns = np.nonzero(block > _SAME_IMAGE)
-            for row, column in zip(rows + start, columns, strict=True):
-                if row < column:
-                    yield numbers[row], numbers[column], float(block[row - start, column])
-
-
-def _copy(one: tuple[str, Entry], two: tuple[str, Entry], how: str, kind: str) -> Finding:
-    where = f" (in {one[0]} and {two[0]})" if one[0] != two[0] else ""
-    patients = "another patient's " if one[1].patient != two[1].patient else ""
-    return Finding(kind, _name(two[1]), f"its image {how} {patients}{_name(one[1])}{where}")
 
 
 def _far(values: NDArray[np.float64]) -> list[int]:
@@ -222,7 +217,3 @@ def _far(values: NDArray[np.float64]) -> list[int]:
 
 def _is_modality(found: str, allowed: Sequence[str]) -> bool:
     return bool(set(re.split(r"[^a-z-]+", found.lower())) & set(allowed))
-
-
-def _name(entry: Entry) -> str:
-    return entry.name or entry.images[0]

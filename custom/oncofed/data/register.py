@@ -22,6 +22,7 @@ from typing import Any, Literal, cast
 import numpy as np
 
 from oncofed.data import facts
+from oncofed.data.accounts import Reading, account
 from oncofed.data.composed import ComposedWork
 from oncofed.data.converted import SUFFIXES
 from oncofed.data.dicom.headers import Header, looks_like_dicom, read_header
@@ -31,10 +32,10 @@ from oncofed.data.dicom.pixels import digest
 from oncofed.data.dicom.series import Heap, sort_heap
 from oncofed.data.dicom.stacks import Slice
 from oncofed.data.dicom.whole_slides import whole_slides
-from oncofed.data.files import Files
+from oncofed.data.folder import find_files
 from oncofed.data.images import image_format, looks_like
 from oncofed.data.index import Index
-from oncofed.data.layouts import SLIDES, ClassTable, Item, Layout, find_layout, lists_images, walk
+from oncofed.data.layouts import SLIDES, ClassTable, Item, Layout, find_layout, lists_images
 from oncofed.data.layouts.tables import WORKBOOKS
 from oncofed.data.manifest import (
     MANIFEST_FILE,
@@ -131,9 +132,13 @@ def register(request: Request, progress: Progress | None = None) -> Manifest:
         request = replace(request, patient_from=before.patient_from if before else "id")
     prefix = _link(source, out)
     progress("looking for files", 0, 0)
-    files = list(walk(source))
+    found = find_files(source)
+    files = found.files
     if out.is_relative_to(source):
-        files = [f for f in files if not (source / f).is_relative_to(out)]
+        own = f"{out.relative_to(source)}/"
+        files = [path for path in files if not path.startswith(own)]
+        found.left_out = {path: why for path, why in found.left_out.items() if not path.startswith(own)}
+        found.left_out[own] = "the dataset's own folder"
     with Index(out / _INDEX_FILE) as index, Workers(request.workers) as workers:
         listing = request.table if lists_images(request.table) else None
         layout = find_layout(source, files, listing, request.task, request.labels)
@@ -156,11 +161,13 @@ def register(request: Request, progress: Progress | None = None) -> Manifest:
         ]
         layout.bad += table.faults
         if not work and not layout.bad and not heap.broken:
-            raise DataError(_nothing_found(request.source, files, layout, heap))
+            raise DataError(_nothing_found(request.source, files, layout, {**heap.left_out, **found.left_out}))
         results = list(_read_all(work, index, progress, workers))
     manifest = _compose(request, task, layout, heap, results, salt, before)
-    became = _account(files, request, layout, heap, work, manifest)
-    manifest = manifest.model_copy(update={"files": became.counts(), "left_out": became.reasons()})
+    reading = Reading(
+        files, found.left_out, found.dangling, source, request.table, layout, heap, work, table.unmatched()
+    )
+    became, manifest = account(reading, manifest)
     write_manifest(out, manifest)
     became.write(out)
     _remove_stale(out, manifest)
@@ -209,11 +216,11 @@ def _link(source: Path, out: Path) -> str:
     return f"{SOURCE_LINK}/"
 
 
-def _nothing_found(source: Path, files: Sequence[str], layout: Layout, heap: Heap) -> str:
+def _nothing_found(source: Path, files: Sequence[str], layout: Layout, left_out: Mapping[str, str]) -> str:
     suffixes = Counter(Path(f).suffix or "no suffix" for f in files)
     found = ", ".join(f"{n} {s}" for s, n in suffixes.most_common(4)) or "no file"
-    if heap.left_out:
-        found = ", ".join(f"{n} {kind}" for kind, n in Counter(heap.left_out.values()).items())
+    if left_out:
+        found = ", ".join(f"{n} {kind}" for kind, n in Counter(left_out.values()).items())
     return (
         f"{source}: no image found (found {found}; layout: {layout.kind}). Expected DICOM, NIfTI, NRRD, MetaImage, "
         "PNG, JPEG, TIFF or slides, or a table with a column image."
@@ -336,6 +343,7 @@ def _match_labels(heap: Heap, request: Request) -> list[tuple[PlacedLabel, ...]]
     """Return the label files of each image; those that lie on none are left out of the heap, with the reason."""
     wanted = {name: value for value, name in request.labels.items() if value}
     placed, reasons = match_labels(request.source.resolve(), heap.stacks, heap.labels, wanted or None, heap.slides)
+    heap.unplaced = [label for label in heap.labels if label.path in reasons]
     heap.labels = [label for label in heap.labels if label.path not in reasons]
     heap.left_out |= reasons
     return placed
@@ -459,6 +467,7 @@ def _compose(
         label_map=before.label_map if before else {},
         patient_from=request.patient_from or "id",
         reviewed=before.reviewed if before else [],
+        decisions=before.decisions if before else [],
         training=[e for e in usable if e.split in {None, "training"}],
         validation=[e for e in usable if e.split == "validation"],
         test=[e for e in usable if e.split == "test"],
@@ -484,34 +493,6 @@ def _taken_for_images(results: Iterable[dict[str, Any]]) -> dict[str, str]:
         for name, grid in few
         if grid in grids
     }
-
-
-def _account(
-    paths: Sequence[str], request: Request, layout: Layout, heap: Heap, work: Iterable[Work], manifest: Manifest
-) -> Files:
-    """Return what became of each file."""
-    files = Files(paths)
-    set_aside = {case.name: case for case in manifest.quarantine}
-    for item in work:
-        for path, use in item.files():
-            if item.name in set_aside:
-                files.leave_out(path, set_aside[item.name].reason, item.name)
-            else:
-                files.use(path, use, item.name)
-    for case in manifest.quarantine:
-        if case.source:
-            files.leave_out(case.source, case.reason, case.name)
-    for path in (*layout.tables, *_inside(request.table, request.source)):
-        files.use(path, "table")
-    for path, reason in {**layout.left_out, **heap.left_out}.items():
-        files.leave_out(path, reason)
-    return files
-
-
-def _inside(path: Path | None, folder: Path) -> list[str]:
-    """Return a file's path inside a folder, where it is there."""
-    whole, root = path.resolve() if path else None, folder.resolve()
-    return [str(whole.relative_to(root))] if whole and whole.is_relative_to(root) else []
 
 
 def _label_kind(entries: Sequence[Entry], layout: Layout, request: Request) -> Literal["classes", "instances"]:

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 
 import oncofed
 from oncofed.data.cases import Case, usable_cases
+from oncofed.data.grouping import told
 from oncofed.data.prepared import plan_cache
 from oncofed.data.sample import sample_cases
 from oncofed.federation import exchange
@@ -178,8 +179,8 @@ class OwnTurns:
         usable = usable_cases(
             place.data, plan.data, plan.task.vocabulary, plan.seed, place.site, checked, task.label_kind
         )
-        for problem in usable.set_aside:
-            self._tell.note(f"set aside {problem}", logging.WARNING)
+        for line in told((problem.case, problem.what) for problem in usable.set_aside):
+            self._tell.note(f"set aside {line}", logging.WARNING)
         self._progress(phase="loading data")
         self._held.enter_context(sole_owner(place.state))
         self._set_broken_state_aside()

@@ -13,6 +13,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from oncofed.data.cases import Case, Cases, Usable, pool_cases, usable_cases
+from oncofed.data.grouping import told
 from oncofed.data.sample import sample_cases
 from oncofed.devices import require_named_gpu
 from oncofed.errors import DataError, FederationError, OncofedError
@@ -125,8 +126,8 @@ class Run:
                 continue
             self._cases[site] = usable.cases
             self._skipped[site] = len(usable.set_aside)
-            for problem in usable.set_aside:
-                self.console.print(f"set aside {site}: {problem}", markup=False, highlight=False)
+            for line in told((problem.case, problem.what) for problem in usable.set_aside):
+                self.console.print(f"set aside {site}: {line}", markup=False, highlight=False)
         if refused:
             raise DataError("\n".join(refused))
 

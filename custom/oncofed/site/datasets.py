@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from oncofed.data.contract import check_dataset
+from oncofed.data.decisions import decided
 from oncofed.data.manifest import MANIFEST_FILE, read_manifest
-from oncofed.data.quality import phi_warnings
+from oncofed.data.quality import phi_warnings, unsettled
 from oncofed.errors import DataError
 from oncofed.site.check import Check
 from oncofed.training import Plan
@@ -39,11 +40,11 @@ def look_at_datasets(datasets: Mapping[str, Path], jobs: Mapping[str, Plan]) -> 
 
 def _look_for_phi(name: str, folder: Path) -> Iterator[Check]:
     try:
-        manifest = read_manifest(folder)
+        manifest = decided(read_manifest(folder))
     except DataError as error:
         yield Check(f"dataset {name}", "fail", str(error), _REGISTER)
         return
-    found = [f for f in phi_warnings(manifest) if f"{f.kind}:{f.case or ''}" not in manifest.reviewed]
+    found = unsettled(manifest, phi_warnings(manifest))
     if found:
         kinds = ", ".join(dict.fromkeys(finding.kind for finding in found))
         advice = f"oncofed data check JOB --dataset {folder} names the cases; oncofed data deidentify --help"

@@ -37,7 +37,8 @@ class Heap:
 
     Attributes:
         stacks: the images.
-        labels: SEG and RT-STRUCT files.
+        labels: SEG and RT-STRUCT files that lie on an image.
+        unplaced: those that lie on none.
         slides: whole-slide instances by series.
         broken: path -> reason.
         left_out: path -> what it is, of files that are no image.
@@ -45,6 +46,7 @@ class Heap:
 
     stacks: list[Stack] = field(default_factory=list)
     labels: list[Slice] = field(default_factory=list)
+    unplaced: list[Slice] = field(default_factory=list)
     slides: dict[str, list[Slice]] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)

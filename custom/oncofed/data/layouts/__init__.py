@@ -7,7 +7,7 @@ they are masks.
 
 from __future__ import annotations
 
-from oncofed.data.layouts.base import Item, Layout, Part, patient_of, walk
+from oncofed.data.layouts.base import Item, Layout, Part, patient_of
 from oncofed.data.layouts.class_table import ClassTable, lists_images
 from oncofed.data.layouts.find import SLIDES, find_layout
 from oncofed.data.layouts.names import IMAGE_FOLDERS, LABEL_FOLDERS, kept_parts
@@ -26,5 +26,4 @@ __all__ = [
     "lists_images",
     "patient_of",
     "read_table",
-    "walk",
 ]

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -108,30 +106,6 @@ class Layout:
     left_out: dict[str, str] = field(default_factory=dict)
     tables: list[str] = field(default_factory=list)
     heap: bool = False
-
-
-def walk(root: Path) -> Iterator[str]:
-    """Yield the path of each file under ``root``, from there; a link that leads in a circle is not followed twice."""
-    seen: set[tuple[int, int]] = set()
-    pending = [root]
-    start = len(str(root).rstrip("/")) + 1
-    while pending:
-        folder = pending.pop()
-        try:
-            status = folder.stat()
-            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-        except OSError:
-            continue
-        if (status.st_dev, status.st_ino) in seen:
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                pending.append(Path(entry.path))
-            elif entry.is_file() or entry.is_symlink():
-                yield entry.path[start:]
 
 
 def patient_of(path: str, default: str) -> str:

@@ -27,7 +27,7 @@ def find_layout(
 
     Args:
         root: the folder.
-        files: as ``walk`` finds them.
+        files: as ``find_files`` finds them.
         table: a CSV or TSV file with a column ``image``; None looks for one in the folder.
         task: "segmentation", "classification" or "slides", where the user says it.
         names: label value -> name, where the user says it.

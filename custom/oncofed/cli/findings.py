@@ -1,0 +1,117 @@
+"""What register and check print of files, labels and findings: counts, three examples a kind, and what to type."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from oncofed.cli.common import escape
+
+if TYPE_CHECKING:
+    from oncofed.data.answers import Answer
+    from oncofed.data.contract import Report
+    from oncofed.data.manifest import Manifest, Quarantined
+
+
+def show_accounts(manifest: Manifest, folder: Path) -> None:
+    """Print what became of each file of a folder that was registered; the last line says who has labels."""
+    from oncofed.data.accounts import advice, by_weight, labelled_share
+    from oncofed.data.decisions import decided, in_words
+    from oncofed.data.files import FILES_TABLE, read_examples
+    from oncofed.data.grouping import EXAMPLES, counted, named
+
+    console = _console()
+    for line in _set_aside(manifest.quarantine):
+        console.print(line)
+    uses = ", ".join(f"{count:,} {use}" for use, count in manifest.files.items())
+    console.print(f"files: {uses}; each by name in {folder / FILES_TABLE}", markup=False)
+    examples = read_examples(folder, EXAMPLES)
+    for reason, count in by_weight(manifest.left_out):
+        console.print(f"[yellow]left out[/] {count:,} {escape(reason)}: {escape(named(examples[reason], count))}")
+        if to_do := advice(reason):
+            console.print(f"  to do: {to_do}", markup=False)
+    for remark in manifest.remarks:
+        console.print(f"[yellow]seen[/] {escape(remark)}")
+    for words in in_words(manifest):
+        console.print(f"decided {words}", markup=False)
+    console.print(f"Manifest: {folder / 'dataset.json'}", markup=False)
+    console.print(f"Next:     oncofed data check JOB {manifest.name}", markup=False)
+    share, manifest = labelled_share(manifest), decided(manifest)
+    without = sum(entry.label is None for entry in manifest.entries)
+    why = f"; {counted(without, 'image')} without: oncofed data check JOB {manifest.name} says why" if without else ""
+    aside = f"; {counted(len(manifest.quarantine), 'more case')} set aside" if manifest.quarantine else ""
+    console.print(f"{share}{aside}{why}", markup=False)
+
+
+def show_findings(report: Report, job: str, dataset: str) -> None:
+    """Print what a check found, by kind: how many, three examples, and the command that answers them all."""
+    from oncofed.data.answers import answer_to, kind_of_reason
+    from oncofed.data.grouping import by_kind, counted, told
+
+    console = _console()
+    for lines in by_kind((p.case, p.what) for p in report.set_aside).values():
+        _print_told(console, "red", "set aside", told(lines))
+        _print_answer(console, answer_to(kind_of_reason(lines[0][1])), dataset, job)
+    for colour, label, findings in (("red", "found", report.findings), ("yellow", "warning", report.warnings)):
+        kinds: dict[str, list[tuple[str, str]]] = {}
+        for finding in findings:
+            kinds.setdefault(finding.kind, []).append((finding.case or "", finding.what))
+        for kind, items in kinds.items():
+            _print_told(console, colour, f"{label}: {kind}", _of_kind(items))
+            _print_answer(console, answer_to(kind), dataset, job)
+    if report.unlabelled:
+        console.print(f"without a label: {counted(len(report.unlabelled), 'case')}", markup=False)
+        for line in told((problem.case, problem.what) for problem in report.unlabelled):
+            console.print(f"  {line}", markup=False)
+    for remark in report.remarks:
+        console.print(f"[yellow]seen[/] {escape(remark)}")
+    for words in report.decided:
+        console.print(f"decided {words}", markup=False)
+
+
+def commands(report: Report, job: str, dataset: str) -> dict[str, str]:
+    """Return kind of finding -> what to type to answer all of that kind with the usual decision."""
+    from oncofed.data.answers import answer_to, kind_of_reason
+
+    kinds = [kind_of_reason(problem.what) for problem in report.set_aside]
+    kinds += [finding.kind for finding in (*report.findings, *report.warnings)]
+    answers = {kind: answer_to(kind) for kind in dict.fromkeys(kinds)}
+    return {kind: answer.command(dataset, job) for kind, answer in answers.items() if answer}
+
+
+def _console() -> Console:
+    return Console(highlight=False, soft_wrap=True)
+
+
+def _of_kind(items: list[tuple[str, str]]) -> list[str]:
+    from oncofed.data.grouping import examples
+
+    if len(items) == 1:
+        return [f"{items[0][0]}: {items[0][1]}" if items[0][0] else items[0][1]]
+    return [f"{len(items):,} cases", *(f"  {line}" for line in examples(items))]
+
+
+def _set_aside(quarantine: Iterable[Quarantined]) -> list[str]:
+    from oncofed.data.grouping import told
+
+    found = ((f"{bad.name} ({bad.source})" if bad.source else bad.name, bad.reason) for bad in quarantine)
+    return [
+        f"  {escape(line.strip())}" if line.startswith("  ") else f"[yellow]set aside[/] {escape(line)}"
+        for line in told(found)
+    ]
+
+
+def _print_told(console: Console, colour: str, label: str, lines: Sequence[str]) -> None:
+    console.print(f"[{colour}]{label}[/] {escape(lines[0])}")
+    for line in lines[1:]:
+        console.print(line, markup=False)
+
+
+def _print_answer(console: Console, answer: Answer | None, dataset: str, job: str) -> None:
+    if answer:
+        _, *others = answer.actions
+        more = f"   (or {', '.join(others)})" if others else ""
+        console.print(f"  to go on: {answer.command(dataset, job)}{more}", markup=False)

@@ -1,0 +1,223 @@
+"""What became of everything that a folder holds, once it is read: each file, each label, each row of a table."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from oncofed.data.decisions import decided, name_of
+from oncofed.data.dicom.series import Heap
+from oncofed.data.files import Files
+from oncofed.data.grouping import counted, named
+from oncofed.data.layouts import Layout
+from oncofed.data.manifest import SPLITS, Entry, Manifest
+from oncofed.data.work import StackWork, Work
+
+# Start of a reason that does not say itself what to do -> what to do.
+_ADVICE = {
+    "label whose regions are not": "name them with --labels too, where they are to be learned",
+    "label whose": "export it again on the image that it was drawn on",
+    "mask of": "nothing, where that is so; else list image and label in a table",
+    "mask that": "name it in dataset.json or the table, or register its folder by itself",
+    "file that looks like a mask": "name it as its image (CASE_seg beside CASE), or list both in a table (image, label)",
+    "file of a case": "bring what it lacks, and register again",
+    "channel that": "bring it for every case, where it is to be learned from",
+    "image that the table": "add a row for it to the table",
+    "image or mask": "name it in dataset.json or the table, or register its folder by itself",
+    "image that": "name it in dataset.json, or register its folder by itself",
+    "image without": "name it as nnU-Net does: CASE_0000.nii.gz",
+    "image outside": "move it to where the layout has its images, or register its folder by itself",
+    "table that": "name it with --labels FILE if it says the labels",
+    "workbook": "save it as CSV, and name it with --labels FILE if it says the labels",
+    "folder that cannot": "give yourself the right to read it, and register again",
+    "hidden": "rename it if it is of use",
+    "link that": "bring the file that it stands for",
+    "link to": "nothing: its files are used once",
+    "copy of": "nothing: the other one is used",
+    "unlabelled test": "nothing: no job learns from it",
+    "one slice of another": "nothing, where it is a localizer; else bring the slices that it belongs to",
+    "picture of a screen": "nothing: it is no image to learn from",
+    "localizer": "nothing: it is no image to learn from",
+    "DICOM": "nothing: it holds no image",
+    "the dataset's own": "nothing: it is what registering writes",
+    "file that is no image": "nothing, where that is so",
+}
+# What nobody wants to lose comes first.
+_WEIGHTY = ("label", "mask", "cannot", "table", "image")
+_WITHOUT_LABEL = {
+    "nnU-Net raw": "labelsTr holds no file of its name",
+    "Decathlon": "dataset.json names no label for it",
+    "table": "its row of the table has no label",
+    "images with masks": "no mask has its name",
+    "one folder a class": "it lies in no folder of a class",
+    "loose images": "no mask has its name (with _seg, _label or _mask behind it)",
+    "slides": "no table and no regions say its label",
+}
+
+
+@dataclass
+class Reading:
+    """All that was found while a folder was read.
+
+    Attributes:
+        paths: of every file seen, inside the folder.
+        passed_over: path -> why, of what was not looked at.
+        dangling: paths of links that lead nowhere.
+        source: the folder.
+        table: that the user named.
+        layout: what the folder holds.
+        heap: its DICOM.
+        work: its cases.
+        rows: of a table that matched nothing.
+    """
+
+    paths: Sequence[str]
+    passed_over: Mapping[str, str]
+    dangling: Sequence[str]
+    source: Path
+    table: Path | None
+    layout: Layout
+    heap: Heap
+    work: Sequence[Work]
+    rows: Sequence[str] = field(default_factory=list)
+
+
+def account(reading: Reading, manifest: Manifest) -> tuple[Files, Manifest]:
+    """Return what became of each file, and the manifest that says how many became what."""
+    files = _files(reading, manifest)
+    with_cases = Counter(file.case for file in files if file.use is None and file.case)
+    quarantine = [bad.model_copy(update={"files": with_cases.pop(bad.name, 0)}) for bad in manifest.quarantine]
+    unlabelled = _unlabelled(reading)
+    values: dict[str, Any] = {
+        "quarantine": quarantine,
+        "files": files.counts(),
+        "left_out": files.reasons(),
+        "remarks": [*_rows_without_image(reading), *_joined(reading.work, manifest)],
+    }
+    for split in SPLITS:
+        values[split] = [_told(entry, unlabelled) for entry in getattr(manifest, split)]
+    return files, manifest.model_copy(update=values)
+
+
+def advice(reason: str) -> str:
+    """Return what to do about files that were left out for a reason; empty where the reason itself says it."""
+    if any(mark in reason for mark in (": ", "; ", ". ")):
+        return ""
+    if reason.endswith("no level of its pyramid"):
+        return "nothing: it is no image to learn from"
+    return next((what for start, what in _ADVICE.items() if reason.startswith(start)), "look at them")
+
+
+def by_weight(reasons: Mapping[str, int]) -> list[tuple[str, int]]:
+    """Return reasons with those first that may have cost a label or an image, and of these the most frequent."""
+
+    def weight(item: tuple[str, int]) -> tuple[int, int]:
+        reason, count = item
+        places = [place for place, word in enumerate(_WEIGHTY) if word in reason and "no image" not in reason]
+        return min(places, default=len(_WEIGHTY)), -count
+
+    return sorted(reasons.items(), key=weight)
+
+
+def labelled_share(manifest: Manifest) -> str:
+    """Return in words what share of a dataset's patients has labels, decisions in force."""
+    manifest = decided(manifest)
+    everyone = {entry.patient or name_of(entry) for entry in manifest.entries}
+    labelled = {entry.patient or name_of(entry) for entry in manifest.entries if entry.label is not None}
+    share = f" ({len(labelled) / len(everyone):.0%})" if everyone else ""
+    share = share.replace("%", " %")
+    # 99.6 % are not all.
+    share = share.replace("100 %", "99 %") if len(labelled) < len(everyone) else share
+    return f"labels: {len(labelled):,} of {len(everyone):,} patients{share}"
+
+
+def _files(reading: Reading, manifest: Manifest) -> Files:
+    layout, heap = reading.layout, reading.heap
+    files = Files([*reading.paths, *reading.passed_over], layout.kind)
+    set_aside = {case.name: case for case in manifest.quarantine}
+    for item in reading.work:
+        for path, use in item.files():
+            if item.name in set_aside:
+                files.leave_out(path, set_aside[item.name].reason, item.name)
+            else:
+                files.use(path, use, item.name)
+    for case in manifest.quarantine:
+        if case.source:
+            files.leave_out(case.source, case.reason, case.name)
+    for path in (*layout.tables, *_inside(reading.table, reading.source)):
+        files.use(path, "table")
+    for path, reason in {**heap.left_out, **layout.left_out, **reading.passed_over}.items():
+        files.leave_out(path, reason)
+    for path in reading.dangling:
+        files.leave_out(path, "link that leads nowhere")
+    return files
+
+
+def _inside(path: Path | None, folder: Path) -> list[str]:
+    """Return a file's path inside a folder, where it is there."""
+    whole, root = path.resolve() if path else None, folder.resolve()
+    return [str(whole.relative_to(root))] if whole and whole.is_relative_to(root) else []
+
+
+def _told(entry: Entry | str, unlabelled: Mapping[str, str]) -> Entry | str:
+    if isinstance(entry, str) or entry.label is not None:
+        return entry
+    return entry.model_copy(update={"unlabelled": unlabelled.get(name_of(entry))})
+
+
+def _unlabelled(reading: Reading) -> dict[str, str]:
+    """Return case -> why it has no label, of every case of which that is so if it has none."""
+    if reading.heap.stacks or reading.heap.slides:
+        return _unlabelled_dicom(reading)
+    why = _WITHOUT_LABEL.get(reading.layout.kind, "no label was found for it")
+    return {item.name: why for item in reading.work}
+
+
+def _unlabelled_dicom(reading: Reading) -> dict[str, str]:
+    of_patient: dict[str, list[str]] = defaultdict(list)
+    for label in reading.heap.unplaced:
+        of_patient[label.header.get("patient", "")].append(label.path)
+    why = {}
+    for item in reading.work:
+        found = of_patient.get(item.stack.header["patient"], []) if isinstance(item, StackWork) else []
+        if found:
+            words = f"{counted(len(found), 'label file')} of its patient on no image of the folder: "
+            why[item.name] = f"{words}{named(found)}"
+        elif reading.table:
+            why[item.name] = f"{reading.table.name} has no row with a label for its patient, study or series"
+        elif isinstance(item, StackWork):
+            why[item.name] = "no SEG and no structure set of the folder lies on it"
+        else:
+            why[item.name] = "no table and no regions say its label"
+    return why
+
+
+def _rows_without_image(reading: Reading) -> list[str]:
+    if not reading.rows or reading.table is None:
+        return []
+    said = (
+        f"rows of {reading.table.name} that match no image of the folder, {len(reading.rows):,}: "
+        f"{named(reading.rows)}. Expected the PatientID, StudyInstanceUID or SeriesInstanceUID of the images in its "
+        "column patient, study or series"
+    )
+    return [said]
+
+
+def _joined(work: Iterable[Work], manifest: Manifest) -> list[str]:
+    """Return what is said of images on which several label files name the same region."""
+    there = {name_of(entry) for entry in manifest.entries}
+    regions: dict[str, list[str]] = defaultdict(list)
+    for item in work:
+        if isinstance(item, StackWork) and item.name in there:
+            names = Counter(name for label in item.labels for name in set(label.header.get("labels", {}).values()))
+            for name in sorted(name for name, count in names.items() if count > 1):
+                regions[name].append(item.name)
+    return [
+        f"images with several label files that name {name}, which are joined, {len(cases):,}: "
+        f"{named(cases)}. Where they are versions of one "
+        "contour, move all but the right one out of the folder, and register again"
+        for name, cases in regions.items()
+    ]

@@ -1,0 +1,91 @@
+"""How findings of each kind can be answered: the options of ``oncofed data resolve`` and what each decision does."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+LEAVE_OUT, KEEP_ONE, SAME_PATIENT = "leave-out", "keep-one", "same-patient"
+MOVE_TO_TRAINING, KEEP_IN_TEST = "move-to-training", "keep-in-test"
+# These change nothing but that the finding is told no more.
+ACCEPT, REVIEWED, KEEP_ALL = "accept", "reviewed", "keep-all"
+_OUT = "leave those cases out"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a person can decide about findings of some kinds.
+
+    Attributes:
+        finding: name of the option.
+        kinds: of findings that it is about.
+        actions: what can be decided, the usual one first -> what it does.
+    """
+
+    finding: str
+    kinds: tuple[str, ...]
+    actions: Mapping[str, str]
+
+    def command(self, dataset: str, job: str | None = None) -> str:
+        """Return what to type, with the usual decision."""
+        of_job = ["--job", job] if job and self.finding in _OF_A_JOB else []
+        return shlex.join(
+            ["oncofed", "data", "resolve", dataset, f"--{self.finding}", next(iter(self.actions)), *of_job]
+        )
+
+
+# In this order they are put in force: what copies become may put a patient on two sides.
+ANSWERS: tuple[Answer, ...] = (
+    Answer(
+        "conflicting",
+        ("copies with conflicting labels",),
+        {LEAVE_OUT: "leave out all copies of an image whose labels contradict", KEEP_ONE: "keep one of each"},
+    ),
+    Answer(
+        "copies",
+        ("duplicate image (checksum)", "duplicate image (perceptual)"),
+        {
+            KEEP_ONE: "keep one of each group of copies, a labelled one before others, then one of the test list",
+            SAME_PATIENT: "they are of one patient: all images of those patients stay on one side of the split",
+            KEEP_ALL: "they only look alike and are other images (never so for the same file)",
+        },
+    ),
+    Answer(
+        "patients",
+        ("same patient in two splits",),
+        {
+            KEEP_IN_TEST: "keep the images that are in the test list (else in the validation list), leave out the rest",
+            MOVE_TO_TRAINING: "move all images of those patients to the training list",
+            LEAVE_OUT: "leave those patients out",
+        },
+    ),
+    Answer("modality", ("wrong modality",), {LEAVE_OUT: _OUT, ACCEPT: "use them all the same"}),
+    Answer("spacing", ("outlier spacing",), {LEAVE_OUT: _OUT, ACCEPT: "they are right"}),
+    Answer("intensity", ("outlier intensity",), {LEAVE_OUT: _OUT, ACCEPT: "they are right"}),
+    Answer("constant", ("constant image",), {LEAVE_OUT: "go on without them"}),
+    Answer("empty-label", ("empty label",), {LEAVE_OUT: "go on without them"}),
+    Answer("set-aside", ("set aside",), {LEAVE_OUT: "go on without them, whatever the reason"}),
+    Answer("burned-in", ("burned-in annotation",), {REVIEWED: "somebody looked: it names nobody", LEAVE_OUT: _OUT}),
+    Answer("path-names", ("name in path",), {REVIEWED: "somebody looked: they name nobody", LEAVE_OUT: _OUT}),
+    Answer("header-text", ("text in header",), {REVIEWED: "somebody looked: it names nobody", LEAVE_OUT: _OUT}),
+    Answer("faces", ("faces",), {REVIEWED: "they may stay as they are", LEAVE_OUT: _OUT}),
+    Answer("loose-slices", ("slices without a place",), {REVIEWED: "flat images are what is meant", LEAVE_OUT: _OUT}),
+)
+_OF_A_JOB = {"modality", "constant", "empty-label", "set-aside"}
+SET_ASIDE_KINDS = ("constant image", "empty label", "set aside")
+_BY_KIND = {kind: answer for answer in ANSWERS for kind in answer.kinds}
+
+
+def answer_to(kind: str) -> Answer | None:
+    """Return what can be decided about findings of a kind; None: nothing."""
+    return _BY_KIND.get(kind)
+
+
+def kind_of_reason(reason: str) -> str:
+    """Return the kind of finding that the reason is for which a case was set aside."""
+    if ";" not in reason and "image is constant" in reason:
+        return "constant image"
+    if ";" not in reason and "label is empty" in reason:
+        return "empty label"
+    return "set aside"

@@ -1,0 +1,226 @@
+"""Images that are copies of others: the same file, or the same picture rescaled, encoded anew or resampled.
+
+Thumbnails are compared by their correlation. With mean 0 and norm 1 two of them correlate by more than c where they lie
+nearer than sqrt(2 - 2 c) to each other, and no projection lengthens a distance: sorted along the direction in which
+they spread most, each is compared with its neighbours only, first by a few numbers of each; none is missed.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+from scipy.sparse import csgraph
+
+from oncofed.data import facts
+from oncofed.data.answers import KEEP_ALL, SAME_PATIENT
+from oncofed.data.decisions import name_of, settled
+from oncofed.data.manifest import Entry, Manifest, Split
+
+COPIES = "copies"
+# Thumbnails that correlate by more than this show the same image, rescaled, encoded anew or resampled.
+_SAME_IMAGE = 0.998
+_SAME_FILE = 2.0
+_ROWS, _COLUMNS = 256, 4096  # a block of the table of all pairs stays in a processor's cache
+_DIRECTIONS = 31
+_SAMPLE = 20_000
+# Of float32: how far a product of two thumbnails may be off.
+_ROUNDING = 1e-5
+
+Case = tuple[Split, Entry]
+
+
+@dataclass(frozen=True)
+class Copy:
+    """One image that is another one's copy.
+
+    Attributes:
+        of: number of the other one in its group; -1: the first of the group, which is nobody's copy.
+        correlation: of their thumbnails; None: they are the same file.
+    """
+
+    of: int
+    correlation: float | None = None
+
+
+@dataclass(frozen=True)
+class CopyGroup:
+    """Images that are copies of each other, by a chain where there is one.
+
+    Attributes:
+        cases: at least two, in the order of the manifest.
+        copies: of which each is a copy.
+    """
+
+    cases: tuple[Case, ...]
+    copies: tuple[Copy, ...]
+
+    @property
+    def exact(self) -> bool:
+        """All are the same file."""
+        return all(copy.correlation is None for copy in self.copies[1:])
+
+    def contradiction(self) -> tuple[Entry, Entry] | None:
+        """Return two of its cases whose labels differ, where there are such."""
+        labelled = [entry for _, entry in self.cases if entry.label is not None]
+        return next(((labelled[0], other) for other in labelled[1:] if _differ(labelled[0], other)), None)
+
+
+def copy_groups(manifest: Manifest) -> list[CopyGroup]:
+    """Return the groups of copies of a dataset about which nobody has decided.
+
+    Two pictures that look alike are copies where they are of two patients or in two lists: two visits of one patient on
+    one side of the split do no harm. The same file twice always is.
+    """
+    cases = list(manifest.by_split())
+    links = _Links(len(cases))
+    same_file = settled(manifest, COPIES, (SAME_PATIENT,))
+    by_checksum: dict[str, int] = {}
+    pairs = []
+    for number, (_, entry) in enumerate(cases):
+        other = by_checksum.setdefault(entry.checksum, number) if entry.checksum else number
+        if other != number and not _together(same_file, cases[other], cases[number]):
+            pairs.append((other, number))
+    if pairs:
+        one, two = np.array(pairs).T
+        links.add(one, two, np.full(len(pairs), _SAME_FILE, np.float32))
+    alike = settled(manifest, COPIES, (SAME_PATIENT, KEEP_ALL))
+    _link_alike(cases, links, alike)
+    return links.groups(cases)
+
+
+class _Links:
+    """Which cases are copies of which, and the groups that follow from it."""
+
+    def __init__(self, count: int) -> None:
+        self._labels = np.arange(count)  # alike in one group
+        self._partner = np.full(count, count)  # the first case that each was found to be a copy of
+        self._correlation = np.zeros(count, np.float32)
+
+    def add(self, one: NDArray[np.int64], two: NDArray[np.int64], correlation: NDArray[np.float32]) -> None:
+        """Link pairs of cases; of those of one file the correlation is ``_SAME_FILE``."""
+        if not len(one):
+            return
+        own, other = np.concatenate([one, two]), np.concatenate([two, one])
+        both = np.concatenate([correlation, correlation])
+        order = np.argsort(-other, kind="stable")  # of several that are written to one place, the last stays
+        partner, found = self._partner.copy(), self._correlation.copy()
+        partner[own[order]], found[own[order]] = other[order], both[order]
+        better = (partner < self._partner) & (self._correlation < _SAME_FILE)
+        self._partner[better], self._correlation[better] = partner[better], found[better]
+        if (self._labels[one] != self._labels[two]).any():
+            count = len(self._labels)
+            rows = np.concatenate([one, np.arange(count)])
+            columns = np.concatenate([two, self._labels])
+            graph = sparse.coo_array((np.ones(len(rows), bool), (rows, columns)), shape=(count, count))
+            labels = csgraph.connected_components(graph, directed=False)[1]
+            # A label is the number of a case of its group, so that it can be linked with it the next time.
+            self._labels = np.unique(labels, return_index=True)[1][labels]
+
+    def groups(self, cases: Sequence[Case]) -> list[CopyGroup]:
+        """Return the groups of more than one."""
+        members: dict[int, list[int]] = defaultdict(list)
+        for number in np.flatnonzero(self._partner < len(cases)).tolist():
+            members[int(self._labels[number])].append(number)
+        groups = []
+        for numbers in members.values():
+            place = {number: position for position, number in enumerate(numbers)}
+            copies = [Copy(-1)]
+            for number in numbers[1:]:
+                correlation = float(self._correlation[number])
+                same_file = correlation >= _SAME_FILE
+                copies.append(Copy(place[int(self._partner[number])], None if same_file else correlation))
+            groups.append(CopyGroup(tuple(cases[number] for number in numbers), tuple(copies)))
+        return groups
+
+
+def _link_alike(cases: Sequence[Case], links: _Links, settled_groups: Mapping[str, int]) -> None:
+    """Link the cases whose thumbnails are of one size and correlate."""
+    patients: dict[tuple[str, str], int] = {}
+    decided = np.array([settled_groups.get(name_of(entry), -1) for _, entry in cases])
+    sides = np.array([patients.setdefault((split, entry.patient or ""), len(patients)) for split, entry in cases])
+    by_length: dict[int, list[tuple[int, NDArray[np.float32]]]] = defaultdict(list)
+    for number, (_, entry) in enumerate(cases):
+        values = facts.thumbnail_values(entry)
+        if values is not None:
+            by_length[len(values)].append((number, values))
+    for group in by_length.values():
+        numbers = np.array([number for number, _ in group])
+        for one, two, correlation in _near(np.stack([values for _, values in group])):
+            first, second = numbers[one], numbers[two]
+            apart = sides[first] != sides[second]
+            apart &= (decided[first] < 0) | (decided[first] != decided[second])
+            links.add(first[apart], second[apart], correlation[apart])
+
+
+def _near(
+    values: NDArray[np.float32],
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]]:
+    """Yield the pairs of rows that correlate, some at a time: the rows, the others, their correlations.
+
+    Args:
+        values: (case, pixel), each row of mean 0 and norm 1.
+    """
+    short = _shortened(values)
+    order = np.argsort(short[:, 0], kind="stable")
+    values, short = values[order], short[order]
+    along = short[:, 0]
+    ends = np.searchsorted(along, along + np.sqrt(2 - 2 * _SAME_IMAGE) + _ROUNDING, side="right")
+    for start in range(0, len(values), _ROWS):
+        rows = slice(start, min(start + _ROWS, len(values)))
+        for first in range(start, int(ends[rows.stop - 1]), _COLUMNS):
+            columns = slice(first, min(first + _COLUMNS, int(ends[rows.stop - 1])))
+            may_be = np.flatnonzero(short[rows] @ short[columns].T > _SAME_IMAGE - _ROUNDING)
+            one, two = np.divmod(may_be, columns.stop - columns.start)
+            one, two = one + rows.start, two + columns.start
+            one, two = one[one < two], two[one < two]  # each pair once, and none with itself
+            if len(one):
+                correlation = _correlations(values, one, two, rows, columns)
+                near = correlation > _SAME_IMAGE
+                yield order[one[near]], order[two[near]], correlation[near]
+
+
+def _shortened(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return (case, ``_DIRECTIONS`` + 1) whose products are no less than the correlations.
+
+    These are the places along the directions in which the rows spread most, and the length of what is left: the
+    product of what is left of two rows is at most that of its lengths (Cauchy and Schwarz).
+    """
+    some = values[:: max(1, len(values) // _SAMPLE)].astype(np.float64)
+    centred = some - some.mean(axis=0)
+    directions = np.linalg.eigh(centred.T @ centred)[1][:, ::-1][:, :_DIRECTIONS].astype(np.float32)
+    places = values @ directions
+    left = np.sqrt(np.maximum(0, 1 - np.square(places).sum(axis=1, keepdims=True)))
+    return np.hstack([places, left])
+
+
+def _correlations(
+    values: NDArray[np.float32], one: NDArray[np.int64], two: NDArray[np.int64], rows: slice, columns: slice
+) -> NDArray[np.float32]:
+    """Return the correlations of pairs of rows, all of them from one block of the table of all pairs."""
+    if len(one) * 8 < (rows.stop - rows.start) * (columns.stop - columns.start):
+        few: NDArray[np.float32] = np.einsum("ij,ij->i", values[one], values[two])
+        return few
+    many: NDArray[np.float32] = (values[rows] @ values[columns].T)[one - rows.start, two - columns.start]
+    return many
+
+
+def _together(groups: Mapping[str, int], one: Case, two: Case) -> bool:
+    """Return whether somebody has decided about two cases together."""
+    first, second = name_of(one[1]), name_of(two[1])
+    return first in groups and groups[first] == groups.get(second)
+
+
+def _differ(one: Entry, two: Entry) -> bool:
+    """Return whether the labels of two copies contradict each other, as far as their facts tell."""
+    if isinstance(one.label, int) or isinstance(two.label, int):
+        return one.label != two.label and isinstance(one.label, int) and isinstance(two.label, int)
+    if one.label_values is None or two.label_values is None:
+        return False
+    if one.shape == two.shape:
+        return one.label_values != two.label_values
+    return set(one.label_values) - {"0"} != set(two.label_values) - {"0"}

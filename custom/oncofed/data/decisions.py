@@ -1,0 +1,190 @@
+"""What a person decided about findings, put in force on a dataset as it is read.
+
+The entries stay in ``dataset.json``: they are left out, or joined to one patient, each time that it is read. A decision
+holds for the cases that it names as they were then; a case whose image changed since, and any new one, is asked about
+anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from oncofed.data.answers import KEEP_IN_TEST, KEEP_ONE, LEAVE_OUT, MOVE_TO_TRAINING, SAME_PATIENT
+from oncofed.data.grouping import counted
+from oncofed.data.manifest import SPLITS, Decision, Entry, Manifest, Split
+
+_CONTENT_LETTERS = 16
+# Of the lists, the one whose images are worth most: a test list that changes can be compared with no other result.
+_BY_WORTH: tuple[Split, ...] = ("test", "validation", "training")
+
+
+def decided(manifest: Manifest) -> Manifest:
+    """Return a dataset as its decisions leave it; doing it twice is doing it once."""
+    for decision in manifest.decisions:
+        manifest = in_force(manifest, decision)
+    return manifest
+
+
+def in_force(manifest: Manifest, decision: Decision) -> Manifest:
+    """Return a dataset as one decision leaves it."""
+    reasons = {bad.name: bad.reason for bad in manifest.quarantine}
+    aside = {n for group in decision.groups for n in group if n in reasons and reasons[n] == decision.content.get(n)}
+    if aside:
+        manifest = manifest.model_copy(update={"quarantine": [b for b in manifest.quarantine if b.name not in aside]})
+    effect = _EFFECTS.get(decision.action)
+    if effect is None:
+        return manifest
+    there = {name_of(entry): (split, entry) for split, entry in manifest.by_split()}
+    return effect(manifest, [group for group in _still_so(decision, there) if group])
+
+
+def in_words(manifest: Manifest) -> list[str]:
+    """Return what each decision is, who took it and why, and what comes of it."""
+    words = []
+    for decision in manifest.decisions:
+        after = in_force(manifest, decision)
+        out = _count(manifest) - _count(after)
+        fewer = len({_patient(e) for e in manifest.entries}) - len({_patient(e) for e in after.entries})
+        cases = counted(sum(map(len, decision.groups)), "case")
+        come = [f"{out:,} left out"] if out else []
+        if decision.action == SAME_PATIENT:
+            come = [f"{counted(fewer, 'patient')} joined to others"]
+        text = f"{decision.finding} {decision.action}: {', '.join([cases, *come])}"
+        text += f"; {decision.who}, {decision.time[:10]}"
+        words.append(f"{text}: {decision.why}" if decision.why else text)
+        manifest = after
+    return words
+
+
+def settled(manifest: Manifest, finding: str, actions: Iterable[str] | None = None) -> dict[str, int]:
+    """Return name of a case -> number of the group in which a person has decided about it.
+
+    Args:
+        manifest: the dataset.
+        finding: what the decisions answer.
+        actions: of those decisions; None: any.
+    """
+    asked = [d for d in manifest.decisions if d.finding == finding and (actions is None or d.action in actions)]
+    there = {name_of(entry): (split, entry) for split, entry in manifest.by_split()} if asked else {}
+    numbers: dict[str, int] = {}
+    for decision in asked:
+        for group in _still_so(decision, there):
+            known = {numbers[name_of(e)] for _, e in group if name_of(e) in numbers}
+            number = min(known, default=len(numbers) + 1)
+            if len(known) > 1:
+                numbers = {name: number if n in known else n for name, n in numbers.items()}
+            numbers |= {name_of(entry): number for _, entry in group}
+    return numbers
+
+
+def name_of(entry: Entry) -> str:
+    """Return a case's name; one that nobody registered goes by its image."""
+    return entry.name or entry.images[0]
+
+
+def content_of(entry: Entry, finding: str) -> str:
+    """Return what changes when a case's image does, or its label where the finding is about labels."""
+    image = (entry.checksum or entry.stamp or "")[:_CONTENT_LETTERS]
+    if finding != "conflicting":
+        return image
+    label = entry.label if isinstance(entry.label, int) else sorted((entry.label_values or {}).items())
+    return f"{image} {label}"
+
+
+def by_worth(cases: Iterable[tuple[Split, Entry]]) -> list[tuple[Split, Entry]]:
+    """Return cases with the one to keep first: labelled ones, then those of the test list; else as they come."""
+    return sorted(cases, key=lambda case: (case[1].label is None, _BY_WORTH.index(case[0])))
+
+
+_Group = list[tuple[Split, Entry]]
+
+
+def _still_so(decision: Decision, there: dict[str, tuple[Split, Entry]]) -> Iterator[_Group]:
+    """Yield of each group the cases that are there, and whose images are what they were."""
+    for group in decision.groups:
+        still = [
+            there[name]
+            for name in group
+            if name in there and decision.content.get(name) == content_of(there[name][1], decision.finding)
+        ]
+        # Labels contradict each other: where one is gone or was repaired, nobody knows whether they still do.
+        yield [] if decision.finding == "conflicting" and len(still) < len(group) else still
+
+
+def _leave_out(manifest: Manifest, groups: list[_Group]) -> Manifest:
+    return _without(manifest, {name_of(entry) for group in groups for _, entry in group})
+
+
+def _keep_one(manifest: Manifest, groups: list[_Group]) -> Manifest:
+    return _without(manifest, {name_of(entry) for group in groups for _, entry in by_worth(group)[1:]})
+
+
+def _join(manifest: Manifest, groups: list[_Group]) -> Manifest:
+    """Give the patients of each group one key, and so all of their images."""
+    joined: dict[str, str] = {}
+
+    def key(patient: str) -> str:
+        while joined.get(patient, patient) != patient:
+            joined[patient] = joined.get(joined[patient], joined[patient])
+            patient = joined[patient]
+        return patient
+
+    for group in groups:
+        first, *others = sorted({key(_patient(entry)) for _, entry in group})
+        joined |= dict.fromkeys(others, first)
+
+    def change(split: Split, entry: Entry) -> Entry:
+        patient = key(_patient(entry))
+        return entry if patient == _patient(entry) else entry.model_copy(update={"patient": patient})
+
+    return _changed(manifest, change)
+
+
+def _move_to_training(manifest: Manifest, groups: list[_Group]) -> Manifest:
+    patients = {_patient(entry) for group in groups for _, entry in group}
+    lists: dict[str, list[Any]] = {split: [] for split in SPLITS}
+    for split in SPLITS:
+        for entry in getattr(manifest, split):
+            moves = isinstance(entry, Entry) and _patient(entry) in patients
+            lists["training" if moves else split].append(entry)
+    return manifest.model_copy(update=lists)
+
+
+def _keep_in_test(manifest: Manifest, groups: list[_Group]) -> Manifest:
+    """Leave the images of a patient out of all lists but the one of most worth."""
+    patients = {_patient(entry) for group in groups for _, entry in group}
+    lists: dict[str, set[Split]] = {}
+    for split, entry in manifest.by_split():
+        lists.setdefault(_patient(entry), set()).add(split)
+    kept = {patient: min(lists[patient], key=_BY_WORTH.index) for patient in patients if patient in lists}
+    return _without(manifest, {name_of(e) for split, e in manifest.by_split() if kept.get(_patient(e), split) != split})
+
+
+_EFFECTS: dict[str, Callable[[Manifest, list[_Group]], Manifest]] = {
+    LEAVE_OUT: _leave_out,
+    KEEP_ONE: _keep_one,
+    SAME_PATIENT: _join,
+    MOVE_TO_TRAINING: _move_to_training,
+    KEEP_IN_TEST: _keep_in_test,
+}
+
+
+def _without(manifest: Manifest, names: set[str]) -> Manifest:
+    return _changed(manifest, lambda split, entry: None if name_of(entry) in names else entry) if names else manifest
+
+
+def _changed(manifest: Manifest, change: Callable[[Split, Entry], Entry | None]) -> Manifest:
+    lists: dict[str, list[Any]] = {}
+    for split in SPLITS:
+        changed = [change(split, e) if isinstance(e, Entry) else e for e in getattr(manifest, split)]
+        lists[split] = [entry for entry in changed if entry is not None]
+    return manifest.model_copy(update=lists)
+
+
+def _count(manifest: Manifest) -> int:
+    return len(manifest.entries) + len(manifest.quarantine)
+
+
+def _patient(entry: Entry) -> str:
+    return entry.patient or name_of(entry)

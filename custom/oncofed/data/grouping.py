@@ -1,0 +1,59 @@
+"""Many findings told shortly: alike ones together, how many there are, and three of them by name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+EXAMPLES = 3
+# What differs between cases that have the same fault: quoted names, files, numbers.
+_VARYING = re.compile(r"'[^']*'|\"[^\"]*\"|\[[^\]]*\]|\S*/\S+|\S+\.[A-Za-z]\w*(?=\s|$)|[-+]?\d[\d.,:x]*")
+
+
+def kind_of(text: str) -> str:
+    """Return what a finding has in common with those of the same kind: its words, without names and numbers."""
+    return _VARYING.sub("…", text)
+
+
+def by_kind(items: Iterable[tuple[str, str]]) -> dict[str, list[tuple[str, str]]]:
+    """Return kind -> (case, what) of each finding, the most frequent kind first."""
+    kinds: dict[str, list[tuple[str, str]]] = {}
+    for case, what in items:
+        kinds.setdefault(kind_of(what), []).append((case, what))
+    return dict(sorted(kinds.items(), key=lambda item: -len(item[1])))
+
+
+def told(items: Iterable[tuple[str, str]]) -> list[str]:
+    """Return the lines that tell findings: one by itself, many as their kind and three examples.
+
+    Args:
+        items: case and what was found, of each.
+    """
+    lines = []
+    for kind, found in by_kind(items).items():
+        if len(found) == 1:
+            lines.append(f"{found[0][0]}: {found[0][1]}")
+            continue
+        if len({what for _, what in found}) == 1:
+            lines.append(f"{len(found):,} cases: {found[0][1]}: {named([case for case, _ in found])}")
+            continue
+        lines.append(f"{len(found):,} cases: {kind}")
+        lines += [f"  {line}" for line in examples(found)]
+    return lines
+
+
+def examples(found: Sequence[tuple[str, str]]) -> list[str]:
+    """Return three findings of one kind, and how many more there are."""
+    lines = [f"{case}: {what}" for case, what in found[:EXAMPLES]]
+    return [*lines, f"… and {len(found) - EXAMPLES:,} more"] if len(found) > EXAMPLES else lines
+
+
+def named(names: Sequence[str], count: int | None = None) -> str:
+    """Return three names, and how many more there are; ``count`` of all, where not all are given."""
+    more = (count or len(names)) - EXAMPLES
+    return ", ".join(names[:EXAMPLES]) + (f" and {more:,} more" if more > 0 else "")
+
+
+def counted(count: int, noun: str) -> str:
+    """Return "1 case", "2 cases"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -1,0 +1,260 @@
+"""Decisions about the findings of a dataset: taken for all of one kind at once, recorded, and taken back."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+
+from oncofed.audit import AuditLog
+from oncofed.data.answers import ANSWERS, KEEP_ALL, LEAVE_OUT, SET_ASIDE_KINDS, Answer, answer_to, kind_of_reason
+from oncofed.data.cases import Problem
+from oncofed.data.copies import CopyGroup, copy_groups
+from oncofed.data.decisions import content_of, decided, in_force, in_words, name_of
+from oncofed.data.grouping import EXAMPLES, counted
+from oncofed.data.manifest import (
+    MANIFEST_FILE,
+    SALT_FILE,
+    Decision,
+    Entry,
+    Manifest,
+    read_manifest,
+    write_manifest,
+)
+from oncofed.data.quality import (
+    Finding,
+    copies,
+    loose_slices,
+    outliers,
+    phi_warnings,
+    shared_patients,
+    unsettled,
+    wrong_modality,
+)
+from oncofed.data.spec import DataSpec
+from oncofed.errors import DataError
+from oncofed.processes import user_name
+
+DECIDED, TAKEN_BACK = "data decision", "data decision taken back"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a job finds beside what a dataset's cases say of each other.
+
+    Attributes:
+        data: its contract, for the modality; None: there is no job.
+        misfits: cases that do not meet it.
+    """
+
+    data: DataSpec | None = None
+    misfits: Sequence[Problem] = ()
+
+
+@dataclass
+class Outcome:
+    """What came of deciding.
+
+    Attributes:
+        decisions: that were taken, or taken back.
+        words: each of them in words.
+        told: what a person should know of them: labels that contradict, what is open still.
+        recorded: the audit log that has them; None: there is none here.
+    """
+
+    decisions: list[Decision] = field(default_factory=list)
+    words: list[str] = field(default_factory=list)
+    told: list[str] = field(default_factory=list)
+    recorded: Path | None = None
+
+
+def resolve(
+    folder: Path,
+    choices: Mapping[str, str],
+    why: str = "",
+    asked: Asked | None = None,
+    kit: Path | None = None,
+    dry_run: bool = False,
+) -> Outcome:
+    """Decide about all findings of some kinds that a dataset has now.
+
+    Args:
+        folder: the dataset, registered.
+        choices: what is answered -> what is decided, as ``ANSWERS`` has them.
+        why: for whoever reads it later.
+        asked: what a job finds; None: only what the cases say of each other.
+        kit: folder of the site's kit, whose audit log records it; None: there is none.
+        dry_run: change nothing.
+
+    Raises:
+        DataError: nobody registered the dataset, or it has no such finding.
+        AuditError: it cannot be recorded; then nothing is decided.
+    """
+    listed = _registered(folder)
+    manifest = decided(listed)
+    time = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+    outcome = Outcome()
+    without = []
+    of_copies = copy_groups(manifest) if choices.keys() & {"copies", "conflicting"} else []
+    for answer in ANSWERS:
+        action = choices.get(answer.finding)
+        if action is None:
+            continue
+        if answer.finding in {"copies", "conflicting"}:
+            chosen = _chosen(of_copies, answer, action, outcome.told)
+            groups = [[name_of(entry) for _, entry in group.cases] for group in chosen]
+            answered = set(map(id, chosen))
+            of_copies = [group for group in of_copies if id(group) not in answered]
+        else:
+            groups = _found(answer, manifest, asked or Asked())
+        if not groups:
+            without.append(answer)
+            continue
+        decision = Decision(
+            finding=answer.finding,
+            action=action,
+            groups=groups,
+            content=_content(manifest, {name for group in groups for name in group}, answer.finding),
+            who=user_name(),
+            time=time,
+            why=why,
+        )
+        outcome.decisions.append(decision)
+        outcome.words += in_words(manifest.model_copy(update={"decisions": [decision]}))
+        manifest = in_force(manifest.model_copy(update={"decisions": [*manifest.decisions, decision]}), decision)
+    if not outcome.decisions:
+        kinds = " and ".join(kind for answer in without for kind in answer.kinds)
+        raise DataError(
+            f"{folder / MANIFEST_FILE}: no finding to decide about (looked for: {kinds}). "
+            "oncofed data check JOB NAME lists what there is"
+        )
+    outcome.told += [f"no {answer.kinds[0]} was found: nothing decided about it" for answer in without]
+    outcome.told += _follows(manifest, asked or Asked())
+    if not dry_run:
+        outcome.recorded = _record(kit, DECIDED, listed.name, outcome.decisions, why)
+        write_manifest(folder, listed.model_copy(update={"decisions": [*listed.decisions, *outcome.decisions]}))
+    return outcome
+
+
+def take_back(
+    folder: Path, choices: Mapping[str, str], why: str = "", kit: Path | None = None, dry_run: bool = False
+) -> Outcome:
+    """Take decisions back: those of ``choices``, or, where it is empty, those of the last time.
+
+    Raises:
+        DataError: nobody registered the dataset, or there is no such decision.
+        AuditError: it cannot be recorded; then nothing is taken back.
+    """
+    listed = _registered(folder)
+    last = listed.decisions[-1].time if listed.decisions else ""
+    gone = [d for d in listed.decisions if (choices.get(d.finding) == d.action if choices else d.time == last)]
+    if not gone:
+        known = "; ".join(in_words(listed)) or "none"
+        raise DataError(f"{folder / MANIFEST_FILE}: no such decision to take back. Decisions: {known}")
+    outcome = Outcome(gone, [f"{d.finding} {d.action}: {counted(sum(map(len, d.groups)), 'case')}" for d in gone])
+    if not dry_run:
+        outcome.recorded = _record(kit, TAKEN_BACK, listed.name, gone, why)
+        kept = [d for d in listed.decisions if d not in gone]
+        write_manifest(folder, listed.model_copy(update={"decisions": kept}))
+    return outcome
+
+
+def open_findings(manifest: Manifest, asked: Asked | None = None) -> list[Finding]:
+    """Return every finding about which a person can decide, with the decisions so far in force."""
+    return [*copies(manifest), *_other_findings(manifest, asked or Asked())]
+
+
+def _other_findings(manifest: Manifest, asked: Asked) -> list[Finding]:
+    aside = {bad.name: bad.reason for bad in manifest.quarantine}
+    aside |= {problem.case: problem.what for problem in asked.misfits if problem.case not in aside}
+    there = aside.keys() & {*map(name_of, manifest.entries), *(bad.name for bad in manifest.quarantine)}
+    found = [
+        *shared_patients(manifest),
+        *wrong_modality(manifest, asked.data),
+        *outliers(manifest),
+        *loose_slices(manifest),
+        *phi_warnings(manifest),
+        *(Finding(kind_of_reason(aside[name]), name, aside[name]) for name in aside if name in there),
+    ]
+    return unsettled(manifest, found)
+
+
+def _found(answer: Answer, manifest: Manifest, asked: Asked) -> list[list[str]]:
+    """Return the cases of each finding that a decision answers."""
+    # Whatever the reason is, "set-aside" goes on without all of them.
+    kinds = {*answer.kinds, *(SET_ASIDE_KINDS if answer.finding == "set-aside" else ())}
+    return [list(f.about) for f in _other_findings(manifest, asked) if f.kind in kinds]
+
+
+def _content(manifest: Manifest, names: set[str], finding: str) -> dict[str, str]:
+    """Return what each case is now: its image, or the reason for which it was set aside."""
+    content = {name_of(e): content_of(e, finding) for e in manifest.entries if name_of(e) in names}
+    return content | {bad.name: bad.reason for bad in manifest.quarantine if bad.name in names}
+
+
+def _chosen(groups: Sequence[CopyGroup], answer: Answer, action: str, told: list[str]) -> list[CopyGroup]:
+    contradicting = [group for group in groups if group.contradiction()]
+    if answer.finding == "conflicting":
+        return contradicting
+    if action == KEEP_ALL:
+        same = [group for group in groups if any(copy.correlation is None for copy in group.copies[1:])]
+        if same:
+            told.append(
+                f"{len(same):,} groups hold the same file twice, which cannot be different images; they are found still"
+            )
+        return [group for group in groups if not group.exact]
+    if contradicting:
+        pairs = [group.contradiction() or () for group in contradicting[:EXAMPLES]]
+        named = "; ".join(" and ".join(f"{name_of(e)} ({_label(e)})" for e in pair) for pair in pairs)
+        told.append(
+            f"the labels of {len(contradicting):,} groups of copies contradict: {named}"
+            f"{' …' if len(contradicting) > EXAMPLES else ''}. Leave those images out with --conflicting {LEAVE_OUT}"
+        )
+    return list(groups)
+
+
+def _label(entry: Entry) -> str:
+    if isinstance(entry.label, int):
+        return f"class {entry.label}"
+    counts = (f"{count:,} of {value}" for value, count in (entry.label_values or {}).items() if value != "0")
+    return f"voxels {', '.join(counts) or 'of no label'}"
+
+
+def _follows(manifest: Manifest, asked: Asked) -> list[str]:
+    """Return what is open still, by kind; copies are not looked for anew."""
+    counts: dict[str, int] = {}
+    for finding in _other_findings(manifest, asked):
+        counts[finding.kind] = counts.get(finding.kind, 0) + 1
+    return [
+        f"still open: {kind}, {count:,}" + (f": {answer.command(manifest.name)}" if (answer := answer_to(kind)) else "")
+        for kind, count in counts.items()
+    ]
+
+
+def _record(kit: Path | None, what: str, dataset: str, decisions: Sequence[Decision], why: str) -> Path | None:
+    if kit is None:
+        return None
+    log = AuditLog(kit)
+    for decision in decisions:
+        log.write(
+            what,
+            dataset=dataset,
+            finding=decision.finding,
+            action=decision.action,
+            cases=sum(map(len, decision.groups)),
+            decision=hashlib.sha256(decision.model_dump_json().encode()).hexdigest(),
+            reason=why,
+        )
+    return log.path
+
+
+def _registered(folder: Path) -> Manifest:
+    manifest = read_manifest(folder)
+    if not (folder / SALT_FILE).is_file() and not any(entry.checksum for entry in manifest.entries):
+        raise DataError(
+            f"{folder}: nobody registered it, and decisions are kept where it is registered. "
+            f"Register it with: oncofed data register {folder} --dataset NAME"
+        )
+    return manifest

@@ -1,0 +1,334 @@
+"""One decision answers all findings of a kind: it is kept, in force wherever cases are read, and can be taken back."""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from oncofed.audit import AuditLog
+from oncofed.data.answers import ANSWERS, answer_to
+from oncofed.data.cases import read_cases, usable_cases
+from oncofed.data.contract import Report, check_dataset
+from oncofed.data.decisions import decided, in_words
+from oncofed.data.manifest import Entry, Manifest, read_manifest, write_manifest
+from oncofed.data.register import Request, register
+from oncofed.data.resolve import Asked, open_findings, resolve, take_back
+from oncofed.data.spec import DataSpec
+from oncofed.errors import DataError
+from synthetic import make_site, make_volume
+
+CLASSES = {1: "shell", 2: "core"}
+DATA = DataSpec(dataset="balls", patch=(16, 16, 16))
+
+
+def check(folder: Path, data: DataSpec = DATA) -> Report:
+    return check_dataset(folder, data, CLASSES, seed=1)
+
+
+def _save(path: Path, values: np.ndarray) -> None:
+    nib.save(nib.Nifti1Image(values, np.eye(4)), path)
+
+
+def _copy(folder: Path, number: int, of: int, label: bool = True) -> None:
+    for sub in ("imagesTr", "labelsTr") if label else ("imagesTr",):
+        shutil.copy(folder / sub / f"case_{of}.nii.gz", folder / sub / f"case_{number}.nii.gz")
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """A registered dataset of 20 cases: 3 and 4 are copies of 1, 6 of 5 with another label; 8 and 9 are constant."""
+    site = make_site(tmp_path / "in", 20)
+    _copy(site, 3, of=1)
+    _copy(site, 4, of=1)
+    _copy(site, 6, of=5, label=False)
+    for number in (8, 9):
+        _save(site / "imagesTr" / f"case_{number}.nii.gz", np.zeros((20, 20, 20), np.float32))
+    return _register(tmp_path)
+
+
+def _register(root: Path) -> Path:
+    register(Request(root / "in", "balls", root / "set", labels={0: "background", **CLASSES}, workers=1))
+    return root / "set"
+
+
+def _edit(dataset: Path, change: Callable[[Manifest], Manifest]) -> None:
+    write_manifest(dataset, change(read_manifest(dataset)))
+
+
+def _names(folder: Path) -> set[str]:
+    return {case.name for case in read_cases(folder, DATA.split, 1, CLASSES)}
+
+
+def test_a_dataset_that_was_refused_trains_after_one_command(dataset: Path) -> None:
+    before = check(dataset)
+    assert not before.may_train
+    outcome = resolve(dataset, {"copies": "keep-one", "constant": "leave-out"}, "seen")
+    assert any("the labels of 1 groups of copies contradict: case_5" in line for line in outcome.told)
+    after = check(dataset)
+    assert after.clean, (after.findings, after.why_not)
+    left = {"case_3", "case_4", "case_6", "case_8", "case_9"}
+    assert _names(dataset) == {f"case_{n}" for n in range(20)} - left
+    assert not usable_cases(dataset, DATA, CLASSES, 1, "east").set_aside
+    assert len(read_manifest(dataset).entries) == 18
+    assert [words.partition(";")[0] for words in after.decided] == [
+        "copies keep-one: 5 cases, 3 left out",
+        "constant leave-out: 2 cases, 2 left out",
+    ]
+
+
+def test_registering_again_keeps_a_decision_and_new_findings_are_told(dataset: Path) -> None:
+    resolve(dataset, {"copies": "keep-one", "constant": "leave-out"})
+    site = dataset.parent / "in"
+    assert check(_register(dataset.parent)).clean
+    _copy(site, 12, of=1)
+    _save(site / "imagesTr" / "case_10.nii.gz", np.full((20, 20, 20), 3, np.float32))
+    report = check(_register(dataset.parent))
+    assert {(f.kind, f.case) for f in report.findings} == {("duplicate image (checksum)", "case_12")}
+    assert [problem.case for problem in report.set_aside] == ["case_10"]
+
+
+@pytest.mark.parametrize("action", ["keep-one", "same-patient", "leave-out"])
+def test_a_case_that_changed_is_there_again(dataset: Path, action: str) -> None:
+    finding = "conflicting" if action == "leave-out" else "copies"
+    resolve(dataset, {finding: action})
+    _save(dataset.parent / "in" / "imagesTr" / "case_6.nii.gz", make_volume(77)[0])
+    _register(dataset.parent)
+    assert {"case_5", "case_6"} <= _names(dataset)
+
+
+def test_what_was_kept_goes_and_its_copy_takes_its_place(dataset: Path) -> None:
+    resolve(dataset, {"copies": "keep-one"})
+    assert "case_1" in _names(dataset)
+    site = dataset.parent / "in"
+    entries = json.loads((site / "dataset.json").read_text())["training"]
+    kept = [entry for entry in entries if "case_1.nii" not in entry["image"]]
+    (site / "dataset.json").write_text(json.dumps({"training": kept}))
+    _register(dataset.parent)
+    names = _names(dataset)
+    assert "case_1" not in names
+    assert len(names & {"case_3", "case_4"}) == 1
+
+
+def test_one_patient_keeps_all_copies_on_one_side(dataset: Path) -> None:
+    resolve(dataset, {"copies": "same-patient", "constant": "leave-out"})
+    assert check(dataset).clean
+    patients = {e.name: e.patient for e in decided(read_manifest(dataset)).entries}
+    assert len({patients[f"case_{n}"] for n in (1, 3, 4)}) == 1
+    assert patients["case_5"] == patients["case_6"] != patients["case_1"]
+    for seed in range(8):
+        cases = read_cases(dataset, DATA.split, seed, CLASSES)
+        parts = [{case.name for case in part} for part in (cases.train, cases.validation, cases.test)]
+        assert any({"case_1", "case_3", "case_4"} <= part for part in parts)
+
+
+def test_joining_is_by_patient_and_through_chains() -> None:
+    def entry(name: str, patient: str, checksum: str) -> Entry:
+        return Entry(image=f"{name}.nii", name=name, patient=patient, checksum=checksum * 64)
+
+    entries = [entry("a1", "A", "1"), entry("a2", "A", "2"), entry("b1", "B", "1"), entry("b2", "B", "3")]
+    entries += [entry("c1", "C", "3"), entry("d1", "D", "4")]
+    decision = {"finding": "copies", "action": "same-patient", "groups": [["a1", "b1"], ["b2", "c1"]]}
+    content = {e.name: (e.checksum or "")[:16] for e in entries}
+    values = {"training": [*map(Entry.model_dump, entries)], "decisions": [{**decision, "content": content}]}
+    values["decisions"][0] |= {"who": "w", "time": "2026-01-01"}  # type: ignore[operator]
+    manifest = decided(Manifest.model_validate(values))
+    assert [e.patient for e in manifest.entries] == ["A"] * 5 + ["D"]
+    assert decided(manifest) == manifest
+
+
+def test_labelled_copies_are_kept_before_others_then_those_of_the_test_list() -> None:
+    def entry(name: str, **values: object) -> Entry:
+        return Entry.model_validate({"image": name, "name": name, "checksum": "1" * 64, "patient": name, **values})
+
+    group = {"finding": "copies", "action": "keep-one", "who": "w", "time": "2026"}
+
+    def kept(**lists: list[Entry]) -> list[str | None]:
+        names = [str(e.name) for entries in lists.values() for e in entries]
+        decision = {**group, "groups": [names], "content": dict.fromkeys(names, "1" * 16)}
+        return [e.name for e in decided(Manifest.model_validate({"decisions": [decision], **lists})).entries]
+
+    assert kept(training=[entry("a"), entry("b", label=1)]) == ["b"]
+    assert kept(training=[entry("a", label=1)], test=[entry("b", label=1)]) == ["b"]
+    assert kept(training=[entry("a", label=1)], test=[entry("b")]) == ["a"]
+
+
+def test_images_that_only_look_alike_stay_but_never_the_same_file(tmp_path: Path) -> None:
+    site = make_site(tmp_path / "in", 12)
+    values = np.asarray(nib.load(site / "imagesTr" / "case_1.nii.gz").dataobj)
+    _save(site / "imagesTr" / "case_3.nii.gz", (values * 1.3 + 0.1).astype(np.float32))
+    _copy(site, 6, of=5)
+    folder = _register(tmp_path)
+    outcome = resolve(folder, {"copies": "keep-all"})
+    assert "1 groups hold the same file twice" in " ".join(outcome.told)
+    assert [(f.kind, f.case) for f in check(folder).findings] == [("duplicate image (checksum)", "case_6")]
+    assert len(_names(folder)) == 12
+
+
+def _two_lists(manifest: Manifest) -> Manifest:
+    first, second, *rest = manifest.training
+    rest[0] = rest[0].model_copy(update={"patient": first.patient})
+    return manifest.model_copy(update={"test": [first, second], "training": rest})
+
+
+@pytest.mark.parametrize(
+    ("action", "training", "test"),
+    [("keep-in-test", 7, 2), ("move-to-training", 9, 1), ("leave-out", 7, 1)],
+)
+def test_patients_in_two_lists(tmp_path: Path, action: str, training: int, test: int) -> None:
+    make_site(tmp_path / "in", 10)
+    folder = _register(tmp_path)
+    _edit(folder, _two_lists)
+    assert not check(folder).may_train
+    with pytest.raises(DataError, match="is in both training and test"):
+        read_cases(folder, DATA.split, 1, CLASSES)
+    resolve(folder, {"patients": action})
+    manifest = decided(read_manifest(folder))
+    assert (len(manifest.training), len(manifest.test)) == (training, test)
+    assert check(folder).may_train
+
+
+def test_copies_across_lists_become_one_patient_and_what_follows_is_told(tmp_path: Path) -> None:
+    site = make_site(tmp_path / "in", 10)
+    _copy(site, 3, of=0)
+    folder = _register(tmp_path)
+    _edit(folder, lambda m: m.model_copy(update={"test": m.training[:2], "training": m.training[2:]}))
+    outcome = resolve(folder, {"copies": "same-patient"}, dry_run=True)
+    assert outcome.told == [
+        "still open: same patient in two splits, 1: oncofed data resolve balls --patients keep-in-test"
+    ]
+    assert not read_manifest(folder).decisions
+    resolve(folder, {"copies": "same-patient", "patients": "keep-in-test"})
+    assert check(folder).clean
+
+
+def _every_finding(folder: Path) -> None:
+    """Give a dataset a finding of each kind; what no reading finds is written into its manifest."""
+    manifest = read_manifest(folder)
+    thumbnail = base64.b64encode(np.random.default_rng(0).integers(0, 255, 512).astype(np.uint8).tobytes()).decode()
+    no_place = "no place in space (ImagePositionPatient, ImageOrientationPatient)"
+    head = {"shape": [180, 220, 160], "source": "brain/a"}
+    changes: dict[int, dict[str, object]] = {
+        0: {"checksum": "1" * 64},
+        1: {"checksum": "1" * 64, "label_values": {"0": 7000, "1": 1000}},
+        2: {"thumbnail": thumbnail},
+        3: {"thumbnail": thumbnail},
+        4: {"patient": "both"},
+        5: {"modality": "CT"},
+        6: {"spacing": [9.0, 9.0, 9.0]},
+        7: {"intensity": {"low": 0, "median": 1, "high": 1e6, "mean": 1, "std": 1}},
+        8: {"notes": ["burned-in annotation: its header says YES"]},
+        9: {"source": "Potter_Harry.nii.gz"},
+        10: {"notes": ["header text in descrip"]},
+        11: head,
+        12: {"notes": [no_place]},
+    }
+    entries = [
+        Entry.model_validate({**entry.model_dump(), "modality": "MR", **changes.get(n, {})})
+        for n, entry in enumerate(manifest.training)
+    ]
+    test = [entries.pop().model_copy(update={"patient": "both"})]
+    reasons = (
+        "its image is constant (every voxel is 0)",
+        "its label is empty: no voxel of any class",
+        "cannot be read",
+    )
+    quarantine = [{"name": f"bad{n}", "reason": reason} for n, reason in enumerate(reasons)]
+    update = {"training": entries, "test": test}
+    values = manifest.model_copy(update=update).model_dump(by_alias=True)
+    write_manifest(folder, Manifest.model_validate({**values, "quarantine": quarantine}))
+
+
+@pytest.mark.parametrize("finding", [answer.finding for answer in ANSWERS])
+def test_each_kind_of_finding_has_decisions_and_each_ends_it(tmp_path: Path, finding: str) -> None:
+    make_site(tmp_path / "in", 30)
+    folder = _register(tmp_path)
+    _every_finding(folder)
+    [answer] = [answer for answer in ANSWERS if answer.finding == finding]
+    kinds = {f.kind for f in open_findings(read_manifest(folder), Asked(DATA))}
+    assert kinds == {kind for known in ANSWERS for kind in known.kinds}
+    for action in answer.actions:
+        outcome = resolve(folder, {finding: action}, asked=Asked(DATA))
+        open_ = {f.kind for f in open_findings(decided(read_manifest(folder)), Asked(DATA))}
+        ended = set(answer.kinds) - ({"duplicate image (checksum)"} if action == "keep-all" else set())
+        assert ended
+        assert not ended & open_, (action, open_)
+        [words] = in_words(read_manifest(folder))
+        assert words.startswith(f"{finding} {action}: ")
+        assert take_back(folder, {finding: action}).decisions == outcome.decisions
+        assert not read_manifest(folder).decisions
+        assert {f.kind for f in open_findings(read_manifest(folder), Asked(DATA))} == kinds
+
+
+def test_set_aside_goes_on_without_all_of_them_also_beside_a_jobs_terms(tmp_path: Path) -> None:
+    site = make_site(tmp_path / "in", 12)
+    _save(site / "imagesTr" / "case_1.nii.gz", np.zeros((20, 20, 20), np.float32))
+    (site / "imagesTr" / "case_2.nii.gz").write_bytes(b"")
+    for sub, values in zip(("imagesTr", "labelsTr"), make_volume(50, 40), strict=True):
+        _save(site / sub / "case_3.nii.gz", values)
+    folder = _register(tmp_path)
+    data = DATA.model_copy(update={"size_range": (8, 32)})
+    report = check(folder, data)
+    assert {problem.case for problem in report.set_aside} == {"case_1", "case_2", "case_3"}
+    resolve(folder, {"set-aside": "leave-out"}, asked=Asked(data, report.set_aside))
+    assert not check(folder, data).set_aside
+    assert "case_3" not in _names(folder)
+
+
+def test_what_was_repaired_is_used_again(dataset: Path) -> None:
+    resolve(dataset, {"constant": "leave-out"})
+    _save(dataset.parent / "in" / "imagesTr" / "case_8.nii.gz", make_volume(8)[0])
+    (dataset.parent / "in" / "imagesTr" / "case_9.nii.gz").write_bytes(b"")
+    _register(dataset.parent)
+    assert "case_8" in _names(dataset)
+    assert [problem.case for problem in check(dataset).set_aside] == ["case_9"]
+
+
+def test_the_audit_log_has_it_and_names_no_case(dataset: Path, tmp_path: Path) -> None:
+    kit = tmp_path / "kit"
+    outcome = resolve(dataset, {"constant": "leave-out"}, "blank exports", kit=kit)
+    assert outcome.recorded == AuditLog(kit).path
+    take_back(dataset, {}, "not so", kit=kit)
+    taken, back = AuditLog(kit).entries()
+    assert (taken["what"], taken["finding"], taken["action"], taken["cases"]) == (
+        "data decision",
+        "constant",
+        "leave-out",
+        2,
+    )
+    assert (taken["reason"], back["reason"], back["what"]) == ("blank exports", "not so", "data decision taken back")
+    assert taken["decision"] == back["decision"]
+    assert "case_" not in AuditLog(kit).path.read_text()
+
+
+def test_undoing_takes_back_the_last_command(dataset: Path) -> None:
+    resolve(dataset, {"constant": "leave-out"})
+    resolve(dataset, {"copies": "keep-one", "conflicting": "leave-out"})
+    assert [d.finding for d in read_manifest(dataset).decisions] == ["constant", "conflicting", "copies"]
+    take_back(dataset, {})
+    assert [d.finding for d in read_manifest(dataset).decisions] == ["constant"]
+    with pytest.raises(DataError, match=r"no such decision to take back\. Decisions: constant leave-out"):
+        take_back(dataset, {"copies": "keep-one"})
+
+
+def test_nothing_to_decide_about_is_said(tmp_path: Path) -> None:
+    make_site(tmp_path / "in", 6)
+    with pytest.raises(DataError, match="nobody registered it"):
+        resolve(tmp_path / "in", {"copies": "keep-one"})
+    with pytest.raises(DataError, match=r"no finding to decide about \(looked for: constant image\)"):
+        resolve(_register(tmp_path), {"constant": "leave-out"})
+
+
+def test_every_finding_of_the_code_has_an_answer() -> None:
+    source = (Path(__file__).parents[2] / "custom" / "oncofed" / "data" / "quality.py").read_text()
+    kinds = [answer for answer in ANSWERS for kind in answer.kinds if f'"{kind}"' in source]
+    assert len(kinds) >= 11
+    for line in source.splitlines():
+        if 'yield Finding("' in line:
+            assert answer_to(line.split('"')[1]), line
