@@ -1,0 +1,187 @@
+"""Which cases of a dataset a person looks at: suspicious ones first, then others spread over patients and classes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from oncofed.data.cases import Case
+from oncofed.data.contract import with_facts
+from oncofed.data.manifest import Entry, Manifest, Split, inside, read_manifest
+from oncofed.data.placement import Placement, Sources, measure_placement
+from oncofed.data.sample import sample_cases
+from oncofed.data.suspicions import Suspicion, remarks, score, suspicions
+from oncofed.data.workers import BROKE_ITS_READER, Workers
+from oncofed.errors import DataError
+
+# Voxels of all cases together whose labels are compared with them: some minutes of one core.
+_MOST_VOXELS = 6_000_000_000
+# Cases for which processes are started: large ones take longer than starting them.
+_LARGE, _FEW_LARGE, _MANY_SMALL = 300_000_000, 8, 200
+# One of so many pictures at least is of a case that nothing speaks against, to compare the others with.
+_USUAL_AMONG = 6
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One case with what speaks for looking at it."""
+
+    split: Split
+    entry: Entry
+    reasons: tuple[Suspicion, ...]
+
+    @property
+    def name(self) -> str:
+        """The case's."""
+        return self.entry.name or self.entry.images[0]
+
+    @property
+    def suspicious(self) -> bool:
+        """Something speaks against it, beyond remarks."""
+        return any(reason.weight > 0 for reason in self.reasons)
+
+
+@dataclass(frozen=True)
+class Look:
+    """What there is to look at.
+
+    Attributes:
+        manifest: with every fact.
+        shown: the cases to show, worst first.
+        suspicious: every suspicious case, worst first.
+        remarks: what is odd in most cases alike.
+        examined: cases whose pixels were compared with their label.
+        masked: cases that have a mask on their image.
+    """
+
+    manifest: Manifest
+    shown: tuple[Seen, ...]
+    suspicious: tuple[Seen, ...]
+    remarks: tuple[str, ...]
+    examined: int
+    masked: int
+
+
+def look(
+    folder: Path,
+    most: int = 24,
+    examine: int = 300,
+    seed: int = 0,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> Look:
+    """Compare labels with their images and choose the cases to show.
+
+    What registering found is weighed for all cases; pixels are read of at most ``examine``, and of fewer where they are
+    large.
+
+    Args:
+        folder: the dataset's.
+        most: cases to show.
+        examine: cases whose pixels are compared with their label.
+        seed: of the samples.
+        workers: processes that read; None: one a core.
+        progress: called with (what is done, how many, of how many).
+
+    Raises:
+        DataError: there is no dataset in ``folder``, or no case of it can be read.
+    """
+    progress = progress or (lambda what, done, total: None)
+    manifest = with_facts(folder, read_manifest(folder))
+    cases = [(split, entry) for split, entry in manifest.by_split() if entry.shape]
+    if not cases:
+        raise DataError(f"{folder}: none of its {len(manifest.entries)} cases can be read. See: oncofed data check")
+    masked = [entry for _, entry in cases if isinstance(entry.label, str) and not entry.tiles]
+    known = suspicions(manifest, ())
+    order = sorted((e for e in masked if score(known.get(_name(e), ())) > 0), key=lambda e: -score(known[_name(e)]))
+    rest = [entry for entry in masked if score(known.get(_name(entry), ())) == 0]
+    chosen = _within(order[: examine // 2], examine, _MOST_VOXELS // 2)
+    left = _MOST_VOXELS - sum(map(_voxels, chosen))
+    room = left * len(rest) // max(sum(map(_voxels, rest)), 1)
+    chosen += _spread(rest, max(1, min(room, examine - len(chosen))), seed)
+    placements = _measure(folder, manifest, chosen, workers, progress)
+    found = suspicions(manifest, placements)
+    seen = [Seen(split, entry, tuple(found.get(_name(entry), ()))) for split, entry in cases]
+    suspicious = sorted((s for s in seen if s.suspicious), key=lambda s: (-score(s.reasons), s.name))
+    usual = {_name(e) for e in _spread([s.entry for s in seen if not s.suspicious], most, seed)}
+    others = [s for s in seen if s.name in usual]
+    room = most - min(len(others), max(most // _USUAL_AMONG, most - len(suspicious)))
+    shown = [*suspicious[:room], *others[: most - min(room, len(suspicious))]]
+    return Look(
+        manifest,
+        tuple(shown),
+        tuple(suspicious),
+        tuple(remarks(manifest, placements)),
+        len(placements),
+        len(masked),
+    )
+
+
+def _measure(
+    folder: Path, manifest: Manifest, entries: Sequence[Entry], workers: int | None, progress: Progress
+) -> list[Placement]:
+    sources = [
+        Sources(
+            _name(entry),
+            tuple(inside(folder, image) for image in entry.images),
+            inside(folder, str(entry.label)),
+            manifest.label_kind == "instances",
+        )
+        for entry in entries
+    ]
+    placements = []
+    fewest = _FEW_LARGE if sum(map(_voxels, entries)) > _LARGE else _MANY_SMALL
+    with Workers(workers) as pool:
+        for placement in pool.map(measure_placement, sources, fewest, _broke):
+            placements.append(placement)
+            progress("comparing labels with images", len(placements), len(sources))
+    by_name = {placement.name: placement for placement in placements}
+    return [by_name[source.name] for source in sources]
+
+
+def _broke(sources: Sources) -> Placement:
+    return Placement(sources.name, problem=BROKE_ITS_READER)
+
+
+def _within(entries: Sequence[Entry], most: int, voxels: int) -> list[Entry]:
+    """Return the first entries that together have no more voxels than that, but one at least."""
+    chosen: list[Entry] = []
+    for entry in entries[:most]:
+        voxels -= _voxels(entry)
+        if voxels < 0 and chosen:
+            break
+        chosen.append(entry)
+    return chosen
+
+
+def _voxels(entry: Entry) -> int:
+    return math.prod(entry.shape or [1]) * (entry.channels or 1)
+
+
+def _spread(entries: Sequence[Entry], most: int, seed: int) -> list[Entry]:
+    """Return at most so many cases, spread over patients and over which classes they show."""
+    groups: dict[object, int] = {}
+    by_case = {
+        Case(
+            _name(entry),
+            entry.patient or _name(entry),
+            Path(entry.images[0]),
+            groups.setdefault(_classes(entry), len(groups)),
+        ): entry
+        for entry in entries
+    }
+    return [by_case[case] for case in sample_cases(list(by_case), most, seed)] if most > 0 else []
+
+
+def _classes(entry: Entry) -> object:
+    if isinstance(entry.label, str):
+        return frozenset(value for value, count in (entry.label_values or {}).items() if count and float(value) != 0)
+    return entry.label
+
+
+def _name(entry: Entry) -> str:
+    return entry.name or entry.images[0]
