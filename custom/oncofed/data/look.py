@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -99,11 +100,7 @@ def look(
     known = suspicions(manifest, ())
     order = sorted((e for e in masked if score(known.get(_name(e), ())) > 0), key=lambda e: -score(known[_name(e)]))
     rest = [entry for entry in masked if score(known.get(_name(entry), ())) == 0]
-    chosen = _within(order[: examine // 2], examine, _MOST_VOXELS // 2)
-    left = _MOST_VOXELS - sum(map(_voxels, chosen))
-    room = left * len(rest) // max(sum(map(_voxels, rest)), 1)
-    chosen += _spread(rest, max(1, min(room, examine - len(chosen))), seed)
-    placements = _measure(folder, manifest, chosen, workers, progress)
+    placements = _measure(folder, manifest, _examined(order, rest, examine, seed), workers, progress)
     found = suspicions(manifest, placements)
     seen = [Seen(split, entry, tuple(found.get(_name(entry), ()))) for split, entry in cases]
     suspicious = sorted((s for s in seen if s.suspicious), key=lambda s: (-score(s.reasons), s.name))
@@ -119,6 +116,18 @@ def look(
         len(placements),
         len(masked),
     )
+
+
+def _examined(suspicious: Sequence[Entry], rest: Sequence[Entry], most: int, seed: int) -> list[Entry]:
+    """Return the cases whose pixels are read: half of them suspicious ones, as far as there are, the worst first."""
+    chosen = _within(suspicious[: -(-most // 2)], _MOST_VOXELS // 2)
+    left = _MOST_VOXELS - sum(map(_voxels, chosen))
+    room = left * len(rest) // max(sum(map(_voxels, rest)), 1)
+    chosen += _spread(rest, min(max(room, 1 - len(chosen)), most - len(chosen)), seed)
+    left = _MOST_VOXELS - sum(map(_voxels, chosen))
+    taken = set(map(_name, chosen))
+    further = [entry for entry in suspicious if _name(entry) not in taken]
+    return chosen + _within(further[: most - len(chosen)], left)
 
 
 def _measure(
@@ -147,15 +156,10 @@ def _broke(sources: Sources) -> Placement:
     return Placement(sources.name, problem=BROKE_ITS_READER)
 
 
-def _within(entries: Sequence[Entry], most: int, voxels: int) -> list[Entry]:
-    """Return the first entries that together have no more voxels than that, but one at least."""
-    chosen: list[Entry] = []
-    for entry in entries[:most]:
-        voxels -= _voxels(entry)
-        if voxels < 0 and chosen:
-            break
-        chosen.append(entry)
-    return chosen
+def _within(entries: Sequence[Entry], voxels: int) -> list[Entry]:
+    """Return the first entries that together have no more voxels than that."""
+    sizes = itertools.accumulate(map(_voxels, entries))
+    return [entry for entry, size in zip(entries, sizes, strict=True) if size <= voxels]
 
 
 def _voxels(entry: Entry) -> int:

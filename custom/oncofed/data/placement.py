@@ -178,27 +178,25 @@ def _around(found: Sequence[tuple[slice, ...]]) -> tuple[slice, ...]:
 
 
 def _fit(values: NDArray[Any], points: Points, normals: Points, shape: Sequence[int]) -> dict[str, float]:
-    own = _contrast(values, points, normals)
-    if own <= 0:
-        return {}
-    found = {}
-    for words, moved, turned in _moves(points, normals, shape):
-        found[words] = float(np.log(own / max(_contrast(values, moved, turned), own * 1e-3)))
-    return found
-
-
-def _contrast(values: NDArray[Any], points: Points, normals: Points) -> float:
-    """Return by how much an image changes across a border, summed over its channels in units of their spread."""
-    total = 0.0
+    moves = [("", points, normals), *_moves(points, normals, shape)]
+    contrast = np.zeros(len(moves))
     for channel in range(values.shape[-1]):
-        plane = values[..., channel]
-        spread = float(np.std(plane[tuple(slice(None, None, max(1, n // _COARSE)) for n in plane.shape)])) or 1.0
-        outer, inner = (
-            sum(_sampled(plane, points + normals * step) for step in steps) / len(steps)
-            for steps in (_OUTSIDE, _INSIDE)
-        )
-        total += float(np.abs(outer - inner).mean()) / spread
-    return total
+        steps = np.stack([_steps(values[..., channel], at, towards) for _, at, towards in moves])
+        # A step counts less and less the larger it is: a few along the lungs or the skull would outweigh all others.
+        typical = float(np.median(steps)) or float(steps.mean())
+        contrast += (steps / (steps + typical)).mean(axis=1) if typical else 0.0
+    if contrast[0] <= 0:
+        return {}
+    fits = np.log(contrast[0] / np.maximum(contrast[1:], contrast[0] * 1e-3))
+    return {words: float(fit) for (words, _, _), fit in zip(moves[1:], fits, strict=True)}
+
+
+def _steps(plane: NDArray[Any], points: Points, normals: Points) -> NDArray[np.float32]:
+    """Return by how much an image changes across a border at each of its places."""
+    outer, inner = (
+        sum(_sampled(plane, points + normals * step) for step in steps) / len(steps) for steps in (_OUTSIDE, _INSIDE)
+    )
+    return np.abs(outer - inner)
 
 
 def _sampled(plane: NDArray[Any], points: Points) -> NDArray[np.float32]:

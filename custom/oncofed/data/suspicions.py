@@ -17,6 +17,7 @@ from oncofed.data.quality import find_all, phi_warnings
 
 # Fewer cases than this are too few to say what is usual among them.
 _FEWEST = 8
+_FEWEST_ALIKE = 4
 # Standard deviations, by the median absolute deviation (Iglewicz and Hoaglin, 1993), beyond which a case is unlike the
 # others, and what counts as one where the others are all alike.
 _FAR = 4.5
@@ -86,14 +87,14 @@ def remarks(manifest: Manifest, placements: Sequence[Placement]) -> list[str]:
                 totals[how] += 1
                 counts[how] += fit < _BETTER_ELSEWHERE
     for how, count in counts.most_common(1):
-        if count > totals[how] / 2:
+        if totals[how] >= _FEWEST_ALIKE and count > totals[how] / 2:
             found.append(
                 f"In {count} of {totals[how]} cases the label lies better on its image when it is {how}. Compare "
                 "pictures and contours: what wrote the masks may have turned them all."
             )
     for (left, right), swapped in _swapped(placements, _pairs(manifest)).items():
         wrong = sum(swapped.values())
-        if swapped and wrong > len(swapped) / 2:
+        if len(swapped) >= _FEWEST_ALIKE and wrong > len(swapped) / 2:
             found.append(
                 f"In {wrong} of {len(swapped)} cases {left} lies to the right of {right}. Compare the names of the "
                 "labels with their values, and the axes in the files' headers with the letters on the pictures."
@@ -116,8 +117,8 @@ def _elsewhere(group: Sequence[Placement]) -> Iterator[Suspicion]:
             if (is_odd or fit < _FAR_BETTER_ELSEWHERE) and fit < worst.get(placement.name, (0.0,))[0]:
                 worst[placement.name] = (float(fit), how, float(drop))
     for name, (fit, how, drop) in worst.items():
-        times = f"{np.exp(-fit):.1f} times" if fit < -0.1 else f"{np.expm1(-fit):.0%} more,"
-        what = f"{how}, its mask lies on edges of the image {times} as strong as where it lies now"
+        times = f"{np.exp(-fit):.2g}"
+        what = f"{how}, its contour would follow the image's edges {times} times as well as it does"
         yield Suspicion(name, "mask lies better elsewhere", what, _weight(max(drop, -fit / _LEAST_FIT_SPREAD)))
     levels = [p for p in group if p.fit]
     means = np.array([np.mean([v for how, v in p.fit.items() if how.startswith("mirrored")]) for p in levels])
@@ -125,8 +126,8 @@ def _elsewhere(group: Sequence[Placement]) -> Iterator[Suspicion]:
     for placement, mean, drop in zip(levels, means, _drops(means, _LEAST_FIT_SPREAD), strict=True):
         if drop > _FAR and placement.name not in worst:
             what = (
-                f"along its contour the image changes {np.exp(mean):.2f} times as much as along the mirrored one, in "
-                f"most cases {np.exp(usual):.2f} times"
+                f"its contour follows the image's edges {np.exp(mean):.2g} times as well as a mirrored one would, in "
+                f"most cases {np.exp(usual):.2g} times"
             )
             yield Suspicion(placement.name, "contour off the edges", what, _weight(float(drop)))
 
