@@ -172,7 +172,7 @@ def test_a_dataset_without_a_readable_case_is_an_error(tmp_path: Path) -> None:
 def test_a_constant_image_and_an_empty_mask_are_no_error() -> None:
     image = LoadedImage(np.zeros((8, 8, 8, 1)), np.eye(4), "float64")
     label = LoadedImage(np.zeros((8, 8, 8, 1), np.uint8), np.eye(4), "uint8")
-    assert place("a", image, label).problem == "its label is empty: no voxel of any class"
+    assert place("a", image, label).problem.startswith("its label is empty: no voxel of any class")
     label.values[3:5, 3:5, 3:5] = 1
     assert place("a", image, label).fit == {}
 

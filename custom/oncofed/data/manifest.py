@@ -22,6 +22,15 @@ from oncofed.errors import DataError
 
 MANIFEST_FILE = "dataset.json"
 SALT_FILE = ".salt"  # of the patients' hashes; it also marks a folder as a registered dataset's
+# What a value should be, by the type of pydantic's finding.
+_EXPECTED = {
+    "string_type": "a text",
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "value_error": "a number",
+    "list_type": "a list",
+    "dict_type": "names with their values",
+}
 Task = Literal["segmentation", "classification", "slides"]
 Split = Literal["training", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("training", "validation", "test")
@@ -139,8 +148,12 @@ def read_manifest(folder: Path) -> Manifest:
     path = manifest_path(folder)
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DataError(f"{path}: not JSON ({error}). Repair the file or write it again.") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: not JSON in UTF-8. Repair the file or write it again.") from None
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{path}: not JSON from line {error.lineno}, column {error.colno} on. Repair the file or write it again."
+        ) from None
     if not isinstance(values, dict) or not isinstance(values.get("training"), list):
         raise DataError(f'{path}: no list "training". Expected {{"training": [{{"image": ..., "label": ...}}, ...]}}.')
     try:
@@ -250,4 +263,8 @@ def _explain(error: ValidationError, values: dict[str, Any]) -> str:
             f'entry {where[1]} of "{where[0]}" is {json.dumps(entry)[:80]}, '
             'expected {"image": "imagesTr/NAME.nii.gz", "label": "labelsTr/NAME.nii.gz"}.'
         )
-    return f"{'.'.join(where)}: {problem['msg']}"
+    found = json.dumps(problem["input"], default=str)[:80]
+    expected = _EXPECTED.get(problem["type"], "what data/README.md of oncofed says of it")
+    if "expected" in problem.get("ctx", {}):
+        expected = problem["ctx"]["expected"]
+    return f"{'.'.join(where)} is {found}, expected {expected}. Repair the file or write it again."

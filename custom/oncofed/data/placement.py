@@ -91,7 +91,10 @@ def measure_placement(sources: Sources) -> Placement:
     try:
         image, label = facts.read_case(sources.images, sources.label)
         if label is None or label.shape != image.shape:
-            return Placement(sources.name, problem="its label has another size than its image")
+            return Placement(
+                sources.name,
+                problem=f"its label has shape {getattr(label, 'shape', None)}, expected the image's {image.shape}",
+            )
         return place(sources.name, image, label, sources.instances)
     except Exception as error:  # noqa: BLE001 - readers raise whatever they like for a malformed file
         return Placement(sources.name, problem=facts.reason_of(error))
@@ -111,7 +114,7 @@ def place(name: str, image: LoadedImage, label: LoadedImage, instances: bool = F
     values, mask = upright(image.values, image.affine), upright(label.values, image.affine)[..., 0]
     mask = (mask != 0).astype(np.uint8) if instances else mask.astype(np.int32, copy=False)
     if mask.max() <= 0:
-        return Placement(name, problem="its label is empty: no voxel of any class")
+        return Placement(name, problem="its label is empty: no voxel of any class. Leave it out, or export it anew")
     boxes, sides = ndimage.find_objects(mask), np.array(mask.shape)
     numbers, counts = np.unique(mask[mask > 0], return_counts=True)
     largest = numbers[np.argsort(-counts, kind="stable")][:_MOST_CLASSES]

@@ -56,8 +56,8 @@ def read_tiles(path: Path, tiles: Path) -> SlideTiles:
         with np.load(tiles) as grid:
             spec = TileSpec(int(grid["size"]), float(grid["mpp"]))
             return SlideTiles(path, spec, grid["x"], grid["y"])
-    except (OSError, KeyError, ValueError) as error:
-        raise DataError(f"its tiles cannot be read ({type(error).__name__}); register the dataset again") from None
+    except (OSError, KeyError, ValueError):
+        raise DataError("the list of its tiles is missing or damaged; register the dataset again") from None
 
 
 def stream_tiles(
@@ -141,9 +141,8 @@ class _Run:
                 tiles.append(self.reader.read(int(self.slide.x[n]), int(self.slide.y[n])))
         except (DataError, MemoryError):
             raise
-        except Exception as error:  # noqa: BLE001 - decoders raise many types for broken tiles
+        except Exception:  # noqa: BLE001 - decoders raise many types for broken tiles
             raise DataError(
-                f"its tiles cannot be read ({type(error).__name__}): the file is damaged. Copy it again, then register "
-                "the dataset again"
+                "its tiles cannot be read: the file is damaged. Copy it again, then register the dataset again"
             ) from None
         return tiles
