@@ -54,6 +54,7 @@ _HELPS = re.compile(
 )
 # Names of messages that are written, and held to the rules, elsewhere in the package.
 _WRITTEN_ELSEWHERE = re.compile(r"reason|problem|fault|listed|_explain|_nothing_found|_why|^BROKE_ITS_READER$")
+_RETURNS_REASONS = re.compile(r"reason_of|^_why|_problem$|fault")
 _CONSTANTS = {"BROKE_ITS_READER"}
 # Of an exception only this is passed on: where in a text it is, and the system's own words and numbers.
 _PLAIN_FACTS = {"strerror", "errno", "lineno", "colno", "code", "filename", "__cause__", "reason"}
@@ -71,10 +72,12 @@ def _held(path: Path) -> bool:
 
 
 class _Message:
-    """One refusal in a module: where it stands, and the expression of its text."""
+    """One refusal in a module: where it stands, and the expression of its text; ``refuses`` is false where a file is
+    left out, of which it is enough to say what it is.
+    """
 
-    def __init__(self, line: int, text: ast.expr, function: ast.FunctionDef | None) -> None:
-        self.line, self.text, self.function = line, text, function
+    def __init__(self, text: ast.expr, function: ast.FunctionDef | None, refuses: bool = True) -> None:
+        self.line, self.text, self.function, self.refuses = text.lineno, text, function, refuses
 
     def parts(self) -> Iterator[ast.AST]:
         """Yield every node of the text, with what its local variables were given."""
@@ -94,42 +97,83 @@ class _Message:
 
 
 def _assigned(function: ast.FunctionDef) -> dict[str, list[ast.AST]]:
+    """Return local variable -> what it was given, or what was appended to it."""
     found: dict[str, list[ast.AST]] = {}
     for node in ast.walk(function):
+        targets: list[ast.expr] = []
+        values: list[ast.AST] = []
         if isinstance(node, (ast.Assign, ast.AugAssign, ast.AnnAssign)) and node.value is not None:
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            for target in targets:
-                if isinstance(target, ast.Name):
-                    found.setdefault(target.id, []).append(node.value)
+            targets, values = (node.targets if isinstance(node, ast.Assign) else [node.target]), [node.value]
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "append":
+            targets, values = [node.func.value], list(node.args)
+        for target in targets:
+            if isinstance(target, ast.Name):
+                found.setdefault(target.id, []).extend(values)
     return found
 
 
 def _messages(tree: ast.Module) -> Iterator[_Message]:
     """Yield what is raised, what sets a case aside, and what leaves a file out."""
+    takes_reasons = _takes_reasons(tree)
     for node, function in _with_function(tree, None):
         if isinstance(node, ast.Call):
-            name = _called(node)
-            if name in _ERRORS and node.args:
-                yield _Message(node.lineno, node.args[0], function)
-            if name in {"set_aside", "leave_out"} and node.args:
-                yield _Message(node.lineno, node.args[-1] if name == "set_aside" else node.args[1], function)
-            for keyword in node.keywords:
-                if keyword.arg in {"reason", "problem"}:
-                    yield _Message(node.lineno, keyword.value, function)
+            yield from _of_call(node, function, takes_reasons)
         elif isinstance(node, ast.Dict):
             for key, value in zip(node.keys, node.values, strict=True):
-                if (
-                    isinstance(key, ast.Constant)
-                    and key.value in {"reason", "label_problem"}
-                    and not _is_constant(value, None)
-                ):
-                    yield _Message(node.lineno, value, function)
-        elif isinstance(node, ast.Assign) and function is None and ast.unparse(node.targets[0]) in _CONSTANTS:
-            yield _Message(node.lineno, node.value, None)
+                is_reason = isinstance(key, ast.Constant) and key.value in {"reason", "label_problem"}
+                if is_reason and not _is_constant(value, None):
+                    yield _Message(value, function)
         elif isinstance(node, ast.Tuple) and any(_is_constant(part, "refused") for part in node.elts):
-            yield _Message(node.lineno, node.elts[-1], function)
-        elif isinstance(node, ast.Return) and node.value is not None and function and "reason_of" in function.name:
-            yield _Message(node.lineno, node.value, function)
+            yield _Message(node.elts[-1], function)
+        elif isinstance(node, ast.Return) and function and _RETURNS_REASONS.search(function.name):
+            if node.value is not None and ast.unparse(node.value) not in {"None", "[]"}:
+                # Why something failed stands in brackets in a message of its own.
+                yield _Message(node.value, function, not function.name.startswith("_why"))
+        elif isinstance(node, (ast.Assign, ast.AugAssign)):
+            target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+            name = ast.unparse(target).partition("[")[0].rpartition(".")[2]
+            if function is None and name in _CONSTANTS:
+                yield _Message(node.value, None)
+            elif name in {"left_out", "broken"}:
+                yield from (_Message(text, function, name == "broken") for text in _texts_by_path(target, node.value))
+
+
+def _of_call(node: ast.Call, function: ast.FunctionDef | None, takes_reasons: dict[str, int]) -> Iterator[_Message]:
+    name = _called(node)
+    if name in _ERRORS and node.args:
+        yield _Message(node.args[0], function)
+    elif name in {"set_aside", "leave_out"} and node.args:
+        yield _Message(node.args[-1 if name == "set_aside" else 1], function, name == "set_aside")
+    elif name in takes_reasons and len(node.args) > takes_reasons[name]:
+        yield _Message(node.args[takes_reasons[name]], function)
+    elif name == "append" and isinstance(node.func, ast.Attribute) and ast.unparse(node.func.value) == "problems":
+        yield _Message(node.args[0], function)
+    for keyword in node.keywords:
+        if keyword.arg in {"reason", "problem"} and not _is_constant(keyword.value, None):
+            yield _Message(keyword.value, function)
+
+
+def _takes_reasons(tree: ast.Module) -> dict[str, int]:
+    """Return function of a module -> number of its argument that is a reason."""
+    found = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            names = [arg.arg for arg in node.args.args if arg.arg != "self"]
+            if reasons := {"reason", "problem"} & set(names):
+                found[node.name] = names.index(min(reasons))
+    return found
+
+
+def _texts_by_path(target: ast.expr, value: ast.expr) -> Iterator[ast.expr]:
+    """Yield the reasons in what is assigned to path -> reason."""
+    if isinstance(target, ast.Subscript):
+        yield value
+    elif isinstance(value, ast.Dict):
+        yield from value.values
+    elif isinstance(value, ast.DictComp):
+        yield value.value
+    elif isinstance(value, ast.Call) and _called(value) == "fromkeys":
+        yield value.args[1]
 
 
 def _with_function(node: ast.AST, function: ast.FunctionDef | None) -> Iterator[tuple[ast.AST, ast.FunctionDef | None]]:
@@ -137,6 +181,10 @@ def _with_function(node: ast.AST, function: ast.FunctionDef | None) -> Iterator[
         within = child if isinstance(child, ast.FunctionDef) else function
         yield child, within
         yield from _with_function(child, within)
+
+
+def _called(node: ast.Call) -> str:
+    return node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
 
 
 def _is_constant(node: ast.AST, value: object) -> bool:
@@ -204,7 +252,7 @@ def _handled_as_own(function: ast.FunctionDef | None) -> set[ast.AST]:
 
 def helps(message: _Message) -> bool:
     """Return whether a message says what was expected or what to do, or is written elsewhere."""
-    if _HELPS.search(message.words()):
+    if not message.refuses or _HELPS.search(message.words()):
         return True
     names = [node.id for node in message.parts() if isinstance(node, ast.Name)]
     names += [node.attr for node in message.parts() if isinstance(node, ast.Attribute)]
@@ -257,14 +305,36 @@ def four(path):
 
 def five(slide):
     raise DataError("is no slide")
+
+def six(path):
+    reasons = []
+    try:
+        read(path)
+    except ValueError as error:
+        reasons.append(str(error))
+    raise DataError(f"cannot be read ({reasons[-1]}). Copy it again")
+
+def seven(heap, path):
+    heap.left_out[path] = "localizer"
+    heap.broken[path] = "no header"
+
+def eight(group):
+    return refused(group, "its slices differ")
+
+def refused(group, reason):
+    return Stack(group, reason=reason)
+
+def _why(error: Exception):
+    return str(error)
 """)
     by_function: dict[str, list[_Message]] = {}
     for message in _messages(module):
         assert message.function is not None
         by_function.setdefault(message.function.name, []).append(message)
-    assert set(by_function) == {"one", "two", "three", "four", "five"}
-    assert {name for name, several in by_function.items() if any(map(passed_on, several))} == {"one", "two", "three"}
-    assert {name for name, several in by_function.items() if not all(map(helps, several))} == {"five"}
+    passing = {name for name, several in by_function.items() if any(map(passed_on, several))}
+    assert passing == {"one", "two", "three", "six", "_why"}
+    helpless = {name for name, several in by_function.items() if not all(map(helps, several))}
+    assert helpless - {"two"} == {"five", "seven", "eight"}
 
 
 # --- registering broken files
