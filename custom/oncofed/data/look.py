@@ -13,7 +13,7 @@ from oncofed.data.contract import with_facts
 from oncofed.data.manifest import Entry, Manifest, Split, inside, read_manifest
 from oncofed.data.placement import Placement, Sources, measure_placement
 from oncofed.data.sample import sample_cases
-from oncofed.data.suspicions import Suspicion, remarks, score, suspicions
+from oncofed.data.suspicions import FINDING, Suspicion, by_facts, by_pixels, joined, remarks, score
 from oncofed.data.workers import BROKE_ITS_READER, Workers
 from oncofed.errors import DataError
 
@@ -52,7 +52,8 @@ class Look:
 
     Attributes:
         manifest: with every fact.
-        shown: the cases to show, worst first.
+        shown: the cases to show: the worst first, then those to compare them with.
+        worst: how many of them are the worst.
         suspicious: every suspicious case, worst first.
         remarks: what is odd in most cases alike.
         examined: cases whose pixels were compared with their label.
@@ -61,6 +62,7 @@ class Look:
 
     manifest: Manifest
     shown: tuple[Seen, ...]
+    worst: int
     suspicious: tuple[Seen, ...]
     remarks: tuple[str, ...]
     examined: int
@@ -97,20 +99,18 @@ def look(
     if not cases:
         raise DataError(f"{folder}: none of its {len(manifest.entries)} cases can be read. See: oncofed data check")
     masked = [entry for _, entry in cases if isinstance(entry.label, str) and not entry.tiles]
-    known = suspicions(manifest, ())
+    known = by_facts(manifest)
     order = sorted((e for e in masked if score(known.get(_name(e), ())) > 0), key=lambda e: -score(known[_name(e)]))
     rest = [entry for entry in masked if score(known.get(_name(entry), ())) == 0]
     placements = _measure(folder, manifest, _examined(order, rest, examine, seed), workers, progress)
-    found = suspicions(manifest, placements)
-    seen = [Seen(split, entry, tuple(found.get(_name(entry), ()))) for split, entry in cases]
+    found = joined(known, by_pixels(manifest, placements))
+    seen = [Seen(split, entry, found.get(_name(entry), ())) for split, entry in cases]
     suspicious = sorted((s for s in seen if s.suspicious), key=lambda s: (-score(s.reasons), s.name))
-    usual = {_name(e) for e in _spread([s.entry for s in seen if not s.suspicious], most, seed)}
-    others = [s for s in seen if s.name in usual]
-    room = most - min(len(others), max(most // _USUAL_AMONG, most - len(suspicious)))
-    shown = [*suspicious[:room], *others[: most - min(room, len(suspicious))]]
+    shown, worst = _shown(seen, suspicious, most, seed)
     return Look(
         manifest,
-        tuple(shown),
+        shown,
+        worst,
         tuple(suspicious),
         tuple(remarks(manifest, placements)),
         len(placements),
@@ -128,6 +128,16 @@ def _examined(suspicious: Sequence[Entry], rest: Sequence[Entry], most: int, see
     taken = set(map(_name, chosen))
     further = [entry for entry in suspicious if _name(entry) not in taken]
     return chosen + _within(further[: most - len(chosen)], left)
+
+
+def _shown(seen: Sequence[Seen], suspicious: Sequence[Seen], most: int, seed: int) -> tuple[tuple[Seen, ...], int]:
+    """Return the worst cases, then some that nothing speaks against, or little; and the number of the worst."""
+    clean = [s for s in seen if not s.suspicious] or [s for s in seen if score(s.reasons) <= FINDING]
+    room = max(most // _USUAL_AMONG, most - len(suspicious))
+    usual = {_name(entry) for entry in _spread([s.entry for s in clean], room, seed)}
+    others = [s for s in clean if s.name in usual]
+    worst = [s for s in suspicious if s.name not in usual][: most - len(others)]
+    return (*worst, *others), len(worst)
 
 
 def _measure(
@@ -178,7 +188,13 @@ def _spread(entries: Sequence[Entry], most: int, seed: int) -> list[Entry]:
         ): entry
         for entry in entries
     }
-    return [by_case[case] for case in sample_cases(list(by_case), most, seed)] if most > 0 else []
+    chosen: list[Case] = []
+    rest = list(by_case)
+    while rest and len(chosen) < most:  # a sample may be smaller than asked for, where shares are rounded down
+        chosen += sample_cases(rest, most - len(chosen), seed) or rest[:1]
+        taken = {case.name for case in chosen}
+        rest = [case for case in rest if case.name not in taken]
+    return [by_case[case] for case in chosen]
 
 
 def _classes(entry: Entry) -> object:

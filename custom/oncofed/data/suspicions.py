@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +28,8 @@ _LEAST_FIT_SPREAD, _LEAST_SHARE_SPREAD, _LEAST_SIZE_SPREAD, _LEAST_PLACE_SPREAD 
 _BETTER_ELSEWHERE, _FAR_BETTER_ELSEWHERE = -0.08, -0.3
 _USUAL_PLACE = 0.5
 _MOST_WEIGHT = 20.0
+# Weight of what `oncofed data check` finds: it is shown, and ranks behind doubts about the label.
+FINDING = 2.0
 _FEW_VOXELS = 10
 _MOST_OUTSIDE, _MOST_CUT = 0.3, 0.25
 _SIDES = {"left": "left", "l": "left", "lh": "left", "right": "right", "r": "right", "rh": "right"}
@@ -51,23 +53,34 @@ class Suspicion:
     weight: float
 
 
-def suspicions(manifest: Manifest, placements: Sequence[Placement]) -> dict[str, list[Suspicion]]:
-    """Return case -> reasons to look at it, the weightiest first; cases without any are left out.
+def by_facts(manifest: Manifest) -> dict[str, list[Suspicion]]:
+    """Return case -> reasons to look at it that follow from what registering found; cases without any are left out.
 
     Args:
         manifest: with every fact, which tell sizes of labels, copies and outliers of all cases.
+    """
+    return _by_case(_sizes(manifest), _notes(manifest), _findings(manifest))
+
+
+def by_pixels(manifest: Manifest, placements: Sequence[Placement]) -> dict[str, list[Suspicion]]:
+    """Return case -> reasons to look at it that follow from where labels lie on their images.
+
+    Args:
+        manifest: for the labels' names.
         placements: of the cases whose pixels were compared with their label.
     """
-    found: dict[str, list[Suspicion]] = defaultdict(list)
+    parts: list[Iterable[Suspicion]] = []
     for dimensions in (2, 3):
         group = [p for p in placements if len(p.centre) == dimensions]
-        for part in (_elsewhere(group), _other_place(group), _other_side(group, manifest), _shares(group)):
-            for suspicion in part:
-                found[suspicion.case].append(suspicion)
+        parts += [_elsewhere(group), _other_place(group), _other_side(group, manifest), _shares(group)]
     unread = (Suspicion(p.name, "unreadable", p.problem, 2 * _MOST_WEIGHT) for p in placements if p.problem)
-    for suspicion in itertools.chain(unread, _sizes(manifest), _notes(manifest), _findings(manifest)):
-        found[suspicion.case].append(suspicion)
-    return {case: sorted(several, key=lambda s: -s.weight) for case, several in found.items()}
+    return _by_case(*parts, unread)
+
+
+def joined(*parts: Mapping[str, Sequence[Suspicion]]) -> dict[str, tuple[Suspicion, ...]]:
+    """Return case -> its reasons of all parts, the weightiest first."""
+    found = _by_case(*(several for part in parts for several in part.values()))
+    return {case: tuple(sorted(several, key=lambda s: -s.weight)) for case, several in found.items()}
 
 
 def score(reasons: Sequence[Suspicion]) -> float:
@@ -100,6 +113,13 @@ def remarks(manifest: Manifest, placements: Sequence[Placement]) -> list[str]:
                 "labels with their values, and the axes in the files' headers with the letters on the pictures."
             )
     return found
+
+
+def _by_case(*parts: Iterable[Suspicion]) -> dict[str, list[Suspicion]]:
+    found: dict[str, list[Suspicion]] = defaultdict(list)
+    for suspicion in itertools.chain(*parts):
+        found[suspicion.case].append(suspicion)
+    return dict(found)
 
 
 # --- by the pixels
@@ -240,7 +260,7 @@ def _notes(manifest: Manifest) -> Iterator[Suspicion]:
 def _findings(manifest: Manifest) -> Iterator[Suspicion]:
     for finding in find_all(manifest):
         if finding.case:
-            yield Suspicion(finding.case, finding.kind, finding.what, 2.0)
+            yield Suspicion(finding.case, finding.kind, finding.what, FINDING)
     for finding in phi_warnings(manifest):
         if finding.case and f"{finding.kind}:{finding.case}" not in manifest.reviewed:
             yield Suspicion(finding.case, finding.kind, finding.what, 0.0)

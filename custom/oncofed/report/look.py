@@ -41,6 +41,7 @@ def write_look_page(
     drawn = _draw(look, folder, workers, progress or (lambda what, done, total: None))
     html = environment.get_template("look.html").render(
         look=look,
+        worst=look.worst,
         cases=[(seen, drawn[seen.name], _facts(seen, names), _legend(drawn[seen.name], names)) for seen in look.shown],
         unseen=[seen for seen in look.suspicious if seen not in look.shown][:_MOST_LISTED],
     )
