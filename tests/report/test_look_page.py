@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from commands import Outcome
+from oncofed.data.cases import Case
 from oncofed.data.look import look
 from oncofed.data.register import Request, register
 from oncofed.data.slides import TileSpec
@@ -59,7 +60,7 @@ def test_letters_and_proportions_follow_the_affine(
     nib.save(nib.Nifti1Image(values, affine), folder / "a.nii")
     # The label is the middle voxel alone, so that all planes go through it.
     nib.save(nib.Nifti1Image((values == 1).astype(np.uint8), affine), folder / "l.nii")
-    planes, note = _planes(Drawing("a", (folder / "a.nii",), folder / "l.nii"))
+    planes, note = _planes(Drawing(Case("a", "a", folder / "a.nii", folder / "l.nii")))
     assert note == ""
     extent = {STEPS[letter][0]: n * s for letter, n, s in zip(axes, values.shape, sizes, strict=True)}
     for plane, (across, down) in zip(planes, ((0, 1), (0, 2), (1, 2)), strict=True):
@@ -106,7 +107,7 @@ def test_a_contour_lies_around_its_pixels() -> None:
     labels[2:5, 6:16] = 3
     text = str(svg(Plane("", np.zeros((10, 20), np.uint8), labels, (20, 10)), "<a&b>"))
     points = np.array(re.search(r'class="contour"[^>]* d="M([^Z]+)Z"', text)[1].replace("L", " ").split(), float)  # type: ignore[index]
-    x, y = points.reshape(-1, 2).T * 20 / 320
+    x, y = points.reshape(-1, 2).T * 20 / 480
     assert (x.min(), x.max(), y.min(), y.max()) == pytest.approx((6, 16, 2, 5), abs=0.01)
     assert "&lt;a&amp;b&gt;" in text
 
@@ -116,7 +117,7 @@ def test_large_planes_lose_no_small_label(tmp_path: Path) -> None:
     label[701, 333] = 2
     Image.fromarray(image + 9).save(tmp_path / "a.png")
     Image.fromarray(label).save(tmp_path / "l.png")
-    drawn = draw(Drawing("a", (tmp_path / "a.png",), tmp_path / "l.png"))
+    drawn = draw(Drawing(Case("a", "a", tmp_path / "a.png", tmp_path / "l.png")))
     assert drawn.values == (2,)
     assert 'class="contour"' in drawn.pictures[0]
     assert 'class="ring"' in drawn.pictures[0]
@@ -124,7 +125,7 @@ def test_large_planes_lose_no_small_label(tmp_path: Path) -> None:
 
 
 def test_a_case_that_cannot_be_read_is_told_in_words(tmp_path: Path) -> None:
-    drawn = draw(Drawing("a", (tmp_path / "gone.nii.gz",)))
+    drawn = draw(Drawing(Case("a", "a", tmp_path / "gone.nii.gz", 0)))
     assert drawn.pictures == ()
     assert "is missing" in drawn.problem
 

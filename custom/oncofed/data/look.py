@@ -11,7 +11,7 @@ from pathlib import Path
 from oncofed.data.cases import Case
 from oncofed.data.contract import with_facts
 from oncofed.data.manifest import Entry, Manifest, Split, inside, read_manifest
-from oncofed.data.placement import Placement, Sources, measure_placement
+from oncofed.data.placement import Placement, measure_placement
 from oncofed.data.sample import sample_cases
 from oncofed.data.suspicions import FINDING, Suspicion, by_facts, by_pixels, joined, remarks, score
 from oncofed.data.workers import BROKE_ITS_READER, Workers
@@ -67,6 +67,22 @@ class Look:
     remarks: tuple[str, ...]
     examined: int
     masked: int
+
+
+def case_of(folder: Path, manifest: Manifest, entry: Entry) -> Case:
+    """Return a case with the dataset's own label values; one without a label has class 0."""
+    images = [inside(folder, image) for image in entry.images]
+    return Case(
+        _name(entry),
+        entry.patient or _name(entry),
+        images[0],
+        inside(folder, entry.label) if isinstance(entry.label, str) else entry.label or 0,
+        tuple(images[1:]),
+        instances=manifest.label_kind == "instances",
+        spacing=tuple(entry.spacing) if entry.spacing and len(entry.spacing) == 2 else None,
+        entry=entry,
+        tiles=inside(folder, entry.tiles) if entry.tiles else None,
+    )
 
 
 def look(
@@ -143,27 +159,19 @@ def _shown(seen: Sequence[Seen], suspicious: Sequence[Seen], most: int, seed: in
 def _measure(
     folder: Path, manifest: Manifest, entries: Sequence[Entry], workers: int | None, progress: Progress
 ) -> list[Placement]:
-    sources = [
-        Sources(
-            _name(entry),
-            tuple(inside(folder, image) for image in entry.images),
-            inside(folder, str(entry.label)),
-            manifest.label_kind == "instances",
-        )
-        for entry in entries
-    ]
+    cases = [case_of(folder, manifest, entry) for entry in entries]
     placements = []
     fewest = _FEW_LARGE if sum(map(_voxels, entries)) > _LARGE else _MANY_SMALL
     with Workers(workers) as pool:
-        for placement in pool.map(measure_placement, sources, fewest, _broke):
+        for placement in pool.map(measure_placement, cases, fewest, _broke):
             placements.append(placement)
-            progress("comparing labels with images", len(placements), len(sources))
+            progress("comparing labels with images", len(placements), len(cases))
     by_name = {placement.name: placement for placement in placements}
-    return [by_name[source.name] for source in sources]
+    return [by_name[case.name] for case in cases]
 
 
-def _broke(sources: Sources) -> Placement:
-    return Placement(sources.name, problem=BROKE_ITS_READER)
+def _broke(case: Case) -> Placement:
+    return Placement(case.name, problem=BROKE_ITS_READER)
 
 
 def _within(entries: Sequence[Entry], voxels: int) -> list[Entry]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import nibabel as nib
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from oncofed.data import facts
+from oncofed.data.cases import Case
 from oncofed.data.images import LoadedImage
 
 Points = NDArray[np.float32]
@@ -39,23 +39,6 @@ _MOST_BORDER = 3000
 _MOST_INNER = 2000
 _COARSE = 64
 CELLS = 12
-
-
-@dataclass(frozen=True)
-class Sources:
-    """The files of one case.
-
-    Attributes:
-        name: of the case.
-        images: one a channel.
-        label: the mask.
-        instances: the mask numbers objects, all of one class.
-    """
-
-    name: str
-    images: tuple[Path, ...]
-    label: Path
-    instances: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,18 +69,16 @@ class Placement:
     place: NDArray[np.float32] | None = None
 
 
-def measure_placement(sources: Sources) -> Placement:
+def measure_placement(case: Case) -> Placement:
     """Read a case and say where its label lies; a case that cannot be read is one with a ``problem``."""
     try:
-        image, label = facts.read_case(sources.images, sources.label)
-        if label is None or label.shape != image.shape:
-            return Placement(
-                sources.name,
-                problem=f"its label has shape {getattr(label, 'shape', None)}, expected the image's {image.shape}",
-            )
-        return place(sources.name, image, label, sources.instances)
+        image, label = case.read(numbered=case.instances)
+        if label.shape != image.shape:
+            what = f"its label has shape {label.shape}, expected the image's {image.shape}"
+            return Placement(case.name, problem=what)
+        return place(case.name, image, label, case.instances)
     except Exception as error:  # noqa: BLE001 - readers raise whatever they like for a malformed file
-        return Placement(sources.name, problem=facts.reason_of(error))
+        return Placement(case.name, problem=facts.reason_of(error))
 
 
 def place(name: str, image: LoadedImage, label: LoadedImage, instances: bool = False, seed: int = 0) -> Placement:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader
 
-from oncofed.data.look import Look, Seen
-from oncofed.data.manifest import Manifest, inside, write_whole
+from oncofed.data.look import Look, Seen, case_of
+from oncofed.data.manifest import Manifest, write_whole
 from oncofed.data.workers import BROKE_ITS_READER, Workers
 from oncofed.report.planes import Drawing, Drawn, colour, dash, draw
 
@@ -61,20 +61,12 @@ def _draw(look: Look, folder: Path, workers: int | None, progress: Progress) -> 
 
 
 def _drawing(seen: Seen, folder: Path, manifest: Manifest) -> Drawing:
-    entry = seen.entry
-    return Drawing(
-        seen.name,
-        tuple(inside(folder, image) for image in entry.images),
-        inside(folder, entry.label) if isinstance(entry.label, str) and not entry.tiles else None,
-        inside(folder, entry.tiles) if entry.tiles else None,
-        manifest.label_kind == "instances",
-        tuple(entry.spacing) if entry.spacing and len(entry.spacing) == 2 else None,
-        (entry.modality or "").upper() == "CT" or set(manifest.modality.values()) == {"CT"},
-    )
+    is_ct = (seen.entry.modality or "").upper() == "CT" or set(manifest.modality.values()) == {"CT"}
+    return Drawing(case_of(folder, manifest, seen.entry), is_ct)
 
 
 def _broke(drawing: Drawing) -> Drawn:
-    return Drawn(drawing.name, problem=BROKE_ITS_READER)
+    return Drawn(drawing.case.name, problem=BROKE_ITS_READER)
 
 
 def _facts(seen: Seen, names: dict[int, str]) -> str:

@@ -20,6 +20,7 @@ from PIL import Image
 from scipy import ndimage
 
 from oncofed.data import facts
+from oncofed.data.cases import Case
 from oncofed.data.images import LoadedImage
 from oncofed.data.placement import is_oblique, upright
 from oncofed.data.slides import TileReader
@@ -28,8 +29,8 @@ from oncofed.data.tiles import read_tiles
 # After Okabe and Ito (2008), lighter: they stand on black, and are told apart by who sees few colours.
 COLOURS = ("#ffb000", "#56b4e9", "#3ddc97", "#f0e442", "#ff7fc8", "#ff6f61", "#b9a3ff", "#9ae6e6")
 _DASHES = ("", "5 2", "1.5 1.5", "7 2 1.5 2")
-_SIDE = 320  # of a picture on the page
-_MOST_PIXELS = 480  # along a side of what is stored
+_SIDE, _FLAT_SIDE = 320, 480  # of a picture on the page
+_MOST_PIXELS = 640  # along a side of what is stored
 _SMALL = 256
 _MOST_OBJECTS = 800
 _MOST_TILES = 6000
@@ -65,24 +66,9 @@ class Plane:
 
 @dataclass(frozen=True)
 class Drawing:
-    """What to draw of one case.
+    """What to draw: a case, of which values may be Hounsfield units."""
 
-    Attributes:
-        name: of the case.
-        images: one a channel, or the slide.
-        label: the mask; None without one.
-        tiles: places of a slide's tiles.
-        instances: the mask numbers objects, all of one class.
-        spacing: pixel size in mm of a flat image, whose file does not say it.
-        is_ct: values are Hounsfield units.
-    """
-
-    name: str
-    images: tuple[Path, ...]
-    label: Path | None = None
-    tiles: Path | None = None
-    instances: bool = False
-    spacing: tuple[float, ...] | None = None
+    case: Case
     is_ct: bool = False
 
 
@@ -99,18 +85,19 @@ class Drawn:
 
 def draw(drawing: Drawing) -> Drawn:
     """Read a case and draw it; one that cannot be read has a ``problem``."""
+    case = drawing.case
     try:
-        if drawing.tiles:
-            planes, note = [_slide(drawing.images[0], drawing.tiles)], "tiles that show tissue; filled: with a label"
+        if case.tiles:
+            planes, note = [_slide(case.image, case.tiles)], "tiles that show tissue; filled: with a label"
         else:
             planes, note = _planes(drawing)
         values = sorted({int(v) for plane in planes for v in _values(plane)})
-        if drawing.instances:
+        if case.instances:
             values = [1] if values else []
-        pictures = tuple(svg(plane, drawing.name, drawing.instances) for plane in planes)
-        return Drawn(drawing.name, pictures, tuple(values), note)
+        pictures = tuple(svg(plane, case.name, case.instances) for plane in planes)
+        return Drawn(case.name, pictures, tuple(values), note)
     except Exception as error:  # noqa: BLE001 - readers raise whatever they like for a malformed file
-        return Drawn(drawing.name, problem=facts.reason_of(error))
+        return Drawn(case.name, problem=facts.reason_of(error))
 
 
 def colour(value: int) -> str:
@@ -127,23 +114,27 @@ def dash(value: int) -> str:
 
 
 def _planes(drawing: Drawing) -> tuple[list[Plane], str]:
-    image, label = facts.read_case(drawing.images, drawing.label)
-    mask = label.values[..., 0] if label is not None and label.shape == image.shape else None
+    case = drawing.case
+    if isinstance(case.label, Path):
+        image, label = case.read(numbered=case.instances)
+        mask = label.values[..., 0] if label.shape == image.shape else None
+    else:
+        image, mask = case.read_image(), None
+    channels = image.values.shape[-1]
     if image.dimensions == 2:
-        return [_flat(image, mask, drawing)], "" if image.values.shape[-1] in {1, 3, 4} else "first channel"
-    note = f"first of {image.values.shape[-1]} channels" if image.values.shape[-1] > 1 else ""
+        return [_flat(image, mask)], "" if channels in {1, 3, 4} else f"first of {channels} channels"
+    note = f"first of {channels} channels" if channels > 1 else ""
     if is_oblique(image.affine):
         note = f"{note}; oblique: letters say the nearest direction".lstrip("; ")
     return _volume(image, mask, drawing.is_ct), note
 
 
-def _flat(image: LoadedImage, mask: NDArray[Any] | None, drawing: Drawing) -> Plane:
+def _flat(image: LoadedImage, mask: NDArray[Any] | None) -> Plane:
     values = image.values.swapaxes(0, 1)
     colours = values[..., :3] if values.shape[-1] in {3, 4} else values[..., 0]
     pixels = colours if colours.dtype == np.uint8 and colours.ndim == 3 else _shaded(colours, *_range(colours))
-    spacing = drawing.spacing or (image.spacing if image.calibrated else None)
-    size = tuple(n * s for n, s in zip(image.shape, spacing or (1.0, 1.0), strict=False))
-    return Plane("", pixels, None if mask is None else mask.T, (size[0], size[1]), calibrated=bool(spacing))
+    width, height = (n * side for n, side in zip(image.shape, image.spacing or (1.0, 1.0), strict=True))
+    return Plane("", pixels, None if mask is None else mask.T, (width, height), calibrated=image.spacing is not None)
 
 
 def _volume(image: LoadedImage, mask: NDArray[Any] | None, is_ct: bool) -> list[Plane]:
@@ -232,7 +223,7 @@ def svg(plane: Plane, name: str, instances: bool = False) -> Markup:
         name: of the case.
         instances: labels number objects, all of one class.
     """
-    scale = _SIDE / max(plane.size)
+    scale = (_SIDE if plane.title else _FLAT_SIDE) / max(plane.size)
     width, height = (max(side * scale, 1.0) for side in plane.size)
     rows, columns = plane.pixels.shape[:2]
     parts = [
