@@ -72,7 +72,7 @@ def kinds(found: object, name: str) -> set[str]:
     return {r.kind for seen in found.suspicious if seen.name == name for r in seen.reasons} & own  # type: ignore[attr-defined]
 
 
-@pytest.mark.wild("standard: NIfTI-1 sform", "a mask written with an axis of its image mirrored")
+@pytest.mark.wild("spinalcordtoolbox#2106, LST-AI#45", "a mask that was written mirrored, turned or shifted")
 def test_mirrored_and_shifted_masks_come_first(tmp_path: Path) -> None:
     moved = {
         2: np.flip(make_trunk(2)[1], 0),
