@@ -163,7 +163,7 @@ def test_what_stands_behind_the_voxels_of_nifti_is_not_copied(tmp_path: Path, su
     (written,) = (tmp_path / "out").iterdir()
     copied = written.read_bytes()
     assert len(gzip.decompress(copied) if suffix.endswith("gz") else copied) == len(content)
-    assert outcome.refused == {f"shorter{suffix}": "is cut off: voxels are missing"}
+    assert outcome.refused == {f"shorter{suffix}": "is cut off: voxels are missing. Copy it again"}
 
 
 def test_images_and_their_masks_keep_a_common_name_and_lose_their_text(tmp_path: Path) -> None:

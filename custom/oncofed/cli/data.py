@@ -29,6 +29,7 @@ from oncofed.errors import DataError, SpecError
 
 if TYPE_CHECKING:
     from oncofed.data.contract import Report
+    from oncofed.data.look import Look
     from oncofed.data.manifest import Manifest
     from oncofed.job.spec import JobSpec
 
@@ -240,6 +241,53 @@ def profile(
 
 
 @app.command()
+def look(
+    dataset: Dataset,
+    cases: Annotated[int, typer.Option(min=1, max=1000, help="Cases to show.")] = 24,
+    examine: Annotated[
+        int, typer.Option(min=1, help="Cases whose label is compared with the image; fewer where they are large.")
+    ] = 300,
+    seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder for look.html; by default the dataset's.")] = None,
+    workers: Workers = None,
+    json: Json = False,
+    workspace: Workspace = DEFAULT_WORKSPACE,
+) -> None:
+    """Show cases with the contour of their label, worst suspicions first: a mirrored or shifted mask is seen at once.
+
+    Writes look.html, one page with pictures, orientation letters and scale bars, which stays at the site. A mask is
+    suspicious if it would lie better on its image when it is mirrored or shifted, if it lies unlike those of the other
+    cases, outside the body or on the other side of it, is very small, or of an unusual size.
+    """
+    keep_caches_in(workspace)
+    from oncofed.data.look import look as look_at
+    from oncofed.data.register import dataset_folder
+    from oncofed.report.look import PAGE_FILE, write_look_page
+
+    folder = dataset_folder(dataset, datasets_folder(workspace))
+    target = out or folder
+    target.mkdir(parents=True, exist_ok=True)
+    with ended_by_signals(), _progress(progress_console(json)) as advance:
+        found = look_at(folder, cases, examine, seed, workers, advance)
+        page = write_look_page(found, folder, target / PAGE_FILE, workers, advance)
+    if json:
+        typer.echo(jsonlib.dumps(_look_values(found, page), indent=2))
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(
+        f"{found.manifest.name or folder.name}: {len(found.manifest.entries)} cases, {len(found.suspicious)} suspicious"
+        f"; label and image compared in {found.examined} of the {found.masked} with a mask"
+    )
+    for remark in found.remarks:
+        console.print(f"[yellow]most cases[/] {escape(remark)}")
+    for seen in found.suspicious[:_MOST_SHOWN]:
+        console.print(f"[yellow]suspicious[/] {escape(seen.name)}: {escape(seen.reasons[0].what)}")
+    if len(found.suspicious) > _MOST_SHOWN:
+        console.print(f"… and {len(found.suspicious) - _MOST_SHOWN} more; --json lists them all")
+    console.print(f"Page: {page}")
+
+
+@app.command()
 def deidentify(
     source: Annotated[Path, typer.Argument(metavar="IN", help="Folder of images; it is only read.")],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="New folder for the copies.")],
@@ -432,6 +480,21 @@ def _show_registered(manifest: Manifest, folder: Path) -> None:
     for _, what in mixtures(manifest):
         console.print(f"[yellow]note[/] {escape(what)}", soft_wrap=True)
     show_accounts(manifest, folder)
+
+
+def _look_values(found: Look, page: Path) -> dict[str, Any]:
+    return {
+        "dataset": found.manifest.name,
+        "page": str(page),
+        "cases": len(found.manifest.entries),
+        "masked": found.masked,
+        "examined": found.examined,
+        "remarks": list(found.remarks),
+        "suspicious": [
+            {"case": s.name, "reasons": [{"kind": r.kind, "what": r.what} for r in s.reasons]} for s in found.suspicious
+        ],
+        "shown": [seen.name for seen in found.shown],
+    }
 
 
 def _report_values(report: Report, job: str, dataset: str) -> dict[str, Any]:

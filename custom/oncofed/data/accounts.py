@@ -22,7 +22,6 @@ _ADVICE = {
     "label whose": "export it again on the image that it was drawn on",
     "mask of": "nothing, where that is so; else list image and label in a table",
     "mask that": "name it in dataset.json or the table, or register its folder by itself",
-    "file that looks like a mask": "name it as its image (CASE_seg beside CASE), or list both in a table (image, label)",
     "file of a case": "bring what it lacks, and register again",
     "channel that": "bring it for every case, where it is to be learned from",
     "image that the table": "add a row for it to the table",

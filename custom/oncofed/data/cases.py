@@ -252,7 +252,10 @@ def usable_cases(
     usable = cases.without({problem.case for problem in problems}).require_training(where)
     left = len(list(usable))
     if left < data.minimum_cases:
-        raise DataError(f"{where}: {left} usable cases, the job asks for at least {data.minimum_cases}.")
+        raise DataError(
+            f"{where}: {left} usable cases, expected at least {data.minimum_cases} (the job's data.minimum_cases). Add "
+            "labelled cases or leave the site out."
+        )
     return Usable(usable, set_aside)
 
 

@@ -63,7 +63,9 @@ def deal_by_tags(source: Path, out: Path, tags: Sequence[str], least: int = 1) -
     for entry in manifest.entries:
         patients[_site_name(entry, tags)].add(_patient(entry))
     if len(patients) < 2:
-        raise DataError(f"{source}: all cases have the same {', '.join(tags)}, which makes one site only.")
+        raise DataError(
+            f"{source}: all cases have the same {', '.join(tags)}, which makes one site only. Name what differs: --by"
+        )
 
     def site_of(entry: Entry) -> str:
         name = _site_name(entry, tags)

@@ -223,7 +223,7 @@ def _copy(turn: _Turn) -> tuple[str, str, str]:
     lower = path.name.lower()
     try:
         if path.stat().st_size == 0:
-            return turn.path, "refused", "is empty (0 bytes)"
+            return turn.path, "refused", "is empty (0 bytes). Copy it again"
         if looks_like_dicom(path):
             return _copy_dicom(turn, path)
         if lower.endswith(NIFTI):
@@ -254,7 +254,8 @@ def _copy_dicom(turn: _Turn, path: Path) -> tuple[str, str, str]:
         what = "directory" if header["kind"] == "dicomdir" else header["modality"] or "object"
         return turn.path, "left out", f"DICOM {what} (reports and plans are not copied)"
     if header.get("burned_in", "").upper() == "YES" and not turn.options.keep_burned_in:
-        return turn.path, "refused", "has text burned into its pixels (BurnedInAnnotation is YES)"
+        what = "has text burned into its pixels (BurnedInAnnotation is YES). Mask it, or copy it with --keep-burned-in"
+        return turn.path, "refused", what
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         dataset = read_file(path)
@@ -386,7 +387,7 @@ def _without_text(path: Path) -> bytes:
         require_memory(2 * end)
         content = bytearray(file.read(end))  # what stands behind the voxels is not theirs
     if len(content) < end:
-        raise DataError("is cut off: voxels are missing")
+        raise DataError("is cut off: voxels are missing. Copy it again")
     order = header.endianness
     for name in ("descrip", "aux_file", "intent_name", "db_name", "data_type"):
         if name in header.template_dtype.fields:
@@ -456,7 +457,9 @@ def _png_without_text(content: bytes, exif: bytes) -> bytes:
             kept.append(content[position : position + 12 + length])
         position += 12 + length
     if position != len(content) or not kept[-1][4:8] == b"IEND":
-        raise DataError("is a PNG image that is cut off or has something behind its end")
+        raise DataError(
+            "is a PNG image that is cut off or has something behind its end. Copy it again, or export it anew"
+        )
     return b"".join(kept)
 
 
@@ -466,7 +469,7 @@ def _jpeg_without_text(content: bytes, exif: bytes) -> bytes:
     position = 2
     while position + 4 <= len(content):
         if content[position] != 0xFF:
-            raise DataError("is a JPEG image with broken segments")
+            raise DataError("is a JPEG image with broken segments. Copy it again, or export it anew")
         marker = content[position + 1]
         length = 2 + int.from_bytes(content[position + 2 : position + 4], "big")
         # APP0 says how pixels are meant and APP14 in which colours; the other APP segments and comments are text.
@@ -476,10 +479,10 @@ def _jpeg_without_text(content: bytes, exif: bytes) -> bytes:
         if marker == 0xDA:  # the pixels follow, up to the end of the image
             end = content.rfind(b"\xff\xd9")
             if end < position:
-                raise DataError("is a JPEG image that is cut off")
+                raise DataError("is a JPEG image that is cut off. Copy it again, or export it anew")
             kept.append(content[position : end + 2])
             return b"".join(kept)
-    raise DataError("is a JPEG image that is cut off")
+    raise DataError("is a JPEG image that is cut off. Copy it again, or export it anew")
 
 
 def _is_slide(path: Path) -> bool:

@@ -23,6 +23,15 @@ from oncofed.errors import DataError
 
 MANIFEST_FILE = "dataset.json"
 SALT_FILE = ".salt"  # of the patients' hashes; it also marks a folder as a registered dataset's
+# What a value should be, by the type of pydantic's finding.
+_EXPECTED = {
+    "string_type": "a text",
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "value_error": "a number",
+    "list_type": "a list",
+    "dict_type": "names with their values",
+}
 Task = Literal["segmentation", "classification", "slides"]
 Split = Literal["training", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("training", "validation", "test")
@@ -175,8 +184,8 @@ def manifest_values(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
-        where = f"{error.msg}, line {error.lineno}, column {error.colno}"
-        raise DataError(f"{path}: not JSON ({where}). Repair the file or write it again.") from None
+        where = f"line {error.lineno}, column {error.colno}"
+        raise DataError(f"{path}: not JSON from {where} on. Repair the file or write it again.") from None
     except (UnicodeDecodeError, OSError):
         raise DataError(f"{path}: cannot be read as text in UTF-8. Repair the file or write it again.") from None
 
@@ -294,4 +303,8 @@ def _explain(error: ValidationError, values: dict[str, Any]) -> str:
             f'entry {where[1]} of "{where[0]}" is {json.dumps(entry)[:80]}, '
             'expected {"image": "imagesTr/NAME.nii.gz", "label": "labelsTr/NAME.nii.gz"}.'
         )
-    return f"{'.'.join(where)}: {problem['msg']}"
+    found = json.dumps(problem["input"], default=str)[:80]
+    expected = _EXPECTED.get(problem["type"], "what data/README.md of oncofed says of it")
+    if "expected" in problem.get("ctx", {}):
+        expected = problem["ctx"]["expected"]
+    return f"{'.'.join(where)} is {found}, expected {expected}. Repair the file or write it again."

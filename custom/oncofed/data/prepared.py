@@ -193,7 +193,8 @@ class PreparedCases(Dataset[Prepared]):
             if not isinstance(cause, (DataError, OSError, MemoryError)):
                 raise
             raise UnreadableError(
-                f"{case.name}: {facts.reason_of(cause)}; it could be read when the job began"
+                f"{case.name}: {facts.reason_of(cause)}; it could be read when the job began. See that its folder is "
+                "reachable, or register the dataset again"
             ) from None
 
     def _keep(self, index: int, prepared: Prepared) -> Prepared:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import http.client
 import shutil
@@ -158,13 +159,24 @@ def _fetch(public: PublicSet, file: Path, progress: Progress) -> Path:
     try:
         _download(public.url, part, progress)
     except (OSError, http.client.HTTPException, urllib.error.URLError) as error:
-        reason = getattr(error, "reason", error)
         raise DataError(
-            f"{public.url} cannot be fetched ({reason}). What has arrived is kept: run the command again to go on. "
-            f"Without a network, put the file there yourself: {file}"
+            f"{public.url} cannot be fetched ({_why_not(error)}). What has arrived is kept: run the command again to "
+            f"go on. Without a network, put the file there yourself: {file}"
         ) from None
     _require_checksum(public, part, progress)
     return part.replace(file)
+
+
+def _why_not(error: Exception) -> str:
+    """Return in words why nothing came."""
+    if isinstance(error, urllib.error.HTTPError):
+        return f"the server answered with status {error.code}"
+    cause = error.reason if isinstance(error, urllib.error.URLError) else error
+    if isinstance(cause, TimeoutError):
+        return "nothing came in time"
+    if isinstance(cause, OSError) and cause.strerror:
+        return cause.strerror
+    return "the connection failed or ended early"
 
 
 def _download(url: str, part: Path, progress: Progress) -> None:
@@ -187,7 +199,7 @@ def _download(url: str, part: Path, progress: Progress) -> None:
                 there += len(block)
                 progress("fetching", there, total)
     if there < total:
-        raise ConnectionError(f"the connection ended after {there} of {total} bytes")
+        raise ConnectionError(errno.ECONNRESET, f"the connection ended after {there} of {total} bytes")
 
 
 def _require_checksum(public: PublicSet, file: Path, progress: Progress) -> None:
@@ -212,7 +224,11 @@ def _unpack(file: Path, folder: Path) -> None:
             archive.extractall(folder, filter="data")
     except tarfile.TarError as error:
         shutil.rmtree(folder)
-        raise DataError(f"{file.name} is no archive that can be unpacked ({error})") from None
+        hostile = isinstance(error, tarfile.FilterError)
+        found = "it holds a path or a link that leads out of its folder" if hostile else "it is damaged"
+        raise DataError(
+            f"{file.name} is no archive that can be unpacked: {found}. Remove it and fetch it again."
+        ) from None
 
 
 def _write_images(file: Path, folder: Path, classes: tuple[str, ...], progress: Progress) -> None:

@@ -23,7 +23,10 @@ R = TypeVar("R")
 _FEWEST_FOR_PROCESSES = 64
 _WAITING_PER_WORKER = 4
 # Why a file is left out with which a process ended abruptly.
-BROKE_ITS_READER = "the process that read it ended abruptly: it needs more memory than there is, or is malformed"
+BROKE_ITS_READER = (
+    "the process that read it ended abruptly: it needs more memory than there is, or is malformed. Copy it again, or "
+    "run the command with --workers 1"
+)
 
 
 class Workers:
@@ -119,7 +122,7 @@ class Workers:
 def _not_started(item: int) -> NoReturn:
     del item
     raise DataError(
-        "the processes that read images do not start. A script of your own begins what it does below "
+        "the processes that read images do not start. Put what a script of your own does below "
         '`if __name__ == "__main__":`, or they would do it too; with one worker no other process is needed'
     ) from None
 

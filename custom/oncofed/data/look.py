@@ -1,0 +1,215 @@
+"""Which cases of a dataset a person looks at: suspicious ones first, then others spread over patients and classes."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from oncofed.data.cases import Case
+from oncofed.data.contract import with_facts
+from oncofed.data.manifest import Entry, Manifest, Split, inside, read_manifest
+from oncofed.data.placement import Placement, measure_placement
+from oncofed.data.sample import sample_cases
+from oncofed.data.suspicions import FINDING, Suspicion, by_facts, by_pixels, joined, remarks, score
+from oncofed.data.workers import BROKE_ITS_READER, Workers
+from oncofed.errors import DataError
+
+# Voxels of all cases together whose labels are compared with them: some minutes of one core.
+_MOST_VOXELS = 6_000_000_000
+# Cases for which processes are started: large ones take longer than starting them.
+_LARGE, _FEW_LARGE, _MANY_SMALL = 300_000_000, 8, 200
+# One of so many pictures at least is of a case that nothing speaks against, to compare the others with.
+_USUAL_AMONG = 6
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One case with what speaks for looking at it."""
+
+    split: Split
+    entry: Entry
+    reasons: tuple[Suspicion, ...]
+
+    @property
+    def name(self) -> str:
+        """The case's."""
+        return self.entry.name or self.entry.images[0]
+
+    @property
+    def suspicious(self) -> bool:
+        """Something speaks against it, beyond remarks."""
+        return any(reason.weight > 0 for reason in self.reasons)
+
+
+@dataclass(frozen=True)
+class Look:
+    """What there is to look at.
+
+    Attributes:
+        manifest: with every fact.
+        shown: the cases to show: the worst first, then those to compare them with.
+        worst: how many of them are the worst.
+        suspicious: every suspicious case, worst first.
+        remarks: what is odd in most cases alike.
+        examined: cases whose pixels were compared with their label.
+        masked: cases that have a mask on their image.
+    """
+
+    manifest: Manifest
+    shown: tuple[Seen, ...]
+    worst: int
+    suspicious: tuple[Seen, ...]
+    remarks: tuple[str, ...]
+    examined: int
+    masked: int
+
+
+def case_of(folder: Path, manifest: Manifest, entry: Entry) -> Case:
+    """Return a case with the dataset's own label values; one without a label has class 0."""
+    images = [inside(folder, image) for image in entry.images]
+    return Case(
+        _name(entry),
+        entry.patient or _name(entry),
+        images[0],
+        inside(folder, entry.label) if isinstance(entry.label, str) else entry.label or 0,
+        tuple(images[1:]),
+        instances=manifest.label_kind == "instances",
+        spacing=tuple(entry.spacing) if entry.spacing and len(entry.spacing) == 2 else None,
+        entry=entry,
+        tiles=inside(folder, entry.tiles) if entry.tiles else None,
+    )
+
+
+def look(
+    folder: Path,
+    most: int = 24,
+    examine: int = 300,
+    seed: int = 0,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> Look:
+    """Compare labels with their images and choose the cases to show.
+
+    What registering found is weighed for all cases; pixels are read of at most ``examine``, and of fewer where they are
+    large.
+
+    Args:
+        folder: the dataset's.
+        most: cases to show.
+        examine: cases whose pixels are compared with their label.
+        seed: of the samples.
+        workers: processes that read; None: one a core.
+        progress: called with (what is done, how many, of how many).
+
+    Raises:
+        DataError: there is no dataset in ``folder``, or no case of it can be read.
+    """
+    progress = progress or (lambda what, done, total: None)
+    manifest = with_facts(folder, read_manifest(folder))
+    cases = [(split, entry) for split, entry in manifest.by_split() if entry.shape]
+    if not cases:
+        raise DataError(f"{folder}: none of its {len(manifest.entries)} cases can be read. See: oncofed data check")
+    masked = [entry for _, entry in cases if isinstance(entry.label, str) and not entry.tiles]
+    known = by_facts(manifest)
+    order = sorted((e for e in masked if score(known.get(_name(e), ())) > 0), key=lambda e: -score(known[_name(e)]))
+    rest = [entry for entry in masked if score(known.get(_name(entry), ())) == 0]
+    placements = _measure(folder, manifest, _examined(order, rest, examine, seed), workers, progress)
+    found = joined(known, by_pixels(manifest, placements))
+    seen = [Seen(split, entry, found.get(_name(entry), ())) for split, entry in cases]
+    suspicious = sorted((s for s in seen if s.suspicious), key=lambda s: (-score(s.reasons), s.name))
+    shown, worst = _shown(seen, suspicious, most, seed)
+    return Look(
+        manifest,
+        shown,
+        worst,
+        tuple(suspicious),
+        tuple(remarks(manifest, placements)),
+        len(placements),
+        len(masked),
+    )
+
+
+def _examined(suspicious: Sequence[Entry], rest: Sequence[Entry], most: int, seed: int) -> list[Entry]:
+    """Return the cases whose pixels are read: half of them suspicious ones, as far as there are, the worst first."""
+    chosen = _within(suspicious[: -(-most // 2)], _MOST_VOXELS // 2)
+    left = _MOST_VOXELS - sum(map(_voxels, chosen))
+    room = left * len(rest) // max(sum(map(_voxels, rest)), 1)
+    chosen += _spread(rest, min(max(room, 1 - len(chosen)), most - len(chosen)), seed)
+    left = _MOST_VOXELS - sum(map(_voxels, chosen))
+    taken = set(map(_name, chosen))
+    further = [entry for entry in suspicious if _name(entry) not in taken]
+    return chosen + _within(further[: most - len(chosen)], left)
+
+
+def _shown(seen: Sequence[Seen], suspicious: Sequence[Seen], most: int, seed: int) -> tuple[tuple[Seen, ...], int]:
+    """Return the worst cases, then some that nothing speaks against, or little; and the number of the worst."""
+    clean = [s for s in seen if not s.suspicious] or [s for s in seen if score(s.reasons) <= FINDING]
+    room = max(most // _USUAL_AMONG, most - len(suspicious))
+    usual = {_name(entry) for entry in _spread([s.entry for s in clean], room, seed)}
+    others = [s for s in clean if s.name in usual]
+    worst = [s for s in suspicious if s.name not in usual][: most - len(others)]
+    return (*worst, *others), len(worst)
+
+
+def _measure(
+    folder: Path, manifest: Manifest, entries: Sequence[Entry], workers: int | None, progress: Progress
+) -> list[Placement]:
+    cases = [case_of(folder, manifest, entry) for entry in entries]
+    placements = []
+    fewest = _FEW_LARGE if sum(map(_voxels, entries)) > _LARGE else _MANY_SMALL
+    with Workers(workers) as pool:
+        for placement in pool.map(measure_placement, cases, fewest, _broke):
+            placements.append(placement)
+            progress("comparing labels with images", len(placements), len(cases))
+    by_name = {placement.name: placement for placement in placements}
+    return [by_name[case.name] for case in cases]
+
+
+def _broke(case: Case) -> Placement:
+    return Placement(case.name, problem=BROKE_ITS_READER)
+
+
+def _within(entries: Sequence[Entry], voxels: int) -> list[Entry]:
+    """Return the first entries that together have no more voxels than that."""
+    sizes = itertools.accumulate(map(_voxels, entries))
+    return [entry for entry, size in zip(entries, sizes, strict=True) if size <= voxels]
+
+
+def _voxels(entry: Entry) -> int:
+    return math.prod(entry.shape or [1]) * (entry.channels or 1)
+
+
+def _spread(entries: Sequence[Entry], most: int, seed: int) -> list[Entry]:
+    """Return at most so many cases, spread over patients and over which classes they show."""
+    groups: dict[object, int] = {}
+    by_case = {
+        Case(
+            _name(entry),
+            entry.patient or _name(entry),
+            Path(entry.images[0]),
+            groups.setdefault(_classes(entry), len(groups)),
+        ): entry
+        for entry in entries
+    }
+    chosen: list[Case] = []
+    rest = list(by_case)
+    while rest and len(chosen) < most:  # a sample may be smaller than asked for, where shares are rounded down
+        chosen += sample_cases(rest, most - len(chosen), seed) or rest[:1]
+        taken = {case.name for case in chosen}
+        rest = [case for case in rest if case.name not in taken]
+    return [by_case[case] for case in chosen]
+
+
+def _classes(entry: Entry) -> object:
+    if isinstance(entry.label, str):
+        return frozenset(value for value, count in (entry.label_values or {}).items() if count and float(value) != 0)
+    return entry.label
+
+
+def _name(entry: Entry) -> str:
+    return entry.name or entry.images[0]

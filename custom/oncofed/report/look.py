@@ -1,0 +1,94 @@
+"""A page to look at cases: image, contour, directions, scale, and why one should look. It stays at the site."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader
+
+from oncofed.data.look import Look, Seen, case_of
+from oncofed.data.manifest import Manifest, write_whole
+from oncofed.data.workers import BROKE_ITS_READER, Workers
+from oncofed.report.planes import Drawing, Drawn, colour, dash, draw
+
+PAGE_FILE = "look.html"
+_MOST_LISTED = 500
+# Voxels of all pictures together from which several processes draw.
+_LARGE = 300_000_000
+
+Progress = Callable[[str, int, int], None]
+
+
+def write_look_page(
+    look: Look, folder: Path, path: Path, workers: int | None = None, progress: Progress | None = None
+) -> Path:
+    """Write the page, whole or not at all, and return it.
+
+    Args:
+        look: what there is to see.
+        folder: the dataset's.
+        path: of the page.
+        workers: processes that read; None: one a core.
+        progress: called with (what is done, how many, of how many).
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    environment = Environment(loader=PackageLoader("oncofed.report"), autoescape=True, trim_blocks=True)
+    names = {int(float(value)): name for value, name in look.manifest.labels.items()}
+    drawn = _draw(look, folder, workers, progress or (lambda what, done, total: None))
+    html = environment.get_template("look.html").render(
+        look=look,
+        worst=look.worst,
+        cases=[(seen, drawn[seen.name], _facts(seen, names), _legend(drawn[seen.name], names)) for seen in look.shown],
+        unseen=[seen for seen in look.suspicious if seen not in look.shown][:_MOST_LISTED],
+    )
+    write_whole(path, html)
+    return path
+
+
+def _draw(look: Look, folder: Path, workers: int | None, progress: Progress) -> dict[str, Drawn]:
+    drawings = [_drawing(seen, folder, look.manifest) for seen in look.shown]
+    voxels = sum(math.prod(seen.entry.shape or [1]) for seen in look.shown if not seen.entry.tiles)
+    drawn: dict[str, Drawn] = {}
+    with Workers(workers) as pool:
+        for found in pool.map(draw, drawings, 2 if voxels > _LARGE else len(drawings) + 1, _broke):
+            drawn[found.name] = found
+            progress("drawing", len(drawn), len(drawings))
+    return drawn
+
+
+def _drawing(seen: Seen, folder: Path, manifest: Manifest) -> Drawing:
+    is_ct = (seen.entry.modality or "").upper() == "CT" or set(manifest.modality.values()) == {"CT"}
+    return Drawing(case_of(folder, manifest, seen.entry), is_ct)
+
+
+def _broke(drawing: Drawing) -> Drawn:
+    return Drawn(drawing.case.name, problem=BROKE_ITS_READER)
+
+
+def _facts(seen: Seen, names: dict[int, str]) -> str:
+    """Return what is known of a case in one line."""
+    entry = seen.entry
+    parts = [seen.split if entry.split else "list dealt by the job", entry.modality or ""]
+    parts.append(" × ".join(map(str, entry.shape or [])) + (" voxels" if len(entry.shape or []) == 3 else " pixels"))
+    if entry.spacing:
+        small = max(entry.spacing) < 0.01
+        sides = (f"{side * 1000 if small else side:.3g}" for side in entry.spacing)
+        parts.append(" × ".join(sides) + (" µm" if small else " mm"))
+    else:
+        parts.append("pixel size not said")
+    parts.append(entry.orientation or "")
+    if isinstance(entry.label, int):
+        parts.append(f"class {names.get(entry.label, entry.label)}")
+    elif entry.label is None:
+        parts.append("no label")
+    return ", ".join(part for part in parts if part)
+
+
+def _legend(drawn: Drawn, names: dict[int, str]) -> list[tuple[str, str, str]]:
+    """Return (colour, dashes, name) of the labels that are seen."""
+    named = {value: name if name.strip() != str(value) else f"label {value}" for value, name in names.items()}
+    return [(colour(value), dash(value), named.get(value, f"label {value}")) for value in drawn.values]

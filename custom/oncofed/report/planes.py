@@ -1,0 +1,320 @@
+"""One case as it is looked at: planes of its image, the label's contour, the body's directions, a scale bar."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from contourpy import contour_generator
+from markupsafe import Markup, escape
+from nibabel.affines import voxel_sizes
+from nibabel.orientations import io_orientation
+from numpy.typing import NDArray
+from PIL import Image
+from scipy import ndimage
+
+from oncofed.data import facts
+from oncofed.data.cases import Case
+from oncofed.data.images import LoadedImage
+from oncofed.data.placement import is_oblique, upright
+from oncofed.data.slides import TileReader
+from oncofed.data.tiles import read_tiles
+
+# After Okabe and Ito (2008), lighter: they stand on black, and are told apart by who sees few colours.
+COLOURS = ("#ffb000", "#56b4e9", "#3ddc97", "#f0e442", "#ff7fc8", "#ff6f61", "#b9a3ff", "#9ae6e6")
+_DASHES = ("", "5 2", "1.5 1.5", "7 2 1.5 2")
+_SIDE, _FLAT_SIDE = 320, 480  # of a picture on the page
+_MOST_PIXELS = 640  # along a side of what is stored
+_SMALL = 256
+_MOST_OBJECTS = 800
+_MOST_TILES = 6000
+_SMALL_LABEL = 0.05
+_BAR = 0.3
+# Hounsfield units from black to white, for what a label's median is below.
+_CT_WINDOWS = ((-300.0, (-1350.0, 150.0)), (250.0, (-160.0, 240.0)), (math.inf, (-450.0, 1050.0)))
+_AIR = -200
+
+
+@dataclass(frozen=True)
+class Plane:
+    """One picture. Rows run from top to bottom, columns from left to right, as they are shown.
+
+    Attributes:
+        title: which plane of a volume; empty for a flat image.
+        pixels: (row, column) or (row, column, 3) uint8.
+        labels: (row, column), whole numbers; None without a mask.
+        size: width and height in mm, or in pixels where no size is known.
+        ends: what lies to the left, right, top and bottom; empty where nothing says it.
+        calibrated: ``size`` is in mm.
+        tiles: left, top, width and height of each tile in pixels, with its label.
+    """
+
+    title: str
+    pixels: NDArray[np.uint8]
+    labels: NDArray[Any] | None
+    size: tuple[float, float]
+    ends: str = ""
+    calibrated: bool = True
+    tiles: tuple[tuple[float, float, float, float, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What to draw: a case, of which values may be Hounsfield units."""
+
+    case: Case
+    is_ct: bool = False
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One case's pictures as they stand in a page, the label values that they show, and what to know of them."""
+
+    name: str
+    pictures: tuple[Markup, ...] = ()
+    values: tuple[int, ...] = ()
+    note: str = ""
+    problem: str = ""
+
+
+def draw(drawing: Drawing) -> Drawn:
+    """Read a case and draw it; one that cannot be read has a ``problem``."""
+    case = drawing.case
+    try:
+        if case.tiles:
+            planes, note = [_slide(case.image, case.tiles)], "tiles that show tissue; filled: with a label"
+        else:
+            planes, note = _planes(drawing)
+        values = sorted({int(v) for plane in planes for v in _values(plane)})
+        if case.instances:
+            values = [1] if values else []
+        pictures = tuple(svg(plane, case.name, case.instances) for plane in planes)
+        return Drawn(case.name, pictures, tuple(values), note)
+    except Exception as error:  # noqa: BLE001 - readers raise whatever they like for a malformed file
+        return Drawn(case.name, problem=facts.reason_of(error))
+
+
+def colour(value: int) -> str:
+    """Return a label value's colour."""
+    return COLOURS[(value - 1) % len(COLOURS)]
+
+
+def dash(value: int) -> str:
+    """Return a label value's dashes: values that share a colour differ by them."""
+    return _DASHES[(value - 1) // len(COLOURS) % len(_DASHES)]
+
+
+# --- planes
+
+
+def _planes(drawing: Drawing) -> tuple[list[Plane], str]:
+    case = drawing.case
+    if isinstance(case.label, Path):
+        image, label = case.read(numbered=case.instances)
+        mask = label.values[..., 0] if label.shape == image.shape else None
+    else:
+        image, mask = case.read_image(), None
+    channels = image.values.shape[-1]
+    if image.dimensions == 2:
+        return [_flat(image, mask)], "" if channels in {1, 3, 4} else f"first of {channels} channels"
+    note = f"first of {channels} channels" if channels > 1 else ""
+    if is_oblique(image.affine):
+        note = f"{note}; oblique: letters say the nearest direction".lstrip("; ")
+    return _volume(image, mask, drawing.is_ct), note
+
+
+def _flat(image: LoadedImage, mask: NDArray[Any] | None) -> Plane:
+    values = image.values.swapaxes(0, 1)
+    colours = values[..., :3] if values.shape[-1] in {3, 4} else values[..., 0]
+    pixels = colours if colours.dtype == np.uint8 and colours.ndim == 3 else _shaded(colours, *_range(colours))
+    width, height = (n * side for n, side in zip(image.shape, image.spacing or (1.0, 1.0), strict=True))
+    return Plane("", pixels, None if mask is None else mask.T, (width, height), calibrated=image.spacing is not None)
+
+
+def _volume(image: LoadedImage, mask: NDArray[Any] | None, is_ct: bool) -> list[Plane]:
+    turn = io_orientation(image.affine)
+    known = bool(np.isfinite(turn).all())
+    values = upright(image.values[..., :1], image.affine)[..., 0]
+    labels = None if mask is None else upright(mask[..., None], image.affine)[..., 0]
+    sizes = voxel_sizes(image.affine)
+    if known:
+        sizes = sizes[np.argsort(turn[:, 0])]
+    at = _centre(labels, values.shape)
+    limits = _limits(values, labels, at, is_ct)
+    planes = []
+    # Seen as radiologists do: from the feet, the front, and the patient's left.
+    for title, axis, across, down, ends in (
+        ("axial", 2, 0, 1, "RLAP"),
+        ("coronal", 1, 0, 2, "RLSI"),
+        ("sagittal", 0, 1, 2, "APSI"),
+    ):
+        # Right, and in the sagittal plane anterior, to the left of the page; anterior, or superior, on top.
+        cut = [np.take(v, at[axis], axis=axis).T[::-1, ::-1] for v in (values, labels) if v is not None]
+        size = (float(sizes[across] * values.shape[across]), float(sizes[down] * values.shape[down]))
+        planes.append(
+            Plane(title, _shaded(cut[0], *limits), cut[1] if len(cut) > 1 else None, size, ends if known else "")
+        )
+    return planes
+
+
+def _centre(labels: NDArray[Any] | None, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the place of a label that is nearest to its centre, or the middle where there is none."""
+    if labels is None or not (found := np.argwhere(labels > 0)).size:
+        return tuple(n // 2 for n in shape)
+    nearest = np.abs(found - found.mean(axis=0)).sum(axis=1).argmin()
+    return tuple(int(n) for n in found[nearest])
+
+
+def _limits(values: NDArray[Any], labels: NDArray[Any] | None, at: tuple[int, ...], is_ct: bool) -> tuple[float, float]:
+    """Return which values are black and white: a window of CT, else most of what the planes show."""
+    if is_ct and values.min() < _AIR:
+        labelled = values[labels > 0] if labels is not None else values[:0]
+        typical = float(np.median(labelled)) if labelled.size else 0.0
+        return next(window for limit, window in _CT_WINDOWS if typical < limit)
+    return _range(np.concatenate([np.take(values, n, axis=axis).ravel() for axis, n in enumerate(at)]))
+
+
+def _range(values: NDArray[Any]) -> tuple[float, float]:
+    finite = values[np.isfinite(values)] if np.issubdtype(values.dtype, np.floating) else values
+    if not finite.size:
+        return 0.0, 1.0
+    low, high = (float(v) for v in np.percentile(finite, (0.5, 99.5)))
+    return low, high if high > low else max(float(finite.max()), low + 1)
+
+
+def _shaded(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
+    scaled = (np.nan_to_num(values.astype(np.float32), nan=low) - low) / max(high - low, 1e-6)
+    shaded: NDArray[np.uint8] = (scaled.clip(0, 1) * 255).astype(np.uint8)
+    return shaded
+
+
+def _slide(path: Path, tiles: Path) -> Plane:
+    grid = read_tiles(path, tiles)
+    with np.load(tiles) as stored:
+        labels = stored["label"] if "label" in stored else np.zeros(len(grid), np.int16)
+    with TileReader(path, grid.spec) as reader:
+        overview, scale = reader.overview()
+        step = reader.step / scale
+        mm = reader.levels[0].mpp * scale / 1000
+    size = (overview.shape[1] * mm, overview.shape[0] * mm)
+    places = zip(grid.x / scale, grid.y / scale, labels, strict=True)
+    return Plane("", overview, None, size, tiles=tuple((float(x), float(y), step, step, int(v)) for x, y, v in places))
+
+
+def _values(plane: Plane) -> NDArray[Any]:
+    found = np.array([tile[4] for tile in plane.tiles]) if plane.labels is None else plane.labels
+    return np.unique(found[found > 0])
+
+
+# --- as SVG
+
+
+def svg(plane: Plane, name: str, instances: bool = False) -> Markup:
+    """Return a plane as a picture in a page, with the size that it has in the body.
+
+    Args:
+        plane: to draw.
+        name: of the case.
+        instances: labels number objects, all of one class.
+    """
+    scale = (_SIDE if plane.title else _FLAT_SIDE) / max(plane.size)
+    width, height = (max(side * scale, 1.0) for side in plane.size)
+    rows, columns = plane.pixels.shape[:2]
+    parts = [
+        f'<image href="{_encoded(plane.pixels)}" width="{width:.1f}" height="{height:.1f}" preserveAspectRatio="none"/>'
+    ]
+    if plane.labels is not None:
+        parts += _contours(plane.labels, (width / columns, height / rows), instances)
+    if plane.tiles:
+        parts += _tiles(plane, (width / columns, height / rows))
+    parts += _letters(plane.ends, width, height)
+    if plane.calibrated:
+        parts.append(_bar(width, height, scale))
+    label = escape(f"{plane.title} plane of {name}" if plane.title else name)
+    box = f'viewBox="0 0 {width:.1f} {height:.1f}" width="{width:.0f}" height="{height:.0f}"'
+    return Markup(f'<svg {box} role="img" aria-label="{label}">{"".join(parts)}</svg>')  # noqa: S704 - made of numbers
+
+
+def _encoded(pixels: NDArray[np.uint8]) -> str:
+    picture = Image.fromarray(np.ascontiguousarray(pixels))
+    picture.thumbnail((_MOST_PIXELS, _MOST_PIXELS), Image.Resampling.BOX)
+    buffer = io.BytesIO()
+    kind = "png" if max(picture.size) <= _SMALL else "jpeg"
+    picture.save(buffer, kind, **({"quality": 88} if kind == "jpeg" else {}))
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _contours(labels: NDArray[Any], pixel: tuple[float, float], instances: bool) -> Iterator[str]:
+    """Yield the outline of each class, or of each object, and a ring around labels that are too small to be seen."""
+    step = max(1, math.ceil(max(labels.shape) / (2 * _MOST_PIXELS)))
+    # Whatever a coarser grid would leave out is small: its largest value within a cell stays.
+    coarse = ndimage.maximum_filter(labels, step)[::step, ::step] if step > 1 else labels
+    numbers = np.unique(coarse[coarse > 0])
+    if instances and len(numbers) > _MOST_OBJECTS:
+        coarse, numbers = (coarse > 0).astype(np.uint8), np.array([1])
+    paths: dict[int, list[str]] = {}
+    boxes = ndimage.find_objects(coarse.astype(np.int32))
+    for number in (int(n) for n in numbers):
+        value = 1 if instances else number
+        box = boxes[number - 1]
+        paths.setdefault(value, []).append(_outline(coarse, number, box, (pixel[0] * step, pixel[1] * step)))
+    for value, outlines in paths.items():
+        dashes = f' stroke-dasharray="{dash(value)}"' if dash(value) else ""
+        yield f'<path class="contour" stroke="{colour(value)}"{dashes} d="{"".join(outlines)}"/>'
+    if len(numbers) and (ring := _ring(coarse, (pixel[0] * step, pixel[1] * step))):
+        yield ring
+
+
+def _outline(labels: NDArray[Any], number: int, box: tuple[slice, ...], pixel: tuple[float, float]) -> str:
+    crop = np.pad((labels[box] == number).astype(np.float32), 1)
+    # A pixel's centre; the crop has a border of one pixel.
+    corner = np.array([box[1].start - 0.5, box[0].start - 0.5])
+    lines = contour_generator(z=crop).lines(0.5)
+    text = []
+    for line in lines:
+        points = (np.asarray(line) + corner) * pixel
+        text.append("M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points) + "Z")
+    return "".join(text)
+
+
+def _ring(labels: NDArray[Any], pixel: tuple[float, float]) -> str:
+    rows, columns = np.nonzero(labels > 0)
+    x, y = (columns.mean() + 0.5) * pixel[0], (rows.mean() + 0.5) * pixel[1]
+    if max(np.ptp(columns) * pixel[0], np.ptp(rows) * pixel[1]) > _SMALL_LABEL * _SIDE:
+        return ""
+    return f'<circle class="ring" cx="{x:.1f}" cy="{y:.1f}" r="{_SMALL_LABEL * _SIDE:.0f}"/>'
+
+
+def _tiles(plane: Plane, pixel: tuple[float, float]) -> Iterator[str]:
+    step = max(1, math.ceil(len(plane.tiles) / _MOST_TILES))
+    by_value: dict[int, list[str]] = {}
+    for x, y, wide, high, value in plane.tiles[::step]:
+        w, h = wide * pixel[0], high * pixel[1]
+        by_value.setdefault(value, []).append(f"M{x * pixel[0]:.1f} {y * pixel[1]:.1f}h{w:.1f}v{h:.1f}h-{w:.1f}z")
+    for value, squares in sorted(by_value.items()):
+        paint = f'fill="{colour(value)}" stroke="{colour(value)}"' if value > 0 else 'fill="none" stroke="#0b6"'
+        yield f'<path class="tiles" {paint} d="{"".join(squares)}"/>'
+
+
+def _letters(ends: str, width: float, height: float) -> Iterator[str]:
+    places = ((10, height / 2), (width - 10, height / 2), (width / 2, 14), (width / 2, height - 6))
+    for letter, (x, y) in zip(ends, places, strict=False):
+        yield f'<text class="end" x="{x:.1f}" y="{y:.1f}">{letter}</text>'
+
+
+def _bar(width: float, height: float, scale: float) -> str:
+    """Return a bar of a round length, 1, 2 or 5 with zeros, and how long that is."""
+    longest = _BAR * width / scale
+    power = 10 ** math.floor(math.log10(longest))
+    length = max(factor * power for factor in (1, 2, 5) if factor * power <= longest * 1.0001)
+    words = f"{length:g} mm" if length >= 1 else f"{length * 1000:g} µm"
+    left, drawn = 8.0, length * scale
+    line = f"M{left} {height - 12:.1f}v4h{drawn:.1f}v-4"
+    text = f'<text class="bar" x="{left}" y="{height - 17:.1f}">{words}</text>'
+    return f'<path class="barline under" d="{line}"/><path class="barline" d="{line}"/>{text}'
