@@ -10,6 +10,7 @@ from pathlib import Path
 
 from oncofed.data.cases import Case
 from oncofed.data.contract import with_facts
+from oncofed.data.decisions import decided
 from oncofed.data.manifest import Entry, Manifest, Split, inside, read_manifest
 from oncofed.data.placement import Placement, measure_placement
 from oncofed.data.sample import sample_cases
@@ -110,7 +111,7 @@ def look(
         DataError: there is no dataset in ``folder``, or no case of it can be read.
     """
     progress = progress or (lambda what, done, total: None)
-    manifest = with_facts(folder, read_manifest(folder))
+    manifest = with_facts(folder, decided(read_manifest(folder)))
     cases = [(split, entry) for split, entry in manifest.by_split() if entry.shape]
     if not cases:
         raise DataError(f"{folder}: none of its {len(manifest.entries)} cases can be read. See: oncofed data check")
