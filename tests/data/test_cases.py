@@ -183,7 +183,10 @@ def test_each_fault_of_a_case_is_named(site: Path, damage, message: str) -> None
         (OSError(5, "Input/output error"), "cannot be read (Input/output error)"),
         (
             ValueError("odd\nand more"),
-            "cannot be read: its header or its pixels are damaged, or of a kind that is not known here",
+            (
+                "cannot be read: its header or its pixels are damaged, or of a kind that is not known here. Copy it "
+                "again, or export it in another format"
+            ),
         ),
     ],
 )

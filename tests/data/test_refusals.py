@@ -33,12 +33,16 @@ _ERRORS = {"DataError", "SpecError", "UnreadableError"}
 _HELPS = re.compile(
     r"\bexpected\b|\bsuch as\b|\bneeds\b|\bneeded\b|pip install|\bknown are\b|--\w+|"
     r"(^|[.;:,(`] ?|\b(or|and|then|to) )(add|ask|copy|convert|export|fetch|give|install|leave|make|mend|name|open|put|"
-    r"register|remove|rename|repair|run|say|see|split|use|write)\b",
+    r"register|remove|rename|repair|run|save|say|see|split|use|write)\b",
     re.IGNORECASE,
 )
 # Names of messages that are written, and held to the rules, elsewhere in the package.
-_WRITTEN_ELSEWHERE = re.compile(r"reason|problem|fault|listed|_explain|_nothing_found|_why|^BROKE_ITS_READER$")
-_RETURNS_REASONS = re.compile(r"reason_of|^_why|_problem$|fault")
+_WRITTEN_ELSEWHERE = re.compile(
+    r"reason|problem|fault|listed|_explain|_nothing_found|_why|^expected_columns$|^BROKE_ITS_READER$"
+)
+_RETURNS_REASONS = re.compile(r"reason_of|^_why|_problem$|fault|^expected_columns$")
+# Functions that modules share -> number of their argument that is a reason.
+_TAKE_REASONS = {"refused": 1, "unreadable": 2}
 _CONSTANTS = {"BROKE_ITS_READER"}
 # Of an exception only this is passed on: where in a text it is, and the system's own words and numbers.
 _PLAIN_FACTS = {"strerror", "errno", "lineno", "colno", "code", "filename", "__cause__", "reason"}
@@ -82,7 +86,7 @@ def _assigned(function: ast.FunctionDef) -> dict[str, list[ast.AST]]:
     for node in ast.walk(function):
         targets: list[ast.expr] = []
         values: list[ast.AST] = []
-        if isinstance(node, (ast.Assign, ast.AugAssign, ast.AnnAssign)) and node.value is not None:
+        if isinstance(node, (ast.Assign, ast.AugAssign, ast.AnnAssign, ast.NamedExpr)) and node.value is not None:
             targets, values = (node.targets if isinstance(node, ast.Assign) else [node.target]), [node.value]
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "append":
             targets, values = [node.func.value], list(node.args)
@@ -93,8 +97,24 @@ def _assigned(function: ast.FunctionDef) -> dict[str, list[ast.AST]]:
 
 
 def _messages(tree: ast.Module) -> Iterator[_Message]:
-    """Yield what is raised, what sets a case aside, and what leaves a file out."""
-    takes_reasons = _takes_reasons(tree)
+    """Yield what is raised, what sets a case aside, and what leaves a file out.
+
+    Where a function of the module writes the whole of it, each text that the function returns stands for it.
+    """
+    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    for message in _given(tree):
+        written = message.text
+        known = _assigned(message.function) if message.function else {}
+        if isinstance(written, ast.Name) and len(known.get(written.id, ())) == 1:
+            (written,) = known[written.id]
+        by = functions.get(_called(written)) if isinstance(written, ast.Call) else None
+        returned = [node.value for node in ast.walk(by) if isinstance(node, ast.Return)] if by else []
+        texts = [text for text in returned if text is not None and not _is_no_text(text)]
+        yield from (_Message(text, by, message.refuses) for text in texts) if texts else (message,)
+
+
+def _given(tree: ast.Module) -> Iterator[_Message]:
+    takes_reasons = _takes_reasons(tree) | _TAKE_REASONS
     for node, function in _with_function(tree, None):
         if isinstance(node, ast.Call):
             yield from _of_call(node, function, takes_reasons)
@@ -106,7 +126,7 @@ def _messages(tree: ast.Module) -> Iterator[_Message]:
         elif isinstance(node, ast.Tuple) and any(_is_constant(part, "refused") for part in node.elts):
             yield _Message(node.elts[-1], function)
         elif isinstance(node, ast.Return) and function and _RETURNS_REASONS.search(function.name):
-            if node.value is not None and ast.unparse(node.value) not in {"None", "[]"}:
+            if node.value is not None and not _is_no_text(node.value):
                 # Why something failed stands in brackets in a message of its own.
                 yield _Message(node.value, function, not function.name.startswith("_why"))
         elif isinstance(node, (ast.Assign, ast.AugAssign)):
@@ -129,6 +149,8 @@ def _of_call(node: ast.Call, function: ast.FunctionDef | None, takes_reasons: di
     elif name == "append" and isinstance(node.func, ast.Attribute) and ast.unparse(node.func.value) == "problems":
         yield _Message(node.args[0], function)
     for keyword in node.keywords:
+        if name == "write":  # of the audit log: the reason is what a person gave
+            break
         if keyword.arg in {"reason", "problem"} and not _is_constant(keyword.value, None):
             yield _Message(keyword.value, function)
 
@@ -165,6 +187,10 @@ def _with_function(node: ast.AST, function: ast.FunctionDef | None) -> Iterator[
 
 def _called(node: ast.Call) -> str:
     return node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+
+
+def _is_no_text(node: ast.AST) -> bool:
+    return ast.unparse(node) in {"None", "[]", "''"}
 
 
 def _is_constant(node: ast.AST, value: object) -> bool:

@@ -295,7 +295,8 @@ def test_whatever_a_reader_raises_sets_one_case_aside(tmp_path: Path, monkeypatc
     manifest = read(site, tmp_path / "out")
     assert len(manifest.entries) == 4
     assert {bad.name: bad.reason for bad in manifest.quarantine} == {
-        "case_2": "cannot be read: its header or its pixels are damaged, or of a kind that is not known here",
+        "case_2": "cannot be read: its header or its pixels are damaged, or of a kind that is not known here. Copy it "
+        "again, or export it in another format",
         "case_3": "cannot be read: it needs more memory than there is",
     }
 

@@ -163,7 +163,7 @@ def test_a_name_finds_its_own_file_or_says_that_it_may_be_two(names: list[str], 
         ("1", "its image may be a/1.png or b/1.png. Write the path inside the folder"),
         ("/elsewhere/only.png", "its image lies outside the folder. Expected a path inside it: a/only.png is there"),
         (r"D:\study\only.png", "its image lies outside the folder. Expected a path inside it: a/only.png is there"),
-        ("2.png", "its image file is missing"),
+        ("2.png", "its image file is missing. Copy it into the folder, or correct the table"),
     ],
 )
 def test_a_name_that_is_not_sure_is_refused(tmp_path: Path, written: str, said: str) -> None:

@@ -68,7 +68,7 @@ def compose(root: Path, parts: Sequence[Part]) -> LoadedImage:
             other = next(p for p in parts if p.value == values[both][0])
             raise DataError(
                 f"its masks of {other.name} and {part.name} overlap in {int(both.sum())} voxels: no task learns "
-                "overlapping classes yet. Keep one of them, or list the masks that count in a table (image, label)"
+                "overlapping classes yet. Keep one of them, or name the masks that count in a table (image, label)"
             )
         values[labelled != 0] = labelled[labelled != 0]
     assert whole is not None
@@ -91,14 +91,17 @@ def _labelled(values: np.ndarray[Any, Any], part: Part) -> np.ndarray[Any, Any]:
     """Return a file's voxels with their label values."""
     whole = np.rint(values)
     if not np.array_equal(whole, values):
-        raise DataError(f"its label file {part.path} holds values that are no whole numbers")
+        raise DataError(f"its label file {part.path} holds fractions, expected one whole number for each class")
     found = np.unique(whole[whole != 0])
     if part.value is None:
         result = np.zeros(values.shape, np.uint16)
         for value, to in part.values:
             result[whole == value] = to
         if unnamed := set(found) - {value for value, _ in part.values}:
-            raise DataError(f"its label file {part.path} holds the value {min(unnamed):g}, which it does not name")
+            raise DataError(
+                f"its label file {part.path} holds the value {min(unnamed):g}, which it does not name. Name it where "
+                "its other values are named"
+            )
         return result
     if len(found) > 1:
         raise DataError(

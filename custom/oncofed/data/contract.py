@@ -98,21 +98,8 @@ def check_dataset(
     report.decided = in_words(listed)
     report.set_aside = [Problem(q.name, q.reason) for q in manifest.quarantine]
     odd = {name for finding in report.findings for name in finding.about}
-    try:
-        if vocabulary.problems:
-            raise DataError("its labels do not fit")
-        cases = read_cases(folder, data.split, seed, classes, data.splits, labels)
-        report.set_aside += check_cases(cases, list(classes), data)
-        usable = cases.without({p.case for p in report.set_aside})
-        report.cases = {
-            "training": len(usable.train),
-            "validation": len(usable.validation),
-            "test": len(usable.test),
-        }
-        usable.require_training(folder.name)
-    except DataError as error:
-        if not vocabulary.problems:
-            report.why_not.append(str(error).removeprefix(f"{folder / 'dataset.json'}: "))
+    if not vocabulary.problems:
+        _deal(report, folder, data, classes, seed, labels)
     total = len(manifest.entries) + len(manifest.quarantine)
     share = len(report.set_aside) / max(total, 1)
     if share > data.max_bad_share:
@@ -131,6 +118,24 @@ def check_dataset(
         report.why_not.append(f"{len(odd)} cases have findings")
     report.may_train = not report.why_not
     return report
+
+
+def _deal(
+    report: Report, folder: Path, data: DataSpec, classes: Mapping[int, str], seed: int, labels: LabelKind
+) -> None:
+    """Say of a dataset whose labels fit which cases can be used, and how many train, validate and test."""
+    try:
+        cases = read_cases(folder, data.split, seed, classes, data.splits, labels)
+        report.set_aside += check_cases(cases, list(classes), data)
+        usable = cases.without({p.case for p in report.set_aside})
+        report.cases = {
+            "training": len(usable.train),
+            "validation": len(usable.validation),
+            "test": len(usable.test),
+        }
+        usable.require_training(folder.name)
+    except DataError as error:
+        report.why_not.append(str(error).removeprefix(f"{folder / 'dataset.json'}: "))
 
 
 def with_facts(folder: Path, manifest: Manifest) -> Manifest:

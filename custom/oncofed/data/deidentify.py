@@ -241,8 +241,8 @@ def _copy(turn: _Turn) -> tuple[str, str, str]:
     except Exception as error:  # noqa: BLE001 - a broken file raises whatever its bytes lead to
         return turn.path, "refused", reason_of(error)
     if lower.endswith((".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".svslide", ".nrrd", ".mha", ".mhd", ".nhdr")):
-        what = "convert it to DICOM, TIFF or NIfTI first: its labels and free text cannot be taken out here"
-        return turn.path, "refused", f"is {path.suffix}; {what}"
+        what = f"is {path.suffix}, whose labels and free text cannot be taken out here"
+        return turn.path, "refused", f"{what}. Convert it to DICOM, TIFF or NIfTI first"
     return turn.path, "left out", f"file that is no image ({path.suffix or 'no suffix'})"
 
 

@@ -120,7 +120,10 @@ def reason_of(error: Exception) -> str:
         return f"cannot be read ({error.strerror or 'its disk or network does not answer'})"
     if isinstance(error, MemoryError):
         return "cannot be read: it needs more memory than there is"
-    return "cannot be read: its header or its pixels are damaged, or of a kind that is not known here"
+    return (
+        "cannot be read: its header or its pixels are damaged, or of a kind that is not known here. Copy it again, or "
+        "export it in another format"
+    )
 
 
 def checksum(paths: Sequence[Path]) -> str:

@@ -74,9 +74,9 @@ def read_stored(path: Path) -> LoadedImage:
         known = ", ".join((*NIFTI, *ITK, *RASTER))
         raise DataError(f"has no suffix of an image ({path.suffix or 'none'}), expected one of {known}")
     if not path.is_file():
-        raise DataError("is missing")
+        raise DataError("is missing. Copy it there again, or register the folder anew")
     if path.stat().st_size == 0:
-        raise DataError("is empty (0 bytes)")
+        raise DataError("is empty (0 bytes). Copy it again")
     try:
         image = _READERS[kind](path)
     except (DataError, MemoryError):
@@ -87,5 +87,5 @@ def read_stored(path: Path) -> LoadedImage:
     except Exception:  # noqa: BLE001 - readers raise many types for a broken file
         raise unreadable(path, _NAMES[kind], "its header or its data are damaged. Copy it again") from None
     if not image.values.size:
-        raise DataError(f"has no voxels: its size is {image.values.shape}")
+        raise DataError(f"has no voxels: its size is {image.values.shape}. Export it again")
     return image

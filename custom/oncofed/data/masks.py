@@ -187,7 +187,7 @@ def _whole(image: LoadedImage) -> LoadedImage:
     apart = np.abs(values - rounded)
     if apart.max() <= NEARLY_WHOLE:
         if max(abs(float(rounded.min())), float(rounded.max())) >= 2**31:
-            raise DataError(f"holds {rounded.max():g}, which is no label")
+            raise DataError(f"holds {rounded.max():g}, expected one small number for each class")
         return replace(image, values=rounded.astype(np.int32))
     if (
         abs(float(values.max()) - 1) <= NEARLY_WHOLE

@@ -314,8 +314,13 @@ def _header(path: Path) -> Header:
     except OSError as error:
         return {"kind": "broken", "reason": f"cannot be read ({error.strerror})"}
     if path.suffix.lower() in {".dcm", ".dicom", ".ima"} or size == 0:
-        found = "is empty (0 bytes)" if size == 0 else f"is not DICOM; it looks like {looks_like(path) or 'no image'}"
-        return {"kind": "broken", "reason": found}
+        if size == 0:
+            return {"kind": "broken", "reason": "is empty (0 bytes). Copy it again"}
+        found = looks_like(path) or "no image"
+        return {
+            "kind": "broken",
+            "reason": f"is not DICOM; it looks like {found}. Copy it again, or export it as DICOM",
+        }
     return {"kind": "foreign", "what": f"file that is no image ({path.suffix or 'no suffix'})"}
 
 

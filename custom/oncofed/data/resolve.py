@@ -128,7 +128,7 @@ def resolve(
         kinds = " and ".join(kind for answer in without for kind in answer.kinds)
         raise DataError(
             f"{folder / MANIFEST_FILE}: no finding to decide about (looked for: {kinds}). "
-            "oncofed data check JOB NAME lists what there is"
+            "See what there is with: oncofed data check JOB NAME"
         )
     outcome.told += [f"no {answer.kinds[0]} was found: nothing decided about it" for answer in without]
     outcome.told += _follows(manifest, asked or Asked())

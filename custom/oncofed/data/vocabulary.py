@@ -49,10 +49,16 @@ def match_labels(manifest: Manifest, classes: Mapping[int, str]) -> Vocabulary:
     values = {value: target or 0 for value, target in matched.items()}
     unknown = sorted(set(map(name_key, manifest.label_map)) - set(map(name_key, names.values())))
     if unknown:
-        problems.append(f"label_map names {', '.join(unknown)}, which no label of the dataset is called")
+        problems.append(
+            f"label_map names {', '.join(unknown)}, which no label of the dataset is called: known are "
+            f"{', '.join(sorted(names.values()))}"
+        )
     missing = [name for value, name in classes.items() if value not in values.values() and name != IGNORED]
     if missing and not problems:
-        problems.append(f"no label of the dataset stands for {', '.join(missing)}")
+        problems.append(
+            f"no label of the dataset stands for {', '.join(missing)}; say which one does in dataset.json: "
+            f'"label_map": {{"NAME": "{missing[0]}"}}'
+        )
     if instances:
         how.append("every numbered object becomes its class")
     same = not instances and all(value == target for value, target in values.items())

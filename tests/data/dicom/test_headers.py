@@ -78,5 +78,5 @@ def test_a_number_that_is_none_is_named(tmp_path: Path) -> None:
     header = headers.read_header(path)
     assert (header["kind"], header["reason"]) == (
         "broken",
-        "its header is damaged: what stands in its RescaleSlope is no number",
+        "its header is damaged: what stands in its RescaleSlope is no number. Copy it again, or export it anew",
     )

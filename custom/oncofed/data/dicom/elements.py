@@ -114,7 +114,9 @@ def _decimal(value: str, keyword: str) -> float:
     try:
         return float(value)
     except ValueError:
-        raise DataError(f"its header is damaged: what stands in its {keyword} is no number") from None
+        raise DataError(
+            f"its header is damaged: what stands in its {keyword} is no number. Copy it again, or export it anew"
+        ) from None
 
 
 def integer(elements: Elements, keyword: str, default: int) -> int:

@@ -131,7 +131,8 @@ def _values(elements: Elements, pixels_at: int, syntax: str = "") -> Header:
     if text(elements, _MEDIA_CLASS) == _DICOMDIR:
         return {"kind": "dicomdir"}
     if not _CODE.fullmatch(header["modality"]):
-        return {"kind": "broken", "reason": "its header is damaged: what stands in its Modality is no code"}
+        reason = "its header is damaged: what stands in its Modality is no code. Copy it again, or export it anew"
+        return {"kind": "broken", "reason": reason}
     if len(header["vendor"]) > _LONGEST_TEXT or not header["vendor"].isprintable():
         header["vendor"] = ""
     header["syntax"] = text(elements, SYNTAX) or syntax
@@ -145,7 +146,8 @@ def _values(elements: Elements, pixels_at: int, syntax: str = "") -> Header:
         header |= image_values(elements)
         header["pixels_at"] = pixels_at
         if not header["rows"]:
-            return {"kind": "broken", "reason": "its header has no Rows; it is cut off or no DICOM image"}
+            reason = "its header has no Rows; it is cut off or no DICOM image. Copy it again, or export it anew"
+            return {"kind": "broken", "reason": reason}
     return header
 
 

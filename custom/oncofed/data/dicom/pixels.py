@@ -84,20 +84,28 @@ def digest(path: Path, header: Header) -> str:
     Of several frames, and where pixels cannot be read, what is stored.
     """
     found = hashlib.sha256()
+    values = _lone_frame(path, header)
+    if values is not None:
+        found.update(f"{values.shape} {values.dtype}".encode())
+        found.update(values.tobytes())
+        return found.hexdigest()
+    with path.open("rb") as file:
+        file.seek(header["pixels_at"])
+        while block := file.read(_BLOCK):
+            found.update(block)
+    return found.hexdigest()
+
+
+def _lone_frame(path: Path, header: Header) -> NDArray[Any] | None:
+    """Return the values of an image of one frame; None where there are several, or they cannot be read."""
+    if header["frames"] > 1:
+        return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            if header["frames"] > 1:
-                raise DataError("has several frames")
-            values = _frame(path, [], header)
-            found.update(f"{values.shape} {values.dtype}".encode())
-            found.update(values.tobytes())
+            return _frame(path, [], header)
         except Exception:  # noqa: BLE001 - decoders raise many types for broken pixels
-            with path.open("rb") as file:
-                file.seek(header["pixels_at"])
-                while block := file.read(_BLOCK):
-                    found.update(block)
-    return found.hexdigest()
+            return None
 
 
 def _why(error: Exception, header: Header) -> str:
@@ -121,7 +129,8 @@ def _volume(paths: Sequence[Path], stack: Stack) -> Pixels:
     for number, path in enumerate(paths[1:], start=1):
         frame = _frame(path, [], headers[number])
         if frame.shape != first.shape:
-            raise DataError(f"its slices have different sizes: {first.shape} and {frame.shape}")
+            sizes = " and ".join(" x ".join(map(str, shape)) for shape in (first.shape, frame.shape))
+            raise DataError(f"its slices have different sizes ({sizes}), expected one. Export the series again")
         if np.result_type(frames, frame) != frames.dtype:
             frames = frames.astype(np.result_type(frames, frame))
         frames[number] = frame

@@ -25,7 +25,9 @@ def as_volume(group: list[Slice]) -> Stack:
     """Return slices of one direction and size, no two at one place, as a volume, or with why they are none."""
     header = group[0].header
     if not header["spacing"] or min(header["spacing"]) <= 0:
-        return refused(group, "has no PixelSpacing: how large its pixels are is not known")
+        return refused(
+            group, "has no PixelSpacing: how large its pixels are is not known. Export the series again from its source"
+        )
     reason = _scaling_problem(group)
     if reason:
         return refused(group, reason)
@@ -67,7 +69,11 @@ def _irregular(
 ) -> Stack:
     gaps = np.diff(along)
     if gaps.min() < 1e-3:
-        return refused(ordered, "has slices at the same distance along the normal but shifted sideways")
+        return refused(
+            ordered,
+            "has slices at the same distance along the normal but shifted sideways. Export each volume as a series of "
+            "its own",
+        )
     typical = float(np.median(gaps))
     multiples = gaps / typical
     if np.abs(gaps - typical).max() < EVEN * typical:
@@ -75,15 +81,19 @@ def _irregular(
     if np.abs(multiples - np.rint(multiples)).max() < 0.05:
         missing = int(np.rint(multiples).sum()) - len(gaps)
         at = along[int(np.argmax(multiples > 1.5))] + typical
-        return refused(ordered, f"lacks {missing} of {len(ordered) + missing} slices, the first at {at:.1f} mm")
-    return refused(ordered, f"has uneven spacing: {gaps.min():.2f} to {gaps.max():.2f} mm between slices")
+        what = f"lacks {missing} of {len(ordered) + missing} slices, the first at {at:.1f} mm. Copy them, too"
+        return refused(ordered, what)
+    what = f"has uneven spacing: {gaps.min():.2f} to {gaps.max():.2f} mm between slices"
+    return refused(ordered, f"{what}. Export the whole series again, or convert it with dcm2niix")
 
 
 def _tilted(ordered: tuple[Slice, ...], positions: NDArray[np.float64], normal: NDArray[np.float64]) -> Stack:
     step = positions[-1] - positions[0]
     steps = np.diff(positions, axis=0)
     if np.linalg.norm(steps - steps.mean(axis=0), axis=1).max() > 0.1 * np.linalg.norm(steps.mean(axis=0)):
-        return refused(ordered, "has slices that are shifted sideways against each other unevenly")
+        return refused(
+            ordered, "has slices that are shifted sideways against each other unevenly. Export the series again"
+        )
     angle = math.degrees(math.acos(min(1.0, abs(float(step @ normal)) / float(np.linalg.norm(step)))))
     if angle < _SMALLEST_TILT_DEGREES:
         return Stack(ordered, "volume")
@@ -98,7 +108,13 @@ def _scaling_problem(group: Sequence[Slice]) -> str | None:
     if len(scales) == 1:
         return None
     if None in scales:
-        return "has Philips' private scaling (ScaleSlope) in some of its slices only: their values cannot be compared"
+        return (
+            "has Philips' private scaling (ScaleSlope) in some of its slices only: their values cannot be compared. "
+            "Export the whole series again with its private elements"
+        )
     if not all(item.header["has_slope"] for item in group):
-        return "has Philips' private scaling that differs between slices, and no RescaleSlope to read it by"
+        return (
+            "has Philips' private scaling that differs between slices, and no RescaleSlope to read it by. Export the "
+            "series again from the scanner or the archive"
+        )
     return None

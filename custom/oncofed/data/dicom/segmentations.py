@@ -138,7 +138,7 @@ class _Reader:
             content = np.frombuffer(dataset.PixelData, np.uint8)[first // 8 : (first + self._size + 7) // 8]
             bits = np.unpackbits(content, bitorder="little")[first % 8 : first % 8 + self._size]
             if len(bits) < self._size:
-                raise DataError(f"its label is cut off: frame {number + 1} is not whole")
+                raise DataError(f"its label is cut off: frame {number + 1} is not whole. Copy it again")
             return bits.reshape(int(dataset.Rows), int(dataset.Columns))
         return np.asarray(next(iter_pixels(dataset, indices=[number], raw=True)))
 
@@ -148,7 +148,7 @@ def _frames(dataset: Dataset) -> Iterator[_Frame]:
     groups = dataset.get("PerFrameFunctionalGroupsSequence") or ()
     count = int(dataset.get("NumberOfFrames") or 1)
     if groups and len(groups) != count:
-        raise DataError(f"its label has {count} frames, and describes {len(groups)}")
+        raise DataError(f"its label has {count} frames, and describes {len(groups)}. Export it again")
     kind = str(dataset.get("SegmentationType", "")).upper()
     labelmap = kind == "LABELMAP" or dataset.get("SOPClassUID") == LABEL_MAP
     for number, frame in enumerate(groups or [Dataset()] * count):
@@ -167,7 +167,10 @@ def _segment(frame: Dataset, shared: Dataset, dataset: Dataset) -> int:
             return int(item.ReferencedSegmentNumber)
     numbers = [int(s.SegmentNumber) for s in dataset.get("SegmentSequence") or ()]
     if len(numbers) != 1:
-        raise DataError("its label does not say which of its frames shows which region (SegmentIdentificationSequence)")
+        raise DataError(
+            "its label does not say which of its frames shows which region (SegmentIdentificationSequence). Export it "
+            "again, or as NIfTI"
+        )
     return numbers[0]
 
 
@@ -182,7 +185,10 @@ def _on_pixels(
     own = [f for f in frames if header["instance"] in f.sources]
     silent = [f for f in frames if not f.sources]
     if silent and _names_others(label, header["instance"]):
-        raise DataError("its label is of several flat images, and does not say which of its frames is whose")
+        raise DataError(
+            "its label is of several flat images, and does not say which of its frames is whose. Export one label an "
+            "image"
+        )
     drawn: set[int] = set()
     for frame in own or silent:
         values = reader.frame(frame)
@@ -196,7 +202,9 @@ def _on_pixels(
             canvas.draw(np.nonzero(turned == value), int(value))
             drawn.add(int(value))
     if frames and not own and not silent:
-        raise DataError("its label's frames are of other images than this one")
+        raise DataError(
+            "its label's frames are of other images than this one. Copy those images, too, or export it again"
+        )
     return drawn
 
 
@@ -213,7 +221,9 @@ def _in_space(
 ) -> set[int]:
     """Draw frames where they lie, and return the label values that were drawn."""
     if image.dimensions != 3:
-        raise DataError("its label's frames lie in space, and its image is flat")
+        raise DataError(
+            "its label's frames lie in space, and its image is flat, expected a label of the flat image itself"
+        )
     drawn: set[int] = set()
     for frame, (low, high), to_frame in _slabs(reader, frames, image, label):
         values = reader.frame(frame)
@@ -238,7 +248,10 @@ def _slabs(
 ) -> Iterator[tuple[_Frame, tuple[float, float], Floats]]:
     """Yield each frame, how far it reaches below and above itself in mm, and voxel -> (column, row, mm) of it."""
     if not all(frame.place.any() for frame in frames):
-        raise DataError("its label's frames have no place in space (PlanePositionSequence), and its image is a volume")
+        raise DataError(
+            "its label's frames have no place in space (PlanePositionSequence), and its image is a volume. Export it "
+            "again with its positions, or as NIfTI"
+        )
     to_lps = _LPS_TO_RAS @ image.affine
     for group in _by_direction(frames):
         normal = group[0].place[:3, 2]

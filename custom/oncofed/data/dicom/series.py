@@ -199,9 +199,8 @@ def _volumes(group: list[Slice], digests: Digests) -> tuple[list[Stack], set[str
     for item in group:
         patients[item.header["patient"]].append(item)
     if len(patients) > 1 and as_volume(group).reason is None:
-        return [
-            refused(group, f"has slices of {len(patients)} patients by their headers (PatientID), in one volume")
-        ], set()
+        what = f"has slices of {len(patients)} patients by their headers (PatientID), in one volume"
+        return [refused(group, f"{what}. Export each patient's slices as a series of their own")], set()
     stacks: list[Stack] = []
     copies: set[str] = set()
     notes = (f"its series holds images of {len(patients)} patients",) if len(patients) > 1 else ()
@@ -226,4 +225,5 @@ def _multiframe(item: Slice) -> Stack:
     if header["enhanced"]:
         return Stack((item,), "multiframe")
     kind = header["modality"] or "no modality"
-    return refused([item], f"has {header['frames']} frames without positions ({kind}): no volume in space")
+    what = f"has {header['frames']} frames without positions ({kind}): no volume in space"
+    return refused([item], f"{what}. Leave it out, or export the pictures that count as files of their own")

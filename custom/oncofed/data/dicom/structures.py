@@ -75,9 +75,15 @@ def draw_structures(
     if told.contours and told.outside == told.contours:
         raise OutsideError(f"its label lies outside the image, with all of its contours ({told.contours})")
     if told.contours and not told.voxels:
-        raise DataError(f"its label encloses no voxel of the image, with all of its contours ({told.contours})")
+        raise DataError(
+            f"its label encloses no voxel of the image, with all of its contours ({told.contours}). See whether it was "
+            "drawn on this image; if it was, export it as a mask"
+        )
     if told.without_area and not told.contours:
-        raise DataError("its label holds points or open contours alone, which have no area: nothing can be drawn")
+        raise DataError(
+            "its label holds points or open contours alone, which have no area, expected closed contours. Close them, "
+            "and export it again"
+        )
     return list(told.notes())
 
 
@@ -123,7 +129,10 @@ def _closed(items: Sequence[Dataset], name: str, told: _Told) -> Iterator[_Conto
             told.without_area[name, _NO_AREA.get(kind, f"contours of the type {kind[:20]}")] += 1
             continue
         if any(float(v) for v in item.get("ContourOffsetVector") or ()):
-            raise DataError(f"its label moves a contour of {name} by a ContourOffsetVector, which is retired: unclear")
+            raise DataError(
+                f"its label moves a contour of {name} by a ContourOffsetVector, which is retired and unclear. Export "
+                "it again without one, or as a mask"
+            )
         numbers = _numbers(item, name)
         if len(numbers) % 3 or not np.isfinite(numbers).all():
             raise DataError(
@@ -140,7 +149,9 @@ def _numbers(item: Dataset, name: str) -> Floats:
     try:
         return contour_data(item)
     except ValueError:
-        raise DataError(f"its label holds a contour of {name} whose ContourData are not all numbers") from None
+        raise DataError(
+            f"its label holds a contour of {name} whose ContourData are not all numbers. Export it again"
+        ) from None
 
 
 def _draw_region(

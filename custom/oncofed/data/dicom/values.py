@@ -36,7 +36,7 @@ def meant(dataset: Dataset, header: Header, notes: list[str]) -> Values:
     if not {"PixelData", "FloatPixelData", "DoubleFloatPixelData"} & {
         element.keyword for element in dataset[0x7FE00008:]
     }:
-        raise DataError("has no pixel data")
+        raise DataError("has no pixel data. Export it again with its pixels")
     stored = dataset.pixel_array
     photometric = str(dataset.get("PhotometricInterpretation", ""))
     if photometric == "PALETTE COLOR":

@@ -157,18 +157,19 @@ def kind_of(head: bytes) -> str | None:
     return next((words for magic, words in _MAGIC if head.startswith(magic)), None)
 
 
-def unreadable(path: Path, name: str, why: str, expected: tuple[str, ...] = ()) -> DataError:
+def unreadable(path: Path, name: str, reason: str, expected: tuple[str, ...] = ()) -> DataError:
     """Return the error of a file that is not what its name says, or damaged.
 
     Args:
         path: of the file.
         name: of the format, such as "NIfTI".
-        why: what is wrong.
+        reason: what is wrong and, as a sentence of its own, what to do.
         expected: what ``looks_like`` may say of such a file.
     """
     found = looks_like(path)
     seen = f"; it looks like {found}" if found and found not in expected else ""
-    return DataError(f"cannot be read as {name}: {why}{seen}")
+    what = reason.partition(". ")
+    return DataError(f"cannot be read as {name}: {what[0]}{seen}{''.join(what[1:])}")
 
 
 def require_memory(size: int, what: str = "declares") -> None:
@@ -183,7 +184,10 @@ def require_memory(size: int, what: str = "declares") -> None:
     """
     limit = _memory() // 2
     if size > limit:
-        raise DataError(f"{what} {size / 2**30:.1f} GiB of pixels, more than half of this machine's memory")
+        raise DataError(
+            f"{what} {size / 2**30:.1f} GiB of pixels, more than half of this machine's memory. Register it on a "
+            "larger one; copy it again if it is smaller"
+        )
 
 
 @cache

@@ -94,7 +94,7 @@ def _read(path: Path) -> LoadedImage:
         raise DataError(f"has {dimensions} axes {image.GetSize()}, expected two or three")
     calibrated = bool(_SAYS_SPACING.search(head.decode("latin-1")))
     if dimensions == 3 and not calibrated:
-        raise DataError("does not say how large its voxels are: its header has no spacing")
+        raise DataError("does not say how large its voxels are: its header has no spacing. Export it again with it")
     values = np.moveaxis(values, range(dimensions), range(dimensions)[::-1])
     affine = np.eye(4)
     axes = np.asarray(image.GetDirection()).reshape(dimensions, dimensions) * np.asarray(image.GetSpacing())
@@ -104,7 +104,9 @@ def _read(path: Path) -> LoadedImage:
     if dimensions == 3:
         affine = np.diag([-1.0, -1, 1, 1]) @ affine  # ITK's world is LPS+
     if not is_invertible(affine):
-        raise DataError("has axes that do not point in different directions: its header does not say where it lies")
+        raise DataError(
+            "has axes that do not point in different directions: its header does not say where it lies. Export it again"
+        )
     notes = ("its header's lengths are not millimetres, and are read as such",) if (factors != 1).any() else ()
     return LoadedImage(values, affine, str(values.dtype), calibrated=calibrated, notes=notes)
 
@@ -148,13 +150,14 @@ def _fault(path: Path, name: str, fields: dict[str, str], length: int) -> str | 
     with path.open("rb") as file:
         begins = file.read(10)
     if name == "NRRD" and not begins.startswith(b"NRRD000"):
-        return "it does not begin with an NRRD header"
+        return "it does not begin with an NRRD header. Copy it again, or export it as NRRD"
     if name == "MetaImage" and "ElementDataFile" not in fields:
-        return "it has no header of a MetaImage (ElementDataFile is missing)"
+        return "it has no header of a MetaImage (ElementDataFile is missing). Copy it again, or export it as MetaImage"
     kind = fields.get("type", "") if name == "NRRD" else fields.get("ElementType", "")
     each = _bytes_of(kind, name)
     if each is None:
-        return f"its header says type {kind[:40]!r}, which does not exist" if kind else "its header says no type"
+        found = f"says type {kind[:40]!r}, which does not exist" if kind else "says no type"
+        return f"its header {found}. Copy it again, or export it anew"
     data = fields.get("data file") or fields.get("datafile") if name == "NRRD" else fields["ElementDataFile"]
     apart = bool(data) and data not in {"LOCAL", "LIST"} and "%" not in str(data) and not str(data).startswith("LIST")
     if apart and not (path.parent / str(data)).is_file():
@@ -162,7 +165,7 @@ def _fault(path: Path, name: str, fields: dict[str, str], length: int) -> str | 
     packed = fields.get("encoding", "raw") != "raw" or fields.get("CompressedData", "False").lower() == "true"
     text = fields.get("sizes") if name == "NRRD" else fields.get("DimSize")
     if not text or not re.fullmatch(r"\d+( +\d+)*", text):
-        return "its header does not say how many voxels it has"
+        return "its header does not say how many voxels it has. Copy it again, or export it anew"
     needed = math.prod(map(int, text.split())) * each * int(fields.get("ElementNumberOfChannels", "1"))
     held = (path.parent / str(data)).stat().st_size if apart else path.stat().st_size - length
     if not packed and held < needed:

@@ -94,7 +94,8 @@ def _parse(path: Path, file: Any, limit: int) -> LoadedImage:
     size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     require_memory(size)
     if size > limit:
-        raise DataError(f"declares {size} bytes of voxels, which a file of {path.stat().st_size} bytes cannot hold")
+        held = path.stat().st_size
+        raise DataError(f"declares {size} bytes of voxels, which a file of {held} bytes cannot hold. Copy it again")
     if dtype.fields or np.issubdtype(dtype, np.complexfloating):
         what = "colours" if dtype.fields else "complex numbers"
         raise DataError(f"holds {what}, expected one number a voxel")
@@ -109,7 +110,7 @@ def _parse(path: Path, file: Any, limit: int) -> LoadedImage:
         raise
     except Exception:  # noqa: BLE001 - nibabel and NumPy raise many types for a broken file
         held = _length(file)
-        why = "its header is damaged"
+        why = "its header is damaged. Copy it again"
         if held < offset + size:
             why = f"it ends early: it holds {max(held - offset, 0)} of {size} bytes of voxels. Copy it again"
         raise unreadable(path, "NIfTI", why, _LOOKS) from None
@@ -144,7 +145,7 @@ def nifti_header(path: Path, head: bytes) -> Any:
     if kind is None:
         inside = kind_of(head[:132])
         what = f"; unpacked it looks like {inside}" if inside and inside != looks_like(path) else ""
-        raise unreadable(path, "NIfTI", f"it does not begin with a NIfTI header{what}", _LOOKS)
+        raise unreadable(path, "NIfTI", f"it does not begin with a NIfTI header{what}. Export it as NIfTI", _LOOKS)
     length = kind.sizeof_hdr
     if len(head) < length:
         raise unreadable(path, "NIfTI", f"it ends after {len(head)} bytes, inside its header. Copy it again", _LOOKS)
@@ -153,9 +154,11 @@ def nifti_header(path: Path, head: bytes) -> Any:
     if magic in {b"ni1", b"ni2"}:
         raise DataError("is one half of a pair .hdr and .img, expected NIfTI in one file: convert it")
     if magic not in {b"n+1", b"n+2"}:
-        raise unreadable(path, "NIfTI", "its header is of Analyze 7.5, which does not say left from right", _LOOKS)
+        why = "its header is of Analyze 7.5, which does not say left from right. Convert its source anew, with dcm2niix"
+        raise unreadable(path, "NIfTI", why, _LOOKS)
     if int(header["datatype"]) not in nib.nifti1.data_type_codes.value_set():
-        raise unreadable(path, "NIfTI", f"its header says data type {int(header['datatype'])}, which does not exist")
+        why = f"its header says data type {int(header['datatype'])}, which does not exist. Copy it again"
+        raise unreadable(path, "NIfTI", why)
     return header
 
 
@@ -177,7 +180,10 @@ def _placed(header: Any, shape: tuple[int, ...]) -> tuple[Affine, tuple[str, ...
         affine[:3] *= unit[1]
         notes.append(f"its header's lengths are {unit[0]}, read as millimetres")
     if not is_invertible(affine):
-        raise DataError("has an affine that is not invertible: its header does not say where its voxels lie")
+        raise DataError(
+            "has an affine that is not invertible: its header does not say where its voxels lie. Convert its source "
+            "anew, with dcm2niix"
+        )
     if header["sform_code"] <= 0 and header["qform_code"] <= 0:
         notes.append("its header does not say where its axes point (neither sform nor qform): taken as LAS")
     elif header["sform_code"] > 0 and header["qform_code"] > 0:
@@ -204,7 +210,10 @@ def _require_voxel_size(header: Any, shape: tuple[int, ...]) -> None:
     sizes = np.abs(np.asarray(header["pixdim"][1:4], dtype=np.float64))
     unknown = [not (np.isfinite(size) and size > 0) and n > 1 for size, n in zip(sizes, shape, strict=False)]
     if header["sform_code"] <= 0 and any(unknown):
-        raise DataError(f"does not say how large its voxels are (pixdim is {[float(size) for size in sizes]})")
+        raise DataError(
+            f"does not say how large its voxels are (pixdim is {[float(size) for size in sizes]}). Convert its source "
+            "anew, with dcm2niix"
+        )
 
 
 def _header_texts(header: Any, begins: bytes) -> tuple[str, ...]:

@@ -40,7 +40,7 @@ def read_raster(path: Path) -> LoadedImage:
         with Image.open(path, formats=_FORMATS) as image:
             return _read(path, image)
     except UnidentifiedImageError:
-        raise unreadable(path, name, "its beginning is none of such a file", looks) from None
+        raise unreadable(path, name, f"its beginning is none of such a file. Export it as {name}", looks) from None
     except DataError:
         raise
     except (OSError, SyntaxError, ValueError, EOFError) as error:

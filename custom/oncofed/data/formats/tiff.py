@@ -98,10 +98,12 @@ def _read(path: Path, file: Any) -> LoadedImage:
 def _one_series(file: Any) -> Any:
     """Return the pages that belong together, when no others are there."""
     if not len(file.pages):
-        raise DataError("is a TIFF without a page")
+        raise DataError("is a TIFF without a page. Copy it again")
     all_series = [s for s in file.series if not int(s.keyframe.subfiletype) & (_REDUCED | _IS_MASK)]
     if not all_series:
-        raise DataError("is a TIFF that holds only smaller copies of an image, or transparency")
+        raise DataError(
+            "is a TIFF that holds only smaller copies of an image, or transparency. Export the image itself"
+        )
     if len(all_series) > 1:
         sizes = sorted({f"{s.keyframe.imagewidth} x {s.keyframe.imagelength}" for s in all_series})
         what = f"of the sizes {', '.join(sizes[:4])}" if len(sizes) > 1 else f"of {sizes[0]} pixels that are not alike"

@@ -60,10 +60,6 @@ def listed(root: Path, path: Path, files: Sequence[str]) -> Layout:
     return layout
 
 
-class _NotFoundError(Exception):
-    """Why a row has no case."""
-
-
 class _Rows:
     """The rows of a table as cases.
 
@@ -86,19 +82,19 @@ class _Rows:
         image = None
         try:
             if row.fault:
-                raise _NotFoundError(row.fault)
+                raise DataError(row.fault)
             # What looks like a mask by its name may be an image where the table says so.
             image = self._file(row, "image", self._images, self._labels)
             return self._item(row, image), None
-        except _NotFoundError as reason:
+        except DataError as error:
             name = row.cells.get("image") or f"line {row.line}"
-            return None, Quarantined(name=name, reason=str(reason), source=image)
+            return None, Quarantined(name=name, reason=str(error), source=image)
 
     def _item(self, row: Row, image: str) -> Item:
         """Return a row's case.
 
         Raises:
-            _NotFoundError: it cannot be used, and why.
+            DataError: it cannot be used, and why.
         """
         label: str | int | None = self._by_name.get(image)
         text = row.cells.get("label", "")
@@ -114,7 +110,7 @@ class _Rows:
         split = SPLIT_NAMES.get(row.cells.get("split", "").lower())
         if row.cells.get("split") and split is None:
             expected = ", ".join(sorted(set(SPLIT_NAMES)))
-            raise _NotFoundError(f"line {row.line} says split {row.cells['split']!r}, expected one of {expected}")
+            raise DataError(f"line {row.line} says split {row.cells['split']!r}, expected one of {expected}")
         tags = {k: v for k, v in row.cells.items() if k not in WANTED and v}
         name = name_of(image)
         patient = row.cells.get("patient") or patient_of(image, name)
@@ -123,14 +119,14 @@ class _Rows:
     def _file(self, row: Row, column: str, *places: Files) -> str:
         text = row.cells.get(column, "")
         if not text:
-            raise _NotFoundError(f"line {row.line} has no {column}")
+            raise DataError(f"line {row.line} has no {column}. Add it, or remove the line")
         first = ""
         for place in places:
             found, reason = place.look(text)
             if found:
                 return found
             first = first or reason
-        raise _NotFoundError(f"line {row.line}: its {column} {first}")
+        raise DataError(f"line {row.line}: its {column} {first}")
 
     def _classes(self, files: Sequence[str]) -> dict[str, int]:
         """Return text -> class number where a table's labels are classes and not files."""

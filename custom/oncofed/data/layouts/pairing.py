@@ -240,7 +240,8 @@ def _one_file_a_class(cases: Sequence[Candidate]) -> set[str]:
 def _why_not(fitting: Sequence[tuple[Named, Words]]) -> str:
     several = ", ".join(mask.path for mask, _ in fitting[:4])
     if len(fitting) == 1:
-        return f"its mask's name ({several}) does not say its class, as those of other images do"
+        what = f"its mask's name ({several}) does not say its class, as those of other images do"
+        return f"{what}. Rename it, or name its class in a table (image, label)"
     return f"has {len(fitting)} masks ({several}), expected one, or one a class. Say which in a table (image, label)"
 
 

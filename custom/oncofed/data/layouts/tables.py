@@ -141,7 +141,7 @@ def _parse(path: Path, text: str, strict: bool = True) -> Table:
             line = reader.line_num
     except csv.Error:
         raise DataError(
-            f"{path}: cannot be read as a table: a field has no end. Look for a quote that is not closed."
+            f"{path}: cannot be read as a table: a field has no end. Close the quote, or save it again as CSV (UTF-8)."
         ) from None
     while rows and not any(rows[-1].cells.values()):
         rows.pop()  # Excel leaves them where there was something once

@@ -54,7 +54,7 @@ class Files:
             there = f": {found[0]} is there" if len(found) == 1 else ""
             return None, f"{_OUTSIDE}{there}"
         if not found:
-            return None, "file is missing"
+            return None, "file is missing. Copy it into the folder, or correct the table"
         if len(found) > 1:
             return None, f"may be {' or '.join(found[:3])}. Write the path inside the folder"
         return found[0], ""

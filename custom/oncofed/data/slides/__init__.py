@@ -62,7 +62,7 @@ def open_slide(path: Path) -> Slide:
         with path.open("rb") as file:
             head = file.read(4)
     except FileNotFoundError:
-        raise DataError("is missing") from None
+        raise DataError("is missing. Copy it there again, or register the folder anew") from None
     except OSError as error:
         raise DataError(f"cannot be read ({error.strerror})") from None
     if not head:
@@ -154,7 +154,10 @@ class TileReader:
             )
         if spec.mpp < finest * (1 - SAME_RESOLUTION):
             self._slide.close()
-            raise DataError(f"has at most {finest:.3f} microns per pixel, the tiles ask for {spec.mpp:g}")
+            raise DataError(
+                f"has at most {finest:.3f} microns per pixel, the tiles ask for {spec.mpp:g}. Ask for coarser ones "
+                f"with --mpp {math.ceil(finest * 100) / 100:g}"
+            )
         self.level = _level_for(self.levels, spec.mpp)
         self._scale = spec.mpp / self.levels[self.level].mpp
         if abs(self._scale - 1) < SAME_RESOLUTION:

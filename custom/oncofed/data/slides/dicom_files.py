@@ -54,7 +54,10 @@ class DicomSlideFile:
         except WsiDicomNotFoundError:
             raise DataError(_undecodable(files[0])) from None
         except WsiDicomNoResolutionError:
-            raise DataError("does not say its resolution: its header has no PixelSpacing") from None
+            raise DataError(
+                "does not say its resolution: its header has no PixelSpacing. Convert it with a tool that keeps the "
+                "scanner's, or ask its source"
+            ) from None
         try:
             finest = self._slide.levels[0]
             width, mpp = finest.size.width, resolution.square(finest.mpp.width, finest.mpp.height).mpp
@@ -152,7 +155,10 @@ def _volumes(folder: Path) -> list[Path]:
     kinds = {path: image_kind([str(part) for part in header.get("ImageType") or []]) for path, header in slides.items()}
     files = [path for path, kind in kinds.items() if kind == VOLUME]
     if not slides:
-        raise DataError(f"holds {len(headers)} files, none of which is a DICOM slide (VL Whole Slide Microscopy Image)")
+        raise DataError(
+            f"holds {len(headers)} files, none of which is a DICOM slide (VL Whole Slide Microscopy Image). Add its "
+            "files, or leave the folder out"
+        )
     if not files:
         found = ", ".join(f"{count} {kind}" for kind, count in sorted(Counter(kinds.values()).items()))
         raise DataError(
@@ -177,6 +183,8 @@ def _require_colour(header: Dataset) -> None:
         found = f"{samples} {'sample' if samples == 1 else 'samples'} a pixel of {bits} bits ({photometric})"
         raise DataError(f"has {found}, expected 3 of 8 bits in colour: it is no brightfield slide")
     if not header.get("TotalPixelMatrixColumns") or not header.get("TotalPixelMatrixRows"):
-        raise DataError("does not say how large it is: its header has no TotalPixelMatrixColumns and Rows")
+        raise DataError(
+            "does not say how large it is: its header has no TotalPixelMatrixColumns and Rows. Export it again"
+        )
     if header.get("PlanarConfiguration") == 1 and not header.file_meta.TransferSyntaxUID.is_encapsulated:
         raise DataError("stores each colour in a plane of its own (PlanarConfiguration 1), expected colours by pixel")

@@ -49,7 +49,8 @@ def measure(
         if tiles.step > _MOST_TILE * max(full.width, full.height):
             raise DataError(
                 f"is far smaller than one tile: it has {full.width} x {full.height} pixels of {full.mpp:.3g} microns, "
-                f"and a tile {spec.size} pixels of {spec.mpp:g}. Is its resolution right?"
+                f"and a tile {spec.size} pixels of {spec.mpp:g}. Give it smaller tiles with --tile and --mpp, or ask "
+                "its source for its resolution"
             )
         overview, scale = tiles.overview()
         tissue = find_tissue(overview)
@@ -88,7 +89,7 @@ def measure(
 
 def _no_tissue(tissue: Tissue) -> str:
     ink = f"; {tissue.notes()[0]}" if tissue.inks else ""
-    return f"shows no tissue: no tile is more than glass{ink}"
+    return f"shows no tissue: no tile is more than glass{ink}. Leave it out, or lower --tissue"
 
 
 def _by_tile(values: NDArray[np.float32], scale: float, step: float, full: Level) -> NDArray[np.float32]:

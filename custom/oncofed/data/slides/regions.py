@@ -92,7 +92,7 @@ def read_regions(path: Path) -> list[Region]:
     except OSError as error:
         raise DataError(f"its file of regions cannot be read ({error.strerror})") from None
     except RecursionError:
-        raise DataError("its file of regions is nested too deeply for GeoJSON") from None
+        raise DataError("its file of regions is nested too deeply for GeoJSON. Export it again") from None
     except ValueError as error:
         where = f" (line {error.lineno})" if isinstance(error, json.JSONDecodeError) else ""
         raise DataError(f"its file of regions is no JSON text{where}. Export it again as GeoJSON") from None
@@ -145,7 +145,9 @@ def _features(content: Any) -> Iterator[Any]:
     elif isinstance(content, dict) and (content.get("type") == "FeatureCollection" or "features" in content):
         features = content.get("features")
         if not isinstance(features, list):
-            raise DataError("its file of regions is a FeatureCollection without a list of features")
+            raise DataError(
+                "its file of regions is a FeatureCollection without a list of features. Export it again as GeoJSON"
+            )
         yield from features
     elif isinstance(content, dict) and ("geometry" in content or "type" in content):
         yield content
