@@ -1,0 +1,177 @@
+"""From what each case's reading found to the dataset: which cases can be used, and what their labels mean."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from oncofed.data import facts
+from oncofed.data.dicom.series import Heap
+from oncofed.data.layouts import ClassTable, Layout, lists_images
+from oncofed.data.manifest import Entry, Manifest, Quarantined, Task
+from oncofed.data.masks import value_name
+from oncofed.data.palettes import one_palette
+from oncofed.data.request import Request
+
+_NUMBERED = 8
+
+
+def hashed_key(salt: bytes, text: str, length: int = 16) -> str:
+    """Return what stands for a patient, study or file outside of the registered folder: its salted hash."""
+    return hmac.new(salt, text.encode(), hashlib.sha256).hexdigest()[:length]
+
+
+def region_values(heap: Heap, request: Request) -> dict[str, int]:
+    """Return region name -> label value: as the user says, else in the order of the alphabet."""
+    given = {name: value for value, name in request.labels.items() if value}
+    if given:
+        return given
+    names = sorted({name for label in heap.labels for name in label.header["labels"].values()})
+    return {name: number for number, name in enumerate(names, start=1)}
+
+
+def compose(
+    request: Request,
+    task: Task,
+    layout: Layout,
+    heap: Heap,
+    results: Iterable[dict[str, Any]],
+    salt: bytes,
+    before: Manifest | None,
+) -> Manifest:
+    """Return the list of a folder's cases, usable or not.
+
+    Args:
+        request: what was registered.
+        task: what it is for.
+        layout: what the folder holds beside DICOM.
+        heap: its DICOM.
+        results: of each case's reading: the fields of an ``Entry``, or the reason why it cannot be used.
+        salt: of the patients' hashes.
+        before: the dataset as it was registered the last time: what people wrote into it is kept.
+    """
+    entries: list[Entry] = []
+    quarantine = list(layout.bad)
+    results = list(results)
+    masks = _taken_for_images(results)
+    quarantine += [
+        Quarantined(name=hashed_key(salt, path, 12), reason=reason, source=path) for path, reason in heap.broken.items()
+    ]
+    for result in results:
+        if result["name"] in masks:
+            quarantine.append(Quarantined(name=result["name"], reason=masks[result["name"]], source=result["source"]))
+        elif "reason" in result:
+            quarantine.append(Quarantined.model_validate(result))
+        else:
+            hashed = {key: hashed_key(salt, result[key]) for key in ("patient", "study") if result.get(key)}
+            entries.append(Entry.model_validate({**result, **hashed}))
+    entries = one_palette(entries)
+    kind = "classes" if heap.labels else _label_kind(entries, layout, request)
+    if kind == "instances":
+        entries = [_as_one_class(entry) for entry in entries]
+    labels = _labels(entries, layout, heap, request)
+    usable = []
+    for entry in sorted(entries, key=lambda e: e.name or ""):
+        reasons = [*facts.faults(entry), *_outside_vocabulary(entry, labels, request, layout)]
+        if reasons:
+            quarantine.append(Quarantined(name=entry.name or "", reason="; ".join(reasons), source=entry.source))
+        else:
+            usable.append(entry)
+    return Manifest(
+        name=request.name,
+        description=f"registered by oncofed, layout: {layout.kind}",
+        task=task,
+        modality=layout.modality or _modality(usable),
+        labels={str(value): name for value, name in sorted(labels.items())},
+        label_kind=kind,
+        label_map=before.label_map if before else {},
+        patient_from=request.patient_from or "id",
+        reviewed=before.reviewed if before else [],
+        decisions=before.decisions if before else [],
+        training=[e for e in usable if e.split in {None, "training"}],
+        validation=[e for e in usable if e.split == "validation"],
+        test=[e for e in usable if e.split == "test"],
+        quarantine=sorted(quarantine, key=lambda q: q.name),
+    )
+
+
+def _taken_for_images(results: Iterable[dict[str, Any]]) -> dict[str, str]:
+    """Return name -> reason of cases that are masks: few whole numbers alone, on the grid of another's image."""
+    grids: dict[str, str] = {}
+    few = []
+    for result in results:
+        if "reason" in result:
+            continue
+        grid = f"{result.get('shape')} {result.get('affine')}"
+        if result.get("looks_like_mask"):
+            few.append((result["name"], grid))
+        else:
+            grids.setdefault(grid, result["source"])
+    return {
+        name: f"holds few whole numbers alone, on the grid of {grids[grid]}: it looks like a mask, expected an image. "
+        "Name it as its image (CASE_seg beside CASE), or list both in a table (image, label)"
+        for name, grid in few
+        if grid in grids
+    }
+
+
+def _label_kind(entries: Sequence[Entry], layout: Layout, request: Request) -> Literal["classes", "instances"]:
+    """Return "instances" where masks number their objects: 1, 2, … n, with another n in each image."""
+    named = {v for v in {**layout.labels, **request.labels} if v}
+    counts = [e.instances for e in entries if e.instances]
+    if len(named) > 1 or not counts:
+        return "classes"
+    running = [
+        e.instances > 64 or sorted(facts.label_counts(e.label_values or {}))[-1] <= e.instances + 2
+        for e in entries
+        if e.instances
+    ]
+    if max(counts) > _NUMBERED and len(set(counts)) > min(3, len(counts) - 1) and np.mean(running) > 0.8:
+        return "instances"
+    return "classes"
+
+
+def _as_one_class(entry: Entry) -> Entry:
+    if entry.label_values is None:
+        return entry
+    counts = facts.label_counts(entry.label_values)
+    background = counts.get(0, 0)
+    values = {"0": background, "1": sum(counts.values()) - background}
+    return entry.model_copy(update={"label_values": {k: v for k, v in values.items() if v}})
+
+
+def _labels(entries: Sequence[Entry], layout: Layout, heap: Heap, request: Request) -> dict[int, str]:
+    """Return label value -> name; a value that nobody named has its own number as name."""
+    found: set[int] = set()
+    for entry in entries:
+        found |= set(facts.label_counts(entry.label_values or {}))
+        if isinstance(entry.label, int):
+            found.add(entry.label)
+    named = {**layout.labels, **{v: n for n, v in region_values(heap, request).items()}, **request.labels}
+    if heap.stacks and request.table and not lists_images(request.table):
+        named |= {number: label for label, number in ClassTable(request.table).classes.items()}
+    masks = any(isinstance(entry.label, str) for entry in entries)
+    if masks or any(entry.label_values for entry in entries):
+        named.setdefault(0, "background")
+    explicit = bool(layout.labels or request.labels)
+    return named if explicit and set(named) - {0} else {**{v: value_name(v) for v in sorted(found)}, **named}
+
+
+def _outside_vocabulary(entry: Entry, labels: Mapping[int, str], request: Request, layout: Layout) -> list[str]:
+    if not (layout.labels or request.labels) or entry.label_values is None:
+        return []
+    extra = sorted(set(facts.label_counts(entry.label_values)) - set(labels) - {0})
+    if not extra:
+        return []
+    values = ", ".join(map(value_name, extra[:5]))
+    return [f"its label holds the values {values}, expected only {sorted({0, *labels})}"]
+
+
+def _modality(entries: Sequence[Entry]) -> dict[str, str]:
+    found = Counter(entry.modality for entry in entries if entry.modality)
+    return {"0": "/".join(sorted(found))} if found else {}
