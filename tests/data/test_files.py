@@ -293,7 +293,7 @@ def test_rows_of_a_table_that_match_nothing_are_named(tmp_path: Path) -> None:
     request = Request(tmp_path / "in", "x", tmp_path / "out", "classification", table=tmp_path / "classes.csv")
     manifest = register(request)
     [remark] = manifest.remarks
-    assert remark.startswith("rows of classes.csv that match no image of the folder, 2: ANON-7, ANON-8. Expected")
+    assert remark.startswith("rows of classes.csv that match no image of the folder, 2: line 4, line 5. Expected")
     assert [e.unlabelled for e in manifest.entries if e.label is None] == [
         "classes.csv has no row with a label for its patient, study or series"
     ]
