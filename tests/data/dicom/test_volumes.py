@@ -157,7 +157,10 @@ def test_headers_that_divide_slices_in_different_ways_are_refused() -> None:
 def test_what_one_volume_lacks_is_said_of_that_one() -> None:
     a, b = stack_of("a", 10, always(AcquisitionNumber="1")), stack_of("b", 10, always(AcquisitionNumber="2"))
     heap = found(a, b[:4] + b[5:])
-    assert sorted(stack.reason or "" for stack in heap.stacks) == ["", "lacks 1 of 10 slices, the first at 8.0 mm"]
+    assert sorted(stack.reason or "" for stack in heap.stacks) == [
+        "",
+        "lacks 1 of 10 slices, the first at 8.0 mm. Copy them, too",
+    ]
 
 
 @pytest.mark.wild("standard: PS3.3 C.7.6.2", "two kernels whose slices lie between each other")
