@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from oncofed.data.decisions import decided, name_of
+from oncofed.data.dicom.matching import ON_EACH
 from oncofed.data.dicom.series import Heap
 from oncofed.data.files import Files
 from oncofed.data.grouping import counted, named
@@ -94,7 +95,11 @@ def account(reading: Reading, manifest: Manifest) -> tuple[Files, Manifest]:
         "quarantine": quarantine,
         "files": files.counts(),
         "left_out": files.reasons(),
-        "remarks": [*_rows_without_image(reading), *_joined(reading.work, manifest)],
+        "remarks": [
+            *_rows_without_image(reading),
+            *_on_each(reading.work),
+            *_joined(reading.work, manifest),
+        ],
     }
     for split in SPLITS:
         values[split] = [_told(entry, unlabelled) for entry in getattr(manifest, split)]
@@ -201,6 +206,26 @@ def _rows_without_image(reading: Reading) -> list[str]:
         f"rows of {reading.table.name} that match no image of the folder, {len(reading.rows):,}: "
         f"{named(reading.rows)}. Expected the PatientID, StudyInstanceUID or SeriesInstanceUID of the images in its "
         "column patient, study or series"
+    )
+    return [said]
+
+
+def _on_each(work: Iterable[Work]) -> list[str]:
+    """Return what is said of label files that were drawn on several images, for want of what tells which is meant."""
+    images = Counter(
+        label.path
+        for item in work
+        if isinstance(item, StackWork)
+        for label in item.labels
+        if any(ON_EACH in note for note in label.notes)
+    )
+    paths = [path for path, count in images.items() if count > 1]
+    if not paths:
+        return []
+    said = (
+        f"label files that do not say which of several images they were drawn on, and lie on each, {len(paths):,}: "
+        f"{named(paths)}. Look at them (oncofed data look); where an image is another's, export the label again with "
+        "its references"
     )
     return [said]
 
