@@ -239,6 +239,9 @@ def test_a_label_of_a_space_lies_on_each_image_that_it_reaches(tmp_path: Path, k
     entries = _labelled(manifest, tmp_path)
     (remark,) = manifest.remarks
     assert "lie on each, 1: label.dcm" in remark
+    rows = list(csv.DictReader((tmp_path / "out" / "files.csv").open()))
+    (row,) = [row for row in rows if row["path"] == "label.dcm"]
+    assert sorted(row["case"].split(", ")) == sorted(str(entry.name) for entry in entries)
     assert sorted(str(entry.source)[0] for entry in entries) == ["a", "b"]
     assert all(any("as on 1 more of its frame of reference" in note for note in entry.notes) for entry in entries)
 
