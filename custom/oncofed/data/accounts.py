@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from oncofed.data.absent import absences
 from oncofed.data.decisions import decided, name_of
 from oncofed.data.dicom.matching import ON_EACH
 from oncofed.data.dicom.series import Heap
@@ -91,6 +92,11 @@ def account(reading: Reading, manifest: Manifest) -> tuple[Files, Manifest]:
     with_cases = Counter(file.case for file in files if file.use is None and file.case)
     quarantine = [bad.model_copy(update={"files": with_cases.pop(bad.name, 0)}) for bad in manifest.quarantine]
     unlabelled = _unlabelled(reading)
+    absent = list(absences(manifest))
+    lacks: dict[str, list[str]] = defaultdict(list)
+    for absence in absent:
+        for case in absence.cases:
+            lacks[case].append(absence.note)
     values: dict[str, Any] = {
         "quarantine": quarantine,
         "files": files.counts(),
@@ -99,10 +105,11 @@ def account(reading: Reading, manifest: Manifest) -> tuple[Files, Manifest]:
             *_rows_without_image(reading),
             *_on_each(reading.work),
             *_joined(reading.work, manifest),
+            *(absence.remark for absence in absent),
         ],
     }
     for split in SPLITS:
-        values[split] = [_told(entry, unlabelled) for entry in getattr(manifest, split)]
+        values[split] = [_told(entry, unlabelled, lacks) for entry in getattr(manifest, split)]
     return files, manifest.model_copy(update=values)
 
 
@@ -166,9 +173,12 @@ def _inside(path: Path | None, folder: Path) -> list[str]:
     return [str(whole.relative_to(root))] if whole and whole.is_relative_to(root) else []
 
 
-def _told(entry: Entry | str, unlabelled: Mapping[str, str]) -> Entry | str:
-    if isinstance(entry, str) or entry.label is not None:
+def _told(entry: Entry | str, unlabelled: Mapping[str, str], lacks: Mapping[str, list[str]]) -> Entry | str:
+    if isinstance(entry, str):
         return entry
+    if entry.label is not None:
+        notes = lacks.get(name_of(entry))
+        return entry.model_copy(update={"notes": [*entry.notes, *notes]}) if notes else entry
     return entry.model_copy(update={"unlabelled": unlabelled.get(name_of(entry))})
 
 
