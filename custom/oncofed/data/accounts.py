@@ -40,6 +40,7 @@ _ADVICE = {
     "copy of": "nothing: the other one is used",
     "unlabelled test": "nothing: no job learns from it",
     "one slice of another": "nothing, where it is a localizer; else bring the slices that it belongs to",
+    "picture beside": "nothing, where it is a viewer's or a thumbnail; else register its folder by itself",
     "picture of a screen": "nothing: it is no image to learn from",
     "localizer": "nothing: it is no image to learn from",
     "DICOM": "nothing: it holds no image",
