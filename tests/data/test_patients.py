@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pydicom.dataset import Dataset
 
 from dicoms import make_series, volume
 from oncofed.data.cases import read_cases
@@ -44,6 +45,26 @@ def test_one_id_for_all_is_told_and_each_study_offered_as_a_patient(tmp_path: Pa
     assert again.patient_from == "study"
     assert again.entries == by_study.entries
     assert len({entry.patient for entry in read(tmp_path, patient_from="id").entries}) == 1
+
+
+@pytest.mark.wild(REPORTS, "one PatientID and one set of UIDs for all, each patient in a folder")
+def test_one_set_of_uids_for_all_is_told_and_each_folder_offered_as_a_patient(tmp_path: Path) -> None:
+    for number in range(4):
+
+        def repeated(index: int, dataset: Dataset) -> None:
+            dataset.StudyInstanceUID, dataset.FrameOfReferenceUID = "1.2.3", "1.2.3.5"
+            dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = f"1.2.3.4.{index}"
+
+        folder = tmp_path / "in" / f"pat{number}" / "MR"
+        make_series(folder, volume(seed=number), patient="ANON", series="1.2.3.4", change=repeated)
+    manifest = read(tmp_path)
+    ((kind, what),) = mixtures(manifest)
+    assert kind == "one patient"
+    assert what.startswith("4 cases of one patient have one SeriesInstanceUID")
+    assert "--patient-from folder" in what
+    by_folder = read(tmp_path, patient_from="folder")
+    assert len({entry.patient for entry in by_folder.entries}) == 4
+    assert list(mixtures(by_folder)) == []
 
 
 @pytest.mark.wild(REPORTS, "one PatientID for all, and a study of several series")

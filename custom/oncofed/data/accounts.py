@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from oncofed.data.absent import absences
 from oncofed.data.decisions import decided, name_of
+from oncofed.data.dicom.matching import ON_EACH
 from oncofed.data.dicom.series import Heap
 from oncofed.data.files import Files
 from oncofed.data.grouping import counted, named
@@ -38,6 +40,7 @@ _ADVICE = {
     "copy of": "nothing: the other one is used",
     "unlabelled test": "nothing: no job learns from it",
     "one slice of another": "nothing, where it is a localizer; else bring the slices that it belongs to",
+    "picture beside": "nothing, where it is a viewer's or a thumbnail; else register its folder by itself",
     "picture of a screen": "nothing: it is no image to learn from",
     "localizer": "nothing: it is no image to learn from",
     "DICOM": "nothing: it holds no image",
@@ -90,14 +93,24 @@ def account(reading: Reading, manifest: Manifest) -> tuple[Files, Manifest]:
     with_cases = Counter(file.case for file in files if file.use is None and file.case)
     quarantine = [bad.model_copy(update={"files": with_cases.pop(bad.name, 0)}) for bad in manifest.quarantine]
     unlabelled = _unlabelled(reading)
+    absent = list(absences(manifest))
+    lacks: dict[str, list[str]] = defaultdict(list)
+    for absence in absent:
+        for case in absence.cases:
+            lacks[case].append(absence.note)
     values: dict[str, Any] = {
         "quarantine": quarantine,
         "files": files.counts(),
         "left_out": files.reasons(),
-        "remarks": [*_rows_without_image(reading), *_joined(reading.work, manifest)],
+        "remarks": [
+            *_rows_without_image(reading),
+            *_on_each(reading.work),
+            *_joined(reading.work, manifest),
+            *(absence.remark for absence in absent),
+        ],
     }
     for split in SPLITS:
-        values[split] = [_told(entry, unlabelled) for entry in getattr(manifest, split)]
+        values[split] = [_told(entry, unlabelled, lacks) for entry in getattr(manifest, split)]
     return files, manifest.model_copy(update=values)
 
 
@@ -161,9 +174,12 @@ def _inside(path: Path | None, folder: Path) -> list[str]:
     return [str(whole.relative_to(root))] if whole and whole.is_relative_to(root) else []
 
 
-def _told(entry: Entry | str, unlabelled: Mapping[str, str]) -> Entry | str:
-    if isinstance(entry, str) or entry.label is not None:
+def _told(entry: Entry | str, unlabelled: Mapping[str, str], lacks: Mapping[str, list[str]]) -> Entry | str:
+    if isinstance(entry, str):
         return entry
+    if entry.label is not None:
+        notes = lacks.get(name_of(entry))
+        return entry.model_copy(update={"notes": [*entry.notes, *notes]}) if notes else entry
     return entry.model_copy(update={"unlabelled": unlabelled.get(name_of(entry))})
 
 
@@ -201,6 +217,26 @@ def _rows_without_image(reading: Reading) -> list[str]:
         f"rows of {reading.table.name} that match no image of the folder, {len(reading.rows):,}: "
         f"{named(reading.rows)}. Expected the PatientID, StudyInstanceUID or SeriesInstanceUID of the images in its "
         "column patient, study or series"
+    )
+    return [said]
+
+
+def _on_each(work: Iterable[Work]) -> list[str]:
+    """Return what is said of label files that were drawn on several images, for want of what tells which is meant."""
+    images = Counter(
+        label.path
+        for item in work
+        if isinstance(item, StackWork)
+        for label in item.labels
+        if any(ON_EACH in note for note in label.notes)
+    )
+    paths = [path for path, count in images.items() if count > 1]
+    if not paths:
+        return []
+    said = (
+        f"label files that do not say which of several images they were drawn on, and lie on each, {len(paths):,}: "
+        f"{named(paths)}. Look at them (oncofed data look); where an image is another's, export the label again with "
+        "its references"
     )
     return [said]
 

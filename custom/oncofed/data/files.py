@@ -6,10 +6,11 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
+from oncofed.data.grouping import named
 from oncofed.data.images import image_format
 from oncofed.data.manifest import write_whole
 
@@ -26,7 +27,7 @@ class FileUse:
     Attributes:
         path: inside the registered folder.
         use: what it is used as; None: it is left out.
-        case: name of the case that it belongs to; None: of none.
+        case: names of the cases that it belongs to, of many the first; None: of none.
         reason: why it is left out; empty where it is used.
     """
 
@@ -50,12 +51,18 @@ class Files:
         self._paths = list(paths)
         self._layout = layout
         self._known: dict[str, FileUse] = {}
+        self._cases: dict[str, dict[str, None]] = {}  # by path, in their order
 
     def use(self, path: str, use: Use, case: str | None = None) -> None:
         """Say that a file is used."""
         before = self._known.get(path)
         if before is None or before.use is None:
             self._known[path] = FileUse(path, use, case)
+        if case:
+            cases = self._cases.setdefault(path, {})
+            cases[case] = None
+            if len(cases) > 1:
+                self._known[path] = replace(self._known[path], case=named(list(cases)))
 
     def leave_out(self, path: str, reason: str, case: str | None = None) -> None:
         """Say that a file is not used, and why.

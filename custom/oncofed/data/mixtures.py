@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
+from oncofed.data.dicom.volumes import FOLDER
 from oncofed.data.manifest import Entry, Manifest
 
 UNITS = "units"  # a note on PET: PS3.3, section C.8.9.1.1.3
@@ -35,6 +36,14 @@ def _one_patient(manifest: Manifest) -> Iterator[tuple[str, str]]:
                 f"{many} {total} cases are of one patient ({studies} studies under one PatientID), so that all are on "
                 "one side of the deal. Where an anonymiser gave several patients one ID, register the folder again "
                 "with --patient-from study (each study is a patient), series or folder"
+            )
+            yield "one patient", what
+        by_folder = [entry for entry in entries if any(note.endswith(FOLDER) for note in entry.notes)]
+        if len(by_folder) > 1:
+            what = (
+                f"{len(by_folder)} cases of one patient have one SeriesInstanceUID, and only the folders of "
+                "their files tell them apart. Where an anonymiser gave several patients one set of UIDs, register the "
+                "folder again with --patient-from folder (each folder at the top is a patient)"
             )
             yield "one patient", what
 

@@ -28,7 +28,7 @@ from oncofed.data.slides import TileSpec
 from oncofed.data.slides.measuring import measure
 
 # Raised when facts gain a field, so that what an older version remembered is read anew.
-_FACTS_VERSION = "3"
+_FACTS_VERSION = "4"
 
 
 class Work(Protocol):
@@ -171,7 +171,7 @@ class StackWork:
         files = sorted(item.path + item.header["stamp"] for item in (*self.stack.slices, *self.labels))
         placed = [(label.path, label.named, label.notes) for label in self.labels]
         text = f"{_FACTS_VERSION} {files} {placed} {sorted(self.values.items())} {self.class_label} {self.split}"
-        text += f" {self.stack.header['person']}"
+        text += f" {self.stack.header['person']} {self.stack.notes}"
         there = all(is_there(self.out / path) for path in self._written())
         return hashlib.sha256(text.encode()).hexdigest() + ("" if there else " not written")
 

@@ -231,14 +231,72 @@ def test_a_label_of_no_phase_in_particular_lies_on_each_and_says_so(tmp_path: Pa
 @pytest.mark.parametrize("kind", ["seg", "rtstruct"])
 def test_a_label_of_a_space_lies_on_each_image_that_it_reaches(tmp_path: Path, kind: str) -> None:
     files = _series(tmp_path / "in" / "a")
-    frame = pydicom.dcmread(files[0]).FrameOfReferenceUID
-    _series(tmp_path / "in" / "b", lambda d: setattr(d, "FrameOfReferenceUID", frame))
-    far = (-30, -40, 510)
-    make_series(tmp_path / "in" / "far", origin=far, change=lambda _, d: setattr(d, "FrameOfReferenceUID", frame))
+    same = _in_the_study_of(files[0])
+    _series(tmp_path / "in" / "b", same)
+    make_series(tmp_path / "in" / "far", origin=(-30, -40, 510), change=lambda _, d: same(d))
     _label(kind, tmp_path / "in" / "label.dcm", files, _no_reference)
-    entries = _labelled(_register(tmp_path), tmp_path)
+    manifest = _register(tmp_path)
+    entries = _labelled(manifest, tmp_path)
+    (remark,) = manifest.remarks
+    assert "lie on each, 1: label.dcm" in remark
+    rows = list(csv.DictReader((tmp_path / "out" / "files.csv").open()))
+    (row,) = [row for row in rows if row["path"] == "label.dcm"]
+    assert sorted(row["case"].split(", ")) == sorted(str(entry.name) for entry in entries)
     assert sorted(str(entry.source)[0] for entry in entries) == ["a", "b"]
     assert all(any("as on 1 more of its frame of reference" in note for note in entry.notes) for entry in entries)
+
+
+def _in_the_study_of(file: Path) -> Change:
+    first = pydicom.dcmread(file)
+
+    def change(dataset: Dataset) -> None:
+        dataset.StudyInstanceUID, dataset.FrameOfReferenceUID = first.StudyInstanceUID, first.FrameOfReferenceUID
+
+    return change
+
+
+@pytest.mark.wild("matRad#273", "a label that names no image, on the images of all whom an anonymiser gave its space")
+@pytest.mark.parametrize("kind", ["seg", "rtstruct"])
+@pytest.mark.parametrize("identity", ["ANON", ""])
+def test_a_label_of_a_space_lies_on_the_images_of_its_study(tmp_path: Path, kind: str, identity: str) -> None:
+    def anonymised(dataset: Dataset) -> None:
+        dataset.FrameOfReferenceUID, dataset.PatientName, dataset.PatientBirthDate = "1.2.3.99", "", ""
+
+    series = [_series(tmp_path / "in" / f"{n}", anonymised, values=volume(seed=n), patient=identity) for n in range(5)]
+    _label(kind, tmp_path / "in" / "label.dcm", series[1], _no_reference)
+    manifest = _register(tmp_path)
+    (entry,) = _labelled(manifest, tmp_path)
+    assert str(entry.source).startswith("1/")
+    assert not any("another study" in note for note in entry.notes)
+
+    label = pydicom.dcmread(tmp_path / "in" / "label.dcm")
+    label.StudyInstanceUID = generate_uid()
+    label.save_as(tmp_path / "in" / "label.dcm")
+    assert _register(tmp_path).left_out == {matching.SEVERAL_STUDIES: 1}
+
+
+@pytest.mark.wild("healthcare-dicom-dicomweb-adapter#153", "one UID for the studies, series and images of all patients")
+@pytest.mark.parametrize("kind", ["seg", "rtstruct"])
+@pytest.mark.parametrize("way", [_by_series, _no_reference])
+def test_a_label_of_uids_that_all_share_lies_on_the_image_of_its_folder(tmp_path: Path, kind: str, way: Change) -> None:
+    series = []
+    for number in range(3):
+
+        def repeated(index: int, dataset: Dataset) -> None:
+            dataset.StudyInstanceUID, dataset.FrameOfReferenceUID = "1.2.3", "1.2.3.5"
+            dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = f"1.2.3.4.{index}"
+
+        folder = tmp_path / "in" / f"p{number}" / "ct"
+        values = volume(seed=number)
+        series.append(
+            make_series(folder, values, spacing=SPACING, origin=ORIGIN, series="1.2.3.4", patient="A", change=repeated)
+        )
+    _label(kind, tmp_path / "in" / "p1" / "label.dcm", series[1], way)
+    (entry,) = _labelled(_register(tmp_path), tmp_path)
+    assert str(entry.source).startswith("p1/")
+    assert matching.IN_FOLDER in entry.notes
+    (tmp_path / "in" / "p1" / "label.dcm").rename(tmp_path / "in" / "label.dcm")
+    assert _register(tmp_path).left_out == {matching.SAME_UIDS: 1}
 
 
 @pytest.mark.wild("OHIF#4030", "a segmentation that names no image: the image of its grid, not all of its space")

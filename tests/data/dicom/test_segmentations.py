@@ -137,6 +137,20 @@ def test_segments_that_overlap_are_told(tmp_path: Path) -> None:
     assert f"liver and tumour overlap in {(LIVER & other).sum()} voxels: they count as tumour" in entry.notes
 
 
+@pytest.mark.wild("–", "a region that is below a half everywhere, or has no pixel, and vanishes unsaid")
+def test_a_region_that_vanishes_is_named(tmp_path: Path) -> None:
+    files = make_series(tmp_path / "in")
+    faint = {"liver": LIVER * 0.3, "tumour": TUMOUR * 0.8}
+    make_seg(tmp_path / "in" / "seg.dcm", files, faint, kind="FRACTIONAL")
+    mask, entry = _read(tmp_path)
+    np.testing.assert_array_equal(mask, 2 * TUMOUR)
+    assert "below a half wherever its fractional label shows it, not drawn: liver" in entry.notes
+    make_seg(tmp_path / "in" / "seg.dcm", files, {"liver": 0 * LIVER, "tumour": TUMOUR})
+    mask, entry = _read(tmp_path)
+    np.testing.assert_array_equal(mask, 2 * TUMOUR)
+    assert "named without a pixel, not drawn: liver" in entry.notes
+
+
 @pytest.mark.wild("–", "a fractional segmentation of 0 and 1, and one of values between")
 def test_a_fraction_of_a_half_counts_and_that_is_said(tmp_path: Path) -> None:
     files = make_series(tmp_path / "in")

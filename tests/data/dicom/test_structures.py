@@ -51,6 +51,13 @@ def _by_slice(mask: np.ndarray) -> list[int]:
     return (mask > 0).sum(axis=(0, 1)).tolist()
 
 
+@pytest.mark.wild("–", "a region without a contour, which gets a label value unsaid")
+def test_a_region_without_a_contour_is_named(tmp_path: Path) -> None:
+    mask, notes = _draw(tmp_path, {"Liver": [ONE], "Spleen": []})
+    assert mask.max() == 1
+    assert "named without a contour, not drawn: Spleen" in notes
+
+
 # --- contours of one plane
 
 

@@ -12,6 +12,7 @@ from oncofed.data.dicom.patients import PatientFrom, person
 from oncofed.data.dicom.pixels import digest
 from oncofed.data.dicom.series import Heap, sort_heap
 from oncofed.data.dicom.stacks import Slice
+from oncofed.data.dicom.unread import tell_unread
 from oncofed.data.images import image_format, looks_like
 from oncofed.data.index import Index
 from oncofed.data.layouts import SLIDES
@@ -86,7 +87,9 @@ def read_heap(
         return _read_digests(source, slices, index, progress, workers)
 
     heap = sort_heap(((path, header) for path, header in headers if header["kind"] != "foreign"), digests)
-    heap.left_out |= {path: header["what"] for path, header in headers if header["kind"] == "foreign"}
+    foreign = {path: header["what"] for path, header in headers if header["kind"] == "foreign"}
+    heap.left_out |= foreign
+    heap.stacks = tell_unread(heap.stacks, heap.broken, foreign)
     return heap
 
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
 
 from oncofed.data.dicom.references import read_sources, regions_on, wanted_regions
 from oncofed.data.dicom.stacks import Slice, Stack
+from oncofed.data.dicom.volumes import FOLDER
 
 _SURFACE = "1.2.840.10008.5.1.4.1.1.66.5"
 # Why a label file is left out.
@@ -32,12 +34,22 @@ OTHER_PATIENT = (
     "label that names no image, and whose frame of reference is another patient's: correct its PatientID, or add its "
     "image"
 )
+SEVERAL_STUDIES = (
+    "label that names no image, and its frame of reference is that of images of several studies or patients: export it "
+    "again with its references"
+)
+SAME_UIDS = (
+    "label of a series whose UIDs are those of other images, too, and that lies in the folder of none of them alone: "
+    "put it into the folder of its image"
+)
 BESIDE_SERIES = "label that lies beside every image of the series that it names: add its image, or export it again"
 BESIDE = "label that names no image, and lies beside every image of its frame of reference: add its image"
 OTHER_SPACE = "label whose regions are drawn in another frame of reference than the image that it names"
 WHICH_FLAT = "label that names a series of several flat images, and none of them: export it again with its references"
 CONTOURS_ON_FLAT = "structure set of a flat image: its contours have no place on it. Export it as a segmentation (SEG)"
 BY_SPACE = "its label names no image: it lies here by its frame of reference"
+ON_EACH = "it lies on each"
+IN_FOLDER = "other images have the UIDs that its label names: it lies here by its folder"
 UNWANTED = "label whose regions are not among those that --labels names"
 
 
@@ -124,6 +136,7 @@ class _Images:
         if not header["refers_to"] and not header["refers_to_images"]:
             return self._in_space(label)
         found = self._in_series(label) if header["refers_to"] else self._by_images(label)
+        found = self._in_its_folder(label, found) if isinstance(found, dict) else found
         if isinstance(found, str):
             return found
         if header["kind"] == "rtstruct":
@@ -197,9 +210,29 @@ class _Images:
         numbers = [n for n in numbers if regions_on(header, self._stacks[n].header)]
         if not numbers:
             return BESIDE
+        # An anonymiser may have given all patients one frame of reference.
+        own = [n for n in numbers if header["study"] and self._stacks[n].header["study"] == header["study"]]
+        numbers = own or numbers
         numbers = [n for n in numbers if _same_grid(header["grid"], self._stacks[n])] or numbers
-        note = BY_SPACE if len(numbers) == 1 else f"{BY_SPACE}, as on {len(numbers) - 1} more of its frame of reference"
-        return {n: PlacedLabel(label.path, header, False, (note,)) for n in numbers}
+        if len({(self._stacks[n].header["patient"], self._stacks[n].header["study"]) for n in numbers}) > 1:
+            return SEVERAL_STUDIES
+        more = f", as on {len(numbers) - 1} more of its frame of reference: {ON_EACH}" if len(numbers) > 1 else ""
+        note = f"{BY_SPACE}{more}" if own or not header["study"] else f"{BY_SPACE}, and is of another study{more}"
+        return self._in_its_folder(label, {n: PlacedLabel(label.path, header, False, (note,)) for n in numbers})
+
+    def _in_its_folder(self, label: Slice, found: dict[int, PlacedLabel]) -> dict[int, PlacedLabel] | str:
+        """Return the image of a label's own folder where nothing but the folder tells images apart."""
+        if len(found) < 2 or not all(any(FOLDER in note for note in self._stacks[n].notes) for n in found):
+            return found
+        own = label.path.split("/")[:-1]
+        shared = {}
+        for number in found:
+            pairs = zip(own, self._stacks[number].slices[0].path.split("/")[:-1], strict=False)
+            shared[number] = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        nearest = [number for number in found if shared[number] == max(shared.values())]
+        if len(nearest) > 1:
+            return SAME_UIDS
+        return {nearest[0]: replace(found[nearest[0]], notes=(IN_FOLDER,))}
 
 
 def _which(named: Sequence[int], numbers: Sequence[int], lists_images: bool) -> tuple[str, ...]:
@@ -209,8 +242,8 @@ def _which(named: Sequence[int], numbers: Sequence[int], lists_images: bool) -> 
     if len(named or numbers) < 2:
         return ()
     if named:
-        return (f"its label names images of {len(named)} volumes of its series: it lies on each",)
-    return (f"its label names the series, and none of its {len(numbers)} volumes: it lies on each",)
+        return (f"its label names images of {len(named)} volumes of its series: {ON_EACH}",)
+    return (f"its label names the series, and none of its {len(numbers)} volumes: {ON_EACH}",)
 
 
 def _is_identified(patient: str) -> bool:

@@ -83,6 +83,12 @@ def draw_segmentation(
     notes = list(reader.notes())
     if reader.filled and not drawn:
         raise OutsideError("its label lies outside the image: none of its pixels is on a voxel")
+    if stack.kind != "flat" and (bare := sorted(set(wanted.values()) - reader.filled - reader.faint)):
+        # Of several flat images, one need not show every region.
+        notes.append(f"named without a pixel, not drawn: {', '.join(canvas.names[value] for value in bare)}")
+    if faint := sorted(reader.faint - reader.filled):
+        names = ", ".join(canvas.names[value] for value in faint)
+        notes.append(f"below a half wherever its fractional label shows it, not drawn: {names}")
     lost = sorted(reader.filled - drawn)
     if lost:
         names = ", ".join(canvas.names[value] for value in lost)
@@ -95,6 +101,7 @@ class _Reader:
 
     Attributes:
         filled: label values that some frame holds.
+        faint: those that some frame holds a fraction of.
     """
 
     def __init__(self, dataset: Dataset, wanted: Mapping[int, int]) -> None:
@@ -105,6 +112,7 @@ class _Reader:
         self._partial = False
         self._size = int(dataset.Rows) * int(dataset.Columns)
         self.filled: set[int] = set()
+        self.faint: set[int] = set()
         self._values = np.zeros(max(wanted) + 2, np.uint16)  # the last one is for all that is higher
         self._values[list(wanted)] = list(wanted.values())
 
@@ -115,10 +123,12 @@ class _Reader:
             values: NDArray[np.uint16] = self._values[np.minimum(stored, len(self._values) - 1)]
             self.filled |= set(np.unique(values).tolist()) - {0}
             return values
+        value = self._wanted[frame.segment]
         if self._kind == "FRACTIONAL":
             self._partial |= bool(((stored > 0) & (stored < self._full)).any())
+            if stored.any():
+                self.faint.add(value)
             stored = (stored >= self._full / 2).astype(np.uint8)
-        value = self._wanted[frame.segment]
         if stored.any():
             self.filled.add(value)
         filled: NDArray[np.uint16] = np.where(stored > 0, np.uint16(value), np.uint16(0))

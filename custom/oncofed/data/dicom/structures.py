@@ -70,6 +70,8 @@ def draw_structures(
     for number, value in sorted(wanted.items(), key=lambda pair: pair[1]):
         name = canvas.names[value]
         contours = list(_closed(items.get(number, ()), name, told))
+        if not items.get(number):
+            told.bare.add(name)
         if contours:
             _draw_region(canvas, value, contours, image, label, told)
     if told.contours and told.outside == told.contours:
@@ -98,6 +100,7 @@ class _Told:
         self.doubled: Counter[str] = Counter()
         self.across: set[str] = set()
         self.empty: set[str] = set()
+        self.bare: set[str] = set()
         self.apart: dict[str, str] = {}
 
     def notes(self) -> Iterator[str]:
@@ -117,6 +120,8 @@ class _Told:
             )
         for name, gap in sorted(self.apart.items()):
             yield f"{name}: contours lie {gap}"
+        if self.bare:
+            yield f"named without a contour, not drawn: {', '.join(sorted(self.bare))}"
         if self.empty:
             yield f"no voxel inside the contours of {', '.join(sorted(self.empty))}"
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from oncofed.data.images import image_format
 from oncofed.data.layouts.base import Item, Layout, name_of, patient_of, unique
+from oncofed.data.layouts.beside_dicom import without_pictures
 from oncofed.data.layouts.class_folders import class_folders, is_class_folders
 from oncofed.data.layouts.listed import SLIDES_ALONE, listed
 from oncofed.data.layouts.loose import loose_images, separate
@@ -72,6 +73,8 @@ def _layout(
         return None
     masks, others = separate(root, [Named(path) for path in images])
     layout = loose_images(root, files, masks, others)
+    if task != "classification" and (left := without_pictures(root, files, layout)) is not None:
+        return left
     # A class may be called as masks are: "seg" of blood cells. It is one where none of its files is an image's mask.
     beside = [mask.path for mask in masks] if any(item.masks for item in layout.items) else []
     if task == "classification" or (task is None and not beside and is_class_folders(images)):
