@@ -28,7 +28,7 @@ from oncofed.data.slides import TileSpec
 from oncofed.data.slides.measuring import measure
 
 # Raised when facts gain a field, so that what an older version remembered is read anew.
-_FACTS_VERSION = "3"
+_FACTS_VERSION = "4"
 
 
 class Work(Protocol):

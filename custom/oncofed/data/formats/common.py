@@ -63,6 +63,7 @@ class LoadedImage:
         stored: type in the file, such as "int16".
         calibrated: whether the file says how large its pixels are.
         oriented: whether the file says where a volume's axes point in the patient.
+        placed: whether the file says where its voxels lie; else a convention does.
         texts: header fields that hold text of their own, beyond what software writes of itself.
         notes: what was seen while reading, for people.
         palette: (n, 3) uint8: ``values`` are rows of this table of colours; None: they are no such numbers.
@@ -79,6 +80,7 @@ class LoadedImage:
     stored: str
     calibrated: bool = True
     oriented: bool = True
+    placed: bool = True
     texts: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     palette: NDArray[np.uint8] | None = None
