@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from oncofed.data.exif import AS_TURNED, as_stored_reason, is_open
 from oncofed.data.formats.common import LoadedImage
 from oncofed.data.images import read_image
 from oncofed.data.manifest import Entry, Intensity
@@ -132,7 +133,8 @@ def checksum(paths: Sequence[Path]) -> str:
 def notes(image: LoadedImage, label: LoadedImage | None = None) -> list[str]:
     """Return what was seen while reading; also where a header holds text, beyond what software writes of itself."""
     text = [f"header text in {', '.join(image.texts)}"] if image.texts else []
-    return [*text, *dict.fromkeys((*image.notes, *(label.notes if label else ())))]
+    taken = (AS_TURNED,) if label and is_open(image, label) else ()
+    return [*text, *dict.fromkeys((*image.notes, *(label.notes if label else ()), *taken))]
 
 
 def stamp(paths: Sequence[Path]) -> str:
@@ -166,12 +168,9 @@ def _told(kind: str, path: Path, reader: Callable[[Path], LoadedImage]) -> Loade
 
 def _label_facts(image: LoadedImage, label: LoadedImage, most_classes: int) -> dict[str, Any]:
     values = label.values
+    if reason := as_stored_reason(image, label):
+        return {"label_problem": reason}
     if fault := other_grid(image, label):
-        if image.turned and label.shape == image.shape[::-1]:
-            fault = (
-                "was drawn on the image as it is stored, not as its Exif orientation turns it and viewers show it: "
-                "turn the mask, or save the image upright"
-            )
         return {"label_problem": f"its label {fault}".replace("expected (", "expected the image's (")}
     if values.shape[-1] > 1:
         return {"label_problem": f"its label has {values.shape[-1]} channels, expected one number a pixel"}

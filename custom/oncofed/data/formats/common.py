@@ -19,6 +19,9 @@ from oncofed.errors import DataError
 Values = NDArray[Any]
 Affine = NDArray[np.float64]
 
+# Exif and TIFF tag 0x0112: 1 is upright; these swap rows and columns.
+SWAPPED = (5, 6, 7, 8)
+
 _MAGIC = (
     (b"\x89PNG", "a PNG image"),
     (b"\xff\xd8\xff", "a JPEG image"),
@@ -70,7 +73,7 @@ class LoadedImage:
         colour: the channels are red, green and blue.
         alpha: the last channel is opacity.
         lossy: name of the compression that changed the values, such as "JPEG"; None: none did.
-        turned: the axes x and y were swapped, as the file's Exif orientation says.
+        exif: the file's Exif orientation, from which it was turned upright; 1: it lay so.
         colours: of a mask read from a palette: label value -> "#rrggbb".
         by_colour: the mask's values stand for the palette's colours, not for its numbers.
     """
@@ -87,9 +90,14 @@ class LoadedImage:
     colour: bool = False
     alpha: bool = False
     lossy: str | None = None
-    turned: bool = False
+    exif: int = 1
     colours: tuple[tuple[int, str], ...] = ()
     by_colour: bool = False
+
+    @property
+    def turned(self) -> bool:
+        """Whether the axes x and y were swapped, as the file's Exif orientation says."""
+        return self.exif in SWAPPED
 
     @property
     def dimensions(self) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from oncofed.data.formats.common import LoadedImage, require_memory, unreadable
-from oncofed.data.formats.pillow import SWAPPED, from_pillow, orientation_note
+from oncofed.data.formats.pillow import from_pillow, orientation_note
 from oncofed.data.formats.tiff import IS_TIFF, read_tiff
 from oncofed.errors import DataError
 
@@ -57,13 +57,14 @@ def _read(path: Path, image: Image.Image) -> LoadedImage:
     notes = []
     if any(tile[3] in _HALVED for tile in getattr(image, "tile", ())):
         notes.append("its 16 bits a colour are read as 8")
-    orientation = int(image.getexif().get(_ORIENTATION) or 1)
+    said = image.getexif().get(_ORIENTATION)
+    orientation = int(said) if said in range(2, 9) else 1
     lossy = _lossy(path, image)
     image.load()
-    if orientation in range(2, 9):
+    if orientation > 1:
         notes.append(orientation_note(orientation))
         ImageOps.exif_transpose(image, in_place=True)
-    return replace(from_pillow(image), notes=tuple(notes), lossy=lossy, turned=orientation in SWAPPED)
+    return replace(from_pillow(image), notes=tuple(notes), lossy=lossy, exif=orientation)
 
 
 def _lossy(path: Path, image: Image.Image) -> str | None:

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageSequence
 
-from oncofed.data.formats.common import LoadedImage, Values, require_memory, unreadable
-from oncofed.data.formats.pillow import SWAPPED, from_pillow, orientation_note
+from oncofed.data.formats.common import SWAPPED, LoadedImage, Values, require_memory, unreadable
+from oncofed.data.formats.pillow import from_pillow, orientation_note
 from oncofed.data.formats.units import millimetres
 from oncofed.errors import DataError
 
@@ -91,7 +91,7 @@ def _read(path: Path, file: Any) -> LoadedImage:
         oriented=False,
         notes=tuple(notes),
         lossy=_LOSSY.get(int(page.compression)),
-        turned=orientation in SWAPPED,
+        exif=orientation,
     )
 
 
