@@ -268,7 +268,14 @@ def _is_soft(values: Values, top: float, lossy: bool = False) -> bool:
     if lossy and not count:
         return True
     if not lossy:
-        if not count or len(counted(values[between])[0]) < _FEWEST_LEVELS:
+        if not count:
+            return False
+        levels = counted(values[between])[0]
+        # One value or two may be classes of their own, unless each lies beside one of the levels and fills no area.
+        beside = len(levels) == 2 and levels[0] <= top * _AT_LEVEL and levels[1] >= top * (1 - _AT_LEVEL)
+        if len(levels) < (2 if beside else _FEWEST_LEVELS):
+            return False
+        if beside and (_even(values) & between).any():
             return False
         if np.count_nonzero(_even(values) & between) > _MOST_EVEN * count:
             return False
