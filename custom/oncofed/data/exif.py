@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from oncofed.data.formats.common import SWAPPED, LoadedImage, Values
+from oncofed.data.formats.common import LoadedImage
+from oncofed.data.formats.tiff import upright
 from oncofed.data.manifest import Entry
 
 AS_TURNED = "its mask is taken as drawn on the turned picture"
@@ -47,17 +48,11 @@ def as_stored_reason(image: LoadedImage, label: LoadedImage) -> str | None:
 
     _, numbers = np.unique(label.values, return_inverse=True)
     stored = numbers.reshape(label.values.shape).astype(np.int32)
-    mask = LoadedImage(_upright(stored, image.exif), label.affine, label.stored)
+    drawn = upright(stored.swapaxes(0, 1), image.exif).swapaxes(0, 1)
+    mask = LoadedImage(drawn, label.affine, label.stored)
     is_better = place("", image, mask).fit.get(_WAYS_BACK[image.exif], 0.0) > _CLEARLY_BETTER
     how = "its size fits either, and its border the picture's edges only so"
     return f"{_FOUND} ({how}): turn the mask, or save the image upright" if is_better else None
-
-
-def _upright(values: Values, orientation: int) -> Values:
-    """Return stored pixels (x, y, …) as their Exif orientation turns them."""
-    if orientation in SWAPPED:
-        values = values.swapaxes(0, 1)
-    return values[:: -1 if orientation in {2, 3, 6, 7} else 1, :: -1 if orientation in {3, 4, 7, 8} else 1]
 
 
 def by_siblings(entries: Sequence[Entry]) -> list[Entry]:

@@ -155,6 +155,8 @@ def _from_colours(image: LoadedImage) -> LoadedImage:
             raise DataError(_lossy_text(image.lossy, "blended its label's colours"))
         grey = np.rint(values.mean(axis=-1, keepdims=True)).astype(values.dtype)
         return replace(image, values=grey, colour=False)
+    if values.dtype == np.uint16 and (values % 257 == 0).all():  # 8 bits, written as 16
+        values = (values // 257).astype(np.uint8)
     if values.dtype != np.uint8:
         raise DataError(
             f"holds colours of type {image.stored}, expected 8 bits: save the mask as grey, one value a class"
