@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -11,7 +12,12 @@ import SimpleITK as sitk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from oncofed.data.cases import read_cases
 from oncofed.data.facts import measure, read_case
+from oncofed.data.masks import read_mask
+from oncofed.data.register import Request, register
+from oncofed.data.spec import DataSpec, SplitSpec
+from oncofed.data.transforms import load_pair
 from oncofed.errors import DataError
 
 SHAPE = (20, 16, 12)
@@ -88,3 +94,126 @@ def test_sizes_of_microns_are_kept(tmp_path: Path) -> None:
     assert _problem(tmp_path, np.diag([2.5e-4, 2.5e-4, 1e-3, 1]), np.diag([2.5e-4, 2.5e-4, 1e-3, 1])) is None
     found = measure(*read_case([tmp_path / "i.nii"], None))
     assert found["spacing"] == pytest.approx([2.5e-4, 2.5e-4, 1e-3], rel=1e-5)
+
+
+# --- files of one grid in another order
+
+
+def _stored(values: np.ndarray, affine: np.ndarray, order: tuple[int, ...], flips: tuple[bool, ...]) -> nib.Nifti1Image:
+    """Return a volume with its axes in another order and mirrored, its affine made voxel by voxel."""
+    matrix = np.zeros((4, 4))
+    matrix[3, 3] = 1
+    for axis, (source, flip) in enumerate(zip(order, flips, strict=True)):
+        matrix[source, axis] = -1 if flip else 1
+        matrix[source, 3] = values.shape[source] - 1 if flip else 0
+    shape = [values.shape[source] for source in order]
+    index = np.indices(shape).reshape(3, -1)
+    at = (matrix[:3, :3] @ index + matrix[:3, 3:]).astype(int)
+    return nib.Nifti1Image(values[tuple(at)].reshape(shape), affine @ matrix)
+
+
+def _oblique(angle: float) -> np.ndarray:
+    affine = np.eye(4)
+    affine[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    affine[:3, 3] = [10, -20, 30]
+    return affine @ np.diag([-0.8, 0.8, 2.5, 1])
+
+
+@pytest.mark.wild("standard: nifti1.h, METHOD 3", "a mask that is stored with its axes in another order, or mirrored")
+@settings(max_examples=12, deadline=None)
+@given(
+    order=st.permutations(range(3)),
+    flips=st.tuples(st.booleans(), st.booleans(), st.booleans()),
+    angle=st.sampled_from([0.0, 0.3, -0.6]),
+    cubic=st.booleans(),
+    registered=st.booleans(),
+)
+def test_a_mask_in_another_order_of_axes_is_the_same_label(
+    order: list[int],
+    flips: tuple[bool, ...],
+    angle: float,
+    cubic: bool,
+    registered: bool,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    folder = tmp_path_factory.mktemp("g")
+    part = np.s_[:12, :12, :12] if cubic else np.s_[:]
+    for kind in ("images", "labels"):
+        (folder / "in" / kind).mkdir(parents=True)
+    for name in "abc":
+        nib.save(nib.Nifti1Image(VALUES[part], _oblique(angle)), folder / "in" / "images" / f"{name}.nii")
+        mask = _stored(MASK[part], _oblique(angle), tuple(order), flips)
+        nib.save(mask, folder / "in" / "labels" / f"{name}.nii")
+    manifest = register(Request(folder / "in", "demo", folder / "out", workers=1))
+    assert not manifest.quarantine
+    is_same = tuple(order) == (0, 1, 2) and not any(flips)
+    for entry in manifest.entries:
+        assert entry.label_values == {"0": int((MASK[part] == 0).sum()), "1": int(MASK[part].sum())}
+        assert ("its label is stored in another order of axes: turned" in entry.notes) != is_same
+    for case in read_cases(folder / "out", SplitSpec(), 1):
+        asked = case if registered else replace(case, entry=None)
+        image, label = asked.read()
+        alone = asked.read_label()
+        for read in (label, alone):
+            assert np.array_equal(read.values[..., 0], MASK[part])
+            assert np.allclose(read.affine, image.affine, atol=1e-4)
+        spec = DataSpec(dataset="any", spacing=None, patch=(8, 8, 8), orientation="RAS")
+        loaded = load_pair(spec)(asked)
+        turned = nib.orientations.apply_orientation(MASK[part], nib.io_orientation(image.affine))
+        assert np.array_equal(loaded["label"][0].numpy(), turned)
+
+
+@pytest.mark.wild("standard: nifti1.h, METHOD 3", "channels of one case that are stored in another order")
+def test_a_channel_in_another_order_of_axes_is_turned(tmp_path: Path) -> None:
+    nib.save(nib.Nifti1Image(VALUES, _oblique(0.2)), tmp_path / "0.nii")
+    nib.save(_stored(VALUES, _oblique(0.2), (2, 0, 1), (True, False, True)), tmp_path / "1.nii")
+    image, _ = read_case([tmp_path / "0.nii", tmp_path / "1.nii"], None)
+    assert np.array_equal(image.values[..., 0], image.values[..., 1])
+    assert image.notes == ("one of its channels is stored in another order of axes: turned",)
+
+
+@pytest.mark.wild("standard: nifti1.h, METHOD 3", "masks of one case, each stored in an order of its own")
+def test_masks_of_one_case_are_each_turned(tmp_path: Path) -> None:
+    (tmp_path / "in" / "a").mkdir(parents=True)
+    nib.save(nib.Nifti1Image(VALUES, _oblique(0)), tmp_path / "in" / "a" / "ct.nii.gz")
+    (tmp_path / "in" / "a" / "segmentations").mkdir()
+    halves = {"liver": MASK * (np.arange(SHAPE[0]) < 9)[:, None, None], "spleen": MASK}
+    halves["spleen"] = MASK - halves["liver"]
+    orders = {"liver": (1, 0, 2), "spleen": (2, 1, 0)}
+    for name, half in halves.items():
+        mask = _stored(half.astype(np.uint8), _oblique(0), orders[name], (True, False, True))
+        nib.save(mask, tmp_path / "in" / "a" / "segmentations" / f"{name}.nii.gz")
+    manifest = register(Request(tmp_path / "in", "demo", tmp_path / "out", workers=1))
+    (entry,) = manifest.entries
+    label = read_mask(tmp_path / "out" / str(entry.label)).values[..., 0]
+    by_name = {name: int(value) for value, name in manifest.labels.items()}
+    assert all(np.array_equal(label == by_name[name], half > 0) for name, half in halves.items())
+    assert any("another order of axes" in note for note in entry.notes)
+
+
+@pytest.mark.wild("standard: nifti1.h", "a mask that lies elsewhere, of which something false is said")
+def test_how_a_grid_differs_is_said_in_words_that_are_true(tmp_path: Path) -> None:
+    affine = _oblique(0)
+    shifted, mirrored = affine.copy(), np.diag([-1.0, -1, 1, 1]) @ affine
+    shifted[:3, 3] += 3 * affine[:3, 1]
+    larger = affine @ np.diag([2.0, 2, 2, 1])
+    assert "does not say where it lies (its affine is the identity)" in str(_problem(tmp_path, affine, np.eye(4)))
+    assert "the image's header does not say where it lies" in str(_problem(tmp_path, np.eye(4), affine))
+    assert "shifted by 3 voxels along the second axis" in str(_problem(tmp_path, affine, shifted))
+    assert "another order of axes and, turned" not in str(_problem(tmp_path, affine, shifted))
+    assert "its axes point RPS, expected LAS" in str(_problem(tmp_path, affine, mirrored))
+    assert "voxels are 1.6 x 1.6 x 5 mm, expected 0.8 x 0.8 x 2.5" in str(_problem(tmp_path, affine, larger))
+    nib.save(nib.Nifti1Image(MASK[::2, ::2, ::2], larger), tmp_path / "l.nii")
+    problem = measure(*read_case([tmp_path / "i.nii"], tmp_path / "l.nii"))["label_problem"]
+    assert "has shape (10, 8, 6), expected the image's (20, 16, 12), and voxels of 1.6 x 1.6 x 5 mm" in problem
+
+
+@pytest.mark.wild("standard: nifti1.h, METHOD 1", "a place that a convention gives, taken for one that the header says")
+def test_a_mask_whose_header_gives_no_place_is_not_turned(tmp_path: Path) -> None:
+    centred = nib.Nifti1Image(MASK, None)
+    assert int(centred.header["sform_code"]) == int(centred.header["qform_code"]) == 0
+    nib.save(centred, tmp_path / "l.nii")
+    affine = np.diag([-1.0, 1, 1, 1]) @ centred.header.get_best_affine()  # the same box, from its other side
+    nib.save(nib.Nifti1Image(VALUES, affine), tmp_path / "i.nii")
+    problem = measure(*read_case([tmp_path / "i.nii"], tmp_path / "l.nii")).get("label_problem")
+    assert "does not say where it lies (neither sform nor qform)" in str(problem)

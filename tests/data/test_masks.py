@@ -348,3 +348,28 @@ def test_a_mask_that_was_not_turned_is_told(tmp_path: Path) -> None:
     Image.open(image).save(image, exif=exif)
     (bad,) = register(Request(tmp_path / "in", "demo", tmp_path / "out", workers=1)).quarantine
     assert "drawn on the image as it is stored, not as its Exif orientation turns it" in bad.reason
+
+
+@pytest.mark.wild("EGE-UNet#13", "a soft edge of two levels, taken for two classes")
+def test_values_beside_black_and_white_are_a_soft_edge_unless_they_fill_an_area(tmp_path: Path) -> None:
+    from scipy import ndimage  # noqa: PLC0415
+
+    inside = _disc() > 0
+    edged = inside * np.uint8(255)
+    edged[inside & ~ndimage.binary_erosion(inside)] = 254
+    edged[~inside & ndimage.binary_dilation(inside)] = 1
+    Image.fromarray(edged).save(tmp_path / "edged.png")
+    read = read_mask(tmp_path / "edged.png")
+    assert np.array_equal(read.values[..., 0].T, inside * 255)
+    assert "soft edges" in " ".join(read.notes)
+    for name, kept in (("low", {0: 1}), ("high", {0: 1, 255: 254})):
+        areas = edged.copy()
+        for value, to in kept.items():
+            rows = slice(0, 8) if value == 0 else slice(36, 44)
+            areas[rows, 40:50] = to
+        Image.fromarray(areas).save(tmp_path / f"{name}.png")
+        read = read_mask(tmp_path / f"{name}.png")
+        assert np.array_equal(read.values[..., 0].T, areas), name
+    ignored = np.where(edged == 254, 255, edged).astype(np.uint8)  # a thin class beside what is to be ignored
+    Image.fromarray(ignored).save(tmp_path / "thin.png")
+    assert set(np.unique(read_mask(tmp_path / "thin.png").values)) == {0, 1, 255}

@@ -33,6 +33,7 @@ from oncofed.data.manifest import (
     read_manifest,
 )
 from oncofed.data.masks import read_mask, value_name
+from oncofed.data.same_grid import turned_onto
 from oncofed.data.spec import DataSpec, SplitSpec
 from oncofed.data.vocabulary import LabelKind, match_classes, match_labels
 from oncofed.errors import DataError
@@ -113,7 +114,17 @@ class Case:
     def read_label(self, numbered: bool = False) -> LoadedImage:
         """Read the label alone; see ``read``."""
         label = read_mask(self.mask, self._by_colour)
+        if label.calibrated:
+            label = turned_onto(self._grid(), label, "its label")
         return self._placed(replace(label, values=self._translated(label.values, numbered)))
+
+    def _grid(self) -> LoadedImage:
+        """Return an image that lies where the case's does: as registered, else by reading it."""
+        entry = self.entry
+        if not (entry and entry.shape and entry.affine):
+            return self.read_image()
+        values: facts.Values = np.broadcast_to(np.zeros((), np.uint8), (*entry.shape, 1))
+        return LoadedImage(values, np.array(entry.affine, np.float64), "uint8")
 
     @property
     def _by_colour(self) -> bool:

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from oncofed.data.converted import write_image
-from oncofed.data.facts import other_grid
 from oncofed.data.images import LoadedImage
 from oncofed.data.layouts import Part
 from oncofed.data.masks import read_mask
+from oncofed.data.same_grid import other_grid, turned_onto
 from oncofed.data.work import FileWork
 from oncofed.errors import DataError
 
@@ -31,7 +31,7 @@ class ComposedWork(FileWork):
 
     def _with_label(self, image: LoadedImage, mask: LoadedImage | None) -> LoadedImage | None:
         assert isinstance(self.item.label, tuple)
-        mask = compose(self.root, self.item.label)
+        mask = turned_onto(image, compose(self.root, self.item.label), "its label")
         path = self._written(mask.dimensions)
         unsaid = not mask.calibrated or not image.calibrated  # of a flat file: PNG says no pixel size either
         write_image(path, mask if not unsaid else replace(mask, affine=image.affine))
@@ -60,8 +60,11 @@ def compose(root: Path, parts: Sequence[Part]) -> LoadedImage:
         read = _read(root, part)
         if whole is None or values is None:
             whole, values = read, np.zeros(read.values.shape, np.uint16)
-        elif fault := other_grid(whole, read):
-            raise DataError(f"its masks do not lie on one grid: {part.path} {fault} as {parts[0].path} has")
+        else:
+            read = turned_onto(whole, read, "one of its masks")
+            if fault := other_grid(whole, read):
+                raise DataError(f"its masks do not lie on one grid: beside {parts[0].path}, {part.path} {fault}")
+            whole = replace(whole, notes=tuple(dict.fromkeys((*whole.notes, *read.notes))))
         labelled = _labelled(read.values, part)
         both = (values != 0) & (labelled != 0)
         if both.any():

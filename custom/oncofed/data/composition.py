@@ -12,6 +12,7 @@ import numpy as np
 
 from oncofed.data import facts
 from oncofed.data.dicom.series import Heap
+from oncofed.data.exif import by_siblings
 from oncofed.data.layouts import ClassTable, Layout, lists_images
 from oncofed.data.manifest import Entry, Manifest, Quarantined, Task
 from oncofed.data.masks import value_name
@@ -70,7 +71,7 @@ def compose(
         else:
             hashed = {key: hashed_key(salt, result[key]) for key in ("patient", "study") if result.get(key)}
             entries.append(Entry.model_validate({**result, **hashed}))
-    entries = one_palette(entries)
+    entries = by_siblings(one_palette(entries))
     kind = "classes" if heap.labels else _label_kind(entries, layout, request)
     if kind == "instances":
         entries = [_as_one_class(entry) for entry in entries]

@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from oncofed.data.formats.common import LoadedImage, farthest_corner
+from oncofed.data.exif import AS_TURNED, as_stored_reason, is_open
+from oncofed.data.formats.common import LoadedImage
 from oncofed.data.images import read_image
 from oncofed.data.manifest import Entry, Intensity
 from oncofed.data.masks import counted, read_mask
+from oncofed.data.same_grid import other_grid, turned_onto
 from oncofed.errors import DataError
 
 Values = NDArray[Any]
@@ -23,8 +25,6 @@ Values = NDArray[Any]
 # More distinct values than this in one mask: it numbers objects, not classes.
 _MOST_CLASSES = 64
 _INTENSITY_SAMPLES = 30_000
-# Grids lie on each other whose corners are nearer than this, in voxels: headers round, and half a voxel is elsewhere.
-_SAME_GRID = 0.25
 _CHUNK = 1 << 20
 # Decimals of lengths in mm, unless voxels are smaller than a hundredth of one.
 _DECIMALS = 6
@@ -33,7 +33,7 @@ _DECIMALS = 6
 def read_case(
     images: Sequence[Path], label: Path | None, by_colour: bool = False
 ) -> tuple[LoadedImage, LoadedImage | None]:
-    """Read a case's files; several images are the channels of one.
+    """Read a case's files; several images are the channels of one. All are in the order of the first one's axes.
 
     Args:
         images: one, or one a channel.
@@ -46,6 +46,7 @@ def read_case(
     """
     parts = [_told("image", path, read_image) for path in images]
     first = parts[0]
+    parts = [first, *(turned_onto(first, part, "one of its channels") for part in parts[1:])]
     for path, part in zip(images[1:], parts[1:], strict=True):
         if fault := other_grid(first, part):
             raise DataError(f"its channels do not lie on one grid: that of {path.name} {fault}")
@@ -54,17 +55,10 @@ def read_case(
         texts = tuple(sorted({text for part in parts for text in part.texts}))
         notes = tuple(dict.fromkeys(note for part in parts for note in part.notes))
         first = replace(first, values=values, texts=texts, notes=notes)
-    return first, _told("label", label, lambda path: read_mask(path, by_colour)) if label else None
-
-
-def other_grid(image: LoadedImage, other: LoadedImage) -> str | None:
-    """Return how the grid of another image differs; None where it is the same."""
-    if other.shape != image.shape:
-        return f"has shape {other.shape}, expected {image.shape}"
-    if not (image.calibrated and other.calibrated):
-        return None
-    apart = farthest_corner(image, other)
-    return f"lies elsewhere in space, by {apart:.3g} voxels at a corner" if not apart <= _SAME_GRID else None
+    if label is None:
+        return first, None
+    mask = _told("label", label, lambda path: read_mask(path, by_colour))
+    return first, turned_onto(first, mask, "its label")
 
 
 def measure(image: LoadedImage, label: LoadedImage | None, classes: int = 0) -> dict[str, Any]:
@@ -139,7 +133,8 @@ def checksum(paths: Sequence[Path]) -> str:
 def notes(image: LoadedImage, label: LoadedImage | None = None) -> list[str]:
     """Return what was seen while reading; also where a header holds text, beyond what software writes of itself."""
     text = [f"header text in {', '.join(image.texts)}"] if image.texts else []
-    return [*text, *dict.fromkeys((*image.notes, *(label.notes if label else ())))]
+    taken = (AS_TURNED,) if label and is_open(image, label) else ()
+    return [*text, *dict.fromkeys((*image.notes, *(label.notes if label else ()), *taken))]
 
 
 def stamp(paths: Sequence[Path]) -> str:
@@ -173,12 +168,9 @@ def _told(kind: str, path: Path, reader: Callable[[Path], LoadedImage]) -> Loade
 
 def _label_facts(image: LoadedImage, label: LoadedImage, most_classes: int) -> dict[str, Any]:
     values = label.values
+    if reason := as_stored_reason(image, label):
+        return {"label_problem": reason}
     if fault := other_grid(image, label):
-        if image.turned and label.shape == image.shape[::-1]:
-            fault = (
-                "was drawn on the image as it is stored, not as its Exif orientation turns it and viewers show it: "
-                "turn the mask, or save the image upright"
-            )
         return {"label_problem": f"its label {fault}".replace("expected (", "expected the image's (")}
     if values.shape[-1] > 1:
         return {"label_problem": f"its label has {values.shape[-1]} channels, expected one number a pixel"}

@@ -155,6 +155,8 @@ def _from_colours(image: LoadedImage) -> LoadedImage:
             raise DataError(_lossy_text(image.lossy, "blended its label's colours"))
         grey = np.rint(values.mean(axis=-1, keepdims=True)).astype(values.dtype)
         return replace(image, values=grey, colour=False)
+    if values.dtype == np.uint16 and (values % 257 == 0).all():  # 8 bits, written as 16
+        values = (values // 257).astype(np.uint8)
     if values.dtype != np.uint8:
         raise DataError(
             f"holds colours of type {image.stored}, expected 8 bits: save the mask as grey, one value a class"
@@ -268,7 +270,14 @@ def _is_soft(values: Values, top: float, lossy: bool = False) -> bool:
     if lossy and not count:
         return True
     if not lossy:
-        if not count or len(counted(values[between])[0]) < _FEWEST_LEVELS:
+        if not count:
+            return False
+        levels = counted(values[between])[0]
+        # One value or two may be classes of their own, unless each lies beside one of the levels and fills no area.
+        beside = len(levels) == 2 and levels[0] <= top * _AT_LEVEL and levels[1] >= top * (1 - _AT_LEVEL)
+        if len(levels) < (2 if beside else _FEWEST_LEVELS):
+            return False
+        if beside and (_even(values) & between).any():
             return False
         if np.count_nonzero(_even(values) & between) > _MOST_EVEN * count:
             return False

@@ -19,6 +19,9 @@ from oncofed.errors import DataError
 Values = NDArray[Any]
 Affine = NDArray[np.float64]
 
+# Exif and TIFF tag 0x0112: 1 is upright; these swap rows and columns.
+SWAPPED = (5, 6, 7, 8)
+
 _MAGIC = (
     (b"\x89PNG", "a PNG image"),
     (b"\xff\xd8\xff", "a JPEG image"),
@@ -63,13 +66,14 @@ class LoadedImage:
         stored: type in the file, such as "int16".
         calibrated: whether the file says how large its pixels are.
         oriented: whether the file says where a volume's axes point in the patient.
+        placed: whether the file says where its voxels lie; else a convention does.
         texts: header fields that hold text of their own, beyond what software writes of itself.
         notes: what was seen while reading, for people.
         palette: (n, 3) uint8: ``values`` are rows of this table of colours; None: they are no such numbers.
         colour: the channels are red, green and blue.
         alpha: the last channel is opacity.
         lossy: name of the compression that changed the values, such as "JPEG"; None: none did.
-        turned: the axes x and y were swapped, as the file's Exif orientation says.
+        exif: the file's Exif orientation, from which it was turned upright; 1: it lay so.
         colours: of a mask read from a palette: label value -> "#rrggbb".
         by_colour: the mask's values stand for the palette's colours, not for its numbers.
     """
@@ -79,15 +83,21 @@ class LoadedImage:
     stored: str
     calibrated: bool = True
     oriented: bool = True
+    placed: bool = True
     texts: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     palette: NDArray[np.uint8] | None = None
     colour: bool = False
     alpha: bool = False
     lossy: str | None = None
-    turned: bool = False
+    exif: int = 1
     colours: tuple[tuple[int, str], ...] = ()
     by_colour: bool = False
+
+    @property
+    def turned(self) -> bool:
+        """Whether the axes x and y were swapped, as the file's Exif orientation says."""
+        return self.exif in SWAPPED
 
     @property
     def dimensions(self) -> int:

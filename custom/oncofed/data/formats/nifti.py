@@ -116,9 +116,10 @@ def _parse(path: Path, file: Any, limit: int) -> LoadedImage:
         raise unreadable(path, "NIfTI", why, _LOOKS) from None
     affine, notes = _placed(header, shape[:3])
     texts = _header_texts(header, begins)
+    placed = bool(header["sform_code"] > 0 or header["qform_code"] > 0)
     if len(shape) == 3:
         values = values[..., None]
-    return LoadedImage(values, affine, str(dtype.newbyteorder("=")), texts=texts, notes=notes)
+    return LoadedImage(values, affine, str(dtype.newbyteorder("=")), placed=placed, texts=texts, notes=notes)
 
 
 def beginning(file: Any) -> bytes:

@@ -9,8 +9,6 @@ from PIL import Image
 
 from oncofed.data.formats.common import LoadedImage
 
-# Exif and TIFF tag 0x0112: 1 is upright; these swap rows and columns.
-SWAPPED = (5, 6, 7, 8)
 # It tells of oddities of headers without the file's name; what is wrong is raised, and told with it.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 _SHOWN_IN = {"CMYK": "RGB", "YCbCr": "RGB", "HSV": "RGB", "RGBX": "RGB", "RGBa": "RGBA", "La": "LA", "PA": "RGBA"}

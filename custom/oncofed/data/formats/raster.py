@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from oncofed.data.formats.common import LoadedImage, require_memory, unreadable
-from oncofed.data.formats.pillow import SWAPPED, from_pillow, orientation_note
-from oncofed.data.formats.tiff import IS_TIFF, read_tiff
+from oncofed.data.formats.common import LoadedImage, Values, require_memory, unreadable
+from oncofed.data.formats.pillow import from_pillow, orientation_note
+from oncofed.data.formats.png16 import read_sixteen_bits
+from oncofed.data.formats.tiff import IS_TIFF, read_tiff, upright
 from oncofed.errors import DataError
 
 RASTER = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
@@ -55,15 +57,28 @@ def _read(path: Path, image: Image.Image) -> LoadedImage:
     if frames > 1 and image.format != "MPO":  # a camera's second picture is a preview, or for the other eye
         raise DataError(f"holds {frames} pictures one after another, expected one")
     notes = []
-    if any(tile[3] in _HALVED for tile in getattr(image, "tile", ())):
-        notes.append("its 16 bits a colour are read as 8")
-    orientation = int(image.getexif().get(_ORIENTATION) or 1)
+    is_halved = any(tile[3] in _HALVED for tile in getattr(image, "tile", ()))
+    if is_halved:
+        require_memory(image.width * image.height * 24)
+    said = image.getexif().get(_ORIENTATION)
+    orientation = int(said) if said in range(2, 9) else 1
     lossy = _lossy(path, image)
     image.load()
-    if orientation in range(2, 9):
+    full = read_sixteen_bits(path) if is_halved else None
+    if is_halved and full is None:
+        notes.append("its 16 bits a colour are read as 8")
+    if orientation > 1:
         notes.append(orientation_note(orientation))
         ImageOps.exif_transpose(image, in_place=True)
-    return replace(from_pillow(image), notes=tuple(notes), lossy=lossy, turned=orientation in SWAPPED)
+    loaded = from_pillow(image) if full is None else _of_sixteen_bits(full, orientation)
+    return replace(loaded, notes=tuple(notes), lossy=lossy, exif=orientation)
+
+
+def _of_sixteen_bits(pixels: Values, orientation: int) -> LoadedImage:
+    """Return (row, column, channel) of 16 bits as an image: grey or colours, and opacity where it is there."""
+    values = upright(pixels, orientation).swapaxes(0, 1)
+    channels = pixels.shape[-1]
+    return LoadedImage(values, np.eye(4), "uint16", calibrated=False, colour=channels > 2, alpha=channels in {2, 4})
 
 
 def _lossy(path: Path, image: Image.Image) -> str | None:

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageSequence
 
-from oncofed.data.formats.common import LoadedImage, Values, require_memory, unreadable
-from oncofed.data.formats.pillow import SWAPPED, from_pillow, orientation_note
+from oncofed.data.formats.common import SWAPPED, LoadedImage, Values, require_memory, unreadable
+from oncofed.data.formats.pillow import from_pillow, orientation_note
 from oncofed.data.formats.units import millimetres
 from oncofed.errors import DataError
 
@@ -91,7 +91,7 @@ def _read(path: Path, file: Any) -> LoadedImage:
         oriented=False,
         notes=tuple(notes),
         lossy=_LOSSY.get(int(page.compression)),
-        turned=orientation in SWAPPED,
+        exif=orientation,
     )
 
 
@@ -176,7 +176,7 @@ def _by_tifffile(series: Any, page: Any, axes: str) -> LoadedImage:
         flat = Image.frombytes("YCbCr", (values[..., 0].size, 1), np.ascontiguousarray(values).tobytes())
         values = np.asarray(flat.convert("RGB")).reshape(values.shape)
     tag = page.tags.get(_ORIENTATION)
-    values = _upright(values, int(tag.value) if tag is not None else 1).swapaxes(0, 1)
+    values = upright(values, int(tag.value) if tag is not None else 1).swapaxes(0, 1)
     rgb = page.photometric in {_RGB, _YCBCR} and page.samplesperpixel in {3, 4} and values.shape[-1] in {3, 4}
     extra = [int(kind) for kind in page.extrasamples]
     return LoadedImage(
@@ -209,7 +209,7 @@ def _inverted(values: Values, bits: int) -> Values:
     return inverted
 
 
-def _upright(values: Values, orientation: int) -> Values:
+def upright(values: Values, orientation: int) -> Values:
     """Return (row, column, …) turned as TIFF's tag Orientation says."""
     if orientation in SWAPPED:
         values = values.swapaxes(0, 1)

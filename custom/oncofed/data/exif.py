@@ -1,0 +1,69 @@
+"""Masks of photos that an Exif orientation turns: drawn on the picture as viewers show it, or on the pixels as stored.
+
+Where the orientation swaps rows and columns the mask's size tells, but for a square. Else its siblings do, and how well
+it lies on the image either way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from oncofed.data.formats.common import LoadedImage
+from oncofed.data.formats.tiff import upright
+from oncofed.data.manifest import Entry
+
+AS_TURNED = "its mask is taken as drawn on the turned picture"
+_FOUND = "its label was drawn on the image as it is stored, not as its Exif orientation turns it and viewers show it"
+AS_STORED = f"{_FOUND}: turn the mask, or save the image upright"
+# Exif orientation -> how ``placement`` says the way from the turned picture to the stored pixels.
+_WAYS_BACK = {
+    2: "mirrored left to right",
+    3: "mirrored left to right and upside down",
+    4: "mirrored upside down",
+    5: "rows for columns",
+    6: "mirrored upside down, rows for columns",
+    7: "mirrored left to right and upside down, rows for columns",
+    8: "mirrored left to right, rows for columns",
+}
+# Logarithm of the contrast along a mask's border in one place over that in another: above it lies better in the first.
+_CLEARLY_BETTER = 0.3
+
+
+def is_open(image: LoadedImage, label: LoadedImage) -> bool:
+    """Return whether the sizes leave open on which of the two a mask was drawn."""
+    alike = image.exif > 1 and label.exif == 1 and image.dimensions == 2 and image.shape == label.shape
+    return alike and (not image.turned or image.shape[0] == image.shape[1])
+
+
+def as_stored_reason(image: LoadedImage, label: LoadedImage) -> str | None:
+    """Return why a mask was drawn on the pixels as stored: its size says so, or it lies clearly better there."""
+    if label.shape != image.shape:
+        said = image.turned and label.exif == 1 and label.shape == image.shape[::-1]
+        return AS_STORED if said else None
+    if not is_open(image, label) or label.values.shape[-1] != 1:
+        return None
+    from oncofed.data.placement import place  # noqa: PLC0415 - takes time, and reads facts of cases itself
+
+    _, numbers = np.unique(label.values, return_inverse=True)
+    stored = numbers.reshape(label.values.shape).astype(np.int32)
+    drawn = upright(stored.swapaxes(0, 1), image.exif).swapaxes(0, 1)
+    mask = LoadedImage(drawn, label.affine, label.stored)
+    is_better = place("", image, mask).fit.get(_WAYS_BACK[image.exif], 0.0) > _CLEARLY_BETTER
+    how = "its size fits either, and its border the picture's edges only so"
+    return f"{_FOUND} ({how}): turn the mask, or save the image upright" if is_better else None
+
+
+def by_siblings(entries: Sequence[Entry]) -> list[Entry]:
+    """Return cases, those whose mask may be either refused where another of the dataset was drawn as stored."""
+    if not any(entry.label_problem == AS_STORED for entry in entries):
+        return list(entries)
+    how = "its size fits either, and others of this dataset were drawn so"
+    why = f"{_FOUND} ({how}): turn the mask, or save the image upright"
+    return [
+        entry.model_copy(update={"label_problem": why})
+        if AS_TURNED in entry.notes and not entry.label_problem
+        else entry
+        for entry in entries
+    ]
