@@ -38,7 +38,7 @@ from oncofed.data.manifest import (
 )
 from oncofed.data.request import Progress, Request, parse_labels
 from oncofed.data.slides.regions import is_regions, label_values
-from oncofed.data.work import FileWork, SlideWork, StackWork, Work
+from oncofed.data.work import FileWork, SlideWork, StackWork, Work, distinct_work
 from oncofed.data.workers import BROKE_ITS_READER, Workers
 from oncofed.errors import DataError
 
@@ -99,6 +99,7 @@ def register(request: Request, progress: Progress | None = None) -> Manifest:
             *_dicom_work(heap, labels, request, salt, table),
             *_slide_work(heap, request, salt, table),
         ]
+        work = distinct_work(work, {bad.name for bad in layout.bad})
         layout.bad += table.faults
         if not work and not layout.bad and not heap.broken:
             raise DataError(_nothing_found(request.source, files, layout, {**heap.left_out, **found.left_out}))

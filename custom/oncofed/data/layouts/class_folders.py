@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from oncofed.data.images import image_format
-from oncofed.data.layouts.base import SPLIT_NAMES, Item, Layout, name_of, patient_of
+from oncofed.data.layouts.base import SPLIT_NAMES, Item, Layout, name_of, patient_of, unique
 
 _MASK_BESIDE = "mask beside an image that is one of a class: to learn from masks, register with --task segmentation"
 
@@ -39,7 +39,8 @@ def class_folders(images: Sequence[str], masks: Sequence[str]) -> Layout:
         parts = path.split("/")
         name = name_of(path)
         split = split_names[parts[0]] if nested else None
-        layout.items.append(Item(name, patient_of(path, name), (path,), numbers[parts[position]], split))
+        layout.items.append(Item(name, patient_of(path), (path,), numbers[parts[position]], split))
+    layout.items = unique(layout.items)
     layout.left_out |= dict.fromkeys(sorted(set(images) - set(usable)), "image outside a class folder")
     layout.left_out |= dict.fromkeys(masks, _MASK_BESIDE)
     return layout

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from oncofed.data.images import image_format
-from oncofed.data.layouts.base import Item, Layout, name_of, patient_of, unique
+from oncofed.data.layouts.base import Item, Layout, name_of, patient_of, unique, with_distinct_cases
 from oncofed.data.layouts.class_folders import class_folders, is_class_folders
 from oncofed.data.layouts.listed import SLIDES_ALONE, listed
 from oncofed.data.layouts.loose import loose_images, separate
@@ -44,7 +44,7 @@ def find_layout(
     for path in tables:
         if path not in layout.tables:
             layout.left_out.setdefault(path, "table that is not used")
-    return layout if layout.task == "slides" else with_meaning(root, files, layout, names)
+    return with_distinct_cases(layout if layout.task == "slides" else with_meaning(root, files, layout, names))
 
 
 def _layout(
@@ -65,7 +65,7 @@ def _layout(
         return listed(root, root / tables[0], files)
     slides = [f for f in files if f.lower().endswith(SLIDES)]
     if task == "slides" or (task is None and any(not image_format(Path(f)) for f in slides)):
-        items = [Item(name_of(f), patient_of(f, name_of(f)), (f,), modality="SM") for f in slides]
+        items = [Item(name_of(f), patient_of(f), (f,), modality="SM") for f in slides]
         return Layout("slides", unique(items), task="slides", heap=True)
     images = [f for f in files if image_format(Path(f))]
     if not images:

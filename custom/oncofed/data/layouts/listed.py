@@ -113,7 +113,7 @@ class _Rows:
             raise DataError(f"line {row.line} says split {row.cells['split']!r}, expected one of {expected}")
         tags = {k: v for k, v in row.cells.items() if k not in WANTED and v}
         name = name_of(image)
-        patient = row.cells.get("patient") or patient_of(image, name)
+        patient = row.cells.get("patient") or patient_of(image)
         return Item(name, patient, (image,), label, split, row.cells.get("modality") or None, tags, notes)
 
     def _file(self, row: Row, column: str, *places: Files) -> str:

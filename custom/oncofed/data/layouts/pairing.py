@@ -215,7 +215,7 @@ def as_layout(kind: str, cases: Sequence[Candidate], lost: Iterable[tuple[Named,
             layout.left_out |= {mask.path: "mask of an image that is set aside for its masks" for mask, _ in fitting}
             continue
         images = tuple(image.path for image in case.images)
-        patient = patient_of(images[0], _patient(case, name))
+        patient = patient_of(images[0], _patient(case))
         layout.items.append(Item(name, patient, images, label, case.first.split))
     if all(item.split in {"validation", "test"} for item in layout.items):  # a folder called test is no list
         layout.items = [replace(item, split=None) for item in layout.items]
@@ -264,11 +264,11 @@ def case_name(case: Candidate) -> str:
     return name[:cut].rstrip("_-. ") or name
 
 
-def _patient(case: Candidate, name: str) -> str:
-    """Return the patient by default: files whose names differ by a channel alone are one's."""
+def _patient(case: Candidate) -> str:
+    """Return the patient by default: files whose names differ by a channel alone are one's; empty where none is."""
     named = case.first
     if not named.case and named.folder:
         return named.folder.replace("/", "_")
     if len(case.images) == 1 and named.channel and named.case and named.case != named.key:
         return "/".join((*_place(named), "-".join(named.case)))
-    return name
+    return ""
