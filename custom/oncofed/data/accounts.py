@@ -12,7 +12,7 @@ from oncofed.data.decisions import decided, name_of
 from oncofed.data.dicom.series import Heap
 from oncofed.data.files import Files
 from oncofed.data.grouping import counted, named
-from oncofed.data.layouts import Layout
+from oncofed.data.layouts import ClassTable, Layout
 from oncofed.data.manifest import SPLITS, Entry, Manifest
 from oncofed.data.work import StackWork, Work
 
@@ -71,6 +71,7 @@ class Reading:
         heap: its DICOM.
         work: its cases.
         rows: of a table that matched nothing.
+        classes: the table of patients, studies or series.
     """
 
     paths: Sequence[str]
@@ -82,6 +83,7 @@ class Reading:
     heap: Heap
     work: Sequence[Work]
     rows: Sequence[str] = field(default_factory=list)
+    classes: ClassTable | None = None
 
 
 def account(reading: Reading, manifest: Manifest) -> tuple[Files, Manifest]:
@@ -185,6 +187,8 @@ def _unlabelled_dicom(reading: Reading) -> dict[str, str]:
         if found:
             words = f"{counted(len(found), 'label file')} of its patient on no image of the folder: "
             why[item.name] = f"{words}{named(found)}"
+        elif reading.classes and isinstance(item, StackWork) and (doubt := reading.classes.doubt(item.stack.header)):
+            why[item.name] = doubt
         elif reading.table:
             why[item.name] = f"{reading.table.name} has no row with a label for its patient, study or series"
         elif isinstance(item, StackWork):

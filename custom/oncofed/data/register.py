@@ -88,7 +88,7 @@ def register(request: Request, progress: Progress | None = None) -> Manifest:
         if layout.kind == "nothing" and (heap.stacks or heap.slides or heap.broken):
             layout.kind = "DICOM"
         task = cast("Task", request.task or layout.task or ("slides" if heap.slides else "segmentation"))
-        table = ClassTable(request.table)
+        table = ClassTable(request.table, heap.headers)
         if request.table and not listing and not (heap.stacks or heap.slides):
             raise DataError(
                 f"{request.table}: it names no image, and {request.source} holds no DICOM. Add a column image."
@@ -106,7 +106,7 @@ def register(request: Request, progress: Progress | None = None) -> Manifest:
         results = list(_read_all(work, index, progress, workers))
     manifest = compose(request, task, layout, heap, results, salt, before)
     reading = Reading(
-        files, found.left_out, found.dangling, source, request.table, layout, heap, work, table.unmatched()
+        files, found.left_out, found.dangling, source, request.table, layout, heap, work, table.unmatched(), table
     )
     became, manifest = account(reading, manifest)
     write_manifest(out, manifest)

@@ -43,7 +43,9 @@ def listed(root: Path, path: Path, files: Sequence[str]) -> Layout:
             by_image[item.images[0]].append((row, item))
         elif bad:
             layout.bad.append(bad)
-    for image, several in by_image.items():
+    for image, found in by_image.items():
+        several, others = rows.meant(image, found)
+        layout.bad += others
         reason = _contradiction(several)
         if reason:
             layout.bad.append(Quarantined(name=several[0][1].name, reason=reason, source=image))
@@ -89,6 +91,20 @@ class _Rows:
         except DataError as error:
             name = row.cells.get("image") or f"line {row.line}"
             return None, Quarantined(name=name, reason=str(error), source=image)
+
+    def meant(
+        self, image: str, found: Sequence[tuple[Row, Item]]
+    ) -> tuple[Sequence[tuple[Row, Item]], list[Quarantined]]:
+        """Return the rows that are of an image, and those that are not: where one names it exactly, no other may."""
+        exact = [pair for pair in found if self._images.is_exact(pair[0].cells["image"], image)]
+        if not exact:
+            return found, []
+        others = [row for row, _ in found if all(row is not one for one, _ in exact)]
+        reason = "its image file is missing (a file differs in case or leading zeros alone, which another line names)"
+        return exact, [
+            Quarantined(name=row.cells["image"], reason=f"line {row.line}: {reason}. Copy it, or correct the table")
+            for row in others
+        ]
 
     def _item(self, row: Row, image: str) -> Item:
         """Return a row's case.
