@@ -6,18 +6,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from oncofed.data.images import image_format
-from oncofed.data.layouts.base import Item, Layout, name_of, patient_of, unique, with_distinct_cases
+from oncofed.data.layouts.base import Layout, with_distinct_cases
 from oncofed.data.layouts.class_folders import class_folders, is_class_folders
-from oncofed.data.layouts.listed import SLIDES_ALONE, listed
+from oncofed.data.layouts.listed import listed
 from oncofed.data.layouts.loose import loose_images, separate
 from oncofed.data.layouts.manifests import from_manifest
 from oncofed.data.layouts.meaning import with_meaning
 from oncofed.data.layouts.names import Named
+from oncofed.data.layouts.slides import SLIDES_ALONE, slides, unread_regions
 from oncofed.data.layouts.tables import TABLES, WORKBOOKS, columns_of, expected_columns
 from oncofed.data.manifest import MANIFEST_FILE
 from oncofed.errors import DataError
-
-SLIDES = (*SLIDES_ALONE, ".tif", ".tiff")
 
 
 def find_layout(
@@ -44,6 +43,7 @@ def find_layout(
     for path in tables:
         if path not in layout.tables:
             layout.left_out.setdefault(path, "table that is not used")
+    layout.left_out |= unread_regions(layout, files)
     return with_distinct_cases(layout if layout.task == "slides" else with_meaning(root, files, layout, names))
 
 
@@ -63,10 +63,8 @@ def _layout(
         raise DataError(f"{root}: found {len(tables)} tables ({', '.join(tables)}). Say which with --labels FILE.")
     if tables:
         return listed(root, root / tables[0], files)
-    slides = [f for f in files if f.lower().endswith(SLIDES)]
-    if task == "slides" or (task is None and any(not image_format(Path(f)) for f in slides)):
-        items = [Item(name_of(f), patient_of(f), (f,), modality="SM") for f in slides]
-        return Layout("slides", unique(items), task="slides", heap=True)
+    if task == "slides" or (task is None and any(f.lower().endswith(SLIDES_ALONE) for f in files)):
+        return slides(root, files)
     images = [f for f in files if image_format(Path(f))]
     if not images:
         return None

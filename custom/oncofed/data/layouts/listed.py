@@ -12,12 +12,12 @@ from oncofed.data.layouts.base import SPLIT_NAMES, Item, Layout, name_of, patien
 from oncofed.data.layouts.content import on_one_grid
 from oncofed.data.layouts.names import IMAGE_FOLDERS, LABEL_FOLDERS, Named
 from oncofed.data.layouts.pairing import Candidate, pair
+from oncofed.data.layouts.slides import SLIDES_ALONE
 from oncofed.data.layouts.tables import WANTED, Row, Table, expected_columns, read_table
 from oncofed.data.layouts.written import Files
 from oncofed.data.manifest import Quarantined
 from oncofed.errors import DataError
 
-SLIDES_ALONE = (".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".bif", ".svslide")
 _ONE_HOT = re.compile(r"[01](\.0+)?")
 
 
