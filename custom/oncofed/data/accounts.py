@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 from oncofed.data.decisions import decided, name_of
 from oncofed.data.dicom.series import Heap
@@ -96,7 +97,12 @@ def account(reading: Reading, manifest: Manifest) -> tuple[Files, Manifest]:
         "quarantine": quarantine,
         "files": files.counts(),
         "left_out": files.reasons(),
-        "remarks": [*_rows_without_image(reading), *_joined(reading.work, manifest)],
+        "remarks": [
+            *reading.layout.remarks,
+            *_alike_names(manifest.labels.values()),
+            *_rows_without_image(reading),
+            *_joined(reading.work, manifest),
+        ],
     }
     for split in SPLITS:
         values[split] = [_told(entry, unlabelled) for entry in getattr(manifest, split)]
@@ -207,6 +213,19 @@ def _rows_without_image(reading: Reading) -> list[str]:
         "column patient, study or series"
     )
     return [said]
+
+
+def _alike_names(names: Iterable[str]) -> list[str]:
+    """Return what is said of classes whose names differ in case or spaces alone: people type one in several ways."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        groups["".join(normalize("NFC", name).casefold().split())].append(name)
+    return [
+        f"classes whose names differ in case or spaces alone: {', '.join(map(repr, sorted(alike)))}. Where they are "
+        "one class, write it alike everywhere (folders, table, regions), and register again"
+        for alike in groups.values()
+        if len(alike) > 1
+    ]
 
 
 def _joined(work: Iterable[Work], manifest: Manifest) -> list[str]:

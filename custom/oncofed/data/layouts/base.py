@@ -97,6 +97,7 @@ class Layout:
         left_out: path of a file that is no case -> why it is not.
         tables: paths of the tables and manifests that it is read from.
         heap: other files of the folder may be DICOM.
+        remarks: what was seen of the folder as a whole, for people.
     """
 
     kind: str
@@ -108,6 +109,7 @@ class Layout:
     left_out: dict[str, str] = field(default_factory=dict)
     tables: list[str] = field(default_factory=list)
     heap: bool = False
+    remarks: list[str] = field(default_factory=list)
 
 
 def patient_of(path: str, default: str = "") -> str:

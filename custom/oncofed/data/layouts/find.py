@@ -7,7 +7,7 @@ from pathlib import Path
 
 from oncofed.data.images import image_format
 from oncofed.data.layouts.base import Layout, with_distinct_cases
-from oncofed.data.layouts.class_folders import class_folders, is_class_folders
+from oncofed.data.layouts.class_folders import class_folders, is_class_folders, look_like_classes
 from oncofed.data.layouts.listed import listed
 from oncofed.data.layouts.loose import loose_images, separate
 from oncofed.data.layouts.manifests import from_manifest
@@ -74,6 +74,11 @@ def _layout(
     beside = [mask.path for mask in masks] if any(item.masks for item in layout.items) else []
     if task == "classification" or (task is None and not beside and is_class_folders(images)):
         return class_folders([path for path in images if path not in set(beside)], beside)
+    if task is None and not beside and (classes := look_like_classes(images)):
+        layout.remarks.append(
+            f"folders whose names may be classes, {len(classes)}: {', '.join(classes[:6])}. Where they are, register "
+            "again with --task classification"
+        )
     return layout
 
 
