@@ -397,3 +397,40 @@ def test_what_is_kept_of_a_name_without_its_case() -> None:
         "P7.seg": ("", "P7", ".seg"),
         "ct": ("ct", "", ""),
     }
+
+
+@pytest.mark.wild("standard: none", "one case of two sequences that sets all others aside")
+def test_the_channels_of_most_cases_decide(tmp_path: Path) -> None:
+    names = ["case1_T1.nii", "case2_T1.nii", "case2_lesion.nii*", "case3_T1.nii", "case3_T2.nii", "case4_CT.nii"]
+    layout = layout_of(write(tmp_path, *names, "case5_adc.nii", "case5_dwi.nii"))
+    assert [item.images for item in layout.items] == [
+        ("case1_T1.nii",),
+        ("case2_T1.nii",),
+        ("case3_T1.nii",),
+        ("case4_CT.nii",),
+    ]
+    assert layout.items[1].masks == ("case2_lesion.nii",)
+    assert layout.left_out["case3_T2.nii"] == "channel that most cases lack"
+    assert ["expected 1, as most cases have" in bad.reason for bad in layout.bad] == [True]
+
+
+@pytest.mark.wild("standard: none", "one case of two masks that sets all others aside")
+def test_the_masks_of_most_cases_decide(tmp_path: Path) -> None:
+    plain = [f"c{n}/{name}" for n in range(3) for name in ("imaging.nii", "segmentation.nii*")]
+    odd = ["c3/imaging.nii", "c3/tumor_instance-1.nii*", "c3/tumor_instance-2.nii*"]
+    layout = layout_of(write(tmp_path, *plain, *odd))
+    assert pairs(layout) == {f"c{n}/imaging.nii": (f"c{n}/segmentation.nii",) for n in range(3)}
+    assert [(bad.source, bad.reason[:11]) for bad in layout.bad] == [("c3/imaging.nii", "has 2 masks")]
+
+
+@pytest.mark.wild("standard: none", "a class that one image lacks for a file that was not copied")
+def test_a_class_that_one_image_lacks_is_noted(tmp_path: Path) -> None:
+    names = [f"s{n}/ct.nii" for n in range(4)] + [f"s{n}/segmentations/liver.nii*" for n in range(4)]
+    names += [f"s{n}/segmentations/spleen.nii*" for n in (0, 1, 3)] + ["s1/segmentations/kidney.nii*"]
+    notes = {item.images[0]: item.notes for item in layout_of(write(tmp_path, *names)).items}
+    assert notes == {
+        "s0/ct.nii": (),
+        "s1/ct.nii": (),
+        "s2/ct.nii": ("no mask of spleen, which 3 other images have",),
+        "s3/ct.nii": (),
+    }

@@ -300,3 +300,50 @@ def test_a_table_that_cannot_be_read_says_why(tmp_path: Path, content: bytes, sa
     path.write_bytes(content)
     with pytest.raises(DataError, match="t.csv: .*" + said):
         read(source, tmp_path / "out", table=path)
+
+
+@pytest.mark.wild("standard: PS3.3 C.7.1.1", "a label of one patient for another, whose ID differs in case or zeros")
+@pytest.mark.parametrize(
+    ("patients", "rows", "labelled"),
+    [
+        (("7", "007"), ("7;tumour",), {"7"}),
+        (("007", "7"), ("007;tumour",), {"007"}),
+        (("A1", "a1"), ("A1;tumour",), {"A1"}),
+        (("A1", "a1"), ("A1;tumour", "a1;normal"), {"A1", "a1"}),
+        (("07", "007"), ("7;tumour",), set()),
+        (("007",), ("7;tumour", "07;normal"), set()),
+        (("007", "8"), ("7;tumour", "8;tumour"), {"007", "8"}),
+        (("7", "7b"), ("7;tumour", "007;normal"), {"7"}),
+    ],
+)
+def test_a_row_is_of_the_patient_whom_it_names_exactly(
+    tmp_path: Path, patients: tuple[str, ...], rows: tuple[str, ...], labelled: set[str]
+) -> None:
+    for number, patient in enumerate(patients):
+        values = np.random.default_rng(number).integers(0, 4000, (30, 20)).astype(np.uint16)
+        make_xray(tmp_path / "in", values, f"{patient}.dcm", PatientID=patient)
+    (tmp_path / "t.csv").write_text("\n".join(["patient;label", *rows]))
+    manifest = read(tmp_path / "in", tmp_path / "out", table=tmp_path / "t.csv", task="classification")
+    said = {entry.source.removesuffix(".dcm"): entry for entry in manifest.entries if entry.source}
+    assert {patient for patient, entry in said.items() if entry.label is not None} == labelled
+    texts = dict(row.split(";") for row in rows)
+    for patient in labelled & set(texts):
+        assert manifest.labels[str(said[patient].label)] == texts[patient]
+    for patient in set(patients) - labelled - {"7b"}:
+        assert "of the table may mean its patient or another one" in (said[patient].unlabelled or "")
+
+
+@pytest.mark.wild("standard: none", "a label of one image for another, whose name differs in case or zeros")
+def test_a_row_is_of_the_image_that_it_names_exactly(tmp_path: Path) -> None:
+    source = pictures(tmp_path / "in", "A3.png", "a3.png", "b/007.png", "7.png", "B4.png", "x/c5.png")
+    rows = ("A3,tumour", "7,tumour", "b4,normal", "B4,tumour", "C5,normal")
+    (source / "t.csv").write_text("\n".join(["image,label", *rows]))
+    manifest = read(source, tmp_path / "out")
+    assert {entry.source: manifest.labels[str(entry.label)] for entry in manifest.entries} == {
+        "A3.png": "tumour",
+        "7.png": "tumour",
+        "B4.png": "tumour",
+        "x/c5.png": "normal",
+    }
+    assert [(bad.name, bad.reason[:33]) for bad in manifest.quarantine] == [("b4", "line 4: its image file is missing")]
+    assert manifest.left_out == {"image that the table does not name": 2}

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 from oncofed.data.absent import absences
 from oncofed.data.decisions import decided, name_of
@@ -14,7 +15,7 @@ from oncofed.data.dicom.matching import ON_EACH
 from oncofed.data.dicom.series import Heap
 from oncofed.data.files import Files
 from oncofed.data.grouping import counted, named
-from oncofed.data.layouts import Layout
+from oncofed.data.layouts import ClassTable, Layout
 from oncofed.data.manifest import SPLITS, Entry, Manifest
 from oncofed.data.work import StackWork, Work
 
@@ -74,6 +75,7 @@ class Reading:
         heap: its DICOM.
         work: its cases.
         rows: of a table that matched nothing.
+        classes: the table of patients, studies or series.
     """
 
     paths: Sequence[str]
@@ -85,6 +87,7 @@ class Reading:
     heap: Heap
     work: Sequence[Work]
     rows: Sequence[str] = field(default_factory=list)
+    classes: ClassTable | None = None
 
 
 def account(reading: Reading, manifest: Manifest) -> tuple[Files, Manifest]:
@@ -103,6 +106,8 @@ def account(reading: Reading, manifest: Manifest) -> tuple[Files, Manifest]:
         "files": files.counts(),
         "left_out": files.reasons(),
         "remarks": [
+            *reading.layout.remarks,
+            *_alike_names(manifest.labels.values()),
             *_rows_without_image(reading),
             *_on_each(reading.work),
             *_joined(reading.work, manifest),
@@ -201,6 +206,8 @@ def _unlabelled_dicom(reading: Reading) -> dict[str, str]:
         if found:
             words = f"{counted(len(found), 'label file')} of its patient on no image of the folder: "
             why[item.name] = f"{words}{named(found)}"
+        elif reading.classes and isinstance(item, StackWork) and (doubt := reading.classes.doubt(item.stack.header)):
+            why[item.name] = doubt
         elif reading.table:
             why[item.name] = f"{reading.table.name} has no row with a label for its patient, study or series"
         elif isinstance(item, StackWork):
@@ -239,6 +246,19 @@ def _on_each(work: Iterable[Work]) -> list[str]:
         "its references"
     )
     return [said]
+
+
+def _alike_names(names: Iterable[str]) -> list[str]:
+    """Return what is said of classes whose names differ in case or spaces alone: people type one in several ways."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        groups["".join(normalize("NFC", name).casefold().split())].append(name)
+    return [
+        f"classes whose names differ in case or spaces alone: {', '.join(map(repr, sorted(alike)))}. Where they are "
+        "one class, write it alike everywhere (folders, table, regions), and register again"
+        for alike in groups.values()
+        if len(alike) > 1
+    ]
 
 
 def _joined(work: Iterable[Work], manifest: Manifest) -> list[str]:

@@ -38,7 +38,7 @@ from oncofed.data.manifest import (
 )
 from oncofed.data.request import Progress, Request, parse_labels
 from oncofed.data.slides.regions import is_regions, label_values
-from oncofed.data.work import FileWork, SlideWork, StackWork, Work
+from oncofed.data.work import FileWork, SlideWork, StackWork, Work, distinct_work
 from oncofed.data.workers import BROKE_ITS_READER, Workers
 from oncofed.errors import DataError
 
@@ -88,7 +88,7 @@ def register(request: Request, progress: Progress | None = None) -> Manifest:
         if layout.kind == "nothing" and (heap.stacks or heap.slides or heap.broken):
             layout.kind = "DICOM"
         task = cast("Task", request.task or layout.task or ("slides" if heap.slides else "segmentation"))
-        table = ClassTable(request.table)
+        table = ClassTable(request.table, heap.headers)
         if request.table and not listing and not (heap.stacks or heap.slides):
             raise DataError(
                 f"{request.table}: it names no image, and {request.source} holds no DICOM. Add a column image."
@@ -99,13 +99,14 @@ def register(request: Request, progress: Progress | None = None) -> Manifest:
             *_dicom_work(heap, labels, request, salt, table),
             *_slide_work(heap, request, salt, table),
         ]
+        work = distinct_work(work, {bad.name for bad in layout.bad})
         layout.bad += table.faults
         if not work and not layout.bad and not heap.broken:
             raise DataError(_nothing_found(request.source, files, layout, {**heap.left_out, **found.left_out}))
         results = list(_read_all(work, index, progress, workers))
     manifest = compose(request, task, layout, heap, results, salt, before)
     reading = Reading(
-        files, found.left_out, found.dangling, source, request.table, layout, heap, work, table.unmatched()
+        files, found.left_out, found.dangling, source, request.table, layout, heap, work, table.unmatched(), table
     )
     became, manifest = account(reading, manifest)
     write_manifest(out, manifest)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +21,7 @@ from oncofed.data.dicom.stacks import Stack
 from oncofed.data.files import Use
 from oncofed.data.images import LoadedImage
 from oncofed.data.layouts import Item
+from oncofed.data.layouts.base import first_free
 from oncofed.data.layouts.content import few_whole_numbers
 from oncofed.data.manifest import write_whole
 from oncofed.data.mixtures import RAW, UNITS
@@ -53,6 +54,19 @@ class Work(Protocol):
 
     def set_aside(self, reason: str) -> dict[str, Any]:
         """Return ``{"name", "reason", "source"}`` of a case that cannot be used."""
+
+    def renamed(self, name: str) -> Work:
+        """Return the case by another name."""
+
+
+def distinct_work(work: Sequence[Work], taken: Collection[str]) -> list[Work]:
+    """Return cases whose names differ from each other's and from those that are taken: files are written by name."""
+    used, found = set(taken), []
+    for item in work:
+        name = first_free(item.name, used)
+        used.add(name)
+        found.append(item if name == item.name else item.renamed(name))
+    return found
 
 
 @dataclass(frozen=True)
@@ -116,6 +130,10 @@ class FileWork:
     def set_aside(self, reason: str) -> dict[str, Any]:
         """Return what is known of a case that cannot be used."""
         return _set_aside(self.item.name, reason, self.item.images[0])
+
+    def renamed(self, name: str) -> Work:
+        """Return the case by another name."""
+        return replace(self, item=replace(self.item, name=name))
 
     def _label_file(self) -> Path | None:
         return self.root / self.item.label if isinstance(self.item.label, str) else None
@@ -211,6 +229,10 @@ class StackWork:
         """Return what is known of an image that cannot be used."""
         return _set_aside(self.name, reason, self.stack.slices[0].path)
 
+    def renamed(self, name: str) -> Work:
+        """Return the image by another name."""
+        return replace(self, name=name)
+
     def _written(self) -> list[str]:
         flat = self.stack.kind == "flat"
         # Packing an image costs more time than all else and saves a third; a label nearly vanishes.
@@ -289,6 +311,10 @@ class SlideWork:
     def set_aside(self, reason: str) -> dict[str, Any]:
         """Return what is known of a slide that cannot be used."""
         return _set_aside(self.item.name, reason, self.item.images[0])
+
+    def renamed(self, name: str) -> Work:
+        """Return the case by another name."""
+        return replace(self, item=replace(self.item, name=name))
 
     def _tiles_of_mirax(self) -> list[str]:
         """Return the files that hold the tiles of an MRXS slide: all of the folder that is named as it is."""

@@ -51,6 +51,12 @@ class Heap:
     broken: dict[str, str] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def headers(self) -> Iterator[Header]:
+        """Of each image and each file of a slide."""
+        yield from (stack.header for stack in self.stacks)
+        yield from (item.header for instances in self.slides.values() for item in instances)
+
 
 def sort_heap(headers: Iterable[tuple[str, Header]], digests: Digests | None = None) -> Heap:
     """Group the files of a heap into images.

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from oncofed.data.layouts.base import Item, Layout, Part, patient_of
 from oncofed.data.layouts.class_table import ClassTable, lists_images
-from oncofed.data.layouts.find import SLIDES, find_layout
+from oncofed.data.layouts.find import find_layout
 from oncofed.data.layouts.names import IMAGE_FOLDERS, LABEL_FOLDERS, kept_parts
+from oncofed.data.layouts.slides import SLIDES
 from oncofed.data.layouts.tables import read_table
 
 __all__ = [

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 
 from oncofed.data.images import stem
@@ -55,7 +57,7 @@ class Item:
 
     Attributes:
         name: unique in the dataset.
-        patient: as the source names it; it is hashed before it is written anywhere.
+        patient: as the source names it; it is hashed before it is written anywhere. Empty: the case is one of its own.
         images: paths inside the folder, one a channel.
         label: path of a mask inside the folder, the files that a mask is put together from, or number of a class.
         split: where the layout says it.
@@ -95,6 +97,7 @@ class Layout:
         left_out: path of a file that is no case -> why it is not.
         tables: paths of the tables and manifests that it is read from.
         heap: other files of the folder may be DICOM.
+        remarks: what was seen of the folder as a whole, for people.
     """
 
     kind: str
@@ -106,9 +109,10 @@ class Layout:
     left_out: dict[str, str] = field(default_factory=dict)
     tables: list[str] = field(default_factory=list)
     heap: bool = False
+    remarks: list[str] = field(default_factory=list)
 
 
-def patient_of(path: str, default: str) -> str:
+def patient_of(path: str, default: str = "") -> str:
     """Return the patient whom a path names by BIDS, TCGA, BraTS or a folder such as patient012, else ``default``."""
     for pattern in _PATIENT_PATTERNS:
         found = re.search(pattern, path)
@@ -122,18 +126,44 @@ def name_of(path: str) -> str:
     return stem(Path(path.replace("/", "_"))) if path.count("/") != 1 else stem(Path(path))
 
 
-def unique(items: list[Item]) -> list[Item]:
-    """Return items whose names differ; a name given twice takes its folder along."""
-    counts = Counter(item.name for item in items)
-    seen: Counter[str] = Counter()
-    named = []
-    for item in items:
-        if counts[item.name] > 1:
-            longer = stem(Path(item.images[0].replace("/", "_")))
-            seen[longer] += 1
-            name = longer if seen[longer] == 1 else f"{longer}-{seen[longer]}"
-            patient = name if item.patient == item.name else item.patient
-            named.append(replace(item, name=name, patient=patient))
-        else:
-            named.append(item)
-    return named
+def unique(items: Sequence[Item]) -> list[Item]:
+    """Return items whose names differ: a name given twice takes its folder along. Who has no patient is one by name."""
+    names = distinct_names([(item.name, _longer(item.images[0])) for item in items])
+    return [replace(item, name=name, patient=item.patient or name) for item, name in zip(items, names, strict=True)]
+
+
+def with_distinct_cases(layout: Layout) -> Layout:
+    """Return a layout of which no two cases have one name, those that cannot be used among them."""
+    layout.items = unique(layout.items)
+    taken = {item.name for item in layout.items}
+    bad = []
+    for case in layout.bad:
+        name = case.name
+        if name in taken and case.source:
+            name = first_free(_longer(case.source), taken)
+        taken.add(name)
+        bad.append(case.model_copy(update={"name": name}))
+    layout.bad = bad
+    return layout
+
+
+def distinct_names(names: Sequence[tuple[str, str]]) -> list[str]:
+    """Return a name for each (name, longer name): the first where it is given once, else the longer one, numbered."""
+    counts = Counter(name for name, _ in names)
+    taken = {name for name, times in counts.items() if times == 1}
+    found = []
+    for name, longer in names:
+        chosen = name if counts[name] == 1 else first_free(longer, taken)
+        taken.add(chosen)
+        found.append(chosen)
+    return found
+
+
+def first_free(name: str, taken: Collection[str]) -> str:
+    """Return a name that is not taken: itself, or with the first number behind it that is free."""
+    numbered = (f"{name}-{number}" for number in count(2))
+    return name if name not in taken else next(one for one in numbered if one not in taken)
+
+
+def _longer(path: str) -> str:
+    return stem(Path(path.replace("/", "_")))

@@ -6,17 +6,38 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from oncofed.data.images import image_format
-from oncofed.data.layouts.base import SPLIT_NAMES, Item, Layout, name_of, patient_of
+from oncofed.data.layouts.base import SPLIT_NAMES, Item, Layout, name_of, patient_of, unique
+from oncofed.data.layouts.names import Named
 
+# Share of images beside all folders of classes that is no layout of its own.
+_STRAY = 0.05
+_MOST = 1000
+_MOST_WORDS = 20
 _MASK_BESIDE = "mask beside an image that is one of a class: to learn from masks, register with --task segmentation"
 
 
 def is_class_folders(images: Sequence[str]) -> bool:
-    """Return whether flat images lie in folders that look like classes."""
-    tops = {f.split("/", 1)[0] for f in images if "/" in f}
-    flat = any("/" not in f for f in images)
+    """Return whether flat images lie in folders that look like classes; one in twenty may lie outside, and one always.
+
+    Args:
+        images: paths of the images.
+    """
+    inside = [f for f in images if "/" in f]
+    tops = {f.split("/", 1)[0] for f in inside}
+    stray = len(images) - len(inside)
     rasters = all(image_format(Path(f)) == "raster" for f in images)
-    return bool(images) and not flat and rasters and 2 <= len(tops) <= 1000 and len(images) >= 2 * len(tops)
+    few = stray <= max(1, _STRAY * len(images))
+    return rasters and few and 2 <= len(tops) <= _MOST and len(inside) >= 2 * len(tops)
+
+
+def look_like_classes(images: Sequence[str]) -> list[str]:
+    """Return the folders at the top that may be classes though the folder is read as something else."""
+    inside = [f for f in images if "/" in f]
+    tops = sorted({f.split("/", 1)[0] for f in inside})
+    roles = [Named(f"{top}/x.png") for top in tops]
+    words = all(not any(c.isdigit() for c in n.folder) and n.role is None and n.split is None for n in roles)
+    many = 2 <= len(tops) <= _MOST_WORDS and len(inside) >= 2 * len(tops)
+    return tops if many and words and len(inside) > len(images) // 2 else []
 
 
 def class_folders(images: Sequence[str], masks: Sequence[str]) -> Layout:
@@ -27,7 +48,7 @@ def class_folders(images: Sequence[str], masks: Sequence[str]) -> Layout:
         masks: paths of masks that lie among them.
     """
     layout = Layout("one folder a class", task="classification")
-    tops = sorted({f.split("/", 1)[0] for f in images})
+    tops = sorted({f.split("/", 1)[0] for f in images if "/" in f})
     split_names = {t: SPLIT_NAMES[t.lower()] for t in tops if t.lower() in SPLIT_NAMES}
     nested = len(split_names) == len(tops) and bool(tops)
     position = 1 if nested else 0
@@ -39,7 +60,8 @@ def class_folders(images: Sequence[str], masks: Sequence[str]) -> Layout:
         parts = path.split("/")
         name = name_of(path)
         split = split_names[parts[0]] if nested else None
-        layout.items.append(Item(name, patient_of(path, name), (path,), numbers[parts[position]], split))
+        layout.items.append(Item(name, patient_of(path), (path,), numbers[parts[position]], split))
+    layout.items = unique(layout.items)
     layout.left_out |= dict.fromkeys(sorted(set(images) - set(usable)), "image outside a class folder")
     layout.left_out |= dict.fromkeys(masks, _MASK_BESIDE)
     return layout

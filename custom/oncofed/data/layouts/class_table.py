@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from oncofed.data.layouts.base import SPLIT_NAMES
@@ -25,10 +25,14 @@ def lists_images(table: Path | None) -> bool:
 
 
 class ClassTable:
-    """A table of classes, read once. Identities are compared as people write them: without case and leading zeros.
+    """A table of classes, read once.
+
+    A row is of the patient, study or series that it names as the images do. One that differs in case or leading zeros
+    alone counts where no other row and no other image may be meant.
 
     Args:
         path: of the table; None, or one of images, is empty.
+        headers: of all images that are there.
 
     Attributes:
         classes: class -> number, in the order of the alphabet.
@@ -38,7 +42,7 @@ class ClassTable:
         DataError: it cannot be read, or lacks the columns.
     """
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, headers: Iterable[Mapping[str, str]] = ()) -> None:
         table = Table([], []) if path is None else read_table(path)
         columns = set(table.columns)
         if path and "image" not in columns and (not set(_KEYS) & columns or "label" not in columns):
@@ -58,15 +62,29 @@ class ClassTable:
                     self._add(key, text, row)
                     break  # a row is of what it names most narrowly
         self._matched: set[int] = set()
+        self._there: dict[tuple[str, str], set[str]] = defaultdict(set)
+        for header in headers if rows else ():
+            for key, text in _identities(header):
+                self._there[key, without_zeros(text)].add(text)
 
     def find(self, header: Mapping[str, str]) -> tuple[int | None, str | None]:
         """Return class number and split of an image; None where the table does not say it."""
-        patient = header["patient"].split("|", 1)[-1]
-        identities = (("series", header["series"]), ("study", header["study"]), ("patient", patient))
-        rows = [row for key, text in identities if (row := self._row(key, text))]
+        rows = [row for key, text in _identities(header) if (row := self._row(key, text))]
         self._matched |= {row.line for row in rows}
         cells = rows[0].cells if rows else {}
         return self.classes.get(cells.get("label", "")), SPLIT_NAMES.get(cells.get("split", "").lower())
+
+    def doubt(self, header: Mapping[str, str]) -> str:
+        """Return why an image gets no class from a row that may be meant for it; empty where there is none."""
+        for key, text in _identities(header):
+            alike = self._alike.get((key, without_zeros(text)), set())
+            if alike and self._row(key, text) is None:
+                lines = " and ".join(str(line) for line in sorted(self._rows[key, other].line for other in alike))
+                return (
+                    f"line{'s' * (len(alike) > 1)} {lines} of the table may mean its {key} or another one, for case or "
+                    f"leading zeros differ. Write the {key} as the image's header has it"
+                )
+        return ""
 
     def unmatched(self) -> list[str]:
         """Return the line of each row that no image asked for, such as "line 3": no identity leaves the table."""
@@ -75,8 +93,10 @@ class ClassTable:
     def _row(self, key: str, text: str) -> Row | None:
         if row := self._rows.get((key, text)):
             return row
-        alike = self._alike.get((key, without_zeros(text.strip())), set())
-        return self._rows.get((key, next(iter(alike)))) if len(alike) == 1 else None
+        form = (key, without_zeros(text))
+        alike = self._alike.get(form, set())
+        sure = len(alike) == 1 and self._there.get(form, set()) <= {text}
+        return self._rows[key, next(iter(alike))] if sure else None
 
     def _add(self, key: str, text: str, row: Row) -> None:
         before = self._rows.setdefault((key, text), row)
@@ -98,3 +118,9 @@ class ClassTable:
         if reason:
             self.faults.append(Quarantined(name=f"line {row.line}", reason=reason))
         return not reason
+
+
+def _identities(header: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """Return what an image may be named by, from the narrowest."""
+    patient = header["patient"].split("|", 1)[-1]
+    return ("series", header["series"].strip()), ("study", header["study"].strip()), ("patient", patient.strip())

@@ -6,19 +6,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from oncofed.data.images import image_format
-from oncofed.data.layouts.base import Item, Layout, name_of, patient_of, unique
+from oncofed.data.layouts.base import Layout, with_distinct_cases
 from oncofed.data.layouts.beside_dicom import without_pictures
-from oncofed.data.layouts.class_folders import class_folders, is_class_folders
-from oncofed.data.layouts.listed import SLIDES_ALONE, listed
+from oncofed.data.layouts.class_folders import class_folders, is_class_folders, look_like_classes
+from oncofed.data.layouts.listed import listed
 from oncofed.data.layouts.loose import loose_images, separate
 from oncofed.data.layouts.manifests import from_manifest
 from oncofed.data.layouts.meaning import with_meaning
 from oncofed.data.layouts.names import Named
+from oncofed.data.layouts.slides import SLIDES_ALONE, slides, unread_regions
 from oncofed.data.layouts.tables import TABLES, WORKBOOKS, columns_of, expected_columns
 from oncofed.data.manifest import MANIFEST_FILE
 from oncofed.errors import DataError
-
-SLIDES = (*SLIDES_ALONE, ".tif", ".tiff")
 
 
 def find_layout(
@@ -45,7 +44,8 @@ def find_layout(
     for path in tables:
         if path not in layout.tables:
             layout.left_out.setdefault(path, "table that is not used")
-    return layout if layout.task == "slides" else with_meaning(root, files, layout, names)
+    layout.left_out |= unread_regions(layout, files)
+    return with_distinct_cases(layout if layout.task == "slides" else with_meaning(root, files, layout, names))
 
 
 def _layout(
@@ -64,10 +64,8 @@ def _layout(
         raise DataError(f"{root}: found {len(tables)} tables ({', '.join(tables)}). Say which with --labels FILE.")
     if tables:
         return listed(root, root / tables[0], files)
-    slides = [f for f in files if f.lower().endswith(SLIDES)]
-    if task == "slides" or (task is None and any(not image_format(Path(f)) for f in slides)):
-        items = [Item(name_of(f), patient_of(f, name_of(f)), (f,), modality="SM") for f in slides]
-        return Layout("slides", unique(items), task="slides", heap=True)
+    if task == "slides" or (task is None and any(f.lower().endswith(SLIDES_ALONE) for f in files)):
+        return slides(root, files)
     images = [f for f in files if image_format(Path(f))]
     if not images:
         return None
@@ -79,6 +77,11 @@ def _layout(
     beside = [mask.path for mask in masks] if any(item.masks for item in layout.items) else []
     if task == "classification" or (task is None and not beside and is_class_folders(images)):
         return class_folders([path for path in images if path not in set(beside)], beside)
+    if task is None and not beside and (classes := look_like_classes(images)):
+        layout.remarks.append(
+            f"folders whose names may be classes, {len(classes)}: {', '.join(classes[:6])}. Where they are, register "
+            "again with --task classification"
+        )
     return layout
 
 

@@ -12,12 +12,12 @@ from oncofed.data.layouts.base import SPLIT_NAMES, Item, Layout, name_of, patien
 from oncofed.data.layouts.content import on_one_grid
 from oncofed.data.layouts.names import IMAGE_FOLDERS, LABEL_FOLDERS, Named
 from oncofed.data.layouts.pairing import Candidate, pair
+from oncofed.data.layouts.slides import SLIDES_ALONE
 from oncofed.data.layouts.tables import WANTED, Row, Table, expected_columns, read_table
 from oncofed.data.layouts.written import Files
 from oncofed.data.manifest import Quarantined
 from oncofed.errors import DataError
 
-SLIDES_ALONE = (".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".bif", ".svslide")
 _ONE_HOT = re.compile(r"[01](\.0+)?")
 
 
@@ -43,7 +43,9 @@ def listed(root: Path, path: Path, files: Sequence[str]) -> Layout:
             by_image[item.images[0]].append((row, item))
         elif bad:
             layout.bad.append(bad)
-    for image, several in by_image.items():
+    for image, found in by_image.items():
+        several, others = rows.meant(image, found)
+        layout.bad += others
         reason = _contradiction(several)
         if reason:
             layout.bad.append(Quarantined(name=several[0][1].name, reason=reason, source=image))
@@ -90,6 +92,20 @@ class _Rows:
             name = row.cells.get("image") or f"line {row.line}"
             return None, Quarantined(name=name, reason=str(error), source=image)
 
+    def meant(
+        self, image: str, found: Sequence[tuple[Row, Item]]
+    ) -> tuple[Sequence[tuple[Row, Item]], list[Quarantined]]:
+        """Return the rows that are of an image, and those that are not: where one names it exactly, no other may."""
+        exact = [pair for pair in found if self._images.is_exact(pair[0].cells["image"], image)]
+        if not exact:
+            return found, []
+        others = [row for row, _ in found if all(row is not one for one, _ in exact)]
+        reason = "its image file is missing (a file differs in case or leading zeros alone, which another line names)"
+        return exact, [
+            Quarantined(name=row.cells["image"], reason=f"line {row.line}: {reason}. Copy it, or correct the table")
+            for row in others
+        ]
+
     def _item(self, row: Row, image: str) -> Item:
         """Return a row's case.
 
@@ -113,7 +129,7 @@ class _Rows:
             raise DataError(f"line {row.line} says split {row.cells['split']!r}, expected one of {expected}")
         tags = {k: v for k, v in row.cells.items() if k not in WANTED and v}
         name = name_of(image)
-        patient = row.cells.get("patient") or patient_of(image, name)
+        patient = row.cells.get("patient") or patient_of(image)
         return Item(name, patient, (image,), label, split, row.cells.get("modality") or None, tags, notes)
 
     def _file(self, row: Row, column: str, *places: Files) -> str:

@@ -42,7 +42,7 @@ def loose_images(root: Path, files: Sequence[str], masks: Sequence[Named], other
     layout.left_out |= {image.path: "channel that most cases lack" for image in cases.spare}
     for case, reason in cases.bad:
         path = case.first.path
-        layout.bad.append(Quarantined(name=case_name(case), reason=f"{reason}; a file is missing", source=path))
+        layout.bad.append(Quarantined(name=case_name(case), reason=reason, source=path))
         of_case = (*case.images[1:], *(mask for mask, _ in (*case.masks, *case.loose)))
         layout.left_out |= {named.path: "file of a case that lacks a channel" for named in of_case}
     return layout
@@ -110,16 +110,37 @@ def _by_case(root: Path, images: Sequence[Named], masks: Sequence[Named]) -> _Ca
     if not counts:
         return _Cases(cases)
     usual = max(counts, key=lambda words: (counts[words], sum(set(has) >= set(words) for has in counts), len(words)))
+    single = Counter(_channels(case) for case in cases if len(case.images) == 1 and _channels(case))
+    if single.total() > sum(counts.values()):
+        return _of_one_channel(cases, single)
     found = _Cases(channels=usual if not usual[0].isdigit() else ())
     for case in cases:
         has = _channels(case)
         if has and not set(has) >= set(usual):
             reason = f"has {len(has)} channels ({', '.join(has)}), expected {len(usual)} ({', '.join(usual)})"
-            found.bad.append((case, reason))
+            found.bad.append((case, f"{reason}; a file is missing"))
             continue
         found.spare += [image for image in case.images if has and _channel(image) not in usual]
         kept = [image for image in case.images if not has or _channel(image) in usual]
         found.good.append(Candidate(kept, case.numbered))
+    return found
+
+
+def _of_one_channel(cases: Sequence[Candidate], single: Counter[Words]) -> _Cases:
+    """Return the cases of a folder where most are of one file each: of those with several, that which most have."""
+    found = _Cases()
+    for case in cases:
+        if len(case.images) == 1:
+            found.good.append(case)
+            continue
+        has = {_channel(image): image for image in case.images}
+        usual = max(has, key=lambda channel: (single[channel,], channel))
+        if single[usual,]:
+            found.good.append(Candidate([has[usual]], case.numbered))
+            found.spare += [image for image in case.images if image is not has[usual]]
+        else:
+            reason = f"has {len(has)} channels ({', '.join(has)}), expected 1, as most cases have. Move the others away"
+            found.bad.append((case, reason))
     return found
 
 

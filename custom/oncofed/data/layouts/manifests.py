@@ -69,7 +69,7 @@ def _decathlon(files: Sequence[str], manifest: Manifest) -> Layout:
         if len(images) == 1 and images[0] not in known:  # nnU-Net 1 lists X where the files are X_0000, X_0001
             folder = images[0].rpartition("/")[0]
             images = tuple(channels.get((folder, stem(Path(images[0]))), images))
-        patient = entry.patient or patient_of(images[0], name)
+        patient = entry.patient or patient_of(images[0])
         listed = split if dealt else entry.split
         layout.items.append(Item(name, patient, images, label, listed, entry.modality, entry.tags))
     layout.items = unique(layout.items)
@@ -134,7 +134,7 @@ def _add(layout: Layout, name: str, images: tuple[str, ...], label: str | None, 
             (*images[1:], *((label,) if label else ())), "file of a case that lacks a channel"
         )
     else:
-        layout.items.append(Item(name, patient_of(name, name), images, label, split))
+        layout.items.append(Item(name, patient_of(name), images, label, split))
 
 
 def _channel_files(files: Sequence[str]) -> dict[tuple[str, str], list[str]]:

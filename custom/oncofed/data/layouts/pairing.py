@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from oncofed.data.grouping import counted
 from oncofed.data.layouts.base import NO_IMAGE, Item, Layout, Part, name_of, patient_of, unique
 from oncofed.data.layouts.names import IMAGE_FOLDERS, Named, Words, is_place, without_zeros
 from oncofed.data.manifest import Quarantined
 
+_MOST_TOLD = 4
 _ANOTHER = "mask of an image that has another one, whose name is more like its own"
 
 
@@ -215,8 +217,9 @@ def as_layout(kind: str, cases: Sequence[Candidate], lost: Iterable[tuple[Named,
             layout.left_out |= {mask.path: "mask of an image that is set aside for its masks" for mask, _ in fitting}
             continue
         images = tuple(image.path for image in case.images)
-        patient = patient_of(images[0], _patient(case, name))
-        layout.items.append(Item(name, patient, images, label, case.first.split))
+        patient = patient_of(images[0], _patient(case))
+        notes = _lacking(case, cases, set(numbers)) if isinstance(label, tuple) else ()
+        layout.items.append(Item(name, patient, images, label, case.first.split, notes=notes))
     if all(item.split in {"validation", "test"} for item in layout.items):  # a folder called test is no list
         layout.items = [replace(item, split=None) for item in layout.items]
     layout.items = unique(layout.items)
@@ -227,7 +230,9 @@ def _one_file_a_class(cases: Sequence[Candidate]) -> set[str]:
     """Return the classes where an image has a mask for each, told apart by what their names say; else none."""
     several = [case for case in cases if len(case.fitting) > 1]
     plain = [case for case in several if "" in {_class(extra) for _, extra in case.fitting}]
-    if not several or len(plain) * 2 > len(several):
+    # Where most images have one mask alone, several are of an image that is unlike them.
+    single = [case for case in cases if len(case.fitting) == 1 and not _class(case.fitting[0][1])]
+    if not several or len(plain) * 2 > len(several) or len(single) > len(several):
         return set()
     found: set[str] = set()
     for case in cases:
@@ -235,6 +240,20 @@ def _one_file_a_class(cases: Sequence[Candidate]) -> set[str]:
         if len(set(names)) == len(names):
             found |= set(names)
     return found - {""}
+
+
+def _lacking(case: Candidate, cases: Sequence[Candidate], classes: set[str]) -> tuple[str, ...]:
+    """Return what is said of the classes that most other images have a mask of, and this one none."""
+    others = [{_class(extra) for _, extra in other.fitting} for other in cases if other is not case and other.fitting]
+    has = {_class(extra) for _, extra in case.fitting}
+    counts = {name: sum(name in of for of in others) for name in sorted(classes - has)}
+    usual = {name: count for name, count in counts.items() if 2 * count > len(others)}
+    said = [
+        f"no mask of {name}, which {counted(count, 'other image')} {'has' if count == 1 else 'have'}"
+        for name, count in usual.items()
+    ]
+    more = f"no mask of {len(said) - _MOST_TOLD} more classes that most other images have"
+    return (*said[:_MOST_TOLD], *([more] if len(said) > _MOST_TOLD else []))
 
 
 def _why_not(fitting: Sequence[tuple[Named, Words]]) -> str:
@@ -264,11 +283,11 @@ def case_name(case: Candidate) -> str:
     return name[:cut].rstrip("_-. ") or name
 
 
-def _patient(case: Candidate, name: str) -> str:
-    """Return the patient by default: files whose names differ by a channel alone are one's."""
+def _patient(case: Candidate) -> str:
+    """Return the patient by default: files whose names differ by a channel alone are one's; empty where none is."""
     named = case.first
     if not named.case and named.folder:
         return named.folder.replace("/", "_")
     if len(case.images) == 1 and named.channel and named.case and named.case != named.key:
         return "/".join((*_place(named), "-".join(named.case)))
-    return name
+    return ""

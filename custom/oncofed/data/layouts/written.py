@@ -59,6 +59,11 @@ class Files:
             return None, f"may be {' or '.join(found[:3])}. Write the path inside the folder"
         return found[0], ""
 
+    def is_exact(self, text: str, found: str) -> bool:
+        """Return whether a file is called as the text says, case and leading zeros too; folders and suffix may lack."""
+        path = self._inside(text)[0]
+        return any(form(path) == form(found) for form in _EXACT)
+
     def _inside(self, text: str) -> tuple[str, bool]:
         """Return a path as one inside the folder, and whether it says that it is not."""
         if PureWindowsPath(text).drive:
@@ -96,8 +101,24 @@ def without_zeros(text: str) -> str:
     return _NUMBER.sub("", _plain(text))
 
 
-# From the narrowest to the widest; the first that finds something decides.
+def _exact(path: str) -> str:
+    return normalize("NFC", path)
+
+
+def _exact_bare(path: str) -> str:
+    folder, slash, name = path.rpartition("/")
+    return _exact(f"{folder}{slash}{stem(Path(name)) if Path(name).suffix else name}")
+
+
+_EXACT: tuple[Callable[[str], str], ...] = (
+    _exact,
+    _exact_bare,
+    lambda path: _exact(path.rsplit("/", 1)[-1]),
+    lambda path: _exact_bare(path).rsplit("/", 1)[-1],
+)
+# From the narrowest to the widest; the first that finds something decides: A3 is A3.png and not a3.png.
 _FORMS: tuple[Callable[[str], str], ...] = (
+    *_EXACT,
     _plain,
     _bare,
     _name,
