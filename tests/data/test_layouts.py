@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from scipy import ndimage
 
 from oncofed.data.deidentify import Options, deidentify
 from oncofed.data.folder import find_files
@@ -277,6 +278,65 @@ def test_what_only_its_voxels_tell_is_no_image(tmp_path: Path) -> None:
     (bad,) = manifest.quarantine
     assert bad.source == "i.nii.gz"
     assert bad.reason.startswith("holds few whole numbers alone, on the grid of a.nii.gz: it looks like a mask")
+
+
+_OUTLINES = np.zeros((2, 48, 48), np.uint8)
+_OUTLINES[0, 4:20, 4:30] = _OUTLINES[1, 28:44, 20:44] = 1
+
+
+def _save(path: Path, outline: np.ndarray, kind: str) -> None:
+    """Save what is 1 in an outline as a program may do it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if kind == "palette":
+        picture = Image.fromarray(outline, "P")
+        picture.putpalette([0, 0, 0, 255, 0, 0])
+    elif kind == "colours":
+        picture = Image.fromarray(outline[..., None] * np.array([0, 200, 0], np.uint8))
+    elif kind == "opaque":
+        picture = Image.fromarray(np.dstack([outline * 255] * 3 + [np.full_like(outline, 255)]))
+    elif kind == "soft":
+        picture = Image.fromarray(ndimage.gaussian_filter(outline * 255.0, 1.6).astype(np.uint8))
+    else:
+        picture = Image.fromarray(outline * 255)
+    picture.save(path)
+
+
+def _photo(path: Path, seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (48, 48, 3), dtype=np.uint8)).save(path)
+
+
+@pytest.mark.wild("DRIVE, PASCAL VOC", "a mask in palette, colours or with soft edges, whose name says it half")
+@pytest.mark.parametrize("kind", ["grey", "palette", "colours", "opaque", "soft"])
+@pytest.mark.parametrize("names", [("c{}_seg_liver", "c{}_seg_tumour"), ("out/c{}_mask_liver", "out/c{}_mask_tumour")])
+def test_masks_are_known_as_they_are_read(tmp_path: Path, kind: str, names: tuple[str, str]) -> None:
+    for n in (1, 2, 3):
+        _photo(tmp_path / f"in/c{n}.png", n)
+        for name, outline in zip(names, _OUTLINES, strict=True):
+            _save(tmp_path / "in" / f"{name.format(n)}.png", outline, kind)
+    manifest = read(tmp_path / "in", tmp_path / "out")
+    assert manifest.labels == {"0": "background", "1": "liver", "2": "tumour"}
+    assert [entry.source for entry in manifest.entries] == ["c1.png", "c2.png", "c3.png"]
+    assert not manifest.quarantine
+
+
+@pytest.mark.wild("standard: NIfTI-1 scl_slope", "floats that are nearly whole")
+def test_a_mask_of_nearly_whole_floats_is_one(tmp_path: Path) -> None:
+    write(tmp_path, "a.nii.gz", "b.nii.gz")
+    values = np.zeros(_SHAPE, np.float32)
+    values[3:7, 3:7] = 0.99999
+    for name in "ab":
+        nib.save(nib.Nifti1Image(values, np.eye(4)), tmp_path / f"{name}_seg_liver.nii.gz")
+    assert pairs(layout_of(tmp_path)) == {f"{n}.nii.gz": (f"{n}_seg_liver.nii.gz",) for n in "ab"}
+
+
+@pytest.mark.parametrize("kind", ["palette", "colours", "opaque", "soft"])
+def test_what_only_its_colours_tell_is_no_image(tmp_path: Path, kind: str) -> None:
+    for n in range(8):
+        _photo(tmp_path / f"in/p{n}.png", n)
+    _save(tmp_path / "in/q.png", _OUTLINES[0], kind)
+    manifest = read(tmp_path / "in", tmp_path / "out")
+    assert [bad.source for bad in manifest.quarantine] == ["q.png"]
 
 
 def test_a_set_of_black_and_white_images_stays_one(tmp_path: Path) -> None:

@@ -233,6 +233,12 @@ def says_mask(name: Words) -> bool:
     return last in _MASK_WORDS or first in _MASK_WORDS or (before in _MASK_WORDS and last in _BESIDE_MASK)
 
 
+def has_mask_word(name: Words) -> Words:
+    """Return the words of a name from the one on that masks are called by, less numbers; none where it has none."""
+    at = next((place for place, word in enumerate(name) if word in _MASK_WORDS), len(name))
+    return tuple(word for word in name[at:] if not word.isdigit())
+
+
 def says_image(name: Words) -> bool:
     """Return whether the last word of a name but for a number calls its file an image."""
     return next((word for word in reversed(name) if not word.isdigit()), "") in _IMAGE_WORDS

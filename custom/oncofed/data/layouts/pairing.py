@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from oncofed.data.layouts.base import NO_IMAGE, Item, Layout, Part, name_of, patient_of, unique
-from oncofed.data.layouts.names import IMAGE_FOLDERS, Named, Words, is_place, without_zeros
+from oncofed.data.layouts.names import IMAGE_FOLDERS, Named, Words, is_place, without_mask_words, without_zeros
 from oncofed.data.manifest import Quarantined
 
 _ANOTHER = "mask of an image that has another one, whose name is more like its own"
@@ -246,6 +246,7 @@ def _why_not(fitting: Sequence[tuple[Named, Words]]) -> str:
 
 
 def _class(extra: Words) -> str:
+    extra = without_mask_words(extra)
     return "" if all(word.isdigit() for word in extra) else "_".join(extra)
 
 
