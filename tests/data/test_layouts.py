@@ -242,7 +242,7 @@ def test_masks_of_several_classes_that_overlap_are_refused_by_name(tmp_path: Pat
         (("anna.nii.gz", "carl.nii.gz", "bert_seg.nii.gz*"), "mask without an image"),
         (("x/anna.nii.gz", "x/bert_seg.nii.gz*"), "mask without an image"),
         (("case_1.nii.gz", "case_11_seg.nii.gz*"), "mask without an image"),
-        (("a/x.png", "b/x.png", "c/x_seg.png*"), "mask that may be of several images (x.png, x.png)"),
+        (("a/x.png", "b/x.png", "c/x_seg.png*"), "mask that may be of several images: list"),
         (("P1/first.nii.gz", "P1/last.nii.gz", "P1/Segmentation.nii.gz*"), "mask that may be of several images"),
     ],
 )
@@ -278,6 +278,49 @@ def test_what_only_its_voxels_tell_is_no_image(tmp_path: Path) -> None:
     (bad,) = manifest.quarantine
     assert bad.source == "i.nii.gz"
     assert bad.reason.startswith("holds few whole numbers alone, on the grid of a.nii.gz: it looks like a mask")
+
+
+@pytest.mark.wild("BUSI, Data Science Bowl 2018", "masks among folders of classes, of which no image has one alone")
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("{c}/{c} (1).png", "{c}/{c} (1)_mask.png*", "{c}/{c} (1)_mask_1.png*"),
+        ("{c}/images/{c}1.png", "{c}/masks/{c}a0.png*", "{c}/masks/{c}b1.png*"),
+        ("{c}/images/x.png", "{c}/images/y.png", "{c}/masks/a0.png*"),
+        ("{c}/x.png", "{c}/q7_mask.png*"),
+    ],
+)
+def test_no_mask_becomes_an_image_of_a_class(tmp_path: Path, names: tuple[str, ...]) -> None:
+    files = [name.format(c=c) for c in ("benign", "malignant") for name in names]
+    layout = layout_of(write(tmp_path, *files))
+    told = {path for item in layout.items for path in (*item.images, *item.masks)}
+    images = {path for item in layout.items for path in item.images} | {bad.source for bad in layout.bad}
+    assert images == {name for name in files if not name.endswith("*")}
+    assert told | set(layout.left_out) | images == {name.rstrip("*") for name in files}
+
+
+@pytest.mark.wild("Data Science Bowl 2018", "a folder of masks beside a folder of one image")
+def test_a_folder_of_one_image_and_a_folder_of_its_mask(tmp_path: Path) -> None:
+    layout = layout_of(write(tmp_path, *_cases("k{0}/images/a{0}.png", "k{0}/masks/f{0}0.png*")))
+    assert pairs(layout) == {f"k{n}/images/a{n}.png": (f"k{n}/masks/f{n}0.png",) for n in (1, 2)}
+
+
+@pytest.mark.wild("AutoPET, HECKTOR", "a mask of one of two images of a patient, on the grid of the other")
+@pytest.mark.parametrize("names", [("p{0}/CT", "p{0}/PET", "p{0}/SEG"), ("{0}_CT", "{0}_PT", "{0}_seg")])
+@pytest.mark.parametrize("own", [0, 1])
+def test_the_grid_tells_which_image_a_mask_is_of(tmp_path: Path, names: tuple[str, str, str], own: int) -> None:
+    for n in (1, 2):
+        image, other, mask = (f"{name.format(n)}.nii.gz" for name in (names[own], names[1 - own], names[2]))
+        write(tmp_path, image, f"{mask}*")
+        write(tmp_path, other, shape=(24, 20, 6))
+    found = {image: masks for image, masks in pairs(layout_of(tmp_path)).items() if masks}
+    assert found == {f"{names[own].format(n)}.nii.gz": (f"{names[2].format(n)}.nii.gz",) for n in (1, 2)}
+
+
+def test_one_reason_for_each_kind_of_file(tmp_path: Path) -> None:
+    for n in range(5):
+        write(tmp_path, *(f"{n}/{name}" for name in ("first.nii.gz", "last.nii.gz", "Segmentation.nii.gz*")))
+    assert len(set(layout_of(tmp_path).left_out.values())) == 1
 
 
 _OUTLINES = np.zeros((2, 48, 48), np.uint8)

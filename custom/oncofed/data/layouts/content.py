@@ -53,9 +53,10 @@ def looks_like_mask(image: LoadedImage) -> bool:
 
 
 def _may_be_mask(image: LoadedImage) -> bool:
-    """Return what some of an image's pixels tell: that it may hold few values, but for soft edges. Takes little time."""
-    flat = image.values.reshape(-1, image.values.shape[-1])
-    sample = flat[:: max(1, len(flat) // _SAMPLED)]
+    """Return whether some of an image's pixels, few enough to take no time, hold few values or may be soft edges."""
+    values = image.values
+    step = max(1, values[..., 0].size // _SAMPLED)
+    sample = np.stack([values[..., n].ravel(order="K")[::step] for n in range(values.shape[-1])], axis=-1)
     if sample.shape[-1] == 1 and sample.dtype.kind == "f":
         if not np.isfinite(sample).all():
             return False
@@ -65,7 +66,8 @@ def _may_be_mask(image: LoadedImage) -> bool:
     if len(np.unique(sample, axis=0)) <= _MOST_VALUES:
         return True
     most = float(sample.max())
-    if not any(0.9 * top < most <= top * (1 + NEARLY_WHOLE) for top in (1, 255, 65535)):
+    tops = (1,) if sample.dtype.kind == "f" else (255, 65535)
+    if sample.min() < -NEARLY_WHOLE or not any(0.9 * top < most <= top * (1 + NEARLY_WHOLE) for top in tops):
         return False
     at_level = (sample <= _AT_LEVEL * most) | (sample >= most - _AT_LEVEL * most)
     return bool(at_level.all(axis=-1).mean() >= _LEAST_AT_LEVELS)

@@ -15,7 +15,7 @@ from oncofed.data.layouts.pairing import Candidate, as_layout, case_name, pair
 from oncofed.data.manifest import Quarantined
 
 _LOOKED_AT = 3
-_LOOKS_LIKE_ONE = (
+LOOKS_LIKE_MASK = (
     "file that looks like a mask (few whole numbers, on the grid of an image): name it as its image (CASE_seg beside "
     "CASE), or list both in a table (image, label)"
 )
@@ -37,7 +37,7 @@ def loose_images(root: Path, files: Sequence[str], masks: Sequence[Named], other
         return on_one_grid(root, [case.first.path, mask.path])
 
     lost = pair([*cases.good, *(case for case, _ in cases.bad)], masks, fits)
-    lost = [(mask, reason if mask.role == "mask" else _LOOKS_LIKE_ONE) for mask, reason in lost]
+    lost = [(mask, reason if mask.role == "mask" else LOOKS_LIKE_MASK) for mask, reason in lost]
     layout = as_layout(_kind(files), cases.good, lost, cases.channels)
     layout.left_out |= {image.path: "channel that most cases lack" for image in cases.spare}
     for case, reason in cases.bad:

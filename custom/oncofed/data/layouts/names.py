@@ -147,9 +147,11 @@ class Named:
 
     Attributes:
         path: inside the folder.
+        quiet: words of folders that say no role, though they hold a word of one.
     """
 
     path: str
+    quiet: frozenset[Words] = frozenset()
 
     @property
     def folder(self) -> str:
@@ -169,13 +171,41 @@ class Named:
     @cached_property
     def role(self) -> Role | None:
         """Image or mask, where name or folders say it; the name goes before the folders, the inner before the outer."""
+        if self.own_role == "mask":
+            return "mask"
+        return self.role_of_folders or self.own_role
+
+    @cached_property
+    def own_role(self) -> Role | None:
+        """Image or mask, where the file's own name says it."""
         if says_mask(self.bare):
             return "mask"
-        for folder in reversed(self.folders):
-            mask = bool(set(folder) & (_MASK_WORDS | _MASK_FOLDER_WORDS))
-            if mask != bool(set(folder) & (_IMAGE_WORDS - CHANNEL_WORDS)):
-                return "mask" if mask else "image"
         return "image" if set(self.bare) & _IMAGE_WORDS else None
+
+    @property
+    def role_of_folders(self) -> Role | None:
+        """Image or mask, where a folder says it."""
+        return self._telling[1] if self._telling else None
+
+    @property
+    def says_last(self) -> Role | None:
+        """Image or mask, where its innermost folder says it."""
+        last = self.telling_folder and self.telling_folder == without_numbers(self.folders[-1])
+        return self.role_of_folders if last else None
+
+    @property
+    def telling_folder(self) -> Words:
+        """Words of the folder that says a role, less numbers; none where no folder does."""
+        return self._telling[0] if self._telling else ()
+
+    @cached_property
+    def _telling(self) -> tuple[Words, Role] | None:
+        for folder in reversed(self.folders):
+            kind = without_numbers(folder)
+            mask = bool(set(folder) & (_MASK_WORDS | _MASK_FOLDER_WORDS))
+            if kind not in self.quiet and mask != bool(set(folder) & (_IMAGE_WORDS - CHANNEL_WORDS)):
+                return kind, "mask" if mask else "image"
+        return None
 
     @cached_property
     def place(self) -> Words:
@@ -247,6 +277,11 @@ def says_image(name: Words) -> bool:
 def without_mask_words(name: Words) -> Words:
     """Return a mask's name less what calls it one."""
     return tuple(word for word in name if word not in _MASK_WORDS and word not in _BESIDE_MASK)
+
+
+def without_numbers(name: Words) -> Words:
+    """Return the words of a name that are no numbers."""
+    return tuple(word for word in name if not word.isdigit())
 
 
 def without_zeros(name: Words) -> Words:
