@@ -21,6 +21,7 @@ from oncofed.data.layouts.base import Layout
 from oncofed.data.layouts.names import Named
 from oncofed.data.manifest import Manifest
 from oncofed.data.register import Request, register
+from oncofed.errors import DataError
 
 _SHAPE = (12, 10, 6)
 
@@ -315,6 +316,40 @@ def test_the_grid_tells_which_image_a_mask_is_of(tmp_path: Path, names: tuple[st
         write(tmp_path, other, shape=(24, 20, 6))
     found = {image: masks for image, masks in pairs(layout_of(tmp_path)).items() if masks}
     assert found == {f"{names[own].format(n)}.nii.gz": (f"{names[2].format(n)}.nii.gz",) for n in (1, 2)}
+
+
+@pytest.mark.wild("COVID-19-CT-Seg, MONAI Label", "a folder of images whose name holds a word of masks")
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("Brain_Seg_Challenge/case{}", "Brain_Seg_Challenge/case{}_seg*"),
+        ("my_labels/Seg_2020/p{}/scan_a", "my_labels/Seg_2020/p{}/lesion_mask*"),
+        ("Seg_Challenge/scans/x{}", "Seg_Challenge/masks/x{}*"),
+        ("COVID-CT-Seg_20cases/c{}", "Infection_Mask/c{}*"),
+        ("Seg_A/case{}", "Seg_A/case{}_seg*", "Seg_B/other{}", "Seg_B/other{}_seg*"),
+        ("images/{}", "labels/{}*"),
+        ("k{}/ct", "k{}/segmentations/liver*"),
+    ],
+)
+def test_a_folders_word_counts_where_it_tells_files_apart(tmp_path: Path, names: tuple[str, ...]) -> None:
+    files = [f"{name.rstrip('*').format(n)}.nii.gz{'*' * name.endswith('*')}" for n in (1, 2, 3) for name in names]
+    layout = layout_of(write(tmp_path, *files))
+    assert {item.images[0] for item in layout.items} == {name for name in files if not name.endswith("*")}
+    assert {mask for item in layout.items for mask in item.masks} == {name[:-1] for name in files if name[-1] == "*"}
+
+
+def test_unlabelled_images_in_a_folder_called_as_masks_are_images(tmp_path: Path) -> None:
+    names = _cases("siteA/case{}.nii.gz", "siteA/case{}_seg.nii.gz*", "siteB_labels_pending/case{}.nii.gz")
+    layout = layout_of(write(tmp_path, *names))
+    assert not layout.left_out
+    labelled = {item.images[0]: bool(item.masks) for item in layout.items}
+    assert labelled == {name: name.startswith("siteA") for name in names if not name.endswith("*")}
+
+
+def test_masks_alone_are_refused_by_their_folder(tmp_path: Path) -> None:
+    source = write(tmp_path / "in", "masks/a.nii.gz*", "masks/b.nii.gz*")
+    with pytest.raises(DataError, match="all 2 image files were taken for masks because of the folder masks"):
+        read(source, tmp_path / "out")
 
 
 def test_one_reason_for_each_kind_of_file(tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def masks_among(root: Path, files: Sequence[Named]) -> set[str]:
         files: whose names do not call them masks.
     """
     found: set[str] = set()
-    look = _Look(root)
+    look = Look(root)
     for pairs in (*_by_ending(files), *_by_folder(files)):
         looked = [look.is_mask_of(image, mask) for image, mask in pairs[:_LOOKED_AT]]
         if looked and all(looked):
@@ -193,7 +193,7 @@ def _by_folder(files: Sequence[Named]) -> Iterable[list[tuple[Named, Named]]]:
                 yield shared
 
 
-class _Look:
+class Look:
     """Reads the few files that are looked at, each once."""
 
     def __init__(self, root: Path) -> None:

@@ -12,6 +12,7 @@ from oncofed.data.layouts.base import Layout
 from oncofed.data.layouts.content import masks_among, on_one_grid
 from oncofed.data.layouts.names import IMAGE_FOLDERS, LABEL_FOLDERS, Named, Words
 from oncofed.data.layouts.pairing import Candidate, as_layout, case_name, pair
+from oncofed.data.layouts.telling import with_quiet_folders
 from oncofed.data.manifest import Quarantined
 
 _LOOKED_AT = 3
@@ -50,6 +51,7 @@ def loose_images(root: Path, files: Sequence[str], masks: Sequence[Named], other
 
 def separate(root: Path, named: Sequence[Named]) -> tuple[list[Named], list[Named]]:
     """Return masks and images, by their names or, where these do not say it, by a look at a few."""
+    named = with_quiet_folders(root, named)
     others = [n for n in named if n.role != "mask"]
     looked = masks_among(root, others)
     masks = [n for n in named if n.role == "mask" or n.path in looked]

@@ -198,13 +198,18 @@ class Named:
         """Words of the folder that says a role, less numbers; none where no folder does."""
         return self._telling[0] if self._telling else ()
 
+    @property
+    def folder_of_masks(self) -> str:
+        """Name of the folder that says mask; empty where none does."""
+        return self.path.split("/")[self._telling[2]] if self._telling and self._telling[1] == "mask" else ""
+
     @cached_property
-    def _telling(self) -> tuple[Words, Role] | None:
-        for folder in reversed(self.folders):
+    def _telling(self) -> tuple[Words, Role, int] | None:
+        for at, folder in reversed(list(enumerate(self.folders))):
             kind = without_numbers(folder)
             mask = bool(set(folder) & (_MASK_WORDS | _MASK_FOLDER_WORDS))
             if kind not in self.quiet and mask != bool(set(folder) & (_IMAGE_WORDS - CHANNEL_WORDS)):
-                return kind, "mask" if mask else "image"
+                return kind, "mask" if mask else "image", at
         return None
 
     @cached_property
