@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from scipy import ndimage
 
 from oncofed.data.deidentify import Options, deidentify
 from oncofed.data.folder import find_files
@@ -20,6 +21,7 @@ from oncofed.data.layouts.base import Layout
 from oncofed.data.layouts.names import Named
 from oncofed.data.manifest import Manifest
 from oncofed.data.register import Request, register
+from oncofed.errors import DataError
 
 _SHAPE = (12, 10, 6)
 
@@ -241,7 +243,7 @@ def test_masks_of_several_classes_that_overlap_are_refused_by_name(tmp_path: Pat
         (("anna.nii.gz", "carl.nii.gz", "bert_seg.nii.gz*"), "mask without an image"),
         (("x/anna.nii.gz", "x/bert_seg.nii.gz*"), "mask without an image"),
         (("case_1.nii.gz", "case_11_seg.nii.gz*"), "mask without an image"),
-        (("a/x.png", "b/x.png", "c/x_seg.png*"), "mask that may be of several images (x.png, x.png)"),
+        (("a/x.png", "b/x.png", "c/x_seg.png*"), "mask that may be of several images: list"),
         (("P1/first.nii.gz", "P1/last.nii.gz", "P1/Segmentation.nii.gz*"), "mask that may be of several images"),
     ],
 )
@@ -277,6 +279,142 @@ def test_what_only_its_voxels_tell_is_no_image(tmp_path: Path) -> None:
     (bad,) = manifest.quarantine
     assert bad.source == "i.nii.gz"
     assert bad.reason.startswith("holds few whole numbers alone, on the grid of a.nii.gz: it looks like a mask")
+
+
+@pytest.mark.wild("BUSI, Data Science Bowl 2018", "masks among folders of classes, of which no image has one alone")
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("{c}/{c} (1).png", "{c}/{c} (1)_mask.png*", "{c}/{c} (1)_mask_1.png*"),
+        ("{c}/images/{c}1.png", "{c}/masks/{c}a0.png*", "{c}/masks/{c}b1.png*"),
+        ("{c}/images/x.png", "{c}/images/y.png", "{c}/masks/a0.png*"),
+        ("{c}/x.png", "{c}/q7_mask.png*"),
+    ],
+)
+def test_no_mask_becomes_an_image_of_a_class(tmp_path: Path, names: tuple[str, ...]) -> None:
+    files = [name.format(c=c) for c in ("benign", "malignant") for name in names]
+    layout = layout_of(write(tmp_path, *files))
+    told = {path for item in layout.items for path in (*item.images, *item.masks)}
+    images = {path for item in layout.items for path in item.images} | {bad.source for bad in layout.bad}
+    assert images == {name for name in files if not name.endswith("*")}
+    assert told | set(layout.left_out) | images == {name.rstrip("*") for name in files}
+
+
+@pytest.mark.wild("Data Science Bowl 2018", "a folder of masks beside a folder of one image")
+def test_a_folder_of_one_image_and_a_folder_of_its_mask(tmp_path: Path) -> None:
+    layout = layout_of(write(tmp_path, *_cases("k{0}/images/a{0}.png", "k{0}/masks/f{0}0.png*")))
+    assert pairs(layout) == {f"k{n}/images/a{n}.png": (f"k{n}/masks/f{n}0.png",) for n in (1, 2)}
+
+
+@pytest.mark.wild("AutoPET, HECKTOR", "a mask of one of two images of a patient, on the grid of the other")
+@pytest.mark.parametrize("names", [("p{0}/CT", "p{0}/PET", "p{0}/SEG"), ("{0}_CT", "{0}_PT", "{0}_seg")])
+@pytest.mark.parametrize("own", [0, 1])
+def test_the_grid_tells_which_image_a_mask_is_of(tmp_path: Path, names: tuple[str, str, str], own: int) -> None:
+    for n in (1, 2):
+        image, other, mask = (f"{name.format(n)}.nii.gz" for name in (names[own], names[1 - own], names[2]))
+        write(tmp_path, image, f"{mask}*")
+        write(tmp_path, other, shape=(24, 20, 6))
+    found = {image: masks for image, masks in pairs(layout_of(tmp_path)).items() if masks}
+    assert found == {f"{names[own].format(n)}.nii.gz": (f"{names[2].format(n)}.nii.gz",) for n in (1, 2)}
+
+
+@pytest.mark.wild("COVID-19-CT-Seg, MONAI Label", "a folder of images whose name holds a word of masks")
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("Brain_Seg_Challenge/case{}", "Brain_Seg_Challenge/case{}_seg*"),
+        ("my_labels/Seg_2020/p{}/scan_a", "my_labels/Seg_2020/p{}/lesion_mask*"),
+        ("Seg_Challenge/scans/x{}", "Seg_Challenge/masks/x{}*"),
+        ("COVID-CT-Seg_20cases/c{}", "Infection_Mask/c{}*"),
+        ("Seg_A/case{}", "Seg_A/case{}_seg*", "Seg_B/other{}", "Seg_B/other{}_seg*"),
+        ("images/{}", "labels/{}*"),
+        ("k{}/ct", "k{}/segmentations/liver*"),
+    ],
+)
+def test_a_folders_word_counts_where_it_tells_files_apart(tmp_path: Path, names: tuple[str, ...]) -> None:
+    files = [f"{name.rstrip('*').format(n)}.nii.gz{'*' * name.endswith('*')}" for n in (1, 2, 3) for name in names]
+    layout = layout_of(write(tmp_path, *files))
+    assert {item.images[0] for item in layout.items} == {name for name in files if not name.endswith("*")}
+    assert {mask for item in layout.items for mask in item.masks} == {name[:-1] for name in files if name[-1] == "*"}
+
+
+def test_unlabelled_images_in_a_folder_called_as_masks_are_images(tmp_path: Path) -> None:
+    names = _cases("siteA/case{}.nii.gz", "siteA/case{}_seg.nii.gz*", "siteB_labels_pending/case{}.nii.gz")
+    layout = layout_of(write(tmp_path, *names))
+    assert not layout.left_out
+    labelled = {item.images[0]: bool(item.masks) for item in layout.items}
+    assert labelled == {name: name.startswith("siteA") for name in names if not name.endswith("*")}
+
+
+def test_masks_alone_are_refused_by_their_folder(tmp_path: Path) -> None:
+    source = write(tmp_path / "in", "masks/a.nii.gz*", "masks/b.nii.gz*")
+    with pytest.raises(DataError, match="all 2 image files were taken for masks because of the folder masks"):
+        read(source, tmp_path / "out")
+
+
+def test_one_reason_for_each_kind_of_file(tmp_path: Path) -> None:
+    for n in range(5):
+        write(tmp_path, *(f"{n}/{name}" for name in ("first.nii.gz", "last.nii.gz", "Segmentation.nii.gz*")))
+    assert len(set(layout_of(tmp_path).left_out.values())) == 1
+
+
+_OUTLINES = np.zeros((2, 48, 48), np.uint8)
+_OUTLINES[0, 4:20, 4:30] = _OUTLINES[1, 28:44, 20:44] = 1
+
+
+def _save(path: Path, outline: np.ndarray, kind: str) -> None:
+    """Save what is 1 in an outline as a program may do it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if kind == "palette":
+        picture = Image.fromarray(outline, "P")
+        picture.putpalette([0, 0, 0, 255, 0, 0])
+    elif kind == "colours":
+        picture = Image.fromarray(outline[..., None] * np.array([0, 200, 0], np.uint8))
+    elif kind == "opaque":
+        picture = Image.fromarray(np.dstack([outline * 255] * 3 + [np.full_like(outline, 255)]))
+    elif kind == "soft":
+        picture = Image.fromarray(ndimage.gaussian_filter(outline * 255.0, 1.6).astype(np.uint8))
+    else:
+        picture = Image.fromarray(outline * 255)
+    picture.save(path)
+
+
+def _photo(path: Path, seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (48, 48, 3), dtype=np.uint8)).save(path)
+
+
+@pytest.mark.wild("DRIVE, PASCAL VOC", "a mask in palette, colours or with soft edges, whose name says it half")
+@pytest.mark.parametrize("kind", ["grey", "palette", "colours", "opaque", "soft"])
+@pytest.mark.parametrize("names", [("c{}_seg_liver", "c{}_seg_tumour"), ("out/c{}_mask_liver", "out/c{}_mask_tumour")])
+def test_masks_are_known_as_they_are_read(tmp_path: Path, kind: str, names: tuple[str, str]) -> None:
+    for n in (1, 2, 3):
+        _photo(tmp_path / f"in/c{n}.png", n)
+        for name, outline in zip(names, _OUTLINES, strict=True):
+            _save(tmp_path / "in" / f"{name.format(n)}.png", outline, kind)
+    manifest = read(tmp_path / "in", tmp_path / "out")
+    assert manifest.labels == {"0": "background", "1": "liver", "2": "tumour"}
+    assert [entry.source for entry in manifest.entries] == ["c1.png", "c2.png", "c3.png"]
+    assert not manifest.quarantine
+
+
+@pytest.mark.wild("standard: NIfTI-1 scl_slope", "floats that are nearly whole")
+def test_a_mask_of_nearly_whole_floats_is_one(tmp_path: Path) -> None:
+    write(tmp_path, "a.nii.gz", "b.nii.gz")
+    values = np.zeros(_SHAPE, np.float32)
+    values[3:7, 3:7] = 0.99999
+    for name in "ab":
+        nib.save(nib.Nifti1Image(values, np.eye(4)), tmp_path / f"{name}_seg_liver.nii.gz")
+    assert pairs(layout_of(tmp_path)) == {f"{n}.nii.gz": (f"{n}_seg_liver.nii.gz",) for n in "ab"}
+
+
+@pytest.mark.parametrize("kind", ["palette", "colours", "opaque", "soft"])
+def test_what_only_its_colours_tell_is_no_image(tmp_path: Path, kind: str) -> None:
+    for n in range(8):
+        _photo(tmp_path / f"in/p{n}.png", n)
+    _save(tmp_path / "in/q.png", _OUTLINES[0], kind)
+    manifest = read(tmp_path / "in", tmp_path / "out")
+    assert [bad.source for bad in manifest.quarantine] == ["q.png"]
 
 
 def test_a_set_of_black_and_white_images_stays_one(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from oncofed.data.dicom.whole_slides import whole_slides
 from oncofed.data.folder import find_files
 from oncofed.data.index import Index
 from oncofed.data.layouts import ClassTable, Item, Layout, find_layout, lists_images
+from oncofed.data.layouts.telling import all_taken_for_masks
 from oncofed.data.manifest import (
     MANIFEST_FILE,
     SALT_FILE,
@@ -137,6 +138,8 @@ def _link(source: Path, out: Path) -> str:
 
 
 def _nothing_found(source: Path, files: Sequence[str], layout: Layout, left_out: Mapping[str, str]) -> str:
+    if why := all_taken_for_masks(layout.left_out):
+        return f"{source}: no image found: {why}."
     suffixes = Counter(Path(f).suffix or "no suffix" for f in files)
     found = ", ".join(f"{n} {s}" for s, n in suffixes.most_common(4)) or "no file"
     if left_out:

@@ -22,7 +22,7 @@ from oncofed.data.files import Use
 from oncofed.data.images import LoadedImage
 from oncofed.data.layouts import Item
 from oncofed.data.layouts.base import first_free
-from oncofed.data.layouts.content import few_whole_numbers
+from oncofed.data.layouts.content import looks_like_mask
 from oncofed.data.manifest import write_whole
 from oncofed.data.mixtures import RAW, UNITS
 from oncofed.data.slides import TileSpec
@@ -99,7 +99,7 @@ class FileWork:
     def read(self) -> dict[str, Any]:
         """Return the case's facts or the reason why it cannot be used.
 
-        An image without a label of which ``looks_like_mask`` is true holds few whole numbers alone.
+        An image without a label of which ``looks_like_mask`` is true holds few whole numbers, read as a mask.
         """
         item = self.item
         images = [self.root / image for image in item.images]
@@ -110,7 +110,7 @@ class FileWork:
             found["checksum"] = facts.checksum(images)
             found["notes"] = [*facts.notes(image, mask), *item.notes]
             if item.label is None and len(images) == 1:
-                found["looks_like_mask"] = few_whole_numbers(image.values)
+                found["looks_like_mask"] = looks_like_mask(image)
         except Exception as error:  # noqa: BLE001 - readers raise whatever they like for a malformed file
             return self.set_aside(facts.reason_of(error))
         paths = [f"{self.prefix}{image}" for image in item.images]

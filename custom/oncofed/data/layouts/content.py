@@ -13,8 +13,10 @@ from nibabel.filebasedimages import ImageFileError
 from numpy.typing import NDArray
 from PIL import Image
 
-from oncofed.data.images import image_format, read_image
-from oncofed.data.layouts.names import Named, Words, says_image
+from oncofed.data.formats.common import LoadedImage
+from oncofed.data.images import image_format, read_stored
+from oncofed.data.layouts.names import Named, Words, has_mask_word, says_image
+from oncofed.data.masks import NEARLY_WHOLE, as_mask
 from oncofed.errors import DataError
 
 # Of files whose names differ from their neighbours' alike, so many are looked at.
@@ -24,12 +26,51 @@ _VOXELS_A_VALUE = 16
 _SURELY_FEW = 4
 _LEAST_EVEN = 0.5
 _SAMPLED = 4096
+# Of a mask with soft edges at least this share of the pixels is near zero or the highest value.
+_AT_LEVEL = 0.05
+_LEAST_AT_LEVELS = 0.5
 _MOST_FOLDERS = 12
 _MOST_BESIDE = 6
+_MOST_GROUPS = 64
 _LEAST_SHARED = 0.5
 _TOLERANCE_MM = 1e-2
 
 Grid = tuple[tuple[int, ...], tuple[float, ...]]
+
+
+def looks_like_mask(image: LoadedImage) -> bool:
+    """Return whether an image, read as labels are read, holds a few whole numbers alone; see ``few_whole_numbers``.
+
+    Args:
+        image: as ``read_stored`` or ``read_image`` returns it.
+    """
+    if not _may_be_mask(image):
+        return False
+    try:
+        return few_whole_numbers(as_mask(image).values)
+    except DataError:  # its values are no labels
+        return False
+
+
+def _may_be_mask(image: LoadedImage) -> bool:
+    """Return whether some of an image's pixels, few enough to take no time, hold few values or may be soft edges."""
+    values = image.values
+    step = max(1, values[..., 0].size // _SAMPLED)
+    sample = np.stack([values[..., n].ravel(order="K")[::step] for n in range(values.shape[-1])], axis=-1)
+    if sample.shape[-1] == 1 and sample.dtype.kind == "f":
+        if not np.isfinite(sample).all():
+            return False
+        whole = np.rint(sample)
+        if np.abs(sample - whole).max() <= NEARLY_WHOLE:
+            sample = whole
+    if len(np.unique(sample, axis=0)) <= _MOST_VALUES:
+        return True
+    most = float(sample.max())
+    tops = (1,) if sample.dtype.kind == "f" else (255, 65535)
+    if sample.min() < -NEARLY_WHOLE or not any(0.9 * top < most <= top * (1 + NEARLY_WHOLE) for top in tops):
+        return False
+    at_level = (sample <= _AT_LEVEL * most) | (sample >= most - _AT_LEVEL * most)
+    return bool(at_level.all(axis=-1).mean() >= _LEAST_AT_LEVELS)
 
 
 def few_whole_numbers(values: NDArray[Any]) -> bool:
@@ -81,12 +122,30 @@ def masks_among(root: Path, files: Sequence[Named]) -> set[str]:
         files: whose names do not call them masks.
     """
     found: set[str] = set()
-    look = _Look(root)
+    look = Look(root)
     for pairs in (*_by_ending(files), *_by_folder(files)):
         looked = [look.is_mask_of(image, mask) for image, mask in pairs[:_LOOKED_AT]]
         if looked and all(looked):
             found |= {mask.path for _, mask in pairs}
+    for group in _by_word([named for named in files if named.path not in found]):
+        # The name says it half: one that looks like a mask, wherever it lies, is enough.
+        if any(look.is_mask(named) for named in group[:_LOOKED_AT]):
+            found |= {named.path for named in group}
     return found
+
+
+def _by_word(files: Sequence[Named]) -> Iterable[list[Named]]:
+    """Yield the files that have a word of masks within their names, by the words from there on: seg_liver."""
+    groups: dict[Words, list[Named]] = defaultdict(list)
+    for named in files:
+        if words := has_mask_word(named.bare):
+            groups[words].append(named)
+    if len(groups) <= _MOST_GROUPS:
+        return groups.values()
+    merged: dict[str, list[Named]] = defaultdict(list)  # names of cases follow the word, not of what is drawn
+    for words, group in groups.items():
+        merged[words[0]] += group
+    return merged.values()
 
 
 def _by_ending(files: Sequence[Named]) -> Iterable[list[tuple[Named, Named]]]:
@@ -134,12 +193,16 @@ def _by_folder(files: Sequence[Named]) -> Iterable[list[tuple[Named, Named]]]:
                 yield shared
 
 
-class _Look:
+class Look:
     """Reads the few files that are looked at, each once."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
         self._few: dict[str, bool] = {}
+
+    def is_mask(self, named: Named) -> bool:
+        """Return whether a file holds few whole numbers."""
+        return self._holds_few(named.path)
 
     def is_mask_of(self, image: Named, mask: Named) -> bool:
         """Return whether the second holds few whole numbers on the first's grid, and the first does not."""
@@ -150,7 +213,7 @@ class _Look:
     def _holds_few(self, path: str) -> bool:
         if path not in self._few:
             try:
-                self._few[path] = few_whole_numbers(read_image(self._root / path).values)
+                self._few[path] = looks_like_mask(read_stored(self._root / path))
             except (DataError, MemoryError):  # what is wrong with it is said when it is read as a case
                 self._few[path] = False
         return self._few[path]

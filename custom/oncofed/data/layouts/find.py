@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from oncofed.data.images import image_format
-from oncofed.data.layouts.base import Layout, with_distinct_cases
+from oncofed.data.layouts.base import NO_IMAGE, Layout, with_distinct_cases
 from oncofed.data.layouts.beside_dicom import without_pictures
 from oncofed.data.layouts.class_folders import class_folders, is_class_folders, look_like_classes
 from oncofed.data.layouts.listed import listed
-from oncofed.data.layouts.loose import loose_images, separate
+from oncofed.data.layouts.loose import LOOKS_LIKE_MASK, loose_images, separate
 from oncofed.data.layouts.manifests import from_manifest
 from oncofed.data.layouts.meaning import with_meaning
 from oncofed.data.layouts.names import Named
@@ -74,7 +74,7 @@ def _layout(
     if task != "classification" and (left := without_pictures(root, files, layout)) is not None:
         return left
     # A class may be called as masks are: "seg" of blood cells. It is one where none of its files is an image's mask.
-    beside = [mask.path for mask in masks] if any(item.masks for item in layout.items) else []
+    beside = _masks_beside(masks, others, layout)
     if task == "classification" or (task is None and not beside and is_class_folders(images)):
         return class_folders([path for path in images if path not in set(beside)], beside)
     if task is None and not beside and (classes := look_like_classes(images)):
@@ -83,6 +83,21 @@ def _layout(
             "again with --task classification"
         )
     return layout
+
+
+def _masks_beside(masks: Sequence[Named], images: Sequence[Named], layout: Layout) -> list[str]:
+    """Return the paths of the masks that are no images of a class: all where one has an image, used or set aside."""
+    alone = {path for path, reason in layout.left_out.items() if reason in {NO_IMAGE, LOOKS_LIKE_MASK}}
+    if any(mask.path not in alone for mask in masks):
+        return [mask.path for mask in masks]
+    # Of those without an image: by their own names, or in a folder beside one that says image.
+    beside = {image.folder.rpartition("/")[0] for image in images if image.says_last == "image"}
+    return [
+        mask.path
+        for mask in masks
+        if (mask.own_role == "mask" and mask.role_of_folders != "mask")
+        or (mask.says_last == "mask" and mask.folder.rpartition("/")[0] in beside)
+    ]
 
 
 def _tables(root: Path, files: Sequence[str]) -> tuple[list[str], dict[str, str]]:

@@ -12,10 +12,11 @@ from oncofed.data.layouts.base import Layout
 from oncofed.data.layouts.content import masks_among, on_one_grid
 from oncofed.data.layouts.names import IMAGE_FOLDERS, LABEL_FOLDERS, Named, Words
 from oncofed.data.layouts.pairing import Candidate, as_layout, case_name, pair
+from oncofed.data.layouts.telling import with_quiet_folders
 from oncofed.data.manifest import Quarantined
 
 _LOOKED_AT = 3
-_LOOKS_LIKE_ONE = (
+LOOKS_LIKE_MASK = (
     "file that looks like a mask (few whole numbers, on the grid of an image): name it as its image (CASE_seg beside "
     "CASE), or list both in a table (image, label)"
 )
@@ -37,7 +38,7 @@ def loose_images(root: Path, files: Sequence[str], masks: Sequence[Named], other
         return on_one_grid(root, [case.first.path, mask.path])
 
     lost = pair([*cases.good, *(case for case, _ in cases.bad)], masks, fits)
-    lost = [(mask, reason if mask.role == "mask" else _LOOKS_LIKE_ONE) for mask, reason in lost]
+    lost = [(mask, reason if mask.role == "mask" else LOOKS_LIKE_MASK) for mask, reason in lost]
     layout = as_layout(_kind(files), cases.good, lost, cases.channels)
     layout.left_out |= {image.path: "channel that most cases lack" for image in cases.spare}
     for case, reason in cases.bad:
@@ -50,6 +51,7 @@ def loose_images(root: Path, files: Sequence[str], masks: Sequence[Named], other
 
 def separate(root: Path, named: Sequence[Named]) -> tuple[list[Named], list[Named]]:
     """Return masks and images, by their names or, where these do not say it, by a look at a few."""
+    named = with_quiet_folders(root, named)
     others = [n for n in named if n.role != "mask"]
     looked = masks_among(root, others)
     masks = [n for n in named if n.role == "mask" or n.path in looked]

@@ -147,9 +147,11 @@ class Named:
 
     Attributes:
         path: inside the folder.
+        quiet: words of folders that say no role, though they hold a word of one.
     """
 
     path: str
+    quiet: frozenset[Words] = frozenset()
 
     @property
     def folder(self) -> str:
@@ -169,13 +171,46 @@ class Named:
     @cached_property
     def role(self) -> Role | None:
         """Image or mask, where name or folders say it; the name goes before the folders, the inner before the outer."""
+        if self.own_role == "mask":
+            return "mask"
+        return self.role_of_folders or self.own_role
+
+    @cached_property
+    def own_role(self) -> Role | None:
+        """Image or mask, where the file's own name says it."""
         if says_mask(self.bare):
             return "mask"
-        for folder in reversed(self.folders):
-            mask = bool(set(folder) & (_MASK_WORDS | _MASK_FOLDER_WORDS))
-            if mask != bool(set(folder) & (_IMAGE_WORDS - CHANNEL_WORDS)):
-                return "mask" if mask else "image"
         return "image" if set(self.bare) & _IMAGE_WORDS else None
+
+    @property
+    def role_of_folders(self) -> Role | None:
+        """Image or mask, where a folder says it."""
+        return self._telling[1] if self._telling else None
+
+    @property
+    def says_last(self) -> Role | None:
+        """Image or mask, where its innermost folder says it."""
+        last = self.telling_folder and self.telling_folder == without_numbers(self.folders[-1])
+        return self.role_of_folders if last else None
+
+    @property
+    def telling_folder(self) -> Words:
+        """Words of the folder that says a role, less numbers; none where no folder does."""
+        return self._telling[0] if self._telling else ()
+
+    @property
+    def folder_of_masks(self) -> str:
+        """Name of the folder that says mask; empty where none does."""
+        return self.path.split("/")[self._telling[2]] if self._telling and self._telling[1] == "mask" else ""
+
+    @cached_property
+    def _telling(self) -> tuple[Words, Role, int] | None:
+        for at, folder in reversed(list(enumerate(self.folders))):
+            kind = without_numbers(folder)
+            mask = bool(set(folder) & (_MASK_WORDS | _MASK_FOLDER_WORDS))
+            if kind not in self.quiet and mask != bool(set(folder) & (_IMAGE_WORDS - CHANNEL_WORDS)):
+                return kind, "mask" if mask else "image", at
+        return None
 
     @cached_property
     def place(self) -> Words:
@@ -233,6 +268,12 @@ def says_mask(name: Words) -> bool:
     return last in _MASK_WORDS or first in _MASK_WORDS or (before in _MASK_WORDS and last in _BESIDE_MASK)
 
 
+def has_mask_word(name: Words) -> Words:
+    """Return the words of a name from the one on that masks are called by, less numbers; none where it has none."""
+    at = next((place for place, word in enumerate(name) if word in _MASK_WORDS), len(name))
+    return tuple(word for word in name[at:] if not word.isdigit())
+
+
 def says_image(name: Words) -> bool:
     """Return whether the last word of a name but for a number calls its file an image."""
     return next((word for word in reversed(name) if not word.isdigit()), "") in _IMAGE_WORDS
@@ -241,6 +282,11 @@ def says_image(name: Words) -> bool:
 def without_mask_words(name: Words) -> Words:
     """Return a mask's name less what calls it one."""
     return tuple(word for word in name if word not in _MASK_WORDS and word not in _BESIDE_MASK)
+
+
+def without_numbers(name: Words) -> Words:
+    """Return the words of a name that are no numbers."""
+    return tuple(word for word in name if not word.isdigit())
 
 
 def without_zeros(name: Words) -> Words:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from oncofed.data.grouping import counted
 from oncofed.data.layouts.base import NO_IMAGE, Item, Layout, Part, name_of, patient_of, unique
-from oncofed.data.layouts.names import IMAGE_FOLDERS, Named, Words, is_place, without_zeros
+from oncofed.data.layouts.names import IMAGE_FOLDERS, Named, Words, is_place, without_mask_words, without_zeros
 from oncofed.data.manifest import Quarantined
 
 _MOST_TOLD = 4
+_SEVERAL = "mask that may be of several images: list both in a table (image, label)"
+# Of more images no header is read to find the one on a mask's grid.
+_MOST_ASKED = 24
 _ANOTHER = "mask of an image that has another one, whose name is more like its own"
 
 
@@ -79,22 +81,21 @@ def pair(cases: Sequence[Candidate], masks: Iterable[Named], on_one_grid: Fits) 
     masks = list(masks)
     again = Counter(mask.key for mask in {(mask.folder, mask.key): mask for mask in masks}.values())
     finders = [_Finder(cases, key) for key in _KEYS]
+    beside = _Beside(cases)
     for mask in masks:
         found: tuple[list[Candidate], Words, bool] | None = None
         for finder in finders:
             found = finder.find(mask)
             if found:
                 break
-        found = found or _beside(cases, mask, again[mask.key] > 1)
+        found = found or beside.find(mask, again[mask.key] > 1)
         if found is None:
             lost.append((mask, NO_IMAGE))
             continue
         several, extra, exact = found
+        several = _on_its_grid(several, beside.like(several, mask), mask, on_one_grid)
         if len(several) > 1:
-            several = [case for case in several if on_one_grid(case, mask)] or several
-        if len(several) > 1:
-            names = ", ".join(Path(case.first.path).name for case in several[:3])
-            lost.append((mask, f"mask that may be of several images ({names}): list both in a table (image, label)"))
+            lost.append((mask, _SEVERAL))
         elif exact:
             several[0].masks.append((mask, extra))
         else:
@@ -102,18 +103,61 @@ def pair(cases: Sequence[Candidate], masks: Iterable[Named], on_one_grid: Fits) 
     return lost
 
 
-def _beside(cases: Sequence[Candidate], mask: Named, again: bool) -> tuple[list[Candidate], Words, bool] | None:
-    """Return the images of a mask's folder, where its name is no case's: Segmentation.seg.nrrd, 7/a and 7/tumour.
+def _on_its_grid(found: list[Candidate], like: list[Candidate], mask: Named, on_one_grid: Fits) -> list[Candidate]:
+    """Return the images on a mask's grid: of those whose names fit, else of others of the same case, else the former.
 
     Args:
-        cases: the images.
-        mask: that no name fits.
-        again: a mask of another folder is called so, too: the name is of what it shows.
+        found: images whose names fit.
+        like: images of the same case, which differ by the sequence.
+        mask: theirs.
+        on_one_grid: as of ``pair``.
     """
-    if mask.key and (not mask.folder or not again):
+    if len(found) == 1 and len(like) <= 1:
+        return found
+    for those in (found, like):
+        if len(those) <= _MOST_ASKED and (fitting := [case for case in those if on_one_grid(case, mask)]):
+            return fitting
+    return found
+
+
+class _Beside:
+    """The images by their folders and cases."""
+
+    def __init__(self, cases: Sequence[Candidate]) -> None:
+        self._inside: dict[str, list[Candidate]] = defaultdict(list)
+        self._below: dict[str, list[Candidate]] = defaultdict(list)
+        self._like: dict[tuple[Words, Words], list[Candidate]] = defaultdict(list)
+        for case in cases:
+            folder = case.first.folder
+            self._inside[folder].append(case)
+            self._like[case.first.place, case.case].append(case)
+            while folder:
+                folder = folder.rpartition("/")[0]
+                self._below[folder].append(case)
+
+    def like(self, found: Sequence[Candidate], mask: Named) -> list[Candidate]:
+        """Return the images of the same place and case, unless a mask's name is an image's to the word: mr_seg, mr."""
+        case = found[0]
+        return self._like[case.first.place, case.case] if not mask.exact or mask.exact != case.exact else []
+
+    def find(self, mask: Named, again: bool) -> tuple[list[Candidate], Words, bool] | None:
+        """Return the images about a mask whose name is no case's: Segmentation.seg.nrrd, 7/a and 7/tumour.
+
+        Args:
+            mask: that no name fits.
+            again: a mask of another folder is called so, too: the name is of what it shows.
+        """
+        inside = self._inside.get(mask.folder, [])
+        if inside and (not mask.key or (mask.folder and again)) and (len(inside) == 1 or not mask.key):
+            return inside, mask.key, False
+        below = self._below.get(mask.folder, [])
+        if mask.folder and again and not inside and len(below) == 1:  # 7/pre/flair and 7/lesion
+            return below, mask.key, False
+        parent = mask.folder.rpartition("/")[0]
+        around = self._below.get(parent, [])
+        if parent and mask.says_last == "mask" and not inside and len(around) == 1:  # 7/images/a and 7/masks/b
+            return around, mask.key if again else (), False
         return None
-    found = [case for case in cases if case.first.folder == mask.folder]
-    return (found, mask.key, False) if found and (len(found) == 1 or not mask.key) else None
 
 
 @dataclass(frozen=True)
@@ -265,6 +309,7 @@ def _why_not(fitting: Sequence[tuple[Named, Words]]) -> str:
 
 
 def _class(extra: Words) -> str:
+    extra = without_mask_words(extra)
     return "" if all(word.isdigit() for word in extra) else "_".join(extra)
 
 

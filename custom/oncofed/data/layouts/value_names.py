@@ -10,6 +10,7 @@ from __future__ import annotations
 import html
 import json
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,6 +99,19 @@ def _of_extension(path: Path) -> ValueNames | None:
     return ValueNames(names) if names else None
 
 
+@dataclass(frozen=True)
+class _FolderNames:
+    """What the files of one folder say, as far as they agree.
+
+    Attributes:
+        by_stem: a file's name without its suffix -> its path, and value -> name.
+        all: of all of them.
+    """
+
+    by_stem: dict[str, tuple[str, dict[int, str]]]
+    all: tuple[str, dict[int, str]] | None
+
+
 class Beside:
     """Files of a folder that name values: each is of the mask that it is called as, or of all in its folder.
 
@@ -107,13 +121,12 @@ class Beside:
 
     def __init__(self, root: Path, files: Sequence[str]) -> None:
         self._root = root
-        self._files = {
-            path
-            for path in files
-            if path.lower().endswith((*_TEXTS, f"/{MANIFEST_FILE}"))
-            or (path.lower().endswith((".tsv", ".csv")) and "dseg" in path.lower())
-        }
-        self._known: dict[str, dict[int, str]] = {}
+        self._files: dict[str, list[str]] = defaultdict(list)
+        for path in sorted(files):
+            lower = path.lower()
+            if lower.endswith((*_TEXTS, f"/{MANIFEST_FILE}")) or (lower.endswith((".tsv", ".csv")) and "dseg" in lower):
+                self._files[path.rpartition("/")[0]].append(path)
+        self._folders: dict[str, _FolderNames] = {}
         self.used: set[str] = set()
 
     def find(self, mask: str) -> ValueNames | None:
@@ -125,27 +138,40 @@ class Beside:
         folder, _, name = mask.rpartition("/")
         bare = stem(Path(name))
         while self._files:
-            inside = {path: self._read(path) for path in self._files if path.rpartition("/")[0] == folder}
-            named = {path: names for path, names in sorted(inside.items()) if names}
-            for those in ([path for path in named if stem(Path(path)) == bare], list(named)):
+            if folder in self._files:
+                inside = self._inside(folder)
                 # Two files that do not say the same are of two kinds of masks, and which is of this one is not known.
-                if those and all(named[path] == named[those[0]] for path in those):
-                    self.used.add(those[0])
-                    return ValueNames(named[those[0]])
+                for agreed in (inside.by_stem.get(bare), inside.all):
+                    if agreed:
+                        self.used.add(agreed[0])
+                        return ValueNames(agreed[1])
             if not folder:
                 return None
             folder = folder.rpartition("/")[0]
         return None
 
+    def _inside(self, folder: str) -> _FolderNames:
+        if folder not in self._folders:
+            named = [(path, names) for path in self._files[folder] if (names := self._read(path))]
+            by_stem: dict[str, list[tuple[str, dict[int, str]]]] = defaultdict(list)
+            for path, names in named:
+                by_stem[stem(Path(path))].append((path, names))
+            agreed = {bare: found for bare, those in by_stem.items() if (found := _agreed(those))}
+            self._folders[folder] = _FolderNames(agreed, _agreed(named))
+        return self._folders[folder]
+
     def _read(self, path: str) -> dict[int, str]:
-        if path not in self._known and path.endswith(MANIFEST_FILE):
-            self._known[path] = _of_manifest(self._root / path)
-        if path not in self._known:
-            try:
-                self._known[path] = _of_table(self._root / path) if path.endswith("sv") else _of_text(self._root / path)
-            except (OSError, DataError):
-                self._known[path] = {}
-        return self._known[path]
+        if path.endswith(MANIFEST_FILE):
+            return _of_manifest(self._root / path)
+        try:
+            return _of_table(self._root / path) if path.endswith("sv") else _of_text(self._root / path)
+        except (OSError, DataError):
+            return {}
+
+
+def _agreed(named: Sequence[tuple[str, dict[int, str]]]) -> tuple[str, dict[int, str]] | None:
+    """Return the first of some files with the names that all of them say; None where they differ."""
+    return named[0] if named and all(names == named[0][1] for _, names in named) else None
 
 
 def _of_manifest(path: Path) -> dict[int, str]:
