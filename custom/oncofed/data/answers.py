@@ -40,13 +40,17 @@ ANSWERS: tuple[Answer, ...] = (
     Answer(
         "conflicting",
         ("copies with conflicting labels",),
-        {LEAVE_OUT: "leave out all copies of an image whose labels contradict", KEEP_ONE: "keep one of each"},
+        {
+            LEAVE_OUT: "leave out all copies of an image whose labels contradict",
+            KEEP_ONE: "keep one of each, as copies keep-one does with others: its label may be the wrong one",
+        },
     ),
     Answer(
         "copies",
         ("duplicate image (checksum)", "duplicate image (perceptual)"),
         {
-            KEEP_ONE: "keep one of each group of copies, a labelled one before others, then one of the test list",
+            KEEP_ONE: "keep one of each group of copies, a labelled one before others, then one of the test list; "
+            "groups whose labels contradict stay open",
             SAME_PATIENT: "they are of one patient: all images of those patients stay on one side of the split",
             KEEP_ALL: "they only look alike and are other images (never so for the same file)",
         },

@@ -101,6 +101,14 @@ def shared_patients(manifest: Manifest) -> Iterator[Finding]:
 def copies(manifest: Manifest) -> Iterator[Finding]:
     """Yield each image that is another one's copy, by checksum or by its looks, and copies whose labels differ."""
     for group in copy_groups(manifest):
+        contradiction = group.contradiction()
+        if contradiction:
+            one, two = contradiction
+            alike = "" if group.exact else ". Where they only look alike and are other images: --copies keep-all"
+            what = f"its label contradicts that of {name_of(one)}, whose image is the same{alike}"
+            names = tuple(name_of(entry) for _, entry in group.cases)
+            yield Finding("copies with conflicting labels", name_of(two), what, cases=names)
+            continue
         for (split, entry), copy in zip(group.cases[1:], group.copies[1:], strict=True):
             other_split, other = group.cases[copy.of]
             exact = copy.correlation is None
@@ -109,11 +117,6 @@ def copies(manifest: Manifest) -> Iterator[Finding]:
             where = f" (in {other_split} and {split})" if other_split != split else ""
             kind = "duplicate image (checksum)" if exact else "duplicate image (perceptual)"
             yield Finding(kind, name_of(entry), f"its image {how} that of {patients}{name_of(other)}{where}")
-        contradiction = group.contradiction()
-        if contradiction:
-            one, two = contradiction
-            what = f"its label contradicts that of {name_of(one)}, whose image is the same"
-            yield Finding("copies with conflicting labels", name_of(two), what)
 
 
 def wrong_modality(manifest: Manifest, data: DataSpec | None) -> Iterator[Finding]:

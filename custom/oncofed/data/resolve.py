@@ -9,7 +9,16 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from oncofed.audit import AuditLog
-from oncofed.data.answers import ANSWERS, KEEP_ALL, LEAVE_OUT, SET_ASIDE_KINDS, Answer, answer_to, kind_of_reason
+from oncofed.data.answers import (
+    ANSWERS,
+    KEEP_ALL,
+    KEEP_ONE,
+    LEAVE_OUT,
+    SET_ASIDE_KINDS,
+    Answer,
+    answer_to,
+    kind_of_reason,
+)
 from oncofed.data.cases import Problem
 from oncofed.data.copies import CopyGroup, copy_groups
 from oncofed.data.decisions import content_of, decided, in_force, in_words, name_of
@@ -126,8 +135,9 @@ def resolve(
         manifest = in_force(manifest.model_copy(update={"decisions": [*manifest.decisions, decision]}), decision)
     if not outcome.decisions:
         kinds = " and ".join(kind for answer in without for kind in answer.kinds)
+        told = "".join(f" {line[:1].upper()}{line[1:]}." for line in outcome.told)
         raise DataError(
-            f"{folder / MANIFEST_FILE}: no finding to decide about (looked for: {kinds}). "
+            f"{folder / MANIFEST_FILE}: no finding to decide about (looked for: {kinds}).{told} "
             "See what there is with: oncofed data check JOB NAME"
         )
     outcome.told += [f"no {answer.kinds[0]} was found: nothing decided about it" for answer in without]
@@ -211,8 +221,10 @@ def _chosen(groups: Sequence[CopyGroup], answer: Answer, action: str, told: list
         told.append(
             f"the labels of {len(contradicting):,} groups of copies contradict: {named}"
             f"{' …' if len(contradicting) > EXAMPLES else ''}. Leave those images out with --conflicting {LEAVE_OUT}"
+            + (", or mend the wrong label; they are found still" if action == KEEP_ONE else "")
         )
-    return list(groups)
+    # Which of two labels is right no rule can say.
+    return [group for group in groups if action != KEEP_ONE or not group.contradiction()]
 
 
 def _label(entry: Entry) -> str:
