@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 LEAVE_OUT, KEEP_ONE, SAME_PATIENT = "leave-out", "keep-one", "same-patient"
@@ -27,12 +27,17 @@ class Answer:
     kinds: tuple[str, ...]
     actions: Mapping[str, str]
 
-    def command(self, dataset: str, job: str | None = None) -> str:
-        """Return what to type, with the usual decision."""
+    def command(self, dataset: str, job: str | None = None, more: Sequence[str] = ()) -> str:
+        """Return what to type, with the usual decision.
+
+        Args:
+            dataset: its name or its folder.
+            job: that found it; None: none.
+            more: what else is typed, such as the workspace.
+        """
         of_job = ["--job", job] if job and self.finding in _OF_A_JOB else []
-        return shlex.join(
-            ["oncofed", "data", "resolve", dataset, f"--{self.finding}", next(iter(self.actions)), *of_job]
-        )
+        said = [f"--{self.finding}", next(iter(self.actions))]
+        return shlex.join(["oncofed", "data", "resolve", dataset, *said, *of_job, *more])
 
 
 # In this order they are put in force: what copies become may put a patient on two sides.

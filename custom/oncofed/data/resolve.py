@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -86,6 +87,7 @@ def resolve(
     asked: Asked | None = None,
     kit: Path | None = None,
     dry_run: bool = False,
+    command: Callable[[Answer], str] | None = None,
 ) -> Outcome:
     """Decide about all findings of some kinds that a dataset has now.
 
@@ -96,6 +98,7 @@ def resolve(
         asked: what a job finds; None: only what the cases say of each other.
         kit: folder of the site's kit, whose audit log records it; None: there is none.
         dry_run: change nothing.
+        command: what to type for what is open still; None: by the dataset's name.
 
     Raises:
         DataError: nobody registered the dataset, or it has no such finding.
@@ -141,7 +144,7 @@ def resolve(
             "See what there is with: oncofed data check JOB NAME"
         )
     outcome.told += [f"no {answer.kinds[0]} was found: nothing decided about it" for answer in without]
-    outcome.told += _follows(manifest, asked or Asked())
+    outcome.told += _follows(manifest, asked or Asked(), command or (lambda answer: answer.command(manifest.name)))
     if not dry_run:
         outcome.recorded = _record(kit, DECIDED, listed.name, outcome.decisions, why)
         write_manifest(folder, listed.model_copy(update={"decisions": [*listed.decisions, *outcome.decisions]}))
@@ -234,13 +237,13 @@ def _label(entry: Entry) -> str:
     return f"voxels {', '.join(counts) or 'of no label'}"
 
 
-def _follows(manifest: Manifest, asked: Asked) -> list[str]:
+def _follows(manifest: Manifest, asked: Asked, command: Callable[[Answer], str]) -> list[str]:
     """Return what is open still, by kind; copies are not looked for anew."""
     counts: dict[str, int] = {}
     for finding in _other_findings(manifest, asked):
         counts[finding.kind] = counts.get(finding.kind, 0) + 1
     return [
-        f"still open: {kind}, {count:,}" + (f": {answer.command(manifest.name)}" if (answer := answer_to(kind)) else "")
+        f"still open: {kind}, {count:,}" + (f": {command(answer)}" if (answer := answer_to(kind)) else "")
         for kind, count in counts.items()
     ]
 
@@ -267,6 +270,6 @@ def _registered(folder: Path) -> Manifest:
     if not (folder / SALT_FILE).is_file() and not any(entry.checksum for entry in manifest.entries):
         raise DataError(
             f"{folder}: nobody registered it, and decisions are kept where it is registered. "
-            f"Register it with: oncofed data register {folder} --dataset NAME"
+            f"Register it with: oncofed data register {shlex.quote(str(folder))} --dataset NAME"
         )
     return manifest
