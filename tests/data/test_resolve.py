@@ -264,6 +264,7 @@ def _every_finding(folder: Path) -> None:
         0: {"checksum": "1" * 64},
         1: {"checksum": "1" * 64, "label_values": {"0": 7000, "1": 1000}},
         13: {"checksum": "2" * 64, "label_values": {"0": 7000, "1": 1000}},
+        15: {"spacing": [1000.0, 1000.0, 2000.0]},
         14: {"checksum": "2" * 64, "label_values": {"0": 7000, "1": 1000}},
         2: {"thumbnail": thumbnail, "label_values": {"0": 7000, "1": 900}},
         3: {"thumbnail": thumbnail, "label_values": {"0": 7000, "1": 900}},

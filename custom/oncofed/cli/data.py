@@ -458,6 +458,7 @@ def _summary(manifest: Manifest, folder: Path) -> dict[str, Any]:
 
 
 def _show_registered(manifest: Manifest, folder: Path, dataset: str) -> None:
+    from oncofed.data.grouping import millimetres
     from oncofed.data.mixtures import mixtures
 
     console = plain_console()
@@ -472,7 +473,7 @@ def _show_registered(manifest: Manifest, folder: Path, dataset: str) -> None:
             entry.modality or "",
             "x".join(map(str, entry.shape or []))
             + (f" ({entry.channels} channels)" if (entry.channels or 1) > 1 else ""),
-            " x ".join(f"{s:.4g}" for s in entry.spacing or []) or "not said",
+            " x ".join(map(millimetres, entry.spacing or [])) or "not said",
             entry.orientation or ("not known" if len(entry.shape or []) == 3 else "flat"),
             entry.dtype or "",
             label,

@@ -70,7 +70,7 @@ ANSWERS: tuple[Answer, ...] = (
         },
     ),
     Answer("modality", ("wrong modality",), {LEAVE_OUT: _OUT, ACCEPT: "use them all the same"}),
-    Answer("spacing", ("outlier spacing",), {LEAVE_OUT: _OUT, ACCEPT: "they are right"}),
+    Answer("spacing", ("outlier spacing", "implausible spacing"), {LEAVE_OUT: _OUT, ACCEPT: "they are right"}),
     Answer("intensity", ("outlier intensity",), {LEAVE_OUT: _OUT, ACCEPT: "they are right"}),
     Answer("constant", ("constant image",), {LEAVE_OUT: "go on without them"}),
     Answer("empty-label", ("empty label",), {LEAVE_OUT: "go on without them"}),

@@ -36,6 +36,7 @@ from oncofed.data.manifest import (
 from oncofed.data.quality import (
     Finding,
     copies,
+    implausible_spacing,
     loose_slices,
     outliers,
     phi_warnings,
@@ -186,6 +187,7 @@ def _other_findings(manifest: Manifest, asked: Asked) -> list[Finding]:
     found = [
         *shared_patients(manifest),
         *wrong_modality(manifest, asked.data),
+        *implausible_spacing(manifest),
         *outliers(manifest),
         *loose_slices(manifest),
         *phi_warnings(manifest),
