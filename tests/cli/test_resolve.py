@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -90,6 +91,29 @@ def test_check_names_the_command_under_each_kind_and_it_works(run: Run, job: Pat
         "taken back copies keep-one: 10 cases" in run("data", "resolve", "balls", "--copies", "keep-one", "--undo").text
     )
     assert "open: duplicate image (checksum), 5" in run("data", "resolve", "balls").text
+
+
+def test_what_is_printed_to_type_next_works_as_it_stands(
+    run: Run, job: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ONCOFED_WORKSPACE")
+    workspace, out = tmp_path / "my work", tmp_path / "Leber 2024"
+    named, placed = ["--workspace", str(workspace)], ["--out", out]
+    for where, dataset, more in ((placed, str(out), []), (named, "balls", named), ([*placed, *named], str(out), named)):
+        shown = run("data", "register", folder, "--dataset", "balls", "--labels", "shell,core", *where)
+        [line] = [line for line in shown.output.splitlines() if line.startswith("Next: ")]
+        typed = shlex.split(line.removeprefix("Next:"))
+        assert typed == ["oncofed", "data", "check", "JOB", dataset, *more]
+        checked = run(*typed[1:3], job, *typed[4:])
+        lines = [line for line in checked.output.splitlines() if line.startswith("  to go on: ")]
+        assert len(lines) == 2
+        for line in lines:
+            decided = run(*shlex.split(line.partition("   (or")[0].removeprefix("  to go on: "))[1:], "--dry-run")
+            assert decided.status == 0, decided.text
+            [open_] = [line for line in decided.output.splitlines() if line.startswith("still open: ")] or [""]
+            assert not open_ or shlex.split(open_)[-len(more) :] == more or not more
+        listed = run("data", "resolve", *typed[4:])
+        assert shlex.join(["oncofed", "data", "resolve", dataset, "--copies", "keep-one", *more]) in listed.output
 
 
 def test_the_sites_audit_log_has_it_and_its_absence_is_said(run: Run, folder: Path, tmp_path: Path) -> None:

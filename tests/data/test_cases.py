@@ -159,7 +159,7 @@ def _break_four_axes(image: Path, label: Path) -> None:
         (_break_truncated, "its image file imagesTr/case_2.nii.gz cannot be read as NIfTI"),
         (_break_short_array, "its image file imagesTr/case_2.nii.gz cannot be read as NIfTI"),
         (_break_garbage, "cannot be read as NIfTI"),
-        (_break_label_value, r"its label holds the values 7, expected only \[0, 1, 2\]"),
+        (_break_label_value, r"its label holds the values 7, expected only 0, 1, 2"),
         (_break_empty_label, "its label is empty"),
         (_break_affine, "lies elsewhere in space, by .* voxels at a corner"),
         (_break_nan, "not finite"),

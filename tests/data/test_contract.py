@@ -12,12 +12,14 @@ import pytest
 import torch
 
 from oncofed.data.cases import read_cases, usable_cases
-from oncofed.data.contract import Report, check_dataset
-from oncofed.data.manifest import read_manifest
+from oncofed.data.contract import Report, _labels, check_dataset
+from oncofed.data.look import look
+from oncofed.data.manifest import Manifest, read_manifest
 from oncofed.data.register import Request, register
+from oncofed.data.resolve import resolve
 from oncofed.data.spec import DataSpec
 from oncofed.data.transforms import load_pair
-from oncofed.data.vocabulary import match_labels
+from oncofed.data.vocabulary import Vocabulary, match_labels
 from oncofed.errors import DataError
 from synthetic import make_site, make_volume
 
@@ -79,7 +81,7 @@ def test_what_the_training_converts_is_said_and_is_what_it_does(dataset: Path) -
 @pytest.mark.parametrize(
     ("labels", "label_map", "message"),
     [
-        ({"1": "shell", "2": "kernel"}, {}, "its label 'kernel' is none of the job's ['core', 'shell']"),
+        ({"1": "shell", "2": "kernel"}, {}, "its label 'kernel' is none of the job's"),
         ({"1": "shell"}, {}, "no label of the dataset stands for core"),
         ({"1": "shell", "2": "core"}, {"rind": "shell"}, "label_map names rind, which no label"),
     ],
@@ -93,6 +95,68 @@ def test_a_vocabulary_that_is_not_complete_does_not_fit(
     assert any(message in reason for reason in report.why_not)
     with pytest.raises(DataError, match=r"dataset\.json"):
         usable_cases(dataset, DATA, CLASSES, 1, "west")
+
+
+def test_names_that_do_not_fit_are_told_once_and_each_in_a_short_line(dataset: Path) -> None:
+    labels = {"1": "Niere links", "2": "Tumor größe"}
+    _edit(dataset, lambda v: v.update(labels={"0": "background", **labels}))
+    report = check(dataset)
+    [row] = [row for row in report.rows if row.aspect == "labels"]
+    assert (row.found, row.how) == ("1 Niere links, 2 Tumor größe", "see below")
+    for name in labels.values():
+        [line] = [line for line in report.why_not if f'"label_map": {{"{name}": "NAME"}}' in line]
+        assert len(line) < 150
+    assert not any("[" in line for line in report.why_not)
+
+
+@pytest.mark.wild("standard: NIfTI-1, masks of 0 and 255", "values of masks that are none of the job's labels")
+def test_values_that_are_none_of_the_jobs_do_not_fit_and_how_to_name_them_is_said(dataset: Path) -> None:
+    for number, value in ((3, 255), (4, 255), (5, 9)):
+        values = make_volume(number)[1]
+        values[0, 0, 0] = value
+        _save(dataset.parent / "in" / "labelsTr" / f"case_{number}.nii.gz", values)
+    _again(dataset)
+    report = check(dataset, DATA.model_copy(update={"max_bad_share": 0.5}))
+    [row] = [row for row in report.rows if row.aspect == "labels"]
+    assert row.verdict == "does not fit"
+    assert row.how == (
+        "9 in 1 case, 255 in 2 cases: none of the job's; register again with "
+        "--labels 1=shell,2=core,9=NAME,255=NAME (background: none of them)"
+    )
+    assert {problem.case for problem in report.set_aside} == {"case_3", "case_4", "case_5"}
+    assert report.may_train  # few enough are set aside
+
+
+def test_class_0_of_whole_images_is_shown() -> None:
+    manifest = Manifest.model_validate(
+        {"task": "classification", "labels": {"0": "benign", "1": "malignant"}, "training": []}
+    )
+    row = _labels(manifest, {0: "benign", 1: "malignant"}, Vocabulary(), "class")
+    assert (row.found, row.expected) == ("0 benign, 1 malignant", "0 benign, 1 malignant")
+    assert _labels(manifest, {1: "malignant"}, Vocabulary(), "mask").found == "1 malignant"
+
+
+@pytest.mark.wild("standard: NIfTI-1, xyzt_units", "a volume of microns that calls them millimetres")
+@pytest.mark.parametrize("factor", [1000.0, 1e-4])
+def test_voxels_that_no_scanner_measures_are_found_also_where_all_cases_share_them(
+    dataset: Path, factor: float
+) -> None:
+    for number in range(12):
+        for sub, values in zip(("imagesTr", "labelsTr"), make_volume(number), strict=True):
+            affine = np.diag([factor, factor, 2 * factor, 1.0])
+            _save(dataset.parent / "in" / sub / f"case_{number}.nii.gz", values, affine)
+    _again(dataset)
+    report = check(dataset)
+    assert [finding.kind for finding in report.findings] == ["implausible spacing"] * 12
+    sides = "1,000 x 1,000 x 2,000 mm" if factor > 1 else "0.0001 x 0.0001 x 0.0002 mm"
+    assert report.findings[0].what == (
+        f"its voxels are {sides}, expected 0.001 to 50: is its unit right? Where it is not, export it in mm"
+    )
+    [row] = [row for row in report.rows if row.aspect == "spacing"]
+    assert row.found == ("1,000 to 2,000 mm" if factor > 1 else "0.0001 to 0.0002 mm")
+    assert len(look(dataset, workers=1, examine=1).suspicious) == 12
+    resolve(dataset, {"spacing": "accept"})
+    assert check(dataset).clean
 
 
 def test_a_label_may_be_mapped_to_background(dataset: Path) -> None:
@@ -190,10 +254,10 @@ def _intensity(folder: Path) -> None:
         (_not_finite, None, "not finite"),
         (_constant, None, "its image is constant"),
         (_off_grid, None, "lies elsewhere in space"),
-        (_vocabulary, None, "its label holds the values 5, expected only [0, 1, 2]"),
+        (_vocabulary, None, "its label holds the values 5, expected only 0, 1, 2"),
         (_empty, None, "its label is empty"),
-        (_copy, "duplicate image (checksum)", "is the same file as that of another patient's case_1"),
-        (_looks_the_same, "duplicate image (perceptual)", "looks the same"),
+        (_copy, "copies with conflicting labels", "is the same file as that of case_1, and their labels contradict"),
+        (_looks_the_same, "copies with conflicting labels", "looks the same as that of case_1"),
         (_spacing, "outlier spacing", "its voxels are 9 x 9 x 9 mm, far from the others'"),
         (_intensity, "outlier intensity", "far from the others'"),
     ],

@@ -94,6 +94,37 @@ def test_mirrored_and_shifted_masks_come_first(tmp_path: Path) -> None:
     assert (found.examined, found.masked) == (12, 12)
 
 
+@pytest.mark.wild("standard: Exif 2.32, tag Orientation", "a mask drawn on a picture that Exif turns by 180 degrees")
+@pytest.mark.parametrize("background", [90, None])
+def test_flat_masks_turned_by_180_degrees_are_found_also_on_a_plain_background(
+    tmp_path: Path, background: int | None
+) -> None:
+    rng = np.random.default_rng(0)
+    for sub in ("images", "masks"):
+        (tmp_path / "in" / sub).mkdir(parents=True)
+    for number in range(4):
+        image = np.full((40, 60, 3), 90, np.uint8) if background else rng.integers(80, 99, (40, 60, 3)).astype(np.uint8)
+        image[5:15, 5 + number : 25] = (200, 60, 40)
+        mask = np.where(image[..., 0] == 200, 255, 0).astype(np.uint8)
+        Image.fromarray(image).save(tmp_path / "in" / "images" / f"f{number}.png")
+        turned = mask[::-1, ::-1] if number == 1 else mask
+        Image.fromarray(turned).save(tmp_path / "in" / "masks" / f"f{number}.png")
+    found = look(registered(tmp_path / "in", tmp_path / "set"), workers=1)
+    own = [s.name for s in found.suspicious if kinds(found, s.name)]
+    assert own == ["f1"]
+    assert "mirrored left to right and upside down, its contour would follow" in found.suspicious[0].reasons[0].what
+
+
+@pytest.mark.wild("standard: NIfTI-1, qform and sform", "a volume's mask that is turned by 180 degrees")
+def test_volumes_masks_turned_by_180_degrees_are_found(tmp_path: Path) -> None:
+    turned = np.flip(make_trunk(1)[1], (0, 1))
+    found = look(registered(write_trunks(tmp_path / "in", {1: turned}, count=3), tmp_path / "set", LABELS), workers=1)
+    assert found.suspicious[0].name == "case_01"
+    assert "mirrored left to right and front to back, its contour would follow" in " ".join(
+        r.what for r in found.suspicious[0].reasons
+    )
+
+
 def test_what_is_right_is_not_accused_and_a_small_dataset_is_looked_at_too(tmp_path: Path) -> None:
     moved = {1: np.flip(make_trunk(1)[1], 1)}
     folder = registered(write_trunks(tmp_path / "in", moved, count=3), tmp_path / "set", LABELS)

@@ -69,8 +69,7 @@ def _names(folder: Path) -> set[str]:
 def test_a_dataset_that_was_refused_trains_after_one_command(dataset: Path) -> None:
     before = check(dataset)
     assert not before.may_train
-    outcome = resolve(dataset, {"copies": "keep-one", "constant": "leave-out"}, "seen")
-    assert any("the labels of 1 groups of copies contradict: case_5" in line for line in outcome.told)
+    resolve(dataset, {"copies": "keep-one", "constant": "leave-out", "conflicting": "keep-one"}, "seen")
     after = check(dataset)
     assert after.clean, (after.findings, after.why_not)
     left = {"case_3", "case_4", "case_6", "case_8", "case_9"}
@@ -78,13 +77,60 @@ def test_a_dataset_that_was_refused_trains_after_one_command(dataset: Path) -> N
     assert not usable_cases(dataset, DATA, CLASSES, 1, "east").set_aside
     assert len(read_manifest(dataset).entries) == 18
     assert [words.partition(";")[0] for words in after.decided] == [
-        "copies keep-one: 5 cases, 3 left out",
+        "conflicting keep-one: 2 cases, 1 left out",
+        "copies keep-one: 3 cases, 2 left out",
         "constant leave-out: 2 cases, 2 left out",
     ]
 
 
+def _label(dataset: Path, number: int, of: int) -> None:
+    """Give a case the label of another one."""
+    labels = dataset.parent / "in" / "labelsTr"
+    shutil.copy(labels / f"case_{of}.nii.gz", labels / f"case_{number}.nii.gz")
+
+
+def test_of_copies_whose_labels_contradict_none_is_kept_silently(dataset: Path) -> None:
+    outcome = resolve(dataset, {"copies": "keep-one", "constant": "leave-out"})
+    assert any("the labels of 1 groups of copies contradict: case_5" in line for line in outcome.told)
+    report = check(dataset)
+    assert [(f.kind, f.case, f.about) for f in report.findings] == [
+        ("copies with conflicting labels", "case_6", ("case_5", "case_6"))
+    ]
+    assert not report.may_train
+    with pytest.raises(DataError, match=r"The labels of 1 groups of copies contradict.*--conflicting leave-out"):
+        resolve(dataset, {"copies": "keep-one"})
+    resolve(dataset, {"conflicting": "leave-out"})
+    assert check(dataset).clean
+    assert not _names(dataset) & {"case_5", "case_6"}
+
+
+@pytest.mark.parametrize("changed", [1, 4])
+def test_copies_whose_labels_contradict_after_the_decision_are_told_anew(dataset: Path, changed: int) -> None:
+    resolve(dataset, {"copies": "keep-one", "constant": "leave-out", "conflicting": "leave-out"})
+    assert check(dataset).clean
+    _label(dataset, changed, of=12)
+    _register(dataset.parent)
+    assert [f.kind for f in check(dataset).findings] == ["copies with conflicting labels"]
+    assert {"case_1", "case_3", "case_4"} <= _names(dataset)
+    _label(dataset, changed, of=3)
+    _register(dataset.parent)
+    assert check(dataset).clean
+
+
+def test_the_commands_of_a_check_work_in_their_order(dataset: Path) -> None:
+    _label(dataset, 4, of=12)
+    _register(dataset.parent)
+    kinds = dict.fromkeys(finding.kind for finding in check(dataset).findings)
+    assert list(kinds) == ["copies with conflicting labels"]
+    for kind in kinds:
+        answer = answer_to(kind)
+        assert answer
+        resolve(dataset, {answer.finding: next(iter(answer.actions))})
+    assert not check(dataset).findings
+
+
 def test_registering_again_keeps_a_decision_and_new_findings_are_told(dataset: Path) -> None:
-    resolve(dataset, {"copies": "keep-one", "constant": "leave-out"})
+    resolve(dataset, {"copies": "keep-one", "conflicting": "keep-one", "constant": "leave-out"})
     site = dataset.parent / "in"
     assert check(_register(dataset.parent)).clean
     _copy(site, 12, of=1)
@@ -96,7 +142,7 @@ def test_registering_again_keeps_a_decision_and_new_findings_are_told(dataset: P
 
 @pytest.mark.parametrize("action", ["keep-one", "same-patient", "leave-out"])
 def test_a_case_that_changed_is_there_again(dataset: Path, action: str) -> None:
-    finding = "conflicting" if action == "leave-out" else "copies"
+    finding = "copies" if action == "same-patient" else "conflicting"
     resolve(dataset, {finding: action})
     _save(dataset.parent / "in" / "imagesTr" / "case_6.nii.gz", make_volume(77)[0])
     _register(dataset.parent)
@@ -186,7 +232,7 @@ def test_patients_in_two_lists(tmp_path: Path, action: str, training: int, test:
     folder = _register(tmp_path)
     _edit(folder, _two_lists)
     assert not check(folder).may_train
-    with pytest.raises(DataError, match="is in both training and test"):
+    with pytest.raises(DataError, match=r"is in both (training|validation) and test"):
         read_cases(folder, DATA.split, 1, CLASSES)
     resolve(folder, {"patients": action})
     manifest = decided(read_manifest(folder))
@@ -217,8 +263,11 @@ def _every_finding(folder: Path) -> None:
     changes: dict[int, dict[str, object]] = {
         0: {"checksum": "1" * 64},
         1: {"checksum": "1" * 64, "label_values": {"0": 7000, "1": 1000}},
-        2: {"thumbnail": thumbnail},
-        3: {"thumbnail": thumbnail},
+        13: {"checksum": "2" * 64, "label_values": {"0": 7000, "1": 1000}},
+        15: {"spacing": [1000.0, 1000.0, 2000.0]},
+        14: {"checksum": "2" * 64, "label_values": {"0": 7000, "1": 1000}},
+        2: {"thumbnail": thumbnail, "label_values": {"0": 7000, "1": 900}},
+        3: {"thumbnail": thumbnail, "label_values": {"0": 7000, "1": 900}},
         4: {"patient": "both"},
         5: {"modality": "CT"},
         6: {"spacing": [9.0, 9.0, 9.0]},

@@ -26,9 +26,6 @@ from oncofed.processes import heeded
 if TYPE_CHECKING:
     from oncofed.report.result import Result
 
-Workspace = Annotated[
-    Path, typer.Option("--workspace", envvar="ONCOFED_WORKSPACE", help="Folder for everything that a run leaves.")
-]
 DEFAULT_WORKSPACE = Path("workspace")
 _SHORTEST_PASSWORD = 12
 _BREAKS = re.compile(r"\s*[\t\r\n\v\f]\s*")
@@ -36,12 +33,30 @@ _BREAKS = re.compile(r"\s*[\t\r\n\v\f]\s*")
 
 @dataclass
 class Options:
-    """Options that come before the command."""
+    """Options that come before the command, and those that later commands need again."""
 
     debug: bool = False
+    workspace: Path | None = None  # where one was typed
 
 
 options = Options()
+
+
+def _workspace(context: typer.Context, value: Path) -> Path:
+    source = context.get_parameter_source("workspace")
+    options.workspace = value if source and source.name == "COMMANDLINE" else None
+    return value
+
+
+Workspace = Annotated[
+    Path,
+    typer.Option(
+        "--workspace",
+        envvar="ONCOFED_WORKSPACE",
+        callback=_workspace,
+        help="Folder for everything that a run leaves.",
+    ),
+]
 
 
 def fail(error: OncofedError) -> int:
@@ -99,6 +114,11 @@ def keep_caches_in(workspace: Path) -> None:
         # What PyTorch compiled is run from there: nobody else may write to it.
         (caches / library).mkdir(mode=0o700, parents=True, exist_ok=True)
         os.environ.setdefault(variable, str(caches / library))
+
+
+def typed_workspace() -> list[str]:
+    """Return the workspace as it was typed, for a command to type next; nothing where it was not typed."""
+    return ["--workspace", str(options.workspace)] if options.workspace else []
 
 
 def datasets_folder(workspace: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as jsonlib
+import shlex
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,6 +22,7 @@ from oncofed.cli.common import (
     plain_console,
     progress_console,
     show_table,
+    typed_workspace,
 )
 from oncofed.cli.findings import commands, show_accounts, show_findings
 from oncofed.cli.resolve import resolve
@@ -127,7 +129,7 @@ def register(
     if json:
         typer.echo(jsonlib.dumps(_summary(manifest, target), indent=2))
     else:
-        _show_registered(manifest, target)
+        _show_registered(manifest, target, name if target == datasets_folder(workspace) / name else str(target))
     if not manifest.entries:
         raise DataError(f"{folder}: none of its {len(manifest.quarantine)} cases can be used; each has its reason")
 
@@ -162,8 +164,10 @@ def get(
         return
     console = plain_console()
     console.print(f"{folder}: {public.title} ({public.licence})")
-    console.print(f"Next: oncofed data register {folder} --dataset {public.dataset}")
-    console.print(f"Then: oncofed data check {public.job} {public.dataset}")
+    of_data, typed = ["oncofed", "data"], typed_workspace()
+    register_it = [*of_data, "register", str(folder), "--dataset", public.dataset, *typed]
+    console.print(f"Next: {shlex.join(register_it)}")
+    console.print(f"Then: {shlex.join([*of_data, 'check', public.job, public.dataset, *typed])}")
 
 
 @app.command()
@@ -366,8 +370,9 @@ def split(
         table.add_row(site, str(count))
     console = plain_console()
     show_table(table, console)
-    arguments = " ".join(f"--site {site}={path}" for site, path in sites.items())
-    console.print(f"Train on them: oncofed job run JOB {arguments}", soft_wrap=True, highlight=False)
+    arguments = [part for site, path in sites.items() for part in ("--site", f"{site}={path}")]
+    run = shlex.join(["oncofed", "job", "run", "JOB", *arguments, *typed_workspace()])
+    console.print(f"Train on them: {run}", soft_wrap=True, highlight=False)
 
 
 def _cache_note(folder: Path, spec: JobSpec) -> str:
@@ -452,7 +457,8 @@ def _summary(manifest: Manifest, folder: Path) -> dict[str, Any]:
     }
 
 
-def _show_registered(manifest: Manifest, folder: Path) -> None:
+def _show_registered(manifest: Manifest, folder: Path, dataset: str) -> None:
+    from oncofed.data.grouping import millimetres
     from oncofed.data.mixtures import mixtures
 
     console = plain_console()
@@ -467,7 +473,7 @@ def _show_registered(manifest: Manifest, folder: Path) -> None:
             entry.modality or "",
             "x".join(map(str, entry.shape or []))
             + (f" ({entry.channels} channels)" if (entry.channels or 1) > 1 else ""),
-            " x ".join(f"{s:.4g}" for s in entry.spacing or []) or "not said",
+            " x ".join(map(millimetres, entry.spacing or [])) or "not said",
             entry.orientation or ("not known" if len(entry.shape or []) == 3 else "flat"),
             entry.dtype or "",
             label,
@@ -479,7 +485,7 @@ def _show_registered(manifest: Manifest, folder: Path) -> None:
         console.print(f"… and {len(cases) - _MOST_SHOWN} more")
     for _, what in mixtures(manifest):
         console.print(f"[yellow]note[/] {escape(what)}", soft_wrap=True)
-    show_accounts(manifest, folder)
+    show_accounts(manifest, folder, dataset)
 
 
 def _look_values(found: Look, page: Path) -> dict[str, Any]:

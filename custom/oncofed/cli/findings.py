@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from oncofed.cli.common import escape
+from oncofed.cli.common import escape, typed_workspace
 
 if TYPE_CHECKING:
     from oncofed.data.answers import Answer
@@ -16,8 +17,14 @@ if TYPE_CHECKING:
     from oncofed.data.manifest import Manifest, Quarantined
 
 
-def show_accounts(manifest: Manifest, folder: Path) -> None:
-    """Print what became of each file of a folder that was registered; the last line says who has labels."""
+def show_accounts(manifest: Manifest, folder: Path, dataset: str) -> None:
+    """Print what became of each file of a folder that was registered; the last line says who has labels.
+
+    Args:
+        manifest: what was found.
+        folder: the dataset's.
+        dataset: what to type for it.
+    """
     from oncofed.data.accounts import advice, by_weight, labelled_share
     from oncofed.data.decisions import decided, in_words
     from oncofed.data.files import FILES_TABLE, read_examples
@@ -38,10 +45,11 @@ def show_accounts(manifest: Manifest, folder: Path) -> None:
     for words in in_words(manifest):
         console.print(f"decided {words}", markup=False)
     console.print(f"Manifest: {folder / 'dataset.json'}", markup=False)
-    console.print(f"Next:     oncofed data check JOB {manifest.name}", markup=False)
+    check = shlex.join(["oncofed", "data", "check", "JOB", dataset, *typed_workspace()])
+    console.print(f"Next:     {check}", markup=False)
     share, manifest = labelled_share(manifest), decided(manifest)
     without = sum(entry.label is None for entry in manifest.entries)
-    why = f"; {counted(without, 'image')} without: oncofed data check JOB {manifest.name} says why" if without else ""
+    why = f"; {counted(without, 'image')} without: {check} says why" if without else ""
     aside = f"; {counted(len(manifest.quarantine), 'more case')} set aside" if manifest.quarantine else ""
     console.print(f"{share}{aside}{why}", markup=False)
 
@@ -79,7 +87,7 @@ def commands(report: Report, job: str, dataset: str) -> dict[str, str]:
     kinds = [kind_of_reason(problem.what) for problem in report.set_aside]
     kinds += [finding.kind for finding in (*report.findings, *report.warnings)]
     answers = {kind: answer_to(kind) for kind in dict.fromkeys(kinds)}
-    return {kind: answer.command(dataset, job) for kind, answer in answers.items() if answer}
+    return {kind: answer.command(dataset, job, typed_workspace()) for kind, answer in answers.items() if answer}
 
 
 def _console() -> Console:
@@ -114,4 +122,4 @@ def _print_answer(console: Console, answer: Answer | None, dataset: str, job: st
     if answer:
         _, *others = answer.actions
         more = f"   (or {', '.join(others)})" if others else ""
-        console.print(f"  to go on: {answer.command(dataset, job)}{more}", markup=False)
+        console.print(f"  to go on: {answer.command(dataset, job, typed_workspace())}{more}", markup=False)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from oncofed.cli.common import DEFAULT_WORKSPACE, Workspace, datasets_folder, keep_caches_in
+from oncofed.cli.common import DEFAULT_WORKSPACE, Workspace, datasets_folder, keep_caches_in, typed_workspace
 from oncofed.data.answers import ANSWERS
 from oncofed.errors import SpecError
 
@@ -77,7 +77,8 @@ def resolve(
     if undo:
         outcome = take_back(folder, choices, why, _kit(site), dry_run)
     elif choices:
-        outcome = decide(folder, choices, why, _asked(job, folder), _kit(site), dry_run)
+        asked, more = _asked(job, folder), typed_workspace()
+        outcome = decide(folder, choices, why, asked, _kit(site), dry_run, lambda a: a.command(dataset, job, more))
     else:
         _list(folder, dataset, job, json)
         return
@@ -117,7 +118,7 @@ def _list(folder: Path, dataset: str, job: str | None, json: bool) -> None:
 
     manifest = read_manifest(folder)
     counts = Counter(finding.kind for finding in open_findings(decided(manifest), _asked(job, folder)))
-    commands = {kind: answer.command(dataset, job) for kind in counts if (answer := answer_to(kind))}
+    commands = {kind: answer.command(dataset, job, typed_workspace()) for kind in counts if (answer := answer_to(kind))}
     words = in_words(manifest)
     if json:
         values = {"open": dict(counts), "commands": commands, "decisions": words}

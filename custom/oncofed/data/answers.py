@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 LEAVE_OUT, KEEP_ONE, SAME_PATIENT = "leave-out", "keep-one", "same-patient"
@@ -27,12 +27,17 @@ class Answer:
     kinds: tuple[str, ...]
     actions: Mapping[str, str]
 
-    def command(self, dataset: str, job: str | None = None) -> str:
-        """Return what to type, with the usual decision."""
+    def command(self, dataset: str, job: str | None = None, more: Sequence[str] = ()) -> str:
+        """Return what to type, with the usual decision.
+
+        Args:
+            dataset: its name or its folder.
+            job: that found it; None: none.
+            more: what else is typed, such as the workspace.
+        """
         of_job = ["--job", job] if job and self.finding in _OF_A_JOB else []
-        return shlex.join(
-            ["oncofed", "data", "resolve", dataset, f"--{self.finding}", next(iter(self.actions)), *of_job]
-        )
+        said = [f"--{self.finding}", next(iter(self.actions))]
+        return shlex.join(["oncofed", "data", "resolve", dataset, *said, *of_job, *more])
 
 
 # In this order they are put in force: what copies become may put a patient on two sides.
@@ -40,13 +45,17 @@ ANSWERS: tuple[Answer, ...] = (
     Answer(
         "conflicting",
         ("copies with conflicting labels",),
-        {LEAVE_OUT: "leave out all copies of an image whose labels contradict", KEEP_ONE: "keep one of each"},
+        {
+            LEAVE_OUT: "leave out all copies of an image whose labels contradict",
+            KEEP_ONE: "keep one of each, as copies keep-one does with others: its label may be the wrong one",
+        },
     ),
     Answer(
         "copies",
         ("duplicate image (checksum)", "duplicate image (perceptual)"),
         {
-            KEEP_ONE: "keep one of each group of copies, a labelled one before others, then one of the test list",
+            KEEP_ONE: "keep one of each group of copies, a labelled one before others, then one of the test list; "
+            "groups whose labels contradict stay open",
             SAME_PATIENT: "they are of one patient: all images of those patients stay on one side of the split",
             KEEP_ALL: "they only look alike and are other images (never so for the same file)",
         },
@@ -61,7 +70,7 @@ ANSWERS: tuple[Answer, ...] = (
         },
     ),
     Answer("modality", ("wrong modality",), {LEAVE_OUT: _OUT, ACCEPT: "use them all the same"}),
-    Answer("spacing", ("outlier spacing",), {LEAVE_OUT: _OUT, ACCEPT: "they are right"}),
+    Answer("spacing", ("outlier spacing", "implausible spacing"), {LEAVE_OUT: _OUT, ACCEPT: "they are right"}),
     Answer("intensity", ("outlier intensity",), {LEAVE_OUT: _OUT, ACCEPT: "they are right"}),
     Answer("constant", ("constant image",), {LEAVE_OUT: "go on without them"}),
     Answer("empty-label", ("empty label",), {LEAVE_OUT: "go on without them"}),

@@ -19,7 +19,7 @@ from scipy import ndimage
 from oncofed.data import facts
 from oncofed.data.decisions import decided
 from oncofed.data.formats.common import LoadedImage
-from oncofed.data.grouping import told
+from oncofed.data.grouping import millimetres, told
 from oncofed.data.images import stem
 from oncofed.data.manifest import (
     MANIFEST_FILE,
@@ -311,7 +311,8 @@ def deal_cases(
     match = match_classes if labels == "class" else match_labels
     vocabulary = match(manifest, classes) if classes else None
     if vocabulary and vocabulary.problems:
-        raise DataError(f"{folder / MANIFEST_FILE}: {'; '.join(vocabulary.problems)}.")
+        jobs = ", ".join((classes or {}).values())
+        raise DataError(f"{folder / MANIFEST_FILE}: {'; '.join(vocabulary.problems)}. The job's labels: {jobs}.")
     values = tuple(vocabulary.values.items()) if vocabulary and vocabulary.values is not None else None
     lists: dict[str, list[Case]] = {key: [] for key in SPLITS}
     for key, entry in manifest.by_split():
@@ -402,7 +403,9 @@ def contract_faults(entry: Entry, data: DataSpec) -> list[str]:
             f"its image is {kinds.get(len(shape), f'of {len(shape)} axes')}, expected {kinds[data.dimensions]}"
         )
     elif not channels_fit(entry.channels or 1, data):
-        found.append(f"its image has {entry.channels} channels, expected {len(data.channels)} {list(data.channels)}")
+        found.append(
+            f"its image has {entry.channels} channels, expected {len(data.channels)}: {', '.join(data.channels)}"
+        )
     if data.size_range and shape and not data.size_range[0] <= min(shape) <= max(shape) <= data.size_range[1]:
         found.append(f"its image has {'x'.join(map(str, shape))} voxels, expected {_between(data.size_range)} a side")
     if data.spacing_range and entry.spacing is None:
@@ -410,7 +413,7 @@ def contract_faults(entry: Entry, data: DataSpec) -> list[str]:
     elif data.spacing_range and entry.spacing:
         low, high = data.spacing_range
         if not low - 1e-6 <= min(entry.spacing) <= max(entry.spacing) <= high + 1e-6:
-            sides = " x ".join(f"{s:g}" for s in entry.spacing)
+            sides = " x ".join(map(millimetres, entry.spacing))
             found.append(f"its voxels are {sides} mm, expected {_between(data.spacing_range)} mm a side")
     if data.spacing and not entry.spacing:
         found.append("its image does not say how large its pixels are, so that it cannot be resampled")
@@ -434,7 +437,8 @@ def _label_faults(case: Case, entry: Entry, classes: Sequence[int]) -> list[str]
     extra = [value_name(v) for v in sorted(facts.label_counts(entry.label_values)) if v not in {0, *known}]
     if not extra:
         return []
-    return [f"its label holds the values {', '.join(extra[:5])}, expected only {sorted({0, *known})}"]
+    expected = ", ".join(map(value_name, sorted({0, *known})))
+    return [f"its label holds the values {', '.join(extra[:5])}, expected only {expected}"]
 
 
 def _from_quarantine(bad: Quarantined) -> Problem:

@@ -170,7 +170,7 @@ def _outside_vocabulary(entry: Entry, labels: Mapping[int, str], request: Reques
     if not extra:
         return []
     values = ", ".join(map(value_name, extra[:5]))
-    return [f"its label holds the values {values}, expected only {sorted({0, *labels})}"]
+    return [f"its label holds the values {values}, expected only {', '.join(map(value_name, sorted({0, *labels})))}"]
 
 
 def _modality(entries: Sequence[Entry]) -> dict[str, str]:

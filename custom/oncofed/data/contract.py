@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from oncofed.data import facts
 from oncofed.data.cases import Problem, channels_fit, check_cases, contract_faults, read_cases
 from oncofed.data.decisions import decided, in_words, name_of
+from oncofed.data.grouping import counted, millimetres
 from oncofed.data.images import stem
 from oncofed.data.manifest import SPLITS, Entry, Manifest, inside, read_manifest
+from oncofed.data.masks import value_name
 from oncofed.data.mixtures import mixtures
 from oncofed.data.quality import Finding, find_all, loose_slices, phi_warnings, unsettled
 from oncofed.data.spec import MODALITY_NAMES, DataSpec
 from oncofed.data.vocabulary import LabelKind, Vocabulary, match_classes, match_labels
 from oncofed.errors import DataError
 
+_MOST_VALUES = 8
 _NO_LABEL = "its entry names no label"
 Verdict = Literal["fits", "converted", "does not fit"]
 
@@ -114,6 +117,9 @@ def check_dataset(
         for row in report.rows
         if row.verdict == "does not fit"
     ]
+    report.why_not += [f"labels: {problem}" for problem in vocabulary.problems]
+    if labels == "mask" and not vocabulary.problems:
+        report.rows = [_with_values(row, manifest, classes, vocabulary) for row in report.rows]
     if odd:
         report.why_not.append(f"{len(odd)} cases have findings")
     report.may_train = not report.why_not
@@ -177,7 +183,7 @@ def _rows(
     kind, word = (str, "mask") if labels == "mask" else (int, "class")
     labelled = [entry for entry in entries if isinstance(entry.label, kind)]
     rows = [
-        _labels(manifest, classes, vocabulary),
+        _labels(manifest, classes, vocabulary, labels),
         Row(
             "cases",
             f"{len(labelled)} with a {word} of {len(entries)}",
@@ -227,7 +233,7 @@ def _channels(entries: Sequence[Entry], data: DataSpec) -> Row:
 
 def _spacing(entries: Sequence[Entry], data: DataSpec) -> Row:
     sides = [side for entry in entries for side in entry.spacing or []]
-    found = f"{_range(sides, '.3g')} mm" if sides else "not known"
+    found = f"{_range(sides, millimetres)} mm" if sides else "not known"
     expected = " x ".join(f"{s:g}" for s in data.spacing) + " mm" if data.spacing else "each image's own"
     if data.spacing_range:
         expected += f", from {data.spacing_range[0]:g} to {data.spacing_range[1]:g} mm"
@@ -256,23 +262,45 @@ def _orientation(entries: Sequence[Entry], data: DataSpec) -> Row:
     return Row("orientation", found, data.orientation, "fits")
 
 
-def _labels(manifest: Manifest, classes: Mapping[int, str], vocabulary: Vocabulary) -> Row:
-    found = ", ".join(f"{v} {n}" if n != v else v for v, n in manifest.labels.items() if v != "0") or "without names"
+def _labels(manifest: Manifest, classes: Mapping[int, str], vocabulary: Vocabulary, labels: LabelKind) -> Row:
+    shown = {v: n for v, n in manifest.labels.items() if labels == "class" or int(float(v)) != 0}
+    found = ", ".join(f"{v} {n}" if n != v else v for v, n in shown.items()) or "without names"
     expected = ", ".join(f"{value} {name}" for value, name in classes.items())
     if vocabulary.problems:
-        return Row("labels", found, expected, "does not fit", "; ".join(vocabulary.problems))
+        return Row("labels", found, expected, "does not fit", "see below")
     if vocabulary.how:
         return Row("labels", found, expected, "converted", "; ".join(vocabulary.how))
     return Row("labels", found, expected, "fits")
+
+
+def _with_values(row: Row, manifest: Manifest, classes: Mapping[int, str], vocabulary: Vocabulary) -> Row:
+    """Return the row of labels with the values that are none of the job's, for which cases are set aside."""
+    if row.aspect != "labels" or manifest.label_kind == "instances":
+        return row
+    known = {0, *(classes if vocabulary.values is None else vocabulary.values)}
+    held = Counter(
+        v for e in manifest.entries if isinstance(e.label, str) for v in facts.label_counts(e.label_values or {})
+    )
+    outside = sorted(held.keys() - known)
+    if not outside:
+        return row
+    names = {value: classes.get(value, "NAME") for value in sorted(held.keys() - {0})}
+    told = ", ".join(f"{value_name(value)} in {counted(held[value], 'case')}" for value in outside[:_MOST_VALUES])
+    more = f" and {len(outside) - _MOST_VALUES} more" if len(outside) > _MOST_VALUES else ""
+    how = f"{told}{more}: none of the job's"
+    if len(names) <= _MOST_VALUES:
+        option = ",".join(f"{value_name(value)}={name}" for value, name in names.items())
+        how += f"; register again with --labels {option} (background: none of them)"
+    return replace(row, verdict="does not fit", how="; ".join(filter(None, (row.how, how))))
 
 
 def _faults(entry: Entry, data: DataSpec, *words: str) -> list[str]:
     return [fault for fault in contract_faults(entry, data) if any(word in fault for word in words)]
 
 
-def _range(values: Sequence[float], form: str = "") -> str:
-    low, high = min(values), max(values)
-    return f"{low:{form}}" if low == high else f"{low:{form}} to {high:{form}}"
+def _range(values: Sequence[float], written: Callable[[float], str] = str) -> str:
+    low, high = written(min(values)), written(max(values))
+    return low if low == high else f"{low} to {high}"
 
 
 def _named(entries: Sequence[Entry]) -> str:

@@ -18,7 +18,7 @@ from scipy.sparse import csgraph
 
 from oncofed.data import facts
 from oncofed.data.answers import KEEP_ALL, SAME_PATIENT
-from oncofed.data.decisions import name_of, settled
+from oncofed.data.decisions import contradiction, name_of, settled
 from oncofed.data.manifest import Entry, Manifest, Split
 
 COPIES = "copies"
@@ -66,8 +66,7 @@ class CopyGroup:
 
     def contradiction(self) -> tuple[Entry, Entry] | None:
         """Return two of its cases whose labels differ, where there are such."""
-        labelled = [entry for _, entry in self.cases if entry.label is not None]
-        return next(((labelled[0], other) for other in labelled[1:] if _differ(labelled[0], other)), None)
+        return contradiction(entry for _, entry in self.cases)
 
 
 def copy_groups(manifest: Manifest) -> list[CopyGroup]:
@@ -213,14 +212,3 @@ def _together(groups: Mapping[str, int], one: Case, two: Case) -> bool:
     """Return whether somebody has decided about two cases together."""
     first, second = name_of(one[1]), name_of(two[1])
     return first in groups and groups[first] == groups.get(second)
-
-
-def _differ(one: Entry, two: Entry) -> bool:
-    """Return whether the labels of two copies contradict each other, as far as their facts tell."""
-    if isinstance(one.label, int) or isinstance(two.label, int):
-        return one.label != two.label and isinstance(one.label, int) and isinstance(two.label, int)
-    if one.label_values is None or two.label_values is None:
-        return False
-    if one.shape == two.shape:
-        return one.label_values != two.label_values
-    return set(one.label_values) - {"0"} != set(two.label_values) - {"0"}

@@ -27,7 +27,10 @@ def decided(manifest: Manifest) -> Manifest:
 
 
 def in_force(manifest: Manifest, decision: Decision) -> Manifest:
-    """Return a dataset as one decision leaves it."""
+    """Return a dataset as one decision leaves it.
+
+    Of copies whose labels contradict each other, now or when it was decided, none is dropped as a mere copy.
+    """
     reasons = {bad.name: bad.reason for bad in manifest.quarantine}
     aside = {n for group in decision.groups for n in group if n in reasons and reasons[n] == decision.content.get(n)}
     if aside:
@@ -36,7 +39,16 @@ def in_force(manifest: Manifest, decision: Decision) -> Manifest:
     if effect is None:
         return manifest
     there = {name_of(entry): (split, entry) for split, entry in manifest.by_split()}
-    return effect(manifest, [group for group in _still_so(decision, there) if group])
+    groups = [group for group in _still_so(decision, there) if group]
+    if decision.finding == "copies" and decision.action == KEEP_ONE:
+        groups = [group for group in groups if not contradiction(entry for _, entry in group)]
+    return effect(manifest, groups)
+
+
+def contradiction(copies: Iterable[Entry]) -> tuple[Entry, Entry] | None:
+    """Return two copies of one image whose labels differ, where there are such."""
+    labelled = [entry for entry in copies if entry.label is not None]
+    return next(((labelled[0], other) for other in labelled[1:] if _differ(labelled[0], other)), None)
 
 
 def in_words(manifest: Manifest) -> list[str]:
@@ -98,6 +110,17 @@ def by_worth(cases: Iterable[tuple[Split, Entry]]) -> list[tuple[Split, Entry]]:
 
 
 _Group = list[tuple[Split, Entry]]
+
+
+def _differ(one: Entry, two: Entry) -> bool:
+    """Return whether the labels of two copies contradict each other, as far as their facts tell."""
+    if isinstance(one.label, int) or isinstance(two.label, int):
+        return one.label != two.label and isinstance(one.label, int) and isinstance(two.label, int)
+    if one.label_values is None or two.label_values is None:
+        return False
+    if one.shape == two.shape:
+        return one.label_values != two.label_values
+    return set(one.label_values) - {"0"} != set(two.label_values) - {"0"}
 
 
 def _still_so(decision: Decision, there: dict[str, tuple[Split, Entry]]) -> Iterator[_Group]:

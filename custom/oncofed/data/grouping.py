@@ -54,6 +54,11 @@ def named(names: Sequence[str], count: int | None = None) -> str:
     return ", ".join(names[:EXAMPLES]) + (f" and {more:,} more" if more > 0 else "")
 
 
+def millimetres(length: float) -> str:
+    """Return a length as people write it: 0.7, 12.5, 2,000."""
+    return f"{length:,.0f}" if abs(length) >= 1000 else f"{length:.4g}"
+
+
 def counted(count: int, noun: str) -> str:
     """Return "1 case", "2 cases"."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -216,7 +217,7 @@ def manifest_path(folder: Path) -> Path:
     if not path.is_file():
         raise DataError(
             f"{folder}: no dataset.json. Expected the Decathlon layout: dataset.json, imagesTr, labelsTr. "
-            f"Any other layout becomes one by: oncofed data register {folder} --dataset NAME"
+            f"Any other layout becomes one by: oncofed data register {shlex.quote(str(folder))} --dataset NAME"
         )
     return path
 

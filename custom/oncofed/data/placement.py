@@ -169,9 +169,11 @@ def _fit(values: NDArray[Any], points: Points, normals: Points, shape: Sequence[
         # A step counts less and less the larger it is: a few along the lungs or the skull would outweigh all others.
         typical = float(np.median(steps)) or float(steps.mean())
         contrast += (steps / (steps + typical)).mean(axis=1) if typical else 0.0
-    if contrast[0] <= 0:
+    if contrast.max() <= 0:
         return {}
-    fits = np.log(contrast[0] / np.maximum(contrast[1:], contrast[0] * 1e-3))
+    # Where nothing at all changes along the border, as on a plain background, it lies better wherever something does.
+    own = max(contrast[0], contrast.max() * 1e-3)
+    fits = np.log(own / np.maximum(contrast[1:], own * 1e-3))
     return {words: float(fit) for (words, _, _), fit in zip(moves[1:], fits, strict=True)}
 
 

@@ -14,6 +14,7 @@ from oncofed.data.answers import ACCEPT, REVIEWED, answer_to
 from oncofed.data.copies import copy_groups
 from oncofed.data.decisions import name_of, settled
 from oncofed.data.dicom.series import WITHOUT_PLACE
+from oncofed.data.grouping import millimetres
 from oncofed.data.manifest import Entry, Manifest
 from oncofed.data.spec import MODALITY_NAMES, DataSpec
 
@@ -23,6 +24,9 @@ _FAR = 8.0
 _TO_STANDARD = 0.6745
 _FEWEST_FOR_OUTLIERS = 8
 _MOST_OUTLIERS = 0.05
+# Sides of a voxel in mm: micro-CT has 0.001, and no volume of a patient has slices 50 apart.
+_PLAUSIBLE = (0.001, 50.0)
+_OF_PATIENTS = ("ct", "mri", "pet")
 _HEAD_WORDS = ("head", "brain", "skull", "neuro", "hippocamp", "iac", "orbit")
 _NAME_IN_PATH = re.compile(
     r"[A-Z][a-z]+(?:\^|,_?\s?|_)[A-Z][a-z]+|\bMRN[-_]?\d{4,}|\b(19|20)\d\d[-_]?[01]\d[-_]?[0-3]\d\b"
@@ -63,8 +67,8 @@ def find_all(manifest: Manifest, data: DataSpec | None = None) -> list[Finding]:
         manifest: the dataset, registered.
         data: a job's contract, for the modality; None compares the cases with each other.
     """
-    found = (*shared_patients(manifest), *copies(manifest), *wrong_modality(manifest, data), *outliers(manifest))
-    return unsettled(manifest, found)
+    found = (*shared_patients(manifest), *copies(manifest), *wrong_modality(manifest, data))
+    return unsettled(manifest, (*found, *implausible_spacing(manifest), *outliers(manifest)))
 
 
 def unsettled(manifest: Manifest, findings: Iterable[Finding]) -> list[Finding]:
@@ -101,6 +105,15 @@ def shared_patients(manifest: Manifest) -> Iterator[Finding]:
 def copies(manifest: Manifest) -> Iterator[Finding]:
     """Yield each image that is another one's copy, by checksum or by its looks, and copies whose labels differ."""
     for group in copy_groups(manifest):
+        contradiction = group.contradiction()
+        if contradiction:
+            one, two = contradiction
+            how = "is the same file as" if group.exact else "looks the same as"
+            what = f"its image {how} that of {name_of(one)}, and their labels contradict each other"
+            what += "" if group.exact else ". Where they are other images that only look alike: --copies keep-all"
+            names = tuple(name_of(entry) for _, entry in group.cases)
+            yield Finding("copies with conflicting labels", name_of(two), what, cases=names)
+            continue
         for (split, entry), copy in zip(group.cases[1:], group.copies[1:], strict=True):
             other_split, other = group.cases[copy.of]
             exact = copy.correlation is None
@@ -109,11 +122,6 @@ def copies(manifest: Manifest) -> Iterator[Finding]:
             where = f" (in {other_split} and {split})" if other_split != split else ""
             kind = "duplicate image (checksum)" if exact else "duplicate image (perceptual)"
             yield Finding(kind, name_of(entry), f"its image {how} that of {patients}{name_of(other)}{where}")
-        contradiction = group.contradiction()
-        if contradiction:
-            one, two = contradiction
-            what = f"its label contradicts that of {name_of(one)}, whose image is the same"
-            yield Finding("copies with conflicting labels", name_of(two), what)
 
 
 def wrong_modality(manifest: Manifest, data: DataSpec | None) -> Iterator[Finding]:
@@ -132,10 +140,28 @@ def wrong_modality(manifest: Manifest, data: DataSpec | None) -> Iterator[Findin
         yield Finding("wrong modality", name_of(entry), f"its modality is {entry.modality}, expected {expected}")
 
 
+def implausible_spacing(manifest: Manifest) -> Iterator[Finding]:
+    """Yield each volume whose voxels no scanner of a patient measures, also where all cases share it."""
+    low, high = _PLAUSIBLE
+    for entry in filter(_is_implausible, manifest.entries):
+        sides = " x ".join(map(millimetres, entry.spacing or ()))
+        what = f"its voxels are {sides} mm, expected {low:g} to {high:g}: is its unit right?"
+        yield Finding("implausible spacing", name_of(entry), f"{what} Where it is not, export it in mm")
+
+
+def _is_implausible(entry: Entry) -> bool:
+    low, high = _PLAUSIBLE
+    of_a_patient = not entry.modality or any(_is_modality(entry.modality, MODALITY_NAMES[m]) for m in _OF_PATIENTS)
+    volume = len(entry.shape or []) == 3 and entry.spacing
+    return bool(volume and of_a_patient and not all(low <= side <= high for side in entry.spacing or ()))
+
+
 def outliers(manifest: Manifest) -> Iterator[Finding]:
     """Yield each case whose spacing or intensity is far from that of all others of its modality."""
     groups: dict[tuple[object, ...], list[Entry]] = defaultdict(list)
     for entry in manifest.entries:
+        if _is_implausible(entry):
+            continue
         stain = tuple(sorted((k, v) for k, v in entry.tags.items() if k in {"stain", "sequence", "protocol"}))
         groups[entry.modality, entry.vendor, entry.dtype, len(entry.shape or []), stain].append(entry)
     for group in groups.values():
@@ -144,7 +170,7 @@ def outliers(manifest: Manifest) -> Iterator[Finding]:
         spaced = [entry for entry in group if entry.spacing]
         volumes = np.array([float(np.prod(entry.spacing or [1])) for entry in spaced])
         for number in _far(np.log(volumes)):
-            sides = " x ".join(f"{s:g}" for s in spaced[number].spacing or ())
+            sides = " x ".join(map(millimetres, spaced[number].spacing or ()))
             typical = float(np.median(volumes)) ** (1 / len(spaced[number].spacing or [1]))
             what = f"its voxels are {sides} mm, far from the others' (about {typical:.3g} mm a side)"
             yield Finding("outlier spacing", name_of(spaced[number]), what)

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
 from oncofed.audit import AuditLog
-from oncofed.data.answers import ANSWERS, KEEP_ALL, LEAVE_OUT, SET_ASIDE_KINDS, Answer, answer_to, kind_of_reason
+from oncofed.data.answers import (
+    ANSWERS,
+    KEEP_ALL,
+    KEEP_ONE,
+    LEAVE_OUT,
+    SET_ASIDE_KINDS,
+    Answer,
+    answer_to,
+    kind_of_reason,
+)
 from oncofed.data.cases import Problem
 from oncofed.data.copies import CopyGroup, copy_groups
 from oncofed.data.decisions import content_of, decided, in_force, in_words, name_of
@@ -26,6 +36,7 @@ from oncofed.data.manifest import (
 from oncofed.data.quality import (
     Finding,
     copies,
+    implausible_spacing,
     loose_slices,
     outliers,
     phi_warnings,
@@ -77,6 +88,7 @@ def resolve(
     asked: Asked | None = None,
     kit: Path | None = None,
     dry_run: bool = False,
+    command: Callable[[Answer], str] | None = None,
 ) -> Outcome:
     """Decide about all findings of some kinds that a dataset has now.
 
@@ -87,6 +99,7 @@ def resolve(
         asked: what a job finds; None: only what the cases say of each other.
         kit: folder of the site's kit, whose audit log records it; None: there is none.
         dry_run: change nothing.
+        command: what to type for what is open still; None: by the dataset's name.
 
     Raises:
         DataError: nobody registered the dataset, or it has no such finding.
@@ -126,12 +139,13 @@ def resolve(
         manifest = in_force(manifest.model_copy(update={"decisions": [*manifest.decisions, decision]}), decision)
     if not outcome.decisions:
         kinds = " and ".join(kind for answer in without for kind in answer.kinds)
+        told = "".join(f" {line[:1].upper()}{line[1:]}." for line in outcome.told)
         raise DataError(
-            f"{folder / MANIFEST_FILE}: no finding to decide about (looked for: {kinds}). "
+            f"{folder / MANIFEST_FILE}: no finding to decide about (looked for: {kinds}).{told} "
             "See what there is with: oncofed data check JOB NAME"
         )
     outcome.told += [f"no {answer.kinds[0]} was found: nothing decided about it" for answer in without]
-    outcome.told += _follows(manifest, asked or Asked())
+    outcome.told += _follows(manifest, asked or Asked(), command or (lambda answer: answer.command(manifest.name)))
     if not dry_run:
         outcome.recorded = _record(kit, DECIDED, listed.name, outcome.decisions, why)
         write_manifest(folder, listed.model_copy(update={"decisions": [*listed.decisions, *outcome.decisions]}))
@@ -173,6 +187,7 @@ def _other_findings(manifest: Manifest, asked: Asked) -> list[Finding]:
     found = [
         *shared_patients(manifest),
         *wrong_modality(manifest, asked.data),
+        *implausible_spacing(manifest),
         *outliers(manifest),
         *loose_slices(manifest),
         *phi_warnings(manifest),
@@ -211,8 +226,10 @@ def _chosen(groups: Sequence[CopyGroup], answer: Answer, action: str, told: list
         told.append(
             f"the labels of {len(contradicting):,} groups of copies contradict: {named}"
             f"{' …' if len(contradicting) > EXAMPLES else ''}. Leave those images out with --conflicting {LEAVE_OUT}"
+            + (", or mend the wrong label; they are found still" if action == KEEP_ONE else "")
         )
-    return list(groups)
+    # Which of two labels is right no rule can say.
+    return [group for group in groups if action != KEEP_ONE or not group.contradiction()]
 
 
 def _label(entry: Entry) -> str:
@@ -222,13 +239,13 @@ def _label(entry: Entry) -> str:
     return f"voxels {', '.join(counts) or 'of no label'}"
 
 
-def _follows(manifest: Manifest, asked: Asked) -> list[str]:
+def _follows(manifest: Manifest, asked: Asked, command: Callable[[Answer], str]) -> list[str]:
     """Return what is open still, by kind; copies are not looked for anew."""
     counts: dict[str, int] = {}
     for finding in _other_findings(manifest, asked):
         counts[finding.kind] = counts.get(finding.kind, 0) + 1
     return [
-        f"still open: {kind}, {count:,}" + (f": {answer.command(manifest.name)}" if (answer := answer_to(kind)) else "")
+        f"still open: {kind}, {count:,}" + (f": {command(answer)}" if (answer := answer_to(kind)) else "")
         for kind, count in counts.items()
     ]
 
@@ -255,6 +272,6 @@ def _registered(folder: Path) -> Manifest:
     if not (folder / SALT_FILE).is_file() and not any(entry.checksum for entry in manifest.entries):
         raise DataError(
             f"{folder}: nobody registered it, and decisions are kept where it is registered. "
-            f"Register it with: oncofed data register {folder} --dataset NAME"
+            f"Register it with: oncofed data register {shlex.quote(str(folder))} --dataset NAME"
         )
     return manifest

@@ -80,7 +80,7 @@ class DataSpec(StrictModel):
         for name in ("spacing_range", "size_range", "window"):
             pair = getattr(self, name)
             if pair and pair[0] >= pair[1] and (pair[0] > pair[1] or name == "window"):
-                raise ValueError(f"{name} is {list(pair)}, expected the smaller number first")
+                raise ValueError(f"{name} is {pair[0]:g} to {pair[1]:g}, expected the smaller number first")
         return self
 
     @property

@@ -26,6 +26,7 @@ _LEAST_FIT_SPREAD, _LEAST_SHARE_SPREAD, _LEAST_SIZE_SPREAD, _LEAST_PLACE_SPREAD 
 # Logarithm of the contrast where a mask lies over that elsewhere: below the first it lies better elsewhere, which
 # counts where others do not; below the second it counts by itself.
 _BETTER_ELSEWHERE, _FAR_BETTER_ELSEWHERE = -0.08, -0.3
+_MOST_TIMES = 100  # beyond which the number says nothing
 _USUAL_PLACE = 0.5
 _MOST_WEIGHT = 20.0
 # Weight of what `oncofed data check` finds: it is shown, and ranks behind doubts about the label.
@@ -137,7 +138,7 @@ def _elsewhere(group: Sequence[Placement]) -> Iterator[Suspicion]:
             if (is_odd or fit < _FAR_BETTER_ELSEWHERE) and fit < worst.get(placement.name, (0.0,))[0]:
                 worst[placement.name] = (float(fit), how, float(drop))
     for name, (fit, how, drop) in worst.items():
-        times = f"{np.exp(-fit):.2g}"
+        times = f"{np.exp(-fit):.2g}" if fit > -np.log(_MOST_TIMES) else f"more than {_MOST_TIMES}"
         what = f"{how}, its contour would follow the image's edges {times} times as well as it does"
         yield Suspicion(name, "mask lies better elsewhere", what, _weight(max(drop, -fit / _LEAST_FIT_SPREAD)))
     levels = [p for p in group if p.fit]

@@ -73,7 +73,8 @@ def match_classes(manifest: Manifest, classes: Mapping[int, str]) -> Vocabulary:
     names = {int(float(value)): name for value, name in manifest.labels.items()}
     if not manifest.label_map and all(_is_unnamed(value, name) for value, name in names.items()):
         unknown = sorted(set(names) - set(classes))
-        problems = [f"its classes {unknown} are none of the job's {sorted(classes)}"] if unknown else []
+        own, jobs = (", ".join(map(str, sorted(values))) for values in (unknown, classes))
+        problems = [f"its classes {own} are none of the job's, {jobs}"] if unknown else []
         return Vocabulary(problems=problems)
     matched, how, problems = _by_name(names, manifest, classes, "class", "is left out", "leaves its images out")
     values = {value: target for value, target in matched.items() if target is not None}
@@ -116,8 +117,8 @@ def _by_name(
             problems.append(hint)
         else:
             problems.append(
-                f"its {noun} {name!r} is none of the job's {sorted(classes.values())}; say which of them it is in "
-                f'dataset.json: "label_map": {{"{name}": "NAME"}} (null {null})'
+                f"its {noun} {name!r} is none of the job's; say in dataset.json which it is: "
+                f'"label_map": {{"{name}": "NAME"}} (null {null})'
             )
     return values, how, problems
 
@@ -128,7 +129,7 @@ def _by_value(names: Mapping[int, str], classes: Mapping[int, str], instances: b
     if len(classes) > 1:
         return Vocabulary(
             instances=True,
-            problems=[f"its masks number objects of one kind, the job learns {sorted(classes.values())}"],
+            problems=[f"its masks number objects of one kind, the job learns {', '.join(classes.values())}"],
         )
     name = next(iter(classes.values()))
     return Vocabulary({1: 1}, True, [f"every numbered object becomes {name} (1)"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def _look_for_phi(name: str, folder: Path) -> Iterator[Check]:
     found = unsettled(manifest, phi_warnings(manifest))
     if found:
         kinds = ", ".join(dict.fromkeys(finding.kind for finding in found))
-        advice = f"oncofed data check JOB --dataset {folder} names the cases; oncofed data deidentify --help"
+        advice = f"oncofed data check JOB {shlex.quote(str(folder))} names the cases; oncofed data deidentify --help"
         yield Check(f"patients in {name}", "warn", f"{len(found)} findings that may identify one: {kinds}", advice)
     else:
         yield Check(f"patients in {name}", "ok", "nothing was found that identifies one")
@@ -62,7 +63,7 @@ def _look_at_job(job: str, plan: Plan, datasets: Mapping[str, Path]) -> Check:
         report = check_dataset(folder, plan.data, plan.task.vocabulary, plan.seed, labels)
     except DataError as error:
         return Check(f"job {job}", "fail", str(error), _REGISTER)
-    advice = f"oncofed data check {job} --dataset {folder} says more"
+    advice = f"{shlex.join(['oncofed', 'data', 'check', job, str(folder)])} says more"
     if not report.may_train:
         return Check(f"job {job}", "fail", f"{name}: {'; '.join(report.why_not[:2])}", advice)
     cases = ", ".join(f"{number} {split}" for split, number in report.cases.items())

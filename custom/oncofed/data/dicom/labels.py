@@ -62,7 +62,8 @@ def read_labels(
         regions = regions_on(label.header, stack.header)
         wanted = wanted_regions(regions, values)
         if not wanted:
-            raise DataError(f"its label names {sorted(set(regions.values()))}, expected some of {sorted(values)}")
+            named = ", ".join(sorted(set(regions.values())))
+            raise DataError(f"its label names {named or 'nothing'}, expected some of {', '.join(sorted(values))}")
         try:
             found = _draw(root / label.path, canvas, wanted, image, stack, label)
         except OutsideError:
