@@ -164,11 +164,63 @@ def test_palettes_that_contradict_each_other_are_read_by_colour(tmp_path: Path) 
     assert seen[0][1] == int((_classes() == 1).sum())
 
 
-@pytest.mark.wild("ImageMagick's palettes", "a palette whose first colour is the object")
-def test_a_palette_that_begins_with_the_object_is_read_by_its_colours(tmp_path: Path) -> None:
+@pytest.mark.wild("labelme#785", "numbered objects, each file's palette of colours of its own")
+@pytest.mark.parametrize("how", ["grey", "one palette", "a palette for each file"])
+def test_numbered_objects_are_such_with_a_palette_or_without(how: str, tmp_path: Path) -> None:
+    masks = []
+    for file in range(5):
+        mask = np.zeros((64, 64), np.uint8)
+        for number in range(12 - file):
+            mask[5 * number : 5 * number + 3, 5:20] = number + 1
+        seed = np.random.default_rng(file if how == "a palette for each file" else 0)
+        colours = [BLACK, *map(tuple, seed.integers(1, 255, (40, 3)).tolist())]
+        masks.append(Image.fromarray(mask) if how == "grey" else _palette(mask, *colours))
+    manifest = _dataset(tmp_path, masks)
+    assert manifest.label_kind == "instances"
+    assert sorted(e.instances or 0 for e in manifest.entries) == [8, 9, 10, 11, 12]
+    assert manifest.labels.keys() == {"0", "1"}
+    for case in read_cases(tmp_path / "out", SplitSpec(), 1):
+        assert np.array_equal(case.read_label(numbered=True).values[..., 0].T, np.asarray(masks[int(case.name)]))
+
+
+@pytest.mark.wild("ImageMagick's palettes", "many classes, numbered anew in each file, taken for objects")
+def test_many_classes_of_the_same_colours_are_classes(tmp_path: Path) -> None:
+    colours = [tuple(map(int, c)) for c in np.random.default_rng(0).integers(1, 255, (14, 3))]
+    masks = []
+    for file in range(5):
+        here = np.random.default_rng(file).permutation(14)[: 12 - file % 4]
+        mask = np.zeros((64, 64), np.uint8)
+        for number in range(len(here)):
+            mask[5 * number : 5 * number + 3, 5:20] = number + 1
+        masks.append(_palette(mask, BLACK, *[colours[n] for n in here]))  # type: ignore[arg-type]
+    manifest = _dataset(tmp_path, masks)
+    assert manifest.label_kind == "classes"
+    assert len(manifest.labels) == 15
+
+
+@pytest.mark.wild("ImageMagick's palettes", "a palette whose first colour is the object, or the paper")
+def test_a_palette_that_begins_with_white_is_read_as_its_label_is_named(tmp_path: Path) -> None:
+    drawn = (_classes() > 0).astype(np.uint8)
+    masks = [_palette(drawn, WHITE, BLACK)] * 3
+    manifest = _dataset(tmp_path / "unnamed", masks)
+    assert not manifest.entries
+    assert all("--labels 1=NAME where white is background" in bad.reason for bad in manifest.quarantine)
+    for value, label in ((1, drawn), (255, 255 * (1 - drawn))):
+        folder = tmp_path / str(value)
+        manifest = _dataset(folder, masks, labels={value: "tumour"})
+        assert [e.label_values for e in manifest.entries] == [
+            {"0": int((label == 0).sum()), str(value): int((label > 0).sum())}
+        ] * 3
+        assert all(("palette begins with white" in " ".join(e.notes)) == (value == 1) for e in manifest.entries)
+        for case in read_cases(folder / "out", SplitSpec(), 1):
+            assert np.array_equal(case.read()[1].values[..., 0].T, label)
+
+
+@pytest.mark.wild("ImageMagick's palettes", "a palette whose first colour is a class")
+def test_a_palette_that_begins_with_a_class_is_read_by_its_colours(tmp_path: Path) -> None:
     mask = (_classes() > 0).astype(np.uint8)
-    _palette(1 - mask, WHITE, BLACK).save(tmp_path / "a.png")
-    assert np.array_equal(_read(tmp_path / "a.png"), mask * 255)
+    _palette(1 - mask, RED, BLACK).save(tmp_path / "a.png")
+    assert np.array_equal(_read(tmp_path / "a.png"), np.where(mask, value_of("#800000"), 0))
 
 
 def _soft(method: Image.Resampling, factor: float) -> np.ndarray:

@@ -48,6 +48,8 @@ _SLICES = 16
 # Of an image so many rows and columns are looked at for neighbours that are alike.
 _LINES = 64
 _MOST_COUNTED = 1 << 20
+# A palette's colour of which each part is at least this is white.
+_LEAST_WHITE = 240
 # Channels of a JPEG of grey differ by this much at most.
 _SAME_GREY = 48
 # Least share of neighbours inside objects that have the same value; of a picture few have.
@@ -145,14 +147,42 @@ def _from_palette(image: LoadedImage, by_colour: bool, named: Collection[int]) -
     table = tuple((int(n), value_name_of_colour(c)) for n, c in zip(used, colours, strict=True))
     image = replace(image, palette=None, colours=table)
     # Programs that save few colours number them as they like; who numbers classes gives zero to the background.
-    zero_is_no_background = black.any() and palette[0].any()
+    if black.any() and palette[0].any() and not by_colour:
+        by_colour = not _is_white(palette[0]) or _colours_are_named(palette, used, named)
+        if not by_colour:
+            note = "its palette begins with white: the numbers in it are the label, 0 is background"
+            image = replace(image, notes=(*image.notes, note))
     shown = palette[..., 0][numbers]
     top = _full_scale(int(shown.max())) if grey else None
     soft = top is not None and not _are_several(named) and _is_soft(shown, float(top))
-    if by_colour or zero_is_no_background or soft:
+    if by_colour or soft:
         values = colour_value(palette)[numbers][..., None]
         return replace(image, values=values.astype(np.uint8) if grey else values, by_colour=True)
     return image
+
+
+def _is_white(colour: Values) -> bool:
+    return int(colour.min()) >= _LEAST_WHITE
+
+
+def _colours_are_named(palette: Values, used: Values, named: Collection[int]) -> bool:
+    """Return whether names are of a palette's colours and not of its numbers, where white is its number 0.
+
+    Black is drawn on white paper, or white is drawn on black and came first: both are the same file.
+
+    Raises:
+        DataError: no name tells which.
+    """
+    names = set(named) - {0}
+    values = colour_value(palette)
+    of_numbers, of_colours = names & set(used.tolist()), names & {0, *values[:1].tolist(), *values[used].tolist()}
+    if bool(of_numbers) != bool(of_colours):
+        return bool(of_colours)
+    drawn, white = int(used[used > 0][0]), value_name(int(values[0]))
+    raise DataError(
+        "has a palette whose number 0 is white and another black: which of them is the background it does not say. "
+        f"Name the label: --labels {drawn}=NAME where white is background, --labels {white}=NAME where it is the object"
+    )
 
 
 def value_name_of_colour(colour: Values) -> str:
