@@ -18,8 +18,9 @@ from pydicom.sequence import Sequence as Items
 
 from dicoms import item, make_seg, make_series, make_xray, volume
 from oncofed.data.deidentify import CROSSWALK_FILE, Options, Outcome, deidentify
-from oncofed.data.images import read_image
+from oncofed.data.images import read_image, read_stored
 from oncofed.data.register import Request, register
+from oncofed.data.textless import require_same
 from oncofed.errors import DataError
 from synthetic import make_volume
 
@@ -211,6 +212,91 @@ def test_a_copy_has_all_pages(tmp_path: Path) -> None:
     copy(tmp_path)
     (made,) = (p for p in (tmp_path / "out").rglob("*") if p.is_file())
     assert np.array_equal(read_image(made).values, read_image(tmp_path / "in" / "a.tif").values)
+
+
+def _tiff(path: Path, kind: str) -> None:
+    """Write a TIFF of a kind whose text names somebody."""
+    random = np.random.default_rng(0)
+    grey, stack = (random.integers(0, 60000, shape, dtype=np.uint16) for shape in ((24, 40), (5, 24, 40)))
+    text = {"description": "Canary^Name", "metadata": None, "software": "Canary", "datetime": True}
+    sizes = {"spacing": 2.0, "unit": "mm", "axes": "ZYX", "Info": "Canary", "Labels": ["Canary"] * 5}
+    ome = {"axes": "ZYX", "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.25, "PhysicalSizeZ": 2.0, "Name": "Canary"}
+    ome |= {f"PhysicalSize{axis}Unit": "mm" for axis in "XYZ"}
+    if kind == "white is zero":
+        tifffile.imwrite(path, grey, photometric="miniswhite", **text)
+    elif kind == "16 bits a colour":
+        tifffile.imwrite(path, random.integers(0, 60000, (24, 40, 3), dtype=np.uint16), photometric="rgb", **text)
+    elif kind == "floats":
+        tifffile.imwrite(path, random.normal(size=(24, 40)).astype(np.float32), predictor=True, compression="zlib")
+    elif kind == "big-endian BigTIFF":
+        tifffile.imwrite(path, stack, byteorder=">", bigtiff=True, compression="lzw", rowsperstrip=7)
+    elif kind == "a palette":
+        colours = random.integers(0, 255, (3, 256), dtype=np.uint16) * 257
+        tifffile.imwrite(path, (grey % 4).astype(np.uint8), photometric="palette", colormap=colours, **text)
+    elif kind == "on its side":
+        tifffile.imwrite(path, grey, extratags=[(274, "H", 1, 6, True)], **text)
+    elif kind == "ImageJ":
+        tifffile.imwrite(path, stack, imagej=True, resolution=(2, 4), metadata=sizes)
+    elif kind == "OME":
+        tifffile.imwrite(path, stack, ome=True, metadata=ome)
+    elif kind == "OME in tiles":
+        tifffile.imwrite(path, np.tile(stack, (1, 8, 4)), ome=True, metadata=ome, tile=(64, 64))
+    else:
+        tifffile.imwrite(path, np.stack([stack, stack]), metadata={"Name": "Canary", "axes": "CZYX"})
+
+
+@pytest.mark.wild(
+    "pytiff#11, ruby-vips#91", "a copy of a TIFF with grey inverted, half the bits, or without its pixel sizes"
+)
+@pytest.mark.parametrize(
+    ("kind", "spacing"),
+    [
+        ("white is zero", None),
+        ("16 bits a colour", None),
+        ("floats", None),
+        ("big-endian BigTIFF", None),
+        ("a palette", None),
+        ("on its side", None),
+        ("ImageJ", (0.5, 0.25, 2.0)),
+        ("OME", (0.5, 0.25, 2.0)),
+        ("OME in tiles", (0.5, 0.25, 2.0)),
+        ("channels of slices", None),
+    ],
+)
+def test_a_copy_of_a_tiff_has_its_values_and_sizes_and_no_text(
+    kind: str, spacing: tuple[float, ...] | None, tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    original = tmp_path / "in" / "a.tif"
+    _tiff(original, kind)
+    outcome = copy(tmp_path)
+    assert not outcome.refused
+    assert outcome.written == {"image": 1}
+    (made,) = (p for p in (tmp_path / "out").rglob("*") if p.is_file())
+    assert b"Canary" not in made.read_bytes()
+    with tifffile.TiffFile(original) as before, tifffile.TiffFile(made) as after:
+        assert np.array_equal(after.asarray(), before.asarray())
+        assert after.pages[0].photometric == before.pages[0].photometric
+        assert after.pages[0].compression == before.pages[0].compression
+    one, other = read_stored(original), read_stored(made)
+    assert np.array_equal(one.values, other.values)
+    assert one.values.dtype == other.values.dtype
+    assert other.spacing == pytest.approx(spacing) if spacing else other.spacing is None
+
+
+@pytest.mark.wild("pytiff#11, ruby-vips#91", "a copy that is another image than the original")
+def test_what_cannot_be_copied_as_it_is_is_refused_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    values = np.random.default_rng(0).integers(0, 255, (4, 24, 40), dtype=np.uint8)
+    tifffile.imwrite(tmp_path / "in" / "a.tif", values, imagej=True, metadata={"axes": "TYX"})
+    outcome = copy(tmp_path)
+    assert "4 points in time" in outcome.refused["a.tif"]
+    assert not [p for p in (tmp_path / "out").rglob("*") if p.is_file()]
+    tifffile.imwrite(tmp_path / "one.tif", values[0])
+    tifffile.imwrite(tmp_path / "two.tif", 255 - values[0])
+    with pytest.raises(DataError, match="the copy would have other pixel values"):
+        require_same(tmp_path / "one.tif", tmp_path / "two.tif")
+    assert not (tmp_path / "two.tif").exists()
 
 
 @pytest.mark.wild("nibabel#966", "a copy by a name that does not say how it is compressed")

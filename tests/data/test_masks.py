@@ -14,7 +14,7 @@ from PIL import Image
 
 from oncofed.data.cases import read_cases
 from oncofed.data.images import read_image
-from oncofed.data.manifest import Manifest
+from oncofed.data.manifest import Manifest, write_manifest
 from oncofed.data.masks import colour_value, read_mask, value_name, value_of
 from oncofed.data.register import Request, parse_labels, register
 from oncofed.data.spec import SplitSpec
@@ -120,14 +120,16 @@ def test_colours_have_numbers_of_their_own(colours: list[tuple[int, int, int]]) 
         assert (value == red) == (red == green == blue)
 
 
-def _dataset(folder: Path, masks: list[Image.Image], name: str = "{}.png") -> Manifest:
+def _dataset(
+    folder: Path, masks: list[Image.Image], name: str = "{}.png", labels: dict[int, str] | None = None
+) -> Manifest:
     (folder / "in" / "images").mkdir(parents=True)
     (folder / "in" / "masks").mkdir()
     for number, mask in enumerate(masks):
         field = RANDOM.integers(0, 255, (mask.height, mask.width, 3), dtype=np.uint8)
         Image.fromarray(field).save(folder / "in" / "images" / f"{number}.png")
         mask.save(folder / "in" / "masks" / name.format(number))
-    return register(Request(folder / "in", "demo", folder / "out", workers=1))
+    return register(Request(folder / "in", "demo", folder / "out", labels=labels or {}, workers=1))
 
 
 @pytest.mark.wild("labelme#785, lightning-flash#1400", "colours of a mask have no names: the table tells them")
@@ -154,8 +156,6 @@ def test_palettes_that_contradict_each_other_are_read_by_colour(tmp_path: Path) 
         (e.label_values or {})[str(value_of("#800000"))] == int((_classes() == 1).sum()) for e in manifest.entries
     )
     renamed = manifest.model_copy(update={"label_map": {"#800000": "tumour", "#008000": "rim"}})
-    from oncofed.data.manifest import write_manifest  # noqa: PLC0415
-
     write_manifest(tmp_path / "out", renamed)
     cases = read_cases(tmp_path / "out", SplitSpec(), 1, {1: "tumour", 2: "rim"})
     seen = _used(cases)
@@ -164,11 +164,63 @@ def test_palettes_that_contradict_each_other_are_read_by_colour(tmp_path: Path) 
     assert seen[0][1] == int((_classes() == 1).sum())
 
 
-@pytest.mark.wild("ImageMagick's palettes", "a palette whose first colour is the object")
-def test_a_palette_that_begins_with_the_object_is_read_by_its_colours(tmp_path: Path) -> None:
+@pytest.mark.wild("labelme#785", "numbered objects, each file's palette of colours of its own")
+@pytest.mark.parametrize("how", ["grey", "one palette", "a palette for each file"])
+def test_numbered_objects_are_such_with_a_palette_or_without(how: str, tmp_path: Path) -> None:
+    masks = []
+    for file in range(5):
+        mask = np.zeros((64, 64), np.uint8)
+        for number in range(12 - file):
+            mask[5 * number : 5 * number + 3, 5:20] = number + 1
+        seed = np.random.default_rng(file if how == "a palette for each file" else 0)
+        colours = [BLACK, *map(tuple, seed.integers(1, 255, (40, 3)).tolist())]
+        masks.append(Image.fromarray(mask) if how == "grey" else _palette(mask, *colours))
+    manifest = _dataset(tmp_path, masks)
+    assert manifest.label_kind == "instances"
+    assert sorted(e.instances or 0 for e in manifest.entries) == [8, 9, 10, 11, 12]
+    assert manifest.labels.keys() == {"0", "1"}
+    for case in read_cases(tmp_path / "out", SplitSpec(), 1):
+        assert np.array_equal(case.read_label(numbered=True).values[..., 0].T, np.asarray(masks[int(case.name)]))
+
+
+@pytest.mark.wild("ImageMagick's palettes", "many classes, numbered anew in each file, taken for objects")
+def test_many_classes_of_the_same_colours_are_classes(tmp_path: Path) -> None:
+    colours = [tuple(map(int, c)) for c in np.random.default_rng(0).integers(1, 255, (14, 3))]
+    masks = []
+    for file in range(5):
+        here = np.random.default_rng(file).permutation(14)[: 12 - file % 4]
+        mask = np.zeros((64, 64), np.uint8)
+        for number in range(len(here)):
+            mask[5 * number : 5 * number + 3, 5:20] = number + 1
+        masks.append(_palette(mask, BLACK, *[colours[n] for n in here]))  # type: ignore[arg-type]
+    manifest = _dataset(tmp_path, masks)
+    assert manifest.label_kind == "classes"
+    assert len(manifest.labels) == 15
+
+
+@pytest.mark.wild("ImageMagick's palettes", "a palette whose first colour is the object, or the paper")
+def test_a_palette_that_begins_with_white_is_read_as_its_label_is_named(tmp_path: Path) -> None:
+    drawn = (_classes() > 0).astype(np.uint8)
+    masks = [_palette(drawn, WHITE, BLACK)] * 3
+    manifest = _dataset(tmp_path / "unnamed", masks)
+    assert not manifest.entries
+    assert all("--labels 1=NAME where white is background" in bad.reason for bad in manifest.quarantine)
+    for value, label in ((1, drawn), (255, 255 * (1 - drawn))):
+        folder = tmp_path / str(value)
+        manifest = _dataset(folder, masks, labels={value: "tumour"})
+        assert [e.label_values for e in manifest.entries] == [
+            {"0": int((label == 0).sum()), str(value): int((label > 0).sum())}
+        ] * 3
+        assert all(("palette begins with white" in " ".join(e.notes)) == (value == 1) for e in manifest.entries)
+        for case in read_cases(folder / "out", SplitSpec(), 1):
+            assert np.array_equal(case.read()[1].values[..., 0].T, label)
+
+
+@pytest.mark.wild("ImageMagick's palettes", "a palette whose first colour is a class")
+def test_a_palette_that_begins_with_a_class_is_read_by_its_colours(tmp_path: Path) -> None:
     mask = (_classes() > 0).astype(np.uint8)
-    _palette(1 - mask, WHITE, BLACK).save(tmp_path / "a.png")
-    assert np.array_equal(_read(tmp_path / "a.png"), mask * 255)
+    _palette(1 - mask, RED, BLACK).save(tmp_path / "a.png")
+    assert np.array_equal(_read(tmp_path / "a.png"), np.where(mask, value_of("#800000"), 0))
 
 
 def _soft(method: Image.Resampling, factor: float) -> np.ndarray:
@@ -210,6 +262,63 @@ def test_classes_stay_what_they_are(values: tuple[int, ...], tmp_path: Path) -> 
         mask[40 + 2 * number : 42 + 2 * number, :] = value  # thin as an edge
     Image.fromarray(mask).save(tmp_path / "a.png")
     assert np.array_equal(_read(tmp_path / "a.png"), mask)
+
+
+def _organ_with_ducts() -> np.ndarray:
+    mask = np.zeros((128, 128), np.uint8)
+    mask[20:100, 20:60] = 255
+    for number, value in enumerate((64, 128, 192)):
+        mask[30:100, 70 + 8 * number : 72 + 8 * number] = value  # two pixels thick: nowhere an even area
+    return mask
+
+
+@pytest.mark.wild("EGE-UNet#13", "thin classes beside a large one taken for its soft edge")
+@pytest.mark.parametrize("named", ["", "64=a,128=b,192=c,255=organ"])
+def test_thin_classes_beside_a_large_one_stay(named: str, tmp_path: Path) -> None:
+    labels = parse_labels(named) if named else {}
+    manifest = _dataset(tmp_path, [Image.fromarray(_organ_with_ducts())] * 3, labels=labels)
+    counts = {str(v): int((_organ_with_ducts() == v).sum()) for v in (0, 64, 128, 192, 255)}
+    assert [e.label_values for e in manifest.entries] == [counts] * 3
+    for case in read_cases(tmp_path / "out", SplitSpec(), 1):
+        assert np.array_equal(case.read()[1].values[..., 0].T, _organ_with_ducts())
+        assert np.array_equal(case.read_label().values[..., 0].T, _organ_with_ducts())
+
+
+@pytest.mark.wild("EGE-UNet#13", "a thin class where other edges are soft; many thin layers")
+def test_thin_classes_are_no_slopes(tmp_path: Path) -> None:
+    layers = np.zeros((128, 128), np.uint8)
+    layers[60:] = 255
+    for number in range(10):
+        layers[40 + 2 * number : 42 + 2 * number] = 25 * number + 15
+    Image.fromarray(layers).save(tmp_path / "layers.png")
+    assert np.array_equal(_read(tmp_path / "layers.png"), layers)
+    mixed = _soft(Image.Resampling.BILINEAR, 2.6).copy()
+    mixed[5:8, 10:200] = 50
+    Image.fromarray(mixed).save(tmp_path / "mixed.png")
+    with pytest.raises(DataError, match="its edges are soft"):
+        read_mask(tmp_path / "mixed.png")
+    Image.fromarray(_organ_with_ducts()).save(tmp_path / "lossy.jpg", quality=95)
+    with pytest.raises(DataError, match="changed its label's values"):
+        read_mask(tmp_path / "lossy.jpg")
+
+
+@pytest.mark.wild("EGE-UNet#13", "classes of one pixel's thickness, each between its neighbours, that are named")
+def test_named_values_are_never_cut(tmp_path: Path) -> None:
+    rims = np.zeros((96, 96), np.uint8)
+    for number, value in enumerate((20, 60, 100, 140, 180, 220)):
+        rims[10 + number : 60 - number, 10 + number : 60 - number] = value
+    rims[16:54, 16:54] = 255
+    labels = {v: f"rim {v}" for v in (20, 60, 100, 140, 180, 220, 255)}
+    manifest = _dataset(tmp_path, [Image.fromarray(rims)] * 3, labels=labels)
+    assert set(manifest.entries[0].label_values or {}) == {"0", *map(str, labels)}
+    for case in read_cases(tmp_path / "out", SplitSpec(), 1):
+        assert np.array_equal(case.read()[1].values[..., 0].T, rims)
+    # A list that people wrote names them as well.
+    own = Manifest(name="own", labels={"0": "background", **{str(v): n for v, n in labels.items()}}, training=[])
+    entry = manifest.entries[0].model_copy(update={"shape": None, "label_named": None, "label_values": None})
+    write_manifest(tmp_path / "out", own.model_copy(update={"training": [entry]}))
+    (case,) = read_cases(tmp_path / "out", SplitSpec(), 1)
+    assert np.array_equal(case.read()[1].values[..., 0].T, rims)
 
 
 @settings(max_examples=15, deadline=None)
@@ -373,3 +482,19 @@ def test_values_beside_black_and_white_are_a_soft_edge_unless_they_fill_an_area(
     ignored = np.where(edged == 254, 255, edged).astype(np.uint8)  # a thin class beside what is to be ignored
     Image.fromarray(ignored).save(tmp_path / "thin.png")
     assert set(np.unique(read_mask(tmp_path / "thin.png").values)) == {0, 1, 255}
+
+
+@pytest.mark.wild("EGE-UNet#13", "what was done to one of several masks of an image is not told")
+def test_notes_of_every_file_of_a_mask_are_told(tmp_path: Path) -> None:
+    for number in range(3):
+        field = RANDOM.integers(0, 255, (96, 106, 3), dtype=np.uint8)
+        Image.fromarray(field).save(tmp_path / f"c{number}.png")
+        liver = np.zeros((96, 106), np.uint8)
+        liver[:10, :50] = 255
+        Image.fromarray(liver).save(tmp_path / f"c{number}_liver_mask.png")
+        soft = Image.fromarray(_disc()).resize((53, 48), Image.Resampling.BILINEAR)
+        soft.resize((106, 96), Image.Resampling.BILINEAR).save(tmp_path / f"c{number}_tumor_mask.png")
+    manifest = register(Request(tmp_path, "demo", tmp_path / "out", workers=1))
+    assert set(manifest.labels.values()) == {"background", "liver", "tumor"}
+    for entry in manifest.entries:
+        assert any("soft edges" in note and "(of tumor)" in note for note in entry.notes)

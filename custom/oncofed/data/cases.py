@@ -52,6 +52,7 @@ class Case:
         label_values: the file's label values -> the job's; None: the same.
         instances: the mask numbers objects, all of class 1 of ``label_values``.
         spacing: pixel size in mm along each axis, for a file that cannot say it.
+        reading: of the mask: whether by its palette's colours, and which values have names; see ``read_mask``.
         entry: what the manifest knows of it; None where nobody has registered it.
         tiles: file with the places of a slide's tiles.
         folder: of the registered dataset, where prepared cases may be kept; None where nobody has registered it.
@@ -65,6 +66,7 @@ class Case:
     label_values: tuple[tuple[int, int], ...] | None = None
     instances: bool = False
     spacing: tuple[float, ...] | None = None
+    reading: tuple[bool, tuple[int, ...]] = (False, ())
     entry: Entry | None = field(default=None, compare=False, repr=False)
     tiles: Path | None = None
     folder: Path | None = field(default=None, compare=False, repr=False)
@@ -100,7 +102,7 @@ class Case:
         Raises:
             DataError: a file cannot be read.
         """
-        image, label = facts.read_case(self.images, self.mask, self._by_colour)
+        image, label = facts.read_case(self.images, self.mask, *self.reading)
         assert label is not None
         image, label = self._placed(image), replace(label, values=self._translated(label.values, numbered))
         # A file that does not say how large its pixels are lies where the other does.
@@ -113,7 +115,7 @@ class Case:
 
     def read_label(self, numbered: bool = False) -> LoadedImage:
         """Read the label alone; see ``read``."""
-        label = read_mask(self.mask, self._by_colour)
+        label = read_mask(self.mask, *self.reading)
         if label.calibrated:
             label = turned_onto(self._grid(), label, "its label")
         return self._placed(replace(label, values=self._translated(label.values, numbered)))
@@ -125,10 +127,6 @@ class Case:
             return self.read_image()
         values: facts.Values = np.broadcast_to(np.zeros((), np.uint8), (*entry.shape, 1))
         return LoadedImage(values, np.array(entry.affine, np.float64), "uint8")
-
-    @property
-    def _by_colour(self) -> bool:
-        return bool(self.entry and self.entry.label_by_colour)
 
     def _placed(self, image: LoadedImage) -> LoadedImage:
         if image.calibrated or not self.spacing:
@@ -387,7 +385,7 @@ def known_facts(case: Case) -> Entry:
     if case.tiles:
         raise DataError("its slide is missing or has changed since it was registered; register the dataset again")
     mask = case.label if isinstance(case.label, Path) else None
-    image, label = facts.read_case(case.images, mask, bool(entry and entry.label_by_colour))
+    image, label = facts.read_case(case.images, mask, *case.reading)
     found = facts.measure(image, label)
     base = entry or Entry(image=case.image.name)
     return base.model_copy(update={"label_problem": None, **found})
@@ -461,6 +459,7 @@ def _case(folder: Path, manifest: Manifest, entry: Entry, values: tuple[tuple[in
         values,
         manifest.label_kind == "instances",
         tuple(entry.spacing) if entry.spacing else None,
+        manifest.reading(entry),
         entry,
         inside(folder, entry.tiles) if entry.tiles else None,
         folder if (folder / SALT_FILE).is_file() else None,

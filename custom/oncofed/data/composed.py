@@ -20,9 +20,9 @@ from oncofed.errors import DataError
 
 @dataclass(frozen=True)
 class ComposedWork(FileWork):
-    """A case of files whose mask is written anew."""
+    """A case of files whose mask is written anew, to ``out``."""
 
-    out: Path
+    out: Path = Path()
 
     def stamp(self) -> str:
         """What changes when its files do."""
@@ -56,8 +56,10 @@ def compose(root: Path, parts: Sequence[Part]) -> LoadedImage:
     """
     whole: LoadedImage | None = None
     values: np.ndarray[Any, Any] | None = None
+    notes: list[str] = []
     for part in parts:
         read = _read(root, part)
+        notes += (f"{note} (of {part.name or part.path})" for note in read.notes)
         if whole is None or values is None:
             whole, values = read, np.zeros(read.values.shape, np.uint16)
         else:
@@ -77,12 +79,12 @@ def compose(root: Path, parts: Sequence[Part]) -> LoadedImage:
     assert whole is not None
     assert values is not None
     kept = values.astype(np.uint8) if values.max(initial=0) < 256 else values
-    return replace(whole, values=kept, stored=str(kept.dtype))
+    return replace(whole, values=kept, stored=str(kept.dtype), notes=tuple(dict.fromkeys(notes)))
 
 
 def _read(root: Path, part: Part) -> LoadedImage:
     try:
-        read = read_mask(root / part.path)
+        read = read_mask(root / part.path, named=[value for value, _ in part.values] if part.value is None else ())
     except DataError as error:
         raise DataError(f"its label file {part.path} {error}") from None
     if read.values.shape[-1] > 1:

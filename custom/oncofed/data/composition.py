@@ -16,7 +16,7 @@ from oncofed.data.exif import by_siblings
 from oncofed.data.layouts import ClassTable, Layout, lists_images
 from oncofed.data.manifest import Entry, Manifest, Quarantined, Task
 from oncofed.data.masks import value_name
-from oncofed.data.palettes import one_palette
+from oncofed.data.palettes import one_palette, own_colours
 from oncofed.data.request import Request
 
 _NUMBERED = 8
@@ -71,7 +71,10 @@ def compose(
         else:
             hashed = {key: hashed_key(salt, result[key]) for key in ("patient", "study") if result.get(key)}
             entries.append(Entry.model_validate({**result, **hashed}))
-    entries = by_siblings(one_palette(entries))
+    # Numbered objects are such by their numbers, with a palette or without.
+    if not (own_colours(entries) and _label_kind(entries, layout, request) == "instances"):
+        entries = one_palette(entries)
+    entries = by_siblings(entries)
     kind = "classes" if heap.labels else _label_kind(entries, layout, request)
     if kind == "instances":
         entries = [_as_one_class(entry) for entry in entries]

@@ -152,9 +152,10 @@ def with_facts(folder: Path, manifest: Manifest) -> Manifest:
             return entry
         images = [inside(folder, image) for image in entry.images]
         name = entry.name or stem(images[0])
+        by_colour, named = manifest.reading(entry)
         try:
-            image, label = facts.read_case(images, inside(folder, entry.label))
-            found = facts.measure(image, label)
+            image, label = facts.read_case(images, inside(folder, entry.label), by_colour, named)
+            found = {**facts.measure(image, label), "label_named": list(named) or None}
             found["checksum"] = facts.checksum(images)
             found["notes"] = facts.notes(image, label)
         except (DataError, OSError):

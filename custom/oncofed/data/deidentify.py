@@ -19,7 +19,6 @@ import math
 import os
 import secrets
 import warnings
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -31,7 +30,6 @@ from typing import Any
 import pydicom
 from dicomanonymizer.dicomfields_selector import dicom_anonymization_database_selector
 from dicomanonymizer.simpledicomanonymizer import anonymize_dataset, initialize_actions
-from PIL import Image, ImageOps, ImageSequence
 from pydicom.datadict import dictionary_VR
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as DicomSequence
@@ -45,6 +43,8 @@ from oncofed.data.formats.nifti import beginning, nifti_header
 from oncofed.data.images import NIFTI, image_format, open_nifti, require_memory, stem
 from oncofed.data.layouts import IMAGE_FOLDERS, LABEL_FOLDERS, kept_parts
 from oncofed.data.manifest import write_whole
+from oncofed.data.textless import require_same, without_text
+from oncofed.data.textless_tiff import copy_slide, is_slide
 from oncofed.data.workers import BROKE_ITS_READER, Workers
 from oncofed.errors import DataError
 
@@ -89,8 +89,6 @@ _SENDER_KEYWORDS = (
     "PrivateInformationCreatorUID",
 )
 _SLIDE_LABELS = {"LABEL", "OVERVIEW", "THUMBNAIL"}
-_ORIENTATION = 0x0112  # Exif
-_PNG_TEXT = {b"tEXt", b"zTXt", b"iTXt", b"eXIf", b"tIME"}
 
 
 @dataclass(frozen=True)
@@ -227,11 +225,15 @@ def _copy(turn: _Turn) -> tuple[str, str, str]:
         if looks_like_dicom(path):
             return _copy_dicom(turn, path)
         if lower.endswith(NIFTI):
-            return _written(turn, "NIfTI", _without_text(path))
-        if lower.endswith((".svs", ".tif", ".tiff")) and _is_slide(path):
-            return turn.path, "slide", _copy_slide(turn, path)
+            return _written(turn, "NIfTI", _nifti_without_text(path))
+        if lower.endswith((".svs", ".tif", ".tiff")) and is_slide(path):
+            name = str(Path(_new_path(turn.key, turn.path)).with_suffix(".tif"))
+            copy_slide(path, turn.out / name)
+            return turn.path, "slide", name
         if image_format(path) == "raster":
-            return _written(turn, "image", _pixels_alone(path))
+            written = _written(turn, "image", without_text(path))
+            require_same(path, turn.out / written[2])
+            return written
     except DataError as error:
         return turn.path, "refused", str(error)
     except OSError as error:
@@ -378,7 +380,7 @@ def _code(value: str, meaning: str) -> Dataset:
 # --- other formats
 
 
-def _without_text(path: Path) -> bytes:
+def _nifti_without_text(path: Path) -> bytes:
     """Return a NIfTI file with its free text and extensions overwritten; its voxels are the same bytes."""
     with open_nifti(path) as (file, _):
         header = nifti_header(path, beginning(file))
@@ -397,145 +399,6 @@ def _without_text(path: Path) -> bytes:
     content[size:start] = bytes(start - size)
     packed = path.name.lower().endswith(".gz")
     return gzip.compress(bytes(content), compresslevel=1, mtime=0) if packed else bytes(content)
-
-
-def _pixels_alone(path: Path) -> bytes:
-    """Return a PNG, JPEG, WebP, BMP or plain TIFF without its text: comments, camera data, names.
-
-    What says which way is up stays, for a mask lies on the image as it is shown.
-    """
-    content = path.read_bytes()
-    with Image.open(path) as image:
-        orientation = int(image.getexif().get(_ORIENTATION) or 1)
-        if content.startswith(b"\x89PNG"):
-            return _png_without_text(content, _orientation_alone(orientation))
-        if content.startswith(b"\xff\xd8"):
-            return _jpeg_without_text(content, _orientation_alone(orientation))
-        pages = [_redrawn(page) for page in ImageSequence.Iterator(image)]
-        kind = image.format
-    buffer = io.BytesIO()
-    if kind == "TIFF":
-        pages[0].save(buffer, "TIFF", save_all=True, append_images=pages[1:], compression="tiff_deflate")
-    elif len(pages) > 1:
-        raise DataError(f"holds {len(pages)} pictures one after another, expected one")
-    else:
-        pages[0].save(buffer, kind, lossless=True)
-    return buffer.getvalue()
-
-
-def _redrawn(image: Image.Image) -> Image.Image:
-    """Return a picture's pixels, upright, and nothing else of it."""
-    image.load()
-    upright = ImageOps.exif_transpose(image)
-    clean = Image.new(upright.mode, upright.size)
-    clean.paste(upright)
-    if image.mode == "P" and (palette := image.getpalette()):
-        clean.putpalette(palette)
-    return clean
-
-
-def _orientation_alone(orientation: int) -> bytes:
-    """Return camera data (Exif) that say which way is up and nothing else; empty where the picture is upright."""
-    if orientation not in range(2, 9):
-        return b""
-    exif = Image.Exif()
-    exif[_ORIENTATION] = orientation
-    return exif.tobytes()
-
-
-def _png_without_text(content: bytes, exif: bytes) -> bytes:
-    kept = [content[:8]]
-    position = 8
-    while position + 12 <= len(content):
-        length = int.from_bytes(content[position : position + 4], "big")
-        kind = content[position + 4 : position + 8]
-        if kind == b"IDAT" and exif:
-            part = b"eXIf" + exif.removeprefix(b"Exif\0\0")
-            kept.append((len(part) - 4).to_bytes(4, "big") + part + zlib.crc32(part).to_bytes(4, "big"))
-            exif = b""
-        if kind not in _PNG_TEXT:
-            kept.append(content[position : position + 12 + length])
-        position += 12 + length
-    if position != len(content) or not kept[-1][4:8] == b"IEND":
-        raise DataError(
-            "is a PNG image that is cut off or has something behind its end. Copy it again, or export it anew"
-        )
-    return b"".join(kept)
-
-
-def _jpeg_without_text(content: bytes, exif: bytes) -> bytes:
-    segment = b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif if exif else b""
-    kept = [content[:2], segment]
-    position = 2
-    while position + 4 <= len(content):
-        if content[position] != 0xFF:
-            raise DataError("is a JPEG image with broken segments. Copy it again, or export it anew")
-        marker = content[position + 1]
-        length = 2 + int.from_bytes(content[position + 2 : position + 4], "big")
-        # APP0 says how pixels are meant and APP14 in which colours; the other APP segments and comments are text.
-        if not (0xE1 <= marker <= 0xED or marker in {0xEF, 0xFE}):
-            kept.append(content[position : position + length])
-        position += length
-        if marker == 0xDA:  # the pixels follow, up to the end of the image
-            end = content.rfind(b"\xff\xd9")
-            if end < position:
-                raise DataError("is a JPEG image that is cut off. Copy it again, or export it anew")
-            kept.append(content[position : end + 2])
-            return b"".join(kept)
-    raise DataError("is a JPEG image that is cut off. Copy it again, or export it anew")
-
-
-def _is_slide(path: Path) -> bool:
-    try:
-        import tifffile  # noqa: PLC0415 - optional
-    except ImportError:
-        if path.suffix.lower() == ".svs":
-            raise DataError("needs tifffile to be copied: pip install 'oncofed[pathology]'") from None
-        return False
-    with tifffile.TiffFile(path) as file:
-        return bool(file.is_svs or file.is_ome or (file.pages and file.pages[0].is_tiled))
-
-
-def _copy_slide(turn: _Turn, path: Path) -> str:
-    """Copy the compressed tiles of a slide's pyramid into a new file; label, macro and descriptions stay behind."""
-    import tifffile  # noqa: PLC0415 - optional
-
-    from oncofed.data.slides.tiff_file import find_pyramid  # noqa: PLC0415 - needs tifffile
-
-    name = str(Path(_new_path(turn.key, turn.path)).with_suffix(".tif"))
-    target = turn.out / name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(f".{target.name}")
-    with tifffile.TiffFile(path) as file, tifffile.TiffWriter(unfinished, bigtiff=True) as writer:
-        pyramid = find_pyramid(file)
-        pages, mpp = pyramid.pages, pyramid.resolution.mpp
-        width = pages[0].shape[1]
-        for number, page in enumerate(pages):
-            scale = page.shape[1] / width
-            resolution = (1e4 / mpp * scale, 1e4 / mpp * scale) if mpp else None
-            writer.write(
-                _tiles(file, page),
-                shape=page.shape,
-                dtype=page.dtype,
-                tile=(page.tilelength, page.tilewidth),
-                photometric=page.photometric,
-                compression=page.compression,
-                jpegtables=page.jpegtables,
-                subsampling=page.subsampling if page.photometric == tifffile.PHOTOMETRIC.YCBCR else None,
-                subfiletype=1 if number else 0,
-                resolution=resolution,
-                resolutionunit="CENTIMETER" if resolution else None,
-                metadata=None,
-                software=False,
-            )
-    unfinished.replace(target)
-    return name
-
-
-def _tiles(file: Any, page: Any) -> Iterator[bytes]:
-    for offset, size in zip(page.dataoffsets, page.databytecounts, strict=True):
-        file.filehandle.seek(offset)
-        yield file.filehandle.read(size)
 
 
 # --- names and keys

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ _DECIMALS = 6
 
 
 def read_case(
-    images: Sequence[Path], label: Path | None, by_colour: bool = False
+    images: Sequence[Path], label: Path | None, by_colour: bool = False, named: Collection[int] = ()
 ) -> tuple[LoadedImage, LoadedImage | None]:
     """Read a case's files; several images are the channels of one. All are in the order of the first one's axes.
 
@@ -39,6 +39,7 @@ def read_case(
         images: one, or one a channel.
         label: the mask, if any.
         by_colour: the mask's values are the colours of its palette; see ``read_mask``.
+        named: values of the mask that have names; see ``read_mask``.
 
     Raises:
         DataError: one cannot be read, or the channels do not lie on one grid; the message says "its image" or "its
@@ -57,7 +58,7 @@ def read_case(
         first = replace(first, values=values, texts=texts, notes=notes)
     if label is None:
         return first, None
-    mask = _told("label", label, lambda path: read_mask(path, by_colour))
+    mask = _told("label", label, lambda path: read_mask(path, by_colour, named))
     return first, turned_onto(first, mask, "its label")
 
 

@@ -81,6 +81,7 @@ def case_of(folder: Path, manifest: Manifest, entry: Entry) -> Case:
         tuple(images[1:]),
         instances=manifest.label_kind == "instances",
         spacing=tuple(entry.spacing) if entry.spacing and len(entry.spacing) == 2 else None,
+        reading=manifest.reading(entry),
         entry=entry,
         tiles=inside(folder, entry.tiles) if entry.tiles else None,
     )

@@ -87,6 +87,7 @@ class Entry(_Part):
     instances: int | None = Field(None, description="objects in a mask that numbers them")
     label_colours: dict[str, str] | None = Field(None, description='of a palette: number -> "#rrggbb"')
     label_by_colour: bool | None = Field(None, description="label values are the palette's colours, not its numbers")
+    label_named: list[int] | None = Field(None, description="label values that had names when the mask was read")
     label_problem: str | None = Field(None, description="why the label does not lie on the image")
     thumbnail: str | None = Field(None, description="8x8x8 or 16x16 means, base64: finds copies of the same image")
     tiles: str | None = Field(None, description="path of a slide's tiles (npz)")
@@ -157,6 +158,16 @@ class Manifest(_Part):
     def entries(self) -> list[Entry]:
         """Every case, of whichever list."""
         return [e for _, e in self.by_split()]
+
+    def reading(self, entry: Entry) -> tuple[bool, tuple[int, ...]]:
+        """Return how ``read_mask`` reads an entry's mask: whether by colour, and which of its values have names.
+
+        What nobody registered has the names of the whole list.
+        """
+        names = entry.label_named or []
+        if entry.shape is None and not names:
+            names = [int(v) for v, name in self.labels.items() if not name.isdigit() and not name.startswith("#")]
+        return bool(entry.label_by_colour), tuple(names)
 
     def by_split(self) -> Iterator[tuple[Split, Entry]]:
         """Yield each case with its list."""

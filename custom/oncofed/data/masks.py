@@ -7,6 +7,7 @@ may differ in meaning between files; see ``palettes``.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,32 +33,45 @@ _LEAST_AT_TOP = 0.2
 # Of the pixels between two levels: least share within a fringe, and most share that lies in an even area.
 _LEAST_IN_FRINGE = 0.95
 _MOST_EVEN = 0.3
-_FEWEST_LEVELS = 3
+# Soft edges have more levels than these between the two; colours beyond the classes are blended where they are many.
+_FEWEST_LEVELS = 5
+_FEWEST_BLENDED = 3
+# Least share of the pixels in the middle half of the scale that lie between a lower and a higher neighbour, and of
+# those of one level. A level is looked at where it has this share of the pixels between the two, and so many.
+_LEAST_SLOPING = 0.8
+_LEAST_SLOPING_OF_LEVEL = 0.5
+_SHARE_OF_LEVEL = 0.02
+_PIXELS_OF_LEVEL = 24
+_BESIDE_ENDS = 0.05
 # Of a volume so many slices are looked at for soft edges.
 _SLICES = 16
 # Of an image so many rows and columns are looked at for neighbours that are alike.
 _LINES = 64
 _MOST_COUNTED = 1 << 20
+# A palette's colour of which each part is at least this is white.
+_LEAST_WHITE = 240
 # Channels of a JPEG of grey differ by this much at most.
 _SAME_GREY = 48
 # Least share of neighbours inside objects that have the same value; of a picture few have.
 _LEAST_ALIKE = 0.5
 
 
-def read_mask(path: Path, by_colour: bool = False) -> LoadedImage:
+def read_mask(path: Path, by_colour: bool = False, named: Collection[int] = ()) -> LoadedImage:
     """Read a label file as whole numbers, one a pixel.
 
     Args:
         path: of the file.
         by_colour: of a palette's mask, take the colours instead of their numbers in the palette.
+        named: values that people or the folder's layout named. Where several classes are, no value is taken for a
+            soft edge between two others.
 
     Raises:
         DataError: it cannot be read, or its values are no labels; the message names neither path nor file.
     """
-    return as_mask(read_stored(path), by_colour)
+    return as_mask(read_stored(path), by_colour, named)
 
 
-def as_mask(image: LoadedImage, by_colour: bool = False) -> LoadedImage:
+def as_mask(image: LoadedImage, by_colour: bool = False, named: Collection[int] = ()) -> LoadedImage:
     """Return the labels of what ``read_stored`` returns; see ``read_mask``. Several channels are left as they are.
 
     Raises:
@@ -66,14 +80,18 @@ def as_mask(image: LoadedImage, by_colour: bool = False) -> LoadedImage:
     if image.alpha:
         image = _without_alpha(image)
     if image.palette is not None:
-        image = _from_palette(image, by_colour)
+        image = _from_palette(image, by_colour, named)
     if image.colour and image.values.shape[-1] == 3:
         image = _from_colours(image)
     if image.values.shape[-1] != 1:
         return image
     if image.values.dtype.kind == "f":
         image = _whole(image)
-    return _crisp(image)
+    return _crisp(image, _are_several(named))
+
+
+def _are_several(named: Collection[int]) -> bool:
+    return len(set(named) - {0}) > 1
 
 
 def colour_value(colours: Values) -> Values:
@@ -117,7 +135,7 @@ def _without_alpha(image: LoadedImage) -> LoadedImage:
     )
 
 
-def _from_palette(image: LoadedImage, by_colour: bool) -> LoadedImage:
+def _from_palette(image: LoadedImage, by_colour: bool, named: Collection[int]) -> LoadedImage:
     """Return the numbers in the palette, or the values of its colours where these say more."""
     palette = image.palette
     assert palette is not None
@@ -129,14 +147,42 @@ def _from_palette(image: LoadedImage, by_colour: bool) -> LoadedImage:
     table = tuple((int(n), value_name_of_colour(c)) for n, c in zip(used, colours, strict=True))
     image = replace(image, palette=None, colours=table)
     # Programs that save few colours number them as they like; who numbers classes gives zero to the background.
-    zero_is_no_background = black.any() and palette[0].any()
+    if black.any() and palette[0].any() and not by_colour:
+        by_colour = not _is_white(palette[0]) or _colours_are_named(palette, used, named)
+        if not by_colour:
+            note = "its palette begins with white: the numbers in it are the label, 0 is background"
+            image = replace(image, notes=(*image.notes, note))
     shown = palette[..., 0][numbers]
     top = _full_scale(int(shown.max())) if grey else None
-    soft = top is not None and _is_soft(shown, float(top))
-    if by_colour or zero_is_no_background or soft:
+    soft = top is not None and not _are_several(named) and _is_soft(shown, float(top))
+    if by_colour or soft:
         values = colour_value(palette)[numbers][..., None]
         return replace(image, values=values.astype(np.uint8) if grey else values, by_colour=True)
     return image
+
+
+def _is_white(colour: Values) -> bool:
+    return int(colour.min()) >= _LEAST_WHITE
+
+
+def _colours_are_named(palette: Values, used: Values, named: Collection[int]) -> bool:
+    """Return whether names are of a palette's colours and not of its numbers, where white is its number 0.
+
+    Black is drawn on white paper, or white is drawn on black and came first: both are the same file.
+
+    Raises:
+        DataError: no name tells which.
+    """
+    names = set(named) - {0}
+    values = colour_value(palette)
+    of_numbers, of_colours = names & set(used.tolist()), names & {0, *values[:1].tolist(), *values[used].tolist()}
+    if bool(of_numbers) != bool(of_colours):
+        return bool(of_colours)
+    drawn, white = int(used[used > 0][0]), value_name(int(values[0]))
+    raise DataError(
+        "has a palette whose number 0 is white and another black: which of them is the background it does not say. "
+        f"Name the label: --labels {drawn}=NAME where white is background, --labels {white}=NAME where it is the object"
+    )
 
 
 def value_name_of_colour(colour: Values) -> str:
@@ -177,7 +223,7 @@ def _is_blended(numbers: Values, found: Values, counts: Values) -> bool:
     areas = set(np.unique(even).tolist())
     thin = [int(value) for value in found if int(value) not in areas]
     share = counts[np.isin(found, thin)].sum() / counts.sum()
-    return len(areas) >= 2 and len(thin) >= _FEWEST_LEVELS and share < 0.5
+    return len(areas) >= 2 and len(thin) >= _FEWEST_BLENDED and share < 0.5
 
 
 def _whole(image: LoadedImage) -> LoadedImage:
@@ -204,14 +250,19 @@ def _whole(image: LoadedImage) -> LoadedImage:
     )
 
 
-def _crisp(image: LoadedImage) -> LoadedImage:
-    """Return a mask of whole numbers whose soft edges are cut; refuse a picture of grey levels."""
+def _crisp(image: LoadedImage, several: bool) -> LoadedImage:
+    """Return a mask of whole numbers whose soft edges are cut; refuse a picture of grey levels.
+
+    Args:
+        image: of one channel.
+        several: more than one class is named: no value lies between two others for its edges alone.
+    """
     values = image.values
     if values.dtype.kind not in "ui" or (int(values.max()) <= _MOST_COLOURS and not image.lossy):
         return image
     shown = _some_slices(values[..., 0])
     top = _full_scale(int(values.max()))
-    if top and values.min() >= 0 and _is_soft(shown, float(top), image.lossy is not None):
+    if not several and top and values.min() >= 0 and _is_soft(shown, float(top), image.lossy is not None):
         half, levels = top // 2, len(counted(shown)[0])
         cut = ((values > half) * top).astype(values.dtype)
         what = f"{image.lossy} changed its label's values" if image.lossy else "its label has soft edges"
@@ -266,9 +317,11 @@ def _is_soft(values: Values, top: float, lossy: bool = False) -> bool:
         return False
     margin = _AT_LEVEL * top if lossy else NEARLY_WHOLE
     between = (values > margin) & (values < top - margin)
-    count = np.count_nonzero(between)
+    count = int(np.count_nonzero(between))
     if lossy and not count:
         return True
+    if not _slopes(values, top, count, lossy):
+        return False
     if not lossy:
         if not count:
             return False
@@ -286,6 +339,34 @@ def _is_soft(values: Values, top: float, lossy: bool = False) -> bool:
     size = (2 * _FRINGE + 1, 2 * _FRINGE + 1, 1)[: values.ndim]
     near = ndimage.maximum_filter(low, size) & ndimage.maximum_filter(high, size)
     return bool(np.count_nonzero(near & between) >= _LEAST_IN_FRINGE * count)
+
+
+def _slopes(values: Values, top: float, between: int, lossy: bool) -> bool:
+    """Return whether values between two levels are those of slopes from one to the other, and none is a class.
+
+    A pixel of a thin class has no higher neighbour, or one of its own value. What a compression or sharpening adds to
+    the levels themselves slopes nowhere; it is near them, and spread over many values.
+    """
+    sloping = _sloping(values)
+    middle = (values > top / 4) & (values < top * 3 / 4)
+    if np.count_nonzero(sloping & middle) < _LEAST_SLOPING * np.count_nonzero(middle):
+        return False
+    beside = 0.25 if lossy else _BESIDE_ENDS
+    looked_at = (values > top * beside) & (values < top * (1 - beside))
+    level = np.rint(values[looked_at] * (255 / top)).astype(np.intp)
+    of_level = np.bincount(level, minlength=256)
+    sloping_of_level = np.bincount(level[sloping[looked_at]], minlength=256)
+    several = of_level >= max(_PIXELS_OF_LEVEL, _SHARE_OF_LEVEL * between)
+    return not (several & (sloping_of_level < _LEAST_SLOPING_OF_LEVEL * of_level)).any()
+
+
+def _sloping(values: Values) -> Values:
+    """Return where a pixel lies between a lower and a higher neighbour on its two sides, in rows or in columns."""
+    found = np.zeros(values.shape, bool)
+    for rows, to in ((values, found), (values.swapaxes(0, 1), found.swapaxes(0, 1))):
+        before, here, after = rows[:-2], rows[1:-1], rows[2:]
+        to[1:-1] |= ((before < here) & (here < after)) | ((before > here) & (here > after))
+    return found
 
 
 def _even(values: Values) -> Values:

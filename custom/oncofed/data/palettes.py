@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from oncofed.data.manifest import Entry
@@ -22,6 +22,20 @@ def one_palette(entries: Sequence[Entry]) -> list[Entry]:
     if all(len(found) == 1 for found in colours.values()) and not any(entry.label_by_colour for entry in entries):
         return list(entries)
     return [_by_colour(entry) if entry.label_colours and not entry.label_by_colour else entry for entry in entries]
+
+
+def own_colours(entries: Sequence[Entry]) -> bool:
+    """Return whether palettes' colours seldom come again in another file, as where each object got one at random.
+
+    Classes have the same colours in every file, however their numbers differ.
+    """
+    files = Counter(
+        colour
+        for entry in entries
+        for number, colour in (entry.label_colours or {}).items()
+        if int(number) and not entry.label_by_colour
+    )
+    return bool(files) and sum(count == 1 for count in files.values()) > len(files) / 2
 
 
 def _by_colour(entry: Entry) -> Entry:

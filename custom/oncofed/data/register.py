@@ -157,6 +157,7 @@ def _file_work(layout: Layout, request: Request, prefix: str) -> Iterator[Work]:
     source, out = request.source.resolve(), request.out.resolve()
     slide_task = (request.task or layout.task) == "slides"
     names = {name: value for value, name in request.labels.items()}
+    named = tuple(sorted({**layout.labels, **request.labels}))
     if slide_task and not names:
         drawn = {item.label for item in layout.items if isinstance(item.label, str) and is_regions(Path(item.label))}
         names = label_values(source / path for path in sorted(drawn))
@@ -165,9 +166,9 @@ def _file_work(layout: Layout, request: Request, prefix: str) -> Iterator[Work]:
         if slide_task:
             yield SlideWork(source, prefix, out, item, request.tiles, names)
         elif isinstance(item.label, tuple):
-            yield ComposedWork(source, prefix, item, out)
+            yield ComposedWork(source, prefix, item, named, out)
         else:
-            yield FileWork(source, prefix, item)
+            yield FileWork(source, prefix, item, named)
 
 
 def _match_labels(heap: Heap, request: Request) -> list[tuple[PlacedLabel, ...]]:

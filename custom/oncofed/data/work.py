@@ -71,11 +71,12 @@ def distinct_work(work: Sequence[Work], taken: Collection[str]) -> list[Work]:
 
 @dataclass(frozen=True)
 class FileWork:
-    """A case whose image and label are files of their own."""
+    """A case whose image and label are files of their own; ``named`` are the label values that have names."""
 
     root: Path
     prefix: str
     item: Item
+    named: tuple[int, ...] = ()
 
     @property
     def key(self) -> str:
@@ -94,7 +95,7 @@ class FileWork:
 
     def stamp(self) -> str:
         """What changes when its files do."""
-        return f"{_FACTS_VERSION} {self.item!r} {facts.stamp(self._paths())}"
+        return f"{_FACTS_VERSION} {self.item!r} {self.named} {facts.stamp(self._paths())}"
 
     def read(self) -> dict[str, Any]:
         """Return the case's facts or the reason why it cannot be used.
@@ -104,7 +105,7 @@ class FileWork:
         item = self.item
         images = [self.root / image for image in item.images]
         try:
-            image, mask = facts.read_case(images, self._label_file())
+            image, mask = facts.read_case(images, self._label_file(), named=self.named)
             mask = self._with_label(image, mask)
             found = facts.measure(image, mask)
             found["checksum"] = facts.checksum(images)
@@ -120,6 +121,7 @@ class FileWork:
             "patient": item.patient,
             "image": paths[0] if len(paths) == 1 else paths,
             "label": self._listed_label(mask),
+            "label_named": (list(self.named) or None) if mask else None,
             "split": item.split,
             "modality": item.modality,
             "tags": item.tags,
@@ -216,6 +218,7 @@ class StackWork:
             "study": header["study"] or None,
             "image": image_path,
             "label": label_path or self.class_label,
+            "label_named": sorted(self.values.values()) if mask else None,
             "split": self.split,
             "modality": header["modality"] or None,
             "vendor": header["vendor"] or None,

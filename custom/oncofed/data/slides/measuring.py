@@ -115,7 +115,7 @@ def _region_labels(
     if is_regions(region):
         drawn = draw(read_regions(region), names, cell, size, (full.width, full.height))
     else:
-        drawn = Drawn(_mask_cells(region, cell, full, size), [])
+        drawn = Drawn(_mask_cells(region, names, cell, full, size), [])
     blocks = drawn.cells.reshape(shape[0], _MASK_CELLS_PER_TILE, shape[1], _MASK_CELLS_PER_TILE).swapaxes(1, 2)
     flat = blocks.reshape(*shape, -1)
     best = np.zeros(shape, np.int64)
@@ -124,10 +124,12 @@ def _region_labels(
     return best, drawn.notes
 
 
-def _mask_cells(region: Path, cell: float, full: Level, size: tuple[int, int]) -> NDArray[np.int64]:
+def _mask_cells(
+    region: Path, names: Mapping[str, int], cell: float, full: Level, size: tuple[int, int]
+) -> NDArray[np.int64]:
     """Return a mask image over the whole slide as cells."""
     try:
-        loaded = read_mask(region)
+        loaded = read_mask(region, named=names.values())
     except DataError as error:
         raise DataError(f"its mask {error}") from None
     if loaded.dimensions != 2 or loaded.values.shape[-1] != 1:
