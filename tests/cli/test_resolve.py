@@ -42,13 +42,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_register_accounts_for_each_file_and_its_last_line_says_who_has_labels(run: Run, folder: Path) -> None:
     shown = run("data", "register", folder, "--dataset", "balls")
     assert "set aside 8 cases: its image is constant (every voxel is 0): case_0 (imagesTr/case_0.nii.gz)" in shown.text
-    assert "files: 22 image, 21 label, 1 table, 22 left out; each by name in" in shown.text
-    assert "left out 4 file that is no image (.txt): a.txt, b.txt, c.txt and 1 more" in shown.text
-    assert "left out 1 hidden file (its name begins with a dot): .hidden" in shown.text
+    assert "files: 22 images, 21 labels, 1 table, 22 left out; each by name in" in shown.text
+    assert "left out 4: file that is no image (.txt): a.txt, b.txt, c.txt and 1 more" in shown.text
+    assert "left out 1: hidden file (its name begins with a dot): .hidden" in shown.text
     assert "to do: rename it if it is of use" in shown.text
-    assert (
-        "left out 1 image or mask that nothing in the layout (Decathlon) names: labelsTr/case_15.nii.gz" in shown.text
-    )
+    assert "left out 1: mask that dataset.json does not name: labelsTr/case_15.nii.gz" in shown.text
     assert shown.output.splitlines()[-1] == (
         "labels: 21 of 22 patients (95 %); 8 more cases set aside; "
         "1 image without: oncofed data check JOB balls says why"

@@ -303,3 +303,56 @@ def test_rows_of_a_table_that_match_nothing_are_named(tmp_path: Path) -> None:
 def test_nearly_all_are_not_all(labelled: int, share: str) -> None:
     entries = [{"image": f"{n}.nii", "label": "x.nii" if n < labelled else None} for n in range(300)]
     assert labelled_share(Manifest.model_validate({"training": entries})) == f"labels: {share}"
+
+
+@pytest.mark.wild("standard: files of browsers, links of Unix", "what is told of a file that cannot be used")
+def test_what_cannot_be_used_says_what_it_is_and_what_to_do(tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    rng = np.random.default_rng(0)
+
+    def save(name: str, values: np.ndarray) -> None:
+        nib.save(nib.Nifti1Image(values, np.eye(4)), source / name)
+
+    save("ok.nii.gz", rng.normal(size=(20, 20, 20)).astype(np.float32))
+    for number in range(2, 8):
+        save(f"ok{number}.nii.gz", rng.normal(size=(20, 20, 20)).astype(np.float32))
+    save("ok_seg.nii.gz", (np.indices((20, 20, 20))[0] > 9).astype(np.uint8))
+    save("konstant.nii.gz", np.full((20, 20, 20), 7, np.int16))
+    values = rng.normal(size=(20, 20, 20)).astype(np.float32)
+    values[3, 3, 3] = np.nan
+    save("nan.nii.gz", values)
+    (source / "kaputt.nii.gz").symlink_to("/nowhere/x.nii.gz")
+    for name in ("a.nii.gz.part", "Unconfirmed 1.crdownload", "b.nii.gz.tmp", "notes.tmp"):
+        (source / name).write_bytes(b"x")
+    manifest = register(Request(source, "set", tmp_path / "set", workers=1))
+    reasons = {bad.name: bad.reason for bad in manifest.quarantine}
+    assert reasons["konstant"] == "its image is constant (every voxel is 7)"
+    assert reasons["nan"].endswith("not finite (NaN or infinity). Replace them, or export it again")
+    assert "is a link that leads nowhere. Bring the file that it stands for" in reasons["kaputt"]
+    assert {reason: count for reason, count in manifest.left_out.items() if count} == {
+        "unfinished download (.part): download it again, or copy it again": 1,
+        "unfinished download (.crdownload): download it again, or copy it again": 1,
+        "unfinished download (.tmp): download it again, or copy it again": 1,
+        "file that is no image (.tmp)": 1,
+    }
+
+
+@pytest.mark.wild("standard: NIfTI-1, dim", "masks of several channels, and such that lie elsewhere")
+def test_a_label_that_does_not_fit_says_what_to_do(tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    for sub in ("images", "labels"):
+        (source / sub).mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    mask = np.zeros((20, 20, 20), np.uint8)
+    mask[5:9, 5:9, 5:9] = 1
+    for name in ("a", "b", "c"):
+        image = nib.Nifti1Image(rng.normal(size=mask.shape).astype(np.float32), np.eye(4))
+        nib.save(image, source / "images" / f"{name}.nii.gz")
+    two = np.stack([mask, mask], -1)
+    for name, values, affine in (("a", mask, np.eye(4)), ("b", two, np.eye(4)), ("c", mask, np.diag([9.0, 9, 9, 1]))):
+        nib.save(nib.Nifti1Image(values, affine), source / "labels" / f"{name}.nii.gz")
+    reasons = {b.name: b.reason for b in register(Request(source, "s", tmp_path / "s", workers=1)).quarantine}
+    assert set(reasons) == {"b", "c"}
+    assert reasons["b"].endswith("has 2 channels, expected one number a pixel. Save it as one channel of label values")
+    assert reasons["c"].endswith("at a corner. Export it again on the image that it was drawn on")

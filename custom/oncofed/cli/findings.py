@@ -33,11 +33,11 @@ def show_accounts(manifest: Manifest, folder: Path, dataset: str) -> None:
     console = _console()
     for line in _set_aside(manifest.quarantine):
         console.print(line)
-    uses = ", ".join(f"{count:,} {use}" for use, count in manifest.files.items())
+    uses = ", ".join(_of_use(use, count) for use, count in manifest.files.items())
     console.print(f"files: {uses}; each by name in {folder / FILES_TABLE}", markup=False)
     examples = read_examples(folder, EXAMPLES)
     for reason, count in by_weight(manifest.left_out):
-        console.print(f"[yellow]left out[/] {count:,} {escape(reason)}: {escape(named(examples[reason], count))}")
+        console.print(f"[yellow]left out[/] {count:,}: {escape(reason)}: {escape(named(examples[reason], count))}")
         if to_do := advice(reason):
             console.print(f"  to do: {to_do}", markup=False)
     for remark in manifest.remarks:
@@ -88,6 +88,12 @@ def commands(report: Report, job: str, dataset: str) -> dict[str, str]:
     kinds += [finding.kind for finding in (*report.findings, *report.warnings)]
     answers = {kind: answer_to(kind) for kind in dict.fromkeys(kinds)}
     return {kind: answer.command(dataset, job, typed_workspace()) for kind, answer in answers.items() if answer}
+
+
+def _of_use(use: str, count: int) -> str:
+    from oncofed.data.grouping import counted
+
+    return f"{count:,} {use}" if use in {"regions", "left out"} else counted(count, use)
 
 
 def _console() -> Console:

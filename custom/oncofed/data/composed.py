@@ -88,7 +88,9 @@ def _read(root: Path, part: Part) -> LoadedImage:
     except DataError as error:
         raise DataError(f"its label file {part.path} {error}") from None
     if read.values.shape[-1] > 1:
-        raise DataError(f"its label file {part.path} has {read.values.shape[-1]} channels, expected one number a voxel")
+        raise DataError(
+            f"its label file {part.path} has {read.values.shape[-1]} channels, expected one: save it as label values"
+        )
     return read
 
 

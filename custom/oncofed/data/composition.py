@@ -14,7 +14,7 @@ from oncofed.data import facts
 from oncofed.data.dicom.series import Heap
 from oncofed.data.exif import by_siblings
 from oncofed.data.layouts import ClassTable, Layout, lists_images
-from oncofed.data.manifest import Entry, Manifest, Quarantined, Task
+from oncofed.data.manifest import Entry, Intensity, Manifest, Quarantined, Task
 from oncofed.data.masks import value_name
 from oncofed.data.palettes import one_palette, own_colours
 from oncofed.data.request import Request
@@ -109,7 +109,7 @@ def _taken_for_images(results: Iterable[dict[str, Any]]) -> dict[str, str]:
     grids: dict[str, str] = {}
     few = []
     for result in results:
-        if "reason" in result:
+        if "reason" in result or _is_constant(result.get("intensity")):
             continue
         grid = f"{result.get('shape')} {result.get('affine')}"
         if result.get("looks_like_mask"):
@@ -122,6 +122,12 @@ def _taken_for_images(results: Iterable[dict[str, Any]]) -> dict[str, str]:
         for name, grid in few
         if grid in grids
     }
+
+
+def _is_constant(intensity: Any) -> bool:
+    """Return whether there is nothing on an image: it is told as that, not as a mask."""
+    known = Intensity.model_validate(intensity) if intensity else None
+    return known is not None and known.low == known.high and known.std == 0
 
 
 def _label_kind(entries: Sequence[Entry], layout: Layout, request: Request) -> Literal["classes", "instances"]:

@@ -24,6 +24,8 @@ from oncofed.data.vocabulary import LabelKind, Vocabulary, match_classes, match_
 from oncofed.errors import DataError
 
 _MOST_VALUES = 8
+_BELOW = "see below"
+_ONE = {2: "flat image", 3: "volume"}
 _NO_LABEL = "its entry names no label"
 Verdict = Literal["fits", "converted", "does not fit"]
 
@@ -111,9 +113,10 @@ def check_dataset(
         )
     left = sum(report.cases.values())
     if report.cases and left < data.minimum_cases:
-        report.why_not.append(f"{left} usable cases, the job asks for at least {data.minimum_cases}")
+        report.why_not.append(f"{counted(left, 'usable case')}, the job asks for at least {data.minimum_cases}")
     report.why_not += [
-        f"{row.aspect}: found {row.found}, expected {row.expected}" + (f" ({row.how})" if row.how else "")
+        f"{row.aspect}: found {row.found}, expected {row.expected}"
+        + (f" ({row.how})" if row.how not in {"", _BELOW} else "")
         for row in report.rows
         if row.verdict == "does not fit"
     ]
@@ -121,7 +124,7 @@ def check_dataset(
     if labels == "mask" and not vocabulary.problems:
         report.rows = [_with_values(row, manifest, classes, vocabulary) for row in report.rows]
     if odd:
-        report.why_not.append(f"{len(odd)} cases have findings")
+        report.why_not.append(f"{counted(len(odd), 'case')} with findings")
     report.may_train = not report.why_not
     return report
 
@@ -200,7 +203,9 @@ def _rows(
 def _dimensions(entries: Sequence[Entry], data: DataSpec) -> Row:
     counts = Counter(len(entry.shape or []) for entry in entries)
     words = {2: "flat images", 3: "volumes"}
-    found = ", ".join(f"{n} {words.get(d, f'of {d} axes')}" for d, n in counts.most_common())
+    found = ", ".join(
+        f"{n} {words.get(d, f'of {d} axes') if n > 1 else _ONE.get(d, f'of {d} axes')}" for d, n in counts.most_common()
+    )
     sizes = [side for entry in entries for side in entry.shape or []]
     expected = words[data.dimensions]
     if data.size_range:
@@ -221,7 +226,7 @@ def _dimensions(entries: Sequence[Entry], data: DataSpec) -> Row:
 
 def _channels(entries: Sequence[Entry], data: DataSpec) -> Row:
     counts = Counter(entry.channels or 1 for entry in entries)
-    found = ", ".join(f"{c} ({n} cases)" for c, n in counts.most_common())
+    found = ", ".join(f"{c} ({counted(n, 'case')})" for c, n in counts.most_common())
     expected = f"{len(data.channels)} ({', '.join(data.channels)})"
     bad = [entry for entry in entries if not channels_fit(entry.channels or 1, data)]
     if bad:
@@ -248,7 +253,7 @@ def _spacing(entries: Sequence[Entry], data: DataSpec) -> Row:
         if data.spacing and any(abs(a - b) > 1e-3 * min(1.0, b) for a, b in zip(e.spacing or [], target, strict=False))
     ]
     if others:
-        return Row("spacing", found, expected, "converted", f"{len(others)} cases resampled")
+        return Row("spacing", found, expected, "converted", f"{counted(len(others), 'case')} resampled")
     return Row("spacing", found, expected, "fits")
 
 
@@ -259,7 +264,7 @@ def _orientation(entries: Sequence[Entry], data: DataSpec) -> Row:
         return Row("orientation", found, "flat", "fits")
     others = sum(n for name, n in counts.items() if name not in {data.orientation, "not known"})
     if others:
-        return Row("orientation", found, data.orientation, "converted", f"{others} cases reoriented")
+        return Row("orientation", found, data.orientation, "converted", f"{counted(others, 'case')} reoriented")
     return Row("orientation", found, data.orientation, "fits")
 
 
@@ -268,7 +273,7 @@ def _labels(manifest: Manifest, classes: Mapping[int, str], vocabulary: Vocabula
     found = ", ".join(f"{v} {n}" if n != v else v for v, n in shown.items()) or "without names"
     expected = ", ".join(f"{value} {name}" for value, name in classes.items())
     if vocabulary.problems:
-        return Row("labels", found, expected, "does not fit", "see below")
+        return Row("labels", found, expected, "does not fit", _BELOW)
     if vocabulary.how:
         return Row("labels", found, expected, "converted", "; ".join(vocabulary.how))
     return Row("labels", found, expected, "fits")

@@ -97,7 +97,7 @@ def faults(entry: Entry) -> list[str]:
     """Return why a case cannot be used by any job; empty where it can."""
     found = []
     if entry.finite is False:
-        found.append("its image holds values that are not finite (NaN or infinity)")
+        found.append("its image holds values that are not finite (NaN or infinity). Replace them, or export it again")
     if entry.intensity and entry.intensity.std == 0 and entry.intensity.low == entry.intensity.high:
         found.append(f"its image is constant (every voxel is {entry.intensity.median:g})")
     if entry.label_problem:
@@ -159,6 +159,9 @@ def label_counts(label: Mapping[str, int]) -> dict[int, int]:
     return {int(float(value)): count for value, count in label.items()}
 
 
+_ONE_CHANNEL = "Save it as one channel of label values"
+
+
 def _told(kind: str, path: Path, reader: Callable[[Path], LoadedImage]) -> LoadedImage:
     """Read a file, and say in errors which it is."""
     try:
@@ -174,7 +177,9 @@ def _label_facts(image: LoadedImage, label: LoadedImage, most_classes: int) -> d
     if fault := other_grid(image, label):
         return {"label_problem": f"its label {fault}".replace("expected (", "expected the image's (")}
     if values.shape[-1] > 1:
-        return {"label_problem": f"its label has {values.shape[-1]} channels, expected one number a pixel"}
+        return {
+            "label_problem": f"its label has {values.shape[-1]} channels, expected one number a pixel. {_ONE_CHANNEL}"
+        }
     found, counts = counted(values)
     objects = int((found != 0).sum())
     if len(found) > most_classes:

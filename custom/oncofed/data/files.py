@@ -7,7 +7,7 @@ import io
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Literal, get_args
 
 from oncofed.data.grouping import named
@@ -18,6 +18,8 @@ FILES_TABLE = "files.csv"  # in the dataset's folder; it names files of the sour
 Use = Literal["image", "label", "regions", "table"]
 USES: tuple[Use, ...] = get_args(Use)
 LEFT_OUT = "left out"
+# What browsers and other programs append to the name of a file until it is whole.
+_UNFINISHED = {".part", ".partial", ".crdownload", ".filepart", ".download", ".aria2", ".opdownload"}
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,15 @@ class Files:
             return f"image or mask that nothing in the layout ({self._layout}) names"
         if suffix in {".csv", ".tsv"}:
             return "table that says nothing about the images (no column image)"
-        return f"file that is no image ({suffix or 'no suffix'})"
+        return no_image(name)
+
+
+def no_image(path: PurePath) -> str:
+    """Return as what a file is left out that is no image."""
+    suffix = path.suffix.lower()
+    if suffix in _UNFINISHED or (suffix == ".tmp" and image_format(Path(path.stem))):
+        return f"unfinished download ({suffix}): download it again, or copy it again"
+    return f"file that is no image ({path.suffix or 'no suffix'})"
 
 
 def read_examples(folder: Path, count: int) -> dict[str, list[str]]:

@@ -73,6 +73,8 @@ def read_stored(path: Path) -> LoadedImage:
     if kind is None:
         known = ", ".join((*NIFTI, *ITK, *RASTER))
         raise DataError(f"has no suffix of an image ({path.suffix or 'none'}), expected one of {known}")
+    if not path.is_file() and path.is_symlink():
+        raise DataError("is a link that leads nowhere. Bring the file that it stands for, or remove the link")
     if not path.is_file():
         raise DataError("is missing. Copy it there again, or register the folder anew")
     if path.stat().st_size == 0:

@@ -13,6 +13,7 @@ from oncofed.data.dicom.pixels import digest
 from oncofed.data.dicom.series import Heap, sort_heap
 from oncofed.data.dicom.stacks import Slice
 from oncofed.data.dicom.unread import tell_unread
+from oncofed.data.files import no_image
 from oncofed.data.images import image_format, looks_like
 from oncofed.data.index import Index
 from oncofed.data.layouts import SLIDES
@@ -144,4 +145,4 @@ def _header(path: Path) -> Header:
             "kind": "broken",
             "reason": f"is not DICOM; it looks like {found}. Copy it again, or export it as DICOM",
         }
-    return {"kind": "foreign", "what": f"file that is no image ({path.suffix or 'no suffix'})"}
+    return {"kind": "foreign", "what": no_image(path)}

@@ -62,6 +62,8 @@ def open_slide(path: Path) -> Slide:
         with path.open("rb") as file:
             head = file.read(4)
     except FileNotFoundError:
+        if path.is_symlink():
+            raise DataError("is a link that leads nowhere. Bring the file that it stands for") from None
         raise DataError("is missing. Copy it there again, or register the folder anew") from None
     except OSError as error:
         raise DataError(f"cannot be read ({error.strerror})") from None
