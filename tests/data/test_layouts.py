@@ -352,6 +352,41 @@ def test_masks_alone_are_refused_by_their_folder(tmp_path: Path) -> None:
         read(source, tmp_path / "out")
 
 
+_BIDS = "sub-s{0}/ses-1/{1}/sub-s{0}_ses-1_{2}.nii.gz"
+
+
+@pytest.mark.wild("ATLAS 2.0, ISLES 2022, MICCAI WMH, DRIVE", "masks whose names are no image's and more")
+@pytest.mark.parametrize(
+    ("image", "mask", "others"),
+    [
+        (_BIDS.format("{0}", "anat", "desc-Norm_T1w"), _BIDS.format("{0}", "anat", "label-L_desc-T1lesion_mask"), ()),
+        ("{0}/pre/FLAIR.nii.gz", "{0}/wmh.nii.gz", ()),
+        ("a/images/{0}_training.png", "a/1st_manual/{0}_manual1.png", ("a/mask/{0}_training_mask.png*",)),
+    ],
+)
+def test_masks_of_public_sets(tmp_path: Path, image: str, mask: str, others: tuple[str, ...]) -> None:
+    layout = layout_of(write(tmp_path, *_cases(image, f"{mask}*", *others)))
+    assert pairs(layout) == {image.format(n): (mask.format(n),) for n in (1, 2)}
+    assert set(layout.left_out) == {name.rstrip("*") for name in _cases(*others)}
+
+
+@pytest.mark.wild("ISLES 2022", "a mask of two sequences on one grid, a third on another")
+def test_sequences_of_bids_that_one_mask_is_of_are_one_case(tmp_path: Path) -> None:
+    for n in (1, 2):
+        name = f"sub-s{n}/dwi/sub-s{n}"
+        write(tmp_path, f"{name}_dwi.nii.gz", f"{name}_adc.nii.gz", f"derivatives/sub-s{n}/sub-s{n}_msk.nii.gz*")
+        write(tmp_path, f"sub-s{n}/anat/sub-s{n}_FLAIR.nii.gz", shape=(20, 20, 4))
+    layout = layout_of(tmp_path)
+    assert sorted((item.images, item.masks) for item in layout.items) == [
+        (
+            (f"sub-s{n}/dwi/sub-s{n}_adc.nii.gz", f"sub-s{n}/dwi/sub-s{n}_dwi.nii.gz"),
+            (f"derivatives/sub-s{n}/sub-s{n}_msk.nii.gz",),
+        )
+        for n in (1, 2)
+    ]
+    assert layout.left_out == {f"sub-s{n}/anat/sub-s{n}_FLAIR.nii.gz": "channel that most cases lack" for n in (1, 2)}
+
+
 def test_one_reason_for_each_kind_of_file(tmp_path: Path) -> None:
     for n in range(5):
         write(tmp_path, *(f"{n}/{name}" for name in ("first.nii.gz", "last.nii.gz", "Segmentation.nii.gz*")))

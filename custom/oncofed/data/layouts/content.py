@@ -154,11 +154,17 @@ def _by_ending(files: Sequence[Named]) -> Iterable[list[tuple[Named, Named]]]:
     for named in files:
         folders[named.folder].append(named)
     alike: dict[tuple[object, ...], list[tuple[Named, Named]]] = defaultdict(list)
-    for folder in folders.values():
+    above: dict[str, Named] = {}
+    for path, inside in folders.items():
+        above.setdefault(path.rpartition("/")[0], inside[0])
+    for path, folder in folders.items():
         by_name = {words: named for named in folder for words in (named.case, named.bare)}
         for named in folder:
             if not says_image(named.bare):
                 _alike(named, by_name, folder, alike)
+            image = above.get(path) if path and len(folder) <= _MOST_BESIDE else None
+            if image:  # 7/lesion and 7/pre/flair
+                alike["above", image.bare, named.bare].append((image, named))
     return alike.values()
 
 

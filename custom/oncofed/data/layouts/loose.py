@@ -88,6 +88,7 @@ def _by_case(root: Path, images: Sequence[Named], masks: Sequence[Named]) -> _Ca
     """
     groups: dict[tuple[object, ...], list[Named]] = defaultdict(list)
     of_masks = {mask.key for mask in masks}
+    of_cases = {mask.key for mask in masks if not mask.channel}  # one mask of all sequences
     for image in images:
         folder = image.folder
         if (
@@ -96,7 +97,7 @@ def _by_case(root: Path, images: Sequence[Named], masks: Sequence[Named]) -> _Ca
             and image.key[:-1] in of_masks - {image.key}
         ):
             groups[folder, "number", image.bare[:-1]].append(image)
-        elif image.channel and "sub" not in image.bare:
+        elif image.channel and ("sub" not in image.bare or image.case in of_cases):
             groups[folder, "sequence", tuple(w for w in image.bare if w != image.channel)].append(image)
         else:
             groups[folder, image.path].append(image)
@@ -118,6 +119,9 @@ def _by_case(root: Path, images: Sequence[Named], masks: Sequence[Named]) -> _Ca
     found = _Cases(channels=usual if not usual[0].isdigit() else ())
     for case in cases:
         has = _channels(case)
+        if has and not case.numbered and not set(has) & set(usual):  # a sequence apart, of another grid or folder
+            found.spare += case.images
+            continue
         if has and not set(has) >= set(usual):
             reason = f"has {len(has)} channels ({', '.join(has)}), expected {len(usual)} ({', '.join(usual)})"
             found.bad.append((case, f"{reason}; a file is missing"))

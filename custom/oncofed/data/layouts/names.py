@@ -59,6 +59,7 @@ _MASK_WORDS = frozenset(
 )
 # What stands beside such a word and says no more than it does: ground_truth, manual_seg, label-lesion_desc-T1_mask.
 _BESIDE_MASK = frozenset(["ground", "final", "manual", "human", "expert", "consensus", "merged", "derivatives"])
+_DRAWN = frozenset(["manual", "gt", "gts", "groundtruth", "groundtruths", "truth", "annotation", "annotations"])
 # What a folder of masks is called, but a file may also be.
 _MASK_FOLDER_WORDS = frozenset(["rois", "organs", "delineations", "gtvs"])
 _IMAGE_WORDS = frozenset(
@@ -230,8 +231,21 @@ class Named:
 
     @cached_property
     def case(self) -> Words:
-        """Words that are the case's, without channels."""
-        return tuple(word for word in self.key if word not in CHANNEL_WORDS)
+        """Words that are the case's, without channels and lists: of ``21_training`` the number."""
+        found = tuple(word for word in self.key if word not in CHANNEL_WORDS)
+        return tuple(word for word in found if word not in SPLIT_NAMES) or found
+
+    @cached_property
+    def scan(self) -> Words:
+        """What tells BIDS's scans of one kind apart, where the name has it: ``sub-01_ses-1``."""
+        pairs = dict(part.split("-", 1) for part in stem(Path(self.path)).split("_") if "-" in part)
+        keys = ("sub", "ses", "acq", "rec", "run", "echo", "chunk") if "sub" in pairs else ()
+        return tuple(f"{key}-{pairs[key]}" for key in keys if key in pairs)
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether name or folder say that people drew a mask, or that it is the truth."""
+        return bool(_DRAWN & {*self.bare, *(self.folders[-1] if self.folders else ())})
 
     @cached_property
     def channel(self) -> str | None:

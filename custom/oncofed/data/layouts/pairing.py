@@ -12,6 +12,7 @@ from oncofed.data.layouts.names import IMAGE_FOLDERS, Named, Words, is_place, wi
 from oncofed.data.manifest import Quarantined
 
 _MOST_TOLD = 4
+_NOT_DRAWN = "mask of an image that has another one, which is called the one drawn by hand or the truth"
 _SEVERAL = "mask that may be of several images: list both in a table (image, label)"
 # Of more images no header is read to find the one on a mask's grid.
 _MOST_ASKED = 24
@@ -44,7 +45,11 @@ class Candidate:
         """The masks that are its own; what is only numbered is no second choice: a mask may come in pieces."""
         if not self.masks:
             return self.loose
-        return [*self.masks, *(pair for pair in self.loose if not _class(pair[1]))]
+        found = [*self.masks, *(pair for pair in self.loose if not _class(pair[1]))]
+        if any(_class(extra) for _, extra in found):
+            return found
+        # Of several that say no class, those that people drew: mask/7 may be of the field of view beside manual/7.
+        return [pair for pair in found if pair[0].is_drawn] or found
 
     @property
     def exact(self) -> Words:
@@ -126,10 +131,13 @@ class _Beside:
     def __init__(self, cases: Sequence[Candidate]) -> None:
         self._inside: dict[str, list[Candidate]] = defaultdict(list)
         self._below: dict[str, list[Candidate]] = defaultdict(list)
+        self._scans: dict[Words, list[Candidate]] = defaultdict(list)
         self._like: dict[tuple[Words, Words], list[Candidate]] = defaultdict(list)
         for case in cases:
             folder = case.first.folder
             self._inside[folder].append(case)
+            if case.first.scan:
+                self._scans[case.first.scan].append(case)
             self._like[case.first.place, case.case].append(case)
             while folder:
                 folder = folder.rpartition("/")[0]
@@ -150,6 +158,8 @@ class _Beside:
         inside = self._inside.get(mask.folder, [])
         if inside and (not mask.key or (mask.folder and again)) and (len(inside) == 1 or not mask.key):
             return inside, mask.key, False
+        if scans := self._scans.get(mask.scan, []) if mask.scan else []:
+            return scans, (), False
         below = self._below.get(mask.folder, [])
         if mask.folder and again and not inside and len(below) == 1:  # 7/pre/flair and 7/lesion
             return below, mask.key, False
@@ -249,7 +259,8 @@ def as_layout(kind: str, cases: Sequence[Candidate], lost: Iterable[tuple[Named,
     for case in cases:
         name = case_name(case)
         fitting = case.fitting
-        layout.left_out |= {mask.path: _ANOTHER for mask, _ in case.loose if (mask, _) not in fitting}
+        for several, reason in ((case.loose, _ANOTHER), (case.masks, _NOT_DRAWN)):
+            layout.left_out |= {mask.path: reason for mask, extra in several if (mask, extra) not in fitting}
         label: str | tuple[Part, ...] | None = fitting[0][0].path if len(fitting) == 1 and not numbers else None
         if fitting and numbers and {_class(extra) for _, extra in fitting} <= set(numbers):
             label = tuple(
