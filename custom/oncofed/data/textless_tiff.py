@@ -186,7 +186,7 @@ def _is_known(value: str) -> bool:
 
 
 def _name(part: ElementTree.Element) -> str:
-    return part.tag.rpartition("}")[2]
+    return str(part.tag).rpartition("}")[2]
 
 
 def copy_slide(path: Path, target: Path) -> None:
