@@ -173,7 +173,8 @@ def _of_ome(text: str) -> str:
     files = {part.get("FileName") for part in root.iter() if _name(part) == "UUID" and part.get("FileName")}
     if len(files) > 1:
         raise DataError(f"is one of {len(files)} OME-TIFF files of one image, expected a file of its own: save it so")
-    return '<?xml version="1.0" encoding="UTF-8"?>' + ElementTree.tostring(made, "us-ascii").decode()
+    xml: bytes = ElementTree.tostring(made, "us-ascii")
+    return f'<?xml version="1.0" encoding="UTF-8"?>{xml.decode()}'
 
 
 def _kept(part: ElementTree.Element, wanted: re.Pattern[str]) -> dict[str, str]:
@@ -186,7 +187,7 @@ def _is_known(value: str) -> bool:
 
 
 def _name(part: ElementTree.Element) -> str:
-    return str(part.tag).rpartition("}")[2]
+    return part.tag.rpartition("}")[2]
 
 
 def copy_slide(path: Path, target: Path) -> None:
