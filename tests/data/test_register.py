@@ -9,6 +9,7 @@ import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -284,12 +285,12 @@ def test_a_bad_file_is_set_aside_and_the_rest_goes_on(
 def test_whatever_a_reader_raises_sets_one_case_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     site, original = make_site(tmp_path / "in"), work.facts.read_case
 
-    def read_case(images: list[Path], label: Path | None) -> object:
+    def read_case(images: list[Path], label: Path | None, **how: Any) -> object:
         if "case_2" in str(images[0]):
             raise KeyError("odd")
         if "case_3" in str(images[0]):
             raise MemoryError
-        return original(images, label)
+        return original(images, label, **how)
 
     monkeypatch.setattr(work.facts, "read_case", read_case)
     manifest = read(site, tmp_path / "out")

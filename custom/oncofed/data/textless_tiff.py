@@ -173,8 +173,8 @@ def _of_ome(text: str) -> str:
     files = {part.get("FileName") for part in root.iter() if _name(part) == "UUID" and part.get("FileName")}
     if len(files) > 1:
         raise DataError(f"is one of {len(files)} OME-TIFF files of one image, expected a file of its own: save it so")
-    written: str = ElementTree.tostring(made, "us-ascii").decode()
-    return f'<?xml version="1.0" encoding="UTF-8"?>{written}'
+    xml: bytes = ElementTree.tostring(made, "us-ascii")
+    return f'<?xml version="1.0" encoding="UTF-8"?>{xml.decode()}'
 
 
 def _kept(part: ElementTree.Element, wanted: re.Pattern[str]) -> dict[str, str]:
