@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from oncofed.data.decisions import decided, name_of
+from oncofed.data.dicom.matching import BESIDE
+from oncofed.data.dicom.references import named_twice, region_key
 from oncofed.data.dicom.series import Heap
 from oncofed.data.files import Files
 from oncofed.data.grouping import counted, named
@@ -71,6 +73,7 @@ class Reading:
         heap: its DICOM.
         work: its cases.
         rows: of a table that matched nothing.
+        not_drawn: case -> paths of its label files that turned out to lie beside its image.
     """
 
     paths: Sequence[str]
@@ -82,6 +85,7 @@ class Reading:
     heap: Heap
     work: Sequence[Work]
     rows: Sequence[str] = field(default_factory=list)
+    not_drawn: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 def account(reading: Reading, manifest: Manifest) -> tuple[Files, Manifest]:
@@ -94,7 +98,7 @@ def account(reading: Reading, manifest: Manifest) -> tuple[Files, Manifest]:
         "quarantine": quarantine,
         "files": files.counts(),
         "left_out": files.reasons(),
-        "remarks": [*_rows_without_image(reading), *_joined(reading.work, manifest)],
+        "remarks": [*_rows_without_image(reading), *_joined(reading, manifest)],
     }
     for split in SPLITS:
         values[split] = [_told(entry, unlabelled) for entry in getattr(manifest, split)]
@@ -139,6 +143,8 @@ def _files(reading: Reading, manifest: Manifest) -> Files:
     set_aside = {case.name: case for case in manifest.quarantine}
     for item in reading.work:
         for path, use in item.files():
+            if path in reading.not_drawn.get(item.name, ()):
+                continue
             if item.name in set_aside:
                 files.leave_out(path, set_aside[item.name].reason, item.name)
             else:
@@ -150,6 +156,9 @@ def _files(reading: Reading, manifest: Manifest) -> Files:
         files.use(path, "table")
     for path, reason in {**heap.left_out, **layout.left_out, **reading.passed_over}.items():
         files.leave_out(path, reason)
+    for paths in reading.not_drawn.values():
+        for path in paths:
+            files.leave_out(path, BESIDE)
     for path in reading.dangling:
         files.leave_out(path, "link that leads nowhere")
     return files
@@ -185,6 +194,9 @@ def _unlabelled_dicom(reading: Reading) -> dict[str, str]:
         if found:
             words = f"{counted(len(found), 'label file')} of its patient on no image of the folder: "
             why[item.name] = f"{words}{named(found)}"
+        elif beside := reading.not_drawn.get(item.name):
+            words = f"{counted(len(beside), 'label file')} of its frame of reference, all beside it"
+            why[item.name] = f"{words}: {named(beside)}. Export the label again on the image that it was drawn on"
         elif reading.table:
             why[item.name] = f"{reading.table.name} has no row with a label for its patient, study or series"
         elif isinstance(item, StackWork):
@@ -205,15 +217,17 @@ def _rows_without_image(reading: Reading) -> list[str]:
     return [said]
 
 
-def _joined(work: Iterable[Work], manifest: Manifest) -> list[str]:
+def _joined(reading: Reading, manifest: Manifest) -> list[str]:
     """Return what is said of images on which several label files name the same region."""
     there = {name_of(entry) for entry in manifest.entries}
     regions: dict[str, list[str]] = defaultdict(list)
-    for item in work:
+    written: dict[str, str] = {}
+    for item in reading.work:
         if isinstance(item, StackWork) and item.name in there:
-            names = Counter(name for label in item.labels for name in set(label.header.get("labels", {}).values()))
-            for name in sorted(name for name, count in names.items() if count > 1):
-                regions[name].append(item.name)
+            beside = reading.not_drawn.get(item.name, ())
+            drawn = [label for label in item.labels if label.path not in beside]
+            for name in named_twice((label.header for label in drawn), item.stack.header, item.values):
+                regions[written.setdefault(region_key(name), name)].append(item.name)
     return [
         f"images with several label files that name {name}, which are joined, {len(cases):,}: "
         f"{named(cases)}. Where they are versions of one "

@@ -105,7 +105,16 @@ def register(request: Request, progress: Progress | None = None) -> Manifest:
         results = list(_read_all(work, index, progress, workers))
     manifest = compose(request, task, layout, heap, results, salt, before)
     reading = Reading(
-        files, found.left_out, found.dangling, source, request.table, layout, heap, work, table.unmatched()
+        files,
+        found.left_out,
+        found.dangling,
+        source,
+        request.table,
+        layout,
+        heap,
+        work,
+        table.unmatched(),
+        {result["name"]: result["not_drawn"] for result in results if result.get("not_drawn")},
     )
     became, manifest = account(reading, manifest)
     write_manifest(out, manifest)

@@ -28,7 +28,7 @@ from oncofed.data.slides import TileSpec
 from oncofed.data.slides.measuring import measure
 
 # Raised when facts gain a field, so that what an older version remembered is read anew.
-_FACTS_VERSION = "3"
+_FACTS_VERSION = "4"
 
 
 class Work(Protocol):
@@ -49,7 +49,10 @@ class Work(Protocol):
         """What changes when its files do."""
 
     def read(self) -> dict[str, Any]:
-        """Return the fields of an ``Entry``, or ``set_aside`` with the reason why the case cannot be used."""
+        """Return the fields of an ``Entry``, or ``set_aside`` with the reason why the case cannot be used.
+
+        ``not_drawn`` are the paths of ``files`` that turned out to lie beside the image.
+        """
 
     def set_aside(self, reason: str) -> dict[str, Any]:
         """Return ``{"name", "reason", "source"}`` of a case that cannot be used."""
@@ -205,6 +208,7 @@ class StackWork:
             "stamp": facts.stamp(written),
             "notes": [*self.stack.notes, *pixels.notes, *_header_notes(header), *(label.notes if label else ())],
             "source": self.stack.slices[0].path,
+            "not_drawn": list(label.not_drawn) if label else [],
         }
 
     def set_aside(self, reason: str) -> dict[str, Any]:
