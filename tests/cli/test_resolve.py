@@ -45,9 +45,7 @@ def test_register_accounts_for_each_file_and_its_last_line_says_who_has_labels(r
     assert "left out 4 file that is no image (.txt): a.txt, b.txt, c.txt and 1 more" in shown.text
     assert "left out 1 hidden file (its name begins with a dot): .hidden" in shown.text
     assert "to do: rename it if it is of use" in shown.text
-    assert (
-        "left out 1 image or mask that nothing in the layout (Decathlon) names: labelsTr/case_15.nii.gz" in shown.text
-    )
+    assert "left out 1 mask that dataset.json does not name: labelsTr/case_15.nii.gz" in shown.text
     assert shown.output.splitlines()[-1] == (
         "labels: 21 of 22 patients (95 %); 8 more cases set aside; "
         "1 image without: oncofed data check JOB balls says why"

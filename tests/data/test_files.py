@@ -357,6 +357,40 @@ def test_names_of_regions_are_compared_by_one_rule(tmp_path: Path) -> None:
     assert "several label files that name GTV, which are joined, 1: " in remark
 
 
+@pytest.mark.wild("standard: every case is accounted for", "a case that is told a reason that is not its own")
+def test_each_case_is_told_why_it_has_no_label(tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    for number, name in enumerate(("a", "b", "scans/x/7", "scans/y/7", "e")):
+        _nifti(source / f"{name}.nii.gz", make_volume(number)[0])
+    for name in ("a_seg", "drawn/7_seg", "e_drawn"):
+        _nifti(source / f"{name}.nii.gz", make_volume(0)[1])
+    make_series(source / "pacs")
+    manifest = register(Request(source, "demo", tmp_path / "out", workers=1))
+    _require_accounts(source, tmp_path / "out", manifest)
+    why = {entry.source: entry.unlabelled for entry in manifest.entries if entry.label is None}
+    several = "its mask may be of several images: drawn/7_seg.nii.gz. List both in a table (image, label)"
+    assert why == {
+        "b.nii.gz": "no mask has its name (with _seg, _label or _mask behind it)",
+        "pacs/0000.dcm": "no SEG and no structure set of the folder lies on it",
+        "scans/x/7.nii.gz": several,
+        "scans/y/7.nii.gz": several,
+    }
+
+
+@pytest.mark.wild(
+    "standard: every case is accounted for", "a mask that is set aside, and its image is told it has none"
+)
+def test_an_image_is_told_that_the_mask_of_its_name_was_set_aside(tmp_path: Path) -> None:
+    for number, name in enumerate(("a", "b", "c")):
+        _nifti(tmp_path / "in" / f"{name}.nii.gz", make_volume(number)[0])
+    _nifti(tmp_path / "in" / "a_drawn.nii.gz", make_volume(0)[1])
+    _text(tmp_path / "in" / "t.csv", "image,label\na.nii.gz,\na_drawn.nii.gz,\nb.nii.gz,x\nc.nii.gz,y\n")
+    manifest = register(Request(tmp_path / "in", "demo", tmp_path / "out", workers=1))
+    _require_accounts(tmp_path / "in", tmp_path / "out", manifest)
+    [why] = [entry.unlabelled or "" for entry in manifest.entries if entry.label is None]
+    assert "; a_drawn.nii.gz has its name, and was set aside: holds few whole numbers" in why
+
+
 @pytest.mark.wild("standard: PS3.3 C.7.1.1", "rows of a table that match no patient, unsaid")
 def test_rows_of_a_table_that_match_nothing_are_named(tmp_path: Path) -> None:
     for number in range(3):

@@ -13,9 +13,10 @@ from oncofed.data.dicom.matching import BESIDE
 from oncofed.data.dicom.references import named_twice, region_key
 from oncofed.data.dicom.series import Heap
 from oncofed.data.files import Files
-from oncofed.data.grouping import counted, named
+from oncofed.data.grouping import named
 from oncofed.data.layouts import Layout
 from oncofed.data.manifest import SPLITS, Entry, Manifest
+from oncofed.data.unlabelled import why_unlabelled
 from oncofed.data.work import StackWork, Work
 
 # Start of a reason that does not say itself what to do -> what to do.
@@ -48,15 +49,6 @@ _ADVICE = {
 }
 # What nobody wants to lose comes first.
 _WEIGHTY = ("label", "mask", "cannot", "table", "image")
-_WITHOUT_LABEL = {
-    "nnU-Net raw": "labelsTr holds no file of its name",
-    "Decathlon": "dataset.json names no label for it",
-    "table": "its row of the table has no label",
-    "images with masks": "no mask has its name",
-    "one folder a class": "it lies in no folder of a class",
-    "loose images": "no mask has its name (with _seg, _label or _mask behind it)",
-    "slides": "no table and no regions say its label",
-}
 
 
 @dataclass
@@ -93,7 +85,7 @@ def account(reading: Reading, manifest: Manifest) -> tuple[Files, Manifest]:
     files = _files(reading, manifest)
     with_cases = Counter(file.case for file in files if file.use is None and file.case)
     quarantine = [bad.model_copy(update={"files": with_cases.pop(bad.name, 0)}) for bad in manifest.quarantine]
-    unlabelled = _unlabelled(reading)
+    unlabelled = why_unlabelled(reading.work, reading.layout, reading.heap, manifest, reading.table, reading.not_drawn)
     values: dict[str, Any] = {
         "quarantine": quarantine,
         "files": files.counts(),
@@ -174,36 +166,6 @@ def _told(entry: Entry | str, unlabelled: Mapping[str, str]) -> Entry | str:
     if isinstance(entry, str) or entry.label is not None:
         return entry
     return entry.model_copy(update={"unlabelled": unlabelled.get(name_of(entry))})
-
-
-def _unlabelled(reading: Reading) -> dict[str, str]:
-    """Return case -> why it has no label, of every case of which that is so if it has none."""
-    if reading.heap.stacks or reading.heap.slides:
-        return _unlabelled_dicom(reading)
-    why = _WITHOUT_LABEL.get(reading.layout.kind, "no label was found for it")
-    return {item.name: why for item in reading.work}
-
-
-def _unlabelled_dicom(reading: Reading) -> dict[str, str]:
-    of_patient: dict[str, list[str]] = defaultdict(list)
-    for label in reading.heap.unplaced:
-        of_patient[label.header.get("patient", "")].append(label.path)
-    why = {}
-    for item in reading.work:
-        found = of_patient.get(item.stack.header["patient"], []) if isinstance(item, StackWork) else []
-        if found:
-            words = f"{counted(len(found), 'label file')} of its patient on no image of the folder: "
-            why[item.name] = f"{words}{named(found)}"
-        elif beside := reading.not_drawn.get(item.name):
-            words = f"{counted(len(beside), 'label file')} of its frame of reference, all beside it"
-            why[item.name] = f"{words}: {named(beside)}. Export the label again on the image that it was drawn on"
-        elif reading.table:
-            why[item.name] = f"{reading.table.name} has no row with a label for its patient, study or series"
-        elif isinstance(item, StackWork):
-            why[item.name] = "no SEG and no structure set of the folder lies on it"
-        else:
-            why[item.name] = "no table and no regions say its label"
-    return why
 
 
 def _rows_without_image(reading: Reading) -> list[str]:
