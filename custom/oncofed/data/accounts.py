@@ -13,11 +13,11 @@ from oncofed.data.dicom.matching import BESIDE
 from oncofed.data.dicom.references import named_twice, region_key
 from oncofed.data.dicom.series import Heap
 from oncofed.data.files import Files
-from oncofed.data.grouping import named
+from oncofed.data.grouping import counted, named
 from oncofed.data.layouts import Layout
 from oncofed.data.manifest import SPLITS, Entry, Manifest
 from oncofed.data.unlabelled import why_unlabelled
-from oncofed.data.work import StackWork, Work
+from oncofed.data.work import StackWork, Work, is_dicom
 
 # Start of a reason that does not say itself what to do -> what to do.
 _ADVICE = {
@@ -64,6 +64,7 @@ class Reading:
         layout: what the folder holds.
         heap: its DICOM.
         work: its cases.
+        patient_from: what the user said tells patients of DICOM apart; None: nothing, or as before.
         rows: of a table that matched nothing.
         not_drawn: case -> paths of its label files that turned out to lie beside its image.
     """
@@ -76,6 +77,7 @@ class Reading:
     layout: Layout
     heap: Heap
     work: Sequence[Work]
+    patient_from: str | None = None
     rows: Sequence[str] = field(default_factory=list)
     not_drawn: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
@@ -90,7 +92,7 @@ def account(reading: Reading, manifest: Manifest) -> tuple[Files, Manifest]:
         "quarantine": quarantine,
         "files": files.counts(),
         "left_out": files.reasons(),
-        "remarks": [*_rows_without_image(reading), *_joined(reading, manifest)],
+        "remarks": [*_rule_without_dicom(reading), *_rows_without_image(reading), *_joined(reading, manifest)],
     }
     for split in SPLITS:
         values[split] = [_told(entry, unlabelled) for entry in getattr(manifest, split)]
@@ -166,6 +168,19 @@ def _told(entry: Entry | str, unlabelled: Mapping[str, str]) -> Entry | str:
     if isinstance(entry, str) or entry.label is not None:
         return entry
     return entry.model_copy(update={"unlabelled": unlabelled.get(name_of(entry))})
+
+
+def _rule_without_dicom(reading: Reading) -> list[str]:
+    """Return what is said of a rule for patients of DICOM that is no rule for some cases."""
+    files = [item.name for item in reading.work if not is_dicom(item)]
+    if reading.patient_from in {None, "id"} or not files:
+        return []
+    said = (
+        f"--patient-from {reading.patient_from} tells patients of DICOM apart and changes nothing for "
+        f"{counted(len(files), 'case')} of other files: {named(files)}. Say who each image's patient is in a table "
+        "(image, label, patient), and register again"
+    )
+    return [said]
 
 
 def _rows_without_image(reading: Reading) -> list[str]:

@@ -164,8 +164,7 @@ class Cases:
         if len(list(self)) > 1 and len({case.patient for case in self}) == 1:
             raise DataError(
                 f"{where}: all {len(list(self))} cases are of one patient, so that none can be held out for the test. "
-                "Add other patients'. Where an anonymiser gave all patients one PatientID, register the folder again "
-                "with --patient-from study (each study is a patient), series or folder."
+                f"Add other patients'. {_other_patients(list(self))}"
             )
         for purpose, part in (("training", self.train), ("test", self.test)):
             if not part:
@@ -175,6 +174,20 @@ class Cases:
                     "Add labelled cases to dataset.json or leave the site out."
                 )
         return self
+
+
+def _other_patients(cases: Sequence[Case]) -> str:
+    """Return what to do where cases of several patients are taken for one's: only DICOM says studies."""
+    images = [case.entry.images[0] for case in cases if case.entry and case.entry.tiles]
+    if any(case.entry and case.entry.study for case in cases) or any(path.startswith("slides/") for path in images):
+        return (
+            "Where an anonymiser gave all patients one PatientID, register the folder again with --patient-from study "
+            "(each study is a patient), series or folder."
+        )
+    return (
+        "Where they are of several, say who each image's patient is in a table (image, label, patient), and register "
+        "the folder again."
+    )
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ def compose(
         labels={str(value): name for value, name in sorted(labels.items())},
         label_kind=kind,
         label_map=before.label_map if before else {},
-        patient_from=request.patient_from or "id",
+        patient_from=(request.patient_from if heap.stacks or heap.slides else None) or "id",
         reviewed=before.reviewed if before else [],
         decisions=before.decisions if before else [],
         training=[e for e in usable if e.split in {None, "training"}],

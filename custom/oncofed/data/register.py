@@ -68,6 +68,7 @@ def register(request: Request, progress: Progress | None = None) -> Manifest:
     out.mkdir(parents=True, exist_ok=True)
     salt = _salt(out)
     before = read_manifest(out) if (out / MANIFEST_FILE).is_file() else None
+    patient_from = request.patient_from
     if request.patient_from is None:
         request = replace(request, patient_from=before.patient_from if before else "id")
     prefix = _link(source, out)
@@ -113,6 +114,7 @@ def register(request: Request, progress: Progress | None = None) -> Manifest:
         layout,
         heap,
         work,
+        patient_from,
         table.unmatched(),
         {result["name"]: result["not_drawn"] for result in results if result.get("not_drawn")},
     )

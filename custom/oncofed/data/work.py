@@ -320,6 +320,11 @@ class SlideWork:
         return f"tiles/{self.item.name}.npz"
 
 
+def is_dicom(work: Work) -> bool:
+    """Return whether a case's image is DICOM."""
+    return isinstance(work, StackWork) or (isinstance(work, SlideWork) and bool(work.instances))
+
+
 def _header_notes(header: Header) -> list[str]:
     notes = ["burned-in annotation: its header says YES"] if header["burned_in"].upper() == "YES" else []
     if header["modality"] == "PT" and header["units"]:
