@@ -180,8 +180,6 @@ def _label_facts(image: LoadedImage, label: LoadedImage, most_classes: int) -> d
                 "turn the mask, or save the image upright"
             )
         return {"label_problem": f"its label {fault}".replace("expected (", "expected the image's (")}
-    if values.shape[-1] > 1:
-        return {"label_problem": f"its label has {values.shape[-1]} channels, expected one number a pixel"}
     found, counts = counted(values)
     objects = int((found != 0).sum())
     if len(found) > most_classes:

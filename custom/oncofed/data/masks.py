@@ -54,7 +54,13 @@ def read_mask(path: Path, by_colour: bool = False) -> LoadedImage:
     Raises:
         DataError: it cannot be read, or its values are no labels; the message names neither path nor file.
     """
-    return as_mask(read_stored(path), by_colour)
+    mask = as_mask(read_stored(path), by_colour)
+    if mask.values.shape[-1] != 1:
+        raise DataError(
+            f"has {mask.values.shape[-1]} channels, expected one number a pixel: save it with one channel, which holds "
+            "the number of each pixel's class"
+        )
+    return mask
 
 
 def as_mask(image: LoadedImage, by_colour: bool = False) -> LoadedImage:

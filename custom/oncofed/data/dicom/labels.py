@@ -14,6 +14,7 @@ from oncofed.data.dicom.segmentations import draw_segmentation
 from oncofed.data.dicom.stacks import Stack
 from oncofed.data.dicom.structures import draw_structures
 from oncofed.data.images import LoadedImage
+from oncofed.data.masks import value_name
 from oncofed.errors import DataError
 
 _MOST_VALUES = 65535
@@ -55,7 +56,7 @@ def read_labels(
         DataError: a file cannot be read or drawn, or none of its names is in ``values``.
     """
     if max(values.values(), default=0) > _MOST_VALUES:
-        raise DataError(f"its labels name {len(values)} regions, more than there are values: say which with --labels")
+        raise DataError(_too_high(values))
     names = {value: name for name, value in values.items()}
     canvas = Canvas(image.shape, names)
     notes: list[str] = []
@@ -82,6 +83,19 @@ def read_labels(
     notes += canvas.overlaps()
     mask = LoadedImage(canvas.values[..., None], image.affine, str(canvas.values.dtype), calibrated=image.calibrated)
     return Label(mask, list(dict.fromkeys(notes)), tuple(outside))
+
+
+def _too_high(values: Mapping[str, int]) -> str:
+    if len(values) > _MOST_VALUES:
+        return (
+            f"the labels of its folder name {len(values):,} regions, expected at most {_MOST_VALUES:,}: say which are "
+            "to be learned with --labels 1=NAME,2=NAME"
+        )
+    name = max(values, key=lambda name: values[name])
+    return (
+        f"--labels gives the region {name} the value {value_name(values[name])}, expected a number from 1 to "
+        f"{_MOST_VALUES:,}, such as 1={name}: regions of DICOM are told by their names, and no colour is"
+    )
 
 
 def _draw(

@@ -129,9 +129,9 @@ def _mask_cells(region: Path, cell: float, full: Level, size: tuple[int, int]) -
     try:
         loaded = read_mask(region)
     except DataError as error:
-        raise DataError(f"its mask {error}") from None
-    if loaded.dimensions != 2 or loaded.values.shape[-1] != 1:
-        raise DataError(f"its mask has {loaded.values.shape[-1]} channels, expected one number a pixel")
+        raise DataError(f"its mask {region.name} {error}") from None
+    if loaded.dimensions != 2:
+        raise DataError(f"its mask {region.name} is a volume, expected a flat image: save the plane of the slide alone")
     image = loaded.values[..., 0].T
     height, width = image.shape
     if abs(width / height / (full.width / full.height) - 1) > _SAME_ASPECT + 1 / min(width, height):
