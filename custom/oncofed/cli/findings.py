@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
-from oncofed.cli.common import escape
+from oncofed.cli.common import escape, plain_console
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from oncofed.data.answers import Answer
     from oncofed.data.contract import Report
     from oncofed.data.manifest import Manifest, Quarantined
@@ -23,7 +23,7 @@ def show_accounts(manifest: Manifest, folder: Path) -> None:
     from oncofed.data.files import FILES_TABLE, read_examples
     from oncofed.data.grouping import EXAMPLES, counted, named
 
-    console = _console()
+    console = plain_console()
     for line in _set_aside(manifest.quarantine):
         console.print(line)
     uses = ", ".join(f"{count:,} {use}" for use, count in manifest.files.items())
@@ -51,7 +51,7 @@ def show_findings(report: Report, job: str, dataset: str) -> None:
     from oncofed.data.answers import answer_to, kind_of_reason
     from oncofed.data.grouping import by_kind, counted, told
 
-    console = _console()
+    console = plain_console()
     for lines in by_kind((p.case, p.what) for p in report.set_aside).values():
         _print_told(console, "red", "set aside", told(lines))
         _print_answer(console, answer_to(kind_of_reason(lines[0][1])), dataset, job)
@@ -80,10 +80,6 @@ def commands(report: Report, job: str, dataset: str) -> dict[str, str]:
     kinds += [finding.kind for finding in (*report.findings, *report.warnings)]
     answers = {kind: answer_to(kind) for kind in dict.fromkeys(kinds)}
     return {kind: answer.command(dataset, job) for kind, answer in answers.items() if answer}
-
-
-def _console() -> Console:
-    return Console(highlight=False, soft_wrap=True)
 
 
 def _of_kind(items: list[tuple[str, str]]) -> list[str]:

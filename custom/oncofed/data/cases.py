@@ -320,7 +320,7 @@ def deal_cases(
         if key not in splits or not isinstance(entry.label, str if labels == "mask" else int):
             continue
         if labels == "mask" or values is None or entry.label in dict(values):
-            lists[key].append(_case(folder, manifest, entry, values))
+            lists[key].append(case_of(folder, manifest, entry, values))
     train = lists["training"]
     parts: dict[str, list[Case]] = {}
     for purpose, share in (("test", split.test), ("validation", split.validation)):
@@ -443,12 +443,21 @@ def _from_quarantine(bad: Quarantined) -> Problem:
     return Problem(bad.name, bad.reason)
 
 
-def _case(folder: Path, manifest: Manifest, entry: Entry, values: tuple[tuple[int, int], ...] | None) -> Case:
+def case_of(folder: Path, manifest: Manifest, entry: Entry, values: tuple[tuple[int, int], ...] | None = None) -> Case:
+    """Return an entry of a dataset as a case.
+
+    Args:
+        folder: the dataset's.
+        manifest: of the dataset.
+        entry: one of its own; without a label it has class 0.
+        values: the dataset's label values -> the job's; None: the dataset's own.
+    """
     images = [inside(folder, image) for image in entry.images]
-    if isinstance(entry.label, int):
-        label: Path | int = dict(values).get(entry.label, entry.label) if values else entry.label
+    label: Path | int
+    if isinstance(entry.label, str):
+        label = inside(folder, entry.label)
     else:
-        label = inside(folder, str(entry.label))
+        label = dict(values or ()).get(entry.label or 0, entry.label or 0)
     name = entry.name or stem(images[0])
     return Case(
         name,
