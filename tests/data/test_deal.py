@@ -6,6 +6,8 @@ import pytest
 
 from oncofed.data.cases import read_cases
 from oncofed.data.deal import deal_to_sites
+from oncofed.data.manifest import read_manifest
+from oncofed.data.register import Request, register
 from oncofed.data.spec import SplitSpec
 from oncofed.errors import DataError
 from synthetic import make_site
@@ -26,3 +28,18 @@ def test_too_few_patients_are_refused(tmp_path: Path) -> None:
     source = make_site(tmp_path / "source", 6)
     with pytest.raises(DataError, match="6 patients are too few for 4 sites"):
         deal_to_sites(source, tmp_path / "sites", (0.45, 0.27, 0.18, 0.1), seed=1)
+
+
+@pytest.mark.wild(
+    "standard: every file is accounted for", "a site that is told the files of the whole folder as its own"
+)
+def test_a_site_has_no_account_of_the_whole_folders_files(tmp_path: Path) -> None:
+    source = make_site(tmp_path / "source", cases=12)
+    (source / "notes.txt").write_text("x")
+    whole = register(Request(source, "demo", tmp_path / "whole", workers=1))
+    assert whole.files
+    assert whole.left_out
+    for folder in deal_to_sites(tmp_path / "whole", tmp_path / "sites", [1, 1], seed=0).values():
+        site = read_manifest(folder)
+        assert (site.files, site.left_out, site.remarks, site.quarantine) == ({}, {}, [], [])
+        assert len(site.entries) == 6

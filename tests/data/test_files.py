@@ -16,10 +16,13 @@ import pytest
 from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 from PIL import Image
+from pydicom import dcmread
+from pydicom.uid import generate_uid
 
-from dicoms import make_rtstruct, make_seg, make_series, make_xray
+from dicoms import Items, item, make_rtstruct, make_seg, make_series, make_xray
 from oncofed.cli.data import _summary
 from oncofed.data.accounts import labelled_share
+from oncofed.data.dicom.matching import BESIDE
 from oncofed.data.files import FILES_TABLE
 from oncofed.data.folder import find_files
 from oncofed.data.manifest import Manifest, read_manifest
@@ -40,6 +43,23 @@ def _text(path: Path, text: str | bytes = "x") -> None:
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
 
 
+def _square(z: float, x: float = -25.0, y: float = -35.0, side: float = 4.0) -> np.ndarray:
+    return np.array([[x, y, z], [x + side, y, z], [x + side, y + side, z], [x, y + side, z]])
+
+
+def _names_no_image(dataset: Any) -> None:
+    """Leave a structure set its frame of reference alone."""
+    frame = dataset.ReferencedFrameOfReferenceSequence[0].FrameOfReferenceUID
+    dataset.ReferencedFrameOfReferenceSequence = Items([item(FrameOfReferenceUID=frame)])
+
+
+def _beside(folder: Path, patient: str) -> None:
+    """Write a series, and a structure set of its space whose contours lie below and above its slices."""
+    series = make_series(folder / patient, patient=patient)
+    contours = {"gtv": [_square(-20), _square(80)]}
+    make_rtstruct(folder / f"rt_{patient}.dcm", series, contours, change=_names_no_image)
+
+
 def _dicom(folder: Path) -> None:
     series = make_series(folder / "pacs" / "a")
     mask = np.zeros((12, 16, 8), bool)
@@ -52,6 +72,7 @@ def _dicom(folder: Path) -> None:
     shutil.copy(series[2], folder / "pacs" / "copy.dcm")
     make_xray(folder / "pacs", np.arange(600, dtype=np.uint16).reshape(20, 30))
     make_series(folder / "pacs" / "b", patient="MRN-2")[3].unlink()
+    _beside(folder / "pacs", "MRN-3")
 
 
 def _nnunet(folder: Path) -> None:
@@ -281,6 +302,93 @@ def test_who_has_no_label_and_why(tmp_path: Path) -> None:
     assert "several label files that name liver, which are joined, 2: " in remark
     lost = [reason for reason in manifest.left_out if reason.startswith("label")]
     assert [manifest.left_out[reason] for reason in lost] == [2]
+
+
+@pytest.mark.wild("standard: PS3.3 C.8.8.5", "a structure set whose contours lie beside the image, said to be used")
+def test_a_label_file_that_is_not_drawn_is_left_out(tmp_path: Path) -> None:
+    _beside(tmp_path / "in", "MRN-1")
+    manifest = register(Request(tmp_path / "in", "demo", tmp_path / "out", workers=1))
+    _require_accounts(tmp_path / "in", tmp_path / "out", manifest)
+    assert manifest.files == {"image": 8, "left out": 1}
+    assert list(manifest.left_out) == [BESIDE]
+    [entry] = manifest.entries
+    assert entry.label is None
+    assert entry.unlabelled is not None
+    assert "beside it: rt_MRN-1.dcm" in entry.unlabelled
+    again = register(Request(tmp_path / "in", "demo", tmp_path / "out", workers=1))
+    assert (again.files, again.left_out) == (manifest.files, manifest.left_out)
+
+
+@pytest.mark.wild("standard: PS3.3 C.8.8.5", "a structure set drawn on one image and beside another, left out for it")
+def test_a_label_file_that_is_drawn_on_one_image_is_used(tmp_path: Path) -> None:
+    frame, study = generate_uid(), generate_uid()
+
+    def place(up: float) -> Callable[[int, Any], None]:
+        def change(number: int, dataset: Any) -> None:
+            dataset.FrameOfReferenceUID, dataset.StudyInstanceUID = frame, study
+            x, y, z = dataset.ImagePositionPatient
+            dataset.ImagePositionPatient = [x, y, float(z) + up]
+
+        return change
+
+    series = make_series(tmp_path / "in" / "a", change=place(0))
+    make_series(tmp_path / "in" / "b", change=place(300))
+    z = float(dcmread(series[3]).ImagePositionPatient[2])
+    contours = {"gtv": [_square(z), _square(600)]}
+    make_rtstruct(tmp_path / "in" / "rt.dcm", series, contours, change=_names_no_image)
+    manifest = register(Request(tmp_path / "in", "demo", tmp_path / "out", workers=1))
+    _require_accounts(tmp_path / "in", tmp_path / "out", manifest)
+    assert manifest.files == {"image": 16, "label": 1}
+    [without] = [entry.unlabelled or "" for entry in manifest.entries if entry.label is None]
+    assert "beside it: rt.dcm" in without
+
+
+@pytest.mark.wild("standard: PS3.3 C.8.8.5 (ROI Name)", "versions of one contour whose names differ in case, unsaid")
+def test_names_of_regions_are_compared_by_one_rule(tmp_path: Path) -> None:
+    series = make_series(tmp_path / "in" / "a")
+    z = float(dcmread(series[3]).ImagePositionPatient[2])
+    for number, name in enumerate(("GTV", "gtv ")):
+        make_rtstruct(tmp_path / "in" / f"{number}.dcm", series, {name: [_square(z)]})
+    manifest = register(Request(tmp_path / "in", "demo", tmp_path / "out", workers=1))
+    [entry] = manifest.entries
+    assert len([value for value in manifest.labels if value != "0"]) == 1
+    assert any("more than one holds GTV: all of it counts" in note for note in entry.notes)
+    [remark] = manifest.remarks
+    assert "several label files that name GTV, which are joined, 1: " in remark
+
+
+@pytest.mark.wild("standard: every case is accounted for", "a case that is told a reason that is not its own")
+def test_each_case_is_told_why_it_has_no_label(tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    for number, name in enumerate(("a", "b", "scans/x/7", "scans/y/7", "e")):
+        _nifti(source / f"{name}.nii.gz", make_volume(number)[0])
+    for name in ("a_seg", "drawn/7_seg", "e_drawn"):
+        _nifti(source / f"{name}.nii.gz", make_volume(0)[1])
+    make_series(source / "pacs")
+    manifest = register(Request(source, "demo", tmp_path / "out", workers=1))
+    _require_accounts(source, tmp_path / "out", manifest)
+    why = {entry.source: entry.unlabelled for entry in manifest.entries if entry.label is None}
+    several = "its mask may be of several images: drawn/7_seg.nii.gz. List both in a table (image, label)"
+    assert why == {
+        "b.nii.gz": "no mask has its name (with _seg, _label or _mask behind it)",
+        "pacs/0000.dcm": "no SEG and no structure set of the folder lies on it",
+        "scans/x/7.nii.gz": several,
+        "scans/y/7.nii.gz": several,
+    }
+
+
+@pytest.mark.wild(
+    "standard: every case is accounted for", "a mask that is set aside, and its image is told it has none"
+)
+def test_an_image_is_told_that_the_mask_of_its_name_was_set_aside(tmp_path: Path) -> None:
+    for number, name in enumerate(("a", "b", "c")):
+        _nifti(tmp_path / "in" / f"{name}.nii.gz", make_volume(number)[0])
+    _nifti(tmp_path / "in" / "a_drawn.nii.gz", make_volume(0)[1])
+    _text(tmp_path / "in" / "t.csv", "image,label\na.nii.gz,\na_drawn.nii.gz,\nb.nii.gz,x\nc.nii.gz,y\n")
+    manifest = register(Request(tmp_path / "in", "demo", tmp_path / "out", workers=1))
+    _require_accounts(tmp_path / "in", tmp_path / "out", manifest)
+    [why] = [entry.unlabelled or "" for entry in manifest.entries if entry.label is None]
+    assert "; a_drawn.nii.gz has its name, and was set aside: holds few whole numbers" in why
 
 
 @pytest.mark.wild("standard: PS3.3 C.7.1.1", "rows of a table that match no patient, unsaid")

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from oncofed.data.cases import read_cases
+from oncofed.data.facts import read_case
 from oncofed.data.images import read_image
 from oncofed.data.manifest import Manifest, write_manifest
 from oncofed.data.masks import colour_value, read_mask, value_name, value_of
@@ -498,3 +499,14 @@ def test_notes_of_every_file_of_a_mask_are_told(tmp_path: Path) -> None:
     assert set(manifest.labels.values()) == {"background", "liver", "tumor"}
     for entry in manifest.entries:
         assert any("soft edges" in note and "(of tumor)" in note for note in entry.notes)
+
+
+@pytest.mark.wild("standard: NIfTI-1 dim[4]", "a mask of two channels, of which one would be lost")
+def test_a_mask_of_two_channels_is_refused_by_name_and_with_the_way_on(tmp_path: Path) -> None:
+    image = np.random.default_rng(0).normal(100, 9, (8, 8, 4)).astype(np.float32)
+    nib.save(nib.Nifti1Image(image, np.eye(4)), tmp_path / "a.nii")
+    mask = np.zeros((8, 8, 4, 2), np.uint8)
+    mask[2:4, 2:4, 1:3] = 1
+    nib.save(nib.Nifti1Image(mask, np.eye(4)), tmp_path / "a_seg.nii")
+    with pytest.raises(DataError, match=r"its label file .*/a_seg\.nii has 2 channels.*: save it with one channel"):
+        read_case([tmp_path / "a.nii"], tmp_path / "a_seg.nii")

@@ -128,6 +128,15 @@ def test_a_mask_without_names_among_some_with_is_set_aside(tmp_path: Path) -> No
     assert [(bad.name, bad.reason.partition(".")[0]) for bad in manifest.quarantine] == [
         ("c0", "its mask does not name its values, as other masks of the folder do")
     ]
+    # What the refusal advises: the user's names are of the values that no file names.
+    manifest = read(source, tmp_path / "out", labels=parse_labels("2=anterior,1=posterior"))
+    assert manifest.quarantine == []
+    # Written were 1, 2 without names; anterior 2, posterior 1; and anterior 1, posterior 2. Anterior is the larger.
+    found = {entry.name: entry.label_values for entry in manifest.entries}
+    assert found["c0"] == {"0": 1664, "1": 256, "2": 128}
+    assert found["c1"] == found["c2"] == {"0": 1664, "1": 128, "2": 256}
+    said = {entry.name for entry in manifest.entries if any("what --labels says" in note for note in entry.notes)}
+    assert said == {"c0"}
 
 
 @pytest.mark.wild("slicerio SegmentationOverlapping", "segments that overlap, in layers")

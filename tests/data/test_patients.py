@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 from pydicom.dataset import Dataset
 
 from dicoms import make_series, volume
 from oncofed.data.cases import read_cases
-from oncofed.data.manifest import Manifest
+from oncofed.data.manifest import Manifest, write_manifest
 from oncofed.data.mixtures import mixtures
 from oncofed.data.register import Request, register
 from oncofed.data.spec import SplitSpec
 from oncofed.errors import DataError
+from synthetic import make_site, make_volume
 
 REPORTS = "RSNA/anonymizer#18, shanoir-ng#3160, matRad#273"
 
@@ -96,3 +99,30 @@ def test_a_patient_of_many_visits_among_others_is_no_mixture(tmp_path: Path) -> 
     for number in range(7):
         make_series(tmp_path / "in" / f"q{number}", volume(seed=20 + number), patient=f"Q{number}")
     assert list(mixtures(read(tmp_path))) == []
+
+
+@pytest.mark.wild(REPORTS, "a rule for patients that is none for the folder's files, unsaid")
+def test_a_rule_for_dicom_is_said_to_change_nothing_elsewhere(tmp_path: Path) -> None:
+    make_site(tmp_path / "in")
+    manifest = read(tmp_path, patient_from="study")
+    [remark] = manifest.remarks
+    assert remark.startswith("--patient-from study tells patients of DICOM apart and changes nothing for 6 cases of ")
+    assert manifest.patient_from == "id"
+    assert read(tmp_path).remarks == []
+    one = [entry.model_copy(update={"patient": "one"}) for entry in manifest.entries]
+    write_manifest(tmp_path / "out", manifest.model_copy(update={"training": one}))
+    with pytest.raises(DataError, match=r"one patient, .* in a table \(image, label, patient\)") as refused:
+        read_cases(tmp_path / "out", SplitSpec(), 0).require_training("here")
+    assert "--patient-from" not in str(refused.value)
+
+
+@pytest.mark.wild(REPORTS, "a rule for patients that is one for the DICOM of the folder alone, unsaid")
+def test_a_rule_for_dicom_beside_other_files_is_kept_and_said(tmp_path: Path) -> None:
+    make_heap(tmp_path / "in" / "pacs")
+    image, _ = make_volume(0)
+    nib.save(nib.Nifti1Image(image, np.eye(4)), tmp_path / "in" / "one.nii.gz")
+    manifest = read(tmp_path, patient_from="study")
+    [remark] = manifest.remarks
+    assert "for 1 case of other files: one" in remark
+    assert manifest.patient_from == "study"
+    assert len({entry.patient for entry in manifest.entries}) == 7

@@ -192,12 +192,15 @@ def test_a_table_that_is_not_read_is_told(tmp_path: Path) -> None:
     source = pictures(tmp_path / "in", *(f"{c}/{c}{n}.png" for c in "ab" for n in range(2)))
     (source / "Data_Entry.csv").write_text("Image Index,Finding Labels\na0.png,Effusion\n")
     (source / "a" / "more.csv").write_text("image,label\na0.png,x\n")
+    (source / "a" / "clinic.csv").write_text("name,age\nx,60\n")
     (source / "labels.xlsx").write_bytes(b"PK\x03\x04")
     (source / "broken.csv").write_bytes(bytes(range(256)) * 2)
     manifest = read(source, tmp_path / "out")
     assert manifest.left_out == {
         "table of which no image is read (found the columns image index, finding labels; expected image, and label, "
         "patient, split where they are known)": 1,
+        "table of which no image is read (found the columns name, age; expected image, and label, patient, split where "
+        "they are known)": 1,
         "table in a folder below: to read it, name it with --labels FILE": 1,
         "workbook: to be read as a table of images, save it as CSV (UTF-8)": 1,
         "table that cannot be read: save it as CSV (UTF-8)": 1,
@@ -258,9 +261,8 @@ def test_a_table_beside_dicom_is_told(tmp_path: Path) -> None:
     (tmp_path / "in" / "classes.csv").write_text("Patient;Label\nP1;a\n")
     manifest = read(tmp_path / "in", tmp_path / "out")
     assert len(manifest.entries) == 1
-    assert list(manifest.left_out) == [
-        "table of patients, studies or series: to read their labels, name it with --labels FILE"
-    ]
+    [reason] = manifest.left_out
+    assert reason.startswith("table of patients, studies or series: for DICOM, name it with --labels FILE; for other")
 
 
 def test_rows_of_patients_that_no_image_asks_for_are_known(tmp_path: Path) -> None:

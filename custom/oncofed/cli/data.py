@@ -25,13 +25,13 @@ from oncofed.cli.common import (
     typed_workspace,
 )
 from oncofed.cli.findings import commands, show_accounts, show_findings
+from oncofed.cli.looking import look_values, show_look, show_profile
 from oncofed.cli.resolve import resolve
 from oncofed.cli.terminal import echo_json
 from oncofed.errors import DataError, SpecError
 
 if TYPE_CHECKING:
     from oncofed.data.contract import Report
-    from oncofed.data.look import Look
     from oncofed.data.manifest import Manifest
     from oncofed.job.spec import JobSpec
 
@@ -232,16 +232,7 @@ def profile(
     if json:
         echo_json(text)
         return
-    console = plain_console()
-    console.print(f"{found.dataset}: {found.cases} cases of {found.patients} patients, {found.set_aside} set aside")
-    table = Table()
-    for heading in ("", "smallest", "median", "largest"):
-        table.add_column(heading, justify="left" if not heading else "right")
-    for group, summaries in (("size", found.shapes), ("spacing mm", found.spacings_mm), ("share", found.class_share)):
-        for name, s in summaries.items():
-            table.add_row(f"{group} {name}", f"{s.minimum:.4g}", f"{s.median:.4g}", f"{s.maximum:.4g}")
-    show_table(table, console)
-    console.print(f"Page: {page}", soft_wrap=True)
+    show_profile(found, page)
 
 
 @app.command()
@@ -275,20 +266,9 @@ def look(
         found = look_at(folder, cases, examine, seed, workers, advance)
         page = write_look_page(found, folder, target / PAGE_FILE, workers, advance)
     if json:
-        typer.echo(jsonlib.dumps(_look_values(found, page), indent=2))
+        typer.echo(jsonlib.dumps(look_values(found, page), indent=2))
         return
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(
-        f"{found.manifest.name or folder.name}: {len(found.manifest.entries)} cases, {len(found.suspicious)} suspicious"
-        f"; label and image compared in {found.examined} of the {found.masked} with a mask"
-    )
-    for remark in found.remarks:
-        console.print(f"[yellow]most cases[/] {escape(remark)}")
-    for seen in found.suspicious[:_MOST_SHOWN]:
-        console.print(f"[yellow]suspicious[/] {escape(seen.name)}: {escape(seen.reasons[0].what)}")
-    if len(found.suspicious) > _MOST_SHOWN:
-        console.print(f"… and {len(found.suspicious) - _MOST_SHOWN} more; --json lists them all")
-    console.print(f"Page: {page}")
+    show_look(found, folder, page)
 
 
 @app.command()
@@ -486,21 +466,6 @@ def _show_registered(manifest: Manifest, folder: Path, dataset: str) -> None:
     for _, what in mixtures(manifest):
         console.print(f"[yellow]note[/] {escape(what)}", soft_wrap=True)
     show_accounts(manifest, folder, dataset)
-
-
-def _look_values(found: Look, page: Path) -> dict[str, Any]:
-    return {
-        "dataset": found.manifest.name,
-        "page": str(page),
-        "cases": len(found.manifest.entries),
-        "masked": found.masked,
-        "examined": found.examined,
-        "remarks": list(found.remarks),
-        "suspicious": [
-            {"case": s.name, "reasons": [{"kind": r.kind, "what": r.what} for r in s.reasons]} for s in found.suspicious
-        ],
-        "shown": [seen.name for seen in found.shown],
-    }
 
 
 def _report_values(report: Report, job: str, dataset: str) -> dict[str, Any]:

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
-from oncofed.cli.common import escape, typed_workspace
+from oncofed.cli.common import escape, plain_console, typed_workspace
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from oncofed.data.answers import Answer
     from oncofed.data.contract import Report
     from oncofed.data.manifest import Manifest, Quarantined
@@ -30,7 +30,7 @@ def show_accounts(manifest: Manifest, folder: Path, dataset: str) -> None:
     from oncofed.data.files import FILES_TABLE, read_examples
     from oncofed.data.grouping import EXAMPLES, counted, named
 
-    console = _console()
+    console = plain_console()
     for line in _set_aside(manifest.quarantine):
         console.print(line)
     uses = ", ".join(_of_use(use, count) for use, count in manifest.files.items())
@@ -59,7 +59,7 @@ def show_findings(report: Report, job: str, dataset: str) -> None:
     from oncofed.data.answers import answer_to, kind_of_reason
     from oncofed.data.grouping import by_kind, counted, told
 
-    console = _console()
+    console = plain_console()
     for lines in by_kind((p.case, p.what) for p in report.set_aside).values():
         _print_told(console, "red", "set aside", told(lines))
         _print_answer(console, answer_to(kind_of_reason(lines[0][1])), dataset, job)
@@ -94,10 +94,6 @@ def _of_use(use: str, count: int) -> str:
     from oncofed.data.grouping import counted
 
     return f"{count:,} {use}" if use in {"regions", "left out"} else counted(count, use)
-
-
-def _console() -> Console:
-    return Console(highlight=False, soft_wrap=True)
 
 
 def _of_kind(items: list[tuple[str, str]]) -> list[str]:

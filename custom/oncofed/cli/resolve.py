@@ -7,9 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
-from oncofed.cli.common import DEFAULT_WORKSPACE, Workspace, datasets_folder, keep_caches_in, typed_workspace
+from oncofed.cli.common import (
+    DEFAULT_WORKSPACE,
+    Workspace,
+    datasets_folder,
+    keep_caches_in,
+    plain_console,
+    typed_workspace,
+)
 from oncofed.data.answers import ANSWERS
 from oncofed.errors import SpecError
 
@@ -124,7 +130,7 @@ def _list(folder: Path, dataset: str, job: str | None, json: bool) -> None:
         values = {"open": dict(counts), "commands": commands, "decisions": words}
         typer.echo(jsonlib.dumps(values, indent=2))
         return
-    console = Console(highlight=False, soft_wrap=True)
+    console = plain_console()
     for kind, count in counts.items():
         console.print(f"open: {kind}, {count:,}: {commands[kind]}", markup=False)
     for word in words:
@@ -145,7 +151,7 @@ def _show(outcome: Outcome, dry_run: bool, undo: bool, json: bool) -> None:
         }
         typer.echo(jsonlib.dumps(values, indent=2))
         return
-    console = Console(highlight=False, soft_wrap=True)
+    console = plain_console()
     done = "taken back" if undo else "decided"
     for words in outcome.words:
         console.print(f"{'would be ' if dry_run else ''}{done} {words}", markup=False)

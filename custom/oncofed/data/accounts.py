@@ -11,13 +11,15 @@ from unicodedata import normalize
 
 from oncofed.data.absent import absences
 from oncofed.data.decisions import decided, name_of
-from oncofed.data.dicom.matching import ON_EACH
+from oncofed.data.dicom.matching import BESIDE, ON_EACH
+from oncofed.data.dicom.references import named_twice, region_key
 from oncofed.data.dicom.series import Heap
 from oncofed.data.files import Files
 from oncofed.data.grouping import counted, named
 from oncofed.data.layouts import ClassTable, Layout
 from oncofed.data.manifest import SPLITS, Entry, Manifest
-from oncofed.data.work import StackWork, Work
+from oncofed.data.unlabelled import why_unlabelled
+from oncofed.data.work import StackWork, Work, is_dicom
 
 # Start of a reason that does not say itself what to do -> what to do.
 _ADVICE = {
@@ -50,15 +52,6 @@ _ADVICE = {
 }
 # What nobody wants to lose comes first.
 _WEIGHTY = ("label", "mask", "cannot", "table", "image")
-_WITHOUT_LABEL = {
-    "nnU-Net raw": "labelsTr holds no file of its name",
-    "Decathlon": "dataset.json names no label for it",
-    "table": "its row of the table has no label",
-    "images with masks": "no mask has its name",
-    "one folder a class": "it lies in no folder of a class",
-    "loose images": "no mask has its name (with _seg, _label or _mask behind it)",
-    "slides": "no table and no regions say its label",
-}
 
 
 @dataclass
@@ -74,8 +67,10 @@ class Reading:
         layout: what the folder holds.
         heap: its DICOM.
         work: its cases.
+        patient_from: what the user said tells patients of DICOM apart; None: nothing, or as before.
         rows: of a table that matched nothing.
         classes: the table of patients, studies or series.
+        not_drawn: case -> paths of its label files that turned out to lie beside its image.
     """
 
     paths: Sequence[str]
@@ -86,8 +81,10 @@ class Reading:
     layout: Layout
     heap: Heap
     work: Sequence[Work]
+    patient_from: str | None = None
     rows: Sequence[str] = field(default_factory=list)
     classes: ClassTable | None = None
+    not_drawn: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 def account(reading: Reading, manifest: Manifest) -> tuple[Files, Manifest]:
@@ -95,7 +92,9 @@ def account(reading: Reading, manifest: Manifest) -> tuple[Files, Manifest]:
     files = _files(reading, manifest)
     with_cases = Counter(file.case for file in files if file.use is None and file.case)
     quarantine = [bad.model_copy(update={"files": with_cases.pop(bad.name, 0)}) for bad in manifest.quarantine]
-    unlabelled = _unlabelled(reading)
+    unlabelled = why_unlabelled(
+        reading.work, reading.layout, reading.heap, manifest, reading.table, reading.not_drawn, reading.classes
+    )
     absent = list(absences(manifest))
     lacks: dict[str, list[str]] = defaultdict(list)
     for absence in absent:
@@ -108,9 +107,10 @@ def account(reading: Reading, manifest: Manifest) -> tuple[Files, Manifest]:
         "remarks": [
             *reading.layout.remarks,
             *_alike_names(manifest.labels.values()),
+            *_rule_without_dicom(reading),
             *_rows_without_image(reading),
             *_on_each(reading.work),
-            *_joined(reading.work, manifest),
+            *_joined(reading, manifest),
             *(absence.remark for absence in absent),
         ],
     }
@@ -157,6 +157,8 @@ def _files(reading: Reading, manifest: Manifest) -> Files:
     set_aside = {case.name: case for case in manifest.quarantine}
     for item in reading.work:
         for path, use in item.files():
+            if path in reading.not_drawn.get(item.name, ()):
+                continue
             if item.name in set_aside:
                 files.leave_out(path, set_aside[item.name].reason, item.name)
             else:
@@ -168,6 +170,9 @@ def _files(reading: Reading, manifest: Manifest) -> Files:
         files.use(path, "table")
     for path, reason in {**heap.left_out, **layout.left_out, **reading.passed_over}.items():
         files.leave_out(path, reason)
+    for paths in reading.not_drawn.values():
+        for path in paths:
+            files.leave_out(path, BESIDE)
     for path in reading.dangling:
         files.leave_out(path, "link that leads nowhere")
     return files
@@ -188,33 +193,17 @@ def _told(entry: Entry | str, unlabelled: Mapping[str, str], lacks: Mapping[str,
     return entry.model_copy(update={"unlabelled": unlabelled.get(name_of(entry))})
 
 
-def _unlabelled(reading: Reading) -> dict[str, str]:
-    """Return case -> why it has no label, of every case of which that is so if it has none."""
-    if reading.heap.stacks or reading.heap.slides:
-        return _unlabelled_dicom(reading)
-    why = _WITHOUT_LABEL.get(reading.layout.kind, "no label was found for it")
-    return {item.name: why for item in reading.work}
-
-
-def _unlabelled_dicom(reading: Reading) -> dict[str, str]:
-    of_patient: dict[str, list[str]] = defaultdict(list)
-    for label in reading.heap.unplaced:
-        of_patient[label.header.get("patient", "")].append(label.path)
-    why = {}
-    for item in reading.work:
-        found = of_patient.get(item.stack.header["patient"], []) if isinstance(item, StackWork) else []
-        if found:
-            words = f"{counted(len(found), 'label file')} of its patient on no image of the folder: "
-            why[item.name] = f"{words}{named(found)}"
-        elif reading.classes and isinstance(item, StackWork) and (doubt := reading.classes.doubt(item.stack.header)):
-            why[item.name] = doubt
-        elif reading.table:
-            why[item.name] = f"{reading.table.name} has no row with a label for its patient, study or series"
-        elif isinstance(item, StackWork):
-            why[item.name] = "no SEG and no structure set of the folder lies on it"
-        else:
-            why[item.name] = "no table and no regions say its label"
-    return why
+def _rule_without_dicom(reading: Reading) -> list[str]:
+    """Return what is said of a rule for patients of DICOM that is no rule for some cases."""
+    files = [item.name for item in reading.work if not is_dicom(item)]
+    if reading.patient_from in {None, "id"} or not files:
+        return []
+    said = (
+        f"--patient-from {reading.patient_from} tells patients of DICOM apart and changes nothing for "
+        f"{counted(len(files), 'case')} of other files: {named(files)}. Say who each image's patient is in a table "
+        "(image, label, patient), and register again"
+    )
+    return [said]
 
 
 def _rows_without_image(reading: Reading) -> list[str]:
@@ -261,15 +250,17 @@ def _alike_names(names: Iterable[str]) -> list[str]:
     ]
 
 
-def _joined(work: Iterable[Work], manifest: Manifest) -> list[str]:
+def _joined(reading: Reading, manifest: Manifest) -> list[str]:
     """Return what is said of images on which several label files name the same region."""
     there = {name_of(entry) for entry in manifest.entries}
     regions: dict[str, list[str]] = defaultdict(list)
-    for item in work:
+    written: dict[str, str] = {}
+    for item in reading.work:
         if isinstance(item, StackWork) and item.name in there:
-            names = Counter(name for label in item.labels for name in set(label.header.get("labels", {}).values()))
-            for name in sorted(name for name, count in names.items() if count > 1):
-                regions[name].append(item.name)
+            beside = reading.not_drawn.get(item.name, ())
+            drawn = [label for label in item.labels if label.path not in beside]
+            for name in named_twice((label.header for label in drawn), item.stack.header, item.values):
+                regions[written.setdefault(region_key(name), name)].append(item.name)
     return [
         f"images with several label files that name {name}, which are joined, {len(cases):,}: "
         f"{named(cases)}. Where they are versions of one "

@@ -173,8 +173,7 @@ class Cases:
         if len(list(self)) > 1 and len({case.patient for case in self}) == 1:
             raise DataError(
                 f"{where}: all {len(list(self))} cases are of one patient, so that none can be held out for the test. "
-                "Add other patients'. Where an anonymiser gave all patients one PatientID, register the folder again "
-                "with --patient-from study (each study is a patient), series or folder."
+                f"Add other patients'. {_other_patients(list(self))}"
             )
         for purpose, part in (("training", self.train), ("test", self.test)):
             if not part:
@@ -184,6 +183,20 @@ class Cases:
                     "Add labelled cases to dataset.json or leave the site out."
                 )
         return self
+
+
+def _other_patients(cases: Sequence[Case]) -> str:
+    """Return what to do where cases of several patients are taken for one's: only DICOM says studies."""
+    images = [case.entry.images[0] for case in cases if case.entry and case.entry.tiles]
+    if any(case.entry and case.entry.study for case in cases) or any(path.startswith("slides/") for path in images):
+        return (
+            "Where an anonymiser gave all patients one PatientID, register the folder again with --patient-from study "
+            "(each study is a patient), series or folder."
+        )
+    return (
+        "Where they are of several, say who each image's patient is in a table (image, label, patient), and register "
+        "the folder again."
+    )
 
 
 @dataclass(frozen=True)
@@ -317,7 +330,7 @@ def deal_cases(
         if key not in splits or not isinstance(entry.label, str if labels == "mask" else int):
             continue
         if labels == "mask" or values is None or entry.label in dict(values):
-            lists[key].append(_case(folder, manifest, entry, values))
+            lists[key].append(case_of(folder, manifest, entry, values))
     train = lists["training"]
     parts: dict[str, list[Case]] = {}
     for purpose, share in (("test", split.test), ("validation", split.validation)):
@@ -443,12 +456,21 @@ def _from_quarantine(bad: Quarantined) -> Problem:
     return Problem(bad.name, bad.reason)
 
 
-def _case(folder: Path, manifest: Manifest, entry: Entry, values: tuple[tuple[int, int], ...] | None) -> Case:
+def case_of(folder: Path, manifest: Manifest, entry: Entry, values: tuple[tuple[int, int], ...] | None = None) -> Case:
+    """Return an entry of a dataset as a case.
+
+    Args:
+        folder: the dataset's.
+        manifest: of the dataset.
+        entry: one of its own; without a label it has class 0.
+        values: the dataset's label values -> the job's; None: the dataset's own.
+    """
     images = [inside(folder, image) for image in entry.images]
-    if isinstance(entry.label, int):
-        label: Path | int = dict(values).get(entry.label, entry.label) if values else entry.label
+    label: Path | int
+    if isinstance(entry.label, str):
+        label = inside(folder, entry.label)
     else:
-        label = inside(folder, str(entry.label))
+        label = dict(values or ()).get(entry.label or 0, entry.label or 0)
     name = entry.name or stem(images[0])
     return Case(
         name,

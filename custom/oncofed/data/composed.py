@@ -84,14 +84,9 @@ def compose(root: Path, parts: Sequence[Part]) -> LoadedImage:
 
 def _read(root: Path, part: Part) -> LoadedImage:
     try:
-        read = read_mask(root / part.path, named=[value for value, _ in part.values] if part.value is None else ())
+        return read_mask(root / part.path, named=[value for value, _ in part.values] if part.value is None else ())
     except DataError as error:
         raise DataError(f"its label file {part.path} {error}") from None
-    if read.values.shape[-1] > 1:
-        raise DataError(
-            f"its label file {part.path} has {read.values.shape[-1]} channels, expected one: save it as label values"
-        )
-    return read
 
 
 def _labelled(values: np.ndarray[Any, Any], part: Part) -> np.ndarray[Any, Any]:
@@ -113,7 +108,8 @@ def _labelled(values: np.ndarray[Any, Any], part: Part) -> np.ndarray[Any, Any]:
     if len(found) > 1:
         raise DataError(
             f"its label file {part.path} holds {', '.join(f'{v:g}' for v in found[:5])}, expected one beside "
-            f"0: it is the mask of {part.name} alone"
+            f"0: by its name it is the mask of {part.name} alone. Save each class in a file of its own, or list the "
+            "mask that holds them all in a table (image, label)"
         )
     labelled: np.ndarray[Any, Any] = np.where(whole != 0, np.uint16(part.value), np.uint16(0))
     return labelled

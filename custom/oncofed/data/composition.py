@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
 from oncofed.data import facts
+from oncofed.data.dicom.references import region_key
 from oncofed.data.dicom.series import Heap
 from oncofed.data.exif import by_siblings
 from oncofed.data.layouts import ClassTable, Layout, lists_images
@@ -28,11 +29,18 @@ def hashed_key(salt: bytes, text: str, length: int = 16) -> str:
 
 
 def region_values(heap: Heap, request: Request) -> dict[str, int]:
-    """Return region name -> label value: as the user says, else in the order of the alphabet."""
+    """Return region name -> label value: as the user says, else in the order of the alphabet.
+
+    Names that differ in case or spaces around alone are one region's; it has the name that is written most often.
+    """
     given = {name: value for value, name in request.labels.items() if value}
     if given:
         return given
-    names = sorted({name for label in heap.labels for name in label.header["labels"].values()})
+    written: dict[str, Counter[str]] = defaultdict(Counter)
+    for label in heap.labels:
+        for name in label.header["labels"].values():
+            written[region_key(name)][name] += 1
+    names = sorted(max(sorted(forms), key=lambda form: forms[form]) for forms in written.values())
     return {name: number for number, name in enumerate(names, start=1)}
 
 
@@ -94,7 +102,7 @@ def compose(
         labels={str(value): name for value, name in sorted(labels.items())},
         label_kind=kind,
         label_map=before.label_map if before else {},
-        patient_from=request.patient_from or "id",
+        patient_from=(request.patient_from if heap.stacks or heap.slides else None) or "id",
         reviewed=before.reviewed if before else [],
         decisions=before.decisions if before else [],
         training=[e for e in usable if e.split in {None, "training"}],

@@ -176,10 +176,6 @@ def _label_facts(image: LoadedImage, label: LoadedImage, most_classes: int) -> d
         return {"label_problem": reason}
     if fault := other_grid(image, label):
         return {"label_problem": f"its label {fault}".replace("expected (", "expected the image's (")}
-    if values.shape[-1] > 1:
-        return {
-            "label_problem": f"its label has {values.shape[-1]} channels, expected one number a pixel. {_ONE_CHANNEL}"
-        }
     found, counts = counted(values)
     objects = int((found != 0).sum())
     if len(found) > most_classes:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from oncofed.data.cases import Case
+from oncofed.data.cases import Case, case_of
 from oncofed.data.contract import with_facts
 from oncofed.data.decisions import decided
-from oncofed.data.manifest import Entry, Manifest, Split, inside, read_manifest
+from oncofed.data.manifest import Entry, Manifest, Split, read_manifest
 from oncofed.data.placement import Placement, measure_placement
 from oncofed.data.sample import sample_cases
 from oncofed.data.suspicions import FINDING, Suspicion, by_facts, by_pixels, joined, remarks, score
@@ -68,23 +68,6 @@ class Look:
     remarks: tuple[str, ...]
     examined: int
     masked: int
-
-
-def case_of(folder: Path, manifest: Manifest, entry: Entry) -> Case:
-    """Return a case with the dataset's own label values; one without a label has class 0."""
-    images = [inside(folder, image) for image in entry.images]
-    return Case(
-        _name(entry),
-        entry.patient or _name(entry),
-        images[0],
-        inside(folder, entry.label) if isinstance(entry.label, str) else entry.label or 0,
-        tuple(images[1:]),
-        instances=manifest.label_kind == "instances",
-        spacing=tuple(entry.spacing) if entry.spacing and len(entry.spacing) == 2 else None,
-        reading=manifest.reading(entry),
-        entry=entry,
-        tiles=inside(folder, entry.tiles) if entry.tiles else None,
-    )
 
 
 def look(
@@ -161,7 +144,7 @@ def _shown(seen: Sequence[Seen], suspicious: Sequence[Seen], most: int, seed: in
 def _measure(
     folder: Path, manifest: Manifest, entries: Sequence[Entry], workers: int | None, progress: Progress
 ) -> list[Placement]:
-    cases = [case_of(folder, manifest, entry) for entry in entries]
+    cases = [replace(case_of(folder, manifest, entry), name=_name(entry)) for entry in entries]
     placements = []
     fewest = _FEW_LARGE if sum(map(_voxels, entries)) > _LARGE else _MANY_SMALL
     with Workers(workers) as pool:

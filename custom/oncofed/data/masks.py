@@ -68,7 +68,13 @@ def read_mask(path: Path, by_colour: bool = False, named: Collection[int] = ()) 
     Raises:
         DataError: it cannot be read, or its values are no labels; the message names neither path nor file.
     """
-    return as_mask(read_stored(path), by_colour, named)
+    mask = as_mask(read_stored(path), by_colour, named)
+    if mask.values.shape[-1] != 1:
+        raise DataError(
+            f"has {mask.values.shape[-1]} channels, expected one number a pixel: save it with one channel, which holds "
+            "the number of each pixel's class"
+        )
+    return mask
 
 
 def as_mask(image: LoadedImage, by_colour: bool = False, named: Collection[int] = ()) -> LoadedImage:

@@ -69,6 +69,7 @@ def register(request: Request, progress: Progress | None = None) -> Manifest:
     out.mkdir(parents=True, exist_ok=True)
     salt = _salt(out)
     before = read_manifest(out) if (out / MANIFEST_FILE).is_file() else None
+    patient_from = request.patient_from
     if request.patient_from is None:
         request = replace(request, patient_from=before.patient_from if before else "id")
     prefix = _link(source, out)
@@ -107,7 +108,18 @@ def register(request: Request, progress: Progress | None = None) -> Manifest:
         results = list(_read_all(work, index, progress, workers))
     manifest = compose(request, task, layout, heap, results, salt, before)
     reading = Reading(
-        files, found.left_out, found.dangling, source, request.table, layout, heap, work, table.unmatched(), table
+        files,
+        found.left_out,
+        found.dangling,
+        source,
+        request.table,
+        layout,
+        heap,
+        work,
+        patient_from,
+        table.unmatched(),
+        table,
+        {result["name"]: result["not_drawn"] for result in results if result.get("not_drawn")},
     )
     became, manifest = account(reading, manifest)
     write_manifest(out, manifest)

@@ -50,7 +50,10 @@ class Work(Protocol):
         """What changes when its files do."""
 
     def read(self) -> dict[str, Any]:
-        """Return the fields of an ``Entry``, or ``set_aside`` with the reason why the case cannot be used."""
+        """Return the fields of an ``Entry``, or ``set_aside`` with the reason why the case cannot be used.
+
+        ``not_drawn`` are the paths of ``files`` that turned out to lie beside the image.
+        """
 
     def set_aside(self, reason: str) -> dict[str, Any]:
         """Return ``{"name", "reason", "source"}`` of a case that cannot be used."""
@@ -226,6 +229,7 @@ class StackWork:
             "stamp": facts.stamp(written),
             "notes": [*self.stack.notes, *pixels.notes, *_header_notes(header), *(label.notes if label else ())],
             "source": self.stack.slices[0].path,
+            "not_drawn": list(label.not_drawn) if label else [],
         }
 
     def set_aside(self, reason: str) -> dict[str, Any]:
@@ -343,6 +347,11 @@ class SlideWork:
     @property
     def _tiles_path(self) -> str:
         return f"tiles/{self.item.name}.npz"
+
+
+def is_dicom(work: Work) -> bool:
+    """Return whether a case's image is DICOM."""
+    return isinstance(work, StackWork) or (isinstance(work, SlideWork) and bool(work.instances))
 
 
 def _header_notes(header: Header) -> list[str]:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader
 
-from oncofed.data.look import Look, Seen, case_of
+from oncofed.data.cases import case_of
+from oncofed.data.look import Look, Seen
 from oncofed.data.manifest import Manifest, write_whole
 from oncofed.data.workers import BROKE_ITS_READER, Workers
 from oncofed.report.planes import Drawing, Drawn, colour, dash, draw

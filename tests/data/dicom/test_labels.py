@@ -11,7 +11,7 @@ import pytest
 
 from dicoms import AXIAL, OBLIQUE, make_multiframe, make_rtstruct, make_seg, make_series, volume
 from oncofed.data.manifest import Manifest
-from oncofed.data.register import Request, register
+from oncofed.data.register import Request, parse_labels, register
 
 SHAPE = (12, 16, 8)
 
@@ -104,3 +104,16 @@ def test_an_enhanced_multiframe_image_is_a_volume(tmp_path: Path) -> None:
     canonical = [nib.as_closest_canonical(image) for image in (one, two)]
     np.testing.assert_allclose(canonical[0].affine, canonical[1].affine, atol=1e-3)
     np.testing.assert_array_equal(np.asarray(canonical[0].dataobj), np.asarray(canonical[1].dataobj))
+
+
+@pytest.mark.wild("standard: PS3.3 C.8.20.2", "advice that leads nowhere: colours for regions that have names")
+def test_a_colour_as_the_value_of_a_region_is_refused_in_words(tmp_path: Path) -> None:
+    files = make_series(tmp_path / "in" / "a")
+    mask = np.zeros((12, 16, 8), bool)
+    mask[2:5, 3:9, 1:6] = True
+    make_seg(tmp_path / "in" / "seg.dcm", files, {"t": mask})
+    labels = parse_labels("#ff0000=t")
+    [bad] = register(Request(tmp_path / "in", "demo", tmp_path / "out", labels=labels, workers=1)).quarantine
+    assert (
+        "--labels gives the region t the value #ff0000, expected a number from 1 to 65,535, such as 1=t" in bad.reason
+    )

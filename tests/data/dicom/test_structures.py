@@ -419,7 +419,7 @@ def test_two_structure_sets_of_one_image_are_joined_and_told(tmp_path: Path) -> 
     (entry,) = register(Request(tmp_path / "in", "demo", tmp_path / "out")).entries
     mask = np.asarray(nib.load(tmp_path / "out" / str(entry.label)).dataobj)
     assert int((mask > 0).sum()) == 400
-    assert any("rs1.dcm, rs2.dcm" in note and "liver" in note for note in entry.notes)
+    assert any("rs1.dcm, rs2.dcm" in note and "Liver" in note for note in entry.notes)
 
 
 @pytest.mark.wild("dcmqi#518", "regions that overlap")

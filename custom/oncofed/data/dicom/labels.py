@@ -9,11 +9,12 @@ from pathlib import Path
 
 from oncofed.data.dicom.canvas import Canvas, OutsideError
 from oncofed.data.dicom.matching import PlacedLabel
-from oncofed.data.dicom.references import regions_on, wanted_regions
+from oncofed.data.dicom.references import named_twice, regions_on, wanted_regions
 from oncofed.data.dicom.segmentations import draw_segmentation
 from oncofed.data.dicom.stacks import Stack
 from oncofed.data.dicom.structures import draw_structures
 from oncofed.data.images import LoadedImage
+from oncofed.data.masks import value_name
 from oncofed.errors import DataError
 
 _MOST_VALUES = 65535
@@ -27,10 +28,12 @@ class Label:
         image: label values (x, y, z, 1), or (x, y, 1) of a flat image; uint8, or uint16 where a value needs it. None
             where no file reaches the image.
         notes: what was seen and done, for people.
+        not_drawn: paths of the files that lie outside the image, though they share its frame of reference.
     """
 
     image: LoadedImage | None
     notes: list[str]
+    not_drawn: tuple[str, ...] = ()
 
 
 def read_labels(
@@ -53,11 +56,12 @@ def read_labels(
         DataError: a file cannot be read or drawn, or none of its names is in ``values``.
     """
     if max(values.values(), default=0) > _MOST_VALUES:
-        raise DataError(f"its labels name {len(values)} regions, more than there are values: say which with --labels")
+        raise DataError(_too_high(values))
     names = {value: name for name, value in values.items()}
     canvas = Canvas(image.shape, names)
     notes: list[str] = []
     drawn: list[PlacedLabel] = []
+    outside: list[str] = []
     for label in labels:
         regions = regions_on(label.header, stack.header)
         wanted = wanted_regions(regions, values)
@@ -70,15 +74,29 @@ def read_labels(
             if label.named:
                 raise
             notes.append(f"{label.path} shares its frame of reference, and lies outside: not drawn")
+            outside.append(label.path)
             continue
         notes += [*label.notes, *_space_note(label, stack), *found]
         drawn.append(label)
     if not drawn:
-        return Label(None, notes)
-    notes += _joined(drawn)
+        return Label(None, notes, tuple(outside))
+    notes += _joined(drawn, stack, values)
     notes += canvas.overlaps()
     mask = LoadedImage(canvas.values[..., None], image.affine, str(canvas.values.dtype), calibrated=image.calibrated)
-    return Label(mask, list(dict.fromkeys(notes)))
+    return Label(mask, list(dict.fromkeys(notes)), tuple(outside))
+
+
+def _too_high(values: Mapping[str, int]) -> str:
+    if len(values) > _MOST_VALUES:
+        return (
+            f"the labels of its folder name {len(values):,} regions, expected at most {_MOST_VALUES:,}: say which are "
+            "to be learned with --labels 1=NAME,2=NAME"
+        )
+    name = max(values, key=lambda name: values[name])
+    return (
+        f"--labels gives the region {name} the value {value_name(values[name])}, expected a number from 1 to "
+        f"{_MOST_VALUES:,}, such as 1={name}: regions of DICOM are told by their names, and no colour is"
+    )
 
 
 def _draw(
@@ -111,12 +129,11 @@ def _space_note(label: PlacedLabel, stack: Stack) -> list[str]:
     return ["its label says another frame of reference than the image that it names: placed by its own positions"]
 
 
-def _joined(labels: Sequence[PlacedLabel]) -> list[str]:
+def _joined(labels: Sequence[PlacedLabel], stack: Stack, values: Mapping[str, int]) -> list[str]:
     """Return a note where several files are one image's: two versions of one label, perhaps."""
     if len(labels) < 2:
         return []
     files = ", ".join(label.path for label in labels)
-    regions = [{name.strip().casefold() for name in label.header["labels"].values()} for label in labels]
-    twice = sorted({name for n, one in enumerate(regions) for other in regions[n + 1 :] for name in one & other})
+    twice = named_twice((label.header for label in labels), stack.header, values)
     note = f"{len(labels)} label files joined: {files}"
     return [f"{note}; more than one holds {', '.join(twice[:5])}: all of it counts" if twice else note]

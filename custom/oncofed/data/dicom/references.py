@@ -5,6 +5,7 @@ Segmentations: DICOM PS3.3, sections A.51, C.8.20 (regions) and C.12.4 (referenc
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -89,9 +90,32 @@ def wanted_regions(labels: Mapping[str, str], values: Mapping[str, int]) -> dict
         labels: number of a region -> its name.
         values: name -> label value; regions of other names are left out.
     """
-    loose = {name.strip().casefold(): value for name, value in values.items()}
-    found = {int(n): values.get(name, loose.get(name.strip().casefold())) for n, name in labels.items()}
+    loose = {region_key(name): value for name, value in values.items()}
+    found = {int(n): values.get(name, loose.get(region_key(name))) for n, name in labels.items()}
     return {number: value for number, value in found.items() if value is not None}
+
+
+def region_key(name: str) -> str:
+    """Return a region's name as it is compared: without case and spaces around."""
+    return name.strip().casefold()
+
+
+def named_twice(labels: Iterable[Mapping[str, Any]], image: Mapping[str, Any], values: Mapping[str, int]) -> list[str]:
+    """Return the names of the regions that more than one label file has on an image: two versions of one, perhaps.
+
+    Args:
+        labels: headers of the files.
+        image: the image's header.
+        values: name -> label value; regions of other names do not count.
+    """
+    files: Counter[str] = Counter()
+    written: dict[str, str] = {}
+    for label in labels:
+        regions = regions_on(label, image)
+        names = {region_key(name): name for name in (regions[str(n)] for n in wanted_regions(regions, values))}
+        files.update(names.keys())
+        written = {**names, **written}
+    return sorted(written[key] for key, count in files.items() if count > 1)
 
 
 def regions_on(label: Mapping[str, Any], image: Mapping[str, Any]) -> dict[str, str]:

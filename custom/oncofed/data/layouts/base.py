@@ -95,6 +95,7 @@ class Layout:
         task: what the layout is for; None where it does not say.
         bad: cases that cannot be used.
         left_out: path of a file that is no case -> why it is not.
+        unlabelled: path of a case's first image -> why it has no label, where more is known than that none was found.
         tables: paths of the tables and manifests that it is read from.
         heap: other files of the folder may be DICOM.
         remarks: what was seen of the folder as a whole, for people.
@@ -107,6 +108,7 @@ class Layout:
     task: str | None = None
     bad: list[Quarantined] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
+    unlabelled: dict[str, str] = field(default_factory=dict)
     tables: list[str] = field(default_factory=list)
     heap: bool = False
     remarks: list[str] = field(default_factory=list)

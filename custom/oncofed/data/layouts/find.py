@@ -19,6 +19,10 @@ from oncofed.data.layouts.tables import TABLES, WORKBOOKS, columns_of, expected_
 from oncofed.data.manifest import MANIFEST_FILE
 from oncofed.errors import DataError
 
+_OF_PATIENTS = (
+    "table of patients, studies or series: for DICOM, name it with --labels FILE; for other images, add a column image"
+)
+
 
 def find_layout(
     root: Path, files: Sequence[str], table: Path | None, task: str | None, names: Mapping[int, str] | None = None
@@ -109,15 +113,14 @@ def _tables(root: Path, files: Sequence[str]) -> tuple[list[str], dict[str, str]
             others[path] = "workbook: to be read as a table of images, save it as CSV (UTF-8)"
         if not lower.endswith(TABLES):
             continue
-        if "/" in path:
-            if not lower.endswith(".txt"):
-                others[path] = "table in a folder below: to read it, name it with --labels FILE"
-            continue
         columns = columns_of(root / path)
         if columns and "image" in columns and (len(columns) > 1 or not lower.endswith(".txt")):
-            found.append(path)
+            if "/" in path:
+                others[path] = "table in a folder below: to read it, name it with --labels FILE"
+            else:
+                found.append(path)
         elif columns and {"patient", "study", "series"} & set(columns) and "label" in columns:
-            others[path] = "table of patients, studies or series: to read their labels, name it with --labels FILE"
+            others[path] = _OF_PATIENTS
         elif columns is None and not lower.endswith(".txt"):
             others[path] = "table that cannot be read: save it as CSV (UTF-8)"
         elif columns and not lower.endswith(".txt"):

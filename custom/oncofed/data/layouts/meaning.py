@@ -11,6 +11,8 @@ from oncofed.data.layouts.value_names import Beside, ValueNames, in_file
 from oncofed.data.manifest import Quarantined
 from oncofed.data.vocabulary import name_key
 
+_BY_USER = "its mask does not name its values: they are what --labels says"
+
 
 def with_meaning(root: Path, files: Sequence[str], layout: Layout, names: Mapping[int, str]) -> Layout:
     """Return a layout whose labels are named as its masks' files name them.
@@ -35,12 +37,13 @@ def with_meaning(root: Path, files: Sequence[str], layout: Layout, names: Mappin
     unknown = set() if not spoken_for or agree else set(target) - {name_key(name) for name in names.values()}
     kept = []
     for item in layout.items:
-        label, reason = _renumbered(item, said, target, unknown, spoken_for and agree)
+        label, reason = _renumbered(item, said, target, unknown, spoken_for, agree)
         if reason:
             layout.bad.append(Quarantined(name=item.name, reason=reason, source=item.images[0]))
             layout.left_out |= dict.fromkeys(item.masks, "mask of an image that is set aside for it")
         else:
-            kept.append(replace(item, label=label))
+            by_user = spoken_for and not agree and isinstance(label, str) and said.get(label) is None
+            kept.append(replace(item, label=label, notes=(*item.notes, *([_BY_USER] if by_user else ()))))
     layout.items = kept
     if not spoken_for:
         written = {name_key(name): name for each in found.values() for name in each.names.values()}
@@ -82,18 +85,19 @@ def _renumbered(
     said: Mapping[str, ValueNames | None],
     target: Mapping[str, int],
     unknown: set[str],
-    as_they_are: bool,
+    spoken_for: bool,
+    agree: bool,
 ) -> tuple[str | int | tuple[Part, ...] | None, str]:
     """Return an item's label by the dataset's numbering, or why it cannot be used."""
     if not isinstance(item.label, str):
         return item.label, ""
     values = said.get(item.label)
     if values is None:
-        if as_they_are:
+        if spoken_for:
             return item.label, ""
         return None, (
             "its mask does not name its values, as other masks of the folder do. Name them in its file, or say what "
-            "they are in all files: --labels 1=NAME,2=NAME"
+            "they are where a file does not: --labels 1=NAME,2=NAME, with the names that the other masks give"
         )
     if values.overlapping:
         return None, (
@@ -101,7 +105,7 @@ def _renumbered(
             "learns overlapping classes yet. Export those that the job learns as a label map "
             "(Slicer: Export visible segments to labelmap)"
         )
-    if as_they_are:
+    if spoken_for and agree:
         return item.label, ""
     if unknown & {name_key(name) for name in values.names.values()}:
         return None, (

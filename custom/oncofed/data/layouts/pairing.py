@@ -28,12 +28,14 @@ class Candidate:
         numbered: the last word of their names counts the channels (nnU-Net's ``_0000``).
         masks: those whose names fit, with what their names say beyond the case's: what they show.
         loose: masks whose names fit less well.
+        shared: masks that may as well be another's, and are nobody's.
     """
 
     images: list[Named]
     numbered: bool = False
     masks: list[tuple[Named, Words]] = field(default_factory=list)
     loose: list[tuple[Named, Words]] = field(default_factory=list)
+    shared: list[Named] = field(default_factory=list)
 
     @property
     def first(self) -> Named:
@@ -101,6 +103,8 @@ def pair(cases: Sequence[Candidate], masks: Iterable[Named], on_one_grid: Fits) 
         several = _on_its_grid(several, beside.like(several, mask), mask, on_one_grid)
         if len(several) > 1:
             lost.append((mask, _SEVERAL))
+            for case in several:
+                case.shared.append(mask)
         elif exact:
             several[0].masks.append((mask, extra))
         else:
@@ -275,6 +279,11 @@ def as_layout(kind: str, cases: Sequence[Candidate], lost: Iterable[tuple[Named,
         patient = patient_of(images[0], _patient(case))
         notes = _lacking(case, cases, set(numbers)) if isinstance(label, tuple) else ()
         layout.items.append(Item(name, patient, images, label, case.first.split, notes=notes))
+        if case.shared:
+            layout.unlabelled[images[0]] = (
+                f"its mask may be of several images: {', '.join(mask.path for mask in case.shared[:3])}. "
+                "List both in a table (image, label)"
+            )
     if all(item.split in {"validation", "test"} for item in layout.items):  # a folder called test is no list
         layout.items = [replace(item, split=None) for item in layout.items]
     layout.items = unique(layout.items)

@@ -131,11 +131,9 @@ def _mask_cells(
     try:
         loaded = read_mask(region, named=names.values())
     except DataError as error:
-        raise DataError(f"its mask {error}") from None
-    if loaded.dimensions != 2 or loaded.values.shape[-1] != 1:
-        raise DataError(
-            f"its mask has {loaded.values.shape[-1]} channels, expected one number a pixel: save it as label values"
-        )
+        raise DataError(f"its mask {region.name} {error}") from None
+    if loaded.dimensions != 2:
+        raise DataError(f"its mask {region.name} is a volume, expected a flat image: save the plane of the slide alone")
     image = loaded.values[..., 0].T
     height, width = image.shape
     if abs(width / height / (full.width / full.height) - 1) > _SAME_ASPECT + 1 / min(width, height):

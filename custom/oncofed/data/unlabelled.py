@@ -1,0 +1,103 @@
+"""Why a case has no label: by what it is, and by what became of the files that have its name."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from oncofed.data.dicom.series import Heap
+from oncofed.data.grouping import counted, named
+from oncofed.data.images import image_format, stem
+from oncofed.data.layouts import ClassTable, Layout
+from oncofed.data.layouts.names import Named
+from oncofed.data.manifest import Manifest
+from oncofed.data.work import FileWork, SlideWork, StackWork, Work
+
+_OF_FILES = {
+    "Decathlon": "dataset.json names no label for it",
+    "table": "its row of the table has no label",
+    "images with masks": "no mask has its name",
+    "one folder a class": "it lies in no folder of a class",
+    "loose images": "no mask has its name (with _seg, _label or _mask behind it)",
+}
+_NO_REGIONS = "no table and no regions say its label"
+_NONE = "no label was found for it"
+
+
+def why_unlabelled(
+    work: Sequence[Work],
+    layout: Layout,
+    heap: Heap,
+    manifest: Manifest,
+    table: Path | None,
+    not_drawn: Mapping[str, Sequence[str]],
+    classes: ClassTable | None = None,
+) -> dict[str, str]:
+    """Return case -> why it has no label, of every case of which that is so if it has none.
+
+    Args:
+        work: the cases.
+        layout: what the folder holds beside DICOM.
+        heap: its DICOM.
+        manifest: what the cases became.
+        table: that the user named.
+        not_drawn: case -> paths of its label files that turned out to lie beside its image.
+        classes: the table of patients, studies or series.
+    """
+    unplaced: dict[str, list[str]] = defaultdict(list)
+    for label in heap.unplaced:
+        unplaced[label.header.get("patient", "")].append(label.path)
+    dropped = _dropped(layout, manifest)
+    no_row = f"{table.name} has no row with a label for its patient, study or series" if table else ""
+    why = {}
+    for item in work:
+        if isinstance(item, StackWork):
+            patient = item.stack.header["patient"]
+            doubt = classes.doubt(item.stack.header) if classes else None
+            why[item.name] = _of_stack(unplaced.get(patient, ()), not_drawn.get(item.name, ()), doubt or no_row)
+        elif isinstance(item, SlideWork):
+            said = _OF_FILES.get(layout.kind, _NO_REGIONS)
+            why[item.name] = (no_row or _NO_REGIONS) if item.instances else said
+        elif isinstance(item, FileWork):
+            why[item.name] = _of_files(item, layout, dropped)
+    return why
+
+
+def _of_stack(unplaced: Sequence[str], not_drawn: Sequence[str], no_row: str) -> str:
+    if unplaced:
+        return f"{counted(len(unplaced), 'label file')} of its patient on no image of the folder: {named(unplaced)}"
+    if not_drawn:
+        words = f"{counted(len(not_drawn), 'label file')} of its frame of reference, all beside it: {named(not_drawn)}"
+        return f"{words}. Export the label again on the image that it was drawn on"
+    return no_row or "no SEG and no structure set of the folder lies on it"
+
+
+def _of_files(work: FileWork, layout: Layout, dropped: Mapping[str, str]) -> str:
+    image = work.item.images[0]
+    if image in layout.unlabelled:
+        return layout.unlabelled[image]
+    if found := dropped.get(stem(Path(image)).lower()):
+        return f"{_OF_FILES[layout.kind]}; {found}" if layout.kind in {"Decathlon", "table"} else found
+    if layout.kind == "nnU-Net raw":
+        return f"{image.partition('/')[0].replace('images', 'labels')} holds no file of its name"
+    return _OF_FILES.get(layout.kind, _NONE)
+
+
+def _dropped(layout: Layout, manifest: Manifest) -> dict[str, str]:
+    """Return name of an image -> what became of a mask of its name that is no case's: ct_1, and ct_1_tumour."""
+    lost = {path: ("left out", why) for path, why in layout.left_out.items() if image_format(Path(path))}
+    lost |= {case.source: ("set aside", case.reason) for case in manifest.quarantine if case.source}
+    found: dict[str, str] = {}
+    for path, (became, why) in lost.items():
+        if Named(path).role != "mask" and "mask" not in why:
+            continue
+        for name in _beginnings(stem(Path(path)).lower()):
+            found.setdefault(name, f"{path} has its name, and was {became}: {why}")
+    return found
+
+
+def _beginnings(name: str) -> Iterator[str]:
+    yield name
+    yield from (name[: sign.start()] for sign in re.finditer(r"[^a-z0-9]", name))
