@@ -426,7 +426,7 @@ def test_what_cannot_be_used_says_what_it_is_and_what_to_do(tmp_path: Path) -> N
     for number in range(2, 8):
         save(f"ok{number}.nii.gz", rng.normal(size=(20, 20, 20)).astype(np.float32))
     save("ok_seg.nii.gz", (np.indices((20, 20, 20))[0] > 9).astype(np.uint8))
-    save("konstant.nii.gz", np.full((20, 20, 20), 7, np.int16))
+    save("gleich.nii.gz", np.full((20, 20, 20), 7, np.int16))
     values = rng.normal(size=(20, 20, 20)).astype(np.float32)
     values[3, 3, 3] = np.nan
     save("nan.nii.gz", values)
@@ -435,7 +435,7 @@ def test_what_cannot_be_used_says_what_it_is_and_what_to_do(tmp_path: Path) -> N
         (source / name).write_bytes(b"x")
     manifest = register(Request(source, "set", tmp_path / "set", workers=1))
     reasons = {bad.name: bad.reason for bad in manifest.quarantine}
-    assert reasons["konstant"] == "its image is constant (every voxel is 7)"
+    assert reasons["gleich"] == "its image is constant (every voxel is 7)"
     assert reasons["nan"].endswith("not finite (NaN or infinity). Replace them, or export it again")
     assert "is a link that leads nowhere. Bring the file that it stands for" in reasons["kaputt"]
     assert {reason: count for reason, count in manifest.left_out.items() if count} == {
