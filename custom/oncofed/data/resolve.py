@@ -139,10 +139,10 @@ def resolve(
         manifest = in_force(manifest.model_copy(update={"decisions": [*manifest.decisions, decision]}), decision)
     if not outcome.decisions:
         kinds = " and ".join(kind for answer in without for kind in answer.kinds)
-        told = "".join(f" {line[:1].upper()}{line[1:]}." for line in outcome.told)
+        told = "".join(f". {line[:1].upper()}{line[1:]}" for line in outcome.told)
         raise DataError(
-            f"{folder / MANIFEST_FILE}: no finding to decide about (looked for: {kinds}).{told} "
-            "See what there is with: oncofed data check JOB NAME"
+            f"{folder / MANIFEST_FILE}: no finding to decide about (looked for: {kinds}). "
+            f"See what there is with: oncofed data check JOB NAME{told}"
         )
     outcome.told += [f"no {answer.kinds[0]} was found: nothing decided about it" for answer in without]
     outcome.told += _follows(manifest, asked or Asked(), command or (lambda answer: answer.command(manifest.name)))
