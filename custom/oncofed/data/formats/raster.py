@@ -61,7 +61,7 @@ def _read(path: Path, image: Image.Image) -> LoadedImage:
     if is_halved:
         require_memory(image.width * image.height * 24)
     said = image.getexif().get(_ORIENTATION)
-    orientation = int(said) if said in range(2, 9) else 1
+    orientation = int(said) if said is not None and said in range(2, 9) else 1
     lossy = _lossy(path, image)
     image.load()
     full = read_sixteen_bits(path) if is_halved else None
