@@ -151,7 +151,10 @@ def _link(source: Path, out: Path) -> str:
 
 def _nothing_found(source: Path, files: Sequence[str], layout: Layout, left_out: Mapping[str, str]) -> str:
     if why := all_taken_for_masks(layout.left_out):
-        return f"{source}: no image found: {why}."
+        return (
+            f"{source}: no image found: {why}, and they hold few values as masks do. Register the folder of their "
+            "images with them, or, where they are images, rename it."
+        )
     suffixes = Counter(Path(f).suffix or "no suffix" for f in files)
     found = ", ".join(f"{n} {s}" for s, n in suffixes.most_common(4)) or "no file"
     if left_out:

@@ -76,7 +76,4 @@ def all_taken_for_masks(left_out: dict[str, str]) -> str:
     if not folders:
         return ""
     shown = ", ".join(folders[:3]) + (", …" if len(folders) > 3 else "")
-    return (
-        f"all {len(masks)} image files were taken for masks because of the folder {shown}, and they hold few values as "
-        "masks do. Register the folder that holds their images too, or, where they are images, rename it"
-    )
+    return f"all {len(masks)} image files were taken for masks because of the folder {shown}"
