@@ -90,7 +90,7 @@ def _write_sites(
             for entry in entries:
                 _link(source, folder, entry)
         # What became of the whole folder's files is not this site's.
-        whole = {"quarantine": [], "files": {}, "left_out": {}, "remarks": []}
+        whole: dict[str, object] = {"quarantine": [], "files": {}, "left_out": {}, "remarks": []}
         dealt = {"training": [], "validation": [], "test": [], **whole, **by_split}
         write_manifest(folder, manifest.model_copy(update=dealt))
     return folders
