@@ -462,5 +462,5 @@ def test_a_label_that_does_not_fit_says_what_to_do(tmp_path: Path) -> None:
         nib.save(nib.Nifti1Image(values, affine), source / "labels" / f"{name}.nii.gz")
     reasons = {b.name: b.reason for b in register(Request(source, "s", tmp_path / "s", workers=1)).quarantine}
     assert set(reasons) == {"b", "c"}
-    assert reasons["b"].endswith("has 2 channels, expected one number a pixel. Save it as one channel of label values")
-    assert reasons["c"].endswith("at a corner. Export it again on the image that it was drawn on")
+    assert "has 2 channels, expected one number a pixel: save it with one channel" in reasons["b"]
+    assert reasons["c"].endswith("Save both with one affine")
