@@ -6,22 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from dicoms import make_xray
-from oncofed.data.manifest import Manifest
-from oncofed.data.register import Request, register
-
-
-def read(source: Path, out: Path, **more: object) -> Manifest:
-    return register(Request(source, "demo", out, workers=1, **more))  # type: ignore[arg-type]
-
-
-def pictures(folder: Path, *names: str) -> Path:
-    for seed, name in enumerate(names):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.random.default_rng(seed).integers(0, 255, (8, 9), np.uint8)).save(folder / name)
-    return folder
+from pictures import pictures, read
 
 
 def classes(*names: str, count: int = 3, top: str = "") -> list[str]:

@@ -15,9 +15,8 @@ from PIL import Image
 from dicoms import make_xray
 from oncofed.data.layouts import ClassTable, read_table
 from oncofed.data.layouts.written import Files
-from oncofed.data.manifest import Manifest
-from oncofed.data.register import Request, register
 from oncofed.errors import DataError
+from pictures import pictures, read
 
 _MARKS = {
     "utf-8": codecs.BOM_UTF8,
@@ -25,17 +24,6 @@ _MARKS = {
     "utf-16-be": codecs.BOM_UTF16_BE,
     "cp1252": b"",
 }
-
-
-def read(source: Path, out: Path, **more: object) -> Manifest:
-    return register(Request(source, "demo", out, workers=1, **more))  # type: ignore[arg-type]
-
-
-def pictures(folder: Path, *names: str) -> Path:
-    for seed, name in enumerate(names):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.random.default_rng(seed).integers(0, 255, (8, 9), np.uint8)).save(folder / name)
-    return folder
 
 
 _CELL = st.text(

@@ -159,9 +159,6 @@ def label_counts(label: Mapping[str, int]) -> dict[int, int]:
     return {int(float(value)): count for value, count in label.items()}
 
 
-_ONE_CHANNEL = "Save it as one channel of label values"
-
-
 def _told(kind: str, path: Path, reader: Callable[[Path], LoadedImage]) -> LoadedImage:
     """Read a file, and say in errors which it is."""
     try:

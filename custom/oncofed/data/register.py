@@ -108,18 +108,18 @@ def register(request: Request, progress: Progress | None = None) -> Manifest:
         results = list(_read_all(work, index, progress, workers))
     manifest = compose(request, task, layout, heap, results, salt, before)
     reading = Reading(
-        files,
-        found.left_out,
-        found.dangling,
-        source,
-        request.table,
-        layout,
-        heap,
-        work,
-        patient_from,
-        table.unmatched(),
-        table,
-        {result["name"]: result["not_drawn"] for result in results if result.get("not_drawn")},
+        paths=files,
+        passed_over=found.left_out,
+        dangling=found.dangling,
+        source=source,
+        table=request.table,
+        layout=layout,
+        heap=heap,
+        work=work,
+        patient_from=patient_from,
+        rows=table.unmatched(),
+        classes=table,
+        not_drawn={result["name"]: result["not_drawn"] for result in results if result.get("not_drawn")},
     )
     became, manifest = account(reading, manifest)
     write_manifest(out, manifest)

@@ -1,0 +1,24 @@
+"""Folders of small pictures, and what registering makes of a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from oncofed.data.manifest import Manifest
+from oncofed.data.register import Request, register
+
+
+def read(source: Path, out: Path, **more: object) -> Manifest:
+    """Register a folder in this process."""
+    return register(Request(source, "demo", out, workers=1, **more))  # type: ignore[arg-type]
+
+
+def pictures(folder: Path, *names: str) -> Path:
+    """Write noise as grey pictures, another for each name, and return the folder."""
+    for seed, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(seed).integers(0, 255, (8, 9), np.uint8)).save(folder / name)
+    return folder
