@@ -14,7 +14,7 @@ from oncofed.data import facts
 from oncofed.data.dicom.references import region_key
 from oncofed.data.dicom.series import Heap
 from oncofed.data.exif import by_siblings
-from oncofed.data.layouts import ClassTable, Layout, lists_images
+from oncofed.data.layouts import Layout
 from oncofed.data.manifest import Entry, Intensity, Manifest, Quarantined, Task
 from oncofed.data.masks import value_name
 from oncofed.data.palettes import one_palette, own_colours
@@ -49,6 +49,7 @@ def compose(
     task: Task,
     layout: Layout,
     heap: Heap,
+    classes: Mapping[str, int],
     results: Iterable[dict[str, Any]],
     salt: bytes,
     before: Manifest | None,
@@ -60,6 +61,7 @@ def compose(
         task: what it is for.
         layout: what the folder holds beside DICOM.
         heap: its DICOM.
+        classes: class -> number, of the table of DICOM's patients, studies or series.
         results: of each case's reading: the fields of an ``Entry``, or the reason why it cannot be used.
         salt: of the patients' hashes.
         before: the dataset as it was registered the last time: what people wrote into it is kept.
@@ -86,7 +88,7 @@ def compose(
     kind = "classes" if heap.labels else _label_kind(entries, layout, request)
     if kind == "instances":
         entries = [_as_one_class(entry) for entry in entries]
-    labels = _labels(entries, layout, heap, request)
+    labels = _labels(entries, layout, heap, classes, request)
     usable = []
     for entry in sorted(entries, key=lambda e: e.name or ""):
         reasons = [*facts.faults(entry), *_outside_vocabulary(entry, labels, request, layout)]
@@ -163,7 +165,9 @@ def _as_one_class(entry: Entry) -> Entry:
     return entry.model_copy(update={"label_values": {k: v for k, v in values.items() if v}})
 
 
-def _labels(entries: Sequence[Entry], layout: Layout, heap: Heap, request: Request) -> dict[int, str]:
+def _labels(
+    entries: Sequence[Entry], layout: Layout, heap: Heap, classes: Mapping[str, int], request: Request
+) -> dict[int, str]:
     """Return label value -> name; a value that nobody named has its own number as name."""
     found: set[int] = set()
     for entry in entries:
@@ -171,8 +175,8 @@ def _labels(entries: Sequence[Entry], layout: Layout, heap: Heap, request: Reque
         if isinstance(entry.label, int):
             found.add(entry.label)
     named = {**layout.labels, **{v: n for n, v in region_values(heap, request).items()}, **request.labels}
-    if heap.stacks and request.table and not lists_images(request.table):
-        named |= {number: label for label, number in ClassTable(request.table).classes.items()}
+    if heap.stacks:
+        named |= {number: label for label, number in classes.items()}
     masks = any(isinstance(entry.label, str) for entry in entries)
     if masks or any(entry.label_values for entry in entries):
         named.setdefault(0, "background")

@@ -106,7 +106,7 @@ def register(request: Request, progress: Progress | None = None) -> Manifest:
         if not work and not layout.bad and not heap.broken:
             raise DataError(_nothing_found(request.source, files, layout, {**heap.left_out, **found.left_out}))
         results = list(_read_all(work, index, progress, workers))
-    manifest = compose(request, task, layout, heap, results, salt, before)
+    manifest = compose(request, task, layout, heap, table.classes, results, salt, before)
     reading = Reading(
         paths=files,
         passed_over=found.left_out,
