@@ -125,8 +125,9 @@ def slides(folder: Path, data: Path | None, seconds: float) -> dict[str, Any]:
         region = truth.get(Path(case.entry.source or "").name) if case.entry else None
         if region is None:
             continue
-        weights, places = task.attention(trainer.network, case, trainer.device)
-        x, y = places[int(weights.argmax())]
+        said = task.infer(trainer.network, task.prepared(case), trainer.device)
+        assert said.attention is not None
+        x, y = said.places[int(said.attention.argmax())]
         # The tile that counts most touches the region.
         found.append(
             all(low - 128 < at < low + size for at, low, size in zip((x, y), region[:2], region[2:], strict=True))

@@ -66,7 +66,9 @@ def test_attention_finds_the_region_that_makes_the_label(slides: tuple[Path, Tru
     hits = []
     for case in cases:
         region = truth[str(case.image.resolve().name)]
-        weights, places = task.attention(trainer.network, case, CPU)
+        found = task.infer(trainer.network, task.prepared(case), CPU)
+        weights, places = found.attention, found.places
+        assert weights is not None
         assert weights.sum() == pytest.approx(1, abs=1e-3)
         assert len(weights) == len(places)
         if region:

@@ -1,4 +1,4 @@
-"""Cases as they are scored: the image on the working grid, the reference on the grid of its own file."""
+"""Cases as they are scored or predicted: the image on the working grid, the answer on the grid of a file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from oncofed.data.cases import Case
 from oncofed.data.inputs import Preparation, Prepared
 from oncofed.data.spec import DataSpec
-from oncofed.data.transforms import load_image
+from oncofed.data.transforms import ReadCase, load_image, to_working_grid
 
 
 class Referenced(Preparation):
@@ -58,6 +58,35 @@ class Referenced(Preparation):
 
     def _more_settings(self) -> list[Any]:
         return [self._numbered]
+
+
+class Unreferenced(Preparation):
+    """An image that nobody labelled: ``image`` (channel, x, y[, z]) float32 on the working grid.
+
+    ``image.affine`` (4, 4) float64 goes from its voxels to RAS+ in mm; ``file.affine`` and ``file.shape`` (axes,) int64
+    are those of the file's own grid, on which the answer is wanted.
+    """
+
+    def __init__(self, spec: DataSpec) -> None:
+        super().__init__(spec)
+        self._read = ReadCase(spec, label=False)
+        self._to_grid = to_working_grid(spec)
+
+    def prepare(self, case: Case) -> Prepared:
+        """Return the image, its affine, and the file's grid."""
+        read = self._read(case)
+        file_affine, file_shape = read["image"].affine.clone(), torch.tensor(read["image"].shape[1:])
+        image = self._to_grid(read)["image"]
+        return {
+            "image": image.as_tensor().contiguous(),
+            "image.affine": image.affine.to(torch.float64).contiguous(),
+            "file.affine": file_affine.to(torch.float64).contiguous(),
+            "file.shape": file_shape,
+        }
+
+    def size(self, case: Case) -> int | None:
+        """Return about how many bytes the prepared case takes."""
+        return Referenced(self.spec).size(case)
 
 
 def affine_of(prepared: Prepared, name: str) -> NDArray[np.float64]:

@@ -163,7 +163,12 @@ def load_image(spec: DataSpec) -> Compose:
     The image keeps its affine, so that a prediction can be brought back to the grid of the file. It is resampled in
     float32, where ``load_pair`` does so in float64.
     """
-    steps: list[Any] = [ReadCase(spec, label=False)]
+    return Compose([ReadCase(spec, label=False), *to_working_grid(spec).transforms])
+
+
+def to_working_grid(spec: DataSpec) -> Compose:
+    """Return what ``load_image`` does once a file is read, from and to {"image": (channel, x, y[, z])} with affine."""
+    steps: list[Any] = []
     if spec.dimensions == 3:
         steps.append(Orientationd("image", axcodes=spec.orientation, labels=None))
     if spec.spacing:

@@ -20,8 +20,9 @@ from oncofed.data.prepared import PreparedCases, passing, prepare_one
 from oncofed.data.spec import DataSpec
 from oncofed.data.vocabulary import LabelKind
 from oncofed.devices import free_memory, is_out_of_memory
-from oncofed.errors import TrainingError
+from oncofed.errors import SpecError, TrainingError
 from oncofed.models.networks import Kind
+from oncofed.tasks.inferred import Inferred
 from oncofed.tasks.pictures import Picture
 
 # Fewer patients than this say nothing about how far a mean may be off.
@@ -126,6 +127,27 @@ class Task(ABC, Generic[Outcome]):
         how = self.scoring_preparation()
         assert how, "only a task with a preparation asks for it"
         return prepare_one(case, how, keep=how.costly)
+
+    def inference_preparation(self) -> Preparation:
+        """Return how a case that nobody labelled is made ready for ``infer``.
+
+        Raises:
+            SpecError: the task only scores.
+        """
+        raise SpecError(f"the task {type(self).__name__} has no predictions: it is one of a pack, and defines no infer")
+
+    def infer(self, network: nn.Module, prepared: Prepared, device: torch.device) -> Inferred:
+        """Return what a network in evaluation mode says of one prepared case, labelled or not.
+
+        Args:
+            network: on ``device``.
+            prepared: by ``inference_preparation`` or ``scoring_preparation``.
+            device: where the network is.
+
+        Raises:
+            SpecError: the task only scores.
+        """
+        raise SpecError(f"the task {type(self).__name__} has no predictions: it is one of a pack, and defines no infer")
 
     @abstractmethod
     def assess(self, network: nn.Module, case: Case, device: torch.device, detailed: bool) -> Outcome:

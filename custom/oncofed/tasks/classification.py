@@ -16,13 +16,14 @@ from torch.nn import functional
 
 from oncofed.data.augment import Augmentation, Batch
 from oncofed.data.cases import Case
-from oncofed.data.inputs import Input, Preparation, WholeImages
+from oncofed.data.inputs import Input, Preparation, Prepared, WholeImages
 from oncofed.data.spec import DataSpec
 from oncofed.data.vocabulary import LabelKind
 from oncofed.devices import inference_type
 from oncofed.models.networks import Kind
 from oncofed.settings import StrictModel
 from oncofed.tasks.base import Scores, Task
+from oncofed.tasks.inferred import ClassScores
 from oncofed.tasks.pictures import Picture, middle_slice
 
 _BINS = 10
@@ -107,20 +108,31 @@ class Classification(Task[Classified]):
         """Return whole images, as training has them."""
         return WholeImages(self.data, "none")
 
+    def inference_preparation(self) -> Preparation:
+        """Return whole images, as training has them."""
+        return WholeImages(self.data, "none")
+
+    def infer(self, network: nn.Module, prepared: Prepared, device: torch.device) -> ClassScores:
+        """Return what a network says of one image."""
+        return self._scores(network, [prepared], device)[0]
+
+    @torch.no_grad()
+    def _scores(self, network: nn.Module, prepared: Sequence[Prepared], device: torch.device) -> list[ClassScores]:
+        images = torch.stack([one["image"] for one in prepared]).to(device)
+        with torch.autocast(device.type, inference_type(device), enabled=device.type == "cuda"):
+            logits = network(images)
+        return [ClassScores(each) for each in logits.float().double().cpu().numpy()]
+
     def assess(self, network: nn.Module, case: Case, device: torch.device, detailed: bool) -> Classified:
         """Return what a network says of one case."""
         return self.assess_all(network, [case], device, detailed)[0]
 
-    @torch.no_grad()
     def assess_all(
         self, network: nn.Module, cases: Sequence[Case], device: torch.device, detailed: bool
     ) -> list[Classified]:
         """Return what a network says of some cases, as one batch."""
-        images = torch.stack([self.prepared(case)["image"] for case in cases]).to(device)
-        with torch.autocast(device.type, inference_type(device), enabled=device.type == "cuda"):
-            logits = network(images)
-        probabilities = logits.float().softmax(1).double().cpu().numpy()
-        return [Classified(each, case.class_label) for each, case in zip(probabilities, cases, strict=True)]
+        scores = self._scores(network, [self.prepared(case) for case in cases], device)
+        return [Classified(one.probabilities(), case.class_label) for one, case in zip(scores, cases, strict=True)]
 
     def summarise(self, outcomes: Sequence[tuple[str, Classified]]) -> Scores:
         """Return AUROC and other figures; a patient's images of one class count as one, by their mean probabilities."""

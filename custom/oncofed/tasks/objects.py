@@ -20,10 +20,11 @@ from torch.nn import functional
 from oncofed.data.augment import Augmentation, Batch
 from oncofed.data.cases import Case
 from oncofed.data.inputs import Input, Patches, Preparation, Prepared
-from oncofed.data.references import Referenced, affine_of
+from oncofed.data.references import Referenced, Unreferenced, affine_of
 from oncofed.data.spec import DataSpec
 from oncofed.settings import StrictModel
 from oncofed.tasks.base import Scores, Task, mean_over_patients
+from oncofed.tasks.inferred import ObjectMap, target_grid
 from oncofed.tasks.losses import dice_ce
 from oncofed.tasks.pictures import Picture, flat
 from oncofed.tasks.segmentation import deeply, file_grid
@@ -98,21 +99,25 @@ class Objects(Task[dict[str, float]]):
 
     def predict(self, network: nn.Module, case: Case, device: torch.device) -> Numbers:
         """Return the objects of one case on the grid of its label, (x, y[, z]): a number for each, zero elsewhere."""
-        return self._find(network, self.prepared(case), device)
+        return self.infer(network, self.prepared(case), device).numbers
 
     def assess(self, network: nn.Module, case: Case, device: torch.device, detailed: bool) -> dict[str, float]:
         """Return the case's figures by name; see ``object_scores``."""
         prepared = self.prepared(case)
         changed = type(self).predict is not Objects.predict
-        found = self.predict(network, case, device) if changed else self._find(network, prepared, device)
+        found = self.predict(network, case, device) if changed else self.infer(network, prepared, device).numbers
         return object_scores(found, prepared["label"].cpu().numpy())
 
+    def inference_preparation(self) -> Preparation:
+        """Return how an image alone is read."""
+        return Unreferenced(self.data)
+
     @torch.no_grad()
-    def _find(self, network: nn.Module, prepared: Prepared, device: torch.device) -> Numbers:
-        image, shape = prepared["image"], prepared["label"].shape
-        grid = file_grid(
-            self.data, image, (affine_of(prepared, "image"), affine_of(prepared, "label")), shape, self._windows
-        )
+    def infer(self, network: nn.Module, prepared: Prepared, device: torch.device) -> ObjectMap:
+        """Return the objects on the target grid: the label's file's, or the image's own."""
+        image, target = prepared["image"], target_grid(prepared)
+        shape = target.shape
+        grid = file_grid(self.data, image, (affine_of(prepared, "image"), target.affine), shape, self._windows)
 
         def infer(spare: bool) -> Tensor:
             planes = self._windows.slabs(network, image, device, spare=spare)
@@ -121,7 +126,8 @@ class Objects(Task[dict[str, float]]):
             return maps
 
         maps = self._windows.within_memory(infer, image[0].numel()).cpu().numpy()
-        return separate(maps[0] > 0.5, maps[1], self.spec.seed_depth, self.spec.smallest)
+        numbers = separate(maps[0] > 0.5, maps[1], self.spec.seed_depth, self.spec.smallest)
+        return ObjectMap(numbers, target.affine)
 
     def summarise(self, outcomes: Sequence[tuple[str, dict[str, float]]]) -> Scores:
         """Return means over patients."""

@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 from oncofed.data.augment import Augmentation, Batch
 from oncofed.data.cases import Case
-from oncofed.data.inputs import Input, Patches, Preparation
-from oncofed.data.references import Referenced, affine_of
+from oncofed.data.inputs import Input, Patches, Preparation, Prepared
+from oncofed.data.references import Referenced, Unreferenced, affine_of
 from oncofed.data.spec import DataSpec
 from oncofed.data.vocabulary import IGNORED
 from oncofed.settings import StrictModel
 from oncofed.tasks.base import Scores, Task, mean_over_patients
 from oncofed.tasks.grids import FileGrid
+from oncofed.tasks.inferred import LabelMap, TargetGrid, target_grid
 from oncofed.tasks.losses import dice_ce
 from oncofed.tasks.overlap import confusion, dice, keep_largest
 from oncofed.tasks.pictures import Picture, best_slice
@@ -140,37 +141,39 @@ class Segmentation(Task[dict[str, float]]):
         figures = {f"dice.{k}": v for k, v in zip(self.classes.values(), dice(counts), strict=True)}
         return figures | (self._surfaces(found) if detailed else {})
 
+    def inference_preparation(self) -> Preparation:
+        """Return how an image alone is read."""
+        return Unreferenced(self.data)
+
     @torch.no_grad()
-    def _find(self, network: nn.Module, case: Case, device: torch.device) -> _Found:
-        prepared = self.prepared(case)
-        image, reference = prepared["image"], prepared["label"]
+    def infer(self, network: nn.Module, prepared: Prepared, device: torch.device) -> LabelMap:
+        """Return label values on the target grid: the label's file's, or the image's own."""
+        image, target = prepared["image"], target_grid(prepared)
 
         def segment(spare: bool) -> Tensor:
-            return self._labels(network, image, reference.shape, affines, device, spare)
+            return self._labels(network, prepared, target, device, spare)
 
-        affines = affine_of(prepared, "image"), affine_of(prepared, "label")
-        prediction = self._windows.within_memory(segment, image[0].numel())
+        found = self._windows.within_memory(segment, image[0].numel())
         if self.spec.keep_largest:
-            prediction = prediction.cpu()
+            found = found.cpu()
             for value in self.spec.keep_largest:
-                keep_largest(prediction.numpy(), value)
-        return _Found(prediction, reference.to(prediction.device), affines[1])
+                keep_largest(found.numpy(), value)
+        return LabelMap(found, target.affine)
+
+    def _find(self, network: nn.Module, case: Case, device: torch.device) -> _Found:
+        prepared = self.prepared(case)
+        found = self.infer(network, prepared, device)
+        return _Found(found.values, prepared["label"].to(found.values.device), found.affine)
 
     def _labels(
-        self,
-        network: nn.Module,
-        image: Tensor,
-        shape: torch.Size,
-        affines: tuple[NDArray[np.float64], NDArray[np.float64]],
-        device: torch.device,
-        spare: bool,
+        self, network: nn.Module, prepared: Prepared, target: TargetGrid, device: torch.device, spare: bool
     ) -> Tensor:
-        """Return label values on the grid of the label's file, (x, y[, z]).
+        """Return label values on the target grid, (x, y[, z]).
 
         Classes are told apart slab by slab: no volume of all classes is held.
         """
-        two = self.out_channels == 2
-        grid = file_grid(self.data, image, affines, shape, self._windows)
+        two, image, shape = self.out_channels == 2, prepared["image"], target.shape
+        grid = file_grid(self.data, image, (affine_of(prepared, "image"), target.affine), shape, self._windows)
         planes = self._windows.slabs(
             network, image, device, _difference if two else None, weighed=not grid.whole, spare=spare
         )

@@ -8,7 +8,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
@@ -24,6 +23,7 @@ from oncofed.models.mil import AttentionMIL
 from oncofed.models.networks import Kind
 from oncofed.tasks.classification import ClassesSpec, Classification, Classified, caption
 from oncofed.tasks.encoder import Encoder, EncoderSpec, extract, feature_count
+from oncofed.tasks.inferred import SlideScores
 from oncofed.tasks.pictures import Picture
 
 _SAME_RESOLUTION = 0.02
@@ -161,44 +161,42 @@ class SlideClassification(Classification):
         """Return bags of features, as training has them."""
         return self.input("none")
 
-    @torch.no_grad()
-    def assess(self, network: nn.Module, case: Case, device: torch.device, detailed: bool) -> Classified:
-        """Return what a network says of one slide, all its tiles taken together."""
-        bags, there, _ = self._bag(case, device)
-        logits = network(bags, there)[0]
-        return Classified(logits.float().softmax(0).double().cpu().numpy(), case.class_label)
+    def inference_preparation(self) -> Preparation:
+        """Return bags of features, as training has them."""
+        return self.input("none")
 
     @torch.no_grad()
-    def attention(
-        self, network: nn.Module, case: Case, device: torch.device
-    ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-        """Return how much each tile counts (tile,), and its corner (tile, 2): x and y in pixels of the finest level."""
-        assert isinstance(network, AttentionMIL)
-        bags, there, places = self._bag(case, device)
-        weights = network.attention(bags, there)[0].float().cpu().numpy()
-        return weights, places.numpy()
+    def infer(self, network: nn.Module, prepared: Prepared, device: torch.device) -> SlideScores:
+        """Return what a network says of one slide, all its tiles taken together, and which of them spoke for it."""
+        bags = prepared["bags"].to(device).float()[None]
+        there = torch.ones(bags.shape[:2], dtype=torch.bool, device=device)
+        logits = network(bags, there)[0].float().double().cpu().numpy()
+        attention = None
+        if isinstance(network, AttentionMIL):
+            attention = network.attention(bags, there)[0].float().cpu().numpy()
+        return SlideScores(logits, attention, prepared["places"].cpu().numpy())
+
+    def assess(self, network: nn.Module, case: Case, device: torch.device, detailed: bool) -> Classified:
+        """Return what a network says of one slide, all its tiles taken together."""
+        return Classified(self.infer(network, self.prepared(case), device).probabilities(), case.class_label)
 
     def picture(self, network: nn.Module, case: Case, device: torch.device) -> Picture:
         """Return the slide, small, with its attention as a heat map."""
-        found = self.assess(network, case, device, detailed=False)
+        found = self.infer(network, self.prepared(case), device)
         tiles = slide_tiles(case, self.data)
         with TileReader(case.image, tiles.spec) as reader:
             overview, scale = reader.overview()
             step = reader.step / scale
         heat = np.zeros(overview.shape[:2], np.float32)
-        if isinstance(network, AttentionMIL):
-            weights, places = self.attention(network, case, device)
-            for weight, (x, y) in zip(weights / weights.max(), places / scale, strict=True):
+        if found.attention is not None:
+            shares = found.attention / found.attention.max()
+            for weight, (x, y) in zip(shares, found.places / scale, strict=True):
                 heat[int(y) : int(y + step) + 1, int(x) : int(x + step) + 1] = weight
         shown = np.ascontiguousarray(overview.swapaxes(0, 1))
-        return Picture(shown, heat=heat.T, caption=caption(found, self.classes), downwards=True)
+        said = caption(Classified(found.probabilities(), case.class_label), self.classes)
+        return Picture(shown, heat=heat.T, caption=said, downwards=True)
 
     def _input(self, device: torch.device) -> Bags:
         if self._bags is None:
             self._bags = Bags(self.data, Encoder(self._spec.encoder, device), self._spec.most_tiles)
         return self._bags
-
-    def _bag(self, case: Case, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        prepared = self.prepared(case)
-        bags = prepared["bags"].to(device).float()[None]
-        return bags, torch.ones(bags.shape[:2], dtype=torch.bool, device=device), prepared["places"].cpu()

@@ -1,0 +1,94 @@
+"""What a model says of one case, before anybody writes it down: the same for scores, reports and predictions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from oncofed.data.inputs import Prepared
+from oncofed.data.references import affine_of
+
+Affine = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class TargetGrid:
+    """The grid on which an answer is wanted: that of a label's file, or of the image's own.
+
+    Attributes:
+        affine: (4, 4), from voxels to RAS+ in mm; of a flat image its pixel sizes.
+        shape: size along each axis.
+    """
+
+    affine: Affine
+    shape: tuple[int, ...]
+
+
+def target_grid(prepared: Prepared) -> TargetGrid:
+    """Return the grid on which a prepared case's answer is wanted."""
+    if "label" in prepared:
+        return TargetGrid(affine_of(prepared, "label"), tuple(prepared["label"].shape))
+    return TargetGrid(affine_of(prepared, "file"), tuple(prepared["file.shape"].tolist()))
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """A segmentation.
+
+    Attributes:
+        values: label values on the target grid, (x, y[, z]) uint8 or int16, on the device where they were decided.
+        affine: (4, 4), from voxels to RAS+ in mm.
+    """
+
+    values: Tensor
+    affine: Affine
+
+
+@dataclass(frozen=True)
+class ObjectMap:
+    """Single objects.
+
+    Attributes:
+        numbers: a number for each object on the target grid, zero elsewhere, (x, y[, z]) int32.
+        affine: (4, 4); of a flat image its pixel sizes.
+    """
+
+    numbers: NDArray[np.int32]
+    affine: Affine
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """What an image or a slide as a whole is taken for.
+
+    Attributes:
+        logits: one a class, (class,) float64, before any calibration.
+    """
+
+    logits: NDArray[np.float64]
+
+    def probabilities(self, temperature: float = 1.0) -> NDArray[np.float64]:
+        """Return the softmax of the logits divided by a temperature (Guo et al., ICML 2017), (class,)."""
+        scaled = self.logits / temperature
+        powers = np.exp(scaled - scaled.max())
+        found: NDArray[np.float64] = powers / powers.sum()
+        return found
+
+
+@dataclass(frozen=True)
+class SlideScores(ClassScores):
+    """What a slide is taken for, and which of its tiles spoke for it.
+
+    Attributes:
+        attention: how much each tile counts, (tile,) float32, adding up to one; None: the network does not say.
+        places: corner of each tile, (tile, 2) int32: x and y in pixels of the finest level.
+    """
+
+    attention: NDArray[np.float32] | None
+    places: NDArray[np.int32]
+
+
+Inferred = LabelMap | ObjectMap | ClassScores

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from oncofed.errors import SpecError
+from oncofed.federation.provenance import write_provenance
+from oncofed.job.spec import parse_job
+from oncofed.models.weights import digest_of
+from oncofed.prediction.model import load_model
+from synthetic import write_job
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run's folder as ``job run`` leaves it, with the weights of the job's seed."""
+    job = parse_job(write_job(tmp_path / "run"))
+    weights = job.plan().initial_weights()
+    (tmp_path / "run" / "model").mkdir()
+    save_file(weights, tmp_path / "run" / "model" / "model.safetensors")
+    write_provenance(tmp_path / "run" / "provenance.json", weights, {"job": job.name}, tmp_path)
+    return tmp_path / "run"
+
+
+def test_a_run_gives_its_network_and_digest(run: Path) -> None:
+    model = load_model(run)
+    expected = model.job.plan().build_network().eval()
+    image = torch.rand(1, 1, 16, 16, 16)
+    assert torch.equal(model.network(CPU)(image), expected(image))
+    assert model.digest == digest_of(model.weights, hashlib.sha256).hexdigest() == model.provenance["model"]
+
+
+def test_weights_that_the_provenance_does_not_vouch_for_are_refused(run: Path) -> None:
+    said = json.loads((run / "provenance.json").read_text())
+    said["provenance"]["model"] = "0" * 64
+    (run / "provenance.json").write_text(json.dumps(said))
+    with pytest.raises(SpecError, match=r"not those that provenance\.json was written for"):
+        load_model(run)
+
+
+def test_weights_of_another_network_are_refused(run: Path) -> None:
+    (run / "provenance.json").unlink()
+    save_file({"weight": torch.zeros(2)}, run / "model" / "model.safetensors")
+    with pytest.raises(SpecError, match="not those of the job balls"):
+        load_model(run).network(CPU)
+
+
+@pytest.mark.parametrize("content", [b"", b"not weights at all", None])
+def test_a_file_that_is_cut_off_or_missing_is_named(run: Path, content: bytes | None) -> None:
+    file = run / "model" / "model.safetensors"
+    if content is None:
+        file.unlink()
+    else:
+        file.write_bytes(content)
+    with pytest.raises(SpecError, match=r"model\.safetensors: "):
+        load_model(run)
+
+
+def test_a_folder_without_a_job_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"no job\.yaml"):
+        load_model(tmp_path)
+    with pytest.raises(SpecError, match="no such folder"):
+        load_model(tmp_path / "nowhere")
