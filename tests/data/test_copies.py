@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
+from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oncofed.data.copies import copy_groups
+from oncofed.data.decisions import contradiction
 from oncofed.data.facts import thumbnail_values
 from oncofed.data.manifest import Entry, Manifest
+from oncofed.data.register import Request, register
 
 
 def _manifest(thumbnails: Sequence[np.ndarray], **changes: Sequence[object]) -> Manifest:
@@ -99,6 +103,19 @@ def test_masks_of_copies_contradict_where_they_hold_other_numbers_of_voxels() ->
         facts = {"label": ["a", "b"], "shape": [[10, 10]] * 2, "label_values": [{"0": 90, "1": 10}, counts]}
         [group] = copy_groups(_manifest([values, values], **facts))
         assert bool(group.contradiction()) == contradict
+
+
+def test_masks_of_copies_contradict_where_one_was_mirrored(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    image, mask = rng.normal(size=(12, 12, 12)).astype(np.float32), np.zeros((12, 12, 12), np.uint8)
+    mask[2:5, 3:8, 3:8] = 1
+    for name, values, kind in (("a", mask, np.uint8), ("b", mask[::-1], np.uint8), ("c", mask, np.float32)):
+        for folder, array in (("imagesTr", image), ("labelsTr", values.astype(kind))):
+            (tmp_path / "in" / folder).mkdir(parents=True, exist_ok=True)
+            nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / "in" / folder / f"{name}.nii")
+    entries = {e.name: e for e in register(Request(tmp_path / "in", "n", tmp_path / "out")).entries}
+    assert contradiction([entries["a"], entries["b"]])
+    assert not contradiction([entries["a"], entries["c"]])
 
 
 @pytest.mark.wild("MedNIST", "thousands of images of one look: as many pairs as there are images squared")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from blake3 import blake3
 from numpy.typing import NDArray
 
 from oncofed.data.exif import AS_TURNED, as_stored_reason, is_open
@@ -177,13 +178,24 @@ def _label_facts(image: LoadedImage, label: LoadedImage, most_classes: int) -> d
     objects = int((found != 0).sum())
     if len(found) > most_classes:
         background = int(counts[found == 0].sum())
-        return {"instances": objects, "label_values": {"0": background, "1": int(values.size) - background}}
+        return {
+            "instances": objects,
+            "label_values": {"0": background, "1": int(values.size) - background},
+            "label_digest": _digest_of(values != 0),
+        }
     return {
         "instances": objects,
+        "label_digest": _digest_of(values),
         "label_values": {f"{int(v)}": int(c) for v, c in zip(found, counts, strict=True)},
         "label_colours": {str(number): colour for number, colour in label.colours} or None,
         "label_by_colour": label.by_colour or None,
     }
+
+
+def _digest_of(values: Values) -> str:
+    """Return the digest of a mask's values, in whichever type and order they are stored."""
+    small = values.astype(np.uint8 if values.max() <= 255 and values.min() >= 0 else np.int32)
+    return blake3(np.ascontiguousarray(small)).hexdigest(32)
 
 
 def _flat(values: Values, like: Values | None = None) -> Values:

@@ -85,6 +85,9 @@ class Entry(_Part):
     finite: bool | None = Field(None, description="no NaN and no infinity")
     label_values: dict[_LabelValue, int] | None = Field(None, description="label value -> voxels, background too")
     instances: int | None = Field(None, description="objects in a mask that numbers them")
+    label_digest: str | None = Field(
+        None, description="BLAKE3 of the mask's values; of numbered objects: where any lies"
+    )
     label_colours: dict[str, str] | None = Field(None, description='of a palette: number -> "#rrggbb"')
     label_by_colour: bool | None = Field(None, description="label values are the palette's colours, not its numbers")
     label_named: list[int] | None = Field(None, description="label values that had names when the mask was read")

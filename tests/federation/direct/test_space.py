@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import os
 from pathlib import Path
 
 import pytest
@@ -67,5 +66,5 @@ def _open_in(folder: Path) -> int:
     found = 0
     for descriptor in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError):  # the one that lists them is closed by now
-            found += os.readlink(descriptor).startswith(f"{folder}/")
+            found += str(descriptor.readlink()).startswith(f"{folder}/")
     return found
