@@ -86,12 +86,12 @@ def real_data() -> Path:
     return folder
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist's own reads the groups
 def pytest_make_parametrize_id(val: object) -> str | None:
     """Name a parameter of bytes by its length: all workers must have the same names, and contents may hold times."""
     return f"{len(val)} bytes" if isinstance(val, bytes) else None
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist's own reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip tests marked ``gpu`` where there is none; begin with the slow ones, and say which need one worker together.
 
