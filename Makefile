@@ -31,7 +31,7 @@ demo: $(VENV)/demo.installed ## four hospitals train one model, on this machine 
 	@$(BIN)/oncofed demo
 
 test: $(VENV)/dev.installed ## all tests, real federations among them
-	@$(BIN)/python -m pytest --numprocesses 5 --dist loadgroup --no-loadscope-reorder
+	@$(BIN)/python -m pytest --numprocesses 4 --dist loadgroup --no-loadscope-reorder
 
 check: $(VENV)/dev.installed ## style, format, types, spelling, who may import whom
 	@$(BIN)/ruff check .

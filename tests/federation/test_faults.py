@@ -30,7 +30,7 @@ def test_a_run_outlives_every_process_and_ends_with_the_same_bits(
     # Large enough for connections of its own, with updates of a quarter.
     network = {"model": {"network": "unet", "channels": [40, 80, 160, 160], "residual_units": 2}}
     strategy = {"strategy": {"name": "fedadam"}, "exchange": {"update": "int8"}}
-    patient = spec.changed({"rounds": {"number": 6}, "training": {"steps_per_round": 8}, **network, **strategy})
+    patient = spec.changed({"rounds": {"number": 6}, "training": {"steps_per_round": 5}, **network, **strategy})
     usual, folder = undisturbed(patient, two_sites, tmp_path / "undisturbed")
     expected = load_file(folder / "models" / "best.safetensors")
     with lab(patient, two_sites, tmp_path / "disturbed") as running:
