@@ -6,7 +6,7 @@ import pytest
 
 
 def test_tests_that_share_a_fixture_are_dealt_out_together(request: pytest.FixtureRequest) -> None:
-    if request.config.getoption("dist", "no") != "loadgroup" or not hasattr(request.config, "workerinput"):
+    if not request.config.getoption("loadgroup", False):
         pytest.skip("only where several processes test: make test")
     # xdist names a test's group so; without one a fixture of a whole file is made once in each process.
     assert request.node.nodeid.endswith("@tests/test_suite.py")
