@@ -109,13 +109,16 @@ def test_masks_of_copies_contradict_where_one_was_mirrored(tmp_path: Path) -> No
     rng = np.random.default_rng(0)
     image, mask = rng.normal(size=(12, 12, 12)).astype(np.float32), np.zeros((12, 12, 12), np.uint8)
     mask[2:5, 3:8, 3:8] = 1
-    for name, values, kind in (("a", mask, np.uint8), ("b", mask[::-1], np.uint8), ("c", mask, np.float32)):
+    many = mask * np.arange(300, 312, dtype=np.uint16)  # values of more than a byte
+    kinds = (("a", mask, np.uint8), ("b", mask[::-1], np.uint8), ("c", mask, np.float32), ("d", many, np.uint16))
+    for name, values, kind in kinds:
         for folder, array in (("imagesTr", image), ("labelsTr", values.astype(kind))):
             (tmp_path / "in" / folder).mkdir(parents=True, exist_ok=True)
             nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / "in" / folder / f"{name}.nii")
     entries = {e.name: e for e in register(Request(tmp_path / "in", "n", tmp_path / "out")).entries}
     assert contradiction([entries["a"], entries["b"]])
     assert not contradiction([entries["a"], entries["c"]])
+    assert len({e.label_digest for e in entries.values()}) == 3
 
 
 @pytest.mark.wild("MedNIST", "thousands of images of one look: as many pairs as there are images squared")
