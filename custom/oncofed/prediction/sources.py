@@ -205,6 +205,7 @@ def _checked(source: Source, wanted: _Wanted) -> tuple[Source, str]:
         except DataError:
             # The label may be what cannot be read.
             entry, labelled = known_facts(bare), False
+        entry = _with_checksum(source, entry)
     except Exception as error:  # noqa: BLE001 - one case that cannot be read does not keep the others from it
         return source, facts.reason_of(error)
     image = entry.model_copy(update={"label_problem": None, "label_values": None})
@@ -213,6 +214,13 @@ def _checked(source: Source, wanted: _Wanted) -> tuple[Source, str]:
     found = [*([] if entry.tiles else contract_faults(image, wanted.job.data)), *faults]
     case = replace(source.case if labelled else bare, entry=entry)
     return replace(source, case=case, entry=entry, labelled=labelled), "; ".join(found)
+
+
+def _with_checksum(source: Source, entry: Entry) -> Entry:
+    """Return what is known of an image with the SHA-256 of its files as they are now."""
+    if entry.checksum and entry is source.entry:  # as registered
+        return entry
+    return entry.model_copy(update={"checksum": facts.checksum(source.case.images)})
 
 
 def _is_usable(case: Case, entry: Entry, wanted: _Wanted) -> bool:
