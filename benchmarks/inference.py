@@ -4,8 +4,9 @@ The volume is as large as a CT of the trunk, the network a job's own; oncofed se
 ``oncofed predict`` do, with overlapping windows and Gaussian weights in the device's half precision. Beside it: MONAI's
 ``SlidingWindowInferer`` as its tutorials call it, in float32, four windows at a time. The limit is the network on as
 many windows that lie ready on the device. Of what ``oncofed predict`` does with an image once it is read, to labels on
-the file's grid, the memory of its tensors is told too, beside that of MONAI's inferer and an argmax. A slide's tiles are generated in memory, since ``slide_features`` measures reading: a ResNet18 gives each
-one its features, beside the plain loop over batches in float32.
+the file's grid, the memory of its tensors is told too, beside that of MONAI's inferer and an argmax. A slide's tiles
+are generated in memory, since ``slide_features`` measures reading: a ResNet18 gives each one its features, beside the
+plain loop over batches in float32.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from monai.inferers import SlidingWindowInferer
-from peak import TensorPeak
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -29,6 +29,7 @@ from oncofed.models import Request as NetworkRequest
 from oncofed.models.weights import weights_of
 from oncofed.tasks.encoder import Encoder, EncoderSpec
 from oncofed.tasks.windows import Windows
+from peak import TensorPeak
 
 _TILE, _TILES_AT_ONCE = 256, 64
 _OVERLAP = 0.25
