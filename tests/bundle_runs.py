@@ -15,6 +15,7 @@ import torch
 from safetensors.numpy import load_file
 
 from oncofed.data.cases import Case
+from oncofed.data.inputs import Prepared
 from oncofed.tasks.inferred import ClassScores, LabelMap
 from oncofed.training.plan import Plan
 
@@ -109,22 +110,26 @@ def run_all(folder: Path, runs: list[Run]) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def ours(plan: Plan, run: Run, image: Path, spacing: tuple[float, ...] | None = None) -> Any:
-    """Return what ``Task.infer`` says of an image with the weights of a run's bundle: labels, numbers, probabilities."""
-    task, network = plan.build_task(), plan.build_network().eval()
-    network.load_state_dict(torch.load(Path(run.bundle, "models", "model.pt"), weights_only=True))
-    case = Case(image.name, image.name, image, 0, spacing=spacing)
-    found = task.infer(network, task.inference_preparation().prepare(case), CPU)
-    if isinstance(found, LabelMap):
-        return found.values.numpy()
-    return found.probabilities() if isinstance(found, ClassScores) else found.numbers
+class Scored:
+    """What oncofed finds with the weights of a run's bundle."""
 
+    def __init__(self, plan: Plan, run: Run, spacing: tuple[float, ...] | None = None) -> None:
+        self._task, self._spacing = plan.build_task(), spacing
+        self.network = plan.build_network().eval()
+        self.network.load_state_dict(torch.load(Path(run.bundle, "models", "model.pt"), weights_only=True))
 
-def our_maps(plan: Plan, run: Run, image: Path, spacing: tuple[float, ...] | None = None) -> np.ndarray:
-    """Return the network's output for an image on the working grid."""
-    task, network = plan.build_task(), plan.build_network().eval()
-    network.load_state_dict(torch.load(Path(run.bundle, "models", "model.pt"), weights_only=True))
-    case = Case(image.name, image.name, image, 0, spacing=spacing)
-    prepared = task.inference_preparation().prepare(case)
-    with torch.no_grad():
-        return task._windows(network, prepared["image"], CPU).numpy()  # type: ignore[attr-defined]
+    def answer(self, image: Path) -> np.ndarray:
+        """Return what ``Task.infer`` says of an image: labels, numbers of objects, or probabilities."""
+        found = self._task.infer(self.network, self._prepared(image), CPU)
+        if isinstance(found, LabelMap):
+            return found.values.numpy()
+        return found.probabilities() if isinstance(found, ClassScores) else found.numbers
+
+    @torch.no_grad()
+    def maps(self, image: Path) -> np.ndarray:
+        """Return the network's output for an image on the working grid."""
+        return self._task._windows(self.network, self._prepared(image)["image"], CPU).numpy()  # type: ignore[attr-defined]
+
+    def _prepared(self, image: Path) -> Prepared:
+        case = Case(image.name, image.name, image, 0, spacing=self._spacing)
+        return self._task.inference_preparation().prepare(case)

@@ -32,7 +32,7 @@ _PREDICTED = (
     "$lambda case: {**case, 'pred': monai.data.MetaTensor(@infer(case['image'].as_tensor().to(@device)).float().cpu(), "
     "meta=case['image'].meta)}"
 )
-_SCIPY = "from scipy import ndimage"
+_SCIPY = "import scipy.ndimage as ndimage"
 _PROBABILITIES = "torch.softmax(@predictor({}) / @temperature, -1)"
 _LARGEST = (
     "$lambda labels, value: (lambda pieces: numpy.where((pieces > 0) & (pieces != 1 + "

@@ -160,6 +160,7 @@ def _output(request: Request, data: DataSpec, classes: dict[int, str]) -> dict[s
     return {
         "type": "image" if dense else "probabilities",
         "format": "labels" if dense else "classes",
+        "modality": "n/a",
         "num_channels": request.out_channels,
         "spatial_shape": list(data.patch) if dense else [],
         "dtype": "float32",

@@ -19,6 +19,8 @@ _FORMATS = ["PNG", "JPEG", "BMP", "DIB", "WEBP", "GIF", "PPM", "TIFF"]
 # Pillow's modes, and in which an image of each is read: without a palette, opacity or colours of print.
 _MODES = {mode: mode for mode in ("1", "L", "I", "F", "I;16", "I;16B", "RGB")}
 _MODES |= dict.fromkeys(("P", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV"), "RGB") | {"LA": "L"}
+# Where a reader refuses, LoadImaged tries all others.
+_LOADED = "$lambda path: monai.transforms.LoadImage(image_only=True)(path, reader=@reader)"
 # NIfTI's numbers of complex types, and of millimetres among the units of length; 0: nobody said.
 _STORED = [
     "'sform_code' in image.meta",
@@ -28,10 +30,10 @@ _STORED = [
 _IN_MILLIMETRES = "int(image.meta['xyzt_units']) % 8 in [0, 2]"
 _ONE_PICTURE = "(getattr(image, 'n_frames', 1) == 1 or image.format == 'MPO')"
 _WHOLE_VALUES = "not any(tile[3] in ['RGB;16B', 'RGBA;16B', 'LA;16B'] for tile in image.tile)"
-# Photometric interpretation, bits of each sample, extra samples (TIFF 6.0).
+# Photometric interpretation, bits of each sample, orientation, extra samples (TIFF 6.0).
 _SIMPLE_TIFF = (
     "(image.format != 'TIFF' or image.mode in ['L', 'I;16', 'F', 'RGB'] and image.tag_v2.get(262) in [1, 2] "
-    "and 338 not in image.tag_v2 and set(image.tag_v2.get(258, ())) <= ({8} if image.mode == 'RGB' else {8, 16, 32}))"
+    "and image.tag_v2.get(274, 1) == 1 and 338 not in image.tag_v2 and set(image.tag_v2.get(258, ())) <= ({8} if image.mode == 'RGB' else {8, 16, 32}))"
 )
 _CONVERTED = (
     f"$lambda image: ImageOps.exif_transpose(image).convert(@modes[image.mode]) if image.mode in @modes "
@@ -95,7 +97,8 @@ def reading(data: DataSpec, whole: bool) -> Reading:
 
 def _volume(data: DataSpec) -> Reading:
     read = Reading(_VOLUMES, ["import nibabel", "import numpy"], ["nibabel"])
-    read.steps.append({"_target_": "LoadImaged", "keys": "image", "reader": "NibabelReader", "image_only": True})
+    read.entries["reader"] = {"_target_": "NibabelReader"}
+    read.do("loaded", _LOADED)
     stored = [*_STORED, *([_IN_MILLIMETRES] if data.spacing or data.spacing_range else [])]
     why = "not a NIfTI file of real numbers in millimetres whose header says one thing"
     read.do("stored", unless(stored, why))
@@ -104,19 +107,17 @@ def _volume(data: DataSpec) -> Reading:
 
 
 def _flat(data: DataSpec) -> Reading:
-    read = Reading(_FLAT, ["from PIL import Image", "from PIL import ImageOps", "import numpy"], ["pillow"])
+    read = Reading(_FLAT, ["import PIL.Image as Image", "import PIL.ImageOps as ImageOps", "import numpy"], ["pillow"])
     reader = {"_target_": "PILReader", "converter": "@converted", "formats": _FORMATS}
-    read.entries |= {"modes": _MODES, "converted": _CONVERTED}
-    read.steps += [
-        {"_target_": "LoadImaged", "keys": "image", "reader": reader, "image_only": True},
-        {"_target_": "EnsureChannelFirstd", "keys": "image"},
-    ]
+    read.entries |= {"modes": _MODES, "converted": _CONVERTED, "reader": reader}
+    read.do("loaded", _LOADED)
+    read.steps.append({"_target_": "EnsureChannelFirstd", "keys": "image"})
     if data.spacing or data.spacing_range:
         read.entries["pixel_size"] = None
         read.do(
             "placed",
-            "$lambda image: monai.data.MetaTensor(image, affine=torch.diag(torch.tensor([*@pixel_size, 1, 1]).double())) "
-            "if @pixel_size else @refuse('flat images do not say how large their pixels are: give pixel_size, x and y "
+            "$lambda image: monai.data.MetaTensor(image, affine=torch.diag(torch.tensor([*@pixel_size, 1, 1], "
+            "dtype=torch.float64)), applied_operations=image.applied_operations) if @pixel_size else @refuse('flat images do not say how large their pixels are: give pixel_size, x and y "
             "in mm')",
         )
     if len(data.channels) == 3:
@@ -176,7 +177,8 @@ def _scaled(by: float) -> str:
     factors = literal([by, by, by, 1.0])
     return (
         "$lambda image: monai.data.MetaTensor(image, "
-        f"affine=torch.diag(torch.tensor({factors}, dtype=torch.float64)) @ image.affine)"
+        f"affine=torch.diag(torch.tensor({factors}, dtype=torch.float64)).matmul(image.affine), "
+        "applied_operations=image.applied_operations)"
     )
 
 
