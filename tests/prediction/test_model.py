@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,21 @@ def test_what_a_site_keeps_is_found_from_its_jobs_folder_or_from_within(run: Pat
     save_file({"weight": torch.zeros(2)}, kept / "model" / "model.safetensors")
     with pytest.raises(SpecError, match="not those that"):
         load_model(kept)
+
+
+def test_a_bundle_is_a_model_and_beside_its_run_it_is_the_runs(run: Path, tmp_path: Path) -> None:
+    model = load_model(run)
+    values = model.job.model_dump(mode="json", by_alias=True)
+    bundle = model.job.plan().write_bundle(run / "model", "Balls", model.weights, values)
+    assert bundle
+    found = load_model(bundle)
+    assert (found.folder, found.digest, found.provenance) == (run, model.digest, model.provenance)
+    shutil.move(bundle, tmp_path / "alone")
+    alone = load_model(tmp_path / "alone")
+    assert (alone.folder, alone.digest, alone.provenance) == (tmp_path / "alone", model.digest, {})
+    assert alone.job.plan() == model.job.plan()
+    image = torch.rand(1, 1, 16, 16, 16)
+    assert torch.equal(alone.network(CPU)(image), model.network(CPU)(image))
 
 
 def test_a_file_that_is_no_model_is_told(tmp_path: Path) -> None:
