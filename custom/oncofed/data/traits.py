@@ -10,6 +10,7 @@ import base64
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from oncofed.data.manifest import Entry, Intensity
 from oncofed.data.profile import AXES, FLAT_AXES, body_shape, body_spacing
-from oncofed.data.spec import DataSpec
+from oncofed.data.spec import DataSpec, Modality
 
 Scale = Literal["log2", "log10", "linear", "names"]
 
@@ -81,7 +82,12 @@ class Trait:
 
 def traits(data: DataSpec) -> dict[str, Trait]:
     """Return the traits of images for a job, by name."""
-    axes = AXES if data.dimensions == 3 else FLAT_AXES
+    return dict(_traits(data.dimensions, data.modality, len(data.channels)))
+
+
+@lru_cache
+def _traits(dimensions: int, modality: Modality, channels: int) -> Mapping[str, Trait]:
+    axes = AXES if dimensions == 3 else FLAT_AXES
     found = [
         _names(MODALITY, _MODALITY_NAMES),
         _names(CHANNELS, _CHANNEL_NAMES),
@@ -91,12 +97,12 @@ def traits(data: DataSpec) -> dict[str, Trait]:
     ]
     for name in ("low", "median", "high"):
         # Hounsfield units mean the same everywhere; other intensities are compared by their order of magnitude.
-        if data.modality == "ct":
+        if modality == "ct":
             found.append(Trait(f"intensity_{name}", "linear", -1100, 3100, 42, "HU"))
         else:
             found.append(Trait(f"intensity_{name}", "log10", -6, 6, 24))
     found.append(Trait(EDGE, "linear", 0, 1, 10))
-    if data.dimensions == 2 and len(data.channels) == 3:
+    if dimensions == 2 and channels == len(_COLOURS):
         found += [Trait(f"density_{colour}", "linear", 0, 2.4, 24) for colour in _COLOURS]
     return {trait.name: trait for trait in found}
 

@@ -81,7 +81,7 @@ def together(profiles: Iterable[SiteProfile], data: DataSpec) -> TrainingProfile
     for name, trait in traits(data).items():
         parts = [profile[name] for profile in told if name in profile]
         if parts:
-            counts = np.sum([part["counts"] for part in parts], axis=0, dtype=np.int64)
+            counts = np.array([part["counts"] for part in parts], np.int64).sum(axis=0)
             found[name] = _range(trait, sum(part["patients"] for part in parts), counts)
     return TrainingProfile(schema=1, sites=len(told), traits=found)
 
