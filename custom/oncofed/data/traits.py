@@ -7,6 +7,7 @@ of facts that registering knows, of the image alone: an image that nobody labell
 from __future__ import annotations
 
 import base64
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -69,14 +70,14 @@ class Trait:
 
     def bin_of(self, value: float) -> int:
         """Return in which bin a number on the scale, or the index of a name, is counted."""
-        return int(np.clip(np.floor((value - self.low) / self.width), 0, self.bins - 1))
+        return min(max(math.floor((value - self.low) / self.width), 0), self.bins - 1)
 
     def plain(self, value: float) -> float:
         """Return the number itself for one on the scale."""
         if self.scale == "log2":
             return float(2.0**value)
         if self.scale == "log10":
-            return float(np.sign(value) * (10.0 ** abs(value) - 1))
+            return math.copysign(10.0 ** abs(value) - 1, value)
         return float(value)
 
 
@@ -123,13 +124,13 @@ def traits_of(entry: Entry, data: DataSpec) -> dict[str, float]:
     shape, spacing = body_shape(entry), body_spacing(entry)
     if len(shape) == data.dimensions:
         axes = AXES if data.dimensions == 3 else FLAT_AXES
-        found |= {f"size_{axis}": float(np.log2(side)) for axis, side in zip(axes, shape, strict=True)}
+        found |= {f"size_{axis}": math.log2(side) for axis, side in zip(axes, shape, strict=True)}
         if len(spacing) == len(axes):
-            found |= {f"spacing_{axis}": float(np.log2(side)) for axis, side in zip(axes, spacing, strict=True)}
+            found |= {f"spacing_{axis}": math.log2(side) for axis, side in zip(axes, spacing, strict=True)}
     intensity = intensity_of_image(entry)
     for name in ("low", "median", "high") if intensity else ():
         value = float(getattr(intensity, name))
-        signed = float(np.sign(value) * np.log10(1 + abs(value)))
+        signed = math.copysign(math.log10(1 + abs(value)), value)
         found[f"intensity_{name}"] = value if data.modality == "ct" else signed
     edge = _edge(entry)
     if edge is not None:
@@ -137,7 +138,7 @@ def traits_of(entry: Entry, data: DataSpec) -> dict[str, float]:
     if entry.stain and len(entry.stain) == len(_COLOURS):
         found |= {f"density_{colour}": value for colour, value in zip(_COLOURS, entry.stain, strict=True)}
     known = traits(data)
-    return {name: value for name, value in found.items() if name in known and np.isfinite(value)}
+    return {name: value for name, value in found.items() if name in known and math.isfinite(value)}
 
 
 def intensity_of_image(entry: Entry) -> Intensity | None:
@@ -164,7 +165,7 @@ def counts_of_patients(images: Iterable[tuple[str, Entry]], data: DataSpec) -> d
     for name, trait in traits(data).items():
         counts = np.zeros(trait.bins, np.int64)
         for own in values[name].values():
-            value = Counter(own).most_common(1)[0][0] if trait.scale == "names" else float(np.mean(own))
+            value = Counter(own).most_common(1)[0][0] if trait.scale == "names" else math.fsum(own) / len(own)
             counts[trait.bin_of(value)] += 1
         found[name] = counts
     return found

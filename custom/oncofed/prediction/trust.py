@@ -22,6 +22,7 @@ from oncofed.data.facts import measure
 from oncofed.data.inputs import Prepared
 from oncofed.data.manifest import Entry
 from oncofed.data.traits import intensity_of_image, traits_of
+from oncofed.errors import DataError
 from oncofed.federation.training_profile import TrainingProfile, read_training_profile
 from oncofed.prediction.ensemble import Disagreement, disagreement, members_of
 from oncofed.prediction.model import MODEL_FOLDER, TrainedModel, network_of, read_weights
@@ -75,8 +76,8 @@ class Trust:
         return "; ".join(said)
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as values that JSON has."""
-        return {**dataclasses.asdict(self), "outside": [dataclasses.asdict(reason) for reason in self.outside]}
+        """Return it as values that JSON has, with ``words``."""
+        return {**dataclasses.asdict(self), "words": self.words}
 
 
 class TrustChecks:
@@ -111,16 +112,9 @@ class TrustChecks:
 
         Args:
             source: as it was registered; what registering did not find is measured now.
-
-        Raises:
-            DataError: it has to be measured, and its file cannot be read.
         """
         data = self._model.job.data
         return outside_of(traits_of(_measured(source), data), source.entry.modality, data, self.profile)
-
-    def infer(self, network: nn.Module, prepared: Prepared) -> Inferred:
-        """Return what a network says of a case, with the entropy that ``after`` needs."""
-        return self._model.task.infer_with_entropy(network, prepared, self._device)
 
     def after(
         self,
@@ -135,7 +129,7 @@ class TrustChecks:
         Args:
             source: the case.
             prepared: as the network had it.
-            found: by ``infer``.
+            found: with its entropy, where that is to be judged; see ``Task.infer_all``.
             probabilities: calibrated, of a class each; None: those of ``found``.
             before: what ``before`` returned; None: it is looked at now.
         """
@@ -200,5 +194,8 @@ def _measured(source: Source) -> Entry:
     entry = source.entry
     if entry.tiles or (entry.shape and entry.thumbnail and intensity_of_image(entry)):
         return entry
-    found = measure(source.case.read_image(), None)
+    try:
+        found = measure(source.case.read_image(), None)
+    except DataError:  # then there is nothing to predict either
+        return entry
     return entry.model_copy(update={**found, "image_intensity": found.get("intensity")})
