@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from oncofed.errors import SpecError
 from oncofed.prediction.labels import write_labels
-from oncofed.prediction.model import TrainedModel
-from oncofed.prediction.predicted import Predicted, Writer
-from oncofed.prediction.volumes import measure
+from oncofed.prediction.predicted import Writer
 from oncofed.tasks.inferred import ClassScores, Inferred, LabelMap, ObjectMap, SlideScores
 
 
@@ -43,7 +40,8 @@ OUTPUTS: dict[type[Inferred], tuple[Output, ...]] = {
 def outputs_of(found: Inferred, chosen: Iterable[str]) -> list[Output]:
     """Return what is written of one case."""
     wanted = set(chosen)
-    return [output for output in _kind(OUTPUTS, found) if output.name in wanted]
+    outputs = next(outputs for kind, outputs in OUTPUTS.items() if isinstance(found, kind))
+    return [output for output in outputs if output.name in wanted]
 
 
 def chosen_outputs(more: Iterable[str] = (), less: Iterable[str] = ()) -> tuple[str, ...]:
@@ -58,38 +56,3 @@ def chosen_outputs(more: Iterable[str] = (), less: Iterable[str] = ()) -> tuple[
             raise SpecError(f"{name}: no such output. Known: {', '.join(sorted(known))}")
     usual = {name for name, output in known.items() if output.default}
     return tuple(sorted((usual | set(more)) - set(less)))
-
-
-def figures_of(predicted: Predicted, model: TrainedModel) -> list[dict[str, Any]]:
-    """Return what is to be said of one case in numbers: a row for each class, as ``measurements.csv`` has it."""
-    return _kind(_FIGURES, predicted.found)(predicted, model)
-
-
-def _sizes(predicted: Predicted, model: TrainedModel) -> list[dict[str, Any]]:
-    found, case = predicted.found, predicted.source.case
-    assert isinstance(found, LabelMap)
-    calibrated = predicted.source.entry.spacing is not None or case.spacing is not None or found.values.ndim == 3
-    sizes = measure(found.values.cpu().numpy(), found.affine, model.task.classes, calibrated)
-    return [size.figures() for size in sizes]
-
-
-def _count(predicted: Predicted, model: TrainedModel) -> list[dict[str, Any]]:
-    assert isinstance(predicted.found, ObjectMap)
-    return [{"value": 1, "name": model.task.classes[1], "objects": int(predicted.found.numbers.max(initial=0))}]
-
-
-def _probabilities(predicted: Predicted, model: TrainedModel) -> list[dict[str, Any]]:
-    assert predicted.probabilities is not None
-    shares = zip(model.task.classes.items(), predicted.probabilities.tolist(), strict=True)
-    return [{"value": value, "name": name, "probability": share} for (value, name), share in shares]
-
-
-_FIGURES: dict[type[Inferred], Callable[[Predicted, TrainedModel], list[dict[str, Any]]]] = {
-    LabelMap: _sizes,
-    ObjectMap: _count,
-    ClassScores: _probabilities,
-}
-
-
-def _kind(table: dict[type[Inferred], Any], found: Inferred) -> Any:
-    return next(value for kind, value in table.items() if isinstance(found, kind))

@@ -28,9 +28,10 @@ from oncofed.data.inputs import Preparation, Prepared
 from oncofed.data.manifest import write_whole
 from oncofed.data.prepared import PreparedCases, passing, prepare_one
 from oncofed.errors import DataError, SpecError, TrainingError
+from oncofed.prediction.figures import figures_of
 from oncofed.prediction.inputs import HIDDEN_FOLDER
 from oncofed.prediction.model import TrainedModel
-from oncofed.prediction.outputs import chosen_outputs, figures_of, outputs_of
+from oncofed.prediction.outputs import chosen_outputs, outputs_of
 from oncofed.prediction.predicted import Predicted
 from oncofed.prediction.sources import SetAside, Source, Sources
 from oncofed.prediction.trust import TrustChecks
@@ -85,6 +86,12 @@ class Predictions:
     kept: list[str] = field(default_factory=list)
     set_aside: list[SetAside] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def now(self) -> list[dict[str, Any]]:
+        """Records of the cases of this call."""
+        names = {*self.made, *self.kept}
+        return [record for record in self.done if record["name"] in names]
 
 
 def predict(
