@@ -196,7 +196,7 @@ def test_images_outside_are_left_to_a_person_where_that_is_asked(model: TrainedM
     made = predict(model, sources, out, CPU)
     said = {record["name"]: record["trust"] for record in made.done}
     assert said["thick"]["verdict"] == "outside"
-    assert said["thick"]["words"] == "voxels are 4 mm along superior, training had 0.917 to 1.09 mm"
+    assert list(said["thick"]["reasons"]) == ["voxels are 4 mm along superior, training had 0.917 to 1.09 mm"]
     assert said["usual"]["outside"] == []
     for trust in said.values():
         assert trust["members"] == ["east", "west"], "pooled is no member"
