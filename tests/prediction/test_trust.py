@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from commands import Outcome
 from oncofed.data.cases import Case
 from oncofed.data.facts import measure
 from oncofed.data.images import read_image
@@ -228,3 +230,24 @@ def test_a_labelled_case_is_measured_as_an_unlabelled_one(model: TrainedModel, t
     gone = replace(source, entry=older, case=Case("gone", "gone", tmp_path / "gone.nii.gz", 0))
     assert "intensity_low" in checks.before(gone)[1]
     assert members_of(replace(model, members={"fold 1": path})) == {"fold 1": path}
+
+
+def test_the_command_says_what_not_to_trust(
+    model: TrainedModel, tmp_path: Path, run: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("oncofed.prediction.trust.LOOK_ENTROPY_MAPS", 2.0)  # its weights are a seed's
+    monkeypatch.setattr("oncofed.prediction.trust.LOOK_DISAGREEMENT_MAPS", 2.0)
+    entries = [Entry(image="a", shape=[20, 20, 20], spacing=[1.0, 1.0, 1.0], orientation="RAS", channels=1)] * 9
+    write_training_profile(model.folder / "model", _profile(model.job.data, *entries))
+    images = [_volume(tmp_path / "new" / f"{name}.nii.gz", 1, mm) for name, mm in (("thick", 4.0), ("usual", 1.0))]
+    given = ["predict", model.folder, *images, "--workers", "1", "--no-page", "--workspace", tmp_path / "workspace"]
+    told = run(*given, "--out", tmp_path / "one")
+    assert told.status == 0, told.text
+    assert "2 other models of the run predict too (east, west): 3 times the work" in told.text
+    assert "do not trust thick: voxels are 4 mm along superior, training had 0.917 to 1.09 mm" in told.text
+    assert "do not trust usual" not in told.text
+    refused = run(*given, "--out", tmp_path / "two", "--refuse-outside", "--no-ensemble", "--json")
+    assert refused.status == 3
+    values = json.loads(refused.output)
+    assert (values["predicted"], [bad["name"] for bad in values["set_aside"]]) == (["usual"], ["thick"])
+    assert values["cases"][0]["trust"]["members"] == []
