@@ -18,7 +18,6 @@ from oncofed.prediction import geojson
 from oncofed.prediction.model import TrainedModel
 from oncofed.prediction.outlines import outlines
 from oncofed.prediction.predicted import Predicted
-from oncofed.prediction.together import together
 from oncofed.tasks.inferred import ObjectMap
 
 Numbers = NDArray[np.int32]
@@ -145,32 +144,30 @@ def object_features(numbers: Numbers, table: ObjectTable, name: str, key: str) -
 
 
 def write_objects(predicted: Predicted, model: TrainedModel, folder: Path) -> list[Path]:
-    """Write what was found in one image: ``NAME.geojson``, ``NAME_labels``, ``NAME_objects.csv``, ``NAME_objects.json``.
+    """Write what was found in one image, and return it.
 
-    Of a volume the label image is NIfTI, and there is no GeoJSON.
-
-    Raises:
-        OSError: there is no room, or it is not allowed; nothing was written.
+    ``NAME_objects.geojson``, ``NAME_labels.tif``, ``NAME_objects.csv`` and ``NAME_objects.json``; of a volume
+    ``NAME_labels.nii.gz`` and no GeoJSON.
     """
     found, source = predicted.found, predicted.source
     assert isinstance(found, ObjectMap)
-    name = model.task.classes[1]
-    spacing = source.entry.spacing
+    name, spacing = model.task.classes[1], source.entry.spacing
     table = measure(found.numbers, spacing)
-    key = f"{source.entry.checksum or source.name}/{model.digest}"
-    with together(folder) as unfinished:
-        if found.numbers.ndim == 2:
-            text = geojson.collection(object_features(found.numbers, table, name, key))
-            (unfinished / f"{source.name}.geojson").write_text(text, encoding="utf-8")
-            write_label_image(found.numbers, spacing, unfinished / f"{source.name}_labels.tif")
-        else:
-            write_label_volume(found.numbers, found.affine, unfinished / f"{source.name}_labels.nii.gz")
-        write_table(table, name, unfinished / f"{source.name}_objects.csv")
-        summary = {"case": source.name, "model": model.digest, **table.summary(name)}
-        path = unfinished / f"{source.name}_objects.json"
-        path.write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        written = [folder / path.name for path in sorted(unfinished.iterdir())]
-    return written
+    paths = {end: folder / f"{source.name}_objects.{end}" for end in ("csv", "json")}
+    write_table(table, name, paths["csv"])
+    summary = {"case": source.name, "model": model.digest, **table.summary(name)}
+    paths["json"].write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    if found.numbers.ndim == 2:
+        paths["geojson"] = folder / f"{source.name}_objects.geojson"
+        key = f"{source.entry.checksum or source.name}/{model.digest}"
+        features = object_features(found.numbers, table, name, key)
+        paths["geojson"].write_text(geojson.collection(features), encoding="utf-8")
+        paths["labels"] = folder / f"{source.name}_labels.tif"
+        write_label_image(found.numbers, spacing, paths["labels"])
+    else:
+        paths["labels"] = folder / f"{source.name}_labels.nii.gz"
+        write_label_volume(found.numbers, found.affine, paths["labels"])
+    return list(paths.values())
 
 
 def write_label_image(numbers: Numbers, spacing: Sequence[float] | None, path: Path) -> None:
