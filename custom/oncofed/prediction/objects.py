@@ -72,7 +72,8 @@ class ObjectTable:
         flat = len(self.shape) == 2
         pixel, size = ("px", "area") if flat else ("voxel", "volume")
         everything = float(np.prod(self.shape))
-        found: dict[str, Any] = {"class": name, "count": len(self.sizes), f"{size}_{pixel}": int(self.sizes.sum())}
+        found: dict[str, Any] = {"value": 1, "name": name, "objects": len(self.sizes)}
+        found[f"{size}_{pixel}"] = int(self.sizes.sum())
         found["share_of_image"] = float(self.sizes.sum() / everything)
         if self.spacing is None:
             unit = "megapixel" if flat else "million_voxels"

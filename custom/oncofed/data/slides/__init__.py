@@ -139,7 +139,7 @@ class TileReader:
     """
 
     def __init__(self, path: Path, spec: TileSpec) -> None:
-        self.spec = spec
+        self.path, self.spec = path, spec
         self._slide = open_slide(path)
         self.levels = self._slide.levels
         self.vendor = self._slide.vendor
