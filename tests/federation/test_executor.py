@@ -97,6 +97,10 @@ def test_a_site_tells_how_many_cases_it_has_and_trains(spec: JobSpec, local: Pat
         **expected,
         "dataset": hashlib.sha256((two_sites["west"] / "dataset.json").read_bytes()).hexdigest(),
     }
+    asked = exchange.plain_message()
+    exchange.ask_for_profile(asked)
+    # Three training patients are too few to tell anything of.
+    assert exchange.read_numbers_message(_do(executor, "prepare", local, asked)) == {**counts, "profile": {}}
     weights = _trainer(executor).weights()
     reply = _do(executor, "train", local, exchange.weights_message(weights, 1))
     update, cases, steps, numbers = exchange.read_update_message(reply)

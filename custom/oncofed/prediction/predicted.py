@@ -5,18 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from oncofed.prediction.model import TrainedModel
 from oncofed.prediction.sources import Source
+from oncofed.prediction.trust import Trust
 from oncofed.tasks.inferred import Inferred
-
-if TYPE_CHECKING:
-    # prediction/trust.py: outside of what the model was trained on, entropy, disagreement.
-    Trust = Any
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from oncofed.prediction.model import TrainedModel
 from oncofed.prediction.outputs import chosen_outputs, outputs_of
 from oncofed.prediction.predicted import Predicted
 from oncofed.prediction.sources import SetAside, Source, Sources
+from oncofed.prediction.trust import TrustChecks
 from oncofed.tasks.inferred import ClassScores, Inferred
 
 PREDICTIONS_FILE = "predictions.json"
@@ -56,10 +57,14 @@ class Options:
     Attributes:
         outputs: names of what is written; see ``outputs``.
         batch: images that go through the network at once, where its task takes whole images; None: as it scores.
+        ensemble: let the run's other models predict too, where it kept them, and tell how far they differ.
+        refuse_outside: leave images unlike those of the training to a person.
     """
 
     outputs: tuple[str, ...] = field(default_factory=chosen_outputs)
     batch: int | None = None
+    ensemble: bool = True
+    refuse_outside: bool = False
 
 
 @dataclass
@@ -116,14 +121,17 @@ def predict(
         _clean(out)
         _require_same_model(out, model)
         found = Predictions(out, set_aside=list(sources.set_aside), notes=list(sources.notes))
-        settings = _settings(model, options)
+        checks = TrustChecks(model, device, options.ensemble)
+        settings = _settings(model, options, checks)
+        if options.refuse_outside:
+            sources = _without_outside(sources, checks, found)
         done = [_is_done(out, source, model, settings) for source in sources.cases]
         found.kept = [source.name for source, is_done in zip(sources.cases, done, strict=True) if is_done]
         todo = [source for source, is_done in zip(sources.cases, done, strict=True) if not is_done]
         advance(len(found.kept), len(sources.cases))
         _write_summary(found, model, settings, complete=False)
         aside = len(found.set_aside)
-        for result in _written(_inferred(model, todo, device, options), out, model, settings):
+        for result in _written(_inferred(model, todo, device, options, checks), out, model, settings):
             if isinstance(result, SetAside):
                 found.set_aside.append(result)
             else:
@@ -154,7 +162,7 @@ def _written(
 
 
 def _inferred(
-    model: TrainedModel, sources: Sequence[Source], device: torch.device, options: Options
+    model: TrainedModel, sources: Sequence[Source], device: torch.device, options: Options, checks: TrustChecks
 ) -> Iterator[Predicted | SetAside]:
     """Yield what a model says of each case, or why it says nothing; the next cases are read meanwhile."""
     if not sources:
@@ -169,28 +177,46 @@ def _inferred(
             prepared = list(zip(few, read(few, sources[begun : begun + 2 * at_once]), strict=True))
             good = [(source, one) for source, one in prepared if not isinstance(one, str)]
             yield from (SetAside(s.name, one, s.entry.source or "") for s, one in prepared if isinstance(one, str))
-            yield from _looked_at(model, network, good, device)
+            yield from _looked_at(model, network, good, device, checks)
+
+
+def _without_outside(sources: Sources, checks: TrustChecks, found: Predictions) -> Sources:
+    """Set images aside that are unlike those of the training; what an earlier call predicted of them is removed."""
+    inside = []
+    for source in sources.cases:
+        reasons, _ = checks.before(source)
+        if reasons:
+            why = "; ".join(reason.words for reason in reasons)
+            found.set_aside.append(SetAside(source.name, f"left to a person: {why}", source.entry.source or ""))
+            shutil.rmtree(found.folder / CASES_FOLDER / source.name, ignore_errors=True)
+        else:
+            inside.append(source)
+    return replace(sources, cases=inside)
 
 
 def _looked_at(
-    model: TrainedModel, network: nn.Module, cases: Sequence[tuple[Source, Prepared]], device: torch.device
+    model: TrainedModel,
+    network: nn.Module,
+    cases: Sequence[tuple[Source, Prepared]],
+    device: torch.device,
+    checks: TrustChecks,
 ) -> Iterator[Predicted | SetAside]:
     try:
-        found = model.task.infer_all(network, [prepared for _, prepared in cases], device)
+        found = model.task.infer_all(network, [prepared for _, prepared in cases], device, entropy=True)
     except TrainingError as error:  # of cases at once, memory was too short for one: which one is found out
         if len(cases) == 1:
             yield SetAside(cases[0][0].name, str(error), cases[0][0].entry.source or "")
             return
         for case in cases:
-            yield from _looked_at(model, network, [case], device)
+            yield from _looked_at(model, network, [case], device, checks)
         return
-    for (source, _), one in zip(cases, found, strict=True):
-        yield _predicted(source, one)
+    for (source, prepared), one in zip(cases, found, strict=True):
+        yield _predicted(source, prepared, one, checks)
 
 
-def _predicted(source: Source, found: Inferred) -> Predicted:
+def _predicted(source: Source, prepared: Prepared, found: Inferred, checks: TrustChecks) -> Predicted:
     probabilities = found.probabilities() if isinstance(found, ClassScores) else None
-    return Predicted(source, found, probabilities)
+    return Predicted(source, found, probabilities, checks.after(source, prepared, found, probabilities))
 
 
 def _reading_ahead(
@@ -258,13 +284,14 @@ def _require_same_model(out: Path, model: TrainedModel) -> None:
         return
 
 
-def _settings(model: TrainedModel, options: Options) -> dict[str, Any]:
+def _settings(model: TrainedModel, options: Options, checks: TrustChecks) -> dict[str, Any]:
     """Return all that a case's files follow from beside its image and the model's weights."""
     return {
         "oncofed": oncofed.__version__,
         "job": model.job.name,
         "task": model.job.task.model_dump(mode="json"),
         "outputs": list(options.outputs),
+        "members": list(checks.members),
     }
 
 
@@ -309,7 +336,7 @@ def _write_case(out: Path, predicted: Predicted, model: TrainedModel, settings: 
             "missing": missing,
             "figures": figures_of(predicted, model),
             "notes": list(source.entry.notes),
-            "trust": asdict(predicted.trust) if predicted.trust is not None else None,
+            "trust": predicted.trust.to_json() if predicted.trust else None,
         }
         write_whole(unfinished / CASE_FILE, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
         _settle(unfinished)
@@ -372,7 +399,11 @@ def _write_summary(found: Predictions, model: TrainedModel, settings: dict[str, 
     if complete:
         aside = [asdict(bad) for bad in found.set_aside]
         write_table(out / SET_ASIDE_FILE, aside, ("name", "reason", "source"))
-        rows = [{"case": r["name"], **row} for r in found.done for row in r["figures"]]
+        rows = [
+            {"case": r["name"], **row, "trust": (r["trust"] or {}).get("verdict")}
+            for r in found.done
+            for row in r["figures"]
+        ]
         write_table(out / MEASUREMENTS_FILE, rows, ("case", "value", "name"))
 
 

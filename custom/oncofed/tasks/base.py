@@ -151,16 +151,31 @@ class Task(ABC, Generic[Outcome]):
         """
         raise SpecError(f"the task {type(self).__name__} has no predictions: it is one of a pack, and defines no infer")
 
-    def infer_all(self, network: nn.Module, prepared: Sequence[Prepared], device: torch.device) -> list[Inferred]:
+    def infer_with_entropy(self, network: nn.Module, prepared: Prepared, device: torch.device) -> Inferred:
+        """Return what ``infer`` does, of maps with their entropy; of a pack's task without it."""
+        return self.infer(network, prepared, device)
+
+    def infer_all(
+        self, network: nn.Module, prepared: Sequence[Prepared], device: torch.device, entropy: bool = False
+    ) -> list[Inferred]:
         """Return what ``infer`` finds, for a few cases at once, taken in halves where memory is short.
+
+        Args:
+            network: on ``device``.
+            prepared: as ``infer`` takes it.
+            device: where the network is.
+            entropy: of maps find how unsure the network is of each voxel, too.
 
         Raises:
             TrainingError: one case alone does not fit into memory.
         """
-        return _within_memory(lambda few: self._infer_few(network, few, device), prepared)
+        return _within_memory(lambda few: self._infer_few(network, few, device, entropy), prepared)
 
-    def _infer_few(self, network: nn.Module, prepared: Sequence[Prepared], device: torch.device) -> list[Inferred]:
-        return [self.infer(network, one, device) for one in prepared]
+    def _infer_few(
+        self, network: nn.Module, prepared: Sequence[Prepared], device: torch.device, entropy: bool
+    ) -> list[Inferred]:
+        infer = self.infer_with_entropy if entropy else self.infer
+        return [infer(network, one, device) for one in prepared]
 
     @abstractmethod
     def assess(self, network: nn.Module, case: Case, device: torch.device, detailed: bool) -> Outcome:

@@ -116,9 +116,11 @@ class Classification(Task[Classified]):
         """Return what a network says of one image."""
         return self._scores(network, [prepared], device)[0]
 
-    def _infer_few(self, network: nn.Module, prepared: Sequence[Prepared], device: torch.device) -> list[Inferred]:
+    def _infer_few(
+        self, network: nn.Module, prepared: Sequence[Prepared], device: torch.device, entropy: bool
+    ) -> list[Inferred]:
         if type(self).infer is not Classification.infer:  # as slides, which are taken one by one
-            return super()._infer_few(network, prepared, device)
+            return super()._infer_few(network, prepared, device, entropy)
         return list(self._scores(network, prepared, device))
 
     @torch.no_grad()
