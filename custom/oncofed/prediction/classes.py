@@ -47,7 +47,7 @@ def class_record(
 def write_classes(predicted: Predicted, model: TrainedModel, folder: Path) -> list[Path]:
     """Write ``NAME_classes.json``, what an image or a slide was taken for, and return it."""
     assert predicted.probabilities is not None
-    record = class_record(model.task.classes, predicted.probabilities, temperature_of(model))
+    record = class_record(model.task.classes, predicted.probabilities, predicted.temperature)
     record = {"case": predicted.source.name, "model": model.digest, **record}
     path = folder / f"{predicted.source.name}_classes.json"
     path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -106,8 +106,3 @@ def write_heat_volume(heat: NDArray[np.float32], affine: NDArray[np.float64], pa
     volume = nib.Nifti1Image(heat.astype(np.float32), affine)
     volume.header.set_xyzt_units("mm")
     nib.save(volume, path)
-
-
-def temperature_of(model: TrainedModel) -> float | None:
-    """Return by which temperature a model is calibrated; None: it is not."""
-    raise NotImplementedError

@@ -211,7 +211,7 @@ def _looked_at(
             yield from _looked_at(model, network, [case], device, checks)
         return
     for (source, prepared), one in zip(cases, found, strict=True):
-        yield _predicted(source, prepared, one, checks)
+        yield replace(_predicted(source, prepared, one, checks), network=network)
 
 
 def _predicted(source: Source, prepared: Prepared, found: Inferred, checks: TrustChecks) -> Predicted:
