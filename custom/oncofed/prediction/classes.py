@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -28,29 +28,44 @@ from oncofed.prediction.predicted import Predicted
 _EXPLAINERS: WeakKeyDictionary[nn.Module, Explainer] = WeakKeyDictionary()
 
 
-def class_record(
-    classes: Mapping[int, str], probabilities: NDArray[np.float64], temperature: float | None
-) -> dict[str, Any]:
+def class_record(probabilities: Mapping[str, float], calibrated: bool) -> dict[str, Any]:
     """Return what a case was taken for, as one row of a table.
 
     Args:
-        classes: label value -> name, from 0.
-        probabilities: of each class, (class,).
-        temperature: by which they were calibrated; None: they were not.
+        probabilities: class -> probability, in the order of the label values, from 0.
+        calibrated: a temperature was learned for them.
     """
-    value = int(probabilities.argmax())
-    found: dict[str, Any] = {"value": value, "name": classes[value], "probability": float(probabilities[value])}
-    found |= {f"probability.{classes[n]}": float(p) for n, p in enumerate(probabilities)}
-    return {**found, "calibrated": temperature is not None, "temperature": temperature}
+    name = max(probabilities, key=lambda name: probabilities[name])
+    found = {"value": list(probabilities).index(name), "name": name, "probability": probabilities[name]}
+    return {**found, **{f"probability.{n}": p for n, p in probabilities.items()}, "calibrated": calibrated}
+
+
+def class_rows(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return a row for each case that was taken for a class.
+
+    Args:
+        records: of cases, as ``case.json`` has them.
+    """
+    rows = []
+    for record in records:
+        shares = {row["name"]: row["probability"] for row in record["figures"] if "probability" in row}
+        if shares:
+            calibrated = any(row.get("calibrated") for row in record["figures"])
+            rows.append({"case": record["name"], **class_record(shares, calibrated)})
+    return rows
 
 
 def write_classes(predicted: Predicted, model: TrainedModel, folder: Path) -> list[Path]:
     """Write ``NAME_classes.json``, what an image or a slide was taken for, and return it."""
     assert predicted.probabilities is not None
-    record = class_record(model.task.classes, predicted.probabilities, predicted.temperature)
-    record = {"case": predicted.source.name, "model": model.digest, **record}
+    shares = dict(zip(model.task.classes.values(), predicted.probabilities.tolist(), strict=True))
+    record = {"case": predicted.source.name, "model": model.digest}
+    record |= class_record(shares, predicted.temperature is not None)
     path = folder / f"{predicted.source.name}_classes.json"
-    path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(
+        json.dumps({**record, "temperature": predicted.temperature}, indent=1, ensure_ascii=False) + "\n",
+        encoding="utf-8",
+    )
     return [path]
 
 

@@ -67,7 +67,11 @@ def _count(predicted: Predicted, model: TrainedModel) -> list[dict[str, Any]]:
 def _probabilities(predicted: Predicted, model: TrainedModel) -> list[dict[str, Any]]:
     assert predicted.probabilities is not None
     shares = zip(model.task.classes.items(), predicted.probabilities.tolist(), strict=True)
-    return [{"value": value, "name": name, "probability": share} for (value, name), share in shares]
+    calibrated = predicted.temperature is not None
+    return [
+        {"value": value, "name": name, "probability": share, "calibrated": calibrated}
+        for (value, name), share in shares
+    ]
 
 
 _FIGURES: dict[type[Inferred], Callable[[Predicted, TrainedModel], list[dict[str, Any]]]] = {

@@ -138,9 +138,7 @@ def object_features(numbers: Numbers, table: ObjectTable, name: str, key: str) -
         if microns is not None:
             measurements["Area µm^2"] = float(f"{microns[row]:.6g}")
         measurements["Eccentricity"] = round(float(table.eccentricity[row]), 4)
-        features.append(
-            geojson.feature(polygons[number], "detection", f"{key}/{number}", (1, name), measurements)
-        )
+        features.append(geojson.feature(polygons[number], "detection", f"{key}/{number}", (1, name), measurements))
     return features
 
 

@@ -28,6 +28,7 @@ from oncofed.data.inputs import Preparation, Prepared
 from oncofed.data.manifest import write_whole
 from oncofed.data.prepared import PreparedCases, passing, prepare_one
 from oncofed.errors import DataError, SpecError, TrainingError
+from oncofed.prediction.classes import class_rows
 from oncofed.prediction.figures import figures_of
 from oncofed.prediction.inputs import HIDDEN_FOLDER
 from oncofed.prediction.model import TrainedModel
@@ -40,6 +41,7 @@ from oncofed.tasks.inferred import ClassScores, Inferred
 PREDICTIONS_FILE = "predictions.json"
 SET_ASIDE_FILE = "set_aside.csv"
 MEASUREMENTS_FILE = "measurements.csv"
+CLASSES_FILE = "classes.csv"
 CASES_FOLDER = "cases"
 CASE_FILE = "case.json"
 RESEARCH_ONLY = "Research only. Not a medical device: a person decides."
@@ -405,6 +407,8 @@ def _write_summary(found: Predictions, model: TrainedModel, settings: dict[str, 
             for row in r["figures"]
         ]
         write_table(out / MEASUREMENTS_FILE, rows, ("case", "value", "name"))
+        if classes := class_rows(found.done):
+            write_table(out / CLASSES_FILE, classes, ("case", "value", "name"))
 
 
 def write_table(path: Path, rows: Sequence[dict[str, Any]], first: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""What a slide was taken for, and which of its tiles spoke for it: GeoJSON, a picture, an overlay, the tiles themselves.
+"""What a slide was taken for, and which tiles spoke for it: GeoJSON, a picture, an overlay, the tiles themselves.
 
 Places are in pixels of the slide's finest level, x to the right and y down.
 """
