@@ -25,7 +25,7 @@ task: {task}
 model: {model}
 training: {{steps_per_round: 1, batch_size: 2, learning_rate: 0.01, warmup_steps: 0}}
 rounds: {{number: 1}}
-seed: 3
+seed: 2
 """
 
 
@@ -40,7 +40,8 @@ def made_model(folder: Path, task: str, model: str, data: str = f"{COLOURS}, pat
 def made_source(image: Path, name: str = "case", **more: object) -> Source:
     """Return a case of one image that nobody labelled."""
     entry = Entry(image=image.name, checksum="0" * 64, **more)  # type: ignore[arg-type]
-    return Source(name, Case(name, name, image, 0, entry=entry), entry)
+    spacing = tuple(entry.spacing) if entry.spacing else None
+    return Source(name, Case(name, name, image, 0, spacing=spacing, entry=entry), entry)
 
 
 def made_predictions(model: TrainedModel, images: Path, out: Path, less: tuple[str, ...] = ()) -> Predictions:

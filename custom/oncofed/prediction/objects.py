@@ -15,14 +15,13 @@ import tifffile
 from numpy.typing import NDArray
 
 from oncofed.prediction import geojson
+from oncofed.prediction.labels import labels_image
 from oncofed.prediction.model import TrainedModel
 from oncofed.prediction.outlines import outlines
 from oncofed.prediction.predicted import Predicted
 from oncofed.tasks.inferred import ObjectMap
 
 Numbers = NDArray[np.int32]
-Affine = NDArray[np.float64]
-
 _MICRONS = 1000.0  # per mm
 _WITHOUT_SIZE = 1e6  # pixels, or voxels, per which objects are counted where no size is known
 _AXES = "xyz"
@@ -165,7 +164,8 @@ def write_objects(predicted: Predicted, model: TrainedModel, folder: Path) -> li
         write_label_image(found.numbers, spacing, paths["labels"])
     else:
         paths["labels"] = folder / f"{source.name}_labels.nii.gz"
-        write_label_volume(found.numbers, found.affine, paths["labels"])
+        numbers = found.numbers.astype(_kind(found.numbers))
+        nib.save(labels_image(numbers, found.affine, source.case.image), paths["labels"])
     return list(paths.values())
 
 
@@ -177,27 +177,21 @@ def write_label_image(numbers: Numbers, spacing: Sequence[float] | None, path: P
         spacing: pixel size along each axis in mm, which goes into the file; None: not known.
         path: of the file.
     """
-    kind = np.uint16 if numbers.max(initial=0) <= np.iinfo(np.uint16).max else np.uint32
     size: dict[str, Any] = {}
     if spacing:
         size = {"resolution": tuple(10.0 / side for side in spacing), "resolutionunit": "CENTIMETER"}
     tifffile.imwrite(
-        path, np.ascontiguousarray(numbers.T, kind), photometric="minisblack", compression="zlib", metadata=None, **size
+        path,
+        np.ascontiguousarray(numbers.T, _kind(numbers)),
+        photometric="minisblack",
+        compression="zlib",
+        metadata=None,
+        **size,
     )
 
 
-def write_label_volume(numbers: Numbers, affine: Affine, path: Path) -> None:
-    """Write the objects of a volume as NIfTI.
-
-    Args:
-        numbers: (x, y, z), a number for each object, zero elsewhere.
-        affine: (4, 4), from voxels to RAS+ in mm.
-        path: of the file.
-    """
-    kind = np.uint16 if numbers.max(initial=0) <= np.iinfo(np.uint16).max else np.int32
-    image = nib.Nifti1Image(numbers.astype(kind), affine)
-    image.header.set_xyzt_units("mm")
-    nib.save(image, path)
+def _kind(numbers: Numbers) -> type[np.unsignedinteger[Any]]:
+    return np.uint16 if numbers.max(initial=0) <= np.iinfo(np.uint16).max else np.uint32
 
 
 def write_table(table: ObjectTable, name: str, path: Path) -> None:
