@@ -38,6 +38,9 @@ _COVERS = {2: 5, 3: 3}
 _IMAGES_AT_ONCE, _VALUES_AT_ONCE = 16, 1 << 22
 _NEAR = 1e-3
 
+# Of torch, for each place that is covered: MONAI's indices are lists where tuples are meant.
+warnings.filterwarnings("ignore", "Using a non-tuple sequence for multidimensional indexing", UserWarning)
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -112,9 +115,9 @@ class Explainer:
             if not is_out_of_memory(error) or at_once == 1:
                 raise
         else:
-            return likely - covered[value]
+            return torch.sub(likely, covered[value])
         free_memory()
-        return likely - _covered(self._network, batch, 1)[value]
+        return torch.sub(likely, _covered(self._network, batch, 1)[value])
 
 
 def _covered(network: nn.Module, batch: Tensor, at_once: int) -> Tensor:
@@ -129,9 +132,7 @@ def _covered(network: nn.Module, batch: Tensor, at_once: int) -> Tensor:
         overlap=0.5,
         activate=lambda logits: logits.softmax(1),
     )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of torch about how MONAI writes indices
-        covered: Tensor = torch.as_tensor(occlusion(batch)[0])[0]
+    covered: Tensor = torch.as_tensor(occlusion(batch)[0])[0]
     return covered
 
 

@@ -51,7 +51,9 @@ class ObjectTable:
     @property
     def micron_sizes(self) -> NDArray[np.float64] | None:
         """Area in µm², or volume in µm³, (object,)."""
-        return None if self.spacing is None else self.sizes * float(np.prod(np.array(self.spacing) * _MICRONS))
+        if self.spacing is None:
+            return None
+        return np.asarray(self.sizes * np.prod(np.array(self.spacing) * _MICRONS), np.float64)
 
     def columns(self) -> dict[str, list[Any]]:
         """Return the table by the names of its columns."""

@@ -56,7 +56,8 @@ class TileHeat:
     @property
     def shares(self) -> NDArray[np.float32]:
         """Attention as a share of the largest, (tile,)."""
-        return self.attention / max(float(self.attention.max(initial=0)), np.finfo(np.float32).tiny)
+        largest = max(float(self.attention.max(initial=0)), float(np.finfo(np.float32).tiny))
+        return np.asarray(self.attention / largest, np.float32)
 
     @property
     def percentiles(self) -> NDArray[np.float64]:
