@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from made import COLOURS, made_model, made_predictions, made_source
 from oncofed.data.spec import DataSpec
+from oncofed.errors import DataError
 from oncofed.models import ModelSpec
 from oncofed.models.networks import Request, build_network
 from oncofed.prediction.classes import class_rows, evidence_of, write_classes, write_evidence
@@ -25,6 +26,8 @@ from oncofed.prediction.heat import as_pixels, painted
 from oncofed.prediction.predicted import Predicted
 from oncofed.tasks.inferred import ClassScores
 from synthetic import make_textures
+
+pytestmark = pytest.mark.filterwarnings("ignore:Using a non-tuple sequence")  # of torch about MONAI
 
 CLASSES = "{type: classification, classes: {0: stripes, 1: waves}}"
 RESNET = "{network: resnet18}"
@@ -137,6 +140,9 @@ def test_where_gradients_find_no_memory_places_are_covered(monkeypatch: pytest.M
     found = Explainer(Bright(2).eval()).explain(torch.rand(1, 16, 16), 1)
     assert found.method == OCCLUSION
     assert found.heat[:8, :8].mean() > found.heat[12:, 12:].mean()
+    monkeypatch.setattr("monai.visualize.OcclusionSensitivity.__call__", refuse)
+    with pytest.raises(DataError, match="memory is too short"):
+        Explainer(Bright(2).eval()).explain(torch.rand(1, 16, 16), 1)
 
 
 def _spot(tmp_path: Path, size: tuple[int, int], box: tuple[int, int, int, int]) -> Path:

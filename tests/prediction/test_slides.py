@@ -190,6 +190,22 @@ def test_a_slide_that_was_cut_at_another_resolution_is_refused(
     assert not list(tmp_path.glob("case_*"))
 
 
+def test_nothing_is_left_of_a_slide_that_ends_early(
+    slide: Path, model: TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise DataError("is cut off: a tile's bytes are missing. Copy it again from its source")
+
+    monkeypatch.setattr("oncofed.prediction.slides.write_top_tiles", fail)
+    heat = tile_heat()
+    scores = SlideScores(np.array([0.0, 1.0]), heat.attention, heat.places)
+    predicted = Predicted(cut_source(slide, tmp_path, heat), scores, scores.probabilities())
+    (tmp_path / "out").mkdir()
+    with pytest.raises(DataError, match="is cut off"):
+        write_slide(predicted, model, tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+
+
 def test_slides_of_a_folder_are_cut_as_the_job_wants_them_and_written(model: TrainedModel, tmp_path: Path) -> None:
     make_slides(tmp_path / "in", 2, side=512)
     found = made_predictions(model, tmp_path / "in", tmp_path / "out")

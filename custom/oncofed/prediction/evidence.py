@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from oncofed.data.grids import resampled, transfer
 from oncofed.devices import free_memory, is_out_of_memory
+from oncofed.errors import DataError
 
 Heat = NDArray[np.float32]
 Affine = NDArray[np.float64]
@@ -74,6 +75,9 @@ class Explainer:
         Args:
             image: (channel, x, y[, z]) float32.
             value: number of the class.
+
+        Raises:
+            DataError: memory is too short.
         """
         batch = image[None].to(self._device)
         if batch.shape != self._shape:
@@ -108,16 +112,18 @@ class Explainer:
     @torch.no_grad()
     def _by_occlusion(self, batch: Tensor, value: int) -> Tensor:
         likely = self._network(batch).softmax(1)[0, value]
-        at_once = max(1, min(_IMAGES_AT_ONCE, _VALUES_AT_ONCE // batch.numel()))
-        try:
-            covered = _covered(self._network, batch, at_once)
-        except RuntimeError as error:
-            if not is_out_of_memory(error) or at_once == 1:
-                raise
-        else:
-            return torch.sub(likely, covered[value])
-        free_memory()
-        return torch.sub(likely, _covered(self._network, batch, 1)[value])
+        most = max(1, min(_IMAGES_AT_ONCE, _VALUES_AT_ONCE // batch.numel()))
+        for at_once in dict.fromkeys((most, 1)):
+            try:
+                return torch.sub(likely, _covered(self._network, batch, at_once)[value])
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+            free_memory()  # out of the except block: the error's traceback holds what the failed pass had in memory
+        raise DataError(
+            "which places speak for its class cannot be found: memory is too short. Free the GPU of other programs "
+            "(nvidia-smi), or leave this output out"
+        )
 
 
 def _covered(network: nn.Module, batch: Tensor, at_once: int) -> Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import math
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +94,12 @@ def write_slide(predicted: Predicted, model: TrainedModel, folder: Path) -> list
     Raises:
         DataError: the slide cannot be read, or was cut otherwise than the job's slides are.
     """
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".") as unfinished:
+        written = _write_slide(predicted, model, Path(unfinished))
+        return [path.replace(folder / path.name) for path in written]
+
+
+def _write_slide(predicted: Predicted, model: TrainedModel, folder: Path) -> list[Path]:
     found, source = predicted.found, predicted.source
     assert isinstance(found, SlideScores)
     assert predicted.probabilities is not None
