@@ -53,6 +53,14 @@ def predict(
             help="Only cases whose name, or path in INPUT, fits a pattern such as 'liver_1*'. May be repeated."
         ),
     ] = None,
+    ensemble: Annotated[
+        bool,
+        typer.Option(help="Where the run kept other models (its sites' own, folds), tell how far they differ."),
+    ] = True,
+    refuse_outside: Annotated[
+        bool,
+        typer.Option("--refuse-outside", help="Leave images unlike those of the training to a person: set aside."),
+    ] = False,
     page: Annotated[bool, typer.Option(help="Write predictions.html, with a picture of each case.")] = True,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes that read; by default one a core.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON to stdout, progress to stderr.")] = False,
@@ -65,12 +73,16 @@ def predict(
     once it is whole: a command that was interrupted goes on when it is given again, and images that changed are
     predicted anew. predictions.json says all in one file; what each file is: custom/oncofed/prediction/README.md.
 
+    Each prediction says when not to trust it: images outside of what the model was trained on, a network that is
+    unsure, models of the run that differ.
+
     Research only: a person decides.
 
     Exit status: 0 every case was predicted, 3 some were set aside, or none is there to be predicted.
     """
     keep_caches_in(workspace)
     from oncofed.devices import training_device
+    from oncofed.prediction.ensemble import members_of
     from oncofed.prediction.model import load_model
     from oncofed.prediction.page import write_page
     from oncofed.prediction.run import Options
@@ -78,9 +90,15 @@ def predict(
     from oncofed.prediction.sources import gather
 
     trained = load_model(model)
+    if ensemble and (members := members_of(trained)):
+        progress_console(json).print(
+            f"{len(members)} other models of the run predict too ({', '.join(members)}): {len(members) + 1} times the "
+            "work. --no-ensemble leaves them out",
+            markup=False,
+        )
     with ended_by_signals(), progress_bars(progress_console(json)) as advance:
         sources = gather(inputs, out, trained.job, datasets_folder(workspace), only or (), workers, advance)
-        options = Options(batch=batch)
+        options = Options(batch=batch, ensemble=ensemble, refuse_outside=refuse_outside)
         found = predict_all(
             trained, sources, out, training_device(device), options, lambda *counts: advance("predicting", *counts)
         )
@@ -136,6 +154,9 @@ def _show(found: Predictions, page: Path | None) -> None:
     for record in records:
         for output, reason in record["missing"].items():
             console.print(f"[yellow]no {output}[/] of {escape(record['name'])}: {escape(reason)}")
+    doubts = ((r["name"], reason) for r in records if r["trust"] for reason in r["trust"]["reasons"])
+    for line in told(doubts):
+        console.print(f"[yellow]do not trust[/] {escape(line)}")
     for line in told((bad.name, bad.reason) for bad in found.set_aside):
         console.print(f"[yellow]set aside[/] {escape(line)}")
     before = f", {len(found.kept)} of them before" if found.kept else ""

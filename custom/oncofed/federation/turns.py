@@ -94,7 +94,10 @@ class Turns(Protocol):
     """Whoever takes a site's turns."""
 
     def prepare(self) -> dict[str, Any]:
-        """Check and load the site's cases; return what the server may know of them, with ``profile`` where it asks."""
+        """Check and load the site's cases; return what the server may know of them.
+
+        Among it is ``profile``, which leaves where the server asks for it: see ``training_profile``.
+        """
 
     def train(self, sent: Weights, number: int, beside: Weights, stop: Stop) -> Answer:
         """Score the global model on validation cases, train it, and return what changed.

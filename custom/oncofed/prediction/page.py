@@ -84,7 +84,7 @@ def write_page(
 def _doubt(record: Mapping[str, Any]) -> float:
     """Return how little a prediction is to be trusted; 0 where nothing is known of it."""
     trust = record["trust"] or {}
-    return float(bool(trust.get("reasons"))) + float(trust.get("uncertainty") or 0.0)
+    return {"outside": 2.0, "look": 1.0}.get(trust.get("verdict", "ok"), 0.0) + float(trust.get("entropy") or 0.0)
 
 
 def _drawing(source: Source, record: Mapping[str, Any], model: TrainedModel, out: Path) -> Drawing:

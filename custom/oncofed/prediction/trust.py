@@ -65,19 +65,18 @@ class Trust:
     outside_members: tuple[str, ...] = ()
 
     @property
-    def words(self) -> str:
-        """In one line: why it is not to be trusted; empty where nothing speaks against it."""
+    def reasons(self) -> tuple[str, ...]:
+        """In words: why it is not to be trusted; empty where nothing speaks against it."""
         said = [reason.words for reason in self.outside]
-        if self.verdict == "look":
-            said += [f"the network is unsure (entropy {self.entropy:.2f} of 1)"] if self.entropy is not None else []
-            said += (
-                [f"models of the run differ ({self.disagreement:.2f} of 1)"] if self.disagreement is not None else []
-            )
-        return "; ".join(said)
+        if self.verdict == "look" and self.entropy is not None:
+            said.append(f"the network is unsure (entropy {self.entropy:.2f} of 1)")
+        if self.verdict == "look" and self.disagreement is not None:
+            said.append(f"models of the run differ (by {self.disagreement:.2f} of 1)")
+        return tuple(said)
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as values that JSON has, with ``words``."""
-        return {**dataclasses.asdict(self), "words": self.words}
+        """Return it as values that JSON has, with ``reasons``."""
+        return {**dataclasses.asdict(self), "reasons": self.reasons}
 
 
 class TrustChecks:
