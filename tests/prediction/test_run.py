@@ -227,7 +227,7 @@ def test_a_process_that_was_killed_is_gone_on_with_to_the_same_bytes(
 ) -> None:
     go(model, images, tmp_path / "whole")
     stops: dict[str, tuple[object, str]] = {
-        "inferring": (type(model.task), "infer"),
+        "inferring": (type(model.task), "infer_all"),
         "writing": (nib, "save"),
         "renaming": (run, "_settle"),
     }
