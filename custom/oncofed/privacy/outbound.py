@@ -13,6 +13,7 @@ from errno import errorcode
 from typing import Any
 
 from oncofed.errors import PolicyError
+from oncofed.privacy.pooled import is_paired, is_pooled, is_temperature_sums, keep_back_small
 
 Check = Callable[[Any], bool]
 
@@ -72,6 +73,9 @@ def check_numbers(numbers: Mapping[str, Any], classes: Sequence[str]) -> None:
             "validate_s": _is_seconds,
             "evaluation": lambda value: _is_evaluation(value, classes),
             "personal": lambda value: _is_evaluation(value, classes),
+            "pooled": lambda value: is_pooled(value, classes),
+            "temperature": is_temperature_sums,
+            "paired": is_paired,
             "update": lambda value: value is None or _is_digest(value),
             "not_kept": lambda value: value in _SYSTEM_ERRORS,
         },
@@ -99,7 +103,7 @@ def withhold(numbers: dict[str, Any], minimum: int) -> bool:
         numbers: as sent; changed in place.
         minimum: fewest patients.
     """
-    withheld = False
+    withheld = keep_back_small(numbers, minimum)
     for name in ("evaluation", "personal"):
         evaluation = numbers.get(name)
         if evaluation and evaluation["cases"] < minimum:

@@ -141,8 +141,8 @@ def _mean_area(found: NDArray[np.float64], labels: NDArray[np.int64]) -> tuple[f
         if not is_it.any() or is_it.all():
             raise ValueError("a class has nobody, or everybody")
         ill, well = np.sort(found[is_it, value]), np.sort(found[~is_it, value])
-        above = _share_below(found[is_it, value], well)
-        below = 1 - _share_below(found[~is_it, value], ill)
+        above = share_below(found[is_it, value], well)
+        below = 1 - share_below(found[~is_it, value], ill)
         area = float(above.mean())
         areas.append(area)
         for members, placed in ((is_it, above), (~is_it, below)):
@@ -152,7 +152,7 @@ def _mean_area(found: NDArray[np.float64], labels: NDArray[np.int64]) -> tuple[f
     return float(np.mean(areas)), influence
 
 
-def _share_below(values: NDArray[np.float64], ordered: NDArray[np.float64]) -> NDArray[np.float64]:
+def share_below(values: NDArray[np.float64], ordered: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return which share of ordered values lies below each value; of equal ones a half counts."""
     lower, upper = (np.searchsorted(ordered, values, side) for side in ("left", "right"))
     found: NDArray[np.float64] = (lower + upper) / 2 / len(ordered)
