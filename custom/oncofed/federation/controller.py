@@ -49,6 +49,7 @@ from oncofed.federation.rounds import Round
 from oncofed.federation.selection import has_stalled, selected_score
 from oncofed.federation.spec import CyclicSpec, FedBuffSpec, FederationPlan, SwarmSpec
 from oncofed.federation.strategies import Update, build_strategy
+from oncofed.federation.training_profile import PROFILE_FILE, SiteProfile, bins_of, together, write_training_profile
 from oncofed.models.serialized import write_tensors
 from oncofed.models.weights import Layout, Weights, layout_of, weights_of
 from oncofed.privacy.outbound import progress_that_may_leave
@@ -97,6 +98,7 @@ class FederatedTraining(Controller):
         self._of_job: dict[str, Any] = {}
         self._before: set[str] = set()
         self._cases: dict[str, dict[str, Any]] = {}
+        self._profiles: dict[str, SiteProfile] = {}
         self._told_lost: set[str] = set()
         self._synced = 0.0
         self._saving: threading.Thread | None = None
@@ -230,6 +232,14 @@ class FederatedTraining(Controller):
             "sites": sites,
         }
         write_provenance(self._state / MODELS_FOLDER / PROVENANCE_FILE, model, facts, self._startup)
+        told = [profile for profile in self._profiles.values() if profile]
+        if told and not self._evaluate_only:
+            write_training_profile(self._state / MODELS_FOLDER, together(told, self._plan.data))
+
+    def _beside(self) -> dict[str, str]:
+        """Return the small files that belong to the model, contents by name."""
+        files = [self._state / MODELS_FOLDER / name for name in (PROFILE_FILE,)]
+        return {file.name: file.read_text(encoding="utf-8") for file in files if file.is_file()}
 
     def _initial(self) -> tuple[Layout, Weights]:
         """Return what the model's weights are like, and those that the job brings along or else its seed gives."""
@@ -249,15 +259,20 @@ class FederatedTraining(Controller):
 
         def message(site: str) -> Shareable:
             self._record("task", task=TASK_PREPARE, round=0, split="", sites=[site])
-            return exchange.plain_message()
+            question = exchange.plain_message()
+            if not self._evaluate_only:
+                exchange.ask_for_profile(question)
+            return question
 
         def answered(site: str, result: Shareable, question: Question) -> None:
             try:
-                numbers = self._cases[site] = counts(result)
+                numbers = counts(result, bins_of(self._plan.data))
             except FederationError as error:
                 self._door.reasons[site] = str(error)
                 self._record("excluded", site=site, reason=str(error))
                 return
+            self._profiles[site] = numbers.pop("profile", {})
+            self._cases[site] = numbers
             self._record("joined", site=site, cases=numbers, started=time.monotonic() - started)
 
         self._desk.ask(Question(TASK_PREPARE, 0, None, message, answered))
@@ -632,7 +647,7 @@ class FederatedTraining(Controller):
             self._record("task", task=TASK_VALIDATE, round=number, split=split, sites=[site])
             weights = exchange.weights_message(outgoing, number, split)
             if keep:
-                exchange.let_keep(weights)
+                exchange.let_keep(weights, self._beside())
             return weights
 
         def answered(site: str, result: Shareable, question: Question) -> None:

@@ -7,10 +7,8 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field, model_validator
 
 from oncofed.data.spec import Modality
+from oncofed.privacy.small_counts import LEAST_PATIENTS
 from oncofed.settings import StrictModel
-
-# Fewest patients behind any number of a profile that leaves a site, whatever a job asks for.
-LEAST_PATIENTS = 5
 
 ExchangeType = Literal["native", "bfloat16", "int8"]
 

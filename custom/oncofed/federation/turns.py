@@ -31,6 +31,7 @@ from oncofed.federation.compression import Compressor
 from oncofed.federation.folders import CASES_FILE, OWN_MODEL, sole_owner
 from oncofed.federation.site_state import SiteState
 from oncofed.federation.spec import DittoSpec, FedBNSpec, FedDynSpec, FederationPlan, FedProxSpec, ScaffoldSpec
+from oncofed.federation.training_profile import site_profile
 from oncofed.models.weights import Weights, digest_of, exchanged_names, norm_names
 from oncofed.training import Plan, Trainer, start_trainer
 from oncofed.training.checkpoint import is_whole
@@ -92,7 +93,7 @@ class Turns(Protocol):
     """Whoever takes a site's turns."""
 
     def prepare(self) -> dict[str, Any]:
-        """Check and load the site's cases; return what the server may know of them."""
+        """Check and load the site's cases; return what the server may know of them, with ``profile`` where it asks."""
 
     def train(self, sent: Weights, number: int, beside: Weights, stop: Stop) -> Answer:
         """Score the global model on validation cases, train it, and return what changed.
@@ -137,6 +138,7 @@ class OwnTurns:
         self._compressor = Compressor(federation.exchange.update)
         self._state = SiteState()
         self._validation_cases: tuple[Case, ...] = ()
+        self._profile: dict[str, Any] = {}
         self._fixed: Weights = {}
         self._own_norm: Weights = {}
         self._answer: Answer | None = None
@@ -158,7 +160,7 @@ class OwnTurns:
             except BaseException:
                 self._held.close()
                 raise
-        return _counts(self._trainer)
+        return {**_counts(self._trainer), "profile": self._profile}
 
     def close(self) -> None:
         """Let go of the memory, and of the job's folder."""
@@ -188,6 +190,8 @@ class OwnTurns:
         trainer = self._held.enter_context(
             start_trainer(plan, usable.cases, place.site, place.state / _CHECKPOINT_FILE)
         )
+        images = ((case.patient, usable.facts.get(case)) for case in usable.cases.train)
+        self._profile = site_profile(((patient, entry) for patient, entry in images if entry), plan.data)
         self._tell.note(plan_cache(usable.cases.train, trainer.input, trainer.device).note, logging.INFO)
         trainer.prepare(prepared)
         trainer.correction = self._correction

@@ -152,6 +152,10 @@ class Task(ABC, Generic[Outcome]):
         """
         raise SpecError(f"the task {type(self).__name__} has no predictions: it is one of a pack, and defines no infer")
 
+    def infer_with_entropy(self, network: nn.Module, prepared: Prepared, device: torch.device) -> Inferred:
+        """Return what ``infer`` does, of maps with their entropy; of a pack's task without it."""
+        return self.infer(network, prepared, device)
+
     @abstractmethod
     def assess(self, network: nn.Module, case: Case, device: torch.device, detailed: bool) -> Outcome:
         """Return what a network in evaluation mode does on one case; ``detailed`` also what takes long to find out."""
