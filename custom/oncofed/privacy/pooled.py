@@ -16,7 +16,8 @@ from oncofed.tasks.site_sums import DIGITS, DIGITS_OF_FIGURES, DIGITS_OF_ODDS
 _MOST_PATIENTS = 10_000_000
 # Of one patient: what is likelier than a float can tell is told as this.
 _LARGEST_LOSS = 700.0
-_DIGITS_OF_DIFFERENCES = 9
+# Of a difference, and of its variance.
+_PRECISION = 6
 
 
 def is_pooled(value: Any, classes: Sequence[str]) -> bool:
@@ -54,8 +55,8 @@ def is_paired(value: Any) -> bool:
         isinstance(value, Mapping)
         and set(value) == {"patients", "difference", "variance"}
         and _is_patients(value["patients"])
-        and _is_sum(value["difference"], -1, 1, _DIGITS_OF_DIFFERENCES)
-        and _is_sum(value["variance"], 0, 1, _DIGITS_OF_DIFFERENCES)
+        and all(_is_sum(value[name], low, 1, 30) for name, low in (("difference", -1), ("variance", 0)))
+        and all(value[name] == float(f"{value[name]:.{_PRECISION}g}") for name in ("difference", "variance"))
     )
 
 

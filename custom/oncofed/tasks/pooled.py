@@ -332,7 +332,7 @@ def pooled_test(of_sites: Mapping[str, Mapping[str, Any]], asked: Iterable[str])
 
     Args:
         of_sites: what each site sent, as ``Task.pooled`` makes it.
-        asked: all sites.
+        asked: sites that answered, also without such numbers.
     """
     if not of_sites:
         return None

@@ -119,7 +119,7 @@ def _by_class(
     hidden = _hidden(Counter(truth.tolist()))
     for value in sorted(classes)[1:] if len(classes) == 2 else sorted(classes):
         is_it = truth == value
-        ill, well = ([keys[index] for index in np.flatnonzero(kind)] for kind in (is_it, ~is_it))
+        ill, well = ([keys[index] for index in np.flatnonzero(kind).tolist()] for kind in (is_it, ~is_it))
         if value in hidden or any(0 < len(set(people)) < FEWEST for people in (ill, well)):
             continue
         said = found[:, value]
