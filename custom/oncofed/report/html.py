@@ -89,7 +89,8 @@ def _curves(result: Result) -> Figure:
     for site, points in sorted(losses.items()):
         right.plot(*zip(*points, strict=True), marker="o", markersize=3, label=site)
     right.set(xlabel="round", ylabel="loss", title="Training loss, mean of each round")
-    right.legend(fontsize=7)
+    if right.lines:
+        right.legend(fontsize=7)
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.xaxis.get_major_locator().set_params(integer=True)
