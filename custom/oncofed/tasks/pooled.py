@@ -203,7 +203,8 @@ def log_odds(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
     shares = np.clip(probabilities, 0.0, 1.0)
     with np.errstate(divide="ignore"):
         odds = np.log(shares) - np.log1p(-shares)
-    return np.clip(odds, -FURTHEST, FURTHEST)
+    bounded: NDArray[np.float64] = np.clip(odds, -FURTHEST, FURTHEST)
+    return bounded
 
 
 def _spans(of_sites: Iterable[Cells]) -> NDArray[np.int64]:
