@@ -172,6 +172,9 @@ def test_sums_over_patients_leave_a_few_times_alone(spec: JobSpec) -> None:
         outbound.check(TASK_VALIDATE, reply)
         left.append("paired" in exchange.read_numbers_message(reply))
     assert left == [True] * 6 + [False] * 4
+    reply = exchange.numbers_message({"evaluation": {**_EVALUATION, "cases": 9}, "paired": sums})
+    _outbound(spec, pooled_figures=False).check(TASK_VALIDATE, reply)
+    assert exchange.read_numbers_message(reply).keys() == {"evaluation"}
 
 
 def test_what_a_site_says_of_its_data_first(spec: JobSpec) -> None:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from oncofed.tasks.calibration import STEP, TEMPERATURES
+from oncofed.tasks.calibration import TEMPERATURES
 from oncofed.tasks.pooled import BINS, DIGITS_OF_ODDS, FEWEST, FURTHEST, MEAN, coarser, coarser_rows
 from oncofed.tasks.site_sums import DIGITS, DIGITS_OF_FIGURES
 
@@ -45,10 +45,7 @@ def is_temperature_sums(value: Any) -> bool:
     patients, sums = value["patients"], value["log_loss"]
     if not _is_patients(patients) or not isinstance(sums, list) or len(sums) != len(TEMPERATURES):
         return False
-    # The step's multiples, as far as two digits have them.
-    return all(
-        _is_sum(one, 0, _LARGEST_LOSS * patients, 2) and abs(one / STEP - round(one / STEP)) < 1e-6 for one in sums
-    )
+    return all(_is_sum(one, 0, _LARGEST_LOSS * patients, 1) for one in sums)
 
 
 def is_paired(value: Any) -> bool:
