@@ -23,7 +23,9 @@ from oncofed.models.networks import Request, build_network
 from oncofed.prediction.classes import class_rows, evidence_of, write_classes, write_evidence
 from oncofed.prediction.evidence import GRAD_CAM, OCCLUSION, Explainer, feature_layer, placed
 from oncofed.prediction.heat import as_pixels, painted
+from oncofed.prediction.model import load_model
 from oncofed.prediction.predicted import Predicted
+from oncofed.tasks.calibration import Calibration
 from oncofed.tasks.inferred import ClassScores
 from synthetic import make_textures
 
@@ -257,6 +259,22 @@ def test_the_table_has_a_row_for_each_case_that_has_a_class() -> None:
         "probability.b": 0.7,
         "calibrated": False,
     }
+
+
+def test_a_model_that_keeps_its_temperature_predicts_by_it(tmp_path: Path) -> None:
+    images = make_textures(tmp_path / "in", ["stripes", "waves"], 1, 64)
+    shares = {}
+    for name, temperature in (("plain", None), ("calibrated", 0.5)):
+        made_model(tmp_path / name, CLASSES, RESNET, f"{COLOURS}, patch: [64, 64]")
+        if temperature:
+            said = {"temperature": temperature, "patients": 9, "sites": ["a"], "log_loss": (0.9, 0.7)}
+            Calibration.model_validate({"schema": 1, **said}).write(tmp_path / name / "model")
+        made_predictions(load_model(tmp_path / name), images, tmp_path / f"{name}-out", less=("evidence",))
+        rows = list(csv.DictReader((tmp_path / f"{name}-out" / "classes.csv").open()))
+        assert {row["calibrated"] for row in rows} == {str(temperature is not None)}
+        shares[name] = np.array([float(row["probability.stripes"]) for row in rows])
+    odds = {name: np.log(share / (1 - share)) for name, share in shares.items()}
+    assert odds["calibrated"] == pytest.approx(2 * odds["plain"])
 
 
 def test_images_of_a_folder_have_probabilities_and_what_spoke_for_them(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ from oncofed.prediction.outputs import chosen_outputs, outputs_of
 from oncofed.prediction.predicted import Predicted
 from oncofed.prediction.sources import SetAside, Source, Sources
 from oncofed.prediction.trust import TrustChecks
-from oncofed.tasks.inferred import ClassScores, Inferred
+from oncofed.tasks.inferred import ClassScores
 
 PREDICTIONS_FILE = "predictions.json"
 SET_ASIDE_FILE = "set_aside.csv"
@@ -123,7 +123,7 @@ def predict(
         _clean(out)
         _require_same_model(out, model)
         found = Predictions(out, set_aside=list(sources.set_aside), notes=list(sources.notes))
-        checks = TrustChecks(model, device, options.ensemble)
+        checks = TrustChecks(model, device, options.ensemble, model.temperature or 1.0)
         settings = _settings(model, options, checks)
         if options.refuse_outside:
             sources = _without_outside(sources, checks, found)
@@ -179,7 +179,8 @@ def _inferred(
             prepared = list(zip(few, read(few, sources[begun : begun + 2 * at_once]), strict=True))
             good = [(source, one) for source, one in prepared if not isinstance(one, str)]
             yield from (SetAside(s.name, one, s.entry.source or "") for s, one in prepared if isinstance(one, str))
-            yield from _looked_at(model, network, good, device, checks)
+            if good:
+                yield from _looked_at(model, network, good, device, checks)
 
 
 def _without_outside(sources: Sources, checks: TrustChecks, found: Predictions) -> Sources:
@@ -213,12 +214,10 @@ def _looked_at(
             yield from _looked_at(model, network, [case], device, checks)
         return
     for (source, prepared), one in zip(cases, found, strict=True):
-        yield replace(_predicted(source, prepared, one, checks), network=network)
-
-
-def _predicted(source: Source, prepared: Prepared, found: Inferred, checks: TrustChecks) -> Predicted:
-    probabilities = found.probabilities() if isinstance(found, ClassScores) else None
-    return Predicted(source, found, probabilities, checks.after(source, prepared, found, probabilities))
+        likely = one.probabilities(model.temperature or 1.0) if isinstance(one, ClassScores) else None
+        trust = checks.after(source, prepared, one, likely)
+        temperature = None if likely is None else model.temperature
+        yield Predicted(source, one, likely, trust, temperature, network)
 
 
 def _reading_ahead(
@@ -294,6 +293,7 @@ def _settings(model: TrainedModel, options: Options, checks: TrustChecks) -> dic
         "task": model.job.task.model_dump(mode="json"),
         "outputs": list(options.outputs),
         "members": list(checks.members),
+        "temperature": model.temperature,
     }
 
 

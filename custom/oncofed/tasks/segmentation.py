@@ -182,7 +182,7 @@ class Segmentation(Task[dict[str, float]]):
         target: TargetGrid,
         device: torch.device,
         spare: bool,
-        entropy: bool,
+        entropy: bool = False,
     ) -> Tensor:
         """Return label values on the target grid, (1, x, y[, z]), and where it is wanted their entropy, (2, …).
 
