@@ -206,6 +206,20 @@ def test_nothing_is_left_of_a_slide_that_ends_early(
     assert not list((tmp_path / "out").iterdir())
 
 
+def test_finer_slides_are_cut_at_the_job_s_resolution_and_coarser_ones_are_set_aside(
+    model: TrainedModel, tmp_path: Path
+) -> None:
+    tiled(tmp_path / "in" / "fine.tif", stained(512, 512), 0.5)
+    tiled(tmp_path / "in" / "coarse.tif", stained(512, 512), 2.0)
+    found = made_predictions(model, tmp_path / "in", tmp_path / "out")
+    assert found.made == ["fine"]
+    rows = list(csv.DictReader((tmp_path / "out" / "cases" / "fine" / "fine_tiles.csv").open()))
+    assert {row["size_px"] for row in rows} == {"128"}
+    (bad,) = found.set_aside
+    assert bad.name == "coarse"
+    assert "has at most 2.000 microns per pixel, the tiles ask for 1" in bad.reason
+
+
 def test_slides_of_a_folder_are_cut_as_the_job_wants_them_and_written(model: TrainedModel, tmp_path: Path) -> None:
     make_slides(tmp_path / "in", 2, side=512)
     found = made_predictions(model, tmp_path / "in", tmp_path / "out")
