@@ -5,15 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from oncofed.data.cases import Case
 from oncofed.data.manifest import Entry
-from oncofed.job.spec import parse_job
 from oncofed.prediction.model import TrainedModel, load_model
+from oncofed.prediction.outputs import chosen_outputs
 from oncofed.prediction.run import Options, Predictions, predict
 from oncofed.prediction.sources import Source, gather
-from synthetic import write_job
+from trained import make_run
 
 COLOURS = "channels: [red, green, blue]"
 JOB = """\
@@ -31,10 +30,7 @@ seed: 2
 
 def made_model(folder: Path, task: str, model: str, data: str = f"{COLOURS}, patch: [64, 64]") -> TrainedModel:
     """Return a model that nobody trained, from a run's folder with the weights of the job's seed."""
-    job = parse_job(write_job(folder, JOB.format(task=task, model=model, data=data)))
-    (folder / "model").mkdir()
-    save_file(job.plan().initial_weights(), folder / "model" / "model.safetensors")
-    return load_model(folder)
+    return load_model(make_run(folder, JOB.format(task=task, model=model, data=data)))
 
 
 def made_source(image: Path, name: str = "case", **more: object) -> Source:
@@ -46,7 +42,5 @@ def made_source(image: Path, name: str = "case", **more: object) -> Source:
 
 def made_predictions(model: TrainedModel, images: Path, out: Path, less: tuple[str, ...] = ()) -> Predictions:
     """Return what becomes of a folder of images, on the CPU."""
-    from oncofed.prediction.outputs import chosen_outputs  # noqa: PLC0415
-
     sources = gather([images], out, model.job, out.parent / "datasets")
     return predict(model, sources, out, torch.device("cpu"), Options(chosen_outputs(less=less)))

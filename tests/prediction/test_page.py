@@ -88,7 +88,10 @@ def test_the_least_trustworthy_comes_first_with_its_reasons(tmp_path: Path) -> N
     out = tmp_path / "out"
     sources = gather([make_site(tmp_path / "site", 3)], out, model.job, tmp_path / "datasets", workers=1)
     found = predict(model, sources, out, torch.device("cpu"))
-    found.done[2]["trust"] = {"verdict": "outside", "reasons": ["its voxels are larger than any that it was trained on"]}
+    found.done[2]["trust"] = {
+        "verdict": "outside",
+        "reasons": ["its voxels are larger than any that it was trained on"],
+    }
     html = write_page(found, sources, model, out, workers=1).read_text(encoding="utf-8")
     assert re.findall(r"<h3>(.*?)</h3>", html) == ["case_2", "case_0", "case_1"]
     assert "its voxels are larger than any" in html
