@@ -253,5 +253,5 @@ def _peak(classes: int, shape: tuple[int, ...], patch: int, seen: tuple[int, ...
     affine = np.eye(4) if seen == shape else np.diag([b / a for a, b in zip(_VOXEL, _SPACING, strict=True)] + [1])
     prepared = {"image": image, "image.affine": torch.from_numpy(np.asarray(affine, np.float64))}
     with torch.no_grad(), TensorPeak() as peak:
-        task._labels(network, prepared, TargetGrid(np.eye(4), shape), meta, False)
+        task._labels(network, prepared, TargetGrid(np.eye(4), shape), meta, False, False)
     return float(peak.most)

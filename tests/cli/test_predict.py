@@ -16,8 +16,8 @@ from PIL import Image
 
 from commands import Outcome, press_ctrl_c, started, wait_for
 from dicoms import make_series
-from synthetic import make_site
-from trained import FLAT, make_run
+from synthetic import make_site, make_textures
+from trained import CLASSIFIER, FLAT, make_run
 
 Run = Callable[..., Outcome]
 
@@ -68,6 +68,18 @@ def test_bad_cases_are_set_aside_and_set_the_exit_status(run: Run, trained: Path
     assert "set aside colour: its image has 3 channels, expected 1: image" in shown.text
     assert "2 predicted; 2 set aside" in shown.text
     assert len((tmp_path / "out/set_aside.csv").read_text().splitlines()) == 3
+
+
+def test_outputs_are_left_out_by_name(run: Run, tmp_path: Path) -> None:
+    images = make_textures(tmp_path / "in", ["broad", "narrow"], 1, colours=1)
+    trained = make_run(tmp_path / "run", CLASSIFIER)
+    shown = run("predict", trained, images, "--out", tmp_path / "out", "--no-page", "--without", "evidence")
+    assert shown.status == 0, shown.text
+    names = sorted(path.name for path in (tmp_path / "out/cases/0-0").iterdir())
+    assert names == ["0-0_classes.json", "case.json"]
+    shown = run("predict", trained, images, "--out", tmp_path / "other", "--without", "tarot")
+    assert shown.status == 2
+    assert "tarot: no such output. Known: classes, evidence, " in shown.text
 
 
 def test_nothing_that_can_be_predicted_is_an_error(run: Run, trained: Path, tmp_path: Path) -> None:

@@ -61,6 +61,12 @@ def predict(
         bool,
         typer.Option("--refuse-outside", help="Leave images unlike those of the training to a person: set aside."),
     ] = False,
+    without: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Leave an output out, such as evidence, which takes long on a CPU for some networks. May be repeated."
+        ),
+    ] = None,
     page: Annotated[bool, typer.Option(help="Write predictions.html, with a picture of each case.")] = True,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes that read; by default one a core.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON to stdout, progress to stderr.")] = False,
@@ -84,11 +90,13 @@ def predict(
     from oncofed.devices import training_device
     from oncofed.prediction.ensemble import members_of
     from oncofed.prediction.model import load_model
+    from oncofed.prediction.outputs import chosen_outputs
     from oncofed.prediction.page import write_page
     from oncofed.prediction.run import Options
     from oncofed.prediction.run import predict as predict_all
     from oncofed.prediction.sources import gather
 
+    outputs = chosen_outputs(less=without or ())
     trained = load_model(model)
     if ensemble and (members := members_of(trained)):
         progress_console(json).print(
@@ -98,7 +106,7 @@ def predict(
         )
     with ended_by_signals(), progress_bars(progress_console(json)) as advance:
         sources = gather(inputs, out, trained.job, datasets_folder(workspace), only or (), workers, advance)
-        options = Options(batch=batch, ensemble=ensemble, refuse_outside=refuse_outside)
+        options = Options(outputs, batch=batch, ensemble=ensemble, refuse_outside=refuse_outside)
         found = predict_all(
             trained, sources, out, training_device(device), options, lambda *counts: advance("predicting", *counts)
         )

@@ -180,7 +180,8 @@ class WholeImages(Input):
 
     def prepare(self, case: Case) -> Prepared:
         """Return the image on the grid of the patch, and its class."""
-        return {"image": self._load(case)["image"], "label": torch.tensor(case.class_label)}
+        image = self._load(case)["image"].as_tensor().contiguous()
+        return {"image": image, "label": torch.tensor(case.class_label)}
 
     def size(self, case: Case) -> int | None:
         """Return how many bytes the prepared case takes."""

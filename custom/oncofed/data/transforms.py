@@ -215,13 +215,13 @@ def load_whole(spec: DataSpec) -> Compose:
     side is scaled to fit and the others are padded.
 
     Returns:
-        A transform from a ``Case`` to {"image": (channel, x, y[, z]) float32}.
+        A transform from a ``Case`` to {"image": (channel, x, y[, z]) float32}, which keeps its affine.
     """
     steps = [ReadCase(spec, label=False), *_to_grid(spec, ("image",))]
     if not spec.spacing:
         steps.append(_FitInto(spec.patch))
     steps += [*_normalise(spec), ResizeWithPadOrCropd("image", spatial_size=spec.patch)]
-    return Compose([*steps, EnsureTyped("image", dtype=np.float32, track_meta=False)])
+    return Compose([*steps, EnsureTyped("image", dtype=np.float32)])
 
 
 class _FitInto(Transform):

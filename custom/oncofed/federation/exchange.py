@@ -20,6 +20,7 @@ from oncofed.errors import one_line
 from oncofed.federation.compression import EXTRA
 from oncofed.federation.direct.tensors import DirectTensors
 from oncofed.federation.pieces import Joined, in_pieces
+from oncofed.federation.pooled_scores import SumsAsked
 from oncofed.federation.streams import lighten_streams
 from oncofed.models.weights import Weights
 from oncofed.training import Evaluation
@@ -52,6 +53,7 @@ _ANCHOR = "oncofed.anchor"
 _KEEP = "oncofed.keep"
 _BESIDE = "oncofed.beside"
 _PROFILE = "oncofed.profile"
+_SUMS = "oncofed.sums"
 _LONGEST_REASON = 600
 
 
@@ -143,6 +145,17 @@ def let_keep(message: Shareable, beside: Mapping[str, str] | None = None) -> Non
 def kept_beside(message: Shareable) -> dict[str, str]:
     """Return the small files that belong to a message's model, contents by name; none where it does not say."""
     return dict(json.loads(str(message.get_header(_BESIDE, "{}"))))
+
+
+def ask_for_sums(message: Shareable, asked: SumsAsked) -> None:
+    """Add to a message to score a model that the server wants counts and sums for figures over all sites."""
+    message.set_header(_SUMS, {"temperature": asked.temperature})
+
+
+def sums_asked(message: Shareable) -> SumsAsked | None:
+    """Return which counts and sums the server wants beside a score; None: none."""
+    asked = message.get_header(_SUMS)
+    return SumsAsked(**asked) if asked else None
 
 
 def may_keep(message: Shareable) -> bool:

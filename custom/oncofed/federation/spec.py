@@ -223,6 +223,9 @@ class EvaluationSpec(StrictModel):
         description="validation cases of a site that a round looks at: a sample by class and patient, the same in each "
         "round; the test at the end looks at all test cases",
     )
+    margin: float | None = Field(
+        None, gt=0, lt=1, description="by how much worse than another model (--against) still counts as no worse"
+    )
 
 
 class FederationPlan(StrictModel):

@@ -30,6 +30,7 @@ from oncofed.federation import exchange
 from oncofed.federation.compression import Compressor
 from oncofed.federation.folders import CASES_FILE, OWN_MODEL, sole_owner
 from oncofed.federation.kept import write_kept_job
+from oncofed.federation.pooled_scores import SumsAsked, sums_of
 from oncofed.federation.site_state import SiteState
 from oncofed.federation.spec import DittoSpec, FedBNSpec, FedDynSpec, FederationPlan, FedProxSpec, ScaffoldSpec
 from oncofed.federation.training_profile import site_profile
@@ -65,12 +66,14 @@ class Place:
         data: folder of the dataset.
         state: folder of what must outlive a process.
         initial: file of weights that the job brings along; None where its seed gives them.
+        against: file of a model that the job's is compared with; None where it is compared with none.
     """
 
     site: str
     data: Path
     state: Path
     initial: Path | None
+    against: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,9 @@ class Turns(Protocol):
             stop: asked now and then; true ends the turn early.
         """
 
-    def validate(self, sent: Weights, split: str, stop: Stop, keep_as: str | None = None) -> dict[str, Any]:
+    def validate(
+        self, sent: Weights, split: str, stop: Stop, keep_as: str | None = None, asked: SumsAsked | None = None
+    ) -> dict[str, Any]:
         """Score the global model on the cases of a split, and return approved numbers.
 
         Args:
@@ -117,6 +122,7 @@ class Turns(Protocol):
             split: "validation" or "test".
             stop: asked now and then; true ends it early.
             keep_as: name under which the site keeps the model for its own use; None: it does not.
+            asked: which counts and sums the server wants beside the score; None: none.
         """
 
     def close(self) -> None:
@@ -331,16 +337,33 @@ class OwnTurns:
         """Return the global weights with this site's own normalisation layers (FedBN; Li et al., ICLR 2021)."""
         return {**weights, **self._own_norm}
 
-    def validate(self, sent: Weights, split: str, stop: Stop, keep_as: str | None = None) -> dict[str, Any]:
+    def validate(
+        self, sent: Weights, split: str, stop: Stop, keep_as: str | None = None, asked: SumsAsked | None = None
+    ) -> dict[str, Any]:
         """Score the model."""
         weights = self._with_own_norm({**self._fixed, **{n: _full(v) for n, v in sent.items()}})
-        numbers = self._evaluate(split, stop, weights)
+        found: list[tuple[str, Any]] = []
+        numbers = self._evaluate(split, stop, weights, found)
+        if asked and not stop():
+            against = self._found_by_the_other(stop) if split == "test" else None
+            numbers |= sums_of(self.trainer.task, split, found, against, asked)
+            if against is not None:
+                self.trainer.load_weights(weights)
         if split == "test" and self._personal:
             evaluation = self._personal.evaluate(self._personal.cases.test, stop, True)
             numbers["personal"] = exchange.evaluation_numbers(evaluation)
         if keep_as and not stop():
             self._keep_model(keep_as)
         return numbers
+
+    def _found_by_the_other(self, stop: Stop) -> list[tuple[str, Any]] | None:
+        """Return what the model that the job compares with finds of each test case; None where there is none."""
+        if self._place.against is None:
+            return None
+        trainer, found = self.trainer, list[tuple[str, Any]]()
+        trainer.load_weights(load_file(self._place.against))
+        trainer.evaluate(trainer.cases.test, stop, False, None, found)
+        return None if stop() else found
 
     def _keep_model(self, name: str) -> None:
         """Keep the model as it serves this site: with its own normalisation (FedBN), or its personal one (Ditto)."""
@@ -361,8 +384,10 @@ class OwnTurns:
         else:
             self._tell.note(f"the model is kept in {folder}", logging.INFO)
 
-    def _evaluate(self, split: str, stop: Stop, weights: Weights) -> dict[str, Any]:
-        """Put a model into the trainer and score it on this site's cases."""
+    def _evaluate(
+        self, split: str, stop: Stop, weights: Weights, keep: list[tuple[str, Any]] | None = None
+    ) -> dict[str, Any]:
+        """Put a model into the trainer and score it on this site's cases; ``keep`` gets what is found of each."""
         trainer = self.trainer
         phase = "testing" if split == "test" else "validating"
         if split == "test" or self._looked_s >= _SECONDS_BETWEEN_PROGRESS:
@@ -375,7 +400,7 @@ class OwnTurns:
 
         cases = trainer.cases.test if split == "test" else self._validation_cases
         trainer.load_weights(weights)
-        evaluation = trainer.evaluate(cases, stop, split == "test", scored)
+        evaluation = trainer.evaluate(cases, stop, split == "test", scored, keep)
         self._looked_s = time.monotonic() - started
         if evaluation.by_case:
             self._note_cases(evaluation.by_case)

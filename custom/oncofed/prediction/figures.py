@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from oncofed.prediction.model import TrainedModel
+from oncofed.prediction.objects import measure as measure_objects
 from oncofed.prediction.predicted import Predicted
 from oncofed.prediction.volumes import measure
 from oncofed.tasks.inferred import ClassScores, Inferred, LabelMap, ObjectMap
@@ -15,6 +16,9 @@ _SHOWN = {
     "name": ("class", ""),
     "probability": ("probability", ".3f"),
     "objects": ("objects", "d"),
+    "per_mm2": ("per mm²", ".1f"),
+    "per_mm3": ("per mm³", ".1f"),
+    "per_megapixel": ("per megapixel", ".1f"),
     "volume_ml": ("volume ml", ".2f"),
     "area_mm2": ("area mm²", ".2f"),
     "area_px": ("area px", ".0f"),
@@ -56,13 +60,18 @@ def _sizes(predicted: Predicted, model: TrainedModel) -> list[dict[str, Any]]:
 
 def _count(predicted: Predicted, model: TrainedModel) -> list[dict[str, Any]]:
     assert isinstance(predicted.found, ObjectMap)
-    return [{"value": 1, "name": model.task.classes[1], "objects": int(predicted.found.numbers.max(initial=0))}]
+    table = measure_objects(predicted.found.numbers, predicted.source.entry.spacing)
+    return [table.summary(model.task.classes[1])]
 
 
 def _probabilities(predicted: Predicted, model: TrainedModel) -> list[dict[str, Any]]:
     assert predicted.probabilities is not None
     shares = zip(model.task.classes.items(), predicted.probabilities.tolist(), strict=True)
-    return [{"value": value, "name": name, "probability": share} for (value, name), share in shares]
+    calibrated = predicted.temperature is not None
+    return [
+        {"value": value, "name": name, "probability": share, "calibrated": calibrated}
+        for (value, name), share in shares
+    ]
 
 
 _FIGURES: dict[type[Inferred], Callable[[Predicted, TrainedModel], list[dict[str, Any]]]] = {

@@ -20,6 +20,7 @@ from oncofed.job.spec import JOB_FILE, JobSpec, parse_job
 from oncofed.models.weights import Weights, digest_of, load_weights
 from oncofed.prediction.bundles import is_bundle, read_own_bundle
 from oncofed.tasks import Task
+from oncofed.tasks.calibration import read_calibration
 
 WEIGHTS_FILE = "model.safetensors"
 MODEL_FOLDER = "model"
@@ -52,6 +53,16 @@ class TrainedModel:
     def task(self) -> Task[Any]:
         """The job's task."""
         return self.job.plan().build_task()
+
+    @cached_property
+    def temperature(self) -> float | None:
+        """By which a classifier's logits are divided, so that it is as sure as it should be; None: nobody knows.
+
+        Raises:
+            SpecError: the file that says it is broken.
+        """
+        found = (read_calibration(folder) for folder in (self.folder / MODEL_FOLDER, self.folder))
+        return next((calibration.temperature for calibration in found if calibration), None)
 
     def network(self, device: torch.device) -> nn.Module:
         """Return the network with its weights on a device, in evaluation mode."""

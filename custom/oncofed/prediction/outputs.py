@@ -6,8 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from oncofed.errors import SpecError
+from oncofed.prediction.classes import write_classes, write_evidence
 from oncofed.prediction.labels import write_labels
+from oncofed.prediction.objects import write_objects
 from oncofed.prediction.predicted import Writer
+from oncofed.prediction.slides import write_slide
 from oncofed.tasks.inferred import ClassScores, Inferred, LabelMap, ObjectMap, SlideScores
 
 
@@ -31,9 +34,9 @@ class Output:
 # A slide's scores are a classification's with more to say: the first kind that fits counts.
 OUTPUTS: dict[type[Inferred], tuple[Output, ...]] = {
     LabelMap: (Output("labels", write_labels),),
-    ObjectMap: (),
-    SlideScores: (),
-    ClassScores: (),
+    ObjectMap: (Output("objects", write_objects),),
+    SlideScores: (Output("classes", write_classes), Output("slide", write_slide)),
+    ClassScores: (Output("classes", write_classes), Output("evidence", write_evidence)),
 }
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader
+from PIL import Image
 
 from oncofed.data.manifest import write_whole
 from oncofed.data.request import Progress
@@ -21,6 +23,7 @@ from oncofed.report.planes import Drawing, Drawn, colour, dash, draw
 
 PAGE_FILE = "predictions.html"
 _MOST_SHOWN = 100
+_MOST_PIXELS = 640  # along a side of a picture
 # Cases from which several processes draw.
 _FEWEST_FOR_PROCESSES = 8
 
@@ -129,5 +132,13 @@ def _images(record: Mapping[str, Any], folder: Path) -> Iterator[dict[str, str]]
     for output, names in record["files"].items():
         for name in names if output != "labels" else ():
             if name.lower().endswith(".png"):
-                data = base64.b64encode((folder / name).read_bytes()).decode()
-                yield {"name": output, "href": f"data:image/png;base64,{data}"}
+                yield {"name": output, "href": f"data:image/png;base64,{_small(folder / name)}"}
+
+
+def _small(path: Path) -> str:
+    """Return a picture, no larger than it stands on the page, as PNG in base64."""
+    buffer = io.BytesIO()
+    with Image.open(path) as picture:
+        picture.thumbnail((_MOST_PIXELS, _MOST_PIXELS), Image.Resampling.BOX)
+        picture.save(buffer, "png")
+    return base64.b64encode(buffer.getvalue()).decode()

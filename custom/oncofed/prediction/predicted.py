@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from oncofed.prediction.model import TrainedModel
 from oncofed.prediction.sources import Source
@@ -24,12 +25,16 @@ class Predicted:
         found: on the image's own grid.
         probabilities: (class,) float64, calibrated, of classifications and slides; None of others.
         trust: when not to trust it; None where nothing is known.
+        temperature: by which ``probabilities`` were calibrated; None: they were not.
+        network: that found it, where it is; None: it is gone.
     """
 
     source: Source
     found: Inferred
     probabilities: NDArray[np.float64] | None = None
     trust: Trust | None = None
+    temperature: float | None = None
+    network: nn.Module | None = field(default=None, compare=False, repr=False)
 
 
 # Writes all of its files into a folder or none, and returns them.

@@ -28,6 +28,7 @@ from oncofed.data.inputs import Preparation, Prepared
 from oncofed.data.manifest import write_whole
 from oncofed.data.prepared import PreparedCases, passing, prepare_one
 from oncofed.errors import DataError, SpecError, TrainingError
+from oncofed.prediction.classes import class_rows
 from oncofed.prediction.figures import figures_of
 from oncofed.prediction.inputs import HIDDEN_FOLDER
 from oncofed.prediction.model import TrainedModel
@@ -35,11 +36,12 @@ from oncofed.prediction.outputs import chosen_outputs, outputs_of
 from oncofed.prediction.predicted import Predicted
 from oncofed.prediction.sources import SetAside, Source, Sources
 from oncofed.prediction.trust import TrustChecks
-from oncofed.tasks.inferred import ClassScores, Inferred
+from oncofed.tasks.inferred import ClassScores
 
 PREDICTIONS_FILE = "predictions.json"
 SET_ASIDE_FILE = "set_aside.csv"
 MEASUREMENTS_FILE = "measurements.csv"
+CLASSES_FILE = "classes.csv"
 CASES_FOLDER = "cases"
 CASE_FILE = "case.json"
 RESEARCH_ONLY = "Research only. Not a medical device: a person decides."
@@ -121,7 +123,7 @@ def predict(
         _clean(out)
         _require_same_model(out, model)
         found = Predictions(out, set_aside=list(sources.set_aside), notes=list(sources.notes))
-        checks = TrustChecks(model, device, options.ensemble)
+        checks = TrustChecks(model, device, options.ensemble, model.temperature or 1.0)
         settings = _settings(model, options, checks)
         if options.refuse_outside:
             sources = _without_outside(sources, checks, found)
@@ -212,12 +214,10 @@ def _looked_at(
             yield from _looked_at(model, network, [case], device, checks)
         return
     for (source, prepared), one in zip(cases, found, strict=True):
-        yield _predicted(source, prepared, one, checks)
-
-
-def _predicted(source: Source, prepared: Prepared, found: Inferred, checks: TrustChecks) -> Predicted:
-    probabilities = found.probabilities() if isinstance(found, ClassScores) else None
-    return Predicted(source, found, probabilities, checks.after(source, prepared, found, probabilities))
+        likely = one.probabilities(model.temperature or 1.0) if isinstance(one, ClassScores) else None
+        trust = checks.after(source, prepared, one, likely)
+        temperature = None if likely is None else model.temperature
+        yield Predicted(source, one, likely, trust, temperature, network)
 
 
 def _reading_ahead(
@@ -293,6 +293,7 @@ def _settings(model: TrainedModel, options: Options, checks: TrustChecks) -> dic
         "task": model.job.task.model_dump(mode="json"),
         "outputs": list(options.outputs),
         "members": list(checks.members),
+        "temperature": model.temperature,
     }
 
 
@@ -406,6 +407,8 @@ def _write_summary(found: Predictions, model: TrainedModel, settings: dict[str, 
             for row in r["figures"]
         ]
         write_table(out / MEASUREMENTS_FILE, rows, ("case", "value", "name"))
+        if classes := class_rows(found.done):
+            write_table(out / CLASSES_FILE, classes, ("case", "value", "name"))
 
 
 def write_table(path: Path, rows: Sequence[dict[str, Any]], first: Sequence[str]) -> None:

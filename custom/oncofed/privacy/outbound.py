@@ -13,6 +13,7 @@ from errno import errorcode
 from typing import Any
 
 from oncofed.errors import PolicyError
+from oncofed.privacy.pooled import is_paired, is_pooled, is_temperature_sums, keep_back_small
 from oncofed.privacy.small_counts import LEAST_PATIENTS
 
 Check = Callable[[Any], bool]
@@ -58,19 +59,26 @@ def check_counts(numbers: Mapping[str, Any], version: str, bins: Mapping[str, in
         raise PolicyError("it does not say how many cases it has")
 
 
-def check_numbers(numbers: Mapping[str, Any], classes: Sequence[str]) -> None:
+def check_numbers(numbers: Mapping[str, Any], classes: Sequence[str], sums: bool = False) -> None:
     """Check the numbers beside an update, or of a model's score.
 
     Args:
         numbers: as ``federation.exchange`` sends them.
         classes: names of the job's classes.
+        sums: whether counts and sums over patients may be beside them (``privacy.pooled``), as beside a score.
 
     Raises:
         PolicyError: a name, a value or a type that the job does not declare.
     """
+    of_patients: dict[str, Check] = {
+        "pooled": lambda value: is_pooled(value, classes),
+        "temperature": is_temperature_sums,
+        "paired": is_paired,
+    }
     _check(
         numbers,
         {
+            **(of_patients if sums else {}),
             "loss": _is_number,
             "train_s": _is_seconds,
             "validate_s": _is_seconds,
@@ -103,7 +111,7 @@ def withhold(numbers: dict[str, Any], minimum: int) -> bool:
         numbers: as sent; changed in place.
         minimum: fewest patients.
     """
-    withheld = False
+    withheld = keep_back_small(numbers, minimum)
     for name in ("evaluation", "personal"):
         evaluation = numbers.get(name)
         if evaluation and evaluation["cases"] < minimum:

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -22,12 +22,15 @@ from oncofed.data.vocabulary import LabelKind
 from oncofed.devices import free_memory, is_out_of_memory
 from oncofed.errors import SpecError, TrainingError
 from oncofed.models.networks import Kind
+from oncofed.tasks.differences import Part
 from oncofed.tasks.inferred import Inferred
 from oncofed.tasks.pictures import Picture
+from oncofed.tasks.pooled import FEWEST, MEAN
+from oncofed.tasks.site_sums import figure_sums
 
 # Fewer patients than this say nothing about how far a mean may be off.
 # Nor may the scores of so few leave a site one by one, which the ends of an interval would nearly be.
-_FEWEST_FOR_INTERVAL = 5
+_FEWEST_FOR_INTERVAL = FEWEST
 _RESAMPLES = 500
 
 
@@ -195,6 +198,50 @@ class Task(ABC, Generic[Outcome]):
     def figures(self, outcome: Outcome) -> dict[str, float | str]:
         """Return what is to be said of one case."""
 
+    def pooled(
+        self, outcomes: Sequence[tuple[str, Outcome]], temperature: float | None = None
+    ) -> dict[str, Any] | None:
+        """Return counts and sums that can be added to other sites'; None where fewer than five patients are behind.
+
+        Args:
+            outcomes: of all cases, each with its patient's key.
+            temperature: of the model, where the task knows of one.
+        """
+        del temperature
+        values: dict[str, dict[str, float]] = defaultdict(dict)
+        for patient, scores in self._by_patient(outcomes).items():
+            known = {**scores.by_class, **({} if scores.mean is None else {MEAN: scores.mean})}
+            for name, value in known.items():
+                if not np.isnan(value):
+                    values[name][patient] = value
+        return figure_sums(values, MEAN)
+
+    def temperature_sums(self, outcomes: Sequence[tuple[str, Outcome]]) -> dict[str, Any] | None:
+        """Return what a temperature is learned from (``tasks.calibration``); None where the task has none."""
+        del outcomes
+        return None
+
+    def paired(self, outcomes: Sequence[tuple[str, Outcome]], others: Sequence[tuple[str, Outcome]]) -> Part | None:
+        """Return by how much one model is better than another on the same cases, by the metric.
+
+        Args:
+            outcomes: of the first model.
+            others: of the second, in the same order.
+
+        Returns:
+            None where fewer than five patients tell it.
+        """
+        first, second = self._by_patient(outcomes), self._by_patient(others)
+        pairs = [(scores.mean, second[patient].mean) for patient, scores in first.items()]
+        known = [a - b for a, b in pairs if a is not None and b is not None and not np.isnan(a - b)]
+        return Part.of_values(known) if len(known) >= FEWEST else None
+
+    def _by_patient(self, outcomes: Sequence[tuple[str, Outcome]]) -> dict[str, Scores]:
+        groups: dict[str, list[tuple[str, Outcome]]] = defaultdict(list)
+        for patient, outcome in outcomes:
+            groups[patient].append((patient, outcome))
+        return {patient: self.summarise(own) for patient, own in groups.items()}
+
     @abstractmethod
     def picture(self, network: nn.Module, case: Case, device: torch.device) -> Picture:
         """Return what a network in evaluation mode makes of one case, for people."""
@@ -209,6 +256,7 @@ class Task(ABC, Generic[Outcome]):
         should_stop: Callable[[], bool] | None = None,
         held: PreparedCases | None = None,
         progress: Callable[[int, int], None] | None = None,
+        keep: list[tuple[str, Outcome]] | None = None,
     ) -> Evaluation:
         """Score a network on cases.
 
@@ -220,6 +268,7 @@ class Task(ABC, Generic[Outcome]):
             should_stop: asked before each case; true ends the evaluation early.
             held: the cases as ``scoring_preparation`` makes them, where they are kept for another time.
             progress: called with (cases scored, cases in all).
+            keep: gets what was found of each case, with its patient's key: for ``pooled`` and the like.
         """
         network.eval()
         how = self.scoring_preparation()
@@ -244,6 +293,8 @@ class Task(ABC, Generic[Outcome]):
                     progress(len(outcomes), len(cases))
         finally:
             self._held = None
+        if keep is not None:
+            keep += outcomes
         scores = self.summarise(outcomes)
         interval = confidence(self.summarise, outcomes) if detailed else None
         return Evaluation(scores.mean, scores.by_class, scores.more, len(outcomes), interval, tuple(by_case))

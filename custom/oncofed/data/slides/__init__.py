@@ -139,7 +139,7 @@ class TileReader:
     """
 
     def __init__(self, path: Path, spec: TileSpec) -> None:
-        self.spec = spec
+        self.path, self.spec = path, spec
         self._slide = open_slide(path)
         self.levels = self._slide.levels
         self.vendor = self._slide.vendor
@@ -157,8 +157,8 @@ class TileReader:
         if spec.mpp < finest * (1 - SAME_RESOLUTION):
             self._slide.close()
             raise DataError(
-                f"has at most {finest:.3f} microns per pixel, the tiles ask for {spec.mpp:g}. Ask for coarser ones "
-                f"with --mpp {math.ceil(finest * 100) / 100:g}"
+                f"has at most {finest:.3f} microns per pixel, the tiles ask for {spec.mpp:g}. Take a finer scan of it "
+                f"or, where tiles are free to be coarser, register them with --mpp {math.ceil(finest * 100) / 100:g}"
             )
         self.level = _level_for(self.levels, spec.mpp)
         self._scale = spec.mpp / self.levels[self.level].mpp

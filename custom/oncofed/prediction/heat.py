@@ -1,0 +1,49 @@
+"""Heat maps on pictures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from numpy.typing import NDArray
+
+from oncofed.data.slides import Pixels
+
+COLOURS = "inferno"
+
+_OPACITY = 0.7  # of what is hottest; nothing is painted over what is cold
+_MOST_AT_ONCE = 1 << 22  # pixels
+
+
+def painted(pixels: Pixels, heat: NDArray[np.float32]) -> Pixels:
+    """Return a picture with a heat map painted over it, thinner where it is colder.
+
+    Args:
+        pixels: (row, column, 3) uint8.
+        heat: from 0 to 1, (row, column).
+    """
+    table = (mpl.colormaps[COLOURS](np.arange(256))[:, :3] * 255).round().astype(np.float32)
+    result = np.empty_like(pixels)
+    rows = max(1, _MOST_AT_ONCE // max(pixels.shape[1], 1))
+    for first in range(0, len(pixels), rows):
+        part, there = pixels[first : first + rows].astype(np.float32), heat[first : first + rows]
+        colours = table[(there * 255).round().astype(np.uint8)]
+        result[first : first + rows] = (part + (colours - part) * (_OPACITY * there[..., None])).round()
+    return result
+
+
+def as_pixels(values: NDArray[Any]) -> Pixels:
+    """Return a flat image's values (x, y, channel) as (row, column, 3) uint8: colours as they are, else shades of grey.
+
+    All but the lowest and highest 0.5 % of other values than bytes are spread over the shades.
+    """
+    turned = values.swapaxes(0, 1)
+    if turned.shape[-1] != 3:
+        turned = turned.mean(axis=-1, keepdims=True) if turned.shape[-1] > 1 else turned
+    if turned.dtype != np.uint8:
+        finite = turned[np.isfinite(turned)]
+        low, high = np.percentile(finite, (0.5, 99.5)) if finite.size else (0.0, 1.0)
+        spread = (np.nan_to_num(turned.astype(np.float32), nan=low) - low) / max(high - low, 1e-12)
+        turned = (spread.clip(0, 1) * 255).round().astype(np.uint8)
+    return np.ascontiguousarray(np.broadcast_to(turned, (*turned.shape[:2], 3)))
