@@ -115,10 +115,8 @@ def private_notes(classes: Mapping[int, str], codes: Mapping[int, ClassCode]) ->
     private = [clean(classes[value]) for value, code in segment_codes(classes, codes).items() if code.is_private]
     if not private:
         return []
-    return [
-        f"no SNOMED CT code is known for {', '.join(private)}: coded by name in {PRIVATE_SCHEME}. Name one in the job "
-        "(task: codes)"
-    ]
+    known = f"no SNOMED CT code is known for {', '.join(private)}"
+    return [f"{known}: coded by name in {PRIVATE_SCHEME}. Name one in the job (task: codes)"]
 
 
 def make_segmentation(
@@ -173,6 +171,7 @@ def make_segmentation(
             **_frames(numbered, source),
         )
     restore(dataset, source)
+    dataset.ContentCreatorName = ""
     _name_dimensions(dataset)
     if any(term.is_private for term in terms.values()):
         dataset.CodingSchemeIdentificationSequence = Items([private_scheme()])

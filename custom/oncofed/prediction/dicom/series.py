@@ -25,6 +25,7 @@ from oncofed.errors import DataError
 
 Floats = NDArray[np.float64]
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+_NAMES = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
 # Of a slice's distance, and of a pixel: what positions written in tenths of a millimetre may be off.
 _OFF_SLICE, _OFF_PIXEL = 0.3, 0.75
 # Over a whole row or column, in pixels.
@@ -134,7 +135,9 @@ def _series(stack: Stack) -> Series:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             header = pydicom.dcmread(item.path, stop_before_pixels=True, force=True)
-        missing = [k for k in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID") if k not in header]
+        missing = [
+            k for k in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID") if k not in header
+        ]
         if missing:
             raise DataError(
                 f"{item.path}: has no {', '.join(missing)}, by which a DICOM object could name it. Export the series "

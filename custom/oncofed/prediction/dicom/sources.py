@@ -18,7 +18,7 @@ from oncofed.prediction.dicom.common import derived_uid
 from oncofed.prediction.dicom.series import Series
 
 # Type 2 attributes of patient and study: there, if only empty.
-_EMPTY_IF_UNKNOWN = (
+EMPTY_IF_UNKNOWN = (
     "PatientID",
     "PatientName",
     "PatientBirthDate",
@@ -73,7 +73,7 @@ def tidy(header: Dataset) -> Dataset:
     """Return a copy of a header with each attribute of patient and study that must be there, and is what it must be."""
     copy = Dataset()
     copy.update(header)
-    for keyword in _EMPTY_IF_UNKNOWN:
+    for keyword in EMPTY_IF_UNKNOWN:
         value = copy.get(keyword)
         if value is None or not _is_valid(keyword, value):
             setattr(copy, keyword, "")
