@@ -50,8 +50,8 @@ class ModelIdentity:
 
     @property
     def parameters(self) -> dict[str, str]:
-        """The job, and the model's whole digest."""
-        return {"job": clean(self.name), "model_sha256": self.digest}
+        """The model's whole digest, and its job."""
+        return {"model_sha256": self.digest, "job": clean(self.name)}
 
 
 def series_description(what: str) -> str:

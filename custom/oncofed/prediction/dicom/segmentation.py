@@ -57,16 +57,16 @@ class WrittenSegmentation:
 
     Attributes:
         path: of the file.
-        sop_class: its class.
         sop_instance: its UID.
         segments: label value -> number of its segment.
+        modality: of the series.
         notes: what was decided, for people.
     """
 
     path: Path
-    sop_class: str
     sop_instance: str
     segments: Mapping[int, int]
+    modality: str
     notes: tuple[str, ...] = ()
 
 
@@ -107,7 +107,9 @@ def write_segmentation(
     write_dataset(dataset, path)
     notes = tuple(private_notes(classes, codes))
     numbers = {value: number for number, value in enumerate(sorted(classes), start=1)}
-    return WrittenSegmentation(path, str(dataset.SOPClassUID), str(dataset.SOPInstanceUID), numbers, notes)
+    return WrittenSegmentation(
+        path, str(dataset.SOPInstanceUID), numbers, str(source.first.get("Modality") or ""), notes
+    )
 
 
 def private_notes(classes: Mapping[int, str], codes: Mapping[int, ClassCode]) -> list[str]:
