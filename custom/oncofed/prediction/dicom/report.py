@@ -25,7 +25,7 @@ from oncofed.prediction.dicom.common import (
     series_number,
     write_dataset,
 )
-from oncofed.prediction.dicom.segmentation import WrittenSegmentation
+from oncofed.prediction.dicom.segmentation import segment_numbers
 
 _MILLIMETRE = Term("mm", "UCUM", "mm")
 _MAXIMUM = Term("56851009", "SCT", "Maximum")  # CID 7464
@@ -67,30 +67,33 @@ _ANY_PROCEDURE = Code("363679005", "SCT", "Imaging procedure")
 
 
 def write_report(
-    segmentation: WrittenSegmentation,
+    segmentation: Path,
+    classes: Mapping[int, str],
     measures: Mapping[int, Mapping[str, float | None]],
     model: ModelIdentity,
     path: Path,
-) -> Path:
+    modality: str = "",
+) -> None:
     """Write measurements as a structured report.
 
     Args:
-        segmentation: that they were taken of; patient, study, images and codes are its own.
+        segmentation: file of the SEG that they were taken of; patient, study, images and codes are its own.
+        classes: label value -> name, as the SEG was written with.
         measures: label value -> figures by name; names that ``MEASURES`` does not have, and figures that are None, are
             left out.
         model: that made the segmentation.
         path: of the file to write.
+        modality: of the images, DICOM's code.
 
     Raises:
-        DataError: a label value is none of the segmentation's.
+        DataError: the classes are not those of the SEG.
     """
-    unknown = sorted(set(measures) - set(segmentation.segments))
-    if unknown:
-        raise DataError(f"measurements name the label value {unknown[0]}, which {segmentation.path.name} has not")
-    seg = pydicom.dcmread(segmentation.path, stop_before_pixels=True)
-    by_segment = {segmentation.segments[value]: figures for value, figures in measures.items()}
-    write_dataset(_report(seg, by_segment, model, segmentation.modality), path)
-    return path
+    seg = pydicom.dcmread(segmentation, stop_before_pixels=True)
+    numbers = segment_numbers(classes)
+    if not set(numbers.values()) <= {int(segment.SegmentNumber) for segment in seg.SegmentSequence}:
+        raise DataError(f"{segmentation}: has not the {len(classes)} classes that were measured. Write it again")
+    by_segment = {numbers[value]: figures for value, figures in measures.items() if value in numbers}
+    write_dataset(_report(seg, by_segment, model, modality), path)
 
 
 def _report(

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +18,6 @@ from pydicom.sequence import Sequence as Items
 from pydicom.sr.coding import Code
 from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 
-from oncofed.errors import DataError
 from oncofed.prediction.dicom.codes import PRIVATE_SCHEME, SegmentCode, clean, segment_codes
 from oncofed.prediction.dicom.common import (
     MANUFACTURER,
@@ -51,25 +49,6 @@ COLOURS = (
 )
 
 
-@dataclass(frozen=True)
-class WrittenSegmentation:
-    """A SEG that was written.
-
-    Attributes:
-        path: of the file.
-        sop_instance: its UID.
-        segments: label value -> number of its segment.
-        modality: of the series.
-        notes: what was decided, for people.
-    """
-
-    path: Path
-    sop_instance: str
-    segments: Mapping[int, int]
-    modality: str
-    notes: tuple[str, ...] = ()
-
-
 def write_segmentation(
     labels: NDArray[Any],
     series: Sequence[Path],
@@ -79,7 +58,7 @@ def write_segmentation(
     model: ModelIdentity,
     path: Path,
     kind: Literal["binary", "labelmap"] = "binary",
-) -> WrittenSegmentation:
+) -> list[str]:
     """Write labels as a DICOM SEG.
 
     Each class is a segment, found or not. A class without a voxel has its description and no frame; where no class has
@@ -99,17 +78,21 @@ def write_segmentation(
         kind: "binary": one bit a voxel and class, which every reader knows; "labelmap": one number a voxel, of the
             standard since 2024.
 
+    Returns:
+        Notes for people.
+
     Raises:
         DataError: the files are no image, or the labels do not lie on it.
     """
     source, placed = read_series(series, labels, affine)
     dataset = make_segmentation(placed, source, classes, codes, model, kind)
     write_dataset(dataset, path)
-    notes = tuple(private_notes(classes, codes))
-    numbers = {value: number for number, value in enumerate(sorted(classes), start=1)}
-    return WrittenSegmentation(
-        path, str(dataset.SOPInstanceUID), numbers, str(source.first.get("Modality") or ""), notes
-    )
+    return private_notes(classes, codes)
+
+
+def segment_numbers(classes: Mapping[int, str]) -> dict[int, int]:
+    """Return label value -> number of its segment: from 1 on, in the order of the values."""
+    return {value: number for number, value in enumerate(sorted(classes), start=1)}
 
 
 def private_notes(classes: Mapping[int, str], codes: Mapping[int, ClassCode]) -> list[str]:
@@ -141,12 +124,10 @@ def make_segmentation(
     """
     import highdicom  # noqa: PLC0415 - takes long to import
 
-    values = sorted(classes)
-    if values[-1] > np.iinfo(np.uint16).max:
-        raise DataError(f"the label value {values[-1]} does not fit into a DICOM SEG, expected at most 65535")
-    numbered = _numbered(placed, values)
+    numbers = segment_numbers(classes)
+    numbered = _numbered(placed, numbers)
     terms = segment_codes(classes, codes)
-    segments = [_segment(n, classes[value], terms[value], model) for n, value in enumerate(values, start=1)]
+    segments = [_segment(number, classes[value], terms[value], model) for value, number in numbers.items()]
     said = f"{sorted(classes.items())} {sorted(terms.items())} {kind} {model.version}"
     identity = [model.digest, *sorted(str(header.SOPInstanceUID) for header in source.headers)]
     content = hashlib.sha256(np.ascontiguousarray(numbered)).hexdigest()
@@ -180,10 +161,10 @@ def make_segmentation(
     return dataset
 
 
-def _numbered(placed: NDArray[Any], values: Sequence[int]) -> NDArray[Any]:
-    """Return segment numbers from 1 on for label values; 0 for those of no class."""
-    table = np.zeros(max(int(placed.max(initial=0)), values[-1]) + 1, np.uint8 if len(values) < 256 else np.uint16)
-    table[values] = np.arange(1, len(values) + 1)
+def _numbered(placed: NDArray[Any], numbers: Mapping[int, int]) -> NDArray[Any]:
+    """Return segment numbers for label values; 0 for those of no class."""
+    table = np.zeros(max(int(placed.max(initial=0)), *numbers) + 1, np.uint8 if len(numbers) < 256 else np.uint16)
+    table[list(numbers)] = list(numbers.values())
     found: NDArray[Any] = table[placed]
     return found
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import datetime
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,14 @@ from oncofed.prediction.dicom.common import (
     write_dataset,
 )
 from oncofed.prediction.dicom.outlines import outlines
-from oncofed.prediction.dicom.segmentation import COLOURS, algorithm, coded_item, private_notes, private_scheme
+from oncofed.prediction.dicom.segmentation import (
+    COLOURS,
+    algorithm,
+    coded_item,
+    private_notes,
+    private_scheme,
+    segment_numbers,
+)
 from oncofed.prediction.dicom.series import Floats, Series, read_series
 from oncofed.prediction.dicom.sources import EMPTY_IF_UNKNOWN, frame_of_reference, image_reference, tidy
 from oncofed.tasks.codes import ClassCode
@@ -51,23 +57,6 @@ _COPIED = (
 )
 
 
-@dataclass(frozen=True)
-class WrittenStructures:
-    """A structure set that was written.
-
-    Attributes:
-        path: of the file.
-        sop_instance: its UID.
-        regions: label value -> number of its region.
-        notes: what was decided, for people.
-    """
-
-    path: Path
-    sop_instance: str
-    regions: Mapping[int, int]
-    notes: tuple[str, ...] = ()
-
-
 def write_structures(
     labels: NDArray[Any],
     series: Sequence[Path],
@@ -76,10 +65,13 @@ def write_structures(
     codes: Mapping[int, ClassCode],
     model: ModelIdentity,
     path: Path,
-) -> WrittenStructures:
+) -> list[str]:
     """Write labels as a structure set; arguments as ``write_segmentation`` has them.
 
     A class without a voxel is a region without contours. Holes are keyholes; see ``outlines``.
+
+    Returns:
+        Notes for people.
 
     Raises:
         DataError: the files are no volume, or the labels do not lie on it.
@@ -91,8 +83,7 @@ def write_structures(
         )
     dataset = _structure_set(placed, source, classes, codes, model)
     write_dataset(dataset, path)
-    numbers = {value: number for number, value in enumerate(sorted(classes), start=1)}
-    return WrittenStructures(path, str(dataset.SOPInstanceUID), numbers, tuple(private_notes(classes, codes)))
+    return private_notes(classes, codes)
 
 
 def _structure_set(
@@ -114,7 +105,7 @@ def _structure_set(
     dataset.FrameOfReferenceUID, dataset.PositionReferenceIndicator = space, ""
     dataset.ReferencedFrameOfReferenceSequence = Items([_reference(source, space)])
     regions, contours, observations = [], [], []
-    for number, value in enumerate(sorted(classes), start=1):
+    for value, number in segment_numbers(classes).items():
         regions.append(_region(number, classes[value], space, model))
         contours.append(_contours(number, placed == value, source))
         observations.append(_observation(number, classes[value], terms[value]))
