@@ -29,7 +29,7 @@ from oncofed.prediction.dicom.common import (
     write_dataset,
 )
 from oncofed.prediction.dicom.series import Series, read_series
-from oncofed.prediction.dicom.sources import restore, stand_ins
+from oncofed.prediction.dicom.sources import pixel_measures, restore, stand_ins
 from oncofed.tasks.codes import ClassCode
 
 _ARTIFICIAL_INTELLIGENCE = Code("123110", "DCM", "Artificial Intelligence")  # CID 7162
@@ -173,19 +173,18 @@ def _frames(numbered: NDArray[Any], source: Series) -> dict[str, Any]:
     """Return pixels as highdicom takes them: those of each source frame in its place, or an empty one where all are."""
     if source.is_flat or numbered.any():
         return {"pixel_array": numbered, "omit_empty_frames": not source.is_flat}
-    from highdicom import PlanePositionSequence  # noqa: PLC0415 - the same
+    from highdicom import PixelMeasuresSequence, PlanePositionSequence  # noqa: PLC0415 - the same
 
-    place = source.frames[0].place
+    place, measures = source.frames[0].place, pixel_measures(source)
     assert place is not None
-    first = PlanePositionSequence("PATIENT", image_position=place[:3, 3].tolist())
-    header = stand_ins(source)[0]
-    groups = header.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0] if source.has_frames else header
-    from highdicom import PixelMeasuresSequence  # noqa: PLC0415
-
-    measures = PixelMeasuresSequence(
-        groups.PixelSpacing, groups.SliceThickness, spacing_between_slices=groups.get("SpacingBetweenSlices")
-    )
-    return {"pixel_array": numbered[:1], "plane_positions": [first], "pixel_measures": measures}
+    return {
+        "pixel_array": numbered[:1],
+        "omit_empty_frames": False,
+        "plane_positions": [PlanePositionSequence("PATIENT", image_position=place[:3, 3].tolist())],
+        "pixel_measures": PixelMeasuresSequence(
+            measures.PixelSpacing, measures.SliceThickness, measures.get("SpacingBetweenSlices")
+        ),
+    }
 
 
 def _segment(number: int, name: str, code: SegmentCode, model: ModelIdentity) -> Any:
