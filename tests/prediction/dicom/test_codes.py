@@ -64,10 +64,10 @@ def test_names_that_begin_alike_have_different_private_codes() -> None:
 
 
 def test_the_jobs_codes_count() -> None:
-    given = {"scheme": "SCT", "value": "10200004", "region": "SCT:818983003", "category": {"scheme": "L", "value": "1"}}
+    given = {"scheme": "SCT", "value": "10200004", "region": "SCT:39607008", "category": {"scheme": "L", "value": "1"}}
     code = segment_code("spleen", ClassCode.model_validate(given))
     assert (code.kind.value, code.kind.meaning) == ("10200004", "Liver")
-    assert (code.category.scheme, code.region and code.region.meaning) == ("L", "Abdomen")
+    assert (code.category.scheme, code.region and code.region.meaning) == ("L", "Lung")
     short = segment_code("my organ", ClassCode.model_validate("SCT:78961009"))
     assert (short.kind.meaning, short.category.meaning) == ("Spleen", "Anatomical Structure")
     unknown = segment_code("my organ", ClassCode.model_validate("99LOCAL:7"))

@@ -128,7 +128,7 @@ def _same(folder: Path, labels: np.ndarray, affine: np.ndarray, tmp_path: Path) 
 
 @pytest.mark.parametrize("orientation", [AXIAL, SAGITTAL, CORONAL, OBLIQUE])
 def test_labels_come_back_on_each_direction_of_slices(tmp_path: Path, orientation: Sequence[float]) -> None:
-    files = make_series(tmp_path / "in", orientation=orientation, names=lambda number: f"{(number * 5) % 8}/IM{number}")
+    files = make_series(tmp_path / "in", orientation=orientation, names=lambda number: f"{number * 5 % 8}/IM{number}")
     labels, affine = _write(tmp_path / "in", files[::-1], tmp_path)
     _same(tmp_path / "in", labels, affine, tmp_path)
     sources = {pydicom.dcmread(file).SOPInstanceUID: pydicom.dcmread(file).ImagePositionPatient for file in files}
