@@ -132,8 +132,9 @@ def test_areas_of_a_flat_image_name_the_frame_of_their_segment(tmp_path: Path, k
     assert group.ContentTemplateSequence[0].TemplateIdentifier == "1410"
     assert _numbers(group) == {"Area": (0.16, "mm2"), "Long axis": (0.9, "mm")}
     (frame,) = _named(group, "Referenced Segmentation Frame")
-    assert frame.ReferencedSOPSequence[0].ReferencedSegmentNumber == 2
-    assert frame.ReferencedSOPSequence[0].ReferencedFrameNumber == (2 if kind == "binary" else 1)
+    reference = frame.ReferencedSOPSequence[0]
+    named = (reference.get("ReferencedFrameNumber"), reference.get("ReferencedSegmentNumber"))
+    assert named == ((2, None) if kind == "binary" else (None, 2))  # never both: PS3.3, table C.18.4-1
     assert _named(report, "Procedure reported")[0].ConceptCodeSequence[0].CodeValue == "43468-8"
 
 

@@ -376,6 +376,7 @@ def test_labels_of_an_x_ray_lie_on_the_pixels_as_they_are_stored(tmp_path: Path,
     np.testing.assert_array_equal(seg.pixel_array > 0, pixels > 3000)
     assert seg.SourceImageSequence[0].ReferencedSOPClassUID == pydicom.dcmread(file).SOPClassUID
     assert "FrameOfReferenceUID" not in seg
+    assert list(seg.PatientOrientation or []) == (turned or [])
     _conforms(tmp_path / "in" / "seg.dcm")
     _, entry = _register(tmp_path / "in", tmp_path / "second")
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "second" / str(entry.label))).T > 0, labels > 0)

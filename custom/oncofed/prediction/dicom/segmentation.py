@@ -155,6 +155,8 @@ def make_segmentation(
         )
     restore(dataset, source)
     dataset.ContentCreatorName = ""
+    if source.is_flat:
+        dataset.PatientOrientation = source.first.get("PatientOrientation") or ""
     _name_dimensions(dataset)
     if any(term.is_private for term in terms.values()):
         dataset.CodingSchemeIdentificationSequence = Items([private_scheme()])
