@@ -53,6 +53,9 @@ def predict(
             help="Only cases whose name, or path in INPUT, fits a pattern such as 'liver_1*'. May be repeated."
         ),
     ] = None,
+    structures: Annotated[
+        bool, typer.Option(help="Of DICOM volumes write contours too, as a structure set (RT-STRUCT).")
+    ] = False,
     page: Annotated[bool, typer.Option(help="Write predictions.html, with a picture of each case.")] = True,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes that read; by default one a core.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON to stdout, progress to stderr.")] = False,
@@ -71,7 +74,9 @@ def predict(
     """
     keep_caches_in(workspace)
     from oncofed.devices import training_device
+    from oncofed.prediction.dicom.writers import notes_of
     from oncofed.prediction.model import load_model
+    from oncofed.prediction.outputs import chosen_outputs
     from oncofed.prediction.page import write_page
     from oncofed.prediction.run import Options
     from oncofed.prediction.run import predict as predict_all
@@ -80,7 +85,8 @@ def predict(
     trained = load_model(model)
     with ended_by_signals(), progress_bars(progress_console(json)) as advance:
         sources = gather(inputs, out, trained.job, datasets_folder(workspace), only or (), workers, advance)
-        options = Options(batch=batch)
+        sources.notes += notes_of(trained, sources.cases)
+        options = Options(chosen_outputs(["structures"] if structures else ()), batch)
         found = predict_all(
             trained, sources, out, training_device(device), options, lambda *counts: advance("predicting", *counts)
         )
