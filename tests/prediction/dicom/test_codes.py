@@ -82,7 +82,7 @@ def test_the_jobs_codes_count() -> None:
         ({1: "78961009"}, "expected SCHEME:CODE, such as SCT:78961009"),
         ({1: {"scheme": "SCT", "value": "1" * 17}}, "at most 16 characters"),
         ({1: {"scheme": "SCT", "value": "1\\2"}}, "without a backslash"),
-        ({1: {"scheme": "SCT", "value": "1", "meening": "x"}}, "meening"),
+        ({1: {"scheme": "SCT", "value": "1", "word": "x"}}, "word"),
     ],
 )
 def test_codes_that_are_none_are_refused(codes: object, message: str) -> None:

@@ -334,7 +334,8 @@ def _meanings() -> dict[tuple[str, str], str]:
     from pydicom.sr._concepts_dict import concepts  # noqa: PLC0415 - large
 
     found: dict[tuple[str, str], str] = {}
-    for scheme, terms in concepts.items():
+    by_scheme: dict[str, dict[str, dict[str, tuple[str, list[int]]]]] = concepts
+    for scheme, terms in by_scheme.items():
         for by_value in terms.values():
             for value, (meaning, _) in by_value.items():
                 # SNOMED's fully specified names end in what kind of term it is.

@@ -114,7 +114,7 @@ def _report(
     said = f"{sorted((n, sorted(f.items())) for n, f in measures.items())} {model.version}"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dataset = sr.Comprehensive3DSR(
+        dataset: Dataset = sr.Comprehensive3DSR(
             evidence=[seg, *_images(seg)],
             content=content[0],
             series_instance_uid=derived_uid("SR series", str(seg.SeriesInstanceUID)),

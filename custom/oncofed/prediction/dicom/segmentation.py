@@ -130,11 +130,11 @@ def make_segmentation(
     segments = [_segment(number, classes[value], terms[value], model) for value, number in numbers.items()]
     said = f"{sorted(classes.items())} {sorted(terms.items())} {kind} {model.version}"
     identity = [model.digest, *sorted(str(header.SOPInstanceUID) for header in source.headers)]
-    content = hashlib.sha256(np.ascontiguousarray(numbered)).hexdigest()
+    content = hashlib.sha256(numbered.tobytes()).hexdigest()
     compact = RLELossless if kind == "labelmap" else ExplicitVRLittleEndian
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dataset = highdicom.seg.Segmentation(
+        dataset: Dataset = highdicom.seg.Segmentation(
             source_images=stand_ins(source),
             segmentation_type=kind.upper(),
             segment_descriptions=segments,
@@ -177,8 +177,7 @@ def _frames(numbered: NDArray[Any], source: Series) -> dict[str, Any]:
         return {"pixel_array": numbered, "omit_empty_frames": not source.is_flat}
     from highdicom import PixelMeasuresSequence, PlanePositionSequence  # noqa: PLC0415 - the same
 
-    place, measures = source.frames[0].place, pixel_measures(source)
-    assert place is not None
+    place, measures = source.places[0], pixel_measures(source)
     return {
         "pixel_array": numbered[:1],
         "omit_empty_frames": False,

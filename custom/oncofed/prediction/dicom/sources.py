@@ -102,7 +102,7 @@ def _is_valid(keyword: str, value: Any) -> bool:
 def _put_place(header: Dataset, series: Series, number: int) -> None:
     header.FrameOfReferenceUID = frame_of_reference(series)
     header.PositionReferenceIndicator = series.first.get("PositionReferenceIndicator") or ""
-    places = [frame.place for frame in series.frames]
+    places = series.places
     orientation, measures = _numbers(_orientation(series)), pixel_measures(series)
     if not series.has_frames:
         header.SOPClassUID = MRImageStorage
@@ -142,10 +142,9 @@ def _positions(frames: list[Any]) -> Iterator[Dataset]:
 
 def _slice_gap(series: Series) -> float:
     """Return the distance between neighbouring slices along their normal in mm; 0 of a single one."""
-    places = [frame.place for frame in series.frames if frame.place is not None]
-    if len(places) < 2:
+    if len(series.places) < 2:
         return 0.0
-    depths = np.sort([place[:3, 2] @ place[:3, 3] for place in places])
+    depths = np.sort([place[:3, 2] @ place[:3, 3] for place in series.places])
     return float(depths[-1] - depths[0]) / (len(depths) - 1)
 
 
