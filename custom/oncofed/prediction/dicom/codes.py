@@ -5,6 +5,7 @@ Values and meanings are those of DICOM PS3.16 (CID 7150 to 7160, 7151 above all)
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
@@ -251,7 +252,7 @@ def known_codes() -> Iterator[SegmentCode]:
 
 def standard_meaning(scheme: str, value: str) -> str:
     """Return the words that DICOM's own tables have for a code; empty where they do not have it."""
-    return _meanings().get((value, scheme), "")
+    return _meanings(scheme).get(value, "")
 
 
 def _term(term: CodedTerm, name: str) -> Term:
@@ -330,15 +331,14 @@ def _categories() -> dict[tuple[str, str], Term]:
 
 
 @cache
-def _meanings() -> dict[tuple[str, str], str]:
-    from pydicom.sr._concepts_dict import concepts  # noqa: PLC0415 - large
+def _meanings(scheme: str) -> dict[str, str]:
+    """Return code -> words of a scheme in DICOM's tables; empty where they do not have the scheme."""
+    from pydicom.sr.codedict import Collection  # noqa: PLC0415 - large
 
-    found: dict[tuple[str, str], str] = {}
-    by_scheme: dict[str, dict[str, dict[str, tuple[str, list[int]]]]] = concepts
-    for scheme, terms in by_scheme.items():
-        for by_value in terms.values():
-            for value, (meaning, _) in by_value.items():
-                # SNOMED's fully specified names end in what kind of term it is.
-                if (value, scheme) not in found or found[value, scheme].endswith(")"):
-                    found[value, scheme] = meaning
+    found: dict[str, str] = {}
+    with contextlib.suppress(KeyError):
+        for code in Collection(scheme).concepts.values():
+            # SNOMED's fully specified names end in what kind of term it is.
+            if code.value not in found or found[code.value].endswith(")"):
+                found[code.value] = code.meaning
     return found
