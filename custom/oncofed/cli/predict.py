@@ -67,6 +67,9 @@ def predict(
             help="Leave an output out, such as evidence, which takes long on a CPU for some networks. May be repeated."
         ),
     ] = None,
+    structures: Annotated[
+        bool, typer.Option(help="Of DICOM volumes write contours too, as a structure set (RT-STRUCT).")
+    ] = False,
     page: Annotated[bool, typer.Option(help="Write predictions.html, with a picture of each case.")] = True,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes that read; by default one a core.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON to stdout, progress to stderr.")] = False,
@@ -88,6 +91,7 @@ def predict(
     """
     keep_caches_in(workspace)
     from oncofed.devices import training_device
+    from oncofed.prediction.dicom.writers import notes_of
     from oncofed.prediction.ensemble import members_of
     from oncofed.prediction.model import load_model
     from oncofed.prediction.outputs import chosen_outputs
@@ -96,7 +100,7 @@ def predict(
     from oncofed.prediction.run import predict as predict_all
     from oncofed.prediction.sources import gather
 
-    outputs = chosen_outputs(less=without or ())
+    outputs = chosen_outputs(["structures"] if structures else (), without or ())
     trained = load_model(model)
     if ensemble and (members := members_of(trained)):
         progress_console(json).print(
@@ -106,6 +110,7 @@ def predict(
         )
     with ended_by_signals(), progress_bars(progress_console(json)) as advance:
         sources = gather(inputs, out, trained.job, datasets_folder(workspace), only or (), workers, advance)
+        sources.notes += notes_of(trained, sources.cases)
         options = Options(outputs, batch=batch, ensemble=ensemble, refuse_outside=refuse_outside)
         found = predict_all(
             trained, sources, out, training_device(device), options, lambda *counts: advance("predicting", *counts)

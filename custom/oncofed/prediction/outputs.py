@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from oncofed.errors import SpecError
 from oncofed.prediction.classes import write_classes, write_evidence
+from oncofed.prediction.dicom.writers import write_dicom, write_structure_set
 from oncofed.prediction.labels import write_labels
 from oncofed.prediction.objects import write_objects
 from oncofed.prediction.predicted import Writer
@@ -33,7 +34,11 @@ class Output:
 
 # A slide's scores are a classification's with more to say: the first kind that fits counts.
 OUTPUTS: dict[type[Inferred], tuple[Output, ...]] = {
-    LabelMap: (Output("labels", write_labels),),
+    LabelMap: (
+        Output("labels", write_labels),
+        Output("dicom", write_dicom, of_dicom=True),
+        Output("structures", write_structure_set, default=False, of_dicom=True),
+    ),
     ObjectMap: (Output("objects", write_objects),),
     SlideScores: (Output("classes", write_classes), Output("slide", write_slide)),
     ClassScores: (Output("classes", write_classes), Output("evidence", write_evidence)),

@@ -11,7 +11,9 @@ from oncofed.models.bundle.networks import Exported
 from oncofed.models.bundle.reading import Reading, reading
 
 _WEIGHTS = "$torch.load(os.path.join(@bundle_root, 'models', 'model.pt'), map_location=@device, weights_only=True)"
-_FOUND = "$@refuse('no image in dataset_dir whose name ends with one of ' + ', '.join(@suffixes)) if not @datalist else 0"
+_FOUND = (
+    "$@refuse('no image in dataset_dir whose name ends with one of ' + ', '.join(@suffixes)) if not @datalist else 0"
+)
 _ONE_NAME_EACH = (
     "$@refuse('two images of one name: their answers would be one file') if len(@datalist) > "
     "len({@name(case['image']) for case in @datalist}) else 0"
@@ -44,8 +46,7 @@ _KEPT = (
 )
 # Seeds are where objects are deepest; a piece without one is a seed; each voxel belongs to the nearest.
 _SEPARATED: Config = {
-    "sown": "$lambda inside, depth: ndimage.label(inside & (ndimage.gaussian_filter(depth, 1.0) > "
-    "@seed_depth))",
+    "sown": "$lambda inside, depth: ndimage.label(inside & (ndimage.gaussian_filter(depth, 1.0) > @seed_depth))",
     "seedless": "$lambda inside, seeds: (lambda pieces: ndimage.label(inside & ~numpy.isin(pieces, "
     "pieces[seeds > 0]))[0])(ndimage.label(inside)[0])",
     "seeds": "$lambda inside, seeds, count: (lambda rest: numpy.where(rest > 0, rest + count, seeds))"
