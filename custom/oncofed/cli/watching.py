@@ -115,7 +115,13 @@ def watching(
 
     Args:
         out: folder of the predictions.
-        watch: and all else: as they were typed.
+        watch: folder.
+        listen: address.
+        ae_title: of this machine.
+        callers: AE titles, separated by commas.
+        send_to: peer.
+        settle: seconds.
+        once: end when what is there is worked off.
 
     Raises:
         SpecError: they do not fit together.
@@ -236,7 +242,9 @@ def _stopped_by_signals(watch: Watch, tell: Tell) -> Iterator[None]:
             raise KeyboardInterrupt
         asked = True
         watch.stop()
-        tell("ending", "after the input at hand; once more ends it now, and the input is begun anew next time")
+        # A stream that is being written to at this very moment cannot be written to.
+        with contextlib.suppress(RuntimeError):
+            tell("ending", "after the input at hand; once more ends it now, and the input is begun anew next time")
 
     before = {number: signal.signal(number, stop) for number in heeded(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:

@@ -74,15 +74,14 @@ IMAGE_CLASSES: tuple[UID, ...] = tuple(
     for name in ("DigitalXRayImageStorage", "DigitalMammographyXRayImageStorage", "DigitalIntraOralXRayImageStorage")
     for purpose in ("ForPresentation", "ForProcessing")
 )
-_MOST_ASSOCIATIONS = 10
-# With those that have not said who they are.
-_MOST_CONNECTIONS = 4 * _MOST_ASSOCIATIONS
+# With those that have not said who they are. The library's own limit also counts connections that have ended.
+_MOST_CONNECTIONS, _NO_LIMIT = 20, 10_000
 # Longest PDU that is announced, and that is read: a request for an association may be longer than data.
 _ANNOUNCED_PDU, _LONGEST_PDU = 128 << 10, 1 << 20
 _LONGEST_COMMAND = 64 << 10
 # Objects of one association that wait to be written: a sender waits for each answer before it sends the next.
 _MOST_WAITING = 4
-_NETWORK_SECONDS, _NEGOTIATION_SECONDS = 60.0, 30.0
+_NETWORK_SECONDS, _NEGOTIATION_SECONDS = 60.0, 10.0
 _LONGEST_TITLE = 16
 # Of the state machine of PS3.8, section 9.2: what came is no valid message, and the association is aborted.
 _INVALID_PDU = "Evt19"
@@ -163,7 +162,7 @@ class Receiver:
         entity = AE(self._title)
         entity.require_calling_aet = self._callers
         entity.require_called_aet = True
-        entity.maximum_associations = _MOST_ASSOCIATIONS
+        entity.maximum_associations = _NO_LIMIT
         entity.maximum_pdu_size = _ANNOUNCED_PDU
         entity.network_timeout, entity.acse_timeout = _NETWORK_SECONDS, _NEGOTIATION_SECONDS
         entity.add_supported_context(Verification)
@@ -259,12 +258,9 @@ class Receiver:
     def _rejected(self, event: Event) -> None:
         association = event.assoc
         called = one_line(str(association.requestor.primitive.called_ae_title), _LONGEST_TITLE)
+        why = f"it calls {called}, and this is {self._title} (--ae-title)"
         if _calling(association) not in self._callers:
             why = "it is none of those who may send (--from)"
-        elif called != self._title:
-            why = f"it calls {called}, and this is {self._title} (--ae-title)"
-        else:
-            why = f"{_MOST_ASSOCIATIONS} associations are open"
         host = association.requestor.address_info.address
         self._tell("rejected", f"{_calling(association)} at {host} is turned away: {why}")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,7 +25,7 @@ RESEARCH = "for research only: nothing here is meant for the care of a patient"
 # A thing that ended the process so often, or that went wrong in a way nobody foresaw, is set aside.
 _MOST_TRIES = 3
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
-_SECONDS_BETWEEN_LOOKS, _SECONDS_WHEN_FULL = 1.0, 60.0
+_SECONDS_BETWEEN_LOOKS, _SECONDS_WHEN_FULL, _LONGEST_SLEEP = 1.0, 60.0, 0.2
 # Of the time, at most one part in so many goes into looking.
 _SHARE_OF_LOOKING = 10
 _LONGEST_NAME, _LONGEST_REASON = 80, 500
@@ -87,13 +86,13 @@ class Watch:
         self._arrivals, self._out, self._handle, self._tell, self._seconds = arrivals, out, handle, tell, seconds
         self._journal = Journal(out / JOURNAL_FILE)
         self._outbox = make_outbox(self._journal) if make_outbox else None
-        self._stopped = threading.Event()
+        self._is_stopped = False
         self._tally, self._told_open = Tally(), set[str]()
         self._not_before = 0.0
 
     def stop(self) -> None:
         """Have ``run`` return after the thing at hand; safe in a signal handler."""
-        self._stopped.set()
+        self._is_stopped = True
 
     def run(self, once: bool = False) -> Tally:
         """Work off what is there and what arrives, until ``stop``.
@@ -104,21 +103,27 @@ class Watch:
         Raises:
             OSError: the folder cannot be read, or the journal not be written.
         """
-        while not self._stopped.is_set():
+        while not self._is_stopped:
             begun = time.monotonic()
             waiting = self._look() if begun >= self._not_before else []
             looked = time.monotonic() - begun
             for number, arrival in enumerate(waiting, start=1):
                 self._work(arrival, len(waiting) - number)
-                if self._stopped.is_set() or time.monotonic() < self._not_before:
+                if self._is_stopped or time.monotonic() < self._not_before:
                     break
-            if self._outbox is not None and not self._stopped.is_set():
+            if self._outbox is not None and not self._is_stopped:
                 self._outbox.send_due()
             if once and not (waiting or self._arrivals.unsettled):
                 break
-            self._stopped.wait(max(self._seconds, _SHARE_OF_LOOKING * looked))
+            self._pause(max(self._seconds, _SHARE_OF_LOOKING * looked))
         self._tally.unsent = self._outbox.waiting if self._outbox is not None else 0
         return self._tally
+
+    def _pause(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        # A lock that a signal's handler could set would not be safe in one.
+        while not self._is_stopped and (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, _LONGEST_SLEEP))
 
     def _look(self) -> list[Arrival]:
         whole = [arrival for arrival in self._arrivals.whole() if not self._record(arrival).is_over]
