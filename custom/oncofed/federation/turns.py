@@ -29,6 +29,7 @@ from oncofed.data.sample import sample_cases
 from oncofed.federation import exchange
 from oncofed.federation.compression import Compressor
 from oncofed.federation.folders import CASES_FILE, OWN_MODEL, sole_owner
+from oncofed.federation.kept import write_kept_job
 from oncofed.federation.site_state import SiteState
 from oncofed.federation.spec import DittoSpec, FedBNSpec, FedDynSpec, FederationPlan, FedProxSpec, ScaffoldSpec
 from oncofed.models.weights import Weights, digest_of, exchanged_names, norm_names
@@ -344,6 +345,7 @@ class OwnTurns:
             unfinished.mkdir(mode=0o700)
             save_file(weights, unfinished / "model.safetensors")
             self._plan.write_bundle(unfinished, name, weights)
+            write_kept_job(unfinished, name, self._place.site, self._plan, self._federation, weights)
             shutil.rmtree(folder, ignore_errors=True)
             unfinished.replace(folder)
         except (OSError, RuntimeError, SafetensorError) as error:  # torch.save raises the second where a disk is full

@@ -63,6 +63,8 @@ class Evaluation(Scores):
 
 
 Outcome = TypeVar("Outcome")
+Item = TypeVar("Item")
+Found = TypeVar("Found")
 
 
 class Task(ABC, Generic[Outcome]):
@@ -149,6 +151,17 @@ class Task(ABC, Generic[Outcome]):
         """
         raise SpecError(f"the task {type(self).__name__} has no predictions: it is one of a pack, and defines no infer")
 
+    def infer_all(self, network: nn.Module, prepared: Sequence[Prepared], device: torch.device) -> list[Inferred]:
+        """Return what ``infer`` finds, for a few cases at once, taken in halves where memory is short.
+
+        Raises:
+            TrainingError: one case alone does not fit into memory.
+        """
+        return _within_memory(lambda few: self._infer_few(network, few, device), prepared)
+
+    def _infer_few(self, network: nn.Module, prepared: Sequence[Prepared], device: torch.device) -> list[Inferred]:
+        return [self.infer(network, one, device) for one in prepared]
+
     @abstractmethod
     def assess(self, network: nn.Module, case: Case, device: torch.device, detailed: bool) -> Outcome:
         """Return what a network in evaluation mode does on one case; ``detailed`` also what takes long to find out."""
@@ -208,7 +221,7 @@ class Task(ABC, Generic[Outcome]):
                 batch = cases[first : first + few]
                 if self._held:
                     self._held.ahead_of(cases[first : first + 2 * few])
-                found = _assess_within_memory(lambda few: assess(network, few, device, detailed), batch)
+                found = _within_memory(lambda few: assess(network, few, device, detailed), batch)
                 outcomes += [(case.patient, outcome) for case, outcome in zip(batch, found, strict=True)]
                 if detailed:
                     by_case += [(c.name, self.figures(outcome)) for c, outcome in zip(batch, found, strict=True)]
@@ -228,25 +241,22 @@ class Task(ABC, Generic[Outcome]):
         return partial(Task.assess_all, self), 1
 
 
-def _assess_within_memory(assess: Callable[[Sequence[Case]], list[Outcome]], cases: Sequence[Case]) -> list[Outcome]:
+def _within_memory(look: Callable[[Sequence[Item]], list[Found]], items: Sequence[Item]) -> list[Found]:
     """Return what is found of cases, taken in halves where memory is short."""
     try:
-        return assess(cases)
+        return look(items)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        if len(cases) == 1:
+        if len(items) == 1:
             raise TrainingError(
-                "one case alone does not fit into memory while it is scored. Free the GPU of other programs "
+                "one case alone does not fit into memory while a model looks at it. Free the GPU of other programs "
                 "(nvidia-smi), or make data.patch smaller"
             ) from None
     # Out of the except block: the error's traceback holds what the failed pass had in memory.
     free_memory()
-    middle = len(cases) // 2
-    return [
-        *_assess_within_memory(assess, cases[:middle]),
-        *_assess_within_memory(assess, cases[middle:]),
-    ]
+    middle = len(items) // 2
+    return [*_within_memory(look, items[:middle]), *_within_memory(look, items[middle:])]
 
 
 def _defining(kind: type, name: str) -> type:

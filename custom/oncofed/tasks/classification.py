@@ -23,7 +23,7 @@ from oncofed.devices import inference_type
 from oncofed.models.networks import Kind
 from oncofed.settings import StrictModel
 from oncofed.tasks.base import Scores, Task
-from oncofed.tasks.inferred import ClassScores
+from oncofed.tasks.inferred import ClassScores, Inferred
 from oncofed.tasks.pictures import Picture, middle_slice
 
 _BINS = 10
@@ -115,6 +115,11 @@ class Classification(Task[Classified]):
     def infer(self, network: nn.Module, prepared: Prepared, device: torch.device) -> ClassScores:
         """Return what a network says of one image."""
         return self._scores(network, [prepared], device)[0]
+
+    def _infer_few(self, network: nn.Module, prepared: Sequence[Prepared], device: torch.device) -> list[Inferred]:
+        if type(self).infer is not Classification.infer:  # as slides, which are taken one by one
+            return super()._infer_few(network, prepared, device)
+        return list(self._scores(network, prepared, device))
 
     @torch.no_grad()
     def _scores(self, network: nn.Module, prepared: Sequence[Prepared], device: torch.device) -> list[ClassScores]:
