@@ -156,7 +156,15 @@ def watching(
     )
 
 
-def work_off(asked: Watching, out: Path, handle: Handle, console: Console, as_json: bool = False) -> int:
+def work_off(
+    asked: Watching,
+    out: Path,
+    handle: Handle,
+    console: Console,
+    use: str,
+    model: str | None = None,
+    as_json: bool = False,
+) -> int:
     """Work off what arrives until Ctrl-C, and return the command's exit status.
 
     Args:
@@ -164,20 +172,23 @@ def work_off(asked: Watching, out: Path, handle: Handle, console: Console, as_js
         out: folder of the predictions.
         handle: makes a result of what arrived.
         console: where events go, a line each.
+        use: what the results may be used for, which is told first.
+        model: its digest.
         as_json: print each event as a line of JSON to stdout instead.
 
     Raises:
-        SpecError: another process works for the same folder, or what is needed to send or receive is not installed.
+        SpecError: another process works for the same folder, it holds results of another model, or what is needed to
+            send or receive is not installed.
     """
     from oncofed.prediction.arrivals import Arrivals
-    from oncofed.prediction.watch import RESEARCH, Watch, alone
+    from oncofed.prediction.watch import Watch, alone
 
     if asked.listen or asked.send_to:
         _require_network()
     tell = _json_teller() if as_json else _teller(console)
     with contextlib.ExitStack() as opened:
         opened.enter_context(alone(out))
-        tell("research", RESEARCH)
+        tell("research", use)
         if asked.listen:
             from oncofed.prediction.inbox import Inbox
             from oncofed.prediction.receiver import Receiver
@@ -185,7 +196,7 @@ def work_off(asked: Watching, out: Path, handle: Handle, console: Console, as_js
             inbox = Inbox(asked.folder)
             opened.enter_context(Receiver(inbox, asked.listen, asked.ae_title, asked.callers, tell))
         outbox = partial(_outbox, out, asked, tell) if asked.send_to else None
-        watch = Watch(Arrivals(asked.folder, asked.settle), out, handle, tell, outbox)
+        watch = Watch(Arrivals(asked.folder, asked.settle), out, handle, tell, outbox, model)
         tell("watching", f"{asked.folder}, for results in {out}; Ctrl-C ends it")
         with _stopped_by_signals(watch, tell):
             tally = watch.run(asked.once)

@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from oncofed.errors import StateError
+from oncofed.errors import SpecError, StateError
 
 BEGUN, PUT_BACK, DONE, FAILED, SENT, NOT_SENT = "begun", "put back", "done", "failed", "sent", "not sent"
+_OPENED = "opened"  # the first line, with the model
 _OVER = {DONE, FAILED}
 
 
@@ -49,13 +50,16 @@ class Journal:
 
     Args:
         path: made where it is missing.
+        model: digest of the model whose results it tells of; None: whatever it is.
 
     Raises:
         StateError: it is no journal.
+        SpecError: it tells of another model.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, model: str | None = None) -> None:
         self.records: dict[str, Record] = {}
+        self._model: str | None = None
         path.touch(0o600)
         text = path.read_bytes()
         whole = text[: text.rfind(b"\n") + 1]
@@ -64,6 +68,13 @@ class Journal:
         for number, line in enumerate(whole.splitlines(), start=1):
             self._take(_step(line, f"{path}, line {number}"))
         self._path = path
+        if not whole and model:
+            self._write("", _OPENED, model=model)
+        if model and self._model != model:
+            raise SpecError(
+                f"{path.parent}: holds results of another model ({str(self._model)[:12]}…; this one is {model[:12]}…). "
+                "Name another --out"
+            )
 
     def record(self, name: str, fingerprint: str) -> Record:
         """Return what is known of a thing as its files are now."""
@@ -111,6 +122,9 @@ class Journal:
 
     def _take(self, values: dict[str, Any]) -> None:
         name, step = str(values["name"]), values["step"]
+        if step == _OPENED:
+            self._model = str(values.get("model"))
+            return
         if step in {SENT, NOT_SENT}:
             sending = self.records.get(name, Record("")).to_send
             sending[:] = [file for file in sending if file != values["file"]]

@@ -12,6 +12,7 @@ from pathlib import Path
 import pydicom
 from pydicom.errors import InvalidDicomError
 from pynetdicom import AE
+from pynetdicom.association import Association
 
 from oncofed.errors import one_line
 from oncofed.prediction.journal import Journal
@@ -42,6 +43,9 @@ class Reply:
     why: str = ""
 
 
+_NOT_TAKEN = Reply(Sent.NEVER, "it does not take objects of this kind")
+
+
 def send(files: Sequence[Path], peer: Peer, ae_title: str) -> list[Reply]:
     """Send DICOM files in one association, and return what came of each.
 
@@ -62,14 +66,13 @@ def send(files: Sequence[Path], peer: Peer, ae_title: str) -> list[Reply]:
         return [unreadable] * len(files)
     association = entity.associate(peer.address.host, peer.address.port, ae_title=peer.title)
     if not association.is_established:
-        away = Reply(Sent.AWAY, "it turns the association away" if association.is_rejected else "nobody answers there")
-        return [away if kind else unreadable for kind in kinds]
+        return [_unsent(association) if kind else unreadable for kind in kinds]
     try:
         replies = []
         for file, kind in zip(files, kinds, strict=True):
             reply = unreadable
             if kind:
-                reply = Reply(Sent.NEVER, "it does not take objects of this kind")
+                reply = _NOT_TAKEN
                 if any((c.abstract_syntax, c.transfer_syntax[0]) == kind for c in association.accepted_contexts):
                     reply = _stored(
                         association.send_c_store(file).get("Status") if association.is_established else None
@@ -88,6 +91,14 @@ def _kind(file: Path) -> tuple[str, str] | None:
         return str(meta.MediaStorageSOPClassUID), str(meta.TransferSyntaxUID)
     except (OSError, InvalidDicomError, AttributeError):
         return None
+
+
+def _unsent(association: Association) -> Reply:
+    """Return why there is no association."""
+    if association.is_rejected:
+        return Reply(Sent.AWAY, "it turns the association away: does it know this AE title, and is it called so?")
+    # It accepted, and took none of the kinds: the library then ends the association.
+    return _NOT_TAKEN if association.rejected_contexts else Reply(Sent.AWAY, "nobody answers there")
 
 
 def _stored(status: int | None) -> Reply:

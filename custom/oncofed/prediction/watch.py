@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from oncofed.prediction.sending import Outbox
 
 JOURNAL_FILE, _LOCK_FILE = "watch.jsonl", ".watch.lock"
-RESEARCH = "for research only: nothing here is meant for the care of a patient"
 # A thing that ended the process so often, or that went wrong in a way nobody foresaw, is set aside.
 _MOST_TRIES = 3
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -67,11 +66,13 @@ class Watch:
         out: folder of the results, and of the journal.
         handle: makes a result. Whatever it raises sets the thing aside, but for what may pass.
         tell: each event, for people: what kind it is, and one line.
-        outbox: sends results; None: nobody is sent any.
+        make_outbox: makes what sends results; None: nobody is sent any.
+        model: digest of the model whose results they are.
         seconds: between two looks.
 
     Raises:
         StateError: the journal is none.
+        SpecError: the folder holds results of another model.
     """
 
     def __init__(
@@ -81,10 +82,11 @@ class Watch:
         handle: Handle,
         tell: Tell,
         make_outbox: Callable[[Journal], Outbox] | None = None,
+        model: str | None = None,
         seconds: float = _SECONDS_BETWEEN_LOOKS,
     ) -> None:
         self._arrivals, self._out, self._handle, self._tell, self._seconds = arrivals, out, handle, tell, seconds
-        self._journal = Journal(out / JOURNAL_FILE)
+        self._journal = Journal(out / JOURNAL_FILE, model)
         self._outbox = make_outbox(self._journal) if make_outbox else None
         self._is_stopped = False
         self._tally, self._told_open = Tally(), set[str]()
