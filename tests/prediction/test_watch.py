@@ -353,6 +353,7 @@ def test_options_that_do_not_fit_together_are_refused(place: Place) -> None:
         ({"watch": place.folder, "callers": "B"}, "--from: of use with --listen"),
         ({"listen": "104"}, "expected who may send, as --from"),
         ({"listen": "104", "callers": "B", "once": True}, "until Ctrl-C"),
+        ({"watch": place.folder, "listen": "104", "callers": "B"}, "expected one of them"),
         ({"watch": place.root / "none"}, "no such folder"),
         ({"watch": place.root}, "results would be watched too"),
     ):

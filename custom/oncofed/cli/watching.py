@@ -48,7 +48,7 @@ Listen = Annotated[
         metavar="[HOST:]PORT",
         rich_help_panel=_PANEL,
         help="Predict what is sent by DICOM C-STORE to this port, until Ctrl-C. Without HOST, from this machine alone. "
-        "Images go to --watch, else to inbox/ in --out.",
+        "Images lie in inbox/ in --out.",
     ),
 ]
 AETitle = Annotated[
@@ -134,13 +134,15 @@ def watching(
                 f"{' and '.join(idle)}: of use with --watch FOLDER or --listen PORT alone. Give one of them"
             )
         return None
+    if watch is not None and listen is not None:
+        raise SpecError("--watch and --listen: expected one of them. Start a second command, with another --out")
     if callers and listen is None:
         raise SpecError("--from: of use with --listen PORT alone. Give both, or neither")
     if listen is not None and not callers:
         raise SpecError("--listen: expected who may send, as --from AE[,AE]: the AE titles of the scanner or archive")
     if listen is not None and once:
         raise SpecError("--once: a port is listened to until Ctrl-C. Leave out --once, or --listen")
-    if watch is not None and listen is None and not watch.is_dir():
+    if watch is not None and not watch.is_dir():
         raise SpecError(f"{watch}: no such folder. Expected one in which images arrive")
     folder = watch or out / INBOX
     if watch is not None and out.resolve().is_relative_to(watch.resolve()):

@@ -14,8 +14,8 @@ import secrets
 import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from io import BufferedWriter
 from pathlib import Path
+from typing import BinaryIO
 
 from pydicom.uid import PYDICOM_IMPLEMENTATION_UID
 
@@ -179,7 +179,7 @@ class Incoming:
         self.refusal: Refusal | None = None
         self._inbox = inbox
         self._size, self._looked_at = 0, 0
-        self._file: BufferedWriter | None = None
+        self._file: BinaryIO | None = None
         self._attempt(lambda: self._open(_preamble(sop_class, instance, syntax)))
 
     @property
@@ -237,8 +237,8 @@ class Incoming:
     def _open(self, preamble: bytes) -> None:
         self._require_room()
         descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        self._file = os.fdopen(descriptor, "wb", _BUFFER)
-        self._file.write(preamble)
+        file = self._file = os.fdopen(descriptor, "wb", _BUFFER)
+        file.write(preamble)
 
     def _append(self, data: bytes) -> None:
         self._size += len(data)

@@ -19,7 +19,7 @@ from socketserver import BaseServer
 from typing import Any
 
 import pydicom.uid
-from pydicom.pixels import get_decoder
+from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import (
     UID,
     AllTransferSyntaxes,
@@ -306,8 +306,8 @@ class _Connection(RequestHandler):
         association.dul.daemon = True
         # Both are threads, and a thread prints what it ends at: the library's words, and those of the peer.
         serve, exchange = association.run, association.dul.run
-        association.run = _quietly(lambda: self._attend(association, serve))  # type: ignore[method-assign]
-        association.dul.run = _quietly(exchange)  # type: ignore[method-assign]
+        association.run = _quietly(lambda: self._attend(association, serve))
+        association.dul.run = _quietly(exchange)
         association.start()
 
     def _attend(self, association: Association, serve: Callable[[], None]) -> None:
@@ -323,7 +323,7 @@ class _BoundedSocket(AssociationSocket):
     def recv(self, nr_bytes: int) -> bytearray:
         if nr_bytes > _LONGEST_PDU:
             raise OSError(f"a message of {nr_bytes} bytes")
-        return super().recv(nr_bytes)
+        return bytearray(super().recv(nr_bytes))
 
 
 class _Messages(DIMSEServiceProvider):
@@ -354,7 +354,7 @@ class _Messages(DIMSEServiceProvider):
         if message is None:
             return True
         if isinstance(message, C_STORE_RQ) and message._data_set_file is None:
-            message._data_set_file = self._receiver.begin(self.assoc, message)  # type: ignore[assignment]
+            message._data_set_file = self._receiver.begin(self.assoc, message)
             return message._data_set_file is not None
         in_memory = message.encoded_command_set.tell() + (message.data_set.tell() if message.data_set else 0)
         return in_memory <= _LONGEST_COMMAND
