@@ -29,23 +29,20 @@ class Given:
         dataset: the folder of a registered dataset; None: it is to be registered.
         source: the folder that is registered.
         folder: where the hidden dataset goes.
-        named: ``source`` holds links to files that the user named one by one.
+        named: of files that the user named one by one, the names of the links to them in ``source``.
     """
 
     name: str
     dataset: Path | None = None
     source: Path = Path()
     folder: Path = Path()
-    named: bool = False
+    named: frozenset[str] = frozenset()
 
     def left_out(self) -> list[tuple[str, str]]:
-        """Return file and reason of each file that became no case, once the input is registered."""
-        table = self.folder / FILES_TABLE
-        if self.dataset is not None or not table.is_file():
-            return []
-        with table.open(encoding="utf-8", newline="") as file:
+        """Return file and reason of each named file that became no case, once the input is registered."""
+        with (self.folder / FILES_TABLE).open(encoding="utf-8", newline="") as file:
             rows = [row for row in csv.DictReader(file) if row["use"] == LEFT_OUT and not row["case"]]
-        return [(row["path"], row["reason"]) for row in rows]
+        return [(row["path"], row["reason"]) for row in rows if row["path"] in self.named]
 
 
 def sort_inputs(inputs: Sequence[str | Path], out: Path, datasets: Path) -> list[Given]:
@@ -140,15 +137,16 @@ def _files(paths: Sequence[Path], out: Path) -> list[Given]:
     for folder, members in groups.items():
         hidden = out / HIDDEN_FOLDER / "dicom" if folder is None else _hidden(folder, out, "files ")
         links = _emptied(hidden / "links")
-        taken: set[str] = set()
+        placed: dict[str, Path] = {}
         for path in members:
-            for part in [path, *_parts(path)]:
-                name = first_free(part.name, taken) if folder is None else part.name
-                if name not in taken:
-                    taken.add(name)
-                    (links / name).symlink_to(part)
-        name = str(folder or ", ".join(path.name for path in members[:3]))
-        found.append(Given(name, None, links, hidden / "dataset", named=True))
+            placed[first_free(path.name, placed) if folder is None else path.name] = path
+        named = frozenset(placed)
+        for part in (part for path in members for part in _parts(path)):
+            placed.setdefault(part.name, part)
+        for name, path in placed.items():
+            (links / name).symlink_to(path)
+        shown = str(folder or ", ".join(path.name for path in members[:3]))
+        found.append(Given(shown, None, links, hidden / "dataset", named))
     return found
 
 

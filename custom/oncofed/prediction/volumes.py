@@ -81,8 +81,8 @@ def measure(
     for value, name in classes.items():
         box = boxes[value - 1]
         if box is None:
-            nothing = {"volume_ml": 0.0} if labels.ndim == 3 else {"area_mm2": 0.0}
-            found.append(Measured(value, name, 0, 0, **nothing, calibrated=calibrated))
+            nothing = (0.0, None) if labels.ndim == 3 else (None, 0.0)
+            found.append(Measured(value, name, 0, 0, *nothing, calibrated=calibrated))
         else:
             found.append(_measure(value, name, labels[box] == value, [s.start for s in box], affine, calibrated))
     return found
