@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from oncofed.data.augment import Augmentation, Batch
 from oncofed.data.cases import Case
@@ -22,6 +23,7 @@ from oncofed.data.spec import DataSpec
 from oncofed.data.vocabulary import IGNORED
 from oncofed.settings import StrictModel
 from oncofed.tasks.base import Scores, Task, mean_over_patients
+from oncofed.tasks.codes import ClassCode, require_known
 from oncofed.tasks.grids import FileGrid
 from oncofed.tasks.inferred import LabelMap, TargetGrid, target_grid
 from oncofed.tasks.losses import dice_ce
@@ -45,6 +47,9 @@ class SegmentationSpec(StrictModel):
     surface_tolerance: float = Field(
         1.0, gt=0, le=50, description="surface Dice: mm (pixels of flat images) that count as equal"
     )
+    codes: dict[int, ClassCode] = Field(
+        default_factory=dict, description="label value -> coded term for DICOM; of common names SNOMED CT is known"
+    )
 
     @field_validator("classes")
     @classmethod
@@ -53,6 +58,11 @@ class SegmentationSpec(StrictModel):
         if sorted(classes) != expected:
             raise ValueError(f"label values are {sorted(classes)}, expected {expected}: 1, 2, … without gaps")
         return dict(sorted(classes.items()))
+
+    @model_validator(mode="after")
+    def _codes_of_classes(self) -> Self:
+        require_known(self.codes, self.classes)
+        return self
 
     @property
     def vocabulary(self) -> dict[int, str]:

@@ -1,0 +1,244 @@
+"""A segmentation as a DICOM SEG that lies frame upon frame on its series.
+
+DICOM PS3.3, sections A.51 and C.8.20 (Segmentation), A.101 (Label Map Segmentation).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence as Items
+from pydicom.sr.coding import Code
+from pydicom.uid import ExplicitVRLittleEndian, RLELossless
+
+from oncofed.prediction.dicom.codes import PRIVATE_SCHEME, SegmentCode, clean, segment_codes
+from oncofed.prediction.dicom.common import (
+    MANUFACTURER,
+    RESEARCH,
+    ModelIdentity,
+    derived_uid,
+    series_description,
+    series_number,
+    write_dataset,
+)
+from oncofed.prediction.dicom.series import Series, read_series
+from oncofed.prediction.dicom.sources import restore, stand_ins
+from oncofed.tasks.codes import ClassCode
+
+_ARTIFICIAL_INTELLIGENCE = Code("123110", "DCM", "Artificial Intelligence")  # CID 7162
+_UTF8 = "ISO_IR 192"
+# Of ten classes: told apart by those who see colours otherwise, too (Okabe and Ito, 2008).
+COLOURS = (
+    (230, 159, 0),
+    (86, 180, 233),
+    (0, 158, 115),
+    (240, 228, 66),
+    (0, 114, 178),
+    (213, 94, 0),
+    (204, 121, 167),
+    (153, 153, 153),
+    (148, 103, 189),
+    (140, 86, 75),
+)
+
+
+def write_segmentation(
+    labels: NDArray[Any],
+    series: Sequence[Path],
+    affine: NDArray[np.float64],
+    classes: Mapping[int, str],
+    codes: Mapping[int, ClassCode],
+    model: ModelIdentity,
+    path: Path,
+    kind: Literal["binary", "labelmap"] = "binary",
+) -> list[str]:
+    """Write labels as a DICOM SEG.
+
+    Each class is a segment, found or not. A class without a voxel has its description and no frame; where no class has
+    one, each has one empty frame, on the first slice, for an image needs a frame.
+
+    Made again of the same labels, series and model, it is the same object (SOP Instance UID); other labels are another.
+
+    Args:
+        labels: values (x, y, z) on the grid of the volume that registering made of the series, or (x, y) of a flat
+            image.
+        series: files of the image, in any order.
+        affine: (4, 4) from voxels to RAS+ in mm.
+        classes: label value -> name; other values are no class's.
+        codes: label value -> coded term that the job names.
+        model: that found the labels.
+        path: of the file to write.
+        kind: "binary": one bit a voxel and class, which every reader knows; "labelmap": one number a voxel, of the
+            standard since 2024.
+
+    Returns:
+        Notes for people.
+
+    Raises:
+        DataError: the files are no image, or the labels do not lie on it.
+    """
+    source, placed = read_series(series, labels, affine)
+    dataset = make_segmentation(placed, source, classes, codes, model, kind)
+    write_dataset(dataset, path)
+    return private_notes(classes, codes)
+
+
+def segment_numbers(classes: Mapping[int, str]) -> dict[int, int]:
+    """Return label value -> number of its segment: from 1 on, in the order of the values."""
+    return {value: number for number, value in enumerate(sorted(classes), start=1)}
+
+
+def private_notes(classes: Mapping[int, str], codes: Mapping[int, ClassCode]) -> list[str]:
+    """Return a note where classes have no code that others know."""
+    private = [clean(classes[value]) for value, code in segment_codes(classes, codes).items() if code.is_private]
+    if not private:
+        return []
+    known = f"no SNOMED CT code is known for {', '.join(private)}"
+    return [f"{known}: coded by name in {PRIVATE_SCHEME}. Name one in the job (task: codes)"]
+
+
+def make_segmentation(
+    placed: NDArray[Any],
+    source: Series,
+    classes: Mapping[int, str],
+    codes: Mapping[int, ClassCode],
+    model: ModelIdentity,
+    kind: Literal["binary", "labelmap"] = "binary",
+) -> Dataset:
+    """Return a SEG as a data set.
+
+    Args:
+        placed: (frame, row, column) label values.
+        source: whose frames they are.
+        classes: see ``write_segmentation``, as the other arguments.
+        codes: of the job.
+        model: that found the labels.
+        kind: of SEG.
+    """
+    import highdicom  # noqa: PLC0415 - takes long to import
+
+    numbers = segment_numbers(classes)
+    numbered = _numbered(placed, numbers)
+    terms = segment_codes(classes, codes)
+    segments = [_segment(number, classes[value], terms[value], model) for value, number in numbers.items()]
+    said = f"{sorted(classes.items())} {sorted(terms.items())} {kind} {model.version}"
+    identity = [model.digest, *sorted(str(header.SOPInstanceUID) for header in source.headers)]
+    content = hashlib.sha256(np.ascontiguousarray(numbered)).hexdigest()
+    compact = RLELossless if kind == "labelmap" else ExplicitVRLittleEndian
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dataset = highdicom.seg.Segmentation(
+            source_images=stand_ins(source),
+            segmentation_type=kind.upper(),
+            segment_descriptions=segments,
+            series_instance_uid=derived_uid("SEG series", *identity),
+            series_number=series_number(source.first, 1),
+            sop_instance_uid=derived_uid("SEG", *identity, said, content),
+            instance_number=1,
+            manufacturer=MANUFACTURER,
+            manufacturer_model_name=clean(model.name),
+            software_versions=model.version,
+            device_serial_number=model.digest,
+            content_label=RESEARCH,
+            content_description=series_description("not for diagnosis or treatment"),
+            series_description=series_description(f"{model.name} segmentation"),
+            transfer_syntax_uid=compact,
+            specific_character_set=_UTF8,
+            **_frames(numbered, source),
+        )
+    restore(dataset, source)
+    dataset.ContentCreatorName = ""
+    _name_dimensions(dataset)
+    if any(term.is_private for term in terms.values()):
+        dataset.CodingSchemeIdentificationSequence = Items([private_scheme()])
+    return dataset
+
+
+def _numbered(placed: NDArray[Any], numbers: Mapping[int, int]) -> NDArray[Any]:
+    """Return segment numbers for label values; 0 for those of no class."""
+    table = np.zeros(max(int(placed.max(initial=0)), *numbers) + 1, np.uint8 if len(numbers) < 256 else np.uint16)
+    table[list(numbers)] = list(numbers.values())
+    found: NDArray[Any] = table[placed]
+    return found
+
+
+def _frames(numbered: NDArray[Any], source: Series) -> dict[str, Any]:
+    """Return pixels as highdicom takes them: those of each source frame in its place, or an empty one where all are."""
+    if source.is_flat or numbered.any():
+        return {"pixel_array": numbered, "omit_empty_frames": not source.is_flat}
+    from highdicom import PlanePositionSequence  # noqa: PLC0415 - the same
+
+    place = source.frames[0].place
+    assert place is not None
+    first = PlanePositionSequence("PATIENT", image_position=place[:3, 3].tolist())
+    header = stand_ins(source)[0]
+    groups = header.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0] if source.has_frames else header
+    from highdicom import PixelMeasuresSequence  # noqa: PLC0415
+
+    measures = PixelMeasuresSequence(
+        groups.PixelSpacing, groups.SliceThickness, spacing_between_slices=groups.get("SpacingBetweenSlices")
+    )
+    return {"pixel_array": numbered[:1], "plane_positions": [first], "pixel_measures": measures}
+
+
+def _segment(number: int, name: str, code: SegmentCode, model: ModelIdentity) -> Any:
+    from highdicom.color import CIELabColor  # noqa: PLC0415 - the same
+    from highdicom.seg import SegmentDescription  # noqa: PLC0415
+
+    described = SegmentDescription(
+        segment_number=number,
+        segment_label=clean(name) or f"class {number}",
+        segmented_property_category=Code(*code.category),
+        segmented_property_type=Code(*code.kind),
+        algorithm_type="AUTOMATIC",
+        algorithm_identification=algorithm(model),
+        anatomic_regions=[Code(*code.region)] if code.region else None,
+        display_color=CIELabColor.from_rgb(*COLOURS[(number - 1) % len(COLOURS)]),
+    )
+    if code.modifiers:
+        kind = described.SegmentedPropertyTypeCodeSequence[0]
+        kind.SegmentedPropertyTypeModifierCodeSequence = Items(coded_item(term) for term in code.modifiers)
+    return described
+
+
+def algorithm(model: ModelIdentity) -> Any:
+    """Return what identifies an algorithm (PS3.3, table 10-19): its parameters hold the model's whole digest."""
+    from highdicom import AlgorithmIdentificationSequence  # noqa: PLC0415 - the same
+
+    return AlgorithmIdentificationSequence(
+        name=clean(model.name),
+        family=_ARTIFICIAL_INTELLIGENCE,
+        version=model.algorithm_version,
+        source=MANUFACTURER,
+        parameters=model.parameters,
+    )
+
+
+def coded_item(term: tuple[str, str, str]) -> Dataset:
+    """Return a code as an item of a sequence (PS3.3, section 8.8)."""
+    item = Dataset()
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = term
+    return item
+
+
+def private_scheme() -> Dataset:
+    """Return what says whose our private codes are (PS3.3, section C.12.1.1.3)."""
+    item = Dataset()
+    item.CodingSchemeDesignator = PRIVATE_SCHEME
+    item.CodingSchemeName = "Names of classes in jobs of oncofed"
+    item.CodingSchemeResponsibleOrganization = MANUFACTURER
+    return item
+
+
+def _name_dimensions(dataset: Dataset) -> None:
+    """Give the object's dimensions a UID that is alike when it is made again."""
+    uid = derived_uid("dimensions", str(dataset.SOPInstanceUID))
+    for item in (*dataset.DimensionOrganizationSequence, *dataset.DimensionIndexSequence):
+        item.DimensionOrganizationUID = uid

@@ -1,0 +1,269 @@
+"""The series that a prediction lies on, and labels back on its frames: each where its own position says.
+
+Positions: DICOM PS3.3, section C.7.6.2 (classic images) and C.7.6.16.2 (enhanced ones).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+
+from oncofed.data.dicom.headers import read_header
+from oncofed.data.dicom.pixels import as_turned, digest
+from oncofed.data.dicom.references import frame_place
+from oncofed.data.dicom.series import sort_heap
+from oncofed.data.dicom.stacks import Stack
+from oncofed.errors import DataError
+
+Floats = NDArray[np.float64]
+_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+_NAMES = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
+# Of a slice's distance, and of a pixel: what positions written in tenths of a millimetre may be off.
+_OFF_SLICE, _OFF_PIXEL = 0.3, 0.75
+# Over a whole row or column, in pixels.
+_DRIFT = 0.3
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One frame of a series.
+
+    Attributes:
+        file: number of its file, from 0.
+        number: in its file, from 1.
+        place: (column, row, mm along the normal) -> LPS in mm; None of a flat image.
+    """
+
+    file: int
+    number: int
+    place: Floats | None
+
+
+@dataclass(frozen=True)
+class Series:
+    """The files of one image.
+
+    Attributes:
+        headers: of each file, without pixels.
+        frames: all of them, in the order of the files.
+        stack: as registering reads it.
+    """
+
+    headers: tuple[Dataset, ...]
+    frames: tuple[Frame, ...]
+    stack: Stack
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether it is a flat image, which has no place in space."""
+        return self.stack.kind == "flat"
+
+    @property
+    def has_frames(self) -> bool:
+        """Whether a file holds several frames."""
+        return self.stack.kind == "multiframe"
+
+    @property
+    def first(self) -> Dataset:
+        """Header of the first file."""
+        return self.headers[0]
+
+
+def read_series(files: Sequence[Path], labels: NDArray[Any], affine: Floats) -> tuple[Series, NDArray[Any]]:
+    """Read the series that labels were predicted on, and put the labels back on its frames.
+
+    Args:
+        files: of the image, in any order; further volumes of the series may be among them.
+        labels: label values (x, y, z) on the grid of the volume that registering made of the series, or (x, y) of a
+            flat image.
+        affine: (4, 4) from voxels to RAS+ in mm; that of a flat image does not count.
+
+    Returns:
+        The series, and (frame, row, column) label values.
+
+    Raises:
+        DataError: the files are no image, or the labels do not lie on it.
+    """
+    stacks = _stacks(files)
+    problem = "the labels do not lie on the grid of the series. Predict on these files"
+    found: list[tuple[Series, NDArray[Any]]] = []
+    for stack in stacks:
+        if stack.reason:
+            problem = f"its series cannot be used: it {stack.reason}"
+            continue
+        series = _series(stack)
+        placed = _on_pixels(labels, stack) if stack.kind == "flat" else _on_frames(labels, affine, series)
+        if placed is not None:
+            found.append((series, placed))
+    if len(found) > 1:
+        raise DataError(
+            f"{files[0].parent}: the series holds {len(found)} volumes at one place, and the labels could be of any. "
+            "Name the files of one"
+        )
+    if not found:
+        raise DataError(f"{files[0].parent if files else 'series'}: {problem}")
+    return found[0]
+
+
+def _stacks(files: Sequence[Path]) -> list[Stack]:
+    if not files:
+        raise DataError("no DICOM file was named, expected those of the image")
+    headers = [(str(path), read_header(path)) for path in files]
+    for path, header in headers:
+        if header["kind"] == "broken":
+            raise DataError(f"{path}: {header['reason']}")
+        # As registering does; without a UID, what lies in one folder is one series.
+        if "series" in header:
+            header["series"] = header["series"] or f"folder|{Path(path).parent}"
+    stacks = sort_heap(headers, lambda slices: {s.path: digest(Path(s.path), s.header) for s in slices}).stacks
+    if not stacks:
+        raise DataError(f"{files[0].parent}: holds no DICOM image, expected the series that was predicted on")
+    return stacks
+
+
+def _series(stack: Stack) -> Series:
+    headers = []
+    for item in stack.slices:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            header = pydicom.dcmread(item.path, stop_before_pixels=True, force=True)
+        missing = [
+            k for k in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID") if k not in header
+        ]
+        if missing:
+            raise DataError(
+                f"{item.path}: has no {', '.join(missing)}, by which a DICOM object could name it. Export the series "
+                "again from its source"
+            )
+        headers.append(header)
+    if len({header.StudyInstanceUID for header in headers}) > 1:
+        raise DataError(f"{stack.slices[0].path}: its volume is of several studies, expected one")
+    return Series(tuple(headers), tuple(_frames(stack, headers)), stack)
+
+
+def _frames(stack: Stack, headers: Sequence[Dataset]) -> list[Frame]:
+    if stack.kind == "flat":
+        return [Frame(0, 1, None)]
+    if stack.kind == "volume":
+        return [Frame(number, 1, _place(item.header)) for number, item in enumerate(stack.slices)]
+    shared = (headers[0].get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
+    groups = headers[0].get("PerFrameFunctionalGroupsSequence") or ()
+    return [Frame(0, number, frame_place(group, shared)) for number, group in enumerate(groups, start=1)]
+
+
+def _place(header: dict[str, Any]) -> Floats:
+    row, column = np.array(header["orientation"][:3]), np.array(header["orientation"][3:])
+    place = np.eye(4)
+    place[:3, 0], place[:3, 1] = row * header["spacing"][1], column * header["spacing"][0]
+    place[:3, 2], place[:3, 3] = np.cross(row, column), header["position"]
+    return place
+
+
+# --- labels on frames
+
+
+def _on_pixels(labels: NDArray[Any], stack: Stack) -> NDArray[Any] | None:
+    """Return (1, row, column) labels of a flat image, turned back to how it is stored."""
+    flat = labels[..., 0] if labels.ndim == 3 and labels.shape[2] == 1 else labels
+    size = (stack.header["columns"], stack.header["rows"])
+    stored = as_turned(np.arange(size[0] * size[1]).reshape(*size, 1), stack)[..., 0]
+    if flat.shape != stored.shape:
+        return None
+    placed = np.zeros(size[0] * size[1], labels.dtype)
+    placed[stored] = flat
+    return placed.reshape(size).T[None]
+
+
+def _on_frames(labels: NDArray[Any], affine: Floats, series: Series) -> NDArray[Any] | None:
+    """Return (frame, row, column) labels of a volume; None where they do not lie on it.
+
+    Frames of a tilted gantry were shifted onto a grid with right angles: each pixel takes the nearest voxel's label.
+    """
+    if labels.ndim != 3 or any(frame.place is None for frame in series.frames):
+        return None
+    header = series.stack.header
+    rows, columns = header["rows"], header["columns"]
+    from_lps = np.linalg.inv(_LPS_TO_RAS @ affine)
+    placed = np.zeros((len(series.frames), rows, columns), labels.dtype)
+    slices = []
+    for number, frame in enumerate(series.frames):
+        where = _Lines.of(from_lps @ frame.place, (columns, rows), labels.shape, bool(series.stack.tilt))
+        if where is None:
+            return None
+        slices.append(where.slice)
+        where.copy(labels, placed[number])
+    depth = labels.shape[where.axes[2]]
+    return placed if sorted(slices) == list(range(depth)) else None
+
+
+@dataclass(frozen=True)
+class _Lines:
+    """Where the pixels of a frame lie in a volume along whose axes it lies.
+
+    Attributes:
+        axes: of the volume, that columns, rows and slices of the frame run along.
+        across: index along the first of each column.
+        down: index along the second of each row.
+        slice: index along the third.
+    """
+
+    axes: tuple[int, int, int]
+    across: NDArray[np.int64]
+    down: NDArray[np.int64]
+    slice: int
+
+    @classmethod
+    def of(cls, to_voxels: Floats, size: Sequence[int], shape: Sequence[int], is_tilted: bool) -> _Lines | None:
+        """Return the lines of a frame; None where it does not lie along the volume's axes, pixel on voxel.
+
+        Args:
+            to_voxels: (4, 4) from the frame's (column, row, mm) to voxels.
+            size: its columns and rows.
+            shape: of the volume.
+            is_tilted: its pixels may lie between voxels.
+        """
+        steps = to_voxels[:3, :2]
+        axes = np.abs(steps).argmax(axis=0)
+        if axes[0] == axes[1]:
+            return None
+        signs = np.sign(steps[axes, [0, 1]])
+        exact = np.zeros((3, 2))
+        exact[axes, [0, 1]] = signs
+        ends = np.array(size) - 1
+        if (np.abs(steps - exact) * ends).max(initial=0) > _DRIFT:
+            return None
+        third = 3 - int(axes.sum())
+        centre = to_voxels[:3, 3] + steps @ (ends / 2)
+        depth = centre[third]
+        if abs(depth - round(depth)) > _OFF_SLICE:
+            return None
+        first = centre[axes] - signs * ends / 2
+        if not is_tilted:
+            expected = np.where(signs > 0, 0, ends)
+            if (np.abs(first - expected) > _OFF_PIXEL).any() or [shape[axis] for axis in axes] != list(size):
+                return None
+            first = expected
+        across, down = (
+            np.floor(start + sign * np.arange(count) + 0.5).astype(int)
+            for start, sign, count in zip(first, signs, size, strict=True)
+        )
+        return cls((int(axes[0]), int(axes[1]), third), across, down, round(depth))
+
+    def copy(self, labels: NDArray[Any], target: NDArray[Any]) -> None:
+        """Copy the frame's labels to (row, column); pixels outside the volume keep what they have."""
+        across_axis, down_axis, third = self.axes
+        if not 0 <= self.slice < labels.shape[third]:
+            return
+        columns = np.flatnonzero((self.across >= 0) & (self.across < labels.shape[across_axis]))
+        rows = np.flatnonzero((self.down >= 0) & (self.down < labels.shape[down_axis]))
+        plane = labels.take(self.slice, axis=third)
+        plane = plane if across_axis > down_axis else plane.T  # (row, column)
+        target[np.ix_(rows, columns)] = plane[np.ix_(self.down[rows], self.across[columns])]

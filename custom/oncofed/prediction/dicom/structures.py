@@ -1,0 +1,222 @@
+"""A segmentation as a DICOM structure set (RT-STRUCT): closed contours along the edges of its voxels.
+
+DICOM PS3.3, sections A.19 and C.8.8.5 to C.8.8.8. Filled, the contours give each slice's mask back exactly.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataelem import DataElement
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.sequence import Sequence as Items
+from pydicom.tag import Tag
+from pydicom.uid import PYDICOM_IMPLEMENTATION_UID, ImplicitVRLittleEndian, RTStructureSetStorage
+
+from oncofed.errors import DataError
+from oncofed.prediction.dicom.codes import SegmentCode, clean, segment_codes
+from oncofed.prediction.dicom.common import (
+    MANUFACTURER,
+    RESEARCH,
+    ModelIdentity,
+    derived_uid,
+    series_description,
+    series_number,
+    write_dataset,
+)
+from oncofed.prediction.dicom.outlines import outlines
+from oncofed.prediction.dicom.segmentation import (
+    COLOURS,
+    algorithm,
+    coded_item,
+    private_notes,
+    private_scheme,
+    segment_numbers,
+)
+from oncofed.prediction.dicom.series import Floats, Series, read_series
+from oncofed.prediction.dicom.sources import EMPTY_IF_UNKNOWN, frame_of_reference, image_reference, tidy
+from oncofed.tasks.codes import ClassCode
+
+_COPIED = (
+    *EMPTY_IF_UNKNOWN,
+    "StudyInstanceUID",
+    "StudyDescription",
+    "IssuerOfPatientID",
+    "OtherPatientIDs",
+    "PatientAge",
+    "PatientSize",
+    "PatientWeight",
+    "PatientIdentityRemoved",
+    "DeidentificationMethod",
+)
+
+
+def write_structures(
+    labels: NDArray[Any],
+    series: Sequence[Path],
+    affine: NDArray[np.float64],
+    classes: Mapping[int, str],
+    codes: Mapping[int, ClassCode],
+    model: ModelIdentity,
+    path: Path,
+) -> list[str]:
+    """Write labels as a structure set; arguments as ``write_segmentation`` has them.
+
+    A class without a voxel is a region without contours. Holes are keyholes; see ``outlines``.
+
+    Returns:
+        Notes for people.
+
+    Raises:
+        DataError: the files are no volume, or the labels do not lie on it.
+    """
+    source, placed = read_series(series, labels, affine)
+    if source.is_flat:
+        raise DataError(
+            f"{series[0].parent}: a flat image has no place in space, which a structure set needs. Write a SEG"
+        )
+    dataset = _structure_set(placed, source, classes, codes, model)
+    write_dataset(dataset, path)
+    return private_notes(classes, codes)
+
+
+def _structure_set(
+    placed: NDArray[Any],
+    source: Series,
+    classes: Mapping[int, str],
+    codes: Mapping[int, ClassCode],
+    model: ModelIdentity,
+) -> Dataset:
+    terms = segment_codes(classes, codes)
+    identity = [model.digest, *sorted(str(header.SOPInstanceUID) for header in source.headers)]
+    said = f"{sorted(classes.items())} {sorted(terms.items())} {model.version}"
+    content = hashlib.sha256(np.ascontiguousarray(placed)).hexdigest()
+    dataset = _head(source, model, derived_uid("RTSTRUCT", *identity, said, content))
+    dataset.SeriesInstanceUID = derived_uid("RTSTRUCT series", *identity)
+    if any(term.is_private for term in terms.values()):
+        dataset.CodingSchemeIdentificationSequence = Items([private_scheme()])
+    space = frame_of_reference(source)
+    dataset.FrameOfReferenceUID, dataset.PositionReferenceIndicator = space, ""
+    dataset.ReferencedFrameOfReferenceSequence = Items([_reference(source, space)])
+    regions, contours, observations = [], [], []
+    for value, number in segment_numbers(classes).items():
+        regions.append(_region(number, classes[value], space, model))
+        contours.append(_contours(number, placed == value, source))
+        observations.append(_observation(number, classes[value], terms[value]))
+    dataset.StructureSetROISequence = Items(regions)
+    dataset.ROIContourSequence = Items(contours)
+    dataset.RTROIObservationsSequence = Items(observations)
+    return dataset
+
+
+def _head(source: Series, model: ModelIdentity, uid: str) -> Dataset:
+    dataset = Dataset()
+    meta = FileMetaDataset()
+    # Of explicit VR, a contour could have 64 kB of text and no more (PS3.5, section 7.1.2).
+    meta.TransferSyntaxUID = ImplicitVRLittleEndian
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = RTStructureSetStorage, uid
+    meta.ImplementationClassUID = PYDICOM_IMPLEMENTATION_UID
+    dataset.file_meta = meta
+    header = tidy(source.first)
+    for keyword in _COPIED:
+        if keyword in header:
+            setattr(dataset, keyword, header[keyword].value)
+    dataset.SpecificCharacterSet = "ISO_IR 192"
+    dataset.SOPClassUID, dataset.SOPInstanceUID = RTStructureSetStorage, uid
+    now = datetime.datetime.now().astimezone()
+    date, time = now.strftime("%Y%m%d"), now.strftime("%H%M%S")
+    dataset.InstanceCreationDate, dataset.InstanceCreationTime = date, time
+    dataset.StructureSetDate, dataset.StructureSetTime = date, time
+    dataset.Modality, dataset.SeriesNumber, dataset.InstanceNumber = "RTSTRUCT", series_number(source.first, 2), 1
+    dataset.SeriesDescription = series_description(f"{model.name} contours")
+    dataset.OperatorsName = ""
+    dataset.Manufacturer, dataset.ManufacturerModelName = MANUFACTURER, clean(model.name)
+    dataset.SoftwareVersions, dataset.DeviceSerialNumber = model.version, model.digest
+    dataset.StructureSetLabel = RESEARCH
+    dataset.StructureSetName = clean(model.name)
+    dataset.StructureSetDescription = series_description("not for diagnosis, treatment or planning")
+    dataset.ApprovalStatus = "UNAPPROVED"
+    return dataset
+
+
+def _reference(source: Series, space: str) -> Dataset:
+    """Return the item that names the space, the study, each series and each image (PS3.3, section C.8.8.5)."""
+    frame, study = Dataset(), Dataset()
+    by_series: dict[str, list[Dataset]] = {}
+    for header in source.headers:
+        by_series.setdefault(str(header.SeriesInstanceUID), []).append(image_reference(header))
+    items = []
+    for uid, images in by_series.items():
+        item = Dataset()
+        item.SeriesInstanceUID, item.ContourImageSequence = uid, Items(images)
+        items.append(item)
+    study.ReferencedSOPClassUID = "1.2.840.10008.3.1.2.3.1"  # Detached Study Management, which the table asks for
+    study.ReferencedSOPInstanceUID = source.first.StudyInstanceUID
+    study.RTReferencedSeriesSequence = Items(items)
+    frame.FrameOfReferenceUID, frame.RTReferencedStudySequence = space, Items([study])
+    return frame
+
+
+def _region(number: int, name: str, space: str, model: ModelIdentity) -> Dataset:
+    item = Dataset()
+    item.ROINumber, item.ReferencedFrameOfReferenceUID = number, space
+    item.ROIName = clean(name) or f"class {number}"
+    item.ROIGenerationAlgorithm = "AUTOMATIC"
+    item.ROIGenerationDescription = clean(model.algorithm_version)
+    item.ROIDerivationAlgorithmIdentificationSequence = algorithm(model)
+    return item
+
+
+def _contours(number: int, masks: NDArray[np.bool_], source: Series) -> Dataset:
+    item = Dataset()
+    item.ReferencedROINumber, item.ROIDisplayColor = number, list(COLOURS[(number - 1) % len(COLOURS)])
+    drawn = list(_drawn(masks, source))
+    if drawn:
+        item.ContourSequence = Items(drawn)
+    return item
+
+
+def _drawn(masks: NDArray[np.bool_], source: Series) -> Iterator[Dataset]:
+    """Yield the contours of a region, frame by frame."""
+    count = 0
+    for frame, mask in zip(source.frames, masks, strict=True):
+        if not mask.any():
+            continue
+        assert frame.place is not None
+        image = image_reference(source.headers[frame.file])
+        if source.has_frames:
+            image.ReferencedFrameNumber = frame.number
+        for outline in outlines(mask):
+            count += 1
+            yield _contour(count, outline, frame.place, image)
+
+
+def _contour(number: int, outline: Floats, place: Floats, image: Dataset) -> Dataset:
+    points = outline @ place[:3, :2].T + place[:3, 3]
+    item = Dataset()
+    item.ContourNumber, item.ContourGeometricType = number, "CLOSED_PLANAR"
+    item.NumberOfContourPoints = len(points)
+    # As text already: pydicom makes an object of each number, which takes longer than all else.
+    texts = [f"{value:.5f}" for value in points.ravel().tolist()]
+    item.add(DataElement(Tag("ContourData"), "DS", texts, already_converted=True))
+    item.ContourImageSequence = Items([image])
+    return item
+
+
+def _observation(number: int, name: str, code: SegmentCode) -> Dataset:
+    item = Dataset()
+    item.ObservationNumber = item.ReferencedROINumber = number
+    item.ROIObservationLabel = clean(name)[:16]
+    kind = coded_item(code.kind)
+    if code.modifiers:
+        kind.SegmentedPropertyTypeModifierCodeSequence = Items(coded_item(term) for term in code.modifiers)
+    item.SegmentedPropertyCategoryCodeSequence = Items([coded_item(code.category)])
+    item.RTROIIdentificationCodeSequence = Items([kind])
+    item.RTROIInterpretedType, item.ROIInterpreter = "", ""
+    return item

@@ -1,0 +1,58 @@
+"""Coded terms of a job's classes, as DICOM has them: SNOMED CT, or any other scheme."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic import Field, field_validator, model_validator
+
+from oncofed.settings import StrictModel
+
+_SHORT = re.compile(r"(?P<scheme>[^:\s]+):(?P<value>\S+)")
+
+
+class CodedTerm(StrictModel):
+    """A coded term; lengths are those of PS3.3, section 8.8 (SH and LO of PS3.5)."""
+
+    scheme: str = Field(min_length=1, max_length=16, description="designator of the scheme, such as SCT for SNOMED CT")
+    value: str = Field(min_length=1, max_length=16, description="the code")
+    meaning: str = Field("", max_length=64, description="in words; empty: the standard's words, else the class's name")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, given: Any) -> Any:
+        if not isinstance(given, str):
+            return given
+        found = _SHORT.fullmatch(given.strip())
+        if found is None:
+            raise ValueError(f"found {given!r}, expected SCHEME:CODE, such as SCT:78961009")
+        return found.groupdict()
+
+    @field_validator("scheme", "value", "meaning")
+    @classmethod
+    def _plain(cls, text: str) -> str:
+        if "\\" in text or not text.isprintable():
+            raise ValueError(f"found {text!r}, expected printable characters without a backslash")
+        return text.strip()
+
+
+class ClassCode(CodedTerm):
+    """What a class is: the property type of its segment (PS3.3, section C.8.20.4)."""
+
+    category: CodedTerm | None = Field(None, description="property category, such as SCT:91723000 (structure)")
+    modifier: CodedTerm | None = Field(None, description="of the type, such as SCT:7771000 (left)")
+    region: CodedTerm | None = Field(None, description="of the body that it lies in, such as SCT:10200004 (liver)")
+
+
+def require_known(codes: Mapping[int, ClassCode], classes: Iterable[int]) -> None:
+    """Refuse codes of label values that no class has.
+
+    Raises:
+        ValueError: there are some.
+    """
+    unknown = sorted(set(codes) - set(classes))
+    if unknown:
+        values = ", ".join(map(str, unknown))
+        raise ValueError(f"codes name the label value {values}, expected some of {sorted(classes)}")
