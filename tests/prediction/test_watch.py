@@ -225,6 +225,42 @@ def test_a_full_disk_is_waited_for_and_costs_no_try(place: Place, monkeypatch: p
     assert "the disk is full" in dict(place.told)["later"]
 
 
+def test_a_journal_that_cannot_be_written_is_waited_for_and_stays_whole(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("oncofed.prediction.watch._SECONDS_WHEN_FULL", 0.0)
+    (place.folder / "a.nii").write_bytes(b"1")
+    real, full = os.fsync, [True, False, True, True]
+
+    def sync(descriptor: int) -> None:
+        if full and full.pop():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    assert place.watch().run(once=True).done == 1
+    assert place.kinds().count("later") == 3
+    steps = [json.loads(line)["step"] for line in (place.out / JOURNAL_FILE).read_text().splitlines()]
+    assert steps == ["begun", "begun", "done"]
+
+
+def test_a_folder_that_is_away_for_a_while_is_looked_at_again(place: Place) -> None:
+    (place.folder / "a.nii").write_bytes(b"1")
+    watch = place.watch()
+
+    def tell(kind: str, text: str) -> None:
+        place.tell(kind, text)
+        if kind == "later":
+            (place.root / "away").rename(place.folder)
+        if kind == "done":
+            watch.stop()
+
+    watch = Watch(Arrivals(place.folder, 0.0), place.out, place.hand, tell, seconds=0.001)
+    place.folder.rename(place.root / "away")
+    assert watch.run().done == 1
+    assert place.kinds() == ["later", "begun", "done"]
+
+
 def test_a_stop_lets_the_thing_at_hand_end_and_begins_no_other(place: Place) -> None:
     for name in ("a.nii", "b.nii"):
         (place.folder / name).write_bytes(b"1")
@@ -298,6 +334,7 @@ def process(place: Place, *more: str, poison: str = "-") -> subprocess.Popen[str
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
+@pytest.mark.slow
 def test_what_kills_the_process_is_tried_three_times_and_the_rest_is_done(place: Place) -> None:
     (place.folder / "a.nii").write_bytes(b"1")
     time.sleep(0.01)
@@ -372,7 +409,7 @@ try:
     from pynetdicom import AE, evt
     from pynetdicom.events import Event
 
-    from oncofed.prediction.sending import Outbox
+    from oncofed.prediction.sending import Outbox, Sent, send
 except ImportError:
     pynetdicom = None  # type: ignore[assignment]
 network = pytest.mark.skipif(pynetdicom is None, reason="needs pynetdicom: pip install 'oncofed[dicom]'")
@@ -434,6 +471,14 @@ def test_a_result_is_kept_until_the_receiver_is_there(place: Place, port: int) -
     sent = pydicom.dcmread(place.out / "seg.dcm")
     assert dataset == pydicom.dcmread(place.out / "seg.dcm")
     assert sent.Modality == "SEG"
+
+
+@network
+def test_a_receiver_whose_name_is_not_known_is_away(tmp_path: Path) -> None:
+    seg = make_seg(tmp_path / "seg.dcm", make_series(tmp_path / "scan"), {"x": volume() > 100})
+    gone = tmp_path / "gone.dcm"
+    replies = send([gone, seg], Peer("ARCHIVE", Address("no-such-host.invalid", 104)), "ONCOFED")
+    assert [reply.sent for reply in replies] == [Sent.NEVER, Sent.AWAY]
 
 
 @network

@@ -41,6 +41,7 @@ def steps(out: Path) -> list[str]:
     return [json.loads(line)["step"] for line in journal.read_text().splitlines()] if journal.exists() else []
 
 
+@pytest.mark.slow
 def test_a_series_whose_first_half_came_before_the_process_was_killed_is_predicted_once(tmp_path: Path) -> None:
     run, out, port = make_run(tmp_path / "run"), tmp_path / "out", free_port()
     files, log = scan(tmp_path / "scan"), tmp_path / "log"

@@ -19,6 +19,7 @@ from rich.console import Console
 from oncofed.cli.common import escape
 from oncofed.cli.terminal import echo_json
 from oncofed.errors import SpecError
+from oncofed.loopback import is_loopback
 from oncofed.prediction.peers import Address, Peer, Tell, parse_address, parse_peer, parse_title, parse_titles
 from oncofed.processes import heeded
 
@@ -197,6 +198,8 @@ def work_off(
 
             inbox = Inbox(asked.folder)
             opened.enter_context(Receiver(inbox, asked.listen, asked.ae_title, asked.callers, tell))
+        if asked.send_to and not is_loopback(asked.send_to.address.host):
+            tell("sending", f"results go to {asked.send_to}: what is sent there is not encrypted")
         outbox = partial(_outbox, out, asked, tell) if asked.send_to else None
         watch = Watch(Arrivals(asked.folder, asked.settle), out, handle, tell, outbox, model)
         tell("watching", f"{asked.folder}, for results in {out}; Ctrl-C ends it")

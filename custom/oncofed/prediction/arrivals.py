@@ -68,8 +68,8 @@ class Arrivals:
     def whole(self) -> list[Arrival]:
         """Look into the folder, and return what is whole, what came first first.
 
-        Afterwards ``unsettled`` names what changed a moment ago, and ``open`` what waits for its rest: partial names,
-        and series whose association broke off.
+        Afterwards ``unsettled`` names what changed a moment ago, and ``open`` what does not change any more and still
+        waits for its rest: partial names, and series whose association broke off.
 
         Raises:
             OSError: the folder cannot be read.
@@ -80,10 +80,10 @@ class Arrivals:
         for name, thing in sorted(self._things()):
             before = self._since.get(name)
             since[name] = before if before and before[0] == thing.stamps else (thing.stamps, now)
-            if thing.partial:
-                self.open.append(name)
-            elif now - since[name][1] < self._settle:
+            if now - since[name][1] < self._settle:
                 self.unsettled.append(name)
+            elif thing.partial:
+                self.open.append(name)
             elif visible := _visible(thing.stamps, self._folder):
                 newest = max(changed for _, _, changed in visible.values())
                 found.append((newest, Arrival(name, thing.paths, _fingerprint(visible, self._folder), len(visible))))

@@ -114,10 +114,16 @@ class Journal:
     def _write(self, name: str, step: str, **more: Any) -> None:
         values = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "name": name, "step": step, **more}
         line = json.dumps(values) + "\n"
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
+        before = self._path.stat().st_size
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            # What comes later must not be appended to half a line.
+            os.truncate(self._path, before)
+            raise
         self._take(values)
 
     def _take(self, values: dict[str, Any]) -> None:

@@ -64,7 +64,10 @@ def send(files: Sequence[Path], peer: Peer, ae_title: str) -> list[Reply]:
     unreadable = Reply(Sent.NEVER, "the file is gone or no DICOM file")
     if not any(kinds):
         return [unreadable] * len(files)
-    association = entity.associate(peer.address.host, peer.address.port, ae_title=peer.title)
+    try:
+        association = entity.associate(peer.address.host, peer.address.port, ae_title=peer.title)
+    except OSError as error:  # its name is not known
+        return [Reply(Sent.AWAY, error.strerror or "nobody answers there") if kind else unreadable for kind in kinds]
     if not association.is_established:
         return [_unsent(association) if kind else unreadable for kind in kinds]
     try:

@@ -90,7 +90,7 @@ class Watch:
         self._outbox = make_outbox(self._journal) if make_outbox else None
         self._is_stopped = False
         self._tally, self._told_open = Tally(), set[str]()
-        self._not_before = 0.0
+        self._not_before, self._is_away = 0.0, False
 
     def stop(self) -> None:
         """Have ``run`` return after the thing at hand; safe in a signal handler."""
@@ -107,10 +107,10 @@ class Watch:
         """
         while not self._is_stopped:
             begun = time.monotonic()
-            waiting = self._look() if begun >= self._not_before else []
+            waiting = self._look(once) if begun >= self._not_before else []
             looked = time.monotonic() - begun
             for number, arrival in enumerate(waiting, start=1):
-                self._work(arrival, len(waiting) - number)
+                self._work_in_room(arrival, len(waiting) - number)
                 if self._is_stopped or time.monotonic() < self._not_before:
                     break
             if self._outbox is not None and not self._is_stopped:
@@ -127,8 +127,18 @@ class Watch:
         while not self._is_stopped and (left := until - time.monotonic()) > 0:
             time.sleep(min(left, _LONGEST_SLEEP))
 
-    def _look(self) -> list[Arrival]:
-        whole = [arrival for arrival in self._arrivals.whole() if not self._record(arrival).is_over]
+    def _look(self, once: bool) -> list[Arrival]:
+        try:
+            whole = [arrival for arrival in self._arrivals.whole() if not self._record(arrival).is_over]
+        except OSError as error:
+            # A network drive may be away for a while.
+            if once:
+                raise
+            if not self._is_away:
+                self._tell("later", f"the folder cannot be read ({error.strerror or error}): it is tried again")
+            self._is_away = True
+            return []
+        self._is_away = False
         for name in set(self._arrivals.open) - self._told_open:
             self._tell("incomplete", f"{one_line(name, _LONGEST_NAME)} is not whole: it waits for its rest")
         self._told_open = set(self._arrivals.open)
@@ -136,6 +146,15 @@ class Watch:
 
     def _record(self, arrival: Arrival) -> Record:
         return self._journal.record(arrival.name, arrival.fingerprint)
+
+    def _work_in_room(self, arrival: Arrival, behind: int) -> None:
+        try:
+            self._work(arrival, behind)
+        except OSError as error:
+            if error.errno not in _DISK_FULL:
+                raise
+            self._not_before = time.monotonic() + _SECONDS_WHEN_FULL
+            self._tell("later", f"the disk is full: {_name(arrival)} waits {_SECONDS_WHEN_FULL:.0f} s. Free some space")
 
     def _work(self, arrival: Arrival, behind: int) -> None:
         if self._record(arrival).tries >= _MOST_TRIES:
@@ -158,9 +177,9 @@ class Watch:
             self._fail(arrival, "it takes more memory than this machine has")
         except OSError as error:
             if error.errno in _DISK_FULL:
-                self._wait_for_room(arrival)
-            else:
-                self._try_again(arrival, f"{error.strerror or 'a file cannot be read or written'}")
+                self._journal.put_back(arrival.name, arrival.fingerprint)
+                raise
+            self._try_again(arrival, error.strerror or "a file cannot be read or written")
         except Exception as error:  # noqa: BLE001 - one thing must not end the work on all others
             self._try_again(arrival, f"it cannot be read or predicted ({one_line(str(error), _LONGEST_NAME)})")
         else:
@@ -191,11 +210,6 @@ class Watch:
             self._fail(arrival, reason)
         else:
             self._tell("later", f"{_name(arrival)}: {_reason(reason)}; tried {tries} times of {_MOST_TRIES}")
-
-    def _wait_for_room(self, arrival: Arrival) -> None:
-        self._journal.put_back(arrival.name, arrival.fingerprint)
-        self._not_before = time.monotonic() + _SECONDS_WHEN_FULL
-        self._tell("later", f"the disk is full: {_name(arrival)} waits {_SECONDS_WHEN_FULL:.0f} s. Free some space")
 
 
 def _name(arrival: Arrival) -> str:
