@@ -60,7 +60,8 @@ def test_from_a_model_and_a_folder_to_labels_sizes_and_a_page(
 
 def test_bad_cases_are_set_aside_and_set_the_exit_status(run: Run, trained: Path, images: Path, tmp_path: Path) -> None:
     (images / "case_1.nii.gz").write_bytes(b"\x1f\x8b not gzip at all")
-    nib.save(nib.Nifti1Image(np.ones((20, 20, 20, 3), np.float32), np.eye(4)), images / "colour.nii.gz")
+    colour = np.random.default_rng(0).normal(size=(20, 20, 20, 3)).astype(np.float32)
+    nib.save(nib.Nifti1Image(colour, np.eye(4)), images / "colour.nii.gz")
     shown = run("predict", trained, images, "--out", tmp_path / "out")
     assert shown.status == 3
     assert "set aside case_1: its image file" in shown.text
