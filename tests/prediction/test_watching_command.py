@@ -6,15 +6,26 @@ import json
 import os
 import signal
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
+from pydicom.dataset import Dataset
+from pydicom.uid import SegmentationStorage
 
 from commands import Outcome, press_ctrl_c, started, wait_for
 from dicoms import make_series
-from oncofed.loopback import free_port
+from oncofed.loopback import free_port, why_not_bound
+from oncofed.prediction.dicom.common import ModelIdentity
+from oncofed.prediction.dicom.segmentation import write_segmentation
+from oncofed.prediction.model import TrainedModel
+from oncofed.prediction.outputs import OUTPUTS, Output
+from oncofed.prediction.predicted import Predicted
+from oncofed.tasks.inferred import LabelMap
 from synthetic import JOB, make_volume
 from trained import make_run
 
@@ -67,6 +78,61 @@ def test_a_series_whose_first_half_came_before_the_process_was_killed_is_predict
     assert told.count("Research only") == 2
     assert "1 done, 0 set aside" in told
     assert "Canary" not in told + (out / "watch.jsonl").read_text()
+
+
+def _write_seg(predicted: Predicted, model: TrainedModel, folder: Path) -> list[Path]:
+    found, path = predicted.found, folder / "seg.dcm"
+    assert isinstance(found, LabelMap)
+    task = model.job.task
+    identity = ModelIdentity.of(model)
+    values = found.values.numpy()
+    write_segmentation(values, predicted.source.series, found.affine, task.classes, task.codes, identity, path)
+    return [path]
+
+
+def test_who_sends_a_series_gets_a_seg_of_it_back_that_says_what_it_is_for(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pynetdicom = pytest.importorskip("pynetdicom", reason="needs pynetdicom: pip install 'oncofed[dicom]'")
+    # Of all that is written, the SEG: one object that comes back.
+    monkeypatch.setitem(OUTPUTS, LabelMap, (Output("seg", _write_seg, of_dicom=True),))
+    model, out, files = make_run(tmp_path / "run"), tmp_path / "out", scan(tmp_path / "scan")
+    listening, archive, got = free_port(), free_port(), list[Dataset]()
+
+    def store(event: Any) -> int:
+        got.append(event.dataset)
+        return 0
+
+    def peers() -> None:
+        try:
+            wait_for(lambda: not why_not_bound("127.0.0.1", archive) and why_not_bound("127.0.0.1", listening), "port")
+            send(files, listening)
+            wait_for(lambda: "done" in steps(out), "the result")
+            # The archive was away until now.
+            entity = pynetdicom.AE("ARCHIVE")
+            entity.add_supported_context(SegmentationStorage)
+            events = [(pynetdicom.evt.EVT_C_STORE, store)]
+            server = entity.start_server(("127.0.0.1", archive), block=False, evt_handlers=events)
+            wait_for(lambda: "sent" in steps(out), "the acknowledgement")
+            server.shutdown()
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("oncofed.prediction.sending._FIRST_PAUSE", 1.0)
+    with ThreadPoolExecutor(1) as pool:
+        ended = pool.submit(peers)
+        address = ("--listen", str(listening), "--from", "SCANNER", "--send-to", f"ARCHIVE@127.0.0.1:{archive}")
+        more = ("--settle", "0.5", "--no-page", "--workers", "1", "--workspace", tmp_path)
+        outcome = run("predict", model, "--out", out, *address, *more)
+        ended.result()
+    assert outcome.status == 0
+    (seg,) = got
+    first = pydicom.dcmread(files[0])
+    assert seg.SOPClassUID == SegmentationStorage
+    assert (seg.StudyInstanceUID, seg.FrameOfReferenceUID) == (first.StudyInstanceUID, first.FrameOfReferenceUID)
+    assert seg.ReferencedSeriesSequence[0].SeriesInstanceUID == first.SeriesInstanceUID
+    assert "RESEARCH" in seg.ContentLabel
+    assert "RESEARCH" in seg.SeriesDescription
 
 
 def test_a_folder_is_worked_off_once(tmp_path: Path, run: Run) -> None:

@@ -357,7 +357,7 @@ class _Messages(DIMSEServiceProvider):
             message._data_set_file = self._receiver.begin(self.assoc, message)
             return message._data_set_file is not None
         in_memory = message.encoded_command_set.tell() + (message.data_set.tell() if message.data_set else 0)
-        return in_memory <= _LONGEST_COMMAND
+        return bool(in_memory <= _LONGEST_COMMAND)
 
 
 def _quietly(run: Callable[[], None]) -> Callable[[], None]:
