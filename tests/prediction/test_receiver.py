@@ -38,7 +38,7 @@ from pynetdicom.sop_class import Verification
 from oncofed.errors import SpecError
 from oncofed.prediction import receiver
 from oncofed.prediction.inbox import Inbox, Limits
-from oncofed.prediction.peers import Address, parse_address, parse_peer, parse_titles
+from oncofed.prediction.peers import Address, Sparing, parse_address, parse_peer, parse_titles
 from oncofed.prediction.receiver import Receiver
 
 TITLE, SCANNER = "ONCOFED", "SCANNER"
@@ -292,6 +292,20 @@ class Room:
 
     def __init__(self, real: os.statvfs_result) -> None:
         self.f_bavail, self.f_frsize, self.f_files, self.f_favail = real.f_bavail, real.f_frsize, 10_000_000, 3
+
+
+@pytest.mark.attack(
+    "filling the disk with lines about oneself", by="whoever reaches the port", logged="a line a try, then a count"
+)
+def test_lines_about_peers_are_few_a_minute() -> None:
+    told, now = [], [0.0]
+    tell = Sparing(lambda kind, text: told.append(text), most=3, clock=lambda: now[0])
+    for number in range(100):
+        tell("rejected", str(number))
+    assert told == ["0", "1", "2"]
+    now[0] = 61.0
+    tell("rejected", "again")
+    assert told[3:] == ["again (97 lines before were left out)"]
 
 
 @pytest.mark.attack(FILLING, by="a machine that may send", logged="the watch's own lines")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,6 +17,7 @@ Tell = Callable[[str, str], None]
 _TITLE = re.compile(r"[\x21-\x5b\x5d-\x7e]([\x20-\x5b\x5d-\x7e]{0,14}[\x21-\x5b\x5d-\x7e])?")
 _ADDRESS = re.compile(r"(?:(\[[0-9A-Fa-f:.%a-z]+\]|[^\[\]:@\s]+):)?(\d{1,5})")
 _LARGEST_PORT = 65535
+_MINUTE = 60.0
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,31 @@ class Peer:
 
     def __str__(self) -> str:
         return f"{self.title}@{self.address}"
+
+
+class Sparing:
+    """Tells so many lines a minute and no more: what peers cause must not fill the disk that lines are kept on.
+
+    Args:
+        tell: that is used.
+        most: lines a minute.
+        clock: seconds that only go forward.
+    """
+
+    def __init__(self, tell: Tell, most: int = 30, clock: Callable[[], float] = time.monotonic) -> None:
+        self._tell, self._clock = tell, clock
+        self._times: deque[float] = deque(maxlen=most)
+        self._left_out = 0
+
+    def __call__(self, kind: str, text: str) -> None:
+        """Tell it, or count it; how many were left out is told with the next one."""
+        now = self._clock()
+        if len(self._times) == self._times.maxlen and now - self._times[0] < _MINUTE:
+            self._left_out += 1
+            return
+        self._times.append(now)
+        more, self._left_out = (f" ({self._left_out} lines before were left out)" if self._left_out else ""), 0
+        self._tell(kind, f"{text}{more}")
 
 
 def parse_title(text: str, option: str) -> str:

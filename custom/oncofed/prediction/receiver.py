@@ -40,7 +40,7 @@ from pynetdicom.transport import AddressInformation, AssociationSocket, RequestH
 from oncofed.errors import SpecError, one_line
 from oncofed.loopback import is_loopback
 from oncofed.prediction.inbox import NOT_THAT_CLASS, NOT_UNDERSTOOD, SUCCESS, Inbox, Incoming, Refusal
-from oncofed.prediction.peers import Address, Tell
+from oncofed.prediction.peers import Address, Sparing, Tell
 
 # Images as our reader reads them: planes in space, projections, photographs, and whole slides.
 IMAGE_CLASSES: tuple[UID, ...] = tuple(
@@ -140,6 +140,7 @@ class Receiver:
 
     def __init__(self, inbox: Inbox, address: Address, ae_title: str, callers: Sequence[str], tell: Tell) -> None:
         self._inbox, self._address, self._tell = inbox, address, tell
+        self._tell_of_trouble = Sparing(tell)
         self._title, self._callers = ae_title, list(callers)
         self._visits: dict[Association, _Visit] = {}
         self._lock = threading.Lock()
@@ -218,7 +219,7 @@ class Receiver:
             with self._lock:
                 del self._visits[association]
             if visit.series and not visit.released:
-                self._tell(
+                self._tell_of_trouble(
                     "incomplete",
                     f"{visit.peer} broke off after {_counted(visit)}: they wait until an association brings the rest",
                 )
@@ -246,7 +247,7 @@ class Receiver:
         except Refusal as refusal:
             visit.refused[refusal.status] += 1
             if visit.refused[refusal.status] == 1:
-                self._tell("refused", f"an object from {visit.peer} is refused: {refusal}")
+                self._tell_of_trouble("refused", f"an object from {visit.peer} is refused: {refusal}")
             return refusal.status
         visit.series.add(series)
         visit.kept += 1
@@ -262,7 +263,7 @@ class Receiver:
         if _calling(association) not in self._callers:
             why = "it is none of those who may send (--from)"
         host = association.requestor.address_info.address
-        self._tell("rejected", f"{_calling(association)} at {host} is turned away: {why}")
+        self._tell_of_trouble("rejected", f"{_calling(association)} at {host} is turned away: {why}")
 
     def _released(self, event: Event) -> None:
         visit = self._visits[event.assoc]

@@ -25,6 +25,7 @@ JOURNAL_FILE, _LOCK_FILE = "watch.jsonl", ".watch.lock"
 _MOST_TRIES = 3
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 _SECONDS_BETWEEN_LOOKS, _SECONDS_WHEN_FULL, _LONGEST_SLEEP = 1.0, 60.0, 0.2
+_SECONDS_BETWEEN_TRIES = 30.0
 # Of the time, at most one part in so many goes into looking.
 _SHARE_OF_LOOKING = 10
 _LONGEST_NAME, _LONGEST_REASON = 80, 500
@@ -91,6 +92,7 @@ class Watch:
         self._is_stopped = False
         self._tally, self._told_open = Tally(), set[str]()
         self._not_before, self._is_away = 0.0, False
+        self._again: dict[str, float] = {}
 
     def stop(self) -> None:
         """Have ``run`` return after the thing at hand; safe in a signal handler."""
@@ -109,7 +111,8 @@ class Watch:
             begun = time.monotonic()
             waiting = self._look(once) if begun >= self._not_before else []
             looked = time.monotonic() - begun
-            for number, arrival in enumerate(waiting, start=1):
+            due = [arrival for arrival in waiting if self._again.get(arrival.name, 0.0) <= begun]
+            for number, arrival in enumerate(due, start=1):
                 self._work_in_room(arrival, len(waiting) - number)
                 if self._is_stopped or time.monotonic() < self._not_before:
                     break
@@ -180,8 +183,10 @@ class Watch:
                 self._journal.put_back(arrival.name, arrival.fingerprint)
                 raise
             self._try_again(arrival, error.strerror or "a file cannot be read or written")
-        except Exception as error:  # noqa: BLE001 - one thing must not end the work on all others
-            self._try_again(arrival, f"it cannot be read or predicted ({one_line(str(error), _LONGEST_NAME)})")
+        except Exception:  # noqa: BLE001 - one thing must not end the work on all others
+            self._try_again(
+                arrival, "it went wrong in a way that nobody foresaw: oncofed --debug predict of it shows how"
+            )
         else:
             self._finish(arrival, outcome, time.monotonic() - begun)
 
@@ -192,11 +197,7 @@ class Watch:
         to_send = [path.relative_to(self._out).as_posix() for path in outcome.to_send] if self._outbox else []
         self._journal.finish(arrival.name, arrival.fingerprint, to_send)
         self._tally.done += 1
-        aside = (
-            f"; {len(outcome.set_aside)} set aside: {_reason('; '.join(outcome.set_aside))}"
-            if outcome.set_aside
-            else ""
-        )
+        aside = f"; set aside: {_reason('; '.join(outcome.set_aside))}" if outcome.set_aside else ""
         self._tell("done", f"{_name(arrival)}: {len(outcome.written)} files in {seconds:.1f} s{aside}")
 
     def _fail(self, arrival: Arrival, reason: str) -> None:
@@ -209,7 +210,9 @@ class Watch:
         if tries >= _MOST_TRIES:
             self._fail(arrival, reason)
         else:
-            self._tell("later", f"{_name(arrival)}: {_reason(reason)}; tried {tries} times of {_MOST_TRIES}")
+            self._again[arrival.name] = time.monotonic() + _SECONDS_BETWEEN_TRIES
+            left = f"{_MOST_TRIES - tries} more tries, the next in {_SECONDS_BETWEEN_TRIES:.0f} s"
+            self._tell("later", f"{_name(arrival)}: {_reason(reason)}; {left}")
 
 
 def _name(arrival: Arrival) -> str:
