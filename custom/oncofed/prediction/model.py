@@ -18,11 +18,11 @@ from oncofed.errors import SpecError, TrainingError
 from oncofed.federation.provenance import PROVENANCE_FILE, read_provenance
 from oncofed.job.spec import JOB_FILE, JobSpec, parse_job
 from oncofed.models.weights import Weights, digest_of, load_weights
+from oncofed.prediction.bundles import is_bundle, read_own_bundle
 from oncofed.tasks import Task
 
 WEIGHTS_FILE = "model.safetensors"
 MODEL_FOLDER = "model"
-_BUNDLE_MARK = "configs/metadata.json"
 _EXPECTED = (
     "the folder of a run (workspace/runs/TIME-JOB), of a job in a site's kit (KIT/oncofed/ID), or a bundle of oncofed's"
 )
@@ -88,7 +88,7 @@ def load_model(path: Path) -> TrainedModel:
     path = path.expanduser()
     if not path.exists():
         raise SpecError(f"{path}: no such file or folder. Expected {_EXPECTED}")
-    if (path / _BUNDLE_MARK).is_file():
+    if is_bundle(path):
         return _of_bundle(path)
     folder, kept = _found(path)
     job = parse_job((kept or folder) / JOB_FILE)
@@ -113,8 +113,15 @@ def _found(path: Path) -> tuple[Path, Path | None]:
     )
 
 
-def _of_bundle(folder: Path) -> TrainedModel:
-    raise SpecError(f"{folder}: a bundle alone does not say how its job scores. Name the run's folder that it lies in")
+def _of_bundle(bundle: Path) -> TrainedModel:
+    """Return the model of a bundle; with all that a run knows of it where the bundle lies beside the run's own."""
+    job, weights, digest = read_own_bundle(bundle)
+    beside = bundle.absolute().parent
+    if (beside / WEIGHTS_FILE).is_file() and beside.name == MODEL_FOLDER:
+        whole = load_model(beside)
+        if whole.digest == digest:
+            return whole
+    return TrainedModel(bundle, job, weights, digest)
 
 
 def _provenance(path: Path, digest: str) -> Mapping[str, Any]:
