@@ -287,6 +287,16 @@ def test_a_case_that_cannot_be_read_any_more_is_set_aside(model: TrainedModel, i
         assert [row["name"] for row in csv.DictReader(file)] == ["case_1"]
 
 
+def test_a_batch_of_which_nothing_can_be_read_is_passed_over(tmp_path: Path) -> None:
+    model = load_model(make_run(tmp_path / "run", CLASSIFIER))
+    folder = make_textures(tmp_path / "in", ["broad"], 3, colours=1)
+    sources = gather([folder], tmp_path / "out", model.job, tmp_path / "datasets", workers=1)
+    for path in sorted(folder.rglob("*.png"))[:2]:
+        path.write_bytes(b"")
+    found = predict(model, sources, tmp_path / "out", CPU, Options(batch=2))
+    assert (len(found.made), len(found.set_aside)) == (1, 2)
+
+
 def test_an_output_that_an_image_does_not_allow_is_told_and_the_others_stand(
     model: TrainedModel, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -169,7 +169,8 @@ def _inferred(
             prepared = list(zip(few, read(few, sources[begun : begun + 2 * at_once]), strict=True))
             good = [(source, one) for source, one in prepared if not isinstance(one, str)]
             yield from (SetAside(s.name, one, s.entry.source or "") for s, one in prepared if isinstance(one, str))
-            yield from _looked_at(model, network, good, device)
+            if good:
+                yield from _looked_at(model, network, good, device)
 
 
 def _looked_at(

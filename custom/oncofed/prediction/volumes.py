@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -158,37 +158,42 @@ def _longest_in_plane(mask: NDArray[np.bool_], axis: int | None, sides: NDArray[
         axis: across the planes; None: a flat image.
         sides: (3, 2), the vectors in mm along the axes of a plane.
     """
-    to_plane = _in_plane_coordinates(sides)
+    to_plane = np.linalg.qr(sides)[1]  # from steps along two axes to mm at right angles in their plane
+    structure = np.ones([3] * mask.ndim)
+    if axis is not None:
+        structure[tuple(slice(None) if n != axis else [0, 2] for n in range(3))] = 0  # planes are apart
+    regions, _ = ndimage.label(mask, structure)
+    boxes = ndimage.find_objects(regions)
+    across = [n for n in range(mask.ndim) if n != axis]
+    spans = np.array([[box[n].stop - box[n].start for n in across] for box in boxes], np.float64)
+    limits = _diagonals(spans, to_plane)
     best: _InPlane | None = None
-    planes = [mask] if axis is None else list(np.moveaxis(mask, axis, 0))
-    for number, _, points in sorted(_regions(planes, to_plane), key=lambda region: -region[1]):
-        reach = np.ptp(points @ to_plane.T, axis=0)
-        if best and math.hypot(*reach) <= best.length:
-            continue
+    for index in np.argsort(-limits):
+        if best and limits[index] <= best.length:
+            break
+        box = boxes[index]
+        region = (regions[box] == index + 1).any(axis=axis) if axis is not None else regions[box] == index + 1
+        points = _outermost(region) + [box[n].start for n in across]
         hull = points[ConvexHull(points @ to_plane.T).vertices]
         flat = hull @ to_plane.T
         length, one, two = _farthest(flat)
         if best is None or length > best.length:
             along = (flat[two] - flat[one]) / length
             width = float(np.ptp(flat @ np.array([-along[1], along[0]])))
-            best = _InPlane(length, width, number, hull[[one, two]])
+            best = _InPlane(length, width, 0 if axis is None else box[axis].start, hull[[one, two]])
     return best
 
 
-def _regions(planes: list[NDArray[np.bool_]], to_plane: Points) -> Iterator[tuple[int, float, Points]]:
-    """Yield plane, length of the surrounding box in mm, and outermost points of each piece within a plane."""
-    for number, plane in enumerate(planes):
-        if not plane.any():
-            continue
-        regions, _ = ndimage.label(plane, np.ones((3, 3)))
-        for index, box in enumerate(ndimage.find_objects(regions), start=1):
-            points = _outermost(regions[box] == index) + [part.start for part in box]
-            yield number, math.hypot(*np.ptp(points @ to_plane.T, axis=0)), points
+def _diagonals(spans: NDArray[np.float64], sides: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the longest diagonal in mm of boxes, which no piece in them exceeds, (box,).
 
-
-def _in_plane_coordinates(sides: NDArray[np.float64]) -> Points:
-    """Return (2, 2), from steps along two axes to right-angled mm in their plane."""
-    return np.asarray(np.linalg.qr(sides)[1], np.float64)
+    Args:
+        spans: (box, axis), in voxels.
+        sides: (mm, axis), the vectors along the axes.
+    """
+    corners = np.array(list(itertools.product((-1, 1), repeat=spans.shape[1])))
+    lengths: NDArray[np.float64] = np.linalg.norm((spans[:, None] * corners) @ sides.T, axis=-1).max(axis=1)
+    return lengths
 
 
 def _longest(pieces: NDArray[np.int32], sides: NDArray[np.float64]) -> float:
@@ -198,16 +203,14 @@ def _longest(pieces: NDArray[np.int32], sides: NDArray[np.float64]) -> float:
         pieces: number of the piece of each voxel, (x, y, z).
         sides: (3, 3), the vectors in mm along the axes.
     """
-    boxes = list(enumerate(ndimage.find_objects(pieces), start=1))
-    spans = {number: np.array([part.stop - part.start for part in box]) for number, box in boxes}
-    # No piece is longer than the longest diagonal of its box.
-    corners = np.array(list(itertools.product((-1, 1), repeat=3)))
-    limits = {n: float(np.linalg.norm((corners * span) @ sides.T, axis=1).max()) for n, span in spans.items()}
+    boxes = ndimage.find_objects(pieces)
+    spans = np.array([[part.stop - part.start for part in box] for box in boxes], np.float64)
+    limits = _diagonals(spans, sides)
     best = 0.0
-    for number, box in sorted(boxes, key=lambda item: -limits[item[0]]):
-        if limits[number] <= best:
+    for index in np.argsort(-limits):
+        if limits[index] <= best:
             break
-        points = _outermost(pieces[box] == number) @ sides.T
+        points = _outermost(pieces[boxes[index]] == index + 1) @ sides.T
         best = max(best, _farthest(points[ConvexHull(points).vertices])[0])
     return best
 
