@@ -9,70 +9,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
-import pydicom
 import pytest
-from rich.console import Console
 
-from dicoms import make_seg, make_series, volume
-from oncofed.cli.watching import Watching, watching, work_off
+from dicoms import make_series
+from oncofed.cli.watching import Watching, watching
 from oncofed.errors import DataError, SpecError, StateError, UnreadableError
-from oncofed.loopback import free_port
 from oncofed.prediction.arrivals import Arrival, Arrivals
 from oncofed.prediction.journal import Journal
-from oncofed.prediction.peers import Address, Peer
-from oncofed.prediction.watch import JOURNAL_FILE, Handle, Outcome, Watch, alone
+from oncofed.prediction.peers import Address
+from oncofed.prediction.watch import JOURNAL_FILE, Outcome, Watch, alone
+from watched import Hand, Place, eventually
 
 SETTLE = 10.0
-
-
-class Clock:
-    """Seconds that go on as a test says."""
-
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-class Hand:
-    """Makes results, and notes of what; or raises what it is given."""
-
-    def __init__(self, out: Path, raises: BaseException | None = None) -> None:
-        self.out, self.raises, self.seen = out, raises, list[str]()
-
-    def __call__(self, arrival: Arrival) -> Outcome:
-        self.seen.append(arrival.name)
-        if self.raises is not None:
-            raise self.raises
-        result = self.out / f"{arrival.name.replace('/', '_')}.txt"
-        result.write_text(str(arrival.files))
-        return Outcome((result,), (result,))
-
-
-class Place:
-    """A watched folder and one for results, looked at without waiting."""
-
-    def __init__(self, root: Path) -> None:
-        self.root, self.folder, self.out = root, root / "in", root / "out"
-        self.folder.mkdir()
-        self.out.mkdir()
-        self.clock, self.told = Clock(), list[tuple[str, str]]()
-        self.hand = Hand(self.out)
-
-    def tell(self, kind: str, text: str) -> None:
-        self.told.append((kind, text))
-
-    def watch(self, handle: Handle | None = None) -> Watch:
-        arrivals = Arrivals(self.folder, 0.0, self.clock)
-        return Watch(arrivals, self.out, handle or self.hand, self.tell, seconds=0.001)
-
-    def kinds(self) -> list[str]:
-        return [kind for kind, _ in self.told]
 
 
 @pytest.fixture
@@ -383,15 +333,6 @@ def test_a_signal_lets_the_thing_at_hand_end_and_says_so(place: Place, number: s
     assert [path.name for path in place.out.glob("*.txt")] == ["a.nii.txt"]
 
 
-def eventually(holds: Callable[[], bool], seconds: float = 30.0) -> None:
-    """Wait until something holds that others bring about."""
-    until = time.monotonic() + seconds
-    while not holds():
-        if time.monotonic() > until:
-            pytest.fail("it never came about")
-        time.sleep(0.02)
-
-
 # What is typed.
 
 
@@ -418,190 +359,3 @@ def test_options_that_do_not_fit_together_are_refused(place: Place) -> None:
     assert asked is not None
     assert (asked.folder, asked.listen) == (place.out / "inbox", Address("127.0.0.1", 104))
     assert asked.callers == ("B", "C")
-
-
-# Sending back, to a receiver of the test's own.
-
-try:
-    import pynetdicom
-    from pynetdicom import AE, evt
-    from pynetdicom.events import Event
-
-    from oncofed.prediction.sending import Outbox, Sent, send
-except ImportError:
-    pynetdicom = None  # type: ignore[assignment]
-network = pytest.mark.skipif(pynetdicom is None, reason="needs pynetdicom: pip install 'oncofed[dicom]'")
-
-
-@contextmanager
-def archive(
-    port: int, statuses: list[int] | None = None, takes: str = "1.2.840.10008.5.1.4.1.1.66.4"
-) -> Iterator[list]:
-    """Listen as an archive does, and yield what it got; it answers with these statuses, then with success."""
-    got: list = []
-    answers = list(statuses or [])
-
-    def store(event: Event) -> int:
-        status = answers.pop(0) if answers else 0
-        if not status:
-            got.append((event.assoc.requestor.ae_title, event.dataset))
-        return status
-
-    entity = AE("ARCHIVE")
-    entity.require_called_aet = True
-    entity.add_supported_context(takes)
-    server = entity.start_server(("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_STORE, store)])
-    try:
-        yield got
-    finally:
-        server.shutdown()
-
-
-def sender(place: Place, port: int) -> Watch:
-    seg = place.out / "seg.dcm"
-    if not seg.exists():
-        make_seg(seg, make_series(place.root / "scan"), {"x": volume() > 100})
-        (place.folder / "a.nii").write_bytes(b"1")
-    peer = Peer("ARCHIVE", Address("127.0.0.1", port))
-    outbox = lambda journal: Outbox(place.out, journal, peer, "ONCOFED", place.tell, place.clock)  # noqa: E731
-    arrivals = Arrivals(place.folder, 0.0, place.clock)
-    return Watch(arrivals, place.out, lambda arrival: Outcome((seg,), (seg,)), place.tell, outbox, seconds=0.001)
-
-
-@pytest.fixture
-def port() -> int:
-    """A free port."""
-    return free_port()
-
-
-@network
-def test_a_result_is_kept_until_the_receiver_is_there(place: Place, port: int) -> None:
-    tally = sender(place, port).run(once=True)
-    assert (tally.done, tally.unsent) == (1, 1)
-    assert "nobody answers there" in dict(place.told)["unsent"] or "again in 10 s" in dict(place.told)["unsent"]
-    # Another process, later.
-    with archive(port) as got:
-        tally = sender(place, port).run(once=True)
-        assert (tally.done, tally.unsent) == (0, 0)
-        assert sender(place, port).run(once=True).unsent == 0
-    ((caller, dataset),) = got
-    assert caller == "ONCOFED"
-    sent = pydicom.dcmread(place.out / "seg.dcm")
-    assert dataset == pydicom.dcmread(place.out / "seg.dcm")
-    assert sent.Modality == "SEG"
-
-
-@network
-def test_a_receiver_whose_name_is_not_known_is_away(tmp_path: Path) -> None:
-    seg = make_seg(tmp_path / "seg.dcm", make_series(tmp_path / "scan"), {"x": volume() > 100})
-    gone = tmp_path / "gone.dcm"
-    replies = send([gone, seg], Peer("ARCHIVE", Address("no-such-host.invalid", 104)), "ONCOFED")
-    assert [reply.sent for reply in replies] == [Sent.NEVER, Sent.AWAY]
-
-
-@network
-def test_a_receiver_that_is_away_is_asked_less_and_less(place: Place, port: int) -> None:
-    watch = sender(place, port)
-    watch.run(once=True)
-    times = []
-    for _ in range(300):
-        place.clock.now += 1
-        before = len(place.told)
-        watch.run(once=True)
-        if len(place.told) > before:
-            times.append(place.clock.now)
-    assert times == [10, 30, 70, 150]
-
-
-@network
-def test_a_receiver_that_refuses_gets_it_again_and_in_the_end_no_more(place: Place, port: int) -> None:
-    with archive(port, [0xA700, 0xA700]) as got:
-        watch = sender(place, port)
-        for _ in range(3):
-            watch.run(once=True)
-            place.clock.now += 1000
-        assert len(got) == 1
-    assert "status 0xA700" in " ".join(text for _, text in place.told)
-
-
-@network
-@pytest.mark.parametrize(
-    ("statuses", "takes", "why"),
-    [([0xC000] * 9, "1.2.840.10008.5.1.4.1.1.66.4", "0xC000"), ([], "1.2.840.10008.5.1.4.1.1.2", "of this kind")],
-    ids=["refused", "another kind"],
-)
-def test_what_a_receiver_never_takes_does_not_stop_the_rest(
-    place: Place, port: int, statuses: list[int], takes: str, why: str
-) -> None:
-    with archive(port, statuses, takes):
-        watch = sender(place, port)
-        for _ in range(7):
-            tally = watch.run(once=True)
-            place.clock.now += 1000
-    assert tally.unsent == 0
-    assert why in dict(place.told)["failed"]
-    assert why in (place.out / JOURNAL_FILE).read_text()
-
-
-# All of it: a scanner sends, and gets the result back.
-
-
-@network
-def test_a_scanner_sends_a_series_and_an_archive_gets_the_result(place: Place, port: int) -> None:
-    files = make_series(place.root / "scan", patient="CanaryMRN")
-    log = place.root / "log"
-    console = Console(file=log.open("w", buffering=1), soft_wrap=True)
-    listening = free_port()
-    asked = watching(
-        place.out, None, str(listening), "ONCOFED", "SCANNER", f"ARCHIVE@127.0.0.1:{port}", 0.5, once=False
-    )
-    assert asked is not None
-    calls: list[Arrival] = []
-
-    def handle(arrival: Arrival) -> Outcome:
-        calls.append(arrival)
-        slices = sorted(arrival.paths[0].glob("*.dcm"), key=lambda path: -pydicom.dcmread(path).InstanceNumber)
-        seg = make_seg(place.out / f"seg{len(calls)}.dcm", slices, {"x": volume() > 100})
-        return Outcome((seg,), (seg,))
-
-    def scan() -> None:
-        try:
-            eventually(lambda: "listens at" in log.read_text())
-            sent()
-            eventually(lambda: bool(got))
-        finally:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    def sent() -> None:
-        entity = AE("SCANNER")
-        entity.add_requested_context("1.2.840.10008.5.1.4.1.1.4")
-        first = entity.associate("127.0.0.1", listening, ae_title="ONCOFED")
-        for file in files[:4]:
-            first.send_c_store(file)
-        first.abort()
-        time.sleep(2)
-        assert not calls
-        second = entity.associate("127.0.0.1", listening, ae_title="ONCOFED")
-        for file in files[4:]:
-            second.send_c_store(file)
-        second.release()
-
-    with archive(port) as got:
-        ends = in_background(scan)
-        status = work_off(asked, place.out, handle, console, "Research only.")
-        ends()
-    assert status == 0
-    assert len(calls) == 1
-    assert calls[0].files == len(files)
-    (answer,) = got
-    referenced = answer[1].ReferencedSeriesSequence[0].SeriesInstanceUID
-    assert referenced == pydicom.dcmread(files[0]).SeriesInstanceUID
-    assert "Canary" not in log.read_text() + (place.out / JOURNAL_FILE).read_text()
-    assert "broke off after 4 images" in log.read_text()
-
-
-def in_background(work: Callable[[], object]) -> Callable[[], None]:
-    """Start something in a thread, and return what waits for its end and raises what it raised."""
-    pool = ThreadPoolExecutor(1)
-    running = pool.submit(work)
-    return lambda: running.result(60) and None
