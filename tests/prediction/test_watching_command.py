@@ -29,6 +29,11 @@ from oncofed.tasks.inferred import LabelMap
 from synthetic import JOB, make_volume
 from trained import make_run
 
+try:
+    import pynetdicom
+except ImportError:
+    pynetdicom = None
+network = pytest.mark.skipif(pynetdicom is None, reason="needs pynetdicom: pip install 'oncofed[dicom]'")
 Run = Callable[..., Outcome]
 
 
@@ -38,7 +43,6 @@ def scan(folder: Path, patient: str = "CanaryMRN") -> list[Path]:
 
 def send(files: Sequence[Path], port: int, breaks_off: bool = False) -> None:
     """Send a series as a scanner does."""
-    pynetdicom = pytest.importorskip("pynetdicom", reason="needs pynetdicom: pip install 'oncofed[dicom]'")
     entity = pynetdicom.AE("SCANNER")
     entity.add_requested_context("1.2.840.10008.5.1.4.1.1.4")
     association = entity.associate("127.0.0.1", port, ae_title="ONCOFED")
@@ -52,6 +56,7 @@ def steps(out: Path) -> list[str]:
     return [json.loads(line)["step"] for line in journal.read_text().splitlines()] if journal.exists() else []
 
 
+@network
 @pytest.mark.slow
 def test_a_series_whose_first_half_came_before_the_process_was_killed_is_predicted_once(tmp_path: Path) -> None:
     run, out, port = make_run(tmp_path / "run"), tmp_path / "out", free_port()
@@ -90,10 +95,10 @@ def _write_seg(predicted: Predicted, model: TrainedModel, folder: Path) -> list[
     return [path]
 
 
+@network
 def test_who_sends_a_series_gets_a_seg_of_it_back_that_says_what_it_is_for(
     tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pynetdicom = pytest.importorskip("pynetdicom", reason="needs pynetdicom: pip install 'oncofed[dicom]'")
     # Of all that is written, the SEG: one object that comes back.
     monkeypatch.setitem(OUTPUTS, LabelMap, (Output("seg", _write_seg, of_dicom=True),))
     model, out, files = make_run(tmp_path / "run"), tmp_path / "out", scan(tmp_path / "scan")
