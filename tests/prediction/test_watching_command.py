@@ -15,17 +15,11 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.dataset import Dataset
-from pydicom.uid import SegmentationStorage
+from pydicom.uid import Comprehensive3DSRStorage, RTStructureSetStorage, SegmentationStorage
 
 from commands import Outcome, press_ctrl_c, started, wait_for
 from dicoms import make_series
 from oncofed.loopback import free_port, why_not_bound
-from oncofed.prediction.dicom.common import ModelIdentity
-from oncofed.prediction.dicom.segmentation import write_segmentation
-from oncofed.prediction.model import TrainedModel
-from oncofed.prediction.outputs import OUTPUTS, Output
-from oncofed.prediction.predicted import Predicted
-from oncofed.tasks.inferred import LabelMap
 from synthetic import JOB, make_volume
 from trained import make_run
 
@@ -85,22 +79,10 @@ def test_a_series_whose_first_half_came_before_the_process_was_killed_is_predict
     assert "Canary" not in told + (out / "watch.jsonl").read_text()
 
 
-def _write_seg(predicted: Predicted, model: TrainedModel, folder: Path) -> list[Path]:
-    found, path = predicted.found, folder / "seg.dcm"
-    assert isinstance(found, LabelMap)
-    task = model.job.task
-    identity = ModelIdentity.of(model)
-    values = found.values.numpy()
-    write_segmentation(values, predicted.source.series, found.affine, task.classes, task.codes, identity, path)
-    return [path]
-
-
 @network
-def test_who_sends_a_series_gets_a_seg_of_it_back_that_says_what_it_is_for(
+def test_who_sends_a_series_gets_objects_back_that_say_what_they_are_for(
     tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Of all that is written, the SEG: one object that comes back.
-    monkeypatch.setitem(OUTPUTS, LabelMap, (Output("seg", _write_seg, of_dicom=True),))
     model, out, files = make_run(tmp_path / "run"), tmp_path / "out", scan(tmp_path / "scan")
     listening, archive, got = free_port(), free_port(), list[Dataset]()
 
@@ -116,9 +98,11 @@ def test_who_sends_a_series_gets_a_seg_of_it_back_that_says_what_it_is_for(
             # The archive was away until now.
             entity = pynetdicom.AE("ARCHIVE")
             entity.add_supported_context(SegmentationStorage)
+            entity.add_supported_context(Comprehensive3DSRStorage)
+            entity.add_supported_context(RTStructureSetStorage)
             events = [(pynetdicom.evt.EVT_C_STORE, store)]
             server = entity.start_server(("127.0.0.1", archive), block=False, evt_handlers=events)
-            wait_for(lambda: "sent" in steps(out), "the acknowledgement")
+            wait_for(lambda: steps(out).count("sent") == 3, "the acknowledgements")
             server.shutdown()
         finally:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -126,18 +110,32 @@ def test_who_sends_a_series_gets_a_seg_of_it_back_that_says_what_it_is_for(
     monkeypatch.setattr("oncofed.prediction.sending._FIRST_PAUSE", 1.0)
     with ThreadPoolExecutor(1) as pool:
         ended = pool.submit(peers)
-        address = ("--listen", str(listening), "--from", "SCANNER", "--send-to", f"ARCHIVE@127.0.0.1:{archive}")
-        more = ("--settle", "0.5", "--no-page", "--workers", "1", "--workspace", tmp_path)
+        address = (
+            "--listen",
+            str(listening),
+            "--from",
+            "SCANNER",
+            "--send-to",
+            f"ARCHIVE@127.0.0.1:{archive}",
+            "--structures",
+        )
+        more = ("--structures", "--settle", "0.5", "--no-page", "--workers", "1", "--workspace", tmp_path)
         outcome = run("predict", model, "--out", out, *address, *more)
         ended.result()
     assert outcome.status == 0
-    (seg,) = got
     first = pydicom.dcmread(files[0])
-    assert seg.SOPClassUID == SegmentationStorage
-    assert (seg.StudyInstanceUID, seg.FrameOfReferenceUID) == (first.StudyInstanceUID, first.FrameOfReferenceUID)
+    assert {found.SOPClassUID for found in got} == {
+        SegmentationStorage,
+        Comprehensive3DSRStorage,
+        RTStructureSetStorage,
+    }
+    for found in got:
+        assert (found.StudyInstanceUID, found.PatientID) == (first.StudyInstanceUID, first.PatientID)
+        assert "RESEARCH" in found.SeriesDescription
+    (seg,) = (found for found in got if found.SOPClassUID == SegmentationStorage)
+    assert seg.FrameOfReferenceUID == first.FrameOfReferenceUID
     assert seg.ReferencedSeriesSequence[0].SeriesInstanceUID == first.SeriesInstanceUID
     assert "RESEARCH" in seg.ContentLabel
-    assert "RESEARCH" in seg.SeriesDescription
 
 
 def test_a_folder_is_worked_off_once(tmp_path: Path, run: Run) -> None:

@@ -32,7 +32,7 @@ from oncofed.errors import SpecError
 if TYPE_CHECKING:
     from oncofed.code.pack import Pack
     from oncofed.data.planning import PlanFile
-    from oncofed.job.spec import JobSpec
+    from oncofed.job.spec import JobSpec, ProfileJobSpec
 
 app = typer.Typer(
     help="Jobs as data: list, show, check, plan, export, run; submit, watch, stop and fetch those of an alliance.",
@@ -97,6 +97,22 @@ def show(job: Job, json: Json = False) -> None:
         echo_json(spec.model_dump_json(indent=2, by_alias=True))
     else:
         typer.echo(spec.to_yaml().rstrip())
+        _show_codes(spec)
+
+
+def _show_codes(spec: JobSpec | ProfileJobSpec) -> None:
+    """Print, as comments, the coded terms that DICOM objects of each class of a segmentation get."""
+    from oncofed.job.spec import ProfileJobSpec
+    from oncofed.prediction.dicom.codes import segment_codes
+
+    if isinstance(spec, ProfileJobSpec) or spec.task.type != "segmentation":
+        return
+    task = spec.task
+
+    typer.echo("# In DICOM (codes):")
+    for value, code in segment_codes(task.classes, getattr(task, "codes", {})).items():
+        private = "  (private: name a code in task, codes)" if code.is_private else ""
+        typer.echo(f"#   {value} {task.classes[value]}: {code.text}{private}")
 
 
 @app.command()

@@ -67,6 +67,9 @@ def predict(
             help="Only cases whose name, or path in INPUT, fits a pattern such as 'liver_1*'. May be repeated."
         ),
     ] = None,
+    structures: Annotated[
+        bool, typer.Option(help="Of DICOM volumes write contours too, as a structure set (RT-STRUCT).")
+    ] = False,
     page: Annotated[bool, typer.Option(help="Write predictions.html, with a picture of each case.")] = True,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes that read; by default one a core.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON to stdout, progress to stderr.")] = False,
@@ -95,7 +98,9 @@ def predict(
     keep_caches_in(workspace)
     from oncofed.devices import training_device
     from oncofed.prediction.arriving import Predictor
+    from oncofed.prediction.dicom.writers import notes_of
     from oncofed.prediction.model import load_model
+    from oncofed.prediction.outputs import chosen_outputs
     from oncofed.prediction.page import write_page
     from oncofed.prediction.run import RESEARCH_ONLY, Options
     from oncofed.prediction.run import predict as predict_all
@@ -107,15 +112,15 @@ def predict(
     if asked and only:
         raise SpecError("--only: of use with INPUT alone. Leave it out: what arrives is predicted")
     trained = load_model(model)
+    options = Options(chosen_outputs(["structures"] if structures else ()), batch)
     if asked:
-        options, place = Options(batch=batch), training_device(device)
-        predictor = Predictor(trained, out, datasets_folder(workspace), place, options, workers, page)
+        predictor = Predictor(trained, out, datasets_folder(workspace), training_device(device), options, workers, page)
         console = progress_console(json)
         raise typer.Exit(work_off(asked, out, predictor, console, RESEARCH_ONLY, trained.digest, json))
     assert inputs is not None
     with ended_by_signals(), progress_bars(progress_console(json)) as advance:
         sources = gather(inputs, out, trained.job, datasets_folder(workspace), only or (), workers, advance)
-        options = Options(batch=batch)
+        sources.notes += notes_of(trained, sources.cases)
         found = predict_all(
             trained, sources, out, training_device(device), options, lambda *counts: advance("predicting", *counts)
         )

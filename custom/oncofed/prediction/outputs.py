@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from oncofed.errors import SpecError
+from oncofed.prediction.dicom.writers import write_dicom, write_structure_set
 from oncofed.prediction.labels import write_labels
 from oncofed.prediction.predicted import Writer
 from oncofed.tasks.inferred import ClassScores, Inferred, LabelMap, ObjectMap, SlideScores
@@ -30,7 +31,11 @@ class Output:
 
 # A slide's scores are a classification's with more to say: the first kind that fits counts.
 OUTPUTS: dict[type[Inferred], tuple[Output, ...]] = {
-    LabelMap: (Output("labels", write_labels),),
+    LabelMap: (
+        Output("labels", write_labels),
+        Output("dicom", write_dicom, of_dicom=True),
+        Output("structures", write_structure_set, default=False, of_dicom=True),
+    ),
     ObjectMap: (),
     SlideScores: (),
     ClassScores: (),

@@ -244,6 +244,11 @@ def segment_codes(classes: Mapping[int, str], given: Mapping[int, ClassCode]) ->
     return {value: segment_code(name, given.get(value)) for value, name in classes.items()}
 
 
+def known_codes() -> Iterator[SegmentCode]:
+    """Yield what is known by name."""
+    yield from _table().values()
+
+
 def standard_meaning(scheme: str, value: str) -> str:
     """Return the words that DICOM's own tables have for a code; empty where they do not have it."""
     return _meanings().get((value, scheme), "")
@@ -257,7 +262,8 @@ def _term(term: CodedTerm, name: str) -> Term:
 def clean(text: str) -> str:
     """Return a text that fits into one value of a long string (LO of PS3.5)."""
     plain = "".join(c if c.isprintable() and c != "\\" else " " for c in text).strip()
-    return plain[:_LONGEST_MEANING].strip()
+    # Readers count bytes or characters.
+    return plain.encode()[:_LONGEST_MEANING].decode(errors="ignore").strip()
 
 
 def _private(name: str) -> Term:
@@ -328,7 +334,8 @@ def _meanings() -> dict[tuple[str, str], str]:
     from pydicom.sr._concepts_dict import concepts  # noqa: PLC0415 - large
 
     found: dict[tuple[str, str], str] = {}
-    for scheme, terms in concepts.items():
+    by_scheme: dict[str, dict[str, dict[str, tuple[str, list[int]]]]] = concepts
+    for scheme, terms in by_scheme.items():
         for by_value in terms.values():
             for value, (meaning, _) in by_value.items():
                 # SNOMED's fully specified names end in what kind of term it is.

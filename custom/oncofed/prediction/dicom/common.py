@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import uuid
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -82,6 +83,9 @@ def derived_uid(*parts: str) -> UID:
 def write_dataset(dataset: Dataset, path: Path) -> None:
     """Write a data set as a file of PS3.10, whole or not at all."""
     buffer = io.BytesIO()
-    dataset.save_as(buffer, enforce_file_format=True)
+    with warnings.catch_warnings():
+        # What patients' and studies' attributes hold is their source's.
+        warnings.simplefilter("ignore")
+        dataset.save_as(buffer, enforce_file_format=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, buffer.getvalue())

@@ -63,7 +63,7 @@ def _walk(start: tuple[int, int], leaving: dict[tuple[int, int], list[int]]) -> 
     """Return the corners of one closed walk, without those on straight lines, and take its edges away."""
     corner, direction = start, leaving[start][0]
     first = direction
-    corners = []
+    corners: list[tuple[int, int]] = []
     while True:
         ways = leaving[corner]
         if len(ways) > 1 and corners:

@@ -114,7 +114,7 @@ def _report(
     said = f"{sorted((n, sorted(f.items())) for n, f in measures.items())} {model.version}"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dataset = sr.Comprehensive3DSR(
+        dataset: Dataset = sr.Comprehensive3DSR(
             evidence=[seg, *_images(seg)],
             content=content[0],
             series_instance_uid=derived_uid("SR series", str(seg.SeriesInstanceUID)),
@@ -178,9 +178,13 @@ def _group(seg: Dataset, segment: Dataset, figures: Mapping[str, float | None], 
         "measurements": list(_measurements(figures)),
     }
     if "FrameOfReferenceUID" not in seg:
+        at = _frame_of(seg, number)
         frame = sr.ReferencedSegmentationFrame(
-            str(seg.SOPClassUID), str(seg.SOPInstanceUID), _frame_of(seg, number), number, _source_images(seg)[0]
+            str(seg.SOPClassUID), str(seg.SOPInstanceUID), at or 1, number, _source_images(seg)[0]
         )
+        # Frame or segment, not both (PS3.3, table C.18.4-1): a label map has one frame for all segments.
+        reference = frame[0].ReferencedSOPSequence[0]
+        delattr(reference, "ReferencedSegmentNumber" if at else "ReferencedFrameNumber")
         return sr.PlanarROIMeasurementsAndQualitativeEvaluations(referenced_segment=frame, **common)
     series = seg.ReferencedSeriesSequence
     lone = sr.SourceSeriesForSegmentation(str(series[0].SeriesInstanceUID)) if len(series) == 1 else None
@@ -206,13 +210,14 @@ def _measurements(figures: Mapping[str, float | None]) -> Iterator[Any]:
             yield sr.Measurement(Code(*measure.name), rounded, Code(*measure.unit), derivation=derivation)
 
 
-def _frame_of(seg: Dataset, number: int) -> int:
-    """Return the number of the frame that shows a segment of a flat image; of a label map the one that shows all."""
+def _frame_of(seg: Dataset, number: int) -> int | None:
+    """Return the number of the frame that shows a segment of a flat image; None where one frame shows all of them."""
+    shared = seg.SharedFunctionalGroupsSequence[0]
     for at, frame in enumerate(seg.PerFrameFunctionalGroupsSequence, start=1):
-        for item in frame.get("SegmentIdentificationSequence", ()):
-            if int(item.ReferencedSegmentNumber) == number:
-                return at
-    return 1
+        items = frame.get("SegmentIdentificationSequence") or shared.get("SegmentIdentificationSequence") or ()
+        if any(int(item.ReferencedSegmentNumber) == number for item in items):
+            return at
+    return None
 
 
 def _source_images(seg: Dataset) -> list[Any]:

@@ -29,7 +29,7 @@ from oncofed.prediction.dicom.common import (
     write_dataset,
 )
 from oncofed.prediction.dicom.series import Series, read_series
-from oncofed.prediction.dicom.sources import restore, stand_ins
+from oncofed.prediction.dicom.sources import pixel_measures, restore, stand_ins
 from oncofed.tasks.codes import ClassCode
 
 _ARTIFICIAL_INTELLIGENCE = Code("123110", "DCM", "Artificial Intelligence")  # CID 7162
@@ -130,11 +130,11 @@ def make_segmentation(
     segments = [_segment(number, classes[value], terms[value], model) for value, number in numbers.items()]
     said = f"{sorted(classes.items())} {sorted(terms.items())} {kind} {model.version}"
     identity = [model.digest, *sorted(str(header.SOPInstanceUID) for header in source.headers)]
-    content = hashlib.sha256(np.ascontiguousarray(numbered)).hexdigest()
+    content = hashlib.sha256(numbered.tobytes()).hexdigest()
     compact = RLELossless if kind == "labelmap" else ExplicitVRLittleEndian
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dataset = highdicom.seg.Segmentation(
+        dataset: Dataset = highdicom.seg.Segmentation(
             source_images=stand_ins(source),
             segmentation_type=kind.upper(),
             segment_descriptions=segments,
@@ -155,6 +155,8 @@ def make_segmentation(
         )
     restore(dataset, source)
     dataset.ContentCreatorName = ""
+    if source.is_flat:
+        dataset.PatientOrientation = source.first.get("PatientOrientation") or ""
     _name_dimensions(dataset)
     if any(term.is_private for term in terms.values()):
         dataset.CodingSchemeIdentificationSequence = Items([private_scheme()])
@@ -173,19 +175,17 @@ def _frames(numbered: NDArray[Any], source: Series) -> dict[str, Any]:
     """Return pixels as highdicom takes them: those of each source frame in its place, or an empty one where all are."""
     if source.is_flat or numbered.any():
         return {"pixel_array": numbered, "omit_empty_frames": not source.is_flat}
-    from highdicom import PlanePositionSequence  # noqa: PLC0415 - the same
+    from highdicom import PixelMeasuresSequence, PlanePositionSequence  # noqa: PLC0415 - the same
 
-    place = source.frames[0].place
-    assert place is not None
-    first = PlanePositionSequence("PATIENT", image_position=place[:3, 3].tolist())
-    header = stand_ins(source)[0]
-    groups = header.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0] if source.has_frames else header
-    from highdicom import PixelMeasuresSequence  # noqa: PLC0415
-
-    measures = PixelMeasuresSequence(
-        groups.PixelSpacing, groups.SliceThickness, spacing_between_slices=groups.get("SpacingBetweenSlices")
-    )
-    return {"pixel_array": numbered[:1], "plane_positions": [first], "pixel_measures": measures}
+    place, measures = source.places[0], pixel_measures(source)
+    return {
+        "pixel_array": numbered[:1],
+        "omit_empty_frames": False,
+        "plane_positions": [PlanePositionSequence("PATIENT", image_position=place[:3, 3].tolist())],
+        "pixel_measures": PixelMeasuresSequence(
+            measures.PixelSpacing, measures.SliceThickness, measures.get("SpacingBetweenSlices")
+        ),
+    }
 
 
 def _segment(number: int, name: str, code: SegmentCode, model: ModelIdentity) -> Any:

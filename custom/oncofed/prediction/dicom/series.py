@@ -72,6 +72,11 @@ class Series:
         return self.stack.kind == "multiframe"
 
     @property
+    def places(self) -> list[Floats]:
+        """Where each frame of a volume lies; fewer than frames where some do not say it."""
+        return [frame.place for frame in self.frames if frame.place is not None]
+
+    @property
     def first(self) -> Dataset:
         """Header of the first file."""
         return self.headers[0]
@@ -179,7 +184,8 @@ def _on_pixels(labels: NDArray[Any], stack: Stack) -> NDArray[Any] | None:
         return None
     placed = np.zeros(size[0] * size[1], labels.dtype)
     placed[stored] = flat
-    return placed.reshape(size).T[None]
+    upright: NDArray[Any] = placed.reshape(size).T[None]
+    return upright
 
 
 def _on_frames(labels: NDArray[Any], affine: Floats, series: Series) -> NDArray[Any] | None:
@@ -187,21 +193,24 @@ def _on_frames(labels: NDArray[Any], affine: Floats, series: Series) -> NDArray[
 
     Frames of a tilted gantry were shifted onto a grid with right angles: each pixel takes the nearest voxel's label.
     """
-    if labels.ndim != 3 or any(frame.place is None for frame in series.frames):
+    places = series.places
+    if labels.ndim != 3 or not places or len(places) < len(series.frames):
         return None
     header = series.stack.header
     rows, columns = header["rows"], header["columns"]
     from_lps = np.linalg.inv(_LPS_TO_RAS @ affine)
-    placed = np.zeros((len(series.frames), rows, columns), labels.dtype)
-    slices = []
-    for number, frame in enumerate(series.frames):
-        where = _Lines.of(from_lps @ frame.place, (columns, rows), labels.shape, bool(series.stack.tilt))
-        if where is None:
+    lines = []
+    for place in places:
+        line = _Lines.of(from_lps @ place, (columns, rows), labels.shape, bool(series.stack.tilt))
+        if line is None:
             return None
-        slices.append(where.slice)
-        where.copy(labels, placed[number])
-    depth = labels.shape[where.axes[2]]
-    return placed if sorted(slices) == list(range(depth)) else None
+        lines.append(line)
+    if sorted(line.slice for line in lines) != list(range(labels.shape[lines[0].axes[2]])):
+        return None
+    placed = np.zeros((len(places), rows, columns), labels.dtype)
+    for line, target in zip(lines, placed, strict=True):
+        line.copy(labels, target)
+    return placed
 
 
 @dataclass(frozen=True)
@@ -260,8 +269,6 @@ class _Lines:
     def copy(self, labels: NDArray[Any], target: NDArray[Any]) -> None:
         """Copy the frame's labels to (row, column); pixels outside the volume keep what they have."""
         across_axis, down_axis, third = self.axes
-        if not 0 <= self.slice < labels.shape[third]:
-            return
         columns = np.flatnonzero((self.across >= 0) & (self.across < labels.shape[across_axis]))
         rows = np.flatnonzero((self.down >= 0) & (self.down < labels.shape[down_axis]))
         plane = labels.take(self.slice, axis=third)

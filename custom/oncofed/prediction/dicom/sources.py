@@ -5,10 +5,14 @@ Patient and study are copied as they are (PS3.3, sections C.7.1 and C.7.2); what
 
 from __future__ import annotations
 
+import contextlib
+import warnings
 from collections.abc import Iterator
-from typing import Any
+from copy import copy
+from typing import Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as Items
 from pydicom.uid import EnhancedMRImageStorage, MRImageStorage, SecondaryCaptureImageStorage
@@ -56,28 +60,32 @@ def stand_ins(series: Series) -> list[Dataset]:
     """
     found = []
     for number, header in enumerate(series.headers):
-        copy = tidy(header)
+        own = tidy(header)
         for keyword in _PLACES:
-            if keyword in copy:
-                delattr(copy, keyword)
-        copy.SeriesInstanceUID = series.first.SeriesInstanceUID
+            if keyword in own:
+                delattr(own, keyword)
+        own.SeriesInstanceUID = series.first.SeriesInstanceUID
         if series.is_flat:
-            copy.SOPClassUID = SecondaryCaptureImageStorage
+            own.SOPClassUID = SecondaryCaptureImageStorage
         else:
-            _put_place(copy, series, number)
-        found.append(copy)
+            _put_place(own, series, number)
+        found.append(own)
     return found
 
 
 def tidy(header: Dataset) -> Dataset:
     """Return a copy of a header with each attribute of patient and study that must be there, and is what it must be."""
-    copy = Dataset()
-    copy.update(header)
-    for keyword in EMPTY_IF_UNKNOWN:
-        value = copy.get(keyword)
-        if value is None or not _is_valid(keyword, value):
-            setattr(copy, keyword, "")
-    return copy
+    found = Dataset()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for tag in header.keys():  # noqa: SIM118 - the header itself yields values, and fails at one that is none
+            with contextlib.suppress(ValueError, TypeError, NotImplementedError):
+                found.add(copy(header[tag]))
+        for keyword in EMPTY_IF_UNKNOWN:
+            value = found.get(keyword)
+            if value is None or not _is_valid(keyword, value):
+                setattr(found, keyword, "")
+    return found
 
 
 def _is_valid(keyword: str, value: Any) -> bool:
@@ -91,33 +99,37 @@ def _is_valid(keyword: str, value: Any) -> bool:
     return True
 
 
-def _put_place(copy: Dataset, series: Series, number: int) -> None:
-    header = series.stack.header
-    copy.FrameOfReferenceUID = frame_of_reference(series)
-    copy.PositionReferenceIndicator = series.first.get("PositionReferenceIndicator") or ""
-    frames = [frame.place for frame in series.frames]
-    row, column = (np.mean([place[:3, axis] for place in frames], axis=0) for axis in (0, 1))
-    spacing = [float(np.linalg.norm(column)), float(np.linalg.norm(row))]
-    orientation = _numbers([*(row / spacing[1]), *(column / spacing[0])])
-    gap = slice_gap(series)
-    measures = Dataset()
-    measures.PixelSpacing = _numbers(spacing)
-    measures.SliceThickness = _thickness(series) or gap or header["thickness"] or 1.0
-    if gap:
-        measures.SpacingBetweenSlices = _numbers([gap])[0]
+def _put_place(header: Dataset, series: Series, number: int) -> None:
+    header.FrameOfReferenceUID = frame_of_reference(series)
+    header.PositionReferenceIndicator = series.first.get("PositionReferenceIndicator") or ""
+    places = series.places
+    orientation, measures = _numbers(_orientation(series)), pixel_measures(series)
     if not series.has_frames:
-        copy.SOPClassUID = MRImageStorage
-        copy.update(measures)
-        copy.ImageOrientationPatient = orientation
-        copy.ImagePositionPatient = _numbers(frames[number][:3, 3])
+        header.SOPClassUID = MRImageStorage
+        header.update(measures)
+        header.ImageOrientationPatient = orientation
+        header.ImagePositionPatient = _numbers(places[number][:3, 3])
         return
-    copy.SOPClassUID = EnhancedMRImageStorage
+    header.SOPClassUID = EnhancedMRImageStorage
     shared, directions = Dataset(), Dataset()
     directions.ImageOrientationPatient = orientation
     shared.PlaneOrientationSequence, shared.PixelMeasuresSequence = Items([directions]), Items([measures])
-    copy.SharedFunctionalGroupsSequence = Items([shared])
-    copy.PerFrameFunctionalGroupsSequence = Items(_positions(frames))
-    copy.NumberOfFrames = len(frames)
+    header.SharedFunctionalGroupsSequence = Items([shared])
+    header.PerFrameFunctionalGroupsSequence = Items(_positions(places))
+    header.NumberOfFrames = len(places)
+
+
+def pixel_measures(series: Series) -> Dataset:
+    """Return the sizes of a volume's voxels as an item of a PixelMeasuresSequence (PS3.3, section C.7.6.16.2.1)."""
+    own = _functional_group(series.first, "PixelMeasures") if series.has_frames else series.first
+    spacing = own.PixelSpacing if series.has_frames else series.stack.header["spacing"]
+    gap = _slice_gap(series)
+    measures = Dataset()
+    measures.PixelSpacing = _numbers(spacing)
+    measures.SliceThickness = _thickness(own) or gap or series.stack.header["thickness"] or 1.0
+    if gap:
+        measures.SpacingBetweenSlices = _numbers([gap])[0]
+    return measures
 
 
 def _positions(frames: list[Any]) -> Iterator[Dataset]:
@@ -128,19 +140,34 @@ def _positions(frames: list[Any]) -> Iterator[Dataset]:
         yield group
 
 
-def slice_gap(series: Series) -> float:
+def _slice_gap(series: Series) -> float:
     """Return the distance between neighbouring slices along their normal in mm; 0 of a single one."""
-    places = [frame.place for frame in series.frames if frame.place is not None]
-    if len(places) < 2:
+    if len(series.places) < 2:
         return 0.0
-    depths = np.sort([place[:3, 2] @ place[:3, 3] for place in places])
+    depths = np.sort([place[:3, 2] @ place[:3, 3] for place in series.places])
     return float(depths[-1] - depths[0]) / (len(depths) - 1)
 
 
-def _thickness(series: Series) -> float:
-    header = series.first
-    groups = (header.get("SharedFunctionalGroupsSequence") or [header])[0]
-    measures = (groups.get("PixelMeasuresSequence") or [header])[0]
+def _orientation(series: Series) -> NDArray[np.float64]:
+    """Return the directions of rows and columns; where slices differ by rounding, in the middle of theirs."""
+    if series.has_frames:
+        directions = _functional_group(series.first, "PlaneOrientation")
+        return np.array([float(value) for value in directions.ImageOrientationPatient])
+    every = np.array([item.header["orientation"] for item in series.stack.slices])
+    found: NDArray[np.float64] = every[0] if (every == every[0]).all() else every.mean(axis=0)
+    return found
+
+
+def _functional_group(header: Dataset, name: str) -> Dataset:
+    """Return the shared functional group of a name, or the first frame's."""
+    for keyword in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
+        for group in (header.get(keyword) or ())[:1]:
+            for item in group.get(f"{name}Sequence") or ():
+                return cast("Dataset", item)
+    return Dataset()
+
+
+def _thickness(measures: Dataset) -> float:
     try:
         return abs(float(measures.get("SliceThickness") or 0))
     except (TypeError, ValueError):

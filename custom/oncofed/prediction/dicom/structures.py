@@ -17,7 +17,7 @@ from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence as Items
 from pydicom.tag import Tag
-from pydicom.uid import PYDICOM_IMPLEMENTATION_UID, ImplicitVRLittleEndian, RTStructureSetStorage
+from pydicom.uid import PYDICOM_IMPLEMENTATION_UID, UID, ImplicitVRLittleEndian, RTStructureSetStorage
 
 from oncofed.errors import DataError
 from oncofed.prediction.dicom.codes import SegmentCode, clean, segment_codes
@@ -96,7 +96,7 @@ def _structure_set(
     terms = segment_codes(classes, codes)
     identity = [model.digest, *sorted(str(header.SOPInstanceUID) for header in source.headers)]
     said = f"{sorted(classes.items())} {sorted(terms.items())} {model.version}"
-    content = hashlib.sha256(np.ascontiguousarray(placed)).hexdigest()
+    content = hashlib.sha256(placed.tobytes()).hexdigest()
     dataset = _head(source, model, derived_uid("RTSTRUCT", *identity, said, content))
     dataset.SeriesInstanceUID = derived_uid("RTSTRUCT series", *identity)
     if any(term.is_private for term in terms.values()):
@@ -115,7 +115,7 @@ def _structure_set(
     return dataset
 
 
-def _head(source: Series, model: ModelIdentity, uid: str) -> Dataset:
+def _head(source: Series, model: ModelIdentity, uid: UID) -> Dataset:
     dataset = Dataset()
     meta = FileMetaDataset()
     # Of explicit VR, a contour could have 64 kB of text and no more (PS3.5, section 7.1.2).
@@ -185,16 +185,15 @@ def _contours(number: int, masks: NDArray[np.bool_], source: Series) -> Dataset:
 def _drawn(masks: NDArray[np.bool_], source: Series) -> Iterator[Dataset]:
     """Yield the contours of a region, frame by frame."""
     count = 0
-    for frame, mask in zip(source.frames, masks, strict=True):
+    for frame, place, mask in zip(source.frames, source.places, masks, strict=True):
         if not mask.any():
             continue
-        assert frame.place is not None
         image = image_reference(source.headers[frame.file])
         if source.has_frames:
             image.ReferencedFrameNumber = frame.number
         for outline in outlines(mask):
             count += 1
-            yield _contour(count, outline, frame.place, image)
+            yield _contour(count, outline, place, image)
 
 
 def _contour(number: int, outline: Floats, place: Floats, image: Dataset) -> Dataset:
