@@ -21,7 +21,20 @@ from oncofed.cli.common import (
     show_table,
 )
 from oncofed.cli.data import progress_bars
-from oncofed.errors import DataError
+from oncofed.cli.watching import (
+    AE_TITLE,
+    SETTLE_SECONDS,
+    AETitle,
+    Callers,
+    Listen,
+    Once,
+    SendTo,
+    Settle,
+    WatchFolder,
+    watching,
+    work_off,
+)
+from oncofed.errors import DataError, SpecError
 
 if TYPE_CHECKING:
     from oncofed.prediction.run import Predictions
@@ -38,7 +51,8 @@ def predict(
             help="A run's folder (workspace/runs/TIME-JOB), a job in a site's kit (KIT/oncofed/ID), or a bundle.",
         ),
     ],
-    inputs: Annotated[list[str], typer.Argument(metavar="INPUT", help=_INPUTS)],
+    inputs: Annotated[list[str] | None, typer.Argument(metavar="INPUT", help=_INPUTS)] = None,
+    *,
     out: Annotated[Path, typer.Option(help="Folder for the predictions; the same again goes on where it was left.")],
     device: Annotated[
         Literal["cuda", "cpu"] | None, typer.Option(help="By default a CUDA GPU where there is one.")
@@ -73,6 +87,13 @@ def predict(
     page: Annotated[bool, typer.Option(help="Write predictions.html, with a picture of each case.")] = True,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes that read; by default one a core.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON to stdout, progress to stderr.")] = False,
+    watch: WatchFolder = None,
+    listen: Listen = None,
+    ae_title: AETitle = AE_TITLE,
+    callers: Callers = None,
+    send_to: SendTo = None,
+    settle: Settle = SETTLE_SECONDS,
+    once: Once = False,
     workspace: Workspace = DEFAULT_WORKSPACE,
 ) -> None:
     """Predict images with a trained model: labels on each image's own grid, sizes, probabilities, pictures.
@@ -85,21 +106,29 @@ def predict(
     Each prediction says when not to trust it: images outside of what the model was trained on, a network that is
     unsure, models of the run that differ.
 
+    With --watch or --listen instead of INPUT it predicts what arrives, into results/NAME.
+
     Research only: a person decides.
 
     Exit status: 0 every case was predicted, 3 some were set aside, or none is there to be predicted.
     """
     keep_caches_in(workspace)
     from oncofed.devices import training_device
+    from oncofed.prediction.arriving import Predictor
     from oncofed.prediction.dicom.writers import notes_of
     from oncofed.prediction.ensemble import members_of
     from oncofed.prediction.model import load_model
     from oncofed.prediction.outputs import chosen_outputs
     from oncofed.prediction.page import write_page
-    from oncofed.prediction.run import Options
+    from oncofed.prediction.run import RESEARCH_ONLY, Options
     from oncofed.prediction.run import predict as predict_all
     from oncofed.prediction.sources import gather
 
+    asked = watching(out, watch, listen, ae_title, callers, send_to, settle, once)
+    if bool(inputs) == bool(asked):
+        raise SpecError("expected INPUT, or --watch FOLDER or --listen PORT in its place: exactly one of them")
+    if asked and only:
+        raise SpecError("--only: of use with INPUT alone. Leave it out: what arrives is predicted")
     outputs = chosen_outputs(["structures"] if structures else (), without or ())
     trained = load_model(model)
     if ensemble and (members := members_of(trained)):
@@ -108,10 +137,15 @@ def predict(
             "work. --no-ensemble leaves them out",
             markup=False,
         )
+    options = Options(outputs, batch=batch, ensemble=ensemble, refuse_outside=refuse_outside)
+    if asked:
+        predictor = Predictor(trained, out, datasets_folder(workspace), training_device(device), options, workers, page)
+        console = progress_console(json)
+        raise typer.Exit(work_off(asked, out, predictor, console, RESEARCH_ONLY, trained.digest, json))
+    assert inputs is not None
     with ended_by_signals(), progress_bars(progress_console(json)) as advance:
         sources = gather(inputs, out, trained.job, datasets_folder(workspace), only or (), workers, advance)
         sources.notes += notes_of(trained, sources.cases)
-        options = Options(outputs, batch=batch, ensemble=ensemble, refuse_outside=refuse_outside)
         found = predict_all(
             trained, sources, out, training_device(device), options, lambda *counts: advance("predicting", *counts)
         )

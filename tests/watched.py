@@ -1,0 +1,66 @@
+"""A folder that is watched in a test, and the time that a test lets pass there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from oncofed.prediction.arrivals import Arrival, Arrivals
+from oncofed.prediction.watch import Handle, Outcome, Watch
+
+
+class Clock:
+    """Seconds that go on as a test says."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Hand:
+    """Makes results, and notes of what; or raises what it is given."""
+
+    def __init__(self, out: Path, raises: BaseException | None = None) -> None:
+        self.out, self.raises, self.seen = out, raises, list[str]()
+
+    def __call__(self, arrival: Arrival) -> Outcome:
+        self.seen.append(arrival.name)
+        if self.raises is not None:
+            raise self.raises
+        result = self.out / f"{arrival.name.replace('/', '_')}.txt"
+        result.write_text(str(arrival.files))
+        return Outcome((result,), (result,))
+
+
+class Place:
+    """A watched folder and one for results, looked at without waiting."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.folder, self.out = root, root / "in", root / "out"
+        self.folder.mkdir()
+        self.out.mkdir()
+        self.clock, self.told = Clock(), list[tuple[str, str]]()
+        self.hand = Hand(self.out)
+
+    def tell(self, kind: str, text: str) -> None:
+        self.told.append((kind, text))
+
+    def watch(self, handle: Handle | None = None) -> Watch:
+        arrivals = Arrivals(self.folder, 0.0, self.clock)
+        return Watch(arrivals, self.out, handle or self.hand, self.tell, seconds=0.001)
+
+    def kinds(self) -> list[str]:
+        return [kind for kind, _ in self.told]
+
+
+def eventually(holds: Callable[[], bool], seconds: float = 30.0) -> None:
+    """Wait until something holds that others bring about."""
+    until = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > until:
+            pytest.fail("it never came about")
+        time.sleep(0.02)
