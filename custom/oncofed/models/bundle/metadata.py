@@ -18,6 +18,18 @@ from oncofed.models.networks import Request
 
 _SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 _USE = "Research only. Not a medical device."
+_OF_SLIDES = (
+    "Slides are neither cut nor encoded here: the input is a file .npy for each slide, one row of features a tile, of "
+    "the encoder and the tiling that this file names. Whether they are of that encoder cannot be seen."
+)
+_OF_CHANNELS = (
+    "The channels of a volume are the fourth axis of its file, or a list of files in datalist, in the order of "
+    "channel_def and on one grid."
+)
+_OF_PICTURES = (
+    "Images are read by Pillow: one picture a file, 8 bits of colour, or grey of 8 to 32 bits; TIFF of one page, "
+    "upright, without palette, opacity or JPEG."
+)
 _MODALITIES: dict[Modality, str] = {
     "mri": "MR",
     "ct": "CT",
@@ -70,22 +82,13 @@ def metadata(
 def limits(data: DataSpec, answer: Answer) -> list[str]:
     """Return what the bundle does not do, one sentence each; its inference refuses such input."""
     if isinstance(answer, SlideClasses):
-        return [
-            "Slides are neither cut nor encoded here: the input is a file .npy for each slide, one row of features a "
-            "tile, of the encoder and the tiling that this file names. Whether they are of that encoder cannot be seen."
-        ]
+        return [_OF_SLIDES]
     if data.dimensions == 3:
         found = ["Volumes are read from NIfTI alone, of real numbers, with lengths in millimetres where they count."]
         if len(data.channels) > 1:
-            found.append(
-                "The channels of a volume are the fourth axis of its file, or a list of files in datalist, in the order"
-                " of channel_def and on one grid."
-            )
+            found.append(_OF_CHANNELS)
         return found
-    found = [
-        "Images are read by Pillow: one picture a file, 8 bits of colour, or grey of 8 to 32 bits; TIFF of one page "
-        "without palette, opacity or JPEG."
-    ]
+    found = [_OF_PICTURES]
     if data.spacing or data.spacing_range:
         found.append("Files do not say how large pixels are: pixel_size, x and y in mm, must be given.")
     return found
