@@ -132,7 +132,7 @@ def test_nothing_of_a_bundle_runs(bundle: Path, tmp_path: Path) -> None:
         ('{"weights": "0", "job": {}}', "Field required"),
     ],
 )
-def test_anothers_bundle_or_a_damaged_one_is_refused(bundle: Path, content: str | None, why: str) -> None:
+def test_the_bundle_of_others_or_a_damaged_one_is_refused(bundle: Path, content: str | None, why: str) -> None:
     (bundle / "oncofed.json").unlink()
     if content is not None:
         (bundle / "oncofed.json").write_text(content)

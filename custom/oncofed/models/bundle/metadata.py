@@ -22,6 +22,7 @@ _OF_SLIDES = (
     "Slides are neither cut nor encoded here: the input is a file .npy for each slide, one row of features a tile, of "
     "the encoder and the tiling that this file names. Whether they are of that encoder cannot be seen."
 )
+_OF_MODULE = "The network comes from the module {}, which must be installed beside MONAI: its code is not part of this."
 _OF_CHANNELS = (
     "The channels of a volume are the fourth axis of its file, or a list of files in datalist, in the order of "
     "channel_def and on one grid."
@@ -40,7 +41,13 @@ _MODALITIES: dict[Modality, str] = {
 
 
 def metadata(
-    title: str, request: Request, data: DataSpec, classes: dict[int, str], answer: Answer, packages: Sequence[str]
+    title: str,
+    request: Request,
+    data: DataSpec,
+    classes: dict[int, str],
+    answer: Answer,
+    packages: Sequence[str],
+    module: str = "",
 ) -> Config:
     """Return the metadata.
 
@@ -51,6 +58,7 @@ def metadata(
         classes: label values and names of its output.
         answer: what is made of its output.
         packages: that must be installed beside MONAI.
+        module: from which the network comes that is not MONAI's; empty: it is.
     """
     slides = isinstance(answer, SlideClasses)
     found: Config = {
@@ -67,7 +75,7 @@ def metadata(
         "authors": "the sites of the federation",
         "copyright": "see the agreement of the alliance",
         "intended_use": _USE,
-        "limits": limits(data, answer),
+        "limits": [*limits(data, answer), *([_OF_MODULE.format(module)] if module else [])],
         "network_data_format": {
             "inputs": {"bag" if slides else "image": _bag(request) if slides else _image(data)},
             "outputs": {"pred": _output(request, data, classes)},
