@@ -164,7 +164,7 @@ class Plan(StrictModel):
     def write_bundle(
         self, folder: Path, title: str, weights: Weights, job: Mapping[str, Any] | None = None
     ) -> Path | None:
-        """Write ``folder/bundle``, the model as a MONAI bundle, and return it; None where code would have to come along.
+        """Write ``folder/bundle``, the model as a MONAI bundle, and return it; None where code would come with it.
 
         Args:
             folder: where the bundle goes.

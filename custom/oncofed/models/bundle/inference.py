@@ -57,8 +57,8 @@ _SEPARATED: Config = {
     "@smallest) & (numpy.arange(grown.max() + 1) > 0))",
     "separate": "$lambda inside, depth: @numbered(@grown(inside, @seeds(inside, *@sown(inside, depth)))) "
     "if inside.any() else inside.astype(int)",
-    "separated": "$lambda pred: monai.utils.convert_to_dst_type(@separate(pred[0].numpy() > 0.5, pred[1].numpy())[None], "
-    "pred)[0]",
+    "separated": "$lambda pred: monai.utils.convert_to_dst_type("
+    "@separate(pred[0].numpy() > 0.5, pred[1].numpy())[None], pred)[0]",
 }
 _SAVED = (
     "$lambda case: nibabel.save(nibabel.Nifti1Image(case['pred'][0].numpy().astype('{kind}'), "
@@ -172,8 +172,8 @@ def _of_voxels(
             imports = ["import functools", _SCIPY]
     config["postprocessing"] = {"_target_": "Compose", "transforms": steps}
     config["save"] = (_SAVED if data.dimensions == 3 else _SAVED_FLAT).format(kind=kind, ending=ending)
-    steps = ["@preprocessing", "@predict", "@postprocessing", "@save"]
-    config["pipeline"] = {"_target_": "Compose", "transforms": steps}
+    parts = ["@preprocessing", "@predict", "@postprocessing", "@save"]
+    config["pipeline"] = {"_target_": "Compose", "transforms": parts}
     config["run"] = ["$torch.no_grad()(lambda: [@pipeline(case) for case in @datalist])()"]
     return config, imports
 
