@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -27,8 +27,8 @@ from oncofed.tasks.pictures import Picture
 
 # Fewer patients than this say nothing about how far a mean may be off.
 # Nor may the scores of so few leave a site one by one, which the ends of an interval would nearly be.
-_FEWEST_FOR_INTERVAL = 5
-_RESAMPLES = 500
+FEWEST_FOR_INTERVAL = 5
+RESAMPLES = 500
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,8 @@ class Task(ABC, Generic[Outcome]):
         label_kind: what a case is labelled with.
         network_kind: of the networks that fit.
         assessed_at_once: cases that ``assess_all`` is given.
+        averages: the metric is the mean over patients of each one's own. It holds for the class that defines
+            ``summarise`` beside it.
     """
 
     metric: str
@@ -88,6 +90,7 @@ class Task(ABC, Generic[Outcome]):
     label_kind: LabelKind = "mask"
     network_kind: Kind = "dense"
     assessed_at_once = 1
+    averages = False
 
     def __init__(self, data: DataSpec, classes: dict[int, str]) -> None:
         self.data = data
@@ -167,11 +170,14 @@ class Task(ABC, Generic[Outcome]):
     def figures(self, outcome: Outcome) -> dict[str, float | str]:
         """Return what is to be said of one case."""
 
+    def classes_told(self, outcome: Outcome) -> set[str]:
+        """Return the names of the classes to whose figures one case contributes; see ``Scores.by_class``."""
+        return set(self.summarise([("", outcome)]).by_class)
+
     @abstractmethod
     def picture(self, network: nn.Module, case: Case, device: torch.device) -> Picture:
         """Return what a network in evaluation mode makes of one case, for people."""
 
-    @torch.no_grad()
     def evaluate(
         self,
         network: nn.Module,
@@ -182,7 +188,7 @@ class Task(ABC, Generic[Outcome]):
         held: PreparedCases | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Evaluation:
-        """Score a network on cases.
+        """Score a network on cases; see ``outcomes``.
 
         Args:
             network: on ``device``; it is left in evaluation mode.
@@ -193,14 +199,44 @@ class Task(ABC, Generic[Outcome]):
             held: the cases as ``scoring_preparation`` makes them, where they are kept for another time.
             progress: called with (cases scored, cases in all).
         """
+        found = self.outcomes(network, cases, device, detailed, should_stop, held, progress)
+        assessed = cases[: len(found)]
+        outcomes = [(case.patient, outcome) for case, outcome in zip(assessed, found, strict=True)]
+        scores = self.summarise(outcomes)
+        interval = confidence(self.summarise, outcomes) if detailed else None
+        pairs = zip(assessed, found, strict=True) if detailed else ()
+        by_case = tuple((case.name, self.figures(outcome)) for case, outcome in pairs)
+        return Evaluation(scores.mean, scores.by_class, scores.more, len(outcomes), interval, by_case)
+
+    @torch.no_grad()
+    def outcomes(
+        self,
+        network: nn.Module,
+        cases: Sequence[Case],
+        device: torch.device,
+        detailed: bool = False,
+        should_stop: Callable[[], bool] | None = None,
+        held: PreparedCases | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[Outcome]:
+        """Return what a network does on each case, in their order; of the first ones alone where it was stopped.
+
+        Args:
+            network: on ``device``; it is left in evaluation mode.
+            cases: of one site.
+            device: where the network is.
+            detailed: also find what takes long.
+            should_stop: asked before each case; true ends it early.
+            held: the cases as ``scoring_preparation`` makes them, where they are kept for another time.
+            progress: called with (cases done, cases in all).
+        """
         network.eval()
         how = self.scoring_preparation()
         self._held = held
         if held is None and how and not how.costly:
             self._held = PreparedCases(cases, how, device, plan=passing(cases))
         assess, few = self._assessed()
-        outcomes: list[tuple[str, Outcome]] = []
-        by_case = []
+        outcomes: list[Outcome] = []
         try:
             for first in range(0, len(cases), few):
                 if should_stop and should_stop():
@@ -208,17 +244,12 @@ class Task(ABC, Generic[Outcome]):
                 batch = cases[first : first + few]
                 if self._held:
                     self._held.ahead_of(cases[first : first + 2 * few])
-                found = _assess_within_memory(lambda few: assess(network, few, device, detailed), batch)
-                outcomes += [(case.patient, outcome) for case, outcome in zip(batch, found, strict=True)]
-                if detailed:
-                    by_case += [(c.name, self.figures(outcome)) for c, outcome in zip(batch, found, strict=True)]
+                outcomes += _assess_within_memory(lambda few: assess(network, few, device, detailed), batch)
                 if progress:
                     progress(len(outcomes), len(cases))
         finally:
             self._held = None
-        scores = self.summarise(outcomes)
-        interval = confidence(self.summarise, outcomes) if detailed else None
-        return Evaluation(scores.mean, scores.by_class, scores.more, len(outcomes), interval, tuple(by_case))
+        return outcomes
 
     def _assessed(self) -> tuple[Callable[..., list[Outcome]], int]:
         """Return what assesses cases, and how many at once: one by one where a subclass replaced ``assess`` alone."""
@@ -226,6 +257,11 @@ class Task(ABC, Generic[Outcome]):
         if issubclass(batched, single):
             return self.assess_all, self.assessed_at_once
         return partial(Task.assess_all, self), 1
+
+
+def is_average(task: Task[Any]) -> bool:
+    """Return whether a task's metric is the mean over patients of each one's own."""
+    return bool(vars(_defining(type(task), "summarise")).get("averages", False))
 
 
 def _assess_within_memory(assess: Callable[[Sequence[Case]], list[Outcome]], cases: Sequence[Case]) -> list[Outcome]:
@@ -267,11 +303,11 @@ def confidence(
     for patient, outcome in outcomes:
         by_patient[patient].append((patient, outcome))
     groups = list(by_patient.values())
-    if len(groups) < _FEWEST_FOR_INTERVAL:
+    if len(groups) < FEWEST_FOR_INTERVAL:
         return None
     rng = np.random.default_rng(0)
     means = []
-    for _ in range(_RESAMPLES):
+    for _ in range(RESAMPLES):
         drawn = rng.integers(0, len(groups), len(groups))
         # A patient drawn twice is two patients: their keys must differ.
         sample = [(f"{n}", outcome) for n, index in enumerate(drawn) for _, outcome in groups[index]]

@@ -150,6 +150,10 @@ class Classification(Task[Classified]):
         said = {f"probability.{name}": float(outcome.probabilities[value]) for value, name in self.classes.items()}
         return {"class": self.classes[outcome.label], **said}
 
+    def classes_told(self, outcome: Classified) -> set[str]:
+        """Return the case's class; of two, both: the area of one is the other's mirror image."""
+        return {self.classes[outcome.label]} if len(self.classes) > 2 else set(self.classes.values())
+
     def picture(self, network: nn.Module, case: Case, device: torch.device) -> Picture:
         """Return the image, with its class and what the network takes it for."""
         found = self.assess(network, case, device, detailed=False)

@@ -65,6 +65,7 @@ class Objects(Task[dict[str, float]]):
 
     metric = "pq"
     metric_name = "panoptic quality"
+    averages = True
 
     def __init__(self, spec: ObjectsSpec, data: DataSpec) -> None:
         super().__init__(data, spec.classes)

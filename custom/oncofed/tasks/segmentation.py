@@ -96,6 +96,7 @@ class Segmentation(Task[dict[str, float]]):
 
     metric = "dice"
     metric_name = "Dice"
+    averages = True
 
     def __init__(self, spec: SegmentationSpec, data: DataSpec) -> None:
         super().__init__(data, spec.classes)

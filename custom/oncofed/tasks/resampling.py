@@ -1,0 +1,78 @@
+"""A task's metric over patients that are drawn again and again: intervals of groups, and of differences."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oncofed.tasks.base import FEWEST_FOR_INTERVAL, RESAMPLES, Task, is_average
+
+_ENDS = (2.5, 97.5)
+
+
+class Patients:
+    """The outcomes of cases, put together by patient.
+
+    Args:
+        task: that the outcomes are of.
+        patients: key of each case's patient.
+        outcomes: of each case.
+    """
+
+    def __init__(self, task: Task[Any], patients: Sequence[str], outcomes: Sequence[Any]) -> None:
+        self._task = task
+        self._outcomes = outcomes
+        self._cases: dict[str, list[int]] = {}
+        for index, patient in enumerate(patients):
+            self._cases.setdefault(patient, []).append(index)
+
+    def __len__(self) -> int:
+        return len(self._cases)
+
+    def draws(self, times: int = RESAMPLES) -> NDArray[np.int64]:
+        """Return numbers of patients drawn with replacement, (times, patient); the same at each call."""
+        return np.random.default_rng(0).integers(0, len(self), (times, len(self)))
+
+    def metrics(self, draws: NDArray[np.int64], only: Collection[int] | None = None) -> NDArray[np.float64]:
+        """Return the metric of each draw, (times,); NaN where the patients drawn cannot tell it.
+
+        Args:
+            draws: (times, patient); a patient drawn twice counts as two.
+            only: numbers of the cases that count; None: all.
+        """
+        chosen = set(only) if only is not None else None
+        cases = [[n for n in own if chosen is None or n in chosen] for own in self._cases.values()]
+        if is_average(self._task):
+            return _mean_of_rows(np.array([self._metric([("", n) for n in own]) for own in cases])[draws])
+        return np.array([self._metric([(f"{k}", n) for k, p in enumerate(drawn) for n in cases[p]]) for drawn in draws])
+
+    def _metric(self, chosen: Sequence[tuple[str, int]]) -> float:
+        if not chosen:
+            return float("nan")
+        mean = self._task.summarise([(patient, self._outcomes[n]) for patient, n in chosen]).mean
+        return float("nan") if mean is None else mean
+
+
+def interval(metrics: NDArray[np.float64], patients: int) -> tuple[float, float] | None:
+    """Return the 95 % interval of a bootstrap (Efron, 1979), percentile method; None: too few stand behind it.
+
+    Args:
+        metrics: of each draw; those that are NaN are left out.
+        patients: how many stand behind it.
+    """
+    known = metrics[~np.isnan(metrics)]
+    if patients < FEWEST_FOR_INTERVAL or not known.size:
+        return None
+    low, high = np.percentile(known, _ENDS)
+    return float(low), float(high)
+
+
+def _mean_of_rows(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the mean of each row without its NaN; NaN of a row that holds nothing else."""
+    there = ~np.isnan(values)
+    counts = there.sum(axis=1)
+    sums = np.where(there, values, 0.0).sum(axis=1)
+    return np.divide(sums, counts, out=np.full(len(values), np.nan), where=counts > 0)
