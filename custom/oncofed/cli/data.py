@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from oncofed.cli.common import (
@@ -20,6 +19,7 @@ from oncofed.cli.common import (
     escape,
     keep_caches_in,
     plain_console,
+    progress_bars,
     progress_console,
     show_table,
     typed_workspace,
@@ -124,7 +124,7 @@ def register(
         workers,
         patient_from.value if patient_from else None,
     )
-    with ended_by_signals(), _progress(progress_console(json)) as advance:
+    with ended_by_signals(), progress_bars(progress_console(json)) as advance:
         manifest = read_folder(request, advance)
     if json:
         typer.echo(jsonlib.dumps(_summary(manifest, target), indent=2))
@@ -156,7 +156,7 @@ def get(
             table.add_row(key, public.title, f"{public.megabytes:,}", public.licence, public.job)
         show_table(table)
         return
-    with ended_by_signals(), _progress(progress_console(json)) as advance:
+    with ended_by_signals(), progress_bars(progress_console(json)) as advance:
         folder = fetch(name, out or workspace / "public", advance)
     public = PUBLIC[name]
     if json:
@@ -262,7 +262,7 @@ def look(
     folder = dataset_folder(dataset, datasets_folder(workspace))
     target = out or folder
     target.mkdir(parents=True, exist_ok=True)
-    with ended_by_signals(), _progress(progress_console(json)) as advance:
+    with ended_by_signals(), progress_bars(progress_console(json)) as advance:
         found = look_at(folder, cases, examine, seed, workers, advance)
         page = write_look_page(found, folder, target / PAGE_FILE, workers, advance)
     if json:
@@ -302,7 +302,7 @@ def deidentify(
 
     key_file = key or workspace / "deidentify" / "key"
     options = Options(keep_dates, keep_device, keep_burned_in)
-    with ended_by_signals(), _progress(progress_console(json)) as advance:
+    with ended_by_signals(), progress_bars(progress_console(json)) as advance:
         outcome = copy(source, target, key_file, options, workers, advance)
     if json:
         values = {"written": outcome.written, "refused": outcome.refused, "left_out": outcome.left_out}
@@ -387,27 +387,6 @@ def _require_name(name: str) -> None:
 
     if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,62}", name):
         raise SpecError(f"--dataset {name}: expected lower case letters, digits, _ and -, such as liver_ct")
-
-
-def _progress(console: Console) -> Any:
-    """Return a context in which (what, done, total) is shown as a bar for each kind of work."""
-    import contextlib
-
-    from oncofed.job.watch import progress_bar
-
-    @contextlib.contextmanager
-    def shown() -> Any:
-        with progress_bar(console) as bar:
-            tasks: dict[str, Any] = {}
-
-            def advance(what: str, done: int, total: int) -> None:
-                if what not in tasks:
-                    tasks[what] = bar.add_task(what, total=total)
-                bar.update(tasks[what], completed=done, total=total)
-
-            yield advance
-
-    return shown()
 
 
 def _summary(manifest: Manifest, folder: Path) -> dict[str, Any]:

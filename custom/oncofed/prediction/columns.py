@@ -167,8 +167,8 @@ def table_columns(path: Path, cases: Sequence[Case], folder: Path) -> tuple[dict
     table = read_table(path)
     keys = [key for key in _KEYS if key in table.columns]
     if not keys:
-        columns = ", ".join(column or "(no name)" for column in table.columns[:12]) or "(none)"
-        raise DataError(f"{path}: found the columns {columns}; expected one of case, image, study or patient.")
+        seen = ", ".join(column or "(no name)" for column in table.columns[:12]) or "(none)"
+        raise DataError(f"{path}: found the columns {seen}; expected one of case, image, study or patient.")
     names = _Names(cases, folder)
     columns: dict[str, Values] = {column: {} for column in table.columns if column and column not in keys}
     lines: dict[tuple[str, str], int] = {}

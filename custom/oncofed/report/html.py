@@ -35,7 +35,7 @@ def write_report(result: Result, pictures: dict[str, Picture], folder: Path) -> 
     template = environment.get_template("report.html")
     html = template.render(
         result=result,
-        classes=[(_style(index)[0], name) for index, name in enumerate(result.classes)],
+        classes=line_styles(result.classes),
         models=[name for name in ("alone", "federated", "pooled") if getattr(result.mean, name) is not None],
         curves=svg(_curves(result)),
         figures=sorted({name for site in result.sites.values() for name in site.more.get("federated", {})}),
@@ -49,6 +49,11 @@ def write_report(result: Result, pictures: dict[str, Picture], folder: Path) -> 
     return path
 
 
+def line_styles(classes: list[str]) -> list[tuple[str, str]]:
+    """Return (how its contour is drawn, name) of each class."""
+    return [(_style(index)[0], name) for index, name in enumerate(classes)]
+
+
 def _style(index: int) -> tuple[str, str]:
     return list(_STYLES.items())[index % len(_STYLES)]
 
@@ -60,6 +65,11 @@ def svg(figure: Figure) -> Markup:
     plt.close(figure)
     text = buffer.getvalue()
     return Markup(text[text.index("<svg") :])  # noqa: S704 - made by matplotlib, which escapes names
+
+
+def picture_svg(picture: Picture) -> Markup:
+    """Return one case's picture as it stands in a page, under its caption."""
+    return svg(_slices({"": picture}))
 
 
 def _curves(result: Result) -> Figure:

@@ -80,9 +80,9 @@ def compare(
     if margin is not None and not 0 < margin < 1:
         raise SpecError(f"the margin is {margin:g}, expected a number above 0 and below 1, in units of the metric")
     ours, others = (Patients(task, patients, outcomes) for outcomes in (first, second))
-    means = [task.summarise(list(zip(patients, outcomes, strict=True))).mean for outcomes in (first, second)]
+    mean, its_mean = (task.summarise(list(zip(patients, one, strict=True))).mean for one in (first, second))
     found = None
     if len(ours):
         draws = ours.draws(resamples)
         found = interval(ours.metrics(draws) - others.metrics(draws), len(ours))
-    return Comparison(len(ours), *means, found, margin)
+    return Comparison(len(ours), mean, its_mean, found, margin)

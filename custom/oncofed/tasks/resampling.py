@@ -75,4 +75,5 @@ def _mean_of_rows(values: NDArray[np.float64]) -> NDArray[np.float64]:
     there = ~np.isnan(values)
     counts = there.sum(axis=1)
     sums = np.where(there, values, 0.0).sum(axis=1)
-    return np.divide(sums, counts, out=np.full(len(values), np.nan), where=counts > 0)
+    means: NDArray[np.float64] = np.divide(sums, counts, out=np.full(len(values), np.nan), where=counts > 0)
+    return means
