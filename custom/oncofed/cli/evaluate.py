@@ -59,8 +59,8 @@ def evaluate(
         list[str] | None,
         typer.Option(
             help="Columns whose groups are told apart, such as sex,age:0-40,40-60,60-. Known without a table: vendor, "
-            "modality, slices, colour, size, volume (of what is labelled), and the columns of the table that was "
-            "registered. By default those of scanner, image and volume. Numbers without ranges go into quarters."
+            "modality, slices, colour, size, volume_ml or area_mm2 of what is labelled, and the columns of the table "
+            "that was registered. By default all but size and a table's. Numbers without ranges go into quarters."
         ),
     ] = None,
     table: Annotated[

@@ -59,7 +59,7 @@ def of_comparison(mine: JobSpec, its: JobSpec, found: Comparison) -> list[str]:
         few = found.patients < LEAST_PATIENTS
         patients = f"fewer than {LEAST_PATIENTS} patients" if few else counted(found.patients, "patient")
         remarks.append(
-            f"the comparison rests on {patients}: its interval is too short, and a difference may stay unseen"
+            f"the comparison rests on {patients}: its interval may be too short, and a difference stay unseen"
         )
     if (mine.seed, mine.data.split, mine.data.splits) != (its.seed, its.data.split, its.data.splits):
         otherwise = "deals patients otherwise (seed, split, splits)"

@@ -29,6 +29,8 @@ _NOT_SAID = frozenset({"", "-", "?", "na", "n/a", "nan", "none", "null", "unknow
 _THIN_MM = 1.5
 # Fewer different numbers than this are codes, such as stages.
 _CODES = 6
+# How large what is labelled is: of volumes, and of flat images whose pixels have a size, or none.
+SIZES = ("volume_ml", "area_mm2", "area_px")
 _RANGE = re.compile(r"(\d+(?:\.\d+)?)?-(\d+(?:\.\d+)?)?")
 
 Values = dict[str, str]  # case -> text; a case of which nothing is said is not in it
@@ -108,7 +110,6 @@ def known_columns(cases: Sequence[Case], classes: Mapping[int, str]) -> dict[str
         "slices": lambda _, entry: _slices(entry),
         "colour": lambda _, entry: _colour(entry),
         "size": lambda _, entry: "x".join(map(str, entry.shape or [])),
-        "volume": lambda case, entry: _volume(case, entry, classes),
     }
     found: dict[str, Values] = {name: {} for name in makers}
     for case in cases:
@@ -116,6 +117,8 @@ def known_columns(cases: Sequence[Case], classes: Mapping[int, str]) -> dict[str
         for name, maker in makers.items():
             if text := maker(case, entry):
                 found[name][case.name] = text
+        if labelled := _labelled(case, entry, classes):
+            found.setdefault(labelled[0], {})[case.name] = labelled[1]
         for name, text in entry.tags.items():
             found.setdefault(name.lower(), {})[case.name] = text
     return {name: values for name, values in found.items() if values}
@@ -137,8 +140,8 @@ def _colour(entry: Entry) -> str | None:
     return "grey" if entry.channels == 1 else "colour"
 
 
-def _volume(case: Case, entry: Entry, classes: Mapping[int, str]) -> str | None:
-    """Return the size of what is labelled in ml, of flat images in mm² or pixels; None where that is not known."""
+def _labelled(case: Case, entry: Entry, classes: Mapping[int, str]) -> tuple[str, str] | None:
+    """Return how large what is labelled is: the column, one of ``SIZES``, and the number; None: it is not known."""
     if not isinstance(case.label, Path) or not entry.label_values:
         return None
     become = dict(case.label_values) if case.label_values is not None else {value: value for value in classes}
@@ -146,8 +149,10 @@ def _volume(case: Case, entry: Entry, classes: Mapping[int, str]) -> str | None:
     voxels = sum(
         n for value, n in facts.label_counts(entry.label_values).items() if value and become.get(value) in sought
     )
-    size = math.prod(entry.spacing) if entry.spacing else 1.0
-    return f"{voxels * size / (1000 if len(entry.shape or ()) == 3 and entry.spacing else 1):.6g}"
+    size = voxels * math.prod(entry.spacing or ())
+    if len(entry.shape or ()) == 3:
+        return "volume_ml", f"{size / 1000:.6g}"
+    return "area_mm2" if entry.spacing else "area_px", f"{size:.6g}"
 
 
 # --- what a table says

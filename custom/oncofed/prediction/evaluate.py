@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import math
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -23,7 +24,7 @@ from oncofed.data.manifest import MANIFEST_FILE, Manifest, read_manifest, write_
 from oncofed.errors import DataError, SpecError
 from oncofed.machine import environment
 from oncofed.prediction import caveats
-from oncofed.prediction.columns import Values, Wanted, grouped, known_columns, table_columns
+from oncofed.prediction.columns import SIZES, Values, Wanted, grouped, known_columns, table_columns
 from oncofed.prediction.handed_on import comparison_record, scores_record, subgroups_record
 from oncofed.prediction.model import TrainedModel
 from oncofed.prediction.subgroups import Outcomes, Subgroups, by_subgroup
@@ -36,8 +37,7 @@ CASES_FILE = "cases.csv"  # it names cases, and stays at the site
 Lists = Literal["test", "validation", "training", "all"]
 LISTS: tuple[Lists, ...] = get_args(Lists)
 # Looked at without being asked for; the others are those of tables.
-_USUAL = ("vendor", "modality", "slices", "colour", "volume")
-_THIRDS = frozenset({"volume"})
+_USUAL = ("vendor", "modality", "slices", "colour", *SIZES)
 
 Progress = Callable[[str, int, int], None]
 
@@ -239,15 +239,17 @@ def _usable(request: Request, cases: Sequence[Case], progress: Progress) -> tupl
     Raises:
         DataError: none can.
     """
-    done = 0
+    models = [model for model in (request.model, request.against) if model]
+    done, counting = 0, threading.Lock()
 
     def advance() -> None:
         nonlocal done
-        done += 1
-        progress("checking images", min(done, len(cases)), len(cases))
+        with counting:
+            done += 1
+            progress("checking images", done, len(cases) * len(models))
 
     problems: dict[str, Problem] = {}
-    for model in filter(None, (request.model, request.against)):
+    for model in models:
         vocabulary = list(model.job.task.vocabulary)
         problems |= {p.case: p for p in check_cases(cases, vocabulary, model.job.data, progress=advance)}
     left = [case for case in cases if case.name not in problems]
@@ -287,7 +289,7 @@ def _by_columns(
     """Return the groups of each column."""
     found = []
     for number, one in enumerate(wanted):
-        column = grouped(one, known[one.name], outcomes.cases, 3 if one.name in _THIRDS else 4)
+        column = grouped(one, known[one.name], outcomes.cases, 3 if one.name in SIZES else 4)
         found.append(by_subgroup(task, outcomes, column))
         progress("subgroups", number + 1, len(wanted))
     return found

@@ -13,7 +13,7 @@ from oncofed.federation.spec import LEAST_PATIENTS
 from oncofed.prediction.columns import Column
 from oncofed.privacy.suppression import withheld
 from oncofed.tasks import Scores, Task
-from oncofed.tasks.resampling import Patients, interval
+from oncofed.tasks.resampling import Patients, expanded_interval, interval
 
 Interval = tuple[float, float] | None
 
@@ -138,7 +138,7 @@ def _differences(groups: Sequence[Group], metrics: Sequence[NDArray[np.float64]]
             group.name,
             reference.name,
             mean - its_mean,
-            interval(found - its_draws, min(group.patients, reference.patients)),
+            expanded_interval(found - its_draws, min(group.patients, reference.patients)),
         )
         for group, mean, found in known
         if group is not reference

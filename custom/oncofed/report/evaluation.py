@@ -66,7 +66,7 @@ class ComparisonRecord(_Part):
     interval: Interval | None = Field(description="of the difference, 95 %, paired bootstrap over patients")
     margin: float | None = Field(None, description="by how much the model may be worse and be called not inferior")
     not_inferior: bool | None = None
-    few_patients: bool = Field(False, description="so few that the interval is too short")
+    few_patients: bool = Field(False, description="so few that the interval may be too short")
 
 
 class EvaluationRecord(_Part):

@@ -13,11 +13,11 @@ from typing import Any
 
 from oncofed.errors import SpecError
 from oncofed.tasks.base import Task
-from oncofed.tasks.resampling import Patients, interval
+from oncofed.tasks.resampling import Patients, expanded_interval
 
-# Below this the percentile method's intervals are too short: of 15 patients about one in fourteen misses the truth.
+# Where differences are skewed an end misses the truth in one of 11 simulations with 10 patients, in one of 18 with 30.
 FEW_PATIENTS = 30
-_RESAMPLES = 1000
+_RESAMPLES = 2000  # the ends lie further out than those of other intervals
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Comparison:
 
     @property
     def rests_on_few(self) -> bool:
-        """Whether so few patients stand behind it that the interval is too short."""
+        """Whether so few patients stand behind it that the interval may be too short."""
         return self.patients < FEW_PATIENTS
 
 
@@ -84,5 +84,5 @@ def compare(
     found = None
     if len(ours):
         draws = ours.draws(resamples)
-        found = interval(ours.metrics(draws) - others.metrics(draws), len(ours))
+        found = expanded_interval(ours.metrics(draws) - others.metrics(draws), len(ours))
     return Comparison(len(ours), mean, its_mean, found, margin)

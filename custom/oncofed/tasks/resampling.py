@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from oncofed.tasks.base import FEWEST_FOR_INTERVAL, RESAMPLES, Task, is_average
 
-_ENDS = (2.5, 97.5)
+_TAIL = 0.025  # at each end
 
 
 class Patients:
@@ -63,10 +65,26 @@ def interval(metrics: NDArray[np.float64], patients: int) -> tuple[float, float]
         metrics: of each draw; those that are NaN are left out.
         patients: how many stand behind it.
     """
+    return _between(metrics, patients, _TAIL)
+
+
+def expanded_interval(metrics: NDArray[np.float64], patients: int) -> tuple[float, float] | None:
+    """Return a 95 % interval that holds what it says for few patients too (expanded percentile interval).
+
+    The percentiles are those that a t-interval has in place of a normal one (Hesterberg, The American Statistician
+    2015): of ten patients 0.86 and 99.14 instead of 2.5 and 97.5. See ``interval``.
+    """
+    if patients < FEWEST_FOR_INTERVAL:
+        return None
+    reach = stats.t.ppf(1 - _TAIL, patients - 1) * math.sqrt(patients / (patients - 1))
+    return _between(metrics, patients, float(stats.norm.cdf(-reach)))
+
+
+def _between(metrics: NDArray[np.float64], patients: int, tail: float) -> tuple[float, float] | None:
     known = metrics[~np.isnan(metrics)]
     if patients < FEWEST_FOR_INTERVAL or not known.size:
         return None
-    low, high = np.percentile(known, _ENDS)
+    low, high = np.percentile(known, (100 * tail, 100 - 100 * tail))
     return float(low), float(high)
 
 
