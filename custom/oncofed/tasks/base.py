@@ -178,6 +178,7 @@ class Task(ABC, Generic[Outcome]):
     def picture(self, network: nn.Module, case: Case, device: torch.device) -> Picture:
         """Return what a network in evaluation mode makes of one case, for people."""
 
+    @torch.no_grad()
     def evaluate(
         self,
         network: nn.Module,
@@ -188,7 +189,7 @@ class Task(ABC, Generic[Outcome]):
         held: PreparedCases | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Evaluation:
-        """Score a network on cases; see ``outcomes``.
+        """Score a network on cases.
 
         Args:
             network: on ``device``; it is left in evaluation mode.
@@ -199,44 +200,14 @@ class Task(ABC, Generic[Outcome]):
             held: the cases as ``scoring_preparation`` makes them, where they are kept for another time.
             progress: called with (cases scored, cases in all).
         """
-        found = self.outcomes(network, cases, device, detailed, should_stop, held, progress)
-        assessed = cases[: len(found)]
-        outcomes = [(case.patient, outcome) for case, outcome in zip(assessed, found, strict=True)]
-        scores = self.summarise(outcomes)
-        interval = confidence(self.summarise, outcomes) if detailed else None
-        pairs = zip(assessed, found, strict=True) if detailed else ()
-        by_case = tuple((case.name, self.figures(outcome)) for case, outcome in pairs)
-        return Evaluation(scores.mean, scores.by_class, scores.more, len(outcomes), interval, by_case)
-
-    @torch.no_grad()
-    def outcomes(
-        self,
-        network: nn.Module,
-        cases: Sequence[Case],
-        device: torch.device,
-        detailed: bool = False,
-        should_stop: Callable[[], bool] | None = None,
-        held: PreparedCases | None = None,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> list[Outcome]:
-        """Return what a network does on each case, in their order; of the first ones alone where it was stopped.
-
-        Args:
-            network: on ``device``; it is left in evaluation mode.
-            cases: of one site.
-            device: where the network is.
-            detailed: also find what takes long.
-            should_stop: asked before each case; true ends it early.
-            held: the cases as ``scoring_preparation`` makes them, where they are kept for another time.
-            progress: called with (cases done, cases in all).
-        """
         network.eval()
         how = self.scoring_preparation()
         self._held = held
         if held is None and how and not how.costly:
             self._held = PreparedCases(cases, how, device, plan=passing(cases))
         assess, few = self._assessed()
-        outcomes: list[Outcome] = []
+        outcomes: list[tuple[str, Outcome]] = []
+        by_case = []
         try:
             for first in range(0, len(cases), few):
                 if should_stop and should_stop():
@@ -244,12 +215,17 @@ class Task(ABC, Generic[Outcome]):
                 batch = cases[first : first + few]
                 if self._held:
                     self._held.ahead_of(cases[first : first + 2 * few])
-                outcomes += _assess_within_memory(lambda few: assess(network, few, device, detailed), batch)
+                found = _assess_within_memory(lambda few: assess(network, few, device, detailed), batch)
+                outcomes += [(case.patient, outcome) for case, outcome in zip(batch, found, strict=True)]
+                if detailed:
+                    by_case += [(c.name, self.figures(outcome)) for c, outcome in zip(batch, found, strict=True)]
                 if progress:
                     progress(len(outcomes), len(cases))
         finally:
             self._held = None
-        return outcomes
+        scores = self.summarise(outcomes)
+        interval = confidence(self.summarise, outcomes) if detailed else None
+        return Evaluation(scores.mean, scores.by_class, scores.more, len(outcomes), interval, tuple(by_case))
 
     def _assessed(self) -> tuple[Callable[..., list[Outcome]], int]:
         """Return what assesses cases, and how many at once: one by one where a subclass replaced ``assess`` alone."""
