@@ -25,7 +25,7 @@ from oncofed.cli.common import (
     show_table,
 )
 from oncofed.cli.demo import Backend
-from oncofed.cli.submitted import EvaluateOnly, Model, require_model
+from oncofed.cli.submitted import Against, EvaluateOnly, Model, require_model
 from oncofed.cli.terminal import echo_json
 from oncofed.errors import SpecError
 
@@ -165,13 +165,14 @@ def export(
     force: Annotated[bool, typer.Option("--force", help="Replace a job folder exported before.")] = False,
     model: Model = None,
     evaluate_only: EvaluateOnly = False,
+    against: Against = None,
 ) -> None:
     """Write a job as a plain FLARE job folder: JSON only, for `nvflare job submit`."""
     from oncofed.job.flare import export_job
     from oncofed.job.spec import read_any_job
 
-    require_model(model, evaluate_only)
-    folder = export_job(read_any_job(job), out, force, model, evaluate_only)
+    require_model(model, evaluate_only, against)
+    folder = export_job(read_any_job(job), out, force, model, evaluate_only, against)
     typer.echo(f"{folder}: written. Submit it with: nvflare job submit -j {folder}")
 
 
@@ -297,6 +298,7 @@ def run(
     ] = 8.0,
     model: Model = None,
     evaluate_only: EvaluateOnly = False,
+    against: Against = None,
     keep: Annotated[bool, typer.Option("--keep", help="Keep startup kits and FLARE's own files.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print result.json to stdout, progress to stderr.")] = False,
     workspace: Workspace = DEFAULT_WORKSPACE,
@@ -310,7 +312,7 @@ def run(
 
     require_posix()
     spec = read_any_job(job)
-    require_model(model, evaluate_only)
+    require_model(model, evaluate_only, against)
     if isinstance(spec, ProfileJobSpec):
         if rounds or max_bad_share is not None or model:
             raise SpecError(f"{spec.name} trains nothing: leave --rounds, --max-bad-share and --model away.")
@@ -341,6 +343,7 @@ def run(
             baselines,
             model=model,
             evaluate_only=evaluate_only,
+            against=against,
         ).execute()
     show_result(result, folder, json)
 

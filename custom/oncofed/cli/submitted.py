@@ -35,6 +35,13 @@ Model = Annotated[
 EvaluateOnly = Annotated[
     bool, typer.Option("--evaluate-only", help="Score --model on every site's test cases, and train nothing.")
 ]
+Against = Annotated[
+    Path | None,
+    typer.Option(
+        help="With --evaluate-only: weights of another model. Both are scored on the same patients; the result tells "
+        "the difference with its interval, and whether --model is no worse by more than the job's evaluation.margin."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout, progress to stderr.")]
 
 
@@ -43,6 +50,7 @@ def submit(
     kit: Kit,
     model: Model = None,
     evaluate_only: EvaluateOnly = False,
+    against: Against = None,
     wait_for: Annotated[
         str | None,
         typer.Option(help="Sites, such as east,west: submit once all of them are connected. Ctrl-C: do not."),
@@ -58,9 +66,11 @@ def submit(
     from oncofed.job.spec import read_any_job
 
     spec = read_any_job(job)
-    require_model(model, evaluate_only)
+    require_model(model, evaluate_only, against)
     with tempfile.TemporaryDirectory() as temporary, Engineer(kit) as engineer:
-        exported = export_job(spec, Path(temporary) / spec.name, model=model, evaluate_only=evaluate_only)
+        exported = export_job(
+            spec, Path(temporary) / spec.name, model=model, evaluate_only=evaluate_only, against=against
+        )
         _tell_who_is_there(engineer, kit, spec, _names(wait_for), progress_console(json))
         job_id = engineer.submit(exported)
     if json:
@@ -156,7 +166,7 @@ def fetch(
         raise typer.Exit(1)
 
 
-def require_model(model: Path | None, evaluate_only: bool) -> None:
+def require_model(model: Path | None, evaluate_only: bool, against: Path | None = None) -> None:
     """Refuse a model that is not there, and an evaluation of none.
 
     Raises:
@@ -164,5 +174,8 @@ def require_model(model: Path | None, evaluate_only: bool) -> None:
     """
     if evaluate_only and model is None:
         raise SpecError("--evaluate-only needs --model FILE: the weights to score, such as a run's model.safetensors.")
-    if model is not None and not (model.is_file() and model.suffix == ".safetensors"):
-        raise SpecError(f"--model {model}: expected a file of weights, such as a run's model/model.safetensors.")
+    if against is not None and not evaluate_only:
+        raise SpecError("--against needs --evaluate-only: two models are compared as they are, and nothing is trained.")
+    for option, path in (("model", model), ("against", against)):
+        if path is not None and not (path.is_file() and path.suffix == ".safetensors"):
+            raise SpecError(f"--{option} {path}: expected a file of weights, such as a run's model/model.safetensors.")

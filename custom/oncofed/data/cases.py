@@ -217,10 +217,12 @@ class Usable:
     Attributes:
         cases: those that can be used.
         set_aside: those that cannot, and why: found now, or when the dataset was registered.
+        facts: of those that were looked at.
     """
 
     cases: Cases
     set_aside: list[Problem]
+    facts: Mapping[Case, Entry] = field(default_factory=dict, repr=False)
 
 
 def usable_cases(
@@ -260,7 +262,8 @@ def usable_cases(
             if progress:
                 progress(done, total)
 
-    problems = check_cases(cases, list(classes), data, progress=advance)
+    known: dict[Case, Entry] = {}
+    problems = check_cases(cases, list(classes), data, progress=advance, known=known)
     set_aside = [*map(_from_quarantine, manifest.quarantine), *problems]
     everything = total + len(manifest.quarantine)
     if set_aside and len(set_aside) > data.max_bad_share * everything:
@@ -278,7 +281,7 @@ def usable_cases(
             f"{where}: {left} usable cases, expected at least {data.minimum_cases} (the job's data.minimum_cases). Add "
             "labelled cases or leave the site out."
         )
-    return Usable(usable, set_aside)
+    return Usable(usable, set_aside, known)
 
 
 def read_cases(
@@ -351,6 +354,7 @@ def check_cases(
     data: DataSpec | None = None,
     workers: int = 4,
     progress: Callable[[], None] | None = None,
+    known: dict[Case, Entry] | None = None,
 ) -> list[Problem]:
     """Check every case and return what cannot be used.
 
@@ -362,10 +366,11 @@ def check_cases(
         data: the job's contract; None: a volume of one channel.
         workers: files read at the same time.
         progress: called after each case.
+        known: takes the facts of each case.
     """
 
     def check(case: Case) -> Problem | None:
-        problem = check_case(case, classes, data)
+        problem = check_case(case, classes, data, known)
         if progress:
             progress()
         return problem
@@ -374,10 +379,14 @@ def check_cases(
         return [problem for problem in pool.map(check, cases) if problem]
 
 
-def check_case(case: Case, classes: Sequence[int], data: DataSpec | None = None) -> Problem | None:
-    """Return why ``case`` cannot be used, or None."""
+def check_case(
+    case: Case, classes: Sequence[int], data: DataSpec | None = None, known: dict[Case, Entry] | None = None
+) -> Problem | None:
+    """Return why ``case`` cannot be used, or None; see ``check_cases``."""
     try:
         entry = known_facts(case)
+        if known is not None:
+            known[case] = entry
     except Exception as error:  # noqa: BLE001 - one case that cannot be read does not keep the others from training
         return Problem(case.name, facts.reason_of(error))
     found = [*contract_faults(entry, data or DataSpec(dataset="any")), *facts.faults(entry)]

@@ -25,6 +25,8 @@ Values = NDArray[Any]
 # More distinct values than this in one mask: it numbers objects, not classes.
 _MOST_CLASSES = 64
 _INTENSITY_SAMPLES = 30_000
+_STAIN_SAMPLES = 4000
+_LIKE_GLASS = 0.15
 _CHUNK = 1 << 20
 # Decimals of lengths in mm, unless voxels are smaller than a hundredth of one.
 _DECIMALS = 6
@@ -89,6 +91,9 @@ def measure(image: LoadedImage, label: LoadedImage | None, classes: int = 0) -> 
             mask = _flat(label.values, like=values)[:, 0] > 0
     if finite:
         facts["intensity"] = _intensity(values, mask)
+        # What a label covers says nothing of an image without one.
+        facts["image_intensity"] = _intensity(values, None) if mask is not None else None
+        facts["stain"] = stain(_flat(values)) if _is_coloured(image) else None
         facts["thumbnail"] = _thumbnail(values)
     return facts
 
@@ -157,6 +162,29 @@ def thumbnail_values(entry: Entry) -> NDArray[np.float32] | None:
 def label_counts(label: Mapping[str, int]) -> dict[int, int]:
     """Return label value -> voxels with numbers as keys."""
     return {int(float(value)): count for value, count in label.items()}
+
+
+def tissue_density(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Return the optical density by channel of a sample of a coloured image's pixels, (pixel, 3).
+
+    Optical density is what a stain adds to (Ruifrok and Johnston, 2001); glass, nearly without any, is left out.
+
+    Args:
+        pixels: (pixel, 3).
+    """
+    sample = pixels[:: max(1, len(pixels) // _STAIN_SAMPLES)].astype(np.float64)
+    density: NDArray[np.float64] = -np.log10((sample + 1) / 256)
+    return density[density.max(axis=1) > _LIKE_GLASS]
+
+
+def stain(pixels: NDArray[np.uint8]) -> list[float] | None:
+    """Return the mean optical density of red, green and blue; None where there is nothing but glass."""
+    tissue = tissue_density(pixels)
+    return [round(float(value), 4) for value in tissue.mean(axis=0)] if len(tissue) else None
+
+
+def _is_coloured(image: LoadedImage) -> bool:
+    return image.dimensions == 2 and image.values.shape[-1] == 3 and image.values.dtype == np.uint8
 
 
 def _told(kind: str, path: Path, reader: Callable[[Path], LoadedImage]) -> LoadedImage:

@@ -82,6 +82,8 @@ class Entry(_Part):
     checksum: str | None = Field(None, description="SHA-256 of the image's file or files")
     stamp: str | None = Field(None, description="sizes and times of the files when they were read")
     intensity: Intensity | None = None
+    image_intensity: Intensity | None = Field(None, description="the same where the image is not zero, if labelled")
+    stain: list[float] | None = Field(None, description="of a colour image: mean optical density of red, green, blue")
     finite: bool | None = Field(None, description="no NaN and no infinity")
     label_values: dict[_LabelValue, int] | None = Field(None, description="label value -> voxels, background too")
     instances: int | None = Field(None, description="objects in a mask that numbers them")

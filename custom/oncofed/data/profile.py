@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
 from oncofed.data.contract import with_facts
 from oncofed.data.decisions import decided
+from oncofed.data.facts import tissue_density
 from oncofed.data.images import read_image
 from oncofed.data.manifest import Entry, Manifest, inside, read_manifest
 from oncofed.data.spec import Modality
@@ -26,8 +26,6 @@ from oncofed.errors import DataError
 AXES = ("right", "anterior", "superior")
 FLAT_AXES = ("right", "down")
 _PERCENTILES = (0, 10, 50, 90, 100)
-_STAIN_SAMPLES = 4000
-_LIKE_GLASS = 0.15
 
 Feature = tuple[str, float, float]
 
@@ -99,8 +97,8 @@ def make_profile(folder: Path) -> tuple[Profile, Manifest]:
         vendors=dict(Counter(e.vendor or "not said" for e in entries)),
         stored_types=dict(Counter(e.dtype or "not said" for e in entries)),
         orientations=dict(Counter(e.orientation or "flat" for e in entries)),
-        shapes=_by_axis(entries, _body_shape),
-        spacings_mm=_by_axis(entries, _body_spacing),
+        shapes=_by_axis(entries, body_shape),
+        spacings_mm=_by_axis(entries, body_spacing),
         intensity=_intensities(entries),
         class_share={name: _summary(values) for name, values in shares.items() if values},
         class_cases={
@@ -161,9 +159,9 @@ def _case_numbers(
 ) -> dict[str, float]:
     axes = AXES if len(entry.shape or []) == 3 else FLAT_AXES
     numbers: dict[str, float] = {}
-    spacing = _body_spacing(entry)
+    spacing = body_spacing(entry)
     for number, axis in enumerate(axes):
-        numbers[f"log2_size_{axis}"] = float(np.log2(_body_shape(entry)[number]))
+        numbers[f"log2_size_{axis}"] = float(np.log2(body_shape(entry)[number]))
         if spacing:
             numbers[f"log2_spacing_{axis}"] = float(np.log2(spacing[number]))
     if entry.intensity:
@@ -181,11 +179,13 @@ def _case_numbers(
     return numbers
 
 
-def _body_shape(entry: Entry) -> Sequence[float]:
+def body_shape(entry: Entry) -> Sequence[float]:
+    """Return how many pixels or voxels an image has along each axis of the body."""
     return _turned(entry, [float(n) for n in entry.shape or []])
 
 
-def _body_spacing(entry: Entry) -> Sequence[float]:
+def body_spacing(entry: Entry) -> Sequence[float]:
+    """Return how large they are in mm; empty where the image does not say."""
     return _turned(entry, list(entry.spacing)) if entry.spacing else []
 
 
@@ -214,10 +214,7 @@ def _intensities(entries: Sequence[Entry]) -> dict[str, Summary]:
 
 
 def _stain(folder: Path, entries: Sequence[Entry]) -> dict[str, Summary]:
-    """Return mean and spread of optical density by channel over up to 100 colour images.
-
-    Optical density is what a stain adds to (Ruifrok and Johnston, 2001); glass, nearly without any, is left out.
-    """
+    """Return mean and spread of optical density by channel over up to 100 colour images."""
     flat = [e for e in entries if e.channels == 3 and len(e.shape or []) == 2 and e.dtype == "uint8" and not e.tiles]
     chosen = flat[:: max(1, len(flat) // 100)][:100]
     found: dict[str, list[float]] = {}
@@ -226,9 +223,7 @@ def _stain(folder: Path, entries: Sequence[Entry]) -> dict[str, Summary]:
             pixels = read_image(inside(folder, entry.images[0])).values.reshape(-1, 3)
         except DataError:
             continue
-        sample = pixels[:: max(1, len(pixels) // _STAIN_SAMPLES)].astype(np.float64)
-        density: NDArray[np.float64] = -np.log10((sample + 1) / 256)
-        tissue = density[density.max(axis=1) > _LIKE_GLASS]
+        tissue = tissue_density(pixels)
         for number, name in enumerate(("red", "green", "blue")) if len(tissue) else ():
             found.setdefault(f"{name} mean", []).append(float(tissue[:, number].mean()))
             found.setdefault(f"{name} spread", []).append(float(tissue[:, number].std()))

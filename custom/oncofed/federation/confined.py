@@ -41,6 +41,7 @@ from oncofed.errors import (
     one_line,
 )
 from oncofed.federation.confined_process import DONE, FAILED, failure, receive, send
+from oncofed.federation.pooled_scores import SumsAsked
 from oncofed.federation.sharing import give_gpu_memory_back
 from oncofed.federation.spec import FederationPlan
 from oncofed.federation.turns import Answer, OwnTurns, Place, Stop, Tell
@@ -102,9 +103,12 @@ class ConfinedTurns:
         except (KeyError, TypeError, ValueError):
             raise TrainingError("the code's process answered with something else than an update") from None
 
-    def validate(self, sent: Weights, split: str, stop: Stop, keep_as: str | None = None) -> dict[str, Any]:
+    def validate(
+        self, sent: Weights, split: str, stop: Stop, keep_as: str | None = None, asked: SumsAsked | None = None
+    ) -> dict[str, Any]:
         """Have it score the model."""
-        return self._ask({"do": _VALIDATE, "split": split, "keep_as": keep_as}, _named("sent", sent), stop)[0]
+        order = {"do": _VALIDATE, "split": split, "keep_as": keep_as, "asked": asdict(asked) if asked else None}
+        return self._ask(order, _named("sent", sent), stop)[0]
 
     def close(self) -> None:
         """End the process."""
@@ -250,8 +254,8 @@ def be_confined(orders: socket.socket, facts: dict[str, Any], content: bytes) ->
         content: the pack.
     """
     place = facts["place"]
-    initial = Path(place["initial"]) if place["initial"] else None
-    where = Place(place["site"], Path(place["data"]), Path(place["state"]), initial)
+    brought = [Path(place[name]) if place[name] else None for name in ("initial", "against")]
+    where = Place(place["site"], Path(place["data"]), Path(place["state"]), *brought)
     teller = _Teller(orders)
     try:
         plan = Plan.model_validate(facts["plan"])
@@ -312,7 +316,8 @@ def _done(turns: OwnTurns, facts: dict[str, Any], tensors: Weights, stop: Stop) 
         return turns.prepare(), {}
     sent = part(tensors, "sent")
     if facts["do"] == _VALIDATE:
-        return turns.validate(sent, facts["split"], stop, facts["keep_as"]), {}
+        asked = SumsAsked(**facts["asked"]) if facts["asked"] else None
+        return turns.validate(sent, facts["split"], stop, facts["keep_as"], asked), {}
     answer = turns.train(sent, facts["round"], part(tensors, "beside"), stop)
     return answer.facts, {**_named("delta", answer.delta), **_named("extra", answer.extra)}
 

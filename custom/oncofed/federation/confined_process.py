@@ -64,8 +64,7 @@ def _what_it_may_touch(place: Mapping[str, str | None]) -> tuple[list[Path], lis
     read += [Path("/dev/urandom"), Path("/dev/random"), Path("/dev/zero"), data]
     # A dataset whose images lie elsewhere holds links to them, each put there by the site itself.
     read += [path.resolve() for path in data.rglob("*") if path.is_symlink()]
-    if place["initial"]:
-        read.append(Path(place["initial"]))
+    read += [Path(brought) for name in ("initial", "against") if (brought := place[name])]
     # A driver gives its threads names, through files there. All of them are of this very process, whose code may do to
     # itself what it wants; it gains no way to others.
     threads = process / "task"

@@ -39,19 +39,23 @@ from oncofed.federation.direct.tensors import SMALLEST_BYTES, carry, carry_no_mo
 from oncofed.federation.door import Door, counts
 from oncofed.federation.events import BEST_MODEL, EVENTS_FILE, MODELS_FOLDER, TOLD_GROUP, EventLog
 from oncofed.federation.exchange import TASK_COMBINE, TASK_PREPARE, TASK_TRAIN, TASK_VALIDATE
-from oncofed.federation.folders import hand_over, initial_model, note_end, sole_owner, state_folder
+from oncofed.federation.folders import against_model, hand_over, initial_model, note_end, sole_owner, state_folder
 from oncofed.federation.gate import list_and_root, read_revoked
 from oncofed.federation.guard import name_and_person
 from oncofed.federation.heap import forget_what_stays
 from oncofed.federation.memory import Memory, read_memory, write_memory
+from oncofed.federation.pooled_scores import SumsAsked, calibration_of, together
 from oncofed.federation.provenance import PROVENANCE_FILE, write_provenance
 from oncofed.federation.rounds import Round
 from oncofed.federation.selection import has_stalled, selected_score
 from oncofed.federation.spec import CyclicSpec, FedBuffSpec, FederationPlan, SwarmSpec
 from oncofed.federation.strategies import Update, build_strategy
+from oncofed.federation.training_profile import PROFILE_FILE, SiteProfile, bins_of, write_training_profile
+from oncofed.federation.training_profile import together as all_profiles
 from oncofed.models.serialized import write_tensors
-from oncofed.models.weights import Layout, Weights, layout_of, weights_of
+from oncofed.models.weights import Layout, Weights, digest_of, layout_of, weights_of
 from oncofed.privacy.outbound import progress_that_may_leave
+from oncofed.tasks.calibration import CALIBRATION_FILE, Calibration
 from oncofed.training import Plan
 
 # The server's own process looks at its state this often, when nothing happens.
@@ -83,10 +87,18 @@ class FederatedTraining(Controller):
         plan: the job's ``Plan`` as a dictionary.
         federation: the job's ``FederationPlan`` as a dictionary.
         evaluate_only: score the model that the job brings along on every site's test cases, and train nothing.
+        calibration: of that model, a ``Calibration`` as a dictionary; None: not known.
     """
 
-    def __init__(self, plan: dict[str, Any], federation: dict[str, Any], evaluate_only: bool = False) -> None:
+    def __init__(
+        self,
+        plan: dict[str, Any],
+        federation: dict[str, Any],
+        evaluate_only: bool = False,
+        calibration: dict[str, Any] | None = None,
+    ) -> None:
         super().__init__()
+        self._calibration = Calibration.model_validate(calibration) if calibration else None
         self._plan = Plan.model_validate(plan)
         self._federation = FederationPlan.model_validate(federation)
         self._evaluate_only = evaluate_only
@@ -97,6 +109,7 @@ class FederatedTraining(Controller):
         self._of_job: dict[str, Any] = {}
         self._before: set[str] = set()
         self._cases: dict[str, dict[str, Any]] = {}
+        self._profiles: dict[str, SiteProfile] = {}
         self._told_lost: set[str] = set()
         self._synced = 0.0
         self._saving: threading.Thread | None = None
@@ -202,6 +215,7 @@ class FederatedTraining(Controller):
         matrix = self._cross_site(memory) if federation.evaluation.cross_site else None
         memory.model = {}  # the last one; the best may be another, and one of them is enough to hold
         best = load_file(self._state / MODELS_FOLDER / BEST_MODEL)
+        self._calibrate(best, memory.best_round)
         self._vouch(best, memory.round, memory.best_round)
         self._test(best, memory.best_round, memory.best_score, matrix)
 
@@ -230,6 +244,14 @@ class FederatedTraining(Controller):
             "sites": sites,
         }
         write_provenance(self._state / MODELS_FOLDER / PROVENANCE_FILE, model, facts, self._startup)
+        told = [profile for profile in self._profiles.values() if profile]
+        if told and not self._evaluate_only:
+            write_training_profile(self._state / MODELS_FOLDER, all_profiles(told, self._plan.data))
+
+    def _beside(self) -> dict[str, str]:
+        """Return the small files that belong to the model, contents by name."""
+        files = [self._state / MODELS_FOLDER / name for name in (PROFILE_FILE, CALIBRATION_FILE)]
+        return {file.name: file.read_text(encoding="utf-8") for file in files if file.is_file()}
 
     def _initial(self) -> tuple[Layout, Weights]:
         """Return what the model's weights are like, and those that the job brings along or else its seed gives."""
@@ -237,10 +259,14 @@ class FederatedTraining(Controller):
         if brought is None:
             network = self._plan.build_network()
             return layout_of(network), {name: value.clone() for name, value in weights_of(network).items()}
+        return self._plan.layout(), self._fitting(brought)
+
+    def _fitting(self, brought: Path) -> Weights:
+        """Return the weights of a file that the job brings along."""
         layout, model = self._plan.layout(), load_file(brought)
         if {n: v.shape for n, v in model.items()} != {n: v.shape for n, v in layout.weights.items()}:
-            raise FederationError("the model that the job brings along is not one of its network")
-        return layout, model
+            raise FederationError("a model that the job brings along is not one of its network")
+        return model
 
     def _prepare(self) -> None:
         """Let every site load its data, also those that come later; wait for those that the job started with."""
@@ -249,15 +275,20 @@ class FederatedTraining(Controller):
 
         def message(site: str) -> Shareable:
             self._record("task", task=TASK_PREPARE, round=0, split="", sites=[site])
-            return exchange.plain_message()
+            question = exchange.plain_message()
+            if not self._evaluate_only:
+                exchange.ask_for_profile(question)
+            return question
 
         def answered(site: str, result: Shareable, question: Question) -> None:
             try:
-                numbers = self._cases[site] = counts(result)
+                numbers = counts(result, bins_of(self._plan.data))
             except FederationError as error:
                 self._door.reasons[site] = str(error)
                 self._record("excluded", site=site, reason=str(error))
                 return
+            self._profiles[site] = numbers.pop("profile", {})
+            self._cases[site] = numbers
             self._record("joined", site=site, cases=numbers, started=time.monotonic() - started)
 
         self._desk.ask(Question(TASK_PREPARE, 0, None, message, answered))
@@ -622,7 +653,35 @@ class FederatedTraining(Controller):
         parts = {name: model[name] for name in model if name in self._travelling}
         return {n: v.to(torch.bfloat16) if half and v.is_floating_point() else v for n, v in parts.items()}
 
-    def _score(self, weights: Weights, number: int, split: str, keep: bool = False) -> Round:
+    def _calibrate(self, model: Weights, number: int) -> None:
+        """Have the sites' validation patients tell how sure the model should be, where its task is one that is sure."""
+        if self._plan.build_task().label_kind != "class":
+            return
+        self._keep_calibration(calibration_of(self._score(model, number, "validation", SumsAsked()).numbers))
+
+    def _keep_calibration(self, calibration: Calibration | None) -> None:
+        """Keep how sure the model should be beside it; a full disk costs that file alone."""
+        self._calibration = calibration
+        if calibration:
+            try:
+                calibration.write(self._state / MODELS_FOLDER)
+            except OSError as error:
+                self._record("not_kept", round=0, reason=error.strerror or str(error))
+
+    def _against(self) -> str | None:
+        """Return the digest of the model that the job compares with; None where there is none.
+
+        Raises:
+            FederationError: it is none of the job's network.
+        """
+        brought = against_model(self._ctx)
+        if brought is None:
+            return None
+        return digest_of(self._fitting(brought), hashlib.sha256).hexdigest()
+
+    def _score(
+        self, weights: Weights, number: int, split: str, sums: SumsAsked | None = None, keep: bool = False
+    ) -> Round:
         """Have every site that is there score a model, and keep it where it is what the job made."""
         current = Round()
         asked = sorted(s for s in self._cases if s not in self._desk.lost)
@@ -631,8 +690,10 @@ class FederatedTraining(Controller):
         def message(site: str) -> Shareable:
             self._record("task", task=TASK_VALIDATE, round=number, split=split, sites=[site])
             weights = exchange.weights_message(outgoing, number, split)
+            if sums:
+                exchange.ask_for_sums(weights, sums)
             if keep:
-                exchange.let_keep(weights)
+                exchange.let_keep(weights, self._beside())
             return weights
 
         def answered(site: str, result: Shareable, question: Question) -> None:
@@ -658,7 +719,12 @@ class FederatedTraining(Controller):
         return current
 
     def _test(self, weights: Weights, number: int, score: float | None, matrix: dict[str, Any] | None = None) -> None:
-        turn = self._score(weights, number, "test", keep=not self._evaluate_only)
+        against = self._against()
+        asked = SumsAsked(self._calibration.temperature if self._calibration else None)
+        turn = self._score(weights, number, "test", asked, keep=not self._evaluate_only)
+        metric, margin = self._plan.build_task().metric, self._federation.evaluation.margin
+        found = together(turn.numbers, self._calibration, metric, margin, against)
+        self._keep_calibration(found.calibration)
         self._record(
             "finished",
             best_round=number,
@@ -666,6 +732,7 @@ class FederatedTraining(Controller):
             test={site: numbers["evaluation"] for site, numbers in sorted(turn.numbers.items())},
             personal={s: n["personal"] for s, n in sorted(turn.numbers.items()) if "personal" in n},
             cross_site=matrix,
+            **found.told(),
         )
 
     def _cross_site(self, memory: Memory) -> dict[str, dict[str, float | None]]:

@@ -237,16 +237,20 @@ class Door:
             return list(current.updates)
 
 
-def counts(result: Shareable) -> dict[str, Any]:
+def counts(result: Shareable, bins: Mapping[str, int]) -> dict[str, Any]:
     """Return what a site says of its data when it comes.
+
+    Args:
+        result: its answer.
+        bins: of each histogram that may be in it, by name.
 
     Raises:
         FederationError: it could not do it, runs another oncofed, or says something else.
     """
-    return read_answer(result, _read_counts)
+    return read_answer(result, lambda answer: _read_counts(answer, bins))
 
 
-def _read_counts(result: Shareable) -> dict[str, Any]:
+def _read_counts(result: Shareable, bins: Mapping[str, int]) -> dict[str, Any]:
     numbers = exchange.read_numbers_message(result)
     theirs = numbers.get("version")
     if isinstance(theirs, str) and theirs != oncofed.__version__:
@@ -254,7 +258,7 @@ def _read_counts(result: Shareable) -> dict[str, Any]:
             f"it runs oncofed {one_line(theirs, _LONGEST_VERSION)}, the server {oncofed.__version__}. Install the same "
             "version at both: rounding and file formats may differ"
         )
-    check_counts(numbers, oncofed.__version__)
+    check_counts(numbers, oncofed.__version__, bins)
     return numbers
 
 

@@ -6,6 +6,7 @@ FLARE moves tensors as safetensors, never as pickles.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -19,6 +20,7 @@ from oncofed.errors import one_line
 from oncofed.federation.compression import EXTRA
 from oncofed.federation.direct.tensors import DirectTensors
 from oncofed.federation.pieces import Joined, in_pieces
+from oncofed.federation.pooled_scores import SumsAsked
 from oncofed.federation.streams import lighten_streams
 from oncofed.models.weights import Weights
 from oncofed.training import Evaluation
@@ -49,6 +51,9 @@ _WAIT = "oncofed.wait"
 _PAUSE = "oncofed.pause"
 _ANCHOR = "oncofed.anchor"
 _KEEP = "oncofed.keep"
+_BESIDE = "oncofed.beside"
+_PROFILE = "oncofed.profile"
+_SUMS = "oncofed.sums"
 _LONGEST_REASON = 600
 
 
@@ -86,6 +91,16 @@ def plain_message() -> Shareable:
     return DXO(DataKind.METRICS, data={}).to_shareable()
 
 
+def ask_for_profile(message: Shareable) -> None:
+    """Add to a message to prepare that the server would know what the training images are like."""
+    message.set_header(_PROFILE, True)
+
+
+def asks_for_profile(message: Shareable) -> bool:
+    """Return whether the server would know what the training images are like."""
+    return bool(message.get_header(_PROFILE, False))
+
+
 def read_weights_message(message: Shareable) -> tuple[Weights, int, str, Weights]:
     """Return (weights, round, split, what the strategy gives) of a server's message."""
     data: Weights = dict(Joined(from_shareable(message).data))
@@ -116,9 +131,31 @@ def told_refusal(message: Shareable) -> str | None:
     return str(reason) if reason else None
 
 
-def let_keep(message: Shareable) -> None:
-    """Add to a message that a site may keep its model: it is the one that the job made."""
+def let_keep(message: Shareable, beside: Mapping[str, str] | None = None) -> None:
+    """Add to a message that a site may keep its model: it is the one that the job made.
+
+    Args:
+        message: holds the model.
+        beside: small files that belong to it, contents by name.
+    """
     message.set_header(_KEEP, True)
+    message.set_header(_BESIDE, json.dumps(dict(beside or {})))
+
+
+def kept_beside(message: Shareable) -> dict[str, str]:
+    """Return the small files that belong to a message's model, contents by name; none where it does not say."""
+    return dict(json.loads(str(message.get_header(_BESIDE, "{}"))))
+
+
+def ask_for_sums(message: Shareable, asked: SumsAsked) -> None:
+    """Add to a message to score a model that the server wants counts and sums for figures over all sites."""
+    message.set_header(_SUMS, {"temperature": asked.temperature})
+
+
+def sums_asked(message: Shareable) -> SumsAsked | None:
+    """Return which counts and sums the server wants beside a score; None: none."""
+    asked = message.get_header(_SUMS)
+    return SumsAsked(**asked) if asked else None
 
 
 def may_keep(message: Shareable) -> bool:

@@ -20,6 +20,7 @@ from nvflare.fuel.f3.cellnet.fqcn import FQCN
 
 from oncofed.audit import LEFT
 from oncofed.code.pack import Pack, read_pack
+from oncofed.data.manifest import write_whole
 from oncofed.errors import (
     AuditError,
     DataError,
@@ -36,18 +37,20 @@ from oncofed.federation.confined import ConfinedTurns
 from oncofed.federation.datasets import DATASETS_FILE, dataset_folder
 from oncofed.federation.direct.tensors import carry, carry_no_more, courier_of
 from oncofed.federation.exchange import TASK_COMBINE, TASK_PREPARE, TASK_TRAIN, TASK_VALIDATE
-from oncofed.federation.folders import JOB_PACK, initial_model, state_folder
+from oncofed.federation.folders import JOB_PACK, OWN_MODEL, against_model, initial_model, state_folder
 from oncofed.federation.guard import admit, dataset_digest, name_and_person, record
 from oncofed.federation.heap import forget_what_stays
 from oncofed.federation.sharing import MachineTurn
 from oncofed.federation.signs import SignsOfLife
 from oncofed.federation.site_report import ENDED, WAITING, SiteReport
-from oncofed.federation.spec import FederationPlan, SwarmSpec
+from oncofed.federation.spec import DittoSpec, FederationPlan, SwarmSpec
 from oncofed.federation.swarm import Peer
+from oncofed.federation.training_profile import PROFILE_FILE
 from oncofed.federation.turns import Answer, OwnTurns, Place, Turns
 from oncofed.models.weights import Layout, digest_of
 from oncofed.privacy.outbound import progress_that_may_leave
 from oncofed.privacy.policy import Policy
+from oncofed.tasks.calibration import CALIBRATION_FILE
 from oncofed.training import Plan
 
 # An answer that was lost with a process of the server is waited for so long: the desk answers sooner.
@@ -57,6 +60,8 @@ _WAIT_TIMEOUT_SECONDS = 6.0
 _DIRECT_ANSWER_SECONDS, _READING = 20.0, 0.01
 # So often a site that waits looks whether the job was aborted; of its end it is told.
 _SECONDS_BETWEEN_LOOKS = 2.0
+# Small files that a site keeps with the model, where the server has them.
+_BESIDE_MODEL = frozenset({PROFILE_FILE, CALIBRATION_FILE})
 # What FLARE's runner waits for, by the names of its attributes.
 _TIMEOUTS = ("get_task_timeout", "submit_task_result_timeout")
 
@@ -169,6 +174,8 @@ class SiteExecutor(Executor):
             policy = self._policy.digest if self._policy else None
             digests = {"dataset": dataset_digest(fl_ctx, self._plan.data.dataset), "policy": policy}
             counts = turns.prepare()
+            if not exchange.asks_for_profile(shareable):
+                counts.pop("profile", None)
             forget_what_stays()
             return exchange.numbers_message({**counts, **digests})
         if task_name == TASK_TRAIN:
@@ -179,7 +186,11 @@ class SiteExecutor(Executor):
             sent, _, split, _ = exchange.read_weights_message(shareable)
             # In a simulation nobody would look for it.
             keep_as = name_and_person(fl_ctx)[0] if self._policy and exchange.may_keep(shareable) else None
-            return exchange.numbers_message(turns.validate(sent, split, _stopped(abort_signal), keep_as))
+            asked = exchange.sums_asked(shareable)
+            numbers = turns.validate(sent, split, _stopped(abort_signal), keep_as, asked)
+            if keep_as:
+                self._keep_beside(shareable, fl_ctx)
+            return exchange.numbers_message(numbers)
         if task_name == TASK_COMBINE:
             return self._combine(shareable)
         return exchange.refusal(f"it does not know the task {task_name!r}")
@@ -191,12 +202,23 @@ class SiteExecutor(Executor):
         self._policy = admit(fl_ctx, plan.data.dataset, plan.model.network, self._federation.strategy.name, pack)
         config = Path(fl_ctx.get_prop(FLContextKey.WORKSPACE_OBJECT).get_site_config_dir()) / DATASETS_FILE
         folder = dataset_folder(config, site, plan.data.dataset)
-        place = Place(site, folder, state_folder(fl_ctx), initial_model(fl_ctx))
+        place = Place(site, folder, state_folder(fl_ctx), initial_model(fl_ctx), against_model(fl_ctx))
         about = (plan, self._federation, place, _Voice(self, fl_ctx))
         turns: Turns = ConfinedTurns(*about, pack) if pack else OwnTurns(*about)
         turns.prepare()
         self._turns = turns
         return turns
+
+    def _keep_beside(self, message: Shareable, fl_ctx: FLContext) -> None:
+        """Put the small files that belong to a model beside it, where the site kept it."""
+        folder, files = state_folder(fl_ctx) / OWN_MODEL, exchange.kept_beside(message)
+        try:
+            for name in _BESIDE_MODEL & files.keys() if folder.is_dir() else ():
+                # How sure a site's personal model should be nobody knows.
+                if name != CALIBRATION_FILE or not isinstance(self._federation.strategy, DittoSpec):
+                    write_whole(folder / name, files[name])
+        except OSError as error:
+            self.log_error(fl_ctx, f"what belongs to the model in {folder} is not beside it: {error}", fire_event=False)
 
     def _hand_in(self, answer: Answer, number: int, message: Shareable, fl_ctx: FLContext) -> Shareable:
         """Return an update to the server; where a site collects this round's, give it to that one, and say so."""

@@ -18,6 +18,8 @@ from oncofed.federation.locks import wait_for_lock
 
 # In a job's folder, beside its two configurations: weights that the job starts from.
 INITIAL_MODEL = "initial_model.safetensors"
+# Those of a model that the first is compared with.
+AGAINST_MODEL = "against_model.safetensors"
 # And code that it brings.
 JOB_PACK = "job.pack.zip"
 STATE_FOLDER = "oncofed"
@@ -55,6 +57,12 @@ def sole_owner(folder: Path) -> Iterator[None]:
 def initial_model(fl_ctx: FLContext) -> Path | None:
     """Return the file of weights that a job brings along; None where its seed gives them."""
     brought = Path(fl_ctx.get_prop(FLContextKey.APP_ROOT)) / "config" / INITIAL_MODEL
+    return brought if brought.is_file() else None
+
+
+def against_model(fl_ctx: FLContext) -> Path | None:
+    """Return the file of weights that a job compares its model with; None where it compares with none."""
+    brought = Path(fl_ctx.get_prop(FLContextKey.APP_ROOT)) / "config" / AGAINST_MODEL
     return brought if brought.is_file() else None
 
 
@@ -99,8 +107,9 @@ def forget_job(root: Path, job_id: str) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-    for path in (root / job_id).glob(f"*/config/{INITIAL_MODEL}"):
-        path.unlink(missing_ok=True)
+    for name in (INITIAL_MODEL, AGAINST_MODEL):
+        for path in (root / job_id).glob(f"*/config/{name}"):
+            path.unlink(missing_ok=True)
 
 
 def has_ended(workspace: str, job_id: str) -> bool:

@@ -35,6 +35,7 @@ from oncofed.federation.compression import NotFiniteError, ReceivedUpdate, trave
 from oncofed.federation.datasets import DATASETS_FILE, dataset_folder
 from oncofed.federation.exchange import TASK_COMBINE, TASK_PREPARE, TASK_TRAIN, TASK_VALIDATE
 from oncofed.federation.spec import FederationPlan, ScaffoldSpec, SwarmSpec
+from oncofed.federation.training_profile import bins_of
 from oncofed.models.weights import Digest, Weights, sum_of_squares
 from oncofed.privacy.outbound import check_counts, check_numbers, withhold
 from oncofed.privacy.policy import JobFacts, Policy, read_policy
@@ -200,6 +201,7 @@ class Outbound:
     ) -> None:
         self._federation, self._policy, self._ends, self._sent = federation, policy, ends, sent
         self._classes = list(plan.task.classes.values())
+        self._bins = bins_of(plan.data)
         layout = plan.layout()
         self._like: Weights = layout.sent
         control = layout.trained if isinstance(federation.strategy, ScaffoldSpec) else frozenset()
@@ -243,7 +245,11 @@ class Outbound:
         message = from_shareable(reply)
         facts: dict[str, Any] = {"bytes": exchange.bytes_of(reply)}
         if task == TASK_PREPARE:
-            check_counts(exchange.read_numbers_message(reply), oncofed.__version__)
+            numbers = exchange.read_numbers_message(reply)
+            check_counts(numbers, oncofed.__version__, self._bins)
+            if "profile" in numbers and not self._policy.leaves.training_profile:
+                message.data = {name: value for name, value in numbers.items() if name != "profile"}
+                message.update_shareable(reply)
         elif task == TASK_VALIDATE:
             numbers = exchange.read_numbers_message(reply)
             check_numbers(numbers, self._classes)

@@ -27,6 +27,7 @@ from oncofed.federation.events import EVENTS_FILE, EventLog
 from oncofed.federation.folders import hand_over, state_folder
 from oncofed.federation.guard import admit
 from oncofed.federation.spec import LEAST_PATIENTS, ProfilePlan
+from oncofed.privacy.small_counts import without_small
 
 _DATASET = "cases"
 
@@ -174,8 +175,7 @@ class CaseStatistics(Statistics):
 class SmallCounts(FLComponent, StatisticsPrivacyCleanser):
     """Takes out of a site's statistics whatever too few patients stand behind, and adds noise where asked.
 
-    A feature of fewer patients goes as a whole. A bin of fewer becomes 0, and where the total would give the hidden
-    count away, the next smallest bin becomes 0 too (complementary suppression; Statistics Netherlands, mu-Argus).
+    A feature of fewer patients goes as a whole; of bins see ``without_small``.
 
     Args:
         minimum_count: fewest patients; less than ``LEAST_PATIENTS`` is raised to it, whatever the job says.
@@ -215,12 +215,7 @@ class SmallCounts(FLComponent, StatisticsPrivacyCleanser):
         counts = np.array([bucket.sample_count for bucket in histogram.bins], dtype=np.int64)
         if self._noise:
             counts = np.rint(counts + self._random.laplace(0, self._noise, len(counts))).astype(np.int64)
-        hidden = (counts > 0) & (counts < self._least)
-        if 0 < counts[hidden].sum() < self._least or hidden.sum() == 1:
-            visible = np.flatnonzero(counts >= self._least)
-            if len(visible):
-                hidden[visible[np.argmin(counts[visible])]] = True
-        counts[hidden | (counts < 0)] = 0
+        counts = without_small(counts, self._least)
         bins = [Bin(b.low_value, b.high_value, int(count)) for b, count in zip(histogram.bins, counts, strict=True)]
         return Histogram(histogram.hist_type, bins)
 

@@ -7,10 +7,8 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field, model_validator
 
 from oncofed.data.spec import Modality
+from oncofed.privacy.small_counts import LEAST_PATIENTS
 from oncofed.settings import StrictModel
-
-# Fewest patients behind any number of a profile that leaves a site, whatever a job asks for.
-LEAST_PATIENTS = 5
 
 ExchangeType = Literal["native", "bfloat16", "int8"]
 
@@ -224,6 +222,9 @@ class EvaluationSpec(StrictModel):
         le=1_000_000,
         description="validation cases of a site that a round looks at: a sample by class and patient, the same in each "
         "round; the test at the end looks at all test cases",
+    )
+    margin: float | None = Field(
+        None, gt=0, lt=1, description="by how much worse than another model (--against) still counts as no worse"
     )
 
 

@@ -29,8 +29,10 @@ from oncofed.data.sample import sample_cases
 from oncofed.federation import exchange
 from oncofed.federation.compression import Compressor
 from oncofed.federation.folders import CASES_FILE, OWN_MODEL, sole_owner
+from oncofed.federation.pooled_scores import SumsAsked, sums_of
 from oncofed.federation.site_state import SiteState
 from oncofed.federation.spec import DittoSpec, FedBNSpec, FedDynSpec, FederationPlan, FedProxSpec, ScaffoldSpec
+from oncofed.federation.training_profile import site_profile
 from oncofed.models.weights import Weights, digest_of, exchanged_names, norm_names
 from oncofed.training import Plan, Trainer, start_trainer
 from oncofed.training.checkpoint import is_whole
@@ -63,12 +65,14 @@ class Place:
         data: folder of the dataset.
         state: folder of what must outlive a process.
         initial: file of weights that the job brings along; None where its seed gives them.
+        against: file of a model that the job's is compared with; None where it is compared with none.
     """
 
     site: str
     data: Path
     state: Path
     initial: Path | None
+    against: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,7 @@ class Turns(Protocol):
     """Whoever takes a site's turns."""
 
     def prepare(self) -> dict[str, Any]:
-        """Check and load the site's cases; return what the server may know of them."""
+        """Check and load the site's cases; return what the server may know of them, with ``profile`` where it asks."""
 
     def train(self, sent: Weights, number: int, beside: Weights, stop: Stop) -> Answer:
         """Score the global model on validation cases, train it, and return what changed.
@@ -104,7 +108,9 @@ class Turns(Protocol):
             stop: asked now and then; true ends the turn early.
         """
 
-    def validate(self, sent: Weights, split: str, stop: Stop, keep_as: str | None = None) -> dict[str, Any]:
+    def validate(
+        self, sent: Weights, split: str, stop: Stop, keep_as: str | None = None, asked: SumsAsked | None = None
+    ) -> dict[str, Any]:
         """Score the global model on the cases of a split, and return approved numbers.
 
         Args:
@@ -112,6 +118,7 @@ class Turns(Protocol):
             split: "validation" or "test".
             stop: asked now and then; true ends it early.
             keep_as: name under which the site keeps the model for its own use; None: it does not.
+            asked: which counts and sums the server wants beside the score; None: none.
         """
 
     def close(self) -> None:
@@ -137,6 +144,7 @@ class OwnTurns:
         self._compressor = Compressor(federation.exchange.update)
         self._state = SiteState()
         self._validation_cases: tuple[Case, ...] = ()
+        self._profile: dict[str, Any] = {}
         self._fixed: Weights = {}
         self._own_norm: Weights = {}
         self._answer: Answer | None = None
@@ -158,7 +166,7 @@ class OwnTurns:
             except BaseException:
                 self._held.close()
                 raise
-        return _counts(self._trainer)
+        return {**_counts(self._trainer), "profile": self._profile}
 
     def close(self) -> None:
         """Let go of the memory, and of the job's folder."""
@@ -188,6 +196,8 @@ class OwnTurns:
         trainer = self._held.enter_context(
             start_trainer(plan, usable.cases, place.site, place.state / _CHECKPOINT_FILE)
         )
+        images = ((case.patient, usable.facts.get(case)) for case in usable.cases.train)
+        self._profile = site_profile(((patient, entry) for patient, entry in images if entry), plan.data)
         self._tell.note(plan_cache(usable.cases.train, trainer.input, trainer.device).note, logging.INFO)
         trainer.prepare(prepared)
         trainer.correction = self._correction
@@ -323,16 +333,33 @@ class OwnTurns:
         """Return the global weights with this site's own normalisation layers (FedBN; Li et al., ICLR 2021)."""
         return {**weights, **self._own_norm}
 
-    def validate(self, sent: Weights, split: str, stop: Stop, keep_as: str | None = None) -> dict[str, Any]:
+    def validate(
+        self, sent: Weights, split: str, stop: Stop, keep_as: str | None = None, asked: SumsAsked | None = None
+    ) -> dict[str, Any]:
         """Score the model."""
         weights = self._with_own_norm({**self._fixed, **{n: _full(v) for n, v in sent.items()}})
-        numbers = self._evaluate(split, stop, weights)
+        found: list[tuple[str, Any]] = []
+        numbers = self._evaluate(split, stop, weights, found)
+        if asked and not stop():
+            against = self._found_by_the_other(stop) if split == "test" else None
+            numbers |= sums_of(self.trainer.task, split, found, against, asked)
+            if against is not None:
+                self.trainer.load_weights(weights)
         if split == "test" and self._personal:
             evaluation = self._personal.evaluate(self._personal.cases.test, stop, True)
             numbers["personal"] = exchange.evaluation_numbers(evaluation)
         if keep_as and not stop():
             self._keep_model(keep_as)
         return numbers
+
+    def _found_by_the_other(self, stop: Stop) -> list[tuple[str, Any]] | None:
+        """Return what the model that the job compares with finds of each test case; None where there is none."""
+        if self._place.against is None:
+            return None
+        trainer, found = self.trainer, list[tuple[str, Any]]()
+        trainer.load_weights(load_file(self._place.against))
+        trainer.evaluate(trainer.cases.test, stop, False, None, found)
+        return None if stop() else found
 
     def _keep_model(self, name: str) -> None:
         """Keep the model as it serves this site: with its own normalisation (FedBN), or its personal one (Ditto)."""
@@ -352,8 +379,10 @@ class OwnTurns:
         else:
             self._tell.note(f"the model is kept in {folder}", logging.INFO)
 
-    def _evaluate(self, split: str, stop: Stop, weights: Weights) -> dict[str, Any]:
-        """Put a model into the trainer and score it on this site's cases."""
+    def _evaluate(
+        self, split: str, stop: Stop, weights: Weights, keep: list[tuple[str, Any]] | None = None
+    ) -> dict[str, Any]:
+        """Put a model into the trainer and score it on this site's cases; ``keep`` gets what is found of each."""
         trainer = self.trainer
         phase = "testing" if split == "test" else "validating"
         if split == "test" or self._looked_s >= _SECONDS_BETWEEN_PROGRESS:
@@ -366,7 +395,7 @@ class OwnTurns:
 
         cases = trainer.cases.test if split == "test" else self._validation_cases
         trainer.load_weights(weights)
-        evaluation = trainer.evaluate(cases, stop, split == "test", scored)
+        evaluation = trainer.evaluate(cases, stop, split == "test", scored, keep)
         self._looked_s = time.monotonic() - started
         if evaluation.by_case:
             self._note_cases(evaluation.by_case)

@@ -19,7 +19,7 @@ from oncofed.data.profile import features
 from oncofed.errors import SpecError
 from oncofed.federation.direct.tensors import LARGEST_WHOLE_BYTES, SMALLEST_BYTES
 from oncofed.federation.exchange import TASKS
-from oncofed.federation.folders import INITIAL_MODEL, JOB_PACK
+from oncofed.federation.folders import AGAINST_MODEL, INITIAL_MODEL, JOB_PACK
 from oncofed.federation.keeper import job_mark
 from oncofed.federation.lending import ANY_SITE, GPU_MEMORY, GPUS
 from oncofed.federation.spec import ProfilePlan
@@ -27,6 +27,7 @@ from oncofed.federation.submission import job_asks
 from oncofed.job.spec import AnyJob, JobSpec, ProfileJobSpec
 from oncofed.models.foreign import fitting_weights
 from oncofed.models.weights import Weights
+from oncofed.tasks.calibration import Calibration, read_calibration
 
 # In a job's folder: the job as its engineer wrote it.
 SPEC_FILE = "job.json"
@@ -47,7 +48,12 @@ _SLOWEST_LINK_BYTES_PER_SECOND = 500_000
 
 
 def export_job(
-    spec: AnyJob, out: Path, force: bool = False, model: Path | None = None, evaluate_only: bool = False
+    spec: AnyJob,
+    out: Path,
+    force: bool = False,
+    model: Path | None = None,
+    evaluate_only: bool = False,
+    against: Path | None = None,
 ) -> Path:
     """Write ``out`` as a FLARE job folder and return it.
 
@@ -57,9 +63,10 @@ def export_job(
         force: replace ``out`` where it is a job folder already.
         model: weights as safetensors that the job starts from; None: those that its seed gives.
         evaluate_only: score that model at every site, and train nothing.
+        against: weights of another model that it is compared with on the same patients.
 
     Raises:
-        SpecError: ``out`` exists and may not be replaced.
+        SpecError: ``out`` exists and may not be replaced, or what lies beside the model is broken.
     """
     if out.exists():
         if not force or not (out / "meta.json").is_file():
@@ -69,6 +76,8 @@ def export_job(
         shutil.rmtree(out)
     config = out / "app" / "config"
     config.mkdir(parents=True)
+    if isinstance(spec, JobSpec) and against:
+        _add_other_model(spec, config, against)
     if isinstance(spec, JobSpec) and spec.model.code:
         spec = _with_pack(spec, config, model, evaluate_only)
     if isinstance(spec, ProfileJobSpec):
@@ -76,7 +85,8 @@ def export_job(
         asks = job_asks(spec.profile.dataset, quorum=spec.min_sites or 0)
         _write(out / "meta.json", {**_meta(spec.name, spec.min_sites), "custom_props": asks})
     else:
-        server, client = _server(spec, evaluate_only), _client(spec)
+        calibration = read_calibration(model.parent) if model and evaluate_only else None
+        server, client = _server(spec, evaluate_only, calibration), _client(spec)
         # A site that is not there yet joins later: the rounds know how many they need.
         _write(out / "meta.json", {**_meta(spec.name, None), **_asked(spec), "custom_props": job_mark() | _told(spec)})
         # For who fetches the result: FLARE gives back what a job brought.
@@ -104,6 +114,12 @@ def _with_pack(spec: JobSpec, config: Path, model: Path | None, evaluate_only: b
     save_file({n: v.contiguous() for n, v in weights.items()}, config / INITIAL_MODEL)
     declared = plan.declared()
     return spec.changed({name: getattr(declared, name).model_dump() for name in ("model", "task")})
+
+
+def _add_other_model(spec: JobSpec, config: Path, against: Path) -> None:
+    """Put the weights of a model that the job's is compared with into its folder."""
+    weights = _brought(against, spec.plan().initial_weights(), True)
+    save_file({n: v.contiguous() for n, v in weights.items()}, config / AGAINST_MODEL)
 
 
 def _brought(model: Path, own: Weights, all_of_them: bool) -> Weights:
@@ -165,7 +181,7 @@ def _transfer(spec: JobSpec) -> dict[str, Any]:
     }
 
 
-def _server(spec: JobSpec, evaluate_only: bool) -> dict[str, Any]:
+def _server(spec: JobSpec, evaluate_only: bool, calibration: Calibration | None) -> dict[str, Any]:
     controller = {
         "id": "rounds",
         "path": "oncofed.federation.controller.FederatedTraining",
@@ -173,6 +189,7 @@ def _server(spec: JobSpec, evaluate_only: bool) -> dict[str, Any]:
             "plan": _plan(spec),
             "federation": spec.federation().model_dump(mode="json"),
             "evaluate_only": evaluate_only,
+            "calibration": calibration.model_dump(mode="json", by_alias=True) if calibration else None,
         },
     }
     return {**_server_config(controller, _PAUSE_SECONDS), **_transfer(spec)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from oncofed.federation.compression import travelling_bytes
 from oncofed.federation.spec import ScaffoldSpec, SwarmSpec
@@ -12,6 +13,9 @@ from oncofed.job.watch import RunState
 from oncofed.machine import environment
 from oncofed.report.result import Backend, Bytes, Fairness, Means, Result, SiteResult
 from oncofed.tasks import Evaluation
+from oncofed.tasks.calibration import Calibration
+from oncofed.tasks.differences import Difference
+from oncofed.tasks.pooled import PooledTest
 
 # Site or "pooled" -> site whose test cases they are -> scores.
 Scores = dict[str, dict[str, Evaluation]]
@@ -103,6 +107,7 @@ def note_scores(
             interval={name: interval for name, interval in intervals.items() if interval},
         )
     result.cross_site = state.finished.get("cross_site")
+    note_pooled(result, state.finished)
     known = {site: r.federated for site, r in result.sites.items() if r.federated is not None}
     if known:
         worst = min(known, key=lambda site: known[site])
@@ -113,6 +118,14 @@ def note_scores(
         federated=_mean(site.federated for site in result.sites.values()),
         pooled=_mean(site.pooled for site in result.sites.values()),
     )
+
+
+def note_pooled(result: Result, finished: Mapping[str, Any]) -> None:
+    """Take over what the sites' test patients say together, of a run whose record has it."""
+    calibration, pooled, paired = (finished.get(name) for name in ("calibration", "pooled", "paired"))
+    result.calibration = Calibration.model_validate(calibration) if calibration else None
+    result.pooled_test = PooledTest.model_validate(pooled) if pooled else None
+    result.paired_test = Difference.model_validate(paired) if paired else None
 
 
 def _bytes(spec: JobSpec, sites: int) -> Bytes:

@@ -18,7 +18,9 @@ from oncofed.data.sample import sample_cases
 from oncofed.devices import require_named_gpu
 from oncofed.errors import DataError, FederationError, OncofedError
 from oncofed.federation.events import BEST_MODEL, MODELS_FOLDER, EventReader
+from oncofed.federation.pooled_scores import copy_calibration
 from oncofed.federation.provenance import PROVENANCE_FILE
+from oncofed.federation.training_profile import copy_profile
 from oncofed.job import backends
 from oncofed.job.backends import Running
 from oncofed.job.flare import export_job
@@ -57,6 +59,7 @@ class Run:
         data_note: what the report says of the data.
         model: weights as safetensors that the job starts from; None: those that its seed gives.
         evaluate_only: score that model at every site, and train nothing.
+        against: weights of another model that it is compared with on the same patients.
     """
 
     spec: JobSpec
@@ -70,6 +73,7 @@ class Run:
     data_note: str = ""
     model: Path | None = None
     evaluate_only: bool = False
+    against: Path | None = None
     _cases: dict[str, Cases] = field(default_factory=dict)
     _skipped: dict[str, int] = field(default_factory=dict)
 
@@ -146,7 +150,8 @@ class Run:
             )
 
     def _run(self, result: Result) -> None:
-        job = export_job(self.spec, self._work / self.spec.name, model=self.model, evaluate_only=self.evaluate_only)
+        folder = self._work / self.spec.name
+        job = export_job(self.spec, folder, False, self.model, self.evaluate_only, self.against)
         model = self.folder / "model"
         (model / "baselines").mkdir(parents=True, exist_ok=True)
         submitted, started = time.time(), time.monotonic()
@@ -171,6 +176,8 @@ class Run:
                 best = running.fetch() / MODELS_FOLDER / BEST_MODEL
                 shutil.copy(best, model / "model.safetensors")
                 shutil.copy(best.with_name(PROVENANCE_FILE), self.folder / PROVENANCE_FILE)
+                copy_profile(best.parent, model)
+                copy_calibration(best.parent, model)
             state = view.state
             result.timing.startup_s = (state.started or submitted) - submitted + (state.ready_s or 0)
             result.timing.federation_s = ended - started

@@ -7,9 +7,9 @@ from typing import Any
 
 from oncofed.data.cases import Case
 from oncofed.data.grouping import counted
-from oncofed.federation.spec import LEAST_PATIENTS
 from oncofed.job.spec import JobSpec
 from oncofed.prediction.subgroups import Subgroups
+from oncofed.privacy.small_counts import LEAST_PATIENTS
 from oncofed.tasks.comparison import Comparison
 
 _NEW = "their scores say nothing of new patients"

@@ -30,7 +30,6 @@ from oncofed.prediction.model import TrainedModel
 from oncofed.prediction.subgroups import Outcomes, Subgroups, by_subgroup
 from oncofed.report.evaluation import EvaluationRecord
 from oncofed.tasks import Scores, Task
-from oncofed.tasks.base import confidence
 from oncofed.tasks.comparison import Comparison, compare
 
 CASES_FILE = "cases.csv"  # it names cases, and stays at the site
@@ -130,12 +129,13 @@ def evaluate(request: Request, device: torch.device, progress: Progress | None =
     known, unmatched = _known_columns(request, cases)
     wanted = _wanted(request, known)
     network = model.network(device)
-    found = task.outcomes(network, cases, device, True, progress=partial(progress, "scoring"))
+    kept: list[tuple[str, Any]] = []
+    scored = task.evaluate(network, cases, device, True, progress=partial(progress, "scoring"), keep=kept)
+    found = [outcome for _, outcome in kept]
     outcomes = Outcomes(tuple(c.name for c in cases), tuple(c.patient for c in cases), tuple(found))
     subgroups = _by_columns(task, outcomes, wanted, known, progress)
     if not request.by:
         subgroups = [one for one in subgroups if len(one.groups) > 1]
-    interval = confidence(task.summarise, outcomes.pairs())
     comparison = _compare(request, cases, outcomes, device, progress)
     remarks = [
         *caveats.of_training(model.provenance, digest, lists, cases),
@@ -155,7 +155,7 @@ def evaluate(request: Request, device: torch.device, progress: Progress | None =
         metric=task.metric,
         metric_name=task.metric_name,
         set_aside=len(aside),
-        scores=scores_record(task, outcomes, interval),
+        scores=scores_record(task, outcomes, scored.interval),
         subgroups=[subgroups_record(one) for one in subgroups],
         comparison=comparison_record(comparison, request.against.digest) if comparison and request.against else None,
         remarks=remarks,
@@ -164,8 +164,8 @@ def evaluate(request: Request, device: torch.device, progress: Progress | None =
     )
     return Evaluated(
         record=record,
-        scores=task.summarise(outcomes.pairs()),
-        interval=interval,
+        scores=scored,
+        interval=scored.interval,
         patients=len(set(outcomes.patients)),
         seen=tuple(sorted(seen, key=lambda one: (math.inf if one.score is None else one.score, one.case.name))),
         subgroups=tuple(subgroups),
@@ -319,9 +319,10 @@ def _compare(
     other, task = request.against, request.model.task
     if other is None:
         return None
-    scoring = partial(progress, "scoring the other model")
-    theirs = other.task.outcomes(other.network(device), cases, device, progress=scoring)
-    margin = request.margin if request.margin is not None else getattr(request.model.job.evaluation, "margin", None)
+    scoring, kept = partial(progress, "scoring the other model"), list[tuple[str, Any]]()
+    other.task.evaluate(other.network(device), cases, device, progress=scoring, keep=kept)
+    theirs = [outcome for _, outcome in kept]
+    margin = request.margin if request.margin is not None else request.model.job.evaluation.margin
     return compare(task, outcomes.patients, outcomes.found, theirs, margin)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from oncofed.federation.spec import LEAST_PATIENTS
 from oncofed.prediction.subgroups import Outcomes, Subgroups, shared_scores
+from oncofed.privacy.small_counts import LEAST_PATIENTS
 from oncofed.report.evaluation import ComparisonRecord, DifferenceRecord, GroupRecord, ScoresRecord, SubgroupsRecord
 from oncofed.tasks import Scores, Task
 from oncofed.tasks.comparison import Comparison

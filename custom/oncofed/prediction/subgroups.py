@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from oncofed.federation.spec import LEAST_PATIENTS
 from oncofed.prediction.columns import Column
+from oncofed.privacy.small_counts import LEAST_PATIENTS
 from oncofed.privacy.suppression import withheld
 from oncofed.tasks import Scores, Task
 from oncofed.tasks.resampling import Patients, expanded_interval, interval

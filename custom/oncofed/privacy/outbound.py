@@ -13,6 +13,8 @@ from errno import errorcode
 from typing import Any
 
 from oncofed.errors import PolicyError
+from oncofed.privacy.pooled import is_paired, is_pooled, is_temperature_sums, keep_back_small
+from oncofed.privacy.small_counts import LEAST_PATIENTS
 
 Check = Callable[[Any], bool]
 
@@ -28,12 +30,14 @@ _LONGEST_MM = 100_000.0
 _SYSTEM_ERRORS = frozenset(os.strerror(number) for number in errorcode)
 
 
-def check_counts(numbers: Mapping[str, Any], version: str) -> None:
+def check_counts(numbers: Mapping[str, Any], version: str, bins: Mapping[str, int] | None = None) -> None:
     """Check what a site says of its data before the first round.
 
     Args:
-        numbers: ``train``, ``validation``, ``test``, ``device``, ``version``; digests ``dataset`` and ``policy``.
+        numbers: ``train``, ``validation``, ``test``, ``device``, ``version``; digests ``dataset`` and ``policy``;
+            ``profile``, histograms of what its training images are like.
         version: of oncofed.
+        bins: of each such histogram, by name.
 
     Raises:
         PolicyError: something else is in it, or a count is missing.
@@ -48,6 +52,7 @@ def check_counts(numbers: Mapping[str, Any], version: str) -> None:
             "version": lambda value: value == version,
             "dataset": lambda value: value is None or _is_digest(value),
             "policy": lambda value: value is None or _is_digest(value),
+            "profile": lambda value: is_profile(value, bins or {}, numbers.get("train")),
         },
     )
     if not {"train", "validation", "test"} <= numbers.keys():
@@ -72,6 +77,9 @@ def check_numbers(numbers: Mapping[str, Any], classes: Sequence[str]) -> None:
             "validate_s": _is_seconds,
             "evaluation": lambda value: _is_evaluation(value, classes),
             "personal": lambda value: _is_evaluation(value, classes),
+            "pooled": lambda value: is_pooled(value, classes),
+            "temperature": is_temperature_sums,
+            "paired": is_paired,
             "update": lambda value: value is None or _is_digest(value),
             "not_kept": lambda value: value in _SYSTEM_ERRORS,
         },
@@ -99,13 +107,39 @@ def withhold(numbers: dict[str, Any], minimum: int) -> bool:
         numbers: as sent; changed in place.
         minimum: fewest patients.
     """
-    withheld = False
+    withheld = keep_back_small(numbers, minimum)
     for name in ("evaluation", "personal"):
         evaluation = numbers.get(name)
         if evaluation and evaluation["cases"] < minimum:
             numbers[name] = {"mean": None, "by_class": {}, "more": {}, "interval": None, "cases": evaluation["cases"]}
             withheld = True
     return withheld
+
+
+def is_profile(value: Any, bins: Mapping[str, int], cases: Any = _MOST_CASES) -> bool:
+    """Return whether histograms may leave: those that the job declares, with at least five patients behind each number.
+
+    Args:
+        value: name -> ``patients``, how many there are, and ``counts``, of each bin.
+        bins: how many bins each may have, by name.
+        cases: no histogram holds more patients.
+    """
+    return (
+        isinstance(value, Mapping)
+        and all(name in bins and _is_histogram(one, bins[name]) for name, one in value.items())
+        and _is_count(cases)
+        and all(one["patients"] <= cases for one in value.values())
+    )
+
+
+def _is_histogram(value: Any, bins: int) -> bool:
+    if not isinstance(value, Mapping) or set(value) != {"patients", "counts"}:
+        return False
+    patients, counts = value["patients"], value["counts"]
+    if not (isinstance(counts, list) and len(counts) == bins and all(map(_is_count, [patients, *counts]))):
+        return False
+    hidden = patients - sum(counts)
+    return all(count == 0 or count >= LEAST_PATIENTS for count in (*counts, hidden)) and patients >= LEAST_PATIENTS
 
 
 def _check(found: Any, expected: Mapping[str, Check]) -> None:

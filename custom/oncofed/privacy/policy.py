@@ -31,6 +31,11 @@ class LeavesSpec(StrictModel):
         None, gt=0, description="megabytes of one message at most; null: a tenth more than the job declares"
     )
     mb_a_job: float | None = Field(None, gt=0, description="megabytes of one job at most; null: no limit")
+    training_profile: bool = Field(
+        True,
+        description="how many patients' training images lie in which range of spacing, size, intensity and stain; none "
+        "of fewer than five. It is kept with the model, to tell when an image is unlike them",
+    )
     largest_norm: float = Field(
         10.0, gt=1, le=1000, description="an update this many times as long as the job's usual one here is held back"
     )

@@ -15,7 +15,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from oncofed.data.manifest import write_whole
-from oncofed.federation.spec import LEAST_PATIENTS, FederationPlan, SwarmSpec
+from oncofed.federation.spec import FederationPlan, SwarmSpec
+from oncofed.privacy.small_counts import LEAST_PATIENTS
 from oncofed.report.evaluation import EvaluationRecord
 from oncofed.report.result import Result
 from oncofed.signing import signer

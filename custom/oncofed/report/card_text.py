@@ -113,7 +113,10 @@ def _training_table(card: Card) -> str:
 def _training(card: Card) -> Iterator[tuple[str, object]]:
     one = card.training_procedure
     yield "Strategy", one.strategy
-    yield "Rounds", f"{one.rounds}, of which {one.best_round} is this model" if one.best_round is not None else one.rounds
+    yield (
+        "Rounds",
+        f"{one.rounds}, of which {one.best_round} is this model" if one.best_round is not None else one.rounds,
+    )
     yield "Steps", f"{one.steps_per_round} a round and site, batches of {one.batch_size}"
     yield "Learning rate", f"{one.learning_rate:g}"
     yield "Loss", one.loss

@@ -10,6 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from oncofed.data.manifest import write_whole
 from oncofed.errors import DataError
 from oncofed.settings import first_problem
+from oncofed.tasks.calibration import Calibration
+from oncofed.tasks.differences import Difference
+from oncofed.tasks.pooled import PooledTest
 
 Backend = Literal["federation", "simulate"]
 
@@ -96,6 +99,9 @@ class Result(_Part):
     cross_site: dict[str, dict[str, float | None]] | None = Field(
         None, description="site whose last model it is -> site whose test cases they are -> score"
     )
+    calibration: Calibration | None = Field(None, description="how sure the model should be; null: not known")
+    pooled_test: PooledTest | None = Field(None, description="the test patients of all sites together")
+    paired_test: Difference | None = Field(None, description="this model less the one that it was compared with")
     lost_sites: dict[str, str] = {}
     participation: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="round -> who was asked, came in time, late, was refused, lost or missing"

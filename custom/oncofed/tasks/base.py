@@ -22,12 +22,15 @@ from oncofed.data.vocabulary import LabelKind
 from oncofed.devices import free_memory, is_out_of_memory
 from oncofed.errors import SpecError, TrainingError
 from oncofed.models.networks import Kind
+from oncofed.tasks.differences import Part
 from oncofed.tasks.inferred import Inferred
 from oncofed.tasks.pictures import Picture
+from oncofed.tasks.pooled import FEWEST, MEAN
+from oncofed.tasks.site_sums import figure_sums
 
 # Fewer patients than this say nothing about how far a mean may be off.
 # Nor may the scores of so few leave a site one by one, which the ends of an interval would nearly be.
-FEWEST_FOR_INTERVAL = 5
+FEWEST_FOR_INTERVAL = FEWEST
 RESAMPLES = 500
 
 
@@ -78,6 +81,7 @@ class Task(ABC, Generic[Outcome]):
     Attributes:
         metric: the figure that chooses the best round, as ``result.json`` names it.
         metric_name: the same for people.
+        loss_name: what training makes small, for people.
         label_kind: what a case is labelled with.
         network_kind: of the networks that fit.
         assessed_at_once: cases that ``assess_all`` is given.
@@ -87,6 +91,7 @@ class Task(ABC, Generic[Outcome]):
 
     metric: str
     metric_name: str
+    loss_name = "the task's own"
     label_kind: LabelKind = "mask"
     network_kind: Kind = "dense"
     assessed_at_once = 1
@@ -152,6 +157,10 @@ class Task(ABC, Generic[Outcome]):
         """
         raise SpecError(f"the task {type(self).__name__} has no predictions: it is one of a pack, and defines no infer")
 
+    def infer_with_entropy(self, network: nn.Module, prepared: Prepared, device: torch.device) -> Inferred:
+        """Return what ``infer`` does, of maps with their entropy; of a pack's task without it."""
+        return self.infer(network, prepared, device)
+
     @abstractmethod
     def assess(self, network: nn.Module, case: Case, device: torch.device, detailed: bool) -> Outcome:
         """Return what a network in evaluation mode does on one case; ``detailed`` also what takes long to find out."""
@@ -174,6 +183,50 @@ class Task(ABC, Generic[Outcome]):
         """Return the names of the classes to whose figures one case contributes; see ``Scores.by_class``."""
         return set(self.summarise([("", outcome)]).by_class)
 
+    def pooled(
+        self, outcomes: Sequence[tuple[str, Outcome]], temperature: float | None = None
+    ) -> dict[str, Any] | None:
+        """Return counts and sums that can be added to other sites'; None where fewer than five patients are behind.
+
+        Args:
+            outcomes: of all cases, each with its patient's key.
+            temperature: of the model, where the task knows of one.
+        """
+        del temperature
+        values: dict[str, dict[str, float]] = defaultdict(dict)
+        for patient, scores in self._by_patient(outcomes).items():
+            known = {**scores.by_class, **({} if scores.mean is None else {MEAN: scores.mean})}
+            for name, value in known.items():
+                if not np.isnan(value):
+                    values[name][patient] = value
+        return figure_sums(values, MEAN)
+
+    def temperature_sums(self, outcomes: Sequence[tuple[str, Outcome]]) -> dict[str, Any] | None:
+        """Return what a temperature is learned from (``tasks.calibration``); None where the task has none."""
+        del outcomes
+        return None
+
+    def paired(self, outcomes: Sequence[tuple[str, Outcome]], others: Sequence[tuple[str, Outcome]]) -> Part | None:
+        """Return by how much one model is better than another on the same cases, by the metric.
+
+        Args:
+            outcomes: of the first model.
+            others: of the second, in the same order.
+
+        Returns:
+            None where fewer than five patients tell it.
+        """
+        first, second = self._by_patient(outcomes), self._by_patient(others)
+        pairs = [(scores.mean, second[patient].mean) for patient, scores in first.items()]
+        known = [a - b for a, b in pairs if a is not None and b is not None and not np.isnan(a - b)]
+        return Part.of_values(known) if len(known) >= FEWEST else None
+
+    def _by_patient(self, outcomes: Sequence[tuple[str, Outcome]]) -> dict[str, Scores]:
+        groups: dict[str, list[tuple[str, Outcome]]] = defaultdict(list)
+        for patient, outcome in outcomes:
+            groups[patient].append((patient, outcome))
+        return {patient: self.summarise(own) for patient, own in groups.items()}
+
     @abstractmethod
     def picture(self, network: nn.Module, case: Case, device: torch.device) -> Picture:
         """Return what a network in evaluation mode makes of one case, for people."""
@@ -188,6 +241,7 @@ class Task(ABC, Generic[Outcome]):
         should_stop: Callable[[], bool] | None = None,
         held: PreparedCases | None = None,
         progress: Callable[[int, int], None] | None = None,
+        keep: list[tuple[str, Outcome]] | None = None,
     ) -> Evaluation:
         """Score a network on cases.
 
@@ -199,6 +253,7 @@ class Task(ABC, Generic[Outcome]):
             should_stop: asked before each case; true ends the evaluation early.
             held: the cases as ``scoring_preparation`` makes them, where they are kept for another time.
             progress: called with (cases scored, cases in all).
+            keep: gets what was found of each case, with its patient's key: for ``pooled`` and the like.
         """
         network.eval()
         how = self.scoring_preparation()
@@ -223,6 +278,8 @@ class Task(ABC, Generic[Outcome]):
                     progress(len(outcomes), len(cases))
         finally:
             self._held = None
+        if keep is not None:
+            keep += outcomes
         scores = self.summarise(outcomes)
         interval = confidence(self.summarise, outcomes) if detailed else None
         return Evaluation(scores.mean, scores.by_class, scores.more, len(outcomes), interval, tuple(by_case))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,8 +23,12 @@ from oncofed.devices import inference_type
 from oncofed.models.networks import Kind
 from oncofed.settings import StrictModel
 from oncofed.tasks.base import Scores, Task
+from oncofed.tasks.calibration import temperature_sums
+from oncofed.tasks.differences import Part, area_difference
 from oncofed.tasks.inferred import ClassScores
 from oncofed.tasks.pictures import Picture, middle_slice
+from oncofed.tasks.pooled import FEWEST
+from oncofed.tasks.site_sums import classification_sums, grouped
 
 _BINS = 10
 # Images, and values of them all together, that are scored at once: large enough to fill a GPU, small enough for any.
@@ -82,6 +86,7 @@ class Classification(Task[Classified]):
 
     metric = "auroc"
     metric_name = "AUROC"
+    loss_name = "cross-entropy"
     label_kind: LabelKind = "class"
     network_kind: Kind = "image"
 
@@ -136,14 +141,30 @@ class Classification(Task[Classified]):
 
     def summarise(self, outcomes: Sequence[tuple[str, Classified]]) -> Scores:
         """Return AUROC and other figures; a patient's images of one class count as one, by their mean probabilities."""
-        groups: dict[tuple[str, int], int] = {}
-        of_group = [groups.setdefault((patient, outcome.label), len(groups)) for patient, outcome in outcomes]
-        labels = np.array([label for _, label in groups], dtype=np.int64)
-        found = np.zeros((len(groups), len(self.classes)))
-        if groups:
-            np.add.at(found, of_group, np.stack([outcome.probabilities for _, outcome in outcomes]))
-            found /= np.bincount(of_group)[:, None]
+        found, labels, _ = grouped(*_stacked(outcomes, len(self.classes)))
         return class_scores(found, labels, self.classes)
+
+    def pooled(
+        self, outcomes: Sequence[tuple[str, Classified]], temperature: float | None = None
+    ) -> dict[str, Any] | None:
+        """Return counts of patients by how likely each class is, and sums that tell whether the model is calibrated."""
+        return classification_sums(*_stacked(outcomes, len(self.classes)), self.classes, temperature)
+
+    def temperature_sums(self, outcomes: Sequence[tuple[str, Classified]]) -> dict[str, Any] | None:
+        """Return what a temperature is learned from."""
+        return temperature_sums(*_stacked(outcomes, len(self.classes)))
+
+    def paired(
+        self, outcomes: Sequence[tuple[str, Classified]], others: Sequence[tuple[str, Classified]]
+    ) -> Part | None:
+        """Return the difference of two areas on the same images; None where a class has, or lacks, too few patients."""
+        first, labels, patients = grouped(*_stacked(outcomes, len(self.classes)))
+        second, _, _ = grouped(*_stacked(others, len(self.classes)))
+        for value in self.classes:
+            for kind in (labels == value, labels != value):
+                if len({patients[index] for index in np.flatnonzero(kind)}) < FEWEST:
+                    return None
+        return area_difference(first, second, labels, patients)
 
     def figures(self, outcome: Classified) -> dict[str, float | str]:
         """Return the case's class and the probability of each."""
@@ -159,6 +180,15 @@ class Classification(Task[Classified]):
         found = self.assess(network, case, device, detailed=False)
         image = case.read_image()
         return middle_slice(image.values, image.affine, caption(found, self.classes))
+
+
+def _stacked(
+    outcomes: Sequence[tuple[str, Classified]], classes: int
+) -> tuple[NDArray[np.float64], NDArray[np.int64], list[str]]:
+    """Return probabilities (image, class), labels (image,), and the key of each image's patient."""
+    found = np.array([outcome.probabilities for _, outcome in outcomes], dtype=np.float64).reshape(-1, classes)
+    labels = np.array([outcome.label for _, outcome in outcomes], dtype=np.int64)
+    return found, labels, [patient for patient, _ in outcomes]
 
 
 def caption(found: Classified, classes: dict[int, str]) -> str:

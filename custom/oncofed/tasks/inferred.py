@@ -41,10 +41,12 @@ class LabelMap:
     Attributes:
         values: label values on the target grid, (x, y[, z]) uint8 or int16, on the device where they were decided.
         affine: (4, 4), from voxels to RAS+ in mm.
+        entropy: how unsure the network is of each voxel, (x, y[, z]) uint8; see ``tasks.entropy``; None: not asked for.
     """
 
     values: Tensor
     affine: Affine
+    entropy: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,12 @@ class ObjectMap:
     Attributes:
         numbers: a number for each object on the target grid, zero elsewhere, (x, y[, z]) int32.
         affine: (4, 4); of a flat image its pixel sizes.
+        entropy: as that of ``LabelMap``, of whether there is an object.
     """
 
     numbers: NDArray[np.int32]
     affine: Affine
+    entropy: Tensor | None = None
 
 
 @dataclass(frozen=True)

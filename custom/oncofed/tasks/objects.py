@@ -24,6 +24,7 @@ from oncofed.data.references import Referenced, Unreferenced, affine_of
 from oncofed.data.spec import DataSpec
 from oncofed.settings import StrictModel
 from oncofed.tasks.base import Scores, Task, mean_over_patients
+from oncofed.tasks.entropy import entropy_bytes
 from oncofed.tasks.inferred import ObjectMap, target_grid
 from oncofed.tasks.losses import dice_ce
 from oncofed.tasks.pictures import Picture, flat
@@ -65,6 +66,7 @@ class Objects(Task[dict[str, float]]):
 
     metric = "pq"
     metric_name = "panoptic quality"
+    loss_name = "Dice with cross-entropy, and the depth inside objects"
     averages = True
 
     def __init__(self, spec: ObjectsSpec, data: DataSpec) -> None:
@@ -113,9 +115,18 @@ class Objects(Task[dict[str, float]]):
         """Return how an image alone is read."""
         return Unreferenced(self.data)
 
-    @torch.no_grad()
     def infer(self, network: nn.Module, prepared: Prepared, device: torch.device) -> ObjectMap:
         """Return the objects on the target grid: the label's file's, or the image's own."""
+        return self._infer(network, prepared, device, entropy=False)
+
+    def infer_with_entropy(self, network: nn.Module, prepared: Prepared, device: torch.device) -> ObjectMap:
+        """Return the same objects, and how unsure the network is of where there are any."""
+        if type(self).infer is not Objects.infer:  # a subclass changes what is found
+            return self.infer(network, prepared, device)
+        return self._infer(network, prepared, device, entropy=True)
+
+    @torch.no_grad()
+    def _infer(self, network: nn.Module, prepared: Prepared, device: torch.device, entropy: bool) -> ObjectMap:
         image, target = prepared["image"], target_grid(prepared)
         shape = target.shape
         grid = file_grid(self.data, image, (affine_of(prepared, "image"), target.affine), shape, self._windows)
@@ -128,7 +139,7 @@ class Objects(Task[dict[str, float]]):
 
         maps = self._windows.within_memory(infer, image[0].numel()).cpu().numpy()
         numbers = separate(maps[0] > 0.5, maps[1], self.spec.seed_depth, self.spec.smallest)
-        return ObjectMap(numbers, target.affine)
+        return ObjectMap(numbers, target.affine, entropy_bytes(torch.from_numpy(maps[:1]))[0] if entropy else None)
 
     def summarise(self, outcomes: Sequence[tuple[str, dict[str, float]]]) -> Scores:
         """Return means over patients."""

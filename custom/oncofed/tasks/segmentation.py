@@ -22,7 +22,8 @@ from oncofed.data.spec import DataSpec
 from oncofed.data.vocabulary import IGNORED
 from oncofed.settings import StrictModel
 from oncofed.tasks.base import Scores, Task, mean_over_patients
-from oncofed.tasks.grids import FileGrid
+from oncofed.tasks.entropy import entropy_bytes
+from oncofed.tasks.grids import Decide, FileGrid
 from oncofed.tasks.inferred import LabelMap, TargetGrid, target_grid
 from oncofed.tasks.losses import dice_ce
 from oncofed.tasks.overlap import confusion, dice, keep_largest
@@ -96,6 +97,7 @@ class Segmentation(Task[dict[str, float]]):
 
     metric = "dice"
     metric_name = "Dice"
+    loss_name = "Dice with cross-entropy"
     averages = True
 
     def __init__(self, spec: SegmentationSpec, data: DataSpec) -> None:
@@ -146,20 +148,29 @@ class Segmentation(Task[dict[str, float]]):
         """Return how an image alone is read."""
         return Unreferenced(self.data)
 
-    @torch.no_grad()
     def infer(self, network: nn.Module, prepared: Prepared, device: torch.device) -> LabelMap:
         """Return label values on the target grid: the label's file's, or the image's own."""
+        return self._infer(network, prepared, device, entropy=False)
+
+    def infer_with_entropy(self, network: nn.Module, prepared: Prepared, device: torch.device) -> LabelMap:
+        """Return the same labels, and how unsure the network is of each voxel's."""
+        if type(self).infer is not Segmentation.infer:  # a subclass changes what is found
+            return self.infer(network, prepared, device)
+        return self._infer(network, prepared, device, entropy=True)
+
+    @torch.no_grad()
+    def _infer(self, network: nn.Module, prepared: Prepared, device: torch.device, entropy: bool) -> LabelMap:
         image, target = prepared["image"], target_grid(prepared)
 
         def segment(spare: bool) -> Tensor:
-            return self._labels(network, prepared, target, device, spare)
+            return self._labels(network, prepared, target, device, spare, entropy)
 
-        found = self._windows.within_memory(segment, image[0].numel())
+        labels, *more = self._windows.within_memory(segment, image[0].numel())
         if self.spec.keep_largest:
-            found = found.cpu()
+            labels = labels.cpu()
             for value in self.spec.keep_largest:
-                keep_largest(found.numpy(), value)
-        return LabelMap(found, target.affine)
+                keep_largest(labels.numpy(), value)
+        return LabelMap(labels, target.affine, more[0].to(torch.uint8) if entropy else None)
 
     def _find(self, network: nn.Module, case: Case, device: torch.device) -> _Found:
         prepared = self.prepared(case)
@@ -167,29 +178,37 @@ class Segmentation(Task[dict[str, float]]):
         return _Found(found.values, prepared["label"].to(found.values.device), found.affine)
 
     def _labels(
-        self, network: nn.Module, prepared: Prepared, target: TargetGrid, device: torch.device, spare: bool
+        self,
+        network: nn.Module,
+        prepared: Prepared,
+        target: TargetGrid,
+        device: torch.device,
+        spare: bool,
+        entropy: bool,
     ) -> Tensor:
-        """Return label values on the target grid, (x, y[, z]).
+        """Return label values on the target grid, (1, x, y[, z]), and where it is wanted their entropy, (2, …).
 
         Classes are told apart slab by slab: no volume of all classes is held.
         """
         two, image, shape = self.out_channels == 2, prepared["image"], target.shape
         grid = file_grid(self.data, image, (affine_of(prepared, "image"), target.affine), shape, self._windows)
-        planes = self._windows.slabs(
-            network, image, device, _difference if two else None, weighed=not grid.whole, spare=spare
-        )
+        weighed = entropy or not grid.whole
+        planes = self._windows.slabs(network, image, device, _difference if two else None, weighed, spare)
         labels = torch.empty(
-            1, *shape, dtype=_type_of(self.out_channels), device=torch.device("cpu") if spare else device
+            1 + entropy, *shape, dtype=_type_of(self.out_channels), device=torch.device("cpu") if spare else device
         )
+        told = _with_entropy(grid.whole) if entropy else _alone
         # Between two voxels lie probabilities; in a voxel itself the largest logit is the largest probability too.
         if two:
             limit = 0.0 if grid.whole else 0.5
             # A bool is a byte of 0 or 1: no copy is needed to make it a label.
-            grid.fill(planes if grid.whole else _sigmoid(planes), labels, lambda v: (v > limit).view(torch.uint8))
+            decide = told(lambda v: (v > limit).view(torch.uint8))
+            grid.fill(planes if grid.whole else _sigmoid(planes), labels, decide)
         else:
             # As argmax, first of equals included, in a seventh of the time on a CPU.
-            grid.fill(planes if grid.whole else _softmax(planes), labels, lambda v: v.max(0, keepdim=True).indices)
-        return labels[0]
+            decide = told(lambda v: v.max(0, keepdim=True).indices)
+            grid.fill(planes if grid.whole else _softmax(planes), labels, decide)
+        return labels
 
     def score(self, prediction: NDArray[np.uint8], reference: NDArray[np.uint8]) -> dict[str, float]:
         """Return Dice by class name; a class that is in neither volume has none (NaN).
@@ -260,6 +279,24 @@ def file_grid(
     # Flat images lie where their masks do, whatever their files say.
     same = data.dimensions == 2 and not data.spacing
     return FileGrid(affines[1] if same else affines[0], working, affines[1], shape, windows.axis(working))
+
+
+def _alone(decide: Decide) -> Decide:
+    return decide
+
+
+def _with_entropy(logits: bool) -> Callable[[Decide], Decide]:
+    """Return what makes a decision tell the entropy too, of probabilities or of ``logits``."""
+
+    def with_it(decide: Decide) -> Decide:
+        def both(values: Tensor) -> Tensor:
+            labels = decide(values)
+            likely = values if not logits else values.sigmoid() if len(values) == 1 else values.softmax(0)
+            return torch.cat([labels, entropy_bytes(likely).to(labels.dtype)])
+
+        return both
+
+    return with_it
 
 
 def _difference(logits: Tensor) -> Tensor:

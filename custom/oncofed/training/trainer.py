@@ -266,12 +266,13 @@ class Trainer:
         should_stop: Callable[[], bool] | None = None,
         detailed: bool = False,
         progress: Callable[[int, int], None] | None = None,
+        keep: list[tuple[str, Any]] | None = None,
     ) -> Evaluation:
         """Score the network on ``cases``; see ``Task.evaluate``. Validation cases are held prepared from then on."""
         torch.cuda.empty_cache()  # scoring takes other, larger pieces than training left there
         overwrite(self._activations, True)
         held = self._validation_of(cases, progress)
-        return self.task.evaluate(self.network, cases, self.device, detailed, should_stop, held, progress)
+        return self.task.evaluate(self.network, cases, self.device, detailed, should_stop, held, progress, keep)
 
     def _validation_of(
         self, cases: tuple[Case, ...], progress: Callable[[int, int], None] | None

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from oncofed.data.facts import checksum
+from oncofed.data.facts import checksum, stain
 from oncofed.data.manifest import Intensity
 from oncofed.data.masks import read_mask
 from oncofed.data.slides import TileReader
@@ -75,6 +75,7 @@ def measure(
             "finite": True,
             "checksum": checksum(sorted(path.iterdir()) if path.is_dir() else [path]),
             "intensity": _intensity(overview[mask]),
+            "stain": stain(overview[mask]),
             "thumbnail": _thumbnail(overview),
             "notes": [f"{len(rows)} tiles of {share.size} show tissue", *tissue.notes(), *tiles.notes],
         }

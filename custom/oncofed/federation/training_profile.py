@@ -1,0 +1,133 @@
+"""What the images were like that a federation learned from: ranges that are kept with the model.
+
+Each site counts its training patients in histograms whose ends and bins ``data.traits`` fixes, hides bins of fewer than
+five, and the server adds them up. No smallest and no largest value of a patient is in it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from oncofed.data.manifest import Entry, write_whole
+from oncofed.data.spec import DataSpec
+from oncofed.data.traits import Trait, counts_of_patients, traits
+from oncofed.errors import SpecError
+from oncofed.privacy.small_counts import LEAST_PATIENTS, without_small
+
+PROFILE_FILE = "training_profile.json"
+# A range is that of the patients whose bins are told. Where more than this share is hidden it would be too narrow.
+_MOST_HIDDEN = 0.2
+_TAIL = 0.01
+
+# Of one site: name of a trait -> ``patients`` and ``counts``.
+SiteProfile = Mapping[str, Mapping[str, Any]]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class TraitRange(_Part):
+    """One trait of the images that the federation learned from."""
+
+    patients: int = Field(ge=LEAST_PATIENTS, description="of whose images it is known")
+    counts: tuple[int, ...] = Field(description="patients in each bin; 0 also where a site had fewer than five")
+    range: tuple[float, float] | None = Field(
+        None, description="in which their images lie, first to 99th percentile; null: too few stand behind it"
+    )
+    bins: tuple[int, int] | None = Field(None, description="the first and the last bin of that range")
+    names: tuple[str, ...] | None = Field(None, description="of a trait that has names: those that were there")
+    unit: str = ""
+
+
+class TrainingProfile(_Part):
+    """``training_profile.json``."""
+
+    schema_: Literal[1] = Field(1, alias="schema")
+    sites: int = Field(ge=0, description="that told what their images are like")
+    traits: dict[str, TraitRange]
+
+
+def site_profile(images: Iterable[tuple[str, Entry]], data: DataSpec) -> dict[str, dict[str, Any]]:
+    """Return what a site tells of its training images: a trait of fewer than five patients is not in it.
+
+    Args:
+        images: each with its patient's key.
+        data: of the job.
+    """
+    found = {}
+    for name, counts in counts_of_patients(images, data).items():
+        patients = int(counts.sum())
+        if patients >= LEAST_PATIENTS:
+            found[name] = {"patients": patients, "counts": without_small(counts).tolist()}
+    return found
+
+
+def bins_of(data: DataSpec) -> dict[str, int]:
+    """Return how many bins each histogram of a job has, by trait."""
+    return {name: trait.bins for name, trait in traits(data).items()}
+
+
+def together(profiles: Iterable[SiteProfile], data: DataSpec) -> TrainingProfile:
+    """Return what several sites told, added up."""
+    told = list(profiles)
+    found: dict[str, TraitRange] = {}
+    for name, trait in traits(data).items():
+        parts = [profile[name] for profile in told if name in profile]
+        if parts:
+            counts = np.sum([part["counts"] for part in parts], axis=0, dtype=np.int64)
+            found[name] = _range(trait, sum(part["patients"] for part in parts), counts)
+    return TrainingProfile(schema=1, sites=len(told), traits=found)
+
+
+def write_training_profile(folder: Path, profile: TrainingProfile) -> Path:
+    """Write ``folder/training_profile.json`` whole or not at all, and return it."""
+    path = folder / PROFILE_FILE
+    write_whole(path, json.dumps(profile.model_dump(mode="json", by_alias=True), indent=1) + "\n")
+    return path
+
+
+def copy_profile(source: Path, target: Path) -> None:
+    """Copy the profile from beside one model's weights to beside another's, where there is one."""
+    if (source / PROFILE_FILE).is_file():
+        write_whole(target / PROFILE_FILE, (source / PROFILE_FILE).read_bytes())
+
+
+def read_training_profile(folder: Path) -> TrainingProfile | None:
+    """Return the profile beside a model's weights; None where there is none: a run at older sites has no such file.
+
+    Raises:
+        SpecError: it cannot be read as one.
+    """
+    path = folder / PROFILE_FILE
+    try:
+        return TrainingProfile.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError):
+        raise SpecError(
+            f"{path}: no profile of training images that this version knows. Fetch the run again, or remove the file: "
+            "what the model was trained on is then not known"
+        ) from None
+
+
+def _range(trait: Trait, patients: int, counts: np.ndarray[Any, np.dtype[np.int64]]) -> TraitRange:
+    told = int(counts.sum())
+    known = told > 0 and patients - told <= _MOST_HIDDEN * patients
+    about: dict[str, Any] = {"patients": patients, "counts": tuple(counts.tolist()), "unit": trait.unit}
+    if not known:
+        return TraitRange(**about)
+    if trait.scale == "names":
+        return TraitRange(**about, names=tuple(n for n, count in zip(trait.names, counts, strict=True) if count))
+    below = np.cumsum(counts)
+    first = int(np.searchsorted(below, _TAIL * told, side="right"))
+    last = int(np.searchsorted(below, (1 - _TAIL) * told, side="left"))
+    ends = trait.low + first * trait.width, trait.low + (last + 1) * trait.width
+    low, high = (float(f"{trait.plain(end):.4g}") for end in ends)
+    return TraitRange(**about, range=(low, high), bins=(first, last))

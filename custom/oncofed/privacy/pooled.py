@@ -1,0 +1,185 @@
+"""What may leave a site of figures over all sites: counts and sums of at least five patients each, in this shape alone.
+
+A number has no more digits than it is made with, and no larger a value than so many patients can give.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from oncofed.tasks.calibration import STEP, TEMPERATURES
+from oncofed.tasks.pooled import BINS, FEWEST, FURTHEST, MEAN, coarser, coarser_rows
+from oncofed.tasks.site_sums import DIGITS, DIGITS_OF_FIGURES, DIGITS_OF_ODDS
+
+_MOST_PATIENTS = 10_000_000
+# Of one patient: what is likelier than a float can tell is told as this.
+_LARGEST_LOSS = 700.0
+# Of a difference, and of its variance.
+_PRECISION = 6
+
+
+def is_pooled(value: Any, classes: Sequence[str]) -> bool:
+    """Return whether a value is what ``Task.pooled`` makes of a job's classes."""
+    if not isinstance(value, Mapping) or not _is_patients(value.get("patients")):
+        return False
+    if set(value) == {"patients", "figures"}:
+        return _are_named(value["figures"], [MEAN, *classes]) and all(map(_is_figure, value["figures"].values()))
+    if set(value) != {"patients", "classes", "reliability"}:
+        return False
+    by_class = value["classes"]
+    return (
+        _are_named(by_class, classes)
+        and all(map(_is_ranked, by_class.values()))
+        and (value["reliability"] is None or _is_reliability(value["reliability"]))
+    )
+
+
+def is_temperature_sums(value: Any) -> bool:
+    """Return whether a value is what ``Task.temperature_sums`` makes."""
+    if not isinstance(value, Mapping) or set(value) != {"patients", "log_loss"}:
+        return False
+    patients, sums = value["patients"], value["log_loss"]
+    if not _is_patients(patients) or not isinstance(sums, list) or len(sums) != len(TEMPERATURES):
+        return False
+    # The step's multiples, as far as two digits have them.
+    return all(
+        _is_sum(one, 0, _LARGEST_LOSS * patients, 2) and abs(one / STEP - round(one / STEP)) < 1e-6 for one in sums
+    )
+
+
+def is_paired(value: Any) -> bool:
+    """Return whether a value is a difference of two models with the variance of its mean."""
+    return (
+        isinstance(value, Mapping)
+        and set(value) == {"patients", "difference", "variance"}
+        and _is_patients(value["patients"])
+        and all(_is_sum(value[name], low, 1, 30) for name, low in (("difference", -1), ("variance", 0)))
+        and all(value[name] == float(f"{value[name]:.{_PRECISION}g}") for name in ("difference", "variance"))
+    )
+
+
+def keep_back_small(numbers: dict[str, Any], minimum: int) -> bool:
+    """Make what a site sends as coarse as its policy wants, and take away what then is not left; return whether so.
+
+    Args:
+        numbers: as sent; changed in place.
+        minimum: fewest patients behind a number.
+    """
+    changed = False
+    for name in ("pooled", "temperature", "paired"):
+        if name in numbers and numbers[name]["patients"] < minimum:
+            del numbers[name]
+            changed = True
+    pooled = numbers.get("pooled")
+    if pooled is None or minimum <= FEWEST:
+        return changed
+    if "figures" in pooled:
+        kept = {name: sums for name, sums in pooled["figures"].items() if sums[0] >= minimum}
+        numbers["pooled"] = {**pooled, "figures": kept}
+        return changed or kept != pooled["figures"]
+    by_class = {}
+    for name, one in pooled["classes"].items():
+        cells = {kind: coarser(one[kind], minimum) for kind in ("with", "without")}
+        if all(bool(cells[kind]) == bool(one[kind]) for kind in cells):
+            by_class[name] = {**one, **cells}
+    sure = pooled["reliability"]
+    rows = coarser_rows(sure["cells"], minimum) if sure else []
+    told = [[*map(int, row[:2]), *(round(float(part), DIGITS) for part in row[2:])] for row in rows]
+    numbers["pooled"] = {**pooled, "classes": by_class, "reliability": {**sure, "cells": told} if told else None}
+    return changed or numbers["pooled"] != pooled
+
+
+def _is_ranked(value: Any) -> bool:
+    if not isinstance(value, Mapping) or set(value) != {"with", "without", "odds", "pairs"}:
+        return False
+    if not all(_are_cells(value[kind]) for kind in ("with", "without")):
+        return False
+    counts = [sum(count for _, count in value[kind]) for kind in ("with", "without")]
+    odds = value["odds"]
+    return (
+        any(counts)
+        and isinstance(odds, list)
+        and len(odds) == 2
+        and all(_are_odds(sums, patients) for sums, patients in zip(odds, counts, strict=True))
+        and _is_sum(value["pairs"], 0, counts[0] * counts[1], 1)
+        and float(2 * value["pairs"]).is_integer()
+    )
+
+
+def _are_cells(value: Any) -> bool:
+    """Return whether a value is counts of cells, from the highest down to the lowest bin."""
+    if not isinstance(value, list) or not all(isinstance(cell, list) and len(cell) == 2 for cell in value):
+        return False
+    if not all(_is_count(first, BINS - 1) and _is_patients(count) for first, count in value):
+        return False
+    lowest = [first for first, _ in value]
+    return not value or (lowest[-1] == 0 and lowest == sorted(set(lowest), reverse=True))
+
+
+def _are_odds(value: Any, patients: int) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and _is_sum(value[0], -FURTHEST * patients, FURTHEST * patients, DIGITS_OF_ODDS)
+        and _is_sum(value[1], 0, FURTHEST**2 * patients, DIGITS_OF_ODDS)
+    )
+
+
+def _is_reliability(value: Any) -> bool:
+    if not isinstance(value, Mapping) or set(value) != {"cells", "brier", "log_loss"}:
+        return False
+    rows, brier, loss = value["cells"], value["brier"], value["log_loss"]
+    if not all(isinstance(part, list) for part in (rows, brier, loss)) or len(brier) not in (1, 2):
+        return False
+    if len(loss) != len(brier) or not rows or not all(_is_row(row, len(brier)) for row in rows):
+        return False
+    patients = sum(row[0] for row in rows)
+    return all(_is_sum(one, 0, 2 * patients, DIGITS) for one in brier) and all(
+        _is_sum(one, 0, _LARGEST_LOSS * patients, DIGITS) for one in loss
+    )
+
+
+def _is_row(value: Any, sums: int) -> bool:
+    """Return whether a value is [patients, of whom it is right, sum of confidence, the same with temperature]."""
+    return (
+        isinstance(value, list)
+        and len(value) == 2 + sums
+        and _is_patients(value[0])
+        and _is_count(value[1], value[0])
+        and all(_is_sum(one, 0, value[0], DIGITS) for one in value[2:])
+    )
+
+
+def _is_figure(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == 3
+        and _is_patients(value[0])
+        and all(_is_sum(one, 0, value[0], DIGITS_OF_FIGURES) for one in value[1:])
+    )
+
+
+def _are_named(value: Any, names: Sequence[str]) -> bool:
+    return isinstance(value, Mapping) and all(name in names for name in value)
+
+
+def _is_patients(value: Any) -> bool:
+    return _is_count(value, _MOST_PATIENTS) and value >= FEWEST
+
+
+def _is_count(value: Any, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most
+
+
+def _is_sum(value: Any, low: float, high: float, digits: int) -> bool:
+    """Return whether a value lies between two, and has no more digits after the point than it is made with."""
+    return (
+        isinstance(value, float | int)
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+        # Rounding takes a sum of ones a little above their number.
+        and low - 0.01 <= value <= high + 0.01
+        and value == round(value, digits)
+    )

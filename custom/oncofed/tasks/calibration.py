@@ -1,0 +1,158 @@
+"""How sure a classifier should be: one temperature that its logits are divided by (Guo et al., ICML 2017).
+
+It is learned over the validation patients of all sites without any patient's score leaving one: each site sends the sum
+of its patients' negative log likelihoods at fixed temperatures, and the lowest point of the sum of all is looked for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, ValidationError
+
+from oncofed.data.manifest import write_whole
+from oncofed.errors import SpecError
+from oncofed.settings import StrictModel, first_problem
+from oncofed.tasks.pooled import FEWEST, Reliability
+
+CALIBRATION_FILE = "calibration.json"
+TEMPERATURES = np.geomspace(1 / 4, 8, 21)
+# Sums are told to a twentieth of what one patient adds who is off by a factor of e. So rounded the whole curve holds
+# about as much as four numbers would, whose patients are five at least: nobody's score can be computed from it.
+STEP = 0.05
+_NEIGHBOURS = 3
+_SMALLEST = 1e-300
+
+
+class Calibration(StrictModel):
+    """``calibration.json``: how sure a model should be."""
+
+    schema_: Literal[1] = Field(1, alias="schema")
+    temperature: float = Field(gt=0, description="that logits are divided by before the softmax")
+    patients: int = Field(description="validation patients of whom it was learned")
+    sites: list[str] = Field(description="whose patients they are")
+    log_loss: tuple[float, float] = Field(description="mean over these patients without temperature, and with it")
+    before: Reliability | None = Field(None, description="of the test patients, without temperature")
+    after: Reliability | None = Field(None, description="the same with it")
+
+    def write(self, folder: Path) -> Path:
+        """Write ``folder/calibration.json`` whole or not at all, and return it."""
+        path = folder / CALIBRATION_FILE
+        write_whole(path, json.dumps(self.model_dump(mode="json", by_alias=True), indent=2) + "\n")
+        return path
+
+
+def read_calibration(folder: Path) -> Calibration | None:
+    """Return how sure a model should be; None where nobody knows.
+
+    Args:
+        folder: of the model, such as ``RUN/model``.
+
+    Raises:
+        SpecError: the file is broken.
+    """
+    path = folder / CALIBRATION_FILE
+    try:
+        return Calibration.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise SpecError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValidationError as error:
+        raise SpecError(
+            f"{path}: no calibration of oncofed ({first_problem(error)}). Copy the model's folder again, or delete the "
+            "file to use the model uncalibrated"
+        ) from None
+
+
+def tempered(probabilities: NDArray[np.float64], temperature: float) -> NDArray[np.float64]:
+    """Return probabilities, (image, class), as they are with logits divided by a temperature.
+
+    The logarithm of a softmax differs from the logits by a constant, which the next softmax takes away.
+    """
+    scaled = np.log(np.maximum(probabilities, _SMALLEST)) / temperature
+    powers = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    found: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
+    return found
+
+
+def log_losses(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return each image's negative log likelihood, (image,)."""
+    said = probabilities[np.arange(len(labels)), labels]
+    found: NDArray[np.float64] = -np.log(np.maximum(said, _SMALLEST))
+    return found
+
+
+def temperature_sums(
+    probabilities: NDArray[np.float64], labels: NDArray[np.int64], patients: Sequence[str], step: float = STEP
+) -> dict[str, Any] | None:
+    """Return what a site sends of its validation patients; None where they are too few.
+
+    Args:
+        probabilities: (image, class).
+        labels: true classes, (image,).
+        patients: key of each image's patient, whose images weigh one in all.
+        step: that sums are rounded to; 0: not at all.
+
+    Returns:
+        patients: how many; log_loss: the sum at each of ``TEMPERATURES``.
+    """
+    people = sorted(set(patients))
+    if len(people) < FEWEST:
+        return None
+    images = dict.fromkeys(people, 0)
+    for patient in patients:
+        images[patient] += 1
+    weights = np.array([1 / images[patient] for patient in patients])
+    sums = [float(weights @ log_losses(tempered(probabilities, t), labels)) for t in TEMPERATURES]
+    return {"patients": len(people), "log_loss": [round(round(s / step) * step, 2) if step else s for s in sums]}
+
+
+def learned(of_sites: Mapping[str, Mapping[str, Any]]) -> Calibration | None:
+    """Return the temperature at which all sites' patients are likeliest.
+
+    None where no site's sums are there, or the best lies beyond the ends: a model that was right about everybody should
+    be surer without end, which nobody's few patients can tell.
+
+    Args:
+        of_sites: of each site, as ``temperature_sums`` makes it.
+    """
+    if not of_sites:
+        return None
+    patients = sum(one["patients"] for one in of_sites.values())
+    sums = np.sum([one["log_loss"] for one in of_sites.values()], axis=0)
+    found = lowest(sums)
+    if found is None:
+        return None
+    temperature, least = found
+    before = float(np.interp(0.0, np.log(TEMPERATURES), sums))
+    return Calibration(
+        temperature=temperature,
+        patients=patients,
+        sites=sorted(of_sites),
+        log_loss=(before / patients, min(least, before) / patients),
+    )
+
+
+def lowest(sums: NDArray[np.float64]) -> tuple[float, float] | None:
+    """Return where a curve over ``TEMPERATURES`` is lowest, and how low; None at its ends.
+
+    Between the temperatures a cubic in the logarithm of the temperature is laid through the points beside the lowest:
+    over several of them what rounding did to each evens out.
+    """
+    places = np.log(TEMPERATURES)
+    ties = np.flatnonzero(sums <= sums.min() + 1e-9)
+    middle = int(ties[np.argmin(np.abs(places[ties]))])
+    if middle in (0, len(sums) - 1):
+        return None
+    beside = slice(max(middle - _NEIGHBOURS, 0), middle + _NEIGHBOURS + 1)
+    curve = np.polynomial.Polynomial.fit(places[beside], sums[beside], 3)
+    fine = np.linspace(places[middle - 1], places[middle + 1], 401)
+    heights = curve(fine)
+    best = int(np.argmin(heights))
+    return round(float(np.exp(fine[best])), 4), float(heights[best])

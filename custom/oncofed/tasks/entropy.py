@@ -1,0 +1,44 @@
+"""How unsure a network is, voxel by voxel: the entropy of what it takes a voxel for."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+# Entropy is held as a byte: so many are the largest, that of classes all as likely.
+LARGEST = 255
+
+
+def entropy_bytes(likely: Tensor) -> Tensor:
+    """Return the entropy of probabilities, divided by its largest, (1, …) uint8 from 0 to ``LARGEST``.
+
+    Args:
+        likely: of each class, (class, …) float32; (1, …): of the second of two classes.
+    """
+    if len(likely) == 1:
+        entropy = torch.special.entr(likely) + torch.special.entr(1 - likely)
+        classes = 2
+    else:
+        entropy, classes = torch.special.entr(likely).sum(0, keepdim=True), len(likely)
+    return entropy.mul_(LARGEST / math.log(classes)).round_().clamp_(0, LARGEST).to(torch.uint8)
+
+
+def mean_entropy(found: Tensor, entropy: Tensor) -> float | None:
+    """Return the mean entropy, 0 to 1, where something was found and in the voxels that share a face with it.
+
+    None where nothing was found: elsewhere nearly every voxel is background beyond doubt, which says nothing.
+
+    Args:
+        found: labels or numbers of objects, (x, y[, z]); 0: nothing.
+        entropy: of the same voxels, uint8; see ``entropy_bytes``.
+    """
+    inside = found > 0
+    near = inside.clone()
+    for axis in range(inside.ndim):
+        length = inside.shape[axis] - 1
+        near.narrow(axis, 1, length).logical_or_(inside.narrow(axis, 0, length))
+        near.narrow(axis, 0, length).logical_or_(inside.narrow(axis, 1, length))
+    count = int(near.sum())
+    return float(entropy[near].sum(dtype=torch.int64)) / (LARGEST * count) if count else None

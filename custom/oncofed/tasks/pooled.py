@@ -1,0 +1,367 @@
+"""Figures over the patients of several sites, from counts and sums behind which at least five patients stand.
+
+How likely a class is for a patient stays at the site. What leaves are counts of patients between fixed edges, which a
+site makes coarser until nobody stands alone: from the highest bin down, each cell reaches as far as it needs to hold
+five patients. Beside them goes what a site's own patients tell exactly: in how many pairs the one who has the class is
+ahead. The area under the ROC curve over all sites is then known between bounds, which are told with it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+from scipy import stats
+
+from oncofed.settings import StrictModel
+
+FEWEST = 5
+# A task's metric among a patient's figures, beside those of classes.
+MEAN = "mean"
+BINS = 100
+# On the scale of log odds: between 0.999 and 1 there is as much to tell apart as between 0.5 and 0.9.
+_EDGES = np.linspace(-9.8, 9.8, BINS - 1)
+_WIDTH, FURTHEST = 0.2, 10.0
+_MIDDLES = np.linspace(-9.9, 9.9, BINS)
+_NORMAL = 1.959964  # of a 95 % interval
+_RELIABILITY_BINS = 10
+
+# [lowest bin, patients], from the highest bin down; a cell reaches up to the one before it.
+Cells = list[list[int]]
+
+
+class Ranking(StrictModel):
+    """How well one class is told from all others."""
+
+    patients_with: int
+    patients_without: int
+    auroc: float = Field(description="log odds within a cell taken to be normal")
+    bounds: tuple[float, float] = Field(description="between which it lies, wherever in its cell a patient lies")
+    interval: tuple[float, float] = Field(description="95 % interval over patients (Newcombe, 2006)")
+    average_precision: float
+    curve: list[tuple[float, float, float, float]] = Field(
+        description="probability from which the class is said, sensitivity, 1 - specificity, precision"
+    )
+
+
+class ReliabilityBin(StrictModel):
+    """Patients about whom a model is about equally sure."""
+
+    patients: int
+    confidence: float = Field(description="mean probability of the class that it says")
+    right: float = Field(description="share of them of whom that is true")
+
+
+class Reliability(StrictModel):
+    """Whether a model is as sure as it is right."""
+
+    calibration_error: float = Field(description="expected calibration error, up to ten bins of confidence")
+    brier: float = Field(description="mean squared error of the probabilities, summed over classes (Brier, 1950)")
+    log_loss: float = Field(description="mean negative log likelihood")
+    bins: list[ReliabilityBin]
+
+
+class Figure(StrictModel):
+    """A figure that each patient has."""
+
+    patients: int
+    mean: float
+    sd: float
+    interval: tuple[float, float] = Field(description="95 % interval of the mean, Student's t")
+
+
+class PooledTest(StrictModel):
+    """A model on the test patients of all sites together."""
+
+    patients: int
+    sites: dict[str, int] = Field(description="site -> patients that its numbers rest on")
+    withheld: list[str] = Field([], description="sites of which too few patients stand behind a number")
+    auroc: float | None = Field(None, description="of two classes that of the second, of more the mean")
+    classes: dict[str, Ranking] = Field({}, description="of two classes the second alone")
+    reliability: Reliability | None = None
+    calibrated: Reliability | None = Field(None, description="the same with the model's temperature")
+    figures: dict[str, Figure] = Field({}, description="the job's metric (mean), and the same of each class")
+
+
+def bins_of(probabilities: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return in which of ``BINS`` bins of log odds each probability lies."""
+    return np.searchsorted(_EDGES, log_odds(probabilities), side="right").astype(np.int64)
+
+
+def cells_of(bins: NDArray[np.int64], patients: Sequence[str], fewest: int = FEWEST) -> Cells:
+    """Return counts of cells that hold at least so many patients each; nothing where all together are fewer.
+
+    Args:
+        bins: of each image or group of images.
+        patients: key of each one's patient.
+        fewest: patients of a cell.
+    """
+    order = np.argsort(-bins, kind="stable")
+    found: Cells = []
+    count, people = 0, set[str]()
+    for place, index in enumerate(order):
+        count, people = count + 1, people | {patients[index]}
+        ends = place + 1 == len(order) or bins[order[place + 1]] != bins[index]
+        if ends and len(people) >= fewest:
+            found.append([int(bins[index]), count])
+            count, people = 0, set()
+    return _down_to_the_last(found, count)
+
+
+def coarser(cells: Cells, fewest: int) -> Cells:
+    """Return the same counts in cells of at least so many; nothing where all together are fewer."""
+    found: Cells = []
+    count = 0
+    for first, added in cells:
+        count += added
+        if count >= fewest:
+            found.append([first, count])
+            count = 0
+    return _down_to_the_last(found, count)
+
+
+def _down_to_the_last(cells: Cells, rest: int) -> Cells:
+    """Give the last cell what is left over, and all bins down to the lowest: where the lowest patient lies stays."""
+    if cells:
+        cells[-1] = [0, cells[-1][1] + rest]
+    return cells
+
+
+def coarser_rows(rows: Sequence[Sequence[float]], fewest: int) -> list[list[float]]:
+    """Return rows of sums, each of which begins with a count, added up until each counts at least so many."""
+    found: list[list[float]] = []
+    open_row: list[float] | None = None
+    for row in rows:
+        open_row = [a + b for a, b in zip(open_row, row, strict=True)] if open_row else list(row)
+        if open_row[0] >= fewest:
+            found.append(open_row)
+            open_row = None
+    if open_row and found:
+        found[-1] = [a + b for a, b in zip(found[-1], open_row, strict=True)]
+    return found
+
+
+def ranking(of_sites: Sequence[Mapping[str, Any]]) -> Ranking | None:
+    """Return how well a class is told from the others, over all sites; None where one of the two has nobody.
+
+    Pairs of patients of one site are counted there; those of two sites follow from cells.
+
+    Args:
+        of_sites: of each site ``with`` and ``without``, the cells of the patients who have the class and who have not;
+            ``odds``, of both kinds the sum of their log odds, and of the squares; ``pairs``, in how many pairs the one
+            who has it is ahead.
+    """
+    ill, well = (_spans([one[kind] for one in of_sites]) for kind in ("with", "without"))
+    if not len(ill) or not len(well):
+        return None
+    counts = int(ill[:, 2].sum()), int(well[:, 2].sum())
+    pairs = counts[0] * counts[1]
+    hits, misses = np.zeros(BINS), np.zeros(BINS)
+    area, certain, certainly_not = 0.0, _ahead(ill, well), _ahead(well, ill)
+    for one in of_sites:
+        own = [_spans([one[kind]]) for kind in ("with", "without")]
+        spread = [_spread(spans, *odds) for spans, odds in zip(own, one["odds"], strict=True)]
+        hits, misses = hits + spread[0], misses + spread[1]
+        all_own = int(own[0][:, 2].sum()) * int(own[1][:, 2].sum())
+        area += one["pairs"] - _pairs(*spread)
+        certain += one["pairs"] - _ahead(*own)
+        certainly_not += all_own - one["pairs"] - _ahead(*reversed(own))
+    low = certain / pairs
+    high = max(1 - certainly_not / pairs, low)
+    area = min(max((area + _pairs(hits, misses)) / pairs, low), high)
+    curve, precision = _curve(hits, misses)
+    return Ranking(
+        patients_with=counts[0],
+        patients_without=counts[1],
+        auroc=area,
+        bounds=(low, high),
+        interval=area_interval(area, *counts),
+        average_precision=precision,
+        curve=curve,
+    )
+
+
+def log_odds(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the log odds of probabilities, none further from zero than the outermost edges are by one bin."""
+    shares = np.clip(probabilities, 0.0, 1.0)
+    with np.errstate(divide="ignore"):
+        odds = np.log(shares) - np.log1p(-shares)
+    return np.clip(odds, -FURTHEST, FURTHEST)
+
+
+def _spans(of_sites: Iterable[Cells]) -> NDArray[np.int64]:
+    """Return (lowest bin, highest bin, patients) of each cell of each site."""
+    found = []
+    for cells in of_sites:
+        top = BINS - 1
+        for first, count in cells:
+            found.append((first, top, count))
+            top = first - 1
+    return np.array(found, dtype=np.int64).reshape(-1, 3)
+
+
+def _ahead(some: NDArray[np.int64], others: NDArray[np.int64]) -> float:
+    """Return in how many pairs one of some is ahead for certain: the whole cell lies above the other one's."""
+    in_bin = np.bincount(others[:, 1], weights=others[:, 2], minlength=BINS)
+    below = np.concatenate([[0], np.cumsum(in_bin)])[some[:, 0]]
+    return float((some[:, 2] * below).sum())
+
+
+def _pairs(hits: NDArray[np.float64], misses: NDArray[np.float64]) -> float:
+    """Return in how many pairs the one who has the class is ahead, by patients in each bin; in one bin half are."""
+    return float((hits * (np.cumsum(misses) - misses / 2)).sum())
+
+
+def _spread(spans: NDArray[np.int64], total: float, squares: float) -> NDArray[np.float64]:
+    """Return patients by bin, those of a cell spread over its bins as a normal distribution of log odds has them.
+
+    The binormal model for scores in categories (Dorfman and Alf, 1969), with the mean and spread that the site tells.
+
+    Args:
+        spans: of one kind of patients of one site.
+        total: sum of their log odds.
+        squares: sum of the squares.
+    """
+    found, patients = np.zeros(BINS), int(spans[:, 2].sum())
+    if not patients:
+        return found
+    mean = total / patients
+    sd = max(math.sqrt(max(squares / patients - mean**2, 0.0)), _WIDTH)
+    # Never zero: a cell may lie far from the mean.
+    density = np.exp(-0.5 * np.minimum(((_MIDDLES - mean) / sd) ** 2, 2 * FURTHEST))
+    for first, top, count in spans:
+        inside = density[first : top + 1]
+        found[first : top + 1] += count * inside / inside.sum()
+    return found
+
+
+def _curve(
+    hits: NDArray[np.float64], misses: NDArray[np.float64]
+) -> tuple[list[tuple[float, float, float, float]], float]:
+    """Return the points of the ROC and precision-recall curves, from the highest threshold down, and the average
+    precision.
+    """  # noqa: D205
+    right, wrong = np.cumsum(hits[::-1]), np.cumsum(misses[::-1])
+    sensitivity, missed = right / right[-1], wrong / wrong[-1]
+    precision = right / np.maximum(right + wrong, 1e-12)
+    thresholds = np.append(1 / (1 + np.exp(-_EDGES[::-1])), 0.0)
+    told = [
+        (round(float(t), 6), round(float(s), 6), round(float(m), 6), round(float(p), 6))
+        for t, s, m, p, n in zip(thresholds, sensitivity, missed, precision, right + wrong, strict=True)
+        if n > 0
+    ]
+    return told, float((np.diff(sensitivity, prepend=0.0) * precision).sum())
+
+
+def area_interval(area: float, with_it: int, without: int) -> tuple[float, float]:
+    """Return the 95 % interval of an area under the ROC curve (Newcombe, Statistics in Medicine, 2006, method 5).
+
+    It holds the areas from which this one is no further away than chance takes it, by the variance of Hanley and
+    McNeil (1982); unlike theirs it has a width also where the area is one.
+
+    Args:
+        area: as found.
+        with_it: patients who have the class.
+        without: patients who have not.
+    """
+    other = (with_it + without) / 2 - 1
+
+    def reach(true: float) -> float:
+        spread = true * (1 - true) * (1 + other * (1 - true) / (2 - true) + other * true / (1 + true))
+        return _NORMAL * math.sqrt(max(spread, 0.0) / (with_it * without))
+
+    low = _boundary(lambda true: true + reach(true) < area, 0.0, area)
+    high = _boundary(lambda true: true - reach(true) <= area, area, 1.0)
+    return low, high
+
+
+def _boundary(holds: Callable[[float], bool], low: float, high: float) -> float:
+    """Return up to where something holds, by bisection."""
+    if holds(high):
+        return high
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return (low + high) / 2
+
+
+def reliability(rows: Sequence[Sequence[float]], brier: float, log_loss: float) -> Reliability | None:
+    """Return whether a model is as sure as it is right; None without patients.
+
+    A row goes to the bin of its mean confidence, and stays whole: the calibration error is that of these groups.
+
+    Args:
+        rows: [patients, of whom it is right, sum of confidence] of groups of patients who are about equally sure.
+        brier: sum over patients.
+        log_loss: sum over patients.
+    """
+    table = np.array(rows, dtype=np.float64).reshape(-1, 3)
+    total = table[:, 0].sum()
+    if not total:
+        return None
+    number = np.minimum((table[:, 2] / table[:, 0] * _RELIABILITY_BINS).astype(int), _RELIABILITY_BINS - 1)
+    bins, gaps = [], 0.0
+    for one in np.unique(number):
+        count, right, sure = table[number == one].sum(axis=0)
+        bins.append(ReliabilityBin(patients=int(count), confidence=sure / count, right=right / count))
+        gaps += abs(right - sure)
+    return Reliability(calibration_error=gaps / total, brier=brier / total, log_loss=log_loss / total, bins=bins)
+
+
+def figure(sums: Iterable[Sequence[float]]) -> Figure | None:
+    """Return mean and spread of a figure; None of fewer than two patients.
+
+    Args:
+        sums: of each site [patients, sum, sum of squares].
+    """
+    patients, total, squares = (sum(parts) for parts in zip(*sums, strict=True))
+    if patients < 2:
+        return None
+    mean = total / patients
+    sd = math.sqrt(max(squares - patients * mean**2, 0.0) / (patients - 1))
+    reach = float(stats.t.ppf(0.975, patients - 1)) * sd / math.sqrt(patients)
+    return Figure(patients=int(patients), mean=mean, sd=sd, interval=(mean - reach, mean + reach))
+
+
+def pooled_test(of_sites: Mapping[str, Mapping[str, Any]], asked: Iterable[str]) -> PooledTest | None:
+    """Return a model's figures over the test patients of all sites; None where no site's numbers are there.
+
+    Args:
+        of_sites: what each site sent, as ``Task.pooled`` makes it.
+        asked: sites that answered, also without such numbers.
+    """
+    if not of_sites:
+        return None
+    sent = [of_sites[site] for site in sorted(of_sites)]
+    classes = {}
+    for name in dict.fromkeys(name for one in sent for name in one.get("classes", {})):
+        told = [one["classes"][name] for one in sent if name in one.get("classes", {})]
+        found = ranking(told)
+        if found:
+            classes[name] = found
+    sums = {}
+    for name in dict.fromkeys(name for one in sent for name in one.get("figures", {})):
+        of_all = figure(one["figures"][name] for one in sent if name in one.get("figures", {}))
+        if of_all:
+            sums[name] = of_all
+    sure = [one["reliability"] for one in sent if one.get("reliability")]
+    return PooledTest(
+        patients=sum(one["patients"] for one in sent),
+        sites={site: of_sites[site]["patients"] for site in sorted(of_sites)},
+        withheld=sorted(set(asked) - set(of_sites)),
+        auroc=sum(one.auroc for one in classes.values()) / len(classes) if classes else None,
+        classes=classes,
+        reliability=_of_all(sure, 0),
+        calibrated=_of_all(sure, 1) if all(len(one["brier"]) > 1 for one in sure) else None,
+        figures=sums,
+    )
+
+
+def _of_all(sure: Sequence[Mapping[str, Any]], which: int) -> Reliability | None:
+    """Return the reliability of all sites, without temperature (0) or with it (1)."""
+    rows = [[row[0], row[1], row[2 + which]] for one in sure for row in one["cells"]]
+    return reliability(rows, *(sum(one[name][which] for one in sure) for name in ("brier", "log_loss")))

@@ -1,0 +1,180 @@
+"""What a site sends of its patients for figures over all sites: counts and sums, each of at least five patients.
+
+Two numbers are also not sent where their difference would tell of fewer: of those it is the smaller one that stays.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oncofed.tasks.calibration import log_losses, tempered
+from oncofed.tasks.differences import share_below
+from oncofed.tasks.pooled import FEWEST, bins_of, cells_of, log_odds
+
+# More groups of equally sure patients than these make a diagram no clearer.
+_MOST_GROUPS = 20
+# Digits that nobody looks at could carry something else.
+DIGITS, DIGITS_OF_ODDS, DIGITS_OF_FIGURES = 2, 1, 4
+
+
+def grouped(
+    probabilities: NDArray[np.float64], labels: NDArray[np.int64], patients: Sequence[str]
+) -> tuple[NDArray[np.float64], NDArray[np.int64], list[str]]:
+    """Return mean probabilities, classes and patients' keys, a patient's images of one class as one.
+
+    Args:
+        probabilities: (image, class).
+        labels: true classes, (image,).
+        patients: key of each image's patient.
+
+    Returns:
+        (group, class), (group,), and a key for each group; a patient with images of two classes has two.
+    """
+    numbers: dict[tuple[str, int], int] = {}
+    of_group = [
+        numbers.setdefault((patient, int(label)), len(numbers)) for patient, label in zip(patients, labels, strict=True)
+    ]
+    means = np.zeros((len(numbers), probabilities.shape[1]))
+    if numbers:
+        np.add.at(means, of_group, probabilities)
+        means /= np.bincount(of_group)[:, None]
+    return means, np.array([label for _, label in numbers], dtype=np.int64), [patient for patient, _ in numbers]
+
+
+def classification_sums(
+    probabilities: NDArray[np.float64],
+    labels: NDArray[np.int64],
+    patients: Sequence[str],
+    classes: Mapping[int, str],
+    temperature: float | None = None,
+) -> dict[str, Any] | None:
+    """Return what a site sends of how it classifies its patients; None where they are too few.
+
+    A patient's images of one class count as one, by their mean probabilities, as in ``Classification.summarise``.
+
+    Args:
+        probabilities: (image, class), without temperature.
+        labels: true classes, (image,).
+        patients: key of each image's patient.
+        classes: value -> name.
+        temperature: of the model; None: not known.
+
+    Returns:
+        patients: how many; classes: name -> what ``ranking`` takes of a site; reliability: rows of
+        [patients, of whom it is right, sum of confidence, the same with temperature], and sums of Brier's score and
+        the negative log likelihood, without temperature and with it.
+    """
+    if len(set(patients)) < FEWEST:
+        return None
+    first, truth, keys = grouped(probabilities, labels, patients)
+    found = [first]
+    if temperature is not None:
+        found.append(grouped(tempered(probabilities, temperature), labels, patients)[0])
+    return {
+        "patients": len(set(patients)),
+        "classes": _by_class(found[0], truth, keys, classes),
+        "reliability": _sureness(found, truth, keys),
+    }
+
+
+def figure_sums(values: Mapping[str, Mapping[str, float]], whole: str) -> dict[str, Any] | None:
+    """Return what a site sends of figures that each patient has; None where they are too few.
+
+    Args:
+        values: name of a figure -> patient -> value.
+        whole: the figure that all patients have. Of another one that a few of them lack nothing is sent: beside the
+            first it would tell theirs.
+
+    Returns:
+        patients: how many; figures: name -> [patients, sum, sum of squares].
+    """
+    people = len(values.get(whole, {}))
+    if people < FEWEST:
+        return None
+    told = {name: list(of.values()) for name, of in values.items()}
+    kept = {name: v for name, v in told.items() if len(v) >= FEWEST and not 0 < people - len(v) < FEWEST}
+    return {
+        "patients": people,
+        "figures": {
+            name: [
+                len(v),
+                round(float(np.sum(v)), DIGITS_OF_FIGURES),
+                round(float(np.square(v).sum()), DIGITS_OF_FIGURES),
+            ]
+            for name, v in kept.items()
+        },
+    }
+
+
+def _by_class(
+    found: NDArray[np.float64], truth: NDArray[np.int64], keys: Sequence[str], classes: Mapping[int, str]
+) -> dict[str, dict[str, Any]]:
+    """Return cells of those with and without each class; of two classes the second alone, whose mirror the other is."""
+    told = {}
+    hidden = _hidden(Counter(truth.tolist()))
+    for value in sorted(classes)[1:] if len(classes) == 2 else sorted(classes):
+        is_it = truth == value
+        ill, well = ([keys[index] for index in np.flatnonzero(kind).tolist()] for kind in (is_it, ~is_it))
+        if value in hidden or any(0 < len(set(people)) < FEWEST for people in (ill, well)):
+            continue
+        said = found[:, value]
+        bins, odds = bins_of(said), log_odds(said)
+        sums = [[float(part.sum()) for part in (odds[kind], odds[kind] ** 2)] for kind in (is_it, ~is_it)]
+        ahead = share_below(said[is_it], np.sort(said[~is_it])).sum() * len(well) if ill and well else 0.0
+        told[classes[value]] = {
+            "with": cells_of(bins[is_it], ill),
+            "without": cells_of(bins[~is_it], well),
+            "odds": [[round(part, DIGITS_OF_ODDS) for part in of_kind] for of_kind in sums],
+            "pairs": round(float(ahead) * 2) / 2,
+        }
+    return told
+
+
+def _hidden(counts: Counter[int]) -> set[int]:
+    """Return classes that are not told of, since too few patients have them, and a next one that would give them away.
+
+    The others' counts and that of all patients tell what is left over (complementary suppression).
+    """
+    ordered = sorted((count, value) for value, count in counts.items())
+    hidden: set[int] = set()
+    together = 0
+    for count, value in ordered:
+        if count >= FEWEST and (not together or together >= FEWEST):
+            break
+        hidden.add(value)
+        together += count
+    return hidden
+
+
+def _sureness(
+    found: Sequence[NDArray[np.float64]], truth: NDArray[np.int64], keys: Sequence[str]
+) -> dict[str, list[Any]]:
+    """Return rows of groups of patients of whom the model is about equally sure, and sums over all.
+
+    The same patients make a group with temperature as without: other groups would tell of those that moved.
+    """
+    said = found[0].argmax(axis=1)
+    places = np.arange(len(truth))
+    order = np.argsort(-found[0][places, said], kind="stable")
+    sums = np.stack([np.ones(len(truth)), said == truth, *(one[places, said] for one in found)], axis=1)
+    least = max(FEWEST, -(-len(truth) // _MOST_GROUPS))
+    rows: list[NDArray[np.float64]] = []
+    begun = 0
+    for end in range(1, len(order) + 1):
+        group = order[begun:end]
+        if len(group) >= least and len({keys[index] for index in group}) >= FEWEST:
+            rows.append(sums[group].sum(axis=0))
+            begun = end
+    if begun < len(order) and rows:
+        rows[-1] = rows[-1] + sums[order[begun:]].sum(axis=0)
+    right = np.eye(found[0].shape[1])[truth]
+    return {
+        "cells": [[int(row[0]), int(row[1]), *(round(float(value), DIGITS) for value in row[2:])] for row in rows],
+        "brier": [round(float(np.square(one - right).sum()), DIGITS) for one in found],
+        "log_loss": [round(float(log_losses(one, truth).sum()), DIGITS) for one in found],
+    }
