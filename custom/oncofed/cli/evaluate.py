@@ -22,6 +22,7 @@ from oncofed.cli.common import (
     show_table,
 )
 from oncofed.cli.terminal import echo_json
+from oncofed.errors import SpecError
 
 if TYPE_CHECKING:
     from oncofed.prediction.evaluate import Evaluated
@@ -75,6 +76,9 @@ def evaluate(
         typer.Option(help="By how much the model may be worse than --against and still be called not inferior."),
     ] = None,
     worst: Annotated[int, typer.Option(min=0, max=200, help="Cases to show that the model does worst on.")] = 6,
+    card: Annotated[
+        bool, typer.Option("--card", help="Also keep evaluation.json with the run's model, and tell of it in its card.")
+    ] = False,
     out: Annotated[
         Path | None, typer.Option(help="Folder for what is found; by default evaluations/JOB-DATASET in the workspace.")
     ] = None,
@@ -90,15 +94,19 @@ def evaluate(
     keep_caches_in(workspace)
     from oncofed.data.register import dataset_folder
     from oncofed.devices import training_device
+    from oncofed.job.card import write_cards
     from oncofed.prediction.columns import parse_wanted
     from oncofed.prediction.evaluate import Request, write_cases
     from oncofed.prediction.evaluate import evaluate as score
     from oncofed.prediction.evaluation_page import write_page
     from oncofed.prediction.model import load_model
+    from oncofed.report.result import read_result
 
     wanted = tuple(parse_wanted(by or []))
     folder = dataset_folder(dataset, datasets_folder(workspace))
     other = load_model(against) if against else None
+    if card and not (model / "result.json").is_file():
+        raise SpecError(f"--card: {model} holds no result.json, from which the card follows. Name a run's folder")
     request = Request(load_model(model), folder, split.value, wanted, table, other, margin)
     target = out or workspace / "evaluations" / f"{request.model.job.name}-{folder.resolve().name}"
     where = training_device(device.value if device else None)
@@ -108,6 +116,9 @@ def evaluate(
         page = write_page(found, request.model, where, target, worst, advance)
     cases = write_cases(found, target)
     written = found.record.write(target)
+    if card:
+        found.record.write(model / "model")
+        write_cards(request.model.job, read_result(model), request.model.weights, model)
     if json:
         echo_json(found.record.to_json())
         return

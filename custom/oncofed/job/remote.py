@@ -31,6 +31,7 @@ from oncofed.federation.events import BEST_MODEL, EVENTS_FILE, MODELS_FOLDER, TO
 from oncofed.federation.pooled_scores import copy_calibration
 from oncofed.federation.provenance import PROVENANCE_FILE
 from oncofed.federation.training_profile import copy_profile
+from oncofed.job.card import write_cards
 from oncofed.job.flare import SPEC_FILE
 from oncofed.job.outcome import begin_result, note_incidents, note_rounds, note_scores
 from oncofed.job.spec import JobSpec, parse_job
@@ -262,7 +263,9 @@ def _write(spec: JobSpec, events: list[dict[str, Any]], folder: Path) -> Result:
         result.status = "completed"
         note_rounds(result, state, spec)
         note_scores(result, state)
-        spec.plan().write_bundle(model.parent, spec.title, load_file(model))
+        weights = load_file(model)
+        spec.plan().write_bundle(model.parent, spec.title, weights)
+        write_cards(spec, result, weights, folder)
     else:
         stopped = any(event["kind"] == "stopped" for event in events)
         result.status = "stopped" if stopped and not state.failed else "failed"

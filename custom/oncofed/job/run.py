@@ -23,6 +23,7 @@ from oncofed.federation.provenance import PROVENANCE_FILE
 from oncofed.federation.training_profile import copy_profile
 from oncofed.job import backends
 from oncofed.job.backends import Running
+from oncofed.job.card import write_cards
 from oncofed.job.flare import export_job
 from oncofed.job.outcome import POOLED, Scores, begin_result, note_incidents, note_rounds, note_scores
 from oncofed.job.spec import JobSpec
@@ -185,7 +186,9 @@ class Run:
             scores = self._collect(pool)
         result.timing.baselines_s = time.monotonic() - ended
         note_scores(result, state, scores, self._skipped)
-        self.spec.plan().write_bundle(model, self.spec.title, load_file(model / "model.safetensors"))
+        weights = load_file(model / "model.safetensors")
+        self.spec.plan().write_bundle(model, self.spec.title, weights)
+        write_cards(self.spec, result, weights, self.folder)
 
     def _warn_of_memory(self) -> None:
         needed, free = len(self.sites) * _GIB_OF_A_SITE[self.backend], psutil.virtual_memory().available / 2**30

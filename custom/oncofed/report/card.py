@@ -14,12 +14,15 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from oncofed.data.grouping import counted
 from oncofed.data.manifest import write_whole
 from oncofed.federation.spec import FederationPlan, SwarmSpec
 from oncofed.privacy.small_counts import LEAST_PATIENTS
 from oncofed.report.evaluation import EvaluationRecord
 from oncofed.report.result import Result
 from oncofed.signing import signer
+from oncofed.tasks.calibration import Calibration
+from oncofed.tasks.pooled import PooledTest
 from oncofed.training import Plan
 
 CARD_JSON, CARD_MARKDOWN = "card.json", "card.md"
@@ -111,7 +114,8 @@ class Quantitative(_Part):
     sites: dict[str, SiteScores]
     mean: float | None = Field(description="over the sites whose scores are told")
     fairness: Fairness | None = None
-    calibration: dict[str, Any] | None = Field(None, description="as calibration.json has it")
+    over_sites: PooledTest | None = Field(None, description="the test patients of all sites together")
+    calibration: Calibration | None = Field(None, description="as calibration.json has it; null: it has none")
     evaluation: EvaluationRecord | None = Field(None, description="of another dataset, and by subgroup")
 
 
@@ -149,7 +153,6 @@ def make_card(
     federation: FederationPlan,
     parameters: int,
     named: Mapping[str, str] | None = None,
-    calibration: Mapping[str, Any] | None = None,
     evaluation: EvaluationRecord | None = None,
 ) -> Card:
     """Return a model's card.
@@ -161,12 +164,11 @@ def make_card(
         federation: how the sites worked together.
         parameters: of the network.
         named: ``licence`` and ``contact``, where the job says them.
-        calibration: what ``calibration.json`` holds.
         evaluation: of the model on a dataset.
     """
     provenance: Mapping[str, Any] = said.get("provenance", {})
     environment = {**result.environment, **provenance.get("versions", {})}
-    scores = _quantitative(result, calibration, evaluation)
+    scores = _quantitative(result, evaluation)
     details = ModelDetails(
         name=result.job,
         title=result.title,
@@ -245,9 +247,7 @@ def _procedure(result: Result, plan: Plan, federation: FederationPlan) -> Proced
     )
 
 
-def _quantitative(
-    result: Result, calibration: Mapping[str, Any] | None, evaluation: EvaluationRecord | None
-) -> Quantitative:
+def _quantitative(result: Result, evaluation: EvaluationRecord | None) -> Quantitative:
     sites = {}
     for name, site in sorted(result.sites.items()):
         # There is an interval where five patients or more stand behind it.
@@ -271,7 +271,8 @@ def _quantitative(
         sites=sites,
         mean=statistics.fmean(known.values()) if known else None,
         fairness=fairness,
-        calibration=dict(calibration) if calibration else None,
+        over_sites=result.pooled_test,
+        calibration=result.calibration,
         evaluation=evaluation,
     )
 
@@ -290,7 +291,7 @@ def _privacy(federation: FederationPlan) -> Privacy:
 def _caveats(result: Result, plan: Plan, scores: Quantitative) -> list[str]:
     sites = len(result.sites)
     found = [
-        f"It knows images of {sites} {'site' if sites == 1 else 'sites'}. On others it may do worse: evaluate it there.",
+        f"It knows images of {counted(sites, 'site')}. Elsewhere it may do worse: evaluate it there.",
         f"It tells {', '.join(plan.task.classes.values())} apart, and nothing else that an image may show.",
     ]
     if plan.data.size_range or plan.data.spacing_range:

@@ -113,10 +113,8 @@ def _training_table(card: Card) -> str:
 def _training(card: Card) -> Iterator[tuple[str, object]]:
     one = card.training_procedure
     yield "Strategy", one.strategy
-    yield (
-        "Rounds",
-        f"{one.rounds}, of which {one.best_round} is this model" if one.best_round is not None else one.rounds,
-    )
+    best = f", of which {one.best_round} is this model" if one.best_round is not None else ""
+    yield "Rounds", f"{one.rounds}{best}"
     yield "Steps", f"{one.steps_per_round} a round and site, batches of {one.batch_size}"
     yield "Learning rate", f"{one.learning_rate:g}"
     yield "Loss", one.loss
@@ -144,17 +142,20 @@ def _fairness(scores: Quantitative) -> Iterator[tuple[str, object]]:
     if scores.fairness:
         yield "Worst site", f"{scores.fairness.worst_site}, {scores.fairness.worst:.3f}"
         yield "Spread over the sites", f"{scores.fairness.spread:.3f}"
+    if (together := scores.over_sites) and together.auroc is not None:
+        yield "AUROC over all sites' patients", f"{together.auroc:.3f} ({together.patients} patients)"
 
 
 def _calibration(scores: Quantitative) -> list[str]:
-    if not scores.calibration:
+    found = scores.calibration
+    if found is None:
         return []
-    plain = [(name, value) for name, value in scores.calibration.items() if isinstance(value, int | float | str)]
-    return ["## Calibration\n", _list((name.replace("_", " "), _told(value)) for name, value in plain)]
-
-
-def _told(value: float | str) -> str:
-    return value if isinstance(value, str) else f"{value:.4g}"
+    rows: list[tuple[str, object]] = [
+        ("Temperature", f"{found.temperature:.3g}"),
+        ("Learned of", f"{found.patients} validation patients of {', '.join(found.sites)}"),
+        ("Log loss", f"{found.log_loss[0]:.3f} before, {found.log_loss[1]:.3f} after"),
+    ]
+    return ["## Calibration\n", _list(rows)]
 
 
 def _evaluation(found: EvaluationRecord) -> Iterator[str]:

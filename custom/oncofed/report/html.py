@@ -42,6 +42,7 @@ def write_report(result: Result, pictures: dict[str, Picture], folder: Path) -> 
         intervals=any(site.interval for site in result.sites.values()),
         pictures=svg(_slices(pictures)) if pictures else "",
         contours=any(picture.reference is not None for picture in pictures.values()),
+        card=(folder / "model" / "card.md").is_file(),
         heat=any(picture.heat is not None for picture in pictures.values()),
     )
     path = folder / "report.html"
