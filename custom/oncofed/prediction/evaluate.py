@@ -214,14 +214,15 @@ def _dealt(request: Request, manifest: Manifest) -> tuple[dict[str, str], list[C
         DataError: none has a label that the job can be scored by.
     """
     job, task = request.model.job, request.model.task
-    classes, lists = job.task.vocabulary, job.data.splits
-    cases = deal_cases(manifest, request.folder, job.data.split, job.seed, classes, lists, task.label_kind)
-    if not list(cases):
-        noun = "a mask" if task.label_kind == "mask" else "the number of a class"
+    kind, noun = (str, "a mask") if task.label_kind == "mask" else (int, "the number of a class")
+    labelled = [entry for key, entry in manifest.by_split() if key in job.data.splits and isinstance(entry.label, kind)]
+    if not labelled:
         raise DataError(
             f"{request.folder}: none of its {counted(len(manifest.entries), 'case')} has {noun} as label, by which the "
             f"job {job.name} is scored. Register labels with the images, or name another dataset"
         )
+    classes = job.task.vocabulary
+    cases = deal_cases(manifest, request.folder, job.data.split, job.seed, classes, job.data.splits, task.label_kind)
     if request.split != "all" and not _by_list(cases)[request.split]:
         found = ", ".join(f"{len(part)} {name}" for name, part in _by_list(cases).items())
         raise DataError(
