@@ -124,7 +124,7 @@ def test_by_default_only_what_tells_cases_apart_is_shown(tmp_path: Path, data: P
     found = _evaluate(_run(tmp_path / "run"), data, split="all")
     assert [column.column for column in found.record.subgroups] == ["vendor"]  # all slices are thin
     assert {"vendor", "slices", "size", "volume_ml", "stage"} <= set(found.columns)
-    assert "differences between groups looked at" in " ".join(found.record.remarks)
+    assert "1 difference between groups looked at" in " ".join(found.record.remarks)
     [one] = _evaluate(_run(tmp_path / "b"), data, "slices", split="all").record.subgroups
     assert [group.patients for group in one.groups] == [15]
 
