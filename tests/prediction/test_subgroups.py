@@ -97,6 +97,14 @@ def test_a_class_in_no_case_and_a_metric_that_none_tells_are_left_out() -> None:
     assert subgroups_record(found).groups[0].mean is None
 
 
+def test_patients_of_whom_nothing_is_to_be_told_hide_nobody() -> None:
+    """Empty masks that were found to be empty have no Dice: the mean of such a group is that of the others."""
+    values = [0.5] * 20 + [NAN] * 8 + [0.9] * 3
+    found = by_subgroup(TASK, _outcomes(values), _column(14, 6, 11))
+    assert [group.reason for group in found.groups] == ["", "it would give another group away", "fewer than 5 patients"]
+    assert scores_record(TASK, _outcomes(values[-11:]), None).model_dump(exclude_defaults=True) == {}
+
+
 def test_of_few_patients_nothing_is_handed_on() -> None:
     outcomes = _outcomes([0.5] * 9, patients=["a", "b", "c", "d"] * 2 + ["a"])
     assert scores_record(TASK, outcomes, None).model_dump(exclude_defaults=True) == {}

@@ -37,7 +37,8 @@ def _images(scores: np.ndarray, labels: np.ndarray) -> list[Classified]:
 def test_identical_models_differ_by_nothing(cases: list[tuple[int, float, float]]) -> None:
     outcomes = [{"dice.shell": shell, "dice.core": core} for _, shell, core in cases]
     found = compare(SEGMENTATION, [str(p) for p, _, _ in cases], outcomes, outcomes, 0.01, resamples=20)
-    assert found.patients == len({p for p, _, _ in cases})
+    told = {p for p, *values in cases if not all(map(np.isnan, values))}
+    assert found.patients == len(told)
     assert found.difference in (None, 0.0)
     if found.interval:
         assert found.interval == (0.0, 0.0)

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 from jinja2 import Environment, PackageLoader
-from markupsafe import Markup
 
 from oncofed.data.manifest import write_whole
 from oncofed.prediction.evaluate import Evaluated, Progress, Seen
 from oncofed.prediction.model import TrainedModel
 from oncofed.report.html import line_styles, picture_svg
+from oncofed.tasks.pictures import Picture
 
 PAGE_FILE = "evaluation.html"
 
@@ -37,11 +37,14 @@ def write_page(
     """
     shown = [one for one in evaluated.seen if one.score is not None][:worst]
     pictures = _pictures(shown, model, device, progress or (lambda what, done, total: None))
+    drawn = [picture_svg(picture) for picture in pictures]
     environment = Environment(loader=PackageLoader("oncofed.report"), autoescape=True, trim_blocks=True)
     html = environment.get_template("evaluation.html").render(
         found=evaluated,
         record=evaluated.record,
-        worst=list(zip(shown, pictures, strict=True)),
+        worst=list(zip(shown, drawn, strict=True)),
+        contours=any(picture.reference is not None for picture in pictures),
+        heat=any(picture.heat is not None for picture in pictures),
         classes=line_styles(list(model.task.classes.values())),
     )
     path = folder / PAGE_FILE
@@ -49,12 +52,12 @@ def write_page(
     return path
 
 
-def _pictures(shown: Sequence[Seen], model: TrainedModel, device: torch.device, progress: Progress) -> list[Markup]:
+def _pictures(shown: Sequence[Seen], model: TrainedModel, device: torch.device, progress: Progress) -> list[Picture]:
     if not shown:
         return []
-    network, drawn = model.network(device), []
+    network, pictures = model.network(device), []
     for number, one in enumerate(shown):
         with torch.no_grad():
-            drawn.append(picture_svg(model.task.picture(network, one.case, device)))
+            pictures.append(model.task.picture(network, one.case, device))
         progress("drawing", number + 1, len(shown))
-    return drawn
+    return pictures

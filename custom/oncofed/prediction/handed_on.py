@@ -15,7 +15,7 @@ from oncofed.tasks.comparison import Comparison
 def scores_record(task: Task[Any], outcomes: Outcomes, interval: tuple[float, float] | None) -> ScoresRecord:
     """Return the scores over all cases."""
     patients = len(set(outcomes.patients))
-    if patients < LEAST_PATIENTS:
+    if patients < LEAST_PATIENTS or 0 < len(outcomes.telling(task)) < LEAST_PATIENTS:
         return ScoresRecord()
     return ScoresRecord(patients=patients, cases=len(outcomes), **_figures(shared_scores(task, outcomes), interval))
 

@@ -29,6 +29,11 @@ class Outcomes:
     def __len__(self) -> int:
         return len(self.cases)
 
+    def telling(self, task: Task[Any], numbers: Sequence[int] | None = None) -> frozenset[str]:
+        """Return the patients who stand behind the metric: whose images show some class, or are taken to."""
+        chosen = range(len(self)) if numbers is None else numbers
+        return frozenset(self.patients[n] for n in chosen if task.classes_told(self.found[n]))
+
     def pairs(self, numbers: Sequence[int] | None = None) -> list[tuple[str, Any]]:
         """Return (patient, outcome) of cases by their numbers; None: of all."""
         chosen = range(len(self)) if numbers is None else numbers
@@ -83,7 +88,8 @@ def by_subgroup(task: Task[Any], outcomes: Outcomes, column: Column) -> Subgroup
     at = {name: number for number, name in enumerate(outcomes.cases)}
     members = [[at[case] for case in cases if case in at] for cases in column.groups.values()]
     people = [frozenset(outcomes.patients[n] for n in own) for own in members]
-    hidden = withheld(people, LEAST_PATIENTS)
+    telling = [outcomes.telling(task, own) for own in members]
+    hidden = withheld(telling, LEAST_PATIENTS) | {n for n, own in enumerate(people) if 0 < len(own) < LEAST_PATIENTS}
     patients = Patients(task, outcomes.patients, outcomes.found)
     draws = patients.draws()
     metrics = {n: patients.metrics(draws, own) for n, own in enumerate(members) if own and n not in hidden}
@@ -93,9 +99,10 @@ def by_subgroup(task: Task[Any], outcomes: Outcomes, column: Column) -> Subgroup
         count = len(people[number])
         if number in metrics:
             scores = without_classes(task.summarise(outcomes.pairs(own)), silent[number])
-            groups.append(Group(name, count, len(own), scores, interval(metrics[number], count)))
+            within = interval(metrics[number], len(telling[number]))
+            groups.append(Group(name, count, len(own), scores, within))
         elif own:
-            few = count < LEAST_PATIENTS
+            few = len(telling[number]) < LEAST_PATIENTS
             reason = f"fewer than {LEAST_PATIENTS} patients" if few else "it would give another group away"
             groups.append(Group(name, count, len(own), None, None, reason))
     return Subgroups(column.name, tuple(groups), _differences(groups, [metrics[n] for n in sorted(metrics)]))
@@ -105,7 +112,7 @@ def shared_scores(task: Task[Any], outcomes: Outcomes) -> Scores:
     """Return the scores over all cases that may be handed on: of a class that few patients have there are none."""
     [few] = _classes_withheld(task, outcomes, [list(range(len(outcomes)))], set())
     scores = task.summarise(outcomes.pairs())
-    return without_classes(scores, few) if len(set(outcomes.patients)) >= LEAST_PATIENTS else Scores(None)
+    return without_classes(scores, few)
 
 
 def without_classes(scores: Scores, names: set[str]) -> Scores:

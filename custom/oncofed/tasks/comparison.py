@@ -25,7 +25,7 @@ class Comparison:
     """How a model does beside another one, on the same patients.
 
     Attributes:
-        patients: how many stand behind it.
+        patients: on how many it rests: of whom both models tell something.
         first: the model's metric; None where the cases cannot tell it.
         second: the other's.
         interval: of the difference, 95 %; None of fewer than five patients.
@@ -80,9 +80,13 @@ def compare(
     if margin is not None and not 0 < margin < 1:
         raise SpecError(f"the margin is {margin:g}, expected a number above 0 and below 1, in units of the metric")
     ours, others = (Patients(task, patients, outcomes) for outcomes in (first, second))
+    telling = min(
+        len({patient for patient, outcome in zip(patients, outcomes, strict=True) if task.classes_told(outcome)})
+        for outcomes in (first, second)
+    )
     mean, its_mean = (task.summarise(list(zip(patients, one, strict=True))).mean for one in (first, second))
     found = None
     if len(ours):
         draws = ours.draws(resamples)
-        found = expanded_interval(ours.metrics(draws) - others.metrics(draws), len(ours))
-    return Comparison(len(ours), mean, its_mean, found, margin)
+        found = expanded_interval(ours.metrics(draws) - others.metrics(draws), telling)
+    return Comparison(telling, mean, its_mean, found, margin)
