@@ -99,7 +99,7 @@ _SAID = {
 
 
 def _card(result: Result | None = None, **more: Any) -> Card:
-    return make_card(result or _result(), _SAID, _plan(), FederationPlan(), 12345, **more)
+    return make_card(result or _result(), _SAID, _plan(), FederationPlan(), **more)
 
 
 def test_the_card_follows_its_schema_and_repeats_what_the_run_wrote(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_the_card_follows_its_schema_and_repeats_what_the_run_wrote(tmp_path: Pa
     assert list(schema.iter_errors({**values, "made_up": 1}))
     assert list(schema.iter_errors({**values, "privacy": None}))
     details, scores = values["model_details"], values["quantitative_analyses"]
-    assert (details["digest"], details["parameters"], details["licence"]) == ("ab" * 32, 12345, "CC-BY-NC-4.0")
+    assert (details["digest"], details["licence"]) == ("ab" * 32, "CC-BY-NC-4.0")
     assert (details["signed_by"], details["contact"]) == (None, None)
     assert scores["sites"]["east"]["value"] == 0.81
     assert values["training_data"]["sites"]["east"] == {
@@ -167,7 +167,7 @@ def test_its_front_matter_is_a_model_index() -> None:
 
 
 def test_a_run_without_scores_or_provenance_has_a_card_too() -> None:
-    card = make_card(_result(sites={}), {}, _plan(), FederationPlan(), 1)
+    card = make_card(_result(sites={}), {}, _plan(), FederationPlan())
     assert (card.model_details.digest, card.quantitative_analyses.mean) == (None, None)
     text = to_markdown(card)
     assert "model-index" not in text
@@ -193,7 +193,7 @@ def test_what_people_write_stays_text(where: str) -> None:
         plan = plan.model_copy(update={"task": SegmentationSpec(classes={1: _HOSTILE})})
     else:
         result = _result(**{where: _HOSTILE})
-    text = to_markdown(make_card(result, _SAID, plan, FederationPlan(), 1, named))
+    text = to_markdown(make_card(result, _SAID, plan, FederationPlan(), named))
     _, front, body = text.split("---\n", 2)
     assert yaml.safe_load(front)["library_name"] == "monai"
     clean = to_markdown(_card())
@@ -220,7 +220,7 @@ def test_a_run_writes_its_card_beside_the_model_and_into_its_bundle(tmp_path: Pa
     folder = tmp_path / "run"
     (folder / "model").mkdir()
     job.plan().write_bundle(folder / "model", job.title, weights)
-    write_cards(job, _result(), weights, folder)
+    write_cards(job, _result(), folder)
     card = json.loads((folder / "model" / "card.json").read_text())
     assert card["model_details"]["parameters"] == sum(values.numel() for values in weights.values())
     assert card["quantitative_analyses"]["evaluation"] is None

@@ -118,7 +118,7 @@ def evaluate(
     written = found.record.write(target)
     if card:
         found.record.write(model / "model")
-        write_cards(request.model.job, read_result(model), request.model.weights, model)
+        write_cards(request.model.job, read_result(model), model)
     if json:
         echo_json(found.record.to_json())
         return

@@ -7,19 +7,17 @@ from pathlib import Path
 from oncofed.federation.provenance import PROVENANCE_FILE, read_provenance
 from oncofed.job.spec import JobSpec
 from oncofed.models.bundle import BUNDLE_NAME
-from oncofed.models.weights import Weights
 from oncofed.report.card import make_card, write_card
 from oncofed.report.evaluation import EVALUATION_FILE, read_evaluation
 from oncofed.report.result import Result
 
 
-def write_cards(spec: JobSpec, result: Result, weights: Weights, folder: Path) -> None:
+def write_cards(spec: JobSpec, result: Result, folder: Path) -> None:
     """Write ``model/card.json`` and ``model/card.md`` of a run, and the same into its bundle's ``docs``.
 
     Args:
         spec: the job.
         result: of the run.
-        weights: of the model.
         folder: the run's.
     """
     model, vouched = folder / "model", folder / PROVENANCE_FILE
@@ -28,7 +26,6 @@ def write_cards(spec: JobSpec, result: Result, weights: Weights, folder: Path) -
         read_provenance(vouched) if vouched.is_file() else {},
         spec.plan(),
         spec.federation(),
-        sum(values.numel() for values in weights.values()),
         {"licence": spec.licence, "contact": spec.contact},
         read_evaluation(model / EVALUATION_FILE) if (model / EVALUATION_FILE).is_file() else None,
     )

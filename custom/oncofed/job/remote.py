@@ -263,9 +263,7 @@ def _write(spec: JobSpec, events: list[dict[str, Any]], folder: Path) -> Result:
         result.status = "completed"
         note_rounds(result, state, spec)
         note_scores(result, state)
-        weights = load_file(model)
-        spec.plan().write_bundle(model.parent, spec.title, weights)
-        write_cards(spec, result, weights, folder)
+        spec.plan().write_bundle(model.parent, spec.title, load_file(model))
     else:
         stopped = any(event["kind"] == "stopped" for event in events)
         result.status = "stopped" if stopped and not state.failed else "failed"
@@ -274,6 +272,8 @@ def _write(spec: JobSpec, events: list[dict[str, Any]], folder: Path) -> Result:
         result.timing.startup_s = state.ready_s or 0.0
         result.timing.total_s = result.timing.federation_s = events[-1]["time"] - events[0]["time"]
     result.write(folder)
+    if result.status == "completed":
+        write_cards(spec, result, folder)
     write_report(result, {}, folder)
     return result
 

@@ -109,6 +109,7 @@ class Run:
             result.write(self.folder)
             if not self.keep:
                 shutil.rmtree(self._work, ignore_errors=True)
+        write_cards(self.spec, result, self.folder)
         write_report(result, self._pictures(), self.folder)
         return result
 
@@ -186,9 +187,7 @@ class Run:
             scores = self._collect(pool)
         result.timing.baselines_s = time.monotonic() - ended
         note_scores(result, state, scores, self._skipped)
-        weights = load_file(model / "model.safetensors")
-        self.spec.plan().write_bundle(model, self.spec.title, weights)
-        write_cards(self.spec, result, weights, self.folder)
+        self.spec.plan().write_bundle(model, self.spec.title, load_file(model / "model.safetensors"))
 
     def _warn_of_memory(self) -> None:
         needed, free = len(self.sites) * _GIB_OF_A_SITE[self.backend], psutil.virtual_memory().available / 2**30

@@ -43,9 +43,9 @@ class ModelDetails(_Part):
     title: str
     task: str = Field(description="type of the job's task")
     classes: dict[str, str] = Field(description="value of the output -> name")
-    codes: dict[str, Any] = Field({}, description="class -> its code, where the job says it")
+    codes: dict[str, str] = Field({}, description="value of the output -> its code, such as SCT:78961009")
     network: str
-    parameters: int
+    parameters: int = Field(description="values of all weights, those of normalisation too")
     digest: str | None = Field(description="SHA-256 of the weights; null: nothing vouches for them")
     signed_by: str | None = Field(description="server that signed the provenance; null: it is not signed")
     ended: str | None = None
@@ -151,7 +151,6 @@ def make_card(
     said: Mapping[str, Any],
     plan: Plan,
     federation: FederationPlan,
-    parameters: int,
     named: Mapping[str, str] | None = None,
     evaluation: EvaluationRecord | None = None,
 ) -> Card:
@@ -162,7 +161,6 @@ def make_card(
         said: what ``provenance.json`` holds; empty where there is none.
         plan: what was trained.
         federation: how the sites worked together.
-        parameters: of the network.
         named: ``licence`` and ``contact``, where the job says them.
         evaluation: of the model on a dataset.
     """
@@ -174,9 +172,9 @@ def make_card(
         title=result.title,
         task=plan.task.type,
         classes={str(value): name for value, name in plan.task.classes.items()},
-        codes={str(name): code for name, code in (getattr(plan.task, "codes", None) or {}).items()},
+        codes={str(value): _code(code) for value, code in (getattr(plan.task, "codes", None) or {}).items()},
         network=plan.model.network,
-        parameters=parameters,
+        parameters=sum(values.numel() for values in plan.layout().weights.values()),
         digest=provenance.get("model"),
         signed_by=signer(said) if said.get("signature") else None,
         ended=provenance.get("ended"),
@@ -201,6 +199,12 @@ def write_card(card: Card, folder: Path) -> None:
 
     write_whole(folder / CARD_JSON, card.to_json())
     write_whole(folder / CARD_MARKDOWN, to_markdown(card))
+
+
+def _code(code: Any) -> str:
+    """Return a coded term as a job writes it."""
+    values = code.model_dump() if isinstance(code, BaseModel) else {}
+    return f"{values['scheme']}:{values['value']}" if {"scheme", "value"} <= set(values) else str(code)
 
 
 def _count(cases: int) -> int | str:
@@ -279,10 +283,10 @@ def _quantitative(result: Result, evaluation: EvaluationRecord | None) -> Quanti
 
 def _privacy(federation: FederationPlan) -> Privacy:
     swarm = isinstance(federation.strategy, SwarmSpec)
+    way = "from site to site: the server sees means only" if swarm else "to the server"
     return Privacy(
-        travelled="updates of the weights, "
-        + ("from site to site: the server sees means only" if swarm else "to the server")
-        + "; means of scores, numbers of cases and losses. Images, labels and scores of single patients stayed",
+        travelled=f"updates of the weights, {way}; scores as means, counts and sums; numbers of cases, losses. "
+        "Images, labels and the scores of single patients stayed",
         update=federation.exchange.update,
         noise="none: the training is not differentially private",
     )

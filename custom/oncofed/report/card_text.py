@@ -46,8 +46,7 @@ def to_markdown(card: Card) -> str:
         *_calibration(card.quantitative_analyses),
         *(_evaluation(card.quantitative_analyses.evaluation) if card.quantitative_analyses.evaluation else []),
         "## Privacy\n",
-        _list([("Left the sites", card.privacy.travelled), ("Updates as", card.privacy.update)]),
-        _list([("Noise", card.privacy.noise)]),
+        _list(_privacy(card)),
         "## Environment\n",
         _list(sorted(card.environment.items())),
     ]
@@ -82,8 +81,8 @@ def _details(card: Card) -> Iterator[tuple[str, object]]:
     details = card.model_details
     yield "Job", details.name
     yield "Task", details.task
-    coded = {name: f" ({details.codes[name]})" if name in details.codes else "" for name in details.classes.values()}
-    yield "Classes", ", ".join(f"{value}: {name}{coded[name]}" for value, name in details.classes.items())
+    coded = {value: f" ({details.codes[value]})" if value in details.codes else "" for value in details.classes}
+    yield "Classes", ", ".join(f"{value}: {name}{coded[value]}" for value, name in details.classes.items())
     yield "Network", f"{details.network}, {details.parameters:,} parameters"
     yield "Weights (SHA-256)", details.digest or "nothing vouches for them"
     yield "Provenance", f"signed by {details.signed_by}" if details.signed_by else "not signed"
@@ -136,6 +135,12 @@ def _scores_table(scores: Quantitative) -> str:
     ]
     rows.append(("mean of these sites", "", _number(scores.mean), "", *("" for _ in classes)))
     return _table(("Site", "Test cases", _capital(scores.metric_name), "95 % interval", *classes), rows)
+
+
+def _privacy(card: Card) -> Iterator[tuple[str, object]]:
+    yield "Left the sites", card.privacy.travelled
+    yield "Updates as", card.privacy.update
+    yield "Noise", card.privacy.noise
 
 
 def _fairness(scores: Quantitative) -> Iterator[tuple[str, object]]:
