@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.federation]
 @pytest.fixture(scope="module")
 def alliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalAlliance]:
     folder = tmp_path_factory.mktemp("alliance")
-    datasets = {site: {"balls": make_site(folder / site, 6, seed)} for seed, site in enumerate(("east", "west"))}
+    datasets = {site: {"balls": make_site(folder / site, 26, seed)} for seed, site in enumerate(("east", "west"))}
     spec = AllianceSpec(sites=tuple(datasets), port=free_port())
     with LocalAlliance(spec, folder / "alliance", datasets, folder / "logs", folder / "tmp") as alliance:
         alliance.wait_registered()
@@ -68,7 +68,7 @@ def test_the_laptop_may_be_closed(alliance: LocalAlliance, tmp_path: Path) -> No
         assert _same_weights(kept / "model" / "model.safetensors", model)
 
     # The finished model is scored at every site, and nothing is trained.
-    scoring = ("job", "submit", job, *kit, "--model", model, "--evaluate-only", "--watch")
+    scoring = ("job", "submit", job, *kit, "--model", model, "--against", model, "--evaluate-only", "--watch")
     scored = oncofed(*scoring, home=tmp_path)
     assert scored.returncode == 0, scored.stderr
     again = next(word for word in scored.stdout.split() if word.count("-") == 4)
@@ -78,6 +78,16 @@ def test_the_laptop_may_be_closed(alliance: LocalAlliance, tmp_path: Path) -> No
     assert {s: r.federated for s, r in other.sites.items()} == {s: r.federated for s, r in result.sites.items()}
     assert (tmp_path / "workspace" / "runs" / again / "model" / "model.safetensors").read_bytes() == model.read_bytes()
     assert not any((_state(alliance.kit(site), again) / "model").exists() for site in result.sites)
+    # Over all patients, and beside a model that is the same.
+    patients = {site: numbers.test_cases for site, numbers in result.sites.items()}
+    for found in (result.pooled_test, other.pooled_test):
+        assert found
+        assert found.sites == patients
+        assert found.figures["mean"].mean == pytest.approx(result.mean.federated, abs=1e-4)
+    assert result.paired_test is None
+    assert other.paired_test
+    assert (other.paired_test.difference, other.paired_test.p_equal) == (0, 1)
+    assert (other.paired_test.patients, other.paired_test.sites) == (sum(patients.values()), patients)
 
 
 def _state(kit: Path, job_id: str) -> Path:
@@ -112,6 +122,7 @@ def test_a_stopped_job_leaves_what_its_rounds_gave(alliance: LocalAlliance, tmp_
     [
         (("watch", "no-such-job"), 2, "the alliance has no job no-such-job"),
         (("submit", "hippocampus_segmentation", "--evaluate-only"), 2, "--evaluate-only needs --model FILE"),
+        (("submit", "hippocampus_segmentation", "--against", "x.safetensors"), 2, "--against needs --evaluate-only"),
         (("submit", "hippocampus_segmentation", "--model", "nowhere.safetensors"), 2, "expected a file of weights"),
     ],
 )

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from oncofed.code.load import load_pack
 from oncofed.code.pack import Pack, make_pack
 from oncofed.data.cases import read_cases
 from oncofed.errors import SpecError
 from oncofed.federation.confined import ConfinedTurns
+from oncofed.federation.pooled_scores import SumsAsked
 from oncofed.federation.spec import FederationPlan
 from oncofed.federation.turns import Place
 from oncofed.job.flare import export_job
@@ -114,14 +115,20 @@ def test_who_does_not_run_the_pack_knows_what_the_job_declares(spec: JobSpec, pa
 def test_a_site_runs_it_confined_and_its_figures_are_bounded(
     spec: JobSpec, pack: Pack, two_sites: dict[str, Path], tmp_path: Path
 ) -> None:
-    plan = _spec(spec, pack).plan()
-    place = Place("east", two_sites["east"], tmp_path / "state", None)
-    turns = ConfinedTurns(plan.declared(), FederationPlan(), place, Voice(), pack)
-    assert turns.prepare()["train"] == 5
+    plan = _spec(spec.changed({"data": {"split": {"validation": 0.1, "test": 0.65}}}), pack).plan()
     weights = plan.initial_weights()
+    other = tmp_path / "other.safetensors"
+    save_file({name: value.contiguous() for name, value in weights.items()}, other)
+    place = Place("east", two_sites["east"], tmp_path / "state", None, other)
+    turns = ConfinedTurns(plan.declared(), FederationPlan(), place, Voice(), pack)
+    assert turns.prepare()["test"] == 5
     answer = turns.train(weights, 1, {}, lambda: False)
-    numbers = turns.validate(weights, "test", lambda: False)
+    numbers = turns.validate(weights, "test", lambda: False, None, SumsAsked())
     turns.close()
     assert answer.steps == spec.training.steps_per_round
     assert 0 < numbers["evaluation"]["mean"] <= 1
-    check_numbers(numbers, list(spec.task.classes.values()))
+    check_numbers(numbers, list(spec.task.classes.values()), sums=True)
+    # Its metric is summed over patients as any task's, and beside another model, which is the same here.
+    patients, total, _ = numbers["pooled"]["figures"]["mean"]
+    assert total / patients == pytest.approx(numbers["evaluation"]["mean"], abs=1e-4)
+    assert numbers["paired"] == {"patients": 5, "difference": 0, "variance": 0}

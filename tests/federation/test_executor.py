@@ -350,3 +350,17 @@ def test_a_full_disk_costs_the_state_and_not_the_update(spec: JobSpec, local: Pa
     assert numbers["not_kept"] == "File too large"
     assert str(local) not in repr(numbers)
     assert not list(local.rglob("*.unfinished"))
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "ditto"])
+def test_how_sure_the_model_is_stays_beside_the_one_that_it_was_learned_of(
+    spec: JobSpec, local: Path, strategy: str
+) -> None:
+    executor = _executor(spec.changed({"strategy": {"name": strategy}}))
+    folder = local / "oncofed" / "job" / "model"
+    folder.mkdir(parents=True)
+    message = exchange.plain_message()
+    exchange.let_keep(message, {"calibration.json": "{}", "training_profile.json": "{}", "../other.json": "{}"})
+    executor._keep_beside(message, _Context(local))
+    expected = {"training_profile.json"} | ({"calibration.json"} if strategy == "fedavg" else set())
+    assert {path.name for path in folder.iterdir()} == expected

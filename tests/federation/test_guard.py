@@ -144,6 +144,22 @@ def test_scores_of_too_few_patients_are_taken_out_of_the_message_itself(spec: Jo
     assert from_shareable(score).data["evaluation"]["by_class"] == {}
 
 
+@pytest.mark.attack(
+    "sums asked for again and again, of many models or at many temperatures",
+    by="the site's outbound check: after a few times they stay",
+    logged="nowhere: the scores leave as before",
+)
+def test_sums_over_patients_leave_a_few_times_alone(spec: JobSpec) -> None:
+    outbound = _outbound(spec)
+    sums = {"patients": 9, "difference": 0.1, "variance": 0.01}
+    left = []
+    for _ in range(10):
+        reply = exchange.numbers_message({"evaluation": {**_EVALUATION, "cases": 9}, "paired": sums})
+        outbound.check(TASK_VALIDATE, reply)
+        left.append("paired" in exchange.read_numbers_message(reply))
+    assert left == [True] * 6 + [False] * 4
+
+
 def test_what_a_site_says_of_its_data_first(spec: JobSpec) -> None:
     counts = {"train": 1, "validation": 1, "test": 1, "device": "cpu", "version": oncofed.__version__}
     digests = {"dataset": "0" * 64, "policy": None}

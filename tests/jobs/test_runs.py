@@ -14,6 +14,7 @@ from oncofed.data.cases import usable_cases
 from oncofed.data.register import Request, register
 from oncofed.data.slides import TileSpec
 from oncofed.job.spec import JobSpec, ProfileJobSpec, list_jobs, parse_any_job, read_job
+from oncofed.tasks.calibration import TEMPERATURES, read_calibration
 from oncofed.training import Trainer
 from synthetic import make_nuclei, make_site, make_slides, make_textures
 
@@ -33,6 +34,8 @@ SMALL: dict[str, dict[str, dict[str, Any]]] = {
         "task": {"classes": {1: "spleen", 2: "core"}},
     },
 }
+# Enough for a model that is sure of something.
+LONGER = {"xray_classification": {"training": {"steps_per_round": 20, "batch_size": 8}}}
 # One of each task goes all the way through the simulator, which takes most of a minute.
 IN_SIMULATOR = {"nuclei_segmentation", "xray_classification", "slide_classification"}
 
@@ -42,7 +45,7 @@ def _site(spec: JobSpec, source: Path, out: Path) -> Path:
     makers: dict[str, Callable[[], object]] = {
         "nuclei_segmentation": lambda: make_nuclei(source, 8, 96),
         "tile_classification": lambda: make_textures(source, names, 4),
-        "xray_classification": lambda: make_textures(source, names, 14, colours=1),
+        "xray_classification": lambda: _mislabel(make_textures(source, names, 40, colours=1)),
         "slide_classification": lambda: make_slides(source, 10, side=512),
     }
     makers.get(spec.name, lambda: make_site(source, 6))()
@@ -54,6 +57,14 @@ def _site(spec: JobSpec, source: Path, out: Path) -> Path:
     return out
 
 
+def _mislabel(folder: Path) -> None:
+    """Put every fifth image into the other class: about that a model can only be sure wrongly."""
+    one, other = sorted(folder.iterdir())
+    for first, second in ((one, other), (other, one)):
+        for image in sorted(first.glob("[01]-*.png"))[::5]:
+            image.rename(second / f"x{image.name}")
+
+
 def test_every_job_that_trains_is_run() -> None:
     trains = {e.name for e in list_jobs() if not isinstance(parse_any_job(e.file), ProfileJobSpec)}
     assert trains - set(SMALL) == {"brain_tissue_segmentation"}  # the demo, which has tests of its own
@@ -61,7 +72,7 @@ def test_every_job_that_trains_is_run() -> None:
 
 def _quick(name: str) -> JobSpec:
     quick = {"training": {"steps_per_round": 2, "batch_size": 2}, "rounds": {"number": 1}}
-    return read_job(name).changed({**SMALL[name], **quick})
+    return read_job(name).changed({**SMALL[name], **quick, **LONGER.get(name, {})})
 
 
 @pytest.mark.parametrize("name", sorted(set(SMALL) - IN_SIMULATOR))
@@ -91,5 +102,17 @@ def test_a_job_runs_from_images_to_a_report(name: str, tmp_path: Path) -> None:
     assert (result["status"], result["metric"]) == ("completed", spec.plan().build_task().metric)
     assert result["sites"]["east"]["more"]["federated"]
     report = (out / "report.html").read_text()
-    assert report.count("<svg") == 2
+    curves = bool(result["pooled_test"]) and bool(
+        result["pooled_test"]["classes"] or result["pooled_test"]["reliability"]
+    )
+    assert report.count("<svg") == 2 + curves
+    calibration = read_calibration(out / "model")
+    assert (calibration is None) == (result["calibration"] is None)
+    if name == "xray_classification":
+        assert calibration
+        assert calibration.after
+        assert TEMPERATURES[0] < calibration.temperature < TEMPERATURES[-1]
+        assert list(result["pooled_test"]["classes"]) == ["pneumonia"]
+        assert result["pooled_test"]["auroc"] == pytest.approx(result["mean"]["federated"])  # of one site all is known
+        assert result["pooled_test"]["patients"] == result["sites"]["east"]["test_cases"]
     assert (out / "model" / "bundle" / "models" / "model.pt").is_file()

@@ -197,6 +197,8 @@ def show_result(result: Result, folder: Path, json: bool) -> None:
         return
     console = plain_console()
     show_table(result_table(result), console)
+    for line in _over_sites(result):
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
     timing = result.timing
     overhead = timing.overhead_s_per_round
     console.print(
@@ -209,6 +211,32 @@ def show_result(result: Result, folder: Path, json: bool) -> None:
     console.print(f"Result:  {folder / 'result.json'}", soft_wrap=True)
     console.print(f"Model:   {folder / 'model'} ({', '.join(_parts(folder / 'model'))})", soft_wrap=True)
     console.print(f"Curves:  tensorboard --logdir {folder / 'tensorboard'}", soft_wrap=True)
+
+
+def _over_sites(result: Result) -> list[str]:
+    """Return what is known of the patients of all sites together, a line each."""
+    lines = []
+    pooled, pair, known = result.pooled_test, result.paired_test, result.calibration
+    if pooled:
+        figures = [(n, one.auroc, one.interval) for n, one in pooled.classes.items()]
+        figures += [(n, one.mean, one.interval) for n, one in pooled.figures.items()]
+        said = ", ".join(f"{name} {value:.3f} ({low:.2f} to {high:.2f})" for name, value, (low, high) in figures)
+        lines.append(f"all sites together, {pooled.patients} patients: {said or 'too few of any class'}")
+    if known:
+        errors = [f"{one.calibration_error:.3f}" for one in (known.before, known.after) if one]
+        seen = f"; calibration error {' without it, '.join(errors)} with it" if len(errors) == 2 else ""
+        lines.append(f"temperature {known.temperature:.2f}, of {known.patients} validation patients{seen}")
+    if pair:
+        low, high = pair.interval
+        lines.append(
+            f"less the other model's, {pair.patients} patients: {pair.difference:+.3f} ({low:+.3f} to {high:+.3f})"
+            + (
+                ""
+                if pair.margin is None
+                else f"; {'' if pair.not_inferior else 'not shown to be '}no worse by {pair.margin:g}"
+            )
+        )
+    return lines
 
 
 def result_table(result: Result) -> Table:

@@ -33,7 +33,12 @@ Model = Annotated[
     Path | None, typer.Option("--model", help="Weights (safetensors) to start from; by default the seed's.")
 ]
 EvaluateOnly = Annotated[
-    bool, typer.Option("--evaluate-only", help="Score --model on every site's test cases, and train nothing.")
+    bool,
+    typer.Option(
+        "--evaluate-only",
+        help="Score --model on every site's test cases, and train nothing. The result tells each site's figures, and "
+        "those over the patients of all sites from counts and sums; a calibration.json beside --model is used.",
+    ),
 ]
 Against = Annotated[
     Path | None,

@@ -179,7 +179,7 @@ class Door:
 
     def _read_scores(self, result: Shareable) -> dict[str, Any]:
         numbers = exchange.read_numbers_message(result)
-        check_numbers(numbers, self._classes)
+        check_numbers(numbers, self._classes, sums=True)
         if "evaluation" not in numbers:
             raise PolicyError("it tells no score")
         return numbers

@@ -59,27 +59,31 @@ def check_counts(numbers: Mapping[str, Any], version: str, bins: Mapping[str, in
         raise PolicyError("it does not say how many cases it has")
 
 
-def check_numbers(numbers: Mapping[str, Any], classes: Sequence[str]) -> None:
+def check_numbers(numbers: Mapping[str, Any], classes: Sequence[str], sums: bool = False) -> None:
     """Check the numbers beside an update, or of a model's score.
 
     Args:
         numbers: as ``federation.exchange`` sends them.
         classes: names of the job's classes.
+        sums: whether counts and sums over patients may be beside them (``privacy.pooled``), as beside a score.
 
     Raises:
         PolicyError: a name, a value or a type that the job does not declare.
     """
+    of_patients: dict[str, Check] = {
+        "pooled": lambda value: is_pooled(value, classes),
+        "temperature": is_temperature_sums,
+        "paired": is_paired,
+    }
     _check(
         numbers,
         {
+            **(of_patients if sums else {}),
             "loss": _is_number,
             "train_s": _is_seconds,
             "validate_s": _is_seconds,
             "evaluation": lambda value: _is_evaluation(value, classes),
             "personal": lambda value: _is_evaluation(value, classes),
-            "pooled": lambda value: is_pooled(value, classes),
-            "temperature": is_temperature_sums,
-            "paired": is_paired,
             "update": lambda value: value is None or _is_digest(value),
             "not_kept": lambda value: value in _SYSTEM_ERRORS,
         },

@@ -13,6 +13,8 @@ from oncofed.tasks.calibration import STEP, TEMPERATURES
 from oncofed.tasks.pooled import BINS, FEWEST, FURTHEST, MEAN, coarser, coarser_rows
 from oncofed.tasks.site_sums import DIGITS, DIGITS_OF_FIGURES, DIGITS_OF_ODDS
 
+# Under which they stand beside a score.
+SUMS = frozenset({"pooled", "temperature", "paired"})
 _MOST_PATIENTS = 10_000_000
 # Of one patient: what is likelier than a float can tell is told as this.
 _LARGEST_LOSS = 700.0
@@ -68,7 +70,7 @@ def keep_back_small(numbers: dict[str, Any], minimum: int) -> bool:
         minimum: fewest patients behind a number.
     """
     changed = False
-    for name in ("pooled", "temperature", "paired"):
+    for name in SUMS:
         if name in numbers and numbers[name]["patients"] < minimum:
             del numbers[name]
             changed = True

@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from oncofed.report.over_sites import over_sites
 from oncofed.report.result import Result
 from oncofed.tasks.pictures import Picture
 
@@ -33,11 +34,13 @@ def write_report(result: Result, pictures: dict[str, Picture], folder: Path) -> 
     """
     environment = Environment(loader=PackageLoader("oncofed.report"), autoescape=True, trim_blocks=True)
     template = environment.get_template("report.html")
+    together = over_sites(result.pooled_test)
     html = template.render(
         result=result,
         classes=line_styles(result.classes),
         models=[name for name in ("alone", "federated", "pooled") if getattr(result.mean, name) is not None],
         curves=svg(_curves(result)),
+        over_sites=svg(together) if together else "",
         figures=sorted({name for site in result.sites.values() for name in site.more.get("federated", {})}),
         intervals=any(site.interval for site in result.sites.values()),
         pictures=svg(_slices(pictures)) if pictures else "",
@@ -97,7 +100,8 @@ def _curves(result: Result) -> Figure:
     for site, points in sorted(losses.items()):
         right.plot(*zip(*points, strict=True), marker="o", markersize=3, label=site)
     right.set(xlabel="round", ylabel="loss", title="Training loss, mean of each round")
-    right.legend(fontsize=7)
+    if right.lines:
+        right.legend(fontsize=7)
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.xaxis.get_major_locator().set_params(integer=True)

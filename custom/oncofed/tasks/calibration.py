@@ -2,6 +2,7 @@
 
 It is learned over the validation patients of all sites without any patient's score leaving one: each site sends the sum
 of its patients' negative log likelihoods at fixed temperatures, and the lowest point of the sum of all is looked for.
+Segmentations have none: a voxel's neighbours say what it says, and no number of voxels is a number of patients.
 """
 
 from __future__ import annotations

@@ -252,7 +252,7 @@ def _curve(
     told = [
         (round(float(t), 6), round(float(s), 6), round(float(m), 6), round(float(p), 6))
         for t, s, m, p, n in zip(thresholds, sensitivity, missed, precision, right + wrong, strict=True)
-        if n > 0
+        if n >= 0.5  # before the first patient there is nothing to tell
     ]
     return told, float((np.diff(sensitivity, prepend=0.0) * precision).sum())
 

@@ -1,0 +1,52 @@
+"""The plots of figures over all sites: how well classes are told apart, and whether the model is as sure as right."""
+
+from __future__ import annotations
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from oncofed.tasks.pooled import PooledTest, Ranking, Reliability
+
+_BEFORE, _AFTER = "#b35900", "#0969da"
+
+
+def over_sites(test: PooledTest | None) -> Figure | None:
+    """Return ROC curves, precision-recall curves and a reliability diagram; None of a task that has none of them."""
+    if test is None or not (test.classes or test.reliability):
+        return None
+    figure, (roc, precision, sure) = plt.subplots(1, 3, figsize=(10, 3.5), constrained_layout=True)
+    for name, ranking in test.classes.items():
+        _curves(roc, precision, name, ranking)
+    roc.plot([0, 1], [0, 1], color="grey", linewidth=1, linestyle=":")
+    roc.set(xlabel="1 − specificity", ylabel="sensitivity", title="ROC, patients of all sites")
+    precision.set(xlabel="sensitivity (recall)", ylabel="precision", title="Precision and recall")
+    sure.plot([0, 1], [0, 1], color="grey", linewidth=1, linestyle=":")
+    for name, colour, found in (("before", _BEFORE, test.reliability), ("after", _AFTER, test.calibrated)):
+        if found:
+            _reliability(sure, name if test.calibrated else "model", colour, found)
+    sure.set(xlabel="how sure the model is", ylabel="share of whom it is right", title="Reliability")
+    for axes in (roc, precision, sure):
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+        axes.grid(alpha=0.3)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=7, loc="best")
+    return figure
+
+
+def _curves(roc: Axes, precision: Axes, name: str, ranking: Ranking) -> None:
+    _, sensitivity, missed, right = zip(*ranking.curve, strict=True)
+    roc.plot([0, *missed], [0, *sensitivity], linewidth=1.5, label=f"{name} {ranking.auroc:.3f}")
+    precision.plot(sensitivity, right, linewidth=1.5, label=f"{name} {ranking.average_precision:.3f}")
+
+
+def _reliability(axes: Axes, name: str, colour: str, found: Reliability) -> None:
+    points = sorted((one.confidence, one.right, one.patients) for one in found.bins)
+    sure, right, patients = zip(*points, strict=True)
+    label = f"{name}, error {found.calibration_error:.3f}"
+    axes.plot(sure, right, color=colour, linewidth=1, label=label)
+    most = max(patients)
+    axes.scatter(sure, right, color=colour, s=[10 + 50 * count / most for count in patients])

@@ -1,0 +1,148 @@
+"""Counts and sums leave a site in their shape alone: nobody's score, and nothing that could carry more."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from oncofed.errors import PolicyError
+from oncofed.privacy.outbound import check_numbers, withhold
+from oncofed.tasks.calibration import TEMPERATURES, temperature_sums
+from oncofed.tasks.site_sums import classification_sums, figure_sums
+
+CLASSES = ["clear", "pneumonia"]
+
+
+def _sent(count: int = 60) -> dict[str, Any]:
+    """Return what a site with so many patients sends."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(count) % 2
+    second = 1 / (1 + np.exp(-rng.normal(2 * labels - 1, 1.5)))
+    found, names = np.stack([1 - second, second], axis=1), [f"p{n}" for n in range(count)]
+    return {
+        "evaluation": {"mean": 0.8, "by_class": {}, "more": {}, "interval": None, "cases": count},
+        "pooled": classification_sums(found, labels, names, dict(enumerate(CLASSES)), 1.7),
+        "temperature": temperature_sums(found, labels, names),
+        "paired": {"patients": count, "difference": -0.0123457, "variance": 0.000123},
+    }
+
+
+FIGURES = figure_sums({"mean": {str(n): n / 20 for n in range(12)}, "clear": {str(n): 0.5 for n in range(12)}}, "mean")
+
+
+def test_what_a_site_makes_passes_and_survives_its_way() -> None:
+    check_numbers(_sent(), CLASSES, sums=True)
+    check_numbers(json.loads(json.dumps(_sent(11))), CLASSES, sums=True)
+    check_numbers({"pooled": FIGURES}, CLASSES, sums=True)
+
+
+@pytest.mark.parametrize("name", ["pooled", "temperature", "paired"])
+def test_beside_an_update_no_sums_leave(name: str) -> None:
+    with pytest.raises(PolicyError):
+        check_numbers({name: _sent()[name]}, CLASSES)
+
+
+def _at(numbers: dict[str, Any], path: str) -> tuple[Any, Any]:
+    inner: Any = numbers
+    *parents, last = (int(part) if part.lstrip("-").isdigit() else part for part in path.split("/"))
+    for parent in parents:
+        inner = inner[parent]
+    return inner, last
+
+
+@pytest.mark.attack(
+    "a patient's scores in the place of counts and sums",
+    by="the site's outbound check: counts of at least five patients, sums within bounds and digits",
+    logged="the site's audit log: held back",
+)
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("pooled/patients", 4),
+        ("pooled/patients", 60.0),
+        ("pooled/scores", [0.1, 0.9]),
+        ("pooled/classes/MRN-0001", {}),
+        ("pooled/classes/pneumonia", {}),
+        ("pooled/classes/pneumonia/with/0/1", 1),  # a cell of one patient
+        ("pooled/classes/pneumonia/with/0/1", True),
+        ("pooled/classes/pneumonia/with/0/0", 100),
+        ("pooled/classes/pneumonia/with/-1/0", 3),  # where the lowest patient lies
+        ("pooled/classes/pneumonia/without/0", [50, 5, 0.731]),
+        ("pooled/classes/pneumonia/odds/0/0", 1e6),
+        ("pooled/classes/pneumonia/odds/0/0", 12.345678901234),
+        ("pooled/classes/pneumonia/odds/1", [1.0]),
+        ("pooled/classes/pneumonia/pairs", 1e9),
+        ("pooled/classes/pneumonia/pairs", 17.25),
+        ("pooled/reliability/cells/0", [1, 1, 0.97, 0.9]),
+        ("pooled/reliability/cells/0/0", 4),
+        ("pooled/reliability/cells/0/1", 61),
+        ("pooled/reliability/cells/0/2", 4.1234567),
+        ("pooled/reliability/cells/0/2", "MRN-0001"),
+        ("pooled/reliability/brier", [1.0, 2.0, 3.0]),
+        ("pooled/reliability/log_loss/0", float("nan")),
+        ("pooled/reliability/name", "x"),
+        ("temperature/patients", 4),
+        ("temperature/log_loss/0", 12.34),  # not rounded as all are
+        ("temperature/log_loss/0", float("inf")),
+        ("temperature/log_loss", [1.0] * (len(TEMPERATURES) + 1)),
+        ("temperature/scores", [0.5]),
+        ("paired/patients", 4),
+        ("paired/difference", 0.12345678901),
+        ("paired/difference", 2.0),
+        ("paired/variance", -1.0),
+        ("paired/name", "MRN-0001"),
+    ],
+)
+def test_another_shape_is_held_back_and_the_reason_repeats_none_of_it(path: str, value: Any) -> None:
+    numbers = copy.deepcopy(_sent())
+    inner, last = _at(numbers, path)
+    inner[last] = value
+    with pytest.raises(PolicyError) as caught:
+        check_numbers(numbers, CLASSES, sums=True)
+    assert "MRN" not in str(caught.value)
+    assert str(value) not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "figures",
+    [
+        {"mean": [4, 2.0, 1.0]},
+        {"mean": [5, 2.0]},
+        {"mean": [5, 9.0, 1.0]},
+        {"mean": [5, 2.00001, 1.0]},
+        {"MRN-0001": [5, 2.0, 1.0]},
+        [5, 2.0, 1.0],
+    ],
+)
+def test_figures_are_sums_of_shares(figures: Any) -> None:
+    with pytest.raises(PolicyError):
+        check_numbers({"pooled": {"patients": 5, "figures": figures}}, CLASSES, sums=True)
+
+
+def test_a_site_that_wants_more_patients_behind_a_number_sends_it_coarser() -> None:
+    numbers = _sent()
+    assert withhold(numbers, 12)
+    check_numbers(numbers, CLASSES, sums=True)
+    cells = numbers["pooled"]["classes"]["pneumonia"]
+    assert all(count >= 12 for kind in ("with", "without") for _, count in cells[kind])
+    assert sum(count for _, count in cells["with"]) == 30
+    assert all(row[0] >= 12 for row in numbers["pooled"]["reliability"]["cells"])
+    assert numbers["temperature"]["patients"] == 60
+    assert not withhold(_sent(), 5)
+
+
+def test_of_fewer_than_a_site_wants_nothing_goes() -> None:
+    numbers = _sent()
+    assert withhold(numbers, 40)  # of each kind there are thirty
+    assert numbers["pooled"]["classes"] == {}
+    assert [row[0] for row in numbers["pooled"]["reliability"]["cells"]] == [60]
+    numbers = _sent()
+    assert withhold(numbers, 61)
+    assert not {"pooled", "temperature", "paired"} & numbers.keys()
+    numbers = {"pooled": copy.deepcopy(FIGURES)}
+    assert withhold(numbers, 13)
+    assert numbers == {}
