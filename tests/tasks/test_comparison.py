@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from oncofed.data.spec import DataSpec
 from oncofed.errors import SpecError
 from oncofed.tasks import Classification, ClassificationSpec, Segmentation, SegmentationSpec
-from oncofed.tasks.base import RESAMPLES, confidence, is_average
+from oncofed.tasks.base import RESAMPLES, confidence
 from oncofed.tasks.classification import Classified
 from oncofed.tasks.comparison import compare
 from oncofed.tasks.resampling import Patients, interval
@@ -55,10 +55,9 @@ def test_a_mean_over_patients_is_drawn_as_the_task_itself_would(cases: list[tupl
     keys = [str(p) for p, _, _ in cases]
 
     class Slow(Segmentation):
-        summarise = lambda self, outcomes: SEGMENTATION.summarise(outcomes)  # noqa: E731
+        summarise = lambda self, outcomes: super().summarise(outcomes)  # noqa: E731
 
     slow = Slow(SegmentationSpec(classes={1: "shell", 2: "core"}), DataSpec(dataset="x"))
-    assert (is_average(SEGMENTATION), is_average(slow)) == (True, False)
     fast_way, slow_way = (Patients(task, keys, outcomes) for task in (SEGMENTATION, slow))
     draws, only = fast_way.draws(10), list(range(0, len(cases), 2))
     np.testing.assert_allclose(fast_way.metrics(draws), slow_way.metrics(draws), atol=1e-12)
@@ -69,7 +68,7 @@ def test_an_interval_of_all_is_that_of_the_report() -> None:
     values = np.random.default_rng(0).uniform(0.5, 1, 12).tolist()
     keys = [str(n // 2) for n in range(12)]
     patients = Patients(SEGMENTATION, keys, _masks(values))
-    expected = confidence(SEGMENTATION.summarise, list(zip(keys, _masks(values), strict=True)))
+    expected = confidence(SEGMENTATION, list(zip(keys, _masks(values), strict=True)))
     assert interval(patients.metrics(patients.draws(RESAMPLES)), len(patients)) == pytest.approx(expected, abs=1e-12)
 
 
@@ -127,3 +126,19 @@ def test_a_model_that_is_worse_by_the_margin_seldom_passes(patients: int) -> Non
             compare(SEGMENTATION, keys, _masks(model.tolist()), _masks(other.tolist()), 0.05, 400).not_inferior
         )
     assert 1 <= passed <= 12
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 8), st.integers(0, 2), st.floats(0.01, 1)), min_size=1, max_size=20))
+def test_areas_of_drawn_patients_are_those_that_the_task_itself_finds(cases: list[tuple[int, int, float]]) -> None:
+    class Slow(Classification):
+        summarise = lambda self, outcomes: super().summarise(outcomes)  # noqa: E731
+
+    spec = ClassificationSpec(classes={0: "a", 1: "b", 2: "c"})
+    fast, slow = (kind(spec, CLASSES.data) for kind in (Classification, Slow))
+    rows = [np.array([p, (1 - p) / 3, 2 * (1 - p) / 3]) for _, _, p in cases]
+    outcomes = [Classified(row, label) for row, (_, label, _) in zip(rows, cases, strict=True)]
+    drawn = [Patients(task, [str(p) for p, _, _ in cases], outcomes) for task in (fast, slow)]
+    draws, only = drawn[0].draws(10), list(range(0, len(cases), 2))
+    for chosen in (None, only):
+        np.testing.assert_allclose(*(patients.metrics(draws, chosen) for patients in drawn), atol=1e-12)

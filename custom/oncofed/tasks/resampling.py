@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from oncofed.tasks.base import FEWEST_FOR_INTERVAL, RESAMPLES, Task, is_average
+from oncofed.tasks.base import FEWEST_FOR_INTERVAL, RESAMPLES, Task
 
 _TAIL = 0.025  # at each end
 
@@ -46,16 +46,10 @@ class Patients:
             only: numbers of the cases that count; None: all.
         """
         chosen = set(only) if only is not None else None
-        cases = [[n for n in own if chosen is None or n in chosen] for own in self._cases.values()]
-        if is_average(self._task):
-            return _mean_of_rows(np.array([self._metric([("", n) for n in own]) for own in cases])[draws])
-        return np.array([self._metric([(f"{k}", n) for k, p in enumerate(drawn) for n in cases[p]]) for drawn in draws])
-
-    def _metric(self, chosen: Sequence[tuple[str, int]]) -> float:
-        if not chosen:
-            return float("nan")
-        mean = self._task.summarise([(patient, self._outcomes[n]) for patient, n in chosen]).mean
-        return float("nan") if mean is None else mean
+        groups = [[self._outcomes[n] for n in own if chosen is None or n in chosen] for own in self._cases.values()]
+        metric = self._task.drawing(groups)
+        found = [metric(drawn) for drawn in draws]
+        return np.array([np.nan if mean is None else mean for mean in found])
 
 
 def interval(metrics: NDArray[np.float64], patients: int) -> tuple[float, float] | None:
@@ -86,12 +80,3 @@ def _between(metrics: NDArray[np.float64], patients: int, tail: float) -> tuple[
         return None
     low, high = np.percentile(known, (100 * tail, 100 - 100 * tail))
     return float(low), float(high)
-
-
-def _mean_of_rows(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the mean of each row without its NaN; NaN of a row that holds nothing else."""
-    there = ~np.isnan(values)
-    counts = there.sum(axis=1)
-    sums = np.where(there, values, 0.0).sum(axis=1)
-    means: NDArray[np.float64] = np.divide(sums, counts, out=np.full(len(values), np.nan), where=counts > 0)
-    return means
