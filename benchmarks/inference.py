@@ -1,16 +1,18 @@
 """Inference over a whole volume and a whole slide: seconds, beside a plain loop, with the network alone as the limit.
 
-The volume is as large as a CT of the trunk, the network a job's own; oncofed segments it as an evaluation does, with
-overlapping windows and Gaussian weights in the device's half precision. Beside it: MONAI's ``SlidingWindowInferer`` as
-its tutorials call it, in float32, four windows at a time. The limit is the network on as many windows that lie ready on
-the device. A slide's tiles are generated in memory, since ``slide_features`` measures reading: a ResNet18 gives each
-one its features, beside the plain loop over batches in float32.
+The volume is as large as a CT of the trunk, the network a job's own; oncofed segments it as an evaluation and as
+``oncofed predict`` do, with overlapping windows and Gaussian weights in the device's half precision. Beside it: MONAI's
+``SlidingWindowInferer`` as its tutorials call it, in float32, four windows at a time. The limit is the network on as
+many windows that lie ready on the device. Of what ``oncofed predict`` does with an image once it is read, to labels on
+the file's grid, the memory of its tensors is told too, beside that of MONAI's inferer and an argmax. A slide's tiles
+are generated in memory, since ``slide_features`` measures reading: a ResNet18 gives each one its features, beside the
+plain loop over batches in float32.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -18,8 +20,8 @@ from monai.inferers import SlidingWindowInferer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from oncofed.bench.harness import Bench
-from oncofed.bench.results import Limit, Target
+from oncofed.bench.harness import Bench, Settings
+from oncofed.bench.results import Beside, Figure, Limit, Target
 from oncofed.devices import inference_type
 from oncofed.job.spec import read_job
 from oncofed.models import ModelSpec, build_network
@@ -27,6 +29,7 @@ from oncofed.models import Request as NetworkRequest
 from oncofed.models.weights import weights_of
 from oncofed.tasks.encoder import Encoder, EncoderSpec
 from oncofed.tasks.windows import Windows
+from peak import TensorPeak
 
 _TILE, _TILES_AT_ONCE = 256, 64
 _OVERLAP = 0.25
@@ -61,6 +64,7 @@ def _volume(bench: Bench) -> None:
     bench.doing("the network alone")
     alone = _alone(bench, network, len(plan.data.channels), patch)
     voxels = math.prod(shape) / 1e6
+    settings: Settings = {"network": plan.model.network, "patch": patch, "windows": windows, "overlap": _OVERLAP}
     bench.race(
         f"volume of {'×'.join(map(str, shape))}",
         {
@@ -71,8 +75,31 @@ def _volume(bench: Bench) -> None:
         amount=voxels,
         limit=Limit(name="the network alone", value=voxels / (windows * alone)),
         target=Target(of="limit", value=0.8),
-        settings={"network": plan.model.network, "patch": patch, "windows": windows, "overlap": _OVERLAP},
+        settings=settings,
     )
+    grid = torch.eye(4, dtype=torch.float64)
+    # As ``Unreferenced`` prepares a file that has the working grid.
+    prepared = {"image": volume, "image.affine": grid, "file.affine": grid, "file.shape": torch.tensor(shape)}
+    task = plan.build_task()
+    name = f"prediction of {'×'.join(map(str, shape))}, image to labels"
+    programs: dict[str, Callable[[], object]] = {
+        "oncofed": lambda: task.infer_all(network, [prepared], bench.device),
+        "MONAI's SlidingWindowInferer": lambda: plain().argmax(1)[0].to(torch.uint8).cpu(),
+    }
+    target = Target(of="baseline", value=1.0)
+    bench.race(name, programs, unit="Mvoxel/s", amount=voxels, target=target, settings=settings)
+    bench.doing(f"{name}, memory")
+    own, baseline = (_megabytes(program) for program in programs.values())
+    beside = Beside(name="MONAI's SlidingWindowInferer", samples=[baseline])
+    figure = Figure(name=f"{name}, memory", unit="MB", better="lower", samples=[own], baseline=beside, target=target)
+    bench.add(figure, settings)
+
+
+def _megabytes(program: Callable[[], object]) -> float:
+    """Return the memory of the tensors that a program holds at its highest, beside what it is given."""
+    with TensorPeak() as peak:
+        program()
+    return peak.most / 1e6
 
 
 def _windows(side: int, patch: int) -> int:

@@ -36,6 +36,7 @@ from oncofed.data.cases import Case
 from oncofed.data.prepared import CachePlan, PreparedCases
 from oncofed.data.spec import DataSpec
 from oncofed.tasks import Evaluation, Segmentation, SegmentationSpec
+from oncofed.tasks.inferred import TargetGrid
 from peak import TensorPeak
 
 _OVERLAP = 0.25
@@ -250,6 +251,7 @@ def _peak(classes: int, shape: tuple[int, ...], patch: int, seen: tuple[int, ...
     task = Segmentation(SegmentationSpec(classes=named, overlap=_OVERLAP), data)
     network, image = nn.Conv3d(1, classes + 1, 1).to(meta), torch.empty(1, *seen, device=meta)
     affine = np.eye(4) if seen == shape else np.diag([b / a for a, b in zip(_VOXEL, _SPACING, strict=True)] + [1])
+    prepared = {"image": image, "image.affine": torch.from_numpy(np.asarray(affine, np.float64))}
     with torch.no_grad(), TensorPeak() as peak:
-        task._labels(network, image, torch.Size(shape), (affine, np.eye(4)), meta, False)
+        task._labels(network, prepared, TargetGrid(np.eye(4), shape), meta, False)
     return float(peak.most)

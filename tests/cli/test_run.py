@@ -51,6 +51,14 @@ def test_a_run_leaves_result_report_model_and_curves(job: Path, two_sites: dict[
     assert card["model_details"]["digest"] == json.loads((out / "provenance.json").read_text())["provenance"]["model"]
     # One or two test patients: of neither site a score is told.
     assert [site["value"] for site in card["quantitative_analyses"]["sites"].values()] == [None, None]
+    # East has five training patients, of whom all is alike but their intensities; west's three are too few.
+    profile = json.loads((out / "model" / "training_profile.json").read_text())
+    assert profile["sites"] == 1
+    assert profile["traits"]["spacing_superior"]["range"] == [
+        pytest.approx(0.917, abs=1e-3),
+        pytest.approx(1.09, abs=1e-3),
+    ]
+    assert all(n == 0 or n >= 5 for trait in profile["traits"].values() for n in (trait["patients"], *trait["counts"]))
     assert not (out / "federation").exists()
     assert left_running(tmp_path) == []
     assert _flare_files_in_tmp() == before

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from commands import oncofed, press_ctrl_c, started, wait_for
 from oncofed.alliance.local import LocalAlliance, free_port
 from oncofed.alliance.spec import AllianceSpec
+from oncofed.federation.training_profile import read_training_profile
 from oncofed.report.result import read_result
 from synthetic import JOB, make_site, write_job
 
@@ -55,6 +56,9 @@ def test_the_laptop_may_be_closed(alliance: LocalAlliance, tmp_path: Path) -> No
     assert all(site.federated is not None and site.alone is None for site in result.sites.values())
     assert {"job.yaml", "report.html", "result.json", "model", "tensorboard"} <= {p.name for p in folder.iterdir()}
     assert (folder / "model" / "bundle" / "configs" / "metadata.json").is_file()
+    profile = read_training_profile(folder / "model")
+    assert profile
+    assert (profile.sites, profile.traits["spacing_superior"].patients) == (2, 12)
     assert "holds a result already" in oncofed("job", "fetch", job_id, *kit, home=tmp_path).stderr
 
     # What only served to go on is gone everywhere, and each site has the model.
@@ -66,6 +70,7 @@ def test_the_laptop_may_be_closed(alliance: LocalAlliance, tmp_path: Path) -> No
         assert {path.name for path in kept.iterdir()} == {".owner", "model", "test_cases.csv"}
         assert (kept / "model" / "bundle" / "configs" / "metadata.json").is_file()
         assert _same_weights(kept / "model" / "model.safetensors", model)
+        assert read_training_profile(kept / "model") == profile
 
     # The finished model is scored at every site, and nothing is trained.
     scoring = ("job", "submit", job, *kit, "--model", model, "--against", model, "--evaluate-only", "--watch")
@@ -88,6 +93,7 @@ def test_the_laptop_may_be_closed(alliance: LocalAlliance, tmp_path: Path) -> No
     assert other.paired_test
     assert (other.paired_test.difference, other.paired_test.p_equal) == (0, 1)
     assert (other.paired_test.patients, other.paired_test.sites) == (sum(patients.values()), patients)
+    assert read_training_profile(tmp_path / "workspace" / "runs" / again / "model") is None, "nothing was trained there"
 
 
 def _state(kit: Path, job_id: str) -> Path:

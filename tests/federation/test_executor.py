@@ -29,6 +29,7 @@ from oncofed.federation.site_state import SiteState
 from oncofed.federation.turns import OwnTurns
 from oncofed.job.spec import JobSpec
 from oncofed.models.weights import Weights, norm_names
+from oncofed.prediction.model import load_model
 from oncofed.training import Trainer
 from synthetic import make_site
 
@@ -97,6 +98,10 @@ def test_a_site_tells_how_many_cases_it_has_and_trains(spec: JobSpec, local: Pat
         **expected,
         "dataset": hashlib.sha256((two_sites["west"] / "dataset.json").read_bytes()).hexdigest(),
     }
+    asked = exchange.plain_message()
+    exchange.ask_for_profile(asked)
+    # Three training patients are too few to tell anything of.
+    assert exchange.read_numbers_message(_do(executor, "prepare", local, asked)) == {**counts, "profile": {}}
     weights = _trainer(executor).weights()
     reply = _do(executor, "train", local, exchange.weights_message(weights, 1))
     update, cases, steps, numbers = exchange.read_update_message(reply)
@@ -220,6 +225,10 @@ def test_a_site_keeps_the_model_as_it_serves_it(spec: JobSpec, local: Path, stra
     network = monai.bundle.load("bundle", bundle_dir=folder)
     assert all(torch.equal(network.state_dict()[name], value) for name, value in kept.items())
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    model = load_model(folder.parent)
+    assert model.job.plan() == turns._plan
+    assert (model.job.name, model.provenance["kept_by"], model.folder) == ("spheres", "west", folder.parent)
+    assert all(torch.equal(model.weights[name], value) for name, value in kept.items())
 
 
 def test_a_model_that_cannot_be_kept_is_told_to_the_site_alone(

@@ -90,6 +90,20 @@ def test_counts_of_cases_and_steps_are_counts(spec: JobSpec) -> None:
         _outbound(spec).check(TASK_TRAIN, message)
 
 
+def test_what_training_images_are_like_stays_where_the_policy_says_so(spec: JobSpec) -> None:
+    counts = {"train": 9, "validation": 1, "test": 1, "device": "cpu", "version": oncofed.__version__}
+    told = {"channels": {"patients": 9, "counts": [9, 0, 0, 0, 0]}}
+    for allowed in (True, False):
+        message = exchange.numbers_message({**counts, "profile": told})
+        _outbound(spec, training_profile=allowed).check(TASK_PREPARE, message)
+        sent = exchange.read_numbers_message(message)
+        assert sent == ({**counts, "profile": told} if allowed else counts)
+    few = {"channels": {"patients": 9, "counts": [7, 2, 0, 0, 0]}}
+    message = exchange.numbers_message({**counts, "profile": few})
+    with pytest.raises(PolicyError, match="profile is not within its bounds"):
+        _outbound(spec).check(TASK_PREPARE, message)
+
+
 @pytest.mark.attack(
     "pixels inside a declared tensor's shape",
     by="the outbound guard, by the update's length; one as long as usual that is unlike those before it is flagged",
@@ -158,6 +172,9 @@ def test_sums_over_patients_leave_a_few_times_alone(spec: JobSpec) -> None:
         outbound.check(TASK_VALIDATE, reply)
         left.append("paired" in exchange.read_numbers_message(reply))
     assert left == [True] * 6 + [False] * 4
+    reply = exchange.numbers_message({"evaluation": {**_EVALUATION, "cases": 9}, "paired": sums})
+    _outbound(spec, pooled_figures=False).check(TASK_VALIDATE, reply)
+    assert exchange.read_numbers_message(reply).keys() == {"evaluation"}
 
 
 def test_what_a_site_says_of_its_data_first(spec: JobSpec) -> None:

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from nvflare.app_common.abstract.statistics_spec import Bin, Histogram, HistogramType
 
 from oncofed.federation.profile import CaseStatistics, SmallCounts, statistic_configs
-from oncofed.federation.spec import LEAST_PATIENTS, ProfilePlan
+from oncofed.federation.spec import ProfilePlan
+from oncofed.privacy.small_counts import LEAST_PATIENTS
 
 PLAN = ProfilePlan(dataset="balls", classes={1: "shell"})
 

@@ -94,6 +94,41 @@ def test_counts_are_counts(name: str, value: Any) -> None:
         check_counts({**COUNTS, name: value}, "1")
 
 
+BINS = {"spacing": 4}
+HISTOGRAM: dict[str, Any] = {"patients": 20, "counts": [0, 15, 5, 0]}
+
+
+def test_histograms_of_what_images_are_like_leave_where_the_job_declares_them() -> None:
+    counts = {**COUNTS, "train": 20}
+    for told in ({}, {"spacing": HISTOGRAM}, {"spacing": {"patients": 5, "counts": [0] * 4}}):
+        check_counts({**counts, "profile": told}, "1", BINS)
+    with pytest.raises(PolicyError):
+        check_counts({**counts, "profile": {"spacing": HISTOGRAM}}, "1")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"counts": [0, 15, 4, 0]},
+        {"counts": [0, 16, 0, 0]},
+        {"counts": [0, 15, 5]},
+        {"counts": [0, 15, 5, 5]},
+        {"counts": [0, 15, 5.0, 0]},
+        {"counts": "MRN-0001"},
+        {"patients": 4, "counts": [0] * 4},
+        {"patients": 21, "counts": [0, 15, 6, 0]},
+        {"patients": True},
+        {"smallest": 0.4},
+    ],
+)
+def test_a_histogram_with_fewer_than_five_behind_a_number_stays(change: dict[str, Any]) -> None:
+    told = {"spacing": {**HISTOGRAM, **change}}
+    with pytest.raises(PolicyError, match=r"^profile is not within its bounds$"):
+        check_counts({**COUNTS, "train": 20, "profile": told}, "1", BINS)
+    with pytest.raises(PolicyError):
+        check_counts({**COUNTS, "train": 20, "profile": {"MRN-0001": HISTOGRAM}}, "1", BINS)
+
+
 def test_scores_of_too_few_patients_stay() -> None:
     numbers = copy.deepcopy(NUMBERS)
     assert not withhold(numbers, 0)

@@ -71,10 +71,11 @@ def _at(numbers: dict[str, Any], path: str) -> tuple[Any, Any]:
         ("pooled/classes/pneumonia/with/0/1", True),
         ("pooled/classes/pneumonia/with/0/0", 100),
         ("pooled/classes/pneumonia/with/-1/0", 3),  # where the lowest patient lies
-        ("pooled/classes/pneumonia/without/0", [50, 5, 0.731]),
-        ("pooled/classes/pneumonia/odds/0/0", 1e6),
-        ("pooled/classes/pneumonia/odds/0/0", 12.345678901234),
-        ("pooled/classes/pneumonia/odds/1", [1.0]),
+        ("pooled/classes/pneumonia/without/0", [50, 5, 1.2, 3.4, 0.731]),
+        ("pooled/classes/pneumonia/without/0", [50, 5]),
+        ("pooled/classes/pneumonia/with/0/2", 1e6),
+        ("pooled/classes/pneumonia/with/0/2", 12.345678901234),
+        ("pooled/classes/pneumonia/with/0/3", -1.0),
         ("pooled/classes/pneumonia/pairs", 1e9),
         ("pooled/classes/pneumonia/pairs", 17.25),
         ("pooled/reliability/cells/0", [1, 1, 0.97, 0.9]),
@@ -128,8 +129,8 @@ def test_a_site_that_wants_more_patients_behind_a_number_sends_it_coarser() -> N
     assert withhold(numbers, 12)
     check_numbers(numbers, CLASSES, sums=True)
     cells = numbers["pooled"]["classes"]["pneumonia"]
-    assert all(count >= 12 for kind in ("with", "without") for _, count in cells[kind])
-    assert sum(count for _, count in cells["with"]) == 30
+    assert all(count >= 12 for kind in ("with", "without") for _, count, *_ in cells[kind])
+    assert sum(count for _, count, *_ in cells["with"]) == 30
     assert all(row[0] >= 12 for row in numbers["pooled"]["reliability"]["cells"])
     assert numbers["temperature"]["patients"] == 60
     assert not withhold(_sent(), 5)

@@ -21,6 +21,7 @@ from oncofed.tasks.pooled import (
     coarser,
     coarser_rows,
     figure,
+    log_odds,
     pooled_test,
     ranking,
 )
@@ -67,21 +68,23 @@ def test_the_bounds_hold_the_area_of_all_scores_in_one_place(sites: list[list[tu
 def test_every_cell_holds_enough_patients_also_where_a_site_wants_more(
     site: list[tuple[float, bool]], fewest: int
 ) -> None:
-    bins = bins_of(np.array([p for p, _ in site]))
-    cells = cells_of(bins, [f"p{n}" for n in range(len(site))])
-    for given_cells, least in ((cells, FEWEST), (coarser(cells, fewest), fewest)):
-        assert bool(given_cells) == (len(site) >= least)
-        assert all(count >= least for _, count in given_cells)
-        if given_cells:
-            assert sum(count for _, count in given_cells) == len(site)
-            assert given_cells[-1][0] == 0
-            assert [first for first, _ in given_cells] == sorted({first for first, _ in given_cells}, reverse=True)
+    probabilities = np.array([p for p, _ in site])
+    cells = cells_of(probabilities, [f"p{n}" for n in range(len(site))])
+    for told, least in ((cells, FEWEST), (coarser(cells, fewest), fewest)):
+        assert bool(told) == (len(site) >= least)
+        assert all(count >= least for _, count, *_ in told)
+        if told:
+            assert sum(count for _, count, *_ in told) == len(site)
+            assert sum(total for _, _, total, _ in told) == pytest.approx(log_odds(probabilities).sum(), abs=0.1)
+            assert told[-1][0] == 0
+            assert [cell[0] for cell in told] == sorted({cell[0] for cell in told}, reverse=True)
 
 
 def test_a_patient_with_many_images_does_not_fill_a_cell() -> None:
-    bins = np.array([90] * 20 + [50, 40, 30, 20])
-    assert cells_of(bins, ["a"] * 20 + ["b", "c", "d", "e"]) == [[0, 24]]
-    assert cells_of(bins, ["a"] * 20 + ["b", "c", "d", "d"]) == []
+    probabilities = np.array([0.99] * 20 + [0.5, 0.3, 0.2, 0.1])
+    told = cells_of(probabilities, ["a"] * 20 + ["b", "c", "d", "e"])
+    assert [cell[:2] for cell in told] == [[0, 24]]
+    assert cells_of(probabilities, ["a"] * 20 + ["b", "c", "d", "d"]) == []
 
 
 def test_nothing_leaves_of_fewer_than_five_patients() -> None:
@@ -156,8 +159,9 @@ def test_the_interval_of_a_perfect_area_has_a_width() -> None:
 
 
 def test_the_curve_begins_high_and_ends_with_everybody() -> None:
-    cells = {"with": [[60, 10], [0, 10]], "without": [[40, 10], [0, 30]]}
-    found = ranking([{**cells, "odds": [[30.0, 90.0], [-80.0, 200.0]], "pairs": 640.0}])
+    ill = [[60, 10, 30.0, 90.0], [0, 10, 5.0, 20.0]]
+    well = [[40, 10, 4.0, 12.0], [0, 30, -80.0, 230.0]]
+    found = ranking([{"with": ill, "without": well, "pairs": 640.0}])
     assert found
     assert found.auroc == found.bounds[0] == found.bounds[1] == 0.8  # of one site all is known
     assert found.curve[-1][1:3] == (1.0, 1.0)
@@ -166,7 +170,7 @@ def test_the_curve_begins_high_and_ends_with_everybody() -> None:
         a[1] <= b[1] and a[2] <= b[2] and a[0] > b[0] for a, b in zip(found.curve, found.curve[1:], strict=False)
     )
     assert 0.3 < found.average_precision < 1
-    assert ranking([{"with": [], "without": [[0, 5]], "odds": [[0, 0], [0, 0]], "pairs": 0}]) is None
+    assert ranking([{"with": [], "without": [[0, 5, 0.0, 0.0]], "pairs": 0}]) is None
 
 
 @settings(max_examples=25)

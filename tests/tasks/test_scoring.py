@@ -20,6 +20,7 @@ from oncofed.data.cases import Case
 from oncofed.data.inputs import Prepared
 from oncofed.data.spec import DataSpec
 from oncofed.tasks import Segmentation, SegmentationSpec, segmentation
+from oncofed.tasks.entropy import mean_entropy
 from oncofed.tasks.segmentation import Segmented
 from oncofed.tasks.windows import Windows
 
@@ -199,3 +200,40 @@ def test_an_evaluation_outlasts_a_device_without_memory_for_a_slab(
 def test_more_classes_than_a_byte_holds_are_told_apart() -> None:
     assert segmentation._type_of(256) == torch.uint8
     assert segmentation._type_of(257) == torch.int16
+
+
+@pytest.mark.parametrize("kind", ["whole", "between"])
+@pytest.mark.parametrize("classes", [2, 4])
+@torch.no_grad()
+def test_with_the_entropy_come_the_same_labels(kind: str, classes: int) -> None:
+    rng = np.random.default_rng(classes)
+    shape = (23, 30, 19)
+    image, label = _affines(rng, 3, kind == "between", False) if kind == "between" else (np.eye(4), np.eye(4))
+    data = DataSpec(dataset="any", patch=(16, 16, 16), spacing=(1.0, 1.0, 1.0) if kind == "between" else None)
+    task = Segmentation(SegmentationSpec(classes={n: f"c{n}" for n in range(1, classes)}, mirror=classes == 4), data)
+    prepared = {
+        "image": torch.from_numpy(rng.normal(size=(1, *shape)).astype(np.float32)),
+        "image.affine": torch.from_numpy(image),
+        "label": torch.zeros(shape, dtype=torch.uint8),
+        "label.affine": torch.from_numpy(label),
+    }
+    network = nn.Conv3d(1, classes, 3, padding=1).eval()
+    found, plain = task.infer_with_entropy(network, prepared, _CPU), task.infer(network, prepared, _CPU)
+    assert plain.entropy is None
+    assert torch.equal(found.values, plain.values)
+    assert found.entropy is not None
+    likely = _straightforward(task, network, prepared, 0.25, classes == 4).clamp(0, 1)
+    expected = torch.special.entr(likely).sum(0) / np.log(classes)
+    assert found.entropy.shape == found.values.shape
+    assert torch.allclose(found.entropy / 255, expected.float(), atol=0.5 / 255 + 1e-4)
+
+
+def test_the_mean_entropy_is_that_of_what_was_found_and_its_neighbours() -> None:
+    found = torch.zeros(5, 5, dtype=torch.uint8)
+    entropy = torch.full((5, 5), 10, dtype=torch.uint8)
+    assert mean_entropy(found, entropy) is None
+    found[2, 2] = 3
+    entropy[2, 2], entropy[1, 2], entropy[1, 1], entropy[0, 2] = 255, 105, 255, 255
+    assert mean_entropy(found, entropy) == pytest.approx((255 + 105 + 3 * 10) / 5 / 255)
+    found[:] = 1
+    assert mean_entropy(found, torch.full((5, 5), 255, dtype=torch.uint8)) == 1

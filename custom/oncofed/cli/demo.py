@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from enum import Enum
 from pathlib import Path
@@ -16,9 +17,11 @@ from oncofed.cli.common import (
     ended_by_signals,
     keep_caches_in,
     new_run_folder,
+    plain_console,
     progress_console,
     require_posix,
     show_result,
+    typed_workspace,
 )
 from oncofed.errors import SpecError
 
@@ -120,10 +123,27 @@ def demo(
             sites = _images(spec, data, data_root, images, console)
             run = Run(spec, sites, backend.value, folder, console, port, keep, data_note=_NOTES[data])
             result = run.execute()
+            example = _example(sites, folder) if data is DemoData.brain else None
     finally:
         if not keep:
             shutil.rmtree(images, ignore_errors=True)
     show_result(result, folder, json)
+    if example and not json:
+        words = ["oncofed", "predict", str(folder), str(example), "--out", str(folder / "predictions")]
+        plain_console().print(f"Predict: {shlex.join([*words, *typed_workspace()])}")
+
+
+def _example(sites: dict[str, Path], folder: Path) -> Path:
+    """Keep one simulated patient of the test as a DICOM series, for the model to be tried on, and return its folder."""
+    from oncofed.data.cases import case_of
+    from oncofed.data.example_series import write_series
+    from oncofed.data.manifest import read_manifest
+
+    site = sites[min(sites)]
+    manifest = read_manifest(site)
+    patient = next(entry for split, entry in manifest.by_split() if split == "test")
+    write_series(case_of(site, manifest, patient).image, folder / "example")
+    return folder / "example"
 
 
 def _images(spec: JobSpec, data: DemoData, root: Path | None, images: Path, console: Console) -> dict[str, Path]:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from oncofed import __version__
-from oncofed.cli import alliance, bench, data, demo, evaluate, job, report, site
+from oncofed.cli import alliance, bench, data, demo, evaluate, job, predict, report, site
 from oncofed.cli.common import fail, options
 from oncofed.cli.terminal import fit_output
 from oncofed.errors import OncofedError
@@ -43,6 +43,7 @@ app.add_typer(site.app, name="site")
 app.add_typer(report.app, name="report")
 app.add_typer(bench.app, name="bench")
 app.command("demo")(demo.demo)
+app.command("predict")(predict.predict)
 app.command("evaluate")(evaluate.evaluate)
 
 

@@ -390,7 +390,7 @@ def check_case(
     except Exception as error:  # noqa: BLE001 - one case that cannot be read does not keep the others from training
         return Problem(case.name, facts.reason_of(error))
     found = [*contract_faults(entry, data or DataSpec(dataset="any")), *facts.faults(entry)]
-    found += _label_faults(case, entry, classes) if not entry.label_problem else []
+    found += label_faults(case, entry, classes) if not entry.label_problem else []
     return Problem(case.name, "; ".join(found)) if found else None
 
 
@@ -450,7 +450,8 @@ def _between(pair: tuple[float, float]) -> str:
     return f"{pair[0]:g} to {pair[1]:g}"
 
 
-def _label_faults(case: Case, entry: Entry, classes: Sequence[int]) -> list[str]:
+def label_faults(case: Case, entry: Entry, classes: Sequence[int]) -> list[str]:
+    """Return why a label does not hold a job's classes alone."""
     if case.instances or entry.label_values is None or isinstance(case.label, int):
         return []
     known = dict(case.label_values) if case.label_values is not None else {value: value for value in classes}

@@ -174,7 +174,8 @@ def tissue_density(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
     """
     sample = pixels[:: max(1, len(pixels) // _STAIN_SAMPLES)].astype(np.float64)
     density: NDArray[np.float64] = -np.log10((sample + 1) / 256)
-    return density[density.max(axis=1) > _LIKE_GLASS]
+    tissue: NDArray[np.float64] = density[density.max(axis=1) > _LIKE_GLASS]
+    return tissue
 
 
 def stain(pixels: NDArray[np.uint8]) -> list[float] | None:

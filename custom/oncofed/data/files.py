@@ -128,3 +128,18 @@ def read_examples(folder: Path, count: int) -> dict[str, list[str]]:
                 paths = found.setdefault(row["reason"], [])
                 paths += [row["path"]] if len(paths) < count else []
     return found
+
+
+def image_files(folder: Path) -> dict[str, list[str]]:
+    """Return case -> paths of its image's files inside the registered folder, of a dataset's ``files.csv``.
+
+    A file of which several cases were made is none of theirs: its row names them together.
+    """
+    found: dict[str, list[str]] = {}
+    path = folder / FILES_TABLE
+    if path.is_file():
+        with path.open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                if row["use"] == "image" and row["case"]:
+                    found.setdefault(row["case"], []).append(row["path"])
+    return found

@@ -28,7 +28,7 @@ from oncofed.data.transforms import load_pair, load_whole
 Prepared = dict[str, Tensor]
 
 # Raised when what preparing does changes though its settings do not.
-_VERSION = 3
+_VERSION = 4
 # Voxels of each class among which a patch's centre is drawn, spread evenly over them all. All of them would take eight
 # bytes for each voxel of a prepared case.
 _CENTRES_PER_CLASS = 10_000

@@ -193,7 +193,7 @@ class PreparedCases(Dataset[Prepared]):
             if not isinstance(cause, (DataError, OSError, MemoryError)):
                 raise
             raise UnreadableError(
-                f"{case.name}: {facts.reason_of(cause)}; it could be read when the job began. See that its folder is "
+                f"{case.name}: {facts.reason_of(cause)}; it could be read before. See that its folder is "
                 "reachable, or register the dataset again"
             ) from None
 

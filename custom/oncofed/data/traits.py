@@ -7,9 +7,11 @@ of facts that registering knows, of the image alone: an image that nobody labell
 from __future__ import annotations
 
 import base64
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -17,7 +19,7 @@ from numpy.typing import NDArray
 
 from oncofed.data.manifest import Entry, Intensity
 from oncofed.data.profile import AXES, FLAT_AXES, body_shape, body_spacing
-from oncofed.data.spec import DataSpec
+from oncofed.data.spec import DataSpec, Modality
 
 Scale = Literal["log2", "log10", "linear", "names"]
 
@@ -68,20 +70,25 @@ class Trait:
 
     def bin_of(self, value: float) -> int:
         """Return in which bin a number on the scale, or the index of a name, is counted."""
-        return int(np.clip(np.floor((value - self.low) / self.width), 0, self.bins - 1))
+        return min(max(math.floor((value - self.low) / self.width), 0), self.bins - 1)
 
     def plain(self, value: float) -> float:
         """Return the number itself for one on the scale."""
         if self.scale == "log2":
             return float(2.0**value)
         if self.scale == "log10":
-            return float(np.sign(value) * (10.0 ** abs(value) - 1))
+            return math.copysign(10.0 ** abs(value) - 1, value)
         return float(value)
 
 
 def traits(data: DataSpec) -> dict[str, Trait]:
     """Return the traits of images for a job, by name."""
-    axes = AXES if data.dimensions == 3 else FLAT_AXES
+    return dict(_traits(data.dimensions, data.modality, len(data.channels)))
+
+
+@lru_cache
+def _traits(dimensions: int, modality: Modality, channels: int) -> Mapping[str, Trait]:
+    axes = AXES if dimensions == 3 else FLAT_AXES
     found = [
         _names(MODALITY, _MODALITY_NAMES),
         _names(CHANNELS, _CHANNEL_NAMES),
@@ -91,12 +98,12 @@ def traits(data: DataSpec) -> dict[str, Trait]:
     ]
     for name in ("low", "median", "high"):
         # Hounsfield units mean the same everywhere; other intensities are compared by their order of magnitude.
-        if data.modality == "ct":
+        if modality == "ct":
             found.append(Trait(f"intensity_{name}", "linear", -1100, 3100, 42, "HU"))
         else:
             found.append(Trait(f"intensity_{name}", "log10", -6, 6, 24))
     found.append(Trait(EDGE, "linear", 0, 1, 10))
-    if data.dimensions == 2 and len(data.channels) == 3:
+    if dimensions == 2 and channels == len(_COLOURS):
         found += [Trait(f"density_{colour}", "linear", 0, 2.4, 24) for colour in _COLOURS]
     return {trait.name: trait for trait in found}
 
@@ -117,13 +124,13 @@ def traits_of(entry: Entry, data: DataSpec) -> dict[str, float]:
     shape, spacing = body_shape(entry), body_spacing(entry)
     if len(shape) == data.dimensions:
         axes = AXES if data.dimensions == 3 else FLAT_AXES
-        found |= {f"size_{axis}": float(np.log2(side)) for axis, side in zip(axes, shape, strict=True)}
+        found |= {f"size_{axis}": math.log2(side) for axis, side in zip(axes, shape, strict=True)}
         if len(spacing) == len(axes):
-            found |= {f"spacing_{axis}": float(np.log2(side)) for axis, side in zip(axes, spacing, strict=True)}
+            found |= {f"spacing_{axis}": math.log2(side) for axis, side in zip(axes, spacing, strict=True)}
     intensity = intensity_of_image(entry)
     for name in ("low", "median", "high") if intensity else ():
         value = float(getattr(intensity, name))
-        signed = float(np.sign(value) * np.log10(1 + abs(value)))
+        signed = math.copysign(math.log10(1 + abs(value)), value)
         found[f"intensity_{name}"] = value if data.modality == "ct" else signed
     edge = _edge(entry)
     if edge is not None:
@@ -131,7 +138,7 @@ def traits_of(entry: Entry, data: DataSpec) -> dict[str, float]:
     if entry.stain and len(entry.stain) == len(_COLOURS):
         found |= {f"density_{colour}": value for colour, value in zip(_COLOURS, entry.stain, strict=True)}
     known = traits(data)
-    return {name: value for name, value in found.items() if name in known and np.isfinite(value)}
+    return {name: value for name, value in found.items() if name in known and math.isfinite(value)}
 
 
 def intensity_of_image(entry: Entry) -> Intensity | None:
@@ -158,7 +165,7 @@ def counts_of_patients(images: Iterable[tuple[str, Entry]], data: DataSpec) -> d
     for name, trait in traits(data).items():
         counts = np.zeros(trait.bins, np.int64)
         for own in values[name].values():
-            value = Counter(own).most_common(1)[0][0] if trait.scale == "names" else float(np.mean(own))
+            value = Counter(own).most_common(1)[0][0] if trait.scale == "names" else math.fsum(own) / len(own)
             counts[trait.bin_of(value)] += 1
         found[name] = counts
     return found

@@ -32,7 +32,10 @@ from oncofed.data.spec import DataSpec
 _CT_WINDOW_HU = (-1000.0, 1000.0)
 _PAIR = ("image", "label")
 # ITU-R BT.601: how bright red, green and blue are to the eye.
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+# Of the range between an image's darkest and brightest percentile: distances are alike that differ by no more, so that
+# rounding decides nothing.
+NEARLY = 1e-6
 
 
 def as_tensor(image: LoadedImage) -> MetaTensor:
@@ -70,7 +73,7 @@ class ReadCase(Transform):
         if values.shape[-1] == 1 and self._channels == 3:
             values = np.repeat(values, 3, axis=-1)
         elif values.shape[-1] == 3 and self._channels == 1:
-            values = (values.astype(np.float32) @ _LUMA)[..., None]
+            values = (values.astype(np.float32) @ LUMA)[..., None]
         if self._darken:
             values = darken(values)
         return replace(image, values=values)
@@ -85,8 +88,8 @@ def darken(values: Values) -> Values:
     Args:
         values: (x, y[, z], channel).
     """
-    low, median, high = np.percentile(values.mean(axis=-1), (1, 50, 99))
-    if median - low <= high - median:
+    low, median, high = np.percentile(values.mean(axis=-1, dtype=np.float64), (1, 50, 99))
+    if median - low <= high - median + NEARLY * (high - low):
         return values
     inverted: Values = values.max() - values
     return inverted
@@ -149,12 +152,19 @@ def _to_grid(spec: DataSpec, keys: tuple[str, ...]) -> list[Any]:
     return steps
 
 
+def intensity_range(spec: DataSpec) -> dict[str, float] | None:
+    """Return which values become which, as ``ScaleIntensityRanged`` names them; None: each channel is standardised."""
+    if spec.modality != "ct":
+        return None
+    low, high = spec.window or _CT_WINDOW_HU
+    return {"a_min": low, "a_max": high, "b_min": 0.0 if spec.window else -1.0, "b_max": 1.0}
+
+
 def _normalise(spec: DataSpec) -> list[Any]:
-    if spec.modality == "ct":
-        low, high = spec.window or _CT_WINDOW_HU
-        least = 0 if spec.window else -1
-        return [ScaleIntensityRanged("image", a_min=low, a_max=high, b_min=least, b_max=1, clip=True)]
-    return [NormalizeIntensityd("image", channel_wise=True)]
+    found = intensity_range(spec)
+    if found is None:
+        return [NormalizeIntensityd("image", channel_wise=True)]
+    return [ScaleIntensityRanged("image", **found, clip=True)]
 
 
 def load_image(spec: DataSpec) -> Compose:

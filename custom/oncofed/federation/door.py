@@ -237,7 +237,7 @@ class Door:
             return list(current.updates)
 
 
-def counts(result: Shareable, bins: Mapping[str, int]) -> dict[str, Any]:
+def counts(result: Shareable, bins: Mapping[str, int] | None = None) -> dict[str, Any]:
     """Return what a site says of its data when it comes.
 
     Args:
@@ -250,7 +250,7 @@ def counts(result: Shareable, bins: Mapping[str, int]) -> dict[str, Any]:
     return read_answer(result, lambda answer: _read_counts(answer, bins))
 
 
-def _read_counts(result: Shareable, bins: Mapping[str, int]) -> dict[str, Any]:
+def _read_counts(result: Shareable, bins: Mapping[str, int] | None) -> dict[str, Any]:
     numbers = exchange.read_numbers_message(result)
     theirs = numbers.get("version")
     if isinstance(theirs, str) and theirs != oncofed.__version__:

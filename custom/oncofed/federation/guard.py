@@ -257,7 +257,7 @@ class Outbound:
         elif task == TASK_VALIDATE:
             numbers = exchange.read_numbers_message(reply)
             check_numbers(numbers, self._classes, sums=True)
-            changed = self._without_sums_asked_again(numbers)
+            changed = self._without_sums_that_stay(numbers)
             if withhold(numbers, self._policy.leaves.minimum_patients) or changed:
                 message.data = numbers
                 message.update_shareable(reply)
@@ -268,14 +268,14 @@ class Outbound:
         self._spend(facts["bytes"])
         return facts
 
-    def _without_sums_asked_again(self, numbers: dict[str, Any]) -> bool:
-        """Take counts and sums out that were sent often enough, and return whether there were any.
+    def _without_sums_that_stay(self, numbers: dict[str, Any]) -> bool:
+        """Take counts and sums out that the site keeps back, or sent often enough; return whether there were any.
 
         Of one model they tell of nobody; of many models, or at many temperatures, they would.
         """
         there = SUMS & numbers.keys()
         self._sums += bool(there)
-        if self._sums <= _MOST_SUMS:
+        if self._policy.leaves.pooled_figures and self._sums <= _MOST_SUMS:
             return False
         for name in there:
             del numbers[name]

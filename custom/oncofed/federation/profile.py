@@ -26,8 +26,8 @@ from oncofed.federation.datasets import DATASETS_FILE, dataset_folder
 from oncofed.federation.events import EVENTS_FILE, EventLog
 from oncofed.federation.folders import hand_over, state_folder
 from oncofed.federation.guard import admit
-from oncofed.federation.spec import LEAST_PATIENTS, ProfilePlan
-from oncofed.privacy.small_counts import without_small
+from oncofed.federation.spec import ProfilePlan
+from oncofed.privacy.small_counts import LEAST_PATIENTS, without_small
 
 _DATASET = "cases"
 

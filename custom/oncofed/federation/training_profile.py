@@ -1,7 +1,8 @@
 """What the images were like that a federation learned from: ranges that are kept with the model.
 
-Each site counts its training patients in histograms whose ends and bins ``data.traits`` fixes, hides bins of fewer than
-five, and the server adds them up. No smallest and no largest value of a patient is in it.
+Each site counts its training patients in histograms whose ends and bins ``data.traits`` fixes, counts bins of fewer
+than five with others or else hides them, and the server adds the sites up. No smallest and no largest value of a
+patient is in it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from oncofed.data.manifest import Entry, write_whole
 from oncofed.data.spec import DataSpec
 from oncofed.data.traits import Trait, counts_of_patients, traits
 from oncofed.errors import SpecError
-from oncofed.privacy.small_counts import LEAST_PATIENTS, without_small
+from oncofed.privacy.small_counts import LEAST_PATIENTS, with_neighbours, without_small
 
 PROFILE_FILE = "training_profile.json"
 # A range is that of the patients whose bins are told. Where more than this share is hidden it would be too narrow.
@@ -61,11 +62,12 @@ def site_profile(images: Iterable[tuple[str, Entry]], data: DataSpec) -> dict[st
         images: each with its patient's key.
         data: of the job.
     """
-    found = {}
+    found, known = {}, traits(data)
     for name, counts in counts_of_patients(images, data).items():
         patients = int(counts.sum())
         if patients >= LEAST_PATIENTS:
-            found[name] = {"patients": patients, "counts": without_small(counts).tolist()}
+            told = with_neighbours(counts, ordered=known[name].scale != "names")
+            found[name] = {"patients": patients, "counts": without_small(told).tolist()}
     return found
 
 
@@ -81,7 +83,7 @@ def together(profiles: Iterable[SiteProfile], data: DataSpec) -> TrainingProfile
     for name, trait in traits(data).items():
         parts = [profile[name] for profile in told if name in profile]
         if parts:
-            counts = np.sum([part["counts"] for part in parts], axis=0, dtype=np.int64)
+            counts = np.array([part["counts"] for part in parts], np.int64).sum(axis=0)
             found[name] = _range(trait, sum(part["patients"] for part in parts), counts)
     return TrainingProfile(schema=1, sites=len(told), traits=found)
 

@@ -29,6 +29,7 @@ from oncofed.data.sample import sample_cases
 from oncofed.federation import exchange
 from oncofed.federation.compression import Compressor
 from oncofed.federation.folders import CASES_FILE, OWN_MODEL, sole_owner
+from oncofed.federation.kept import write_kept_job
 from oncofed.federation.pooled_scores import SumsAsked, sums_of
 from oncofed.federation.site_state import SiteState
 from oncofed.federation.spec import DittoSpec, FedBNSpec, FedDynSpec, FederationPlan, FedProxSpec, ScaffoldSpec
@@ -96,7 +97,10 @@ class Turns(Protocol):
     """Whoever takes a site's turns."""
 
     def prepare(self) -> dict[str, Any]:
-        """Check and load the site's cases; return what the server may know of them, with ``profile`` where it asks."""
+        """Check and load the site's cases; return what the server may know of them.
+
+        Among it is ``profile``, which leaves where the server asks for it: see ``training_profile``.
+        """
 
     def train(self, sent: Weights, number: int, beside: Weights, stop: Stop) -> Answer:
         """Score the global model on validation cases, train it, and return what changed.
@@ -371,6 +375,7 @@ class OwnTurns:
             unfinished.mkdir(mode=0o700)
             save_file(weights, unfinished / "model.safetensors")
             self._plan.write_bundle(unfinished, name, weights)
+            write_kept_job(unfinished, name, self._place.site, self._plan, self._federation, weights)
             shutil.rmtree(folder, ignore_errors=True)
             unfinished.replace(folder)
         except (OSError, RuntimeError, SafetensorError) as error:  # torch.save raises the second where a disk is full

@@ -263,7 +263,8 @@ def _write(spec: JobSpec, events: list[dict[str, Any]], folder: Path) -> Result:
         result.status = "completed"
         note_rounds(result, state, spec)
         note_scores(result, state)
-        spec.plan().write_bundle(model.parent, spec.title, load_file(model))
+        values = spec.model_dump(mode="json", by_alias=True)
+        spec.plan().write_bundle(model.parent, spec.title, load_file(model), values)
     else:
         stopped = any(event["kind"] == "stopped" for event in events)
         result.status = "stopped" if stopped and not state.failed else "failed"

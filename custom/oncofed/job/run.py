@@ -187,7 +187,8 @@ class Run:
             scores = self._collect(pool)
         result.timing.baselines_s = time.monotonic() - ended
         note_scores(result, state, scores, self._skipped)
-        self.spec.plan().write_bundle(model, self.spec.title, load_file(model / "model.safetensors"))
+        values = self.spec.model_dump(mode="json", by_alias=True)
+        self.spec.plan().write_bundle(model, self.spec.title, load_file(model / "model.safetensors"), values)
 
     def _warn_of_memory(self) -> None:
         needed, free = len(self.sites) * _GIB_OF_A_SITE[self.backend], psutil.virtual_memory().available / 2**30

@@ -18,10 +18,14 @@ from oncofed.errors import SpecError, TrainingError
 from oncofed.federation.provenance import PROVENANCE_FILE, read_provenance
 from oncofed.job.spec import JOB_FILE, JobSpec, parse_job
 from oncofed.models.weights import Weights, digest_of, load_weights
+from oncofed.prediction.bundles import is_bundle, read_own_bundle
 from oncofed.tasks import Task
 
 WEIGHTS_FILE = "model.safetensors"
 MODEL_FOLDER = "model"
+_EXPECTED = (
+    "the folder of a run (workspace/runs/TIME-JOB), of a job in a site's kit (KIT/oncofed/ID), or a bundle of oncofed's"
+)
 
 
 @dataclass(frozen=True)
@@ -71,28 +75,66 @@ def network_of(job: JobSpec, weights: Weights, device: torch.device) -> nn.Modul
 
 
 def load_model(path: Path) -> TrainedModel:
-    """Load a model from a run's folder.
+    """Load a model from wherever one was left.
 
     Args:
-        path: the folder that ``oncofed job run`` or ``oncofed job fetch`` wrote.
+        path: the folder that ``oncofed job run`` or ``oncofed job fetch`` wrote; that of a job in a site's kit,
+            ``KIT/oncofed/ID``, where the site keeps its own model; a MONAI bundle that oncofed wrote; or ``model`` or
+            ``model.safetensors`` of one of the first two.
 
     Raises:
         SpecError: it holds no model, or the weights are not those that its provenance was written for.
     """
-    if not path.is_dir():
-        raise SpecError(f"{path}: no such folder. Expected the folder of a run, such as workspace/runs/TIME-JOB")
-    if not (path / JOB_FILE).is_file():
-        raise SpecError(f"{path}: no {JOB_FILE}. Expected the folder of a run, which holds it beside {MODEL_FOLDER}/")
-    job = parse_job(path / JOB_FILE)
-    weights = read_weights(path / MODEL_FOLDER / WEIGHTS_FILE)
+    path = path.expanduser()
+    if not path.exists():
+        raise SpecError(f"{path}: no such file or folder. Expected {_EXPECTED}")
+    if is_bundle(path):
+        return _of_bundle(path)
+    folder, kept = _found(path)
+    job = parse_job((kept or folder) / JOB_FILE)
+    weights = read_weights(folder / MODEL_FOLDER / WEIGHTS_FILE)
     digest = digest_of(weights, hashlib.sha256).hexdigest()
-    provenance = read_provenance(path / PROVENANCE_FILE)["provenance"] if (path / PROVENANCE_FILE).is_file() else {}
-    if provenance and provenance["model"] != digest:
+    provenance = _provenance((kept or folder) / PROVENANCE_FILE, digest)
+    return TrainedModel(folder, job, weights, digest, provenance)
+
+
+def _found(path: Path) -> tuple[Path, Path | None]:
+    """Return the folder of a run or of a site's job, and of the latter that in which the site keeps model and job."""
+    inside = path.parent if path.is_file() and path.name in {WEIGHTS_FILE, JOB_FILE} else path
+    for folder in (inside, inside.absolute().parent) if inside.absolute().name == MODEL_FOLDER else (inside,):
+        if (folder / JOB_FILE).is_file() and not (folder / WEIGHTS_FILE).is_file():
+            return folder, None
+        if (folder / MODEL_FOLDER / JOB_FILE).is_file():
+            return folder, folder / MODEL_FOLDER
+    raise SpecError(
+        f"{path}: no {JOB_FILE}, which says what the model was trained for. Expected {_EXPECTED}"
+        if path.is_dir()
+        else f"{path}: no model of oncofed, nor in a folder of one. Expected {_EXPECTED}"
+    )
+
+
+def _of_bundle(bundle: Path) -> TrainedModel:
+    """Return the model of a bundle; with all that a run knows of it where the bundle lies beside the run's own."""
+    job, weights, digest = read_own_bundle(bundle)
+    beside = bundle.absolute().parent
+    if (beside / WEIGHTS_FILE).is_file() and beside.name == MODEL_FOLDER:
+        whole = load_model(beside)
+        if whole.digest == digest:
+            return whole
+    return TrainedModel(bundle, job, weights, digest)
+
+
+def _provenance(path: Path, digest: str) -> Mapping[str, Any]:
+    """Return what is said of where a model comes from, once its digest is found to be right; empty without a file."""
+    if not path.is_file():
+        return {}
+    provenance: Mapping[str, Any] = read_provenance(path)["provenance"]
+    if provenance.get("model") != digest:
         raise SpecError(
-            f"{path}: the weights are not those that {PROVENANCE_FILE} was written for ({digest[:12]}…, expected "
-            f"{str(provenance['model'])[:12]}…). Fetch the run again, or take the folder as it was written"
+            f"{path.parent}: the weights are not those that {PROVENANCE_FILE} was written for ({digest[:12]}…, "
+            f"expected {str(provenance.get('model'))[:12]}…). Fetch the run again, or take the folder as it was written"
         )
-    return TrainedModel(path, job, weights, digest, provenance)
+    return provenance
 
 
 def read_weights(path: Path) -> Weights:

@@ -36,6 +36,11 @@ class LeavesSpec(StrictModel):
         description="how many patients' training images lie in which range of spacing, size, intensity and stain; none "
         "of fewer than five. It is kept with the model, to tell when an image is unlike them",
     )
+    pooled_figures: bool = Field(
+        True,
+        description="counts and sums over at least five patients, for figures over all sites such as AUROC with its "
+        "curves, and for how sure a classifier should be",
+    )
     largest_norm: float = Field(
         10.0, gt=1, le=1000, description="an update this many times as long as the job's usual one here is held back"
     )

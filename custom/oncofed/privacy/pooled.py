@@ -9,9 +9,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from oncofed.tasks.calibration import STEP, TEMPERATURES
-from oncofed.tasks.pooled import BINS, FEWEST, FURTHEST, MEAN, coarser, coarser_rows
-from oncofed.tasks.site_sums import DIGITS, DIGITS_OF_FIGURES, DIGITS_OF_ODDS
+from oncofed.tasks.calibration import TEMPERATURES
+from oncofed.tasks.pooled import BINS, DIGITS_OF_ODDS, FEWEST, FURTHEST, MEAN, coarser, coarser_rows
+from oncofed.tasks.site_sums import DIGITS, DIGITS_OF_FIGURES
 
 # Under which they stand beside a score.
 SUMS = frozenset({"pooled", "temperature", "paired"})
@@ -45,10 +45,7 @@ def is_temperature_sums(value: Any) -> bool:
     patients, sums = value["patients"], value["log_loss"]
     if not _is_patients(patients) or not isinstance(sums, list) or len(sums) != len(TEMPERATURES):
         return False
-    # The step's multiples, as far as two digits have them.
-    return all(
-        _is_sum(one, 0, _LARGEST_LOSS * patients, 2) and abs(one / STEP - round(one / STEP)) < 1e-6 for one in sums
-    )
+    return all(_is_sum(one, 0, _LARGEST_LOSS * patients, 1) for one in sums)
 
 
 def is_paired(value: Any) -> bool:
@@ -94,38 +91,33 @@ def keep_back_small(numbers: dict[str, Any], minimum: int) -> bool:
 
 
 def _is_ranked(value: Any) -> bool:
-    if not isinstance(value, Mapping) or set(value) != {"with", "without", "odds", "pairs"}:
+    if not isinstance(value, Mapping) or set(value) != {"with", "without", "pairs"}:
         return False
     if not all(_are_cells(value[kind]) for kind in ("with", "without")):
         return False
-    counts = [sum(count for _, count in value[kind]) for kind in ("with", "without")]
-    odds = value["odds"]
+    counts = [sum(cell[1] for cell in value[kind]) for kind in ("with", "without")]
     return (
-        any(counts)
-        and isinstance(odds, list)
-        and len(odds) == 2
-        and all(_are_odds(sums, patients) for sums, patients in zip(odds, counts, strict=True))
-        and _is_sum(value["pairs"], 0, counts[0] * counts[1], 1)
-        and float(2 * value["pairs"]).is_integer()
+        any(counts) and _is_sum(value["pairs"], 0, counts[0] * counts[1], 1) and float(2 * value["pairs"]).is_integer()
     )
 
 
 def _are_cells(value: Any) -> bool:
-    """Return whether a value is counts of cells, from the highest down to the lowest bin."""
-    if not isinstance(value, list) or not all(isinstance(cell, list) and len(cell) == 2 for cell in value):
+    """Return whether a value is counts and sums of cells, from the highest down to the lowest bin."""
+    if not isinstance(value, list) or not all(map(_is_cell, value)):
         return False
-    if not all(_is_count(first, BINS - 1) and _is_patients(count) for first, count in value):
-        return False
-    lowest = [first for first, _ in value]
+    lowest = [cell[0] for cell in value]
     return not value or (lowest[-1] == 0 and lowest == sorted(set(lowest), reverse=True))
 
 
-def _are_odds(value: Any, patients: int) -> bool:
+def _is_cell(value: Any) -> bool:
+    """Return whether a value is [lowest bin, patients, sum of log odds, sum of their squares]."""
+    if not isinstance(value, list) or len(value) != 4 or not _is_patients(value[1]):
+        return False
+    most = FURTHEST * value[1]
     return (
-        isinstance(value, list)
-        and len(value) == 2
-        and _is_sum(value[0], -FURTHEST * patients, FURTHEST * patients, DIGITS_OF_ODDS)
-        and _is_sum(value[1], 0, FURTHEST**2 * patients, DIGITS_OF_ODDS)
+        _is_count(value[0], BINS - 1)
+        and _is_sum(value[2], -most, most, DIGITS_OF_ODDS)
+        and _is_sum(value[3], 0, FURTHEST * most, DIGITS_OF_ODDS)
     )
 
 

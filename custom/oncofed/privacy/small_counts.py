@@ -7,6 +7,8 @@ from numpy.typing import NDArray
 
 # Fewest patients behind any number that tells of a site's data and leaves it, whatever a job asks for.
 LEAST_PATIENTS = 5
+# Patients whose bins have none beside them: more of them are no exceptions.
+_MOST_APART = 0.2
 
 
 def without_small(counts: NDArray[np.int64], least: int = LEAST_PATIENTS) -> NDArray[np.int64]:
@@ -26,3 +28,37 @@ def without_small(counts: NDArray[np.int64], least: int = LEAST_PATIENTS) -> NDA
             hidden[visible[np.argmin(counts[visible])]] = True
     shown: NDArray[np.int64] = np.where(hidden | (counts < 0), 0, counts)
     return shown
+
+
+def with_neighbours(counts: NDArray[np.int64], least: int = LEAST_PATIENTS, ordered: bool = True) -> NDArray[np.int64]:
+    """Return a histogram in which bins of too few patients are counted with others, so that few need to be hidden.
+
+    Such a bin is counted with the fuller one beside it. One that has none beside it is counted with the nearest that
+    has enough, as long as such patients are at most ``_MOST_APART`` of all: they are exceptions. Nobody can tell how
+    many a bin took in.
+
+    Args:
+        counts: of each bin, (bins,).
+        least: fewest patients of a bin that keeps its own.
+        ordered: bins are of a scale; else of names, of which the fullest is as near as any.
+    """
+    found: NDArray[np.int64] = counts.copy()
+    while ordered:
+        beside = np.pad(found, 1)
+        few: list[int] = np.flatnonzero((found > 0) & (found < least)).tolist()
+        small = [n for n in few if beside[n] or beside[n + 2]]
+        if not small:
+            break
+        smallest = min(small, key=lambda n: int(found[n]))
+        _move(found, smallest, smallest - 1 if beside[smallest] >= beside[smallest + 2] else smallest + 1)
+    apart, full = np.flatnonzero((found > 0) & (found < least)), np.flatnonzero(found >= least)
+    if len(full) and found[apart].sum() <= _MOST_APART * found.sum():
+        for number in apart.tolist():
+            distances = np.abs(full - number) if ordered else -found[full]
+            _move(found, number, int(full[np.argmin(distances)]))
+    return found
+
+
+def _move(counts: NDArray[np.int64], source: int, target: int) -> None:
+    counts[target] += counts[source]
+    counts[source] = 0

@@ -66,10 +66,17 @@ class Plane:
 
 @dataclass(frozen=True)
 class Drawing:
-    """What to draw: a case, of which values may be Hounsfield units."""
+    """What to draw.
+
+    Attributes:
+        case: image and mask.
+        is_ct: values are Hounsfield units.
+        most: planes show as much of the mask as any; else they go through its centre.
+    """
 
     case: Case
     is_ct: bool = False
+    most: bool = False
 
 
 @dataclass(frozen=True)
@@ -126,7 +133,7 @@ def _planes(drawing: Drawing) -> tuple[list[Plane], str]:
     note = f"first of {channels} channels" if channels > 1 else ""
     if is_oblique(image.affine):
         note = f"{note}; oblique: letters say the nearest direction".lstrip("; ")
-    return _volume(image, mask, drawing.is_ct), note
+    return _volume(image, mask, drawing), note
 
 
 def _flat(image: LoadedImage, mask: NDArray[Any] | None) -> Plane:
@@ -137,7 +144,7 @@ def _flat(image: LoadedImage, mask: NDArray[Any] | None) -> Plane:
     return Plane("", pixels, None if mask is None else mask.T, (width, height), calibrated=image.spacing is not None)
 
 
-def _volume(image: LoadedImage, mask: NDArray[Any] | None, is_ct: bool) -> list[Plane]:
+def _volume(image: LoadedImage, mask: NDArray[Any] | None, drawing: Drawing) -> list[Plane]:
     turn = io_orientation(image.affine)
     known = bool(np.isfinite(turn).all())
     values = upright(image.values[..., :1], image.affine)[..., 0]
@@ -145,8 +152,8 @@ def _volume(image: LoadedImage, mask: NDArray[Any] | None, is_ct: bool) -> list[
     sizes = voxel_sizes(image.affine)
     if known:
         sizes = sizes[np.argsort(turn[:, 0])]
-    at = _centre(labels, values.shape)
-    limits = _limits(values, labels, at, is_ct)
+    at = (_fullest if drawing.most else _centre)(labels, values.shape)
+    limits = _limits(values, labels, at, drawing.is_ct)
     planes = []
     # Seen as radiologists do: from the feet, the front, and the patient's left.
     for title, axis, across, down, ends in (
@@ -169,6 +176,14 @@ def _centre(labels: NDArray[Any] | None, shape: tuple[int, ...]) -> tuple[int, .
         return tuple(n // 2 for n in shape)
     nearest = np.abs(found - found.mean(axis=0)).sum(axis=1).argmin()
     return tuple(int(n) for n in found[nearest])
+
+
+def _fullest(labels: NDArray[Any] | None, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return along each axis the plane that shows most of a label, or the middle where there is none."""
+    if labels is None or not (there := labels > 0).any():
+        return tuple(n // 2 for n in shape)
+    sums = (there.sum(axis=tuple(other for other in range(3) if other != axis)) for axis in range(3))
+    return tuple(int(counts.argmax()) for counts in sums)
 
 
 def _limits(values: NDArray[Any], labels: NDArray[Any] | None, at: tuple[int, ...], is_ct: bool) -> tuple[float, float]:

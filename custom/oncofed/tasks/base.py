@@ -67,6 +67,8 @@ class Evaluation(Scores):
 
 
 Outcome = TypeVar("Outcome")
+Item = TypeVar("Item")
+Found = TypeVar("Found")
 
 
 class Task(ABC, Generic[Outcome]):
@@ -161,6 +163,28 @@ class Task(ABC, Generic[Outcome]):
     def infer_with_entropy(self, network: nn.Module, prepared: Prepared, device: torch.device) -> Inferred:
         """Return what ``infer`` does, of maps with their entropy; of a pack's task without it."""
         return self.infer(network, prepared, device)
+
+    def infer_all(
+        self, network: nn.Module, prepared: Sequence[Prepared], device: torch.device, entropy: bool = False
+    ) -> list[Inferred]:
+        """Return what ``infer`` finds, for a few cases at once, taken in halves where memory is short.
+
+        Args:
+            network: on ``device``.
+            prepared: as ``infer`` takes it.
+            device: where the network is.
+            entropy: of maps find how unsure the network is of each voxel, too.
+
+        Raises:
+            TrainingError: one case alone does not fit into memory.
+        """
+        return _within_memory(lambda few: self._infer_few(network, few, device, entropy), prepared)
+
+    def _infer_few(
+        self, network: nn.Module, prepared: Sequence[Prepared], device: torch.device, entropy: bool
+    ) -> list[Inferred]:
+        infer = self.infer_with_entropy if entropy else self.infer
+        return [infer(network, one, device) for one in prepared]
 
     @abstractmethod
     def assess(self, network: nn.Module, case: Case, device: torch.device, detailed: bool) -> Outcome:
@@ -293,7 +317,7 @@ class Task(ABC, Generic[Outcome]):
                 batch = cases[first : first + few]
                 if self._held:
                     self._held.ahead_of(cases[first : first + 2 * few])
-                found = _assess_within_memory(lambda few: assess(network, few, device, detailed), batch)
+                found = _within_memory(lambda few: assess(network, few, device, detailed), batch)
                 outcomes += [(case.patient, outcome) for case, outcome in zip(batch, found, strict=True)]
                 if detailed:
                     by_case += [(c.name, self.figures(outcome)) for c, outcome in zip(batch, found, strict=True)]
@@ -315,25 +339,22 @@ class Task(ABC, Generic[Outcome]):
         return partial(Task.assess_all, self), 1
 
 
-def _assess_within_memory(assess: Callable[[Sequence[Case]], list[Outcome]], cases: Sequence[Case]) -> list[Outcome]:
+def _within_memory(look: Callable[[Sequence[Item]], list[Found]], items: Sequence[Item]) -> list[Found]:
     """Return what is found of cases, taken in halves where memory is short."""
     try:
-        return assess(cases)
+        return look(items)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        if len(cases) == 1:
+        if len(items) == 1:
             raise TrainingError(
-                "one case alone does not fit into memory while it is scored. Free the GPU of other programs "
+                "one case alone does not fit into memory while a model looks at it. Free the GPU of other programs "
                 "(nvidia-smi), or make data.patch smaller"
             ) from None
     # Out of the except block: the error's traceback holds what the failed pass had in memory.
     free_memory()
-    middle = len(cases) // 2
-    return [
-        *_assess_within_memory(assess, cases[:middle]),
-        *_assess_within_memory(assess, cases[middle:]),
-    ]
+    middle = len(items) // 2
+    return [*_within_memory(look, items[:middle]), *_within_memory(look, items[middle:])]
 
 
 def _defining(kind: type, name: str) -> type:

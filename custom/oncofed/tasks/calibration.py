@@ -23,9 +23,9 @@ from oncofed.tasks.pooled import FEWEST, Reliability
 
 CALIBRATION_FILE = "calibration.json"
 TEMPERATURES = np.geomspace(1 / 4, 8, 21)
-# Sums are told to a twentieth of what one patient adds who is off by a factor of e. So rounded the whole curve holds
-# about as much as four numbers would, whose patients are five at least: nobody's score can be computed from it.
-STEP = 0.05
+# Sums are told to a tenth of what one patient adds who is off by a factor of e. So rounded the whole curve holds about
+# as much as four numbers would, and its patients are five at least: nobody's score can be computed from it.
+STEP = 0.1
 _NEIGHBOURS = 3
 _SMALLEST = 1e-300
 
@@ -111,7 +111,7 @@ def temperature_sums(
         images[patient] += 1
     weights = np.array([1 / images[patient] for patient in patients])
     sums = [float(weights @ log_losses(tempered(probabilities, t), labels)) for t in TEMPERATURES]
-    return {"patients": len(people), "log_loss": [round(round(s / step) * step, 2) if step else s for s in sums]}
+    return {"patients": len(people), "log_loss": [round(round(s / step) * step, 1) if step else s for s in sums]}
 
 
 def learned(of_sites: Mapping[str, Mapping[str, Any]]) -> Calibration | None:

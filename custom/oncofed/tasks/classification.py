@@ -25,7 +25,7 @@ from oncofed.settings import StrictModel
 from oncofed.tasks.base import Scores, Task
 from oncofed.tasks.calibration import temperature_sums
 from oncofed.tasks.differences import Part, area_difference
-from oncofed.tasks.inferred import ClassScores
+from oncofed.tasks.inferred import ClassScores, Inferred
 from oncofed.tasks.pictures import Picture, middle_slice
 from oncofed.tasks.pooled import FEWEST
 from oncofed.tasks.site_sums import classification_sums, grouped
@@ -120,6 +120,13 @@ class Classification(Task[Classified]):
     def infer(self, network: nn.Module, prepared: Prepared, device: torch.device) -> ClassScores:
         """Return what a network says of one image."""
         return self._scores(network, [prepared], device)[0]
+
+    def _infer_few(
+        self, network: nn.Module, prepared: Sequence[Prepared], device: torch.device, entropy: bool
+    ) -> list[Inferred]:
+        if type(self).infer is not Classification.infer:  # as slides, which are taken one by one
+            return super()._infer_few(network, prepared, device, entropy)
+        return list(self._scores(network, prepared, device))
 
     @torch.no_grad()
     def _scores(self, network: nn.Module, prepared: Sequence[Prepared], device: torch.device) -> list[ClassScores]:

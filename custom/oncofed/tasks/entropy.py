@@ -17,9 +17,9 @@ def entropy_bytes(likely: Tensor) -> Tensor:
     Args:
         likely: of each class, (class, …) float32; (1, …): of the second of two classes.
     """
+    entropy: Tensor
     if len(likely) == 1:
-        entropy = torch.special.entr(likely) + torch.special.entr(1 - likely)
-        classes = 2
+        entropy, classes = torch.special.entr(likely) + torch.special.entr(1 - likely), 2
     else:
         entropy, classes = torch.special.entr(likely).sum(0, keepdim=True), len(likely)
     return entropy.mul_(LARGEST / math.log(classes)).round_().clamp_(0, LARGEST).to(torch.uint8)

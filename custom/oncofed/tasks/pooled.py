@@ -30,8 +30,11 @@ _MIDDLES = np.linspace(-9.9, 9.9, BINS)
 _NORMAL = 1.959964  # of a 95 % interval
 _RELIABILITY_BINS = 10
 
-# [lowest bin, patients], from the highest bin down; a cell reaches up to the one before it.
-Cells = list[list[int]]
+DIGITS_OF_ODDS = 2
+
+# [lowest bin, patients, sum of their log odds, sum of the squares], from the highest bin down; a cell reaches up to the
+# one before it.
+Cells = list[list[Any]]
 
 
 class Ranking(StrictModel):
@@ -39,7 +42,7 @@ class Ranking(StrictModel):
 
     patients_with: int
     patients_without: int
-    auroc: float = Field(description="log odds within a cell taken to be normal")
+    auroc: float = Field(description="log odds taken to be normal within a cell")
     bounds: tuple[float, float] = Field(description="between which it lies, wherever in its cell a patient lies")
     interval: tuple[float, float] = Field(description="95 % interval over patients (Newcombe, 2006)")
     average_precision: float
@@ -92,43 +95,54 @@ def bins_of(probabilities: NDArray[np.float64]) -> NDArray[np.int64]:
     return np.searchsorted(_EDGES, log_odds(probabilities), side="right").astype(np.int64)
 
 
-def cells_of(bins: NDArray[np.int64], patients: Sequence[str], fewest: int = FEWEST) -> Cells:
-    """Return counts of cells that hold at least so many patients each; nothing where all together are fewer.
+def cells_of(probabilities: NDArray[np.float64], patients: Sequence[str], fewest: int = FEWEST) -> Cells:
+    """Return counts and sums of cells that hold at least so many patients each; nothing where all together are fewer.
 
     Args:
-        bins: of each image or group of images.
+        probabilities: of each image or group of images.
         patients: key of each one's patient.
         fewest: patients of a cell.
     """
+    bins, odds = bins_of(probabilities), log_odds(probabilities)
     order = np.argsort(-bins, kind="stable")
     found: Cells = []
-    count, people = 0, set[str]()
-    for place, index in enumerate(order):
-        count, people = count + 1, people | {patients[index]}
-        ends = place + 1 == len(order) or bins[order[place + 1]] != bins[index]
-        if ends and len(people) >= fewest:
-            found.append([int(bins[index]), count])
-            count, people = 0, set()
-    return _down_to_the_last(found, count)
+    begun, people = 0, set[str]()
+    for end, index in enumerate(order, 1):
+        people.add(patients[index])
+        ends = end == len(order) or bins[order[end]] != bins[index]
+        if ends and (len(people) >= fewest or end == len(order)):
+            inside = odds[order[begun:end]]
+            sums = [round(float(part), DIGITS_OF_ODDS) for part in (inside.sum(), np.square(inside).sum())]
+            found.append([int(bins[index]), len(inside), *sums])
+            if len(people) < fewest:
+                return _with_the_rest(found[:-1], found[-1])
+            begun, people = end, set()
+    return _with_the_rest(found, None)
 
 
 def coarser(cells: Cells, fewest: int) -> Cells:
-    """Return the same counts in cells of at least so many; nothing where all together are fewer."""
+    """Return the same patients in cells of at least so many; nothing where all together are fewer."""
     found: Cells = []
-    count = 0
-    for first, added in cells:
-        count += added
-        if count >= fewest:
-            found.append([first, count])
-            count = 0
-    return _down_to_the_last(found, count)
+    rest: list[Any] | None = None
+    for cell in cells:
+        rest = _added(rest, cell) if rest else list(cell)
+        if rest[1] >= fewest:
+            found.append(rest)
+            rest = None
+    return _with_the_rest(found, rest)
 
 
-def _down_to_the_last(cells: Cells, rest: int) -> Cells:
+def _with_the_rest(cells: Cells, rest: Sequence[Any] | None) -> Cells:
     """Give the last cell what is left over, and all bins down to the lowest: where the lowest patient lies stays."""
     if cells:
-        cells[-1] = [0, cells[-1][1] + rest]
+        cells[-1] = [0, *(_added(cells[-1], rest) if rest else cells[-1])[1:]]
     return cells
+
+
+def _added(one: Sequence[Any], lower: Sequence[Any]) -> list[Any]:
+    """Return two cells as one."""
+    sums = (round(a + b, DIGITS_OF_ODDS) for a, b in zip(one[2:], lower[2:], strict=True))
+    return [lower[0], one[1] + lower[1], *sums]
 
 
 def coarser_rows(rows: Sequence[Sequence[float]], fewest: int) -> list[list[float]]:
@@ -152,10 +166,9 @@ def ranking(of_sites: Sequence[Mapping[str, Any]]) -> Ranking | None:
 
     Args:
         of_sites: of each site ``with`` and ``without``, the cells of the patients who have the class and who have not;
-            ``odds``, of both kinds the sum of their log odds, and of the squares; ``pairs``, in how many pairs the one
-            who has it is ahead.
+            ``pairs``, in how many pairs the one who has it is ahead.
     """
-    ill, well = (_spans([one[kind] for one in of_sites]) for kind in ("with", "without"))
+    ill, well = (_spans(one[kind] for one in of_sites) for kind in ("with", "without"))
     if not len(ill) or not len(well):
         return None
     counts = int(ill[:, 2].sum()), int(well[:, 2].sum())
@@ -164,7 +177,7 @@ def ranking(of_sites: Sequence[Mapping[str, Any]]) -> Ranking | None:
     area, certain, certainly_not = 0.0, _ahead(ill, well), _ahead(well, ill)
     for one in of_sites:
         own = [_spans([one[kind]]) for kind in ("with", "without")]
-        spread = [_spread(spans, *odds) for spans, odds in zip(own, one["odds"], strict=True)]
+        spread = [_spread(one[kind]) for kind in ("with", "without")]
         hits, misses = hits + spread[0], misses + spread[1]
         all_own = int(own[0][:, 2].sum()) * int(own[1][:, 2].sum())
         area += one["pairs"] - _pairs(*spread)
@@ -190,7 +203,8 @@ def log_odds(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
     shares = np.clip(probabilities, 0.0, 1.0)
     with np.errstate(divide="ignore"):
         odds = np.log(shares) - np.log1p(-shares)
-    return np.clip(odds, -FURTHEST, FURTHEST)
+    bounded: NDArray[np.float64] = np.clip(odds, -FURTHEST, FURTHEST)
+    return bounded
 
 
 def _spans(of_sites: Iterable[Cells]) -> NDArray[np.int64]:
@@ -198,7 +212,7 @@ def _spans(of_sites: Iterable[Cells]) -> NDArray[np.int64]:
     found = []
     for cells in of_sites:
         top = BINS - 1
-        for first, count in cells:
+        for first, count, *_ in cells:
             found.append((first, top, count))
             top = first - 1
     return np.array(found, dtype=np.int64).reshape(-1, 3)
@@ -216,26 +230,19 @@ def _pairs(hits: NDArray[np.float64], misses: NDArray[np.float64]) -> float:
     return float((hits * (np.cumsum(misses) - misses / 2)).sum())
 
 
-def _spread(spans: NDArray[np.int64], total: float, squares: float) -> NDArray[np.float64]:
+def _spread(cells: Cells) -> NDArray[np.float64]:
     """Return patients by bin, those of a cell spread over its bins as a normal distribution of log odds has them.
 
-    The binormal model for scores in categories (Dorfman and Alf, 1969), with the mean and spread that the site tells.
-
-    Args:
-        spans: of one kind of patients of one site.
-        total: sum of their log odds.
-        squares: sum of the squares.
+    Its mean and spread are those that the cell's sums tell.
     """
-    found, patients = np.zeros(BINS), int(spans[:, 2].sum())
-    if not patients:
-        return found
-    mean = total / patients
-    sd = max(math.sqrt(max(squares / patients - mean**2, 0.0)), _WIDTH)
-    # Never zero: a cell may lie far from the mean.
-    density = np.exp(-0.5 * np.minimum(((_MIDDLES - mean) / sd) ** 2, 2 * FURTHEST))
-    for first, top, count in spans:
-        inside = density[first : top + 1]
-        found[first : top + 1] += count * inside / inside.sum()
+    found, top = np.zeros(BINS), BINS - 1
+    for first, count, total, squares in cells:
+        mean = total / count
+        sd = max(math.sqrt(max(squares / count - mean**2, 0.0)), _WIDTH / 2)
+        # Never zero, whatever the sums are.
+        density = np.exp(-0.5 * np.minimum(((_MIDDLES[first : top + 1] - mean) / sd) ** 2, 4 * FURTHEST))
+        found[first : top + 1] += count * density / density.sum()
+        top = first - 1
     return found
 
 

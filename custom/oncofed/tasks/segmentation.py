@@ -184,7 +184,7 @@ class Segmentation(Task[dict[str, float]]):
         target: TargetGrid,
         device: torch.device,
         spare: bool,
-        entropy: bool,
+        entropy: bool = False,
     ) -> Tensor:
         """Return label values on the target grid, (1, x, y[, z]), and where it is wanted their entropy, (2, …).
 
@@ -192,8 +192,8 @@ class Segmentation(Task[dict[str, float]]):
         """
         two, image, shape = self.out_channels == 2, prepared["image"], target.shape
         grid = file_grid(self.data, image, (affine_of(prepared, "image"), target.affine), shape, self._windows)
-        weighed = entropy or not grid.whole
-        planes = self._windows.slabs(network, image, device, _difference if two else None, weighed, spare)
+        change, weighed = _difference if two else None, entropy or not grid.whole
+        planes = self._windows.slabs(network, image, device, change, weighed=weighed, spare=spare)
         labels = torch.empty(
             1 + entropy, *shape, dtype=_type_of(self.out_channels), device=torch.device("cpu") if spare else device
         )

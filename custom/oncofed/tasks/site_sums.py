@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from oncofed.tasks.calibration import log_losses, tempered
 from oncofed.tasks.differences import share_below
-from oncofed.tasks.pooled import FEWEST, bins_of, cells_of, log_odds
+from oncofed.tasks.pooled import FEWEST, cells_of
 
 # More groups of equally sure patients than these make a diagram no clearer.
 _MOST_GROUPS = 20
 # Digits that nobody looks at could carry something else.
-DIGITS, DIGITS_OF_ODDS, DIGITS_OF_FIGURES = 2, 1, 4
+DIGITS, DIGITS_OF_FIGURES = 2, 4
 
 
 def grouped(
@@ -123,13 +123,10 @@ def _by_class(
         if value in hidden or any(0 < len(set(people)) < FEWEST for people in (ill, well)):
             continue
         said = found[:, value]
-        bins, odds = bins_of(said), log_odds(said)
-        sums = [[float(part.sum()) for part in (odds[kind], odds[kind] ** 2)] for kind in (is_it, ~is_it)]
         ahead = share_below(said[is_it], np.sort(said[~is_it])).sum() * len(well) if ill and well else 0.0
         told[classes[value]] = {
-            "with": cells_of(bins[is_it], ill),
-            "without": cells_of(bins[~is_it], well),
-            "odds": [[round(part, DIGITS_OF_ODDS) for part in of_kind] for of_kind in sums],
+            "with": cells_of(said[is_it], ill),
+            "without": cells_of(said[~is_it], well),
             "pairs": round(float(ahead) * 2) / 2,
         }
     return told

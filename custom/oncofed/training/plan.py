@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +22,7 @@ from oncofed.models.networks import Declared
 from oncofed.models.weights import Layout, Weights, layout_of, weights_of
 from oncofed.settings import StrictModel
 from oncofed.tasks import DeclaredTask, PackedTaskSpec, Task, TaskSpec, build_task
+from oncofed.tasks.bundled import answer_of
 
 
 class TrainingSpec(StrictModel):
@@ -158,16 +161,30 @@ class Plan(StrictModel):
         task = self.build_task()
         return Request(self.model, task.in_channels, task.out_channels, self.data.dimensions, self.data.patch)
 
-    def write_bundle(self, folder: Path, title: str, weights: Weights) -> None:
-        """Write ``folder/bundle``, the model as a MONAI bundle, unless code would have to come with it.
+    def write_bundle(
+        self, folder: Path, title: str, weights: Weights, job: Mapping[str, Any] | None = None
+    ) -> Path | None:
+        """Write ``folder/bundle``, the model as a MONAI bundle, and return it; None where code would have to come along.
 
         Args:
             folder: where the bundle goes.
             title: of the model.
             weights: of the plan's network.
+            job: as ``job.yaml`` holds it; None: a job of this plan.
         """
-        if not self.model.code:  # a bundle holds no code that its user would have to trust
-            write_bundle(folder, title, self.network_request, self.data, self.task.classes, weights)
+        if self.model.code:  # a bundle holds no code that its user would have to trust
+            return None
+        answer = answer_of(self.task, self.data)
+        request, classes = self.network_request, self.task.classes
+        return write_bundle(
+            folder, title, request, self.data, classes, weights, answer, self._as_job(title) if job is None else job
+        )
+
+    def _as_job(self, title: str) -> dict[str, Any]:
+        """Return the plan as ``job.yaml`` holds a job."""
+        values = self.model_dump(mode="json")
+        name = re.sub(r"[^a-z0-9_-]+", "_", title.lower()).strip("_-")[:63] or "model"
+        return {"schema": 1, "name": name, "title": title, **values, "rounds": {"number": self.rounds}}
 
     def build_network(self) -> nn.Module:
         """Return the plan's network with its initial weights, on the CPU.

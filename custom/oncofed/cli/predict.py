@@ -1,0 +1,168 @@
+"""``oncofed predict``: a trained model reads images."""
+
+from __future__ import annotations
+
+import json as jsonlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.table import Table
+
+from oncofed.cli.common import (
+    DEFAULT_WORKSPACE,
+    Workspace,
+    datasets_folder,
+    ended_by_signals,
+    escape,
+    keep_caches_in,
+    plain_console,
+    progress_bars,
+    progress_console,
+    show_table,
+)
+from oncofed.errors import DataError
+
+if TYPE_CHECKING:
+    from oncofed.prediction.run import Predictions
+
+_MOST_SHOWN = 20
+_INPUTS = "Files, folders of any layout, DICOM heaps, or registered datasets by name or folder. They are only read."
+
+
+def predict(
+    model: Annotated[
+        Path,
+        typer.Argument(
+            metavar="MODEL",
+            help="A run's folder (workspace/runs/TIME-JOB), a job in a site's kit (KIT/oncofed/ID), or a bundle.",
+        ),
+    ],
+    inputs: Annotated[list[str], typer.Argument(metavar="INPUT", help=_INPUTS)],
+    out: Annotated[Path, typer.Option(help="Folder for the predictions; the same again goes on where it was left.")],
+    device: Annotated[
+        Literal["cuda", "cpu"] | None, typer.Option(help="By default a CUDA GPU where there is one.")
+    ] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(min=1, max=4096, help="Images at once, of classifications; by default as many as scoring takes."),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Only cases whose name, or path in INPUT, fits a pattern such as 'liver_1*'. May be repeated."
+        ),
+    ] = None,
+    ensemble: Annotated[
+        bool,
+        typer.Option(help="Where the run kept other models (its sites' own, folds), tell how far they differ."),
+    ] = True,
+    refuse_outside: Annotated[
+        bool,
+        typer.Option("--refuse-outside", help="Leave images unlike those of the training to a person: set aside."),
+    ] = False,
+    page: Annotated[bool, typer.Option(help="Write predictions.html, with a picture of each case.")] = True,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes that read; by default one a core.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON to stdout, progress to stderr.")] = False,
+    workspace: Workspace = DEFAULT_WORKSPACE,
+) -> None:
+    """Predict images with a trained model: labels on each image's own grid, sizes, probabilities, pictures.
+
+    Images go through the checks of `oncofed data register` and the job's contract first; a case that does not pass is
+    set aside with its reason (set_aside.csv). In --out each case has a folder of its own, cases/NAME, which is there
+    once it is whole: a command that was interrupted goes on when it is given again, and images that changed are
+    predicted anew. predictions.json says all in one file; what each file is: custom/oncofed/prediction/README.md.
+
+    Each prediction says when not to trust it: images outside of what the model was trained on, a network that is
+    unsure, models of the run that differ.
+
+    Research only: a person decides.
+
+    Exit status: 0 every case was predicted, 3 some were set aside, or none is there to be predicted.
+    """
+    keep_caches_in(workspace)
+    from oncofed.devices import training_device
+    from oncofed.prediction.ensemble import members_of
+    from oncofed.prediction.model import load_model
+    from oncofed.prediction.page import write_page
+    from oncofed.prediction.run import Options
+    from oncofed.prediction.run import predict as predict_all
+    from oncofed.prediction.sources import gather
+
+    trained = load_model(model)
+    if ensemble and (members := members_of(trained)):
+        progress_console(json).print(
+            f"{len(members)} other models of the run predict too ({', '.join(members)}): {len(members) + 1} times the "
+            "work. --no-ensemble leaves them out",
+            markup=False,
+        )
+    with ended_by_signals(), progress_bars(progress_console(json)) as advance:
+        sources = gather(inputs, out, trained.job, datasets_folder(workspace), only or (), workers, advance)
+        options = Options(batch=batch, ensemble=ensemble, refuse_outside=refuse_outside)
+        found = predict_all(
+            trained, sources, out, training_device(device), options, lambda *counts: advance("predicting", *counts)
+        )
+        written = write_page(found, sources, trained, out, workers, advance) if page else None
+    if json:
+        typer.echo(jsonlib.dumps(_values(found, written), indent=2))
+    else:
+        _show(found, written)
+    if not found.made and not found.kept:
+        count = len(found.set_aside)
+        raise DataError(f"{', '.join(inputs)}: none of the {count} cases can be predicted; each has its reason")
+    if found.set_aside or any(record["missing"] for record in found.now):
+        raise typer.Exit(3)
+
+
+def _values(found: Predictions, page: Path | None) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from oncofed.prediction.run import PREDICTIONS_FILE
+
+    return {
+        "folder": str(found.folder),
+        "predictions": str(found.folder / PREDICTIONS_FILE),
+        "page": str(page) if page else None,
+        "predicted": found.made,
+        "there_before": found.kept,
+        "set_aside": [asdict(bad) for bad in found.set_aside],
+        "notes": found.notes,
+        "cases": found.done,
+    }
+
+
+def _show(found: Predictions, page: Path | None) -> None:
+    from oncofed.data.grouping import told
+    from oncofed.prediction.figures import table_of
+    from oncofed.prediction.run import MEASUREMENTS_FILE, PREDICTIONS_FILE, SET_ASIDE_FILE
+
+    console = plain_console()
+    records = found.now
+    shown = records[:_MOST_SHOWN]
+    headings, cells = table_of(row for record in shown for row in record["figures"])
+    names = [record["name"] if number == 0 else "" for record in shown for number in range(len(record["figures"]))]
+    table = Table(title=f"{len(records)} of {len(records) + len(found.set_aside)} cases", title_justify="left")
+    for number, heading in enumerate(["case", *headings]):
+        table.add_column(heading, justify="right" if number > 1 else "left", overflow="fold")
+    for name, row in zip(names, cells, strict=True):
+        table.add_row(escape(name), *map(escape, row))
+    show_table(table, console)
+    if len(records) > _MOST_SHOWN:
+        console.print(f"… and {len(records) - _MOST_SHOWN} more in {found.folder / MEASUREMENTS_FILE}")
+    for note in found.notes:
+        console.print(f"[yellow]note[/] {escape(note)}")
+    for record in records:
+        for output, reason in record["missing"].items():
+            console.print(f"[yellow]no {output}[/] of {escape(record['name'])}: {escape(reason)}")
+    doubts = ((r["name"], reason) for r in records if r["trust"] for reason in r["trust"]["reasons"])
+    for line in told(doubts):
+        console.print(f"[yellow]do not trust[/] {escape(line)}")
+    for line in told((bad.name, bad.reason) for bad in found.set_aside):
+        console.print(f"[yellow]set aside[/] {escape(line)}")
+    before = f", {len(found.kept)} of them before" if found.kept else ""
+    aside = f"; {len(found.set_aside)} set aside ({found.folder / SET_ASIDE_FILE})" if found.set_aside else ""
+    console.print(f"{len(records)} predicted{before}{aside}")
+    console.print(f"Files:  {found.folder / 'cases'}; all in one: {found.folder / PREDICTIONS_FILE}")
+    if page:
+        console.print(f"Look:   {page}")
+    console.print("Research only: a person decides.")

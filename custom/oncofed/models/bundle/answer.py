@@ -1,0 +1,60 @@
+"""What a bundle makes of a network's output, as plain values: the tasks, which know more, lie above."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class LabelledVoxels:
+    """A label for each voxel on the grid of the image's file.
+
+    Attributes:
+        overlap: share by which windows overlap.
+        mirror: the mean over all mirrorings is taken.
+        keep_largest: label values of which only the largest piece is kept.
+    """
+
+    overlap: float = 0.25
+    mirror: bool = False
+    keep_largest: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class NumberedObjects:
+    """A number for each object on the grid of the image's file.
+
+    Attributes:
+        overlap: share by which windows overlap.
+        mirror: the mean over all mirrorings is taken.
+        seed_depth: how deep inside an object its seed begins.
+        smallest: objects of fewer voxels are dropped.
+    """
+
+    overlap: float = 0.25
+    mirror: bool = False
+    seed_depth: float = 0.4
+    smallest: int = 10
+
+
+@dataclass(frozen=True)
+class ImageClasses:
+    """A probability for each class of an image."""
+
+
+@dataclass(frozen=True)
+class SlideClasses:
+    """A probability for each class of a slide, whose tiles' features are given.
+
+    Attributes:
+        encoder: digest of what makes the features.
+        tile: side of a tile in pixels.
+        microns: of a tile's pixels along each side; None: as the slides were cut when they were registered.
+    """
+
+    encoder: str
+    tile: int
+    microns: float | None = None
+
+
+Answer = LabelledVoxels | NumberedObjects | ImageClasses | SlideClasses

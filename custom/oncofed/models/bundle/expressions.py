@@ -1,0 +1,51 @@
+"""Text of a bundle's configuration: expressions are written here alone, and nothing that a job says becomes one."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from oncofed.models.foreign import EXPRESSIONS
+
+Config = dict[str, Any]
+
+_RELATIVE = re.compile(r"[@%]#")
+# An expression cannot raise by itself.
+REFUSE = "$lambda why: (_ for _ in ()).throw(ValueError(why))"
+
+
+def plain(text: str) -> str:
+    """Return text that a job's author wrote as MONAI's parser takes for text alone.
+
+    A string that begins with one of ``$@%`` would be evaluated or replaced, as ``@#`` and ``%#`` would within one.
+    """
+    apart = _RELATIVE.sub(lambda found: f"{found[0][0]} #", text)
+    return f" {apart}" if apart[:1] in EXPRESSIONS else apart
+
+
+def literal(value: object) -> str:
+    """Return a number, or a list of numbers, as an expression holds it.
+
+    Raises:
+        TypeError: it holds anything else.
+    """
+    parts = value if isinstance(value, list | tuple) else [value]
+    if not all(isinstance(part, int | float) for part in parts):
+        raise TypeError("only numbers become part of an expression")
+    return json.dumps(value)
+
+
+def of_image(function: str) -> Config:
+    """Return the step that puts what a function of the configuration makes of an image in its place."""
+    return {"_target_": "Lambdad", "keys": "image", "func": function}
+
+
+def unless(conditions: list[str], why: str) -> str:
+    """Return an expression that gives an image back, and refuses one that does not meet all conditions.
+
+    Args:
+        conditions: on ``image``, as expressions.
+        why: what is said of another one, without quotes.
+    """
+    return f"$lambda image: image if {' and '.join(conditions)} else @refuse('{why}')"

@@ -1,0 +1,177 @@
+"""A bundle's ``metadata.json`` and ``README.md``, by the MONAI bundle specification."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import monai
+import numpy as np
+import torch
+
+from oncofed.data.spec import DataSpec, Modality
+from oncofed.data.transforms import intensity_range
+from oncofed.models.bundle.answer import Answer, ImageClasses, LabelledVoxels, NumberedObjects, SlideClasses
+from oncofed.models.bundle.expressions import Config, plain
+from oncofed.models.networks import Request
+
+_SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
+_USE = "Research only. Not a medical device."
+_MODALITIES: dict[Modality, str] = {
+    "mri": "MR",
+    "ct": "CT",
+    "pet": "PET",
+    "xray": "X-ray",
+    "microscopy": "microscopy",
+}
+
+
+def metadata(
+    title: str, request: Request, data: DataSpec, classes: dict[int, str], answer: Answer, packages: Sequence[str]
+) -> Config:
+    """Return the metadata.
+
+    Args:
+        title: of the model.
+        request: what the network was built for.
+        data: grid and normalisation of its input.
+        classes: label values and names of its output.
+        answer: what is made of its output.
+        packages: that must be installed beside MONAI.
+    """
+    slides = isinstance(answer, SlideClasses)
+    found: Config = {
+        "schema": _SCHEMA,
+        "version": "1.0.0",
+        "changelog": {"1.0.0": "trained in a federation"},
+        "monai_version": monai.__version__,
+        "pytorch_version": torch.__version__.split("+")[0],
+        "numpy_version": np.__version__,
+        "required_packages_version": {name: _version(name) for name in packages},
+        "name": plain(title),
+        "task": plain(title),
+        "description": plain(f"{title}: trained by oncofed with federated averaging"),
+        "authors": "the sites of the federation",
+        "copyright": "see the agreement of the alliance",
+        "intended_use": _USE,
+        "limits": limits(data, answer),
+        "network_data_format": {
+            "inputs": {"bag" if slides else "image": _bag(request) if slides else _image(data)},
+            "outputs": {"pred": _output(request, data, classes)},
+        },
+    }
+    if isinstance(answer, SlideClasses):
+        found["encoder"] = {"digest": plain(answer.encoder), "features": request.in_channels}
+        found["tiling"] = {"tile_size_pixels": answer.tile, "microns_per_pixel": answer.microns}
+    return found
+
+
+def limits(data: DataSpec, answer: Answer) -> list[str]:
+    """Return what the bundle does not do, one sentence each; its inference refuses such input."""
+    if isinstance(answer, SlideClasses):
+        return [
+            "Slides are neither cut nor encoded here: the input is a file .npy for each slide, one row of features a "
+            "tile, of the encoder and the tiling that this file names. Whether they are of that encoder cannot be seen."
+        ]
+    if data.dimensions == 3:
+        found = ["Volumes are read from NIfTI alone, of real numbers, with lengths in millimetres where they count."]
+        if len(data.channels) > 1:
+            found.append(
+                "The channels of a volume are the fourth axis of its file, or a list of files in datalist, in the order"
+                " of channel_def and on one grid."
+            )
+        return found
+    found = [
+        "Images are read by Pillow: one picture a file, 8 bits of colour, or grey of 8 to 32 bits; TIFF of one page "
+        "without palette, opacity or JPEG."
+    ]
+    if data.spacing or data.spacing_range:
+        found.append("Files do not say how large pixels are: pixel_size, x and y in mm, must be given.")
+    return found
+
+
+def readme(title: str, data: DataSpec, classes: dict[int, str], answer: Answer) -> str:
+    """Return the bundle's description for people."""
+    dense = isinstance(answer, LabelledVoxels | NumberedObjects)
+    names = {0: "background", **classes} if dense else classes
+    labels = "\n".join(f"- {value}: {name}" for value, name in names.items())
+    grid = f"{list(data.spacing)} mm" if data.spacing else "the image's own"
+    axes = f", axes {data.orientation}" if data.dimensions == 3 else ""
+    more = "".join(f"- {limit}\n" for limit in limits(data, answer))
+    return (
+        f"# {title}\n\nTrained by oncofed in a federation of sites. {_USE}\n\nLabels:\n\n{labels}\n\n"
+        f"Input: {', '.join(data.channels)}; {data.modality.upper()}, voxel size {grid}{axes}.\n\n"
+        f"{_answers(answer, data)}\n\n"
+        "```sh\npip install monai fire\npython -m monai.bundle run --config_file configs/inference.json "
+        "--dataset_dir IMAGES --output_dir OUT\n```\n\n"
+        "Packages and their versions are in `configs/metadata.json`, `required_packages_version`.\n\n"
+        f"Limits; what is beyond them is refused:\n\n{more}\n"
+        "```python\nfrom monai.bundle import load\n\n"
+        'network = load("bundle", bundle_dir="..")\n```\n'
+    )
+
+
+def _answers(answer: Answer, data: DataSpec) -> str:
+    ending = ".nii.gz" if data.dimensions == 3 else ".png"
+    if isinstance(answer, LabelledVoxels):
+        return f"Each image of a folder gets a file of labels on its own grid, `NAME_seg{ending}`:"
+    if isinstance(answer, NumberedObjects):
+        ending = ".nii.gz" if data.dimensions == 3 else ".tif"
+        return f"Each image of a folder gets a file with a number for each object, `NAME_seg{ending}`:"
+    what = "image" if isinstance(answer, ImageClasses) else "slide's bag of features"
+    return f"The probabilities of each {what} of a folder are written into `predictions.json`:"
+
+
+def _image(data: DataSpec) -> dict[str, Any]:
+    found = intensity_range(data)
+    return {
+        "type": "image",
+        "format": "hounsfield" if data.modality == "ct" else "magnitude",
+        "modality": _MODALITIES[data.modality],
+        "num_channels": len(data.channels),
+        "spatial_shape": list(data.patch),
+        "dtype": "float32",
+        "value_range": [found["b_min"], found["b_max"]] if found else [],
+        "is_patch_data": True,
+        "channel_def": {str(n): plain(name) for n, name in enumerate(data.channels)},
+    }
+
+
+def _bag(request: Request) -> dict[str, Any]:
+    return {
+        "type": "tuples",
+        "format": "latent",
+        "modality": "microscopy",
+        "num_channels": request.in_channels,
+        "spatial_shape": ["*"],
+        "dtype": "float32",
+        "value_range": [],
+        "is_patch_data": False,
+        "channel_def": {},
+    }
+
+
+def _output(request: Request, data: DataSpec, classes: dict[int, str]) -> dict[str, Any]:
+    dense = request.spec.kind == "dense"
+    names = {0: "background", **classes} if dense else dict(classes)
+    # What the network gives beyond its classes: how deep inside its object a pixel lies.
+    names |= dict.fromkeys(range(len(names), request.out_channels), "depth inside the object")
+    return {
+        "type": "image" if dense else "probabilities",
+        "format": "labels" if dense else "classes",
+        "modality": "n/a",
+        "num_channels": request.out_channels,
+        "spatial_shape": list(data.patch) if dense else [],
+        "dtype": "float32",
+        "value_range": [],
+        "is_patch_data": dense,
+        "channel_def": {str(number): plain(name) for number, name in sorted(names.items())},
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""

@@ -1,0 +1,103 @@
+"""A job's network made of MONAI's and PyTorch's own classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from oncofed.models.bundle.expressions import Config, literal
+from oncofed.models.networks import Request, network_config
+
+_OURS = "oncofed."
+# MONAI's ResNet passes its argument norm on to its first layer only.
+_REGROUPED = (
+    "$([setattr(@batch_normed.get_submodule(name.rpartition('.')[0]), name.rpartition('.')[2], "
+    "torch.nn.GroupNorm(8, layer.num_features)) for name, layer in list(@batch_normed.named_modules()) "
+    "if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm)], @batch_normed)[1]"
+)
+_NUCLEI = (
+    "$lambda images: (lambda maps: torch.cat([maps['nucleus_prediction'], maps['horizontal_vertical'][:, :1]], 1))"
+    "(@network(images))"
+)
+# Gated attention (Ilse et al., ICML 2018, equation 9) of one bag (tile, feature).
+_HIDDEN = "$lambda bag: torch.relu(@network['embed']['1'](@network['embed']['0'](bag)))"
+_ATTENTION = (
+    "$lambda hidden: torch.softmax(@network['score'](torch.tanh(@network['tanh'](hidden)) "
+    "* torch.sigmoid(@network['gate'](hidden)))[:, 0], 0)"
+)
+_POOLED = (
+    "$lambda bag: (lambda hidden: @network['classify']((@attention(hidden)[:, None] * hidden).sum(0)))(@hidden(bag))"
+)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A network as a bundle defines it.
+
+    Attributes:
+        definition: entries of a configuration, ``network_def`` among them.
+        predictor: entries that make a function of it, ``predictor`` among them.
+        package: that must be installed beside MONAI for it; empty: none.
+    """
+
+    definition: Config
+    predictor: Config
+    package: str = ""
+
+
+def exported(request: Request) -> Exported:
+    """Return a job's network for a process that has MONAI alone; its weights have the same names."""
+    config = network_config(request)
+    target = str(config["_target_"])
+    if target == "oncofed.models.mil.AttentionMIL":
+        return Exported({"network_def": _attention(config)}, _of_bags())
+    entries: Config = {}
+    if target == "oncofed.models.norms.without_batch_norm":
+        config = config["network"]
+        target = str(config["_target_"])
+        entries["batch_normed"] = None
+    predictor = "@network"
+    if target == "oncofed.models.vit.ViTClassifier":
+        out = config["out_channels"]
+        config = {k: v for k, v in config.items() if k != "out_channels"}
+        config |= {"_target_": "ViT", "classification": True, "num_classes": out, "post_activation": "none"}
+        predictor = "$lambda images: @network(images)[0]"
+    elif target == "oncofed.models.hovernet.HoVerNetMaps":
+        config = {**config, "_target_": "HoVerNet", "mode": "fast", "decoder_padding": True}
+        config["np_out_channels"] = config.pop("out_channels") - 1
+        predictor = _NUCLEI
+    if "batch_normed" in entries:
+        entries = {"batch_normed": config, "network_def": _REGROUPED}
+    else:
+        entries = {"network_def": config}
+    module = str(config["_target_"]).partition(".")[0] if "." in str(config["_target_"]) else ""
+    return Exported(entries, {"predictor": predictor}, module if module not in {"", "monai", "torch"} else "")
+
+
+def _of_bags() -> Config:
+    return {"hidden": _HIDDEN, "attention": _ATTENTION, "predictor": _POOLED}
+
+
+def _attention(config: Config) -> Config:
+    features, classes = config["in_channels"], config["out_channels"]
+    hidden, attention = config.get("hidden", 256), config.get("attention", 128)
+    for number in (features, classes, hidden, attention):
+        literal(number)
+    embed = {"0": {"_target_": "torch.nn.LayerNorm", "normalized_shape": features}, "1": _linear(features, hidden)}
+    return _modules(
+        {
+            "embed": _modules(embed),
+            "tanh": _linear(hidden, attention),
+            "gate": _linear(hidden, attention),
+            "score": _linear(attention, 1),
+            "classify": _linear(hidden, classes),
+        }
+    )
+
+
+def _modules(parts: dict[str, Any]) -> Config:
+    return {"_target_": "torch.nn.ModuleDict", "modules": parts}
+
+
+def _linear(inputs: int, outputs: int) -> Config:
+    return {"_target_": "torch.nn.Linear", "in_features": inputs, "out_features": outputs}

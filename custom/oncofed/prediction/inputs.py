@@ -1,0 +1,182 @@
+"""What a user names to be predicted: registered datasets, folders, files; each in the folder that registering reads."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from oncofed.data.files import FILES_TABLE, LEFT_OUT
+from oncofed.data.layouts.base import first_free
+from oncofed.data.manifest import MANIFEST_FILE, SALT_FILE, manifest_values
+from oncofed.errors import DataError, SpecError
+
+HIDDEN_FOLDER = ".inputs"
+# Of formats whose header and data are files of one name.
+_IN_PARTS = {".mhd", ".nhdr", ".hdr", ".img", ".mrxs"}
+_DICOM_PREAMBLE = 128
+
+
+@dataclass(frozen=True)
+class Given:
+    """One input.
+
+    Attributes:
+        name: as it was typed; of files that lie in one folder, that folder.
+        dataset: the folder of a registered dataset; None: it is to be registered.
+        source: the folder that is registered.
+        folder: where the hidden dataset goes.
+        named: of files that the user named one by one, the names of the links to them in ``source``.
+    """
+
+    name: str
+    dataset: Path | None = None
+    source: Path = Path()
+    folder: Path = Path()
+    named: frozenset[str] = frozenset()
+
+    def left_out(self) -> list[tuple[str, str]]:
+        """Return file and reason of each named file that became no case, once the input is registered."""
+        with (self.folder / FILES_TABLE).open(encoding="utf-8", newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["use"] == LEFT_OUT and not row["case"]]
+        return [(row["path"], row["reason"]) for row in rows if row["path"] in self.named]
+
+
+def sort_inputs(inputs: Sequence[str | Path], out: Path, datasets: Path) -> list[Given]:
+    """Return inputs as datasets and as folders to be registered; files become links in a hidden folder of ``out``.
+
+    Args:
+        inputs: as they were typed.
+        out: folder of the predictions.
+        datasets: folder of the datasets that are registered by name.
+
+    Raises:
+        DataError: one does not exist.
+        SpecError: one is ``out`` itself, or lies in it.
+    """
+    found: dict[str, Given] = {}
+    files: list[Path] = []
+    for text in inputs:
+        path = Path(text).expanduser()
+        dataset = _dataset(path, str(text), datasets)
+        if dataset is not None:
+            found[f"dataset {dataset.resolve()}"] = Given(str(text), dataset)
+            continue
+        if path.resolve().is_relative_to(out.resolve()):
+            raise SpecError(
+                f"{text}: lies in --out {out}, where predictions go. Name a folder of images, or another --out"
+            )
+        if path.is_dir():
+            found[f"folder {path.resolve()}"] = _folder(path, str(text), out)
+        else:
+            files.append(path)
+    return [*found.values(), *_files(list(dict.fromkeys(files)), out)]
+
+
+def _dataset(path: Path, text: str, datasets: Path) -> Path | None:
+    """Return the folder of an input that is a dataset."""
+    if path.is_file() and path.name == MANIFEST_FILE:
+        path = path.parent
+    if path.is_dir():
+        return path if _is_dataset(path) else None
+    if path.exists():
+        return None
+    if _is_dataset(datasets / text):
+        return datasets / text
+    known = sorted(folder.parent.name for folder in datasets.glob(f"*/{MANIFEST_FILE}"))
+    raise DataError(
+        f"{text}: no such file or folder, and no dataset of that name. Registered in {datasets}: "
+        f"{', '.join(known) or 'none'}"
+    )
+
+
+def _is_dataset(folder: Path) -> bool:
+    """Return whether a folder is registered, or lists its cases as the Decathlon does."""
+    file = folder / MANIFEST_FILE
+    if not file.is_file():
+        return False
+    if (folder / SALT_FILE).is_file():
+        return True
+    values = manifest_values(file)
+    # nnU-Net's own has no list: registering finds its cases.
+    return isinstance(values, dict) and isinstance(values.get("training"), list)
+
+
+def _folder(path: Path, text: str, out: Path) -> Given:
+    hidden = _hidden(path.resolve(), out)
+    whole, target = path.resolve(), out.resolve()
+    source = path
+    if target.is_relative_to(whole):
+        # What was predicted before is no image.
+        source = _emptied(hidden / "links")
+        _link_all_but(whole, target, source)
+    return Given(text, None, source, hidden / "dataset")
+
+
+def _link_all_but(folder: Path, left_out: Path, target: Path) -> None:
+    """Link what lies in a folder into another one, without one folder at any depth of it."""
+    for entry in sorted(folder.iterdir()):
+        if entry == left_out:
+            continue
+        if left_out.is_relative_to(entry):
+            (target / entry.name).mkdir()
+            _link_all_but(entry, left_out, target / entry.name)
+        elif not entry.name.startswith("."):
+            (target / entry.name).symlink_to(entry)
+
+
+def _files(paths: Sequence[Path], out: Path) -> list[Given]:
+    """Return files by the folder that they lie in: their names differ there. DICOM is told apart by its contents."""
+    groups: dict[Path | None, list[Path]] = {}
+    for path in paths:
+        groups.setdefault(None if _is_dicom(path) else path.absolute().parent, []).append(path.absolute())
+    found = []
+    for folder, members in groups.items():
+        hidden = out / HIDDEN_FOLDER / "dicom" if folder is None else _hidden(folder, out, "files ")
+        links = _emptied(hidden / "links")
+        placed: dict[str, Path] = {}
+        for path in members:
+            placed[first_free(path.name, placed) if folder is None else path.name] = path
+        named = frozenset(placed)
+        for part in (part for path in members for part in _parts(path)):
+            placed.setdefault(part.name, part)
+        for name, path in placed.items():
+            (links / name).symlink_to(path)
+        shown = str(folder or ", ".join(path.name for path in members[:3]))
+        found.append(Given(shown, None, links, hidden / "dataset", named))
+    return found
+
+
+def _parts(path: Path) -> list[Path]:
+    """Return what else belongs to a file whose format is of several."""
+    if path.suffix.lower() not in _IN_PARTS:
+        return []
+    return sorted(other for other in path.parent.iterdir() if other.stem == path.stem and other != path)
+
+
+def _is_dicom(path: Path) -> bool:
+    """Return whether a file begins as DICOM does (PS3.10, section 7.1), or is called so."""
+    if path.suffix.lower() in {".dcm", ".ima"}:
+        return True
+    try:
+        with path.open("rb") as file:
+            return file.read(_DICOM_PREAMBLE + 4)[_DICOM_PREAMBLE:] == b"DICM"
+    except OSError:  # which registering tells
+        return False
+
+
+def _hidden(path: Path, out: Path, kind: str = "") -> Path:
+    """Return the hidden folder of an input: the same each time that it is predicted."""
+    digest = hashlib.sha256(f"{kind}{path}".encode("utf-8", "surrogateescape")).hexdigest()[:12]
+    return out / HIDDEN_FOLDER / digest
+
+
+def _emptied(folder: Path) -> Path:
+    """Return a folder of links, without any."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    return folder

@@ -1,0 +1,102 @@
+"""A segmentation as a file on its input's own grid: NIfTI for a volume, PNG for a flat image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+from oncofed.data.converted import write_image
+from oncofed.data.formats.nifti import beginning, nifti_header, open_nifti
+from oncofed.data.images import LoadedImage, image_format
+from oncofed.prediction.model import TrainedModel
+from oncofed.prediction.predicted import Predicted
+from oncofed.tasks.inferred import LabelMap
+
+# Of NIfTI: values are labels (nifti1.h, NIFTI_INTENT_LABEL).
+_LABELS = "label"
+# Millimetres of a unit of length, by its code in a header.
+_MM = {1: 1e3, 3: 1e-3}
+_SAME_MM = 1e-4
+_DESCRIPTION = b"oncofed; research only"
+# Fields of a header that say where an image lies; no other one is copied, since text may name a patient.
+_PLACE = (
+    "pixdim",
+    "qform_code",
+    "sform_code",
+    "quatern_b",
+    "quatern_c",
+    "quatern_d",
+    "qoffset_x",
+    "qoffset_y",
+    "qoffset_z",
+    "srow_x",
+    "srow_y",
+    "srow_z",
+    "xyzt_units",
+)
+
+
+def write_labels(predicted: Predicted, model: TrainedModel, folder: Path) -> list[Path]:
+    """Write ``NAME_seg.nii.gz``, or ``NAME_seg.png`` of a flat image, and return it."""
+    del model
+    found = predicted.found
+    assert isinstance(found, LabelMap)
+    values = found.values.cpu().numpy()
+    name = f"{predicted.source.name}_seg"
+    if values.ndim == 2:
+        path = folder / f"{name}.png"
+        write_image(path, LoadedImage(values[..., None], found.affine, str(values.dtype)))
+        return [path]
+    path = folder / f"{name}.nii.gz"
+    nib.save(labels_image(values, found.affine, predicted.source.case.image), path)
+    return [path]
+
+
+def labels_image(values: NDArray[Any], affine: NDArray[np.float64], image: Path) -> nib.Nifti1Image:
+    """Return label values as NIfTI that lies as the image does, in its units and by its codes where it is NIfTI too.
+
+    Args:
+        values: (x, y, z), uint8 or int16.
+        affine: (4, 4), from voxels to RAS+ in mm.
+        image: that was segmented.
+    """
+    place = _place_of(image, affine, values.shape)
+    if place is None:
+        labels = nib.Nifti1Image(values, affine)
+        labels.header.set_xyzt_units("mm")
+        # As scanners say it: not aligned with anything but themselves.
+        labels.set_sform(affine, 1)
+        labels.set_qform(affine, 1)
+        if not np.allclose(labels.get_qform(), affine, atol=_SAME_MM):
+            labels.set_qform(affine, 0)  # a quaternion knows no shear
+    else:
+        header = nib.Nifti1Header()
+        for field in _PLACE:
+            header[field] = place[field]
+        header.set_data_dtype(values.dtype)
+        header.set_data_shape(values.shape)
+        labels = nib.Nifti1Image(values, header.get_best_affine(), header)
+    labels.header.set_intent(_LABELS)
+    labels.header["descrip"] = _DESCRIPTION
+    return labels
+
+
+def _place_of(image: Path, affine: NDArray[np.float64], shape: tuple[int, ...]) -> Any:
+    """Return the header of an image that is NIfTI and lies so; None where its header does not say it by itself."""
+    if image_format(image) != "nifti":
+        return None
+    with open_nifti(image) as (file, _):
+        header = nifti_header(image, beginning(file))
+    unit = _MM.get(int(header["xyzt_units"]) & 7, 1.0)
+    says = header["sform_code"] > 0 or header["qform_code"] > 0
+    if not says or tuple(header.get_data_shape()[:3]) != shape:
+        return None
+    in_mm = np.diag([unit, unit, unit, 1.0]) @ header.get_best_affine()
+    if not np.allclose(in_mm, affine, atol=_SAME_MM):
+        return None
+    header["pixdim"][4:] = 1
+    return header

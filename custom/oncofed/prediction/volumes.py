@@ -1,0 +1,239 @@
+"""How large what was segmented is: volume, longest diameters, pieces, by class.
+
+Lengths are measured on the surface half a voxel outside of the outermost voxels' centres, where marching cubes puts it
+(Lorensen and Cline, SIGGRAPH 1987), along which radiomics measures too: one voxel of 1 mm is 1 mm long.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from nibabel.orientations import io_orientation
+from numpy.typing import NDArray
+from scipy import ndimage
+from scipy.spatial import ConvexHull
+
+Points = NDArray[np.float64]
+
+_MM3_PER_ML = 1000.0
+_ROWS_AT_ONCE = 512  # of points, each of which is compared with all
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One class of one case.
+
+    Attributes:
+        value: label value.
+        name: of the class.
+        voxels: voxels, or pixels of a flat image.
+        pieces: parts that do not touch, not even at a corner.
+        volume_ml: in millilitres; None of a flat image.
+        area_mm2: of a flat image whose pixels have a size.
+        longest_mm: longest diameter within one axial plane, of one piece of it (RECIST 1.1: Eisenhauer et al., European
+            Journal of Cancer 2009); the plane of the voxels that is nearest to axial. Of a flat image within it.
+        short_mm: how wide that piece is in its plane perpendicular to the longest diameter.
+        longest_3d_mm: longest diameter in any direction, of one piece (Feret); None of a flat image.
+        plane: number of that plane along the voxels' axis which is nearest to the body's; None of a flat image.
+        ends: of the longest diameter, in mm RAS+, or along the axes of a flat image.
+        calibrated: lengths and areas are in mm; else in pixels, under the same names, and no file is to say mm.
+    """
+
+    value: int
+    name: str
+    voxels: int
+    pieces: int
+    volume_ml: float | None = None
+    area_mm2: float | None = None
+    longest_mm: float | None = None
+    short_mm: float | None = None
+    longest_3d_mm: float | None = None
+    plane: int | None = None
+    ends: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    calibrated: bool = True
+
+    def figures(self) -> dict[str, Any]:
+        """Return what is known, by name: lengths of an image without pixel size end in ``_px``."""
+        known = {name: value for name, value in asdict(self).items() if value is not None and name != "calibrated"}
+        if self.calibrated:
+            return known
+        return {name.replace("_mm2", "_px").replace("_mm", "_px"): value for name, value in known.items()}
+
+
+def measure(
+    labels: NDArray[Any], affine: NDArray[np.float64], classes: Mapping[int, str], calibrated: bool = True
+) -> list[Measured]:
+    """Return how large each class is; one that is nowhere has no length.
+
+    Args:
+        labels: label values, (x, y[, z]) of a whole-number type.
+        affine: (4, 4), from voxels to RAS+ in mm; of a flat image its pixel sizes.
+        classes: label value -> name, without background.
+        calibrated: the affine is in mm; false: of a flat image whose file says no pixel size.
+    """
+    boxes = ndimage.find_objects(labels, max(classes))
+    found = []
+    for value, name in classes.items():
+        box = boxes[value - 1]
+        if box is None:
+            nothing = (0.0, None) if labels.ndim == 3 else (None, 0.0)
+            found.append(Measured(value, name, 0, 0, *nothing, calibrated=calibrated))
+        else:
+            found.append(_measure(value, name, labels[box] == value, [s.start for s in box], affine, calibrated))
+    return found
+
+
+def _measure(
+    value: int, name: str, mask: NDArray[np.bool_], corner: list[int], affine: NDArray[np.float64], calibrated: bool
+) -> Measured:
+    """Return how large a class is.
+
+    Args:
+        value: of the class.
+        name: of the class.
+        mask: where it is, cut out of the whole.
+        corner: where the cut begins.
+        affine: of the whole.
+        calibrated: see ``measure``.
+    """
+    dimensions = mask.ndim
+    pieces, count = ndimage.label(mask, np.ones([3] * dimensions))
+    voxels = int(mask.sum())
+    axis = _through_plane(affine) if dimensions == 3 else None
+    across = [n for n in range(dimensions) if n != axis]
+    longest = _longest_in_plane(mask, axis, affine[:3, across])
+    size = abs(float(np.linalg.det(affine[:dimensions, :dimensions]))) * voxels
+    ends = None
+    if longest:
+        places = np.zeros((2, 3))
+        places[:, across] = longest.ends
+        if axis is not None:
+            places[:, axis] = longest.plane
+        places[:, :dimensions] += corner
+        world = places @ affine[:3, :3].T + affine[:3, 3]
+        ends = (tuple(world[0, :dimensions].tolist()), tuple(world[1, :dimensions].tolist()))
+    return Measured(
+        value,
+        name,
+        voxels,
+        int(count),
+        volume_ml=size / _MM3_PER_ML if dimensions == 3 else None,
+        area_mm2=size if dimensions == 2 else None,
+        longest_mm=longest.length if longest else None,
+        short_mm=longest.width if longest else None,
+        longest_3d_mm=_longest(pieces, affine[:3, :3]) if dimensions == 3 else None,
+        plane=None if longest is None or axis is None else longest.plane + corner[axis],
+        ends=ends,
+        calibrated=calibrated,
+    )
+
+
+@dataclass(frozen=True)
+class _InPlane:
+    """The longest diameter in a plane: its length and the width beside it, the plane's number, its ends in voxels."""
+
+    length: float
+    width: float
+    plane: int
+    ends: Points
+
+
+def _through_plane(affine: NDArray[np.float64]) -> int:
+    """Return the axis of the voxels that is nearest to the body's from feet to head."""
+    turn = io_orientation(affine)
+    axes = np.flatnonzero(turn[:, 0] == 2)
+    return int(axes[0]) if len(axes) else 2
+
+
+def _longest_in_plane(mask: NDArray[np.bool_], axis: int | None, sides: NDArray[np.float64]) -> _InPlane | None:
+    """Return the longest diameter of a piece within one plane.
+
+    Args:
+        mask: of a class.
+        axis: across the planes; None: a flat image.
+        sides: (3, 2), the vectors in mm along the axes of a plane.
+    """
+    to_plane = np.linalg.qr(sides)[1]  # from steps along two axes to mm at right angles in their plane
+    structure = np.ones([3] * mask.ndim)
+    if axis is not None:
+        structure[tuple(slice(None) if n != axis else [0, 2] for n in range(3))] = 0  # planes are apart
+    regions, _ = ndimage.label(mask, structure)
+    boxes = ndimage.find_objects(regions)
+    across = [n for n in range(mask.ndim) if n != axis]
+    spans = np.array([[box[n].stop - box[n].start for n in across] for box in boxes], np.float64)
+    limits = _diagonals(spans, to_plane)
+    best: _InPlane | None = None
+    for index in np.argsort(-limits):
+        if best and limits[index] <= best.length:
+            break
+        box = boxes[index]
+        region = (regions[box] == index + 1).any(axis=axis) if axis is not None else regions[box] == index + 1
+        points = _outermost(region) + [box[n].start for n in across]
+        hull = points[ConvexHull(points @ to_plane.T).vertices]
+        flat = hull @ to_plane.T
+        length, one, two = _farthest(flat)
+        if best is None or length > best.length:
+            along = (flat[two] - flat[one]) / length
+            width = float(np.ptp(flat @ np.array([-along[1], along[0]])))
+            best = _InPlane(length, width, 0 if axis is None else box[axis].start, hull[[one, two]])
+    return best
+
+
+def _diagonals(spans: NDArray[np.float64], sides: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the longest diagonal in mm of boxes, which no piece in them exceeds, (box,).
+
+    Args:
+        spans: (box, axis), in voxels.
+        sides: (mm, axis), the vectors along the axes.
+    """
+    corners = np.array(list(itertools.product((-1, 1), repeat=spans.shape[1])))
+    lengths: NDArray[np.float64] = np.linalg.norm((spans[:, None] * corners) @ sides.T, axis=-1).max(axis=1)
+    return lengths
+
+
+def _longest(pieces: NDArray[np.int32], sides: NDArray[np.float64]) -> float:
+    """Return the longest diameter of a piece, in mm.
+
+    Args:
+        pieces: number of the piece of each voxel, (x, y, z).
+        sides: (3, 3), the vectors in mm along the axes.
+    """
+    boxes = ndimage.find_objects(pieces)
+    spans = np.array([[part.stop - part.start for part in box] for box in boxes], np.float64)
+    limits = _diagonals(spans, sides)
+    best = 0.0
+    for index in np.argsort(-limits):
+        if limits[index] <= best:
+            break
+        points = _outermost(pieces[boxes[index]] == index + 1) @ sides.T
+        best = max(best, _farthest(points[ConvexHull(points).vertices])[0])
+    return best
+
+
+def _outermost(mask: NDArray[np.bool_]) -> Points:
+    """Return points of the surface among which all corners of its convex hull are, in voxels, (point, axis)."""
+    axis = int(np.argmax(mask.shape))
+    lines = np.moveaxis(mask, axis, -1)
+    there = np.argwhere(lines.any(axis=-1))
+    kept = lines[tuple(there.T)]
+    ends = (kept.argmax(axis=-1), kept.shape[-1] - 1 - kept[:, ::-1].argmax(axis=-1))
+    centres = np.concatenate([np.insert(there, axis, end, axis=1) for end in ends]).astype(np.float64)
+    steps = 0.5 * np.concatenate([np.eye(mask.ndim), -np.eye(mask.ndim)])
+    points: Points = (centres[:, None] + steps[None]).reshape(-1, mask.ndim)
+    return points
+
+
+def _farthest(points: Points) -> tuple[float, int, int]:
+    """Return the largest distance between two of some points, and their numbers."""
+    best = (-1.0, 0, 0)
+    for begun in range(0, len(points), _ROWS_AT_ONCE):
+        apart = ((points[begun : begun + _ROWS_AT_ONCE, None] - points[None]) ** 2).sum(axis=-1)
+        one, two = np.unravel_index(int(apart.argmax()), apart.shape)
+        if apart[one, two] > best[0]:
+            best = float(apart[one, two]), int(one) + begun, int(two)
+    return math.sqrt(best[0]), best[1], best[2]

@@ -1,0 +1,49 @@
+"""What a bundle makes of its network's output, by the job's task."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from oncofed.data.spec import DataSpec
+from oncofed.errors import SpecError
+from oncofed.models.bundle import Answer, ImageClasses, LabelledVoxels, NumberedObjects, SlideClasses
+from oncofed.settings import StrictModel
+from oncofed.tasks.classification import ClassificationSpec
+from oncofed.tasks.encoder import EncoderSpec
+from oncofed.tasks.objects import ObjectsSpec
+from oncofed.tasks.segmentation import SegmentationSpec
+from oncofed.tasks.slides import SlideClassificationSpec
+
+
+def answer_of(task: StrictModel, data: DataSpec) -> Answer:
+    """Return how a bundle answers as ``Task.infer`` of a task does.
+
+    Args:
+        task: section of the job.
+        data: section of the job.
+
+    Raises:
+        SpecError: the task comes with a pack: no bundle can hold its code.
+    """
+    if isinstance(task, SegmentationSpec):
+        return LabelledVoxels(task.overlap, task.mirror, task.keep_largest)
+    if isinstance(task, ObjectsSpec):
+        return NumberedObjects(task.overlap, task.mirror, task.seed_depth, task.smallest)
+    if isinstance(task, ClassificationSpec):
+        return ImageClasses()
+    if isinstance(task, SlideClassificationSpec):
+        microns = data.spacing[0] * 1000 if data.spacing else None
+        return SlideClasses(_digest(task.encoder), data.patch[0], microns)
+    raise SpecError("the task comes with a pack, whose code no bundle holds")
+
+
+def _digest(encoder: EncoderSpec) -> str:
+    """Return what ``Encoder.digest`` is, without building it."""
+    if encoder.weights is None:
+        return encoder.network
+    try:
+        weights = Path(encoder.weights).expanduser().read_bytes()
+    except OSError:
+        return f"{encoder.network}, whose weights were not at hand where this was written"
+    return f"{encoder.network} {hashlib.sha256(weights).hexdigest()}"
