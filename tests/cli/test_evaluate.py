@@ -83,7 +83,7 @@ def test_the_models_card_tells_of_it_where_it_is_asked_for(run: Run, model: Path
         (("--margin", "0.1"), 2, "name the other one with --against"),
         (("--table", "nowhere.csv"), 3, "nowhere.csv: no such file"),
         (("--device", "tpu"), 2, "tpu"),
-        (("--against", "nowhere"), 2, "nowhere: no such folder"),
+        (("--against", "nowhere"), 2, "nowhere: no such file or folder"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(
@@ -95,6 +95,6 @@ def test_what_cannot_be_done_is_said_in_one_line(
 
 
 def test_no_model_and_no_dataset(run: Run, model: Path, data: Path, tmp_path: Path) -> None:
-    assert "no such folder" in run("evaluate", tmp_path / "nowhere", data).text
+    assert "no such file or folder" in run("evaluate", tmp_path / "nowhere", data).text
     missing = run("evaluate", model, "nowhere", "--workspace", tmp_path)
     assert (missing.status, "neither a folder nor a registered dataset" in missing.text) == (3, True)

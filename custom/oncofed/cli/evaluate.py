@@ -47,7 +47,7 @@ class Device(str, Enum):
 
 
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="A run's folder, such as workspace/runs/TIME-JOB.")],
+    model: Annotated[Path, typer.Argument(help="A run's folder, a job's in a site's kit, or a bundle of oncofed's.")],
     dataset: Annotated[str, typer.Argument(help="A registered dataset's name, or its folder with dataset.json.")],
     split: Annotated[
         Split,
