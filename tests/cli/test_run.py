@@ -43,7 +43,14 @@ def test_a_run_leaves_result_report_model_and_curves(job: Path, two_sites: dict[
     assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
     curve = EventAccumulator(str(out / "tensorboard" / "mean")).Reload().Scalars("validation/dice")
     assert [point.step for point in curve] == [0, 1, 2]
-    assert "<svg" in (out / "report.html").read_text()
+    report = (out / "report.html").read_text()
+    assert "<svg" in report
+    assert 'href="model/card.md"' in report
+    card = json.loads((out / "model" / "card.json").read_text())
+    assert card == json.loads((out / "model" / "bundle" / "docs" / "card.json").read_text())
+    assert card["model_details"]["digest"] == json.loads((out / "provenance.json").read_text())["provenance"]["model"]
+    # One or two test patients: of neither site a score is told.
+    assert [site["value"] for site in card["quantitative_analyses"]["sites"].values()] == [None, None]
     # East has five training patients, of whom all is alike but their intensities; west's three are too few.
     profile = json.loads((out / "model" / "training_profile.json").read_text())
     assert profile["sites"] == 1

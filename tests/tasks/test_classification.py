@@ -79,14 +79,14 @@ def test_the_interval_holds_the_mean_and_narrows_with_patients() -> None:
         return [(str(number), Classified(np.array([1 - p, p]), number % 2)) for number, p in odds]
 
     few, many = outcomes(20), outcomes(200)
-    wide, narrow = confidence(TASK.summarise, few), confidence(TASK.summarise, many)
+    wide, narrow = confidence(TASK, few), confidence(TASK, many)
     assert wide
     assert narrow
     mean = TASK.summarise(many).mean
     assert mean is not None
     assert narrow[0] < mean < narrow[1]
     assert narrow[1] - narrow[0] < 0.6 * (wide[1] - wide[0])
-    assert confidence(TASK.summarise, few[:2]) is None
+    assert confidence(TASK, few[:2]) is None
 
 
 def test_classes_are_numbered_from_zero() -> None:

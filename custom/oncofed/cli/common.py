@@ -8,7 +8,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.progress import TaskID
 from rich.syntax import Syntax
 from rich.table import Table
 
@@ -105,6 +106,22 @@ def _cell_text(cell: object, console: Console) -> str:
 def progress_console(json: bool) -> Console:
     """Return where progress goes: stderr where stdout is kept for JSON."""
     return plain_console(stderr=json)
+
+
+@contextlib.contextmanager
+def progress_bars(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+    """Yield what shows (what is done, how many, of how many) as a bar for each kind of work."""
+    from oncofed.job.watch import progress_bar
+
+    with progress_bar(console) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def advance(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done, total=total)
+
+        yield advance
 
 
 def keep_caches_in(workspace: Path) -> None:

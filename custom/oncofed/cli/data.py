@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from oncofed.cli.common import (
@@ -20,6 +19,7 @@ from oncofed.cli.common import (
     escape,
     keep_caches_in,
     plain_console,
+    progress_bars,
     progress_console,
     show_table,
     typed_workspace,
@@ -387,27 +387,6 @@ def _require_name(name: str) -> None:
 
     if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,62}", name):
         raise SpecError(f"--dataset {name}: expected lower case letters, digits, _ and -, such as liver_ct")
-
-
-def progress_bars(console: Console) -> Any:
-    """Return a context in which (what, done, total) is shown as a bar for each kind of work."""
-    import contextlib
-
-    from oncofed.job.watch import progress_bar
-
-    @contextlib.contextmanager
-    def shown() -> Any:
-        with progress_bar(console) as bar:
-            tasks: dict[str, Any] = {}
-
-            def advance(what: str, done: int, total: int) -> None:
-                if what not in tasks:
-                    tasks[what] = bar.add_task(what, total=total)
-                bar.update(tasks[what], completed=done, total=total)
-
-            yield advance
-
-    return shown()
 
 
 def _summary(manifest: Manifest, folder: Path) -> dict[str, Any]:

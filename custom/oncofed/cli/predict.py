@@ -17,10 +17,10 @@ from oncofed.cli.common import (
     escape,
     keep_caches_in,
     plain_console,
+    progress_bars,
     progress_console,
     show_table,
 )
-from oncofed.cli.data import progress_bars
 from oncofed.cli.watching import (
     AE_TITLE,
     SETTLE_SECONDS,

@@ -31,6 +31,7 @@ from oncofed.federation.events import BEST_MODEL, EVENTS_FILE, MODELS_FOLDER, TO
 from oncofed.federation.pooled_scores import copy_calibration
 from oncofed.federation.provenance import PROVENANCE_FILE
 from oncofed.federation.training_profile import copy_profile
+from oncofed.job.card import write_cards
 from oncofed.job.flare import SPEC_FILE
 from oncofed.job.outcome import begin_result, note_incidents, note_rounds, note_scores
 from oncofed.job.spec import JobSpec, parse_job
@@ -272,6 +273,8 @@ def _write(spec: JobSpec, events: list[dict[str, Any]], folder: Path) -> Result:
         result.timing.startup_s = state.ready_s or 0.0
         result.timing.total_s = result.timing.federation_s = events[-1]["time"] - events[0]["time"]
     result.write(folder)
+    if result.status == "completed":
+        write_cards(spec, result, folder)
     write_report(result, {}, folder)
     return result
 

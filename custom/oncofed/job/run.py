@@ -23,6 +23,7 @@ from oncofed.federation.provenance import PROVENANCE_FILE
 from oncofed.federation.training_profile import copy_profile
 from oncofed.job import backends
 from oncofed.job.backends import Running
+from oncofed.job.card import write_cards
 from oncofed.job.flare import export_job
 from oncofed.job.outcome import POOLED, Scores, begin_result, note_incidents, note_rounds, note_scores
 from oncofed.job.spec import JobSpec
@@ -108,6 +109,7 @@ class Run:
             result.write(self.folder)
             if not self.keep:
                 shutil.rmtree(self._work, ignore_errors=True)
+        write_cards(self.spec, result, self.folder)
         write_report(result, self._pictures(), self.folder)
         return result
 

@@ -51,6 +51,8 @@ class JobSpec(StrictModel):
     exchange: ExchangeSpec = ExchangeSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
     seed: int = Field(1, ge=0, lt=2**31, description="of the initial weights, the splits and the order of patches")
+    licence: str = Field("", max_length=80, description="of the model, for its card, such as CC-BY-NC-4.0")
+    contact: str = Field("", max_length=120, description="who answers for the model, for its card")
 
     @field_validator("strategy", mode="before")
     @classmethod

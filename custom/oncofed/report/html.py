@@ -37,7 +37,7 @@ def write_report(result: Result, pictures: dict[str, Picture], folder: Path) -> 
     together = over_sites(result.pooled_test)
     html = template.render(
         result=result,
-        classes=[(_style(index)[0], name) for index, name in enumerate(result.classes)],
+        classes=line_styles(result.classes),
         models=[name for name in ("alone", "federated", "pooled") if getattr(result.mean, name) is not None],
         curves=svg(_curves(result)),
         over_sites=svg(together) if together else "",
@@ -45,11 +45,17 @@ def write_report(result: Result, pictures: dict[str, Picture], folder: Path) -> 
         intervals=any(site.interval for site in result.sites.values()),
         pictures=svg(_slices(pictures)) if pictures else "",
         contours=any(picture.reference is not None for picture in pictures.values()),
+        card=(folder / "model" / "card.md").is_file(),
         heat=any(picture.heat is not None for picture in pictures.values()),
     )
     path = folder / "report.html"
     path.write_text(html, encoding="utf-8")
     return path
+
+
+def line_styles(classes: list[str]) -> list[tuple[str, str]]:
+    """Return (how its contour is drawn, name) of each class."""
+    return [(_style(index)[0], name) for index, name in enumerate(classes)]
 
 
 def _style(index: int) -> tuple[str, str]:
@@ -63,6 +69,11 @@ def svg(figure: Figure) -> Markup:
     plt.close(figure)
     text = buffer.getvalue()
     return Markup(text[text.index("<svg") :])  # noqa: S704 - made by matplotlib, which escapes names
+
+
+def picture_svg(picture: Picture) -> Markup:
+    """Return one case's picture as it stands in a page, under its caption."""
+    return svg(_slices({"": picture}))
 
 
 def _curves(result: Result) -> Figure:

@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from oncofed.data.augment import Augmentation, Batch
@@ -30,8 +31,8 @@ from oncofed.tasks.site_sums import figure_sums
 
 # Fewer patients than this say nothing about how far a mean may be off.
 # Nor may the scores of so few leave a site one by one, which the ends of an interval would nearly be.
-_FEWEST_FOR_INTERVAL = FEWEST
-_RESAMPLES = 500
+FEWEST_FOR_INTERVAL = FEWEST
+RESAMPLES = 500
 
 
 @dataclass(frozen=True)
@@ -83,16 +84,21 @@ class Task(ABC, Generic[Outcome]):
     Attributes:
         metric: the figure that chooses the best round, as ``result.json`` names it.
         metric_name: the same for people.
+        loss_name: what training makes small, for people.
         label_kind: what a case is labelled with.
         network_kind: of the networks that fit.
         assessed_at_once: cases that ``assess_all`` is given.
+        averages: the metric is the mean over patients of each one's own. It holds for the class that defines
+            ``summarise`` beside it.
     """
 
     metric: str
     metric_name: str
+    loss_name = "the task's own"
     label_kind: LabelKind = "mask"
     network_kind: Kind = "dense"
     assessed_at_once = 1
+    averages = False
 
     def __init__(self, data: DataSpec, classes: dict[int, str]) -> None:
         self.data = data
@@ -198,6 +204,32 @@ class Task(ABC, Generic[Outcome]):
     def figures(self, outcome: Outcome) -> dict[str, float | str]:
         """Return what is to be said of one case."""
 
+    def drawing(self, patients: Sequence[Sequence[Outcome]]) -> Callable[[NDArray[np.int64]], float | None]:
+        """Return what gives the metric of patients that were drawn, by their numbers, one drawn twice being two.
+
+        Args:
+            patients: the outcomes of each.
+        """
+
+        def metric(drawn: NDArray[np.int64]) -> float | None:
+            outcomes = [(f"{n}", outcome) for n, number in enumerate(drawn) for outcome in patients[number]]
+            return self.summarise(outcomes).mean if outcomes else None
+
+        if not vars(_defining(type(self), "summarise")).get("averages", False):
+            return metric
+        known = [self.summarise([("", outcome) for outcome in own]).mean if own else None for own in patients]
+        values = np.array([np.nan if mean is None else mean for mean in known])
+
+        def average(drawn: NDArray[np.int64]) -> float | None:
+            told = values[drawn][~np.isnan(values[drawn])]
+            return float(told.mean()) if told.size else None
+
+        return average
+
+    def classes_told(self, outcome: Outcome) -> set[str]:
+        """Return the names of the classes to whose figures one case contributes; see ``Scores.by_class``."""
+        return set(self.summarise([("", outcome)]).by_class)
+
     def pooled(
         self, outcomes: Sequence[tuple[str, Outcome]], temperature: float | None = None
     ) -> dict[str, Any] | None:
@@ -296,7 +328,7 @@ class Task(ABC, Generic[Outcome]):
         if keep is not None:
             keep += outcomes
         scores = self.summarise(outcomes)
-        interval = confidence(self.summarise, outcomes) if detailed else None
+        interval = confidence(self, outcomes) if detailed else None
         return Evaluation(scores.mean, scores.by_class, scores.more, len(outcomes), interval, tuple(by_case))
 
     def _assessed(self) -> tuple[Callable[..., list[Outcome]], int]:
@@ -330,30 +362,21 @@ def _defining(kind: type, name: str) -> type:
     return next(ancestor for ancestor in kind.__mro__ if name in vars(ancestor))
 
 
-def confidence(
-    summarise: Callable[[Sequence[tuple[str, Outcome]]], Scores], outcomes: Sequence[tuple[str, Outcome]]
-) -> tuple[float, float] | None:
+def confidence(task: Task[Outcome], outcomes: Sequence[tuple[str, Outcome]]) -> tuple[float, float] | None:
     """Return the 95 % interval of a metric by the bootstrap over patients (Efron, 1979), percentile method.
 
     Args:
-        summarise: what makes scores of outcomes.
+        task: that the outcomes are of.
         outcomes: of all cases, each with its patient's key; a patient's cases are drawn together.
     """
-    by_patient: dict[str, list[tuple[str, Outcome]]] = defaultdict(list)
+    by_patient: dict[str, list[Outcome]] = defaultdict(list)
     for patient, outcome in outcomes:
-        by_patient[patient].append((patient, outcome))
-    groups = list(by_patient.values())
-    if len(groups) < _FEWEST_FOR_INTERVAL:
+        by_patient[patient].append(outcome)
+    if len(by_patient) < FEWEST_FOR_INTERVAL:
         return None
-    rng = np.random.default_rng(0)
-    means = []
-    for _ in range(_RESAMPLES):
-        drawn = rng.integers(0, len(groups), len(groups))
-        # A patient drawn twice is two patients: their keys must differ.
-        sample = [(f"{n}", outcome) for n, index in enumerate(drawn) for _, outcome in groups[index]]
-        mean = summarise(sample).mean
-        if mean is not None:
-            means.append(mean)
+    rng, metric = np.random.default_rng(0), task.drawing(list(by_patient.values()))
+    drawn = (metric(rng.integers(0, len(by_patient), len(by_patient))) for _ in range(RESAMPLES))
+    means = [mean for mean in drawn if mean is not None]
     if not means:
         return None
     low, high = np.percentile(means, (2.5, 97.5))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -86,6 +86,7 @@ class Classification(Task[Classified]):
 
     metric = "auroc"
     metric_name = "AUROC"
+    loss_name = "cross-entropy"
     label_kind: LabelKind = "class"
     network_kind: Kind = "image"
 
@@ -176,6 +177,31 @@ class Classification(Task[Classified]):
         """Return the case's class and the probability of each."""
         said = {f"probability.{name}": float(outcome.probabilities[value]) for value, name in self.classes.items()}
         return {"class": self.classes[outcome.label], **said}
+
+    def drawing(self, patients: Sequence[Sequence[Classified]]) -> Callable[[NDArray[np.int64]], float | None]:
+        """Return what gives the metric of drawn patients, whose images of one class are put together once."""
+        if type(self).summarise is not Classification.summarise:
+            return super().drawing(patients)
+        rows: list[tuple[int, NDArray[np.float64]]] = []
+        counts = []
+        for outcomes in patients:
+            values = sorted({outcome.label for outcome in outcomes})
+            rows += [(v, np.mean([o.probabilities for o in outcomes if o.label == v], axis=0)) for v in values]
+            counts.append(len(values))
+        found, labels = np.array([row for _, row in rows]), np.array([label for label, _ in rows], np.int64)
+        numbers, starts = np.array(counts), np.cumsum(counts) - counts
+
+        def metric(drawn: NDArray[np.int64]) -> float | None:
+            many = numbers[drawn]
+            first = np.cumsum(many) - many
+            index = np.arange(many.sum()) + np.repeat(starts[drawn] - first, many)
+            return class_scores(found[index], labels[index], self.classes).mean if len(index) else None
+
+        return metric
+
+    def classes_told(self, outcome: Classified) -> set[str]:
+        """Return the case's class; of two, both: the area of one is the other's mirror image."""
+        return {self.classes[outcome.label]} if len(self.classes) > 2 else set(self.classes.values())
 
     def picture(self, network: nn.Module, case: Case, device: torch.device) -> Picture:
         """Return the image, with its class and what the network takes it for."""

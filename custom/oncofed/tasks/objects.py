@@ -66,6 +66,8 @@ class Objects(Task[dict[str, float]]):
 
     metric = "pq"
     metric_name = "panoptic quality"
+    loss_name = "Dice with cross-entropy, and the depth inside objects"
+    averages = True
 
     def __init__(self, spec: ObjectsSpec, data: DataSpec) -> None:
         super().__init__(data, spec.classes)

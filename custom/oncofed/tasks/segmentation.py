@@ -107,6 +107,8 @@ class Segmentation(Task[dict[str, float]]):
 
     metric = "dice"
     metric_name = "Dice"
+    loss_name = "Dice with cross-entropy"
+    averages = True
 
     def __init__(self, spec: SegmentationSpec, data: DataSpec) -> None:
         super().__init__(data, spec.classes)

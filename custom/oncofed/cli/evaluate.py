@@ -1,0 +1,191 @@
+"""``oncofed evaluate``: how a trained model does on a labelled dataset, and for whom."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from oncofed.cli.common import (
+    DEFAULT_WORKSPACE,
+    Workspace,
+    datasets_folder,
+    ended_by_signals,
+    escape,
+    keep_caches_in,
+    plain_console,
+    progress_bars,
+    progress_console,
+    show_table,
+)
+from oncofed.cli.terminal import echo_json
+from oncofed.errors import SpecError
+
+if TYPE_CHECKING:
+    from oncofed.prediction.evaluate import Evaluated
+    from oncofed.prediction.subgroups import Subgroups
+    from oncofed.tasks.comparison import Comparison
+
+
+class Split(str, Enum):
+    """Which patients of a dataset."""
+
+    test = "test"
+    validation = "validation"
+    training = "training"
+    all = "all"
+
+
+class Device(str, Enum):
+    """What to compute on."""
+
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="A run's folder, a job's in a site's kit, or a bundle of oncofed's.")],
+    dataset: Annotated[str, typer.Argument(help="A registered dataset's name, or its folder with dataset.json.")],
+    split: Annotated[
+        Split,
+        typer.Option(
+            help="Patients to score, as the job deals them by its seed: test are those held out, also of a dataset "
+            "that was trained on; all is for one that nobody trained on."
+        ),
+    ] = Split.test,
+    by: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Columns whose groups are told apart, such as sex,age:0-40,40-60,60-. Known without a table: vendor, "
+            "modality, slices, colour, size, volume_ml or area_mm2 of what is labelled, and the columns of the table "
+            "that was registered. By default all but size and a table's. Numbers without ranges go into quarters."
+        ),
+    ] = None,
+    table: Annotated[
+        Path | None,
+        typer.Option(help="CSV or TSV with further columns; a column case, image, study or patient says of whom."),
+    ] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="Another model's folder, to compare on the same patients.")
+    ] = None,
+    margin: Annotated[
+        float | None,
+        typer.Option(help="By how much the model may be worse than --against and still be called not inferior."),
+    ] = None,
+    worst: Annotated[int, typer.Option(min=0, max=200, help="Cases to show that the model does worst on.")] = 6,
+    card: Annotated[
+        bool, typer.Option("--card", help="Also keep evaluation.json with the run's model, and tell of it in its card.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for what is found; by default evaluations/JOB-DATASET in the workspace.")
+    ] = None,
+    device: Annotated[Device | None, typer.Option(help="By default the GPU where there is one.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print evaluation.json to stdout, progress to stderr.")] = False,
+    workspace: Workspace = DEFAULT_WORKSPACE,
+) -> None:
+    """Score a model on a dataset's labelled cases: with intervals over patients, by subgroup, beside another model.
+
+    Writes evaluation.json, numbers that may be handed on: nothing of a group of fewer than five patients, and no case's
+    name. evaluation.html (worst cases with pictures) and cases.csv (each case's figures) stay at the site.
+    """
+    keep_caches_in(workspace)
+    from oncofed.data.register import dataset_folder
+    from oncofed.devices import training_device
+    from oncofed.job.card import write_cards
+    from oncofed.prediction.columns import parse_wanted
+    from oncofed.prediction.evaluate import Request, write_cases
+    from oncofed.prediction.evaluate import evaluate as score
+    from oncofed.prediction.evaluation_page import write_page
+    from oncofed.prediction.model import load_model
+    from oncofed.report.result import read_result
+
+    wanted = tuple(parse_wanted(by or []))
+    folder = dataset_folder(dataset, datasets_folder(workspace))
+    other = load_model(against) if against else None
+    if card and not (model / "result.json").is_file():
+        raise SpecError(f"--card: {model} holds no result.json, from which the card follows. Name a run's folder")
+    request = Request(load_model(model), folder, split.value, wanted, table, other, margin)
+    target = out or workspace / "evaluations" / f"{request.model.job.name}-{folder.resolve().name}"
+    where = training_device(device.value if device else None)
+    target.mkdir(parents=True, exist_ok=True)
+    with ended_by_signals(), progress_bars(progress_console(json)) as advance:
+        found = score(request, where, advance)
+        page = write_page(found, request.model, where, target, worst, advance)
+    cases = write_cases(found, target)
+    written = found.record.write(target)
+    if card:
+        found.record.write(model / "model")
+        write_cards(request.model.job, read_result(model), model)
+    if json:
+        echo_json(found.record.to_json())
+        return
+    _show(found)
+    console = plain_console()
+    console.print(f"Numbers: {written} (may be handed on)", markup=False)
+    console.print(f"Page:    {page} (stays at the site)", markup=False)
+    console.print(f"Cases:   {cases} (stays at the site)", markup=False)
+
+
+def _show(found: Evaluated) -> None:
+    console, record = plain_console(), found.record
+    for problem in _set_aside(found):
+        console.print(f"[yellow]set aside[/] {escape(problem)}")
+    table = Table(title=escape(f"{record.title}: {record.metric_name}, {record.split}"), title_justify="left")
+    for heading in ("", "patients", record.metric_name, "95 % interval"):
+        table.add_column(heading, justify="right" if heading else "left")
+    table.add_row("all", str(found.patients), _number(found.scores.mean), _range(found.interval))
+    for name, value in found.scores.by_class.items():
+        table.add_row(escape(name), "", _number(value), "")
+    show_table(table, console)
+    for column in found.subgroups:
+        show_table(_groups(column, record.metric_name), console)
+    if found.comparison:
+        console.print(_compared(found.comparison), markup=False)
+    for remark in record.remarks:
+        console.print(f"[yellow]note[/] {escape(remark)}")
+    more = [name for name in found.columns if name not in {column.column for column in found.subgroups}]
+    if more:
+        console.print(f"Further columns for --by: {', '.join(more)}", markup=False)
+
+
+def _set_aside(found: Evaluated) -> list[str]:
+    from oncofed.data.grouping import told
+
+    return told((problem.case, problem.what) for problem in found.set_aside)
+
+
+def _groups(column: Subgroups, metric: str) -> Table:
+    table = Table(title=escape(column.column), title_justify="left")
+    for heading in ("group", "patients", metric, "95 % interval", "difference", "its interval"):
+        table.add_column(heading, justify="left" if heading == "group" else "right")
+    differences = {one.group: one for one in column.differences}
+    for group in column.groups:
+        if group.scores is None:
+            table.add_row(escape(group.name), str(group.patients), f"withheld: {group.reason}", "", "", "")
+            continue
+        away = differences.get(group.name)
+        cells = (f"{away.difference:+.3f}", _range(away.interval)) if away else ("", "")
+        scores = (_number(group.scores.mean), _range(group.interval))
+        table.add_row(escape(group.name), str(group.patients), *scores, *cells)
+    return table
+
+
+def _compared(found: Comparison) -> str:
+    difference = "–" if found.difference is None else f"{found.difference:+.3f}"
+    beside = f"{_number(found.first)} beside {_number(found.second)} of the other model on the same {found.patients}"
+    words = f"{beside} patients: difference {difference}, 95 % interval {_range(found.interval)}"
+    if found.not_inferior is None:
+        return words
+    verdict = "not inferior" if found.not_inferior else "not shown to be not inferior"
+    return f"{words}: {verdict} by a margin of {found.margin:g}"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _range(interval: tuple[float, float] | None) -> str:
+    return "–" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"

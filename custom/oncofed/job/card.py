@@ -1,0 +1,34 @@
+"""The card of a run's model, from what lies in the run's folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from oncofed.federation.provenance import PROVENANCE_FILE, read_provenance
+from oncofed.job.spec import JobSpec
+from oncofed.models.bundle import BUNDLE_NAME
+from oncofed.report.card import make_card, write_card
+from oncofed.report.evaluation import EVALUATION_FILE, read_evaluation
+from oncofed.report.result import Result
+
+
+def write_cards(spec: JobSpec, result: Result, folder: Path) -> None:
+    """Write ``model/card.json`` and ``model/card.md`` of a run, and the same into its bundle's ``docs``.
+
+    Args:
+        spec: the job.
+        result: of the run.
+        folder: the run's.
+    """
+    model, vouched = folder / "model", folder / PROVENANCE_FILE
+    card = make_card(
+        result,
+        read_provenance(vouched) if vouched.is_file() else {},
+        spec.plan(),
+        spec.federation(),
+        {"licence": spec.licence, "contact": spec.contact},
+        read_evaluation(model / EVALUATION_FILE) if (model / EVALUATION_FILE).is_file() else None,
+    )
+    write_card(card, model)
+    if (model / BUNDLE_NAME / "docs").is_dir():
+        write_card(card, model / BUNDLE_NAME / "docs")

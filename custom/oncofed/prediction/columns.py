@@ -1,0 +1,306 @@
+"""What tells cases apart: what registering knows of them, and the columns of a table."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from oncofed.data import facts
+from oncofed.data.cases import Case, known_facts
+from oncofed.data.composition import hashed_key
+from oncofed.data.grouping import counted
+from oncofed.data.layouts.tables import Row, read_table
+from oncofed.data.layouts.written import Files, without_zeros
+from oncofed.data.manifest import SALT_FILE, Entry
+from oncofed.data.vocabulary import IGNORED, name_key
+from oncofed.errors import DataError, SpecError
+
+_CASE_KEYS = ("case", "image", "file")
+_KEYS = (*_CASE_KEYS, "study", "patient")
+_NOT_SAID = frozenset({"", "-", "?", "na", "n/a", "nan", "none", "null", "unknown", "unbekannt"})
+# Slices thicker than this are called thick: what thin-section CT begins at (MacMahon et al., Radiology 2017: 1.5 mm).
+_THIN_MM = 1.5
+# Fewer different numbers than this are codes, such as stages.
+_CODES = 6
+# How large what is labelled is: of volumes, and of flat images whose pixels have a size, or none.
+SIZES = ("volume_ml", "area_mm2", "area_px")
+_RANGE = re.compile(r"(\d+(?:\.\d+)?)?-(\d+(?:\.\d+)?)?")
+
+Values = dict[str, str]  # case -> text; a case of which nothing is said is not in it
+Bins = tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A column to look at, and the ranges into which its numbers go; without them they go into quarters."""
+
+    name: str
+    bins: Bins = ()
+
+
+@dataclass(frozen=True)
+class Column:
+    """What tells cases apart.
+
+    Attributes:
+        name: of the column.
+        groups: name of each group -> its cases, in the order in which they are shown.
+    """
+
+    name: str
+    groups: dict[str, tuple[str, ...]]
+
+
+def parse_wanted(texts: Sequence[str]) -> list[Wanted]:
+    """Return the columns of ``--by sex,age:0-40,40-60,60-``; a range belongs to the column before it.
+
+    Raises:
+        SpecError: a range is none, or is of no column.
+    """
+    found: dict[str, list[tuple[float, float]]] = {}
+    name = ""
+    for part in (part.strip() for text in texts for part in text.split(",")):
+        named, colon, last = part.rpartition(":")
+        if name and not colon and part != "-" and _RANGE.fullmatch(part):
+            found[name].append(_range(part))
+            continue
+        name = (named if colon else part).strip().lower()
+        if not name:
+            raise SpecError(
+                f"--by {','.join(texts)}: found no name of a column, expected such as --by sex,age:0-40,40-"
+            )
+        found[name] = [_range(last.strip())] if colon else []
+    return [Wanted(name, tuple(bins)) for name, bins in found.items()]
+
+
+def _range(text: str) -> tuple[float, float]:
+    match = _RANGE.fullmatch(text)
+    low, high = (float(match[1] or "-inf"), float(match[2] or "inf")) if match else (0.0, 0.0)
+    if text == "-" or low >= high:
+        raise SpecError(
+            f"--by: {text!r} is no range, expected such as 0-40, 40-60 or 60- (the upper end is the next's)"
+        )
+    return low, high
+
+
+# --- what is known of cases
+
+
+def known_columns(cases: Sequence[Case], classes: Mapping[int, str]) -> dict[str, Values]:
+    """Return what is known of cases without a table: of the scanner, the image and its reference.
+
+    Args:
+        cases: with their labels in the job's values.
+        classes: the job's label values and names.
+
+    Returns:
+        Column -> what is known of each case. Beside these come the columns of the table that was registered.
+    """
+    entries = {case.name: _entry(case) for case in cases}
+    makers: dict[str, Callable[[Case, Entry], str | None]] = {
+        "vendor": lambda _, entry: entry.vendor,
+        "modality": lambda _, entry: entry.modality,
+        "slices": lambda _, entry: _slices(entry),
+        "colour": lambda _, entry: _colour(entry),
+        "size": lambda _, entry: "x".join(map(str, entry.shape or [])),
+    }
+    found: dict[str, Values] = {name: {} for name in makers}
+    for case in cases:
+        entry = entries[case.name]
+        for name, maker in makers.items():
+            if text := maker(case, entry):
+                found[name][case.name] = text
+        if labelled := _labelled(case, entry, classes):
+            found.setdefault(labelled[0], {})[case.name] = labelled[1]
+        for name, text in entry.tags.items():
+            found.setdefault(name.lower(), {})[case.name] = text
+    return {name: values for name, values in found.items() if values}
+
+
+def _entry(case: Case) -> Entry:
+    return case.entry if case.entry and case.entry.shape else known_facts(case)
+
+
+def _slices(entry: Entry) -> str | None:
+    if not entry.spacing or len(entry.shape or ()) != 3:
+        return None
+    return f"thin (to {_THIN_MM:g} mm)" if max(entry.spacing) <= _THIN_MM + 1e-3 else f"thick (over {_THIN_MM:g} mm)"
+
+
+def _colour(entry: Entry) -> str | None:
+    if len(entry.shape or ()) != 2 or not entry.channels:
+        return None
+    return "grey" if entry.channels == 1 else "colour"
+
+
+def _labelled(case: Case, entry: Entry, classes: Mapping[int, str]) -> tuple[str, str] | None:
+    """Return how large what is labelled is: the column, one of ``SIZES``, and the number; None: it is not known."""
+    if not isinstance(case.label, Path) or not entry.label_values:
+        return None
+    become = dict(case.label_values) if case.label_values is not None else {value: value for value in classes}
+    sought = {value for value, name in classes.items() if name != IGNORED}
+    voxels = sum(
+        n for value, n in facts.label_counts(entry.label_values).items() if value and become.get(value) in sought
+    )
+    size = voxels * math.prod(entry.spacing or ())
+    if len(entry.shape or ()) == 3:
+        return "volume_ml", f"{size / 1000:.6g}"
+    return "area_mm2" if entry.spacing else "area_px", f"{size:.6g}"
+
+
+# --- what a table says
+
+
+def table_columns(path: Path, cases: Sequence[Case], folder: Path) -> tuple[dict[str, Values], int]:
+    """Return the columns of a table, and how many of its rows are of no case.
+
+    Args:
+        path: CSV or TSV in any usual encoding, with a column case (or image, file), study or patient.
+        cases: that are looked for.
+        folder: of their dataset, whose salt tells which patient is which.
+
+    Raises:
+        DataError: it is no table, has no such column, contradicts itself, or names none of the cases.
+    """
+    table = read_table(path)
+    keys = [key for key in _KEYS if key in table.columns]
+    if not keys:
+        seen = ", ".join(column or "(no name)" for column in table.columns[:12]) or "(none)"
+        raise DataError(f"{path}: found the columns {seen}; expected one of case, image, study or patient.")
+    names = _Names(cases, folder)
+    columns: dict[str, Values] = {column: {} for column in table.columns if column and column not in keys}
+    lines: dict[tuple[str, str], int] = {}
+    unmatched = 0
+    for row in table.rows:
+        if row.fault:
+            raise DataError(f"{path}: {row.fault}.")
+        named = names.of(row, keys)
+        unmatched += not named
+        for case in named:
+            for column, values in columns.items():
+                text = row.cells.get(column, "")
+                before = values.setdefault(case, text) if text else text
+                if before != text:
+                    raise DataError(
+                        f"{path}: lines {lines[case, column]} and {row.line} say another {column} each of one case. "
+                        "Correct the table"
+                    )
+                lines.setdefault((case, column), row.line)
+    if table.rows and unmatched == len(table.rows):
+        raise DataError(
+            f"{path}: none of its {counted(unmatched, 'row')} names a case of {folder}. Its column {keys[0]} says such "
+            f"as {next((row.cells.get(keys[0]) for row in table.rows), '')!r}; the cases are called such as "
+            f"{cases[0].name!r}"
+        )
+    return columns, unmatched
+
+
+class _Names:
+    """Cases by what a table may call them: name, file, study or patient."""
+
+    def __init__(self, cases: Sequence[Case], folder: Path) -> None:
+        self._salt = (folder / SALT_FILE).read_bytes() if (folder / SALT_FILE).is_file() else b""
+        self._by_file: dict[str, str] = {}
+        self._by_key: dict[tuple[str, str], list[str]] = defaultdict(list)
+        for case in cases:
+            entry = case.entry
+            for path in filter(None, [entry.source if entry else None, *(entry.images if entry else []), case.name]):
+                self._by_file.setdefault(path, case.name)
+            self._by_key["patient", case.patient].append(case.name)
+            if entry and entry.study:
+                self._by_key["study", entry.study].append(case.name)
+        self._files = Files(folder, list(self._by_file))
+
+    def of(self, row: Row, keys: Sequence[str]) -> list[str]:
+        """Return the cases that a row is of, by what it names most narrowly."""
+        for key in keys:
+            if text := row.cells.get(key, ""):
+                return self._case(text) if key in _CASE_KEYS else self._of_key(key, text)
+        return []
+
+    def _case(self, text: str) -> list[str]:
+        path, _ = self._files.look(text)
+        return [self._by_file[path]] if path else []
+
+    def _of_key(self, key: str, text: str) -> list[str]:
+        # As it is written, as registering hashes it, and as it does a DICOM patient's whose issuer nobody said.
+        hashes = [hashed_key(self._salt, form) for form in (text, f"|{text}")] if self._salt else []
+        for form in (text, *hashes):
+            if found := self._by_key.get((key, form)):
+                return found
+        alike = {k: v for k, v in self._by_key.items() if k[0] == key and without_zeros(k[1]) == without_zeros(text)}
+        return next(iter(alike.values())) if len(alike) == 1 else []
+
+
+# --- groups
+
+
+def grouped(wanted: Wanted, values: Values, cases: Sequence[str], parts: int = 4) -> Column:
+    """Return the groups into which a column puts cases; a case of which it says nothing is in the group "not said".
+
+    Numbers go into the ranges that are wanted, or into parts of as many cases each; few different ones are codes.
+
+    Args:
+        wanted: the column.
+        values: what it says of each case.
+        cases: all of them.
+        parts: into which numbers go.
+    """
+    said = {case: text for case in cases if (text := values.get(case, "")).strip().lower() not in _NOT_SAID}
+    numbers = {case: number for case, text in said.items() if (number := _number(text)) is not None}
+    if wanted.bins:
+        groups = _in_ranges(wanted.bins, said, numbers)
+    elif len(numbers) == len(said) and len(set(numbers.values())) >= _CODES:
+        groups = _in_parts(numbers, parts)
+    else:
+        groups = _by_text(said, numbers)
+    missing = tuple(case for case in cases if case not in said)
+    return Column(wanted.name, {**groups, **({"not said": missing} if missing else {})})
+
+
+def _number(text: str) -> float | None:
+    try:
+        number = float(text.strip().replace(",", ".", 1) if text.count(",") == 1 and "." not in text else text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _in_ranges(bins: Bins, said: Values, numbers: Mapping[str, float]) -> dict[str, tuple[str, ...]]:
+    groups = {_words(low, high): tuple(c for c, n in numbers.items() if low <= n < high) for low, high in bins}
+    inside = {case for group in groups.values() for case in group}
+    outside = tuple(case for case in said if case not in inside)
+    return {**groups, **({"in no range": outside} if outside else {})}
+
+
+def _in_parts(numbers: Mapping[str, float], parts: int) -> dict[str, tuple[str, ...]]:
+    cuts = np.quantile(list(numbers.values()), np.arange(1, parts) / parts)
+    # Rounded, an end says less of the one case that it lies at.
+    edges = [-math.inf, *sorted({float(f"{cut:.2g}") for cut in cuts}), math.inf]
+    bins = tuple(pairwise(edges))
+    return {name: cases for name, cases in _in_ranges(bins, {}, numbers).items() if cases}
+
+
+def _words(low: float, high: float) -> str:
+    if low == -math.inf:
+        return f"below {high:g}"
+    return f"{low:g} and above" if high == math.inf else f"{low:g} to below {high:g}"
+
+
+def _by_text(said: Values, numbers: Mapping[str, float]) -> dict[str, tuple[str, ...]]:
+    """Return groups by what is said, whatever its case and spaces; each is called as it is written most often."""
+    by_key: dict[str, list[str]] = defaultdict(list)
+    for case, text in said.items():
+        by_key[f"{numbers[case]:g}" if case in numbers else name_key(text)].append(case)
+    groups = {}
+    for cases in sorted(by_key.values(), key=lambda own: (numbers.get(own[0], math.inf), name_key(said[own[0]]))):
+        written = Counter(said[case].strip() for case in cases)
+        groups[max(sorted(written), key=lambda form: written[form])] = tuple(cases)
+    return groups

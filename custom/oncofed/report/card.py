@@ -1,0 +1,327 @@
+"""A model's card: what it is for, what it was made of, how it does and for whom, from what a run wrote down.
+
+Sections are those of Mitchell et al., Model Cards for Model Reporting (FAT* 2019). ``card.json`` holds them, and
+``monai`` with the names that a MONAI bundle's metadata has for the same. ``card.md`` begins with the metadata of a
+Hugging Face model card (``model-index``; huggingface.co/docs/hub/model-cards), which other programs read.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from oncofed.data.grouping import counted
+from oncofed.data.manifest import write_whole
+from oncofed.federation.spec import FederationPlan, SwarmSpec
+from oncofed.privacy.small_counts import LEAST_PATIENTS
+from oncofed.report.evaluation import EvaluationRecord
+from oncofed.report.result import Result
+from oncofed.signing import signer
+from oncofed.tasks.calibration import Calibration
+from oncofed.tasks.pooled import PooledTest
+from oncofed.training import Plan
+
+CARD_JSON, CARD_MARKDOWN = "card.json", "card.md"
+FEW = f"fewer than {LEAST_PATIENTS}"
+INTENDED_USE = "Research only. Not a medical device."
+
+Interval = tuple[float, float]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+
+class ModelDetails(_Part):
+    """What the model is."""
+
+    name: str
+    title: str
+    task: str = Field(description="type of the job's task")
+    classes: dict[str, str] = Field(description="value of the output -> name")
+    codes: dict[str, str] = Field({}, description="value of the output -> its code, such as SCT:78961009")
+    network: str
+    parameters: int = Field(description="values of all weights, those of normalisation too")
+    digest: str | None = Field(description="SHA-256 of the weights; null: nothing vouches for them")
+    signed_by: str | None = Field(description="server that signed the provenance; null: it is not signed")
+    ended: str | None = None
+    licence: str | None = Field(None, description="as the job names it")
+    contact: str | None = Field(None, description="as the job names it")
+
+
+class TrainingSite(_Part):
+    """A site's part in the training."""
+
+    train_cases: int | str
+    validation_cases: int | str
+    dataset: str | None = Field(None, description="SHA-256 of its dataset.json")
+
+
+class TrainingData(_Part):
+    """What it was trained on; numbers of few cases are not told."""
+
+    dataset: str
+    modality: str
+    channels: list[str]
+    spacing: list[float] | None = Field(description="mm of the working grid; null: each image's own")
+    patch: list[int]
+    note: str = ""
+    sites: dict[str, TrainingSite]
+
+
+class Procedure(_Part):
+    """How it was trained."""
+
+    strategy: str
+    rounds: int
+    best_round: int | None
+    steps_per_round: int
+    batch_size: int
+    learning_rate: float
+    loss: str
+    augmentation: str
+    seed: int
+    settings: dict[str, Any] = Field(description="the job's sections training, rounds, strategy and exchange, in full")
+
+
+class SiteScores(_Part):
+    """How it does on a site's held-out patients."""
+
+    test_cases: int | str
+    value: float | None = Field(description="the metric; null where fewer than five patients stand behind it")
+    interval: Interval | None = Field(description="95 %, bootstrap over patients")
+    by_class: dict[str, float] = {}
+    more: dict[str, float] = {}
+
+
+class Fairness(_Part):
+    """How evenly it serves the sites whose scores are told."""
+
+    worst_site: str
+    worst: float
+    spread: float = Field(description="standard deviation over the sites")
+
+
+class Quantitative(_Part):
+    """Scores."""
+
+    metric: str
+    metric_name: str
+    sites: dict[str, SiteScores]
+    mean: float | None = Field(description="over the sites whose scores are told")
+    fairness: Fairness | None = None
+    over_sites: PooledTest | None = Field(None, description="the test patients of all sites together")
+    calibration: Calibration | None = Field(None, description="as calibration.json has it; null: it has none")
+    evaluation: EvaluationRecord | None = Field(None, description="of another dataset, and by subgroup")
+
+
+class Privacy(_Part):
+    """What left the sites."""
+
+    travelled: str
+    update: str = Field(description="type of the updates")
+    noise: str
+
+
+class Card(_Part):
+    """A model's card."""
+
+    schema_: Literal[1] = Field(1, alias="schema")
+    model_details: ModelDetails
+    intended_use: str = INTENDED_USE
+    training_data: TrainingData
+    training_procedure: Procedure
+    quantitative_analyses: Quantitative
+    privacy: Privacy
+    caveats_and_recommendations: list[str]
+    environment: dict[str, str]
+    monai: dict[str, Any] = Field(description="the same under the names of a MONAI bundle's metadata")
+
+    def to_json(self) -> str:
+        """Return ``card.json``."""
+        return self.model_dump_json(indent=2, by_alias=True) + "\n"
+
+
+def make_card(
+    result: Result,
+    said: Mapping[str, Any],
+    plan: Plan,
+    federation: FederationPlan,
+    named: Mapping[str, str] | None = None,
+    evaluation: EvaluationRecord | None = None,
+) -> Card:
+    """Return a model's card.
+
+    Args:
+        result: of the run.
+        said: what ``provenance.json`` holds; empty where there is none.
+        plan: what was trained.
+        federation: how the sites worked together.
+        named: ``licence`` and ``contact``, where the job says them.
+        evaluation: of the model on a dataset.
+    """
+    provenance: Mapping[str, Any] = said.get("provenance", {})
+    environment = {**result.environment, **provenance.get("versions", {})}
+    scores = _quantitative(result, evaluation)
+    details = ModelDetails(
+        name=result.job,
+        title=result.title,
+        task=plan.task.type,
+        classes={str(value): name for value, name in plan.task.classes.items()},
+        codes={str(value): _code(code) for value, code in (getattr(plan.task, "codes", None) or {}).items()},
+        network=plan.model.network,
+        parameters=sum(values.numel() for values in plan.layout().weights.values()),
+        digest=provenance.get("model"),
+        signed_by=signer(said) if said.get("signature") else None,
+        ended=provenance.get("ended"),
+        licence=(named or {}).get("licence") or None,
+        contact=(named or {}).get("contact") or None,
+    )
+    return Card(
+        model_details=details,
+        training_data=_training_data(result, provenance, plan),
+        training_procedure=_procedure(result, plan, federation),
+        quantitative_analyses=scores,
+        privacy=_privacy(federation),
+        caveats_and_recommendations=_caveats(result, plan, scores),
+        environment=environment,
+        monai=_monai(details, plan, scores, environment),
+    )
+
+
+def write_card(card: Card, folder: Path) -> None:
+    """Write ``card.json`` and ``card.md`` into a folder, each whole or not at all."""
+    from oncofed.report.card_text import to_markdown  # noqa: PLC0415 - it describes this module's cards
+
+    write_whole(folder / CARD_JSON, card.to_json())
+    write_whole(folder / CARD_MARKDOWN, to_markdown(card))
+
+
+def _code(code: Any) -> str:
+    """Return a coded term as a job writes it."""
+    values = code.model_dump() if isinstance(code, BaseModel) else {}
+    return f"{values['scheme']}:{values['value']}" if {"scheme", "value"} <= set(values) else str(code)
+
+
+def _count(cases: int) -> int | str:
+    """Return a number of cases, of which there are at least as many as patients, or that it is small."""
+    return cases if cases >= LEAST_PATIENTS else FEW
+
+
+def _training_data(result: Result, provenance: Mapping[str, Any], plan: Plan) -> TrainingData:
+    digests = {site: facts.get("dataset") for site, facts in provenance.get("sites", {}).items()}
+    return TrainingData(
+        dataset=plan.data.dataset,
+        modality=plan.data.modality,
+        channels=list(plan.data.channels),
+        spacing=list(plan.data.spacing) if plan.data.spacing else None,
+        patch=list(plan.data.patch),
+        note=result.data_note,
+        sites={
+            name: TrainingSite(
+                train_cases=_count(site.train_cases),
+                validation_cases=_count(site.validation_cases),
+                dataset=digests.get(name),
+            )
+            for name, site in sorted(result.sites.items())
+        },
+    )
+
+
+def _procedure(result: Result, plan: Plan, federation: FederationPlan) -> Procedure:
+    training = plan.training
+    return Procedure(
+        strategy=federation.strategy.name,
+        rounds=result.rounds,
+        best_round=result.best_round,
+        steps_per_round=training.steps_per_round,
+        batch_size=training.batch_size,
+        learning_rate=training.learning_rate,
+        loss=training.loss or plan.build_task().loss_name,
+        augmentation=training.augmentation,
+        seed=plan.seed,
+        settings={
+            "training": training.model_dump(mode="json"),
+            **federation.model_dump(mode="json", include={"rounds", "strategy", "exchange"}),
+        },
+    )
+
+
+def _quantitative(result: Result, evaluation: EvaluationRecord | None) -> Quantitative:
+    sites = {}
+    for name, site in sorted(result.sites.items()):
+        # There is an interval where five patients or more stand behind it.
+        interval = site.interval.get("federated")
+        shown = interval is not None
+        sites[name] = SiteScores(
+            test_cases=_count(site.test_cases) if shown else FEW,
+            value=site.federated if shown else None,
+            interval=interval,
+            by_class=site.by_class.get("federated", {}) if shown else {},
+            more=site.more.get("federated", {}) if shown else {},
+        )
+    known = {name: site.value for name, site in sites.items() if site.value is not None}
+    fairness = None
+    if len(known) > 1:
+        worst = min(known, key=lambda name: known[name])
+        fairness = Fairness(worst_site=worst, worst=known[worst], spread=statistics.pstdev(known.values()))
+    return Quantitative(
+        metric=result.metric,
+        metric_name=result.metric_name,
+        sites=sites,
+        mean=statistics.fmean(known.values()) if known else None,
+        fairness=fairness,
+        over_sites=result.pooled_test,
+        calibration=result.calibration,
+        evaluation=evaluation,
+    )
+
+
+def _privacy(federation: FederationPlan) -> Privacy:
+    swarm = isinstance(federation.strategy, SwarmSpec)
+    way = "from site to site: the server sees means only" if swarm else "to the server"
+    return Privacy(
+        travelled=f"updates of the weights, {way}; scores as means, counts and sums; numbers of cases, losses. "
+        "Images, labels and the scores of single patients stayed",
+        update=federation.exchange.update,
+        noise="none: the training is not differentially private",
+    )
+
+
+def _caveats(result: Result, plan: Plan, scores: Quantitative) -> list[str]:
+    sites = len(result.sites)
+    found = [
+        f"It knows images of {counted(sites, 'site')}. Elsewhere it may do worse: evaluate it there.",
+        f"It tells {', '.join(plan.task.classes.values())} apart, and nothing else that an image may show.",
+    ]
+    if plan.data.size_range or plan.data.spacing_range:
+        ranges = (("voxels a side", plan.data.size_range), ("mm a voxel", plan.data.spacing_range))
+        said = ", ".join(f"{pair[0]:g} to {pair[1]:g} {unit}" for unit, pair in ranges if pair)
+        found.append(f"It was trained on images of {said}.")
+    silent = sum(site.value is None for site in scores.sites.values())
+    if silent:
+        found.append(f"Of {silent} of the sites no score is told: {FEW} test patients, or none was found.")
+    if scores.calibration is None and plan.build_task().label_kind == "class":
+        found.append("Its probabilities were not calibrated.")
+    if not scores.evaluation or not scores.evaluation.subgroups:
+        found.append("It was not evaluated by subgroup.")
+    return found
+
+
+def _monai(details: ModelDetails, plan: Plan, scores: Quantitative, environment: Mapping[str, str]) -> dict[str, Any]:
+    names = {"monai_version": "monai", "pytorch_version": "torch", "numpy_version": "numpy"}
+    return {
+        **{key: environment[package] for key, package in names.items() if package in environment},
+        "task": details.title,
+        "authors": "the sites of the federation",
+        "copyright": details.licence or "see the agreement of the alliance",
+        "intended_use": INTENDED_USE,
+        "data_source": plan.data.dataset,
+        "data_type": plan.data.modality,
+        "pred_classes": ", ".join(f"{value}: {name}" for value, name in details.classes.items()),
+        "eval_metrics": {scores.metric: scores.mean},
+    }

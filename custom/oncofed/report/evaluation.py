@@ -1,0 +1,114 @@
+"""``evaluation.json``: how a model does on a dataset, in numbers that may be handed on; it names no case."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from oncofed.data.manifest import write_whole
+from oncofed.errors import DataError
+from oncofed.settings import first_problem
+
+EVALUATION_FILE = "evaluation.json"
+
+Interval = tuple[float, float]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+
+class ScoresRecord(_Part):
+    """Scores on some patients; figures behind which fewer than five stand are left out."""
+
+    patients: int | None = Field(None, description="null: fewer than five")
+    cases: int | None = None
+    mean: float | None = Field(None, description="the metric; null where the cases cannot tell it, or are too few")
+    interval: Interval | None = Field(None, description="of the metric, 95 %, bootstrap over patients")
+    by_class: dict[str, float] = {}
+    more: dict[str, float] = Field({}, description="further figures by name")
+
+
+class GroupRecord(ScoresRecord):
+    """A subgroup."""
+
+    name: str
+
+
+class DifferenceRecord(_Part):
+    """By how much the metric of a group is above that of the column's largest one."""
+
+    group: str
+    reference: str
+    difference: float
+    interval: Interval | None = Field(None, description="95 %, for this difference alone: none is made wider for many")
+
+
+class SubgroupsRecord(_Part):
+    """The groups of a column."""
+
+    column: str
+    groups: list[GroupRecord]
+    withheld_groups: int = Field(0, description="groups of which nothing may be told, not even their names")
+    differences: list[DifferenceRecord] = []
+
+
+class ComparisonRecord(_Part):
+    """The model beside another one, on the same patients."""
+
+    other_model: str = Field(description="SHA-256 of its weights")
+    patients: int | None
+    mean: float | None
+    other_mean: float | None
+    difference: float | None = Field(description="the model's metric less the other's")
+    interval: Interval | None = Field(description="of the difference, 95 %, paired bootstrap over patients")
+    margin: float | None = Field(None, description="by how much the model may be worse and be called not inferior")
+    not_inferior: bool | None = None
+    few_patients: bool = Field(False, description="so few that the interval may be too short")
+
+
+class EvaluationRecord(_Part):
+    """An evaluation."""
+
+    schema_: Literal[1] = Field(1, alias="schema")
+    job: str
+    title: str = ""
+    model: str = Field(description="SHA-256 of the weights, as provenance.json has it")
+    dataset: str = Field(description="name under which it is registered")
+    dataset_digest: str = Field(description="SHA-256 of its dataset.json, as provenance.json has it")
+    split: Literal["test", "validation", "training", "all"]
+    metric: str
+    metric_name: str
+    set_aside: int = Field(0, description="cases that could not be used")
+    scores: ScoresRecord
+    subgroups: list[SubgroupsRecord] = []
+    comparison: ComparisonRecord | None = None
+    remarks: list[str] = []
+    ended: str = Field(description="UTC, ISO 8601")
+    environment: dict[str, str] = {}
+
+    def write(self, folder: Path) -> Path:
+        """Write ``folder/evaluation.json`` whole or not at all, and return it."""
+        path = folder / EVALUATION_FILE
+        write_whole(path, self.to_json() + "\n")
+        return path
+
+    def to_json(self) -> str:
+        """Return what the file holds."""
+        return self.model_dump_json(indent=2, by_alias=True)
+
+
+def read_evaluation(path: Path) -> EvaluationRecord:
+    """Read an ``evaluation.json``.
+
+    Raises:
+        DataError: it is none.
+    """
+    try:
+        return EvaluationRecord.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}). Expected what oncofed evaluate wrote.") from None
+    except ValidationError as error:
+        raise DataError(f"{path}: no evaluation of oncofed ({first_problem(error)}). Evaluate again.") from None
