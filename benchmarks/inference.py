@@ -99,7 +99,7 @@ def _megabytes(program: Callable[[], object]) -> float:
     """Return the memory of the tensors that a program holds at its highest, beside what it is given."""
     with TensorPeak() as peak:
         program()
-    return peak.most / 1e6
+    return float(peak.most) / 1e6
 
 
 def _windows(side: int, patch: int) -> int:

@@ -81,8 +81,8 @@ def measure(
     for value, name in classes.items():
         box = boxes[value - 1]
         if box is None:
-            nothing = (0.0, None) if labels.ndim == 3 else (None, 0.0)
-            found.append(Measured(value, name, 0, 0, *nothing, calibrated=calibrated))
+            volume, area = (0.0, None) if labels.ndim == 3 else (None, 0.0)
+            found.append(Measured(value, name, 0, 0, volume, area, calibrated=calibrated))
         else:
             found.append(_measure(value, name, labels[box] == value, [s.start for s in box], affine, calibrated))
     return found
