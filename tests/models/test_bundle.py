@@ -121,6 +121,13 @@ def test_a_file_comes_out_of_its_preprocessing_on_the_jobs_grid(bundle: Path, tm
     assert read_bundle(str(bundle)).preprocessing == {"spacing": [1.5] * 3, "orientation": "RAS", "patch": [16] * 3}
 
 
+def test_small_voxels_are_said_in_millimetres(tmp_path: Path) -> None:
+    data = DataSpec(dataset="cells", patch=(16, 16), spacing=(0.001, 0.002), modality="microscopy")
+    request = Request(ModelSpec(channels=(4, 8)), 1, 2, 2, data.patch)
+    bundle = write_bundle(tmp_path, "Cells", request, data, {1: "a"}, build_network(request, 0).state_dict())
+    assert read_bundle(str(bundle)).preprocessing == {"spacing": [0.001, 0.002], "patch": [16, 16]}
+
+
 @pytest.mark.attack(
     "a job whose title, classes or channels are expressions, references or macros of MONAI's parser",
     by="the writer of bundles",

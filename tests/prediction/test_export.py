@@ -63,7 +63,7 @@ def _model(name: str, folder: Path) -> TrainedModel:
     return TrainedModel(folder, job, weights, digest_of(weights, hashlib.sha256).hexdigest())
 
 
-@pytest.mark.parametrize("name", ["objects", "classes", "slides"])
+@pytest.mark.parametrize("name", ["classes", "slides"])
 def test_a_bundle_is_tried_with_monai_alone_and_read_back(tmp_path: Path, name: str) -> None:
     model = _model(name, tmp_path)
     done = export(model, "bundle", tmp_path / "out")

@@ -13,6 +13,7 @@ from oncofed.data.grids import in_larger_units
 from oncofed.data.spec import DataSpec
 from oncofed.data.transforms import LUMA, NEARLY, intensity_range
 from oncofed.models.bundle.expressions import Config, literal, of_image, unless
+from oncofed.models.foreign import VOXEL_SIZE
 
 _VOLUMES, _FLAT = (".nii", ".nii.gz"), (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 _FORMATS = ["PNG", "JPEG", "BMP", "DIB", "WEBP", "GIF", "PPM", "TIFF"]
@@ -169,7 +170,7 @@ def _to_grid(read: Reading, data: DataSpec) -> None:
         # MONAI's tolerance is for voxels of about 1 mm.
         read.do("larger", _scaled(scale))
         read.steps[-1]["inv_func"] = "@smaller"
-        read.entries["smaller"] = _scaled(1 / scale)
+        read.entries |= {"smaller": _scaled(1 / scale), VOXEL_SIZE: list(data.spacing)}
     spacing = [side * scale for side in data.spacing]
     read.steps.append({"_target_": "Spacingd", "keys": "image", "pixdim": spacing, "mode": "bilinear"})
 
