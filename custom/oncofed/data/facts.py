@@ -224,7 +224,7 @@ def _label_facts(image: LoadedImage, label: LoadedImage, most_classes: int) -> d
 def _digest_of(values: Values) -> str:
     """Return the digest of a mask's values, in whichever type and order they are stored."""
     small = values.astype(np.uint8 if values.max() <= 255 and values.min() >= 0 else np.int32)
-    return blake3(np.ascontiguousarray(small).view(np.uint8)).hexdigest()
+    return blake3(np.ascontiguousarray(small).view(np.uint8).data).hexdigest()
 
 
 def _flat(values: Values, like: Values | None = None) -> Values:
