@@ -42,7 +42,7 @@ for run in json.load(open(sys.argv[1])):
         if "pipeline" in workflow.parser:
             with torch.no_grad():
                 maps = {
-                    os.path.basename(case["image"]): get("predict")(get("preprocessing")(case))["pred"].numpy()
+                    os.path.basename(str(case["image"])): get("predict")(get("preprocessing")(case))["pred"].numpy()
                     for case in get("datalist")
                 }
             save_file(maps, os.path.join(run["out"], "maps.safetensors"))

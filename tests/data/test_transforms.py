@@ -10,7 +10,7 @@ import torch
 from oncofed.data.cases import Case
 from oncofed.data.images import read_image
 from oncofed.data.spec import DataSpec
-from oncofed.data.transforms import as_tensor, load_image, load_pair
+from oncofed.data.transforms import as_tensor, darken, load_image, load_pair
 from synthetic import make_volume
 
 
@@ -54,6 +54,15 @@ def test_stored_scale_and_intercept_are_applied(tmp_path: Path) -> None:
     volume = as_tensor(read_image(tmp_path / "scaled.nii.gz"))
     expected = nib.load(tmp_path / "scaled.nii.gz").get_fdata()
     np.testing.assert_allclose(volume.numpy()[0], expected, atol=1e-4)
+
+
+def test_whether_a_background_is_bright_does_not_hang_on_rounding() -> None:
+    """A median half-way between the darkest and the brightest, whatever it is stored as."""
+    grey = np.tile(np.array([10, 20, 30], np.uint8), 40)[:, None, None]
+    for values in (grey, np.repeat(grey, 3, axis=-1), grey.astype(np.float32) * np.float32(0.1), grey / 3):
+        assert darken(values) is values
+    brighter = np.where(grey == 20, np.uint8(21), grey)
+    assert np.array_equal(darken(brighter), 30 - brighter)
 
 
 @pytest.mark.wild("zarrnii#180", "voxels of microns: no resampling, since they differ by less than MONAI's tolerance")

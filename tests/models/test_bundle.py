@@ -110,13 +110,22 @@ def test_every_network_is_made_of_what_monai_and_torch_have(
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_file_comes_out_of_its_preprocessing_on_the_jobs_grid(bundle: Path, tmp_path: Path) -> None:
-    nib.save(nib.Nifti1Image(np.random.default_rng(0).random((9, 10, 11)), np.diag([-3.0, 3, 3, 1])), tmp_path / "a.nii")
+    nib.save(
+        nib.Nifti1Image(np.random.default_rng(0).random((9, 10, 11)), np.diag([-3.0, 3, 3, 1])), tmp_path / "a.nii"
+    )
     parser = ConfigParser()
     parser.read_config(bundle / "configs" / "inference.json")
     image = parser.get_parsed_content("preprocessing")({"image": str(tmp_path / "a.nii")})["image"]
     assert image.dtype == torch.float32
     assert image.pixdim.tolist() == [1.5, 1.5, 1.5]
     assert read_bundle(str(bundle)).preprocessing == {"spacing": [1.5] * 3, "orientation": "RAS", "patch": [16] * 3}
+
+
+def test_small_voxels_are_said_in_millimetres(tmp_path: Path) -> None:
+    data = DataSpec(dataset="cells", patch=(16, 16), spacing=(0.001, 0.002), modality="microscopy")
+    request = Request(ModelSpec(channels=(4, 8)), 1, 2, 2, data.patch)
+    bundle = write_bundle(tmp_path, "Cells", request, data, {1: "a"}, build_network(request, 0).state_dict())
+    assert read_bundle(str(bundle)).preprocessing == {"spacing": [0.001, 0.002], "patch": [16, 16]}
 
 
 @pytest.mark.attack(
@@ -136,7 +145,13 @@ def test_nothing_that_a_job_says_is_evaluated(tmp_path: Path) -> None:
             weights = build_network(request, 0).state_dict()
         bundle = write_bundle(tmp_path / str(kind), evil[0], request, data, names, weights, answer)
         plain = write_bundle(
-            tmp_path / f"{kind}.plain", "A", request, data.model_copy(update={"channels": tuple("abcdef")}), names, weights, answer
+            tmp_path / f"{kind}.plain",
+            "A",
+            request,
+            data.model_copy(update={"channels": tuple("abcdef")}),
+            names,
+            weights,
+            answer,
         )
         for name in ("inference.json", "train.json", "metadata.json"):
             found, usual = (_expressions(json.loads((b / "configs" / name).read_text())) for b in (bundle, plain))
@@ -165,7 +180,11 @@ def test_metadata_has_what_the_specification_asks_for(bundle: Path) -> None:
     assert said["intended_use"].startswith("Research only")
     for tensors in said["network_data_format"].values():
         assert all(set(OF_TENSORS) <= set(tensor) for tensor in tensors.values())
-    assert said["network_data_format"]["outputs"]["pred"]["channel_def"] == {"0": "background", "1": "shell", "2": "core"}
+    assert said["network_data_format"]["outputs"]["pred"]["channel_def"] == {
+        "0": "background",
+        "1": "shell",
+        "2": "core",
+    }
     assert said["required_packages_version"] == {"nibabel": nib.__version__}
 
 
@@ -186,7 +205,9 @@ def test_metadata_names_modality_format_and_range(
     spec = DataSpec(dataset="balls", patch=(16, 16), **data)
     request = Request(ModelSpec(channels=(4, 8)), 1, 2, 2, spec.patch)
     weights = build_network(request, 0).state_dict()
-    image = _metadata(write_bundle(tmp_path, "A", request, spec, {1: "a"}, weights))["network_data_format"]["inputs"]["image"]
+    image = _metadata(write_bundle(tmp_path, "A", request, spec, {1: "a"}, weights))["network_data_format"]["inputs"][
+        "image"
+    ]
     assert (image["modality"], image["format"], image["value_range"]) == (modality, form, values)
 
 

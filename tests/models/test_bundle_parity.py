@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -94,7 +96,12 @@ PLANS = {
     ),
     "slides": _plan(
         {"type": "slide_classification", "classes": {0: "a", 1: "b"}},
-        {"patch": [64, 64], "channels": ["red", "green", "blue"], "spacing": [0.0005, 0.0005], "modality": "microscopy"},
+        {
+            "patch": [64, 64],
+            "channels": ["red", "green", "blue"],
+            "spacing": [0.0005, 0.0005],
+            "modality": "microscopy",
+        },
         {"network": "attention_mil", "arguments": {"hidden": 16}},
     ),
 }
@@ -174,6 +181,17 @@ def _features() -> int:
     return PLANS["slides"].build_task().in_channels
 
 
+def _in_files(run: Run, root: Path) -> Run:
+    """Return a run whose image's channels are files of their own."""
+    image = nib.load(Path(run.images) / "both.nii.gz")
+    values = np.asarray(image.dataobj)
+    files = [root / f"{name}.nii.gz" for name in ("t1", "t2")]
+    root.mkdir(parents=True)
+    for number, file in enumerate(files):
+        _save(file, values[..., number], image.affine)
+    return replace(run, out=str(root / "out"), more={"datalist": [{"image": [str(file) for file in files]}]})
+
+
 def _refused(runs: dict[str, Run], root: Path, rng: np.random.Generator) -> dict[str, Run]:
     """Return runs whose only image no bundle may answer for, by what is wrong."""
     found: dict[str, Run] = {}
@@ -224,6 +242,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
     runs = {name: prepare(root / name, plan) for name, plan in PLANS.items()}
     _fill(runs, rng)
     refused = _refused(runs, root / "refused", rng)
+    runs["files"] = _in_files(runs["two"], root / "files")
+    elsewhere = _in_files(runs["two"], root / "elsewhere")
+    _save(root / "elsewhere" / "t2.nii.gz", _volume(rng, 13, 22, 17), _affine((1, 2, 4)))
+    refused["channels elsewhere"] = elsewhere
     run_all(root, [*runs.values(), *refused.values()])
     return {**runs, **refused}
 
@@ -277,6 +299,27 @@ def test_a_bag_of_features_gets_the_probabilities_of_its_slide(runs: dict[str, R
     np.testing.assert_allclose(run.probabilities["a.npy"], expected, atol=1e-5)
 
 
+def test_channels_may_be_files_of_their_own(runs: dict[str, Run]) -> None:
+    assert not runs["files"].refused
+    one, other = (
+        _read(Path(runs[name].out, f"{file}.nii.gz")) for name, file in (("two", "both_seg"), ("files", "t1_seg"))
+    )
+    np.testing.assert_array_equal(one, other)
+
+
+def test_the_command_line_that_its_readme_names_answers_the_same(runs: dict[str, Run], tmp_path: Path) -> None:
+    pytest.importorskip("fire", reason="MONAI's command line needs it")
+    run = runs["two"]
+    settings = {"config_file": "configs/inference.json", "dataset_dir": run.images, "output_dir": tmp_path}
+    words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    alone = "import runpy, sys; sys.modules['oncofed'] = None; runpy.run_module('monai.bundle', run_name='__main__')"
+    command = [sys.executable, "-W", "ignore", "-c", alone, "run", *words]
+    done = subprocess.run(command, cwd=run.bundle, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found, expected = (_read(Path(folder, "both_seg.nii.gz")) for folder in (tmp_path, run.out))
+    np.testing.assert_array_equal(found, expected)
+
+
 @pytest.mark.parametrize(
     ("what", "why"),
     [
@@ -286,6 +329,7 @@ def test_a_bag_of_features_gets_the_probabilities_of_its_slide(runs: dict[str, R
         ("complex", "real numbers"),
         ("channels", "channels"),
         ("one channel", "channels"),
+        ("channels elsewhere", "affine"),
         ("voxels of the job", "spacing of the job"),
         ("sides of the job", "size or spacing"),
         ("16 bits a colour", "Pillow reads whole"),

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from oncofed import __version__
-from oncofed.cli import alliance, bench, data, demo, job, predict, report, site
+from oncofed.cli import alliance, bench, data, demo, export, job, predict, report, site
 from oncofed.cli.common import fail, options
 from oncofed.cli.terminal import fit_output
 from oncofed.errors import OncofedError
@@ -44,6 +44,7 @@ app.add_typer(report.app, name="report")
 app.add_typer(bench.app, name="bench")
 app.command("demo")(demo.demo)
 app.command("predict")(predict.predict)
+app.command("export")(export.export)
 
 
 def _version(value: bool) -> None:

@@ -32,6 +32,8 @@ EXPRESSIONS = frozenset("$@%")
 # Configurations of a bundle that define its network, and under which keys.
 CONFIGS = ("inference", "train", "evaluate")
 NETWORK_KEYS = ("network_def", "network")
+# Where oncofed says in mm what a transform has in other units.
+VOXEL_SIZE = "voxel_size"
 _CONFIG_FOLDER, _CONFIG_KINDS = "configs", (".json", ".yaml", ".yml")
 _NETWORKS = "monai.networks.nets"
 # A network that shares fewer of its tensors with the bundle's weights is another network.
@@ -210,7 +212,8 @@ def preprocessing_of(configs: list[dict[str, Any]]) -> dict[str, Any]:
     for step in _steps(configs):
         name = str(step.get("_target_", "")).rpartition(".")[2]
         if name == "Spacingd" and isinstance(step.get("pixdim"), list):
-            found["spacing"] = step["pixdim"]
+            sizes = [config[VOXEL_SIZE] for config in configs if isinstance(config.get(VOXEL_SIZE), list)]
+            found["spacing"] = sizes[0] if sizes else step["pixdim"]
         elif name == "Orientationd":
             found["orientation"] = step.get("axcodes")
         elif name == "ScaleIntensityRanged" and (step.get("b_min"), step.get("b_max")) == (0, 1):

@@ -164,7 +164,7 @@ class Plan(StrictModel):
     def write_bundle(
         self, folder: Path, title: str, weights: Weights, job: Mapping[str, Any] | None = None
     ) -> Path | None:
-        """Write ``folder/bundle``, the model as a MONAI bundle, and return it; None where code would have to come along.
+        """Write ``folder/bundle``, the model as a MONAI bundle, and return it; None where code would come with it.
 
         Args:
             folder: where the bundle goes.
@@ -182,7 +182,7 @@ class Plan(StrictModel):
 
     def _as_job(self, title: str) -> dict[str, Any]:
         """Return the plan as ``job.yaml`` holds a job."""
-        values = self.model_dump(mode="json")
+        values = self.model_dump(mode="json", by_alias=True)
         name = re.sub(r"[^a-z0-9_-]+", "_", title.lower()).strip("_-")[:63] or "model"
         return {"schema": 1, "name": name, "title": title, **values, "rounds": {"number": self.rounds}}
 

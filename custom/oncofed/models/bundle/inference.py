@@ -11,7 +11,9 @@ from oncofed.models.bundle.networks import Exported
 from oncofed.models.bundle.reading import Reading, reading
 
 _WEIGHTS = "$torch.load(os.path.join(@bundle_root, 'models', 'model.pt'), map_location=@device, weights_only=True)"
-_FOUND = "$@refuse('no image in dataset_dir whose name ends with one of ' + ', '.join(@suffixes)) if not @datalist else 0"
+_FOUND = (
+    "$@refuse('no image in dataset_dir whose name ends with one of ' + ', '.join(@suffixes)) if not @datalist else 0"
+)
 _ONE_NAME_EACH = (
     "$@refuse('two images of one name: their answers would be one file') if len(@datalist) > "
     "len({@name(case['image']) for case in @datalist}) else 0"
@@ -44,8 +46,7 @@ _KEPT = (
 )
 # Seeds are where objects are deepest; a piece without one is a seed; each voxel belongs to the nearest.
 _SEPARATED: Config = {
-    "sown": "$lambda inside, depth: ndimage.label(inside & (ndimage.gaussian_filter(depth, 1.0) > "
-    "@seed_depth))",
+    "sown": "$lambda inside, depth: ndimage.label(inside & (ndimage.gaussian_filter(depth, 1.0) > @seed_depth))",
     "seedless": "$lambda inside, seeds: (lambda pieces: ndimage.label(inside & ~numpy.isin(pieces, "
     "pieces[seeds > 0]))[0])(ndimage.label(inside)[0])",
     "seeds": "$lambda inside, seeds, count: (lambda rest: numpy.where(rest > 0, rest + count, seeds))"
@@ -56,8 +57,8 @@ _SEPARATED: Config = {
     "@smallest) & (numpy.arange(grown.max() + 1) > 0))",
     "separate": "$lambda inside, depth: @numbered(@grown(inside, @seeds(inside, *@sown(inside, depth)))) "
     "if inside.any() else inside.astype(int)",
-    "separated": "$lambda pred: monai.utils.convert_to_dst_type(@separate(pred[0].numpy() > 0.5, pred[1].numpy())[None], "
-    "pred)[0]",
+    "separated": "$lambda pred: monai.utils.convert_to_dst_type("
+    "@separate(pred[0].numpy() > 0.5, pred[1].numpy())[None], pred)[0]",
 }
 _SAVED = (
     "$lambda case: nibabel.save(nibabel.Nifti1Image(case['pred'][0].numpy().astype('{kind}'), "
@@ -171,8 +172,8 @@ def _of_voxels(
             imports = ["import functools", _SCIPY]
     config["postprocessing"] = {"_target_": "Compose", "transforms": steps}
     config["save"] = (_SAVED if data.dimensions == 3 else _SAVED_FLAT).format(kind=kind, ending=ending)
-    steps = ["@preprocessing", "@predict", "@postprocessing", "@save"]
-    config["pipeline"] = {"_target_": "Compose", "transforms": steps}
+    parts = ["@preprocessing", "@predict", "@postprocessing", "@save"]
+    config["pipeline"] = {"_target_": "Compose", "transforms": parts}
     config["run"] = ["$torch.no_grad()(lambda: [@pipeline(case) for case in @datalist])()"]
     return config, imports
 

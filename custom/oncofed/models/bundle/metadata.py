@@ -18,6 +18,19 @@ from oncofed.models.networks import Request
 
 _SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 _USE = "Research only. Not a medical device."
+_OF_SLIDES = (
+    "Slides are neither cut nor encoded here: the input is a file .npy for each slide, one row of features a tile, of "
+    "the encoder and the tiling that this file names. Whether they are of that encoder cannot be seen."
+)
+_OF_MODULE = "The network comes from the module {}, which must be installed beside MONAI: its code is not part of this."
+_OF_CHANNELS = (
+    "The channels of a volume are the fourth axis of its file, or a list of files in datalist, in the order of "
+    "channel_def and on one grid."
+)
+_OF_PICTURES = (
+    "Images are read by Pillow: one picture a file, 8 bits of colour, or grey of 8 to 32 bits; TIFF of one page, "
+    "upright, without palette, opacity or JPEG."
+)
 _MODALITIES: dict[Modality, str] = {
     "mri": "MR",
     "ct": "CT",
@@ -28,7 +41,13 @@ _MODALITIES: dict[Modality, str] = {
 
 
 def metadata(
-    title: str, request: Request, data: DataSpec, classes: dict[int, str], answer: Answer, packages: Sequence[str]
+    title: str,
+    request: Request,
+    data: DataSpec,
+    classes: dict[int, str],
+    answer: Answer,
+    packages: Sequence[str],
+    module: str = "",
 ) -> Config:
     """Return the metadata.
 
@@ -39,6 +58,7 @@ def metadata(
         classes: label values and names of its output.
         answer: what is made of its output.
         packages: that must be installed beside MONAI.
+        module: from which the network comes that is not MONAI's; empty: it is.
     """
     slides = isinstance(answer, SlideClasses)
     found: Config = {
@@ -55,7 +75,7 @@ def metadata(
         "authors": "the sites of the federation",
         "copyright": "see the agreement of the alliance",
         "intended_use": _USE,
-        "limits": limits(data, answer),
+        "limits": [*limits(data, answer), *([_OF_MODULE.format(module)] if module else [])],
         "network_data_format": {
             "inputs": {"bag" if slides else "image": _bag(request) if slides else _image(data)},
             "outputs": {"pred": _output(request, data, classes)},
@@ -70,22 +90,13 @@ def metadata(
 def limits(data: DataSpec, answer: Answer) -> list[str]:
     """Return what the bundle does not do, one sentence each; its inference refuses such input."""
     if isinstance(answer, SlideClasses):
-        return [
-            "Slides are neither cut nor encoded here: the input is a file .npy for each slide, one row of features a "
-            "tile, of the encoder and the tiling that this file names. Whether they are of that encoder cannot be seen."
-        ]
+        return [_OF_SLIDES]
     if data.dimensions == 3:
         found = ["Volumes are read from NIfTI alone, of real numbers, with lengths in millimetres where they count."]
         if len(data.channels) > 1:
-            found.append(
-                "The channels of a volume are the fourth axis of its file, or a list of files in datalist, in the order"
-                " of channel_def and on one grid."
-            )
+            found.append(_OF_CHANNELS)
         return found
-    found = [
-        "Images are read by Pillow: one picture a file, 8 bits of colour, or grey of 8 to 32 bits; TIFF of one page "
-        "without palette, opacity or JPEG."
-    ]
+    found = [_OF_PICTURES]
     if data.spacing or data.spacing_range:
         found.append("Files do not say how large pixels are: pixel_size, x and y in mm, must be given.")
     return found

@@ -37,12 +37,12 @@ class Exported:
     Attributes:
         definition: entries of a configuration, ``network_def`` among them.
         predictor: entries that make a function of it, ``predictor`` among them.
-        package: that must be installed beside MONAI for it; empty: none.
+        module: that must be installed beside MONAI for it; empty: none.
     """
 
     definition: Config
     predictor: Config
-    package: str = ""
+    module: str = ""
 
 
 def exported(request: Request) -> Exported:
@@ -70,8 +70,8 @@ def exported(request: Request) -> Exported:
         entries = {"batch_normed": config, "network_def": _REGROUPED}
     else:
         entries = {"network_def": config}
-    module = str(config["_target_"]).partition(".")[0] if "." in str(config["_target_"]) else ""
-    return Exported(entries, {"predictor": predictor}, module if module not in {"", "monai", "torch"} else "")
+    package, _, rest = str(config["_target_"]).partition(".")
+    return Exported(entries, {"predictor": predictor}, package if rest and package not in {"monai", "torch"} else "")
 
 
 def _of_bags() -> Config:

@@ -13,6 +13,7 @@ from oncofed.data.grids import in_larger_units
 from oncofed.data.spec import DataSpec
 from oncofed.data.transforms import LUMA, NEARLY, intensity_range
 from oncofed.models.bundle.expressions import Config, literal, of_image, unless
+from oncofed.models.foreign import VOXEL_SIZE
 
 _VOLUMES, _FLAT = (".nii", ".nii.gz"), (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 _FORMATS = ["PNG", "JPEG", "BMP", "DIB", "WEBP", "GIF", "PPM", "TIFF"]
@@ -33,12 +34,18 @@ _WHOLE_VALUES = "not any(tile[3] in ['RGB;16B', 'RGBA;16B', 'LA;16B'] for tile i
 # Photometric interpretation, bits of each sample, orientation, extra samples (TIFF 6.0).
 _SIMPLE_TIFF = (
     "(image.format != 'TIFF' or image.mode in ['L', 'I;16', 'F', 'RGB'] and image.tag_v2.get(262) in [1, 2] "
-    "and image.tag_v2.get(274, 1) == 1 and 338 not in image.tag_v2 and set(image.tag_v2.get(258, ())) <= ({8} if image.mode == 'RGB' else {8, 16, 32}))"
+    "and image.tag_v2.get(274, 1) == 1 and 338 not in image.tag_v2 "
+    "and set(image.tag_v2.get(258, ())) <= ({8} if image.mode == 'RGB' else {8, 16, 32}))"
 )
 _CONVERTED = (
     f"$lambda image: ImageOps.exif_transpose(image).convert(@modes[image.mode]) if image.mode in @modes "
     f"and {_ONE_PICTURE} and {_WHOLE_VALUES} and {_SIMPLE_TIFF} else @refuse('not a picture that Pillow reads whole: "
     "save it as a PNG of 8 bits, or of 16 bits of grey')"
+)
+_PLACED = (
+    "$lambda image: monai.data.MetaTensor(image, affine=torch.diag(torch.tensor([*@pixel_size, 1, 1], "
+    "dtype=torch.float64)), applied_operations=image.applied_operations) if @pixel_size else "
+    "@refuse('flat images do not say how large their pixels are: give pixel_size, x and y in mm')"
 )
 _FITTED = (
     "$lambda image: (lambda factor: monai.transforms.Resize([max(1, round(side * factor)) for side in image.shape[1:]],"
@@ -114,12 +121,7 @@ def _flat(data: DataSpec) -> Reading:
     read.steps.append({"_target_": "EnsureChannelFirstd", "keys": "image"})
     if data.spacing or data.spacing_range:
         read.entries["pixel_size"] = None
-        read.do(
-            "placed",
-            "$lambda image: monai.data.MetaTensor(image, affine=torch.diag(torch.tensor([*@pixel_size, 1, 1], "
-            "dtype=torch.float64)), applied_operations=image.applied_operations) if @pixel_size else @refuse('flat images do not say how large their pixels are: give pixel_size, x and y "
-            "in mm')",
-        )
+        read.do("placed", _PLACED)
     if len(data.channels) == 3:
         read.do("coloured", "$lambda image: image.repeat(3, 1, 1) if len(image) == 1 else image")
     elif len(data.channels) == 1:
@@ -168,7 +170,7 @@ def _to_grid(read: Reading, data: DataSpec) -> None:
         # MONAI's tolerance is for voxels of about 1 mm.
         read.do("larger", _scaled(scale))
         read.steps[-1]["inv_func"] = "@smaller"
-        read.entries["smaller"] = _scaled(1 / scale)
+        read.entries |= {"smaller": _scaled(1 / scale), VOXEL_SIZE: list(data.spacing)}
     spacing = [side * scale for side in data.spacing]
     read.steps.append({"_target_": "Spacingd", "keys": "image", "pixdim": spacing, "mode": "bilinear"})
 
