@@ -37,6 +37,7 @@ TOP_TILES = 12
 _MOST_PIXELS, _TILE_PIXELS = 1 << 26, 64
 _BLOCK = 256  # side of the overlay's own tiles
 _QUALITY = 90
+_PICTURE, _MARGIN, _COLOUR_BAR = 8.0, 0.4, 0.8  # inches: the slide's longer side, what surrounds it
 _BAR = 0.25  # of the picture's width, at most
 
 
@@ -163,15 +164,16 @@ def write_picture(reader: TileReader, heat: TileHeat, caption: str, path: Path) 
     """
     pixels, scale = reader.overview()
     height, width = pixels.shape[:2]
-    inches = 9.0 / max(height, width)
-    figure = Figure(figsize=(width * inches + 1.6, height * inches + 0.6), layout="constrained")
+    across, down = (_PICTURE * side / max(height, width) for side in (width, height))
+    whole = across + _MARGIN + _COLOUR_BAR, down + _MARGIN
+    figure = Figure(figsize=whole)
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.imshow(painted(pixels, heat.drawn((height, width), scale)), interpolation="none")
+    axes = figure.add_axes((0, 0, across / whole[0], down / whole[1]))
+    axes.imshow(painted(pixels, heat.drawn((height, width), scale)), interpolation="antialiased", aspect="auto")
     axes.set_axis_off()
     axes.set_title(caption, fontsize=9)
-    shades = ScalarMappable(Normalize(0, 1), COLOURS)
-    figure.colorbar(shades, ax=axes, fraction=0.04, label="attention, share of the largest")
+    beside = figure.add_axes(((across + _MARGIN / 2) / whole[0], 0.1, 0.2 / whole[0], 0.8 * down / whole[1]))
+    figure.colorbar(ScalarMappable(Normalize(0, 1), COLOURS), cax=beside, label="attention, share of the largest")
     _length_bar(axes, reader.levels[0].mpp * scale, width, height)
     figure.savefig(path, dpi=150)
 
