@@ -58,7 +58,7 @@ def test_the_laptop_may_be_closed(alliance: LocalAlliance, tmp_path: Path) -> No
     assert (folder / "model" / "bundle" / "configs" / "metadata.json").is_file()
     profile = read_training_profile(folder / "model")
     assert profile
-    assert (profile.sites, profile.traits["spacing_superior"].patients) == (2, 12)
+    assert (profile.sites, profile.traits["spacing_superior"].patients) == (2, 34)
     assert "holds a result already" in oncofed("job", "fetch", job_id, *kit, home=tmp_path).stderr
 
     # What only served to go on is gone everywhere, and each site has the model.
