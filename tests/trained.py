@@ -43,6 +43,17 @@ model: {network: unet, channels: [4, 8], residual_units: 1}
 rounds: {number: 2}
 seed: 3
 """
+# Slides in two classes.
+SLIDES = """\
+schema: 1
+name: slides
+title: Slides
+data: {dataset: slides, modality: microscopy, channels: [red, green, blue], patch: [128, 128], spacing: [0.001, 0.001]}
+task: {type: slide_classification, classes: {0: normal, 1: tumour}}
+model: {network: attention_mil, arguments: {hidden: 16}}
+rounds: {number: 2}
+seed: 3
+"""
 
 
 def make_run(folder: Path, text: str = JOB) -> Path:

@@ -17,8 +17,8 @@ from oncofed.prediction.page import write_page
 from oncofed.prediction.run import Options, Predictions, predict
 from oncofed.prediction.sources import gather
 from oncofed.report.planes import _fullest
-from synthetic import make_site, make_textures
-from trained import CLASSIFIER, FLAT, make_run
+from synthetic import make_site, make_slides, make_textures
+from trained import CLASSIFIER, FLAT, SLIDES, make_run
 
 
 def page_of(tmp_path: Path, inputs: Path, text: str | None = None, options: Options | None = None) -> str:
@@ -80,6 +80,15 @@ def test_flat_images_and_classes_are_drawn_too(tmp_path: Path) -> None:
     assert "area px" in page_of(tmp_path / "one", tmp_path / "flat", FLAT)
     html = page_of(tmp_path / "two", make_textures(tmp_path / "in", ["broad", "narrow"], 2, colours=1), CLASSIFIER)
     assert html.count("<section") == html.count("<image ") == 4
+    assert "probability" in html
+
+
+def test_a_slide_is_drawn_small_with_its_tiles(tmp_path: Path) -> None:
+    make_slides(tmp_path / "in", 1, 1024)
+    (tmp_path / "in" / "labels.csv").unlink()
+    html = page_of(tmp_path, tmp_path / "in", SLIDES)
+    assert "tiles that show tissue" in html
+    assert html.count('class="tiles"') == 1
     assert "probability" in html
 
 

@@ -92,7 +92,7 @@ def _drawing(source: Source, record: Mapping[str, Any], model: TrainedModel, out
     labels = record["files"].get("labels")
     is_ct = model.job.data.modality == "ct"
     if not labels:
-        return Drawing(replace(source.case, name=source.name, label=0, tiles=None), is_ct)
+        return Drawing(replace(source.case, name=source.name, label=0), is_ct)
     case = replace(
         source.case,
         name=source.name,
