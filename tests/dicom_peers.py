@@ -17,9 +17,9 @@ from pynetdicom.association import Association
 from pynetdicom.dsutils import decode, encode
 from pynetdicom.sop_class import Verification
 
-from oncofed.prediction.inbox import Inbox, Limits
-from oncofed.prediction.peers import Address
-from oncofed.prediction.receiver import Receiver
+from oncofed.prediction.watching.inbox import Inbox, Limits
+from oncofed.prediction.watching.peers import Address
+from oncofed.prediction.watching.receiver import Receiver
 from watched import eventually
 
 TITLE, SCANNER = "ONCOFED", "SCANNER"

@@ -9,7 +9,7 @@ import torch
 from oncofed.data.cases import Case
 from oncofed.data.manifest import Entry
 from oncofed.prediction.model import TrainedModel, load_model
-from oncofed.prediction.outputs import chosen_outputs
+from oncofed.prediction.outputs.choice import chosen_outputs
 from oncofed.prediction.run import Options, Predictions, predict
 from oncofed.prediction.sources import Source, gather
 from trained import make_run

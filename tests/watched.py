@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from oncofed.prediction.arrivals import Arrival, Arrivals
-from oncofed.prediction.watch import Handle, Outcome, Watch
+from oncofed.prediction.watching.arrivals import Arrival, Arrivals
+from oncofed.prediction.watching.watch import Handle, Outcome, Watch
 
 
 class Clock:

@@ -20,9 +20,9 @@ from oncofed.cli.main import app
 from oncofed.errors import SpecError, TrainingError
 from oncofed.job.spec import JobSpec, parse_job
 from oncofed.models.weights import digest_of
-from oncofed.prediction import export as exporting
 from oncofed.prediction.bundles import is_bundle, read_own_bundle
-from oncofed.prediction.export import export
+from oncofed.prediction.export import export as exporting
+from oncofed.prediction.export.export import export
 from oncofed.prediction.model import TrainedModel, load_model
 from synthetic import write_job
 

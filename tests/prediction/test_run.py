@@ -21,9 +21,11 @@ from dicoms import make_series
 from oncofed.data.cases import Case, Cases
 from oncofed.errors import DataError, SpecError
 from oncofed.job.spec import JobSpec
-from oncofed.prediction import labels, outputs, run
+from oncofed.prediction import run
 from oncofed.prediction.model import TrainedModel, load_model
-from oncofed.prediction.outputs import Output, chosen_outputs
+from oncofed.prediction.outputs import choice as outputs
+from oncofed.prediction.outputs import labels
+from oncofed.prediction.outputs.choice import Output, chosen_outputs
 from oncofed.prediction.predicted import Predicted
 from oncofed.prediction.run import Options, Predictions, predict
 from oncofed.prediction.sources import gather

@@ -25,8 +25,8 @@ from oncofed.cli.terminal import echo_json
 from oncofed.errors import SpecError
 
 if TYPE_CHECKING:
-    from oncofed.prediction.evaluate import Evaluated
-    from oncofed.prediction.subgroups import Subgroups
+    from oncofed.prediction.evaluation.evaluate import Evaluated
+    from oncofed.prediction.evaluation.subgroups import Subgroups
     from oncofed.tasks.comparison import Comparison
 
 
@@ -95,10 +95,10 @@ def evaluate(
     from oncofed.data.register import dataset_folder
     from oncofed.devices import training_device
     from oncofed.job.card import write_cards
-    from oncofed.prediction.columns import parse_wanted
-    from oncofed.prediction.evaluate import Request, write_cases
-    from oncofed.prediction.evaluate import evaluate as score
-    from oncofed.prediction.evaluation_page import write_page
+    from oncofed.prediction.evaluation.columns import parse_wanted
+    from oncofed.prediction.evaluation.evaluate import Request, write_cases
+    from oncofed.prediction.evaluation.evaluate import evaluate as score
+    from oncofed.prediction.evaluation.page import write_page
     from oncofed.prediction.model import load_model
     from oncofed.report.result import read_result
 

@@ -37,7 +37,7 @@ def export(
     """
     from json import dumps
 
-    from oncofed.prediction.export import export as write
+    from oncofed.prediction.export.export import export as write
     from oncofed.prediction.model import load_model
 
     console = plain_console(stderr=json)

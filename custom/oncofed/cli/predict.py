@@ -114,15 +114,15 @@ def predict(
     """
     keep_caches_in(workspace)
     from oncofed.devices import training_device
-    from oncofed.prediction.arriving import Predictor
     from oncofed.prediction.dicom.writers import notes_of
-    from oncofed.prediction.ensemble import members_of
     from oncofed.prediction.model import load_model
-    from oncofed.prediction.outputs import chosen_outputs
-    from oncofed.prediction.page import write_page
+    from oncofed.prediction.outputs.choice import chosen_outputs
+    from oncofed.prediction.outputs.page import write_page
     from oncofed.prediction.run import RESEARCH_ONLY, Options
     from oncofed.prediction.run import predict as predict_all
     from oncofed.prediction.sources import gather
+    from oncofed.prediction.trust.ensemble import members_of
+    from oncofed.prediction.watching.predictor import Predictor
 
     asked = watching(out, watch, listen, ae_title, callers, send_to, settle, once)
     if bool(inputs) == bool(asked):
@@ -180,7 +180,7 @@ def _values(found: Predictions, page: Path | None) -> dict[str, Any]:
 
 def _show(found: Predictions, page: Path | None) -> None:
     from oncofed.data.grouping import told
-    from oncofed.prediction.figures import table_of
+    from oncofed.prediction.outputs.figures import table_of
     from oncofed.prediction.run import MEASUREMENTS_FILE, PREDICTIONS_FILE, SET_ASIDE_FILE
 
     console = plain_console()

@@ -20,13 +20,13 @@ from oncofed.cli.common import escape
 from oncofed.cli.terminal import echo_json
 from oncofed.errors import SpecError
 from oncofed.loopback import is_loopback
-from oncofed.prediction.peers import Address, Peer, Tell, parse_address, parse_peer, parse_title, parse_titles
+from oncofed.prediction.watching.peers import Address, Peer, Tell, parse_address, parse_peer, parse_title, parse_titles
 from oncofed.processes import heeded
 
 if TYPE_CHECKING:
-    from oncofed.prediction.journal import Journal
-    from oncofed.prediction.sending import Outbox
-    from oncofed.prediction.watch import Handle, Tally, Watch
+    from oncofed.prediction.watching.journal import Journal
+    from oncofed.prediction.watching.sending import Outbox
+    from oncofed.prediction.watching.watch import Handle, Tally, Watch
 
 INBOX = "inbox"  # in the folder of predictions, where images that are sent lie
 AE_TITLE = "ONCOFED"
@@ -183,8 +183,8 @@ def work_off(
         SpecError: another process works for the same folder, it holds results of another model, or what is needed to
             send or receive is not installed.
     """
-    from oncofed.prediction.arrivals import Arrivals
-    from oncofed.prediction.watch import Watch, alone
+    from oncofed.prediction.watching.arrivals import Arrivals
+    from oncofed.prediction.watching.watch import Watch, alone
 
     if asked.listen or asked.send_to:
         _require_network()
@@ -193,8 +193,8 @@ def work_off(
         opened.enter_context(alone(out))
         tell("research", use)
         if asked.listen:
-            from oncofed.prediction.inbox import Inbox
-            from oncofed.prediction.receiver import Receiver
+            from oncofed.prediction.watching.inbox import Inbox
+            from oncofed.prediction.watching.receiver import Receiver
 
             inbox = Inbox(asked.folder)
             opened.enter_context(Receiver(inbox, asked.listen, asked.ae_title, asked.callers, tell))
@@ -210,7 +210,7 @@ def work_off(
 
 
 def _outbox(out: Path, asked: Watching, tell: Tell, journal: Journal) -> Outbox:
-    from oncofed.prediction.sending import Outbox
+    from oncofed.prediction.watching.sending import Outbox
 
     assert asked.send_to is not None
     return Outbox(out, journal, asked.send_to, asked.ae_title, tell)

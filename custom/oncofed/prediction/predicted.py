@@ -12,7 +12,7 @@ from torch import nn
 
 from oncofed.prediction.model import TrainedModel
 from oncofed.prediction.sources import Source
-from oncofed.prediction.trust import Trust
+from oncofed.prediction.trust.checks import Trust
 from oncofed.tasks.inferred import Inferred
 
 

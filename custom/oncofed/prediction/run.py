@@ -28,14 +28,14 @@ from oncofed.data.inputs import Preparation, Prepared
 from oncofed.data.manifest import write_whole
 from oncofed.data.prepared import PreparedCases, passing, prepare_one
 from oncofed.errors import DataError, SpecError, TrainingError
-from oncofed.prediction.classes import class_rows
-from oncofed.prediction.figures import figures_of
 from oncofed.prediction.inputs import HIDDEN_FOLDER
 from oncofed.prediction.model import TrainedModel
-from oncofed.prediction.outputs import chosen_outputs, outputs_of
+from oncofed.prediction.outputs.choice import chosen_outputs, outputs_of
+from oncofed.prediction.outputs.classes import class_rows
+from oncofed.prediction.outputs.figures import figures_of
 from oncofed.prediction.predicted import Predicted
 from oncofed.prediction.sources import SetAside, Source, Sources
-from oncofed.prediction.trust import TrustChecks
+from oncofed.prediction.trust.checks import TrustChecks
 from oncofed.tasks.inferred import ClassScores
 
 PREDICTIONS_FILE = "predictions.json"

@@ -17,7 +17,7 @@ from oncofed.data.manifest import read_manifest
 from oncofed.data.register import Request, register
 from oncofed.prediction.dicom.writers import notes_of
 from oncofed.prediction.model import load_model
-from oncofed.prediction.outputs import chosen_outputs
+from oncofed.prediction.outputs.choice import chosen_outputs
 from oncofed.prediction.run import Options, Predictions, predict
 from oncofed.prediction.sources import gather
 from trained import FLAT, make_run

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from oncofed.prediction.dicom.common import ModelIdentity
-from oncofed.prediction.figures import figures_of
 from oncofed.prediction.model import TrainedModel
+from oncofed.prediction.outputs.figures import figures_of
 from oncofed.prediction.predicted import Predicted
 from oncofed.prediction.sources import Source
 from oncofed.tasks.codes import ClassCode

@@ -1,0 +1,67 @@
+"""What to know before one believes an evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from oncofed.data.cases import Case
+from oncofed.data.grouping import counted
+from oncofed.job.spec import JobSpec
+from oncofed.prediction.evaluation.subgroups import Subgroups
+from oncofed.privacy.small_counts import LEAST_PATIENTS
+from oncofed.tasks.comparison import Comparison
+
+_NEW = "their scores say nothing of new patients"
+
+
+def of_training(
+    provenance: Mapping[str, Any], digest: str, lists: Mapping[str, str], cases: Sequence[Case]
+) -> list[str]:
+    """Return what is known of whether a model has seen cases before.
+
+    Args:
+        provenance: of the model.
+        digest: of the dataset.
+        lists: case -> list of the job's deal.
+        cases: that were scored.
+    """
+    sites: Mapping[str, Any] = provenance.get("sites", {})
+    digests = {site: facts["dataset"] for site, facts in sites.items() if facts.get("dataset")}
+    own = next((site for site, known in digests.items() if known == digest), None)
+    learned, everyone = sum(lists[case.name] != "test" for case in cases), counted(len(cases), "case")
+    if own:
+        seen = (
+            f"{learned} of {everyone} were trained on or chose the best round at {own}, which has this dataset: {_NEW}"
+        )
+        return [f"{seen}. The held-out ones alone: --split test"] if learned else []
+    known = "no site of the run had this dataset as it is now" if digests else "nothing says what it was trained on"
+    if learned:
+        return [f"{known}; a site with this dataset would have trained on {learned} of {everyone}: if one did, {_NEW}"]
+    advice = "Where nobody trained on it, all of its cases may be scored: --split all"
+    return [f"{known}: these are the patients whom the job would hold out of it. {advice}"]
+
+
+def of_many(subgroups: Sequence[Subgroups]) -> list[str]:
+    """Return how many differences between groups were looked at, and how many seem to be some by chance alone."""
+    known = [one.interval for column in subgroups for one in column.differences if one.interval]
+    apart = sum(low > 0 or high < 0 for low, high in known)
+    if not known:
+        return []
+    looked = f"{counted(len(known), 'difference')} between groups looked at"
+    return [f"{looked}: {apart} outside of zero at 95 %, where by chance alone {0.05 * len(known):.2g} would be"]
+
+
+def of_comparison(mine: JobSpec, its: JobSpec, found: Comparison) -> list[str]:
+    """Return what a comparison of two models, of two jobs, does not tell."""
+    remarks = []
+    if found.rests_on_few:
+        few = found.patients < LEAST_PATIENTS
+        patients = f"fewer than {LEAST_PATIENTS} patients" if few else counted(found.patients, "patient")
+        remarks.append(
+            f"the comparison rests on {patients}: its interval may be too short, and a difference stay unseen"
+        )
+    if (mine.seed, mine.data.split, mine.data.splits) != (its.seed, its.data.split, its.data.splits):
+        otherwise = "deals patients otherwise (seed, split, splits)"
+        remarks.append(f"the other model's job {its.name} {otherwise}: it may have trained on some of these")
+    return remarks

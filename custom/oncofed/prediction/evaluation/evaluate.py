@@ -1,0 +1,337 @@
+"""How a trained model does on a labelled dataset: over all, by subgroup, and beside another model."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import math
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+
+from oncofed.data.cases import Case, Cases, Problem, check_cases, deal_cases
+from oncofed.data.decisions import decided
+from oncofed.data.grouping import counted, told
+from oncofed.data.layouts.base import distinct_names
+from oncofed.data.manifest import MANIFEST_FILE, Manifest, read_manifest, write_whole
+from oncofed.errors import DataError, SpecError
+from oncofed.machine import environment
+from oncofed.prediction.evaluation import caveats
+from oncofed.prediction.evaluation.columns import SIZES, Values, Wanted, grouped, known_columns, table_columns
+from oncofed.prediction.evaluation.handed_on import comparison_record, scores_record, subgroups_record
+from oncofed.prediction.evaluation.subgroups import Outcomes, Subgroups, by_subgroup
+from oncofed.prediction.model import TrainedModel
+from oncofed.report.evaluation import EvaluationRecord
+from oncofed.tasks import Scores, Task
+from oncofed.tasks.comparison import Comparison, compare
+
+CASES_FILE = "cases.csv"  # it names cases, and stays at the site
+Lists = Literal["test", "validation", "training", "all"]
+LISTS: tuple[Lists, ...] = get_args(Lists)
+# Looked at without being asked for; the others are those of tables.
+_USUAL = ("vendor", "modality", "slices", "colour", *SIZES)
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to evaluate.
+
+    Attributes:
+        model: the model.
+        folder: of the labelled dataset.
+        split: which of its patients, as the job deals them by its seed.
+        by: columns whose groups are told apart; none: what is known of scanner, image and reference.
+        table: with further columns.
+        against: another model, on the same patients.
+        margin: by how much the model may be worse than that one; None: as the job says.
+    """
+
+    model: TrainedModel
+    folder: Path
+    split: Lists = "test"
+    by: tuple[Wanted, ...] = ()
+    table: Path | None = None
+    against: TrainedModel | None = None
+    margin: float | None = None
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A case as it was scored.
+
+    Attributes:
+        case: the case.
+        list: of the job's deal, to which it belongs.
+        figures: by name; for the site's own eyes.
+        score: of the case alone, the higher the better; None where it has none.
+    """
+
+    case: Case
+    list: str
+    figures: Mapping[str, float | str]
+    score: float | None
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What was found.
+
+    Attributes:
+        record: what may be handed on.
+        scores: over all cases, for the site's own eyes.
+        interval: of the metric, 95 %.
+        patients: how many.
+        seen: every case, the worst first; those without a score last.
+        subgroups: by column.
+        comparison: with another model.
+        set_aside: cases that could not be used.
+        columns: all that could be asked for.
+    """
+
+    record: EvaluationRecord
+    scores: Scores
+    interval: tuple[float, float] | None
+    patients: int
+    seen: tuple[Seen, ...]
+    subgroups: tuple[Subgroups, ...] = ()
+    comparison: Comparison | None = None
+    set_aside: tuple[Problem, ...] = ()
+    columns: tuple[str, ...] = ()
+
+
+def evaluate(request: Request, device: torch.device, progress: Progress | None = None) -> Evaluated:
+    """Score a model on a dataset's labelled cases.
+
+    Args:
+        request: what to evaluate.
+        device: to compute on.
+        progress: called with (what is done, how many, of how many).
+
+    Raises:
+        DataError: the dataset has no case that the job can be scored on, or its table does not fit it.
+        SpecError: a column is not there, or the models cannot be compared.
+    """
+    progress = progress or (lambda what, done, total: None)
+    model, task = request.model, request.model.task
+    _require_comparable(request)
+    manifest, digest = decided(read_manifest(request.folder)), digest_of_dataset(request.folder)
+    lists, dealt = _dealt(request, manifest)
+    cases, aside = _usable(request, [case for case in dealt if request.split in ("all", lists[case.name])], progress)
+    known, unmatched = _known_columns(request, cases)
+    wanted = _wanted(request, known)
+    network = model.network(device)
+    kept: list[tuple[str, Any]] = []
+    scored = task.evaluate(network, cases, device, True, progress=partial(progress, "scoring"), keep=kept)
+    found = [outcome for _, outcome in kept]
+    outcomes = Outcomes(tuple(c.name for c in cases), tuple(c.patient for c in cases), tuple(found))
+    subgroups = _by_columns(task, outcomes, wanted, known, progress)
+    if not request.by:
+        subgroups = [one for one in subgroups if len(one.groups) > 1]
+    comparison = _compare(request, cases, outcomes, device, progress)
+    remarks = [
+        *caveats.of_training(model.provenance, digest, lists, cases),
+        *([f"{counted(unmatched, 'row')} of the table are of no case that was scored"] if unmatched else []),
+        *caveats.of_many(subgroups),
+    ]
+    if comparison and request.against:
+        remarks += caveats.of_comparison(model.job, request.against.job, comparison)
+    seen = [Seen(c, lists[c.name], task.figures(o), _score(task, o)) for c, o in zip(cases, found, strict=True)]
+    record = EvaluationRecord(
+        job=model.job.name,
+        title=model.job.title,
+        model=model.digest,
+        dataset=manifest.name or model.job.data.dataset,
+        dataset_digest=digest,
+        split=request.split,
+        metric=task.metric,
+        metric_name=task.metric_name,
+        set_aside=len(aside),
+        scores=scores_record(task, outcomes, scored.interval),
+        subgroups=[subgroups_record(one) for one in subgroups],
+        comparison=comparison_record(comparison, request.against.digest) if comparison and request.against else None,
+        remarks=remarks,
+        ended=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        environment=environment(),
+    )
+    return Evaluated(
+        record=record,
+        scores=scored,
+        interval=scored.interval,
+        patients=len(set(outcomes.patients)),
+        seen=tuple(sorted(seen, key=lambda one: (math.inf if one.score is None else one.score, one.case.name))),
+        subgroups=tuple(subgroups),
+        comparison=comparison,
+        set_aside=tuple(aside),
+        columns=tuple(known),
+    )
+
+
+def digest_of_dataset(folder: Path) -> str:
+    """Return what tells a registered dataset from what it was before, as ``provenance.json`` has it."""
+    return hashlib.sha256((folder / MANIFEST_FILE).read_bytes()).hexdigest()
+
+
+def write_cases(evaluated: Evaluated, folder: Path) -> Path:
+    """Write ``folder/cases.csv``, each case with its figures, readable by its owner alone, and return it."""
+    names = list(dict.fromkeys(name for one in evaluated.seen for name in one.figures))
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["case", "patient", "list", "score", *names])
+    for one in evaluated.seen:
+        figures = [_cell(one.figures.get(name)) for name in names]
+        writer.writerow([one.case.name, one.case.patient, one.list, _cell(one.score), *figures])
+    path = folder / CASES_FILE
+    write_whole(path, text.getvalue(), 0o600)
+    return path
+
+
+def _cell(value: float | str | None) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return value if isinstance(value, str) else f"{value:.6g}"
+
+
+# --- which cases
+
+
+def _by_list(cases: Cases) -> dict[str, tuple[Case, ...]]:
+    return {"test": cases.test, "validation": cases.validation, "training": cases.train}
+
+
+def _dealt(request: Request, manifest: Manifest) -> tuple[dict[str, str], list[Case]]:
+    """Return case -> list of the job's deal, and the dataset's labelled cases, each by a name of its own.
+
+    Raises:
+        DataError: none has a label that the job can be scored by.
+    """
+    job, task = request.model.job, request.model.task
+    kind, noun = (str, "a mask") if task.label_kind == "mask" else (int, "the number of a class")
+    labelled = [entry for key, entry in manifest.by_split() if key in job.data.splits and isinstance(entry.label, kind)]
+    if not labelled:
+        raise DataError(
+            f"{request.folder}: none of its {counted(len(manifest.entries), 'case')} has {noun} as label, by which the "
+            f"job {job.name} is scored. Register labels with the images, or name another dataset"
+        )
+    classes = job.task.vocabulary
+    cases = deal_cases(manifest, request.folder, job.data.split, job.seed, classes, job.data.splits, task.label_kind)
+    if request.split != "all" and not _by_list(cases)[request.split]:
+        found = ", ".join(f"{len(part)} {name}" for name, part in _by_list(cases).items())
+        raise DataError(
+            f"{request.folder}: it has no {request.split} case, found {found}. Score all of them: --split all"
+        )
+    by_list = [(name, case) for name, part in _by_list(cases).items() for case in part]
+    names = distinct_names([(case.name, str(case.image)) for _, case in by_list])
+    named = [(name, replace(case, name=own)) for (name, case), own in zip(by_list, names, strict=True)]
+    return {case.name: name for name, case in named}, [case for _, case in named]
+
+
+def _usable(request: Request, cases: Sequence[Case], progress: Progress) -> tuple[list[Case], list[Problem]]:
+    """Return the cases that can be scored, and those that cannot.
+
+    Raises:
+        DataError: none can.
+    """
+    models = [model for model in (request.model, request.against) if model]
+    done, counting = 0, threading.Lock()
+
+    def advance() -> None:
+        nonlocal done
+        with counting:
+            done += 1
+            progress("checking images", done, len(cases) * len(models))
+
+    problems: dict[str, Problem] = {}
+    for model in models:
+        vocabulary = list(model.job.task.vocabulary)
+        problems |= {p.case: p for p in check_cases(cases, vocabulary, model.job.data, progress=advance)}
+    left = [case for case in cases if case.name not in problems]
+    if not left:
+        listed = "\n  ".join(told((problem.case, problem.what) for problem in problems.values()))
+        raise DataError(f"{request.folder}: none of its {counted(len(cases), 'case')} fits the job:\n  {listed}")
+    return left, list(problems.values())
+
+
+# --- subgroups
+
+
+def _known_columns(request: Request, cases: Sequence[Case]) -> tuple[dict[str, Values], int]:
+    """Return every column, with what it says of each case, and how many rows of the table are of none."""
+    known = known_columns(cases, request.model.job.task.vocabulary)
+    if request.table is None:
+        return known, 0
+    more, unmatched = table_columns(request.table, cases, request.folder)
+    return known | more, unmatched
+
+
+def _wanted(request: Request, known: Mapping[str, Values]) -> list[Wanted]:
+    """Return the columns to look at.
+
+    Raises:
+        SpecError: one is not there.
+    """
+    missing = [wanted.name for wanted in request.by if wanted.name not in known]
+    if missing:
+        raise SpecError(f"no column {missing[0]!r}; known are {', '.join(sorted(known)) or 'none'}. More: --table FILE")
+    return list(request.by) or [Wanted(name) for name in _USUAL if name in known]
+
+
+def _by_columns(
+    task: Task[Any], outcomes: Outcomes, wanted: Sequence[Wanted], known: Mapping[str, Values], progress: Progress
+) -> list[Subgroups]:
+    """Return the groups of each column."""
+    found = []
+    for number, one in enumerate(wanted):
+        column = grouped(one, known[one.name], outcomes.cases, 3 if one.name in SIZES else 4)
+        found.append(by_subgroup(task, outcomes, column))
+        progress("subgroups", number + 1, len(wanted))
+    return found
+
+
+# --- another model
+
+
+def _require_comparable(request: Request) -> None:
+    other = request.against
+    if other is None:
+        if request.margin is not None:
+            raise SpecError("--margin is for two models: name the other one with --against")
+        return
+    mine, its = request.model, other
+    if type(mine.task) is not type(its.task) or mine.task.classes != its.task.classes:
+        raise SpecError(
+            f"the models answer different questions: {mine.job.name} tells {', '.join(mine.task.classes.values())} "
+            f"({mine.task.metric_name}), {its.job.name} {', '.join(its.task.classes.values())} "
+            f"({its.task.metric_name}). Expected two models of one task and the same classes"
+        )
+
+
+def _compare(
+    request: Request, cases: Sequence[Case], outcomes: Outcomes, device: torch.device, progress: Progress
+) -> Comparison | None:
+    other, task = request.against, request.model.task
+    if other is None:
+        return None
+    scoring, kept = partial(progress, "scoring the other model"), list[tuple[str, Any]]()
+    other.task.evaluate(other.network(device), cases, device, progress=scoring, keep=kept)
+    theirs = [outcome for _, outcome in kept]
+    margin = request.margin if request.margin is not None else request.model.job.evaluation.margin
+    return compare(task, outcomes.patients, outcomes.found, theirs, margin)
+
+
+def _score(task: Task[Any], outcome: Any) -> float | None:
+    """Return how well a model does on one case alone; of a classification how likely it found the right class."""
+    mean = task.summarise([("", outcome)]).mean
+    if mean is not None:
+        return mean
+    figures = task.figures(outcome)
+    share = figures.get(f"probability.{figures.get('class')}")
+    return share if isinstance(share, float) else None

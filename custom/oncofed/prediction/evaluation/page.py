@@ -1,0 +1,63 @@
+"""A page about an evaluation: scores, subgroups, and the cases that the model does worst on. It stays at the site."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from jinja2 import Environment, PackageLoader
+
+from oncofed.data.manifest import write_whole
+from oncofed.prediction.evaluation.evaluate import Evaluated, Progress, Seen
+from oncofed.prediction.model import TrainedModel
+from oncofed.report.html import line_styles, picture_svg
+from oncofed.tasks.pictures import Picture
+
+PAGE_FILE = "evaluation.html"
+
+
+def write_page(
+    evaluated: Evaluated,
+    model: TrainedModel,
+    device: torch.device,
+    folder: Path,
+    worst: int,
+    progress: Progress | None = None,
+) -> Path:
+    """Write ``folder/evaluation.html``, whole or not at all, and return it.
+
+    Args:
+        evaluated: what was found.
+        model: that was evaluated.
+        device: to compute pictures on.
+        folder: for the page.
+        worst: cases to show.
+        progress: called with (what is done, how many, of how many).
+    """
+    shown = [one for one in evaluated.seen if one.score is not None][:worst]
+    pictures = _pictures(shown, model, device, progress or (lambda what, done, total: None))
+    drawn = [picture_svg(picture) for picture in pictures]
+    environment = Environment(loader=PackageLoader("oncofed.report"), autoescape=True, trim_blocks=True)
+    html = environment.get_template("evaluation.html").render(
+        found=evaluated,
+        record=evaluated.record,
+        worst=list(zip(shown, drawn, strict=True)),
+        contours=any(picture.reference is not None for picture in pictures),
+        heat=any(picture.heat is not None for picture in pictures),
+        classes=line_styles(list(model.task.classes.values())),
+    )
+    path = folder / PAGE_FILE
+    write_whole(path, html)
+    return path
+
+
+def _pictures(shown: Sequence[Seen], model: TrainedModel, device: torch.device, progress: Progress) -> list[Picture]:
+    if not shown:
+        return []
+    network, pictures = model.network(device), []
+    for number, one in enumerate(shown):
+        with torch.no_grad():
+            pictures.append(model.task.picture(network, one.case, device))
+        progress("drawing", number + 1, len(shown))
+    return pictures

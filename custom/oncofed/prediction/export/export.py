@@ -1,0 +1,215 @@
+"""A trained model for others' programs: a MONAI bundle, or ONNX; each checked on an example that stays beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import nibabel as nib
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from scipy import ndimage
+
+from oncofed.data.cases import Case
+from oncofed.data.spec import DataSpec
+from oncofed.errors import SpecError, TrainingError
+from oncofed.models.bundle import BUNDLE_NAME
+from oncofed.prediction.export.to_onnx import ONNX_NAME, require_onnx, write_onnx
+from oncofed.prediction.model import TrainedModel
+from oncofed.tasks.inferred import ClassScores, LabelMap
+
+Format = Literal["bundle", "onnx"]
+Progress = Callable[[str], None]
+
+EXAMPLE_NAME = "example"
+PROBABILITY_TOLERANCE = 1e-5
+_CPU = torch.device("cpu")
+_PREDICTIONS = "predictions.json"
+# A process that has MONAI alone.
+_ALONE = "import json, sys; sys.modules['oncofed'] = None; from monai.bundle import run; run(**json.loads(sys.argv[1]))"
+# Sides of a voxel of an example whose job has none, in mm.
+_SIDES = (0.9, 1.1, 1.3)
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was exported.
+
+    Attributes:
+        folder: of what was written.
+        form: what it is.
+        agreement: what the check on the example found, in words.
+        digest: SHA-256 of the weights.
+    """
+
+    folder: Path
+    form: Format
+    agreement: str
+    digest: str
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it for programs."""
+        return {
+            "folder": str(self.folder),
+            "format": self.form,
+            "agreement": self.agreement,
+            "weights": self.digest,
+        }
+
+
+def export(model: TrainedModel, form: Format, out: Path, progress: Progress = lambda _: None) -> Export:
+    """Write a model into ``out/bundle`` or ``out/onnx``, once it is found to answer as oncofed does on an example.
+
+    Args:
+        model: that is exported.
+        form: what it is exported as.
+        out: folder in which it comes.
+        progress: told what is done next.
+
+    Raises:
+        SpecError: it cannot be exported so, is there already, or needs a package that is not installed.
+        TrainingError: what was exported answers otherwise; nothing is left of it.
+    """
+    if model.job.model.code:
+        raise SpecError(
+            f"the job {model.job.name} trains a pack's code ({model.job.model.code[:12]}…), which neither a bundle nor "
+            "ONNX can vouch for. Hand on the run's folder together with the pack"
+        )
+    if form == "onnx":
+        require_onnx()
+    with _whole(out / (BUNDLE_NAME if form == "bundle" else ONNX_NAME)) as folder:
+        agreement = _export_bundle(model, folder, progress) if form == "bundle" else write_onnx(model, folder, progress)
+    return Export(out / folder.name.removeprefix(".").removesuffix(".unfinished"), form, agreement, model.digest)
+
+
+@contextmanager
+def _whole(folder: Path) -> Iterator[Path]:
+    """Yield a folder that gets its name once all is in it; nothing is left where something fails."""
+    if folder.exists():
+        raise SpecError(f"{folder}: is there already. Name another folder (--out), or remove it")
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _export_bundle(model: TrainedModel, folder: Path, progress: Progress) -> str:
+    progress("writing the bundle")
+    values = model.job.model_dump(mode="json", by_alias=True)
+    written = model.job.plan().write_bundle(folder, model.job.title, model.weights, values)
+    assert written is not None  # only a pack's is not written
+    for path in written.iterdir():
+        path.rename(folder / path.name)
+    written.rmdir()
+    images, answers = folder / EXAMPLE_NAME / "images", folder / EXAMPLE_NAME / "answers"
+    images.mkdir(parents=True)
+    progress("answering for the example")
+    expected, more = _example(model, images)
+    progress("answering for it with MONAI alone, in a process of its own")
+    _run_alone(folder, images, answers, more)
+    return _compared(expected, answers)
+
+
+def _run_alone(bundle: Path, images: Path, answers: Path, more: dict[str, Any]) -> None:
+    settings = {
+        "config_file": str(bundle / "configs" / "inference.json"),
+        "bundle_root": str(bundle),
+        "dataset_dir": str(images),
+        "output_dir": str(answers),
+        "device": "$torch.device('cpu')",
+        **more,
+    }
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", _ALONE, json.dumps(settings)],
+        env=dict(os.environ),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise TrainingError(f"the bundle does not run with MONAI alone: {last.partition(': ')[2] or last}")
+
+
+def _compared(expected: NDArray[Any], answers: Path) -> str:
+    """Return in words how well what a bundle answered agrees, or raise where it does not."""
+    files = sorted(answers.iterdir())
+    if not files:
+        raise TrainingError("the bundle wrote no answer for its example")
+    if files[0].name == _PREDICTIONS:
+        found = np.array(next(iter(json.loads(files[0].read_text())["probabilities"].values())))
+        apart = float(np.abs(found - expected).max())
+        if not apart <= PROBABILITY_TOLERANCE:
+            raise TrainingError(
+                f"the bundle's probabilities differ by {apart:.2g} on the example, expected {PROBABILITY_TOLERANCE:g} "
+                "or less"
+            )
+        return f"probabilities on the example differ by {apart:.1e} at most"
+    flat = files[0].suffix in {".png", ".tif"}
+    labels = np.asarray(Image.open(files[0])).T if flat else np.asarray(nib.load(files[0]).dataobj)
+    wrong = int((labels != expected).sum()) if labels.shape == expected.shape else labels.size
+    if wrong:
+        raise TrainingError(
+            f"the bundle answers otherwise for {wrong} of the example's {labels.size} voxels, expected for none"
+        )
+    return f"all {labels.size} voxels of the example get the same answer"
+
+
+def _example(model: TrainedModel, folder: Path) -> tuple[NDArray[Any], dict[str, Any]]:
+    """Write an image of noise, which shows nobody, and return what oncofed says of it, and further settings."""
+    data, task = model.job.data, model.task
+    rng = np.random.default_rng(0)
+    network = model.network(_CPU)
+    if task.network_kind == "bag":
+        bag = rng.normal(size=(64, task.in_channels)).astype(np.float32)
+        np.save(folder / "example.npy", bag)
+        with torch.no_grad():
+            logits = network(torch.from_numpy(bag)[None], torch.ones(1, len(bag), dtype=torch.bool))[0]
+        return ClassScores(logits.double().numpy()).probabilities(), {}
+    path, sides = _write_example(data, folder, rng)
+    case = Case("example", "example", path, 0, spacing=sides)
+    found = task.infer(network, task.inference_preparation().prepare(case), _CPU)
+    more = {"pixel_size": list(sides)} if sides else {}
+    if isinstance(found, LabelMap):
+        return found.values.numpy(), more
+    return (found.probabilities() if isinstance(found, ClassScores) else found.numbers), more
+
+
+def _write_example(data: DataSpec, folder: Path, rng: np.random.Generator) -> tuple[Path, tuple[float, ...] | None]:
+    """Write one image as the job takes it, and return it with the pixel size that its file cannot say."""
+    sizes = [side + side // 4 + 3 for side in data.patch]
+    if data.size_range:
+        sizes = [int(np.clip(size, *data.size_range)) for size in sizes]
+    sides = [side * 1.2 for side in data.spacing] if data.spacing else list(_SIDES[: data.dimensions])
+    if data.spacing_range:
+        sides = [float(np.clip(side, *data.spacing_range)) for side in sides]
+    noise = ndimage.gaussian_filter(rng.normal(size=(*sizes, len(data.channels))), [2.0] * data.dimensions + [0.0])
+    shares = (noise - noise.min()) / np.ptp(noise)
+    if data.dimensions == 3:
+        values = (shares * 1200 - (600 if data.modality == "ct" else 0)).astype(np.int16)
+        turned = nib.affines.from_matvec(np.diag([-1, 1, 1]) @ np.diag(sides))
+        nib.save(
+            nib.Nifti1Image(values[..., 0] if values.shape[-1] == 1 else values, turned), folder / "example.nii.gz"
+        )
+        return folder / "example.nii.gz", None
+    pixels = (shares * 255).astype(np.uint8).swapaxes(0, 1)
+    if pixels.shape[-1] not in {1, 3}:
+        raise SpecError(
+            f"the job's images have {pixels.shape[-1]} channels, and no flat file that a bundle reads has so many"
+        )
+    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(folder / "example.png")
+    return folder / "example.png", tuple(sides) if data.spacing or data.spacing_range else None

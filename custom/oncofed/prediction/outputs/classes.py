@@ -1,0 +1,123 @@
+"""What images and slides as a whole were taken for: probabilities, and which places of an image speak for it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import nibabel as nib
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import nn
+
+from oncofed.data.cases import Case
+from oncofed.data.images import LoadedImage
+from oncofed.data.spec import DataSpec
+from oncofed.data.transforms import load_whole
+from oncofed.prediction.model import TrainedModel
+from oncofed.prediction.outputs.evidence import Evidence, Explainer, placed
+from oncofed.prediction.outputs.heat import as_pixels, painted
+from oncofed.prediction.predicted import Predicted
+
+# Of each network the one that explains it: which of its layers tells is found out once.
+_EXPLAINERS: WeakKeyDictionary[nn.Module, Explainer] = WeakKeyDictionary()
+
+
+def class_record(probabilities: Mapping[str, float], calibrated: bool) -> dict[str, Any]:
+    """Return what a case was taken for, as one row of a table.
+
+    Args:
+        probabilities: class -> probability, in the order of the label values, from 0.
+        calibrated: a temperature was learned for them.
+    """
+    name = max(probabilities, key=lambda name: probabilities[name])
+    found = {"value": list(probabilities).index(name), "name": name, "probability": probabilities[name]}
+    return {**found, **{f"probability.{n}": p for n, p in probabilities.items()}, "calibrated": calibrated}
+
+
+def class_rows(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return a row for each case that was taken for a class.
+
+    Args:
+        records: of cases, as ``case.json`` has them.
+    """
+    rows = []
+    for record in records:
+        shares = {row["name"]: row["probability"] for row in record["figures"] if "probability" in row}
+        if shares:
+            calibrated = any(row.get("calibrated") for row in record["figures"])
+            rows.append({"case": record["name"], **class_record(shares, calibrated)})
+    return rows
+
+
+def write_classes(predicted: Predicted, model: TrainedModel, folder: Path) -> list[Path]:
+    """Write ``NAME_classes.json``, what an image or a slide was taken for, and return it."""
+    assert predicted.probabilities is not None
+    shares = dict(zip(model.task.classes.values(), predicted.probabilities.tolist(), strict=True))
+    record = {"case": predicted.source.name, "model": model.digest}
+    record |= class_record(shares, predicted.temperature is not None)
+    path = folder / f"{predicted.source.name}_classes.json"
+    path.write_text(
+        json.dumps({**record, "temperature": predicted.temperature}, indent=1, ensure_ascii=False) + "\n",
+        encoding="utf-8",
+    )
+    return [path]
+
+
+def write_evidence(predicted: Predicted, model: TrainedModel, folder: Path) -> list[Path]:
+    """Write which places of an image speak for its class, and return it.
+
+    ``NAME_evidence.png``, the image with the map over it, or of a volume ``NAME_evidence.nii.gz``, the map on the
+    volume's own grid; ``NAME_evidence.json`` says how it was found.
+    """
+    assert predicted.probabilities is not None
+    network = predicted.network or model.network(torch.device("cpu"))
+    explainer = _EXPLAINERS.get(network) or _EXPLAINERS.setdefault(network, Explainer(network))
+    name, value = predicted.source.name, int(predicted.probabilities.argmax())
+    image = predicted.source.case.read_image()
+    evidence = evidence_of(explainer, predicted.source.case, image, model.job.data, value)
+    if image.dimensions == 2:
+        path = folder / f"{name}_evidence.png"
+        Image.fromarray(painted(as_pixels(image.values), evidence.heat.T)).save(path)
+    else:
+        path = folder / f"{name}_evidence.nii.gz"
+        write_heat_volume(evidence.heat, image.affine, path)
+    said = {"case": name, "model": model.digest, "value": value, "name": model.task.classes[value]}
+    said["method"] = evidence.method
+    beside = folder / f"{name}_evidence.json"
+    beside.write_text(json.dumps(said, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return [path, beside]
+
+
+def evidence_of(explainer: Explainer, case: Case, image: LoadedImage, data: DataSpec, value: int) -> Evidence:
+    """Return which places of a case's image speak for a class, on the image's own grid.
+
+    Args:
+        explainer: of the network.
+        case: whose image it is.
+        image: the same, as read.
+        data: the job's, which says how the network sees it.
+        value: of the class.
+    """
+    seen = load_whole(data)(case)["image"]
+    found = explainer.explain(seen.as_tensor(), value)
+    heat = placed(found.heat, seen.affine.cpu().numpy(), image.affine, image.shape)
+    return Evidence(heat, found.method)
+
+
+def write_heat_volume(heat: NDArray[np.float32], affine: NDArray[np.float64], path: Path) -> None:
+    """Write a map of a volume as NIfTI.
+
+    Args:
+        heat: (x, y, z).
+        affine: (4, 4), from voxels to RAS+ in mm.
+        path: of the file.
+    """
+    volume = nib.Nifti1Image(heat.astype(np.float32), affine)
+    volume.header.set_xyzt_units("mm")
+    nib.save(volume, path)

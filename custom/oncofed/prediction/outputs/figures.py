@@ -1,0 +1,81 @@
+"""What is said of a case in numbers, and how people read them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from oncofed.prediction.model import TrainedModel
+from oncofed.prediction.outputs.objects import measure as measure_objects
+from oncofed.prediction.outputs.volumes import measure
+from oncofed.prediction.predicted import Predicted
+from oncofed.tasks.inferred import ClassScores, Inferred, LabelMap, ObjectMap
+
+# Figure -> its heading, and how it is written.
+_SHOWN = {
+    "name": ("class", ""),
+    "probability": ("probability", ".3f"),
+    "objects": ("objects", "d"),
+    "per_mm2": ("per mm²", ".1f"),
+    "per_mm3": ("per mm³", ".1f"),
+    "per_megapixel": ("per megapixel", ".1f"),
+    "volume_ml": ("volume ml", ".2f"),
+    "area_mm2": ("area mm²", ".2f"),
+    "area_px": ("area px", ".0f"),
+    "longest_mm": ("longest mm", ".1f"),
+    "longest_px": ("longest px", ".1f"),
+    "short_mm": ("short axis mm", ".1f"),
+    "short_px": ("short axis px", ".1f"),
+    "longest_3d_mm": ("longest 3D mm", ".1f"),
+    "pieces": ("pieces", "d"),
+}
+
+
+def figures_of(predicted: Predicted, model: TrainedModel) -> list[dict[str, Any]]:
+    """Return what is to be said of one case in numbers: a row for each class, as ``measurements.csv`` has it."""
+    figures = next(figures for kind, figures in _FIGURES.items() if isinstance(predicted.found, kind))
+    return figures(predicted, model)
+
+
+def table_of(rows: Iterable[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Return headings and cells of figures as people read them; the first column is the class."""
+    rows = list(rows)
+    names = [name for name in _SHOWN if any(name in row for row in rows)]
+    return [_SHOWN[name][0] for name in names], [
+        [_cell(row.get(name), _SHOWN[name][1]) for name in names] for row in rows
+    ]
+
+
+def _cell(value: Any, form: str) -> str:
+    return "–" if value is None else format(value, form)
+
+
+def _sizes(predicted: Predicted, model: TrainedModel) -> list[dict[str, Any]]:
+    found, case = predicted.found, predicted.source.case
+    assert isinstance(found, LabelMap)
+    calibrated = predicted.source.entry.spacing is not None or case.spacing is not None or found.values.ndim == 3
+    sizes = measure(found.values.cpu().numpy(), found.affine, model.task.classes, calibrated)
+    return [size.figures() for size in sizes]
+
+
+def _count(predicted: Predicted, model: TrainedModel) -> list[dict[str, Any]]:
+    assert isinstance(predicted.found, ObjectMap)
+    table = measure_objects(predicted.found.numbers, predicted.source.entry.spacing)
+    return [table.summary(model.task.classes[1])]
+
+
+def _probabilities(predicted: Predicted, model: TrainedModel) -> list[dict[str, Any]]:
+    assert predicted.probabilities is not None
+    shares = zip(model.task.classes.items(), predicted.probabilities.tolist(), strict=True)
+    calibrated = predicted.temperature is not None
+    return [
+        {"value": value, "name": name, "probability": share, "calibrated": calibrated}
+        for (value, name), share in shares
+    ]
+
+
+_FIGURES: dict[type[Inferred], Callable[[Predicted, TrainedModel], list[dict[str, Any]]]] = {
+    LabelMap: _sizes,
+    ObjectMap: _count,
+    ClassScores: _probabilities,
+}

@@ -1,0 +1,144 @@
+"""``predictions.html``: each case with what was found on it, the least trustworthy first. It stays at the site."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader
+from PIL import Image
+
+from oncofed.data.manifest import write_whole
+from oncofed.data.request import Progress
+from oncofed.data.workers import BROKE_ITS_READER, Workers
+from oncofed.prediction.model import TrainedModel
+from oncofed.prediction.outputs.figures import table_of
+from oncofed.prediction.run import CASES_FOLDER, RESEARCH_ONLY, Predictions
+from oncofed.prediction.sources import Source, Sources
+from oncofed.report.planes import Drawing, Drawn, colour, dash, draw
+
+PAGE_FILE = "predictions.html"
+_MOST_SHOWN = 100
+_MOST_PIXELS = 640  # along a side of a picture
+# Cases from which several processes draw.
+_FEWEST_FOR_PROCESSES = 8
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """One case on the page."""
+
+    record: Mapping[str, Any]
+    drawn: Drawn | None
+    images: Sequence[Mapping[str, str]]
+    legend: Sequence[tuple[str, str, str]]
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    doubts: Sequence[str]
+
+
+def write_page(
+    found: Predictions,
+    sources: Sources,
+    model: TrainedModel,
+    out: Path,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Write the page, whole or not at all, and return it.
+
+    Args:
+        found: what was predicted.
+        sources: of it.
+        model: that predicted.
+        out: folder of the predictions.
+        workers: processes that draw; None: one a core.
+        progress: called with (what is done, how many, of how many).
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    by_name = {source.name: source for source in sources.cases}
+    records = sorted(found.now, key=lambda record: (-_doubt(record), record["name"]))[:_MOST_SHOWN]
+    drawn = _draw([_drawing(by_name[record["name"]], record, model, out) for record in records], workers, progress)
+    environment = Environment(loader=PackageLoader("oncofed.report"), autoescape=True, trim_blocks=True)
+    html = environment.get_template("predictions.html").render(
+        job=model.job,
+        digest=model.digest,
+        research_only=RESEARCH_ONLY,
+        count=len(found.now),
+        unseen=len(found.now) - len(records),
+        volumes=model.job.data.dimensions == 3,
+        set_aside=found.set_aside,
+        cases=[_shown(record, drawn.get(record["name"]), model, out) for record in records],
+    )
+    path = out / PAGE_FILE
+    write_whole(path, html)
+    return path
+
+
+def _doubt(record: Mapping[str, Any]) -> float:
+    """Return how little a prediction is to be trusted; 0 where nothing is known of it."""
+    trust = record["trust"] or {}
+    return {"outside": 2.0, "look": 1.0}.get(trust.get("verdict", "ok"), 0.0) + float(trust.get("entropy") or 0.0)
+
+
+def _drawing(source: Source, record: Mapping[str, Any], model: TrainedModel, out: Path) -> Drawing:
+    """Return what is drawn of a case: its image with the labels that were written."""
+    labels = record["files"].get("labels")
+    is_ct = model.job.data.modality == "ct"
+    if not labels:
+        return Drawing(replace(source.case, name=source.name, label=0), is_ct)
+    case = replace(
+        source.case,
+        name=source.name,
+        label=out / CASES_FOLDER / source.name / labels[0],
+        label_values=None,
+        reading=(False, tuple(model.task.classes)),
+        instances=False,
+    )
+    return Drawing(case, is_ct, most=True)
+
+
+def _draw(drawings: Sequence[Drawing], workers: int | None, progress: Progress | None) -> dict[str, Drawn]:
+    drawn: dict[str, Drawn] = {}
+    with Workers(workers) as pool:
+        for one in pool.map(draw, drawings, _FEWEST_FOR_PROCESSES, _broke):
+            drawn[one.name] = one
+            if progress:
+                progress("drawing", len(drawn), len(drawings))
+    return drawn
+
+
+def _broke(drawing: Drawing) -> Drawn:
+    return Drawn(drawing.case.name, problem=BROKE_ITS_READER)
+
+
+def _shown(record: Mapping[str, Any], drawn: Drawn | None, model: TrainedModel, out: Path) -> _Shown:
+    headings, rows = table_of(record["figures"])
+    trust = record["trust"] or {}
+    values = drawn.values if drawn else ()
+    legend = [(colour(value), dash(value), model.task.classes.get(value, f"label {value}")) for value in values]
+    folder = out / CASES_FOLDER / record["name"]
+    return _Shown(record, drawn, list(_images(record, folder)), legend, headings, rows, trust.get("reasons") or ())
+
+
+def _images(record: Mapping[str, Any], folder: Path) -> Iterator[dict[str, str]]:
+    """Yield the pictures that writers left in a case's folder, such as maps of what spoke for a class."""
+    for output, names in record["files"].items():
+        for name in names if output != "labels" else ():
+            if name.lower().endswith(".png"):
+                yield {"name": output, "href": f"data:image/png;base64,{_small(folder / name)}"}
+
+
+def _small(path: Path) -> str:
+    """Return a picture, no larger than it stands on the page, as PNG in base64."""
+    buffer = io.BytesIO()
+    with Image.open(path) as picture:
+        picture.thumbnail((_MOST_PIXELS, _MOST_PIXELS), Image.Resampling.BOX)
+        picture.save(buffer, "png")
+    return base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,266 @@
+"""What a slide was taken for, and which tiles spoke for it: GeoJSON, a picture, an overlay, the tiles themselves.
+
+Places are in pixels of the slide's finest level, x to the right and y down.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+from scipy.stats import rankdata
+
+from oncofed.data.slides import Pixels, TileReader, TileSpec
+from oncofed.prediction.model import TrainedModel
+from oncofed.prediction.outputs import geojson
+from oncofed.prediction.outputs.heat import COLOURS, painted
+from oncofed.prediction.predicted import Predicted
+from oncofed.tasks.inferred import SlideScores
+from oncofed.tasks.slides import slide_tiles
+
+TOP_TILES = 12
+
+# Pixels of the overlay's finest level all together, and along a tile that attention was given to.
+_MOST_PIXELS, _TILE_PIXELS = 1 << 26, 64
+_BLOCK = 256  # side of the overlay's own tiles
+_QUALITY = 90
+_PICTURE, _MARGIN, _COLOUR_BAR = 8.0, 0.4, 0.8  # inches: the slide's longer side, what surrounds it
+_BAR = 0.25  # of the picture's width, at most
+
+
+@dataclass(frozen=True)
+class TileHeat:
+    """How much each tile of a slide counts.
+
+    Attributes:
+        attention: adds up to one, (tile,) float32.
+        places: corners, (tile, 2) int32: x and y.
+        step: pixels that a tile spans.
+    """
+
+    attention: NDArray[np.float32]
+    places: NDArray[np.int32]
+    step: float
+
+    @property
+    def shares(self) -> NDArray[np.float32]:
+        """Attention as a share of the largest, (tile,)."""
+        largest = max(float(self.attention.max(initial=0)), float(np.finfo(np.float32).tiny))
+        return np.asarray(self.attention / largest, np.float32)
+
+    @property
+    def percentiles(self) -> NDArray[np.float64]:
+        """How many percent of the tiles count as much or less, (tile,); those that count alike share their mean."""
+        return np.asarray(100 * rankdata(self.attention) / max(len(self.attention), 1))
+
+    @property
+    def order(self) -> NDArray[np.int64]:
+        """Numbers of the tiles, the one that counts most first, (tile,)."""
+        return np.argsort(-self.attention, kind="stable")
+
+    def drawn(self, shape: tuple[int, int], scale: float) -> NDArray[np.float32]:
+        """Return the shares as a picture.
+
+        Args:
+            shape: its rows and columns.
+            scale: pixels of the finest level per pixel of it.
+        """
+        heat = np.zeros(shape, np.float32)
+        starts = np.rint(self.places / scale).astype(int)
+        ends = np.rint((self.places + self.step) / scale).astype(int)
+        for share, (x, y), (right, bottom) in zip(self.shares, starts.tolist(), ends.tolist(), strict=True):
+            heat[y : max(bottom, y + 1), x : max(right, x + 1)] = share
+        return heat
+
+
+def write_slide(predicted: Predicted, model: TrainedModel, folder: Path) -> list[Path]:
+    """Write what a slide was taken for and which tiles spoke for it, and return it.
+
+    ``NAME_slide.geojson``; where the network gives attention also ``NAME_attention.png``, ``NAME_attention.tif``,
+    ``NAME_tiles.csv`` and ``NAME_tile_RANK.png``.
+
+    Raises:
+        DataError: the slide cannot be read, or was cut otherwise than the job's slides are.
+    """
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".") as unfinished:
+        written = _write_slide(predicted, model, Path(unfinished))
+        return [path.replace(folder / path.name) for path in written]
+
+
+def _write_slide(predicted: Predicted, model: TrainedModel, folder: Path) -> list[Path]:
+    found, source = predicted.found, predicted.source
+    assert isinstance(found, SlideScores)
+    assert predicted.probabilities is not None
+    tiles, name = slide_tiles(source.case, model.job.data), source.name
+    shares = {model.task.classes[n]: float(p) for n, p in enumerate(predicted.probabilities)}
+    value = int(predicted.probabilities.argmax())
+    key = f"{source.entry.checksum or name}/{model.digest}"
+    paths = [folder / f"{name}_slide.geojson"]
+    with TileReader(source.case.image, tiles.spec) as reader:
+        heat = None if found.attention is None else TileHeat(found.attention, found.places, reader.step)
+        finest = reader.levels[0]
+        category = (value + 1, model.task.classes[value])
+        features = slide_features(heat, (finest.width, finest.height), category, shares, key)
+        paths[0].write_text(geojson.collection(features), encoding="utf-8")
+        if heat is not None:
+            paths += [folder / f"{name}_attention.png", folder / f"{name}_attention.tif"]
+            caption = ", ".join(f"{name} {share:.3f}" for name, share in shares.items())
+            write_picture(reader, heat, caption, paths[1])
+            write_overlay(reader, heat, paths[2])
+            paths += write_top_tiles(reader, heat, folder, name)
+    return paths
+
+
+def slide_features(
+    heat: TileHeat | None,
+    size: tuple[int, int],
+    category: tuple[int, str],
+    shares: Mapping[str, float],
+    key: str,
+) -> Iterator[dict[str, Any]]:
+    """Yield a slide's class as an annotation of all of it, and each tile as a detection.
+
+    Args:
+        heat: how much tiles count; None: the network does not say, and there are none.
+        size: width and height of the slide.
+        category: number of the slide's colour, and name of its class.
+        shares: class -> probability.
+        key: what the features' identifiers follow from.
+    """
+    probabilities = {f"Probability {name}": share for name, share in shares.items()}
+    whole = geojson.rectangle(0, 0, *size)
+    yield geojson.feature([whole], "annotation", f"{key}/slide", category, probabilities)
+    if heat is None:
+        return
+    ends = np.minimum(np.rint(heat.places + heat.step), size).astype(int).tolist()
+    columns = (column.tolist() for column in (heat.places, heat.attention, heat.percentiles))
+    for number, ((x, y), attention, percentile) in enumerate(zip(*columns, strict=True)):
+        measurements = {"Attention": float(f"{attention:.6g}"), "Attention percentile": round(percentile, 3)}
+        tile = geojson.rectangle(x, y, *ends[number])
+        yield geojson.feature([tile], "detection", f"{key}/tile/{number}", category, measurements)
+
+
+def write_picture(reader: TileReader, heat: TileHeat, caption: str, path: Path) -> None:
+    """Write the slide, small, with its attention over it, a bar of colours and a bar of length, as PNG.
+
+    Args:
+        reader: of the slide.
+        heat: how much tiles count.
+        caption: stands above.
+        path: of the file.
+    """
+    pixels, scale = reader.overview()
+    height, width = pixels.shape[:2]
+    across, down = (_PICTURE * side / max(height, width) for side in (width, height))
+    whole = across + _MARGIN + _COLOUR_BAR, down + _MARGIN
+    figure = Figure(figsize=whole)
+    FigureCanvasAgg(figure)
+    axes = figure.add_axes((0, 0, across / whole[0], down / whole[1]))
+    axes.imshow(painted(pixels, heat.drawn((height, width), scale)), interpolation="antialiased", aspect="auto")
+    axes.set_axis_off()
+    axes.set_title(caption, fontsize=9)
+    beside = figure.add_axes(((across + _MARGIN / 2) / whole[0], 0.1, 0.2 / whole[0], 0.8 * down / whole[1]))
+    figure.colorbar(ScalarMappable(Normalize(0, 1), COLOURS), cax=beside, label="attention, share of the largest")
+    _length_bar(axes, reader.levels[0].mpp * scale, width, height)
+    figure.savefig(path, dpi=150)
+
+
+def _length_bar(axes: Any, mpp: float, width: int, height: int) -> None:
+    """Draw a bar of a round length, 1, 2 or 5 with zeros, and how long that is."""
+    longest = width * mpp * _BAR
+    power = 10.0 ** math.floor(math.log10(longest))
+    microns = max(factor * power for factor in (1, 2, 5) if factor * power <= longest * 1.0001)
+    words = f"{microns / 1000:g} mm" if microns >= 1000 else f"{microns:g} µm"
+    left, y = 0.03 * width, 0.97 * height
+    for colour, thick in (("white", 4), ("black", 2)):
+        axes.plot([left, left + microns / mpp], [y, y], color=colour, linewidth=thick, solid_capstyle="butt")
+    box = {"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 1}
+    axes.text(left, y - 0.015 * height, words, fontsize=8, va="bottom", bbox=box)
+
+
+def write_overlay(reader: TileReader, heat: TileHeat, path: Path) -> None:
+    """Write the slide with its attention over it as a tiled TIFF of several levels, which viewers of slides open.
+
+    Each level is an image of its own, half as large as the one before, as OpenSlide's generic tiled TIFF has them. Its
+    corner is that of the slide, and it says how large its pixels are.
+
+    Args:
+        reader: of the slide.
+        heat: how much tiles count.
+        path: of the file.
+    """
+    pixels, shrink = _shrunk(reader, heat.step)
+    pixels = painted(pixels, heat.drawn(pixels.shape[:2], shrink))
+    mpp = reader.levels[0].mpp * shrink
+    with tifffile.TiffWriter(path) as file:
+        levels = 1 + max(0, math.ceil(math.log2(max(pixels.shape) / _BLOCK)))  # the last fits into one tile
+        for level in range(levels):
+            file.write(
+                pixels,
+                tile=(_BLOCK, _BLOCK),
+                photometric="rgb",
+                compression="jpeg",
+                compressionargs={"level": _QUALITY},
+                subfiletype=1 if level else 0,  # a smaller copy of another image
+                resolution=(1e4 / mpp, 1e4 / mpp),
+                resolutionunit="CENTIMETER",
+                metadata=None,
+            )
+            pixels, mpp = np.asarray(Image.fromarray(pixels).reduce(2)), mpp * 2
+
+
+def _shrunk(reader: TileReader, step: float) -> tuple[Pixels, int]:
+    """Return the whole slide so small that a tile is some pixels wide, and how many pixels along a side became one."""
+    finest = reader.levels[0]
+    shrink = 1
+    while step / (2 * shrink) >= _TILE_PIXELS or finest.width * finest.height / shrink**2 > _MOST_PIXELS:
+        shrink *= 2
+    width, height = (math.ceil(side / shrink) for side in (finest.width, finest.height))
+    pixels = np.empty((height, width, 3), np.uint8)
+    with TileReader(reader.path, TileSpec(_BLOCK, finest.mpp * shrink)) as coarse:
+        for top in range(0, height, _BLOCK):
+            for left in range(0, width, _BLOCK):
+                part = coarse.read(left * shrink, top * shrink)
+                bottom, right = min(top + _BLOCK, height), min(left + _BLOCK, width)
+                pixels[top:bottom, left:right] = part[: bottom - top, : right - left]
+    return pixels, shrink
+
+
+def write_top_tiles(reader: TileReader, heat: TileHeat, folder: Path, name: str, most: int = TOP_TILES) -> list[Path]:
+    """Write the tiles that count most as the network saw them, and a table of all, and return the files.
+
+    Args:
+        reader: of the slide, cut as the network saw it.
+        heat: how much tiles count.
+        folder: for ``NAME_tiles.csv`` and ``NAME_tile_RANK.png``.
+        name: of the case.
+        most: tiles that are written as pictures.
+    """
+    table = folder / f"{name}_tiles.csv"
+    paths = [table]
+    with table.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["rank", "x", "y", "size_px", "attention", "percentile", "picture"])
+        percentiles = heat.percentiles
+        for rank, number in enumerate(heat.order.tolist(), start=1):
+            x, y = heat.places[number].tolist()
+            picture = f"{name}_tile_{rank:02d}.png" if rank <= most else ""
+            if picture:
+                paths.append(folder / picture)
+                Image.fromarray(reader.read(x, y)).save(paths[-1])
+            attention = f"{heat.attention[number]:.6g}"
+            writer.writerow([rank, x, y, round(heat.step), attention, f"{percentiles[number]:.3f}", picture])
+    return paths

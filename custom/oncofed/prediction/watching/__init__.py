@@ -1,0 +1,1 @@
+"""Predicting what arrives in a folder, or is sent to a port."""

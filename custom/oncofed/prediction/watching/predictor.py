@@ -1,0 +1,67 @@
+"""What arrives is predicted, each thing into a folder of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from oncofed.data.dicom.headers import looks_like_dicom
+from oncofed.errors import DataError
+from oncofed.prediction.model import TrainedModel
+from oncofed.prediction.outputs.page import write_page
+from oncofed.prediction.run import CASES_FOLDER, Options, predict
+from oncofed.prediction.sources import file_name, gather
+from oncofed.prediction.watching.arrivals import Arrival
+from oncofed.prediction.watching.watch import Outcome
+
+RESULTS_FOLDER = "results"
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """Predicts an arrival into ``out/results/NAME``; the same again writes the same files.
+
+    Attributes:
+        model: that predicts.
+        out: folder of all results.
+        datasets: folder of the datasets that are registered by name.
+        device: where the network computes.
+        options: how.
+        workers: processes that read; None: one a core.
+        page: whether a page with pictures is written.
+    """
+
+    model: TrainedModel
+    out: Path
+    datasets: Path
+    device: torch.device
+    options: Options = field(default_factory=Options)
+    workers: int | None = None
+    page: bool = True
+
+    def __call__(self, arrival: Arrival) -> Outcome:
+        """Predict what arrived.
+
+        Raises:
+            DataError: none of it can be predicted; the message says why.
+            OSError: the folder cannot be written to.
+        """
+        folder = Path(self.out, RESULTS_FOLDER, *map(file_name, arrival.name.split("/")))
+        folder.mkdir(parents=True, exist_ok=True)
+        sources = gather(arrival.paths, folder, self.model.job, self.datasets, (), self.workers)
+        found = predict(self.model, sources, folder, self.device, self.options)
+        aside = [f"{bad.name}: {bad.reason}" for bad in found.set_aside]
+        aside += [f"no {output}: {why}" for record in found.now for output, why in record["missing"].items()]
+        if not found.now:
+            raise DataError("; ".join(aside) or "it holds no image")
+        page = [write_page(found, sources, self.model, folder, self.workers)] if self.page else []
+        written = [
+            folder / CASES_FOLDER / record["name"] / file
+            for record in found.now
+            for files in record["files"].values()
+            for file in files
+        ]
+        to_send = [path for path in written if path.is_file() and looks_like_dicom(path)]
+        return Outcome((*written, *page), tuple(to_send), tuple(aside))

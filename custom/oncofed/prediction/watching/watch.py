@@ -1,0 +1,240 @@
+"""Working off what arrives in a folder: each thing once, whatever comes between."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from oncofed.errors import OncofedError, SpecError, UnreadableError, one_line
+from oncofed.prediction.watching.arrivals import Arrival, Arrivals
+from oncofed.prediction.watching.journal import Journal, Record
+from oncofed.prediction.watching.peers import Tell
+
+if TYPE_CHECKING:
+    from oncofed.prediction.watching.sending import Outbox
+
+JOURNAL_FILE, _LOCK_FILE = "watch.jsonl", ".watch.lock"
+# A thing that ended the process so often, or that went wrong in a way nobody foresaw, is set aside.
+_MOST_TRIES = 3
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+_SECONDS_BETWEEN_LOOKS, _SECONDS_WHEN_FULL, _LONGEST_SLEEP = 1.0, 60.0, 0.2
+_SECONDS_BETWEEN_TRIES = 30.0
+# Of the time, at most one part in so many goes into looking.
+_SHARE_OF_LOOKING = 10
+_LONGEST_NAME, _LONGEST_REASON = 80, 500
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one thing.
+
+    Attributes:
+        written: files of its result.
+        to_send: those of them that go to a receiver.
+        set_aside: why some of its cases, or all, have no result.
+    """
+
+    written: tuple[Path, ...] = ()
+    to_send: tuple[Path, ...] = ()
+    set_aside: tuple[str, ...] = ()
+
+
+@dataclass
+class Tally:
+    """What was done since the start."""
+
+    done: int = 0
+    failed: int = 0
+    unsent: int = 0
+
+
+# What makes a result of a thing. Called again with the same thing it writes the same files over.
+Handle = Callable[[Arrival], Outcome]
+
+
+class Watch:
+    """Works off a folder.
+
+    Args:
+        arrivals: what arrives.
+        out: folder of the results, and of the journal.
+        handle: makes a result. Whatever it raises sets the thing aside, but for what may pass.
+        tell: each event, for people: what kind it is, and one line.
+        make_outbox: makes what sends results; None: nobody is sent any.
+        model: digest of the model whose results they are.
+        seconds: between two looks.
+
+    Raises:
+        StateError: the journal is none.
+        SpecError: the folder holds results of another model.
+    """
+
+    def __init__(
+        self,
+        arrivals: Arrivals,
+        out: Path,
+        handle: Handle,
+        tell: Tell,
+        make_outbox: Callable[[Journal], Outbox] | None = None,
+        model: str | None = None,
+        seconds: float = _SECONDS_BETWEEN_LOOKS,
+    ) -> None:
+        self._arrivals, self._out, self._handle, self._tell, self._seconds = arrivals, out, handle, tell, seconds
+        self._journal = Journal(out / JOURNAL_FILE, model)
+        self._outbox = make_outbox(self._journal) if make_outbox else None
+        self._is_stopped = False
+        self._tally, self._told_open = Tally(), set[str]()
+        self._not_before, self._is_away = 0.0, False
+        self._again: dict[str, float] = {}
+
+    def stop(self) -> None:
+        """Have ``run`` return after the thing at hand; safe in a signal handler."""
+        self._is_stopped = True
+
+    def run(self, once: bool = False) -> Tally:
+        """Work off what is there and what arrives, until ``stop``.
+
+        Args:
+            once: return as soon as nothing is left that is whole or about to be.
+
+        Raises:
+            OSError: the folder cannot be read, or the journal not be written.
+        """
+        while not self._is_stopped:
+            begun = time.monotonic()
+            waiting = self._look(once) if begun >= self._not_before else []
+            looked = time.monotonic() - begun
+            due = [arrival for arrival in waiting if self._again.get(arrival.name, 0.0) <= begun]
+            for number, arrival in enumerate(due, start=1):
+                self._work_in_room(arrival, len(waiting) - number)
+                if self._is_stopped or time.monotonic() < self._not_before:
+                    break
+            if self._outbox is not None and not self._is_stopped:
+                self._outbox.send_due()
+            if once and not (waiting or self._arrivals.unsettled):
+                break
+            self._pause(max(self._seconds, _SHARE_OF_LOOKING * looked))
+        self._tally.unsent = self._outbox.waiting if self._outbox is not None else 0
+        return self._tally
+
+    def _pause(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        # A lock that a signal's handler could set would not be safe in one.
+        while not self._is_stopped and (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, _LONGEST_SLEEP))
+
+    def _look(self, once: bool) -> list[Arrival]:
+        try:
+            whole = [arrival for arrival in self._arrivals.whole() if not self._record(arrival).is_over]
+        except OSError as error:
+            # A network drive may be away for a while.
+            if once:
+                raise
+            if not self._is_away:
+                self._tell("later", f"the folder cannot be read ({error.strerror or error}): it is tried again")
+            self._is_away = True
+            return []
+        self._is_away = False
+        for name in set(self._arrivals.open) - self._told_open:
+            self._tell("incomplete", f"{one_line(name, _LONGEST_NAME)} is not whole: it waits for its rest")
+        self._told_open = set(self._arrivals.open)
+        return whole
+
+    def _record(self, arrival: Arrival) -> Record:
+        return self._journal.record(arrival.name, arrival.fingerprint)
+
+    def _work_in_room(self, arrival: Arrival, behind: int) -> None:
+        try:
+            self._work(arrival, behind)
+        except OSError as error:
+            if error.errno not in _DISK_FULL:
+                raise
+            self._not_before = time.monotonic() + _SECONDS_WHEN_FULL
+            self._tell("later", f"the disk is full: {_name(arrival)} waits {_SECONDS_WHEN_FULL:.0f} s. Free some space")
+
+    def _work(self, arrival: Arrival, behind: int) -> None:
+        if self._record(arrival).tries >= _MOST_TRIES:
+            self._fail(arrival, f"the program ended {_MOST_TRIES} times while it was at it")
+            return
+        files = "1 file" if arrival.files == 1 else f"{arrival.files} files"
+        self._tell("begun", f"{_name(arrival)}: {files}" + (f", {behind} more wait" if behind else ""))
+        self._journal.begin(arrival.name, arrival.fingerprint)
+        begun = time.monotonic()
+        try:
+            outcome = self._handle(arrival)
+        except KeyboardInterrupt:
+            self._journal.put_back(arrival.name, arrival.fingerprint)
+            raise
+        except UnreadableError as error:
+            self._try_again(arrival, str(error))
+        except OncofedError as error:
+            self._fail(arrival, str(error))
+        except MemoryError:
+            self._fail(arrival, "it takes more memory than this machine has")
+        except OSError as error:
+            if error.errno in _DISK_FULL:
+                self._journal.put_back(arrival.name, arrival.fingerprint)
+                raise
+            self._try_again(arrival, error.strerror or "a file cannot be read or written")
+        except Exception:  # noqa: BLE001 - one thing must not end the work on all others
+            self._try_again(
+                arrival, "it went wrong in a way that nobody foresaw: oncofed --debug predict of it shows how"
+            )
+        else:
+            self._finish(arrival, outcome, time.monotonic() - begun)
+
+    def _finish(self, arrival: Arrival, outcome: Outcome, seconds: float) -> None:
+        if not outcome.written:
+            self._fail(arrival, "; ".join(outcome.set_aside) or "it holds no image")
+            return
+        to_send = [path.relative_to(self._out).as_posix() for path in outcome.to_send] if self._outbox else []
+        self._journal.finish(arrival.name, arrival.fingerprint, to_send)
+        self._tally.done += 1
+        aside = f"; set aside: {_reason('; '.join(outcome.set_aside))}" if outcome.set_aside else ""
+        self._tell("done", f"{_name(arrival)}: {len(outcome.written)} files in {seconds:.1f} s{aside}")
+
+    def _fail(self, arrival: Arrival, reason: str) -> None:
+        self._journal.fail(arrival.name, arrival.fingerprint, _reason(reason))
+        self._tally.failed += 1
+        self._tell("failed", f"{_name(arrival)} is set aside: {_reason(reason)}")
+
+    def _try_again(self, arrival: Arrival, reason: str) -> None:
+        tries = self._record(arrival).tries
+        if tries >= _MOST_TRIES:
+            self._fail(arrival, reason)
+        else:
+            self._again[arrival.name] = time.monotonic() + _SECONDS_BETWEEN_TRIES
+            left = f"{_MOST_TRIES - tries} more tries, the next in {_SECONDS_BETWEEN_TRIES:.0f} s"
+            self._tell("later", f"{_name(arrival)}: {_reason(reason)}; {left}")
+
+
+def _name(arrival: Arrival) -> str:
+    return one_line(arrival.name, _LONGEST_NAME)
+
+
+def _reason(text: str) -> str:
+    return one_line(text, _LONGEST_REASON)
+
+
+@contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """Hold a folder of results while a process works for it: two would work off everything twice.
+
+    Raises:
+        SpecError: another process holds it.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / _LOCK_FILE).open("a") as file:
+        os.set_inheritable(file.fileno(), False)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SpecError(f"{out}: another process watches for this folder. End it, or name another --out") from None
+        yield

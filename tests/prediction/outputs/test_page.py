@@ -1,0 +1,138 @@
+"""The page with pictures of what was found."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dicoms import make_series
+from oncofed.prediction.model import load_model
+from oncofed.prediction.outputs.page import write_page
+from oncofed.prediction.run import Options, Predictions, predict
+from oncofed.prediction.sources import gather
+from oncofed.report.planes import _fullest
+from synthetic import make_site, make_slides, make_textures
+from trained import CLASSIFIER, FLAT, SLIDES, make_run
+
+
+def page_of(tmp_path: Path, inputs: Path, text: str | None = None, options: Options | None = None) -> str:
+    model = load_model(make_run(tmp_path / "run", text) if text else make_run(tmp_path / "run"))
+    out = tmp_path / "out"
+    sources = gather([inputs], out, model.job, tmp_path / "datasets", workers=1)
+    found = predict(model, sources, out, torch.device("cpu"), options)
+    html = write_page(found, sources, model, out, workers=1).read_text(encoding="utf-8")
+    _Balanced().feed(html)
+    return html
+
+
+class _Balanced(HTMLParser):
+    """Raises where a tag of a block is closed that is not open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        if tag in {"section", "div", "table", "ul", "svg", "tbody", "thead"}:
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in {"section", "div", "table", "ul", "svg", "tbody", "thead"}:
+            assert self._open.pop() == tag
+
+
+def test_a_volume_is_seen_in_three_planes_with_contour_letters_scale_and_figures(tmp_path: Path) -> None:
+    images = make_site(tmp_path / "site", 2) / "imagesTr"
+    (images / "bad<b>.nii").write_bytes(b"")
+    html = page_of(tmp_path, images)
+    assert html.count("<section") == 2
+    assert html.count('class="contour"') >= 6
+    for plane in ("axial", "coronal", "sagittal"):
+        assert f'aria-label="{plane} plane of case_0"' in html
+    assert '<text class="end" x="10.0"' in html
+    assert html.count('class="bar"') == 6
+    assert "10 mm" in html or "5 mm" in html
+    assert re.findall(r"<th[^>]*>([^<]*)</th>", html)[:3] == ["class", "volume ml", "longest mm"]
+    assert "Research only" in html
+    assert "It stays at the site" in html
+    assert "bad&lt;b&gt;" in html
+    assert "bad<b>" not in html
+    assert "http" not in html.replace("http-equiv", "").replace("http://www.w3.org", "")
+
+
+def test_a_series_is_drawn_though_its_image_lies_in_the_hidden_folder(tmp_path: Path) -> None:
+    make_series(tmp_path / "pacs")
+    html = page_of(tmp_path, tmp_path / "pacs")
+    assert html.count("<svg") >= 3
+    assert "cannot be shown" not in html
+
+
+def test_flat_images_and_classes_are_drawn_too(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (21, 35, 3), np.uint8)
+    (tmp_path / "flat").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "flat" / "a.png")
+    assert "area px" in page_of(tmp_path / "one", tmp_path / "flat", FLAT)
+    html = page_of(tmp_path / "two", make_textures(tmp_path / "in", ["broad", "narrow"], 2, colours=1), CLASSIFIER)
+    assert html.count("<section") == html.count("<image ") == 4
+    assert "probability" in html
+
+
+def test_a_slide_is_drawn_small_with_its_tiles(tmp_path: Path) -> None:
+    make_slides(tmp_path / "in", 1, 1024)
+    (tmp_path / "in" / "labels.csv").unlink()
+    html = page_of(tmp_path, tmp_path / "in", SLIDES)
+    assert "tiles that show tissue" in html
+    assert html.count('class="tiles"') == 1
+    assert "probability" in html
+
+
+def test_the_least_trustworthy_comes_first_with_its_reasons(tmp_path: Path) -> None:
+    model = load_model(make_run(tmp_path / "run"))
+    out = tmp_path / "out"
+    sources = gather([make_site(tmp_path / "site", 3)], out, model.job, tmp_path / "datasets", workers=1)
+    found = predict(model, sources, out, torch.device("cpu"))
+    found.done[0]["trust"] = found.done[1]["trust"] = None
+    found.done[2]["trust"] = {
+        "verdict": "outside",
+        "reasons": ["its voxels are larger than any of the training"],
+    }
+    html = write_page(found, sources, model, out, workers=1).read_text(encoding="utf-8")
+    assert re.findall(r"<h3>(.*?)</h3>", html) == ["case_2", "case_0", "case_1"]
+    assert "its voxels are larger than any" in html
+
+
+def test_a_page_of_nothing_is_written(tmp_path: Path) -> None:
+    model = load_model(make_run(tmp_path / "run"))
+    found = Predictions(tmp_path)
+    html = write_page(found, gather([make_site(tmp_path / "site", 2)], tmp_path, model.job, tmp_path), model, tmp_path)
+    assert "0 cases predicted" in html.read_text(encoding="utf-8")
+
+
+def test_pictures_that_writers_left_are_shown(tmp_path: Path) -> None:
+    model = load_model(make_run(tmp_path / "run", CLASSIFIER))
+    out = tmp_path / "out"
+    folder = make_textures(tmp_path / "in", ["broad"], 1, colours=1)
+    sources = gather([folder], out, model.job, tmp_path / "datasets", workers=1)
+    found = predict(model, sources, out, torch.device("cpu"))
+    name = found.done[0]["name"]
+    Image.new("L", (3, 3)).save(out / "cases" / name / "map.png")
+    found.done[0]["files"]["saliency"] = ["map.png"]
+    html = write_page(found, sources, model, out, workers=1).read_text(encoding="utf-8")
+    assert 'alt="saliency"' in html
+    assert json.loads((out / "predictions.json").read_text())["cases"][0]["name"] == name
+
+
+def test_planes_are_those_that_show_most() -> None:
+    labels = np.zeros((9, 9, 9), np.uint8)
+    labels[2, 2:7, 3] = 1
+    labels[2:7, 5, 3] = 1
+    labels[2, 2, 3:6] = 1
+    assert _fullest(labels, labels.shape) == (2, 5, 3)
+    assert _fullest(np.zeros_like(labels), labels.shape) == (4, 4, 4)
+    assert _fullest(None, (4, 6, 8)) == (2, 3, 4)

@@ -1,0 +1,135 @@
+"""Results are sent until they are acknowledged, to a receiver of the test's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pydicom
+import pytest
+
+from dicoms import make_seg, make_series, volume
+
+pytest.importorskip("pynetdicom", reason="needs pynetdicom: pip install 'oncofed[dicom]'")
+
+from pynetdicom import AE, evt
+from pynetdicom.events import Event
+
+from oncofed.loopback import free_port
+from oncofed.prediction.watching.arrivals import Arrivals
+from oncofed.prediction.watching.peers import Address, Peer
+from oncofed.prediction.watching.sending import Outbox, Sent, send
+from oncofed.prediction.watching.watch import JOURNAL_FILE, Outcome, Watch
+from watched import Place
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    """Two folders, still empty."""
+    return Place(tmp_path)
+
+
+@contextmanager
+def archive(
+    port: int, statuses: list[int] | None = None, takes: str = "1.2.840.10008.5.1.4.1.1.66.4"
+) -> Iterator[list]:
+    """Listen as an archive does, and yield what it got; it answers with these statuses, then with success."""
+    got: list = []
+    answers = list(statuses or [])
+
+    def store(event: Event) -> int:
+        status = answers.pop(0) if answers else 0
+        if not status:
+            got.append((event.assoc.requestor.ae_title, event.dataset))
+        return status
+
+    entity = AE("ARCHIVE")
+    entity.require_called_aet = True
+    entity.add_supported_context(takes)
+    server = entity.start_server(("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_STORE, store)])
+    try:
+        yield got
+    finally:
+        server.shutdown()
+
+
+def sender(place: Place, port: int) -> Watch:
+    seg = place.out / "seg.dcm"
+    if not seg.exists():
+        make_seg(seg, make_series(place.root / "scan"), {"x": volume() > 100})
+        (place.folder / "a.nii").write_bytes(b"1")
+    peer = Peer("ARCHIVE", Address("127.0.0.1", port))
+    outbox = lambda journal: Outbox(place.out, journal, peer, "ONCOFED", place.tell, place.clock)  # noqa: E731
+    arrivals = Arrivals(place.folder, 0.0, place.clock)
+    return Watch(arrivals, place.out, lambda arrival: Outcome((seg,), (seg,)), place.tell, outbox, seconds=0.001)
+
+
+@pytest.fixture
+def port() -> int:
+    """A free port."""
+    return free_port()
+
+
+def test_a_result_is_kept_until_the_receiver_is_there(place: Place, port: int) -> None:
+    tally = sender(place, port).run(once=True)
+    assert (tally.done, tally.unsent) == (1, 1)
+    assert "nobody answers there" in dict(place.told)["unsent"] or "again in 10 s" in dict(place.told)["unsent"]
+    # Another process, later.
+    with archive(port) as got:
+        tally = sender(place, port).run(once=True)
+        assert (tally.done, tally.unsent) == (0, 0)
+        assert sender(place, port).run(once=True).unsent == 0
+    ((caller, dataset),) = got
+    assert caller == "ONCOFED"
+    sent = pydicom.dcmread(place.out / "seg.dcm")
+    assert dataset == pydicom.dcmread(place.out / "seg.dcm")
+    assert sent.Modality == "SEG"
+
+
+def test_a_receiver_whose_name_is_not_known_is_away(tmp_path: Path) -> None:
+    seg = make_seg(tmp_path / "seg.dcm", make_series(tmp_path / "scan"), {"x": volume() > 100})
+    gone = tmp_path / "gone.dcm"
+    replies = send([gone, seg], Peer("ARCHIVE", Address("no-such-host.invalid", 104)), "ONCOFED")
+    assert [reply.sent for reply in replies] == [Sent.NEVER, Sent.AWAY]
+
+
+def test_a_receiver_that_is_away_is_asked_less_and_less(place: Place, port: int) -> None:
+    watch = sender(place, port)
+    watch.run(once=True)
+    times = []
+    for _ in range(300):
+        place.clock.now += 1
+        before = len(place.told)
+        watch.run(once=True)
+        if len(place.told) > before:
+            times.append(place.clock.now)
+    assert times == [10, 30, 70, 150]
+
+
+def test_a_receiver_that_refuses_gets_it_again_and_in_the_end_no_more(place: Place, port: int) -> None:
+    with archive(port, [0xA700, 0xA700]) as got:
+        watch = sender(place, port)
+        for _ in range(3):
+            watch.run(once=True)
+            place.clock.now += 1000
+        assert len(got) == 1
+    assert "status 0xA700" in " ".join(text for _, text in place.told)
+
+
+@pytest.mark.parametrize(
+    ("statuses", "takes", "why"),
+    [([0xC000] * 9, "1.2.840.10008.5.1.4.1.1.66.4", "0xC000"), ([], "1.2.840.10008.5.1.4.1.1.2", "of this kind")],
+    ids=["refused", "another kind"],
+)
+def test_what_a_receiver_never_takes_does_not_stop_the_rest(
+    place: Place, port: int, statuses: list[int], takes: str, why: str
+) -> None:
+    with archive(port, statuses, takes):
+        watch = sender(place, port)
+        for _ in range(7):
+            tally = watch.run(once=True)
+            place.clock.now += 1000
+    assert tally.unsent == 0
+    assert why in dict(place.told)["failed"]
+    assert why in (place.out / JOURNAL_FILE).read_text()

@@ -1,0 +1,361 @@
+"""Each thing that arrives is worked off once, whatever comes between; results are sent until they are acknowledged."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dicoms import make_series
+from oncofed.cli.watching import Watching, watching
+from oncofed.errors import DataError, SpecError, StateError, UnreadableError
+from oncofed.prediction.watching.arrivals import Arrival, Arrivals
+from oncofed.prediction.watching.journal import Journal
+from oncofed.prediction.watching.peers import Address
+from oncofed.prediction.watching.watch import JOURNAL_FILE, Outcome, Watch, alone
+from watched import Hand, Place, eventually
+
+SETTLE = 10.0
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    """Two folders, still empty; what fails is tried again at once."""
+    monkeypatch.setattr("oncofed.prediction.watching.watch._SECONDS_BETWEEN_TRIES", 0.0)
+    monkeypatch.setattr("oncofed.prediction.watching.watch._SECONDS_WHEN_FULL", 0.0)
+    return Place(tmp_path)
+
+
+def names(arrivals: Arrivals) -> list[str]:
+    return [arrival.name for arrival in arrivals.whole()]
+
+
+# What arrived, and when it is whole.
+
+
+def test_what_still_changes_is_not_whole(place: Place) -> None:
+    arrivals = Arrivals(place.folder, SETTLE, place.clock)
+    file = place.folder / "a.nii"
+    file.write_bytes(b"1")
+    assert (names(arrivals), arrivals.unsettled) == ([], ["a.nii"])
+    place.clock.now += 0.9 * SETTLE
+    with file.open("ab") as copied:
+        copied.write(b"2")
+    assert names(arrivals) == []
+    place.clock.now += 0.9 * SETTLE
+    assert names(arrivals) == []
+    place.clock.now += 0.2 * SETTLE
+    assert (names(arrivals), arrivals.unsettled) == (["a.nii"], [])
+
+
+def test_a_file_whose_old_time_came_along_is_still_being_copied(place: Place) -> None:
+    arrivals = Arrivals(place.folder, SETTLE, place.clock)
+    file = place.folder / "a.nii"
+    for _ in range(3):
+        file.write_bytes(b"12")
+        os.utime(file, ns=(1, 1))
+        assert names(arrivals) == []
+        place.clock.now += 0.9 * SETTLE
+        time.sleep(0.01)
+    place.clock.now += SETTLE
+    assert names(arrivals) == ["a.nii"]
+
+
+def test_names_of_what_is_being_written_wait_and_hidden_ones_are_nothing(place: Place) -> None:
+    arrivals = Arrivals(place.folder, 0.0, place.clock)
+    for name in ("a.nii.part", "b.nii.TMP", ".hidden.nii", "case/one.nii", "case/two.nii.part", ".d/x.nii"):
+        path = place.folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"1")
+    assert names(arrivals) == []
+    assert arrivals.open == ["a.nii.part", "b.nii.TMP", "case"]
+    for path in (place.folder / "a.nii.part", place.folder / "case" / "two.nii.part"):
+        path.rename(path.with_suffix(""))
+    found = arrivals.whole()
+    assert {arrival.name: arrival.files for arrival in found} == {"a.nii": 1, "case": 2}
+    assert arrivals.open == ["b.nii.TMP"]
+
+
+def test_loose_dicom_files_are_one_thing_a_series(place: Place) -> None:
+    make_series(place.folder, names=lambda number: f"a{number}")
+    make_series(place.folder, names=lambda number: f"b{number}")
+    (place.folder / "note.txt").write_text("x")
+    found = Arrivals(place.folder, 0.0, place.clock).whole()
+    assert sorted(arrival.files for arrival in found) == [1, 8, 8]
+    for arrival in found:
+        assert len({path.name[0] for path in arrival.paths}) == 1
+        assert "MRN" not in arrival.name
+
+
+def test_a_folder_is_one_thing_and_another_one_when_it_changes(place: Place) -> None:
+    make_series(place.folder / "case" / "series")
+    arrivals = Arrivals(place.folder, 0.0, place.clock)
+    (before,) = arrivals.whole()
+    assert before.paths == (place.folder / "case",)
+    assert arrivals.whole() == [before]
+    (place.folder / "case" / "more.nii").write_bytes(b"1")
+    (after,) = arrivals.whole()
+    assert (after.name, after.files) == ("case", 9)
+    assert after.fingerprint != before.fingerprint
+
+
+# Each thing once.
+
+
+def test_each_thing_is_worked_off_once_also_by_the_next_process(place: Place) -> None:
+    for name in ("a.nii", "b.nii"):
+        (place.folder / name).write_bytes(b"1")
+    tally = place.watch().run(once=True)
+    assert (tally.done, tally.failed) == (2, 0)
+    (place.folder / "c.nii").write_bytes(b"1")
+    assert place.watch().run(once=True).done == 1
+    assert place.hand.seen == ["a.nii", "b.nii", "c.nii"]
+    (place.folder / "a.nii").write_bytes(b"12")
+    assert place.watch().run(once=True).done == 1
+    assert place.hand.seen[3:] == ["a.nii"]
+
+
+@pytest.mark.parametrize(
+    ("raised", "tries", "told"),
+    [
+        (DataError("slices are missing"), 1, "slices are missing"),
+        (MemoryError(), 1, "more memory than this machine has"),
+        (UnreadableError("the drive is away"), 3, "the drive is away"),
+        (OSError(errno.EIO, "Input/output error"), 3, "Input/output error"),
+        (ZeroDivisionError("Canary\x1b[2J\nsecond line"), 3, "in a way that nobody foresaw"),
+    ],
+    ids=["data", "memory", "away", "disk", "unforeseen"],
+)
+def test_one_that_fails_is_set_aside_and_the_next_is_done(
+    place: Place, raised: Exception, tries: int, told: str
+) -> None:
+    (place.folder / "bad.nii").write_bytes(b"1")
+    bad, good = Hand(place.out, raised), Hand(place.out)
+
+    def handle(arrival: Arrival) -> Outcome:
+        return (bad if arrival.name == "bad.nii" else good)(arrival)
+
+    (place.folder / "good.nii").write_bytes(b"1")
+    tally = place.watch(handle).run(once=True)
+    assert (tally.done, tally.failed) == (1, 1)
+    assert (len(bad.seen), good.seen) == (tries, ["good.nii"])
+    text = dict(place.told)["failed"]
+    assert told in text
+    assert "Canary" not in text
+    assert told in Journal(place.out / JOURNAL_FILE).records["bad.nii"].reason
+    # Not again, until a file of it changes.
+    assert place.watch(handle).run(once=True).failed == 0
+    (place.folder / "bad.nii").touch()
+    assert place.watch(handle).run(once=True).failed == 1
+
+
+def test_a_failure_that_may_pass_is_tried_again_later_and_the_next_thing_first(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("oncofed.prediction.watching.watch._SECONDS_BETWEEN_TRIES", 0.1)
+    (place.folder / "a.nii").write_bytes(b"1")
+    time.sleep(0.01)
+    (place.folder / "b.nii").write_bytes(b"1")
+    away = [UnreadableError("the drive is away")]
+
+    def handle(arrival: Arrival) -> Outcome:
+        if away:
+            raise away.pop()
+        return place.hand(arrival)
+
+    assert place.watch(handle).run(once=True).done == 2
+    assert place.hand.seen == ["b.nii", "a.nii"]
+
+
+def test_one_without_a_result_says_why(place: Place) -> None:
+    (place.folder / "a.nii").write_bytes(b"1")
+    place.watch(lambda arrival: Outcome(set_aside=("a colour image for a grey model",))).run(once=True)
+    assert ("failed", "a.nii is set aside: a colour image for a grey model") in place.told
+
+
+def test_a_full_disk_is_waited_for_and_costs_no_try(place: Place) -> None:
+    (place.folder / "a.nii").write_bytes(b"1")
+    full = [OSError(errno.ENOSPC, "No space left on device")] * 5
+
+    def handle(arrival: Arrival) -> Outcome:
+        if full:
+            raise full.pop()
+        return place.hand(arrival)
+
+    assert place.watch(handle).run(once=True).done == 1
+    assert place.kinds().count("later") == 5
+    assert "the disk is full" in dict(place.told)["later"]
+
+
+def test_a_journal_that_cannot_be_written_is_waited_for_and_stays_whole(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place.folder / "a.nii").write_bytes(b"1")
+    real, full = os.fsync, [True, False, True, True]
+
+    def sync(descriptor: int) -> None:
+        if full and full.pop():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    assert place.watch().run(once=True).done == 1
+    assert place.kinds().count("later") == 3
+    steps = [json.loads(line)["step"] for line in (place.out / JOURNAL_FILE).read_text().splitlines()]
+    assert steps == ["begun", "begun", "done"]
+
+
+def test_a_folder_that_is_away_for_a_while_is_looked_at_again(place: Place) -> None:
+    (place.folder / "a.nii").write_bytes(b"1")
+    watch = place.watch()
+
+    def tell(kind: str, text: str) -> None:
+        place.tell(kind, text)
+        if kind == "later":
+            (place.root / "away").rename(place.folder)
+        if kind == "done":
+            watch.stop()
+
+    watch = Watch(Arrivals(place.folder, 0.0), place.out, place.hand, tell, seconds=0.001)
+    place.folder.rename(place.root / "away")
+    assert watch.run().done == 1
+    assert place.kinds() == ["later", "begun", "done"]
+
+
+def test_a_stop_lets_the_thing_at_hand_end_and_begins_no_other(place: Place) -> None:
+    for name in ("a.nii", "b.nii"):
+        (place.folder / name).write_bytes(b"1")
+
+    def handle(arrival: Arrival) -> Outcome:
+        watch.stop()
+        return place.hand(arrival)
+
+    watch = place.watch(handle)
+    assert watch.run().done == 1
+    assert place.hand.seen == ["a.nii"]
+
+
+def test_an_interrupted_thing_is_begun_anew_without_a_try(place: Place) -> None:
+    (place.folder / "a.nii").write_bytes(b"1")
+    for _ in range(4):
+        with pytest.raises(KeyboardInterrupt):
+            place.watch(Hand(place.out, KeyboardInterrupt())).run(once=True)
+    assert place.watch().run(once=True).done == 1
+
+
+def test_a_journal_whose_last_line_is_cut_off_goes_on(place: Place) -> None:
+    for name in ("a.nii", "b.nii"):
+        (place.folder / name).write_bytes(b"1")
+    place.watch().run(once=True)
+    journal = place.out / JOURNAL_FILE
+    lines = journal.read_bytes()
+    journal.write_bytes(lines[:-7])
+    assert place.watch().run(once=True).done == 1
+    assert place.hand.seen == ["a.nii", "b.nii", "b.nii"]
+    assert all(json.loads(line) for line in journal.read_text().splitlines())
+    journal.write_text("no journal\n")
+    with pytest.raises(StateError, match=r"line 1: no step of this journal. Move the file away"):
+        place.watch()
+
+
+def test_two_processes_do_not_watch_for_one_folder(place: Place) -> None:
+    with alone(place.out), pytest.raises(SpecError, match="another process watches for"), alone(place.out):
+        pass
+
+
+# A process that watches, killed.
+
+_PROCESS = """
+import os, signal, sys, time
+from pathlib import Path
+from rich.console import Console
+from oncofed.cli.watching import watching, work_off
+from oncofed.prediction.watching.watch import Outcome
+
+folder, out, poison = map(Path, sys.argv[1:4])
+
+def handle(arrival):
+    with (out / "handled").open("a") as file:
+        file.write(arrival.name + "\\n")
+    if arrival.name == poison.name:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if (out / "slow").exists():
+        time.sleep(1)
+    result = out / (arrival.name + ".txt")
+    result.write_text("done")
+    return Outcome((result,), ())
+
+asked = watching(out, folder, None, "ONCOFED", None, None, 0.5, "once" in sys.argv)
+sys.exit(work_off(asked, out, handle, Console(soft_wrap=True), "Research only."))
+"""
+
+
+def process(place: Place, *more: str, poison: str = "-") -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", _PROCESS, str(place.folder), str(place.out), poison, *more]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+@pytest.mark.slow
+def test_what_kills_the_process_is_tried_three_times_and_the_rest_is_done(place: Place) -> None:
+    (place.folder / "a.nii").write_bytes(b"1")
+    time.sleep(0.01)
+    (place.folder / "b.nii").write_bytes(b"1")
+    ended = []
+    for _ in range(4):
+        one = process(place, "once", poison="a.nii")
+        output = one.communicate(timeout=60)[0]
+        ended.append(one.returncode)
+    assert ended == [-signal.SIGKILL] * 3 + [1], output
+    handled = (place.out / "handled").read_text().split()
+    assert handled == ["a.nii"] * 3 + ["b.nii"]
+    assert "ended 3 times while it was at it" in Journal(place.out / JOURNAL_FILE).records["a.nii"].reason
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_the_thing_at_hand_end_and_says_so(place: Place, number: signal.Signals) -> None:
+    (place.out / "slow").touch()
+    for name in ("a.nii", "b.nii"):
+        (place.folder / name).write_bytes(b"1")
+    one = process(place)
+    eventually((place.out / "handled").exists)
+    one.send_signal(number)
+    output = one.communicate(timeout=60)[0]
+    assert one.returncode == 0, output
+    assert "after the input at hand" in output
+    assert output.splitlines()[0].split(maxsplit=2)[2].startswith("Research only")
+    assert [path.name for path in place.out.glob("*.txt")] == ["a.nii.txt"]
+
+
+# What is typed.
+
+
+def test_options_that_do_not_fit_together_are_refused(place: Place) -> None:
+    usual = {"ae_title": "A", "callers": None, "send_to": None, "settle": 1.0, "once": False}
+
+    def ask(watch: Path | None = None, listen: str | None = None, **more: object) -> Watching | None:
+        return watching(place.out, watch, listen, **(usual | more))  # type: ignore[arg-type]
+
+    assert ask() is None
+    for given, said in (
+        ({"once": True}, "--once: of use with --watch FOLDER or --listen PORT alone"),
+        ({"send_to": "A@b:1", "callers": "B"}, "--from and --send-to: of use with"),
+        ({"watch": place.folder, "callers": "B"}, "--from: of use with --listen"),
+        ({"listen": "104"}, "expected who may send, as --from"),
+        ({"listen": "104", "callers": "B", "once": True}, "until Ctrl-C"),
+        ({"watch": place.folder, "listen": "104", "callers": "B"}, "expected one of them"),
+        ({"watch": place.root / "none"}, "no such folder"),
+        ({"watch": place.root}, "results would be watched too"),
+    ):
+        with pytest.raises(SpecError, match=said):
+            ask(**given)  # type: ignore[arg-type]
+    asked = ask(listen="104", callers="B,C")
+    assert asked is not None
+    assert (asked.folder, asked.listen) == (place.out / "inbox", Address("127.0.0.1", 104))
+    assert asked.callers == ("B", "C")
