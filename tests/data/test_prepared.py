@@ -136,7 +136,8 @@ from oncofed.data.spec import DataSpec
 
 class Slow(Patches):
     def prepare(self, case):
-        print(case.name, flush=True)
+        sys.stdout.write(case.name + "\\n")  # in one piece: two threads write
+        sys.stdout.flush()
         time.sleep(1)
         return super().prepare(case)
 
