@@ -82,7 +82,8 @@ def test_channels_to_holes_lie_within_the_mask(seed: int, rows: int, columns: in
     ):
         inside = first & second
         np.testing.assert_array_equal(there - back, first.astype(int) - second)
-        assert (there[inside] <= 1).all() and not (there & back)[~inside].any()
+        assert (there[inside] <= 1).all()
+        assert not (there & back)[~inside].any()
     # Each piece has the outline that encloses as many pixels.
     areas = [float(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2 for x, y in (points.T for points in closed)]
     assert sorted(areas) == sorted(np.bincount(pieces.ravel(), minlength=1)[1:].tolist())
