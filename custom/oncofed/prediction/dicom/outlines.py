@@ -64,7 +64,8 @@ def _following(starts: Ints, directions: Ints, leaving: Ints) -> Ints:
     columns, rows = (starts + _STEPS[directions]).T
     # Where two pixels touch at a corner, two edges go on: the way stays with its own pixel, which is to the right.
     right, ahead, left = (leaving[(directions + turn) % len(_STEPS), rows, columns] for turn in (1, 0, 3))
-    return np.where(right >= 0, right, np.where(ahead >= 0, ahead, left))
+    after: Ints = np.where(right >= 0, right, np.where(ahead >= 0, ahead, left))
+    return after
 
 
 def _cycles(following: Ints) -> tuple[Ints, Ints]:
