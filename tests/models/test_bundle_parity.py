@@ -143,12 +143,17 @@ def _volumes(folder: Path, rng: np.random.Generator, mm: float = 1.0) -> None:
     nib.save(scaled, folder / "scaled.nii.gz")
 
 
-def _pictures(folder: Path, rng: np.random.Generator) -> None:
-    """Five odd sizes, colour and grey, dark and bright, and what files hold beside plain colours."""
+def _pictures(folder: Path, rng: np.random.Generator, kinds: bool) -> None:
+    """Five odd sizes, colour and grey, dark and bright, one turned; if asked, what files hold beside plain colours."""
     sizes = ((67, 45, 3, True), (31, 90, 3, False), (33, 27, 1, True), (64, 32, 1, False), (101, 9, 3, True))
     for number, (width, height, channels, bright) in enumerate(sizes):
         Image.fromarray(_picture(rng, width, height, channels, bright)).save(folder / f"{number}.png")
     colours, grey = _picture(rng, 41, 37), _picture(rng, 39, 44, 1)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(colours).save(folder / "turned.jpg", exif=turned)
+    if not kinds:
+        return
     opacity = rng.integers(0, 255, (37, 41, 1)).astype(np.uint8)
     Image.fromarray(np.concatenate([colours, opacity], axis=-1)).save(folder / "opacity.png")
     Image.fromarray(np.stack([grey, 255 - grey], axis=-1)).save(folder / "grey_opacity.png")
@@ -157,9 +162,6 @@ def _pictures(folder: Path, rng: np.random.Generator) -> None:
     Image.fromarray(grey > 128).save(folder / "bits.png")
     deep = (grey.astype(np.uint16) << 8) + rng.integers(0, 255, grey.shape).astype(np.uint16)
     Image.fromarray(deep).save(folder / "deep.png")
-    turned = Image.Exif()
-    turned[0x0112] = 6
-    Image.fromarray(colours).save(folder / "turned.jpg", exif=turned)
     Image.fromarray(colours).convert("CMYK").save(folder / "print.jpeg")
     Image.fromarray(colours).save(folder / "lossless.webp", lossless=True)
     tifffile.imwrite(folder / "colour.tif", colours, photometric="rgb", compression="zlib")
@@ -172,7 +174,8 @@ def _fill(runs: dict[str, Run], rng: np.random.Generator) -> None:
     _volumes(Path(runs["micro"].images), rng, 0.001)
     _save(Path(runs["two"].images) / "both.nii.gz", _volume(rng, 13, 22, 17, 2), _affine((1, 2, 3), OBLIQUE))
     for name in ("flat", "pixels", "objects", "xray", "tiles", "vit"):
-        _pictures(Path(runs[name].images), rng)
+        # How a file is read depends on whether the job's images are colour or grey alone: one plan of each.
+        _pictures(Path(runs[name].images), rng, kinds=name in {"flat", "xray"})
         runs[name].more = {"pixel_size": PIXELS[name]} if name in PIXELS else {}
     np.save(Path(runs["slides"].images) / "a.npy", rng.normal(size=(50, _features())).astype(np.float32))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,7 @@ class Predicted:
         trust: when not to trust it; None where nothing is known.
         temperature: by which ``probabilities`` were calibrated; None: they were not.
         network: that found it, where it is; None: it is gone.
+        figures: a row for each class, as ``figures.figures_of`` returns them; None: not counted or measured yet.
     """
 
     source: Source
@@ -35,6 +37,7 @@ class Predicted:
     trust: Trust | None = None
     temperature: float | None = None
     network: nn.Module | None = field(default=None, compare=False, repr=False)
+    figures: list[dict[str, Any]] | None = field(default=None, compare=False, repr=False)
 
 
 # Writes all of its files into a folder or none, and returns them.

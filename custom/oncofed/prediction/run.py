@@ -321,6 +321,7 @@ def _read_record(path: Path) -> dict[str, Any] | None:
 def _write_case(out: Path, predicted: Predicted, model: TrainedModel, settings: dict[str, Any]) -> None:
     """Write a case's folder, whole or not at all."""
     source = predicted.source
+    predicted = replace(predicted, figures=figures_of(predicted, model))  # once, for the record and its writers
     cases = out / CASES_FOLDER
     unfinished, before = cases / f".{source.name}.unfinished", cases / f".{source.name}.before"
     unfinished.mkdir(parents=True)

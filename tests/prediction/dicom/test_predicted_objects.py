@@ -15,11 +15,13 @@ from PIL import Image
 from dicoms import OBLIQUE, make_series, make_xray, volume
 from oncofed.data.manifest import read_manifest
 from oncofed.data.register import Request, register
+from oncofed.prediction import figures
 from oncofed.prediction.dicom.writers import notes_of
 from oncofed.prediction.model import load_model
 from oncofed.prediction.outputs.choice import chosen_outputs
 from oncofed.prediction.run import Options, Predictions, predict
 from oncofed.prediction.sources import gather
+from oncofed.prediction.volumes import measure
 from trained import FLAT, make_run
 
 SHAPE = (24, 20, 16)
@@ -32,11 +34,14 @@ def _predict(run: Path, source: Path, out: Path, structures: bool = False) -> tu
     return predict(model, sources, out, torch.device("cpu"), options), notes_of(model, sources.cases)
 
 
-def test_the_objects_of_a_volume_hold_what_its_nifti_holds(tmp_path: Path) -> None:
+def test_the_objects_of_a_volume_hold_what_its_nifti_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = []
+    monkeypatch.setattr(figures, "measure", lambda *given: measured.append(given) or measure(*given))
     make_series(tmp_path / "in", volume(SHAPE), orientation=OBLIQUE, names=lambda number: f"{number * 5 % 16}.dcm")
     found, notes = _predict(make_run(tmp_path / "run"), tmp_path / "in", tmp_path / "out", structures=True)
     (record,) = found.done
     assert record["missing"] == {}
+    assert len(measured) == 1, "a case is measured once for all that is written of it"
     (note,) = notes
     assert note.startswith("no SNOMED CT code is known for shell, core: coded by name in 99ONCOFED")
     folder = tmp_path / "out" / "cases" / record["name"]

@@ -12,6 +12,7 @@ import pytest
 from highdicom._standard_utils import check_required_attributes, get_iod_module_map, get_sop_class_iod_map
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 
 from dicoms import CORONAL, OBLIQUE, make_multiframe, make_series, make_xray, volume
 from oncofed.data.manifest import read_manifest
@@ -49,6 +50,45 @@ def test_outlines_of_any_mask_enclose_its_pixels_and_no_other(seed: int, rows: i
         np.testing.assert_array_equal(filled, mask)
 
 
+def _steps(closed: Sequence[np.ndarray], shape: Sequence[int]) -> np.ndarray:
+    """How often closed contours go along each edge of a pixel: (right, down, left, up; row; column of its start)."""
+    counts = np.zeros((4, shape[0] + 1, shape[1] + 1), int)
+    for points in closed:
+        corners = (np.asarray(points) + 0.5).astype(int)
+        for (x, y), (to_x, to_y) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
+            assert (x == to_x) != (y == to_y), "neither level nor upright, or of no length"
+            if y == to_y:
+                counts[0 if to_x > x else 2, y, x : to_x : 1 if to_x > x else -1] += 1
+            else:
+                counts[1 if to_y > y else 3, y : to_y : 1 if to_y > y else -1, x] += 1
+    return counts
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 60), st.integers(1, 60), st.floats(0.3, 0.98))
+def test_channels_to_holes_lie_within_the_mask(seed: int, rows: int, columns: int, share: float) -> None:
+    mask = np.random.default_rng(seed).random((rows, columns)) < share
+    closed = outlines(mask)
+    pieces, count = ndimage.label(mask)
+    assert len(closed) == count
+    right, down, left, up = _steps(closed, mask.shape)
+    padded = np.pad(mask, 1)
+    above, below = padded[:-1, 1:], padded[1:, 1:]
+    before, behind = padded[1:, :-1], padded[1:, 1:]
+    # Along the mask's own edges once, with the mask to the right; else there and back, with the mask on both sides.
+    for there, back, first, second in (
+        (right, np.roll(left, -1, axis=1), below, above),
+        (down, np.roll(up, -1, axis=0), before, behind),
+    ):
+        inside = first & second
+        np.testing.assert_array_equal(there - back, first.astype(int) - second)
+        assert (there[inside] <= 1).all()
+        assert not (there & back)[~inside].any()
+    # Each piece has the outline that encloses as many pixels.
+    areas = [float(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2 for x, y in (points.T for points in closed)]
+    assert sorted(areas) == sorted(np.bincount(pieces.ravel(), minlength=1)[1:].tolist())
+
+
 def test_outlines_run_along_the_edges_of_pixels_and_have_no_more_corners_than_needed() -> None:
     mask = np.zeros((5, 6), bool)
     mask[1:4, 2:5] = True
@@ -56,8 +96,8 @@ def test_outlines_run_along_the_edges_of_pixels_and_have_no_more_corners_than_ne
     assert sorted(map(tuple, square.tolist())) == [(1.5, 0.5), (1.5, 3.5), (4.5, 0.5), (4.5, 3.5)]
     mask[2, 3] = False
     (ring,) = outlines(mask)
-    # Four corners outside, four inside, and the channel there and back.
-    assert len(ring) == 4 + 4 + 3
+    # Four corners outside, four inside, and the channel's end outside there and back: inside it goes on along the hole.
+    assert len(ring) == 4 + 4 + 2
     assert outlines(np.zeros((3, 3), bool)) == []
 
 

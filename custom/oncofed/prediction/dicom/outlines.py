@@ -3,11 +3,12 @@
 A keyhole is the way to draw a hole that every reader of structure sets knows (DICOM PS3.3, section C.8.8.6.3): filled
 by either rule, even-odd or winding, it gives the mask back. CLOSEDPLANAR_XOR is younger, and readers that do not know
 its name leave such contours out, or fill the hole.
+
+Work and memory grow with the number of pixels, however many holes there are: each unit edge of a pixel knows the one
+that follows it, and a channel changes which follows which in two places.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 # Steps along pixels' edges: right, down, left, up, as (column, row).
-_STEPS = ((1, 0), (0, 1), (-1, 0), (0, -1))
+_STEPS = np.array([(1, 0), (0, 1), (-1, 0), (0, -1)])
 
 
 def outlines(mask: NDArray[np.bool_]) -> list[Floats]:
@@ -30,101 +31,105 @@ def outlines(mask: NDArray[np.bool_]) -> list[Floats]:
         (n, 2) corners as (column, row), in pixels: the first pixel's centre is (0, 0), its corners half a pixel off.
         The last corner is joined to the first one.
     """
-    loops = _loops(np.asarray(mask, bool))
-    outer = [loop for loop in loops if _area(loop) > 0]
-    holes = sorted((loop for loop in loops if _area(loop) < 0), key=lambda loop: (-loop[:, 0].max(), loop[:, 1].max()))
-    owners = _owners(mask, outer, holes)
-    joined = []
-    for number, loop in enumerate(outer):
-        own = [hole for hole, owner in zip(holes, owners, strict=True) if owner == number]
-        joined.append(_without_holes(loop, own) - 0.5)
-    return joined
+    starts, directions, leaving = _edges(np.asarray(mask, bool))
+    following = _following(starts, directions, leaving)
+    leaves, meets = _channels(starts, directions, leaving, *_cycles(following))
+    corners, following = _joined(starts, following, leaves, meets)
+    return _without_straight_ones(corners, following, *_cycles(following))
 
 
-def _loops(mask: NDArray[np.bool_]) -> list[Ints]:
-    """Return the closed walks along edges with the mask to the right of each step: outer ones clockwise, holes not."""
+def _edges(mask: NDArray[np.bool_]) -> tuple[Ints, Ints, Ints]:
+    """Return the edges between a mask and what is beside it, one pixel long, with the mask to the right of each.
+
+    Returns:
+        (edge, 2) where each starts, as (column, row); (edge,) its direction, a number of ``_STEPS``; (direction, row,
+        column) the edge that leaves a corner in a direction, else -1.
+    """
     padded = np.pad(mask, 1)
     inside = padded[1:-1, 1:-1]
     beyond = (padded[:-2, 1:-1], padded[1:-1, 2:], padded[2:, 1:-1], padded[1:-1, :-2])
     # A pixel's upper edge runs right, its right one down: where each starts, as (row, column) from the pixel.
     offsets = ((0, 0), (0, 1), (1, 1), (1, 0))
-    leaving: dict[tuple[int, int], list[int]] = {}
-    for direction, (other, offset) in enumerate(zip(beyond, offsets, strict=True)):
-        for row, column in (np.argwhere(inside & ~other) + np.array(offset)).tolist():
-            leaving.setdefault((column, row), []).append(direction)
-    loops = []
-    while leaving:
-        start = next(iter(leaving))
-        loops.append(_walk(start, leaving))
-    return loops
+    leaving = np.zeros((len(_STEPS), *np.add(mask.shape, 1)), bool)
+    for way, other, (row, column) in zip(leaving, beyond, offsets, strict=True):
+        way[row : row + mask.shape[0], column : column + mask.shape[1]] = inside & ~other
+    directions, rows, columns = np.nonzero(leaving)
+    numbers = np.full(leaving.shape, -1)
+    numbers[leaving] = np.arange(len(rows))
+    return np.stack([columns, rows], axis=1), directions, numbers
 
 
-def _walk(start: tuple[int, int], leaving: dict[tuple[int, int], list[int]]) -> Ints:
-    """Return the corners of one closed walk, without those on straight lines, and take its edges away."""
-    corner, direction = start, leaving[start][0]
-    first = direction
-    corners: list[tuple[int, int]] = []
-    while True:
-        ways = leaving[corner]
-        if len(ways) > 1 and corners:
-            # Where two pixels touch at a corner, the walk stays with its own pixel: it turns right.
-            turn = (direction + 1) % 4
-            following = turn if turn in ways else ways[0]
-        else:
-            following = first if not corners else ways[0]
-        ways.remove(following)
-        if not ways:
-            del leaving[corner]
-        if not corners or following != direction:
-            corners.append(corner)
-        direction = following
-        step = _STEPS[direction]
-        corner = (corner[0] + step[0], corner[1] + step[1])
-        if corner == start and (corner not in leaving or (direction + 1) % 4 == first):
-            return np.array(corners)
+def _following(starts: Ints, directions: Ints, leaving: Ints) -> Ints:
+    """Return for each edge the one after it."""
+    columns, rows = (starts + _STEPS[directions]).T
+    # Where two pixels touch at a corner, two edges go on: the way stays with its own pixel, which is to the right.
+    right, ahead, left = (leaving[(directions + turn) % len(_STEPS), rows, columns] for turn in (1, 0, 3))
+    after: Ints = np.where(right >= 0, right, np.where(ahead >= 0, ahead, left))
+    return after
 
 
-def _area(loop: Ints) -> float:
-    x, y = loop.T
-    return float(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2
+def _cycles(following: Ints) -> tuple[Ints, Ints]:
+    """Return what follows each other in circles: all of it, circle by circle and in order; how long each circle is."""
+    after = following.tolist()
+    order: list[int] = []
+    ends = [0]
+    for first in range(len(after)):
+        at = first
+        while after[at] >= 0:
+            order.append(at)
+            after[at], at = -1, after[at]
+        if len(order) > ends[-1]:
+            ends.append(len(order))
+    return np.array(order, int), np.diff(ends)
 
 
-def _owners(mask: NDArray[np.bool_], outer: Sequence[Ints], holes: Sequence[Ints]) -> list[int]:
-    """Return for each hole the outer loop of the piece that it lies in."""
-    if not holes:
-        return []
-    from scipy import ndimage  # noqa: PLC0415 - takes long to import
+def _channels(starts: Ints, directions: Ints, leaving: Ints, order: Ints, lengths: Ints) -> tuple[Ints, Ints]:
+    """Return where a channel leaves each hole, and where it meets what lies to the right of the hole.
 
-    pieces, _ = ndimage.label(mask)
-    # The pixel below a loop's first upper edge is the piece's own; that above a hole's is, too.
-    by_piece = {_piece(pieces, loop, 0): number for number, loop in enumerate(outer)}
-    return [by_piece[_piece(pieces, hole, -1)] for hole in holes]
+    It leaves from the upper end of a hole's rightmost edge and runs level to the next edge. What it meets is another
+    loop of the same piece, which reaches further to the right: so channels never lead in a circle. Both ends are
+    corners that one edge alone leaves, since the pixels on both sides of a channel are the mask's.
 
-
-def _piece(pieces: NDArray[np.integer], loop: Ints, offset: int) -> int:
-    column, row = loop[np.lexsort((loop[:, 0], loop[:, 1]))[0]]
-    return int(pieces[row + offset, column])
-
-
-def _without_holes(loop: Ints, holes: Sequence[Ints]) -> Floats:
-    """Return a loop with a channel to each hole, from the hole's rightmost corner to the next edge on its right.
-
-    The rightmost hole comes first, so that what lies to the right of a hole is joined already.
+    Returns:
+        (hole,) the edges that leave the one end; those that leave the other.
     """
-    for hole in holes:
-        at = int(np.lexsort((hole[:, 1], -hole[:, 0]))[0])
-        column, row = hole[at]
-        edge, end = _next_edge(loop, int(column), int(row))
-        turned = np.roll(hole, -at, axis=0)
-        loop = np.concatenate([loop[: edge + 1], [end], turned, turned[:1], [end], loop[edge + 1 :]])
-    return loop.astype(np.float64)
+    numbers = np.empty(len(order), int)
+    numbers[order] = np.repeat(np.arange(len(lengths)), lengths)
+    columns, rows = starts.T
+    # Holes are walked the other way round, so that theirs is below zero.
+    area = np.bincount(numbers, columns * _STEPS[directions, 1], len(lengths))
+    edges = np.flatnonzero(area[numbers] < 0)
+    edges = edges[np.lexsort((rows[edges], -columns[edges], numbers[edges]))]
+    leaves = edges[np.diff(numbers[edges], prepend=-1) != 0]
+    upright = (leaving[1] >= 0) | (leaving[3] >= 0)  # where one starts; and where one ends:
+    upright[1:] |= leaving[1, :-1] >= 0
+    upright[:-1] |= leaving[3, 1:] >= 0
+    width = upright.shape[1]
+    at_or_right = np.minimum.accumulate(np.where(upright, np.arange(width), width)[:, ::-1], axis=1)[:, ::-1]
+    return leaves, leaving[:, rows[leaves], at_or_right[rows[leaves], columns[leaves] + 1]].max(axis=0)
 
 
-def _next_edge(loop: Ints, column: int, row: int) -> tuple[int, Ints]:
-    """Return the edge of a loop that is next to the right of a corner, and where a level line meets it."""
-    ends = np.roll(loop, -1, axis=0)
-    low, high = np.minimum(loop[:, 1], ends[:, 1]), np.maximum(loop[:, 1], ends[:, 1])
-    upright = (loop[:, 0] == ends[:, 0]) & (low <= row) & (row <= high) & (loop[:, 0] > column)
-    candidates = np.flatnonzero(upright)
-    nearest = int(candidates[np.argmin(loop[candidates, 0])])
-    return nearest, np.array([loop[nearest, 0], row])
+def _joined(starts: Ints, following: Ints, leaves: Ints, meets: Ints) -> tuple[Ints, Ints]:
+    """Return corners, and for each the one after it, with a channel to each hole and back from it.
+
+    Both ends of a channel are passed twice. The corners that are passed again come after all others.
+    """
+    edges, holes = len(starts), len(leaves)
+    again = edges + np.arange(2 * holes)
+    met, left = again[:holes], again[holes:]
+    back = np.arange(edges)
+    back[leaves] = left
+    joined = np.concatenate([back[following], back[following[meets]], met])
+    joined[meets] = leaves
+    return np.concatenate([starts, starts[meets], starts[leaves]]), joined
+
+
+def _without_straight_ones(corners: Ints, following: Ints, order: Ints, lengths: Ints) -> list[Floats]:
+    """Return closed outlines without corners on straight lines."""
+    onward = np.sign(corners[following] - corners)
+    before = np.empty_like(onward)
+    before[following] = onward
+    turns = (before != onward).any(axis=1)[order]
+    places = corners[order][turns] - 0.5
+    kept = np.add.reduceat(turns, np.cumsum(lengths) - lengths, dtype=int) if len(lengths) else lengths
+    return np.split(places, np.cumsum(kept)[:-1]) if len(kept) else []

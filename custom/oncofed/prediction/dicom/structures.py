@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import itertools
+import struct
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_dataset as write_to_buffer
 from pydicom.sequence import Sequence as Items
-from pydicom.tag import Tag
+from pydicom.tag import ItemTag, Tag
 from pydicom.uid import PYDICOM_IMPLEMENTATION_UID, UID, ImplicitVRLittleEndian, RTStructureSetStorage
 
 from oncofed.errors import DataError
@@ -176,36 +180,56 @@ def _region(number: int, name: str, space: str, model: ModelIdentity) -> Dataset
 def _contours(number: int, masks: NDArray[np.bool_], source: Series) -> Dataset:
     item = Dataset()
     item.ReferencedROINumber, item.ROIDisplayColor = number, list(COLOURS[(number - 1) % len(COLOURS)])
-    drawn = list(_drawn(masks, source))
+    drawn = b"".join(_drawn(masks, source))
     if drawn:
-        item.ContourSequence = Items(drawn)
+        # As bytes already, which a file of implicit VR takes as they are: speckled labels have some 100,000 contours,
+        # and pydicom needs a millisecond for each.
+        item.add(DataElement(Tag("ContourSequence"), "OB", drawn))
     return item
 
 
-def _drawn(masks: NDArray[np.bool_], source: Series) -> Iterator[Dataset]:
-    """Yield the contours of a region, frame by frame."""
-    count = 0
+def _drawn(masks: NDArray[np.bool_], source: Series) -> Iterator[bytes]:
+    """Yield the contours of a region, frame by frame, as items of a sequence."""
+    numbers = itertools.count(1)
     for frame, place, mask in zip(source.frames, source.places, masks, strict=True):
         if not mask.any():
             continue
         image = image_reference(source.headers[frame.file])
         if source.has_frames:
             image.ReferencedFrameNumber = frame.number
+        head = _encoded(image)
         for outline in outlines(mask):
-            count += 1
-            yield _contour(count, outline, place, image)
+            yield _contour(next(numbers), outline @ place[:3, :2].T + place[:3, 3], head)
 
 
-def _contour(number: int, outline: Floats, place: Floats, image: Dataset) -> Dataset:
-    points = outline @ place[:3, :2].T + place[:3, 3]
+def _encoded(image: Dataset) -> bytes:
+    """Return what a frame's contours begin with: the image that they lie on, and their kind."""
     item = Dataset()
-    item.ContourNumber, item.ContourGeometricType = number, "CLOSED_PLANAR"
-    item.NumberOfContourPoints = len(points)
-    # As text already: pydicom makes an object of each number, which takes longer than all else.
-    texts = [f"{value:.5f}" for value in points.ravel().tolist()]
-    item.add(DataElement(Tag("ContourData"), "DS", texts, already_converted=True))
-    item.ContourImageSequence = Items([image])
-    return item
+    item.ContourImageSequence, item.ContourGeometricType = Items([image]), "CLOSED_PLANAR"
+    buffer = DicomBytesIO()
+    buffer.is_implicit_VR, buffer.is_little_endian = True, True
+    write_to_buffer(buffer, item)
+    return buffer.getvalue()
+
+
+def _contour(number: int, points: Floats, head: bytes) -> bytes:
+    """Return one contour as an item of a sequence: implicit VR, little endian (PS3.5, sections 7.1.3 and 7.5)."""
+    values = {
+        "NumberOfContourPoints": str(len(points)),
+        "ContourNumber": str(number),
+        "ContourData": "\\".join(["%.5f"] * points.size) % tuple(points.ravel().tolist()),
+    }
+    parts = [head]
+    for keyword, value in values.items():
+        text = (value + " " * (len(value) % 2)).encode("ascii")
+        parts += [_header(keyword, len(text)), text]
+    return _header("Item", sum(map(len, parts))) + b"".join(parts)
+
+
+def _header(keyword: str, length: int) -> bytes:
+    """Return an element's tag and how many bytes follow."""
+    tag = ItemTag if keyword == "Item" else Tag(keyword)
+    return struct.pack("<HHL", tag.group, tag.element, length)
 
 
 def _observation(number: int, name: str, code: SegmentCode) -> Dataset:

@@ -33,6 +33,8 @@ _SHOWN = {
 
 def figures_of(predicted: Predicted, model: TrainedModel) -> list[dict[str, Any]]:
     """Return what is to be said of one case in numbers: a row for each class, as ``measurements.csv`` has it."""
+    if predicted.figures is not None:
+        return predicted.figures
     figures = next(figures for kind, figures in _FIGURES.items() if isinstance(predicted.found, kind))
     return figures(predicted, model)
 
