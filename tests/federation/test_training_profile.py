@@ -24,7 +24,8 @@ from oncofed.federation.training_profile import (
     write_training_profile,
 )
 from oncofed.privacy.outbound import is_profile
-from oncofed.privacy.small_counts import LEAST_PATIENTS, with_neighbours, without_small
+from oncofed.privacy.small_counts import with_neighbours, without_small
+from oncofed.suppression import LEAST_PATIENTS
 
 DATA = DataSpec(dataset="any")
 COLOUR = DataSpec(

@@ -17,16 +17,23 @@ CLASSES = ["head", "body"]
 EVALUATION: dict[str, Any] = {
     "mean": 0.8,
     "by_class": {"head": 0.7, "body": float("nan")},
-    "more": {"hd95_mm.head": 3.2, "surface_dice.body": 0.4, "pq": 1.0000001, "calibration_error": 0.1},
+    "more": {"hd95_mm.head": 3.2, "surface_dice.body": 0.4, "pq": 1.0, "calibration_error": 0.1},
     "interval": [0.7, 0.9],
     "cases": 7,
+    "patients": {
+        "all": 7,
+        "mean": 7,
+        "by_class": {"head": 7, "body": 7},
+        "more": {"hd95_mm.head": 5, "surface_dice.body": 7, "pq": 7, "calibration_error": 7},
+    },
 }
+NOBODY = {"all": 0, "mean": 0, "by_class": {}, "more": {}}
 NUMBERS = {
     "loss": -3.0,
     "train_s": 1.5,
     "validate_s": 0.1,
     "evaluation": EVALUATION,
-    "personal": {"mean": None, "by_class": {}, "more": {}, "interval": None, "cases": 0},
+    "personal": {"mean": None, "by_class": {}, "more": {}, "interval": None, "cases": 0, "patients": NOBODY},
     "update": "ab" * 32,
     "not_kept": os.strerror(errno.ENOSPC),
 }
@@ -134,5 +141,7 @@ def test_scores_of_too_few_patients_stay() -> None:
     assert not withhold(numbers, 0)
     assert numbers["evaluation"] == NUMBERS["evaluation"]
     assert withhold(numbers, 8)
-    assert numbers["evaluation"] == {"mean": None, "by_class": {}, "more": {}, "interval": None, "cases": 7}
+    counts = {"all": 7, "mean": 7, "by_class": {}, "more": {}}
+    nothing = {"mean": None, "by_class": {}, "more": {}, "interval": None}
+    assert numbers["evaluation"] == {**nothing, "cases": 7, "patients": counts}
     check_numbers(numbers, CLASSES)

@@ -24,7 +24,14 @@ def _sent(count: int = 60) -> dict[str, Any]:
     second = 1 / (1 + np.exp(-rng.normal(2 * labels - 1, 1.5)))
     found, names = np.stack([1 - second, second], axis=1), [f"p{n}" for n in range(count)]
     return {
-        "evaluation": {"mean": 0.8, "by_class": {}, "more": {}, "interval": None, "cases": count},
+        "evaluation": {
+            "mean": 0.8,
+            "by_class": {},
+            "more": {},
+            "interval": None,
+            "cases": count,
+            "patients": {"all": count, "mean": count // 2, "by_class": {}, "more": {}},
+        },
         "pooled": classification_sums(found, labels, names, dict(enumerate(CLASSES)), 1.7),
         "temperature": temperature_sums(found, labels, names),
         "paired": {"patients": count, "difference": -0.0123457, "variance": 0.000123},
