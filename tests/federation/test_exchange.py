@@ -8,6 +8,7 @@ from nvflare.fuel.utils import fobs
 from nvflare.fuel.utils.buffer_list import ConsumableBufferList
 
 from oncofed.federation import exchange
+from oncofed.privacy.evaluations import evaluation_numbers
 from oncofed.training.trainer import Evaluation
 
 WEIGHTS = {"conv.weight": torch.randn(2, 3), "conv.bias": torch.zeros(2)}

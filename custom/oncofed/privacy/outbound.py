@@ -94,7 +94,7 @@ def check_numbers(
 
 def most_scored(counts: Mapping[str, Any] | None) -> int | None:
     """Return on how many cases a site scores a model at most, by what it said first; None where it said nothing."""
-    return max(int(counts["validation"]), int(counts["test"])) if counts else None
+    return max((int(count) for name, count in (counts or {}).items() if name in ("validation", "test")), default=None)
 
 
 def progress_that_may_leave(values: Mapping[str, Any]) -> dict[str, Any]:
