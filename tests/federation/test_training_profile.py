@@ -95,6 +95,15 @@ def test_no_count_that_is_kept_stands_for_fewer_than_five(sites: list[list[float
         assert sum(trait.counts) <= trait.patients
 
 
+@pytest.mark.parametrize(("lacking", "told"), [(0, True), (2, False), (4, False), (5, True)])
+def test_a_trait_that_a_few_lack_is_not_told(lacking: int, told: bool) -> None:
+    """Beside traits that all have, how many have it would tell how many have not."""
+    profile = site_profile(patients(30 - lacking) + patients(lacking, modality=None), DATA)
+    assert profile["channels"]["patients"] == 30
+    assert ("modality" in profile) == told
+    assert is_profile(profile, bins_of(DATA), 30)
+
+
 def test_sites_are_added_up_to_ranges() -> None:
     west = site_profile(patients(12, slices=1.0) + patients(8, slices=1.3), DATA)
     east = site_profile(patients(20, slices=0.9), DATA)

@@ -136,6 +136,18 @@ def test_a_histogram_with_fewer_than_five_behind_a_number_stays(change: dict[str
         check_counts({**COUNTS, "train": 20, "profile": {"MRN-0001": HISTOGRAM}}, "1", BINS)
 
 
+def test_numbers_of_patients_do_not_tell_how_few_lack_a_trait() -> None:
+    both = {"spacing": HISTOGRAM, "modality": HISTOGRAM}
+    bins = {**BINS, "modality": BINS["spacing"]}
+    check_counts({**COUNTS, "train": 40, "profile": both}, "1", bins)
+    counts = HISTOGRAM["counts"]
+    place = max(range(len(counts)), key=lambda n: counts[n])
+    more = [count + 2 * (n == place) for n, count in enumerate(counts)]
+    both["modality"] = {"patients": HISTOGRAM["patients"] + 2, "counts": more}
+    with pytest.raises(PolicyError):
+        check_counts({**COUNTS, "train": 40, "profile": both}, "1", bins)
+
+
 def test_scores_of_too_few_patients_stay() -> None:
     numbers = copy.deepcopy(NUMBERS)
     assert not withhold(numbers, 0)

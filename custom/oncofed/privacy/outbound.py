@@ -141,7 +141,13 @@ def is_profile(value: Any, bins: Mapping[str, int], cases: Any = _MOST_CASES) ->
         and all(name in bins and _is_histogram(one, bins[name]) for name, one in value.items())
         and _is_count(cases)
         and all(one["patients"] <= cases for one in value.values())
+        and _differ_by_enough({one["patients"] for one in value.values()})
     )
+
+
+def _differ_by_enough(counts: set[int]) -> bool:
+    """Return whether no number of patients tells beside another how few lack something."""
+    return all(most - count >= LEAST_PATIENTS for most in [max(counts, default=0)] for count in counts - {most})
 
 
 def _is_histogram(value: Any, bins: int) -> bool:

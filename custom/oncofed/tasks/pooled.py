@@ -82,7 +82,7 @@ class PooledTest(StrictModel):
 
     patients: int
     sites: dict[str, int] = Field(description="site -> patients that its numbers rest on")
-    withheld: list[str] = Field([], description="sites of which too few patients stand behind a number")
+    withheld: list[str] = Field([], description="sites that sent no such numbers: too few patients, or their policy")
     auroc: float | None = Field(None, description="of two classes that of the second, of more the mean")
     classes: dict[str, Ranking] = Field({}, description="of two classes the second alone")
     reliability: Reliability | None = None
