@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -14,7 +15,7 @@ from safetensors.torch import save_file
 from oncofed.data.register import Request, register
 from oncofed.federation import exchange
 from oncofed.federation.kept import copy_beside_model
-from oncofed.federation.pooled_scores import SumsAsked, calibration_of, sums_of, together
+from oncofed.federation.pooled_scores import SumsAsked, calibration_of, patients_of_sums, sums_of, together
 from oncofed.federation.spec import FederationPlan
 from oncofed.federation.told_patients import PATIENTS_OF_SUMS
 from oncofed.federation.turns import OwnTurns, Place
@@ -24,6 +25,7 @@ from oncofed.privacy.outbound import check_numbers
 from oncofed.report.html import write_report
 from oncofed.report.result import read_result
 from oncofed.tasks.calibration import Calibration, read_calibration
+from oncofed.tasks.classification import Classified
 from oncofed.tasks.pooled import Reliability, ReliabilityBin
 from synthetic import make_textures
 
@@ -150,6 +152,15 @@ def test_no_sites_sums_are_no_figures() -> None:
         before=Reliability(calibration_error=0.1, brier=0.5, log_loss=0.7, bins=bins),
     )
     assert together({"east": {"evaluation": {}}}, known, "dice", None, None).calibration == known
+
+
+def test_sums_are_of_groups_that_are_large_enough() -> None:
+    task = JOB.plan().build_task()
+    few = [(f"p{n}", Classified(np.array([0.5, 0.5]), int(n < 3))) for n in range(12)]
+    everybody, without = patients_of_sums(task, few), {f"p{n}" for n in range(3, 12)}
+    assert {frozenset(group) for group in everybody} == {frozenset(p for p, _ in few), frozenset(without)}
+    half = [(patient, Classified(one.probabilities, n % 2)) for n, (patient, one) in enumerate(few)]
+    assert sorted(map(len, patients_of_sums(task, half))) == [6, 6, 12]
 
 
 def test_the_server_asks_in_the_message_itself() -> None:

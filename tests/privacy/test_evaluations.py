@@ -18,8 +18,9 @@ from oncofed.privacy.evaluations import evaluation_numbers, is_evaluation
 from oncofed.privacy.outbound import check_numbers, withhold
 from oncofed.suppression import LEAST_PATIENTS, withheld_beside_a_mean, withheld_counts
 from oncofed.tasks import Classification, ClassificationSpec, Segmentation, SegmentationSpec
-from oncofed.tasks.base import Evaluation, Task
+from oncofed.tasks.base import Task
 from oncofed.tasks.classification import Classified
+from oncofed.tasks.scores import Evaluation
 
 NAMES = ["liver", "lesion", "spleen"]
 ORGANS = Segmentation(SegmentationSpec(classes=dict(enumerate(NAMES, 1))), DataSpec(dataset="d"))

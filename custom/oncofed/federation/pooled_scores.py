@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from oncofed.suppression import LEAST_PATIENTS
 from oncofed.tasks import Task
 from oncofed.tasks.calibration import Calibration, learned
 from oncofed.tasks.differences import Difference, Part, combined_difference
@@ -67,7 +68,7 @@ def sums_of(task: Task[Any], split: str, found: Outcomes, against: Outcomes | No
 
 
 def patients_of_sums(task: Task[Any], found: Outcomes) -> list[list[str]]:
-    """Return the groups of patients that sums are of: all, and those with and without each class.
+    """Return the groups of patients that sums may be of: all, and those with and without each class; none of a few.
 
     Args:
         task: the job's.
@@ -76,7 +77,7 @@ def patients_of_sums(task: Task[Any], found: Outcomes) -> list[list[str]]:
     everybody = {patient for patient, _ in found}
     kinds = list(task.kinds(found).values())
     groups = {frozenset(group) for group in (everybody, *kinds, *(everybody - kind for kind in kinds))}
-    return sorted(sorted(group) for group in groups if group)
+    return sorted(sorted(group) for group in groups if len(group) >= LEAST_PATIENTS)
 
 
 def calibration_of(answers: Mapping[str, Mapping[str, Any]]) -> Calibration | None:

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from oncofed.suppression import LEAST_PATIENTS, withheld_beside_a_mean, withheld_counts
-from oncofed.tasks.base import Evaluation
+from oncofed.tasks.scores import Evaluation
 
 # Digits that nobody looks at could carry something else.
 DIGITS = 4

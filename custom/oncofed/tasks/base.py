@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Generic, TypeVar
 
@@ -28,47 +27,10 @@ from oncofed.tasks.differences import Part
 from oncofed.tasks.inferred import Inferred
 from oncofed.tasks.pictures import Picture
 from oncofed.tasks.pooled import MEAN
+from oncofed.tasks.scores import Evaluation, Scores
 from oncofed.tasks.site_sums import figure_sums
 
-# Fewer patients than this say nothing about how far a mean may be off.
-# Nor may the scores of so few leave a site one by one, which the ends of an interval would nearly be.
-FEWEST_FOR_INTERVAL = LEAST_PATIENTS
 RESAMPLES = 500
-
-
-@dataclass(frozen=True)
-class Scores:
-    """How well a model does on some cases.
-
-    Attributes:
-        mean: the task's metric; None where the cases cannot tell it.
-        by_class: the same for each class that can be told.
-        more: other figures, by name.
-    """
-
-    mean: float | None
-    by_class: dict[str, float] = field(default_factory=dict)
-    more: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Evaluation(Scores):
-    """A model's scores on some cases of one site.
-
-    Attributes:
-        cases: how many cases.
-        interval: in which the metric lies with 95 % confidence, over patients; None where it was not asked for, or
-            fewer than five patients stand behind it.
-        by_case: each case's name and figures, for the site's own eyes; empty where details were not asked for.
-        patients: keys of all patients who were looked at, for the site's own eyes.
-        behind: of each class and further figure the patients on whom it rests (``Task.patients_behind``), likewise.
-    """
-
-    cases: int = 0
-    interval: tuple[float, float] | None = None
-    by_case: tuple[tuple[str, dict[str, float | str]], ...] = ()
-    patients: frozenset[str] = frozenset()
-    behind: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
 
 Outcome = TypeVar("Outcome")
@@ -414,7 +376,8 @@ def confidence(task: Task[Outcome], outcomes: Sequence[tuple[str, Outcome]]) -> 
     by_patient: dict[str, list[Outcome]] = defaultdict(list)
     for patient, outcome in outcomes:
         by_patient[patient].append(outcome)
-    if len(by_patient) < FEWEST_FOR_INTERVAL:
+    # So few say nothing about how far a mean may be off, and the ends of an interval would nearly be their scores.
+    if len(by_patient) < LEAST_PATIENTS:
         return None
     rng, metric = np.random.default_rng(0), task.drawing(list(by_patient.values()))
     drawn = (metric(rng.integers(0, len(by_patient), len(by_patient))) for _ in range(RESAMPLES))

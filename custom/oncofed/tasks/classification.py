@@ -23,11 +23,12 @@ from oncofed.devices import inference_type
 from oncofed.models.networks import Kind
 from oncofed.settings import StrictModel
 from oncofed.suppression import LEAST_PATIENTS
-from oncofed.tasks.base import Scores, Task
+from oncofed.tasks.base import Task
 from oncofed.tasks.calibration import temperature_sums
 from oncofed.tasks.differences import Part, area_difference
 from oncofed.tasks.inferred import ClassScores, Inferred
 from oncofed.tasks.pictures import Picture, middle_slice
+from oncofed.tasks.scores import Scores
 from oncofed.tasks.site_sums import classification_sums, grouped
 
 _BINS = 10
