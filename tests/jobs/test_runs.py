@@ -103,7 +103,7 @@ def test_a_job_runs_from_images_to_a_report(name: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert (result["status"], result["metric"]) == ("completed", spec.plan().build_task().metric)
-    assert result["sites"]["east"]["more"]["federated"]
+    assert result["sites"]["east"]["federated"] is not None
     report = (out / "report.html").read_text()
     told = result["pooled_test"] or {"classes": {}, "reliability": None}
     assert report.count("<svg") == 2 + bool(told["classes"] or told["reliability"])
@@ -114,6 +114,6 @@ def test_a_job_runs_from_images_to_a_report(name: str, tmp_path: Path) -> None:
         assert calibration.after
         assert TEMPERATURES[0] < calibration.temperature < TEMPERATURES[-1]
         assert list(result["pooled_test"]["classes"]) == ["pneumonia"]
-        assert result["pooled_test"]["auroc"] == pytest.approx(result["mean"]["federated"])  # of one site all is known
+        assert result["pooled_test"]["auroc"] == pytest.approx(result["mean"]["federated"], abs=5e-5)  # of one site
         assert result["pooled_test"]["patients"] == result["sites"]["east"]["test_cases"]
     assert (out / "model" / "bundle" / "models" / "model.pt").is_file()

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oncofed.prediction.evaluation.columns import Column
-from oncofed.privacy.small_counts import LEAST_PATIENTS
-from oncofed.privacy.suppression import withheld
+from oncofed.suppression import LEAST_PATIENTS, withheld
 from oncofed.tasks import Scores, Task
 from oncofed.tasks.resampling import Patients, expanded_interval, interval
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oncofed.privacy.suppression import withheld
+from oncofed.suppression import withheld
 
 _GROUPS = st.lists(st.frozensets(st.integers(0, 30)), max_size=7)
 
