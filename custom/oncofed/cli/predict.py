@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json as jsonlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -34,7 +37,7 @@ from oncofed.cli.watching import (
     watching,
     work_off,
 )
-from oncofed.errors import DataError, SpecError
+from oncofed.errors import DataError, OncofedError, SpecError
 
 if TYPE_CHECKING:
     from oncofed.prediction.run import Predictions
@@ -78,7 +81,8 @@ def predict(
     without: Annotated[
         list[str] | None,
         typer.Option(
-            help="Leave an output out, such as evidence, which takes long on a CPU for some networks. May be repeated."
+            help="Leave an output out: classes, dicom, evidence, labels, objects, slide or structures; evidence takes "
+            "long on a CPU for some networks. May be repeated."
         ),
     ] = None,
     structures: Annotated[
@@ -110,7 +114,9 @@ def predict(
 
     Research only: a person decides.
 
-    Exit status: 0 every case was predicted, 3 some were set aside, or none is there to be predicted.
+    Exit status: 0 every case was predicted; 3 some were set aside, an output that was asked for is missing, or none is
+    there to be predicted; 2 MODEL, an option or --out cannot be used; 1 the work failed, as where the disk is full: the
+    same command goes on; 130 interrupted.
     """
     keep_caches_in(workspace)
     from oncofed.devices import training_device
@@ -143,7 +149,7 @@ def predict(
         console = progress_console(json)
         raise typer.Exit(work_off(asked, out, predictor, console, RESEARCH_ONLY, trained.digest, json))
     assert inputs is not None
-    with ended_by_signals(), progress_bars(progress_console(json)) as advance:
+    with _told_of_a_full_disk(out), ended_by_signals(), progress_bars(progress_console(json)) as advance:
         sources = gather(inputs, out, trained.job, datasets_folder(workspace), only or (), workers, advance)
         sources.notes += notes_of(trained, sources.cases)
         found = predict_all(
@@ -159,6 +165,22 @@ def predict(
         raise DataError(f"{', '.join(inputs)}: none of the {count} cases can be predicted; each has its reason")
     if found.set_aside or any(record["missing"] for record in found.now):
         raise typer.Exit(3)
+
+
+@contextlib.contextmanager
+def _told_of_a_full_disk(out: Path) -> Iterator[None]:
+    """Say of a full disk where it is and what to do: what is whole stays, and the same command goes on.
+
+    Raises:
+        OncofedError: in place of the system's error.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        words = f"{out}: {error.strerror}. Free space and give the command again: it goes on"
+        raise OncofedError(words) from error
 
 
 def _values(found: Predictions, page: Path | None) -> dict[str, Any]:
@@ -182,6 +204,7 @@ def _show(found: Predictions, page: Path | None) -> None:
     from oncofed.data.grouping import told
     from oncofed.prediction.outputs.figures import table_of
     from oncofed.prediction.run import MEASUREMENTS_FILE, PREDICTIONS_FILE, SET_ASIDE_FILE
+    from oncofed.prediction.trust.summary import doubts
 
     console = plain_console()
     records = found.now
@@ -201,9 +224,8 @@ def _show(found: Predictions, page: Path | None) -> None:
     for record in records:
         for output, reason in record["missing"].items():
             console.print(f"[yellow]no {output}[/] of {escape(record['name'])}: {escape(reason)}")
-    doubts = ((r["name"], reason) for r in records if r["trust"] for reason in r["trust"]["reasons"])
-    for line in told(doubts):
-        console.print(f"[yellow]do not trust[/] {escape(line)}")
+    for what, line in doubts(records):
+        console.print(f"[yellow]{what}[/]: {escape(line)}")
     for line in told((bad.name, bad.reason) for bad in found.set_aside):
         console.print(f"[yellow]set aside[/] {escape(line)}")
     before = f", {len(found.kept)} of them before" if found.kept else ""

@@ -46,6 +46,7 @@ CASES_FOLDER = "cases"
 CASE_FILE = "case.json"
 RESEARCH_ONLY = "Research only. Not a medical device: a person decides."
 _SCHEMA = 1
+_UNFINISHED = f"not finished: {CASES_FOLDER}/ may hold more than is listed; the same command goes on"
 _LOCK_FILE = ".lock"
 
 # Cases done, of how many.
@@ -133,13 +134,18 @@ def predict(
         advance(len(found.kept), len(sources.cases))
         _write_summary(found, model, settings, complete=False)
         aside = len(found.set_aside)
-        for result in _written(_inferred(model, todo, device, options, checks), out, model, settings):
-            if isinstance(result, SetAside):
-                found.set_aside.append(result)
-            else:
-                found.made.append(result.source.name)
-            count = len(found.kept) + len(found.made) + len(found.set_aside) - aside
-            advance(count, len(sources.cases))
+        try:
+            for result in _written(_inferred(model, todo, device, options, checks), out, model, settings):
+                if isinstance(result, SetAside):
+                    found.set_aside.append(result)
+                else:
+                    found.made.append(result.source.name)
+                count = len(found.kept) + len(found.made) + len(found.set_aside) - aside
+                advance(count, len(sources.cases))
+        except BaseException:
+            with contextlib.suppress(OSError):  # the disk may have no room for that either
+                _write_summary(found, model, settings, complete=False)
+            raise
         _write_summary(found, model, settings, complete=True)
     return found
 
@@ -396,7 +402,7 @@ def _write_summary(found: Predictions, model: TrainedModel, settings: dict[str, 
             for record in found.done
         ],
         "set_aside": [asdict(bad) for bad in found.set_aside],
-        "notes": found.notes,
+        "notes": found.notes if complete else [*found.notes, _UNFINISHED],
     }
     write_whole(out / PREDICTIONS_FILE, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
     if complete:
