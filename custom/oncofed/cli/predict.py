@@ -119,6 +119,7 @@ def predict(
     same command goes on; 130 interrupted.
     """
     keep_caches_in(workspace)
+    from oncofed.data.grouping import counted
     from oncofed.devices import training_device
     from oncofed.prediction.dicom.writers import notes_of
     from oncofed.prediction.model import load_model
@@ -162,7 +163,7 @@ def predict(
         _show(found, written)
     if not found.made and not found.kept:
         count = len(found.set_aside)
-        raise DataError(f"{', '.join(inputs)}: none of the {count} cases can be predicted; each has its reason")
+        raise DataError(f"{', '.join(inputs)}: none of the {counted(count, 'case')} can be predicted; each has its reason")
     if found.set_aside or any(record["missing"] for record in found.now):
         raise typer.Exit(3)
 
@@ -203,7 +204,7 @@ def _values(found: Predictions, page: Path | None) -> dict[str, Any]:
 def _show(found: Predictions, page: Path | None) -> None:
     from oncofed.data.grouping import told
     from oncofed.prediction.outputs.figures import table_of
-    from oncofed.prediction.run import MEASUREMENTS_FILE, PREDICTIONS_FILE, SET_ASIDE_FILE
+    from oncofed.prediction.run import MEASUREMENTS_FILE, PREDICTIONS_FILE, SET_ASIDE_FILE, source_said
     from oncofed.prediction.trust.summary import doubts
 
     console = plain_console()
@@ -212,10 +213,13 @@ def _show(found: Predictions, page: Path | None) -> None:
     headings, cells = table_of(row for record in shown for row in record["figures"])
     names = [record["name"] if number == 0 else "" for record in shown for number in range(len(record["figures"]))]
     table = Table(title=f"{len(records)} of {len(records) + len(found.set_aside)} cases", title_justify="left")
-    for number, heading in enumerate(["case", *headings]):
-        table.add_column(heading, justify="right" if number > 1 else "left", overflow="fold")
-    for name, row in zip(names, cells, strict=True):
-        table.add_row(escape(name), *map(escape, row))
+    sources = [source_said(record) for record in shown for _ in record["figures"]]
+    more = ["source"] if any(record.get("series") for record in shown) else []
+    for number, heading in enumerate(["case", *headings, *more]):
+        right = 1 < number <= len(headings)
+        table.add_column(heading, justify="right" if right else "left", overflow="fold")
+    for name, row, source in zip(names, cells, sources, strict=True):
+        table.add_row(escape(name), *map(escape, row), *([escape(source)] if more else []))
     show_table(table, console)
     if len(records) > _MOST_SHOWN:
         console.print(f"… and {len(records) - _MOST_SHOWN} more in {found.folder / MEASUREMENTS_FILE}")

@@ -13,7 +13,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -28,6 +28,7 @@ from oncofed.data.inputs import Preparation, Prepared
 from oncofed.data.manifest import write_whole
 from oncofed.data.prepared import PreparedCases, passing, prepare_one
 from oncofed.errors import DataError, SpecError, TrainingError
+from oncofed.prediction.dicom.named import series_said
 from oncofed.prediction.inputs import HIDDEN_FOLDER
 from oncofed.prediction.model import TrainedModel
 from oncofed.prediction.outputs.choice import chosen_outputs, outputs_of
@@ -337,6 +338,7 @@ def _write_case(out: Path, predicted: Predicted, model: TrainedModel, settings: 
             "schema": _SCHEMA,
             "name": source.name,
             "source": source.entry.source or str(source.case.image),
+            "series": series_said(source.series),
             "checksum": source.entry.checksum,
             "model": model.digest,
             "settings": settings,
@@ -409,13 +411,18 @@ def _write_summary(found: Predictions, model: TrainedModel, settings: dict[str, 
         aside = [asdict(bad) for bad in found.set_aside]
         write_table(out / SET_ASIDE_FILE, aside, ("name", "reason", "source"))
         rows = [
-            {"case": r["name"], **row, "trust": (r["trust"] or {}).get("verdict")}
+            {"case": r["name"], **row, "trust": (r["trust"] or {}).get("verdict"), "source": source_said(r)}
             for r in found.done
             for row in r["figures"]
         ]
         write_table(out / MEASUREMENTS_FILE, rows, ("case", "value", "name"))
         if classes := class_rows(found.done):
             write_table(out / CLASSES_FILE, classes, ("case", "value", "name"))
+
+
+def source_said(record: Mapping[str, Any]) -> str:
+    """Return where a case comes from, of DICOM with the series as people know it."""
+    return ", ".join(part for part in (record.get("series"), str(record["source"])) if part)
 
 
 def write_table(path: Path, rows: Sequence[dict[str, Any]], first: Sequence[str]) -> None:
