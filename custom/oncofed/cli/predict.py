@@ -162,8 +162,8 @@ def predict(
     else:
         _show(found, written)
     if not found.made and not found.kept:
-        count = len(found.set_aside)
-        raise DataError(f"{', '.join(inputs)}: none of the {counted(count, 'case')} can be predicted; each has its reason")
+        cases = counted(len(found.set_aside), "case")
+        raise DataError(f"{', '.join(inputs)}: none of the {cases} can be predicted; each has its reason")
     if found.set_aside or any(record["missing"] for record in found.now):
         raise typer.Exit(3)
 

@@ -32,7 +32,7 @@ _DASHES = ("", "5 2", "1.5 1.5", "7 2 1.5 2")
 _SIDE, FLAT_SIDE = 320, 480  # of a picture on the page
 _MOST_PIXELS = 640  # along a side of what is stored
 _SMALL = 256
-_COARSE = 64  # voxels along each side in which the body is looked for
+_LEAST_BODY = 0.1  # of what the plane with most of a body shows of it
 _MOST_OBJECTS = 800
 _MOST_TILES = 6000
 _SMALL_LABEL = 0.05
@@ -177,7 +177,7 @@ def _places(values: NDArray[Any], labels: NDArray[Any] | None, most: bool) -> tu
     """Return along each axis the plane that is shown."""
     if labels is None or not (labels > 0).any():
         return _middle_of_body(values)
-    return (_fullest if most else _centre)(labels)
+    return _fullest(labels, values) if most else _centre(labels)
 
 
 def _centre(labels: NDArray[Any]) -> tuple[int, ...]:
@@ -187,28 +187,34 @@ def _centre(labels: NDArray[Any]) -> tuple[int, ...]:
     return tuple(int(n) for n in found[nearest])
 
 
-def _fullest(labels: NDArray[Any]) -> tuple[int, ...]:
-    """Return along each axis the plane that shows most of a label."""
-    there = labels > 0
-    sums = (there.sum(axis=tuple(other for other in range(3) if other != axis)) for axis in range(3))
-    return tuple(int(counts.argmax()) for counts in sums)
+def _fullest(labels: NDArray[Any], values: NDArray[Any]) -> tuple[int, ...]:
+    """Return along each axis the plane that shows most of a label.
+
+    A plane that is nearly all air counts only where no other one shows any of it: what a model finds in the air beside
+    a body is no reason to show nothing but air.
+    """
+    found = []
+    for labelled, bright in zip(_by_plane(labels > 0), _by_plane(_bright(values)), strict=True):
+        in_body = np.where(bright >= _LEAST_BODY * bright.max(), labelled, 0)
+        found.append(int((in_body if in_body.any() else labelled).argmax()))
+    return tuple(found)
 
 
 def _middle_of_body(values: NDArray[Any]) -> tuple[int, ...]:
-    """Return the place on either side of which lies as much of what is brighter than the mean, along each axis.
+    """Return the place on either side of which lies as much of what is brighter than the mean, along each axis."""
+    sums = [np.cumsum(bright) for bright in _by_plane(_bright(values))]
+    return tuple(int(np.searchsorted(s, s[-1] / 2)) if s[-1] else len(s) // 2 for s in sums)
 
-    A scan's middle may lie in the air: a volume that was turned has corners without any image.
-    """
-    steps = tuple(max(1, n // _COARSE) for n in values.shape)
-    coarse = np.nan_to_num(values[tuple(slice(step // 2, None, step) for step in steps)].astype(np.float32))
-    bright = coarse > coarse.mean()
-    if not bright.any():
-        return tuple(n // 2 for n in values.shape)
-    found = []
-    for axis, step in enumerate(steps):
-        counts = np.cumsum(bright.sum(axis=tuple(other for other in range(3) if other != axis)))
-        found.append(min(int(np.searchsorted(counts, counts[-1] / 2)) * step + step // 2, values.shape[axis] - 1))
-    return tuple(found)
+
+def _bright(values: NDArray[Any]) -> NDArray[np.bool_]:
+    finite = np.nan_to_num(values.astype(np.float32), posinf=0, neginf=0)
+    bright: NDArray[np.bool_] = finite > finite.mean(dtype=np.float64)
+    return bright
+
+
+def _by_plane(there: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
+    """Return how many voxels are so in each plane, along each axis."""
+    return [there.sum(axis=tuple(other for other in range(there.ndim) if other != axis)) for axis in range(there.ndim)]
 
 
 def _window(values: NDArray[Any], labels: NDArray[Any] | None) -> tuple[float, float] | None:

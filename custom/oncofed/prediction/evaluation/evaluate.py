@@ -306,15 +306,15 @@ def _require_comparable(request: Request) -> None:
             raise SpecError("--margin is for two models: name the other one with --against")
         return
     mine, its = request.model, other
-    if mine.digest == its.digest:
-        raise SpecError(
-            f"--against {its.folder}: it is the same model (weights {its.digest[:12]}…). Name another model's folder"
-        )
     if type(mine.task) is not type(its.task) or mine.task.classes != its.task.classes:
         raise SpecError(
             f"the models answer different questions: {mine.job.name} tells {', '.join(mine.task.classes.values())} "
             f"({mine.task.metric_name}), {its.job.name} {', '.join(its.task.classes.values())} "
             f"({its.task.metric_name}). Expected two models of one task and the same classes"
+        )
+    if mine.digest == its.digest:
+        raise SpecError(
+            f"--against {its.folder}: it is the same model (weights {its.digest[:12]}…). Name another model's folder"
         )
 
 

@@ -1,4 +1,4 @@
-"""What speaks against trusting predictions, in a few lines: those of a kind together, with the range of their values."""
+"""What speaks against trusting predictions, in a few lines: reasons of a kind together, with their range."""
 
 from __future__ import annotations
 
