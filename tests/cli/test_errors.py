@@ -114,6 +114,31 @@ def test_a_run_goes_on_without_bad_cases_when_told_to(
     assert result.mean.alone is None
 
 
+def test_a_site_is_the_registered_dataset_beside_a_folder_of_its_name(
+    run: Callable[..., Outcome],
+    job: Path,
+    two_sites: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And a run whose data do not pass leaves nothing, so that it can be repeated as it was typed."""
+    new = tmp_path / "new"
+    new.mkdir()
+    for part in ("imagesTr", "labelsTr"):
+        (two_sites["east"] / part).rename(new / part)
+    monkeypatch.chdir(tmp_path)
+    out, workspace = tmp_path / "out", ("--workspace", tmp_path / "ws")
+    registered = run("data", "register", "new", "--dataset", "new", "--labels", "1=liver,2=spleen", *workspace)
+    assert registered.status == 0, registered.text
+    for _ in range(2):
+        outcome = run(
+            "job", "run", job, "--site", "a=new", "--site", f"b={two_sites['west']}", "--out", out, *workspace
+        )
+        assert outcome.status == 3
+        assert "its label 'liver' is none of the job's" in outcome.text
+        assert not out.exists()
+
+
 def test_an_empty_site_is_named(
     run: Callable[..., Outcome], job: Path, two_sites: dict[str, Path], tmp_path: Path
 ) -> None:
