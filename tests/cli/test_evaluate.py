@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,12 +51,16 @@ def test_it_prints_scores_subgroups_and_where_the_files_are(run: Run, model: Pat
 
 
 def test_json_is_what_may_be_handed_on(run: Run, model: Path, data: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    done = run("evaluate", model, data, "--split", "all", "--out", out, "--json", "--worst", "0", "--against", model)
+    out, other = tmp_path / "out", tmp_path / "other"
+    job = parse_job(write_job(other))
+    (other / "model").mkdir()
+    weights = {name: value * 1.5 for name, value in job.plan().initial_weights().items() if value.is_floating_point()}
+    save_file(job.plan().initial_weights() | weights, other / "model" / "model.safetensors")
+    done = run("evaluate", model, data, "--split", "all", "--out", out, "--json", "--worst", "0", "--against", other)
     assert done.status == 0, done.text
     values = json.loads(done.output)
     assert values == json.loads((out / "evaluation.json").read_text())
-    assert values["comparison"]["difference"] == 0
+    assert values["comparison"]["patients"] == 12
     assert "<svg" not in (out / "evaluation.html").read_text()
 
 
@@ -98,3 +103,35 @@ def test_no_model_and_no_dataset(run: Run, model: Path, data: Path, tmp_path: Pa
     assert "no such file or folder" in run("evaluate", tmp_path / "nowhere", data).text
     missing = run("evaluate", model, "nowhere", "--workspace", tmp_path)
     assert (missing.status, "neither a folder nor a registered dataset" in missing.text) == (3, True)
+
+
+def test_a_folder_does_not_hide_the_dataset_that_was_registered_of_it(
+    run: Run, model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = ("--workspace", tmp_path / "ws")
+    shutil.copytree(data / "imagesTr", tmp_path / "in" / "new" / "imagesTr")
+    shutil.copytree(data / "labelsTr", tmp_path / "in" / "new" / "labelsTr")
+    monkeypatch.chdir(tmp_path / "in")
+    assert run("data", "register", "new", "--dataset", "new", *workspace).status == 0
+    done = run("evaluate", model, "new", "--split", "all", "--worst", "0", *workspace)
+    assert done.status == 0, done.text
+    assert "is taken" not in done.text
+    (tmp_path / "elsewhere" / "new").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    done = run("evaluate", model, "new", "--split", "all", "--worst", "0", *workspace)
+    assert done.status == 0, done.text
+    assert f"new: the dataset registered in {tmp_path / 'ws/datasets/new'} is taken, not the folder" in done.text
+    shutil.copy(data / "dataset.json", tmp_path / "elsewhere/new")
+    for part in ("imagesTr", "labelsTr"):
+        shutil.copytree(data / part, tmp_path / "elsewhere/new" / part)
+    done = run("evaluate", model, "new", "--split", "all", "--worst", "0", *workspace)
+    assert done.status == 0, done.text
+    assert f"new: the folder {tmp_path / 'elsewhere/new'} is taken, not the dataset that is registered so" in done.text
+
+
+def test_too_few_patients_have_no_interval(run: Run, model: Path, tmp_path: Path) -> None:
+    few = make_site(tmp_path / "few", 4)
+    done = run("evaluate", model, few, "--split", "all", "--worst", "0", "--workspace", tmp_path / "ws")
+    assert done.status == 0, done.text
+    assert "too few to tell" in done.output
+    assert "too few to tell" in (tmp_path / "ws/evaluations/balls-few/evaluation.html").read_text()

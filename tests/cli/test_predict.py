@@ -90,7 +90,7 @@ def test_nothing_that_can_be_predicted_is_an_error(run: Run, trained: Path, tmp_
     Image.new("L", (9, 9), 3).save(tmp_path / "in" / "a.png")
     flat = run("predict", trained, tmp_path / "in", "--out", tmp_path / "out")
     assert flat.status == 3
-    assert "none of the 1 cases can be predicted" in flat.text
+    assert "none of the 1 case can be predicted" in flat.text
 
 
 def test_a_colour_picture_for_a_grey_model_is_predicted_in_grey(run: Run, tmp_path: Path) -> None:
@@ -157,8 +157,11 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(
     monkeypatch.setattr(nib, "save", full)
     shown = run("predict", trained, images, "--out", tmp_path / "out")
     assert shown.status == 1
-    assert "No space left on device. Expected a folder that can be written to and has space" in shown.text
+    assert f"{tmp_path / 'out'}: No space left on device. Free space and give the command again: it goes" in shown.text
     assert [path.name for path in (tmp_path / "out/cases").iterdir()] == ["case_0"]
+    said = json.loads((tmp_path / "out/predictions.json").read_text())
+    assert (said["complete"], [case["name"] for case in said["cases"]]) == (False, ["case_0"])
+    assert said["notes"][-1].startswith("not finished: cases/ may hold more than is listed")
     monkeypatch.undo()
     monkeypatch.setenv("ONCOFED_WORKSPACE", str(tmp_path / "workspace"))
 

@@ -99,7 +99,15 @@ def test_labels_that_are_not_the_jobs_are_no_reason_not_to_predict(tmp_path: Pat
     found = read([tmp_path / "set"], tmp_path / "out", spec)
     assert len(found.cases) == 3
     assert not any(source.labelled for source in found.cases)
-    assert "labels of the input are not used: its label 'liver' is none of the job's" in found.notes[0]
+    assert f"labels of {tmp_path / 'set'} are not used: its label 'liver' is none of the job's; say" in found.notes[0]
+    for image in (site / "imagesTr").iterdir():
+        image.rename(image.with_name(image.name.replace(".nii", "_0000.nii")))
+    of_nnunet = {"channel_names": {"0": "MR"}, "labels": {"background": 0, "liver": 1, "spleen": 2}, "numTraining": 3}
+    (site / "dataset.json").write_text(json.dumps({**of_nnunet, "file_ending": ".nii.gz"}))
+    loose = read([site], tmp_path / "other", spec)
+    assert len(loose.cases) == 3
+    [note] = [note for note in loose.notes if "not used" in note]
+    assert note == f"labels of {site} are not used: its label 'liver' is none of the job's"
 
 
 def test_a_broken_label_is_no_reason_not_to_look_at_the_image(tmp_path: Path, spec: JobSpec) -> None:

@@ -172,6 +172,7 @@ def test_a_run_without_scores_or_provenance_has_a_card_too() -> None:
     text = to_markdown(card)
     assert "model-index" not in text
     assert "nothing vouches for them" in text
+    assert "; this is the model of round 4\n" in text
 
 
 def test_calibration_is_told_where_there_is_one() -> None:

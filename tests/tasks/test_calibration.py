@@ -19,6 +19,7 @@ from oncofed.tasks.calibration import (
     TEMPERATURES,
     learned,
     log_losses,
+    lowest,
     read_calibration,
     temperature_sums,
     tempered,
@@ -79,6 +80,17 @@ def test_what_is_rounded_at_each_site_hardly_moves_the_temperature(too_sure: flo
     assert found.temperature == pytest.approx(expected, rel=0.03)
     assert found.log_loss[1] <= found.log_loss[0]
     assert found.sites == ["s0", "s1", "s2"]
+
+
+def test_a_log_loss_is_never_below_zero_though_sums_were_rounded() -> None:
+    sums = [2.0] * len(TEMPERATURES)
+    sums[5:12] = [0.3, 0.0, 0.0, 0.0, 0.0, 0.0, 0.2]
+    fitted = lowest(np.array(sums))
+    assert fitted
+    assert fitted[1] < 0, "the curve through rounded sums is"
+    found = learned({"east": {"patients": 50, "log_loss": sums}})
+    assert found
+    assert min(found.log_loss) == 0
 
 
 def test_of_many_patients_the_temperature_is_by_how_much_the_model_is_too_sure() -> None:

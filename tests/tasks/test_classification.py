@@ -89,6 +89,15 @@ def test_the_interval_holds_the_mean_and_narrows_with_patients() -> None:
     assert confidence(TASK, few[:2]) is None
 
 
+def test_no_interval_is_given_that_has_no_width() -> None:
+    """Whoever is drawn of patients that are all told apart, the area is one."""
+    right = [
+        (str(number), Classified(np.array([0.9, 0.1])[:: 1 - 2 * (number % 2)], number % 2)) for number in range(6)
+    ]
+    assert TASK.summarise(right).mean == 1
+    assert confidence(TASK, right) is None
+
+
 def test_classes_are_numbered_from_zero() -> None:
     with pytest.raises(ValidationError, match="expected \\[0, 1\\]"):
         ClassificationSpec(classes={1: "a", 2: "b"})

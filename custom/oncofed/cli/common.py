@@ -143,6 +143,21 @@ def datasets_folder(workspace: Path) -> Path:
     return workspace / "datasets"
 
 
+def dataset_named(name_or_folder: str | Path, workspace: Path) -> Path:
+    """Return a dataset's folder; where a folder and a registered dataset are called so, stderr says which is taken.
+
+    Raises:
+        DataError: there is none.
+    """
+    from oncofed.data.register import dataset_folder, which_is_taken
+
+    registered = datasets_folder(workspace)
+    folder = dataset_folder(name_or_folder, registered)
+    if said := which_is_taken(name_or_folder, registered):
+        plain_console(stderr=True).print(f"[yellow]note[/] {escape(said)}")
+    return folder
+
+
 def new_run_folder(workspace: Path, job: str) -> Path:
     """Return a folder ``workspace/runs/TIME-JOB`` that does not exist yet."""
     runs = workspace / "runs"

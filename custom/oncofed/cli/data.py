@@ -14,6 +14,7 @@ from rich.table import Table
 from oncofed.cli.common import (
     DEFAULT_WORKSPACE,
     Workspace,
+    dataset_named,
     datasets_folder,
     ended_by_signals,
     escape,
@@ -185,11 +186,10 @@ def check(
     """
     keep_caches_in(workspace)
     from oncofed.data.contract import check_dataset
-    from oncofed.data.register import dataset_folder
     from oncofed.job.spec import read_job
 
     spec = read_job(job)
-    folder = dataset_folder(dataset, datasets_folder(workspace))
+    folder = dataset_named(dataset, workspace)
     report = check_dataset(folder, spec.data, spec.task.vocabulary, spec.seed, spec.plan().build_task().label_kind)
     cache = _cache_note(folder, spec) if report.may_train else ""
     if json:
@@ -219,10 +219,9 @@ def profile(
     keep_caches_in(workspace)
     from oncofed.data.manifest import write_whole
     from oncofed.data.profile import make_profile
-    from oncofed.data.register import dataset_folder
     from oncofed.report.profile import write_profile_page
 
-    folder = dataset_folder(dataset, datasets_folder(workspace))
+    folder = dataset_named(dataset, workspace)
     target = out or folder
     target.mkdir(parents=True, exist_ok=True)
     found, manifest = make_profile(folder)
@@ -256,10 +255,9 @@ def look(
     """
     keep_caches_in(workspace)
     from oncofed.data.look import look as look_at
-    from oncofed.data.register import dataset_folder
     from oncofed.report.look import PAGE_FILE, write_look_page
 
-    folder = dataset_folder(dataset, datasets_folder(workspace))
+    folder = dataset_named(dataset, workspace)
     target = out or folder
     target.mkdir(parents=True, exist_ok=True)
     with ended_by_signals(), progress_bars(progress_console(json)) as advance:
@@ -335,9 +333,8 @@ def split(
     """Deal one registered dataset to sites by what its cases say, to try a federation on one machine."""
     from oncofed.data.deal import deal_by_tags
     from oncofed.data.manifest import read_manifest
-    from oncofed.data.register import dataset_folder
 
-    folder = dataset_folder(dataset, datasets_folder(workspace))
+    folder = dataset_named(dataset, workspace)
     sites = deal_by_tags(folder, out, [tag.strip() for tag in by.split(",")], least)
     counts = {site: len(read_manifest(path).entries) for site, path in sites.items()}
     if json:

@@ -12,7 +12,7 @@ from rich.table import Table
 from oncofed.cli.common import (
     DEFAULT_WORKSPACE,
     Workspace,
-    datasets_folder,
+    dataset_named,
     ended_by_signals,
     escape,
     keep_caches_in,
@@ -92,7 +92,6 @@ def evaluate(
     name. evaluation.html (worst cases with pictures) and cases.csv (each case's figures) stay at the site.
     """
     keep_caches_in(workspace)
-    from oncofed.data.register import dataset_folder
     from oncofed.devices import training_device
     from oncofed.job.card import write_cards
     from oncofed.prediction.evaluation.columns import parse_wanted
@@ -103,7 +102,7 @@ def evaluate(
     from oncofed.report.result import read_result
 
     wanted = tuple(parse_wanted(by or []))
-    folder = dataset_folder(dataset, datasets_folder(workspace))
+    folder = dataset_named(dataset, workspace)
     other = load_model(against) if against else None
     if card and not (model / "result.json").is_file():
         raise SpecError(f"--card: {model} holds no result.json, from which the card follows. Name a run's folder")
@@ -188,4 +187,4 @@ def _number(value: float | None) -> str:
 
 
 def _range(interval: tuple[float, float] | None) -> str:
-    return "–" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"
+    return "too few to tell" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"

@@ -14,6 +14,7 @@ from oncofed.cli import submitted
 from oncofed.cli.common import (
     DEFAULT_WORKSPACE,
     Workspace,
+    dataset_named,
     datasets_folder,
     ended_by_signals,
     keep_caches_in,
@@ -27,7 +28,7 @@ from oncofed.cli.common import (
 from oncofed.cli.demo import Backend
 from oncofed.cli.submitted import Against, EvaluateOnly, Model, require_model
 from oncofed.cli.terminal import echo_json
-from oncofed.errors import SpecError
+from oncofed.errors import DataError, SpecError
 
 if TYPE_CHECKING:
     from oncofed.code.pack import Pack
@@ -336,8 +337,7 @@ def run(
         spec = spec.with_rounds(rounds) if rounds else spec
         if max_bad_share is not None:
             spec = spec.changed({"data": {"max_bad_share": max_bad_share}})
-    registered = datasets_folder(workspace)
-    sites = _named_sites(site, registered)
+    sites = _named_sites(site, workspace)
     check_sites(spec, len(sites))
     folder = out or new_run_folder(workspace, spec.name)
     if folder.exists() and any(folder.iterdir()):
@@ -436,10 +436,9 @@ def _compared_sites(
     from oncofed.cli.demo import SHARES
     from oncofed.data.deal import deal_to_sites
 
-    registered = datasets_folder(workspace)
     if site:
-        return _named_sites(site, registered)
-    source = data_root or registered / spec.data.dataset
+        return _named_sites(site, workspace)
+    source = data_root or datasets_folder(workspace) / spec.data.dataset
     if not source.is_dir():
         raise SpecError(
             f"no sites: there is no registered dataset {spec.data.dataset!r}. Name sites with --site NAME=DATASET, or "
@@ -449,11 +448,16 @@ def _compared_sites(
     return deal_to_sites(source, folder / "data", SHARES, spec.seed)
 
 
-def _named_sites(site: list[str], registered: Path) -> dict[str, Path]:
-    return {
-        name: registered / value if not value.exists() and (registered / value).is_dir() else value
-        for name, value in parse_sites(site).items()
-    }
+def _named_sites(site: list[str], workspace: Path) -> dict[str, Path]:
+    return {name: _site_folder(value, workspace) for name, value in parse_sites(site).items()}
+
+
+def _site_folder(value: Path, workspace: Path) -> Path:
+    """Return a site's dataset; what is none is told with that of all other sites, when their data are checked."""
+    try:
+        return dataset_named(value, workspace)
+    except DataError:
+        return value
 
 
 @app.command()

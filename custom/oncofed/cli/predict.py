@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json as jsonlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -34,7 +37,7 @@ from oncofed.cli.watching import (
     watching,
     work_off,
 )
-from oncofed.errors import DataError, SpecError
+from oncofed.errors import DataError, OncofedError, SpecError
 
 if TYPE_CHECKING:
     from oncofed.prediction.run import Predictions
@@ -78,7 +81,8 @@ def predict(
     without: Annotated[
         list[str] | None,
         typer.Option(
-            help="Leave an output out, such as evidence, which takes long on a CPU for some networks. May be repeated."
+            help="Leave an output out: classes, dicom, evidence, labels, objects, slide or structures; evidence takes "
+            "long on a CPU for some networks. May be repeated."
         ),
     ] = None,
     structures: Annotated[
@@ -110,9 +114,12 @@ def predict(
 
     Research only: a person decides.
 
-    Exit status: 0 every case was predicted, 3 some were set aside, or none is there to be predicted.
+    Exit status: 0 every case was predicted; 3 some were set aside, an output that was asked for is missing, or none is
+    there to be predicted; 2 MODEL, an option or --out cannot be used; 1 the work failed, as where the disk is full: the
+    same command goes on; 130 interrupted.
     """
     keep_caches_in(workspace)
+    from oncofed.data.grouping import counted
     from oncofed.devices import training_device
     from oncofed.prediction.dicom.writers import notes_of
     from oncofed.prediction.model import load_model
@@ -143,7 +150,7 @@ def predict(
         console = progress_console(json)
         raise typer.Exit(work_off(asked, out, predictor, console, RESEARCH_ONLY, trained.digest, json))
     assert inputs is not None
-    with ended_by_signals(), progress_bars(progress_console(json)) as advance:
+    with _told_of_a_full_disk(out), ended_by_signals(), progress_bars(progress_console(json)) as advance:
         sources = gather(inputs, out, trained.job, datasets_folder(workspace), only or (), workers, advance)
         sources.notes += notes_of(trained, sources.cases)
         found = predict_all(
@@ -155,10 +162,26 @@ def predict(
     else:
         _show(found, written)
     if not found.made and not found.kept:
-        count = len(found.set_aside)
-        raise DataError(f"{', '.join(inputs)}: none of the {count} cases can be predicted; each has its reason")
+        cases = counted(len(found.set_aside), "case")
+        raise DataError(f"{', '.join(inputs)}: none of the {cases} can be predicted; each has its reason")
     if found.set_aside or any(record["missing"] for record in found.now):
         raise typer.Exit(3)
+
+
+@contextlib.contextmanager
+def _told_of_a_full_disk(out: Path) -> Iterator[None]:
+    """Say of a full disk where it is and what to do: what is whole stays, and the same command goes on.
+
+    Raises:
+        OncofedError: in place of the system's error.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        words = f"{out}: {error.strerror}. Free space and give the command again: it goes on"
+        raise OncofedError(words) from error
 
 
 def _values(found: Predictions, page: Path | None) -> dict[str, Any]:
@@ -181,7 +204,8 @@ def _values(found: Predictions, page: Path | None) -> dict[str, Any]:
 def _show(found: Predictions, page: Path | None) -> None:
     from oncofed.data.grouping import told
     from oncofed.prediction.outputs.figures import table_of
-    from oncofed.prediction.run import MEASUREMENTS_FILE, PREDICTIONS_FILE, SET_ASIDE_FILE
+    from oncofed.prediction.run import MEASUREMENTS_FILE, PREDICTIONS_FILE, SET_ASIDE_FILE, source_said
+    from oncofed.prediction.trust.summary import doubts
 
     console = plain_console()
     records = found.now
@@ -189,10 +213,13 @@ def _show(found: Predictions, page: Path | None) -> None:
     headings, cells = table_of(row for record in shown for row in record["figures"])
     names = [record["name"] if number == 0 else "" for record in shown for number in range(len(record["figures"]))]
     table = Table(title=f"{len(records)} of {len(records) + len(found.set_aside)} cases", title_justify="left")
-    for number, heading in enumerate(["case", *headings]):
-        table.add_column(heading, justify="right" if number > 1 else "left", overflow="fold")
-    for name, row in zip(names, cells, strict=True):
-        table.add_row(escape(name), *map(escape, row))
+    sources = [source_said(record) for record in shown for _ in record["figures"]]
+    more = ["source"] if any(record.get("series") for record in shown) else []
+    for number, heading in enumerate(["case", *headings, *more]):
+        right = 1 < number <= len(headings)
+        table.add_column(heading, justify="right" if right else "left", overflow="fold")
+    for name, row, source in zip(names, cells, sources, strict=True):
+        table.add_row(escape(name), *map(escape, row), *([escape(source)] if more else []))
     show_table(table, console)
     if len(records) > _MOST_SHOWN:
         console.print(f"… and {len(records) - _MOST_SHOWN} more in {found.folder / MEASUREMENTS_FILE}")
@@ -201,9 +228,8 @@ def _show(found: Predictions, page: Path | None) -> None:
     for record in records:
         for output, reason in record["missing"].items():
             console.print(f"[yellow]no {output}[/] of {escape(record['name'])}: {escape(reason)}")
-    doubts = ((r["name"], reason) for r in records if r["trust"] for reason in r["trust"]["reasons"])
-    for line in told(doubts):
-        console.print(f"[yellow]do not trust[/] {escape(line)}")
+    for what, line in doubts(records):
+        console.print(f"[yellow]{what}[/]: {escape(line)}")
     for line in told((bad.name, bad.reason) for bad in found.set_aside):
         console.print(f"[yellow]set aside[/] {escape(line)}")
     before = f", {len(found.kept)} of them before" if found.kept else ""

@@ -11,7 +11,7 @@ import typer
 from oncofed.cli.common import (
     DEFAULT_WORKSPACE,
     Workspace,
-    datasets_folder,
+    dataset_named,
     keep_caches_in,
     plain_console,
     typed_workspace,
@@ -73,13 +73,12 @@ def resolve(
     listed there, and registering again keeps it; what is found later, or has changed since, is told anew.
     """
     keep_caches_in(workspace)
-    from oncofed.data.register import dataset_folder
     from oncofed.data.resolve import resolve as decide
     from oncofed.data.resolve import take_back
 
     given = locals()
     choices = {a.finding: given[a.finding.replace("-", "_")] for a in ANSWERS if given[a.finding.replace("-", "_")]}
-    folder = dataset_folder(dataset, datasets_folder(workspace))
+    folder = dataset_named(dataset, workspace)
     if undo:
         outcome = take_back(folder, choices, why, _kit(site), dry_run)
     elif choices:

@@ -43,7 +43,7 @@ from oncofed.data.work import FileWork, SlideWork, StackWork, Work, distinct_wor
 from oncofed.data.workers import BROKE_ITS_READER, Workers
 from oncofed.errors import DataError
 
-__all__ = ["Progress", "Request", "dataset_folder", "parse_labels", "register"]
+__all__ = ["Progress", "Request", "dataset_folder", "parse_labels", "register", "which_is_taken"]
 
 SOURCE_LINK = "source"
 _INDEX_FILE = ".index.sqlite"
@@ -271,16 +271,35 @@ def _remove_stale(out: Path, manifest: Manifest) -> None:
 def dataset_folder(name_or_folder: str | Path, datasets: Path) -> Path:
     """Return the folder of a dataset given by folder or by the name under which it is registered.
 
+    A folder without ``dataset.json`` that is called like a registered dataset means that one: it was likely registered
+    as it.
+
     Raises:
         DataError: there is none.
     """
-    path = Path(name_or_folder).expanduser()
-    if path.is_dir():
+    path, registered = Path(name_or_folder).expanduser(), datasets / str(name_or_folder)
+    if path.is_dir() and ((path / MANIFEST_FILE).is_file() or not (registered / MANIFEST_FILE).is_file()):
         return manifest_path(path).parent
-    if (datasets / str(name_or_folder)).is_dir():
-        return manifest_path(datasets / str(name_or_folder)).parent
+    if registered.is_dir():
+        return manifest_path(registered).parent
     known = sorted(p.parent.name for p in datasets.glob("*/dataset.json"))
     raise DataError(
         f"{name_or_folder}: neither a folder nor a registered dataset. Registered in {datasets}: "
         f"{', '.join(known) or 'none'}. Register a folder with: oncofed data register FOLDER --dataset NAME"
     )
+
+
+def which_is_taken(name_or_folder: str | Path, datasets: Path) -> str:
+    """Return which dataset a name means where both a folder and a registered dataset are called so; else nothing.
+
+    Nothing is said of a folder that was registered under its own name either: both are the same images.
+    """
+    path, registered = Path(name_or_folder).expanduser(), datasets / str(name_or_folder)
+    source = registered / SOURCE_LINK
+    if not path.is_dir() or not (registered / MANIFEST_FILE).is_file() or path.resolve() == registered.resolve():
+        return ""
+    if (path / MANIFEST_FILE).is_file():
+        return f"{name_or_folder}: the folder {path.resolve()} is taken, not the dataset that is registered so"
+    if source.is_symlink() and source.resolve() == path.resolve():
+        return ""
+    return f"{name_or_folder}: the dataset registered in {registered} is taken, not the folder {path.resolve()}"

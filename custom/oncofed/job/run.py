@@ -81,11 +81,13 @@ class Run:
         """Run everything and return the result, which is also written to the run's folder.
 
         Raises:
+            DataError: the sites' data cannot be used; no folder is made.
             OncofedError: the run failed; ``result.json`` then says so.
         """
         started = time.monotonic()
         # Its sites, baselines and pictures would each end with that, one after the other.
         require_named_gpu()
+        self._check_data()  # before there is a folder: a run that never began leaves nothing
         self.folder = self.folder.resolve()
         self.folder.mkdir(parents=True, exist_ok=True)
         backends.require_machine(self.folder)
@@ -94,7 +96,6 @@ class Run:
         if self.evaluate_only:
             result.rounds = 0
         try:
-            self._check_data()
             self._run(result)
             result.status = "completed"
         except OncofedError as error:

@@ -13,7 +13,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -28,6 +28,7 @@ from oncofed.data.inputs import Preparation, Prepared
 from oncofed.data.manifest import write_whole
 from oncofed.data.prepared import PreparedCases, passing, prepare_one
 from oncofed.errors import DataError, SpecError, TrainingError
+from oncofed.prediction.dicom.named import series_said
 from oncofed.prediction.inputs import HIDDEN_FOLDER
 from oncofed.prediction.model import TrainedModel
 from oncofed.prediction.outputs.choice import chosen_outputs, outputs_of
@@ -46,6 +47,7 @@ CASES_FOLDER = "cases"
 CASE_FILE = "case.json"
 RESEARCH_ONLY = "Research only. Not a medical device: a person decides."
 _SCHEMA = 1
+_UNFINISHED = f"not finished: {CASES_FOLDER}/ may hold more than is listed; the same command goes on"
 _LOCK_FILE = ".lock"
 
 # Cases done, of how many.
@@ -133,13 +135,18 @@ def predict(
         advance(len(found.kept), len(sources.cases))
         _write_summary(found, model, settings, complete=False)
         aside = len(found.set_aside)
-        for result in _written(_inferred(model, todo, device, options, checks), out, model, settings):
-            if isinstance(result, SetAside):
-                found.set_aside.append(result)
-            else:
-                found.made.append(result.source.name)
-            count = len(found.kept) + len(found.made) + len(found.set_aside) - aside
-            advance(count, len(sources.cases))
+        try:
+            for result in _written(_inferred(model, todo, device, options, checks), out, model, settings):
+                if isinstance(result, SetAside):
+                    found.set_aside.append(result)
+                else:
+                    found.made.append(result.source.name)
+                count = len(found.kept) + len(found.made) + len(found.set_aside) - aside
+                advance(count, len(sources.cases))
+        except BaseException:
+            with contextlib.suppress(OSError):  # the disk may have no room for that either
+                _write_summary(found, model, settings, complete=False)
+            raise
         _write_summary(found, model, settings, complete=True)
     return found
 
@@ -331,6 +338,7 @@ def _write_case(out: Path, predicted: Predicted, model: TrainedModel, settings: 
             "schema": _SCHEMA,
             "name": source.name,
             "source": source.entry.source or str(source.case.image),
+            "series": series_said(source.series),
             "checksum": source.entry.checksum,
             "model": model.digest,
             "settings": settings,
@@ -396,20 +404,25 @@ def _write_summary(found: Predictions, model: TrainedModel, settings: dict[str, 
             for record in found.done
         ],
         "set_aside": [asdict(bad) for bad in found.set_aside],
-        "notes": found.notes,
+        "notes": found.notes if complete else [*found.notes, _UNFINISHED],
     }
     write_whole(out / PREDICTIONS_FILE, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
     if complete:
         aside = [asdict(bad) for bad in found.set_aside]
         write_table(out / SET_ASIDE_FILE, aside, ("name", "reason", "source"))
         rows = [
-            {"case": r["name"], **row, "trust": (r["trust"] or {}).get("verdict")}
+            {"case": r["name"], **row, "trust": (r["trust"] or {}).get("verdict"), "source": source_said(r)}
             for r in found.done
             for row in r["figures"]
         ]
         write_table(out / MEASUREMENTS_FILE, rows, ("case", "value", "name"))
         if classes := class_rows(found.done):
             write_table(out / CLASSES_FILE, classes, ("case", "value", "name"))
+
+
+def source_said(record: Mapping[str, Any]) -> str:
+    """Return where a case comes from, of DICOM with the series as people know it."""
+    return ", ".join(part for part in (record.get("series"), str(record["source"])) if part)
 
 
 def write_table(path: Path, rows: Sequence[dict[str, Any]], first: Sequence[str]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import fnmatch
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -31,6 +32,7 @@ from oncofed.prediction.inputs import HIDDEN_FOLDER, Given, sort_inputs
 _MADE_OF_DICOM = {"images", "slides"}
 _READ_AT_ONCE = 4
 _NAMES_FILE = "names.json"
+_OF_MANIFEST = re.compile(r"[;,](?=[^;,]*dataset\.json)")  # where what to do with that file begins
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ def _read(
         if given.dataset is None:
             _register(given, wanted, sources, workers, progress)
         else:
-            _take(decided(read_manifest(given.dataset)), given.dataset, wanted, sources)
+            _take(decided(read_manifest(given.dataset)), given.dataset, wanted, sources, given)
     except DataError as error:
         # Whoever named files knows nothing of the folder that holds links to them.
         said = DataError(str(error).replace(str(given.source), given.name) if given.named else str(error))
@@ -156,12 +158,12 @@ def _register(given: Given, wanted: _Wanted, sources: Sources, workers: int | No
         sources.set_aside += [SetAside(Path(path).name, reason, path) for path, reason in given.left_out()]
     else:
         sources.notes += [f"left out, {n} of {given.name}: {why}" for why, n in by_weight(manifest.left_out)]
-    _take(manifest, given.folder, wanted, sources)
+    _take(manifest, given.folder, wanted, sources, given)
 
 
-def _take(manifest: Manifest, folder: Path, wanted: _Wanted, sources: Sources) -> None:
+def _take(manifest: Manifest, folder: Path, wanted: _Wanted, sources: Sources, given: Given) -> None:
     """Add a dataset's cases."""
-    values, labelled, notes = _labels(manifest, wanted)
+    values, labelled, notes = _labels(manifest, wanted, given)
     sources.notes += notes
     series = image_files(folder)
     found = []
@@ -185,14 +187,19 @@ def _series(entry: Entry, folder: Path, files: Mapping[str, list[str]]) -> tuple
     return tuple(folder / SOURCE_LINK / path for path in files.get(entry.name or "", [entry.source]))
 
 
-def _labels(manifest: Manifest, wanted: _Wanted) -> tuple[tuple[tuple[int, int], ...] | None, bool, list[str]]:
+def _labels(
+    manifest: Manifest, wanted: _Wanted, given: Given
+) -> tuple[tuple[tuple[int, int], ...] | None, bool, list[str]]:
     """Return how a dataset's labels become the job's, whether they do, and why not."""
     match = match_classes if wanted.label_kind == "class" else match_labels
     if not any(entry.label is not None for entry in manifest.entries):
         return None, False, []
     vocabulary = match(manifest, wanted.job.task.vocabulary)
     if vocabulary.problems:
-        return None, False, [f"labels of the input are not used: {vocabulary.problems[0]}"]
+        why = vocabulary.problems[0]
+        if given.dataset is None:  # whose dataset.json is hidden, and made anew each time
+            why = _OF_MANIFEST.split(why)[0]
+        return None, False, [f"labels of {given.name} are not used: {why}"]
     return tuple(vocabulary.values.items()) if vocabulary.values is not None else None, True, []
 
 

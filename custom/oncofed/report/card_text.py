@@ -112,7 +112,7 @@ def _training_table(card: Card) -> str:
 def _training(card: Card) -> Iterator[tuple[str, object]]:
     one = card.training_procedure
     yield "Strategy", one.strategy
-    best = f", of which {one.best_round} is this model" if one.best_round is not None else ""
+    best = f"; this is the model of round {one.best_round}" if one.best_round is not None else ""
     yield "Rounds", f"{one.rounds}{best}"
     yield "Steps", f"{one.steps_per_round} a round and site, batches of {one.batch_size}"
     yield "Learning rate", f"{one.learning_rate:g}"
@@ -128,7 +128,7 @@ def _scores_table(scores: Quantitative) -> str:
             name,
             site.test_cases,
             _number(site.value),
-            _range(site.interval),
+            "–" if site.value is None else _range(site.interval),
             *(_number(site.by_class.get(one)) for one in classes),
         )
         for name, site in scores.sites.items()
@@ -195,7 +195,7 @@ def _number(value: float | None) -> str:
 
 
 def _range(interval: Interval | None) -> str:
-    return "–" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"
+    return "too few to tell" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"
 
 
 def _list(rows: Iterable[tuple[str, object]]) -> str:

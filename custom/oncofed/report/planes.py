@@ -29,9 +29,10 @@ from oncofed.data.tiles import read_tiles
 # After Okabe and Ito (2008), lighter: they stand on black, and are told apart by who sees few colours.
 COLOURS = ("#ffb000", "#56b4e9", "#3ddc97", "#f0e442", "#ff7fc8", "#ff6f61", "#b9a3ff", "#9ae6e6")
 _DASHES = ("", "5 2", "1.5 1.5", "7 2 1.5 2")
-_SIDE, _FLAT_SIDE = 320, 480  # of a picture on the page
+_SIDE, FLAT_SIDE = 320, 480  # of a picture on the page
 _MOST_PIXELS = 640  # along a side of what is stored
 _SMALL = 256
+_LEAST_BODY = 0.25  # of what the plane with most of a body shows of it
 _MOST_OBJECTS = 800
 _MOST_TILES = 6000
 _SMALL_LABEL = 0.05
@@ -71,7 +72,8 @@ class Drawing:
     Attributes:
         case: image and mask.
         is_ct: values are Hounsfield units.
-        most: planes show as much of the mask as any; else they go through its centre.
+        most: planes show as much of the mask as any; else they go through its centre. Without a mask they go through
+            the middle of what is bright.
     """
 
     case: Case
@@ -152,8 +154,8 @@ def _volume(image: LoadedImage, mask: NDArray[Any] | None, drawing: Drawing) -> 
     sizes = voxel_sizes(image.affine)
     if known:
         sizes = sizes[np.argsort(turn[:, 0])]
-    at = (_fullest if drawing.most else _centre)(labels, values.shape)
-    limits = _limits(values, labels, at, drawing.is_ct)
+    at = _places(values, labels, drawing.most)
+    window = _window(values, labels) if drawing.is_ct else None
     planes = []
     # Seen as radiologists do: from the feet, the front, and the patient's left.
     for title, axis, across, down, ends in (
@@ -164,35 +166,64 @@ def _volume(image: LoadedImage, mask: NDArray[Any] | None, drawing: Drawing) -> 
         # Right, and in the sagittal plane anterior, to the left of the page; anterior, or superior, on top.
         cut = [np.take(v, at[axis], axis=axis).T[::-1, ::-1] for v in (values, labels) if v is not None]
         size = (float(sizes[across] * values.shape[across]), float(sizes[down] * values.shape[down]))
+        limits = window or _range(cut[0])
         planes.append(
             Plane(title, _shaded(cut[0], *limits), cut[1] if len(cut) > 1 else None, size, ends if known else "")
         )
     return planes
 
 
-def _centre(labels: NDArray[Any] | None, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the place of a label that is nearest to its centre, or the middle where there is none."""
-    if labels is None or not (found := np.argwhere(labels > 0)).size:
-        return tuple(n // 2 for n in shape)
+def _places(values: NDArray[Any], labels: NDArray[Any] | None, most: bool) -> tuple[int, ...]:
+    """Return along each axis the plane that is shown."""
+    if labels is None or not (labels > 0).any():
+        return _middle_of_body(values)
+    return _fullest(labels, values) if most else _centre(labels)
+
+
+def _centre(labels: NDArray[Any]) -> tuple[int, ...]:
+    """Return the place of a label that is nearest to its centre."""
+    found = np.argwhere(labels > 0)
     nearest = np.abs(found - found.mean(axis=0)).sum(axis=1).argmin()
     return tuple(int(n) for n in found[nearest])
 
 
-def _fullest(labels: NDArray[Any] | None, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return along each axis the plane that shows most of a label, or the middle where there is none."""
-    if labels is None or not (there := labels > 0).any():
-        return tuple(n // 2 for n in shape)
-    sums = (there.sum(axis=tuple(other for other in range(3) if other != axis)) for axis in range(3))
-    return tuple(int(counts.argmax()) for counts in sums)
+def _fullest(labels: NDArray[Any], values: NDArray[Any]) -> tuple[int, ...]:
+    """Return along each axis the plane that shows most of a label.
+
+    A plane that is nearly all air counts only where no other one shows any of it: what a model finds in the air beside
+    a body is no reason to show nothing but air.
+    """
+    found = []
+    for labelled, bright in zip(_by_plane(labels > 0), _by_plane(_bright(values)), strict=True):
+        in_body = np.where(bright >= _LEAST_BODY * bright.max(), labelled, 0)
+        found.append(int((in_body if in_body.any() else labelled).argmax()))
+    return tuple(found)
 
 
-def _limits(values: NDArray[Any], labels: NDArray[Any] | None, at: tuple[int, ...], is_ct: bool) -> tuple[float, float]:
-    """Return which values are black and white: a window of CT, else most of what the planes show."""
-    if is_ct and values.min() < _AIR:
-        labelled = values[labels > 0] if labels is not None else values[:0]
-        typical = float(np.median(labelled)) if labelled.size else 0.0
-        return next(window for limit, window in _CT_WINDOWS if typical < limit)
-    return _range(np.concatenate([np.take(values, n, axis=axis).ravel() for axis, n in enumerate(at)]))
+def _middle_of_body(values: NDArray[Any]) -> tuple[int, ...]:
+    """Return the place on either side of which lies as much of what is brighter than the mean, along each axis."""
+    sums = [np.cumsum(bright) for bright in _by_plane(_bright(values))]
+    return tuple(int(np.searchsorted(s, s[-1] / 2)) if s[-1] else len(s) // 2 for s in sums)
+
+
+def _bright(values: NDArray[Any]) -> NDArray[np.bool_]:
+    finite = np.nan_to_num(values.astype(np.float32), posinf=0, neginf=0)
+    bright: NDArray[np.bool_] = finite > finite.mean(dtype=np.float64)
+    return bright
+
+
+def _by_plane(there: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
+    """Return how many voxels are so in each plane, along each axis."""
+    return [there.sum(axis=tuple(other for other in range(there.ndim) if other != axis)) for axis in range(there.ndim)]
+
+
+def _window(values: NDArray[Any], labels: NDArray[Any] | None) -> tuple[float, float] | None:
+    """Return which Hounsfield units are black and white, by what is labelled; None: the values are none."""
+    if values.min() >= _AIR:
+        return None
+    labelled = values[labels > 0] if labels is not None else values[:0]
+    typical = float(np.median(labelled)) if labelled.size else 0.0
+    return next(window for limit, window in _CT_WINDOWS if typical < limit)
 
 
 def _range(values: NDArray[Any]) -> tuple[float, float]:
@@ -238,7 +269,7 @@ def svg(plane: Plane, name: str, instances: bool = False) -> Markup:
         name: of the case.
         instances: labels number objects, all of one class.
     """
-    scale = (_SIDE if plane.title else _FLAT_SIDE) / max(plane.size)
+    scale = (_SIDE if plane.title else FLAT_SIDE) / max(plane.size)
     width, height = (max(side * scale, 1.0) for side in plane.size)
     rows, columns = plane.pixels.shape[:2]
     parts = [

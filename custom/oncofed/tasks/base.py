@@ -31,6 +31,8 @@ from oncofed.tasks.scores import Evaluation, Scores
 from oncofed.tasks.site_sums import figure_sums
 
 RESAMPLES = 500
+TAIL = 0.025  # of a 95 % interval, at each end
+_NO_WIDTH = 1e-9
 
 
 Outcome = TypeVar("Outcome")
@@ -381,11 +383,23 @@ def confidence(task: Task[Outcome], outcomes: Sequence[tuple[str, Outcome]]) -> 
         return None
     rng, metric = np.random.default_rng(0), task.drawing(list(by_patient.values()))
     drawn = (metric(rng.integers(0, len(by_patient), len(by_patient))) for _ in range(RESAMPLES))
-    means = [mean for mean in drawn if mean is not None]
-    if not means:
+    return between(np.array([mean for mean in drawn if mean is not None], np.float64), TAIL)
+
+
+def between(metrics: NDArray[np.float64], tail: float) -> tuple[float, float] | None:
+    """Return the ends of a percentile interval; None where it would have no width.
+
+    A metric that is alike however patients are drawn, such as an AUROC of one, gives the bootstrap nothing to vary: its
+    interval would be a point, which says nothing of other patients (Obuchowski and Lieber, Academic Radiology 2002).
+
+    Args:
+        metrics: of each draw.
+        tail: share of the draws beyond each end.
+    """
+    if not metrics.size:
         return None
-    low, high = np.percentile(means, (2.5, 97.5))
-    return float(low), float(high)
+    low, high = np.percentile(metrics, (100 * tail, 100 - 100 * tail))
+    return (float(low), float(high)) if high - low > _NO_WIDTH else None
 
 
 def mean_over_patients(outcomes: Sequence[tuple[str, dict[str, float]]]) -> dict[str, float]:

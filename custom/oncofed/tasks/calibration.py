@@ -132,12 +132,14 @@ def learned(of_sites: Mapping[str, Mapping[str, Any]]) -> Calibration | None:
     if found is None:
         return None
     temperature, least = found
-    before = float(np.interp(0.0, np.log(TEMPERATURES), sums))
+    # A mean of -log(p) is never below zero; rounded sums, and the curve through them, may be by less than their step.
+    before = max(float(np.interp(0.0, np.log(TEMPERATURES), sums)), 0.0)
+    least = min(max(least, 0.0), before)
     return Calibration(
         temperature=temperature,
         patients=patients,
         sites=sorted(of_sites),
-        log_loss=(before / patients, min(least, before) / patients),
+        log_loss=(before / patients, least / patients),
     )
 
 

@@ -11,9 +11,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from oncofed.suppression import LEAST_PATIENTS
-from oncofed.tasks.base import RESAMPLES, Task
-
-_TAIL = 0.025  # at each end
+from oncofed.tasks.base import RESAMPLES, TAIL, Task, between
 
 
 class Patients:
@@ -60,7 +58,7 @@ def interval(metrics: NDArray[np.float64], patients: int) -> tuple[float, float]
         metrics: of each draw; those that are NaN are left out.
         patients: how many stand behind it.
     """
-    return _between(metrics, patients, _TAIL)
+    return _between(metrics, patients, TAIL)
 
 
 def expanded_interval(metrics: NDArray[np.float64], patients: int) -> tuple[float, float] | None:
@@ -71,13 +69,9 @@ def expanded_interval(metrics: NDArray[np.float64], patients: int) -> tuple[floa
     """
     if patients < LEAST_PATIENTS:
         return None
-    reach = stats.t.ppf(1 - _TAIL, patients - 1) * math.sqrt(patients / (patients - 1))
+    reach = stats.t.ppf(1 - TAIL, patients - 1) * math.sqrt(patients / (patients - 1))
     return _between(metrics, patients, float(stats.norm.cdf(-reach)))
 
 
 def _between(metrics: NDArray[np.float64], patients: int, tail: float) -> tuple[float, float] | None:
-    known = metrics[~np.isnan(metrics)]
-    if patients < LEAST_PATIENTS or not known.size:
-        return None
-    low, high = np.percentile(known, (100 * tail, 100 - 100 * tail))
-    return float(low), float(high)
+    return None if patients < LEAST_PATIENTS else between(metrics[~np.isnan(metrics)], tail)

@@ -143,16 +143,14 @@ def test_columns_of_a_table_and_rows_of_no_case(tmp_path: Path, data: Path) -> N
 
 def test_two_models_on_the_same_patients(tmp_path: Path, data: Path) -> None:
     model = _run(tmp_path / "a")
-    same = _evaluate(model, data, split="all", against=model, margin=0.1).record
-    assert same.comparison
-    assert (same.comparison.patients, same.comparison.difference, same.comparison.not_inferior) == (15, 0, True)
-    assert any("rests on 15 patients" in remark for remark in same.remarks)
     seeded = _run(tmp_path / "b", JOB.replace("seed: 3", "seed: 4\nevaluation: {margin: 0.2}"))
     other = _evaluate(seeded, data, split="all", against=model).record
     assert other.comparison
+    assert (other.comparison.patients, other.comparison.interval is None) == (15, False)
+    assert any("rests on 15 patients" in remark for remark in other.remarks)
     assert (other.comparison.margin, other.comparison.other_model) == (0.2, model.digest)
     assert any("deals patients otherwise" in remark for remark in other.remarks)
-    few = _evaluate(model, data, against=model, margin=0.1).record  # three patients
+    few = _evaluate(model, data, against=seeded, margin=0.1).record  # three patients
     assert few.scores.patients is None
     assert few.comparison
     assert (few.comparison.patients, few.comparison.mean, few.comparison.not_inferior) == (None, None, None)
@@ -164,6 +162,8 @@ def test_models_that_cannot_be_compared_are_refused(tmp_path: Path, data: Path) 
     other = _run(tmp_path / "b", JOB.replace("{1: shell, 2: core}", "{1: core, 2: shell}"))
     with pytest.raises(SpecError, match="answer different questions: balls tells shell, core"):
         _evaluate(model, data, against=other)
+    with pytest.raises(SpecError, match="the same model"):
+        _evaluate(model, data, against=_run(tmp_path / "again"))
     with pytest.raises(SpecError, match="--margin is for two models"):
         _evaluate(model, data, margin=0.1)
 

@@ -12,11 +12,13 @@ import torch
 from PIL import Image
 
 from dicoms import make_series
+from oncofed.data.cases import Case
+from oncofed.data.images import LoadedImage
 from oncofed.prediction.model import load_model
 from oncofed.prediction.outputs.page import write_page
 from oncofed.prediction.run import Options, Predictions, predict
 from oncofed.prediction.sources import gather
-from oncofed.report.planes import _fullest
+from oncofed.report.planes import Drawing, _places, _volume
 from synthetic import make_site, make_slides, make_textures
 from trained import CLASSIFIER, FLAT, SLIDES, make_run
 
@@ -70,6 +72,7 @@ def test_a_series_is_drawn_though_its_image_lies_in_the_hidden_folder(tmp_path: 
     make_series(tmp_path / "pacs")
     html = page_of(tmp_path, tmp_path / "pacs")
     assert html.count("<svg") >= 3
+    assert re.search(r'<p class="facts">series \d+, [^<]+\.dcm', html)
     assert "cannot be shown" not in html
 
 
@@ -114,6 +117,29 @@ def test_a_page_of_nothing_is_written(tmp_path: Path) -> None:
     assert "0 cases predicted" in html.read_text(encoding="utf-8")
 
 
+def test_evidence_has_a_caption_and_a_legend_and_stands_as_large_as_its_image(tmp_path: Path) -> None:
+    html = page_of(tmp_path, make_textures(tmp_path / "in", ["broad"], 1, colours=1), CLASSIFIER)
+    assert "1 case predicted; 1 shown" in html
+    assert re.search(r"<figcaption>what spoke for (broad|narrow) \(Grad-CAM\)<br><span class=\"heat\"", html)
+    assert "linear-gradient(to right, #" in html
+    assert "<figcaption>the image</figcaption>" in html
+    assert 'width="480" alt="evidence"' in html
+
+
+def test_a_verdict_has_words_of_its_own_and_what_most_have_stands_on_top(tmp_path: Path) -> None:
+    model = load_model(make_run(tmp_path / "run"))
+    out = tmp_path / "out"
+    sources = gather([make_site(tmp_path / "site", 3)], out, model.job, tmp_path / "datasets", workers=1)
+    found = predict(model, sources, out, torch.device("cpu"))
+    for record in found.done:
+        record["trust"] = {"verdict": "look", "reasons": ["the network is unsure (entropy 0.55 of 1)"]}
+    found.done[0]["trust"] = {"verdict": "outside", "reasons": ["it has 3 channels"]}
+    html = write_page(found, sources, model, out, workers=1).read_text(encoding="utf-8")
+    assert html.count("<b>look closely</b>") == 2
+    assert "<b>not like what the model was trained on</b>: it has 3 channels" in html
+    assert "look closely: 2 of 3 cases: the network is unsure" in html
+
+
 def test_pictures_that_writers_left_are_shown(tmp_path: Path) -> None:
     model = load_model(make_run(tmp_path / "run", CLASSIFIER))
     out = tmp_path / "out"
@@ -133,6 +159,34 @@ def test_planes_are_those_that_show_most() -> None:
     labels[2, 2:7, 3] = 1
     labels[2:7, 5, 3] = 1
     labels[2, 2, 3:6] = 1
-    assert _fullest(labels, labels.shape) == (2, 5, 3)
-    assert _fullest(np.zeros_like(labels), labels.shape) == (4, 4, 4)
-    assert _fullest(None, (4, 6, 8)) == (2, 3, 4)
+    body = np.zeros((9, 9, 9), np.float32)
+    body[1:8, 1:8, 1:8] = 1
+    assert _places(body, labels, True) == (2, 5, 3)
+    assert _places(np.zeros((4, 6, 8)), None, True) == (2, 3, 4)
+
+
+def test_planes_without_a_label_go_through_the_body() -> None:
+    body = np.zeros((9, 12, 9), np.float32)
+    body[6:9, 0:3, 2:7] = 100
+    for labels in (None, np.zeros(body.shape, np.uint8)):
+        assert _places(body, labels, True) == _places(body, labels, False) == (7, 1, 4)
+
+
+def test_what_is_found_in_the_air_does_not_choose_the_plane() -> None:
+    body, labels = np.zeros((9, 12, 9), np.float32), np.zeros((9, 12, 9), np.uint8)
+    body[6:9, 0:3, 2:7] = 100
+    labels[7, 1, 4] = 1
+    labels[2, 8:, :2] = 1
+    assert _places(body, labels, True) == (7, 1, 4)
+    labels[7, 1, 4] = 0
+    assert _places(body, labels, True) == (2, 8, 0)
+
+
+def test_each_plane_is_shown_by_its_own_values() -> None:
+    """What is bright in one plane leaves the others no darker than they are by themselves."""
+    values = np.random.default_rng(0).integers(50, 100, (20, 20, 20)).astype(np.float32)
+    values[:5, :5, 9:12] *= 4
+    image = LoadedImage(values[..., None], np.eye(4), "float32")
+    planes = _volume(image, None, Drawing(Case("a", "a", Path("a"), 0)))
+    assert np.median(planes[0].pixels) < 50
+    assert all(np.median(plane.pixels) > 100 for plane in planes[1:])

@@ -244,8 +244,11 @@ def test_the_command_says_what_not_to_trust(
     told = run(*given, "--out", tmp_path / "one")
     assert told.status == 0, told.text
     assert "2 other models of the run predict too (east, west): 3 times the work" in told.text
-    assert "do not trust thick: voxels are 4 mm along superior, training had 0.917 to 1.09 mm" in told.text
-    assert "do not trust usual" not in told.text
+    assert (
+        "not like what the model was trained on: thick: voxels are 4 mm along superior, training had 0.917 to"
+        in told.text
+    )
+    assert "usual:" not in told.text
     refused = run(*given, "--out", tmp_path / "two", "--refuse-outside", "--no-ensemble", "--json")
     assert refused.status == 3
     values = json.loads(refused.output)

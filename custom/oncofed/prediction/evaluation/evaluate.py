@@ -312,6 +312,10 @@ def _require_comparable(request: Request) -> None:
             f"({mine.task.metric_name}), {its.job.name} {', '.join(its.task.classes.values())} "
             f"({its.task.metric_name}). Expected two models of one task and the same classes"
         )
+    if mine.digest == its.digest:
+        raise SpecError(
+            f"--against {its.folder}: it is the same model (weights {its.digest[:12]}…). Name another model's folder"
+        )
 
 
 def _compare(

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from jinja2 import Environment, PackageLoader
 
+from oncofed.data.grouping import counted
 from oncofed.data.manifest import write_whole
 from oncofed.prediction.evaluation.evaluate import Evaluated, Progress, Seen
 from oncofed.prediction.model import TrainedModel
@@ -15,6 +16,12 @@ from oncofed.report.html import line_styles, picture_svg
 from oncofed.tasks.pictures import Picture
 
 PAGE_FILE = "evaluation.html"
+_FIGURES = {
+    "hd95_mm": "95 % Hausdorff distance (mm)",
+    "surface_dice": "surface Dice",
+    "dice": "Dice",
+    "auprc": "average precision (AUPRC)",
+}
 
 
 def write_page(
@@ -46,10 +53,18 @@ def write_page(
         contours=any(picture.reference is not None for picture in pictures),
         heat=any(picture.heat is not None for picture in pictures),
         classes=line_styles(list(model.task.classes.values())),
+        figure_name=figure_name,
+        counted=counted,
     )
     path = folder / PAGE_FILE
     write_whole(path, html)
     return path
+
+
+def figure_name(name: str) -> str:
+    """Return a figure's name as people write it, such as "95 % Hausdorff distance (mm), liver" for hd95_mm.liver."""
+    figure, _, of = name.partition(".")
+    return ", ".join(part for part in (_FIGURES.get(figure, figure.replace("_", " ")), of) if part)
 
 
 def _pictures(shown: Sequence[Seen], model: TrainedModel, device: torch.device, progress: Progress) -> list[Picture]:

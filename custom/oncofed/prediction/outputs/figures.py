@@ -49,7 +49,12 @@ def table_of(rows: Iterable[Mapping[str, Any]]) -> tuple[list[str], list[list[st
 
 
 def _cell(value: Any, form: str) -> str:
-    return "–" if value is None else format(value, form)
+    if value is None:
+        return "–"
+    if form == _SHOWN["probability"][1]:
+        # No network is ever sure: what three digits would call 1 or 0 is neither.
+        return "> 0.999" if value >= 0.9995 else "< 0.001" if value < 0.0005 else format(value, form)
+    return format(value, form)
 
 
 def _sizes(predicted: Predicted, model: TrainedModel) -> list[dict[str, Any]]:

@@ -6,30 +6,32 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.colors import ListedColormap, to_hex
 from numpy.typing import NDArray
 
 from oncofed.data.slides import Pixels
 
-COLOURS = "inferno"
+_FIRST = 0.35  # of inferno, whose beginning is black: it would darken what it is to show
+COLOURS = ListedColormap(mpl.colormaps["inferno"](np.linspace(_FIRST, 1, 256)), "heat")
 
-_OPACITY = 0.7  # of what is hottest; nothing is painted over what is cold
+_OPACITY = 0.75  # of what is hottest; nothing is painted over what is cold
 _MOST_AT_ONCE = 1 << 22  # pixels
 
 
 def painted(pixels: Pixels, heat: NDArray[np.float32]) -> Pixels:
-    """Return a picture with a heat map painted over it, thinner where it is colder.
+    """Return a picture with a heat map painted over it, thinner where it is colder (by the root of the heat).
 
     Args:
         pixels: (row, column, 3) uint8.
         heat: from 0 to 1, (row, column).
     """
-    table = (mpl.colormaps[COLOURS](np.arange(256))[:, :3] * 255).round().astype(np.float32)
+    table = (COLOURS(np.arange(256))[:, :3] * 255).round().astype(np.float32)
     result = np.empty_like(pixels)
     rows = max(1, _MOST_AT_ONCE // max(pixels.shape[1], 1))
     for first in range(0, len(pixels), rows):
         part, there = pixels[first : first + rows].astype(np.float32), heat[first : first + rows]
         colours = table[(there * 255).round().astype(np.uint8)]
-        result[first : first + rows] = (part + (colours - part) * (_OPACITY * there[..., None])).round()
+        result[first : first + rows] = (part + (colours - part) * (_OPACITY * np.sqrt(there[..., None]))).round()
     return result
 
 
@@ -47,3 +49,9 @@ def as_pixels(values: NDArray[Any]) -> Pixels:
         spread = (np.nan_to_num(turned.astype(np.float32), nan=low) - low) / max(high - low, 1e-12)
         turned = (spread.clip(0, 1) * 255).round().astype(np.uint8)
     return np.ascontiguousarray(np.broadcast_to(turned, (*turned.shape[:2], 3)))
+
+
+def gradient() -> str:
+    """Return the colours from cold to hot, as a page's style has them."""
+    stops = ", ".join(to_hex(COLOURS(share)) for share in np.linspace(0, 1, 6))
+    return f"linear-gradient(to right, {stops})"

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
+import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,9 +20,11 @@ from oncofed.data.request import Progress
 from oncofed.data.workers import BROKE_ITS_READER, Workers
 from oncofed.prediction.model import TrainedModel
 from oncofed.prediction.outputs.figures import table_of
-from oncofed.prediction.run import CASES_FOLDER, RESEARCH_ONLY, Predictions
+from oncofed.prediction.outputs.heat import gradient
+from oncofed.prediction.run import CASES_FOLDER, RESEARCH_ONLY, Predictions, source_said
 from oncofed.prediction.sources import Source, Sources
-from oncofed.report.planes import Drawing, Drawn, colour, dash, draw
+from oncofed.prediction.trust.summary import VERDICTS, of_most
+from oncofed.report.planes import FLAT_SIDE, Drawing, Drawn, colour, dash, draw
 
 PAGE_FILE = "predictions.html"
 _MOST_SHOWN = 100
@@ -34,7 +39,9 @@ class _Shown:
 
     record: Mapping[str, Any]
     drawn: Drawn | None
-    images: Sequence[Mapping[str, str]]
+    images: Sequence[Mapping[str, Any]]
+    told: str
+    series: str
     legend: Sequence[tuple[str, str, str]]
     headings: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -73,6 +80,8 @@ def write_page(
         count=len(found.now),
         unseen=len(found.now) - len(records),
         volumes=model.job.data.dimensions == 3,
+        of_most=of_most(found.now),
+        heat=gradient(),
         set_aside=found.set_aside,
         cases=[_shown(record, drawn.get(record["name"]), model, out) for record in records],
     )
@@ -124,21 +133,50 @@ def _shown(record: Mapping[str, Any], drawn: Drawn | None, model: TrainedModel, 
     values = drawn.values if drawn else ()
     legend = [(colour(value), dash(value), model.task.classes.get(value, f"label {value}")) for value in values]
     folder = out / CASES_FOLDER / record["name"]
-    return _Shown(record, drawn, list(_images(record, folder)), legend, headings, rows, trust.get("reasons") or ())
+    return _Shown(
+        record,
+        drawn,
+        list(_images(record, folder)),
+        VERDICTS.get(trust.get("verdict", ""), ""),
+        source_said(record),
+        legend,
+        headings,
+        rows,
+        trust.get("reasons") or (),
+    )
 
 
-def _images(record: Mapping[str, Any], folder: Path) -> Iterator[dict[str, str]]:
+def _images(record: Mapping[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
     """Yield the pictures that writers left in a case's folder, such as maps of what spoke for a class."""
     for output, names in record["files"].items():
         for name in names if output != "labels" else ():
             if name.lower().endswith(".png"):
-                yield {"name": output, "href": f"data:image/png;base64,{_small(folder / name)}"}
+                encoded, width = _small(folder / name)
+                caption = _caption(output, folder / name)
+                href = f"data:image/png;base64,{encoded}"
+                yield {"name": output, "href": href, "width": width, "caption": caption, "heat": output == "evidence"}
 
 
-def _small(path: Path) -> str:
-    """Return a picture, no larger than it stands on the page, as PNG in base64."""
+def _caption(output: str, picture: Path) -> str:
+    """Return what a picture shows, in words."""
+    if output == "evidence":
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            said = json.loads(picture.with_suffix(".json").read_text(encoding="utf-8"))
+            return f"what spoke for {said['name']} ({said['method']})"
+    if rank := re.search(r"_tile_(\d+)$", picture.stem):
+        return f"tile {int(rank[1])} by attention"
+    return picture.stem.rpartition("_")[2] or output
+
+
+def _small(path: Path) -> tuple[str, int]:
+    """Return a picture, no larger than it stands on the page, as PNG in base64, and its width there.
+
+    It is as large as the case's image beside it, or as it is where it is a part of it.
+    """
     buffer = io.BytesIO()
     with Image.open(path) as picture:
+        enlarged = FLAT_SIDE / max(picture.size) if path.stem.endswith("_evidence") else 1.0
+        width = round(picture.width * enlarged)
         picture.thumbnail((_MOST_PIXELS, _MOST_PIXELS), Image.Resampling.BOX)
         picture.save(buffer, "png")
-    return base64.b64encode(buffer.getvalue()).decode()
+    return base64.b64encode(buffer.getvalue()).decode(), width

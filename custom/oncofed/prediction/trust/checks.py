@@ -53,6 +53,8 @@ class Trust:
         disagreement_by_class: the same for each class of a segmentation.
         members: models beside the one that predicts, by name.
         outside_members: those that differ from it by as much as has a person look.
+        unsure: the entropy is what has a person look.
+        at_odds: the disagreement is.
     """
 
     verdict: Verdict
@@ -63,14 +65,16 @@ class Trust:
     disagreement_by_class: Mapping[str, float] = field(default_factory=dict)
     members: tuple[str, ...] = ()
     outside_members: tuple[str, ...] = ()
+    unsure: bool = False
+    at_odds: bool = False
 
     @property
     def reasons(self) -> tuple[str, ...]:
         """In words: why it is not to be trusted; empty where nothing speaks against it."""
         said = [reason.words for reason in self.outside]
-        if self.verdict == "look" and self.entropy is not None:
+        if self.verdict == "look" and self.unsure and self.entropy is not None:
             said.append(f"the network is unsure (entropy {self.entropy:.2f} of 1)")
-        if self.verdict == "look" and self.disagreement is not None:
+        if self.verdict == "look" and self.at_odds and self.disagreement is not None:
             said.append(f"models of the run differ (by {self.disagreement:.2f} of 1)")
         return tuple(said)
 
@@ -135,15 +139,18 @@ class TrustChecks:
         outside, not_known = before or self.before(source)
         entropy = self._entropy(found, probabilities)
         at_odds = self._disagreement(prepared, found)
+        classes = isinstance(found, ClassScores)
         return Trust(
-            verdict=verdict_of(outside, isinstance(found, ClassScores), entropy, at_odds),
+            verdict=verdict_of(outside, classes, entropy, at_odds),
             outside=outside,
             not_known=not_known,
             entropy=entropy,
             disagreement=at_odds.mean if at_odds else None,
             disagreement_by_class=at_odds.by_class if at_odds else {},
             members=self.members,
-            outside_members=at_odds.beyond(_limit(isinstance(found, ClassScores))) if at_odds else (),
+            outside_members=at_odds.beyond(_limit(classes)) if at_odds else (),
+            unsure=_is_unsure(classes, entropy),
+            at_odds=_differ(classes, at_odds),
         )
 
     def _entropy(self, found: Inferred, probabilities: NDArray[np.float64] | None) -> float | None:
@@ -173,15 +180,21 @@ def verdict_of(
     """Return what is to be done with a prediction; ``classes``: it is of an image or a slide as a whole."""
     if outside:
         return "outside"
-    unsure = entropy is not None and entropy >= (LOOK_ENTROPY_CLASSES if classes else LOOK_ENTROPY_MAPS)
-    differ = at_odds is not None and at_odds.mean is not None and at_odds.mean >= _limit(classes)
-    return "look" if unsure or differ else "ok"
+    return "look" if _is_unsure(classes, entropy) or _differ(classes, at_odds) else "ok"
 
 
 def entropy_of(probabilities: NDArray[np.float64]) -> float:
     """Return the entropy of probabilities, (class,), divided by that of classes all as likely: 0 to 1."""
     likely = probabilities[probabilities > 0]
     return float(max(-(likely * np.log(likely)).sum(), 0.0) / math.log(max(len(probabilities), 2)))
+
+
+def _is_unsure(classes: bool, entropy: float | None) -> bool:
+    return entropy is not None and entropy >= (LOOK_ENTROPY_CLASSES if classes else LOOK_ENTROPY_MAPS)
+
+
+def _differ(classes: bool, at_odds: Disagreement | None) -> bool:
+    return at_odds is not None and at_odds.mean is not None and at_odds.mean >= _limit(classes)
 
 
 def _limit(classes: bool) -> float:

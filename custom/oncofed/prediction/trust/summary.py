@@ -1,0 +1,69 @@
+"""What speaks against trusting predictions, in a few lines: reasons of a kind together, with their range."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from oncofed.data.grouping import counted, named
+
+# Verdict -> what a person is told.
+VERDICTS = {"outside": "not like what the model was trained on", "look": "look closely"}
+_LIKELY_CAUSES = {
+    "the network is unsure": "it may have been trained too briefly",
+    "models of the run differ": "they may have been trained too briefly, or their sites' images differ",
+}
+# Of fewer cases nothing is said of "most".
+_FEWEST_FOR_MOST = 3
+_NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?(?![\w.]*\d)")
+
+
+def doubts(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Return (what a person is told, of which cases and why), those of most cases first.
+
+    Args:
+        records: of cases, as ``case.json`` has them.
+    """
+    return [(told, _line(cases, len(records))) for told, cases in _kinds(records)]
+
+
+def of_most(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return in a line each what is said of more than half of all cases."""
+    of = len(records)
+    return [f"{told}: {_line(cases, of)}" for told, cases in _kinds(records) if _are_most(len(cases), of)]
+
+
+def _kinds(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Return (what a person is told, (case, reason) of each) for reasons that differ in numbers alone."""
+    kinds: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for record in records:
+        trust = record["trust"] or {}
+        for reason in trust.get("reasons") or ():
+            kind = VERDICTS[trust["verdict"]], _NUMBER.sub("#", reason)
+            kinds.setdefault(kind, []).append((record["name"], reason))
+    return sorted(((told, cases) for (told, _), cases in kinds.items()), key=lambda one: -len(one[1]))
+
+
+def _are_most(count: int, of: int) -> bool:
+    return count * 2 > of >= _FEWEST_FOR_MOST
+
+
+def _line(cases: Sequence[tuple[str, str]], of: int) -> str:
+    words = "".join(_with_ranges([reason for _, reason in cases]))
+    if len(cases) == 1:
+        return f"{cases[0][0]}: {words}"
+    if _are_most(len(cases), of):
+        cause = next((f"; {cause}" for start, cause in _LIKELY_CAUSES.items() if words.startswith(start)), "")
+        return f"{len(cases):,} of {counted(of, 'case')}: {words}{cause}"
+    return f"{counted(len(cases), 'case')}: {words}: {named([name for name, _ in cases])}"
+
+
+def _with_ranges(texts: Iterable[str]) -> Iterator[str]:
+    """Yield the parts of a text that differs from others in numbers alone, with the range of each number."""
+    texts = list(texts)
+    columns = zip(*(_NUMBER.findall(text) for text in texts), strict=True)
+    for between, values in zip(_NUMBER.split(texts[0]), [*columns, ()], strict=True):
+        yield between
+        low, high = (min(values, key=float), max(values, key=float)) if values else ("", "")
+        yield low if float(low or 0) == float(high or 0) else f"{low} to {high}"
