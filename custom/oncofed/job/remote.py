@@ -30,6 +30,7 @@ from oncofed.errors import FederationError, PolicyError, SpecError
 from oncofed.federation.events import BEST_MODEL, EVENTS_FILE, MODELS_FOLDER, TOLD_GROUP, EventReader
 from oncofed.federation.pooled_scores import copy_calibration
 from oncofed.federation.provenance import PROVENANCE_FILE
+from oncofed.federation.bundled import complete_bundle
 from oncofed.federation.training_profile import copy_profile
 from oncofed.job.card import write_cards
 from oncofed.job.flare import SPEC_FILE
@@ -264,7 +265,9 @@ def _write(spec: JobSpec, events: list[dict[str, Any]], folder: Path) -> Result:
         note_rounds(result, state, spec)
         note_scores(result, state)
         values = spec.model_dump(mode="json", by_alias=True)
-        spec.plan().write_bundle(model.parent, spec.title, load_file(model), values)
+        bundle = spec.plan().write_bundle(model.parent, spec.title, load_file(model), values)
+        if bundle:
+            complete_bundle(bundle, [model.parent, folder])
     else:
         stopped = any(event["kind"] == "stopped" for event in events)
         result.status = "stopped" if stopped and not state.failed else "failed"

@@ -20,6 +20,7 @@ from oncofed.errors import DataError, FederationError, OncofedError
 from oncofed.federation.events import BEST_MODEL, MODELS_FOLDER, EventReader
 from oncofed.federation.pooled_scores import copy_calibration
 from oncofed.federation.provenance import PROVENANCE_FILE
+from oncofed.federation.bundled import complete_bundle
 from oncofed.federation.training_profile import copy_profile
 from oncofed.job import backends
 from oncofed.job.backends import Running
@@ -188,7 +189,9 @@ class Run:
         result.timing.baselines_s = time.monotonic() - ended
         note_scores(result, state, scores, self._skipped)
         values = self.spec.model_dump(mode="json", by_alias=True)
-        self.spec.plan().write_bundle(model, self.spec.title, load_file(model / "model.safetensors"), values)
+        bundle = self.spec.plan().write_bundle(model, self.spec.title, load_file(model / "model.safetensors"), values)
+        if bundle:
+            complete_bundle(bundle, [model, self.folder])
 
     def _warn_of_memory(self) -> None:
         needed, free = len(self.sites) * _GIB_OF_A_SITE[self.backend], psutil.virtual_memory().available / 2**30

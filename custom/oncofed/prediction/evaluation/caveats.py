@@ -9,10 +9,20 @@ from oncofed.data.cases import Case
 from oncofed.data.grouping import counted
 from oncofed.job.spec import JobSpec
 from oncofed.prediction.evaluation.subgroups import Subgroups
+from oncofed.prediction.model import TrainedModel
 from oncofed.privacy.small_counts import LEAST_PATIENTS
 from oncofed.tasks.comparison import Comparison
 
 _NEW = "their scores say nothing of new patients"
+
+
+def of_calibration(model: TrainedModel) -> list[str]:
+    """Return by which temperature a classification was scored; of anything else nothing."""
+    if model.task.label_kind != "class":
+        return []
+    if model.temperature is None:
+        return ["probabilities are not calibrated: no temperature came with the model"]
+    return [f"probabilities are calibrated by the model's temperature, {model.temperature:.4g}"]
 
 
 def of_training(

@@ -138,6 +138,7 @@ def evaluate(request: Request, device: torch.device, progress: Progress | None =
         subgroups = [one for one in subgroups if len(one.groups) > 1]
     comparison = _compare(request, cases, outcomes, device, progress)
     remarks = [
+        *caveats.of_calibration(model),
         *caveats.of_training(model.provenance, digest, lists, cases),
         *([f"{counted(unmatched, 'row')} of the table are of no case that was scored"] if unmatched else []),
         *caveats.of_many(subgroups),
@@ -154,6 +155,7 @@ def evaluate(request: Request, device: torch.device, progress: Progress | None =
         split=request.split,
         metric=task.metric,
         metric_name=task.metric_name,
+        temperature=model.temperature if task.label_kind == "class" else None,
         set_aside=len(aside),
         scores=scores_record(task, outcomes, scored.interval),
         subgroups=[subgroups_record(one) for one in subgroups],
