@@ -27,10 +27,10 @@ from safetensors.torch import load_file
 
 from oncofed.alliance.local import quiet
 from oncofed.errors import FederationError, PolicyError, SpecError
+from oncofed.federation.bundled import complete_bundle
 from oncofed.federation.events import BEST_MODEL, EVENTS_FILE, MODELS_FOLDER, TOLD_GROUP, EventReader
 from oncofed.federation.pooled_scores import copy_calibration
 from oncofed.federation.provenance import PROVENANCE_FILE
-from oncofed.federation.bundled import complete_bundle
 from oncofed.federation.training_profile import copy_profile
 from oncofed.job.card import write_cards
 from oncofed.job.flare import SPEC_FILE
