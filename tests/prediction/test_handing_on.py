@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from bundle_runs import Run, run_all
+from made import made_predictions
 from oncofed.data.register import Request as ToRegister
 from oncofed.data.register import register
 from oncofed.errors import SpecError
@@ -21,7 +22,6 @@ from oncofed.prediction.export.export import export
 from oncofed.prediction.model import load_model
 from oncofed.prediction.trust.checks import TrustChecks
 from oncofed.tasks.calibration import Calibration
-from made import made_predictions
 from synthetic import make_textures
 from trained import CLASSIFIER, make_run
 

@@ -82,7 +82,7 @@ class EvaluationRecord(_Part):
     metric: str
     metric_name: str
     temperature: float | None = Field(
-        None, description="that logits were divided by; null: probabilities are as the network gives them, or there are none"
+        None, description="that logits were divided by; null: by none, or there are no classes"
     )
     set_aside: int = Field(0, description="cases that could not be used")
     scores: ScoresRecord

@@ -10,6 +10,7 @@ import numpy as np
 import pydicom
 import pytest
 import torch
+from oncofed.prediction.volumes import measure
 from PIL import Image
 
 from dicoms import OBLIQUE, make_series, make_xray, volume
@@ -21,7 +22,6 @@ from oncofed.prediction.model import load_model
 from oncofed.prediction.outputs.choice import chosen_outputs
 from oncofed.prediction.run import Options, Predictions, predict
 from oncofed.prediction.sources import gather
-from oncofed.prediction.volumes import measure
 from trained import FLAT, make_run
 
 SHAPE = (24, 20, 16)

@@ -52,6 +52,16 @@ def of_training(
     return [f"{known}: these are the patients whom the job would hold out of it. {advice}"]
 
 
+def of_withheld(subgroups: Sequence[Subgroups]) -> list[str]:
+    """Return how many groups are not told, and why."""
+    hidden = [group for column in subgroups for group in column.groups if not group.scores]
+    if not hidden:
+        return []
+    every = sum(len(column.groups) for column in subgroups)
+    few = f"of fewer than {LEAST_PATIENTS} patients, or so few would follow from what is told of others"
+    return [f"{len(hidden)} of {counted(every, 'group')} withheld: {few}"]
+
+
 def of_many(subgroups: Sequence[Subgroups]) -> list[str]:
     """Return how many differences between groups were looked at, and how many seem to be some by chance alone."""
     known = [one.interval for column in subgroups for one in column.differences if one.interval]

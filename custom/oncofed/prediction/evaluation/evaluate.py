@@ -141,6 +141,7 @@ def evaluate(request: Request, device: torch.device, progress: Progress | None =
         *caveats.of_calibration(model),
         *caveats.of_training(model.provenance, digest, lists, cases),
         *([f"{counted(unmatched, 'row')} of the table are of no case that was scored"] if unmatched else []),
+        *caveats.of_withheld(subgroups),
         *caveats.of_many(subgroups),
     ]
     if comparison and request.against:
@@ -290,12 +291,8 @@ def _by_columns(
     task: Task[Any], outcomes: Outcomes, wanted: Sequence[Wanted], known: Mapping[str, Values], progress: Progress
 ) -> list[Subgroups]:
     """Return the groups of each column."""
-    found = []
-    for number, one in enumerate(wanted):
-        column = grouped(one, known[one.name], outcomes.cases, 3 if one.name in SIZES else 4)
-        found.append(by_subgroup(task, outcomes, column))
-        progress("subgroups", number + 1, len(wanted))
-    return found
+    columns = [grouped(one, known[one.name], outcomes.cases, 3 if one.name in SIZES else 4) for one in wanted]
+    return by_subgroup(task, outcomes, columns, lambda done: progress("subgroups", done, len(columns)))
 
 
 # --- another model
