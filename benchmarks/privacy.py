@@ -27,7 +27,14 @@ from oncofed.privacy.policy import JobFacts, Policy, read_policy
 from oncofed.training import Plan, Trainer
 from volumes import make_volumes
 
-_EVALUATION = {"mean": 0.8, "by_class": {"anterior": 0.8, "posterior": 0.8}, "more": {}, "interval": None, "cases": 9}
+_EVALUATION = {
+    "mean": 0.8,
+    "by_class": {"anterior": 0.8, "posterior": 0.8},
+    "more": {},
+    "interval": None,
+    "cases": 9,
+    "patients": {"all": 9, "mean": 9, "by_class": {"anterior": 9, "posterior": 9}, "more": {}},
+}
 _MOST_OF_A_ROUND, _MOST_AT_THE_START = 0.02, 0.2
 
 

@@ -15,7 +15,8 @@ from oncofed.federation.exchange import TASK_PREPARE, TASK_TRAIN
 from oncofed.federation.executor import SiteExecutor
 from oncofed.models.weights import Weights
 
-_SCORE = {"mean": 0.5, "by_class": {}, "more": {}, "interval": None, "cases": 1}
+_OF_ONE = {"all": 1, "mean": 1, "by_class": {}, "more": {}}
+_SCORE = {"mean": 0.5, "by_class": {}, "more": {}, "interval": None, "cases": 1, "patients": _OF_ONE}
 
 
 class Echo(SiteExecutor):

@@ -16,6 +16,7 @@ from oncofed.errors import SpecError
 from oncofed.federation.confined import ConfinedTurns
 from oncofed.federation.pooled_scores import SumsAsked
 from oncofed.federation.spec import FederationPlan
+from oncofed.federation.told_patients import PATIENTS_OF_SUMS
 from oncofed.federation.turns import Place
 from oncofed.job.flare import export_job
 from oncofed.job.spec import JobSpec
@@ -125,6 +126,7 @@ def test_a_site_runs_it_confined_and_its_figures_are_bounded(
     answer = turns.train(weights, 1, {}, lambda: False)
     numbers = turns.validate(weights, "test", lambda: False, None, SumsAsked())
     turns.close()
+    assert max(map(len, numbers.pop(PATIENTS_OF_SUMS))) == 5
     assert answer.steps == spec.training.steps_per_round
     assert 0 < numbers["evaluation"]["mean"] <= 1
     check_numbers(numbers, list(spec.task.classes.values()), sums=True)

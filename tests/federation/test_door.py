@@ -62,7 +62,14 @@ def test_a_clock_that_is_set_during_a_round_makes_no_answer_late(monkeypatch: py
     assert 0 <= current.came["site-2"] < 60
 
 
-_SCORE = {"mean": 0.5, "by_class": {"core": 0.5}, "more": {}, "interval": None, "cases": 2}
+_SCORE = {
+    "mean": 0.5,
+    "by_class": {"core": 0.5},
+    "more": {},
+    "interval": None,
+    "cases": 6,
+    "patients": {"all": 6, "mean": 6, "by_class": {"core": 6}, "more": {}},
+}
 
 
 @pytest.mark.attack(
@@ -87,7 +94,7 @@ def test_other_numbers_than_the_jobs_are_refused(numbers: dict[str, Any], said: 
     door.take("site-2", message, _question(), current, door.given(1, _MODEL))
     assert current.refused["site-2"] == f"its numbers are not those of the job: {said}"
     with pytest.raises(FederationError, match=r"are not those of the job|no score"):
-        door.scores(exchange.numbers_message(numbers))
+        door.scores("site-1", exchange.numbers_message(numbers))
 
 
 def test_an_answer_that_is_malformed_is_refused() -> None:
@@ -95,8 +102,8 @@ def test_an_answer_that_is_malformed_is_refused() -> None:
     door.take("site-2", Shareable({"DXO": 7}), _question(), current, door.given(1, _MODEL))
     assert current.refused["site-2"].startswith("its answer is malformed (")
     with pytest.raises(FederationError, match="its answer is malformed"):
-        door.scores(Shareable())
-    assert door.scores(exchange.numbers_message({"evaluation": _SCORE}))["evaluation"] == _SCORE
+        door.scores("site-1", Shareable())
+    assert door.scores("site-1", exchange.numbers_message({"evaluation": _SCORE}))["evaluation"] == _SCORE
 
 
 _COUNTS = {"train": 3, "validation": 1, "test": 1, "device": "cpu", "version": oncofed.__version__}

@@ -8,6 +8,7 @@ from nvflare.fuel.utils import fobs
 from nvflare.fuel.utils.buffer_list import ConsumableBufferList
 
 from oncofed.federation import exchange
+from oncofed.privacy.evaluations import evaluation_numbers
 from oncofed.training.trainer import Evaluation
 
 WEIGHTS = {"conv.weight": torch.randn(2, 3), "conv.bias": torch.zeros(2)}
@@ -55,7 +56,7 @@ def test_no_message_is_made_a_text_for_a_log() -> None:
 
 def test_an_update_carries_weights_cases_and_approved_numbers_only() -> None:
     numbers = {
-        "evaluation": exchange.evaluation_numbers(Evaluation(0.5, {"core": 0.5}, {"hd95_mm.core": 2.0}, 3, (0.4, 0.6))),
+        "evaluation": evaluation_numbers(Evaluation(0.5, {"core": 0.5}, {"hd95_mm.core": 2.0}, 3, (0.4, 0.6))),
         "train_s": 1.5,
     }
     weights, cases, steps, read = exchange.read_update_message(exchange.update_message(WEIGHTS, {}, 12, 3, numbers))

@@ -26,10 +26,12 @@ from oncofed.federation import exchange
 from oncofed.federation.datasets import DATASETS_FILE
 from oncofed.federation.executor import SiteExecutor
 from oncofed.federation.site_state import SiteState
+from oncofed.federation.told_patients import PATIENTS_OF_SUMS
 from oncofed.federation.turns import OwnTurns
 from oncofed.job.spec import JobSpec
 from oncofed.models.weights import Weights, norm_names
 from oncofed.prediction.model import load_model
+from oncofed.privacy.policy import Policy
 from oncofed.training import Trainer
 from synthetic import make_site
 
@@ -88,6 +90,28 @@ def _trainer(executor: SiteExecutor) -> Trainer:
 
 def _executor(spec: JobSpec) -> SiteExecutor:
     return SiteExecutor(spec.plan().model_dump(mode="json"), spec.federation().model_dump(mode="json"))
+
+
+def test_sums_of_nearly_the_patients_of_an_earlier_job_stay(spec: JobSpec, local: Path) -> None:
+    """Two jobs whose lists of test patients differ by one: the second one's sums would tell that patient's score."""
+    weights = exchange.weights_message(spec.plan().initial_weights(), 1, "test")
+    sums = {"paired": {"patients": 9, "difference": 0.1, "variance": 0.01}}
+    left = []
+    for policy, patients in (
+        (Policy(), range(9)),
+        (Policy(), range(10)),
+        (Policy(), range(9)),
+        (Policy(), None),
+        (None, range(10)),  # in a simulation nobody's images are anybody else's
+    ):
+        executor = _executor(spec)
+        groups = {PATIENTS_OF_SUMS: [[f"p{n}" for n in patients]]} if patients else {}
+        executor._policy, executor._turns = policy, Mock()
+        executor._turns.validate.return_value = {"validate_s": 1.0, **sums, **groups}  # type: ignore[attr-defined]
+        numbers = exchange.read_numbers_message(_do(executor, "validate", local, weights))
+        assert PATIENTS_OF_SUMS not in numbers
+        left.append("paired" in numbers)
+    assert left == [True, False, True, False, True]
 
 
 def test_a_site_tells_how_many_cases_it_has_and_trains(spec: JobSpec, local: Path, two_sites: dict[str, Path]) -> None:

@@ -21,7 +21,14 @@ from oncofed.job.spec import JobSpec
 from oncofed.models.weights import Weights, exchanged_names, weights_of
 from oncofed.privacy.policy import Policy
 
-_EVALUATION = {"mean": 0.5, "by_class": {"shell": 0.5}, "more": {}, "interval": None, "cases": 2}
+_EVALUATION = {
+    "mean": 0.5,
+    "by_class": {"shell": 0.5},
+    "more": {},
+    "interval": None,
+    "cases": 9,
+    "patients": {"all": 9, "mean": 9, "by_class": {"shell": 9}, "more": {}},
+}
 _NUMBERS = {"loss": 1.0, "train_s": 1.0, "validate_s": 1.0, "evaluation": _EVALUATION}
 
 
@@ -147,7 +154,7 @@ def test_bytes_and_hours_are_limited(spec: JobSpec) -> None:
 
 
 def test_scores_of_too_few_patients_are_taken_out_of_the_message_itself(spec: JobSpec) -> None:
-    outbound = _outbound(spec, minimum_patients=3)
+    outbound = _outbound(spec, minimum_patients=10)
     update = _update(_delta(spec))
     outbound.check(TASK_TRAIN, update)
     _, _, _, numbers = exchange.read_update_message(update)
@@ -168,11 +175,11 @@ def test_sums_over_patients_leave_a_few_times_alone(spec: JobSpec) -> None:
     sums = {"patients": 9, "difference": 0.1, "variance": 0.01}
     left = []
     for _ in range(10):
-        reply = exchange.numbers_message({"evaluation": {**_EVALUATION, "cases": 9}, "paired": sums})
+        reply = exchange.numbers_message({"evaluation": _EVALUATION, "paired": sums})
         outbound.check(TASK_VALIDATE, reply)
         left.append("paired" in exchange.read_numbers_message(reply))
     assert left == [True] * 6 + [False] * 4
-    reply = exchange.numbers_message({"evaluation": {**_EVALUATION, "cases": 9}, "paired": sums})
+    reply = exchange.numbers_message({"evaluation": _EVALUATION, "paired": sums})
     _outbound(spec, pooled_figures=False).check(TASK_VALIDATE, reply)
     assert exchange.read_numbers_message(reply).keys() == {"evaluation"}
 

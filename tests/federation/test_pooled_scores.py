@@ -7,14 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from oncofed.data.register import Request, register
 from oncofed.federation import exchange
-from oncofed.federation.pooled_scores import SumsAsked, calibration_of, copy_calibration, sums_of, together
+from oncofed.federation.kept import copy_beside_model
+from oncofed.federation.pooled_scores import SumsAsked, calibration_of, patients_of_sums, sums_of, together
 from oncofed.federation.spec import FederationPlan
+from oncofed.federation.told_patients import PATIENTS_OF_SUMS
 from oncofed.federation.turns import OwnTurns, Place
 from oncofed.job.outcome import begin_result, note_pooled
 from oncofed.job.spec import read_job
@@ -22,6 +25,7 @@ from oncofed.privacy.outbound import check_numbers
 from oncofed.report.html import write_report
 from oncofed.report.result import read_result
 from oncofed.tasks.calibration import Calibration, read_calibration
+from oncofed.tasks.classification import Classified
 from oncofed.tasks.pooled import Reliability, ReliabilityBin
 from synthetic import make_textures
 
@@ -60,6 +64,8 @@ def turns(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnTurns]:
 
 def _asked(turns: OwnTurns, split: str, asked: SumsAsked | None) -> dict[str, Any]:
     numbers = turns.validate(turns.trainer.weights(), split, lambda: False, None, asked)
+    groups = numbers.pop(PATIENTS_OF_SUMS, None)
+    assert bool(groups) == bool(asked), "the site knows of whom the sums are"
     assert json.loads(json.dumps(numbers)).keys() == numbers.keys()
     check_numbers(numbers, CLASSES, sums=True)
     return numbers
@@ -81,7 +87,7 @@ def test_what_one_site_says_is_its_own_score(turns: OwnTurns) -> None:
     tested = _asked(turns, "test", SumsAsked(1.5))
     found = together({"east": tested, "west": {"evaluation": {}}}, None, "auroc", 0.2, "ab" * 32)
     assert found.pooled
-    assert found.pooled.auroc == pytest.approx(tested["evaluation"]["mean"])
+    assert found.pooled.auroc == pytest.approx(tested["evaluation"]["mean"], rel=1e-3)
     assert found.pooled.withheld == ["west"]
     assert found.paired
     assert (found.paired.margin, found.paired.against) == (0.2, "ab" * 32)
@@ -104,9 +110,9 @@ def test_a_calibration_gets_the_reliability_of_the_test_and_goes_into_result_and
     assert found.calibration.after
     found.calibration.write(tmp_path)
     (tmp_path / "model").mkdir()
-    copy_calibration(tmp_path, tmp_path / "model")
+    copy_beside_model(tmp_path, tmp_path / "model")
     assert read_calibration(tmp_path / "model") == found.calibration
-    copy_calibration(tmp_path / "none", tmp_path / "model")
+    copy_beside_model(tmp_path / "none", tmp_path / "model")
     result = begin_result(JOB, "simulate")
     note_pooled(result, json.loads(json.dumps(found.told())))
     assert (result.calibration, result.pooled_test, result.paired_test) == (
@@ -146,6 +152,15 @@ def test_no_sites_sums_are_no_figures() -> None:
         before=Reliability(calibration_error=0.1, brier=0.5, log_loss=0.7, bins=bins),
     )
     assert together({"east": {"evaluation": {}}}, known, "dice", None, None).calibration == known
+
+
+def test_sums_are_of_groups_that_are_large_enough() -> None:
+    task = JOB.plan().build_task()
+    few = [(f"p{n}", Classified(np.array([0.5, 0.5]), int(n < 3))) for n in range(12)]
+    everybody, without = patients_of_sums(task, few), {f"p{n}" for n in range(3, 12)}
+    assert {frozenset(group) for group in everybody} == {frozenset(p for p, _ in few), frozenset(without)}
+    half = [(patient, Classified(one.probabilities, n % 2)) for n, (patient, one) in enumerate(few)]
+    assert sorted(map(len, patients_of_sums(task, half))) == [6, 6, 12]
 
 
 def test_the_server_asks_in_the_message_itself() -> None:

@@ -13,7 +13,7 @@ from nvflare.app_common.abstract.statistics_spec import Bin, Histogram, Histogra
 
 from oncofed.federation.profile import CaseStatistics, SmallCounts, statistic_configs
 from oncofed.federation.spec import ProfilePlan
-from oncofed.privacy.small_counts import LEAST_PATIENTS
+from oncofed.suppression import LEAST_PATIENTS
 
 PLAN = ProfilePlan(dataset="balls", classes={1: "shell"})
 

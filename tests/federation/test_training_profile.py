@@ -24,7 +24,8 @@ from oncofed.federation.training_profile import (
     write_training_profile,
 )
 from oncofed.privacy.outbound import is_profile
-from oncofed.privacy.small_counts import LEAST_PATIENTS, with_neighbours, without_small
+from oncofed.privacy.small_counts import with_neighbours, without_small
+from oncofed.suppression import LEAST_PATIENTS
 
 DATA = DataSpec(dataset="any")
 COLOUR = DataSpec(
@@ -92,6 +93,15 @@ def test_no_count_that_is_kept_stands_for_fewer_than_five(sites: list[list[float
         assert trait.patients == sum(len(site) for site in sites if len(site) >= LEAST_PATIENTS)
         assert all(count == 0 or count >= LEAST_PATIENTS for count in trait.counts)
         assert sum(trait.counts) <= trait.patients
+
+
+@pytest.mark.parametrize(("lacking", "told"), [(0, True), (2, False), (4, False), (5, True)])
+def test_a_trait_that_a_few_lack_is_not_told(lacking: int, told: bool) -> None:
+    """Beside traits that all have, how many have it would tell how many have not."""
+    profile = site_profile(patients(30 - lacking) + patients(lacking, modality=None), DATA)
+    assert profile["channels"]["patients"] == 30
+    assert ("modality" in profile) == told
+    assert is_profile(profile, bins_of(DATA), 30)
 
 
 def test_sites_are_added_up_to_ranges() -> None:

@@ -17,16 +17,23 @@ CLASSES = ["head", "body"]
 EVALUATION: dict[str, Any] = {
     "mean": 0.8,
     "by_class": {"head": 0.7, "body": float("nan")},
-    "more": {"hd95_mm.head": 3.2, "surface_dice.body": 0.4, "pq": 1.0000001, "calibration_error": 0.1},
+    "more": {"hd95_mm.head": 3.2, "surface_dice.body": 0.4, "pq": 1.0, "calibration_error": 0.1},
     "interval": [0.7, 0.9],
     "cases": 7,
+    "patients": {
+        "all": 7,
+        "mean": 7,
+        "by_class": {"head": 7, "body": 7},
+        "more": {"hd95_mm.head": 5, "surface_dice.body": 7, "pq": 7, "calibration_error": 7},
+    },
 }
+NOBODY = {"all": 0, "mean": 0, "by_class": {}, "more": {}}
 NUMBERS = {
     "loss": -3.0,
     "train_s": 1.5,
     "validate_s": 0.1,
     "evaluation": EVALUATION,
-    "personal": {"mean": None, "by_class": {}, "more": {}, "interval": None, "cases": 0},
+    "personal": {"mean": None, "by_class": {}, "more": {}, "interval": None, "cases": 0, "patients": NOBODY},
     "update": "ab" * 32,
     "not_kept": os.strerror(errno.ENOSPC),
 }
@@ -129,10 +136,24 @@ def test_a_histogram_with_fewer_than_five_behind_a_number_stays(change: dict[str
         check_counts({**COUNTS, "train": 20, "profile": {"MRN-0001": HISTOGRAM}}, "1", BINS)
 
 
+def test_numbers_of_patients_do_not_tell_how_few_lack_a_trait() -> None:
+    both = {"spacing": HISTOGRAM, "modality": HISTOGRAM}
+    bins = {**BINS, "modality": BINS["spacing"]}
+    check_counts({**COUNTS, "train": 40, "profile": both}, "1", bins)
+    counts = HISTOGRAM["counts"]
+    place = max(range(len(counts)), key=lambda n: counts[n])
+    more = [count + 2 * (n == place) for n, count in enumerate(counts)]
+    both["modality"] = {"patients": HISTOGRAM["patients"] + 2, "counts": more}
+    with pytest.raises(PolicyError):
+        check_counts({**COUNTS, "train": 40, "profile": both}, "1", bins)
+
+
 def test_scores_of_too_few_patients_stay() -> None:
     numbers = copy.deepcopy(NUMBERS)
     assert not withhold(numbers, 0)
     assert numbers["evaluation"] == NUMBERS["evaluation"]
     assert withhold(numbers, 8)
-    assert numbers["evaluation"] == {"mean": None, "by_class": {}, "more": {}, "interval": None, "cases": 7}
+    counts = {"all": 7, "mean": 7, "by_class": {}, "more": {}}
+    nothing = {"mean": None, "by_class": {}, "more": {}, "interval": None}
+    assert numbers["evaluation"] == {**nothing, "cases": 7, "patients": counts}
     check_numbers(numbers, CLASSES)

@@ -24,7 +24,14 @@ def _sent(count: int = 60) -> dict[str, Any]:
     second = 1 / (1 + np.exp(-rng.normal(2 * labels - 1, 1.5)))
     found, names = np.stack([1 - second, second], axis=1), [f"p{n}" for n in range(count)]
     return {
-        "evaluation": {"mean": 0.8, "by_class": {}, "more": {}, "interval": None, "cases": count},
+        "evaluation": {
+            "mean": 0.8,
+            "by_class": {},
+            "more": {},
+            "interval": None,
+            "cases": count,
+            "patients": {"all": count, "mean": count // 2, "by_class": {}, "more": {}},
+        },
         "pooled": classification_sums(found, labels, names, dict(enumerate(CLASSES)), 1.7),
         "temperature": temperature_sums(found, labels, names),
         "paired": {"patients": count, "difference": -0.0123457, "variance": 0.000123},
@@ -147,3 +154,52 @@ def test_of_fewer_than_a_site_wants_nothing_goes() -> None:
     numbers = {"pooled": copy.deepcopy(FIGURES)}
     assert withhold(numbers, 13)
     assert numbers == {}
+
+
+@pytest.mark.attack(
+    "the scores of few patients from sums of nearly the same ones in one message",
+    by="the site before it sends, and its outbound check where the policy wants more patients behind a number",
+    logged="nowhere: what is left leaves",
+)
+def test_no_few_follow_from_what_is_told_of_others() -> None:
+    whole, some = ({f"p{n}": n / 40 for n in range(count)} for count in (30, 24))
+    sums = figure_sums({"mean": whole, "clear": some, "pneumonia": whole}, "mean")
+    assert sums
+    numbers = {"pooled": sums}
+    assert withhold(numbers, 10)
+    assert set(numbers["pooled"]["figures"]) == {"mean", "pneumonia"}
+    check_numbers(numbers, CLASSES, sums=True)
+    # A rare class is in the mean: the sums of the mean and of the other class would tell of the one who has it.
+    sums = figure_sums({"mean": whole, "clear": whole, "pneumonia": {"p0": 0.25}}, "mean")
+    assert sums
+    assert set(sums["figures"]) == {"mean"}
+
+
+def test_classes_are_kept_back_together_where_a_site_wants_more_patients() -> None:
+    labels = np.array([0] * 12 + [1] * 12 + [2] * 6)
+    found = np.random.default_rng(0).dirichlet([1, 1, 1], len(labels))
+    names = {0: "a", 1: "b", 2: "c"}
+    numbers: dict[str, Any] = {"pooled": classification_sums(found, labels, [f"p{n}" for n in range(30)], names)}
+    assert set(numbers["pooled"]["classes"]) == {"a", "b", "c"}
+    assert withhold(numbers, 10)
+    assert len(numbers["pooled"]["classes"]) == 1
+    check_numbers(numbers, ["a", "b", "c"], sums=True)
+
+
+def test_counts_of_one_message_agree_with_each_other() -> None:
+    sent = _sent()
+    check_numbers(sent, CLASSES, sums=True, most=60)
+    with pytest.raises(PolicyError):
+        check_numbers(sent, CLASSES, sums=True, most=59)
+    cell = sent["pooled"]["classes"]["pneumonia"]["with"][0]
+    for place, change in ((cell, 1), (sent["pooled"]["reliability"]["cells"][0], 0)):
+        place[change] += 1
+        with pytest.raises(PolicyError, match="pooled"):
+            check_numbers(sent, CLASSES, sums=True)
+        place[change] -= 1
+    sent["evaluation"]["patients"]["all"] = 59
+    with pytest.raises(PolicyError, match="more patients than the score"):
+        check_numbers(sent, CLASSES, sums=True)
+    figures = {"mean": [10, 5.0, 3.0], "clear": [9, 5.0, 3.0]}
+    with pytest.raises(PolicyError):
+        check_numbers({"pooled": {"patients": 10, "figures": figures}}, CLASSES, sums=True)

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oncofed.data.spec import DataSpec
+from oncofed.suppression import LEAST_PATIENTS
 from oncofed.tasks import Classification, ClassificationSpec, Segmentation, SegmentationSpec
 from oncofed.tasks.classification import Classified, class_scores, ranking_scores
 from oncofed.tasks.pooled import (
     BINS,
-    FEWEST,
     area_interval,
     bins_of,
     cells_of,
@@ -70,7 +70,7 @@ def test_every_cell_holds_enough_patients_also_where_a_site_wants_more(
 ) -> None:
     probabilities = np.array([p for p, _ in site])
     cells = cells_of(probabilities, [f"p{n}" for n in range(len(site))])
-    for told, least in ((cells, FEWEST), (coarser(cells, fewest), fewest)):
+    for told, least in ((cells, LEAST_PATIENTS), (coarser(cells, fewest), fewest)):
         assert bool(told) == (len(site) >= least)
         assert all(count >= least for _, count, *_ in told)
         if told:

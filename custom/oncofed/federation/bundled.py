@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from oncofed.data.manifest import write_whole
+from oncofed.federation.kept import BESIDE_MODEL
 from oncofed.federation.provenance import PROVENANCE_FILE, read_provenance
-from oncofed.federation.training_profile import PROFILE_FILE
 from oncofed.models.bundle import JOB_IN_BUNDLE
-from oncofed.tasks.calibration import CALIBRATION_FILE, read_calibration
+from oncofed.tasks.calibration import read_calibration
 
 _INFERENCE = Path("configs", "inference.json")
 
@@ -31,7 +31,7 @@ def complete_bundle(bundle: Path, folders: Sequence[Path]) -> None:
     """
     if not bundle.is_dir():
         return
-    for name in (CALIBRATION_FILE, PROFILE_FILE, PROVENANCE_FILE):
+    for name in (*sorted(BESIDE_MODEL), PROVENANCE_FILE):
         found = next((folder / name for folder in folders if (folder / name).is_file()), None)
         if found and (name != PROVENANCE_FILE or _is_of(bundle, found)):
             write_whole(bundle / name, found.read_bytes())

@@ -698,7 +698,7 @@ class FederatedTraining(Controller):
 
         def answered(site: str, result: Shareable, question: Question) -> None:
             try:
-                current.numbers[site] = self._door.scores(result)
+                current.numbers[site] = self._door.scores(site, result)
             except FederationError as error:
                 self._door.refuse(current, site, str(error), number, exchange.may_pass(result))
                 return

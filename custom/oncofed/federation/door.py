@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from nvflare.apis.shareable import Shareable
@@ -25,7 +26,7 @@ from oncofed.federation.spec import CyclicSpec, FederationPlan, SwarmSpec
 from oncofed.federation.strategies import Update
 from oncofed.federation.strategies.robust import length
 from oncofed.models.weights import Weights
-from oncofed.privacy.outbound import check_counts, check_numbers
+from oncofed.privacy.outbound import check_counts, check_numbers, most_scored
 
 T = TypeVar("T")
 
@@ -127,7 +128,7 @@ class Door:
 
     def _read(self, site: str, result: Shareable, given: Given) -> tuple[Update, dict[str, Any]]:
         sent, cases, steps, numbers = exchange.read_update_message(result)
-        check_numbers(numbers, self._classes)
+        check_numbers(numbers, self._classes, most=most_scored(self._cases.get(site)))
         delta = ReceivedUpdate(sent, given.like, self._federation.exchange.update, given.extra)
         known = self._cases.get(site, {}).get("train")
         if cases != known:
@@ -169,17 +170,17 @@ class Door:
             raise FederationError(looked_at.refused[collector])
         return mean.delta, [], left_out
 
-    def scores(self, result: Shareable) -> dict[str, Any]:
+    def scores(self, site: str, result: Shareable) -> dict[str, Any]:
         """Return what a site says of a model's score.
 
         Raises:
             FederationError: it could not do it, has none, or other numbers than are declared.
         """
-        return read_answer(result, self._read_scores)
+        return read_answer(result, partial(self._read_scores, site))
 
-    def _read_scores(self, result: Shareable) -> dict[str, Any]:
+    def _read_scores(self, site: str, result: Shareable) -> dict[str, Any]:
         numbers = exchange.read_numbers_message(result)
-        check_numbers(numbers, self._classes, sums=True)
+        check_numbers(numbers, self._classes, sums=True, most=most_scored(self._cases.get(site)))
         if "evaluation" not in numbers:
             raise PolicyError("it tells no score")
         return numbers

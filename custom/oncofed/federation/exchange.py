@@ -23,7 +23,6 @@ from oncofed.federation.pieces import Joined, in_pieces
 from oncofed.federation.pooled_scores import SumsAsked
 from oncofed.federation.streams import lighten_streams
 from oncofed.models.weights import Weights
-from oncofed.training import Evaluation
 
 TASK_PREPARE = "prepare"
 TASK_TRAIN = "train"
@@ -300,14 +299,3 @@ def refusal_reason(message: Shareable) -> str | None:
         return None
     reason = str(message.get_header(_REASON) or f"FLARE reports {code}; the site's own log says more")
     return one_line(reason, _LONGEST_REASON)
-
-
-def evaluation_numbers(evaluation: Evaluation) -> dict[str, Any]:
-    """Return what may leave a site of an evaluation: means, their interval, and the number of cases."""
-    return {
-        "mean": evaluation.mean,
-        "by_class": dict(evaluation.by_class),
-        "more": dict(evaluation.more),
-        "interval": list(evaluation.interval) if evaluation.interval else None,
-        "cases": evaluation.cases,
-    }

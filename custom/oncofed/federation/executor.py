@@ -41,17 +41,19 @@ from oncofed.federation.exchange import TASK_COMBINE, TASK_PREPARE, TASK_TRAIN, 
 from oncofed.federation.folders import JOB_PACK, OWN_MODEL, against_model, initial_model, state_folder
 from oncofed.federation.guard import admit, dataset_digest, name_and_person, record
 from oncofed.federation.heap import forget_what_stays
+from oncofed.federation.kept import BESIDE_MODEL
 from oncofed.federation.sharing import MachineTurn
 from oncofed.federation.signs import SignsOfLife
 from oncofed.federation.site_report import ENDED, WAITING, SiteReport
 from oncofed.federation.spec import DittoSpec, FederationPlan, SwarmSpec
 from oncofed.federation.swarm import Peer
-from oncofed.federation.training_profile import PROFILE_FILE
+from oncofed.federation.told_patients import PATIENTS_OF_SUMS, patients_in_common
 from oncofed.federation.turns import Answer, OwnTurns, Place, Turns
 from oncofed.models.bundle import BUNDLE_NAME
 from oncofed.models.weights import Layout, digest_of
 from oncofed.privacy.outbound import progress_that_may_leave
 from oncofed.privacy.policy import Policy
+from oncofed.privacy.pooled import SUMS
 from oncofed.tasks.calibration import CALIBRATION_FILE
 from oncofed.training import Plan
 
@@ -62,8 +64,6 @@ _WAIT_TIMEOUT_SECONDS = 6.0
 _DIRECT_ANSWER_SECONDS, _READING = 20.0, 0.01
 # So often a site that waits looks whether the job was aborted; of its end it is told.
 _SECONDS_BETWEEN_LOOKS = 2.0
-# Small files that a site keeps with the model, where the server has them.
-_BESIDE_MODEL = frozenset({PROFILE_FILE, CALIBRATION_FILE})
 # What FLARE's runner waits for, by the names of its attributes.
 _TIMEOUTS = ("get_task_timeout", "submit_task_result_timeout")
 
@@ -190,6 +190,7 @@ class SiteExecutor(Executor):
             keep_as = name_and_person(fl_ctx)[0] if self._policy and exchange.may_keep(shareable) else None
             asked = exchange.sums_asked(shareable)
             numbers = turns.validate(sent, split, _stopped(abort_signal), keep_as, asked)
+            self._keep_sums_of_few(numbers, fl_ctx)
             if keep_as:
                 self._keep_beside(shareable, fl_ctx)
             return exchange.numbers_message(numbers)
@@ -211,11 +212,28 @@ class SiteExecutor(Executor):
         self._turns = turns
         return turns
 
+    def _keep_sums_of_few(self, numbers: dict[str, Any], fl_ctx: FLContext) -> None:
+        """Take sums out that would tell of few patients beside those of an earlier job; in a simulation none is."""
+        groups = numbers.pop(PATIENTS_OF_SUMS, None)
+        there = SUMS & numbers.keys()
+        if not there or not self._policy:
+            return
+        try:
+            why = "of whom sums are is not known"
+            if groups:
+                why = patients_in_common(state_folder(fl_ctx).parent, self._plan.data.dataset, groups)
+        except StateError as error:
+            why = str(error)
+        if why:
+            self.log_warning(fl_ctx, why, fire_event=False)
+            for name in there:
+                del numbers[name]
+
     def _keep_beside(self, message: Shareable, fl_ctx: FLContext) -> None:
         """Put the small files that belong to a model beside it, where the site kept it."""
         folder, files = state_folder(fl_ctx) / OWN_MODEL, exchange.kept_beside(message)
         try:
-            for name in _BESIDE_MODEL & files.keys() if folder.is_dir() else ():
+            for name in BESIDE_MODEL & files.keys() if folder.is_dir() else ():
                 # How sure a site's personal model should be nobody knows.
                 if name != CALIBRATION_FILE or not isinstance(self._federation.strategy, DittoSpec):
                     write_whole(folder / name, files[name])

@@ -37,7 +37,7 @@ from oncofed.federation.exchange import TASK_COMBINE, TASK_PREPARE, TASK_TRAIN, 
 from oncofed.federation.spec import FederationPlan, ScaffoldSpec, SwarmSpec
 from oncofed.federation.training_profile import bins_of
 from oncofed.models.weights import Digest, Weights, sum_of_squares
-from oncofed.privacy.outbound import check_counts, check_numbers, withhold
+from oncofed.privacy.outbound import check_counts, check_numbers, most_scored, withhold
 from oncofed.privacy.policy import JobFacts, Policy, read_policy
 from oncofed.privacy.pooled import SUMS
 from oncofed.training import Plan
@@ -210,6 +210,8 @@ class Outbound:
         control = layout.trained if isinstance(federation.strategy, ScaffoldSpec) else frozenset()
         self._extra: Weights = {f"control.{name}": layout.weights[name] for name in control}
         self._sums = 0
+        # To score a model on, as the site said first; a later process of the job is not asked again.
+        self._cases: int | None = None
         self._norms: list[float] = []
         self._similarities: list[float] = []
         self._last_sample: torch.Tensor | None = None
@@ -251,12 +253,13 @@ class Outbound:
         if task == TASK_PREPARE:
             numbers = exchange.read_numbers_message(reply)
             check_counts(numbers, oncofed.__version__, self._bins)
+            self._cases = most_scored(numbers)
             if "profile" in numbers and not self._policy.leaves.training_profile:
                 message.data = {name: value for name, value in numbers.items() if name != "profile"}
                 message.update_shareable(reply)
         elif task == TASK_VALIDATE:
             numbers = exchange.read_numbers_message(reply)
-            check_numbers(numbers, self._classes, sums=True)
+            check_numbers(numbers, self._classes, sums=True, most=self._cases)
             changed = self._without_sums_that_stay(numbers)
             if withhold(numbers, self._policy.leaves.minimum_patients) or changed:
                 message.data = numbers
@@ -283,7 +286,7 @@ class Outbound:
 
     def _check_update(self, task: str, message: Any, reply: Shareable) -> dict[str, Any]:
         tensors, cases, steps, numbers = exchange.read_update_message(reply)
-        check_numbers(numbers, self._classes)
+        check_numbers(numbers, self._classes, most=self._cases)
         if not all(isinstance(value, int) and 0 <= value < 1 << 40 for value in (cases, steps)):
             raise PolicyError("its counts of cases and steps are not within their bounds")
         if withhold(numbers, self._policy.leaves.minimum_patients):

@@ -7,12 +7,17 @@ from pathlib import Path
 
 import yaml
 
+from oncofed.data.manifest import write_whole
 from oncofed.federation.provenance import PROVENANCE_FILE, write_provenance
 from oncofed.federation.spec import FederationPlan
+from oncofed.federation.training_profile import PROFILE_FILE
 from oncofed.models.weights import Weights
+from oncofed.tasks.calibration import CALIBRATION_FILE
 from oncofed.training import Plan
 
 KEPT_JOB = "job.yaml"
+# Small files that belong to a model, and lie beside it wherever it lies.
+BESIDE_MODEL = frozenset({PROFILE_FILE, CALIBRATION_FILE})
 _NO_NAME = re.compile(r"[^a-z0-9_-]+")
 
 
@@ -44,3 +49,10 @@ def write_kept_job(
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
     (folder / KEPT_JOB).write_text(text, encoding="utf-8")
     write_provenance(folder / PROVENANCE_FILE, weights, {"job": values["name"], "kept_by": site}, folder)
+
+
+def copy_beside_model(source: Path, target: Path) -> None:
+    """Copy the small files that lie beside one model's weights to beside another's, as far as there are any."""
+    for name in sorted(BESIDE_MODEL):
+        if (source / name).is_file():
+            write_whole(target / name, (source / name).read_bytes())

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from oncofed.data.manifest import write_whole
+from oncofed.suppression import LEAST_PATIENTS
 from oncofed.tasks import Task
-from oncofed.tasks.calibration import CALIBRATION_FILE, Calibration, learned
+from oncofed.tasks.calibration import Calibration, learned
 from oncofed.tasks.differences import Difference, Part, combined_difference
 from oncofed.tasks.pooled import PooledTest, pooled_test
 
@@ -68,6 +67,19 @@ def sums_of(task: Task[Any], split: str, found: Outcomes, against: Outcomes | No
     return {name: value for name, value in told.items() if value is not None}
 
 
+def patients_of_sums(task: Task[Any], found: Outcomes) -> list[list[str]]:
+    """Return the groups of patients that sums may be of: all, and those with and without each class; none of a few.
+
+    Args:
+        task: the job's.
+        found: of each case.
+    """
+    everybody = {patient for patient, _ in found}
+    kinds = list(task.kinds(found).values())
+    groups = {frozenset(group) for group in (everybody, *kinds, *(everybody - kind for kind in kinds))}
+    return sorted(sorted(group) for group in groups if len(group) >= LEAST_PATIENTS)
+
+
 def calibration_of(answers: Mapping[str, Mapping[str, Any]]) -> Calibration | None:
     """Return the temperature that the sites' sums tell; None where they do not.
 
@@ -100,12 +112,6 @@ def together(
         seen = {"before": pooled.reliability, "after": pooled.calibrated}
         calibration = calibration.model_copy(update=seen)
     return OverSites(pooled, paired, calibration)
-
-
-def copy_calibration(source: Path, target: Path) -> None:
-    """Copy the calibration from beside one model's weights to beside another's, where there is one."""
-    if (source / CALIBRATION_FILE).is_file():
-        write_whole(target / CALIBRATION_FILE, (source / CALIBRATION_FILE).read_bytes())
 
 
 def _told(answers: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, Any]:

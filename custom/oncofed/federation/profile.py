@@ -27,7 +27,8 @@ from oncofed.federation.events import EVENTS_FILE, EventLog
 from oncofed.federation.folders import hand_over, state_folder
 from oncofed.federation.guard import admit
 from oncofed.federation.spec import ProfilePlan
-from oncofed.privacy.small_counts import LEAST_PATIENTS, without_small
+from oncofed.privacy.small_counts import without_small
+from oncofed.suppression import LEAST_PATIENTS
 
 _DATASET = "cases"
 

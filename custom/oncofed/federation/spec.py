@@ -7,8 +7,8 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field, model_validator
 
 from oncofed.data.spec import Modality
-from oncofed.privacy.small_counts import LEAST_PATIENTS
 from oncofed.settings import StrictModel
+from oncofed.suppression import LEAST_PATIENTS
 
 ExchangeType = Literal["native", "bfloat16", "int8"]
 

@@ -19,7 +19,8 @@ from oncofed.data.manifest import Entry, write_whole
 from oncofed.data.spec import DataSpec
 from oncofed.data.traits import Trait, counts_of_patients, traits
 from oncofed.errors import SpecError
-from oncofed.privacy.small_counts import LEAST_PATIENTS, with_neighbours, without_small
+from oncofed.privacy.small_counts import with_neighbours, without_small
+from oncofed.suppression import LEAST_PATIENTS
 
 PROFILE_FILE = "training_profile.json"
 # A range is that of the patients whose bins are told. Where more than this share is hidden it would be too narrow.
@@ -56,16 +57,17 @@ class TrainingProfile(_Part):
 
 
 def site_profile(images: Iterable[tuple[str, Entry]], data: DataSpec) -> dict[str, dict[str, Any]]:
-    """Return what a site tells of its training images: a trait of fewer than five patients is not in it.
+    """Return what a site tells of its training images: no trait that one to four patients have, or lack, is in it.
 
     Args:
         images: each with its patient's key.
         data: of the job.
     """
-    found, known = {}, traits(data)
-    for name, counts in counts_of_patients(images, data).items():
+    found, known, there = {}, traits(data), list(images)
+    everybody = len({patient for patient, _ in there})
+    for name, counts in counts_of_patients(there, data).items():
         patients = int(counts.sum())
-        if patients >= LEAST_PATIENTS:
+        if patients >= LEAST_PATIENTS and not 0 < everybody - patients < LEAST_PATIENTS:
             told = with_neighbours(counts, ordered=known[name].scale != "names")
             found[name] = {"patients": patients, "counts": without_small(told).tolist()}
     return found
@@ -93,12 +95,6 @@ def write_training_profile(folder: Path, profile: TrainingProfile) -> Path:
     path = folder / PROFILE_FILE
     write_whole(path, json.dumps(profile.model_dump(mode="json", by_alias=True), indent=1) + "\n")
     return path
-
-
-def copy_profile(source: Path, target: Path) -> None:
-    """Copy the profile from beside one model's weights to beside another's, where there is one."""
-    if (source / PROFILE_FILE).is_file():
-        write_whole(target / PROFILE_FILE, (source / PROFILE_FILE).read_bytes())
 
 
 def read_training_profile(folder: Path) -> TrainingProfile | None:

@@ -26,15 +26,16 @@ from oncofed.data.cases import Case, usable_cases
 from oncofed.data.grouping import told
 from oncofed.data.prepared import plan_cache
 from oncofed.data.sample import sample_cases
-from oncofed.federation import exchange
 from oncofed.federation.compression import Compressor
 from oncofed.federation.folders import CASES_FILE, OWN_MODEL, sole_owner
 from oncofed.federation.kept import write_kept_job
-from oncofed.federation.pooled_scores import SumsAsked, sums_of
+from oncofed.federation.pooled_scores import SumsAsked, patients_of_sums, sums_of
 from oncofed.federation.site_state import SiteState
 from oncofed.federation.spec import DittoSpec, FedBNSpec, FedDynSpec, FederationPlan, FedProxSpec, ScaffoldSpec
+from oncofed.federation.told_patients import PATIENTS_OF_SUMS
 from oncofed.federation.training_profile import site_profile
 from oncofed.models.weights import Weights, digest_of, exchanged_names, norm_names
+from oncofed.privacy.evaluations import evaluation_numbers
 from oncofed.training import Plan, Trainer, start_trainer
 from oncofed.training.checkpoint import is_whole
 from oncofed.training.corrections import ControlVariates, Correction, DynamicRegulariser, Proximal
@@ -122,7 +123,8 @@ class Turns(Protocol):
             split: "validation" or "test".
             stop: asked now and then; true ends it early.
             keep_as: name under which the site keeps the model for its own use; None: it does not.
-            asked: which counts and sums the server wants beside the score; None: none.
+            asked: which counts and sums the server wants beside the score; None: none. Beside them is of whom they are,
+                for the site alone (``told_patients.PATIENTS_OF_SUMS``).
         """
 
     def close(self) -> None:
@@ -346,12 +348,14 @@ class OwnTurns:
         numbers = self._evaluate(split, stop, weights, found)
         if asked and not stop():
             against = self._found_by_the_other(stop) if split == "test" else None
-            numbers |= sums_of(self.trainer.task, split, found, against, asked)
+            sums = sums_of(self.trainer.task, split, found, against, asked)
+            if sums:
+                numbers |= {**sums, PATIENTS_OF_SUMS: patients_of_sums(self.trainer.task, found)}
             if against is not None:
                 self.trainer.load_weights(weights)
         if split == "test" and self._personal:
             evaluation = self._personal.evaluate(self._personal.cases.test, stop, True)
-            numbers["personal"] = exchange.evaluation_numbers(evaluation)
+            numbers["personal"] = evaluation_numbers(evaluation)
         if keep_as and not stop():
             self._keep_model(keep_as)
         return numbers
@@ -404,7 +408,7 @@ class OwnTurns:
         self._looked_s = time.monotonic() - started
         if evaluation.by_case:
             self._note_cases(evaluation.by_case)
-        return {"evaluation": exchange.evaluation_numbers(evaluation), "validate_s": time.monotonic() - started}
+        return {"evaluation": evaluation_numbers(evaluation), "validate_s": time.monotonic() - started}
 
     def _note_cases(self, by_case: Sequence[tuple[str, dict[str, float | str]]]) -> None:
         """Write what the last tested model does on each case, for this site alone."""

@@ -29,9 +29,8 @@ from oncofed.alliance.local import quiet
 from oncofed.errors import FederationError, PolicyError, SpecError
 from oncofed.federation.bundled import complete_bundle
 from oncofed.federation.events import BEST_MODEL, EVENTS_FILE, MODELS_FOLDER, TOLD_GROUP, EventReader
-from oncofed.federation.pooled_scores import copy_calibration
+from oncofed.federation.kept import copy_beside_model
 from oncofed.federation.provenance import PROVENANCE_FILE
-from oncofed.federation.training_profile import copy_profile
 from oncofed.job.card import write_cards
 from oncofed.job.flare import SPEC_FILE
 from oncofed.job.outcome import begin_result, note_incidents, note_rounds, note_scores
@@ -241,8 +240,7 @@ def fetch(engineer: Engineer, job_id: str, folder: Path) -> Result:
         if best.is_file():
             (folder / "model").mkdir(exist_ok=True)
             shutil.copy(best, folder / "model" / "model.safetensors")
-            copy_profile(best.parent, folder / "model")
-            copy_calibration(best.parent, folder / "model")
+            copy_beside_model(best.parent, folder / "model")
         vouched = best.with_name(PROVENANCE_FILE)
         if vouched.is_file():
             shutil.copy(vouched, folder / PROVENANCE_FILE)

@@ -19,9 +19,8 @@ from oncofed.devices import require_named_gpu
 from oncofed.errors import DataError, FederationError, OncofedError
 from oncofed.federation.bundled import complete_bundle
 from oncofed.federation.events import BEST_MODEL, MODELS_FOLDER, EventReader
-from oncofed.federation.pooled_scores import copy_calibration
+from oncofed.federation.kept import copy_beside_model
 from oncofed.federation.provenance import PROVENANCE_FILE
-from oncofed.federation.training_profile import copy_profile
 from oncofed.job import backends
 from oncofed.job.backends import Running
 from oncofed.job.card import write_cards
@@ -179,8 +178,7 @@ class Run:
                 best = running.fetch() / MODELS_FOLDER / BEST_MODEL
                 shutil.copy(best, model / "model.safetensors")
                 shutil.copy(best.with_name(PROVENANCE_FILE), self.folder / PROVENANCE_FILE)
-                copy_profile(best.parent, model)
-                copy_calibration(best.parent, model)
+                copy_beside_model(best.parent, model)
             state = view.state
             result.timing.startup_s = (state.started or submitted) - submitted + (state.ready_s or 0)
             result.timing.federation_s = ended - started

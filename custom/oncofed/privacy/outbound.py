@@ -6,26 +6,21 @@ from short lists.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from errno import errorcode
 from typing import Any
 
 from oncofed.errors import PolicyError
-from oncofed.privacy.pooled import is_paired, is_pooled, is_temperature_sums, keep_back_small
-from oncofed.privacy.small_counts import LEAST_PATIENTS
+from oncofed.privacy.evaluations import is_evaluation, is_number, withhold_evaluation
+from oncofed.privacy.pooled import SUMS, is_paired, is_pooled, is_temperature_sums, keep_back_small
+from oncofed.suppression import LEAST_PATIENTS
 
 Check = Callable[[Any], bool]
 
 _MOST_CASES = 10_000_000
 _PHASES = frozenset({"checking data", "loading data", "training", "validating", "testing"})
 _DIGITS = 4
-# Of an evaluation, beside the task's own figure; "of" a class, where the name goes on with ".CLASS".
-_SHARES = frozenset({"dice", "iou", "f1", "pq", "auprc", "balanced_accuracy", "calibration_error"})
-_SHARES_OF = frozenset({"surface_dice"})
-_MILLIMETRES_OF = frozenset({"hd95_mm"})
-_LONGEST_MM = 100_000.0
 # What a system says when a file cannot be written: a list that no site can add to.
 _SYSTEM_ERRORS = frozenset(os.strerror(number) for number in errorcode)
 
@@ -59,35 +54,47 @@ def check_counts(numbers: Mapping[str, Any], version: str, bins: Mapping[str, in
         raise PolicyError("it does not say how many cases it has")
 
 
-def check_numbers(numbers: Mapping[str, Any], classes: Sequence[str], sums: bool = False) -> None:
+def check_numbers(
+    numbers: Mapping[str, Any], classes: Sequence[str], sums: bool = False, most: int | None = None
+) -> None:
     """Check the numbers beside an update, or of a model's score.
 
     Args:
         numbers: as ``federation.exchange`` sends them.
         classes: names of the job's classes.
         sums: whether counts and sums over patients may be beside them (``privacy.pooled``), as beside a score.
+        most: cases that the site has to score a model on, as it said before; None: not known.
 
     Raises:
         PolicyError: a name, a value or a type that the job does not declare.
     """
+    most = _MOST_CASES if most is None else most
     of_patients: dict[str, Check] = {
-        "pooled": lambda value: is_pooled(value, classes),
-        "temperature": is_temperature_sums,
-        "paired": is_paired,
+        "pooled": lambda value: is_pooled(value, classes, most),
+        "temperature": lambda value: is_temperature_sums(value, most),
+        "paired": lambda value: is_paired(value, most),
     }
     _check(
         numbers,
         {
             **(of_patients if sums else {}),
-            "loss": _is_number,
+            "loss": is_number,
             "train_s": _is_seconds,
             "validate_s": _is_seconds,
-            "evaluation": lambda value: _is_evaluation(value, classes),
-            "personal": lambda value: _is_evaluation(value, classes),
+            "evaluation": lambda value: is_evaluation(value, classes, most),
+            "personal": lambda value: is_evaluation(value, classes, most),
             "update": lambda value: value is None or _is_digest(value),
             "not_kept": lambda value: value in _SYSTEM_ERRORS,
         },
     )
+    there = numbers["evaluation"]["patients"]["all"] if "evaluation" in numbers else most
+    if sums and any(numbers[name]["patients"] > there for name in SUMS & numbers.keys()):
+        raise PolicyError("sums are of more patients than the score beside them")
+
+
+def most_scored(counts: Mapping[str, Any] | None) -> int | None:
+    """Return on how many cases a site scores a model at most, by what it said first; None where it said nothing."""
+    return max((int(count) for name, count in (counts or {}).items() if name in ("validation", "test")), default=None)
 
 
 def progress_that_may_leave(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,7 +105,7 @@ def progress_that_may_leave(values: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("round", "step", "steps"):
         if _is_count(values.get(name)):
             kept[name] = values[name]
-    if _is_number(values.get("loss")):
+    if is_number(values.get("loss")):
         # Digits that nobody looks at could carry something else.
         kept["loss"] = float(f"{values['loss']:.{_DIGITS}g}")
     return kept
@@ -114,8 +121,9 @@ def withhold(numbers: dict[str, Any], minimum: int) -> bool:
     withheld = keep_back_small(numbers, minimum)
     for name in ("evaluation", "personal"):
         evaluation = numbers.get(name)
-        if evaluation and evaluation["cases"] < minimum:
-            numbers[name] = {"mean": None, "by_class": {}, "more": {}, "interval": None, "cases": evaluation["cases"]}
+        left = withhold_evaluation(evaluation, minimum) if evaluation else evaluation
+        if left != evaluation:
+            numbers[name] = left
             withheld = True
     return withheld
 
@@ -133,7 +141,13 @@ def is_profile(value: Any, bins: Mapping[str, int], cases: Any = _MOST_CASES) ->
         and all(name in bins and _is_histogram(one, bins[name]) for name, one in value.items())
         and _is_count(cases)
         and all(one["patients"] <= cases for one in value.values())
+        and _differ_by_enough({one["patients"] for one in value.values()})
     )
+
+
+def _differ_by_enough(counts: set[int]) -> bool:
+    """Return whether no number of patients tells beside another how few lack something."""
+    return all(most - count >= LEAST_PATIENTS for most in [max(counts, default=0)] for count in counts - {most})
 
 
 def _is_histogram(value: Any, bins: int) -> bool:
@@ -158,45 +172,12 @@ def _check(found: Any, expected: Mapping[str, Check]) -> None:
             raise PolicyError(f"{name} is not within its bounds")
 
 
-def _is_evaluation(value: Any, classes: Sequence[str]) -> bool:
-    if not isinstance(value, Mapping) or set(value) != {"mean", "by_class", "more", "interval", "cases"}:
-        return False
-    interval = value["interval"]
-    return (
-        (value["mean"] is None or _is_share(value["mean"]))
-        and isinstance(value["by_class"], Mapping)
-        and all(name in classes and _is_share(share) for name, share in value["by_class"].items())
-        and isinstance(value["more"], Mapping)
-        and all(_is_figure(name, number, classes) for name, number in value["more"].items())
-        and (interval is None or (isinstance(interval, list) and len(interval) == 2 and all(map(_is_share, interval))))
-        and _is_count(value["cases"])
-    )
-
-
-def _is_figure(name: Any, value: Any, classes: Sequence[str]) -> bool:
-    kind, dot, of = str(name).partition(".")
-    if dot and of not in classes:
-        return False
-    if kind in (_MILLIMETRES_OF if dot else ()):
-        return _is_number(value) and (math.isnan(value) or 0 <= value <= _LONGEST_MM)
-    return kind in (_SHARES_OF if dot else _SHARES) and _is_share(value)
-
-
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MOST_CASES
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, float | int) and not isinstance(value, bool)
-
-
 def _is_seconds(value: Any) -> bool:
-    return _is_number(value) and 0 <= value < 1e8
-
-
-def _is_share(value: Any) -> bool:
-    # Rounding takes a share of ones a little above one; a class that nobody has gives none.
-    return _is_number(value) and (math.isnan(value) or -1e-6 <= value <= 1 + 1e-6)
+    return is_number(value) and 0 <= value < 1e8
 
 
 def _is_digest(value: Any) -> bool:

@@ -25,7 +25,11 @@ class LeavesSpec(StrictModel):
     """What may leave of a job, beside what every job is held to: tensors and numbers that it declares, no others."""
 
     minimum_patients: int = Field(
-        1, ge=1, le=1000, description="fewest patients behind a score; of fewer only their number leaves"
+        1,
+        ge=1,
+        le=1000,
+        description="fewest patients behind a mean score (of two classes those who have the rarer one); of fewer only "
+        "their number leaves. Behind figures of classes, counts and sums stand five at least, whatever it says",
     )
     mb_a_round: float | None = Field(
         None, gt=0, description="megabytes of one message at most; null: a tenth more than the job declares"

@@ -9,8 +9,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from oncofed.suppression import LEAST_PATIENTS, withheld_counts
 from oncofed.tasks.calibration import TEMPERATURES
-from oncofed.tasks.pooled import BINS, DIGITS_OF_ODDS, FEWEST, FURTHEST, MEAN, coarser, coarser_rows
+from oncofed.tasks.pooled import BINS, DIGITS_OF_ODDS, FURTHEST, MEAN, coarser, coarser_rows
 from oncofed.tasks.site_sums import DIGITS, DIGITS_OF_FIGURES
 
 # Under which they stand beside a score.
@@ -22,38 +23,52 @@ _LARGEST_LOSS = 700.0
 _PRECISION = 6
 
 
-def is_pooled(value: Any, classes: Sequence[str]) -> bool:
-    """Return whether a value is what ``Task.pooled`` makes of a job's classes."""
-    if not isinstance(value, Mapping) or not _is_patients(value.get("patients")):
+def is_pooled(value: Any, classes: Sequence[str], most: int = _MOST_PATIENTS) -> bool:
+    """Return whether a value is what ``Task.pooled`` makes of a job's classes, and its counts agree with each other.
+
+    Args:
+        value: as sent.
+        classes: names of the job's classes.
+        most: cases that the site has.
+    """
+    if not isinstance(value, Mapping) or not _is_patients(value.get("patients"), most):
         return False
     if set(value) == {"patients", "figures"}:
-        return _are_named(value["figures"], [MEAN, *classes]) and all(map(_is_figure, value["figures"].values()))
+        figures = value["figures"]
+        return (
+            _are_named(figures, [MEAN, *classes])
+            and all(map(_is_figure, figures.values()))
+            and all(_is_part(one[0], value["patients"]) for one in figures.values())
+        )
     if set(value) != {"patients", "classes", "reliability"}:
         return False
-    by_class = value["classes"]
-    return (
-        _are_named(by_class, classes)
-        and all(map(_is_ranked, by_class.values()))
-        and (value["reliability"] is None or _is_reliability(value["reliability"]))
-    )
+    by_class, sure = value["classes"], value["reliability"]
+    if not _are_named(by_class, classes) or not all(map(_is_ranked, by_class.values())):
+        return False
+    if sure is not None and not _is_reliability(sure):
+        return False
+    # A patient with images of two classes counts in both.
+    totals = {_in(one["with"]) + _in(one["without"]) for one in by_class.values()}
+    totals |= {sum(row[0] for row in sure["cells"])} if sure else set()
+    return len(totals) <= 1 and all(value["patients"] <= total <= most for total in totals)
 
 
-def is_temperature_sums(value: Any) -> bool:
-    """Return whether a value is what ``Task.temperature_sums`` makes."""
+def is_temperature_sums(value: Any, most: int = _MOST_PATIENTS) -> bool:
+    """Return whether a value is what ``Task.temperature_sums`` makes of so many cases at most."""
     if not isinstance(value, Mapping) or set(value) != {"patients", "log_loss"}:
         return False
     patients, sums = value["patients"], value["log_loss"]
-    if not _is_patients(patients) or not isinstance(sums, list) or len(sums) != len(TEMPERATURES):
+    if not _is_patients(patients, most) or not isinstance(sums, list) or len(sums) != len(TEMPERATURES):
         return False
     return all(_is_sum(one, 0, _LARGEST_LOSS * patients, 1) for one in sums)
 
 
-def is_paired(value: Any) -> bool:
-    """Return whether a value is a difference of two models with the variance of its mean."""
+def is_paired(value: Any, most: int = _MOST_PATIENTS) -> bool:
+    """Return whether a value is a difference of two models with the variance of its mean, over so many at most."""
     return (
         isinstance(value, Mapping)
         and set(value) == {"patients", "difference", "variance"}
-        and _is_patients(value["patients"])
+        and _is_patients(value["patients"], most)
         and all(_is_sum(value[name], low, 1, 30) for name, low in (("difference", -1), ("variance", 0)))
         and all(value[name] == float(f"{value[name]:.{_PRECISION}g}") for name in ("difference", "variance"))
     )
@@ -72,14 +87,21 @@ def keep_back_small(numbers: dict[str, Any], minimum: int) -> bool:
             del numbers[name]
             changed = True
     pooled = numbers.get("pooled")
-    if pooled is None or minimum <= FEWEST:
+    if pooled is None or minimum <= LEAST_PATIENTS:
         return changed
     if "figures" in pooled:
-        kept = {name: sums for name, sums in pooled["figures"].items() if sums[0] >= minimum}
+        counts = {name: sums[0] for name, sums in pooled["figures"].items() if name != MEAN}
+        hidden = withheld_counts(counts, pooled["patients"], minimum)
+        kept = {name: sums for name, sums in pooled["figures"].items() if name not in hidden}
         numbers["pooled"] = {**pooled, "figures": kept}
         return changed or kept != pooled["figures"]
     by_class = {}
+    fewer = {name: min(_in(one["with"]), _in(one["without"])) for name, one in pooled["classes"].items()}
+    # Of a class that nobody has, or everybody, there is no one to hide.
+    hidden = withheld_counts({name: count for name, count in fewer.items() if count}, pooled["patients"], minimum)
     for name, one in pooled["classes"].items():
+        if name in hidden:
+            continue
         cells = {kind: coarser(one[kind], minimum) for kind in ("with", "without")}
         if all(bool(cells[kind]) == bool(one[kind]) for kind in cells):
             by_class[name] = {**one, **cells}
@@ -159,8 +181,18 @@ def _are_named(value: Any, names: Sequence[str]) -> bool:
     return isinstance(value, Mapping) and all(name in names for name in value)
 
 
-def _is_patients(value: Any) -> bool:
-    return _is_count(value, _MOST_PATIENTS) and value >= FEWEST
+def _in(cells: Sequence[Sequence[int]]) -> int:
+    """Return how many patients there are in some cells."""
+    return sum(cell[1] for cell in cells)
+
+
+def _is_part(count: int, whole: int) -> bool:
+    """Return whether a number of patients is that of all, or leaves as many out as may be told of."""
+    return count == whole or 0 < count <= whole - LEAST_PATIENTS
+
+
+def _is_patients(value: Any, most: int = _MOST_PATIENTS) -> bool:
+    return _is_count(value, most) and value >= LEAST_PATIENTS
 
 
 def _is_count(value: Any, most: int) -> bool:

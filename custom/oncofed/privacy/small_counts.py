@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-# Fewest patients behind any number that tells of a site's data and leaves it, whatever a job asks for.
-LEAST_PATIENTS = 5
+from oncofed.suppression import LEAST_PATIENTS
+
 # Patients whose bins have none beside them: more of them are no exceptions.
 _MOST_APART = 0.2
 

@@ -17,10 +17,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from oncofed.data.grouping import counted
 from oncofed.data.manifest import write_whole
 from oncofed.federation.spec import FederationPlan, SwarmSpec
-from oncofed.privacy.small_counts import LEAST_PATIENTS
 from oncofed.report.evaluation import EvaluationRecord
 from oncofed.report.result import Result, SiteResult
 from oncofed.signing import signer
+from oncofed.suppression import LEAST_PATIENTS
 from oncofed.tasks.calibration import Calibration
 from oncofed.tasks.pooled import PooledTest
 from oncofed.training import Plan

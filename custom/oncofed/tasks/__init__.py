@@ -6,10 +6,11 @@ from pydantic import Field
 
 from oncofed.data.spec import DataSpec
 from oncofed.settings import StrictModel
-from oncofed.tasks.base import Evaluation, Scores, Task
+from oncofed.tasks.base import Task
 from oncofed.tasks.classification import Classification, ClassificationSpec
 from oncofed.tasks.objects import Objects, ObjectsSpec
 from oncofed.tasks.packed import DeclaredTask, PackedTaskSpec, build_packed_task, register_task, tasks_of_pack
+from oncofed.tasks.scores import Evaluation, Scores
 from oncofed.tasks.segmentation import Segmentation, SegmentationSpec
 from oncofed.tasks.slides import SlideClassification, SlideClassificationSpec
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Generic, TypeVar
 
@@ -23,47 +22,15 @@ from oncofed.data.vocabulary import LabelKind
 from oncofed.devices import free_memory, is_out_of_memory
 from oncofed.errors import SpecError, TrainingError
 from oncofed.models.networks import Kind
+from oncofed.suppression import LEAST_PATIENTS
 from oncofed.tasks.differences import Part
 from oncofed.tasks.inferred import Inferred
 from oncofed.tasks.pictures import Picture
-from oncofed.tasks.pooled import FEWEST, MEAN
+from oncofed.tasks.pooled import MEAN
+from oncofed.tasks.scores import Evaluation, Scores
 from oncofed.tasks.site_sums import figure_sums
 
-# Fewer patients than this say nothing about how far a mean may be off.
-# Nor may the scores of so few leave a site one by one, which the ends of an interval would nearly be.
-FEWEST_FOR_INTERVAL = FEWEST
 RESAMPLES = 500
-
-
-@dataclass(frozen=True)
-class Scores:
-    """How well a model does on some cases.
-
-    Attributes:
-        mean: the task's metric; None where the cases cannot tell it.
-        by_class: the same for each class that can be told.
-        more: other figures, by name.
-    """
-
-    mean: float | None
-    by_class: dict[str, float] = field(default_factory=dict)
-    more: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Evaluation(Scores):
-    """A model's scores on some cases of one site.
-
-    Attributes:
-        cases: how many cases.
-        interval: in which the metric lies with 95 % confidence, over patients; None where it was not asked for, or
-            fewer than five patients stand behind it.
-        by_case: each case's name and figures, for the site's own eyes; empty where details were not asked for.
-    """
-
-    cases: int = 0
-    interval: tuple[float, float] | None = None
-    by_case: tuple[tuple[str, dict[str, float | str]], ...] = ()
 
 
 Outcome = TypeVar("Outcome")
@@ -232,6 +199,34 @@ class Task(ABC, Generic[Outcome]):
         """Return the names of the classes to whose figures one case contributes; see ``Scores.by_class``."""
         return set(self.summarise([("", outcome)]).by_class)
 
+    def kinds(self, outcomes: Sequence[tuple[str, Outcome]]) -> dict[str, set[str]]:
+        """Return the patients whose cases have each class.
+
+        Args:
+            outcomes: of all cases, each with its patient's key.
+        """
+        found: dict[str, set[str]] = defaultdict(set)
+        for patient, outcome in outcomes:
+            for name in self.classes_told(outcome):
+                found[name].add(patient)
+        return dict(found)
+
+    def patients_behind(self, outcomes: Sequence[tuple[str, Outcome]]) -> dict[str, set[str]]:
+        """Return on which patients each figure rests, by the names that ``Scores.by_class`` and ``Scores.more`` have.
+
+        Of a figure that compares two kinds of patients it is the fewer ones.
+
+        Args:
+            outcomes: of all cases, each with its patient's key.
+        """
+        found: dict[str, set[str]] = defaultdict(set)
+        for patient, outcome in outcomes:
+            scores = self.summarise([("", outcome)])
+            for name, value in (*scores.by_class.items(), *scores.more.items()):
+                if not np.isnan(value):
+                    found[name].add(patient)
+        return dict(found)
+
     def pooled(
         self, outcomes: Sequence[tuple[str, Outcome]], temperature: float | None = None
     ) -> dict[str, Any] | None:
@@ -268,7 +263,7 @@ class Task(ABC, Generic[Outcome]):
         first, second = self._by_patient(outcomes), self._by_patient(others)
         pairs = [(scores.mean, second[patient].mean) for patient, scores in first.items()]
         known = [a - b for a, b in pairs if a is not None and b is not None and not np.isnan(a - b)]
-        return Part.of_values(known) if len(known) >= FEWEST else None
+        return Part.of_values(known) if len(known) >= LEAST_PATIENTS else None
 
     def _by_patient(self, outcomes: Sequence[tuple[str, Outcome]]) -> dict[str, Scores]:
         groups: dict[str, list[tuple[str, Outcome]]] = defaultdict(list)
@@ -331,7 +326,16 @@ class Task(ABC, Generic[Outcome]):
             keep += outcomes
         scores = self.summarise(outcomes)
         interval = confidence(self, outcomes) if detailed else None
-        return Evaluation(scores.mean, scores.by_class, scores.more, len(outcomes), interval, tuple(by_case))
+        return Evaluation(
+            scores.mean,
+            scores.by_class,
+            scores.more,
+            len(outcomes),
+            interval,
+            tuple(by_case),
+            frozenset(patient for patient, _ in outcomes),
+            {name: frozenset(patients) for name, patients in self.patients_behind(outcomes).items()},
+        )
 
     def _assessed(self) -> tuple[Callable[..., list[Outcome]], int]:
         """Return what assesses cases, and how many at once: one by one where a subclass replaced ``assess`` alone."""
@@ -374,7 +378,8 @@ def confidence(task: Task[Outcome], outcomes: Sequence[tuple[str, Outcome]]) -> 
     by_patient: dict[str, list[Outcome]] = defaultdict(list)
     for patient, outcome in outcomes:
         by_patient[patient].append(outcome)
-    if len(by_patient) < FEWEST_FOR_INTERVAL:
+    # So few say nothing about how far a mean may be off, and the ends of an interval would nearly be their scores.
+    if len(by_patient) < LEAST_PATIENTS:
         return None
     rng, metric = np.random.default_rng(0), task.drawing(list(by_patient.values()))
     drawn = (metric(rng.integers(0, len(by_patient), len(by_patient))) for _ in range(RESAMPLES))

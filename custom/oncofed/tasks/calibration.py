@@ -19,7 +19,8 @@ from pydantic import Field, ValidationError
 from oncofed.data.manifest import write_whole
 from oncofed.errors import SpecError
 from oncofed.settings import StrictModel, first_problem
-from oncofed.tasks.pooled import FEWEST, Reliability
+from oncofed.suppression import LEAST_PATIENTS
+from oncofed.tasks.pooled import Reliability
 
 CALIBRATION_FILE = "calibration.json"
 TEMPERATURES = np.geomspace(1 / 4, 8, 21)
@@ -104,7 +105,7 @@ def temperature_sums(
         patients: how many; log_loss: the sum at each of ``TEMPERATURES``.
     """
     people = sorted(set(patients))
-    if len(people) < FEWEST:
+    if len(people) < LEAST_PATIENTS:
         return None
     images = dict.fromkeys(people, 0)
     for patient in patients:

@@ -22,12 +22,13 @@ from oncofed.data.vocabulary import LabelKind
 from oncofed.devices import inference_type
 from oncofed.models.networks import Kind
 from oncofed.settings import StrictModel
-from oncofed.tasks.base import Scores, Task
+from oncofed.suppression import LEAST_PATIENTS
+from oncofed.tasks.base import Task
 from oncofed.tasks.calibration import temperature_sums
 from oncofed.tasks.differences import Part, area_difference
 from oncofed.tasks.inferred import ClassScores, Inferred
 from oncofed.tasks.pictures import Picture, middle_slice
-from oncofed.tasks.pooled import FEWEST
+from oncofed.tasks.scores import Scores
 from oncofed.tasks.site_sums import classification_sums, grouped
 
 _BINS = 10
@@ -172,7 +173,7 @@ class Classification(Task[Classified]):
         second, _, _ = grouped(*_stacked(others, len(self.classes)))
         for value in self.classes:
             for kind in (labels == value, labels != value):
-                if len({patients[index] for index in np.flatnonzero(kind)}) < FEWEST:
+                if len({patients[index] for index in np.flatnonzero(kind)}) < LEAST_PATIENTS:
                     return None
         return area_difference(first, second, labels, patients)
 
@@ -206,11 +207,26 @@ class Classification(Task[Classified]):
         """Return the case's class; of two, both: the area of one is the other's mirror image."""
         return {self.classes[outcome.label]} if len(self.classes) > 2 else set(self.classes.values())
 
+    def kinds(self, outcomes: Sequence[tuple[str, Classified]]) -> dict[str, set[str]]:
+        """Return the patients who have each class."""
+        return {name: {p for p, one in outcomes if one.label == value} for value, name in self.classes.items()}
+
+    def patients_behind(self, outcomes: Sequence[tuple[str, Classified]]) -> dict[str, set[str]]:
+        """Return of each class the patients who have it, or another, whichever are fewer; of all else the fewest."""
+        having = self.kinds(outcomes)
+        others = {name: {p for p, one in outcomes if one.label != value} for value, name in self.classes.items()}
+        behind = {name: min(having[name], others[name], key=len) for name in having}
+        fewest = min((patients for patients in having.values() if patients), key=len, default=set[str]())
+        return {**behind, **dict.fromkeys(_FURTHER, fewest)}
+
     def picture(self, network: nn.Module, case: Case, device: torch.device) -> Picture:
         """Return the image, with its class and what the network takes it for."""
         found = self.assess(network, case, device, detailed=False)
         image = case.read_image()
         return middle_slice(image.values, image.affine, caption(found, self.classes))
+
+
+_FURTHER = ("auprc", "balanced_accuracy", "calibration_error")
 
 
 def _stacked(

@@ -23,11 +23,12 @@ from oncofed.data.inputs import Input, Patches, Preparation, Prepared
 from oncofed.data.references import Referenced, Unreferenced, affine_of
 from oncofed.data.spec import DataSpec
 from oncofed.settings import StrictModel
-from oncofed.tasks.base import Scores, Task, mean_over_patients
+from oncofed.tasks.base import Task, mean_over_patients
 from oncofed.tasks.entropy import entropy_bytes
 from oncofed.tasks.inferred import ObjectMap, target_grid
 from oncofed.tasks.losses import dice_ce
 from oncofed.tasks.pictures import Picture, flat
+from oncofed.tasks.scores import Scores
 from oncofed.tasks.segmentation import deeply, file_grid
 from oncofed.tasks.windows import Windows
 

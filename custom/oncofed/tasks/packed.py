@@ -17,8 +17,9 @@ from oncofed.data.vocabulary import LabelKind
 from oncofed.errors import SpecError
 from oncofed.models.networks import Kind, current_pack
 from oncofed.settings import StrictModel
-from oncofed.tasks.base import Scores, Task
+from oncofed.tasks.base import Task
 from oncofed.tasks.pictures import Picture
+from oncofed.tasks.scores import Scores
 
 
 class DeclaredTask(StrictModel):

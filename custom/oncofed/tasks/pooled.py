@@ -18,8 +18,8 @@ from pydantic import Field
 from scipy import stats
 
 from oncofed.settings import StrictModel
+from oncofed.suppression import LEAST_PATIENTS
 
-FEWEST = 5
 # A task's metric among a patient's figures, beside those of classes.
 MEAN = "mean"
 BINS = 100
@@ -82,7 +82,7 @@ class PooledTest(StrictModel):
 
     patients: int
     sites: dict[str, int] = Field(description="site -> patients that its numbers rest on")
-    withheld: list[str] = Field([], description="sites of which too few patients stand behind a number")
+    withheld: list[str] = Field([], description="sites that sent no such numbers: too few patients, or their policy")
     auroc: float | None = Field(None, description="of two classes that of the second, of more the mean")
     classes: dict[str, Ranking] = Field({}, description="of two classes the second alone")
     reliability: Reliability | None = None
@@ -95,7 +95,7 @@ def bins_of(probabilities: NDArray[np.float64]) -> NDArray[np.int64]:
     return np.searchsorted(_EDGES, log_odds(probabilities), side="right").astype(np.int64)
 
 
-def cells_of(probabilities: NDArray[np.float64], patients: Sequence[str], fewest: int = FEWEST) -> Cells:
+def cells_of(probabilities: NDArray[np.float64], patients: Sequence[str], fewest: int = LEAST_PATIENTS) -> Cells:
     """Return counts and sums of cells that hold at least so many patients each; nothing where all together are fewer.
 
     Args:

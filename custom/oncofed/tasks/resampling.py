@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from oncofed.tasks.base import FEWEST_FOR_INTERVAL, RESAMPLES, Task
+from oncofed.suppression import LEAST_PATIENTS
+from oncofed.tasks.base import RESAMPLES, Task
 
 _TAIL = 0.025  # at each end
 
@@ -68,7 +69,7 @@ def expanded_interval(metrics: NDArray[np.float64], patients: int) -> tuple[floa
     The percentiles are those that a t-interval has in place of a normal one (Hesterberg, The American Statistician
     2015): of ten patients 0.86 and 99.14 instead of 2.5 and 97.5. See ``interval``.
     """
-    if patients < FEWEST_FOR_INTERVAL:
+    if patients < LEAST_PATIENTS:
         return None
     reach = stats.t.ppf(1 - _TAIL, patients - 1) * math.sqrt(patients / (patients - 1))
     return _between(metrics, patients, float(stats.norm.cdf(-reach)))
@@ -76,7 +77,7 @@ def expanded_interval(metrics: NDArray[np.float64], patients: int) -> tuple[floa
 
 def _between(metrics: NDArray[np.float64], patients: int, tail: float) -> tuple[float, float] | None:
     known = metrics[~np.isnan(metrics)]
-    if patients < FEWEST_FOR_INTERVAL or not known.size:
+    if patients < LEAST_PATIENTS or not known.size:
         return None
     low, high = np.percentile(known, (100 * tail, 100 - 100 * tail))
     return float(low), float(high)

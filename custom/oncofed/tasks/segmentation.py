@@ -22,7 +22,7 @@ from oncofed.data.references import Referenced, Unreferenced, affine_of
 from oncofed.data.spec import DataSpec
 from oncofed.data.vocabulary import IGNORED
 from oncofed.settings import StrictModel
-from oncofed.tasks.base import Scores, Task, mean_over_patients
+from oncofed.tasks.base import Task, mean_over_patients
 from oncofed.tasks.codes import ClassCode, require_known
 from oncofed.tasks.entropy import entropy_bytes
 from oncofed.tasks.grids import Decide, FileGrid
@@ -30,6 +30,7 @@ from oncofed.tasks.inferred import LabelMap, TargetGrid, target_grid
 from oncofed.tasks.losses import dice_ce
 from oncofed.tasks.overlap import confusion, dice, keep_largest
 from oncofed.tasks.pictures import Picture, best_slice
+from oncofed.tasks.scores import Scores
 from oncofed.tasks.surfaces import surface_figures
 from oncofed.tasks.windows import Planes, Windows
 

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from oncofed.suppression import LEAST_PATIENTS, withheld_beside_a_mean
 from oncofed.tasks.calibration import log_losses, tempered
 from oncofed.tasks.differences import share_below
-from oncofed.tasks.pooled import FEWEST, cells_of
+from oncofed.tasks.pooled import cells_of
 
 # More groups of equally sure patients than these make a diagram no clearer.
 _MOST_GROUPS = 20
@@ -69,7 +70,7 @@ def classification_sums(
         [patients, of whom it is right, sum of confidence, the same with temperature], and sums of Brier's score and
         the negative log likelihood, without temperature and with it.
     """
-    if len(set(patients)) < FEWEST:
+    if len(set(patients)) < LEAST_PATIENTS:
         return None
     first, truth, keys = grouped(probabilities, labels, patients)
     found = [first]
@@ -87,17 +88,18 @@ def figure_sums(values: Mapping[str, Mapping[str, float]], whole: str) -> dict[s
 
     Args:
         values: name of a figure -> patient -> value.
-        whole: the figure that all patients have. Of another one that a few of them lack nothing is sent: beside the
-            first it would tell theirs.
+        whole: the figure that all patients have, a mean of the others. Of others that would tell of a few beside it
+            nothing is sent (``suppression.withheld_beside_a_mean``).
 
     Returns:
         patients: how many; figures: name -> [patients, sum, sum of squares].
     """
     people = len(values.get(whole, {}))
-    if people < FEWEST:
+    if people < LEAST_PATIENTS:
         return None
-    told = {name: list(of.values()) for name, of in values.items()}
-    kept = {name: v for name, v in told.items() if len(v) >= FEWEST and not 0 < people - len(v) < FEWEST}
+    groups = {name: set(of) for name, of in values.items() if name != whole}
+    hidden = withheld_beside_a_mean(groups, LEAST_PATIENTS, set(values[whole]))
+    kept = {name: list(of.values()) for name, of in values.items() if name not in hidden}
     return {
         "patients": people,
         "figures": {
@@ -120,7 +122,7 @@ def _by_class(
     for value in sorted(classes)[1:] if len(classes) == 2 else sorted(classes):
         is_it = truth == value
         ill, well = ([keys[index] for index in np.flatnonzero(kind).tolist()] for kind in (is_it, ~is_it))
-        if value in hidden or any(0 < len(set(people)) < FEWEST for people in (ill, well)):
+        if value in hidden or any(0 < len(set(people)) < LEAST_PATIENTS for people in (ill, well)):
             continue
         said = found[:, value]
         ahead = share_below(said[is_it], np.sort(said[~is_it])).sum() * len(well) if ill and well else 0.0
@@ -141,7 +143,7 @@ def _hidden(counts: Counter[int]) -> set[int]:
     hidden: set[int] = set()
     together = 0
     for count, value in ordered:
-        if count >= FEWEST and (not together or together >= FEWEST):
+        if count >= LEAST_PATIENTS and (not together or together >= LEAST_PATIENTS):
             break
         hidden.add(value)
         together += count
@@ -159,12 +161,12 @@ def _sureness(
     places = np.arange(len(truth))
     order = np.argsort(-found[0][places, said], kind="stable")
     sums = np.stack([np.ones(len(truth)), said == truth, *(one[places, said] for one in found)], axis=1)
-    least = max(FEWEST, -(-len(truth) // _MOST_GROUPS))
+    least = max(LEAST_PATIENTS, -(-len(truth) // _MOST_GROUPS))
     rows: list[NDArray[np.float64]] = []
     begun = 0
     for end in range(1, len(order) + 1):
         group = order[begun:end]
-        if len(group) >= least and len({keys[index] for index in group}) >= FEWEST:
+        if len(group) >= least and len({keys[index] for index in group}) >= LEAST_PATIENTS:
             rows.append(sums[group].sum(axis=0))
             begun = end
     if begun < len(order) and rows:

@@ -10,7 +10,6 @@ import numpy as np
 import pydicom
 import pytest
 import torch
-from oncofed.prediction.volumes import measure
 from PIL import Image
 
 from dicoms import OBLIQUE, make_series, make_xray, volume
@@ -20,6 +19,7 @@ from oncofed.prediction import figures
 from oncofed.prediction.dicom.writers import notes_of
 from oncofed.prediction.model import load_model
 from oncofed.prediction.outputs.choice import chosen_outputs
+from oncofed.prediction.outputs.volumes import measure
 from oncofed.prediction.run import Options, Predictions, predict
 from oncofed.prediction.sources import gather
 from trained import FLAT, make_run

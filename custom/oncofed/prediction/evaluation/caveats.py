@@ -10,7 +10,7 @@ from oncofed.data.grouping import counted
 from oncofed.job.spec import JobSpec
 from oncofed.prediction.evaluation.subgroups import Subgroups
 from oncofed.prediction.model import TrainedModel
-from oncofed.privacy.small_counts import LEAST_PATIENTS
+from oncofed.suppression import LEAST_PATIENTS
 from oncofed.tasks.comparison import Comparison
 
 _NEW = "their scores say nothing of new patients"

@@ -6,8 +6,8 @@ import math
 from typing import Any
 
 from oncofed.prediction.evaluation.subgroups import Outcomes, Subgroups, shared_scores
-from oncofed.privacy.small_counts import LEAST_PATIENTS
 from oncofed.report.evaluation import ComparisonRecord, DifferenceRecord, GroupRecord, ScoresRecord, SubgroupsRecord
+from oncofed.suppression import LEAST_PATIENTS
 from oncofed.tasks import Scores, Task
 from oncofed.tasks.comparison import Comparison
 

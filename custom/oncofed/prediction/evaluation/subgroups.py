@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from oncofed.prediction.evaluation.columns import Column
 from oncofed.privacy.differencing import told_together
-from oncofed.privacy.small_counts import LEAST_PATIENTS
+from oncofed.suppression import LEAST_PATIENTS
 from oncofed.tasks import Scores, Task
 from oncofed.tasks.resampling import Patients, expanded_interval, interval
 

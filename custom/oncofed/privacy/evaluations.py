@@ -1,0 +1,179 @@
+"""What may leave a site of an evaluation: figures of classes and further ones rest on at least five patients each.
+
+A mean over all patients leaves as the site's policy says. Beside it a figure could tell of fewer than are behind
+either: then it stays, too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from oncofed.suppression import LEAST_PATIENTS, withheld_beside_a_mean, withheld_counts
+from oncofed.tasks.scores import Evaluation
+
+# Digits that nobody looks at could carry something else.
+DIGITS = 4
+_MOST_CASES = 10_000_000
+# Of an evaluation, beside the task's own figure; "of" a class, where the name goes on with ".CLASS".
+_SHARES = frozenset({"dice", "iou", "f1", "pq", "auprc", "balanced_accuracy", "calibration_error"})
+_SHARES_OF = frozenset({"surface_dice"})
+_MILLIMETRES_OF = frozenset({"hd95_mm"})
+_LONGEST_MM = 100_000.0
+
+
+def evaluation_numbers(evaluation: Evaluation) -> dict[str, Any]:
+    """Return what may leave a site of an evaluation: means, their interval, how many cases and patients are behind.
+
+    ``patients`` says how many there are (``all``), on how many the mean rests (``mean``: of a classifier of two classes
+    those who have the rarer one), and on how many each other figure that is told.
+    """
+    behind = evaluation.behind
+    groups = {name: set(behind[name]) for name in evaluation.by_class if behind.get(name)}
+    mean = set[str]().union(*groups.values()) or set(evaluation.patients)
+    hidden = withheld_beside_a_mean(groups, LEAST_PATIENTS)
+    told = [name for name in evaluation.by_class if name in groups and name not in hidden]
+    more = [
+        name
+        for name in evaluation.more
+        if len(behind.get(name, ())) >= LEAST_PATIENTS and name.partition(".")[2] in ("", *told)
+    ]
+    interval = evaluation.interval if len(mean) >= LEAST_PATIENTS else None
+    return {
+        "mean": None if evaluation.mean is None else round_figure(evaluation.mean),
+        "by_class": _rounded({name: evaluation.by_class[name] for name in told}),
+        "more": _rounded({name: evaluation.more[name] for name in more}),
+        "interval": [round_figure(end) for end in interval] if interval else None,
+        "cases": evaluation.cases,
+        "patients": {
+            "all": len(evaluation.patients),
+            "mean": len(mean),
+            "by_class": {name: len(groups[name]) for name in told},
+            "more": {name: len(behind[name]) for name in more},
+        },
+    }
+
+
+def withhold_evaluation(numbers: Mapping[str, Any], minimum: int) -> dict[str, Any]:
+    """Return of an evaluation as sent what a policy lets go.
+
+    Args:
+        numbers: as ``evaluation_numbers`` makes them.
+        minimum: fewest patients behind a figure.
+    """
+    patients = numbers["patients"]
+    if patients["mean"] < minimum:
+        return {
+            **numbers,
+            "mean": None,
+            "by_class": {},
+            "more": {},
+            "interval": None,
+            "patients": {**patients, "by_class": {}, "more": {}},
+        }
+    if minimum <= LEAST_PATIENTS:
+        return dict(numbers)
+    classes = patients["by_class"].keys() - withheld_counts(patients["by_class"], patients["mean"], minimum)
+    more = {
+        name
+        for name, count in patients["more"].items()
+        if count >= minimum and name.partition(".")[2] in ("", *classes)
+    }
+    return {
+        **numbers,
+        "by_class": _of(classes, numbers["by_class"]),
+        "more": _of(more, numbers["more"]),
+        "patients": {
+            **patients,
+            "by_class": _of(classes, patients["by_class"]),
+            "more": _of(more, patients["more"]),
+        },
+    }
+
+
+def is_evaluation(value: Any, classes: Sequence[str], known: int = _MOST_CASES) -> bool:
+    """Return whether a value is what ``evaluation_numbers`` makes.
+
+    Args:
+        value: as sent.
+        classes: names of the job's classes.
+        known: cases that the site has at most.
+    """
+    if not isinstance(value, Mapping) or set(value) != {"mean", "by_class", "more", "interval", "cases", "patients"}:
+        return False
+    by_class, more, interval = value["by_class"], value["more"], value["interval"]
+    if not isinstance(by_class, Mapping) or not isinstance(more, Mapping) or not _is_count(value["cases"], known):
+        return False
+    if not _are_patients(value["patients"], by_class, more, value["cases"]):
+        return False
+    enough = value["patients"]["mean"] >= LEAST_PATIENTS
+    return (
+        (value["mean"] is None or is_share(value["mean"]))
+        and all(name in classes and is_share(share) for name, share in by_class.items())
+        and all(_is_figure(name, number, by_class) for name, number in more.items())
+        and (interval is None or (enough and isinstance(interval, list) and _are_ends(interval)))
+    )
+
+
+def round_figure(value: float) -> float:
+    """Return a figure with as many digits as may leave."""
+    return float(f"{value:.{DIGITS}g}")
+
+
+def is_share(value: Any) -> bool:
+    """Return whether a value is a share of one with no more digits than may leave; of a class that nobody has none."""
+    return is_number(value) and (math.isnan(value) or (-1e-6 <= value <= 1 + 1e-6 and value == round_figure(value)))
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a value is a number and no truth value."""
+    return isinstance(value, float | int) and not isinstance(value, bool)
+
+
+def _are_patients(value: Any, by_class: Mapping[str, Any], more: Mapping[str, Any], cases: int) -> bool:
+    """Return whether numbers of patients agree with each other, and no class is told of few or of all but a few."""
+    if not isinstance(value, Mapping) or set(value) != {"all", "mean", "by_class", "more"}:
+        return False
+    counts, of_more = value["by_class"], value["more"]
+    if not (isinstance(counts, Mapping) and isinstance(of_more, Mapping)):
+        return False
+    if set(counts) != set(by_class) or set(of_more) != set(more):
+        return False
+    return (
+        _is_count(value["all"], cases)
+        and _is_count(value["mean"], value["all"])
+        and bool(value["all"]) == bool(cases)
+        and all(
+            _is_count(count, value["mean"])
+            and count >= LEAST_PATIENTS
+            and not 0 < value["mean"] - count < LEAST_PATIENTS
+            for count in counts.values()
+        )
+        and all(_is_count(count, value["all"]) and count >= LEAST_PATIENTS for count in of_more.values())
+    )
+
+
+def _are_ends(interval: Sequence[Any]) -> bool:
+    return len(interval) == 2 and all(map(is_share, interval))
+
+
+def _is_figure(name: Any, value: Any, told: Mapping[str, Any]) -> bool:
+    kind, dot, of = str(name).partition(".")
+    if dot and of not in told:
+        return False
+    if kind in (_MILLIMETRES_OF if dot else ()):
+        return is_number(value) and (math.isnan(value) or (0 <= value <= _LONGEST_MM and value == round_figure(value)))
+    return kind in (_SHARES_OF if dot else _SHARES) and is_share(value)
+
+
+def _is_count(value: Any, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most
+
+
+def _of(names: Collection[str], values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name in names}
+
+
+def _rounded(figures: Mapping[str, float]) -> dict[str, float]:
+    return {name: round_figure(value) for name, value in figures.items()}

@@ -1,0 +1,182 @@
+"""What leaves of an evaluation: no figure of a class that would tell of fewer than five patients."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from oncofed.data.spec import DataSpec
+from oncofed.errors import PolicyError
+from oncofed.privacy.evaluations import evaluation_numbers, is_evaluation
+from oncofed.privacy.outbound import check_numbers, withhold
+from oncofed.suppression import LEAST_PATIENTS, withheld_beside_a_mean, withheld_counts
+from oncofed.tasks import Classification, ClassificationSpec, Segmentation, SegmentationSpec
+from oncofed.tasks.base import Task
+from oncofed.tasks.classification import Classified
+from oncofed.tasks.scores import Evaluation
+
+NAMES = ["liver", "lesion", "spleen"]
+ORGANS = Segmentation(SegmentationSpec(classes=dict(enumerate(NAMES, 1))), DataSpec(dataset="d"))
+KINDS = Classification(
+    ClassificationSpec(classes={0: "a", 1: "b", 2: "c"}), DataSpec(dataset="d", modality="xray", patch=(64, 64))
+)
+NONE = float("nan")
+KIND = ("dice", "hd95_mm")
+
+
+def _sent(task: Task[Any], outcomes: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return what a site sends of these outcomes, which its guard lets pass."""
+    scores = task.summarise(outcomes)
+    behind = {name: frozenset(patients) for name, patients in task.patients_behind(outcomes).items()}
+    everybody = frozenset(patient for patient, _ in outcomes)
+    found = Evaluation(
+        scores.mean, scores.by_class, scores.more, len(outcomes), (0.4, 0.6), patients=everybody, behind=behind
+    )
+    numbers = evaluation_numbers(found)
+    check_numbers({"evaluation": numbers}, list(task.classes.values()), most=len(outcomes))
+    return numbers
+
+
+def _organs(*having: int, of: int = 8) -> list[tuple[str, dict[str, float]]]:
+    """Return outcomes of patients, of whom so many have each class, with a surface distance each."""
+    return [
+        (f"p{n}", {f"{kind}.{name}": 0.3141592653 if n < count else NONE for name, count in found for kind in KIND})
+        for n in range(of)
+        for found in [list(zip(NAMES, having, strict=False))]
+    ]
+
+
+@pytest.mark.attack(
+    "the score of the one patient who has a rare class, from what is told of the class, or of the others and the mean",
+    by="the site before it sends: five patients stand behind a class, and behind what it would give away",
+    logged="nowhere: the mean leaves as before",
+)
+def test_a_class_that_one_patient_has_is_not_told_nor_given_away() -> None:
+    numbers = _sent(ORGANS, _organs(8, 1))
+    assert (numbers["by_class"], numbers["more"]) == ({}, {})
+    assert numbers["patients"] == {"all": 8, "mean": 8, "by_class": {}, "more": {}}
+    assert numbers["mean"] == 0.3142, "digits that nobody looks at stay"
+    numbers = _sent(ORGANS, _organs(8, 1, 8))
+    assert set(numbers["by_class"]) == {"spleen"}, "the mean is of another one that is not told, too"
+    assert set(numbers["more"]) == {"hd95_mm.spleen"}
+    numbers = _sent(ORGANS, _organs(20, 17, 20, of=20))
+    assert set(numbers["by_class"]) == {"liver", "spleen"}, "three patients lack it"
+    assert set(_sent(ORGANS, _organs(12, 6, 12, of=12))["by_class"]) == set(NAMES)
+
+
+def test_a_further_figure_that_few_have_stays() -> None:
+    outcomes = _organs(8, 8, 8)
+    for _, figures in outcomes[1:]:
+        figures["hd95_mm.lesion"] = NONE
+    assert set(_sent(ORGANS, outcomes)["more"]) == {"hd95_mm.liver", "hd95_mm.spleen"}
+
+
+def test_cases_are_no_patients() -> None:
+    numbers = _sent(ORGANS, [(f"p{n % 2}", figures) for n, (_, figures) in enumerate(_organs(8, 8, 8))])
+    assert (numbers["cases"], numbers["patients"]["all"], numbers["by_class"], numbers["interval"]) == (8, 2, {}, None)
+    assert not math.isnan(numbers["mean"])
+    sent = {"evaluation": numbers}
+    assert withhold(sent, 3)
+    assert sent["evaluation"]["mean"] is None
+
+
+def test_of_a_classifier_the_rarer_kind_counts() -> None:
+    rng = np.random.default_rng(0)
+
+    def of(task: Classification, *counts: int) -> dict[str, Any]:
+        labels = [label for label, count in enumerate(counts) for _ in range(count)]
+        few = len(task.classes)
+        return _sent(task, [(f"p{n}", Classified(rng.dirichlet([1] * few), label)) for n, label in enumerate(labels)])
+
+    numbers = of(KINDS, 10, 9, 1)
+    assert set(numbers["by_class"]) == {"a"}
+    assert numbers["more"] == {}, "one patient's class is right or not"
+    assert set(of(KINDS, 10, 9, 6)["by_class"]) == {"a", "b", "c"}
+    two = Classification(ClassificationSpec(classes={0: "a", 1: "b"}), KINDS.data)
+    numbers = of(two, 19, 1)
+    assert (numbers["by_class"], numbers["more"], numbers["interval"]) == ({}, {}, None)
+    assert numbers["patients"]["mean"] == 1, "a policy can keep it"
+    assert set(of(two, 19, 5)["more"]) == {"auprc", "balanced_accuracy", "calibration_error"}
+
+
+GROUPS = st.dictionaries(st.sampled_from("abcd"), st.sets(st.sampled_from([f"p{n}" for n in range(14)])), min_size=1)
+
+
+@given(GROUPS)
+def test_what_is_told_beside_a_mean_is_of_enough_patients_in_each_difference(groups: dict[str, set[str]]) -> None:
+    hidden = withheld_beside_a_mean(groups, LEAST_PATIENTS)
+    everybody = set[str]().union(*groups.values())
+    told = [group for name, group in groups.items() if name not in hidden and group]
+    assert all(len(group) >= LEAST_PATIENTS for group in told)
+    assert all(group == everybody or len(everybody - group) >= LEAST_PATIENTS for group in told)
+    # A sum of the mean and the told figures has what is hidden of each patient who is in a hidden group.
+    if told and hidden:
+        assert len(set[str]().union(*(groups[name] for name in hidden))) >= LEAST_PATIENTS
+    if not hidden:
+        alike = Counter(tuple(patient in group for group in groups.values()) for patient in everybody)
+        assert all(count >= LEAST_PATIENTS for count in alike.values())
+
+
+@given(st.dictionaries(st.sampled_from("abcd"), st.integers(1, 40)), st.integers(5, 12))
+def test_of_numbers_alone_none_is_told_that_few_have_or_lack(counts: dict[str, int], least: int) -> None:
+    whole = max(counts.values(), default=0)
+    hidden = withheld_counts(counts, whole, least)
+    told = [count for name, count in counts.items() if name not in hidden]
+    assert all(count >= least and not 0 < whole - count < least for count in told)
+    assert not (told and hidden) or max(counts[name] for name in hidden) >= least
+
+
+def test_a_policy_that_wants_more_patients_hides_what_would_give_them_away() -> None:
+    sent = {"evaluation": _sent(ORGANS, _organs(30, 24, 30, of=30))}
+    assert set(sent["evaluation"]["by_class"]) == set(NAMES)
+    assert withhold(sent, 10)
+    assert set(sent["evaluation"]["by_class"]) == {"liver", "spleen"}, "six lack a lesion"
+    assert set(sent["evaluation"]["more"]) == {"hd95_mm.liver", "hd95_mm.spleen"}
+    check_numbers(sent, NAMES)
+    assert not withhold(copy.deepcopy(sent), 10)
+
+
+@pytest.mark.attack(
+    "a class's figure with no, or too few, patients behind it, sent by code that does not hold to the rule",
+    by="the site's outbound check, and the server's: numbers of patients that agree with each other",
+    logged="the site's audit log: held back",
+)
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("patients", None),
+        ("patients/all", 21),
+        ("patients/all", 0),
+        ("patients/mean", 21),
+        ("patients/by_class", {}),
+        ("patients/by_class/liver", 4),
+        ("patients/by_class/liver", 17),  # three lack it
+        ("patients/by_class/liver", 20.0),
+        ("patients/more", {}),
+        ("patients/more/hd95_mm.liver", 1),
+        ("patients/MRN-0001", 20),
+        ("cases", 19),
+        ("by_class/liver", 0.3141592653),
+        ("mean", 0.31415926),
+        ("more/hd95_mm.liver", 3.14159265),
+        ("interval", [0.1234567, 0.5]),
+    ],
+)
+def test_numbers_of_patients_agree_with_each_other(path: str, value: Any) -> None:
+    numbers = _sent(ORGANS, _organs(20, 20, 20, of=20))
+    assert is_evaluation(numbers, NAMES, 20)
+    assert not is_evaluation(numbers, NAMES, 19), "more than the site has"
+    *parents, last = path.split("/")
+    inner = numbers
+    for parent in parents:
+        inner = inner[parent]
+    inner[last] = value
+    with pytest.raises(PolicyError):
+        check_numbers({"evaluation": numbers}, NAMES, most=20)
