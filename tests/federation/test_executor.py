@@ -397,3 +397,18 @@ def test_how_sure_the_model_is_stays_beside_the_one_that_it_was_learned_of(
     executor._keep_beside(message, _Context(local))
     expected = {"training_profile.json"} | ({"calibration.json"} if strategy == "fedavg" else set())
     assert {path.name for path in folder.iterdir()} == expected
+
+
+def test_a_kept_bundle_gets_what_belongs_to_its_model(spec: JobSpec, local: Path) -> None:
+    folder = local / "oncofed" / "job" / "model"
+    bundle = spec.plan().write_bundle(folder, "Balls", spec.plan().initial_weights())
+    assert bundle
+    files = {
+        "calibration.json": '{"temperature": 2.5, "patients": 20, "sites": ["west"], "log_loss": [1, 0.5]}',
+        "training_profile.json": '{"sites": 1, "traits": {}}',
+    }
+    message = exchange.plain_message()
+    exchange.let_keep(message, files)
+    _executor(spec)._keep_beside(message, _Context(local))
+    assert {name: (bundle / name).read_text() for name in files} == files
+    assert "temperature" not in json.loads((bundle / "configs" / "inference.json").read_text())  # of a segmentation

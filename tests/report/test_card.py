@@ -63,6 +63,9 @@ def _result(**more: Any) -> Result:
             alone=0.7,
             by_class={"federated": {"shell": 0.9, "core": 0.72}, "alone": {"shell": 0.71}},
             interval={"federated": (0.75, 0.86)},
+            patients={"train": 20, "validation": 4, "test": 12},
+            patients_behind={"shell": 12, "core": 1, "surface_dice.shell": 12, "surface_dice.core": 1},
+            more={"federated": {"surface_dice.shell": 0.95, "surface_dice.core": 0.4142}},
         ),
         "north": SiteResult(
             train_cases=30, validation_cases=5, test_cases=9, federated=0.71, interval={"federated": (0.6, 0.8)}
@@ -115,9 +118,10 @@ def test_the_card_follows_its_schema_and_repeats_what_the_run_wrote(tmp_path: Pa
     assert scores["sites"]["east"]["value"] == 0.81
     assert values["training_data"]["sites"]["east"] == {
         "train_cases": 40,
-        "validation_cases": 8,
+        "validation_cases": "fewer than 5",  # patients
         "dataset": "cd" * 32,
     }
+    assert values["training_data"]["sites"]["north"]["train_cases"] == "not told"
     assert values["training_procedure"]["loss"] == "Dice with cross-entropy"
     assert values["environment"] == {"torch": "2.13.0", "oncofed": "1.0", "monai": "1.6.1"}
     assert values["monai"]["monai_version"] == "1.6.1"
@@ -137,6 +141,19 @@ def test_nothing_of_few_patients_is_in_it(tmp_path: Path) -> None:
         text = (tmp_path / name).read_text()
         assert "0.123" not in text
         assert "0.654" not in text
+
+
+def test_a_class_that_one_patient_of_a_site_has_is_not_in_it() -> None:
+    sites = _card().quantitative_analyses.sites
+    assert (sites["east"].by_class, sites["east"].more) == ({"shell": 0.9}, {"surface_dice.shell": 0.95})
+    unknown = _result().sites["east"].model_copy(update={"patients_behind": {}})
+    card = _card(_result(sites={"east": unknown}))
+    assert (card.quantitative_analyses.sites["east"].by_class, card.quantitative_analyses.sites["east"].more) == (
+        {},
+        {},
+    )
+    assert "0.414" not in to_markdown(_card()) + card.to_json()
+    assert "0.72" not in to_markdown(_card()) + card.to_json()
 
 
 def test_its_front_matter_is_a_model_index() -> None:

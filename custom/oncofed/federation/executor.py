@@ -33,6 +33,7 @@ from oncofed.errors import (
     UnreadableError,
 )
 from oncofed.federation import exchange
+from oncofed.federation.bundled import complete_bundle
 from oncofed.federation.confined import ConfinedTurns
 from oncofed.federation.datasets import DATASETS_FILE, dataset_folder
 from oncofed.federation.direct.tensors import carry, carry_no_more, courier_of
@@ -48,6 +49,7 @@ from oncofed.federation.spec import DittoSpec, FederationPlan, SwarmSpec
 from oncofed.federation.swarm import Peer
 from oncofed.federation.told_patients import PATIENTS_OF_SUMS, patients_in_common
 from oncofed.federation.turns import Answer, OwnTurns, Place, Turns
+from oncofed.models.bundle import BUNDLE_NAME
 from oncofed.models.weights import Layout, digest_of
 from oncofed.privacy.outbound import progress_that_may_leave
 from oncofed.privacy.policy import Policy
@@ -235,7 +237,8 @@ class SiteExecutor(Executor):
                 # How sure a site's personal model should be nobody knows.
                 if name != CALIBRATION_FILE or not isinstance(self._federation.strategy, DittoSpec):
                     write_whole(folder / name, files[name])
-        except OSError as error:
+            complete_bundle(folder / BUNDLE_NAME, [folder])
+        except (OSError, SpecError) as error:
             self.log_error(fl_ctx, f"what belongs to the model in {folder} is not beside it: {error}", fire_event=False)
 
     def _hand_in(self, answer: Answer, number: int, message: Shareable, fl_ctx: FLContext) -> Shareable:

@@ -105,6 +105,7 @@ def note_scores(
             by_class=by_class,
             more=more,
             interval={name: interval for name, interval in intervals.items() if interval},
+            **_patients(federated.get("patients")),
         )
     result.cross_site = state.finished.get("cross_site")
     note_pooled(result, state.finished)
@@ -118,6 +119,13 @@ def note_scores(
         federated=_mean(site.federated for site in result.sites.values()),
         pooled=_mean(site.pooled for site in result.sites.values()),
     )
+
+
+def _patients(said: Mapping[str, Any] | None) -> dict[str, dict[str, int]]:
+    """Return how many test patients a site says that it has, and behind which figure; of one that does not nothing."""
+    if not said:
+        return {}
+    return {"patients": {"test": said["all"]}, "patients_behind": {**said["by_class"], **said["more"]}}
 
 
 def note_pooled(result: Result, finished: Mapping[str, Any]) -> None:

@@ -27,6 +27,7 @@ from safetensors.torch import load_file
 
 from oncofed.alliance.local import quiet
 from oncofed.errors import FederationError, PolicyError, SpecError
+from oncofed.federation.bundled import complete_bundle
 from oncofed.federation.events import BEST_MODEL, EVENTS_FILE, MODELS_FOLDER, TOLD_GROUP, EventReader
 from oncofed.federation.kept import copy_beside_model
 from oncofed.federation.provenance import PROVENANCE_FILE
@@ -262,7 +263,9 @@ def _write(spec: JobSpec, events: list[dict[str, Any]], folder: Path) -> Result:
         note_rounds(result, state, spec)
         note_scores(result, state)
         values = spec.model_dump(mode="json", by_alias=True)
-        spec.plan().write_bundle(model.parent, spec.title, load_file(model), values)
+        bundle = spec.plan().write_bundle(model.parent, spec.title, load_file(model), values)
+        if bundle:
+            complete_bundle(bundle, [model.parent, folder])
     else:
         stopped = any(event["kind"] == "stopped" for event in events)
         result.status = "stopped" if stopped and not state.failed else "failed"

@@ -17,6 +17,7 @@ from oncofed.data.grouping import told
 from oncofed.data.sample import sample_cases
 from oncofed.devices import require_named_gpu
 from oncofed.errors import DataError, FederationError, OncofedError
+from oncofed.federation.bundled import complete_bundle
 from oncofed.federation.events import BEST_MODEL, MODELS_FOLDER, EventReader
 from oncofed.federation.kept import copy_beside_model
 from oncofed.federation.provenance import PROVENANCE_FILE
@@ -186,8 +187,17 @@ class Run:
             scores = self._collect(pool)
         result.timing.baselines_s = time.monotonic() - ended
         note_scores(result, state, scores, self._skipped)
+        self._note_patients(result)
         values = self.spec.model_dump(mode="json", by_alias=True)
-        self.spec.plan().write_bundle(model, self.spec.title, load_file(model / "model.safetensors"), values)
+        bundle = self.spec.plan().write_bundle(model, self.spec.title, load_file(model / "model.safetensors"), values)
+        if bundle:
+            complete_bundle(bundle, [model, self.folder])
+
+    def _note_patients(self, result: Result) -> None:
+        for site, cases in self._cases.items():
+            if site in result.sites:
+                lists = {"train": cases.train, "validation": cases.validation, "test": cases.test}
+                result.sites[site].patients = {name: len({case.patient for case in own}) for name, own in lists.items()}
 
     def _warn_of_memory(self) -> None:
         needed, free = len(self.sites) * _GIB_OF_A_SITE[self.backend], psutil.virtual_memory().available / 2**30

@@ -51,8 +51,10 @@ class TrainedModel:
 
     @cached_property
     def task(self) -> Task[Any]:
-        """The job's task."""
-        return self.job.plan().build_task()
+        """The job's task, which scores and draws by the model's temperature."""
+        task = self.job.plan().build_task()
+        task.temperature = self.temperature or 1.0
+        return task
 
     @cached_property
     def temperature(self) -> float | None:
@@ -132,7 +134,7 @@ def _of_bundle(bundle: Path) -> TrainedModel:
         whole = load_model(beside)
         if whole.digest == digest:
             return whole
-    return TrainedModel(bundle, job, weights, digest)
+    return TrainedModel(bundle, job, weights, digest, _provenance(bundle / PROVENANCE_FILE, digest))
 
 
 def _provenance(path: Path, digest: str) -> Mapping[str, Any]:

@@ -18,7 +18,7 @@ from oncofed.data.grouping import counted
 from oncofed.data.manifest import write_whole
 from oncofed.federation.spec import FederationPlan, SwarmSpec
 from oncofed.report.evaluation import EvaluationRecord
-from oncofed.report.result import Result
+from oncofed.report.result import Result, SiteResult
 from oncofed.signing import signer
 from oncofed.suppression import LEAST_PATIENTS
 from oncofed.tasks.calibration import Calibration
@@ -27,6 +27,7 @@ from oncofed.training import Plan
 
 CARD_JSON, CARD_MARKDOWN = "card.json", "card.md"
 FEW = f"fewer than {LEAST_PATIENTS}"
+NOT_TOLD = "not told"
 INTENDED_USE = "Research only. Not a medical device."
 
 Interval = tuple[float, float]
@@ -62,7 +63,7 @@ class TrainingSite(_Part):
 
 
 class TrainingData(_Part):
-    """What it was trained on; numbers of few cases are not told."""
+    """What it was trained on; numbers of cases of few patients are not told, nor those of nobody knows how many."""
 
     dataset: str
     modality: str
@@ -94,8 +95,8 @@ class SiteScores(_Part):
     test_cases: int | str
     value: float | None = Field(description="the metric; null where fewer than five patients stand behind it")
     interval: Interval | None = Field(description="95 %, bootstrap over patients")
-    by_class: dict[str, float] = {}
-    more: dict[str, float] = {}
+    by_class: dict[str, float] = Field({}, description="of classes that five patients or more are known to have")
+    more: dict[str, float] = Field({}, description="further figures behind which as many are known to stand")
 
 
 class Fairness(_Part):
@@ -207,9 +208,11 @@ def _code(code: Any) -> str:
     return f"{values['scheme']}:{values['value']}" if {"scheme", "value"} <= set(values) else str(code)
 
 
-def _count(cases: int) -> int | str:
-    """Return a number of cases, of which there are at least as many as patients, or that it is small."""
-    return cases if cases >= LEAST_PATIENTS else FEW
+def _count(cases: int, patients: int | None) -> int | str:
+    """Return a number of cases where five patients or more have them; five cases may all be of one patient."""
+    if cases < LEAST_PATIENTS or (patients is not None and patients < LEAST_PATIENTS):
+        return FEW
+    return cases if patients is not None else NOT_TOLD
 
 
 def _training_data(result: Result, provenance: Mapping[str, Any], plan: Plan) -> TrainingData:
@@ -223,8 +226,8 @@ def _training_data(result: Result, provenance: Mapping[str, Any], plan: Plan) ->
         note=result.data_note,
         sites={
             name: TrainingSite(
-                train_cases=_count(site.train_cases),
-                validation_cases=_count(site.validation_cases),
+                train_cases=_count(site.train_cases, site.patients.get("train")),
+                validation_cases=_count(site.validation_cases, site.patients.get("validation")),
                 dataset=digests.get(name),
             )
             for name, site in sorted(result.sites.items())
@@ -258,11 +261,11 @@ def _quantitative(result: Result, evaluation: EvaluationRecord | None) -> Quanti
         interval = site.interval.get("federated")
         shown = interval is not None
         sites[name] = SiteScores(
-            test_cases=_count(site.test_cases) if shown else FEW,
+            test_cases=site.test_cases if shown else _count(site.test_cases, site.patients.get("test")),
             value=site.federated if shown else None,
             interval=interval,
-            by_class=site.by_class.get("federated", {}) if shown else {},
-            more=site.more.get("federated", {}) if shown else {},
+            by_class=_of_enough(site.by_class.get("federated", {}), site) if shown else {},
+            more=_of_enough(site.more.get("federated", {}), site) if shown else {},
         )
     known = {name: site.value for name, site in sites.items() if site.value is not None}
     fairness = None
@@ -279,6 +282,12 @@ def _quantitative(result: Result, evaluation: EvaluationRecord | None) -> Quanti
         calibration=result.calibration,
         evaluation=evaluation,
     )
+
+
+def _of_enough(figures: Mapping[str, float], site: SiteResult) -> dict[str, float]:
+    """Return the figures behind each of which five patients or more of a site are known to stand."""
+    behind = site.patients_behind
+    return {name: value for name, value in figures.items() if behind.get(name, 0) >= LEAST_PATIENTS}
 
 
 def _privacy(federation: FederationPlan) -> Privacy:

@@ -81,6 +81,9 @@ class EvaluationRecord(_Part):
     split: Literal["test", "validation", "training", "all"]
     metric: str
     metric_name: str
+    temperature: float | None = Field(
+        None, description="that logits were divided by; null: by none, or there are no classes"
+    )
     set_aside: int = Field(0, description="cases that could not be used")
     scores: ScoresRecord
     subgroups: list[SubgroupsRecord] = []

@@ -36,6 +36,12 @@ class SiteResult(_Part):
         default_factory=dict, description="model -> class -> mean over test patients"
     )
     more: dict[str, dict[str, float]] = Field(default_factory=dict, description="model -> further figures by name")
+    patients: dict[str, int] = Field(
+        default_factory=dict, description="train, validation, test -> patients, where they are known"
+    )
+    patients_behind: dict[str, int] = Field(
+        default_factory=dict, description="class or further figure of the federated model -> patients, where known"
+    )
     interval: dict[str, tuple[float, float]] = Field(
         default_factory=dict, description="model -> 95 % interval of the metric, bootstrap over test patients"
     )

@@ -59,6 +59,7 @@ class Task(ABC, Generic[Outcome]):
         assessed_at_once: cases that ``assess_all`` is given.
         averages: the metric is the mean over patients of each one's own. It holds for the class that defines
             ``summarise`` beside it.
+        temperature: by which scores and pictures of a classification divide its logits; ``infer`` leaves them alone.
     """
 
     metric: str
@@ -68,6 +69,7 @@ class Task(ABC, Generic[Outcome]):
     network_kind: Kind = "dense"
     assessed_at_once = 1
     averages = False
+    temperature = 1.0
 
     def __init__(self, data: DataSpec, classes: dict[int, str]) -> None:
         self.data = data

@@ -145,7 +145,10 @@ class Classification(Task[Classified]):
     ) -> list[Classified]:
         """Return what a network says of some cases, as one batch."""
         scores = self._scores(network, [self.prepared(case) for case in cases], device)
-        return [Classified(one.probabilities(), case.class_label) for one, case in zip(scores, cases, strict=True)]
+        return [
+            Classified(one.probabilities(self.temperature), case.class_label)
+            for one, case in zip(scores, cases, strict=True)
+        ]
 
     def summarise(self, outcomes: Sequence[tuple[str, Classified]]) -> Scores:
         """Return AUROC and other figures; a patient's images of one class count as one, by their mean probabilities."""

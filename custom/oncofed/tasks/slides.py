@@ -178,7 +178,8 @@ class SlideClassification(Classification):
 
     def assess(self, network: nn.Module, case: Case, device: torch.device, detailed: bool) -> Classified:
         """Return what a network says of one slide, all its tiles taken together."""
-        return Classified(self.infer(network, self.prepared(case), device).probabilities(), case.class_label)
+        found = self.infer(network, self.prepared(case), device)
+        return Classified(found.probabilities(self.temperature), case.class_label)
 
     def picture(self, network: nn.Module, case: Case, device: torch.device) -> Picture:
         """Return the slide, small, with its attention as a heat map."""
@@ -193,7 +194,7 @@ class SlideClassification(Classification):
             for weight, (x, y) in zip(shares, found.places / scale, strict=True):
                 heat[int(y) : int(y + step) + 1, int(x) : int(x + step) + 1] = weight
         shown = np.ascontiguousarray(overview.swapaxes(0, 1))
-        said = caption(Classified(found.probabilities(), case.class_label), self.classes)
+        said = caption(Classified(found.probabilities(self.temperature), case.class_label), self.classes)
         return Picture(shown, heat=heat.T, caption=said, downwards=True)
 
     def _input(self, device: torch.device) -> Bags:

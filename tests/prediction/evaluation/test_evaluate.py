@@ -86,12 +86,17 @@ def test_held_out_patients_have_the_scores_of_the_runs_own_test(tmp_path: Path, 
 def test_scores_by_subgroup_and_files_that_stay_or_may_go(tmp_path: Path, data: Path) -> None:
     model, out = _run(tmp_path / "run"), tmp_path / "out"
     out.mkdir()
-    found = _evaluate(model, data, "vendor,stage", split="all")
-    vendor, stage = found.record.subgroups
+    [stage] = _evaluate(model, data, "stage", split="all").record.subgroups
+    found = _evaluate(model, data, "vendor", split="all")
+    [vendor] = found.record.subgroups
     assert {group.name: (group.patients, group.cases) for group in vendor.groups} == {"Siemens": (8, 13), "GE": (7, 7)}
     assert [one.reference for one in vendor.differences] == ["Siemens"]
-    assert {group.name for group in stage.groups} < {"0", "1", "not said"}  # one case without a stage hides another
-    assert stage.withheld_groups == 2
+    assert {group.name for group in stage.groups} == {"0", "1"}
+    assert stage.withheld_groups == 1  # one case without a stage
+    both = _evaluate(model, data, "vendor,stage", split="all").record
+    # Siemens and all, less both stages, is three patients and one image of a fourth.
+    assert [[group.name for group in column.groups] for column in both.subgroups] == [[], ["0", "1"]]
+    assert any(remark.startswith("3 of 5 groups withheld") for remark in both.remarks)
     handed_on = found.record.write(out).read_text()
     assert read_evaluation(out / "evaluation.json") == found.record
     assert not re.search(r"case_|p\d+\"|imagesTr", handed_on)

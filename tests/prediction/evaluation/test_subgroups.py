@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from oncofed.data.spec import DataSpec
 from oncofed.prediction.evaluation.columns import Column
 from oncofed.prediction.evaluation.handed_on import scores_record, subgroups_record
-from oncofed.prediction.evaluation.subgroups import Outcomes, by_subgroup, shared_scores
-from oncofed.tasks import Classification, ClassificationSpec, Segmentation, SegmentationSpec
+from oncofed.prediction.evaluation.subgroups import Outcomes, Subgroups, by_subgroup, shared_scores
+from oncofed.tasks import Classification, ClassificationSpec, Segmentation, SegmentationSpec, Task
 from oncofed.tasks.base import confidence
 from oncofed.tasks.classification import Classified
 
@@ -33,10 +35,15 @@ def _column(*sizes: int) -> Column:
     return Column("vendor", {f"g{n}": tuple(f"case-{k}" for k in numbers) for n, numbers in enumerate(ranges)})
 
 
+def _by(task: Task[Any], outcomes: Outcomes, column: Column) -> Subgroups:
+    [found] = by_subgroup(task, outcomes, [column])
+    return found
+
+
 def test_each_group_is_scored_as_the_task_does_and_the_difference_has_an_interval() -> None:
     rng = np.random.default_rng(0)
     values = [*rng.uniform(0.8, 0.9, 20), *rng.uniform(0.5, 0.6, 12)]
-    found = by_subgroup(TASK, _outcomes(values), _column(20, 12))
+    found = _by(TASK, _outcomes(values), _column(20, 12))
     first, second = found.groups
     assert first.scores
     assert second.scores
@@ -52,17 +59,17 @@ def test_each_group_is_scored_as_the_task_does_and_the_difference_has_an_interva
 
 def test_all_patients_in_one_group_have_the_interval_of_all() -> None:
     outcomes = _outcomes(np.random.default_rng(1).uniform(0, 1, 9).tolist())
-    [group] = by_subgroup(TASK, outcomes, _column(9)).groups
+    [group] = _by(TASK, outcomes, _column(9)).groups
     assert group.interval == pytest.approx(confidence(TASK, outcomes.pairs()))
-    assert by_subgroup(TASK, outcomes, _column(9)).differences == ()
+    assert _by(TASK, outcomes, _column(9)).differences == ()
 
 
 def test_groups_of_few_patients_are_withheld_with_what_gives_them_away() -> None:
-    found = by_subgroup(TASK, _outcomes([0.5] * 40), _column(20, 17, 3))
+    found = _by(TASK, _outcomes([0.5] * 40), _column(20, 17, 3))
     assert [group.scores is None for group in found.groups] == [False, True, True]
     assert [group.reason for group in found.groups] == [
         "",
-        "it would give another group away",
+        "it would give others away",
         "fewer than 5 patients",
     ]
     assert found.differences == ()
@@ -73,14 +80,14 @@ def test_groups_of_few_patients_are_withheld_with_what_gives_them_away() -> None
 
 def test_it_is_patients_that_count_and_not_their_cases() -> None:
     outcomes = _outcomes([0.5] * 20, patients=[*(f"p{n}" for n in range(10)), *["same"] * 10])
-    found = by_subgroup(TASK, outcomes, _column(10, 10))
+    found = _by(TASK, outcomes, _column(10, 10))
     assert [(group.patients, group.cases) for group in found.groups] == [(10, 10), (1, 10)]
     assert all(group.scores is None for group in found.groups)
 
 
 def test_a_class_that_few_of_a_group_have_has_no_figure_there_nor_where_it_would_follow() -> None:
     core = [0.4] * 20 + [NAN] * 9 + [0.9] * 3 + [0.6] * 8
-    found = by_subgroup(TASK, _outcomes([0.5] * 40, core), _column(20, 12, 8))
+    found = _by(TASK, _outcomes([0.5] * 40, core), _column(20, 12, 8))
     shown = [group.scores for group in found.groups]
     assert all(shown)
     assert [sorted(scores.by_class) for scores in shown if scores] == [["core", "shell"], ["shell"], ["shell"]]
@@ -89,7 +96,7 @@ def test_a_class_that_few_of_a_group_have_has_no_figure_there_nor_where_it_would
 
 def test_a_class_in_no_case_and_a_metric_that_none_tells_are_left_out() -> None:
     outcomes = _outcomes([NAN] * 12, [NAN] * 12)
-    found = by_subgroup(TASK, outcomes, _column(6, 6))
+    found = _by(TASK, outcomes, _column(6, 6))
     assert [(g.scores.mean, g.interval) for g in found.groups if g.scores] == [(None, None)] * 2
     assert found.differences == ()
     record = scores_record(TASK, outcomes, None)
@@ -100,8 +107,8 @@ def test_a_class_in_no_case_and_a_metric_that_none_tells_are_left_out() -> None:
 def test_patients_of_whom_nothing_is_to_be_told_hide_nobody() -> None:
     """Empty masks that were found to be empty have no Dice: the mean of such a group is that of the others."""
     values = [0.5] * 20 + [NAN] * 8 + [0.9] * 3
-    found = by_subgroup(TASK, _outcomes(values), _column(14, 6, 11))
-    assert [group.reason for group in found.groups] == ["", "it would give another group away", "fewer than 5 patients"]
+    found = _by(TASK, _outcomes(values), _column(14, 6, 11))
+    assert [group.reason for group in found.groups] == ["", "it would give others away", "fewer than 5 patients"]
     assert scores_record(TASK, _outcomes(values[-11:]), None).model_dump(exclude_defaults=True) == {}
 
 
@@ -119,7 +126,7 @@ def test_of_a_classification_a_class_needs_its_own_patients() -> None:
     assert set(scores.by_class) == {"a", "b"}
     assert scores.mean is not None
     column = Column("sex", {"f": names[::2], "m": names[1::2]})
-    for group in by_subgroup(CLASSES, Outcomes(names, names, found), column).groups:
+    for group in _by(CLASSES, Outcomes(names, names, found), column).groups:
         assert group.scores
         assert group.interval
         assert group.interval[0] <= group.scores.mean <= group.interval[1]
@@ -129,6 +136,37 @@ def test_one_class_alone_in_a_group_tells_no_area() -> None:
     names = tuple(str(n) for n in range(20))
     found = tuple(Classified(np.array([0.2, 0.3, 0.5]), n // 10) for n in range(20))
     column = Column("site", {"x": names[:10], "y": names[10:]})
-    groups = by_subgroup(CLASSES, Outcomes(names, names, found), column)
+    groups = _by(CLASSES, Outcomes(names, names, found), column)
     assert [group.scores.mean for group in groups.groups if group.scores] == [None, None]
     assert groups.differences == ()
+
+
+def test_one_patient_does_not_follow_from_groups_of_two_columns() -> None:
+    values = np.random.default_rng(0).uniform(0.3, 0.95, 24).tolist()
+    vendor, slices = _column(12, 12), Column("slices", _column(11, 13).groups)
+    found = by_subgroup(TASK, _outcomes(values), [vendor, slices])
+    told = [group for column in found for group in column.groups if group.scores]
+    assert sorted(group.patients for group in told) == [11, 13]  # 12 and 11 would leave one
+    hidden = [group for column in found for group in column.groups if not group.scores]
+    assert {group.reason for group in hidden} == {"it would give others away"}
+    assert subgroups_record(found[0]).withheld_groups == 2
+
+
+def test_a_patient_of_whom_a_group_has_one_image_more_does_not_follow() -> None:
+    """Of the same patients two groups tell; one has two images of the first, the other one of them."""
+    patients = [f"p{n % 20}" for n in range(21)]
+    outcomes = _outcomes(np.random.default_rng(0).uniform(0.3, 0.95, 21).tolist(), patients=patients)
+    names = outcomes.cases
+    first = Column("a", {"x": (*names[:10], names[20]), "y": names[10:20]})
+    second = Column("b", {"x": names[:10], "y": names[10:]})
+    found = by_subgroup(TASK, outcomes, [first, second])
+    told = [(column.column, group.name) for column in found for group in column.groups if group.scores]
+    assert told == [("b", "y")]
+
+
+def test_a_class_does_not_follow_from_groups_of_two_columns() -> None:
+    core = [0.5 if n < 10 or 12 <= n < 22 else NAN for n in range(24)]
+    second = Column("slices", _column(6, 18).groups)
+    both = by_subgroup(TASK, _outcomes([0.5] * 24, core), [_column(12, 12), second])
+    assert all("core" in group.scores.by_class for column in both for group in column.groups if group.scores) is False
+    assert all(group.scores for column in both for group in column.groups)

@@ -75,7 +75,8 @@ _BAG = (
     "(torch.from_numpy(numpy.load(path, allow_pickle=False)).float().to(@device))"
 )
 _WRITTEN = (
-    "$pathlib.Path(@output_dir, 'predictions.json').write_text(json.dumps({'classes': @classes, 'probabilities': "
+    "$pathlib.Path(@output_dir, 'predictions.json').write_text(json.dumps({'classes': @classes, "
+    "'temperature': @temperature, 'probabilities': "
     "{os.path.basename(case['image']): [round(float(p), 9) for p in @probabilities(case)] for case in @datalist}}, "
     "indent=2))"
 )

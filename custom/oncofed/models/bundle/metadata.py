@@ -131,7 +131,10 @@ def _answers(answer: Answer, data: DataSpec) -> str:
         ending = ".nii.gz" if data.dimensions == 3 else ".tif"
         return f"Each image of a folder gets a file with a number for each object, `NAME_seg{ending}`:"
     what = "image" if isinstance(answer, ImageClasses) else "slide's bag of features"
-    return f"The probabilities of each {what} of a folder are written into `predictions.json`:"
+    return (
+        f"The probabilities of each {what} of a folder are written into `predictions.json`. Logits are divided by "
+        "`temperature` of `configs/inference.json`, which `calibration.json` explains where there is one:"
+    )
 
 
 def _image(data: DataSpec) -> dict[str, Any]:

@@ -9,10 +9,20 @@ from oncofed.data.cases import Case
 from oncofed.data.grouping import counted
 from oncofed.job.spec import JobSpec
 from oncofed.prediction.evaluation.subgroups import Subgroups
+from oncofed.prediction.model import TrainedModel
 from oncofed.suppression import LEAST_PATIENTS
 from oncofed.tasks.comparison import Comparison
 
 _NEW = "their scores say nothing of new patients"
+
+
+def of_calibration(model: TrainedModel) -> list[str]:
+    """Return by which temperature a classification was scored; of anything else nothing."""
+    if model.task.label_kind != "class":
+        return []
+    if model.temperature is None:
+        return ["probabilities are not calibrated: no temperature came with the model"]
+    return [f"probabilities are calibrated by the model's temperature, {model.temperature:.4g}"]
 
 
 def of_training(
@@ -40,6 +50,16 @@ def of_training(
         return [f"{known}; a site with this dataset would have trained on {learned} of {everyone}: if one did, {_NEW}"]
     advice = "Where nobody trained on it, all of its cases may be scored: --split all"
     return [f"{known}: these are the patients whom the job would hold out of it. {advice}"]
+
+
+def of_withheld(subgroups: Sequence[Subgroups]) -> list[str]:
+    """Return how many groups are not told, and why."""
+    hidden = [group for column in subgroups for group in column.groups if not group.scores]
+    if not hidden:
+        return []
+    every = sum(len(column.groups) for column in subgroups)
+    few = f"of fewer than {LEAST_PATIENTS} patients, or so few would follow from what is told of others"
+    return [f"{len(hidden)} of {counted(every, 'group')} withheld: {few}"]
 
 
 def of_many(subgroups: Sequence[Subgroups]) -> list[str]:

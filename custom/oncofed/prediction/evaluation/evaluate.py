@@ -138,8 +138,10 @@ def evaluate(request: Request, device: torch.device, progress: Progress | None =
         subgroups = [one for one in subgroups if len(one.groups) > 1]
     comparison = _compare(request, cases, outcomes, device, progress)
     remarks = [
+        *caveats.of_calibration(model),
         *caveats.of_training(model.provenance, digest, lists, cases),
         *([f"{counted(unmatched, 'row')} of the table are of no case that was scored"] if unmatched else []),
+        *caveats.of_withheld(subgroups),
         *caveats.of_many(subgroups),
     ]
     if comparison and request.against:
@@ -154,6 +156,7 @@ def evaluate(request: Request, device: torch.device, progress: Progress | None =
         split=request.split,
         metric=task.metric,
         metric_name=task.metric_name,
+        temperature=model.temperature if task.label_kind == "class" else None,
         set_aside=len(aside),
         scores=scores_record(task, outcomes, scored.interval),
         subgroups=[subgroups_record(one) for one in subgroups],
@@ -288,12 +291,8 @@ def _by_columns(
     task: Task[Any], outcomes: Outcomes, wanted: Sequence[Wanted], known: Mapping[str, Values], progress: Progress
 ) -> list[Subgroups]:
     """Return the groups of each column."""
-    found = []
-    for number, one in enumerate(wanted):
-        column = grouped(one, known[one.name], outcomes.cases, 3 if one.name in SIZES else 4)
-        found.append(by_subgroup(task, outcomes, column))
-        progress("subgroups", number + 1, len(wanted))
-    return found
+    columns = [grouped(one, known[one.name], outcomes.cases, 3 if one.name in SIZES else 4) for one in wanted]
+    return by_subgroup(task, outcomes, columns, lambda done: progress("subgroups", done, len(columns)))
 
 
 # --- another model

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oncofed.prediction.evaluation.columns import Column
-from oncofed.suppression import LEAST_PATIENTS, withheld
+from oncofed.privacy.differencing import told_together
+from oncofed.suppression import LEAST_PATIENTS
 from oncofed.tasks import Scores, Task
 from oncofed.tasks.resampling import Patients, expanded_interval, interval
 
@@ -32,6 +34,13 @@ class Outcomes:
         """Return the patients who stand behind the metric: whose images show some class, or are taken to."""
         chosen = range(len(self)) if numbers is None else numbers
         return frozenset(self.patients[n] for n in chosen if task.classes_told(self.found[n]))
+
+    def parts(self, numbers: Iterable[int]) -> dict[str, frozenset[int]]:
+        """Return the patients of some cases, each with those of them that are the patient's."""
+        found: dict[str, set[int]] = defaultdict(set)
+        for number in numbers:
+            found[self.patients[number]].add(number)
+        return {patient: frozenset(own) for patient, own in found.items()}
 
     def pairs(self, numbers: Sequence[int] | None = None) -> list[tuple[str, Any]]:
         """Return (patient, outcome) of cases by their numbers; None: of all."""
@@ -79,58 +88,81 @@ class Subgroups:
     differences: tuple[Difference, ...]
 
 
-def by_subgroup(task: Task[Any], outcomes: Outcomes, column: Column) -> Subgroups:
-    """Return the scores of a column's groups.
+def by_subgroup(
+    task: Task[Any], outcomes: Outcomes, columns: Sequence[Column], progress: Callable[[int], None] = lambda _: None
+) -> list[Subgroups]:
+    """Return the scores of each column's groups, of which none gives away few patients beside those of all columns.
 
     Patients are drawn with all their cases, once for all groups: a patient who is in two of them is drawn for both.
+
+    Args:
+        task: of the model.
+        outcomes: of all cases.
+        columns: that tell them apart.
+        progress: called with how many columns are done.
     """
     at = {name: number for number, name in enumerate(outcomes.cases)}
-    members = [[at[case] for case in cases if case in at] for cases in column.groups.values()]
-    people = [frozenset(outcomes.patients[n] for n in own) for own in members]
-    telling = [outcomes.telling(task, own) for own in members]
-    hidden = withheld(telling, LEAST_PATIENTS) | {n for n, own in enumerate(people) if 0 < len(own) < LEAST_PATIENTS}
+    members = [[[at[case] for case in cases if case in at] for cases in column.groups.values()] for column in columns]
+    every = [own for of_column in members for own in of_column]
+    shown, silent = _told(task, outcomes, every)
     patients = Patients(task, outcomes.patients, outcomes.found)
     draws = patients.draws()
-    metrics = {n: patients.metrics(draws, own) for n, own in enumerate(members) if own and n not in hidden}
-    silent = _classes_withheld(task, outcomes, members, hidden)
-    groups = []
-    for number, (name, own) in enumerate(zip(column.groups, members, strict=True)):
-        count = len(people[number])
-        if number in metrics:
-            scores = without_classes(task.summarise(outcomes.pairs(own)), silent[number])
-            within = interval(metrics[number], len(telling[number]))
-            groups.append(Group(name, count, len(own), scores, within))
-        elif own:
-            few = len(telling[number]) < LEAST_PATIENTS
-            reason = f"fewer than {LEAST_PATIENTS} patients" if few else "it would give another group away"
-            groups.append(Group(name, count, len(own), None, None, reason))
-    return Subgroups(column.name, tuple(groups), _differences(groups, [metrics[n] for n in sorted(metrics)]))
+    found, first = [], 0
+    for done, (column, of_column) in enumerate(zip(columns, members, strict=True)):
+        groups, metrics = [], []
+        for number, (name, own) in enumerate(zip(column.groups, of_column, strict=True), first):
+            count, telling = len({outcomes.patients[n] for n in own}), outcomes.telling(task, own)
+            if number in shown:
+                metrics.append(patients.metrics(draws, own))
+                scores = without_classes(task.summarise(outcomes.pairs(own)), silent[number])
+                groups.append(Group(name, count, len(own), scores, interval(metrics[-1], len(telling))))
+            elif own:
+                few = len(telling) < LEAST_PATIENTS
+                reason = f"fewer than {LEAST_PATIENTS} patients" if few else "it would give others away"
+                groups.append(Group(name, count, len(own), None, None, reason))
+        first += len(of_column)
+        found.append(Subgroups(column.name, tuple(groups), _differences(groups, metrics)))
+        progress(done + 1)
+    return found
 
 
 def shared_scores(task: Task[Any], outcomes: Outcomes) -> Scores:
     """Return the scores over all cases that may be handed on: of a class that few patients have there are none."""
-    [few] = _classes_withheld(task, outcomes, [list(range(len(outcomes)))], set())
-    scores = task.summarise(outcomes.pairs())
-    return without_classes(scores, few)
+    with_it = {name: outcomes.parts(_showing(task, outcomes, name)) for name in task.classes.values()}
+    few = {name for name, patients in with_it.items() if len(patients) < LEAST_PATIENTS}
+    return without_classes(task.summarise(outcomes.pairs()), few)
+
+
+def _told(task: Task[Any], outcomes: Outcomes, groups: Sequence[Sequence[int]]) -> tuple[set[int], list[set[str]]]:
+    """Return the groups whose scores are told, by number, and of each group the classes of which nothing is."""
+    telling = {n for n in range(len(outcomes)) if task.classes_told(outcomes.found[n])}
+    behind = [outcomes.parts(telling.intersection(own)) for own in groups]
+    people = [outcomes.parts(own) for own in groups]
+    few = frozenset(number for number, patients in enumerate(people) if len(patients) < LEAST_PATIENTS)
+    # What no case tells cannot give anybody away.
+    nothing = {number for number, patients in enumerate(behind) if not patients and number not in few}
+    shown = nothing | told_together(outcomes.parts(telling), behind, LEAST_PATIENTS, few)
+    silent: list[set[str]] = [set() for _ in groups]
+    for name in task.classes.values():
+        cases = _showing(task, outcomes, name)
+        with_it = [outcomes.parts(cases.intersection(own)) for own in groups]
+        hidden = frozenset(range(len(groups))) - shown
+        told = told_together(outcomes.parts(cases), with_it, LEAST_PATIENTS, hidden)
+        for number in range(len(groups)):
+            if with_it[number] and number not in told:
+                silent[number].add(name)
+    return shown, silent
+
+
+def _showing(task: Task[Any], outcomes: Outcomes, name: str) -> set[int]:
+    """Return the numbers of the cases that contribute to a class's figures."""
+    return {number for number, outcome in enumerate(outcomes.found) if name in task.classes_told(outcome)}
 
 
 def without_classes(scores: Scores, names: set[str]) -> Scores:
     """Return scores without the figures of some classes."""
     more = {name: value for name, value in scores.more.items() if name.partition(".")[2] not in names}
     return replace(scores, by_class={k: v for k, v in scores.by_class.items() if k not in names}, more=more)
-
-
-def _classes_withheld(
-    task: Task[Any], outcomes: Outcomes, members: Sequence[Sequence[int]], hidden: set[int]
-) -> list[set[str]]:
-    """Return the classes of which each group says nothing: few of its patients have them, or another's would follow."""
-    told = [task.classes_told(outcome) for outcome in outcomes.found]
-    silent: list[set[str]] = [set() for _ in members]
-    for name in task.classes.values():
-        with_it = [frozenset(outcomes.patients[n] for n in own if name in told[n]) for own in members]
-        for number in withheld(with_it, LEAST_PATIENTS, hidden):
-            silent[number].add(name)
-    return silent
 
 
 def _differences(groups: Sequence[Group], metrics: Sequence[NDArray[np.float64]]) -> tuple[Difference, ...]:

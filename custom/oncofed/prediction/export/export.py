@@ -23,9 +23,11 @@ from scipy import ndimage
 from oncofed.data.cases import Case
 from oncofed.data.spec import DataSpec
 from oncofed.errors import SpecError, TrainingError
+from oncofed.federation.bundled import complete_bundle
 from oncofed.models.bundle import BUNDLE_NAME
 from oncofed.prediction.export.to_onnx import ONNX_NAME, require_onnx, write_onnx
-from oncofed.prediction.model import TrainedModel
+from oncofed.prediction.model import MODEL_FOLDER, TrainedModel
+from oncofed.report.card import CARD_JSON, CARD_MARKDOWN
 from oncofed.tasks.inferred import ClassScores, LabelMap
 
 Format = Literal["bundle", "onnx"]
@@ -115,6 +117,7 @@ def _export_bundle(model: TrainedModel, folder: Path, progress: Progress) -> str
     for path in written.iterdir():
         path.rename(folder / path.name)
     written.rmdir()
+    _take_along(model, folder)
     images, answers = folder / EXAMPLE_NAME / "images", folder / EXAMPLE_NAME / "answers"
     images.mkdir(parents=True)
     progress("answering for the example")
@@ -122,6 +125,17 @@ def _export_bundle(model: TrainedModel, folder: Path, progress: Progress) -> str
     progress("answering for it with MONAI alone, in a process of its own")
     _run_alone(folder, images, answers, more)
     return _compared(expected, answers)
+
+
+def _take_along(model: TrainedModel, bundle: Path) -> None:
+    """Put what is known of a model into its bundle, and its card into the bundle's ``docs``."""
+    beside, docs = model.folder / MODEL_FOLDER, Path("docs")
+    complete_bundle(bundle, [beside, model.folder])
+    for name in (CARD_JSON, CARD_MARKDOWN):
+        for path in (beside / name, model.folder / docs / name):
+            if path.is_file():
+                shutil.copyfile(path, bundle / docs / name)
+                break
 
 
 def _run_alone(bundle: Path, images: Path, answers: Path, more: dict[str, Any]) -> None:
@@ -179,14 +193,14 @@ def _example(model: TrainedModel, folder: Path) -> tuple[NDArray[Any], dict[str,
         np.save(folder / "example.npy", bag)
         with torch.no_grad():
             logits = network(torch.from_numpy(bag)[None], torch.ones(1, len(bag), dtype=torch.bool))[0]
-        return ClassScores(logits.double().numpy()).probabilities(), {}
+        return ClassScores(logits.double().numpy()).probabilities(task.temperature), {}
     path, sides = _write_example(data, folder, rng)
     case = Case("example", "example", path, 0, spacing=sides)
     found = task.infer(network, task.inference_preparation().prepare(case), _CPU)
     more = {"pixel_size": list(sides)} if sides else {}
     if isinstance(found, LabelMap):
         return found.values.numpy(), more
-    return (found.probabilities() if isinstance(found, ClassScores) else found.numbers), more
+    return (found.probabilities(task.temperature) if isinstance(found, ClassScores) else found.numbers), more
 
 
 def _write_example(data: DataSpec, folder: Path, rng: np.random.Generator) -> tuple[Path, tuple[float, ...] | None]:

@@ -142,6 +142,8 @@ def _describe(model: TrainedModel, folder: Path, shape: tuple[int, ...]) -> None
         "weights": model.digest,
         "example": {"file": EXAMPLE_FILE, "shape": list(shape)},
         "preprocessing": "not part of this file: as configs/inference.json of the model's bundle does it",
-        "output": "logits: neither softmax nor anything after it is part of this file",
+        "output": "logits: neither temperature nor softmax nor anything after them is part of this file",
     }
+    if model.temperature is not None:
+        form["temperature"] = model.temperature  # that logits are yet to be divided by
     (folder / DESCRIPTION_FILE).write_text(json.dumps(form, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,157 @@
+"""Which groups may be told together, so that nothing of few patients follows by adding and subtracting them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Patient -> those of the patient's cases that are in a group: the patient's part of its sum is their mean.
+Group = Mapping[str, Collection[Hashable]]
+_ROUNDING = 1e-7
+_MOST_LOOKS = 5000
+
+
+def told_together(whole: Group, groups: Sequence[Group], least: int, hidden: frozenset[int] = frozenset()) -> set[int]:
+    """Return the numbers of the groups of which means may be told beside that of the whole.
+
+    A mean with its number of patients is a sum, and what follows from sums is a sum of their multiples. Of those told
+    here none is of one to ``least - 1`` patients alone, however many groups of whatever columns are combined (linked
+    tables; Hundepool et al., Statistical Disclosure Control, 2012, section 4). Larger groups come first, of equal ones
+    the earlier: each that is not told would have been one too many.
+
+    Args:
+        whole: all patients.
+        groups: patients of each; a patient may be in several.
+        least: patients of whom something may be told.
+        hidden: groups that are not told anyway.
+    """
+    if len(whole) < least:
+        return set()
+    told, chosen = [whole], set[int]()
+    for number in sorted(range(len(groups)), key=lambda n: (-len(groups[n]), n)):
+        group = groups[number]
+        if number not in hidden and len(group) >= least and not gives_away([*told, group], least):
+            told.append(group)
+            chosen.add(number)
+    return chosen
+
+
+def gives_away(groups: Sequence[Group], least: int) -> bool:
+    """Return whether something of one to ``least - 1`` patients follows from the sums of groups, or may follow."""
+    try:
+        return _Search(groups).finds(least - 1)
+    except _TooLongError:
+        return True
+
+
+class _TooLongError(Exception):
+    """The search takes too long: what cannot be ruled out is taken for true."""
+
+
+@dataclass(frozen=True)
+class _Alike:
+    """Patients who are in the same groups with as many cases, so that no sum tells one from the other.
+
+    Attributes:
+        columns: numbers of the columns: one for each way in which a case of such a patient is in groups.
+        patients: how many they are.
+    """
+
+    columns: tuple[int, ...]
+    patients: int
+
+
+class _Search:
+    """Looks for few patients whom some sum is of alone.
+
+    There are such where the groups, without these patients, say less: where the rank of the table of who is in which
+    group falls. ``_free`` is the projection onto what no group tells, (column, column); leaving a column out is its
+    Schur complement there, and the rank falls where the diagonal is zero.
+    """
+
+    def __init__(self, groups: Sequence[Group]) -> None:
+        shares: dict[str, dict[Hashable, list[float]]] = {}
+        for number, group in enumerate(groups):
+            for patient, cases in group.items():
+                for case in cases:
+                    shares.setdefault(patient, {}).setdefault(case, [0.0] * len(groups))[number] = 1 / len(cases)
+        places = Counter(tuple(sorted(set(map(tuple, own.values())))) for own in shares.values())
+        columns: list[tuple[float, ...]] = []
+        self._alike: list[_Alike] = []
+        for own, patients in sorted(places.items()):
+            self._alike.append(_Alike(tuple(range(len(columns), len(columns) + len(own))), patients))
+            columns += own
+        self._table: NDArray[np.float64] = np.array(columns, float).reshape(-1, len(groups)).T
+        self._looks = _MOST_LOOKS
+
+    def finds(self, patients: int) -> bool:
+        """Return whether some sum is of at most so many patients."""
+        free = np.eye(self._table.shape[1]) - np.linalg.pinv(self._table) @ self._table
+        small = [one for one in self._alike if one.patients <= patients]
+        return self._follows(free, [one for one in self._alike if one not in small], small, patients)
+
+    def _follows(
+        self, free: NDArray[np.float64], kept: Sequence[_Alike], open_: Sequence[_Alike], patients: int
+    ) -> bool:
+        """Return whether a sum is of patients of ``open_`` alone, at most so many; what is in neither is left out."""
+        self._looks -= 1
+        if self._looks < 0:
+            raise _TooLongError
+        open_ = [one for one in open_ if one.patients <= patients]
+        if any(_is_singular(free, one.columns) for one in open_):
+            return True
+        if patients == 1 or not open_:
+            return False
+        if patients == 2 and all(len(one.columns) == 1 for one in open_):
+            return _has_pair(free[np.ix_(*[[one.columns[0] for one in open_ if one.patients == 1]] * 2)])
+        kept = list(kept)
+        # Every choice of columns of full rank holds one of those whom the rank falls with: so one tells where to look.
+        for one in self._chosen(kept, open_):
+            open_ = [other for other in open_ if other is not one]
+            left = patients - one.patients
+            if left and self._follows(_without(free, one.columns), kept, open_, left):
+                return True
+            kept.append(one)
+        return False
+
+    def _chosen(self, kept: Sequence[_Alike], open_: Sequence[_Alike]) -> list[_Alike]:
+        """Return those of ``open_`` whose columns, beside all of ``kept``, are the first that are independent."""
+        owners = [one for one in (*kept, *open_) for _ in one.columns]
+        matrix = self._table[:, [column for one in (*kept, *open_) for column in one.columns]]
+        first, row, found = sum(len(one.columns) for one in kept), 0, []
+        for column in range(matrix.shape[1]):
+            if row == len(matrix):
+                break
+            pivot = row + int(np.abs(matrix[row:, column]).argmax())
+            if abs(matrix[pivot, column]) < _ROUNDING:
+                continue
+            matrix[[row, pivot]] = matrix[[pivot, row]]
+            matrix[row + 1 :] -= np.outer(matrix[row + 1 :, column] / matrix[row, column], matrix[row])
+            row += 1
+            if column >= first:
+                found.append(owners[column])
+        return list(dict.fromkeys(found))
+
+
+def _is_singular(free: NDArray[np.float64], columns: tuple[int, ...]) -> bool:
+    if len(columns) == 1:
+        return bool(free[columns[0], columns[0]] < _ROUNDING)
+    return bool(np.linalg.eigvalsh(free[np.ix_(columns, columns)])[0] < _ROUNDING)
+
+
+def _has_pair(free: NDArray[np.float64]) -> bool:
+    """Return whether two columns are parallel."""
+    lengths = np.diag(free)
+    apart = 1 - free**2 / np.outer(lengths, lengths)
+    np.fill_diagonal(apart, 1)
+    return bool((apart < _ROUNDING).any())
+
+
+def _without(free: NDArray[np.float64], columns: tuple[int, ...]) -> NDArray[np.float64]:
+    block, beside = free[np.ix_(columns, columns)], free[:, list(columns)]
+    left: NDArray[np.float64] = free - beside @ np.linalg.solve(block, beside.T)
+    return left
