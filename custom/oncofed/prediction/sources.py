@@ -150,7 +150,15 @@ def _read(
 def _register(given: Given, wanted: _Wanted, sources: Sources, workers: int | None, progress: Progress | None) -> None:
     """Add the cases of files or of a folder."""
     given.folder.mkdir(parents=True, exist_ok=True)
-    request = Request(given.source, "predict", given.folder, wanted.kind, tiles=wanted.tiles, workers=workers)
+    request = Request(
+        given.source,
+        "predict",
+        given.folder,
+        wanted.kind,
+        tiles=wanted.tiles,
+        workers=workers,
+        classes=tuple(wanted.job.task.vocabulary.values()) if wanted.label_kind == "class" else None,
+    )
     manifest = register(request, progress)
     if given.named:
         sources.set_aside += [SetAside(Path(path).name, reason, path) for path, reason in given.left_out()]
