@@ -19,9 +19,9 @@ from oncofed.prediction import figures
 from oncofed.prediction.dicom.writers import notes_of
 from oncofed.prediction.model import load_model
 from oncofed.prediction.outputs.choice import chosen_outputs
+from oncofed.prediction.outputs.volumes import measure
 from oncofed.prediction.run import Options, Predictions, predict
 from oncofed.prediction.sources import gather
-from oncofed.prediction.volumes import measure
 from trained import FLAT, make_run
 
 SHAPE = (24, 20, 16)
