@@ -34,7 +34,9 @@ from oncofed.prediction.outputs.choice import chosen_outputs, outputs_of
 from oncofed.prediction.outputs.classes import class_rows
 from oncofed.prediction.outputs.figures import figures_of
 from oncofed.prediction.predicted import Predicted
+from oncofed.prediction.private import FILE_OF_OWNER, keep_private
 from oncofed.prediction.sources import SetAside, Source, Sources
+from oncofed.prediction.stale import stale_names
 from oncofed.prediction.trust.checks import TrustChecks
 from oncofed.tasks.inferred import ClassScores
 
@@ -125,6 +127,7 @@ def predict(
         found = Predictions(out, set_aside=list(sources.set_aside), notes=list(sources.notes))
         checks = TrustChecks(model, device, options.ensemble, model.temperature or 1.0)
         settings = _settings(model, options, checks)
+        _remove_refused(out, sources)
         if options.refuse_outside:
             sources = _without_outside(sources, checks, found)
         done = [_is_done(out, source, model, settings) for source in sources.cases]
@@ -136,6 +139,7 @@ def predict(
         for result in _written(_inferred(model, todo, device, options, checks), out, model, settings):
             if isinstance(result, SetAside):
                 found.set_aside.append(result)
+                _remove(out, result.name)
             else:
                 found.made.append(result.source.name)
             count = len(found.kept) + len(found.made) + len(found.set_aside) - aside
@@ -191,7 +195,7 @@ def _without_outside(sources: Sources, checks: TrustChecks, found: Predictions) 
         if reasons:
             why = "; ".join(reason.words for reason in reasons)
             found.set_aside.append(SetAside(source.name, f"left to a person: {why}", source.entry.source or ""))
-            shutil.rmtree(found.folder / CASES_FOLDER / source.name, ignore_errors=True)
+            _remove(found.folder, source.name)
         else:
             inside.append(source)
     return replace(sources, cases=inside)
@@ -255,7 +259,8 @@ def _alone_in(out: Path) -> Iterator[None]:
         SpecError: another one does.
     """
     hidden = out / HIDDEN_FOLDER
-    hidden.mkdir(parents=True, exist_ok=True)
+    keep_private(hidden)
+    keep_private(out / CASES_FOLDER)
     with (hidden / _LOCK_FILE).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -274,6 +279,18 @@ def _clean(out: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def _remove_refused(out: Path, sources: Sources) -> None:
+    """Remove what earlier calls predicted of images that are set aside now."""
+    paths = {path.parent.name: path for path in (out / CASES_FOLDER).glob(f"*/{CASE_FILE}")}
+    records = {name: str((_read_record(path) or {}).get("source", "")) for name, path in paths.items()}
+    for name in stale_names(sources.refused, sources.earlier, records, out):
+        _remove(out, name)
+
+
+def _remove(out: Path, name: str) -> None:
+    shutil.rmtree(out / CASES_FOLDER / name, ignore_errors=True)
+
+
 def _require_same_model(out: Path, model: TrainedModel) -> None:
     for path in (out / CASES_FOLDER).glob(f"*/{CASE_FILE}"):
         known = _read_record(path)
@@ -282,7 +299,6 @@ def _require_same_model(out: Path, model: TrainedModel) -> None:
                 f"{out}: holds predictions of another model ({str(known['model'])[:12]}…; this one is "
                 f"{model.digest[:12]}…). Name another --out"
             )
-        return
 
 
 def _settings(model: TrainedModel, options: Options, checks: TrustChecks) -> dict[str, Any]:
@@ -398,7 +414,7 @@ def _write_summary(found: Predictions, model: TrainedModel, settings: dict[str, 
         "set_aside": [asdict(bad) for bad in found.set_aside],
         "notes": found.notes,
     }
-    write_whole(out / PREDICTIONS_FILE, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
+    write_whole(out / PREDICTIONS_FILE, json.dumps(values, indent=1, ensure_ascii=False) + "\n", FILE_OF_OWNER)
     if complete:
         aside = [asdict(bad) for bad in found.set_aside]
         write_table(out / SET_ASIDE_FILE, aside, ("name", "reason", "source"))
@@ -425,4 +441,4 @@ def write_table(path: Path, rows: Sequence[dict[str, Any]], first: Sequence[str]
     table = csv.DictWriter(text, columns, extrasaction="ignore")
     table.writeheader()
     table.writerows(rows)
-    write_whole(path, text.getvalue())
+    write_whole(path, text.getvalue(), FILE_OF_OWNER)

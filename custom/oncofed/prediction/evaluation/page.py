@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader
 from oncofed.data.manifest import write_whole
 from oncofed.prediction.evaluation.evaluate import Evaluated, Progress, Seen
 from oncofed.prediction.model import TrainedModel
+from oncofed.prediction.private import FILE_OF_OWNER
 from oncofed.report.html import line_styles, picture_svg
 from oncofed.tasks.pictures import Picture
 
@@ -48,7 +49,7 @@ def write_page(
         classes=line_styles(list(model.task.classes.values())),
     )
     path = folder / PAGE_FILE
-    write_whole(path, html)
+    write_whole(path, html, FILE_OF_OWNER)
     return path
 
 

@@ -17,6 +17,7 @@ from oncofed.data.request import Progress
 from oncofed.data.workers import BROKE_ITS_READER, Workers
 from oncofed.prediction.model import TrainedModel
 from oncofed.prediction.outputs.figures import table_of
+from oncofed.prediction.private import FILE_OF_OWNER
 from oncofed.prediction.run import CASES_FOLDER, RESEARCH_ONLY, Predictions
 from oncofed.prediction.sources import Source, Sources
 from oncofed.report.planes import Drawing, Drawn, colour, dash, draw
@@ -77,7 +78,7 @@ def write_page(
         cases=[_shown(record, drawn.get(record["name"]), model, out) for record in records],
     )
     path = out / PAGE_FILE
-    write_whole(path, html)
+    write_whole(path, html, FILE_OF_OWNER)
     return path
 
 
