@@ -28,6 +28,7 @@ from oncofed.data.inputs import Preparation, Prepared
 from oncofed.data.manifest import write_whole
 from oncofed.data.prepared import PreparedCases, passing, prepare_one
 from oncofed.errors import DataError, SpecError, TrainingError
+from oncofed.prediction.dicom.acquired import acquired
 from oncofed.prediction.inputs import HIDDEN_FOLDER
 from oncofed.prediction.model import TrainedModel
 from oncofed.prediction.outputs.choice import chosen_outputs, outputs_of
@@ -217,7 +218,8 @@ def _looked_at(
         for case in cases:
             yield from _looked_at(model, network, [case], device, checks)
         return
-    for (source, prepared), one in zip(cases, found, strict=True):
+    for (source, prepared), said in zip(cases, found, strict=True):
+        one = acquired(said, source)
         likely = one.probabilities(model.temperature or 1.0) if isinstance(one, ClassScores) else None
         trust = checks.after(source, prepared, one, likely)
         temperature = None if likely is None else model.temperature
