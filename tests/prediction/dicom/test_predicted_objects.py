@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import nibabel as nib
@@ -28,6 +29,7 @@ from synthetic import JOB
 from trained import FLAT, make_run
 
 SHAPE = (24, 20, 16)
+XRAY = FLAT.replace("modality: microscopy", "modality: xray")
 
 
 def _predict(run: Path, source: Path, out: Path, structures: bool = False) -> tuple[Predictions, list[str]]:
@@ -37,14 +39,18 @@ def _predict(run: Path, source: Path, out: Path, structures: bool = False) -> tu
     return predict(model, sources, out, torch.device("cpu"), options), notes_of(model, sources.cases)
 
 
+def _items(dataset: pydicom.Dataset) -> Iterator[pydicom.Dataset]:
+    """All items of a report's content."""
+    for item in dataset.get("ContentSequence", ()):
+        yield item
+        yield from _items(item)
+
+
 def _volumes(report: pydicom.Dataset) -> list[float]:
     """Volumes in a report, in its order."""
     return [
         float(item.MeasuredValueSequence[0].NumericValue)
-        for container in report.ContentSequence
-        if container.ValueType == "CONTAINER"
-        for group in container.ContentSequence
-        for item in group.ContentSequence
+        for item in _items(report)
         if item.ValueType == "NUM" and item.ConceptNameCodeSequence[0].CodeMeaning == "Volume"
     ]
 
@@ -111,7 +117,7 @@ def test_of_a_tilted_gantry_all_that_is_written_is_of_the_acquired_pixels(
 def test_of_an_x_ray_a_seg_is_written_and_no_contours(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 4000, (33, 21)).astype(np.uint16)
     make_xray(tmp_path / "in", pixels, PatientOrientation=["R", "H"], FrameOfReferenceUID="1.2.3")
-    run = make_run(tmp_path / "run", FLAT.replace("modality: microscopy", "modality: xray"))
+    run = make_run(tmp_path / "run", XRAY)
     found, _ = _predict(run, tmp_path / "in", tmp_path / "out", structures=True)
     (record,) = found.done
     assert list(record["missing"]) == ["structures"]
@@ -121,6 +127,22 @@ def test_of_an_x_ray_a_seg_is_written_and_no_contours(tmp_path: Path) -> None:
     seg = pydicom.dcmread(folder / record["files"]["dicom"][0])
     # The image is shown turned by half a turn; the object lies on the pixels as they are stored.
     np.testing.assert_array_equal(seg.pixel_array > 0, labels[::-1, ::-1] > 0)
+
+
+@pytest.mark.parametrize(("factor", "expected"), [(None, 0), (1.5, 3)])
+def test_lengths_on_the_detector_are_not_reported_as_the_patients(
+    factor: float | None, expected: int, tmp_path: Path
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 4000, (33, 21)).astype(np.uint16)
+    more = {} if factor is None else {"EstimatedRadiographicMagnificationFactor": factor}
+    make_xray(tmp_path / "in", pixels, **more)
+    found, _ = _predict(make_run(tmp_path / "run", XRAY), tmp_path / "in", tmp_path / "out")
+    (record,) = found.done
+    (row,) = record["figures"]
+    assert row["area_mm2"] == pytest.approx(row["voxels"] * 0.2 * 0.1 / (factor or 1) ** 2, rel=1e-3)
+    assert [("detector alone" in note) for note in record["notes"]] == [factor is None]
+    report = pydicom.dcmread(tmp_path / "out" / "cases" / record["name"] / record["files"]["dicom"][1])
+    assert sum(item.get("ValueType") == "NUM" for item in _items(report)) == expected
 
 
 def test_of_other_images_nothing_of_it_is_written(tmp_path: Path) -> None:

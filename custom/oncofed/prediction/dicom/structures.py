@@ -44,7 +44,13 @@ from oncofed.prediction.dicom.segmentation import (
     segment_numbers,
 )
 from oncofed.prediction.dicom.series import Floats, Series, read_series
-from oncofed.prediction.dicom.sources import EMPTY_IF_UNKNOWN, frame_of_reference, image_reference, series_references, tidy
+from oncofed.prediction.dicom.sources import (
+    EMPTY_IF_UNKNOWN,
+    frame_of_reference,
+    image_reference,
+    series_references,
+    tidy,
+)
 from oncofed.tasks.codes import ClassCode
 
 _COPIED = (
