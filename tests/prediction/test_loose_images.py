@@ -102,3 +102,18 @@ def test_masks_beside_images_are_no_images_to_a_classifier(tmp_path: Path) -> No
     found = read(tmp_path / "in", tmp_path / "out", CLASSIFIER)
     assert [(source.name, source.case.label) for source in found.cases] == [("a", 0), ("b", 0)]
     assert "mask beside an image" in found.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "seed", "said"),
+    [
+        (CLASSIFIER, 1, ["is in colour, and the model reads grey: converted"]),
+        (CLASSIFIER, 0, []),
+        (NUCLEI, 0, ["is grey, and the model reads colour: its grey is in each channel"]),
+        (NUCLEI, 1, []),
+    ],
+)
+def test_grey_and_colour_that_become_each_other_are_told(text: str, seed: int, said: list[str], tmp_path: Path) -> None:
+    write_image(tmp_path / "in" / "a.png", seed)
+    (case,) = read(tmp_path / "in", tmp_path / "out", text).cases
+    assert [note for note in case.entry.notes if "model reads" in note] == said

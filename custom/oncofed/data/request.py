@@ -29,9 +29,9 @@ class Request:
         table: CSV or TSV with columns image (or patient, series), label, split; None: as found in the folder.
         tiles: how slides are cut.
         workers: processes; None: one a core.
+        patient_from: what tells DICOM patients apart; None: as when the dataset was registered before, else their IDs.
         classes: of a classification, where images need no class: names of those that folders may be called as. None:
             images lie in one folder a class, or in a table with their classes.
-        patient_from: what tells DICOM patients apart; None: as when the dataset was registered before, else their IDs.
     """
 
     source: Path
@@ -42,8 +42,8 @@ class Request:
     table: Path | None = None
     tiles: TileSpec = field(default_factory=TileSpec)
     workers: int | None = None
-    classes: tuple[str, ...] | None = None
     patient_from: PatientFrom | None = None
+    classes: tuple[str, ...] | None = None
 
 
 def parse_labels(text: str) -> dict[int, str]:

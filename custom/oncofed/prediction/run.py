@@ -7,9 +7,7 @@ finds a prediction with all its files, whatever ended the program that made it.
 from __future__ import annotations
 
 import contextlib
-import csv
 import fcntl
-import io
 import json
 import os
 import shutil
@@ -34,6 +32,7 @@ from oncofed.prediction.model import TrainedModel
 from oncofed.prediction.outputs.choice import chosen_outputs, outputs_of
 from oncofed.prediction.outputs.classes import class_rows
 from oncofed.prediction.outputs.figures import figures_of
+from oncofed.prediction.outputs.tables import write_table
 from oncofed.prediction.predicted import Predicted
 from oncofed.prediction.private import FILE_OF_OWNER, keep_private
 from oncofed.prediction.sources import SetAside, Source, Sources
@@ -428,19 +427,3 @@ def _write_summary(found: Predictions, model: TrainedModel, settings: dict[str, 
         write_table(out / MEASUREMENTS_FILE, rows, ("case", "value", "name"))
         if classes := class_rows(found.done):
             write_table(out / CLASSES_FILE, classes, ("case", "value", "name"))
-
-
-def write_table(path: Path, rows: Sequence[dict[str, Any]], first: Sequence[str]) -> None:
-    """Write rows as CSV, whole or not at all; what is no number or text is left out.
-
-    Args:
-        path: of the file.
-        rows: column -> value.
-        first: columns that come first, also without a row.
-    """
-    columns = list(dict.fromkeys([*first, *(n for row in rows for n, v in row.items() if not isinstance(v, list))]))
-    text = io.StringIO()
-    table = csv.DictWriter(text, columns, extrasaction="ignore")
-    table.writeheader()
-    table.writerows(rows)
-    write_whole(path, text.getvalue(), FILE_OF_OWNER)

@@ -228,9 +228,20 @@ def _checked(source: Source, wanted: _Wanted) -> tuple[Source, str]:
     image = entry.model_copy(update={"label_problem": None, "label_values": None})
     faults = facts.faults(image)
     labelled = labelled and _is_usable(source.case, entry, wanted) and facts.faults(entry) == faults
+    entry = entry.model_copy(update={"notes": [*entry.notes, *_conversions(entry, wanted)]})
     found = [*([] if entry.tiles else contract_faults(image, wanted.job.data)), *faults]
     case = replace(source.case if labelled else bare, entry=entry)
     return replace(source, case=case, entry=entry, labelled=labelled), "; ".join(found)
+
+
+def _conversions(entry: Entry, wanted: _Wanted) -> list[str]:
+    """Return what is to be said of an image whose grey or colour the job's model does not read."""
+    own, read = entry.channels or 1, len(wanted.job.data.channels)
+    if entry.tiles or wanted.job.data.dimensions != 2:
+        return []
+    if (own, read) == (3, 1):
+        return ["is in colour, and the model reads grey: converted"]
+    return ["is grey, and the model reads colour: its grey is in each channel"] if (own, read) == (1, 3) else []
 
 
 def _with_checksum(source: Source, entry: Entry) -> Entry:

@@ -306,5 +306,5 @@ class _Lines:
     def _plane(self, volume: NDArray[Any]) -> NDArray[Any]:
         """Return the plane of a volume that the frame lies on, (down, across), as a view."""
         across_axis, down_axis, third = self.axes
-        plane = np.moveaxis(volume, third, 0)[self.slice]
+        plane: NDArray[Any] = np.moveaxis(volume, third, 0)[self.slice]
         return plane if across_axis > down_axis else plane.T

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from oncofed.data.dicom.projections import is_of_detector
 from oncofed.prediction.dicom.common import ModelIdentity
@@ -34,7 +35,7 @@ def write_dicom(predicted: Predicted, model: TrainedModel, folder: Path) -> list
     write_segmentation(values, source.series, found.affine, classes, _codes(model), identity, seg)
     # A report's lengths are taken for the patient's.
     rows = [] if is_of_detector(source.entry.notes) else figures_of(predicted, model)
-    figures = {value: {} for value in classes} | {row["value"]: row for row in rows}
+    figures: dict[int, dict[str, Any]] = {value: {} for value in classes} | {row["value"]: row for row in rows}
     write_report(seg, classes, figures, identity, report, source.entry.modality or "")
     return [seg, report]
 
