@@ -99,6 +99,7 @@ def evaluate(
     from oncofed.prediction.evaluation.evaluate import evaluate as score
     from oncofed.prediction.evaluation.page import write_page
     from oncofed.prediction.model import load_model
+    from oncofed.prediction.private import make_private
     from oncofed.report.result import read_result
 
     wanted = tuple(parse_wanted(by or []))
@@ -109,7 +110,7 @@ def evaluate(
     request = Request(load_model(model), folder, split.value, wanted, table, other, margin)
     target = out or workspace / "evaluations" / f"{request.model.job.name}-{folder.resolve().name}"
     where = training_device(device.value if device else None)
-    target.mkdir(parents=True, exist_ok=True)
+    make_private(target)
     with ended_by_signals(), progress_bars(progress_console(json)) as advance:
         found = score(request, where, advance)
         page = write_page(found, request.model, where, target, worst, advance)

@@ -83,7 +83,7 @@ def register(request: Request, progress: Progress | None = None) -> Manifest:
         found.left_out[own] = "the dataset's own folder"
     with Index(out / _INDEX_FILE) as index, Workers(request.workers) as workers:
         listing = request.table if lists_images(request.table) else None
-        layout = find_layout(source, files, listing, request.task, request.labels)
+        layout = find_layout(source, files, listing, request.task, request.labels, request.classes)
         heap = Heap()
         if layout.heap:
             heap = read_heap(source, files, request.patient_from or "id", index, progress, workers)

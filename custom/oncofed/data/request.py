@@ -30,6 +30,8 @@ class Request:
         tiles: how slides are cut.
         workers: processes; None: one a core.
         patient_from: what tells DICOM patients apart; None: as when the dataset was registered before, else their IDs.
+        classes: of a classification, where images need no class: names of those that folders may be called as. None:
+            images lie in one folder a class, or in a table with their classes.
     """
 
     source: Path
@@ -41,6 +43,7 @@ class Request:
     tiles: TileSpec = field(default_factory=TileSpec)
     workers: int | None = None
     patient_from: PatientFrom | None = None
+    classes: tuple[str, ...] | None = None
 
 
 def parse_labels(text: str) -> dict[int, str]:

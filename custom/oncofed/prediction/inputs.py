@@ -13,6 +13,7 @@ from oncofed.data.files import FILES_TABLE, LEFT_OUT
 from oncofed.data.layouts.base import first_free
 from oncofed.data.manifest import MANIFEST_FILE, SALT_FILE, manifest_values
 from oncofed.errors import DataError, SpecError
+from oncofed.prediction.private import make_private
 
 HIDDEN_FOLDER = ".inputs"
 # Of formats whose header and data are files of one name.
@@ -178,5 +179,5 @@ def _emptied(folder: Path) -> Path:
     """Return a folder of links, without any."""
     if folder.exists():
         shutil.rmtree(folder)
-    folder.mkdir(parents=True)
+    make_private(folder)
     return folder

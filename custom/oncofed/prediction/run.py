@@ -7,9 +7,7 @@ finds a prediction with all its files, whatever ended the program that made it.
 from __future__ import annotations
 
 import contextlib
-import csv
 import fcntl
-import io
 import json
 import os
 import shutil
@@ -28,14 +26,18 @@ from oncofed.data.inputs import Preparation, Prepared
 from oncofed.data.manifest import write_whole
 from oncofed.data.prepared import PreparedCases, passing, prepare_one
 from oncofed.errors import DataError, SpecError, TrainingError
+from oncofed.prediction.dicom.acquired import acquired
 from oncofed.prediction.dicom.named import series_said
 from oncofed.prediction.inputs import HIDDEN_FOLDER
 from oncofed.prediction.model import TrainedModel
 from oncofed.prediction.outputs.choice import chosen_outputs, outputs_of
 from oncofed.prediction.outputs.classes import class_rows
 from oncofed.prediction.outputs.figures import figures_of
+from oncofed.prediction.outputs.tables import write_table
 from oncofed.prediction.predicted import Predicted
+from oncofed.prediction.private import FILE_OF_OWNER, keep_private
 from oncofed.prediction.sources import SetAside, Source, Sources
+from oncofed.prediction.stale import stale_names
 from oncofed.prediction.trust.checks import TrustChecks
 from oncofed.tasks.inferred import ClassScores
 
@@ -127,6 +129,7 @@ def predict(
         found = Predictions(out, set_aside=list(sources.set_aside), notes=list(sources.notes))
         checks = TrustChecks(model, device, options.ensemble, model.temperature or 1.0)
         settings = _settings(model, options, checks)
+        _remove_refused(out, sources)
         if options.refuse_outside:
             sources = _without_outside(sources, checks, found)
         done = [_is_done(out, source, model, settings) for source in sources.cases]
@@ -139,6 +142,7 @@ def predict(
             for result in _written(_inferred(model, todo, device, options, checks), out, model, settings):
                 if isinstance(result, SetAside):
                     found.set_aside.append(result)
+                    _remove(out, result.name)
                 else:
                     found.made.append(result.source.name)
                 count = len(found.kept) + len(found.made) + len(found.set_aside) - aside
@@ -198,7 +202,7 @@ def _without_outside(sources: Sources, checks: TrustChecks, found: Predictions) 
         if reasons:
             why = "; ".join(reason.words for reason in reasons)
             found.set_aside.append(SetAside(source.name, f"left to a person: {why}", source.entry.source or ""))
-            shutil.rmtree(found.folder / CASES_FOLDER / source.name, ignore_errors=True)
+            _remove(found.folder, source.name)
         else:
             inside.append(source)
     return replace(sources, cases=inside)
@@ -220,7 +224,8 @@ def _looked_at(
         for case in cases:
             yield from _looked_at(model, network, [case], device, checks)
         return
-    for (source, prepared), one in zip(cases, found, strict=True):
+    for (source, prepared), said in zip(cases, found, strict=True):
+        one = acquired(said, source)
         likely = one.probabilities(model.temperature or 1.0) if isinstance(one, ClassScores) else None
         trust = checks.after(source, prepared, one, likely)
         temperature = None if likely is None else model.temperature
@@ -262,7 +267,8 @@ def _alone_in(out: Path) -> Iterator[None]:
         SpecError: another one does.
     """
     hidden = out / HIDDEN_FOLDER
-    hidden.mkdir(parents=True, exist_ok=True)
+    keep_private(hidden)
+    keep_private(out / CASES_FOLDER)
     with (hidden / _LOCK_FILE).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -281,6 +287,18 @@ def _clean(out: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def _remove_refused(out: Path, sources: Sources) -> None:
+    """Remove what earlier calls predicted of images that are set aside now."""
+    paths = {path.parent.name: path for path in (out / CASES_FOLDER).glob(f"*/{CASE_FILE}")}
+    records = {name: str((_read_record(path) or {}).get("source", "")) for name, path in paths.items()}
+    for name in stale_names(sources.refused, sources.earlier, records, out):
+        _remove(out, name)
+
+
+def _remove(out: Path, name: str) -> None:
+    shutil.rmtree(out / CASES_FOLDER / name, ignore_errors=True)
+
+
 def _require_same_model(out: Path, model: TrainedModel) -> None:
     for path in (out / CASES_FOLDER).glob(f"*/{CASE_FILE}"):
         known = _read_record(path)
@@ -289,7 +307,6 @@ def _require_same_model(out: Path, model: TrainedModel) -> None:
                 f"{out}: holds predictions of another model ({str(known['model'])[:12]}…; this one is "
                 f"{model.digest[:12]}…). Name another --out"
             )
-        return
 
 
 def _settings(model: TrainedModel, options: Options, checks: TrustChecks) -> dict[str, Any]:
@@ -406,7 +423,7 @@ def _write_summary(found: Predictions, model: TrainedModel, settings: dict[str, 
         "set_aside": [asdict(bad) for bad in found.set_aside],
         "notes": found.notes if complete else [*found.notes, _UNFINISHED],
     }
-    write_whole(out / PREDICTIONS_FILE, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
+    write_whole(out / PREDICTIONS_FILE, json.dumps(values, indent=1, ensure_ascii=False) + "\n", FILE_OF_OWNER)
     if complete:
         aside = [asdict(bad) for bad in found.set_aside]
         write_table(out / SET_ASIDE_FILE, aside, ("name", "reason", "source"))
@@ -423,19 +440,3 @@ def _write_summary(found: Predictions, model: TrainedModel, settings: dict[str, 
 def source_said(record: Mapping[str, Any]) -> str:
     """Return where a case comes from, of DICOM with the series as people know it."""
     return ", ".join(part for part in (record.get("series"), str(record["source"])) if part)
-
-
-def write_table(path: Path, rows: Sequence[dict[str, Any]], first: Sequence[str]) -> None:
-    """Write rows as CSV, whole or not at all; what is no number or text is left out.
-
-    Args:
-        path: of the file.
-        rows: column -> value.
-        first: columns that come first, also without a row.
-    """
-    columns = list(dict.fromkeys([*first, *(n for row in rows for n, v in row.items() if not isinstance(v, list))]))
-    text = io.StringIO()
-    table = csv.DictWriter(text, columns, extrasaction="ignore")
-    table.writeheader()
-    table.writerows(rows)
-    write_whole(path, text.getvalue())

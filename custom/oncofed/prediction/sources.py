@@ -27,6 +27,8 @@ from oncofed.data.vocabulary import LabelKind, match_classes, match_labels
 from oncofed.errors import DataError, SpecError
 from oncofed.job.spec import JobSpec
 from oncofed.prediction.inputs import HIDDEN_FOLDER, Given, sort_inputs
+from oncofed.prediction.private import make_private
+from oncofed.prediction.stale import Refused
 
 # Folders of a dataset in which images lie that registering made of DICOM, or linked.
 _MADE_OF_DICOM = {"images", "slides"}
@@ -71,11 +73,16 @@ class Sources:
         cases: that fit the job.
         set_aside: that do not, or cannot be read.
         notes: what was seen of the inputs as a whole, for people.
+        refused: what of the inputs became no case, by dataset.
+        earlier: path of an image, from the folder of the predictions, -> its name there, of images that earlier calls
+            read and this one does not.
     """
 
     cases: list[Source] = field(default_factory=list)
     set_aside: list[SetAside] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    refused: list[Refused] = field(default_factory=list)
+    earlier: dict[str, str] = field(default_factory=dict)
 
 
 def gather(
@@ -151,8 +158,16 @@ def _read(
 
 def _register(given: Given, wanted: _Wanted, sources: Sources, workers: int | None, progress: Progress | None) -> None:
     """Add the cases of files or of a folder."""
-    given.folder.mkdir(parents=True, exist_ok=True)
-    request = Request(given.source, "predict", given.folder, wanted.kind, tiles=wanted.tiles, workers=workers)
+    make_private(given.folder)
+    request = Request(
+        given.source,
+        "predict",
+        given.folder,
+        wanted.kind,
+        tiles=wanted.tiles,
+        workers=workers,
+        classes=tuple(wanted.job.task.vocabulary.values()) if wanted.label_kind == "class" else None,
+    )
     manifest = register(request, progress)
     if given.named:
         sources.set_aside += [SetAside(Path(path).name, reason, path) for path, reason in given.left_out()]
@@ -166,17 +181,19 @@ def _take(manifest: Manifest, folder: Path, wanted: _Wanted, sources: Sources, g
     values, labelled, notes = _labels(manifest, wanted, given)
     sources.notes += notes
     series = image_files(folder)
-    found = []
+    found, refused = [], list[Path]()
     for entry in (*manifest.entries, *(Entry(image=path) for path in manifest.test if isinstance(path, str))):
         case = case_of(folder, manifest, entry, values)
         found.append(Source(case.name, case, entry, _series(entry, folder, series), labelled))
     with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
         for source, reason in pool.map(lambda one: _checked(one, wanted), found):
             if reason:
+                refused.append(source.case.image)
                 sources.set_aside.append(SetAside(source.name, reason, source.entry.source or ""))
             else:
                 sources.cases.append(source)
     sources.set_aside += [SetAside(bad.name, bad.reason, bad.source or "") for bad in manifest.quarantine]
+    sources.refused.append(Refused.of(folder, manifest, refused))
 
 
 def _series(entry: Entry, folder: Path, files: Mapping[str, list[str]]) -> tuple[Path, ...]:
@@ -218,9 +235,20 @@ def _checked(source: Source, wanted: _Wanted) -> tuple[Source, str]:
     image = entry.model_copy(update={"label_problem": None, "label_values": None})
     faults = facts.faults(image)
     labelled = labelled and _is_usable(source.case, entry, wanted) and facts.faults(entry) == faults
+    entry = entry.model_copy(update={"notes": [*entry.notes, *_conversions(entry, wanted)]})
     found = [*([] if entry.tiles else contract_faults(image, wanted.job.data)), *faults]
     case = replace(source.case if labelled else bare, entry=entry)
     return replace(source, case=case, entry=entry, labelled=labelled), "; ".join(found)
+
+
+def _conversions(entry: Entry, wanted: _Wanted) -> list[str]:
+    """Return what is to be said of an image whose grey or colour the job's model does not read."""
+    own, read = entry.channels or 1, len(wanted.job.data.channels)
+    if entry.tiles or wanted.job.data.dimensions != 2:
+        return []
+    if (own, read) == (3, 1):
+        return ["is in colour, and the model reads grey: converted"]
+    return ["is grey, and the model reads colour: its grey is in each channel"] if (own, read) == (1, 3) else []
 
 
 def _with_checksum(source: Source, entry: Entry) -> Entry:
@@ -253,9 +281,10 @@ def _named(sources: Sources, out: Path) -> Sources:
             known[key] = first_free(file_name(source.name), taken)
             taken.add(known[key])
         cases.append(replace(source, name=known[key]))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_private(path.parent)
     write_whole(path, json.dumps(known, indent=1, ensure_ascii=False) + "\n")
-    return replace(sources, cases=cases)
+    now = {source.name for source in cases}
+    return replace(sources, cases=cases, earlier={path: name for path, name in known.items() if name not in now})
 
 
 def file_name(name: str) -> str:

@@ -294,7 +294,7 @@ def test_projections_come_upright_whatever_their_header_says(
     else:
         stored = stored[::-1] if orientation[1] == "H" else stored
         stored = stored[:, ::-1] if orientation[0] == "R" else stored
-    make_xray(tmp_path / "in", stored, PatientOrientation=orientation)
+    make_xray(tmp_path / "in", stored, PatientOrientation=orientation, PixelSpacing=[0.1, 0.1])
     (entry,) = read(tmp_path / "in", tmp_path).entries
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out" / entry.images[0])), upright)
     assert (note is None) == (not entry.notes)

@@ -12,6 +12,7 @@ from pydicom.tag import BaseTag, Tag
 
 from oncofed.data.dicom.elements import SYNTAX, Elements, any_elements, tag_of, text, walked
 from oncofed.data.dicom.image_header import PRIVATE, SLIDE_TAGS, TELLING, image_values, slide_values
+from oncofed.data.dicom.projections import SIZE_TAGS
 from oncofed.data.dicom.references import LABEL_MAP, read_references
 from oncofed.errors import DataError
 
@@ -52,6 +53,7 @@ _TAGS: list[Any] = [
     "ImageOrientationPatient",
     "PixelSpacing",
     "ImagerPixelSpacing",
+    *SIZE_TAGS,
     "SpacingBetweenSlices",
     "RescaleSlope",
     "RescaleIntercept",

@@ -21,7 +21,7 @@ from oncofed.data.layouts.tables import WORKBOOKS
 from oncofed.data.request import Progress
 from oncofed.data.workers import Workers
 
-_HEADER = "header 2"  # raised when headers gain a field, so that what an older version remembered is read anew
+_HEADER = "header 3"  # raised when headers gain a field, so that what an older version remembered is read anew
 _NO_CASE = (
     ".json",
     ".txt",

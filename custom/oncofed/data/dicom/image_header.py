@@ -10,6 +10,7 @@ import numpy as np
 from pydicom.tag import Tag
 
 from oncofed.data.dicom.elements import Elements, binaries, floats, integer, number, shown, tag_of, text, texts
+from oncofed.data.dicom.projections import pixel_size
 
 # What differs between volumes that scanners put into one series.
 TELLING = (
@@ -88,7 +89,7 @@ def image_values(elements: Elements) -> dict[str, Any]:
         "image_type": image_type,
         "position": floats(elements, "ImagePositionPatient", 3),
         "orientation": floats(elements, "ImageOrientationPatient", 6),
-        "spacing": floats(elements, "PixelSpacing", 2) or floats(elements, "ImagerPixelSpacing", 2),
+        **pixel_size(elements),
         "thickness": number(elements, "SpacingBetweenSlices", 0) or number(elements, "SliceThickness", 0),
         "turned": texts(elements, "PatientOrientation"),
         "plain_values": tag_of("ModalityLUTSequence") not in elements,

@@ -20,6 +20,7 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from oncofed.data.dicom.files import read_file
 from oncofed.data.dicom.headers import Header
+from oncofed.data.dicom.projections import size_notes
 from oncofed.data.dicom.stacks import Stack
 from oncofed.data.dicom.values import bright_padding, meant, rescaled, smallest
 from oncofed.data.images import LoadedImage, require_memory
@@ -257,7 +258,7 @@ def _no_volume(image: Dataset) -> str:
 
 
 def _flat(path: Path, stack: Stack) -> Pixels:
-    notes: list[str] = []
+    notes = size_notes(stack.header["magnified"]) if stack.header["spacing"] else []
     values = _frame(path, notes, stack.header)
     values = values[..., None] if values.ndim == 2 else values
     spacing = stack.header["spacing"]

@@ -7,7 +7,7 @@ highdicom (``get_volume_positions``).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ _SMALLEST_TILT_DEGREES = 0.5
 _SMALLEST_TILT = math.cos(math.radians(_SMALLEST_TILT_DEGREES))
 _EXACT = 1e-3  # of the distance between slices
 _TENTHS_MM, _TENTHS_SHARE = 0.1, 0.2  # twice half of a tenth, and of the distance between slices
+_STRAIGHTENED = ": straightened"  # ends the note of a tilted gantry
 EVEN = 0.02  # of the typical distance, by which distances may differ
 
 
@@ -87,6 +88,11 @@ def _irregular(
     return refused(ordered, f"{what}. Export the whole series again, or convert it with dcm2niix")
 
 
+def is_straightened(notes: Iterable[str]) -> bool:
+    """Return whether a volume's notes say that its slices were moved: its voxels are not all of a slice's pixels."""
+    return any(note.endswith(_STRAIGHTENED) for note in notes)
+
+
 def _tilted(ordered: tuple[Slice, ...], positions: NDArray[np.float64], normal: NDArray[np.float64]) -> Stack:
     step = positions[-1] - positions[0]
     steps = np.diff(positions, axis=0)
@@ -97,7 +103,7 @@ def _tilted(ordered: tuple[Slice, ...], positions: NDArray[np.float64], normal: 
     angle = math.degrees(math.acos(min(1.0, abs(float(step @ normal)) / float(np.linalg.norm(step)))))
     if angle < _SMALLEST_TILT_DEGREES:
         return Stack(ordered, "volume")
-    return Stack(ordered, "volume", tilt=angle, notes=(f"gantry tilt of {angle:.1f} degrees: straightened",))
+    return Stack(ordered, "volume", tilt=angle, notes=(f"gantry tilt of {angle:.1f} degrees{_STRAIGHTENED}",))
 
 
 def _scaling_problem(group: Sequence[Slice]) -> str | None:

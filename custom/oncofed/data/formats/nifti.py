@@ -179,7 +179,7 @@ def _placed(header: Any, shape: tuple[int, ...]) -> tuple[Affine, tuple[str, ...
     unit = _UNITS.get(int(header["xyzt_units"]) & 7)
     if unit:
         affine[:3] *= unit[1]
-        notes.append(f"its header's lengths are {unit[0]}, read as millimetres")
+        notes.append(f"its header's lengths are {unit[0]}, converted to millimetres")
     if not is_invertible(affine):
         raise DataError(
             "has an affine that is not invertible: its header does not say where its voxels lie. Convert its source "

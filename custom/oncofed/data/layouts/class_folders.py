@@ -13,7 +13,7 @@ from oncofed.data.layouts.names import Named
 _STRAY = 0.05
 _MOST = 1000
 _MOST_WORDS = 20
-_MASK_BESIDE = "mask beside an image that is one of a class: to learn from masks, register with --task segmentation"
+MASK_BESIDE = "mask beside an image that is one of a class: to learn from masks, register with --task segmentation"
 
 
 def is_class_folders(images: Sequence[str]) -> bool:
@@ -63,5 +63,5 @@ def class_folders(images: Sequence[str], masks: Sequence[str]) -> Layout:
         layout.items.append(Item(name, patient_of(path), (path,), numbers[parts[position]], split))
     layout.items = unique(layout.items)
     layout.left_out |= dict.fromkeys(sorted(set(images) - set(usable)), "image outside a class folder")
-    layout.left_out |= dict.fromkeys(masks, _MASK_BESIDE)
+    layout.left_out |= dict.fromkeys(masks, MASK_BESIDE)
     return layout

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from oncofed.data.images import image_format
@@ -16,6 +16,7 @@ from oncofed.data.layouts.meaning import with_meaning
 from oncofed.data.layouts.names import Named
 from oncofed.data.layouts.slides import SLIDES_ALONE, slides, unread_regions
 from oncofed.data.layouts.tables import TABLES, WORKBOOKS, columns_of, expected_columns
+from oncofed.data.layouts.unclassified import unclassified
 from oncofed.data.manifest import MANIFEST_FILE
 from oncofed.errors import DataError
 
@@ -25,7 +26,12 @@ _OF_PATIENTS = (
 
 
 def find_layout(
-    root: Path, files: Sequence[str], table: Path | None, task: str | None, names: Mapping[int, str] | None = None
+    root: Path,
+    files: Sequence[str],
+    table: Path | None,
+    task: str | None,
+    names: Mapping[int, str] | None = None,
+    classes: Collection[str] | None = None,
 ) -> Layout:
     """Return the cases of ``root``; the layout is called "nothing" where it has neither a known one nor an image file.
 
@@ -35,13 +41,14 @@ def find_layout(
         table: a CSV or TSV file with a column ``image``; None looks for one in the folder.
         task: "segmentation", "classification" or "slides", where the user says it.
         names: label value -> name, where the user says it.
+        classes: of a classification, where images need no class: names of those that folders may be called as.
 
     Raises:
         DataError: a manifest or table is there and cannot be used.
     """
     names = names or {}
     tables, others = _tables(root, files)
-    layout = _layout(root, files, table, tables, task, names) or Layout("nothing", heap=True)
+    layout = _layout(root, files, table, tables, task, names, classes) or Layout("nothing", heap=True)
     for path, reason in others.items():
         if path not in layout.tables:
             layout.left_out.setdefault(path, reason)
@@ -59,6 +66,7 @@ def _layout(
     tables: Sequence[str],
     task: str | None,
     names: Mapping[int, str],
+    classes: Collection[str] | None,
 ) -> Layout | None:
     if table is not None:
         return listed(root, table, files)
@@ -75,6 +83,10 @@ def _layout(
         return None
     masks, others = separate(root, [Named(path) for path in images])
     layout = loose_images(root, files, masks, others)
+    if task == "classification" and classes is not None:
+        drawn = _masks_beside(masks, others, layout)
+        layout = unclassified(root, files, [Named(path) for path in images if path not in set(drawn)], drawn, classes)
+        return without_pictures(root, files, layout) or layout
     if task != "classification" and (left := without_pictures(root, files, layout)) is not None:
         return left
     # A class may be called as masks are: "seg" of blood cells. It is one where none of its files is an image's mask.

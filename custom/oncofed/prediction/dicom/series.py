@@ -140,9 +140,7 @@ def _series(stack: Stack) -> Series:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             header = pydicom.dcmread(item.path, stop_before_pixels=True, force=True)
-        missing = [
-            k for k in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID") if k not in header
-        ]
+        missing = [keyword for keyword in _NAMES if keyword not in header]
         if missing:
             raise DataError(
                 f"{item.path}: has no {', '.join(missing)}, by which a DICOM object could name it. Export the series "
@@ -193,24 +191,47 @@ def _on_frames(labels: NDArray[Any], affine: Floats, series: Series) -> NDArray[
 
     Frames of a tilted gantry were shifted onto a grid with right angles: each pixel takes the nearest voxel's label.
     """
+    lines = _lines(labels.shape, affine, series)
+    if not lines:
+        return None
+    header = series.stack.header
+    placed = np.zeros((len(lines), header["rows"], header["columns"]), labels.dtype)
+    for line, target in zip(lines, placed, strict=True):
+        line.copy(labels, target)
+    return placed
+
+
+def within_frames(labels: NDArray[Any], affine: Floats, series: Series) -> NDArray[Any]:
+    """Return the labels of a volume on the voxels that are a pixel of a frame, and zero on the others.
+
+    Those are where slices of a tilted gantry were moved away from: nothing was acquired there.
+
+    Args:
+        labels: see ``read_series``.
+        affine: of the labels.
+        series: that they lie on.
+    """
+    kept = np.zeros_like(labels)
+    for line in _lines(labels.shape, affine, series) or ():
+        line.keep(labels, kept)
+    return kept
+
+
+def _lines(shape: Sequence[int], affine: Floats, series: Series) -> list[_Lines] | None:
+    """Return where each frame lies in a volume; None where one does not lie on it."""
     places = series.places
-    if labels.ndim != 3 or not places or len(places) < len(series.frames):
+    if len(shape) != 3 or not places or len(places) < len(series.frames):
         return None
     header = series.stack.header
     rows, columns = header["rows"], header["columns"]
     from_lps = np.linalg.inv(_LPS_TO_RAS @ affine)
     lines = []
     for place in places:
-        line = _Lines.of(from_lps @ place, (columns, rows), labels.shape, bool(series.stack.tilt))
+        line = _Lines.of(from_lps @ place, (columns, rows), shape, bool(series.stack.tilt))
         if line is None:
             return None
         lines.append(line)
-    if sorted(line.slice for line in lines) != list(range(labels.shape[lines[0].axes[2]])):
-        return None
-    placed = np.zeros((len(places), rows, columns), labels.dtype)
-    for line, target in zip(lines, placed, strict=True):
-        line.copy(labels, target)
-    return placed
+    return lines if sorted(line.slice for line in lines) == list(range(shape[lines[0].axes[2]])) else None
 
 
 @dataclass(frozen=True)
@@ -268,9 +289,22 @@ class _Lines:
 
     def copy(self, labels: NDArray[Any], target: NDArray[Any]) -> None:
         """Copy the frame's labels to (row, column); pixels outside the volume keep what they have."""
+        rows, columns = self._inside(labels.shape)
+        target[np.ix_(rows, columns)] = self._plane(labels)[np.ix_(self.down[rows], self.across[columns])]
+
+    def keep(self, labels: NDArray[Any], target: NDArray[Any]) -> None:
+        """Copy the frame's labels to the same voxels of another volume."""
+        rows, columns = self._inside(labels.shape)
+        voxels = np.ix_(self.down[rows], self.across[columns])
+        self._plane(target)[voxels] = self._plane(labels)[voxels]
+
+    def _inside(self, shape: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the rows and columns of the frame that lie in a volume."""
+        rows = np.flatnonzero((self.down >= 0) & (self.down < shape[self.axes[1]]))
+        return rows, np.flatnonzero((self.across >= 0) & (self.across < shape[self.axes[0]]))
+
+    def _plane(self, volume: NDArray[Any]) -> NDArray[Any]:
+        """Return the plane of a volume that the frame lies on, (down, across), as a view."""
         across_axis, down_axis, third = self.axes
-        columns = np.flatnonzero((self.across >= 0) & (self.across < labels.shape[across_axis]))
-        rows = np.flatnonzero((self.down >= 0) & (self.down < labels.shape[down_axis]))
-        plane = labels.take(self.slice, axis=third)
-        plane = plane if across_axis > down_axis else plane.T  # (row, column)
-        target[np.ix_(rows, columns)] = plane[np.ix_(self.down[rows], self.across[columns])]
+        plane: NDArray[Any] = np.moveaxis(volume, third, 0)[self.slice]
+        return plane if across_axis > down_axis else plane.T

@@ -44,7 +44,13 @@ from oncofed.prediction.dicom.segmentation import (
     segment_numbers,
 )
 from oncofed.prediction.dicom.series import Floats, Series, read_series
-from oncofed.prediction.dicom.sources import EMPTY_IF_UNKNOWN, frame_of_reference, image_reference, tidy
+from oncofed.prediction.dicom.sources import (
+    EMPTY_IF_UNKNOWN,
+    frame_of_reference,
+    image_reference,
+    series_references,
+    tidy,
+)
 from oncofed.tasks.codes import ClassCode
 
 _COPIED = (
@@ -152,13 +158,11 @@ def _head(source: Series, model: ModelIdentity, uid: UID) -> Dataset:
 def _reference(source: Series, space: str) -> Dataset:
     """Return the item that names the space, the study, each series and each image (PS3.3, section C.8.8.5)."""
     frame, study = Dataset(), Dataset()
-    by_series: dict[str, list[Dataset]] = {}
-    for header in source.headers:
-        by_series.setdefault(str(header.SeriesInstanceUID), []).append(image_reference(header))
     items = []
-    for uid, images in by_series.items():
+    for reference in series_references(source):
         item = Dataset()
-        item.SeriesInstanceUID, item.ContourImageSequence = uid, Items(images)
+        item.SeriesInstanceUID = reference.SeriesInstanceUID
+        item.ContourImageSequence = reference.ReferencedInstanceSequence
         items.append(item)
     study.ReferencedSOPClassUID = "1.2.840.10008.3.1.2.3.1"  # Detached Study Management, which the table asks for
     study.ReferencedSOPInstanceUID = source.first.StudyInstanceUID

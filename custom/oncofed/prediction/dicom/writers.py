@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
+from oncofed.data.dicom.projections import is_of_detector
 from oncofed.prediction.dicom.common import ModelIdentity
 from oncofed.prediction.model import TrainedModel
 from oncofed.prediction.outputs.figures import figures_of
@@ -31,7 +33,9 @@ def write_dicom(predicted: Predicted, model: TrainedModel, folder: Path) -> list
     seg, report = folder / f"{source.name}_seg.dcm", folder / f"{source.name}_sr.dcm"
     values = found.values.cpu().numpy()
     write_segmentation(values, source.series, found.affine, classes, _codes(model), identity, seg)
-    figures = {row["value"]: row for row in figures_of(predicted, model)}
+    # A report's lengths are taken for the patient's.
+    rows = [] if is_of_detector(source.entry.notes) else figures_of(predicted, model)
+    figures: dict[int, dict[str, Any]] = {value: {} for value in classes} | {row["value"]: row for row in rows}
     write_report(seg, classes, figures, identity, report, source.entry.modality or "")
     return [seg, report]
 

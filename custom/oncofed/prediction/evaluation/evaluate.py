@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +18,7 @@ from oncofed.data.cases import Case, Cases, Problem, check_cases, deal_cases
 from oncofed.data.decisions import decided
 from oncofed.data.grouping import counted, told
 from oncofed.data.layouts.base import distinct_names
-from oncofed.data.manifest import MANIFEST_FILE, Manifest, read_manifest, write_whole
+from oncofed.data.manifest import MANIFEST_FILE, Manifest, read_manifest
 from oncofed.errors import DataError, SpecError
 from oncofed.machine import environment
 from oncofed.prediction.evaluation import caveats
@@ -28,6 +26,7 @@ from oncofed.prediction.evaluation.columns import SIZES, Values, Wanted, grouped
 from oncofed.prediction.evaluation.handed_on import comparison_record, scores_record, subgroups_record
 from oncofed.prediction.evaluation.subgroups import Outcomes, Subgroups, by_subgroup
 from oncofed.prediction.model import TrainedModel
+from oncofed.prediction.outputs.tables import write_rows
 from oncofed.report.evaluation import EvaluationRecord
 from oncofed.tasks import Scores, Task
 from oncofed.tasks.comparison import Comparison, compare
@@ -186,14 +185,15 @@ def digest_of_dataset(folder: Path) -> str:
 def write_cases(evaluated: Evaluated, folder: Path) -> Path:
     """Write ``folder/cases.csv``, each case with its figures, readable by its owner alone, and return it."""
     names = list(dict.fromkeys(name for one in evaluated.seen for name in one.figures))
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(["case", "patient", "list", "score", *names])
-    for one in evaluated.seen:
-        figures = [_cell(one.figures.get(name)) for name in names]
-        writer.writerow([one.case.name, one.case.patient, one.list, _cell(one.score), *figures])
+    rows = (
+        [
+            *(one.case.name, one.case.patient, one.list, _cell(one.score)),
+            *(_cell(one.figures.get(name)) for name in names),
+        ]
+        for one in evaluated.seen
+    )
     path = folder / CASES_FILE
-    write_whole(path, text.getvalue(), 0o600)
+    write_rows(path, ["case", "patient", "list", "score", *names], rows)
     return path
 
 

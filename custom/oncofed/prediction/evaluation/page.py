@@ -12,6 +12,7 @@ from oncofed.data.grouping import counted
 from oncofed.data.manifest import write_whole
 from oncofed.prediction.evaluation.evaluate import Evaluated, Progress, Seen
 from oncofed.prediction.model import TrainedModel
+from oncofed.prediction.private import FILE_OF_OWNER
 from oncofed.report.html import line_styles, picture_svg
 from oncofed.tasks.pictures import Picture
 
@@ -57,7 +58,7 @@ def write_page(
         counted=counted,
     )
     path = folder / PAGE_FILE
-    write_whole(path, html)
+    write_whole(path, html, FILE_OF_OWNER)
     return path
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from oncofed.prediction.model import TrainedModel
 from oncofed.prediction.outputs import geojson
 from oncofed.prediction.outputs.labels import labels_image
 from oncofed.prediction.outputs.outlines import outlines
+from oncofed.prediction.outputs.tables import write_rows
 from oncofed.prediction.predicted import Predicted
 from oncofed.tasks.inferred import ObjectMap
 
@@ -205,7 +205,4 @@ def write_table(table: ObjectTable, name: str, path: Path) -> None:
         path: of the file.
     """
     columns = table.columns()
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow([*columns, "class"])
-        writer.writerows([*row, name] for row in zip(*columns.values(), strict=True))
+    write_rows(path, [*columns, "class"], ([*row, name] for row in zip(*columns.values(), strict=True)))

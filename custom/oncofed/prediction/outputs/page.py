@@ -21,6 +21,7 @@ from oncofed.data.workers import BROKE_ITS_READER, Workers
 from oncofed.prediction.model import TrainedModel
 from oncofed.prediction.outputs.figures import table_of
 from oncofed.prediction.outputs.heat import gradient
+from oncofed.prediction.private import FILE_OF_OWNER
 from oncofed.prediction.run import CASES_FOLDER, RESEARCH_ONLY, Predictions, source_said
 from oncofed.prediction.sources import Source, Sources
 from oncofed.prediction.trust.summary import VERDICTS, of_most
@@ -86,7 +87,7 @@ def write_page(
         cases=[_shown(record, drawn.get(record["name"]), model, out) for record in records],
     )
     path = out / PAGE_FILE
-    write_whole(path, html)
+    write_whole(path, html, FILE_OF_OWNER)
     return path
 
 

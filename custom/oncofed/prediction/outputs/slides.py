@@ -5,7 +5,6 @@ Places are in pixels of the slide's finest level, x to the right and y down.
 
 from __future__ import annotations
 
-import csv
 import math
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -27,6 +26,7 @@ from oncofed.data.slides import Pixels, TileReader, TileSpec
 from oncofed.prediction.model import TrainedModel
 from oncofed.prediction.outputs import geojson
 from oncofed.prediction.outputs.heat import COLOURS, painted
+from oncofed.prediction.outputs.tables import write_rows
 from oncofed.prediction.predicted import Predicted
 from oncofed.tasks.inferred import SlideScores
 from oncofed.tasks.slides import slide_tiles
@@ -251,16 +251,15 @@ def write_top_tiles(reader: TileReader, heat: TileHeat, folder: Path, name: str,
     """
     table = folder / f"{name}_tiles.csv"
     paths = [table]
-    with table.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["rank", "x", "y", "size_px", "attention", "percentile", "picture"])
-        percentiles = heat.percentiles
-        for rank, number in enumerate(heat.order.tolist(), start=1):
-            x, y = heat.places[number].tolist()
-            picture = f"{name}_tile_{rank:02d}.png" if rank <= most else ""
-            if picture:
-                paths.append(folder / picture)
-                Image.fromarray(reader.read(x, y)).save(paths[-1])
-            attention = f"{heat.attention[number]:.6g}"
-            writer.writerow([rank, x, y, round(heat.step), attention, f"{percentiles[number]:.3f}", picture])
+    rows: list[list[Any]] = []
+    percentiles = heat.percentiles
+    for rank, number in enumerate(heat.order.tolist(), start=1):
+        x, y = heat.places[number].tolist()
+        picture = f"{name}_tile_{rank:02d}.png" if rank <= most else ""
+        if picture:
+            paths.append(folder / picture)
+            Image.fromarray(reader.read(x, y)).save(paths[-1])
+        attention = f"{heat.attention[number]:.6g}"
+        rows.append([rank, x, y, round(heat.step), attention, f"{percentiles[number]:.3f}", picture])
+    write_rows(table, ["rank", "x", "y", "size_px", "attention", "percentile", "picture"], rows)
     return paths

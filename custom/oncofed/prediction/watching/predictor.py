@@ -11,6 +11,7 @@ from oncofed.data.dicom.headers import looks_like_dicom
 from oncofed.errors import DataError
 from oncofed.prediction.model import TrainedModel
 from oncofed.prediction.outputs.page import write_page
+from oncofed.prediction.private import keep_private, make_private
 from oncofed.prediction.run import CASES_FOLDER, Options, predict
 from oncofed.prediction.sources import file_name, gather
 from oncofed.prediction.watching.arrivals import Arrival
@@ -49,7 +50,8 @@ class Predictor:
             OSError: the folder cannot be written to.
         """
         folder = Path(self.out, RESULTS_FOLDER, *map(file_name, arrival.name.split("/")))
-        folder.mkdir(parents=True, exist_ok=True)
+        keep_private(self.out / RESULTS_FOLDER)
+        make_private(folder)
         sources = gather(arrival.paths, folder, self.model.job, self.datasets, (), self.workers)
         found = predict(self.model, sources, folder, self.device, self.options)
         aside = [f"{bad.name}: {bad.reason}" for bad in found.set_aside]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from oncofed.errors import OncofedError, SpecError, UnreadableError, one_line
+from oncofed.prediction.private import make_private
 from oncofed.prediction.watching.arrivals import Arrival, Arrivals
 from oncofed.prediction.watching.journal import Journal, Record
 from oncofed.prediction.watching.peers import Tell
@@ -230,7 +231,7 @@ def alone(out: Path) -> Iterator[None]:
     Raises:
         SpecError: another process holds it.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    make_private(out)
     with (out / _LOCK_FILE).open("a") as file:
         os.set_inheritable(file.fileno(), False)
         try:

@@ -1,0 +1,64 @@
+"""How large the pixels of an image are in the patient, and on the detector of a projection.
+
+PS3.3, section 10.7 (Basic Pixel Spacing Calibration Macro): Imager Pixel Spacing is measured on the detector, where
+what lies before it appears larger. Pixel Spacing is in the patient where its calibration type says how (GEOMETRY,
+FIDUCIAL), or where it differs from Imager Pixel Spacing; where both are the same without a type, nothing was corrected.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from oncofed.data.dicom.elements import Elements, floats, number, tag_of, text
+from oncofed.errors import DataError
+
+# What is needed beside the spacings.
+SIZE_TAGS = ("PixelSpacingCalibrationType", "EstimatedRadiographicMagnificationFactor")
+_OF_DETECTOR = (
+    "its header says how large pixels are on the detector alone: lengths are those of the shadow there, larger than in "
+    "the patient"
+)
+
+
+def pixel_size(elements: Elements) -> dict[str, Any]:
+    """Return ``spacing`` in mm between rows and columns, or None, and ``magnified``.
+
+    ``magnified``: by how much the detector's spacing was divided; 0 where nothing says it; None where the spacing is
+    not the detector's.
+
+    Raises:
+        DataError: the spacing is no number.
+    """
+    own = floats(elements, "PixelSpacing", 2)
+    try:
+        imager = floats(elements, "ImagerPixelSpacing", 2)
+    except DataError:
+        if own is None:
+            raise
+        imager = None
+    is_calibrated = bool(text(elements, tag_of(SIZE_TAGS[0])))
+    if imager is None or (own is not None and (is_calibrated or own != imager)):
+        return {"spacing": own, "magnified": None}
+    factor = 0.0
+    with contextlib.suppress(DataError):
+        factor = number(elements, SIZE_TAGS[1], 0)
+    if not math.isfinite(factor) or factor < 1:  # less than the detector's own size is none
+        return {"spacing": imager, "magnified": 0.0}
+    return {"spacing": [side / factor for side in imager], "magnified": factor}
+
+
+def size_notes(magnified: float | None) -> list[str]:
+    """Return what is to be said of a flat image's pixel size; see ``pixel_size``."""
+    if magnified is None:
+        return []
+    if not magnified:
+        return [_OF_DETECTOR]
+    return [f"pixels are as large as on the detector, divided by the magnification of its header ({magnified:g})"]
+
+
+def is_of_detector(notes: Iterable[str]) -> bool:
+    """Return whether an image's notes say that its lengths are not the patient's."""
+    return _OF_DETECTOR in notes

@@ -1,0 +1,43 @@
+"""Images whose class a model is asked for: they lie anywhere, and few of their folders are called as classes are."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from oncofed.data.layouts.base import NO_IMAGE, Item, Layout
+from oncofed.data.layouts.class_folders import MASK_BESIDE
+from oncofed.data.layouts.loose import loose_images
+from oncofed.data.layouts.names import Named
+from oncofed.data.vocabulary import name_key
+
+
+def unclassified(
+    root: Path, files: Sequence[str], images: Sequence[Named], masks: Collection[str], classes: Collection[str]
+) -> Layout:
+    """Return each image as a case; its label is the class that one of its folders is called as, if one is.
+
+    Args:
+        root: the folder.
+        files: all of it.
+        images: its images, loose or in folders of any depth.
+        masks: paths of masks that lie among them.
+        classes: names of the classes.
+    """
+    layout = loose_images(root, files, [], images)
+    known = {name_key(name): name for name in classes}
+    found = {item.images[0]: _class_of(item, known) for item in layout.items}
+    layout.task = "classification"
+    layout.labels = dict(enumerate(sorted({name for name in found.values() if name})))
+    numbers = {name: number for number, name in layout.labels.items()}
+    layout.items = [replace(item, label=numbers.get(found[item.images[0]])) for item in layout.items]
+    alone = not layout.items  # what takes all images for masks is told
+    layout.left_out |= dict.fromkeys(masks, NO_IMAGE if alone else MASK_BESIDE)
+    return layout
+
+
+def _class_of(item: Item, known: Mapping[str, str]) -> str:
+    """Return the class that the innermost of an image's folders is called as; empty where none is."""
+    folders = reversed(Path(item.images[0]).parts[:-1])
+    return next((known[name_key(folder)] for folder in folders if name_key(folder) in known), "")
