@@ -48,6 +48,8 @@ def test_it_prints_scores_subgroups_and_where_the_files_are(run: Run, model: Pat
     assert "Further columns for --by: slices, size, volume_ml" in done.output
     out = tmp_path / "ws" / "evaluations" / "balls-data"
     assert sorted(path.name for path in out.iterdir()) == ["cases.csv", "evaluation.html", "evaluation.json"]
+    assert out.stat().st_mode & 0o777 == 0o700
+    assert (out / "evaluation.html").stat().st_mode & 0o777 == 0o600
 
 
 def test_json_is_what_may_be_handed_on(run: Run, model: Path, data: Path, tmp_path: Path) -> None:
