@@ -114,6 +114,6 @@ def test_a_job_runs_from_images_to_a_report(name: str, tmp_path: Path) -> None:
         assert calibration.after
         assert TEMPERATURES[0] < calibration.temperature < TEMPERATURES[-1]
         assert list(result["pooled_test"]["classes"]) == ["pneumonia"]
-        assert result["pooled_test"]["auroc"] == pytest.approx(result["mean"]["federated"])  # of one site all is known
+        assert result["pooled_test"]["auroc"] == pytest.approx(result["mean"]["federated"], abs=5e-5)  # of one site
         assert result["pooled_test"]["patients"] == result["sites"]["east"]["test_cases"]
     assert (out / "model" / "bundle" / "models" / "model.pt").is_file()

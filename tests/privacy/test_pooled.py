@@ -197,6 +197,10 @@ def test_counts_of_one_message_agree_with_each_other() -> None:
         with pytest.raises(PolicyError, match="pooled"):
             check_numbers(sent, CLASSES, sums=True)
         place[change] -= 1
+    cells = [[0, 12, 0.0, 1.0]]
+    three = {name: {"with": cells, "without": [[0, 15, 0.0, 1.0]], "pairs": 9.0} for name in ("a", "b")}
+    with pytest.raises(PolicyError, match="pooled"):  # three are left for the class that is not told
+        check_numbers({"pooled": {"patients": 27, "classes": three, "reliability": None}}, ["a", "b", "c"], sums=True)
     sent["evaluation"]["patients"]["all"] = 59
     with pytest.raises(PolicyError, match="more patients than the score"):
         check_numbers(sent, CLASSES, sums=True)

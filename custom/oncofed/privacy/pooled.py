@@ -50,7 +50,10 @@ def is_pooled(value: Any, classes: Sequence[str], most: int = _MOST_PATIENTS) ->
     # A patient with images of two classes counts in both.
     totals = {_in(one["with"]) + _in(one["without"]) for one in by_class.values()}
     totals |= {sum(row[0] for row in sure["cells"])} if sure else set()
-    return len(totals) <= 1 and all(value["patients"] <= total <= most for total in totals)
+    told = sum(_in(one["with"]) for one in by_class.values())
+    return len(totals) <= 1 and all(
+        value["patients"] <= total <= most and (not by_class or _is_part(told, total)) for total in totals
+    )
 
 
 def is_temperature_sums(value: Any, most: int = _MOST_PATIENTS) -> bool:
@@ -188,7 +191,7 @@ def _in(cells: Sequence[Sequence[int]]) -> int:
 
 def _is_part(count: int, whole: int) -> bool:
     """Return whether a number of patients is that of all, or leaves as many out as may be told of."""
-    return count == whole or 0 < count <= whole - LEAST_PATIENTS
+    return count == whole or 0 <= count <= whole - LEAST_PATIENTS
 
 
 def _is_patients(value: Any, most: int = _MOST_PATIENTS) -> bool:
