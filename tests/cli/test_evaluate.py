@@ -44,7 +44,7 @@ def test_it_prints_scores_subgroups_and_where_the_files_are(run: Run, model: Pat
     assert done.status == 0, done.text
     assert "all 12 0." in done.output.replace("\t", " ")
     assert "[red]GE\t3\twithheld: fewer than 5 patients" in done.output
-    assert "Siemens\t9\twithheld: it would give another group away" in done.output
+    assert "Siemens\t9\twithheld: it would give others away" in done.output
     assert "Further columns for --by: slices, size, volume_ml" in done.output
     out = tmp_path / "ws" / "evaluations" / "balls-data"
     assert sorted(path.name for path in out.iterdir()) == ["cases.csv", "evaluation.html", "evaluation.json"]

@@ -279,7 +279,7 @@ def _every_finding(folder: Path) -> None:
         12: {"notes": [no_place]},
     }
     entries = [
-        Entry.model_validate({**entry.model_dump(), "modality": "MR", **changes.get(n, {})})
+        Entry.model_validate({**entry.model_dump(), "label_digest": None, "modality": "MR", **changes.get(n, {})})
         for n, entry in enumerate(manifest.training)
     ]
     test = [entries.pop().model_copy(update={"patient": "both"})]

@@ -53,6 +53,8 @@ def _site(spec: JobSpec, source: Path, out: Path) -> Path:
     }
     makers.get(spec.name, lambda: make_site(source, 6))()
     table = source / "labels.csv"
+    if spec.name == "slide_classification":
+        _deal_both_classes(table)
     tiles = TileSpec(64, 1.0, 0.25)
     task = "slides" if spec.name == "slide_classification" else None
     labels = {} if task or "classification" in spec.name or "nuclei" in spec.name else spec.task.classes
@@ -66,6 +68,15 @@ def _mislabel(folder: Path) -> None:
     for first, second in ((one, other), (other, one)):
         for image in sorted(first.glob("[01]-*.png"))[::3]:
             image.rename(second / f"x{image.name}")
+
+
+def _deal_both_classes(table: Path) -> None:
+    """Say in a table which slides are for what: of two that are tested both would else often be of one class."""
+    head, *rows = table.read_text().split()
+    by_class = sorted(rows, key=lambda row: row.split(",")[1])
+    lists = ["training", "training", "training", "validation", "test"] * 2
+    dealt = [f"{row},{split}" for row, split in zip(by_class, lists, strict=True)]
+    table.write_text("\n".join([f"{head},split", *dealt]))
 
 
 def test_every_job_that_trains_is_run() -> None:
