@@ -81,7 +81,7 @@ def test_images_are_scored_in_batches_and_each_as_by_itself(cases: Cases) -> Non
 @pytest.mark.parametrize("most", [1, 3])
 def test_a_batch_that_does_not_fit_is_scored_in_halves(cases: Cases, most: int) -> None:
     task, network = _task(), _Counting(most)
-    every = tuple(cases)
+    every = tuple(cases)[:7]  # after each halving Python looks for garbage in all that a test process holds
     assert task.evaluate(network, every, CPU) == task.evaluate(_Counting(), every, CPU)
     assert sum(count for count in network.given if count <= most) == len(every)
 
