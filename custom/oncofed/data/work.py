@@ -29,7 +29,7 @@ from oncofed.data.slides import TileSpec
 from oncofed.data.slides.measuring import measure
 
 # Raised when facts gain a field, so that what an older version remembered is read anew.
-_FACTS_VERSION = "7"
+_FACTS_VERSION = "9"
 
 
 class Work(Protocol):
