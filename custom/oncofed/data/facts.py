@@ -26,7 +26,7 @@ Values = NDArray[Any]
 # More distinct values than this in one mask: it numbers objects, not classes.
 _MOST_CLASSES = 64
 _INTENSITY_SAMPLES = 30_000
-_ROUGH_SAMPLES = 8_000
+_ROUGH_SAMPLES = 2_000
 _STAIN_SAMPLES = 4000
 _LIKE_GLASS = 0.15
 _CHUNK = 1 << 20
