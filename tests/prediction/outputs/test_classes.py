@@ -139,7 +139,9 @@ def test_where_gradients_find_no_memory_places_are_covered(monkeypatch: pytest.M
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     monkeypatch.setattr("monai.visualize.GradCAM.__call__", refuse)
-    found = Explainer(Bright(2).eval()).explain(torch.rand(1, 16, 16), 1)
+    image = torch.full((1, 16, 16), 0.02)
+    image[:, :8, :8] = 0.1  # brighter, the network would be so sure that no covered place changes it
+    found = Explainer(Bright(2).eval()).explain(image, 1)
     assert found.method == OCCLUSION
     assert found.heat[:8, :8].mean() > found.heat[12:, 12:].mean()
     monkeypatch.setattr("monai.visualize.OcclusionSensitivity.__call__", refuse)
