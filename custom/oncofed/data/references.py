@@ -47,14 +47,7 @@ class Referenced(Preparation):
 
     def size(self, case: Case) -> int | None:
         """Return about how many bytes the prepared case takes."""
-        entry = case.entry
-        if entry is None or not entry.shape:
-            return None
-        shape = np.array(entry.shape, dtype=np.float64)
-        voxels = float(shape.prod())
-        if self.spec.spacing and entry.spacing:
-            shape = np.ceil(shape * np.array(entry.spacing) / np.array(self.spec.spacing))
-        return int(shape.prod() * 4 * len(self.spec.channels) + voxels * (4 if self._numbered else 1))
+        return _size(case, self.spec, 4 if self._numbered else 1)
 
     def _more_settings(self) -> list[Any]:
         return [self._numbered]
@@ -86,7 +79,19 @@ class Unreferenced(Preparation):
 
     def size(self, case: Case) -> int | None:
         """Return about how many bytes the prepared case takes."""
-        return Referenced(self.spec).size(case)
+        return _size(case, self.spec, 1)
+
+
+def _size(case: Case, spec: DataSpec, of_label: int) -> int | None:
+    """Return about how many bytes an image on the working grid takes, with so many for each voxel of its file."""
+    entry = case.entry
+    if entry is None or not entry.shape:
+        return None
+    shape = np.array(entry.shape, dtype=np.float64)
+    voxels = float(shape.prod())
+    if spec.spacing and entry.spacing:
+        shape = np.ceil(shape * np.array(entry.spacing) / np.array(spec.spacing))
+    return int(shape.prod() * 4 * len(spec.channels) + voxels * of_label)
 
 
 def affine_of(prepared: Prepared, name: str) -> NDArray[np.float64]:
