@@ -127,7 +127,7 @@ def predict(
         _clean(out)
         _require_same_model(out, model)
         found = Predictions(out, set_aside=list(sources.set_aside), notes=list(sources.notes))
-        checks = TrustChecks(model, device, options.ensemble, model.temperature or 1.0)
+        checks = TrustChecks(model, device, options.ensemble)
         settings = _settings(model, options, checks)
         _remove_refused(out, sources)
         if options.refuse_outside:
@@ -226,7 +226,7 @@ def _looked_at(
         return
     for (source, prepared), said in zip(cases, found, strict=True):
         one = acquired(said, source)
-        likely = one.probabilities(model.temperature or 1.0) if isinstance(one, ClassScores) else None
+        likely = one.probabilities(model.task.temperature) if isinstance(one, ClassScores) else None
         trust = checks.after(source, prepared, one, likely)
         temperature = None if likely is None else model.temperature
         yield Predicted(source, one, likely, trust, temperature, network)

@@ -90,16 +90,13 @@ class TrustChecks:
         model: that predicts.
         device: where it does.
         ensemble: also let the run's other models predict, where it kept them: each takes as long as the model itself.
-        temperature: by which logits are divided, as those of the model are.
 
     Raises:
         SpecError: the model's profile of training images cannot be read.
     """
 
-    def __init__(
-        self, model: TrainedModel, device: torch.device, ensemble: bool = True, temperature: float = 1.0
-    ) -> None:
-        self._model, self._device, self._temperature = model, device, temperature
+    def __init__(self, model: TrainedModel, device: torch.device, ensemble: bool = True) -> None:
+        self._model, self._device, self._temperature = model, device, model.task.temperature
         self._files: Mapping[str, Path] = members_of(model) if ensemble else {}
         folders = (model.folder / MODEL_FOLDER, model.folder)
         profiles = (read_training_profile(folder) for folder in folders)
