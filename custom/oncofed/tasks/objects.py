@@ -20,10 +20,11 @@ from torch.nn import functional
 from oncofed.data.augment import Augmentation, Batch
 from oncofed.data.cases import Case
 from oncofed.data.inputs import Input, Patches, Preparation, Prepared
-from oncofed.data.references import Referenced, Unreferenced, affine_of
+from oncofed.data.references import Referenced, affine_of
 from oncofed.data.spec import DataSpec
 from oncofed.settings import StrictModel
-from oncofed.tasks.base import Task, mean_over_patients
+from oncofed.tasks.base import mean_over_patients
+from oncofed.tasks.dense import DenseTask
 from oncofed.tasks.entropy import entropy_bytes
 from oncofed.tasks.inferred import ObjectMap, target_grid
 from oncofed.tasks.losses import dice_ce
@@ -62,7 +63,7 @@ class ObjectsSpec(StrictModel):
         return self.classes
 
 
-class Objects(Task[dict[str, float]]):
+class Objects(DenseTask[dict[str, float], ObjectMap]):
     """A task that tells single objects apart; scored by panoptic quality (Kirillov et al., CVPR 2019)."""
 
     metric = "pq"
@@ -111,20 +112,6 @@ class Objects(Task[dict[str, float]]):
         changed = type(self).predict is not Objects.predict
         found = self.predict(network, case, device) if changed else self.infer(network, prepared, device).numbers
         return object_scores(found, prepared["label"].cpu().numpy())
-
-    def inference_preparation(self) -> Preparation:
-        """Return how an image alone is read."""
-        return Unreferenced(self.data)
-
-    def infer(self, network: nn.Module, prepared: Prepared, device: torch.device) -> ObjectMap:
-        """Return the objects on the target grid: the label's file's, or the image's own."""
-        return self._infer(network, prepared, device, entropy=False)
-
-    def infer_with_entropy(self, network: nn.Module, prepared: Prepared, device: torch.device) -> ObjectMap:
-        """Return the same objects, and how unsure the network is of where there are any."""
-        if type(self).infer is not Objects.infer:  # a subclass changes what is found
-            return self.infer(network, prepared, device)
-        return self._infer(network, prepared, device, entropy=True)
 
     @torch.no_grad()
     def _infer(self, network: nn.Module, prepared: Prepared, device: torch.device, entropy: bool) -> ObjectMap:

@@ -18,12 +18,13 @@ from typing_extensions import Self
 from oncofed.data.augment import Augmentation, Batch
 from oncofed.data.cases import Case
 from oncofed.data.inputs import Input, Patches, Preparation, Prepared
-from oncofed.data.references import Referenced, Unreferenced, affine_of
+from oncofed.data.references import Referenced, affine_of
 from oncofed.data.spec import DataSpec
 from oncofed.data.vocabulary import IGNORED
 from oncofed.settings import StrictModel
-from oncofed.tasks.base import Task, mean_over_patients
+from oncofed.tasks.base import mean_over_patients
 from oncofed.tasks.codes import ClassCode, require_known
+from oncofed.tasks.dense import DenseTask
 from oncofed.tasks.entropy import entropy_bytes
 from oncofed.tasks.grids import Decide, FileGrid
 from oncofed.tasks.inferred import LabelMap, TargetGrid, target_grid
@@ -96,7 +97,7 @@ class _Found:
     affine: NDArray[np.float64]
 
 
-class Segmentation(Task[dict[str, float]]):
+class Segmentation(DenseTask[dict[str, float], LabelMap]):
     """A segmentation task.
 
     Example:
@@ -154,20 +155,6 @@ class Segmentation(Task[dict[str, float]]):
         counts = confusion(found.prediction, found.reference, self.out_channels, self.spec.ignore)
         figures = {f"dice.{k}": v for k, v in zip(self.classes.values(), dice(counts), strict=True)}
         return figures | (self._surfaces(found) if detailed else {})
-
-    def inference_preparation(self) -> Preparation:
-        """Return how an image alone is read."""
-        return Unreferenced(self.data)
-
-    def infer(self, network: nn.Module, prepared: Prepared, device: torch.device) -> LabelMap:
-        """Return label values on the target grid: the label's file's, or the image's own."""
-        return self._infer(network, prepared, device, entropy=False)
-
-    def infer_with_entropy(self, network: nn.Module, prepared: Prepared, device: torch.device) -> LabelMap:
-        """Return the same labels, and how unsure the network is of each voxel's."""
-        if type(self).infer is not Segmentation.infer:  # a subclass changes what is found
-            return self.infer(network, prepared, device)
-        return self._infer(network, prepared, device, entropy=True)
 
     @torch.no_grad()
     def _infer(self, network: nn.Module, prepared: Prepared, device: torch.device, entropy: bool) -> LabelMap:

@@ -1,0 +1,38 @@
+"""What tasks share whose answer lies on a grid: an image alone is read, and the answer may come with its entropy."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Generic, TypeVar
+
+import torch
+from torch import nn
+
+from oncofed.data.inputs import Preparation, Prepared
+from oncofed.data.references import Unreferenced
+from oncofed.tasks.base import Outcome, Task
+from oncofed.tasks.inferred import LabelMap, ObjectMap
+
+Found = TypeVar("Found", LabelMap, ObjectMap)
+
+
+class DenseTask(Task[Outcome], Generic[Outcome, Found]):
+    """A task that says something of each voxel."""
+
+    def inference_preparation(self) -> Preparation:
+        """Return how an image alone is read."""
+        return Unreferenced(self.data)
+
+    def infer(self, network: nn.Module, prepared: Prepared, device: torch.device) -> Found:
+        """Return what is found on the target grid: the label's file's, or the image's own."""
+        return self._infer(network, prepared, device, entropy=False)
+
+    def infer_with_entropy(self, network: nn.Module, prepared: Prepared, device: torch.device) -> Found:
+        """Return the same, and how unsure the network is of each voxel."""
+        if type(self).infer is not DenseTask.infer:  # a subclass changes what is found
+            return self.infer(network, prepared, device)
+        return self._infer(network, prepared, device, entropy=True)
+
+    @abstractmethod
+    def _infer(self, network: nn.Module, prepared: Prepared, device: torch.device, entropy: bool) -> Found:
+        """Return what is found on the target grid, where it is wanted with its entropy."""
