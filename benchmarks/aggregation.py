@@ -15,10 +15,10 @@ import psutil
 import torch
 from nvflare.app_common.aggregators.weighted_aggregation_helper import WeightedAggregationHelper
 
+from oncofed.algorithms import STRATEGIES, Update
 from oncofed.bench.harness import Bench, Program, Settings
 from oncofed.bench.results import Beside, Limit, Target
-from oncofed.federation.heap import trim_heap
-from oncofed.federation.strategies import STRATEGIES, Update
+from oncofed.flare.runtime.malloc import trim_heap
 from peak import Peak
 
 _TENSORS = 40

@@ -20,7 +20,7 @@ from rich.console import Console
 from brain import brain_job, brain_sites
 from oncofed.bench.harness import Bench, Settings
 from oncofed.bench.results import Beside, Limit, Target
-from oncofed.data.deal import deal_to_sites
+from oncofed.data.partition import deal_to_sites
 from oncofed.job.run import Run
 from oncofed.job.spec import JobSpec, read_job
 from oncofed.report.result import Result

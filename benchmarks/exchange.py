@@ -22,11 +22,11 @@ from oncofed.alliance.spec import AllianceSpec
 from oncofed.bench.harness import Bench, Settings
 from oncofed.bench.limits import measure_tls
 from oncofed.bench.results import BenchmarkError, Beside, Limit, Target
-from oncofed.federation.compression import travelling_bytes
-from oncofed.federation.spec import ExchangeType
+from oncofed.federation_plan import ExchangeType
 from oncofed.job.backends import FederatedJob
 from oncofed.job.flare import export_job
 from oncofed.job.spec import JobSpec, read_job
+from oncofed.messages.compression import travelling_bytes
 from oncofed.models.weights import weights_of
 from peak import Peak
 from stock import measure_stock

@@ -24,11 +24,11 @@ from PIL import Image
 from oncofed.bench.harness import Bench, Settings
 from oncofed.bench.results import Limit, Target
 from oncofed.data.register import Request, register
-from oncofed.federation.events import EVENTS_FILE, EventReader
 from oncofed.job.spec import JobSpec
 from oncofed.models.networks import ModelSpec, build_network
 from oncofed.models.networks import Request as NetworkRequest
 from oncofed.processes import share_of_threads
+from oncofed.rounds.events import EVENTS_FILE, EventReader
 
 _IMAGES, _IMAGES_QUICK = 30_000, 600
 _STEPS, _STEPS_QUICK = 30, 4

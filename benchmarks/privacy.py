@@ -17,10 +17,10 @@ from oncofed.audit import AuditLog
 from oncofed.bench.harness import Bench, Settings
 from oncofed.bench.results import Limit, Target
 from oncofed.data.cases import read_cases
-from oncofed.federation import exchange
-from oncofed.federation.exchange import TASK_TRAIN, TASK_VALIDATE
-from oncofed.federation.guard import Outbound
-from oncofed.federation.spec import FederationPlan
+from oncofed.federation_plan import FederationPlan
+from oncofed.flare import wire
+from oncofed.flare.security.outbound_filter import OutboundPolicy
+from oncofed.flare.wire import TASK_TRAIN, TASK_VALIDATE
 from oncofed.job.spec import read_job
 from oncofed.models.weights import exchanged_names, weights_of
 from oncofed.privacy.policy import JobFacts, Policy, read_policy
@@ -85,9 +85,9 @@ def _checks(folder: Path, plan: Plan) -> float:
     travelling = exchanged_names(network)
     delta = {n: torch.randn_like(v) * 1e-3 for n, v in weights_of(network).items() if n in travelling}
     numbers = {"loss": 0.5, "train_s": 7.0, "validate_s": 1.0, "evaluation": _EVALUATION}
-    update = exchange.update_message(delta, {}, 100, 60, numbers)
-    score = exchange.numbers_message({"evaluation": _EVALUATION, "validate_s": 1.0})
-    outbound, log = Outbound(plan, FederationPlan(), Policy(schema=1)), AuditLog(folder)
+    update = wire.update_message(delta, {}, 100, 60, numbers)
+    score = wire.numbers_message({"evaluation": _EVALUATION, "validate_s": 1.0})
+    outbound, log = OutboundPolicy(plan, FederationPlan(), Policy(schema=1)), AuditLog(folder)
     log.write("job admitted", "engineer")
     begun = time.perf_counter()
     for task, message in ((TASK_TRAIN, update), (TASK_VALIDATE, score)):

@@ -18,8 +18,8 @@ from fault_lab import Lab, change_resources, lab
 from oncofed.alliance.local import LocalAlliance
 from oncofed.bench.harness import Bench
 from oncofed.bench.results import Beside, Limit, Target
-from oncofed.federation.events import EventReader
 from oncofed.job.spec import JobSpec
+from oncofed.rounds.events import EventReader
 
 _SECONDS_UNTIL_IDLE, _SECONDS_UNTIL_IDLE_QUICK = 10.0, 3.0
 _TARGET_SECONDS = 10.0
@@ -57,7 +57,7 @@ def without_spares(alliance: LocalAlliance) -> None:
 
     def change(resources: dict[str, Any]) -> None:
         for component in resources["components"]:
-            if component.get("path", "").startswith("oncofed.federation.launchers."):
+            if component.get("path", "").startswith("oncofed.flare.runtime.launchers."):
                 component["args"] = {"spare": False}
 
     for participant in (alliance.spec.server, *alliance.spec.sites):

@@ -58,7 +58,10 @@ def opened(folder: Path, callers: Sequence[str] = (SCANNER,), limits: Limits | N
 
 
 def call(
-    desk: Desk, title: str = SCANNER, called: str = TITLE, classes: Sequence[str] = (MRImageStorage, CTImageStorage)
+    desk: Desk,
+    title: str = SCANNER,
+    called: str = TITLE,
+    classes: Sequence[str] = (MRImageStorage, CTImageStorage),
 ) -> Association:
     entity = AE(title)
     entity.add_requested_context(Verification)

@@ -14,10 +14,10 @@ from pathlib import Path
 from nvflare.fuel.f3.drivers.driver_params import DriverParams
 
 from fault_lab import Link
-from oncofed.federation.direct.counter import Counter
-from oncofed.federation.direct.courier import Courier
-from oncofed.federation.direct.port import Jobs, SharedPort
-from oncofed.federation.direct.way import context_of
+from oncofed.flare.transfer.client import TransferClient
+from oncofed.flare.transfer.protocol import context_of
+from oncofed.flare.transfer.server import TransferServer
+from oncofed.flare.transfer.shared_port import Jobs, SharedPort
 
 JOB = "5f2b6a4e-2c1d-4a9e-9a53-0d5a3a3f1c10"
 ORIGIN = f"server.{JOB}"
@@ -51,16 +51,16 @@ class Exchange:
     kits: Path
     port: int
     jobs: Jobs
-    counter: Counter
+    counter: TransferServer
     welcome: set[str]
     others: list[bytes] = field(default_factory=list)
 
     def courier(
         self, name: str = "north", kits: Path | None = None, port: int = 0, server: str = "localhost"
-    ) -> Courier:
+    ) -> TransferClient:
         """Return a member's end."""
         kit = (kits or self.kits) / name
-        return Courier(("localhost", port or self.port), context_of(credentials(kit), JOB, False), server, JOB)
+        return TransferClient(("localhost", port or self.port), context_of(credentials(kit), JOB, False), server, JOB)
 
 
 @contextlib.contextmanager
@@ -69,7 +69,7 @@ def open_exchange(kits: Path, folder: Path) -> Iterator[Exchange]:
     jobs, welcome = Jobs({JOB: folder}), {"north", "south"}
     shared = SharedPort("127.0.0.1", 0, jobs)
     context = context_of(credentials(kits / "localhost", "server"), JOB, True)
-    counter = Counter(folder, context, welcome.__contains__, LARGEST)
+    counter = TransferServer(folder, context, welcome.__contains__, LARGEST)
     found = Exchange(kits, shared.addresses[0][1], jobs, counter, welcome)
     over = threading.Event()
     thread = threading.Thread(target=_flare, args=(shared, found.others, over))

@@ -12,8 +12,8 @@ import pytest
 
 from commands import Outcome
 from oncofed.audit import AuditLog
+from oncofed.client.locks import wait_for_lock, wait_in_line
 from oncofed.errors import AuditError, FederationError
-from oncofed.federation.locks import wait_for_lock, wait_in_line
 from oncofed.locking import has_record_locks, require_locks, why_not_lockable
 
 _REPORTS = "crush#3461, DrQA#69, bcbio-nextgen#1123"

@@ -14,8 +14,8 @@ from nvflare.private.fed.app.simulator import simulator_runner
 
 from oncofed import loopback
 from oncofed.errors import FederationError
-from oncofed.federation import own_loopback
-from oncofed.federation.direct.port import Jobs, SharedPort
+from oncofed.flare.patches import own_loopback
+from oncofed.flare.transfer.shared_port import Jobs, SharedPort
 from oncofed.loopback import connect, free_port, is_loopback, loopback_addresses, require_loopback
 
 _REPORTS = "grackle#406, flower#2760, flower#2962, NVFlare#416"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from oncofed.federation.provenance import write_provenance
+from oncofed.artifacts.provenance import write_provenance
 from oncofed.job.spec import parse_job
 from synthetic import JOB, write_job
 

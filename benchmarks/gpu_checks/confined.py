@@ -16,11 +16,11 @@ from gpu_checks.context import Context
 from gpu_checks.data import BRAIN, dataset_of, plan_of
 from gpu_checks.forks import Fork
 from oncofed import sandbox
-from oncofed.code.load import load_pack
-from oncofed.code.pack import Pack, make_pack
-from oncofed.federation.confined import ConfinedTurns
-from oncofed.federation.spec import FederationPlan
-from oncofed.federation.turns import Place
+from oncofed.client.local_training import SiteContext
+from oncofed.client.sandboxed import SandboxedTraining
+from oncofed.federation_plan import FederationPlan
+from oncofed.packs.load import load_pack
+from oncofed.packs.pack import Pack, make_pack
 from oncofed.training import Plan
 from synthetic import Voice, make_package
 
@@ -46,8 +46,8 @@ def _trains(context: Context, folder: Path) -> dict[str, Any]:
     """Take a turn as a site does, and return its numbers."""
     pack = make_pack(make_package(folder / "wide_net"), None)
     plan, bare = _plans(context, pack)
-    place = Place("here", dataset_of(context, BRAIN), folder / "state", None)
-    turns = ConfinedTurns(plan, FederationPlan(), place, Voice(), pack)
+    place = SiteContext("here", dataset_of(context, BRAIN), folder / "state", None)
+    turns = SandboxedTraining(plan, FederationPlan(), place, Voice(), pack)
     try:
         device = turns.prepare()["device"]
         answer = turns.train(bare.initial_weights(), 1, {}, lambda: False)

@@ -13,7 +13,7 @@ import torch
 from gpu_checks.context import GIB, Context
 from gpu_checks.data import CT, cases_of, plan_of
 from gpu_checks.forks import Fork
-from oncofed.federation.sharing import MachineTurn
+from oncofed.client.compute_slot import ComputeSlot
 from oncofed.processes import AT_ONCE_VARIABLE, SHARED_VARIABLE, TURN_VARIABLE
 from oncofed.training import Trainer
 
@@ -47,7 +47,7 @@ def check(context: Context) -> None:
 
 
 def _site(context: Context, number: int, count: int) -> dict[str, Any]:
-    turn = MachineTurn()
+    turn = ComputeSlot()
     plan = plan_of(context, CT, {"training": {"compile": "never"}})
     trainer: Trainer | None = None
     turns = []

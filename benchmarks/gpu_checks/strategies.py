@@ -6,7 +6,7 @@ import torch
 
 from gpu_checks.context import Context
 from gpu_checks.data import CT, trainer_of
-from oncofed.training.corrections import ControlVariates, Correction, DynamicRegulariser, Proximal
+from oncofed.training.corrections import ControlVariates, DynamicRegulariser, GradientHook, Proximal
 
 _MOST = 1.1
 
@@ -14,7 +14,7 @@ _MOST = 1.1
 def check(context: Context) -> None:
     """Measure a step with each correction beside one without."""
     few, steps = (5, 20) if context.cuda else (1, 1)
-    corrections: dict[str, Correction | None] = {
+    corrections: dict[str, GradientHook | None] = {
         "none": None,
         "fedprox": Proximal(0.01),
         "scaffold": ControlVariates(),

@@ -26,12 +26,12 @@ from oncofed.alliance.kits import PRIVACY_FILE, rewrite
 from oncofed.alliance.local import LocalAlliance, free_port
 from oncofed.alliance.spec import AllianceSpec
 from oncofed.errors import FederationError
-from oncofed.federation.events import EventReader
 from oncofed.job.backends import FederatedJob, simulation
 from oncofed.job.flare import export_job
 from oncofed.job.spec import JobSpec
-from oncofed.job.watch import RunState
+from oncofed.job.watch import RunProgress
 from oncofed.processes import JOB_PROCESS, short_path
+from oncofed.rounds.events import EventReader
 
 _SO_ATTACH_FILTER = 26
 _PROCESS_MODULES = {
@@ -152,7 +152,7 @@ class Lab:
     links: dict[str, Link]
     folder: Path
     spec: JobSpec
-    state: RunState = field(default_factory=RunState)
+    state: RunProgress = field(default_factory=RunProgress)
 
     def __post_init__(self) -> None:
         self._reader = EventReader(self.job.events)
@@ -160,15 +160,15 @@ class Lab:
     def submit(self, spec: JobSpec) -> None:
         """Submit another job, which is then the one that is looked at."""
         self.job = _submitted(self.alliance, spec, self.folder)
-        self.state, self._reader = RunState(), EventReader(self.job.events)
+        self.state, self._reader = RunProgress(), EventReader(self.job.events)
 
-    def look(self) -> RunState:
+    def look(self) -> RunProgress:
         """Return what is known now."""
         for event in self._reader.read():
             self.state.apply(event)
         return self.state
 
-    def wait(self, condition: Callable[[RunState], object], what: str, seconds: float = 180) -> RunState:
+    def wait(self, condition: Callable[[RunProgress], object], what: str, seconds: float = 180) -> RunProgress:
         """Wait until the record fulfils a condition.
 
         Raises:
@@ -387,11 +387,11 @@ def lab(
             link.close()
 
 
-def undisturbed(spec: JobSpec, sites: dict[str, Path], folder: Path) -> tuple[RunState, Path]:
+def undisturbed(spec: JobSpec, sites: dict[str, Path], folder: Path) -> tuple[RunProgress, Path]:
     """Run a job in FLARE's simulator, where nothing befalls it; return its record, and the folder with its models."""
     job = export_job(spec, folder / "job" / spec.name)
     datasets = {site: {spec.data.dataset: path} for site, path in sites.items()}
-    state = RunState()
+    state = RunProgress()
     with (
         short_path(folder / "tmp") as temporary,
         simulation(job, datasets, folder / "simulator", folder / "logs", temporary) as running,
@@ -408,6 +408,6 @@ def _submitted(alliance: LocalAlliance, spec: JobSpec, folder: Path) -> Federate
     return FederatedJob(alliance, export_job(spec, folder / "job" / spec.name, force=True), 1)
 
 
-def excluded(state: RunState) -> dict[str, str]:
+def excluded(state: RunProgress) -> dict[str, str]:
     """Return why sites took no part, by site."""
     return {i["site"]: i["reason"] for i in state.incidents if i["kind"] == "excluded"}

@@ -24,7 +24,7 @@ from oncofed.alliance.local import LocalAlliance, free_port
 from oncofed.alliance.spec import AllianceSpec
 from oncofed.audit import AuditLog
 from oncofed.errors import FederationError, PolicyError
-from oncofed.federation.gate import REVOKED_FILE, Revoked, revoked_file
+from oncofed.flare.security.revocation import REVOKED_FILE, Revoked, revoked_file
 from oncofed.job.flare import export_job
 from oncofed.job.remote import Engineer
 from oncofed.job.spec import parse_job

@@ -10,7 +10,7 @@ import pytest
 
 from commands import Outcome
 from oncofed.alliance.edit import add_participant
-from oncofed.alliance.register import Alliance
+from oncofed.alliance.issued import Alliance
 from oncofed.alliance.spec import read_alliance
 from oncofed.errors import SpecError
 

@@ -20,7 +20,7 @@ from oncofed.alliance import local
 from oncofed.alliance.local import LocalAlliance, free_port, quiet
 from oncofed.alliance.spec import AllianceSpec
 from oncofed.errors import FederationError
-from oncofed.federation.lending import LENDING_FILE, read_lending
+from oncofed.flare.runtime.resources import LENDING_FILE, read_lending
 from oncofed.job.flare import export_job
 from oncofed.job.spec import parse_job
 from synthetic import make_site, write_job

@@ -11,10 +11,10 @@ from pydantic import ValidationError
 from oncofed.alliance.kits import provision
 from oncofed.alliance.local import LocalAlliance, free_port
 from oncofed.alliance.spec import AllianceSpec, RelaySpec
-from oncofed.federation.events import EVENTS_FILE, EventReader
 from oncofed.job.backends import FederatedJob
 from oncofed.job.flare import export_job
 from oncofed.job.spec import JobSpec
+from oncofed.rounds.events import EVENTS_FILE, EventReader
 from synthetic import make_site
 
 

@@ -13,7 +13,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from oncofed.alliance.authority import Authority, common_name
-from oncofed.alliance.register import Alliance
+from oncofed.alliance.issued import Alliance
 from oncofed.alliance.request import fits, make_request, open_answer, read_request
 from oncofed.alliance.sealing import changed_files
 from oncofed.alliance.spec import AllianceSpec

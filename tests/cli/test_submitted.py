@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from commands import oncofed, press_ctrl_c, started, wait_for
 from oncofed.alliance.local import LocalAlliance, free_port
 from oncofed.alliance.spec import AllianceSpec
-from oncofed.federation.training_profile import read_training_profile
+from oncofed.artifacts.training_profile import read_training_profile
 from oncofed.report.result import read_result
 from synthetic import JOB, make_site, write_job
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oncofed.data import facts
+from oncofed.data import case_facts
 from oncofed.data.cases import Case, _deal, check_case, check_cases, pool_cases, read_cases
 from oncofed.data.spec import SplitSpec
 from oncofed.errors import DataError
@@ -193,14 +193,14 @@ def test_each_fault_of_a_case_is_named(site: Path, damage, message: str) -> None
 def test_one_case_that_cannot_be_read_keeps_no_other_from_training(
     site: Path, error: Exception, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = facts.read_case
+    original = case_facts.read_case
 
     def read_case(images: list[Path], label: Path | None, *more: object) -> object:
         if "case_2" in str(images[0]):
             raise error
         return original(images, label, *more)
 
-    monkeypatch.setattr(facts, "read_case", read_case)
+    monkeypatch.setattr(case_facts, "read_case", read_case)
     (problem,) = check_cases(read_cases(site, SPLIT, 1), CLASSES)
     assert (problem.case, problem.what) == ("case_2", said)
 

@@ -13,13 +13,13 @@ import torch
 
 from oncofed.data.cases import read_cases, usable_cases
 from oncofed.data.contract import Report, _labels, check_dataset
+from oncofed.data.label_mapping import Vocabulary, match_labels
 from oncofed.data.look import look
 from oncofed.data.manifest import Manifest, read_manifest
 from oncofed.data.register import Request, register
 from oncofed.data.resolve import resolve
 from oncofed.data.spec import DataSpec
 from oncofed.data.transforms import load_pair
-from oncofed.data.vocabulary import Vocabulary, match_labels
 from oncofed.errors import DataError
 from synthetic import make_site, make_volume
 

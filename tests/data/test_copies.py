@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from oncofed.data.case_facts import thumbnail_values
 from oncofed.data.copies import copy_groups
 from oncofed.data.decisions import contradiction
-from oncofed.data.facts import thumbnail_values
 from oncofed.data.manifest import Entry, Manifest
 from oncofed.data.register import Request, register
 

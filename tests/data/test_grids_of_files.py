@@ -12,8 +12,8 @@ import SimpleITK as sitk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from oncofed.data.case_facts import measure, read_case
 from oncofed.data.cases import read_cases
-from oncofed.data.facts import measure, read_case
 from oncofed.data.masks import read_mask
 from oncofed.data.register import Request, register
 from oncofed.data.spec import DataSpec, SplitSpec

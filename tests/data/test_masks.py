@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from oncofed.data.case_facts import read_case
 from oncofed.data.cases import read_cases
-from oncofed.data.facts import read_case
 from oncofed.data.images import read_image
 from oncofed.data.manifest import Manifest, write_manifest
 from oncofed.data.masks import colour_value, read_mask, value_name, value_of

@@ -21,7 +21,7 @@ from monai.data import load_decathlon_datalist
 from PIL import Image
 
 from dicoms import make_series, make_xray
-from oncofed.data import work
+from oncofed.data import case_readers
 from oncofed.data.manifest import Entry, Manifest, read_manifest, write_manifest
 from oncofed.data.register import Request, parse_labels, register
 from oncofed.errors import DataError
@@ -283,7 +283,7 @@ def test_a_bad_file_is_set_aside_and_the_rest_goes_on(
 
 
 def test_whatever_a_reader_raises_sets_one_case_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    site, original = make_site(tmp_path / "in"), work.facts.read_case
+    site, original = make_site(tmp_path / "in"), case_readers.case_facts.read_case
 
     def read_case(images: list[Path], label: Path | None, **how: Any) -> object:
         if "case_2" in str(images[0]):
@@ -292,7 +292,7 @@ def test_whatever_a_reader_raises_sets_one_case_aside(tmp_path: Path, monkeypatc
             raise MemoryError
         return original(images, label, **how)
 
-    monkeypatch.setattr(work.facts, "read_case", read_case)
+    monkeypatch.setattr(case_readers.case_facts, "read_case", read_case)
     manifest = read(site, tmp_path / "out")
     assert len(manifest.entries) == 4
     assert {bad.name: bad.reason for bad in manifest.quarantine} == {
@@ -333,8 +333,8 @@ def test_registering_again_reads_only_what_changed(tmp_path: Path, monkeypatch: 
     make_series(site / "dicom")
     first = read(site, tmp_path / "out")
     reads: list[str] = []
-    original = work.FileWork.read
-    monkeypatch.setattr(work.FileWork, "read", lambda self: reads.append(self.item.name) or original(self))  # type: ignore[func-returns-value]
+    original = case_readers.FileWork.read
+    monkeypatch.setattr(case_readers.FileWork, "read", lambda self: reads.append(self.item.name) or original(self))  # type: ignore[func-returns-value]
     assert read(site, tmp_path / "out") == first
     assert reads == []
     time.sleep(0.01)

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from oncofed.code.load import load_pack
-from oncofed.code.pack import make_pack
-from oncofed.federation.confined import ConfinedTurns
-from oncofed.federation.job_process import Template, order
-from oncofed.federation.spec import FederationPlan
-from oncofed.federation.turns import Place
+from oncofed.client.local_training import SiteContext
+from oncofed.client.sandboxed import SandboxedTraining
+from oncofed.federation_plan import FederationPlan
+from oncofed.flare.runtime.forkserver import ForkServer, order
 from oncofed.job.spec import JobSpec
+from oncofed.packs.load import load_pack
+from oncofed.packs.pack import make_pack
 from oncofed.processes import process_environment
 from oncofed.sandbox import what_is_missing
 from oncofed.site.gpu_checks import look_at_gpus
@@ -59,7 +59,7 @@ Path(sys.argv[1]).write_text(json.dumps({"bad_fork": forked, "finite": found}))
 _SHARES = """
 import json, sys, time, torch
 from pathlib import Path
-from oncofed.federation.sharing import MachineTurn
+from oncofed.client.compute_slot import MachineTurn
 
 turn, stays = MachineTurn(), []
 for _ in range(3):
@@ -83,9 +83,9 @@ def test_a_packs_network_trains_on_the_gpu_in_its_confined_process(
     model = {"code": harmless.digest, "network": "wide_net"}
     declared = Plan.model_validate(spec.plan().model_dump() | {"model": model}).declared().model_dump()
     plan = Plan.model_validate({**declared, "model": {**declared["model"], "code": pack.digest}})
-    place, voice = Place("east", two_sites["east"], tmp_path / "state", None), Voice()
+    place, voice = SiteContext("east", two_sites["east"], tmp_path / "state", None), Voice()
     weights = Plan.model_validate({**declared, "model": model}).initial_weights()
-    turns = ConfinedTurns(plan, FederationPlan(), place, voice, pack)
+    turns = SandboxedTraining(plan, FederationPlan(), place, voice, pack)
     try:
         assert turns.prepare()["train"] == 5, voice.notes
         answer = turns.train(weights, 1, {}, lambda: False)
@@ -100,7 +100,7 @@ def test_a_fork_of_the_process_that_imported_everything_uses_the_gpu(tmp_path: P
     (tmp_path / "job.py").write_text(_JOB)
     paths = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": paths}
-    template = Template(environment)
+    template = ForkServer(environment)
     try:
         assert template.fork(order("job", [str(tmp_path / "out.json")], environment)).wait(120) == 0
     finally:

@@ -11,11 +11,11 @@ import torch
 
 from bundle_runs import Run, run_all
 from made import made_predictions
+from oncofed.artifacts.kept_bundle import complete_bundle
+from oncofed.artifacts.training_profile import TrainingProfile, write_training_profile
 from oncofed.data.register import Request as ToRegister
 from oncofed.data.register import register
 from oncofed.errors import SpecError
-from oncofed.federation.bundled import complete_bundle
-from oncofed.federation.training_profile import TrainingProfile, write_training_profile
 from oncofed.prediction.evaluation.evaluate import Evaluated, Request, evaluate, write_cases
 from oncofed.prediction.export import to_onnx
 from oncofed.prediction.export.export import export

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from oncofed.artifacts.provenance import write_provenance
 from oncofed.errors import SpecError
-from oncofed.federation.provenance import write_provenance
 from oncofed.job.spec import parse_job
 from oncofed.models.weights import digest_of
 from oncofed.prediction.model import load_model

@@ -16,9 +16,9 @@ from oncofed.alliance.contents import add_contents
 from oncofed.alliance.kits import provision
 from oncofed.alliance.spec import AllianceSpec
 from oncofed.audit import ADMITTED, LEFT, AuditLog
-from oncofed.code.approvals import read_decisions
-from oncofed.code.pack import make_pack
 from oncofed.errors import FederationError
+from oncofed.packs.approvals import read_decisions
+from oncofed.packs.pack import make_pack
 from oncofed.privacy.policy import read_policy
 from oncofed.site.admin import served
 from oncofed.site.packs import take_in

@@ -18,7 +18,7 @@ from oncofed.alliance.kits import PRIVACY_FILE
 from oncofed.audit import AuditLog
 from oncofed.errors import FederationError
 from oncofed.job.spec import JobSpec, parse_job
-from oncofed.job.watch import RunState
+from oncofed.job.watch import RunProgress
 from oncofed.signing import signed
 from synthetic import JOB, make_site, write_job
 
@@ -38,7 +38,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         yield running
 
 
-def _run(running: Lab, spec: JobSpec) -> RunState:
+def _run(running: Lab, spec: JobSpec) -> RunProgress:
     """Submit a job and return how it ended."""
     running.submit(spec)
     running.wait(lambda state: state.finished is not None or excluded(state) or state.failed, "it ends")

@@ -14,7 +14,7 @@ from fault_lab import Lab, excluded, lab
 from oncofed.audit import AuditLog
 from oncofed.errors import FederationError
 from oncofed.job.spec import JobSpec, parse_job
-from oncofed.job.watch import RunState
+from oncofed.job.watch import RunProgress
 from oncofed.sandbox import what_is_missing
 from synthetic import JOB, make_package, make_site, write_job
 
@@ -50,7 +50,7 @@ def _packed(run: Callable[..., Outcome], package: Path, job: Path, running: Lab)
     return digest, parse_job(job / "job.yaml")
 
 
-def _ended(running: Lab, spec: JobSpec) -> RunState:
+def _ended(running: Lab, spec: JobSpec) -> RunProgress:
     running.submit(spec)
     return running.wait(
         lambda state: bool(state.finished or state.failed or len(excluded(state)) == 2), "the job ends", 90

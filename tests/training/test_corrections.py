@@ -13,9 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from oncofed.models.weights import Weights
-from oncofed.training.corrections import ControlVariates, Correction, DynamicRegulariser, Proximal
+from oncofed.training.corrections import ControlVariates, DynamicRegulariser, GradientHook, Proximal
 
-MAKERS: dict[str, Callable[[], Correction]] = {
+MAKERS: dict[str, Callable[[], GradientHook]] = {
     "fedprox": lambda: Proximal(0.1),
     "ditto": lambda: Proximal(0.1),
     "scaffold": ControlVariates,
@@ -56,7 +56,7 @@ def _set_gradients(network: nn.Module, values: Weights) -> None:
         parameter.grad = values[name].clone().to(parameter.device)
 
 
-def _begin(correction: Correction, network: nn.Module, name: str) -> None:
+def _begin(correction: GradientHook, network: nn.Module, name: str) -> None:
     """Begin a turn of a site that has had others before."""
     own = _values(network, 5)
     correction.restore(own)

@@ -24,7 +24,7 @@ from oncofed.job.spec import JobSpec
 from oncofed.training import Plan, Trainer, start_trainer
 from oncofed.training import trainer as trainers
 from oncofed.training.parallel import Group
-from oncofed.training.trainer import _Following, _site_seed
+from oncofed.training.trainer import _site_seed, _WorkerMain
 
 _SLOW_SECONDS = 9.0
 
@@ -67,7 +67,7 @@ def test_two_processes_learn_what_one_learns_from_both_shares(plan: Plan, site: 
         torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-4)
 
 
-class _Slow(_Following):
+class _Slow(_WorkerMain):
     """A process that prepares for longer than the others wait for its gradients."""
 
     def __call__(self, group: Group) -> Callable[[int | None, int], object]:

@@ -27,7 +27,7 @@ from oncofed.errors import FederationError
 from oncofed.privacy.policy import POLICY_FILE, Policy
 from oncofed.processes import end_with_parent
 
-GUARD = "oncofed.federation.guard.OutboundGuard"
+GUARD = "oncofed.flare.security.outbound_filter.OutboundFilter"
 PRIVACY_FILE = "privacy.json"
 # FLARE adds a site's own components to a job's process where the site has a scope of privacy, even an empty one.
 _GUARDED = {
@@ -40,12 +40,12 @@ PublicKeys = Mapping[str, rsa.RSAPublicKey]
 
 # The only classes that a job may name at a server or a site. Whatever else it names is refused before it is built.
 APPROVED_CLASSES = (
-    "oncofed.federation.controller.FederatedTraining",
-    "oncofed.federation.executor.SiteExecutor",
+    "oncofed.flare.controller.FederatedTraining",
+    "oncofed.flare.executor.SiteExecutor",
     # A federated profile: FLARE's statistics workflow with our statistics and privacy.
-    "oncofed.federation.profile.FederatedProfile",
-    "oncofed.federation.profile.CaseStatistics",
-    "oncofed.federation.profile.SmallCounts",
+    "oncofed.flare.statistics.FederatedProfile",
+    "oncofed.flare.statistics.CaseStatistics",
+    "oncofed.flare.statistics.SmallCounts",
     "nvflare.app_common.executors.statistics.statistics_executor.StatisticsExecutor",
     "nvflare.app_common.filters.statistics_privacy_filter.StatisticsPrivacyFilter",
 )
@@ -55,7 +55,7 @@ _HEARTBEAT_TIMEOUT_SECONDS = 60
 # A message that nobody takes is given up after this many seconds without progress (FLARE: five minutes, in which a site
 # whose server was started again does nothing).
 _ANSWER_SECONDS = 10.0
-_SUBMISSION = "oncofed.federation.submission"
+_SUBMISSION = "oncofed.flare.security.submission"
 # FLARE's own lend the first GPUs for ever, and to several jobs at once where a job does not say what it needs.
 _LENDING = {"resource_manager": "SiteResources", "resource_consumer": "LentGPUs"}
 # How often it is tried to start a job that waits for room, in seconds (FLARE: ten at first, then up to ten minutes).
@@ -279,22 +279,22 @@ def _restrict_resources(resources: dict[str, Any]) -> None:
     }
     for component in resources["components"]:
         if component.get("path") in launchers:
-            component["path"] = f"oncofed.federation.launchers.{launchers[component['path']]}"
+            component["path"] = f"oncofed.flare.runtime.launchers.{launchers[component['path']]}"
         if component["id"] == "job_scheduler":
             component["args"] |= _WAITING
         if component["id"] in _LENDING:
-            component.update(path=f"oncofed.federation.lending.{_LENDING[component['id']]}", args={})
+            component.update(path=f"oncofed.flare.runtime.resources.{_LENDING[component['id']]}", args={})
     if "client" in resources:
         # The least that a site waits for an answer; a job with a large model says more.
         resources["client"]["communication_timeout"] = _ANSWER_SECONDS
         answers = {"id": "answers", "path": f"{_SUBMISSION}.Answers", "args": {}}
-        leftovers = {"id": "leftovers", "path": "oncofed.federation.leftovers.Leftovers", "args": {}}
+        leftovers = {"id": "leftovers", "path": "oncofed.flare.runtime.cleanup.SiteCleanup", "args": {}}
         resources["components"] += [answers, leftovers]
     for server in resources.get("servers", []):
         server["heart_beat_timeout"] = _HEARTBEAT_TIMEOUT_SECONDS
     if "servers" in resources:
-        keeper = {"id": "job_keeper", "path": "oncofed.federation.keeper.JobKeeper", "args": {}}
-        gate = {"id": "gate", "path": "oncofed.federation.gate.Gate", "args": {}}
+        keeper = {"id": "job_keeper", "path": "oncofed.flare.runtime.job_recovery.JobRecovery", "args": {}}
+        gate = {"id": "gate", "path": "oncofed.flare.security.revocation.RevocationList", "args": {}}
         submissions = {"id": "submissions", "path": f"{_SUBMISSION}.Submissions", "args": {}}
         resources["components"] += [keeper, gate, submissions]
 

@@ -22,15 +22,15 @@ from oncofed.alliance.contents import add_contents
 from oncofed.alliance.kits import keep_storage_inside, provision, start_process
 from oncofed.alliance.sealing import sign_folder
 from oncofed.alliance.spec import AllianceSpec
-from oncofed.code.approvals import write_decision
-from oncofed.code.pack import Pack
+from oncofed.client.datasets import DATASETS_FILE, datasets_entry
 from oncofed.errors import FederationError
-from oncofed.federation.datasets import DATASETS_FILE, datasets_entry
-from oncofed.federation.job_process import TEMPLATE_VARIABLE, Template
-from oncofed.federation.lending import LENDING_FILE, Lending
-from oncofed.federation.own_loopback import use_own_loopback
+from oncofed.flare.patches.own_loopback import use_own_loopback
+from oncofed.flare.runtime.forkserver import TEMPLATE_VARIABLE, ForkServer
+from oncofed.flare.runtime.resources import LENDING_FILE, SiteOffer
 from oncofed.locking import require_locks
 from oncofed.loopback import connect, free_port, require_loopback, why_not_bound
+from oncofed.packs.approvals import write_decision
+from oncofed.packs.pack import Pack
 from oncofed.processes import THREADS_VARIABLE, process_environment, share_of_threads, stop_processes
 
 __all__ = ["LocalAlliance", "free_port", "quiet", "require_free_port"]
@@ -78,7 +78,7 @@ class LocalAlliance:
         self._temporary = temporary.absolute()
         self._kits = Path()
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._template: Template | None = None
+        self._template: ForkServer | None = None
         self._common: dict[str, str] = {}
         self._session: Session | None = None
         self._restarts: dict[str, int] = {}
@@ -220,7 +220,7 @@ class LocalAlliance:
             (local / DATASETS_FILE).write_bytes(datasets_entry(site, self._datasets[site]))
             if not torch.backends.cuda.is_built():  # type: ignore[no-untyped-call]
                 # Whoever installed a build for the CPU alone, on a machine with a GPU too, wants the CPU.
-                (local / LENDING_FILE).write_bytes(Lending(gpus=()).to_json())
+                (local / LENDING_FILE).write_bytes(SiteOffer(gpus=()).to_json())
             for pack in self._packs:
                 write_decision(local, pack, "approved", "oncofed", "the own code of who runs this on one machine")
 
@@ -252,7 +252,7 @@ class LocalAlliance:
             return start_process(kit, console, own)
         if self._template is None:
             # One process imports what all of this machine's participants need for a job.
-            self._template, self._common = Template(environment), environment
+            self._template, self._common = ForkServer(environment), environment
         if environment != self._common:
             return start_process(kit, console, own)
         number = self._template.fileno()

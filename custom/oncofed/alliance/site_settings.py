@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from oncofed.alliance.facts import Kind
-from oncofed.federation.lending import Lending
+from oncofed.flare.runtime.resources import SiteOffer
 from oncofed.privacy.windows import WINDOW
 from oncofed.proxy import parse_proxy
 from oncofed.settings import StrictModel, read_yaml, validated
@@ -44,9 +44,9 @@ class SiteSettings(StrictModel):
         return value
 
     @property
-    def lending(self) -> Lending:
+    def lending(self) -> SiteOffer:
         """What the site lends to jobs."""
-        return Lending(self.gpus, self.jobs_at_once, self.hours)
+        return SiteOffer(self.gpus, self.jobs_at_once, self.hours)
 
 
 _PROXY_TEXT = """\

@@ -20,7 +20,7 @@ from oncofed.cli.common import ask_password, escape, plain_console, progress_con
 from oncofed.errors import SpecError
 
 if TYPE_CHECKING:
-    from oncofed.alliance.register import Sealed
+    from oncofed.alliance.issued import Sealed
 
 app = typer.Typer(
     help="An alliance as data: who takes part, their sealed startup kits, and until when those hold.",
@@ -64,7 +64,7 @@ def provision(
     kit is sealed with a password of its own, which is shown once, or for the age recipient that alliance.yaml names.
     Send kits and passwords by different ways.
     """
-    from oncofed.alliance.register import Alliance
+    from oncofed.alliance.issued import Alliance
     from oncofed.alliance.spec import read_alliance
 
     spec, alliance, console = read_alliance(file), Alliance(home), progress_console(json)
@@ -138,7 +138,7 @@ def renew(
     A participant puts the new kit in place with `oncofed site renew FILE`, also while it runs. One that made its own
     private key sends a new request instead; see `oncofed alliance approve`.
     """
-    from oncofed.alliance.register import Alliance
+    from oncofed.alliance.issued import Alliance
     from oncofed.alliance.spec import read_alliance
 
     spec, alliance, console = read_alliance(file), Alliance(home), progress_console(json)
@@ -170,7 +170,7 @@ def approve(
     alliance.yaml must name the participant. Who has the request's file alone may not be who it says: compare the
     fingerprint with its sender by telephone.
     """
-    from oncofed.alliance.register import Alliance
+    from oncofed.alliance.issued import Alliance
     from oncofed.alliance.request import read_request
     from oncofed.alliance.spec import read_alliance
 
@@ -200,7 +200,7 @@ def status(
     json: Json = False,
 ) -> None:
     """Show who takes part, with which role, until when their certificates hold, and which sites are connected."""
-    from oncofed.alliance.register import Alliance
+    from oncofed.alliance.issued import Alliance
 
     register = Alliance(home).register()
     heard = _heard_of(kit) if kit else None
@@ -256,7 +256,7 @@ def revoke(
     """
     from oncofed.alliance.facts import read_facts
     from oncofed.alliance.files import write_private
-    from oncofed.alliance.register import Alliance
+    from oncofed.alliance.issued import Alliance
 
     alliance = Alliance(home)
     if server_kit:
@@ -309,7 +309,7 @@ def _tell(made: list[Sealed], file: Path | None, console: Console, json: bool) -
     if not made:
         return
     from oncofed.alliance.files import write_private
-    from oncofed.alliance.register import SUFFIX
+    from oncofed.alliance.issued import SUFFIX
 
     if file:
         lines = "".join(f"{kit.name}\t{kit.password}\n" for kit in made if kit.password)

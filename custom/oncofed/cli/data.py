@@ -331,8 +331,8 @@ def split(
     workspace: Workspace = DEFAULT_WORKSPACE,
 ) -> None:
     """Deal one registered dataset to sites by what its cases say, to try a federation on one machine."""
-    from oncofed.data.deal import deal_by_tags
     from oncofed.data.manifest import read_manifest
+    from oncofed.data.partition import deal_by_tags
 
     folder = dataset_named(dataset, workspace)
     sites = deal_by_tags(folder, out, [tag.strip() for tag in by.split(",")], least)

@@ -148,7 +148,7 @@ def _example(sites: dict[str, Path], folder: Path) -> Path:
 
 def _images(spec: JobSpec, data: DemoData, root: Path | None, images: Path, console: Console) -> dict[str, Path]:
     from oncofed.data.brain import HOSPITALS, make_hospitals
-    from oncofed.data.deal import deal_by_tags, deal_to_sites
+    from oncofed.data.partition import deal_by_tags, deal_to_sites
     from oncofed.data.register import Request, register
     from oncofed.job.watch import progress_bar
 

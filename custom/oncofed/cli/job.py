@@ -31,9 +31,9 @@ from oncofed.cli.terminal import echo_json
 from oncofed.errors import DataError, SpecError
 
 if TYPE_CHECKING:
-    from oncofed.code.pack import Pack
     from oncofed.data.planning import PlanFile
     from oncofed.job.spec import JobSpec, ProfileJobSpec
+    from oncofed.packs.pack import Pack
 
 app = typer.Typer(
     help="Jobs as data: list, show, check, plan, export, run; submit, watch, stop and fetch those of an alliance.",
@@ -212,13 +212,13 @@ def pack(
 
     Of a MONAI bundle its configuration and scripts are packed; its weights are written beside the pack as safetensors.
     """
-    from oncofed.code.bundles import is_bundle, make_bundle_pack
-    from oncofed.code.extensions import extensions_of
-    from oncofed.code.findings import findings_of, imports_of
-    from oncofed.code.load import load_pack
-    from oncofed.code.pack import PACK_SUFFIX, make_pack
     from oncofed.job.spec import packs_folder
     from oncofed.models.networks import networks_of_pack
+    from oncofed.packs.bundles import is_bundle, make_bundle_pack
+    from oncofed.packs.extensions import extensions_of
+    from oncofed.packs.findings import findings_of, imports_of
+    from oncofed.packs.load import load_pack
+    from oncofed.packs.pack import PACK_SUFFIX, make_pack
 
     bundle = is_bundle(folder)
     made = (make_bundle_pack if bundle else make_pack)(folder, kit / "startup" if kit else None)
@@ -228,7 +228,7 @@ def pack(
         raise SpecError(
             f"{folder} registers no network, task, transform or loss: decorate a function with register_network of "
             "oncofed.models, a class with register_task of oncofed.tasks, or a function with register_transform or "
-            "register_loss of oncofed.code.extensions"
+            "register_loss of oncofed.packs.extensions"
         )
     target = (out or packs_folder()) / f"{made.name}-{made.digest[:12]}{PACK_SUFFIX}"
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -257,8 +257,8 @@ def _write_weights(bundle: Path, pack: Path) -> Path | None:
     """Write a bundle's weights beside its pack, and return where; None where it has none."""
     from safetensors.torch import save_file
 
-    from oncofed.code.pack import PACK_SUFFIX
     from oncofed.models.foreign import bundle_weights
+    from oncofed.packs.pack import PACK_SUFFIX
 
     weights = bundle_weights(bundle)
     if weights is None:
@@ -270,7 +270,7 @@ def _write_weights(bundle: Path, pack: Path) -> Path | None:
 
 def _lines_for(pack: Pack, brought: dict[str, list[str]], bundle: bool) -> list[str]:
     """Return what a job that uses a pack says of it."""
-    from oncofed.code.bundles import input_of
+    from oncofed.packs.bundles import input_of
 
     lines = ["model:", *(f"  network: {name}" for name in brought["networks"][:1]), f"  code: {pack.digest}"]
     lines += ["task:", "  type: pack", f"  name: {brought['tasks'][0]}"] if brought["tasks"] else []
@@ -434,7 +434,7 @@ def _compared_sites(
     spec: JobSpec, site: list[str], data_root: Path | None, folder: Path, workspace: Path
 ) -> dict[str, Path]:
     from oncofed.cli.demo import SHARES
-    from oncofed.data.deal import deal_to_sites
+    from oncofed.data.partition import deal_to_sites
 
     if site:
         return _named_sites(site, workspace)

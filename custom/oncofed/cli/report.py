@@ -32,7 +32,7 @@ def verify(
     from cryptography import x509
 
     from oncofed.alliance.facts import read_facts
-    from oncofed.federation.provenance import problems_of, read_provenance
+    from oncofed.artifacts.provenance import problems_of, read_provenance
 
     weights, provenance = _files(model)
     root = kit / "startup" / "rootCA.pem"
@@ -50,7 +50,7 @@ def verify(
 
 
 def _files(model: Path) -> tuple[Path, Path]:
-    from oncofed.federation.provenance import PROVENANCE_FILE
+    from oncofed.artifacts.provenance import PROVENANCE_FILE
 
     weights = model / "model" / "model.safetensors" if model.is_dir() else model
     places = [folder / PROVENANCE_FILE for folder in (weights.parent, weights.parent.parent)]

@@ -101,7 +101,7 @@ def _decide(folder: Path, digest: str, state: str, reason: str) -> None:
 
 
 def _list(folder: Path, json: bool) -> None:
-    from oncofed.code.approvals import made_by
+    from oncofed.packs.approvals import made_by
     from oncofed.site.packs import list_packs
 
     found = list_packs(folder)

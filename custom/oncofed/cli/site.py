@@ -219,7 +219,7 @@ def stop(
 @app.command()
 def status(folder: Folder = Path(), json: Json = False) -> None:
     """Show whether it runs and is connected, what its job does, what left today. Exit status 1: it does not run."""
-    from oncofed.federation.site_report import read_report
+    from oncofed.client.status_file import read_report
     from oncofed.site.auditing import bytes_left
     from oncofed.site.service import is_connected, machine_facts, service_state
 
@@ -369,7 +369,7 @@ def _show_status(shown: dict[str, Any]) -> None:
 
 def _wait_for_turn(folder: Path) -> None:
     """Wait until what the site's job does now has been handed in."""
-    from oncofed.federation.site_report import ENDED, WAITING, read_report
+    from oncofed.client.status_file import ENDED, WAITING, read_report
     from oncofed.site.service import runs_job
 
     with Console(stderr=True).status("") as shown:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from oncofed.data import facts
+from oncofed.data import case_facts
 from oncofed.data.decisions import name_of
 from oncofed.data.grouping import named
 from oncofed.data.manifest import Entry, Manifest
@@ -69,7 +69,7 @@ def absences(manifest: Manifest) -> Iterator[Absence]:
 
 
 def _values(entry: Entry) -> set[int]:
-    return {value for value, count in facts.label_counts(entry.label_values or {}).items() if value and count}
+    return {value for value, count in case_facts.label_counts(entry.label_values or {}).items() if value and count}
 
 
 def _in_words(manifest: Manifest, value: int) -> str:

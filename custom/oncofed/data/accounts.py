@@ -10,6 +10,7 @@ from typing import Any
 from unicodedata import normalize
 
 from oncofed.data.absent import absences
+from oncofed.data.case_readers import StackWork, Work, is_dicom
 from oncofed.data.decisions import decided, name_of
 from oncofed.data.dicom.matching import BESIDE, ON_EACH
 from oncofed.data.dicom.references import named_twice, region_key
@@ -19,7 +20,6 @@ from oncofed.data.grouping import counted, named
 from oncofed.data.layouts import ClassTable, Layout
 from oncofed.data.manifest import SPLITS, Entry, Manifest
 from oncofed.data.unlabelled import why_unlabelled
-from oncofed.data.work import StackWork, Work, is_dicom
 
 # Start of a reason that does not say itself what to do -> what to do.
 _ADVICE = {

@@ -16,11 +16,12 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from oncofed.data import facts
+from oncofed.data import case_facts
 from oncofed.data.decisions import decided
 from oncofed.data.formats.common import LoadedImage
 from oncofed.data.grouping import millimetres, told
 from oncofed.data.images import stem
+from oncofed.data.label_mapping import LabelKind, match_classes, match_labels
 from oncofed.data.manifest import (
     MANIFEST_FILE,
     SALT_FILE,
@@ -35,7 +36,6 @@ from oncofed.data.manifest import (
 from oncofed.data.masks import read_mask, value_name
 from oncofed.data.same_grid import turned_onto
 from oncofed.data.spec import DataSpec, SplitSpec
-from oncofed.data.vocabulary import LabelKind, match_classes, match_labels
 from oncofed.errors import DataError
 
 
@@ -102,7 +102,7 @@ class Case:
         Raises:
             DataError: a file cannot be read.
         """
-        image, label = facts.read_case(self.images, self.mask, *self.reading)
+        image, label = case_facts.read_case(self.images, self.mask, *self.reading)
         assert label is not None
         image, label = self._placed(image), replace(label, values=self._translated(label.values, numbered))
         # A file that does not say how large its pixels are lies where the other does.
@@ -111,7 +111,7 @@ class Case:
 
     def read_image(self) -> LoadedImage:
         """Read the image alone."""
-        return self._placed(facts.read_case(self.images, None)[0])
+        return self._placed(case_facts.read_case(self.images, None)[0])
 
     def read_label(self, numbered: bool = False) -> LoadedImage:
         """Read the label alone; see ``read``."""
@@ -125,7 +125,7 @@ class Case:
         entry = self.entry
         if not (entry and entry.shape and entry.affine):
             return self.read_image()
-        values: facts.Values = np.broadcast_to(np.zeros((), np.uint8), (*entry.shape, 1))
+        values: case_facts.Values = np.broadcast_to(np.zeros((), np.uint8), (*entry.shape, 1))
         return LoadedImage(values, np.array(entry.affine, np.float64), "uint8")
 
     def _placed(self, image: LoadedImage) -> LoadedImage:
@@ -133,12 +133,12 @@ class Case:
             return image
         return replace(image, affine=np.diag([*self.spacing, *[1.0] * (4 - len(self.spacing))]), calibrated=True)
 
-    def _translated(self, values: facts.Values, numbered: bool) -> facts.Values:
+    def _translated(self, values: case_facts.Values, numbered: bool) -> case_facts.Values:
         if self.instances and numbered:
             return values.astype(np.int32)
         if numbered:
             # A mask of one value for all objects: what does not touch is an object of its own.
-            pieces: facts.Values = ndimage.label(self._translated(values, False) > 0)[0]
+            pieces: case_facts.Values = ndimage.label(self._translated(values, False) > 0)[0]
             return pieces
         if self.instances:
             target = dict(self.label_values or ((1, 1),)).get(1, 1)
@@ -388,8 +388,8 @@ def check_case(
         if known is not None:
             known[case] = entry
     except Exception as error:  # noqa: BLE001 - one case that cannot be read does not keep the others from training
-        return Problem(case.name, facts.reason_of(error))
-    found = [*contract_faults(entry, data or DataSpec(dataset="any")), *facts.faults(entry)]
+        return Problem(case.name, case_facts.reason_of(error))
+    found = [*contract_faults(entry, data or DataSpec(dataset="any")), *case_facts.faults(entry)]
     found += label_faults(case, entry, classes) if not entry.label_problem else []
     return Problem(case.name, "; ".join(found)) if found else None
 
@@ -402,13 +402,19 @@ def known_facts(case: Case) -> Entry:
     """
     files = case.files
     entry = case.entry
-    if entry and entry.stamp and entry.shape and all(f.exists() for f in files) and entry.stamp == facts.stamp(files):
+    if (
+        entry
+        and entry.stamp
+        and entry.shape
+        and all(f.exists() for f in files)
+        and entry.stamp == case_facts.stamp(files)
+    ):
         return entry
     if case.tiles:
         raise DataError("its slide is missing or has changed since it was registered; register the dataset again")
     mask = case.label if isinstance(case.label, Path) else None
-    image, label = facts.read_case(case.images, mask, *case.reading)
-    found = facts.measure(image, label)
+    image, label = case_facts.read_case(case.images, mask, *case.reading)
+    found = case_facts.measure(image, label)
     base = entry or Entry(image=case.image.name)
     return base.model_copy(update={"label_problem": None, **found})
 
@@ -455,7 +461,7 @@ def label_faults(case: Case, entry: Entry, classes: Sequence[int]) -> list[str]:
     if case.instances or entry.label_values is None or isinstance(case.label, int):
         return []
     known = dict(case.label_values) if case.label_values is not None else {value: value for value in classes}
-    extra = [value_name(v) for v in sorted(facts.label_counts(entry.label_values)) if v not in {0, *known}]
+    extra = [value_name(v) for v in sorted(case_facts.label_counts(entry.label_values)) if v not in {0, *known}]
     if not extra:
         return []
     expected = ", ".join(map(value_name, sorted({0, *known})))

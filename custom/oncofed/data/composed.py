@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from oncofed.data.case_readers import FileWork
 from oncofed.data.converted import write_image
 from oncofed.data.images import LoadedImage
 from oncofed.data.layouts import Part
 from oncofed.data.masks import read_mask
 from oncofed.data.same_grid import other_grid, turned_onto
-from oncofed.data.work import FileWork
 from oncofed.errors import DataError
 
 

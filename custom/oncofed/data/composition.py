@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from oncofed.data import facts
+from oncofed.data import case_facts
 from oncofed.data.dicom.references import region_key
 from oncofed.data.dicom.series import Heap
 from oncofed.data.exif import by_siblings
@@ -91,7 +91,7 @@ def compose(
     labels = _labels(entries, layout, heap, classes, request)
     usable = []
     for entry in sorted(entries, key=lambda e: e.name or ""):
-        reasons = [*facts.faults(entry), *_outside_vocabulary(entry, labels, request, layout)]
+        reasons = [*case_facts.faults(entry), *_outside_vocabulary(entry, labels, request, layout)]
         if reasons:
             quarantine.append(Quarantined(name=entry.name or "", reason="; ".join(reasons), source=entry.source))
         else:
@@ -147,7 +147,7 @@ def _label_kind(entries: Sequence[Entry], layout: Layout, request: Request) -> L
     if len(named) > 1 or not counts:
         return "classes"
     running = [
-        e.instances > 64 or sorted(facts.label_counts(e.label_values or {}))[-1] <= e.instances + 2
+        e.instances > 64 or sorted(case_facts.label_counts(e.label_values or {}))[-1] <= e.instances + 2
         for e in entries
         if e.instances
     ]
@@ -159,7 +159,7 @@ def _label_kind(entries: Sequence[Entry], layout: Layout, request: Request) -> L
 def _as_one_class(entry: Entry) -> Entry:
     if entry.label_values is None:
         return entry
-    counts = facts.label_counts(entry.label_values)
+    counts = case_facts.label_counts(entry.label_values)
     background = counts.get(0, 0)
     values = {"0": background, "1": sum(counts.values()) - background}
     return entry.model_copy(update={"label_values": {k: v for k, v in values.items() if v}})
@@ -171,7 +171,7 @@ def _labels(
     """Return label value -> name; a value that nobody named has its own number as name."""
     found: set[int] = set()
     for entry in entries:
-        found |= set(facts.label_counts(entry.label_values or {}))
+        found |= set(case_facts.label_counts(entry.label_values or {}))
         if isinstance(entry.label, int):
             found.add(entry.label)
     named = {**layout.labels, **{v: n for n, v in region_values(heap, request).items()}, **request.labels}
@@ -187,7 +187,7 @@ def _labels(
 def _outside_vocabulary(entry: Entry, labels: Mapping[int, str], request: Request, layout: Layout) -> list[str]:
     if not (layout.labels or request.labels) or entry.label_values is None:
         return []
-    extra = sorted(set(facts.label_counts(entry.label_values)) - set(labels) - {0})
+    extra = sorted(set(case_facts.label_counts(entry.label_values)) - set(labels) - {0})
     if not extra:
         return []
     values = ", ".join(map(value_name, extra[:5]))

@@ -10,17 +10,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from oncofed.data import facts
+from oncofed.data import case_facts
 from oncofed.data.cases import Problem, channels_fit, check_cases, contract_faults, read_cases
 from oncofed.data.decisions import decided, in_words, name_of
 from oncofed.data.grouping import counted, millimetres
 from oncofed.data.images import stem
+from oncofed.data.label_mapping import LabelKind, Vocabulary, match_classes, match_labels
 from oncofed.data.manifest import SPLITS, Entry, Manifest, inside, read_manifest
 from oncofed.data.masks import value_name
 from oncofed.data.mixtures import mixtures
 from oncofed.data.quality import Finding, find_all, loose_slices, phi_warnings, unsettled
 from oncofed.data.spec import MODALITY_NAMES, DataSpec
-from oncofed.data.vocabulary import LabelKind, Vocabulary, match_classes, match_labels
 from oncofed.errors import DataError
 
 _MOST_VALUES = 8
@@ -157,10 +157,10 @@ def with_facts(folder: Path, manifest: Manifest) -> Manifest:
         name = entry.name or stem(images[0])
         by_colour, named = manifest.reading(entry)
         try:
-            image, label = facts.read_case(images, inside(folder, entry.label), by_colour, named)
-            found = {**facts.measure(image, label), "label_named": list(named) or None}
-            found["checksum"] = facts.checksum(images)
-            found["notes"] = facts.notes(image, label)
+            image, label = case_facts.read_case(images, inside(folder, entry.label), by_colour, named)
+            found = {**case_facts.measure(image, label), "label_named": list(named) or None}
+            found["checksum"] = case_facts.checksum(images)
+            found["notes"] = case_facts.notes(image, label)
         except (DataError, OSError):
             return entry.model_copy(update={"name": name})
         return entry.model_copy(update={**found, "name": name, "patient": entry.patient or name})
@@ -285,7 +285,7 @@ def _with_values(row: Row, manifest: Manifest, classes: Mapping[int, str], vocab
         return row
     known = {0, *(classes if vocabulary.values is None else vocabulary.values)}
     held = Counter(
-        v for e in manifest.entries if isinstance(e.label, str) for v in facts.label_counts(e.label_values or {})
+        v for e in manifest.entries if isinstance(e.label, str) for v in case_facts.label_counts(e.label_values or {})
     )
     outside = sorted(held.keys() - known)
     if not outside:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.sparse import csgraph
 
-from oncofed.data import facts
+from oncofed.data import case_facts
 from oncofed.data.answers import KEEP_ALL, SAME_PATIENT
 from oncofed.data.decisions import contradiction, name_of, settled
 from oncofed.data.manifest import Entry, Manifest, Split
@@ -144,7 +144,7 @@ def _link_alike(cases: Sequence[Case], links: _Links, settled_groups: Mapping[st
     sides = np.array([patients.setdefault((split, entry.patient or ""), len(patients)) for split, entry in cases])
     by_length: dict[int, list[tuple[int, NDArray[np.float32]]]] = defaultdict(list)
     for number, (_, entry) in enumerate(cases):
-        values = facts.thumbnail_values(entry)
+        values = case_facts.thumbnail_values(entry)
         if values is not None:
             by_length[len(values)].append((number, values))
     for group in by_length.values():

@@ -35,9 +35,9 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as DicomSequence
 from pydicom.uid import UID
 
+from oncofed.data.case_facts import reason_of
 from oncofed.data.dicom.files import read_file
 from oncofed.data.dicom.headers import looks_like_dicom, read_header
-from oncofed.data.facts import reason_of
 from oncofed.data.folder import find_files
 from oncofed.data.formats.nifti import beginning, nifti_header
 from oncofed.data.images import NIFTI, image_format, open_nifti, require_memory, stem
@@ -123,7 +123,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class _Turn:
+class _CopyJob:
     source: Path
     out: Path
     path: str
@@ -166,7 +166,7 @@ def deidentify(
     key = _key(key_file)
     found = find_files(source)
     files = found.files
-    turns = [_Turn(source, out, path, key, options) for path in files]
+    turns = [_CopyJob(source, out, path, key, options) for path in files]
     outcome = Outcome(left_out=Counter(found.left_out.values()))
     pairs: list[tuple[str, str]] = []
     with Workers(workers) as pool:
@@ -211,11 +211,11 @@ def deidentify_dataset(dataset: Dataset, key: bytes, options: Options) -> None:
     dataset.DeidentificationMethodCodeSequence = DicomSequence(_code(*code) for code in codes)
 
 
-def _broke_its_reader(turn: _Turn) -> tuple[str, str, str]:
+def _broke_its_reader(turn: _CopyJob) -> tuple[str, str, str]:
     return turn.path, "refused", BROKE_ITS_READER
 
 
-def _copy(turn: _Turn) -> tuple[str, str, str]:
+def _copy(turn: _CopyJob) -> tuple[str, str, str]:
     """Return (path, kind, new path), (path, "refused", reason) or (path, "left out", what it is)."""
     path = turn.source / turn.path
     lower = path.name.lower()
@@ -248,7 +248,7 @@ def _copy(turn: _Turn) -> tuple[str, str, str]:
     return turn.path, "left out", f"file that is no image ({path.suffix or 'no suffix'})"
 
 
-def _copy_dicom(turn: _Turn, path: Path) -> tuple[str, str, str]:
+def _copy_dicom(turn: _CopyJob, path: Path) -> tuple[str, str, str]:
     header = read_header(path)
     if header["kind"] == "broken":
         return turn.path, "refused", header["reason"]
@@ -279,7 +279,7 @@ def _copy_dicom(turn: _Turn, path: Path) -> tuple[str, str, str]:
     return turn.path, "DICOM", name
 
 
-def _written(turn: _Turn, kind: str, content: bytes) -> tuple[str, str, str]:
+def _written(turn: _CopyJob, kind: str, content: bytes) -> tuple[str, str, str]:
     name = _new_path(turn.key, turn.path)
     target = turn.out / name
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ from nibabel.orientations import apply_orientation, io_orientation
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from oncofed.data import facts
+from oncofed.data import case_facts
 from oncofed.data.cases import Case
 from oncofed.data.images import LoadedImage
 
@@ -78,7 +78,7 @@ def measure_placement(case: Case) -> Placement:
             return Placement(case.name, problem=what)
         return place(case.name, image, label, case.instances)
     except Exception as error:  # noqa: BLE001 - readers raise whatever they like for a malformed file
-        return Placement(case.name, problem=facts.reason_of(error))
+        return Placement(case.name, problem=case_facts.reason_of(error))
 
 
 def place(name: str, image: LoadedImage, label: LoadedImage, instances: bool = False, seed: int = 0) -> Placement:

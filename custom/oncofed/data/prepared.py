@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.utils.data import Dataset
 
-from oncofed.data import facts
+from oncofed.data import case_facts
 from oncofed.data.cases import Case
 from oncofed.data.inputs import Preparation, Prepared
 from oncofed.devices import free_memory, is_out_of_memory
@@ -193,7 +193,7 @@ class PreparedCases(Dataset[Prepared]):
             if not isinstance(cause, (DataError, OSError, MemoryError)):
                 raise
             raise UnreadableError(
-                f"{case.name}: {facts.reason_of(cause)}; it could be read before. See that its folder is "
+                f"{case.name}: {case_facts.reason_of(cause)}; it could be read before. See that its folder is "
                 "reachable, or register the dataset again"
             ) from None
 
@@ -345,7 +345,7 @@ def _path(case: Case, settings: str) -> Path | None:
     if case.folder is None:
         return None
     known = case.entry.checksum if case.entry else None
-    content = f"{known} {facts.stamp(case.files)} {case.label} {case.label_values} {case.instances} {case.spacing}"
+    content = f"{known} {case_facts.stamp(case.files)} {case.label} {case.label_values} {case.instances} {case.spacing}"
     content += f" {case.reading}"
     key = hashlib.sha256(f"{settings} {content}".encode()).hexdigest()[:40]
     return case.folder / CACHE_FOLDER / f"{key}.safetensors"

@@ -14,13 +14,13 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, Field
 
+from oncofed.data.case_facts import tissue_density
 from oncofed.data.contract import with_facts
 from oncofed.data.decisions import decided
-from oncofed.data.facts import tissue_density
 from oncofed.data.images import read_image
+from oncofed.data.label_mapping import match_labels
 from oncofed.data.manifest import Entry, Manifest, inside, read_manifest
 from oncofed.data.spec import Modality
-from oncofed.data.vocabulary import match_labels
 from oncofed.errors import DataError
 
 AXES = ("right", "anterior", "superior")

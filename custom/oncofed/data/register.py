@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from oncofed.data.accounts import Reading, account
+from oncofed.data.case_readers import FileWork, SlideWork, StackWork, Work, distinct_work
 from oncofed.data.composed import ComposedWork
 from oncofed.data.composition import compose, hashed_key, region_values
 from oncofed.data.converted import SUFFIXES
@@ -39,7 +40,6 @@ from oncofed.data.manifest import (
 )
 from oncofed.data.request import Progress, Request, parse_labels
 from oncofed.data.slides.regions import is_regions, label_values
-from oncofed.data.work import FileWork, SlideWork, StackWork, Work, distinct_work
 from oncofed.data.workers import BROKE_ITS_READER, Workers
 from oncofed.errors import DataError
 

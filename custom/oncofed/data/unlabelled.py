@@ -7,13 +7,13 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from oncofed.data.case_readers import FileWork, SlideWork, StackWork, Work
 from oncofed.data.dicom.series import Heap
 from oncofed.data.grouping import counted, named
 from oncofed.data.images import image_format, stem
 from oncofed.data.layouts import ClassTable, Layout
 from oncofed.data.layouts.names import Named
 from oncofed.data.manifest import Manifest
-from oncofed.data.work import FileWork, SlideWork, StackWork, Work
 
 _OF_FILES = {
     "Decathlon": "dataset.json names no label for it",

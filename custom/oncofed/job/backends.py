@@ -18,14 +18,14 @@ from nvflare.fuel.flare_api.flare_api import Session
 from oncofed.alliance.kits import APPROVED_CLASSES
 from oncofed.alliance.local import LocalAlliance, free_port, quiet
 from oncofed.alliance.spec import AllianceSpec
-from oncofed.code.load import loaded_packs
+from oncofed.client.datasets import DATASETS_FILE
 from oncofed.errors import FederationError
-from oncofed.federation.datasets import DATASETS_FILE
-from oncofed.federation.events import EVENTS_FILE
-from oncofed.federation.folders import STATE_FOLDER
+from oncofed.flare.folders import STATE_FOLDER
 from oncofed.locking import require_locks
 from oncofed.loopback import require_loopback
+from oncofed.packs.load import loaded_packs
 from oncofed.processes import AT_ONCE_VARIABLE, end_with_parent, places, process_environment, stop_processes
+from oncofed.rounds.events import EVENTS_FILE
 
 Datasets = dict[str, dict[str, Path]]
 
@@ -206,7 +206,7 @@ def simulation(job: Path, datasets: Datasets, workspace: Path, logs: Path, tempo
     (local / "resources.json").write_text(json.dumps(resources, indent=2), encoding="utf-8")
     logs.mkdir(parents=True, exist_ok=True)
     console = logs / "simulator.txt"
-    command = [sys.executable, "-m", "oncofed.federation.simulator", str(job.resolve()), str(workspace.resolve())]
+    command = [sys.executable, "-m", "oncofed.flare.runtime.simulator", str(job.resolve()), str(workspace.resolve())]
     command += list(datasets)
     with console.open("wb") as output:
         process = subprocess.Popen(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from oncofed.federation.provenance import PROVENANCE_FILE, read_provenance
+from oncofed.artifacts.provenance import PROVENANCE_FILE, read_provenance
 from oncofed.job.spec import JobSpec
 from oncofed.models.bundle import BUNDLE_NAME
 from oncofed.report.card import make_card, write_card

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from oncofed.errors import DataError, SpecError
-from oncofed.federation.spec import DittoSpec, FedBNSpec, FedDynSpec, FedProxSpec, KrumSpec, ScaffoldSpec
+from oncofed.federation_plan import DittoSpec, FedBNSpec, FedDynSpec, FedProxSpec, KrumSpec, ScaffoldSpec
 from oncofed.job.spec import AnyJob, JobSpec, ProfileJobSpec
 from oncofed.report.result import read_result
 

@@ -14,19 +14,19 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from oncofed.code.load import loaded_packs
 from oncofed.data.profile import features
 from oncofed.errors import SpecError
-from oncofed.federation.direct.tensors import LARGEST_WHOLE_BYTES, SMALLEST_BYTES
-from oncofed.federation.exchange import TASKS
-from oncofed.federation.folders import AGAINST_MODEL, INITIAL_MODEL, JOB_PACK
-from oncofed.federation.keeper import job_mark
-from oncofed.federation.lending import ANY_SITE, GPU_MEMORY, GPUS
-from oncofed.federation.spec import ProfilePlan
-from oncofed.federation.submission import job_asks
+from oncofed.federation_plan import ProfilePlan
+from oncofed.flare.folders import AGAINST_MODEL, INITIAL_MODEL, JOB_PACK
+from oncofed.flare.runtime.job_recovery import job_mark
+from oncofed.flare.runtime.resources import ANY_SITE, GPU_MEMORY, GPUS
+from oncofed.flare.security.submission import job_asks
+from oncofed.flare.transfer.decomposer import LARGEST_WHOLE_BYTES, SMALLEST_BYTES
+from oncofed.flare.wire import TASKS
 from oncofed.job.spec import AnyJob, JobSpec, ProfileJobSpec
 from oncofed.models.foreign import fitting_weights
 from oncofed.models.weights import Weights
+from oncofed.packs.load import loaded_packs
 from oncofed.tasks.calibration import Calibration, read_calibration
 
 # In a job's folder: the job as its engineer wrote it.
@@ -184,7 +184,7 @@ def _transfer(spec: JobSpec) -> dict[str, Any]:
 def _server(spec: JobSpec, evaluate_only: bool, calibration: Calibration | None) -> dict[str, Any]:
     controller = {
         "id": "rounds",
-        "path": "oncofed.federation.controller.FederatedTraining",
+        "path": "oncofed.flare.controller.FederatedTraining",
         "args": {
             "plan": _plan(spec),
             "federation": spec.federation().model_dump(mode="json"),
@@ -209,7 +209,7 @@ def _server_config(controller: dict[str, Any], pause: float = _IDLE_SECONDS) -> 
 
 def _client(spec: JobSpec) -> dict[str, Any]:
     executor = {
-        "path": "oncofed.federation.executor.SiteExecutor",
+        "path": "oncofed.flare.executor.SiteExecutor",
         "args": {"plan": _plan(spec), "federation": spec.federation().model_dump(mode="json")},
     }
     return _client_config(list(TASKS), executor, **_transfer(spec))
@@ -229,7 +229,7 @@ def _client_config(tasks: list[str], executor: dict[str, Any], **more: Any) -> d
 
 def _profile_server(spec: ProfileJobSpec) -> dict[str, Any]:
     arguments = {"plan": spec.profile.model_dump(mode="json"), "min_sites": spec.min_sites}
-    return _server_config({"id": "profile", "path": "oncofed.federation.profile.FederatedProfile", "args": arguments})
+    return _server_config({"id": "profile", "path": "oncofed.flare.statistics.FederatedProfile", "args": arguments})
 
 
 def _profile_client(plan: ProfilePlan) -> dict[str, Any]:
@@ -238,10 +238,10 @@ def _profile_client(plan: ProfilePlan) -> dict[str, Any]:
     components = [
         {
             "id": "statistics",
-            "path": "oncofed.federation.profile.CaseStatistics",
+            "path": "oncofed.flare.statistics.CaseStatistics",
             "args": {"plan": plan.model_dump(mode="json")},
         },
-        {"id": "small_counts", "path": "oncofed.federation.profile.SmallCounts", "args": privacy},
+        {"id": "small_counts", "path": "oncofed.flare.statistics.SmallCounts", "args": privacy},
     ]
     executor = {
         "path": "nvflare.app_common.executors.statistics.statistics_executor.StatisticsExecutor",

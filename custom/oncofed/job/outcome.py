@@ -6,11 +6,11 @@ import statistics
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from oncofed.federation.compression import travelling_bytes
-from oncofed.federation.spec import ScaffoldSpec, SwarmSpec
+from oncofed.federation_plan import ScaffoldSpec, SwarmSpec
 from oncofed.job.spec import JobSpec
-from oncofed.job.watch import RunState
+from oncofed.job.watch import RunProgress
 from oncofed.machine import environment
+from oncofed.messages.compression import travelling_bytes
 from oncofed.report.result import Backend, Bytes, Fairness, Means, Result, SiteResult
 from oncofed.tasks import Evaluation
 from oncofed.tasks.calibration import Calibration
@@ -42,14 +42,14 @@ def begin_result(spec: JobSpec, backend: Backend, data_note: str = "") -> Result
     )
 
 
-def note_incidents(result: Result, state: RunState) -> None:
+def note_incidents(result: Result, state: RunProgress) -> None:
     """Take over who took part and what did not go as usual, also of a run that failed."""
     result.lost_sites = state.lost
     result.participation = {str(number): who for number, who in sorted(state.participation.items())}
     result.incidents = state.incidents
 
 
-def note_rounds(result: Result, state: RunState, spec: JobSpec) -> None:
+def note_rounds(result: Result, state: RunProgress, spec: JobSpec) -> None:
     """Take over what the rounds took and how they went.
 
     Args:
@@ -72,7 +72,7 @@ def note_rounds(result: Result, state: RunState, spec: JobSpec) -> None:
 
 
 def note_scores(
-    result: Result, state: RunState, scores: Scores | None = None, skipped: Mapping[str, int] | None = None
+    result: Result, state: RunProgress, scores: Scores | None = None, skipped: Mapping[str, int] | None = None
 ) -> None:
     """Take over how the best model does at each site, beside models that were trained alone or on pooled data.
 

@@ -13,11 +13,11 @@ from rich.console import Console
 from oncofed.data.manifest import write_whole
 from oncofed.data.planning import PlanFile, make_plan
 from oncofed.errors import FederationError
-from oncofed.federation.events import EventReader
 from oncofed.job import backends
 from oncofed.job.flare import export_job
 from oncofed.job.spec import ProfileJobSpec
 from oncofed.processes import short_path
+from oncofed.rounds.events import EventReader
 
 PLAN_FILE = "plan.json"
 _POLL_SECONDS = 0.2

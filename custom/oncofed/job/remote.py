@@ -26,18 +26,18 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from oncofed.alliance.local import quiet
+from oncofed.artifacts.kept_bundle import complete_bundle
+from oncofed.artifacts.kept_job import copy_beside_model
+from oncofed.artifacts.provenance import PROVENANCE_FILE
 from oncofed.errors import FederationError, PolicyError, SpecError
-from oncofed.federation.bundled import complete_bundle
-from oncofed.federation.events import BEST_MODEL, EVENTS_FILE, MODELS_FOLDER, TOLD_GROUP, EventReader
-from oncofed.federation.kept import copy_beside_model
-from oncofed.federation.provenance import PROVENANCE_FILE
 from oncofed.job.card import write_cards
 from oncofed.job.flare import SPEC_FILE
 from oncofed.job.outcome import begin_result, note_incidents, note_rounds, note_scores
 from oncofed.job.spec import JobSpec, parse_job
-from oncofed.job.watch import Curves, RunState, RunView
+from oncofed.job.watch import Curves, RunProgress, RunView
 from oncofed.report.html import write_report
 from oncofed.report.result import Result
+from oncofed.rounds.events import BEST_MODEL, EVENTS_FILE, MODELS_FOLDER, TOLD_GROUP, EventReader
 
 _SECONDS_BETWEEN_LOOKS = 2.0
 _SECONDS_BETWEEN_TRIES = 0.5
@@ -248,7 +248,7 @@ def fetch(engineer: Engineer, job_id: str, folder: Path) -> Result:
 
 
 def _write(spec: JobSpec, events: list[dict[str, Any]], folder: Path) -> Result:
-    state, curves = RunState(), Curves(folder / "tensorboard")
+    state, curves = RunProgress(), Curves(folder / "tensorboard")
     for event in events:
         state.apply(event)
         curves.write(event)

@@ -12,15 +12,14 @@ import psutil
 from rich.console import Console
 from safetensors.torch import load_file
 
+from oncofed.artifacts.kept_bundle import complete_bundle
+from oncofed.artifacts.kept_job import copy_beside_model
+from oncofed.artifacts.provenance import PROVENANCE_FILE
 from oncofed.data.cases import Case, Cases, Usable, pool_cases, usable_cases
 from oncofed.data.grouping import told
 from oncofed.data.sample import sample_cases
 from oncofed.devices import require_named_gpu
 from oncofed.errors import DataError, FederationError, OncofedError
-from oncofed.federation.bundled import complete_bundle
-from oncofed.federation.events import BEST_MODEL, MODELS_FOLDER, EventReader
-from oncofed.federation.kept import copy_beside_model
-from oncofed.federation.provenance import PROVENANCE_FILE
 from oncofed.job import backends
 from oncofed.job.backends import Running
 from oncofed.job.card import write_cards
@@ -31,6 +30,7 @@ from oncofed.job.watch import Curves, RunView, progress_bar
 from oncofed.processes import short_path
 from oncofed.report.html import write_report
 from oncofed.report.result import Backend, Result
+from oncofed.rounds.events import BEST_MODEL, MODELS_FOLDER, EventReader
 from oncofed.tasks.pictures import Picture
 from oncofed.training import Trainer
 from oncofed.training.baselines import Baseline, BaselinePool

@@ -10,11 +10,9 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import Field, field_validator, model_validator
 
-from oncofed.code.load import load_pack
-from oncofed.code.pack import find_pack
 from oncofed.data.spec import DataSpec
 from oncofed.errors import SpecError
-from oncofed.federation.spec import (
+from oncofed.federation_plan import (
     STRATEGY_SPECS,
     EvaluationSpec,
     ExchangeSpec,
@@ -26,6 +24,8 @@ from oncofed.federation.spec import (
 )
 from oncofed.models import ModelSpec
 from oncofed.models.foreign import read_bundle
+from oncofed.packs.load import load_pack
+from oncofed.packs.pack import find_pack
 from oncofed.settings import Lines, StrictModel, read_yaml, validated
 from oncofed.tasks import TASK_SPECS, TaskSpec
 from oncofed.training import Plan, ResourcesSpec, TrainingSpec

@@ -74,7 +74,7 @@ class SiteState:
 
 
 @dataclass
-class RunState:
+class RunProgress:
     """What the events so far say of a run.
 
     Attributes:
@@ -267,7 +267,7 @@ class RunView:
     """
 
     def __init__(self, console: Console, curves: Curves) -> None:
-        self.state = RunState()
+        self.state = RunProgress()
         self._console = console
         self._curves = curves
         self._live: Live | None = None

@@ -14,8 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from oncofed.artifacts.provenance import PROVENANCE_FILE, read_provenance
 from oncofed.errors import SpecError, TrainingError
-from oncofed.federation.provenance import PROVENANCE_FILE, read_provenance
 from oncofed.job.spec import JOB_FILE, JobSpec, parse_job
 from oncofed.models.weights import Weights, digest_of, load_weights
 from oncofed.prediction.bundles import is_bundle, read_own_bundle

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 import oncofed
-from oncofed.data import facts
+from oncofed.data import case_facts
 from oncofed.data.inputs import Preparation, Prepared
 from oncofed.data.manifest import write_whole
 from oncofed.data.prepared import PreparedCases, passing, prepare_one
@@ -246,7 +246,7 @@ def _reading_ahead(
         try:
             return ahead.of(source.case) if ahead else prepare_one(source.case, how)
         except Exception as error:  # noqa: BLE001 - one case that cannot be read does not keep the others from it
-            return facts.reason_of(error).removeprefix(f"{source.case.name}: ")
+            return case_facts.reason_of(error).removeprefix(f"{source.case.name}: ")
 
     def read(few: Sequence[Source], upcoming: Sequence[Source]) -> list[Prepared | str]:
         if ahead:

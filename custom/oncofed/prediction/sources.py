@@ -14,16 +14,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from oncofed.data import facts
+from oncofed.data import case_facts
 from oncofed.data.accounts import by_weight
 from oncofed.data.cases import Case, case_of, contract_faults, known_facts, label_faults
 from oncofed.data.decisions import decided
 from oncofed.data.files import image_files
+from oncofed.data.label_mapping import LabelKind, match_classes, match_labels
 from oncofed.data.layouts.base import first_free
 from oncofed.data.manifest import Entry, Manifest, Task, read_manifest, write_whole
 from oncofed.data.register import SOURCE_LINK, Progress, Request, register
 from oncofed.data.slides import TileSpec
-from oncofed.data.vocabulary import LabelKind, match_classes, match_labels
 from oncofed.errors import DataError, SpecError
 from oncofed.job.spec import JobSpec
 from oncofed.prediction.inputs import HIDDEN_FOLDER, Given, sort_inputs
@@ -231,10 +231,10 @@ def _checked(source: Source, wanted: _Wanted) -> tuple[Source, str]:
             entry, labelled = known_facts(bare), False
         entry = _with_checksum(source, entry)
     except Exception as error:  # noqa: BLE001 - one case that cannot be read does not keep the others from it
-        return source, facts.reason_of(error)
+        return source, case_facts.reason_of(error)
     image = entry.model_copy(update={"label_problem": None, "label_values": None})
-    faults = facts.faults(image)
-    labelled = labelled and _is_usable(source.case, entry, wanted) and facts.faults(entry) == faults
+    faults = case_facts.faults(image)
+    labelled = labelled and _is_usable(source.case, entry, wanted) and case_facts.faults(entry) == faults
     entry = entry.model_copy(update={"notes": [*entry.notes, *_conversions(entry, wanted)]})
     found = [*([] if entry.tiles else contract_faults(image, wanted.job.data)), *faults]
     case = replace(source.case if labelled else bare, entry=entry)
@@ -255,7 +255,7 @@ def _with_checksum(source: Source, entry: Entry) -> Entry:
     """Return what is known of an image with the SHA-256 of its files as they are now."""
     if entry.checksum and entry is source.entry:  # as registered
         return entry
-    return entry.model_copy(update={"checksum": facts.checksum(source.case.images)})
+    return entry.model_copy(update={"checksum": case_facts.checksum(source.case.images)})
 
 
 def _is_usable(case: Case, entry: Entry, wanted: _Wanted) -> bool:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from oncofed.data.grouping import counted
 from oncofed.data.manifest import write_whole
-from oncofed.federation.spec import FederationPlan, SwarmSpec
+from oncofed.federation_plan import FederationPlan, SwarmSpec
 from oncofed.report.evaluation import EvaluationRecord
 from oncofed.report.result import Result, SiteResult
 from oncofed.signing import signer

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from oncofed.data import facts
+from oncofed.data import case_facts
 from oncofed.data.cases import Case
 from oncofed.data.images import LoadedImage
 from oncofed.data.placement import is_oblique, upright
@@ -106,7 +106,7 @@ def draw(drawing: Drawing) -> Drawn:
         pictures = tuple(svg(plane, case.name, case.instances) for plane in planes)
         return Drawn(case.name, pictures, tuple(values), note)
     except Exception as error:  # noqa: BLE001 - readers raise whatever they like for a malformed file
-        return Drawn(case.name, problem=facts.reason_of(error))
+        return Drawn(case.name, problem=case_facts.reason_of(error))
 
 
 def colour(value: int) -> str:

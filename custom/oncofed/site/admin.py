@@ -21,10 +21,10 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from oncofed.alliance.facts import read_facts
 from oncofed.audit import AuditLog
-from oncofed.code.approvals import State, made_by
+from oncofed.client.status_file import read_report
 from oncofed.errors import FederationError, OncofedError
-from oncofed.federation.site_report import read_report
 from oncofed.loopback import IPV4, IPV6, require_loopback
+from oncofed.packs.approvals import State, made_by
 from oncofed.site import auditing, packs, policies
 from oncofed.site.doctor import examine
 from oncofed.site.service import is_connected, service_state

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from oncofed.alliance.facts import read_facts
 from oncofed.audit import AuditLog
-from oncofed.code.approvals import (
+from oncofed.errors import FederationError, PolicyError, SpecError
+from oncofed.packs.approvals import (
     Decision,
     State,
     keep_pack,
@@ -18,9 +19,8 @@ from oncofed.code.approvals import (
     read_decisions,
     write_decision,
 )
-from oncofed.code.findings import Finding, difference, findings_of, imports_of
-from oncofed.code.pack import Pack, read_pack
-from oncofed.errors import FederationError, PolicyError, SpecError
+from oncofed.packs.findings import Finding, difference, findings_of, imports_of
+from oncofed.packs.pack import Pack, read_pack
 from oncofed.processes import user_name
 from oncofed.site.policies import checked_reason
 

@@ -27,10 +27,10 @@ from oncofed.alliance.kits import keep_storage_inside, start_process
 from oncofed.alliance.launchers import DEPLOY_FOLDER
 from oncofed.alliance.sealing import changed_files
 from oncofed.alliance.site_settings import SETTINGS_FILE, SiteSettings, read_settings
+from oncofed.client.datasets import DATASETS_FILE, datasets_entry
+from oncofed.client.status_file import RUN_FOLDER
 from oncofed.errors import FederationError, PolicyError
-from oncofed.federation.datasets import DATASETS_FILE, datasets_entry
-from oncofed.federation.lending import LENDING_FILE
-from oncofed.federation.site_report import RUN_FOLDER
+from oncofed.flare.runtime.resources import LENDING_FILE
 from oncofed.locking import not_lockable
 from oncofed.loopback import ANY, why_not_bound
 from oncofed.processes import JOB_PROCESS, heeded, process_environment, short_path, stop_processes

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from oncofed.data.augment import Augmentation, Batch
 from oncofed.data.cases import Case
 from oncofed.data.inputs import Input, Preparation, Prepared
+from oncofed.data.label_mapping import LabelKind
 from oncofed.data.prepared import PreparedCases, passing, prepare_one
 from oncofed.data.spec import DataSpec
-from oncofed.data.vocabulary import LabelKind
 from oncofed.devices import free_memory, is_out_of_memory
 from oncofed.errors import SpecError, TrainingError
 from oncofed.models.networks import Kind

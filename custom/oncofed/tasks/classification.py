@@ -17,8 +17,8 @@ from torch.nn import functional
 from oncofed.data.augment import Augmentation, Batch
 from oncofed.data.cases import Case
 from oncofed.data.inputs import Input, Preparation, Prepared, WholeImages
+from oncofed.data.label_mapping import LabelKind
 from oncofed.data.spec import DataSpec
-from oncofed.data.vocabulary import LabelKind
 from oncofed.devices import inference_type
 from oncofed.models.networks import Kind
 from oncofed.settings import StrictModel

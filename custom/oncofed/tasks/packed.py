@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from oncofed.data.augment import Augmentation, Batch
 from oncofed.data.cases import Case
 from oncofed.data.inputs import Input
+from oncofed.data.label_mapping import LabelKind
 from oncofed.data.spec import DataSpec
-from oncofed.data.vocabulary import LabelKind
 from oncofed.errors import SpecError
 from oncofed.models.networks import Kind, current_pack
 from oncofed.settings import StrictModel

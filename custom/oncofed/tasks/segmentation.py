@@ -18,9 +18,9 @@ from typing_extensions import Self
 from oncofed.data.augment import Augmentation, Batch
 from oncofed.data.cases import Case
 from oncofed.data.inputs import Input, Patches, Preparation, Prepared
+from oncofed.data.label_mapping import IGNORED
 from oncofed.data.references import Referenced, affine_of
 from oncofed.data.spec import DataSpec
-from oncofed.data.vocabulary import IGNORED
 from oncofed.settings import StrictModel
 from oncofed.tasks.base import mean_over_patients
 from oncofed.tasks.codes import ClassCode, require_known

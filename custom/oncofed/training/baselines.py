@@ -22,11 +22,11 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from oncofed.code.load import load_packs, loaded_packs
-from oncofed.code.pack import Pack
 from oncofed.data.cases import Case, Cases
 from oncofed.errors import TrainingError
 from oncofed.models.weights import Weights
+from oncofed.packs.load import load_packs, loaded_packs
+from oncofed.packs.pack import Pack
 from oncofed.processes import deaf_to_interrupts, end_with_parent
 from oncofed.tasks import Evaluation
 from oncofed.training.plan import Plan

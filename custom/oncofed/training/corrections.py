@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from oncofed.models.weights import Weights
 
 
-class Correction(ABC):
+class GradientHook(ABC):
     """Changes the gradients of each step of a turn. One object lives as long as its site's trainer.
 
     A turn is ``start``, any number of ``apply``, ``finish``.
@@ -58,7 +58,7 @@ class Correction(ABC):
         del turn
 
 
-class Proximal(Correction):
+class Proximal(GradientHook):
     """The gradient of ``mu / 2`` times the squared distance to the turn's first weights (FedProx; Li et al., 2020).
 
     Args:
@@ -91,7 +91,7 @@ class Proximal(Correction):
             torch._foreach_add_(grads, apart, alpha=self._mu)
 
 
-class ControlVariates(Correction):
+class ControlVariates(GradientHook):
     """SCAFFOLD's correction (Karimireddy et al., ICML 2020): the server's control less this site's own."""
 
     def __init__(self) -> None:
@@ -155,7 +155,7 @@ class ControlVariates(Correction):
         self._steps = int(turn["steps"])
 
 
-class DynamicRegulariser(Correction):
+class DynamicRegulariser(GradientHook):
     """FedDyn's correction (Acar et al., ICLR 2021, algorithm 1); this site's half."""
 
     def __init__(self, alpha: float) -> None:

@@ -115,7 +115,7 @@ class Group:
         return int(message[0]), int(message[1]), int(message[2])
 
 
-class Followers:
+class WorkerProcesses:
     """Starts the other processes of a group and ends them; the group of the calling process is ``group``.
 
     Args:

@@ -12,7 +12,6 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from oncofed.code.extensions import Loss, Transform, find_loss, find_transforms
 from oncofed.data.augment import Augmentation
 from oncofed.data.spec import DataSpec
 from oncofed.errors import SpecError
@@ -20,6 +19,7 @@ from oncofed.models import ModelSpec, Request, build_network
 from oncofed.models.bundle import write_bundle
 from oncofed.models.networks import Declared
 from oncofed.models.weights import Layout, Weights, layout_of, weights_of
+from oncofed.packs.extensions import Loss, Transform, find_loss, find_transforms
 from oncofed.settings import StrictModel
 from oncofed.tasks import DeclaredTask, PackedTaskSpec, Task, TaskSpec, build_task
 from oncofed.tasks.bundled import answer_of

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from oncofed.code.extensions import Loss
 from oncofed.data.augment import Batch
 from oncofed.data.batches import Batches
 from oncofed.data.cases import Case, Cases
@@ -25,17 +24,18 @@ from oncofed.data.prepared import PreparedCases, plan_cache
 from oncofed.devices import fitting, free_memory, inference_type, is_out_of_memory, training_device
 from oncofed.errors import StateError, TrainingError
 from oncofed.models.weights import Weights, load_weights, weights_of
+from oncofed.packs.extensions import Loss
 from oncofed.tasks import Evaluation
 from oncofed.training import checkpoint as checkpoints
+from oncofed.training.activation_checkpointing import checkpoint_blocks
 from oncofed.training.compiling import Compiling, Form, Situation, in_form
-from oncofed.training.corrections import Correction
+from oncofed.training.corrections import GradientHook
 from oncofed.training.determinism import alerts_told, make_repeatable, use_deterministic_forms
-from oncofed.training.memory import checkpoint_blocks
 from oncofed.training.memory_format import memory_format, overwrite, overwriting_activations
 from oncofed.training.optimizer import StepScaler, build_optimizer, learning_rate
-from oncofed.training.parallel import Followers, Group
+from oncofed.training.parallel import Group, WorkerProcesses
 from oncofed.training.plan import Plan, TrainingSpec
-from oncofed.training.ranges import part
+from oncofed.training.profile_ranges import part
 from oncofed.training.writing import CheckpointWriter
 
 # Called with the steps done since the start of the run, and what reads the last loss: a GPU waits when it is called.
@@ -128,12 +128,12 @@ class Trainer:
         self._batches: Batches | None = None
         self._training: PreparedCases | None = None
         self._validation: PreparedCases | None = None
-        self.correction: Correction | None = None
+        self.correction: GradientHook | None = None
         self._writer = CheckpointWriter(checkpoint, self.device.type == "cuda") if checkpoint else None
         self.not_kept: str | None = None
         self.unfinished: str | None = None
         self._turn: str | None = None
-        self._tally = _Tally()
+        self._tally = _LossSum()
         self._restored: checkpoints.Tensors | None = None
         self._restored_turn: checkpoints.Tensors = {}
         if checkpoint and checkpoint.is_file():
@@ -206,7 +206,7 @@ class Trainer:
             self.prepare()
             self._group.order(steps, self.steps_done)
         if turn is None or turn != self.unfinished:
-            self._tally = _Tally()
+            self._tally = _LossSum()
         elif self.correction:
             self.correction.restore_turn(self._restored_turn)
         self._turn, self.unfinished, self._restored_turn = turn, None, {}
@@ -338,7 +338,7 @@ class Trainer:
         checkpoints.restore_optimizer(self._optimizer, checkpoints.part(tensors, "optimizer"))
         self._scaler.load_state_dict(facts["scaler"])
         self.steps_done, self._micro = facts["steps_done"], facts["micro_batch"]
-        self.unfinished, self._tally = facts["turn"], _Tally(**facts["tally"])
+        self.unfinished, self._tally = facts["turn"], _LossSum(**facts["tally"])
         torch.set_rng_state(tensors["random.cpu"])
         if self.device.type == "cuda" and "random.cuda" in tensors:
             torch.cuda.set_rng_state(tensors["random.cuda"], self.device)
@@ -426,7 +426,7 @@ class Trainer:
         self._micro = math.ceil(self._micro / 2)
         _LOG.warning("out of memory: %d samples at once from now on; gradients are added up", self._micro)
 
-    def _require_finite(self, tally: _Tally) -> None:
+    def _require_finite(self, tally: _LossSum) -> None:
         skipped, taken = int(tally.skipped), tally.taken
         if skipped > self.plan.training.most_skipped or (taken and skipped == taken):
             raise TrainingError(
@@ -436,7 +436,7 @@ class Trainer:
             )
 
 
-class _Tally:
+class _LossSum:
     """What a turn's steps came to so far. Sums stay on the device, so that no step waits for the host."""
 
     def __init__(self, loss: float = 0.0, skipped: int = 0, taken: int = 0) -> None:
@@ -444,7 +444,7 @@ class _Tally:
         self.skipped = torch.tensor(skipped)
         self.taken = taken
 
-    def to(self, device: torch.device) -> _Tally:
+    def to(self, device: torch.device) -> _LossSum:
         self.loss, self.skipped = self.loss.to(device), self.skipped.to(device)
         return self
 
@@ -454,7 +454,7 @@ class _Tally:
 
 
 @dataclass(frozen=True)
-class _Following:
+class _WorkerMain:
     """What the other processes of a group run."""
 
     plan: Plan
@@ -465,7 +465,7 @@ class _Following:
         trainer = Trainer(self.plan, self.cases, self.site, group.device, group=group)
 
         def act(steps: int | None, done: int) -> object:
-            trainer.steps_done, trainer._tally = done, _Tally()
+            trainer.steps_done, trainer._tally = done, _LossSum()
             return trainer.prepare() if steps is None else trainer.take_turn(steps)
 
         return act
@@ -495,7 +495,7 @@ def start_trainer(
             left.callback(trainer.close)
             yield trainer
             return
-        followers = Followers(_Following(plan, cases, site), plan.resources.gpus, devices or "cuda")
+        followers = WorkerProcesses(_WorkerMain(plan, cases, site), plan.resources.gpus, devices or "cuda")
         left.callback(followers.close)
         try:
             trainer = Trainer(plan, cases, site, followers.group.device, checkpoint, followers.group)

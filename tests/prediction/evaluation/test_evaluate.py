@@ -14,11 +14,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from oncofed.artifacts.provenance import write_provenance
 from oncofed.data.cases import usable_cases
 from oncofed.data.register import Request as ToRegister
 from oncofed.data.register import register
 from oncofed.errors import DataError, SpecError
-from oncofed.federation.provenance import write_provenance
 from oncofed.job.spec import parse_job
 from oncofed.prediction.evaluation.columns import parse_wanted
 from oncofed.prediction.evaluation.evaluate import Evaluated, Request, evaluate, write_cases

@@ -17,13 +17,13 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from commands import Outcome
+from oncofed.artifacts.training_profile import TrainingProfile, site_profile, together, write_training_profile
+from oncofed.data.case_facts import measure
 from oncofed.data.cases import Case
-from oncofed.data.facts import measure
 from oncofed.data.images import read_image
 from oncofed.data.manifest import Entry, Intensity
 from oncofed.data.spec import DataSpec
 from oncofed.data.traits import traits_of
-from oncofed.federation.training_profile import TrainingProfile, site_profile, together, write_training_profile
 from oncofed.job.spec import parse_job
 from oncofed.prediction.model import TrainedModel, load_model
 from oncofed.prediction.run import Options, predict

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from oncofed.data import facts
+from oncofed.data import case_facts
 from oncofed.data.dicom.headers import Header, looks_like_dicom, read_header
 from oncofed.data.dicom.patients import PatientFrom, person
 from oncofed.data.dicom.pixels import digest
@@ -59,7 +59,7 @@ def read_heap(
     fresh: list[tuple[str, str]] = []
     for path in candidates:
         try:
-            seen = facts.stamp([source / path])
+            seen = case_facts.stamp([source / path])
         except OSError as error:
             headers.append((path, {"kind": "broken", "reason": f"cannot be read ({error.strerror})"}))
             continue

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from oncofed.data.label_mapping import name_key
 from oncofed.data.layouts.base import Item, Layout, Part
 from oncofed.data.layouts.value_names import Beside, ValueNames, in_file
 from oncofed.data.manifest import Quarantined
-from oncofed.data.vocabulary import name_key
 
 _BY_USER = "its mask does not name its values: they are what --labels says"
 

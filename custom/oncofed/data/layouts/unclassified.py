@@ -6,11 +6,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from oncofed.data.label_mapping import name_key
 from oncofed.data.layouts.base import NO_IMAGE, Item, Layout
 from oncofed.data.layouts.class_folders import MASK_BESIDE
 from oncofed.data.layouts.loose import loose_images
 from oncofed.data.layouts.names import Named
-from oncofed.data.vocabulary import name_key
 
 
 def unclassified(

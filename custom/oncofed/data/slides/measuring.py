@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from oncofed.data.facts import checksum, stain
+from oncofed.data.case_facts import checksum, stain
 from oncofed.data.manifest import Intensity
 from oncofed.data.masks import read_mask
 from oncofed.data.slides import TileReader

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
-from oncofed.data import facts
+from oncofed.data import case_facts
 from oncofed.data.cases import Case, known_facts
 from oncofed.data.composition import hashed_key
 from oncofed.data.grouping import counted
+from oncofed.data.label_mapping import IGNORED, name_key
 from oncofed.data.layouts.tables import Row, read_table
 from oncofed.data.layouts.written import Files, without_zeros
 from oncofed.data.manifest import SALT_FILE, Entry
-from oncofed.data.vocabulary import IGNORED, name_key
 from oncofed.errors import DataError, SpecError
 
 _CASE_KEYS = ("case", "image", "file")
@@ -147,7 +147,7 @@ def _labelled(case: Case, entry: Entry, classes: Mapping[int, str]) -> tuple[str
     become = dict(case.label_values) if case.label_values is not None else {value: value for value in classes}
     sought = {value for value, name in classes.items() if name != IGNORED}
     voxels = sum(
-        n for value, n in facts.label_counts(entry.label_values).items() if value and become.get(value) in sought
+        n for value, n in case_facts.label_counts(entry.label_values).items() if value and become.get(value) in sought
     )
     size = voxels * math.prod(entry.spacing or ())
     if len(entry.shape or ()) == 3:

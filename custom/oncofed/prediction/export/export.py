@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
+from oncofed.artifacts.kept_bundle import complete_bundle
 from oncofed.data.cases import Case
 from oncofed.data.spec import DataSpec
 from oncofed.errors import SpecError, TrainingError
-from oncofed.federation.bundled import complete_bundle
 from oncofed.models.bundle import BUNDLE_NAME
 from oncofed.prediction.export.to_onnx import ONNX_NAME, require_onnx, write_onnx
 from oncofed.prediction.model import MODEL_FOLDER, TrainedModel

@@ -18,12 +18,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from oncofed.data.facts import measure
+from oncofed.artifacts.training_profile import TrainingProfile, read_training_profile
+from oncofed.data.case_facts import measure
 from oncofed.data.inputs import Prepared
 from oncofed.data.manifest import Entry
 from oncofed.data.traits import intensity_of_image, traits_of
 from oncofed.errors import DataError
-from oncofed.federation.training_profile import TrainingProfile, read_training_profile
 from oncofed.prediction.model import MODEL_FOLDER, TrainedModel, network_of, read_weights
 from oncofed.prediction.sources import Source
 from oncofed.prediction.trust.ensemble import Disagreement, disagreement, members_of

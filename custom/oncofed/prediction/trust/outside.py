@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from oncofed.artifacts.training_profile import TrainingProfile, TraitRange
 from oncofed.data.spec import MODALITY_NAMES, DataSpec
 from oncofed.data.traits import CHANNELS, EDGE, MODALITY, Trait, traits
-from oncofed.federation.training_profile import TrainingProfile, TraitRange
 
 # A range is as coarse as its bins: what lies in the one next to it is not called outside.
 _BINS_BEYOND = 1

@@ -1,0 +1,48 @@
+"""What a bundle holds beside its network, so that whoever gets it knows as much of the model as its run does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from oncofed.artifacts.kept_job import BESIDE_MODEL
+from oncofed.artifacts.provenance import PROVENANCE_FILE, read_provenance
+from oncofed.data.manifest import write_whole
+from oncofed.models.bundle import JOB_IN_BUNDLE
+from oncofed.tasks.calibration import read_calibration
+
+_INFERENCE = Path("configs", "inference.json")
+
+
+def complete_bundle(bundle: Path, folders: Sequence[Path]) -> None:
+    """Put what is known of a model into its bundle.
+
+    Its calibration, whose temperature becomes the default of ``configs/inference.json``; its profile of training
+    images; and its provenance, where that is of the bundle's weights. Of each the first is taken that is found.
+
+    Args:
+        bundle: of the model; nothing happens where it is not there.
+        folders: where these files are looked for.
+
+    Raises:
+        SpecError: a file is broken.
+    """
+    if not bundle.is_dir():
+        return
+    for name in (*sorted(BESIDE_MODEL), PROVENANCE_FILE):
+        found = next((folder / name for folder in folders if (folder / name).is_file()), None)
+        if found and (name != PROVENANCE_FILE or _is_of(bundle, found)):
+            write_whole(bundle / name, found.read_bytes())
+    calibration = read_calibration(bundle)
+    inference: dict[str, Any] = json.loads((bundle / _INFERENCE).read_text(encoding="utf-8"))
+    if calibration and "temperature" in inference:
+        inference["temperature"] = calibration.temperature
+        write_whole(bundle / _INFERENCE, json.dumps(inference, indent=2, ensure_ascii=False) + "\n")
+
+
+def _is_of(bundle: Path, provenance: Path) -> bool:
+    """Return whether a provenance was written for the weights of a bundle."""
+    said = json.loads((bundle / JOB_IN_BUNDLE).read_text(encoding="utf-8"))
+    return bool(read_provenance(provenance)["provenance"].get("model") == said["weights"])

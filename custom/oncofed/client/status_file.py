@@ -1,0 +1,55 @@
+"""What a site's own admin can see of a job: what it does now. It stays in the site's folder."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+RUN_FOLDER = "run"
+# Phases of a job in which nothing is lost when its processes are stopped.
+WAITING, ENDED = "waiting for the other sites", "ended"
+_NOW_FILE = "job.json"
+
+
+class StatusFile:
+    """Writes it. What cannot be written does not stop a job.
+
+    Args:
+        root: the site's folder.
+        job: the job's id.
+    """
+
+    def __init__(self, root: Path, job: str) -> None:
+        self._folder = root / RUN_FOLDER
+        self._job = job
+
+    def now(self, **values: Any) -> None:
+        """Note what the job does now."""
+        self._write(_NOW_FILE, json.dumps({"job": self._job, "at": time.time(), **values}))
+
+    def _write(self, name: str, text: str) -> None:
+        with contextlib.suppress(OSError):
+            self._folder.mkdir(exist_ok=True, mode=0o700)
+            unfinished = (self._folder / name).with_suffix(".unfinished")
+            with open(unfinished, "w", encoding="utf-8", opener=_private) as file:
+                file.write(text)
+            unfinished.replace(self._folder / name)
+
+
+def read_report(root: Path) -> dict[str, Any]:
+    """Return what a site's last job did last; nothing where none ran.
+
+    Args:
+        root: the site's folder.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        return dict(json.loads((root / RUN_FOLDER / _NOW_FILE).read_text(encoding="utf-8")))
+    return {}
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

@@ -1,0 +1,365 @@
+"""One case to be read in a process of its own: files, a DICOM series with its labels, or a slide."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from oncofed.data import case_facts
+from oncofed.data.converted import fitting, is_there, write_image
+from oncofed.data.dicom.headers import Header
+from oncofed.data.dicom.labels import Label, read_labels
+from oncofed.data.dicom.matching import PlacedLabel
+from oncofed.data.dicom.pixels import read_stack
+from oncofed.data.dicom.stacks import Stack
+from oncofed.data.files import Use
+from oncofed.data.images import LoadedImage
+from oncofed.data.layouts import Item
+from oncofed.data.layouts.base import first_free
+from oncofed.data.layouts.content import looks_like_mask
+from oncofed.data.manifest import write_whole
+from oncofed.data.mixtures import RAW, UNITS
+from oncofed.data.slides import TileSpec
+from oncofed.data.slides.measuring import measure
+
+# Raised when facts gain a field, so that what an older version remembered is read anew.
+_FACTS_VERSION = "9"
+
+
+class Work(Protocol):
+    """One case to be read in a process of its own."""
+
+    @property
+    def key(self) -> str:
+        """What the index knows it by."""
+
+    @property
+    def name(self) -> str:
+        """The case's, unique in the dataset."""
+
+    def files(self) -> Iterator[tuple[str, Use]]:
+        """Yield the path of each file that it reads, inside the registered folder, and as what."""
+
+    def stamp(self) -> str:
+        """What changes when its files do."""
+
+    def read(self) -> dict[str, Any]:
+        """Return the fields of an ``Entry``, or ``set_aside`` with the reason why the case cannot be used.
+
+        ``not_drawn`` are the paths of ``files`` that turned out to lie beside the image.
+        """
+
+    def set_aside(self, reason: str) -> dict[str, Any]:
+        """Return ``{"name", "reason", "source"}`` of a case that cannot be used."""
+
+    def renamed(self, name: str) -> Work:
+        """Return the case by another name."""
+
+
+def distinct_work(work: Sequence[Work], taken: Collection[str]) -> list[Work]:
+    """Return cases whose names differ from each other's and from those that are taken: files are written by name."""
+    used, found = set(taken), []
+    for item in work:
+        name = first_free(item.name, used)
+        used.add(name)
+        found.append(item if name == item.name else item.renamed(name))
+    return found
+
+
+@dataclass(frozen=True)
+class FileWork:
+    """A case whose image and label are files of their own; ``named`` are the label values that have names."""
+
+    root: Path
+    prefix: str
+    item: Item
+    named: tuple[int, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """What the index knows it by."""
+        return f"file:{self.item.name}"
+
+    @property
+    def name(self) -> str:
+        """The case's."""
+        return self.item.name
+
+    def files(self) -> Iterator[tuple[str, Use]]:
+        """Yield each file and its use."""
+        yield from ((image, "image") for image in self.item.images)
+        yield from ((mask, "label") for mask in self.item.masks)
+
+    def stamp(self) -> str:
+        """What changes when its files do."""
+        return f"{_FACTS_VERSION} {self.item!r} {self.named} {case_facts.stamp(self._paths())}"
+
+    def read(self) -> dict[str, Any]:
+        """Return the case's facts or the reason why it cannot be used.
+
+        An image without a label of which ``looks_like_mask`` is true holds few whole numbers, read as a mask.
+        """
+        item = self.item
+        images = [self.root / image for image in item.images]
+        try:
+            image, mask = case_facts.read_case(images, self._label_file(), named=self.named)
+            mask = self._with_label(image, mask)
+            found = case_facts.measure(image, mask)
+            found["checksum"] = case_facts.checksum(images)
+            found["notes"] = [*case_facts.notes(image, mask), *item.notes]
+            if item.label is None and len(images) == 1:
+                found["looks_like_mask"] = looks_like_mask(image)
+        except Exception as error:  # noqa: BLE001 - readers raise whatever they like for a malformed file
+            return self.set_aside(case_facts.reason_of(error))
+        paths = [f"{self.prefix}{image}" for image in item.images]
+        return {
+            **found,
+            "name": item.name,
+            "patient": item.patient,
+            "image": paths[0] if len(paths) == 1 else paths,
+            "label": self._listed_label(mask),
+            "label_named": (list(self.named) or None) if mask else None,
+            "split": item.split,
+            "modality": item.modality,
+            "tags": item.tags,
+            "stamp": case_facts.stamp([*images, *self._label_files(mask)]),
+            "source": item.images[0],
+        }
+
+    def set_aside(self, reason: str) -> dict[str, Any]:
+        """Return what is known of a case that cannot be used."""
+        return _set_aside(self.item.name, reason, self.item.images[0])
+
+    def renamed(self, name: str) -> Work:
+        """Return the case by another name."""
+        return replace(self, item=replace(self.item, name=name))
+
+    def _label_file(self) -> Path | None:
+        return self.root / self.item.label if isinstance(self.item.label, str) else None
+
+    def _with_label(self, image: LoadedImage, mask: LoadedImage | None) -> LoadedImage | None:
+        """Return the mask where it is not one file as it is; ``image`` lies below it."""
+        del image
+        return mask
+
+    def _listed_label(self, mask: LoadedImage | None) -> str | int | None:
+        """Return the label as the manifest lists it."""
+        del mask
+        label = self.item.label
+        assert not isinstance(label, tuple)
+        return f"{self.prefix}{label}" if isinstance(label, str) else label
+
+    def _label_files(self, mask: LoadedImage | None) -> list[Path]:
+        """Return the label's file, as the manifest lists it."""
+        del mask
+        label = self._label_file()
+        return [label] if label else []
+
+    def _paths(self) -> list[Path]:
+        paths = (*self.item.images, *self.item.masks)
+        return [self.root / path for path in paths if (self.root / path).exists()]
+
+
+@dataclass(frozen=True)
+class StackWork:
+    """A DICOM image with its label files."""
+
+    root: Path
+    out: Path
+    name: str
+    stack: Stack
+    labels: tuple[PlacedLabel, ...]
+    values: Mapping[str, int]
+    class_label: int | None
+    split: str | None
+
+    @property
+    def key(self) -> str:
+        """What the index knows it by."""
+        return f"dicom:{self.name}"
+
+    def files(self) -> Iterator[tuple[str, Use]]:
+        """Yield each file and its use."""
+        yield from ((item.path, "image") for item in self.stack.slices)
+        yield from ((item.path, "label") for item in self.labels)
+
+    def stamp(self) -> str:
+        """What changes when its files do."""
+        files = sorted(item.path + item.header["stamp"] for item in (*self.stack.slices, *self.labels))
+        placed = [(label.path, label.named, label.notes) for label in self.labels]
+        text = f"{_FACTS_VERSION} {files} {placed} {sorted(self.values.items())} {self.class_label} {self.split}"
+        text += f" {self.stack.header['person']} {self.stack.notes}"
+        there = all(is_there(self.out / path) for path in self._written())
+        return hashlib.sha256(text.encode()).hexdigest() + ("" if there else " not written")
+
+    def read(self) -> dict[str, Any]:
+        """Convert the image and its label and return their facts, or the reason why they cannot be used."""
+        header = self.stack.header
+        try:
+            pixels = read_stack(self.root, self.stack)
+            label = self._label(pixels.image)
+            mask = label.image if label else None
+            found = case_facts.measure(pixels.image, mask, len(self.values) + 1)
+        except Exception as error:  # noqa: BLE001 - readers raise whatever they like for a malformed file
+            return self.set_aside(case_facts.reason_of(error))
+        image_path = fitting(self._written()[0], pixels.image)
+        label_path = self._written()[1] if mask is not None else None
+        write_image(self.out / image_path, pixels.image)
+        if mask is not None and label_path:
+            write_image(self.out / label_path, mask)
+        written = [self.out / p for p in (image_path, label_path) if p]
+        return {
+            **found,
+            "name": self.name,
+            "patient": header["person"],
+            "study": header["study"] or None,
+            "image": image_path,
+            "label": label_path or self.class_label,
+            "label_named": sorted(self.values.values()) if mask else None,
+            "split": self.split,
+            "modality": header["modality"] or None,
+            "vendor": header["vendor"] or None,
+            "checksum": case_facts.checksum(written[:1]),
+            "stamp": case_facts.stamp(written),
+            "notes": [*self.stack.notes, *pixels.notes, *_header_notes(header), *(label.notes if label else ())],
+            "source": self.stack.slices[0].path,
+            "not_drawn": list(label.not_drawn) if label else [],
+        }
+
+    def set_aside(self, reason: str) -> dict[str, Any]:
+        """Return what is known of an image that cannot be used."""
+        return _set_aside(self.name, reason, self.stack.slices[0].path)
+
+    def renamed(self, name: str) -> Work:
+        """Return the image by another name."""
+        return replace(self, name=name)
+
+    def _written(self) -> list[str]:
+        flat = self.stack.kind == "flat"
+        # Packing an image costs more time than all else and saves a third; a label nearly vanishes.
+        image, label = (".png", ".png") if flat else (".nii", ".nii.gz")
+        return [f"images/{self.name}{image}", *([f"labels/{self.name}{label}"] if self.labels else [])]
+
+    def _label(self, image: LoadedImage) -> Label | None:
+        return read_labels(self.root, self.labels, image, self.stack, self.values) if self.labels else None
+
+
+@dataclass(frozen=True)
+class SlideWork:
+    """A whole slide with its table's or region's label; ``instances`` are the files of a DICOM slide."""
+
+    root: Path
+    prefix: str
+    out: Path
+    item: Item
+    tiles: TileSpec
+    names: Mapping[str, int]
+    instances: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """What the index knows it by."""
+        return f"slide:{self.item.name}"
+
+    @property
+    def name(self) -> str:
+        """The slide's."""
+        return self.item.name
+
+    def files(self) -> Iterator[tuple[str, Use]]:
+        """Yield each file and its use."""
+        yield from ((path, "image") for path in (*(self.instances or self.item.images), *self._tiles_of_mirax()))
+        if isinstance(self.item.label, str):
+            yield self.item.label, "regions"
+
+    def stamp(self) -> str:
+        """What changes when its files do."""
+        there = (self.out / self._tiles_path).is_file()
+        files = self.instances or self.item.images
+        paths = [self.root / p for p in (*files, self.item.label) if isinstance(p, str)]
+        seen = case_facts.stamp([p for p in paths if p.exists()])
+        text = f"{_FACTS_VERSION} {self.item!r} {self.tiles!r} {sorted(self.names.items())} {seen}"
+        return text + ("" if there else " not written")
+
+    def read(self) -> dict[str, Any]:
+        """Find the slide's tissue and tiles and return its facts, or the reason why it cannot be used."""
+        item = self.item
+        path = self._gather() if self.instances else self.root / item.images[0]
+        region = self.root / item.label if isinstance(item.label, str) else None
+        try:
+            found, grid = measure(path, self.tiles, region, self.names)
+        except Exception as error:  # noqa: BLE001 - readers raise whatever they like for a malformed file
+            return self.set_aside(case_facts.reason_of(error))
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **grid)  # type: ignore[arg-type]
+        target = self.out / self._tiles_path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(target, buffer.getvalue())
+        return {
+            **found,
+            "name": item.name,
+            "patient": item.patient,
+            "image": self._folder if self.instances else f"{self.prefix}{item.images[0]}",
+            "label": f"{self.prefix}{item.label}" if isinstance(item.label, str) else item.label,
+            "split": item.split,
+            "modality": "SM",
+            "tags": item.tags,
+            "tiles": self._tiles_path,
+            "stamp": case_facts.stamp([path]),
+            "source": item.images[0],
+        }
+
+    def set_aside(self, reason: str) -> dict[str, Any]:
+        """Return what is known of a slide that cannot be used."""
+        return _set_aside(self.item.name, reason, self.item.images[0])
+
+    def renamed(self, name: str) -> Work:
+        """Return the case by another name."""
+        return replace(self, item=replace(self.item, name=name))
+
+    def _tiles_of_mirax(self) -> list[str]:
+        """Return the files that hold the tiles of an MRXS slide: all of the folder that is named as it is."""
+        if self.instances or not self.item.images[0].lower().endswith(".mrxs"):
+            return []
+        folder = (self.root / self.item.images[0]).with_suffix("")
+        return [str(path.relative_to(self.root)) for path in sorted(folder.rglob("*")) if path.is_file()]
+
+    def _gather(self) -> Path:
+        """Link the instances of one DICOM slide into a folder of its own, and return it."""
+        folder = self.out / self._folder
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.iterdir():
+            old.unlink()
+        for number, instance in enumerate(self.instances):
+            (folder / f"{number}.dcm").symlink_to((self.root / instance).resolve())
+        return folder
+
+    @property
+    def _folder(self) -> str:
+        return f"slides/{self.item.name}"
+
+    @property
+    def _tiles_path(self) -> str:
+        return f"tiles/{self.item.name}.npz"
+
+
+def is_dicom(work: Work) -> bool:
+    """Return whether a case's image is DICOM."""
+    return isinstance(work, StackWork) or (isinstance(work, SlideWork) and bool(work.instances))
+
+
+def _header_notes(header: Header) -> list[str]:
+    notes = ["burned-in annotation: its header says YES"] if header["burned_in"].upper() == "YES" else []
+    if header["modality"] == "PT" and header["units"]:
+        notes.append(f"{UNITS} {header['units']}")
+    return [*notes, RAW] if header["intent"] == "FOR PROCESSING" else notes
+
+
+def _set_aside(name: str, reason: str, source: str) -> dict[str, Any]:
+    return {"name": name, "reason": reason, "source": source}

@@ -1,0 +1,1 @@
+"""Everything that changes FLARE at run time, each with its reason."""

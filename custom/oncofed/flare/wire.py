@@ -1,0 +1,301 @@
+"""What travels between server and sites: tensors by name, and a few approved numbers.
+
+FLARE moves tensors as safetensors, never as pickles.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from nvflare.apis.dxo import DXO, DataKind, MetaKey, from_shareable
+from nvflare.apis.fl_constant import ReturnCode
+from nvflare.apis.shareable import Shareable, make_reply
+from nvflare.apis.utils.decomposers import flare_decomposers
+from nvflare.fuel.utils import fobs
+
+from oncofed.errors import one_line
+from oncofed.flare.patches.streams import lighten_streams
+from oncofed.flare.transfer.decomposer import DirectTensors
+from oncofed.messages.chunks import ChunkedTensors, in_pieces
+from oncofed.messages.compression import EXTRA
+from oncofed.messages.pooled_scores import SumsAsked
+from oncofed.models.weights import Weights
+
+TASK_PREPARE = "prepare"
+TASK_TRAIN = "train"
+TASK_VALIDATE = "validate"
+TASK_COMBINE = "combine"
+TASKS = (TASK_PREPARE, TASK_TRAIN, TASK_VALIDATE, TASK_COMBINE)
+
+PROGRESS_EVENT = "oncofed.progress"
+# A site asks the server whether there is something to do, and is told so, at once or as soon as there is.
+WAIT_TOPIC, TOLD_TOPIC = "oncofed.wait", "oncofed.told"
+# What it is told: there is nothing yet, there is a task, or the job is over.
+Directive = Literal["wait", "come", "over"]
+
+_REASON = "oncofed.reason"
+_PASSING = "oncofed.passing"
+_NUMBERS = "oncofed.numbers"
+_SPLIT = "oncofed.split"
+_ROUND = "oncofed.round"
+_REFUSED = "oncofed.refused"
+_STEPS = "oncofed.steps"
+_COLLECTOR = "oncofed.collector"
+_MISSING = "oncofed.missing"
+_LEFT_OUT = "oncofed.left_out"
+_WAIT = "oncofed.wait"
+_PAUSE = "oncofed.pause"
+_ANCHOR = "oncofed.anchor"
+_KEEP = "oncofed.keep"
+_BESIDE = "oncofed.beside"
+_PROFILE = "oncofed.profile"
+_SUMS = "oncofed.sums"
+_LONGEST_REASON = 600
+
+
+def register_tensors() -> None:
+    """Teach FLARE's serializer to move tensors, and its streams to do less; to be called before the first message.
+
+    FLARE's own forms are registered too: a process that serializes one of its messages without them gives the type
+    another form for as long as it lives, and reads what others send in the usual one as empty.
+    """
+    flare_decomposers.register()
+    fobs.register(DirectTensors)
+    lighten_streams()
+
+
+def weights_message(
+    weights: Weights, round_number: int, split: str = "validation", given: Weights | None = None
+) -> Shareable:
+    """Return the server's message to a site: the global model, the round, and which cases to score it on.
+
+    Args:
+        weights: the model.
+        round_number: from 1.
+        split: "validation" or "test".
+        given: what the strategy gives to sites beside the model.
+    """
+    extra = {EXTRA + name: value for name, value in (given or {}).items()}
+    message = DXO(DataKind.WEIGHTS, data=in_pieces({**weights, **extra})).to_shareable()
+    message.set_header(_ROUND, round_number)
+    message.set_header(_SPLIT, split)
+    return message
+
+
+def plain_message() -> Shareable:
+    """Return a server's message without weights."""
+    return DXO(DataKind.METRICS, data={}).to_shareable()
+
+
+def ask_for_profile(message: Shareable) -> None:
+    """Add to a message to prepare that the server would know what the training images are like."""
+    message.set_header(_PROFILE, True)
+
+
+def asks_for_profile(message: Shareable) -> bool:
+    """Return whether the server would know what the training images are like."""
+    return bool(message.get_header(_PROFILE, False))
+
+
+def read_weights_message(message: Shareable) -> tuple[Weights, int, str, Weights]:
+    """Return (weights, round, split, what the strategy gives) of a server's message."""
+    data: Weights = dict(ChunkedTensors(from_shareable(message).data))
+    weights = {name: value for name, value in data.items() if not name.startswith(EXTRA)}
+    given = {name.removeprefix(EXTRA): value for name, value in data.items() if name.startswith(EXTRA)}
+    return weights, int(message.get_header(_ROUND, 0)), str(message.get_header(_SPLIT, "validation")), given
+
+
+def bytes_of(message: Shareable) -> int:
+    """Return how many bytes an answer's tensors and numbers have, framing and TLS aside."""
+    if message.get_return_code() != ReturnCode.OK:
+        return len(str(message.get_header(_REASON) or ""))
+    update = from_shareable(message)
+    tensors = [value for value in update.data.values() if isinstance(value, torch.Tensor)]
+    numbers = {name: value for name, value in update.data.items() if not isinstance(value, torch.Tensor)}
+    told = update.get_meta_prop(_NUMBERS, {})
+    return sum(tensor.nbytes for tensor in tensors) + len(json.dumps([numbers, told], default=str))
+
+
+def tell_refusal(message: Shareable, reason: str) -> None:
+    """Add to a site's next message why its last update was not taken."""
+    message.set_header(_REFUSED, reason)
+
+
+def told_refusal(message: Shareable) -> str | None:
+    """Return why the server did not take this site's last update; None where it did."""
+    reason = message.get_header(_REFUSED)
+    return str(reason) if reason else None
+
+
+def let_keep(message: Shareable, beside: Mapping[str, str] | None = None) -> None:
+    """Add to a message that a site may keep its model: it is the one that the job made.
+
+    Args:
+        message: holds the model.
+        beside: small files that belong to it, contents by name.
+    """
+    message.set_header(_KEEP, True)
+    message.set_header(_BESIDE, json.dumps(dict(beside or {})))
+
+
+def kept_beside(message: Shareable) -> dict[str, str]:
+    """Return the small files that belong to a message's model, contents by name; none where it does not say."""
+    return dict(json.loads(str(message.get_header(_BESIDE, "{}"))))
+
+
+def ask_for_sums(message: Shareable, asked: SumsAsked) -> None:
+    """Add to a message to score a model that the server wants counts and sums for figures over all sites."""
+    message.set_header(_SUMS, {"temperature": asked.temperature})
+
+
+def sums_asked(message: Shareable) -> SumsAsked | None:
+    """Return which counts and sums the server wants beside a score; None: none."""
+    asked = message.get_header(_SUMS)
+    return SumsAsked(**asked) if asked else None
+
+
+def may_keep(message: Shareable) -> bool:
+    """Return whether a message's model is the one that the job made."""
+    return bool(message.get_header(_KEEP, False))
+
+
+def name_collector(message: Shareable, site: str) -> None:
+    """Add to a message to train who puts this round's updates together."""
+    message.set_header(_COLLECTOR, site)
+
+
+def named_collector(message: Shareable) -> str | None:
+    """Return who puts this round's updates together; None: the server."""
+    return message.get_header(_COLLECTOR) or None
+
+
+def combine_message(wanted: dict[str, dict[str, Any]], round_number: int) -> Shareable:
+    """Return the server's message to a round's collector: of each site the digest of its update, and its cases."""
+    message = DXO(DataKind.METRICS, data=wanted).to_shareable()
+    message.set_header(_ROUND, round_number)
+    return message
+
+
+def read_combine_message(message: Shareable) -> tuple[dict[str, dict[str, Any]], int]:
+    """Return (digest and cases by site, round) of the server's message to a collector."""
+    return dict(from_shareable(message).data), int(message.get_header(_ROUND, 0))
+
+
+def combined_message(mean: Weights, cases: int, missing: list[str], left_out: dict[str, str]) -> Shareable:
+    """Return a collector's answer: the mean update, or which updates are missing; and which it left out, and why."""
+    message = update_message(mean, {}, cases, 1, {})
+    message.set_header(_MISSING, missing)
+    message.set_header(_LEFT_OUT, left_out)
+    return message
+
+
+def read_combined_message(message: Shareable) -> tuple[Any, int, list[str], dict[str, str]]:
+    """Return (tensors by name, cases, sites whose update is missing, reasons by site) of a collector's answer."""
+    sent, cases, _, _ = read_update_message(message)
+    return sent, cases, list(message.get_header(_MISSING) or []), dict(message.get_header(_LEFT_OUT) or {})
+
+
+def wait_reply(word: Directive, pause: float = 0.0) -> Shareable:
+    """Return the server's answer to a site that waits.
+
+    Args:
+        word: what it is told.
+        pause: seconds until it asks again, unless it is told before that there is something.
+    """
+    reply = make_reply(ReturnCode.OK)
+    reply.set_header(_WAIT, word)
+    reply.set_header(_PAUSE, pause)
+    return reply
+
+
+def told_word(reply: Shareable) -> Directive | None:
+    """Return what the server answered to a site that waits; None: it did not."""
+    word: Directive | None = reply.get_header(_WAIT)
+    return word
+
+
+def told_pause(reply: Shareable) -> float:
+    """Return how many seconds a site is to wait until it is told, before it asks again."""
+    return float(reply.get_header(_PAUSE, 0.0))
+
+
+def update_message(delta: Weights, extra: Weights, cases: int, steps: int, numbers: dict[str, Any]) -> Shareable:
+    """Return a site's message to the server.
+
+    Args:
+        delta: what its turn changed, as it travels.
+        extra: what the strategy asks for beside it.
+        cases: training cases behind it.
+        steps: optimizer steps behind it.
+        numbers: approved numbers.
+    """
+    sent = in_pieces({**delta, **{EXTRA + name: value for name, value in extra.items()}})
+    update = DXO(DataKind.WEIGHT_DIFF, data=sent)
+    update.set_meta_prop(MetaKey.NUM_STEPS_CURRENT_ROUND, cases)
+    update.set_meta_prop(_STEPS, steps)
+    update.set_meta_prop(_NUMBERS, numbers)
+    return update.to_shareable()
+
+
+def read_update_message(message: Shareable) -> tuple[Any, int, int, dict[str, Any]]:
+    """Return (tensors by name, cases, steps, numbers) of a site's message."""
+    update = from_shareable(message)
+    cases = int(update.get_meta_prop(MetaKey.NUM_STEPS_CURRENT_ROUND, 0))
+    steps = int(update.get_meta_prop(_STEPS, 1))
+    return update.data, cases, steps, dict(update.get_meta_prop(_NUMBERS, {}))
+
+
+def numbers_message(numbers: dict[str, Any]) -> Shareable:
+    """Return a site's message that holds approved numbers only."""
+    return DXO(DataKind.METRICS, data=numbers).to_shareable()
+
+
+def read_numbers_message(message: Shareable) -> dict[str, Any]:
+    """Return the numbers of a site's message."""
+    return dict(from_shareable(message).data)
+
+
+def replace_numbers(update: DXO, numbers: dict[str, Any]) -> None:
+    """Put other numbers beside an update."""
+    update.set_meta_prop(_NUMBERS, numbers)
+
+
+def tell_anchor(message: Shareable, anchor: str) -> None:
+    """Add to an answer the last line of the site's audit log: its number and digest."""
+    message.set_header(_ANCHOR, anchor)
+
+
+def told_anchor(message: Shareable) -> str | None:
+    """Return the last line of a site's audit log, as its answer tells it; None where it does not."""
+    anchor = message.get_header(_ANCHOR)
+    return anchor if isinstance(anchor, str) else None
+
+
+def refusal(reason: str, passing: bool = False) -> Shareable:
+    """Return a site's answer that it could not do its task.
+
+    Args:
+        reason: may leave the site.
+        passing: it may be able to later, as when its disk is full.
+    """
+    reply = make_reply(ReturnCode.EXECUTION_EXCEPTION)
+    reply.set_header(_REASON, reason)
+    reply.set_header(_PASSING, passing)
+    return reply
+
+
+def may_pass(message: Shareable) -> bool:
+    """Return whether what kept a site from its task may pass. FLARE itself gives up where it cannot write its audit."""
+    return message.get_return_code() != ReturnCode.OK and bool(message.get_header(_PASSING, True))
+
+
+def refusal_reason(message: Shareable) -> str | None:
+    """Return why a site could not do its task, or None where it did."""
+    code = message.get_return_code()
+    if code == ReturnCode.OK:
+        return None
+    reason = str(message.get_header(_REASON) or f"FLARE reports {code}; the site's own log says more")
+    return one_line(reason, _LONGEST_REASON)

@@ -1,0 +1,172 @@
+"""In which type updates travel, and what is done about what that rounds away."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from oncofed.errors import FederationError
+from oncofed.federation_plan import ExchangeType
+from oncofed.messages.chunks import ChunkedTensors, Seen
+from oncofed.models.weights import Weights
+
+_SCALE = "scale."
+EXTRA = "extra."
+# Few enough for a core's cache.
+_VALUES_TOGETHER = 1 << 18
+
+
+class Compressor:
+    """A site's half: rounds updates, and adds what was rounded away to the next one (error feedback).
+
+    bfloat16 halves what travels. int8 quarters it: each row of a tensor has a scale of its own. Without the feedback
+    the errors of many rounds add up (Seide et al., Interspeech 2014; Karimireddy et al., ICML 2019).
+
+    Args:
+        kind: type of the updates.
+    """
+
+    def __init__(self, kind: ExchangeType) -> None:
+        self._kind = kind
+        self.left_over: Weights = {}
+
+    def compress(self, delta: Weights) -> Weights:
+        """Return an update as it travels. Tensors of whole numbers are left as they are."""
+        if self._kind == "native":
+            return delta
+        sent: Weights = {}
+        for name, value in delta.items():
+            if not value.is_floating_point():
+                sent[name] = value
+                continue
+            # What it was before is not wanted any more, and new memory costs more than what is written to it.
+            whole = self.left_over[name].add_(value) if name in self.left_over else value.contiguous().clone()
+            if self._kind == "bfloat16":
+                sent[name] = whole.to(torch.bfloat16, copy=True)
+                whole.sub_(sent[name])
+            else:
+                sent[name], sent[_SCALE + name] = _round_off(whole)
+            self.left_over[name] = whole
+        return sent
+
+
+def travelling_bytes(weights: Weights, kind: ExchangeType) -> int:
+    """Return how many bytes weights have as they travel, framing and TLS aside."""
+    floating = [value for value in weights.values() if value.is_floating_point()]
+    whole = sum(value.nbytes for value in weights.values() if not value.is_floating_point())
+    if kind == "native":
+        return whole + sum(value.nbytes for value in floating)
+    if kind == "bfloat16":
+        return whole + sum(2 * value.numel() for value in floating)
+    # A byte each, and a scale in float32 for each row.
+    return whole + sum(value.numel() + 4 * (value.shape[0] if value.ndim > 1 else 1) for value in floating)
+
+
+class ReceivedUpdate(Mapping[str, Tensor]):
+    """An update as the strategies take it: each tensor is read, and brought back to its own type, when asked for.
+
+    Args:
+        sent: what arrived, by name: tensors, or FLARE's references to tensors that it keeps in a file.
+        like: tensors as the global model has them; their values do not matter.
+        kind: type of the updates.
+        extra: names of what comes beside the weights, which travels in its own type.
+
+    Attributes:
+        squares: the sum of the squares of each tensor whose values travel as they are.
+
+    Raises:
+        FederationError: it is not an update of this model; names the first difference.
+    """
+
+    def __init__(self, sent: Any, like: Weights, kind: ExchangeType, extra: Mapping[str, Tensor]) -> None:
+        joined = ChunkedTensors(sent)
+        self._sent, self._like, self._kind = joined, like, kind
+        self.squares: dict[str, float] = {}
+        scaled = [n for n, v in like.items() if kind == "int8" and v.is_floating_point()]
+        expected = {*like, *(_SCALE + name for name in scaled)}
+        here = {name for name in joined if not str(name).startswith(EXTRA)}
+        if here != expected:
+            raise FederationError(
+                f"it sent other tensors than the model has (first difference: {sorted(map(str, here ^ expected))[:1]})"
+            )
+        strange = {name for name in joined if str(name).startswith(EXTRA)} - {EXTRA + name for name in extra}
+        if strange:
+            raise FederationError(f"it sent {min(strange)}, which the strategy does not ask for")
+        for name in sorted(here):
+            self._check(name)
+        for name in extra:
+            if EXTRA + name in joined:
+                _require(EXTRA + name, joined.look(EXTRA + name), extra[name].shape, extra[name].dtype)
+        self.extra: Weights = {name: joined[EXTRA + name] for name in extra if EXTRA + name in joined}
+
+    def _check(self, name: str) -> None:
+        seen = self._sent.look(name)
+        if name.startswith(_SCALE) and name not in self._like:
+            of = self._like[name.removeprefix(_SCALE)]
+            _require(name, seen, _largest_of_rows(of).shape, torch.float32)
+            return
+        of = self._like[name]
+        kinds = {"native": of.dtype, "bfloat16": torch.bfloat16, "int8": torch.int8}
+        _require(name, seen, of.shape, kinds[self._kind] if of.is_floating_point() else of.dtype)
+        if of.is_floating_point() and self._kind != "int8":
+            self.squares[name] = seen.squares
+
+    def __getitem__(self, name: str) -> Tensor:
+        like = self._like[name]
+        value = self._sent[name]
+        if self._kind == "int8" and like.is_floating_point():
+            return _restored(value, self._sent[_SCALE + name], like.dtype)
+        return value.to(like.dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._like)
+
+    def __len__(self) -> int:
+        return len(self._like)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that travelled."""
+        return self._sent.nbytes
+
+    @property
+    def floats(self) -> int:
+        """How many numbers it has, but for whole ones."""
+        return sum(value.numel() for value in self._like.values() if value.is_floating_point())
+
+
+class NotFiniteError(FederationError):
+    """An update has values that are infinite or no numbers: its training went wrong."""
+
+
+def _require(name: str, seen: Seen, shape: torch.Size, dtype: torch.dtype) -> None:
+    if seen.shape != tuple(shape) or seen.dtype != dtype:
+        raise FederationError(f"it sent {name} as {seen.shape} {seen.dtype}, expected {tuple(shape)} {dtype}")
+    if not seen.finite:
+        raise NotFiniteError(f"it sent values in {name} that are not finite")
+
+
+def _largest_of_rows(value: Tensor) -> Tensor:
+    if value.ndim < 2:
+        return value.abs().amax() if value.numel() else value.new_zeros(())
+    return value.abs().amax(dim=tuple(range(1, value.ndim)), keepdim=True)
+
+
+def _round_off(whole: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a tensor's rows as whole numbers, and the scale of each; it keeps what that rounds away."""
+    scale = (_largest_of_rows(whole) / 127).float()
+    rounded = torch.empty(whole.shape, dtype=torch.int8)
+    rows, numbers, scales = (value.view(scale.numel(), -1) for value in (whole, rounded, scale))
+    together = max(1, _VALUES_TOGETHER // rows.shape[1])
+    for some, target, factor in zip(*(torch.split(v, together) for v in (rows, numbers, scales)), strict=True):
+        found = (some / factor.clamp_min(1e-30)).round_().clamp_(-127, 127)
+        target.copy_(found)
+        some.sub_(_restored(target, factor, some.dtype))
+    return rounded, scale
+
+
+def _restored(rounded: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    return rounded.float().mul_(scale).to(dtype)

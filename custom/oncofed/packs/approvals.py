@@ -1,0 +1,153 @@
+"""Which packs a site has approved: ``local/code.json``, by digest, and the packs themselves beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Literal
+
+from cryptography import x509
+from pydantic import Field, TypeAdapter, ValidationError
+
+from oncofed.audit import RECEIVED
+from oncofed.data.manifest import write_whole
+from oncofed.errors import PolicyError, SpecError
+from oncofed.packs.pack import PACK_SUFFIX, Pack, read_pack
+from oncofed.sandbox import what_is_missing
+from oncofed.settings import StrictModel
+from oncofed.signing import signature_problems, signer
+
+APPROVALS_FILE = "code.json"
+PACKS_FOLDER = "code"
+State = Literal["approved", "rejected", "withdrawn"]
+# Whoever may submit could otherwise fill a site's disk.
+_MOST_KEPT = 100
+
+
+class Decision(StrictModel):
+    """What a site decided about a pack."""
+
+    name: str
+    state: State
+    at: datetime
+    by: str
+    reason: str = Field(min_length=1)
+
+
+_DECISIONS = TypeAdapter(dict[str, Decision])
+
+
+def read_decisions(local: Path) -> dict[str, Decision]:
+    """Return what a site decided, by digest; nothing before its first decision.
+
+    Args:
+        local: the kit's folder of that name.
+
+    Raises:
+        PolicyError: the file is broken: no pack may run.
+    """
+    try:
+        return _DECISIONS.validate_json((local / APPROVALS_FILE).read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValidationError) as error:
+        raise PolicyError(f"its decisions about code are broken ({type(error).__name__}): no pack runs there") from None
+
+
+def write_decision(local: Path, pack: Pack, state: State, by: str, reason: str) -> None:
+    """Keep a decision, in place of an earlier one about the same pack."""
+    now = datetime.now(timezone.utc)
+    decisions = {
+        **read_decisions(local),
+        pack.digest: Decision(name=pack.name, state=state, at=now, by=by, reason=reason),
+    }
+    text = json.dumps(_DECISIONS.dump_python(decisions, mode="json"), indent=2) + "\n"
+    write_whole(local / APPROVALS_FILE, text.encode(), 0o600)
+
+
+def refusal_of(local: Path, pack: Pack) -> str | None:
+    """Return why a pack may not run at a site, in words that may leave it; None where it may."""
+    decision = read_decisions(local).get(pack.digest)
+    if decision is not None and decision.state == "approved":
+        return None
+    said = f"was {decision.state}" if decision else "is not approved"
+    return f"the pack {pack.name} ({pack.digest[:12]}…) {said} there: its admin looks at it with `oncofed site review`"
+
+
+def refusal_at_site(kit: Path, pack: Pack, record: Callable[..., object]) -> str | None:
+    """Return why a pack that came with a job may not run at a site, as ``refusal_of`` does.
+
+    One that somebody of the alliance signed is kept for the site's admin to look at.
+
+    Args:
+        kit: of the site.
+        pack: that came.
+        record: writes to the site's audit log, with what happened and facts of it by name.
+
+    Raises:
+        PolicyError: too many wait already, or its decisions are broken.
+    """
+    if what_is_missing():
+        return "it cannot confine a process, and runs no pack without that"
+    reason = refusal_of(kit / "local", pack)
+    if reason is None:
+        return None
+    problems = pack_problems(pack, kit / "startup")
+    if problems:
+        return f"the pack {pack.name} is not one that somebody of the alliance signed: {problems[0]}"
+    keep_pack(kit, pack, record)
+    return reason
+
+
+def pack_problems(pack: Pack, startup: Path) -> list[str]:
+    """Return why a pack is not what somebody of the alliance signed."""
+    root = x509.load_pem_x509_certificate((startup / "rootCA.pem").read_bytes())
+    return signature_problems(pack.signature, pack.manifest, root)
+
+
+def keep_pack(kit: Path, pack: Pack, record: Callable[..., object]) -> None:
+    """Keep a pack for who is to decide about it, and record one that is new.
+
+    Args:
+        kit: of the site.
+        pack: whoever brought it.
+        record: see ``refusal_at_site``.
+
+    Raises:
+        PolicyError: too many wait already.
+    """
+    folder = kit / PACKS_FOLDER
+    path = folder / f"{pack.digest}{PACK_SUFFIX}"
+    if path.is_file():
+        return
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if sum(1 for _ in folder.iterdir()) >= _MOST_KEPT:
+        raise PolicyError(f"{_MOST_KEPT} packs wait there already: its admin has to decide about some")
+    write_whole(path, pack.content, 0o600)
+    record(RECEIVED, pack=pack.digest, name=pack.name, pack_by=made_by(pack))
+
+
+def kept_packs(kit: Path) -> list[Pack]:
+    """Return the packs that a site has, the oldest first."""
+    paths = sorted((kit / PACKS_FOLDER).glob(f"*{PACK_SUFFIX}"), key=lambda path: path.stat().st_mtime)
+    return [read_pack(path.read_bytes(), path.name) for path in paths]
+
+
+def kept_pack(kit: Path, digest: str) -> Pack:
+    """Return a pack by its digest, or the beginning of it.
+
+    Raises:
+        SpecError: there is none, or several.
+    """
+    found = [pack for pack in kept_packs(kit) if pack.digest.startswith(digest)]
+    if len(found) != 1:
+        known = ", ".join(f"{pack.name} {pack.digest[:12]}" for pack in kept_packs(kit)) or "none"
+        raise SpecError(f"{len(found)} packs here begin with {digest!r}; here are: {known}")
+    return found[0]
+
+
+def made_by(pack: Pack) -> str:
+    """Return who signed a pack, by the certificate that comes with it."""
+    return signer(pack.signature) or "nobody"

@@ -1,0 +1,73 @@
+"""What the server keeps of a run after each round, so that a later process goes on with the next one."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from oncofed.algorithms import Update
+from oncofed.models.weights import Weights
+from oncofed.training.checkpoint import part, read_checkpoint, write_checkpoint
+
+_FILE = "server.safetensors"
+
+
+@dataclass
+class RunState:
+    """The state of a run between two rounds.
+
+    Attributes:
+        model: the global model.
+        round: the last round that ended.
+        strategy: the strategy's state.
+        best_round: whose model scored best; 0: none was scored yet.
+        best_score: its score.
+        lengths: of the updates of the last rounds, by round.
+        sites: who took part.
+        last: each site's update of the last round, where the job wants to score them; not kept.
+        last_from: the model that they started from; not kept.
+    """
+
+    model: Weights
+    round: int = 0
+    strategy: Weights = field(default_factory=dict)
+    best_round: int = 0
+    best_score: float = -math.inf
+    lengths: list[list[float]] = field(default_factory=list)
+    sites: list[str] = field(default_factory=list)
+    last: dict[str, Update] = field(default_factory=dict)
+    last_from: Weights | None = None
+
+
+def write_run_state(folder: Path, memory: RunState) -> None:
+    """Write a run's state; the file of the round before stands until the new one is complete."""
+    tensors = {f"model.{name}": value for name, value in memory.model.items()}
+    tensors |= {f"strategy.{name}": value for name, value in memory.strategy.items()}
+    facts: dict[str, Any] = {
+        "round": memory.round,
+        "best_round": memory.best_round,
+        "best_score": memory.best_score if math.isfinite(memory.best_score) else None,
+        "lengths": memory.lengths,
+        "sites": memory.sites,
+    }
+    write_checkpoint(folder / _FILE, tensors, facts)
+
+
+def read_run_state(folder: Path) -> RunState | None:
+    """Return the state that an earlier process of this run left, or None without one."""
+    path = folder / _FILE
+    if not path.is_file():
+        return None
+    tensors, facts = read_checkpoint(path)
+    best = facts["best_score"]
+    return RunState(
+        part(tensors, "model"),
+        facts["round"],
+        part(tensors, "strategy"),
+        facts["best_round"],
+        -math.inf if best is None else best,
+        facts["lengths"],
+        facts["sites"],
+    )

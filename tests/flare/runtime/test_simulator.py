@@ -1,0 +1,156 @@
+"""The simulator's sites are forks that FLARE's simulator handles as it does the programs that it starts."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+
+from commands import wait_for
+from oncofed.flare.runtime import simulator
+from oncofed.flare.runtime.forkserver import Fork, ForkServer
+from oncofed.flare.runtime.simulator import Ports, Starter, start_site
+
+_PROGRAM = """
+import os, pathlib, sys, time
+out = pathlib.Path(sys.argv[1])
+out.with_suffix(".unfinished").write_text(
+    f"{os.environ['COLOUR']} {os.getpid()} {os.getpgid(0)} {'HOME' in os.environ}"
+)
+out.with_suffix(".unfinished").rename(out)
+time.sleep(float(sys.argv[2]))
+sys.exit(int(sys.argv[3]))
+"""
+
+
+_OF_PLOTS = """
+import sys
+import monai.metrics
+early = [name for name in ("matplotlib", "pandas", "sklearn") if name in sys.modules]
+import matplotlib.pyplot
+sys.exit(len(early))
+"""
+
+
+_OF_FLARE = """
+import os, pathlib, sys, threading, time
+from nvflare.private.fed.app.utils import check_parent_alive
+over = threading.Event()
+pathlib.Path(sys.argv[2]).touch()
+threading.Thread(target=check_parent_alive, args=(int(sys.argv[1]), over)).start()
+if sys.argv[3] == "its work is over":
+    over.set()
+time.sleep(60)
+"""
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+    """The process that all sites here are forks of; it finds their programs."""
+    folder = tmp_path_factory.mktemp("programs")
+    (folder / "program_of_site.py").write_text(_PROGRAM)
+    (folder / "program_of_flare.py").write_text(_OF_FLARE)
+    (folder / "program_of_plots.py").write_text(_OF_PLOTS)
+    template = ForkServer({**os.environ, "PYTHONPATH": str(folder)})
+    yield template
+    template.kill()
+
+
+@pytest.fixture
+def start(template: ForkServer, tmp_path: Path) -> Callable[[float, int], Fork]:
+    """Start a site that sleeps for so many seconds, and then ends with a status."""
+
+    def start(seconds: float, status: int) -> Fork:
+        command = [sys.executable, "-m", "program_of_site", str(tmp_path / "out.txt"), str(seconds), str(status)]
+        return start_site(template, command, env={"COLOUR": "blue"}, shell=False, preexec_fn=os.setsid)
+
+    return start
+
+
+def test_a_site_runs_its_program_with_its_environment_and_says_how_it_ended(start, tmp_path: Path) -> None:
+    site = start(0, 3)
+    assert site.wait(30) == 3
+    assert site.poll() == site.returncode == 3
+    colour, pid, group, home = (tmp_path / "out.txt").read_text().split()
+    assert (colour, home) == ("blue", "False")
+    assert pid == group == str(site.pid)
+
+
+def test_what_only_plots_need_is_imported_by_who_plots(template: ForkServer) -> None:
+    command = [sys.executable, "-m", "program_of_plots"]
+    assert start_site(template, command, env={}, shell=False, preexec_fn=os.setsid).wait(60) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_site_that_runs_on_is_waited_for_and_ended(start, tmp_path: Path, number: signal.Signals) -> None:
+    site = start(60, 0)
+    wait_for((tmp_path / "out.txt").exists, "the site runs")
+    assert site.poll() is None
+    with pytest.raises(subprocess.TimeoutExpired):
+        site.wait(0.1)
+    {signal.SIGTERM: site.terminate, signal.SIGKILL: site.kill}[number]()
+    assert site.wait(30) == -number
+    site.kill()  # it is gone: nobody else is hit who has its number by now
+
+
+@pytest.mark.parametrize("what", ["its parent ended before", "its parent ends", "its work is over"])
+def test_a_site_ends_with_its_parent_or_its_work(template: ForkServer, tmp_path: Path, what: str) -> None:
+    parent = subprocess.Popen(["sleep", "60"])
+    if what == "its parent ended before":
+        parent.kill()
+        parent.wait()
+    command = [sys.executable, "-m", "program_of_flare", str(parent.pid), str(tmp_path / "begun"), what]
+    site = start_site(template, command, env={}, shell=False, preexec_fn=os.setsid)
+    try:
+        wait_for((tmp_path / "begun").exists, "the site runs")
+        if what == "its parent ends":
+            with pytest.raises(subprocess.TimeoutExpired):
+                site.wait(1.5)
+            parent.kill()
+            parent.wait()
+        assert site.wait(30) == -signal.SIGKILL
+    finally:
+        site.kill()
+        parent.kill()
+        parent.wait()
+
+
+def test_sites_are_forks_of_one_process(start) -> None:
+    sites = [start(60, 0) for _ in range(2)]
+    try:
+        first, second = (psutil.Process(site.pid) for site in sites)
+        assert first.ppid() == second.ppid() != os.getpid()
+    finally:
+        for site in sites:
+            site.kill()
+            site.wait(30)
+
+
+def test_sites_that_are_started_at_once_are_told_their_own_names() -> None:
+    starter = Starter("", SimpleNamespace(workspace="", set=None), [], None, None, {"rank": 1})
+    both_wrote = threading.Barrier(2)
+
+    def tell(name: str) -> dict[str, object]:
+        starter.build_ctx["client_name"] = name
+        both_wrote.wait(10)
+        return starter.build_ctx
+
+    with ThreadPoolExecutor(2) as threads:
+        told = list(threads.map(tell, ["north", "south"]))
+    assert told == [{"rank": 1, "client_name": "north"}, {"rank": 1, "client_name": "south"}]
+
+
+def test_no_port_is_given_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = iter([[1], [1], [2], [2, 3], [4]])
+    monkeypatch.setattr(simulator, "get_open_ports", lambda number: next(found))
+    ports = Ports()
+    assert [ports.take(1), ports.take(1), sorted(ports.take(2))] == [[1], [2], [3, 4]]

@@ -1,0 +1,45 @@
+"""Tests of what the server reads of a job's archive before the job is taken."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import pytest
+from nvflare.private.fed.server.job_meta_validator import JobMetaValidator
+
+from oncofed.flare.folders import JOB_PACK
+from oncofed.flare.security.archives import look_at_archives, pack_of_taken
+
+
+@pytest.fixture
+def taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a job's archive lies that FLARE finds no fault with."""
+    monkeypatch.setattr(JobMetaValidator, "validate", lambda *_: (True, "", {}))
+    look_at_archives(pytest.fail)
+    return tmp_path / "job.zip"
+
+
+def _take(archive: Path, *packs: str) -> bytes | None:
+    with zipfile.ZipFile(archive, "w") as file:
+        for folder in packs:
+            file.writestr(f"job/{folder}/config/{JOB_PACK}", b"a pack, " * 9)
+    return _taken(archive)
+
+
+def _taken(archive: Path) -> bytes | None:
+    valid, error, _ = JobMetaValidator().validate("job", str(archive))
+    assert (valid, error) == (True, "")
+    return pack_of_taken()
+
+
+def test_the_one_pack_of_a_job_is_found(taken: Path) -> None:
+    assert _take(taken, "app") == b"a pack, " * 9
+    assert _take(taken) is None
+    assert _take(taken, "app", "other") is None
+
+
+def test_a_pack_that_is_broken_in_its_archive_is_none(taken: Path) -> None:
+    _take(taken, "app")
+    taken.write_bytes(taken.read_bytes().replace(b"a pack, ", b"A PACK, ", 1))
+    assert _taken(taken) is None

@@ -1,0 +1,54 @@
+"""Direct connections of a server and some sites."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from direct_ends import Exchange, Scissors, open_exchange
+from oncofed.alliance.authority import Authority
+from oncofed.alliance.kits import provision
+from oncofed.alliance.spec import AllianceSpec
+from oncofed.flare.transfer import client
+
+
+@pytest.fixture(scope="session")
+def kits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Kits of an alliance of a server and two sites."""
+    spec = AllianceSpec(sites=("north", "south"))
+    return provision(spec, tmp_path_factory.mktemp("kits"), Authority.new(spec.name))
+
+
+@pytest.fixture(scope="session")
+def other_kits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Kits of another alliance, whose members have the same names."""
+    spec = AllianceSpec(sites=("north", "south"))
+    return provision(spec, tmp_path_factory.mktemp("others"), Authority.new(spec.name))
+
+
+@pytest.fixture
+def exchange(kits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Exchange]:
+    """A server and its port, until the test is over; sites lose patience soon."""
+    monkeypatch.setattr(client, "_FIRST_PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(client, "_SECONDS_BETWEEN_TRIES", 0.05)
+    # Deeper than an address of a socket is long.
+    folder = tmp_path / ("deep" * 20) / ("deeper" * 20)
+    folder.mkdir(parents=True)
+    with open_exchange(kits, folder) as found:
+        yield found
+
+
+@pytest.fixture
+def scissors(exchange: Exchange) -> Iterator[Callable[..., Scissors]]:
+    """Make proxies before the server."""
+    made: list[Scissors] = []
+
+    def make(*after: int, up: bool = False) -> Scissors:
+        made.append(Scissors(exchange.port, list(after), up))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()

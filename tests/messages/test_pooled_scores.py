@@ -1,0 +1,172 @@
+"""What a site adds to a score for figures over all sites, and what the server makes of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from oncofed.artifacts.kept_job import copy_beside_model
+from oncofed.client.local_training import InProcessTraining, SiteContext
+from oncofed.client.told_patients import PATIENTS_OF_SUMS
+from oncofed.data.register import Request, register
+from oncofed.federation_plan import FederationPlan
+from oncofed.flare import wire
+from oncofed.job.outcome import begin_result, note_pooled
+from oncofed.job.spec import read_job
+from oncofed.messages.pooled_scores import SumsAsked, calibration_of, patients_of_sums, sums_of, together
+from oncofed.privacy.outbound import check_numbers
+from oncofed.report.html import write_report
+from oncofed.report.result import read_result
+from oncofed.tasks.calibration import Calibration, read_calibration
+from oncofed.tasks.classification import Classified
+from oncofed.tasks.pooled import Reliability, ReliabilityBin
+from synthetic import make_textures
+
+SMALL = {"init_features": 16, "growth_rate": 16, "block_config": [1, 1]}
+JOB = read_job("xray_classification").changed(
+    {
+        "data": {"patch": [32, 32], "split": {"validation": 0.3, "test": 0.5}},
+        "model": {"arguments": SMALL},
+        "training": {"steps_per_round": 2, "batch_size": 2},
+        "rounds": {"number": 1},
+        "evaluation": {"margin": 0.2},
+    }
+)
+CLASSES = list(JOB.task.classes.values())
+
+
+class _Quiet:
+    def progress(self, **values: Any) -> None: ...
+
+    def note(self, text: str, level: int) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def turns(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InProcessTraining]:
+    folder = tmp_path_factory.mktemp("site")
+    make_textures(folder / "in", CLASSES, 24, colours=1)
+    register(Request(folder / "in", JOB.data.dataset, folder / "set"))
+    other = {n: v + 0.05 if v.is_floating_point() else v for n, v in JOB.plan().initial_weights().items()}
+    save_file({n: v.contiguous() for n, v in other.items()}, folder / "other.safetensors")
+    place = SiteContext("east", folder / "set", folder / "state", None, folder / "other.safetensors")
+    turns = InProcessTraining(JOB.plan(), FederationPlan(), place, _Quiet())
+    turns.prepare()
+    yield turns
+    turns.close()
+
+
+def _asked(turns: InProcessTraining, split: str, asked: SumsAsked | None) -> dict[str, Any]:
+    numbers = turns.validate(turns.trainer.weights(), split, lambda: False, None, asked)
+    groups = numbers.pop(PATIENTS_OF_SUMS, None)
+    assert bool(groups) == bool(asked), "the site knows of whom the sums are"
+    assert json.loads(json.dumps(numbers)).keys() == numbers.keys()
+    check_numbers(numbers, CLASSES, sums=True)
+    return numbers
+
+
+def test_sums_come_where_they_are_asked_for_alone(turns: InProcessTraining) -> None:
+    weights = turns.trainer.weights()
+    assert set(_asked(turns, "test", None)) == {"evaluation", "validate_s"}
+    assert set(_asked(turns, "validation", SumsAsked())) == {"evaluation", "validate_s", "temperature"}
+    tested = _asked(turns, "test", SumsAsked(1.5))
+    assert set(tested) == {"evaluation", "validate_s", "pooled", "paired"}
+    assert tested["pooled"]["patients"] == tested["evaluation"]["cases"] == tested["paired"]["patients"]
+    assert len(tested["pooled"]["reliability"]["brier"]) == 2
+    # What is scored is the model that was sent, and it is there again after the other one.
+    assert all(torch.equal(value, turns.trainer.weights()[name]) for name, value in weights.items())
+
+
+def test_what_one_site_says_is_its_own_score(turns: InProcessTraining) -> None:
+    tested = _asked(turns, "test", SumsAsked(1.5))
+    found = together({"east": tested, "west": {"evaluation": {}}}, None, "auroc", 0.2, "ab" * 32)
+    assert found.pooled
+    assert found.pooled.auroc == pytest.approx(tested["evaluation"]["mean"], rel=1e-3)
+    assert found.pooled.withheld == ["west"]
+    assert found.paired
+    assert (found.paired.margin, found.paired.against) == (0.2, "ab" * 32)
+    assert found.calibration is None
+    # The same model twice differs by nothing.
+    task, cases = turns.trainer.task, list[tuple[str, Any]]()
+    turns.trainer.evaluate(turns.trainer.cases.test, None, False, None, cases)
+    same = sums_of(task, "test", cases, cases, SumsAsked())
+    assert same["paired"]["difference"] == same["paired"]["variance"] == 0
+
+
+def test_a_calibration_gets_the_reliability_of_the_test_and_goes_into_result_and_report(
+    turns: InProcessTraining, tmp_path: Path
+) -> None:
+    # A model that was never trained is sure of nothing: which temperature is best says chance.
+    learned = Calibration(temperature=1.5, patients=12, sites=["east"], log_loss=(0.7, 0.69))
+    found = together({"east": _asked(turns, "test", SumsAsked(1.5))}, learned, "auroc", 0.2, None)
+    assert found.calibration
+    assert found.calibration.before
+    assert found.calibration.after
+    found.calibration.write(tmp_path)
+    (tmp_path / "model").mkdir()
+    copy_beside_model(tmp_path, tmp_path / "model")
+    assert read_calibration(tmp_path / "model") == found.calibration
+    copy_beside_model(tmp_path / "none", tmp_path / "model")
+    result = begin_result(JOB, "simulate")
+    note_pooled(result, json.loads(json.dumps(found.told())))
+    assert (result.calibration, result.pooled_test, result.paired_test) == (
+        found.calibration,
+        found.pooled,
+        found.paired,
+    )
+    result.write(tmp_path)
+    assert read_result(tmp_path) == result
+    html = write_report(result, {}, tmp_path).read_text()
+    assert html.count("<svg") == 2
+    for said in ("All sites' test patients together", "temperature of 1.50", "By a margin of 0.2", "Reliability"):
+        assert said in html
+    note_pooled(result, {})  # a record of before there was any of it
+    assert (result.calibration, result.pooled_test, result.paired_test) == (None, None, None)
+
+
+def test_the_report_names_no_temperature_where_none_is_known(turns: InProcessTraining, tmp_path: Path) -> None:
+    found = together({"east": _asked(turns, "test", SumsAsked())}, None, "auroc", None, None)
+    result = begin_result(JOB, "simulate")
+    note_pooled(result, found.told())
+    html = write_report(result, {}, tmp_path).read_text()
+    assert "How sure it should be is not known" in html
+    assert "The job names no margin" in html
+
+
+def test_no_sites_sums_are_no_figures() -> None:
+    found = together({"east": {"evaluation": {}}}, None, "dice", None, None)
+    assert found.told() == {"pooled": None, "paired": None, "calibration": None}
+    assert calibration_of({"east": {"evaluation": {}}}) is None
+    bins = [ReliabilityBin(patients=5, confidence=0.5, right=0.4)]
+    known = Calibration(
+        temperature=2,
+        patients=9,
+        sites=["east"],
+        log_loss=(0.7, 0.6),
+        before=Reliability(calibration_error=0.1, brier=0.5, log_loss=0.7, bins=bins),
+    )
+    assert together({"east": {"evaluation": {}}}, known, "dice", None, None).calibration == known
+
+
+def test_sums_are_of_groups_that_are_large_enough() -> None:
+    task = JOB.plan().build_task()
+    few = [(f"p{n}", Classified(np.array([0.5, 0.5]), int(n < 3))) for n in range(12)]
+    everybody, without = patients_of_sums(task, few), {f"p{n}" for n in range(3, 12)}
+    assert {frozenset(group) for group in everybody} == {frozenset(p for p, _ in few), frozenset(without)}
+    half = [(patient, Classified(one.probabilities, n % 2)) for n, (patient, one) in enumerate(few)]
+    assert sorted(map(len, patients_of_sums(task, half))) == [6, 6, 12]
+
+
+def test_the_server_asks_in_the_message_itself() -> None:
+    message = wire.weights_message({"a": torch.zeros(2)}, 1, "test")
+    assert wire.sums_asked(message) is None
+    wire.ask_for_sums(message, SumsAsked(1.25))
+    assert wire.sums_asked(message) == SumsAsked(1.25)
+    wire.ask_for_sums(message, SumsAsked())
+    assert wire.sums_asked(message) == SumsAsked(None)
