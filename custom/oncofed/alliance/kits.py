@@ -57,7 +57,7 @@ _HEARTBEAT_TIMEOUT_SECONDS = 60
 _ANSWER_SECONDS = 10.0
 _SUBMISSION = "oncofed.flare.security.submission"
 # FLARE's own lend the first GPUs for ever, and to several jobs at once where a job does not say what it needs.
-_LENDING = {"resource_manager": "SiteResources", "resource_consumer": "LentGPUs"}
+_LENDING = {"resource_manager": "SiteResources", "resource_consumer": "GPUAssigner"}
 # How often it is tried to start a job that waits for room, in seconds (FLARE: ten at first, then up to ten minutes).
 _WAITING = {"min_schedule_interval": 2.0, "max_schedule_interval": 10.0}
 # Both ends of every connection show a certificate; FLARE's default for relays is none at all.
@@ -287,7 +287,7 @@ def _restrict_resources(resources: dict[str, Any]) -> None:
     if "client" in resources:
         # The least that a site waits for an answer; a job with a large model says more.
         resources["client"]["communication_timeout"] = _ANSWER_SECONDS
-        answers = {"id": "answers", "path": f"{_SUBMISSION}.Answers", "args": {}}
+        answers = {"id": "answers", "path": f"{_SUBMISSION}.SubmissionReplies", "args": {}}
         leftovers = {"id": "leftovers", "path": "oncofed.flare.runtime.cleanup.SiteCleanup", "args": {}}
         resources["components"] += [answers, leftovers]
     for server in resources.get("servers", []):
@@ -295,7 +295,7 @@ def _restrict_resources(resources: dict[str, Any]) -> None:
     if "servers" in resources:
         keeper = {"id": "job_keeper", "path": "oncofed.flare.runtime.job_recovery.JobRecovery", "args": {}}
         gate = {"id": "gate", "path": "oncofed.flare.security.revocation.RevocationList", "args": {}}
-        submissions = {"id": "submissions", "path": f"{_SUBMISSION}.Submissions", "args": {}}
+        submissions = {"id": "submissions", "path": f"{_SUBMISSION}.SubmissionCheck", "args": {}}
         resources["components"] += [keeper, gate, submissions]
 
 

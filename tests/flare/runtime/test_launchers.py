@@ -110,7 +110,7 @@ def test_a_fork_computes_with_as_many_threads_as_its_own_environment_says(tmp_pa
 
 
 def test_a_template_ends_with_its_parent():
-    code = "import time; from oncofed.flare.runtime.forkserver import Template; print(Template().pid, flush=True)"
+    code = "import time; from oncofed.flare.runtime.forkserver import ForkServer; print(ForkServer().pid, flush=True)"
     parent = subprocess.Popen([sys.executable, "-c", f"{code}; time.sleep(60)"], stdout=subprocess.PIPE)
     template = psutil.Process(int(parent.stdout.readline()))
     parent.kill()
