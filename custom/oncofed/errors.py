@@ -1,4 +1,19 @@
-"""The errors that a user may see. Each message says what was found, what was expected and what to do next."""
+"""The errors that a user may see. Each message says what was found, what was expected and what to do next.
+
+OncofedError
+├── SpecError                    a file of settings, or a command's arguments
+├── DataError                    a site's data
+│   └── UnreadableError          a file that may be readable again later
+├── PolicyError                  forbidden by a policy
+├── AuditError                   cannot be recorded
+├── TrainingError                training cannot go on
+│   └── StateError               what an earlier process left cannot be used
+└── FederationError              server, sites, or what connects them
+    ├── AllianceError            a kit, a certificate or an alliance's folder
+    ├── UpdateRejectedError      one site's answer; the run goes on without it
+    ├── NotEnoughSitesError      the run is over: its quorum cannot be met
+    └── TransferError            a link or a server that is down
+"""
 
 
 class OncofedError(Exception):
@@ -45,6 +60,22 @@ class StateError(TrainingError):
 
 class FederationError(OncofedError):
     """The server, a site or the connection between them failed."""
+
+
+class AllianceError(FederationError):
+    """A startup kit, a certificate or an alliance's folder cannot be used."""
+
+
+class UpdateRejectedError(FederationError):
+    """One site's answer cannot be used; the run goes on without it."""
+
+
+class NotEnoughSitesError(FederationError):
+    """Too few sites are left for a round, and none comes back in time: the run is over."""
+
+
+class TransferError(FederationError):
+    """A link or a server is down, or what came over it is incomplete."""
 
 
 def one_line(text: str, longest: int) -> str:
