@@ -5,11 +5,12 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from oncofed.data.spec import DataSpec
+from oncofed.plugins import register_task
 from oncofed.settings import StrictModel
 from oncofed.tasks.base import Task
 from oncofed.tasks.classification import Classification, ClassificationSpec
 from oncofed.tasks.objects import Objects, ObjectsSpec
-from oncofed.tasks.packed import DeclaredTask, PackedTaskSpec, build_packed_task, register_task, tasks_of_pack
+from oncofed.tasks.packed import DeclaredTask, PackedTaskSpec, build_packed_task
 from oncofed.tasks.scores import Evaluation, Scores
 from oncofed.tasks.segmentation import Segmentation, SegmentationSpec
 from oncofed.tasks.slides import SlideClassification, SlideClassificationSpec
@@ -67,5 +68,4 @@ __all__ = [
     "TaskSpec",
     "build_task",
     "register_task",
-    "tasks_of_pack",
 ]

@@ -21,7 +21,7 @@ from oncofed.data.prepared import PreparedCases, passing, prepare_one
 from oncofed.data.spec import DataSpec
 from oncofed.devices import free_memory, is_out_of_memory
 from oncofed.errors import SpecError, TrainingError
-from oncofed.models.networks import Kind
+from oncofed.plugins import Kind
 from oncofed.suppression import LEAST_PATIENTS
 from oncofed.tasks.differences import Part
 from oncofed.tasks.inferred import Inferred
