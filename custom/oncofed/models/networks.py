@@ -90,7 +90,11 @@ class Declared(StrictModel):
 
 
 class ModelSpec(StrictModel):
-    """Which network a job trains."""
+    """Which network a job trains.
+
+    Checking it imports no pack: of one that is not loaded nothing is known, ``lacks_code`` is true, and what needs to
+    know the network raises ``SpecError``.
+    """
 
     code: str | None = Field(
         None, pattern=r"^[0-9a-f]{64}$", description="digest of the pack that brings the network (oncofed job pack)"
@@ -119,9 +123,10 @@ class ModelSpec(StrictModel):
     @field_validator("network")
     @classmethod
     def _is_known(cls, name: str, info: ValidationInfo) -> str:
-        if not info.data.get("declared"):
+        code = info.data.get("code") or ""
+        if not info.data.get("declared") and (not code or is_loaded(code)):
             try:
-                find_network(name, info.data.get("code") or "")
+                find_network(name, code)
             except SpecError as error:
                 raise ValueError(str(error)) from None
         return name
@@ -144,7 +149,7 @@ class ModelSpec(StrictModel):
     def _fits_the_network(self) -> ModelSpec:
         if self.declared and not self.code:
             raise ValueError("declared goes with code")
-        if self.declared:
+        if self.declared or self.lacks_code:
             return self
         network = self._network
         of_pack = self.code is not None and self.network in NETWORKS.names(self.code)
@@ -167,6 +172,11 @@ class ModelSpec(StrictModel):
         if self.deep_supervision > max(len(channels) - 2, 0):
             raise ValueError(f"deep_supervision is {self.deep_supervision}, expected at most {len(channels) - 2}")
         return self
+
+    @property
+    def lacks_code(self) -> bool:
+        """Whether only a pack that is not loaded knows what the network is like."""
+        return self.code is not None and self.declared is None and not is_loaded(self.code)
 
     @property
     def kind(self) -> Kind:
