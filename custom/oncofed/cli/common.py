@@ -201,7 +201,7 @@ def require_posix() -> None:
 
 
 def _parts(model: Path) -> list[str]:
-    """Return what a run left of its model: that of somebody's own code is no bundle."""
+    """Return what a run left of its model."""
     return ["model.safetensors", *(["MONAI bundle"] if (model / "bundle").is_dir() else [])]
 
 

@@ -264,8 +264,7 @@ def _write(spec: JobSpec, events: list[dict[str, Any]], folder: Path) -> Result:
         note_scores(result, state)
         values = spec.model_dump(mode="json", by_alias=True)
         bundle = spec.plan().write_bundle(model.parent, spec.title, load_file(model), values)
-        if bundle:
-            complete_bundle(bundle, [model.parent, folder])
+        complete_bundle(bundle, [model.parent, folder])
     else:
         stopped = any(event["kind"] == "stopped" for event in events)
         result.status = "stopped" if stopped and not state.failed else "failed"

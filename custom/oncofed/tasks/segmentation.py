@@ -252,7 +252,15 @@ class Segmentation(DenseTask[dict[str, float], LabelMap]):
 
 
 def deep_supervision(loss: Callable[[Tensor], Tensor], output: Tensor, label: Tensor) -> Tensor:
-    """Return a loss over all outputs of deep supervision, stacked along axis 1 finest first (Lee et al., 2015)."""
+    """Return a loss over all outputs of deep supervision (Lee et al., 2015).
+
+    MONAI's ``DeepSupervisionLoss`` does not normalise its weights, and copies a zero to the GPU at each step.
+
+    Args:
+        loss: of one output.
+        output: one output, (batch, class, x, y[, z]), or several, stacked along axis 1, finest first.
+        label: (batch, 1, x, y[, z]).
+    """
     if output.ndim == label.ndim:
         return loss(output)
     weights = [0.5**n for n in range(output.shape[1])]

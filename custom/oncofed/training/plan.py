@@ -16,7 +16,7 @@ from oncofed.data.augment import Augmentation
 from oncofed.data.spec import DataSpec
 from oncofed.errors import SpecError
 from oncofed.models import ModelSpec, NetworkRequest, build_network
-from oncofed.models.bundle import write_bundle
+from oncofed.models.bundle import write_bundle, write_bundle_without_code
 from oncofed.models.networks import Declared
 from oncofed.models.weights import WeightLayout, Weights, layout_of, weights_of
 from oncofed.packs.extensions import Loss, Transform, find_loss, find_transforms
@@ -163,10 +163,10 @@ class Plan(StrictModel):
         task = self.build_task()
         return NetworkRequest(self.model, task.in_channels, task.out_channels, self.data.dimensions, self.data.patch)
 
-    def write_bundle(
-        self, folder: Path, title: str, weights: Weights, job: Mapping[str, Any] | None = None
-    ) -> Path | None:
-        """Write ``folder/bundle``, the model as a MONAI bundle, and return it; None where code would come with it.
+    def write_bundle(self, folder: Path, title: str, weights: Weights, job: Mapping[str, Any] | None = None) -> Path:
+        """Write ``folder/bundle``, the model as a MONAI bundle, and return it.
+
+        A pack's code does not come along: the bundle of its model holds the weights, and does not answer.
 
         Args:
             folder: where the bundle goes.
@@ -174,13 +174,11 @@ class Plan(StrictModel):
             weights: of the plan's network.
             job: as ``job.yaml`` holds it; None: a job of this plan.
         """
-        if self.model.code:  # a bundle holds no code that its user would have to trust
-            return None
+        classes, job = self.task.classes, self._as_job(title) if job is None else job
+        if self.model.code:
+            return write_bundle_without_code(folder, title, self.model.code, classes, weights, job)
         answer = answer_of(self.task, self.data)
-        request, classes = self.network_request, self.task.classes
-        return write_bundle(
-            folder, title, request, self.data, classes, weights, answer, self._as_job(title) if job is None else job
-        )
+        return write_bundle(folder, title, self.network_request, self.data, classes, weights, answer, job)
 
     def _as_job(self, title: str) -> dict[str, Any]:
         """Return the plan as ``job.yaml`` holds a job."""
