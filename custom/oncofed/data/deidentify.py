@@ -37,6 +37,7 @@ from pydicom.uid import UID
 
 from oncofed.data.case_facts import reason_of
 from oncofed.data.dicom.files import read_file
+from oncofed.data.dicom.header_types import BrokenFile, ImageHeader, LabelHeader, OtherObject, SlideHeader
 from oncofed.data.dicom.headers import looks_like_dicom, read_header
 from oncofed.data.folder import find_files
 from oncofed.data.formats.nifti import beginning, nifti_header
@@ -250,18 +251,18 @@ def _copy(turn: _CopyJob) -> tuple[str, str, str]:
 
 def _copy_dicom(turn: _CopyJob, path: Path) -> tuple[str, str, str]:
     header = read_header(path)
-    if header["kind"] == "broken":
-        return turn.path, "refused", header["reason"]
-    if header["kind"] in {"other", "dicomdir"}:
-        what = "directory" if header["kind"] == "dicomdir" else header["modality"] or "object"
+    if isinstance(header, BrokenFile):
+        return turn.path, "refused", header.reason
+    if not isinstance(header, ImageHeader | LabelHeader | SlideHeader):
+        what = (header.modality or "object") if isinstance(header, OtherObject) else "directory"
         return turn.path, "left out", f"DICOM {what} (reports and plans are not copied)"
-    if header.get("burned_in", "").upper() == "YES" and not turn.options.keep_burned_in:
+    if header.burned_in.upper() == "YES" and not turn.options.keep_burned_in:
         what = "has text burned into its pixels (BurnedInAnnotation is YES). Mask it, or copy it with --keep-burned-in"
         return turn.path, "refused", what
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         dataset = read_file(path)
-        if header["kind"] == "slide" and _SLIDE_LABELS & set(dataset.get("ImageType", [])):
+        if isinstance(header, SlideHeader) and _SLIDE_LABELS & set(dataset.get("ImageType", [])):
             return turn.path, "left out", "label or overview of a slide"
         deidentify_dataset(dataset, turn.key, turn.options)
         series = str(dataset.get("SeriesInstanceUID", "") or _name(turn.key, turn.path))

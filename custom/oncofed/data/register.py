@@ -18,12 +18,13 @@ from typing import Any, cast
 
 from oncofed.data.accounts import Reading, account
 from oncofed.data.case_readers import FileWork, SlideWork, StackWork, Work, distinct_work
+from oncofed.data.case_results import CaseFound, CaseResult, from_json, to_json
 from oncofed.data.composed import ComposedWork
 from oncofed.data.composition import compose, hashed_key, region_values
 from oncofed.data.converted import SUFFIXES
-from oncofed.data.dicom.heap import read_heap
+from oncofed.data.dicom.indexing import index_folder
 from oncofed.data.dicom.matching import PlacedLabel, match_labels
-from oncofed.data.dicom.series import Heap
+from oncofed.data.dicom.series import DicomIndex
 from oncofed.data.dicom.whole_slides import whole_slides
 from oncofed.data.folder import find_files
 from oncofed.data.index import Index
@@ -84,29 +85,29 @@ def register(request: Request, progress: Progress | None = None) -> Manifest:
     with Index(out / _INDEX_FILE) as index, Workers(request.workers) as workers:
         listing = request.table if lists_images(request.table) else None
         layout = find_layout(source, files, listing, request.task, request.labels, request.classes)
-        heap = Heap()
-        if layout.heap:
-            heap = read_heap(source, files, request.patient_from or "id", index, progress, workers)
-        if layout.kind == "nothing" and (heap.stacks or heap.slides or heap.broken):
+        dicom = DicomIndex()
+        if layout.may_hold_dicom:
+            dicom = index_folder(source, files, request.patient_from or "id", index, progress, workers)
+        if layout.kind == "nothing" and (dicom.stacks or dicom.slides or dicom.broken):
             layout.kind = "DICOM"
-        task = cast("Task", request.task or layout.task or ("slides" if heap.slides else "segmentation"))
-        table = ClassTable(request.table, heap.headers)
-        if request.table and not listing and not (heap.stacks or heap.slides):
+        task = cast("Task", request.task or layout.task or ("slides" if dicom.slides else "segmentation"))
+        table = ClassTable(request.table, dicom.headers)
+        if request.table and not listing and not (dicom.stacks or dicom.slides):
             raise DataError(
                 f"{request.table}: it names no image, and {request.source} holds no DICOM. Add a column image."
             )
-        labels = _match_labels(heap, request)
+        labels = _match_labels(dicom, request)
         work = [
             *_file_work(layout, request, prefix),
-            *_dicom_work(heap, labels, request, salt, table),
-            *_slide_work(heap, request, salt, table),
+            *_dicom_work(dicom, labels, request, salt, table),
+            *_slide_work(dicom, request, salt, table),
         ]
         work = distinct_work(work, {bad.name for bad in layout.bad})
         layout.bad += table.faults
-        if not work and not layout.bad and not heap.broken:
-            raise DataError(_nothing_found(request.source, files, layout, {**heap.left_out, **found.left_out}))
+        if not work and not layout.bad and not dicom.broken:
+            raise DataError(_nothing_found(request.source, files, layout, {**dicom.left_out, **found.left_out}))
         results = list(_read_all(work, index, progress, workers))
-    manifest = compose(request, task, layout, heap, table.classes, results, salt, before)
+    manifest = compose(request, task, layout, dicom, table.classes, results, salt, before)
     reading = Reading(
         paths=files,
         passed_over=found.left_out,
@@ -114,12 +115,12 @@ def register(request: Request, progress: Progress | None = None) -> Manifest:
         source=source,
         table=request.table,
         layout=layout,
-        heap=heap,
+        dicom=dicom,
         work=work,
         patient_from=patient_from,
         rows=table.unmatched(),
         classes=table,
-        not_drawn={result["name"]: result["not_drawn"] for result in results if result.get("not_drawn")},
+        not_drawn={r.name: r.not_drawn for r in results if isinstance(r, CaseFound) and r.not_drawn},
     )
     became, manifest = account(reading, manifest)
     write_manifest(out, manifest)
@@ -179,56 +180,72 @@ def _file_work(layout: Layout, request: Request, prefix: str) -> Iterator[Work]:
         layout.labels |= {value: name for name, value in names.items()}
     for item in layout.items:
         if slide_task:
-            yield SlideWork(source, prefix, out, item, request.tiles, names)
+            yield SlideWork(root=source, prefix=prefix, out=out, item=item, tiles=request.tiles, names=names)
         elif isinstance(item.label, tuple):
-            yield ComposedWork(source, prefix, item, named, out)
+            yield ComposedWork(root=source, prefix=prefix, item=item, named=named, out=out)
         else:
-            yield FileWork(source, prefix, item, named)
+            yield FileWork(root=source, prefix=prefix, item=item, named=named)
 
 
-def _match_labels(heap: Heap, request: Request) -> list[tuple[PlacedLabel, ...]]:
-    """Return the label files of each image; those that lie on none are left out of the heap, with the reason."""
+def _match_labels(dicom: DicomIndex, request: Request) -> list[tuple[PlacedLabel, ...]]:
+    """Return the label files of each image; those that lie on none are left out of the dicom, with the reason."""
     wanted = {name: value for value, name in request.labels.items() if value}
-    placed, reasons = match_labels(request.source.resolve(), heap.stacks, heap.labels, wanted or None, heap.slides)
-    heap.unplaced = [label for label in heap.labels if label.path in reasons]
-    heap.labels = [label for label in heap.labels if label.path not in reasons]
-    heap.left_out |= reasons
+    placed, reasons = match_labels(request.source.resolve(), dicom.stacks, dicom.labels, wanted or None, dicom.slides)
+    dicom.unplaced = [label for label in dicom.labels if label.path in reasons]
+    dicom.labels = [label for label in dicom.labels if label.path not in reasons]
+    dicom.left_out |= reasons
     return placed
 
 
 def _dicom_work(
-    heap: Heap, placed: Sequence[tuple[PlacedLabel, ...]], request: Request, salt: bytes, table: ClassTable
+    dicom: DicomIndex, placed: Sequence[tuple[PlacedLabel, ...]], request: Request, salt: bytes, table: ClassTable
 ) -> Iterator[Work]:
-    values = region_values(heap, request)
-    for stack, labels in zip(heap.stacks, placed, strict=True):
+    values = region_values(dicom, request)
+    for stack, labels in zip(dicom.stacks, placed, strict=True):
         header = stack.header
-        name = f"{hashed_key(salt, header['patient'], 8)}-{hashed_key(salt, header['series'], 8)}"
+        name = f"{hashed_key(salt, header.patient, 8)}-{hashed_key(salt, header.series, 8)}"
         name += f"-{stack.part}" if stack.part else ""
         if stack.kind == "flat":
-            name += f"-{hashed_key(salt, header['instance'] or stack.slices[0].path, 6)}"
+            name += f"-{hashed_key(salt, header.instance or stack.slices[0].path, 6)}"
         number, split = table.find(header)
-        yield StackWork(request.source.resolve(), request.out.resolve(), name, stack, labels, values, number, split)
+        yield StackWork(
+            root=request.source.resolve(),
+            out=request.out.resolve(),
+            name=name,
+            stack=stack,
+            labels=labels,
+            values=values,
+            class_label=number,
+            split=split,
+        )
 
 
-def _slide_work(heap: Heap, request: Request, salt: bytes, table: ClassTable) -> Iterator[Work]:
+def _slide_work(dicom: DicomIndex, request: Request, salt: bytes, table: ClassTable) -> Iterator[Work]:
     source, out = request.source.resolve(), request.out.resolve()
     names = {name: value for value, name in request.labels.items()}
-    found, left_out = whole_slides(heap.slides)
-    heap.left_out |= left_out
+    found, left_out = whole_slides(dicom.slides)
+    dicom.left_out |= left_out
     for slide in found:
         header = slide.instances[0].header
-        name = f"{hashed_key(salt, header['patient'], 8)}-{hashed_key(salt, slide.series, 8)}"
-        said = [table.find(instance.header) for instance in slide.instances]
-        label, split = next((one for one in said if one != (None, None)), (None, None))
-        item = Item(name, header["person"], (slide.instances[0].path,), label, split, "SM")  # type: ignore[arg-type]
+        name = f"{hashed_key(salt, header.patient, 8)}-{hashed_key(salt, slide.series, 8)}"
+        rows = [table.find(instance.header) for instance in slide.instances]
+        label, split = next((row for row in rows if row != (None, None)), (None, None))
         files = tuple(instance.path for instance in slide.instances)
-        yield SlideWork(source, f"{SOURCE_LINK}/", out, item, request.tiles, names, files)
+        yield SlideWork(
+            root=source,
+            prefix=f"{SOURCE_LINK}/",
+            out=out,
+            item=Item(name=name, patient=header.person, images=files[:1], label=label, split=split, modality="SM"),
+            tiles=request.tiles,
+            names=names,
+            instances=files,
+        )
 
 
 # --- reading
 
 
-def _read_all(work: Sequence[Work], index: Index, progress: Progress, workers: Workers) -> Iterator[dict[str, Any]]:
+def _read_all(work: Sequence[Work], index: Index, progress: Progress, workers: Workers) -> Iterator[CaseResult]:
     fresh: list[Work] = []
     done = 0
     for item in work:
@@ -237,23 +254,22 @@ def _read_all(work: Sequence[Work], index: Index, progress: Progress, workers: W
             fresh.append(item)
         else:
             done += 1
-            yield known
+            yield from_json(known)
     progress("reading images", done, len(work))
     by_key = {item.key: item for item in fresh}
-    for key, result in workers.map(_read_one, fresh, broken=_broke_its_reader):
-        index.put(key, by_key[key].stamp(), result)
+    for key, values in workers.map(_read_one, fresh, broken=_broke_its_reader):
+        index.put(key, by_key[key].stamp(), values)
         done += 1
         progress("reading images", done, len(work))
-        yield result
+        yield from_json(values)
 
 
 def _read_one(work: Work) -> tuple[str, dict[str, Any]]:
-    result = work.read()
-    return work.key, {k: v.model_dump() if hasattr(v, "model_dump") else v for k, v in result.items() if v is not None}
+    return work.key, to_json(work.read())
 
 
 def _broke_its_reader(work: Work) -> tuple[str, dict[str, Any]]:
-    return work.key, work.set_aside(BROKE_ITS_READER)
+    return work.key, to_json(work.set_aside(BROKE_ITS_READER))
 
 
 def _remove_stale(out: Path, manifest: Manifest) -> None:

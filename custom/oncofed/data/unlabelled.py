@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from oncofed.data.case_readers import FileWork, SlideWork, StackWork, Work
-from oncofed.data.dicom.series import Heap
+from oncofed.data.dicom.series import DicomIndex
 from oncofed.data.grouping import counted, named
 from oncofed.data.images import image_format, stem
 from oncofed.data.layouts import ClassTable, Layout
@@ -29,7 +29,7 @@ _NONE = "no label was found for it"
 def why_unlabelled(
     work: Sequence[Work],
     layout: Layout,
-    heap: Heap,
+    dicom: DicomIndex,
     manifest: Manifest,
     table: Path | None,
     not_drawn: Mapping[str, Sequence[str]],
@@ -40,21 +40,21 @@ def why_unlabelled(
     Args:
         work: the cases.
         layout: what the folder holds beside DICOM.
-        heap: its DICOM.
+        dicom: its DICOM.
         manifest: what the cases became.
         table: that the user named.
         not_drawn: case -> paths of its label files that turned out to lie beside its image.
         classes: the table of patients, studies or series.
     """
     unplaced: dict[str, list[str]] = defaultdict(list)
-    for label in heap.unplaced:
-        unplaced[label.header.get("patient", "")].append(label.path)
+    for label in dicom.unplaced:
+        unplaced[label.header.patient].append(label.path)
     dropped = _dropped(layout, manifest)
     no_row = f"{table.name} has no row with a label for its patient, study or series" if table else ""
     why = {}
     for item in work:
         if isinstance(item, StackWork):
-            patient = item.stack.header["patient"]
+            patient = item.stack.header.patient
             doubt = classes.doubt(item.stack.header) if classes else None
             why[item.name] = _of_stack(unplaced.get(patient, ()), not_drawn.get(item.name, ()), doubt or no_row)
         elif isinstance(item, SlideWork):

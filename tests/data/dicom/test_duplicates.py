@@ -11,7 +11,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import RLELossless, generate_uid
 
 from dicoms import make_series, make_xray, volume
-from oncofed.data.dicom import heap as module
+from oncofed.data.dicom import indexing as module
 from oncofed.data.dicom.series import JOINED
 from oncofed.data.files import FILES_TABLE
 from oncofed.data.register import Request, register

@@ -18,7 +18,7 @@ from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
 
 from dicoms import AXIAL, CORONAL, OBLIQUE, SAGITTAL, make_series, make_xray, slice_header, volume
-from oncofed.data.dicom.series import sort_heap
+from oncofed.data.dicom.series import group_series
 from oncofed.data.manifest import Entry, Manifest
 from oncofed.data.quality import loose_slices
 from oncofed.data.register import Request, register
@@ -326,7 +326,7 @@ def test_slices_are_sorted_along_their_normal(count: int, angles: tuple[float, f
         position = np.array([5.0, -7, 30]) + normal * gap * number
         headers.append((f"{number}", slice_header(position, (*row, *column))))
     random.Random(seed).shuffle(headers)
-    (stack,) = sort_heap(headers).stacks
+    (stack,) = group_series(headers).stacks
     assert stack.reason is None
     assert [int(item.path) for item in stack.slices] == list(range(count))
 

@@ -192,9 +192,9 @@ def _on_pixels(
 ) -> set[int]:
     """Draw frames pixel for pixel, and return the label values that were drawn."""
     header = stack.header
-    own = [f for f in frames if header["instance"] in f.sources]
+    own = [f for f in frames if header.instance in f.sources]
     silent = [f for f in frames if not f.sources]
-    if silent and _names_others(label, header["instance"]):
+    if silent and _names_others(label, header.instance):
         raise DataError(
             "its label is of several flat images, and does not say which of its frames is whose. Export one label an "
             "image"
@@ -202,10 +202,10 @@ def _on_pixels(
     drawn: set[int] = set()
     for frame in own or silent:
         values = reader.frame(frame)
-        if values.shape != (header["rows"], header["columns"]):
+        if values.shape != (header.rows, header.columns):
             raise DataError(
                 f"its label has {values.shape[1]} x {values.shape[0]} pixels, expected the image's "
-                f"{header['columns']} x {header['rows']}"
+                f"{header.columns} x {header.rows}"
             )
         turned = as_turned(values.swapaxes(0, 1)[..., None], stack)[..., 0]
         for value in np.unique(turned[turned > 0]):
@@ -219,7 +219,7 @@ def _on_pixels(
 
 
 def _names_others(label: PlacedLabel, instance: str) -> bool:
-    named = {uid for uids in label.header["refers_to"].values() for uid in uids} | {*label.header["refers_to_images"]}
+    named = {uid for uids in label.header.refers_to.values() for uid in uids} | {*label.header.refers_to_images}
     return bool(named - {instance})
 
 

@@ -97,7 +97,7 @@ class Layout:
         left_out: path of a file that is no case -> why it is not.
         unlabelled: path of a case's first image -> why it has no label, where more is known than that none was found.
         tables: paths of the tables and manifests that it is read from.
-        heap: other files of the folder may be DICOM.
+        may_hold_dicom: other files of the folder may be DICOM.
         remarks: what was seen of the folder as a whole, for people.
     """
 
@@ -110,7 +110,7 @@ class Layout:
     left_out: dict[str, str] = field(default_factory=dict)
     unlabelled: dict[str, str] = field(default_factory=dict)
     tables: list[str] = field(default_factory=list)
-    heap: bool = False
+    may_hold_dicom: bool = False
     remarks: list[str] = field(default_factory=list)
 
 

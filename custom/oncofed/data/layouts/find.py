@@ -48,7 +48,7 @@ def find_layout(
     """
     names = names or {}
     tables, others = _tables(root, files)
-    layout = _layout(root, files, table, tables, task, names, classes) or Layout("nothing", heap=True)
+    layout = _layout(root, files, table, tables, task, names, classes) or Layout("nothing", may_hold_dicom=True)
     for path, reason in others.items():
         if path not in layout.tables:
             layout.left_out.setdefault(path, reason)

@@ -254,7 +254,7 @@ def as_layout(kind: str, cases: Sequence[Candidate], lost: Iterable[tuple[Named,
         lost: masks that found no image, and why.
         channels: names of the channels of cases with several files.
     """
-    layout = Layout(kind, task="segmentation" if any(c.fitting for c in cases) else None, heap=True)
+    layout = Layout(kind, task="segmentation" if any(c.fitting for c in cases) else None, may_hold_dicom=True)
     layout.left_out = {mask.path: reason for mask, reason in lost}
     layout.modality = {str(number): name for number, name in enumerate(channels)}
     classes = _one_file_a_class(cases)

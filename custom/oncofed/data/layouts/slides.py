@@ -38,7 +38,7 @@ class _Bare(Named):
 
 def slides(root: Path, files: Sequence[str]) -> Layout:
     """Return the slides of a folder, each with its regions where a file of them is called as it is."""
-    layout = Layout("slides", task="slides", heap=True)
+    layout = Layout("slides", task="slides", may_hold_dicom=True)
     cases = [Candidate([_Bare(path)]) for path in files if path.lower().endswith(SLIDES)]
     lost = pair(cases, [_Bare(path) for path in files if _holds_regions(root, path)], _is_called_as)
     layout.left_out = {drawn.path: _OF_NO_SLIDE if reason == NO_IMAGE else _OF_SEVERAL for drawn, reason in lost}

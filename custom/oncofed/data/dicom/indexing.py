@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from oncofed.data import case_facts
-from oncofed.data.dicom.headers import Header, looks_like_dicom, read_header
+from oncofed.data.dicom.header_types import BrokenFile, ForeignFile, Header, ObjectHeader, from_json, to_json
+from oncofed.data.dicom.headers import looks_like_dicom, read_header
 from oncofed.data.dicom.patients import PatientFrom, person
 from oncofed.data.dicom.pixels import digest
-from oncofed.data.dicom.series import Heap, sort_heap
+from oncofed.data.dicom.series import DicomIndex, group_series
 from oncofed.data.dicom.stacks import Slice
 from oncofed.data.dicom.unread import tell_unread
 from oncofed.data.files import no_image
@@ -21,7 +23,8 @@ from oncofed.data.layouts.tables import WORKBOOKS
 from oncofed.data.request import Progress
 from oncofed.data.workers import Workers
 
-_HEADER = "header 3"  # raised when headers gain a field, so that what an older version remembered is read anew
+# Raised when a header's fields change: what an older version remembered is read again.
+_HEADER = "header 4"
 _NO_CASE = (
     ".json",
     ".txt",
@@ -38,13 +41,13 @@ _NO_CASE = (
     ".yml",
     *WORKBOOKS,
 )
-_HEADERS_PER_TURN = 64
+_HEADERS_PER_BATCH = 64
 
 
-def read_heap(
+def index_folder(
     source: Path, files: Sequence[str], rule: PatientFrom, index: Index, progress: Progress, workers: Workers
-) -> Heap:
-    """Read the headers of a folder's DICOM files, and sort them into images and labels.
+) -> DicomIndex:
+    """Read the headers of a folder's DICOM files, and group the files by what they are.
 
     Args:
         source: the folder.
@@ -55,55 +58,64 @@ def read_heap(
         workers: processes that read.
     """
     candidates = [f for f in files if not image_format(Path(f)) and not f.lower().endswith((*_NO_CASE, *SLIDES))]
-    headers: list[tuple[str, Header]] = []
+    headers: dict[str, Header] = {}
     fresh: list[tuple[str, str]] = []
     for path in candidates:
         try:
             seen = case_facts.stamp([source / path])
         except OSError as error:
-            headers.append((path, {"kind": "broken", "reason": f"cannot be read ({error.strerror})"}))
+            headers[path] = _unreadable(error)
             continue
         known = index.get(f"{_HEADER}:{path}", seen)
         if known is None:
             fresh.append((path, seen))
         else:
-            headers.append((path, _shared(known)))
-    turns = [(source, fresh[i : i + _HEADERS_PER_TURN]) for i in range(0, len(fresh), _HEADERS_PER_TURN)]
+            headers[path] = completed(path, from_json(known), seen, rule)
+    batches = [(source, fresh[i : i + _HEADERS_PER_BATCH]) for i in range(0, len(fresh), _HEADERS_PER_BATCH)]
     done = len(headers)
     progress("reading headers", done, len(candidates))
-    for batch in workers.map(_read_headers, turns, fewest=8):
-        for path, seen, header in batch:
-            header["stamp"] = seen
-            index.put(f"{_HEADER}:{path}", seen, header)
-            headers.append((path, _shared(header)))
+    for batch in workers.map(_read_headers, batches, fewest=8):
+        for path, seen, values in batch:
+            index.put(f"{_HEADER}:{path}", seen, values)
+            headers[path] = completed(path, from_json(values), seen, rule)
         done += len(batch)
         progress("reading headers", done, len(candidates))
-    for path, header in headers:
-        if "patient" in header:
-            header["person"] = person(path, header, rule)
-            # Without a UID, what lies in one folder is looked at as one series.
-            header["series"] = header["series"] or f"folder|{Path(path).parent}"
 
     def digests(slices: Sequence[Slice]) -> dict[str, str]:
         return _read_digests(source, slices, index, progress, workers)
 
-    heap = sort_heap(((path, header) for path, header in headers if header["kind"] != "foreign"), digests)
-    foreign = {path: header["what"] for path, header in headers if header["kind"] == "foreign"}
-    heap.left_out |= foreign
-    heap.stacks = tell_unread(heap.stacks, heap.broken, foreign)
-    return heap
+    foreign = {path: header.what for path, header in headers.items() if isinstance(header, ForeignFile)}
+    found = group_series(((path, header) for path, header in headers.items() if path not in foreign), digests)
+    found.left_out |= foreign
+    found.stacks = tell_unread(found.stacks, found.broken, foreign)
+    return found
+
+
+def completed(path: str, header: Header, stamp: str = "", rule: PatientFrom = "id") -> Header:
+    """Return a header with what the file's path and the registering say of it.
+
+    Args:
+        path: of the file; without a series' UID, what lies in one folder is looked at as one series.
+        header: as it was read.
+        stamp: of the file.
+        rule: what tells patients apart.
+    """
+    if not isinstance(header, ObjectHeader):
+        return header
+    series = header.series or f"folder|{Path(path).parent}"
+    return replace(header, series=series, stamp=stamp, person=person(path, header, rule))
 
 
 def _read_digests(
     source: Path, slices: Sequence[Slice], index: Index, progress: Progress, workers: Workers
 ) -> dict[str, str]:
     """Return path -> digest of the pixels of files that may be copies of others."""
-    known = {item.path: index.get(f"pixels:{item.path}", item.header["stamp"]) for item in slices}
+    known = {item.path: index.get(f"pixels:{item.path}", item.header.stamp) for item in slices}
     fresh = [item for item in slices if known[item.path] is None]
-    stamps = {item.path: item.header["stamp"] for item in fresh}
-    turns = [(source, fresh[i : i + _HEADERS_PER_TURN]) for i in range(0, len(fresh), _HEADERS_PER_TURN)]
+    stamps = {item.path: item.header.stamp for item in fresh}
+    batches = [(source, fresh[i : i + _HEADERS_PER_BATCH]) for i in range(0, len(fresh), _HEADERS_PER_BATCH)]
     done = 0
-    for batch in workers.map(_digest_pixels, turns, fewest=8):
+    for batch in workers.map(_digest_pixels, batches, fewest=8):
         for path, found in batch:
             index.put(f"pixels:{path}", stamps[path], found)
             known[path] = found
@@ -112,22 +124,18 @@ def _read_digests(
     return known
 
 
-def _digest_pixels(turn: tuple[Path, list[Slice]]) -> list[tuple[str, str]]:
-    root, slices = turn
+def _digest_pixels(batch: tuple[Path, list[Slice]]) -> list[tuple[str, str]]:
+    root, slices = batch
     return [(item.path, digest(root / item.path, item.header)) for item in slices]
 
 
-def _shared(header: Header) -> Header:
-    """Return a header whose texts are held once for all files that say the same: a heap has many thousands."""
-    shared = {key: sys.intern(value) if isinstance(value, str) else value for key, value in header.items()}
-    if "tells" in header:
-        shared["tells"] = {sys.intern(key): sys.intern(value) for key, value in header["tells"].items()}
-    return shared
+def _read_headers(batch: tuple[Path, list[tuple[str, str]]]) -> list[tuple[str, str, dict[str, Any]]]:
+    root, paths = batch
+    return [(path, seen, to_json(_header(root / path))) for path, seen in paths]
 
 
-def _read_headers(turn: tuple[Path, list[tuple[str, str]]]) -> list[tuple[str, str, Header]]:
-    root, paths = turn
-    return [(path, seen, _header(root / path)) for path, seen in paths]
+def _unreadable(error: OSError) -> BrokenFile:
+    return BrokenFile(reason=f"cannot be read ({error.strerror})")
 
 
 def _header(path: Path) -> Header:
@@ -136,13 +144,10 @@ def _header(path: Path) -> Header:
         if looks_like_dicom(path):
             return read_header(path)
     except OSError as error:
-        return {"kind": "broken", "reason": f"cannot be read ({error.strerror})"}
+        return _unreadable(error)
     if path.suffix.lower() in {".dcm", ".dicom", ".ima"} or size == 0:
         if size == 0:
-            return {"kind": "broken", "reason": "is empty (0 bytes). Copy it again"}
+            return BrokenFile(reason="is empty (0 bytes). Copy it again")
         found = looks_like(path) or "no image"
-        return {
-            "kind": "broken",
-            "reason": f"is not DICOM; it looks like {found}. Copy it again, or export it as DICOM",
-        }
-    return {"kind": "foreign", "what": no_image(path)}
+        return BrokenFile(reason=f"is not DICOM; it looks like {found}. Copy it again, or export it as DICOM")
+    return ForeignFile(what=no_image(path))
