@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from fault_lab import DisturbedAlliance, Lab, allow_class
+from oncofed.algorithms.settings import ExchangeType
 from oncofed.alliance.local import LocalAlliance, free_port
 from oncofed.alliance.spec import AllianceSpec
 from oncofed.bench.harness import Bench, Settings
 from oncofed.bench.limits import measure_tls
 from oncofed.bench.results import BenchmarkError, Beside, Limit, Target
-from oncofed.federation_plan import ExchangeType
 from oncofed.job.backends import FederatedJob
 from oncofed.job.flare import export_job
 from oncofed.job.spec import JobSpec, read_job

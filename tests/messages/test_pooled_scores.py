@@ -12,11 +12,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from oncofed.algorithms.plan import FederationPlan
 from oncofed.artifacts.kept_job import copy_beside_model
 from oncofed.client.local_training import InProcessTraining, SiteContext
 from oncofed.client.told_patients import PATIENTS_OF_SUMS
 from oncofed.data.register import Request, register
-from oncofed.federation_plan import FederationPlan
 from oncofed.flare import wire
 from oncofed.job.outcome import begin_result, note_pooled
 from oncofed.job.spec import read_job

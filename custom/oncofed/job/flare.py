@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from oncofed.data.profile import features
+from oncofed.data.profile_plan import ProfilePlan
 from oncofed.errors import SpecError
-from oncofed.federation_plan import ProfilePlan
 from oncofed.flare.folders import AGAINST_MODEL, INITIAL_MODEL, JOB_PACK
 from oncofed.flare.runtime.job_recovery import job_mark
 from oncofed.flare.runtime.resources import ANY_SITE, GPU_MEMORY, GPUS
