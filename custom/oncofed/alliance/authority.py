@@ -12,9 +12,9 @@ from cryptography.x509.oid import NameOID
 from nvflare.lighter.impl.cert import CertBuilder
 from nvflare.lighter.utils import generate_keys
 
-from oncofed.alliance.files import write_private
 from oncofed.alliance.passwords import lock, unlock
 from oncofed.errors import FederationError
+from oncofed.private_files import write_private
 from oncofed.signing import PADDING
 
 _CERTIFICATE_FILE = "root.pem"

@@ -11,11 +11,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 import oncofed
 from oncofed.alliance.authority import Authority, fingerprint
 from oncofed.alliance.facts import KIT_FILE, SCHEMA, KitFacts, describe
-from oncofed.alliance.files import write_private
 from oncofed.alliance.launchers import DEPLOY_FOLDER, add_launchers
 from oncofed.alliance.site_settings import SETTINGS_FILE, settings_text
 from oncofed.alliance.spec import AllianceSpec
 from oncofed.errors import FederationError
+from oncofed.private_files import write_private
 
 CONSTRAINTS_FILE = "constraints.txt"
 REQUIREMENTS_FILE = "requirements.txt"

@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
 from oncofed.alliance.spec import AllianceSpec, read_alliance
-from oncofed.data.manifest import write_whole
+from oncofed.atomic import write_whole
 from oncofed.errors import SpecError
 
 _WIDTH = 120

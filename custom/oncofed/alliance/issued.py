@@ -19,13 +19,13 @@ from pydantic import Field, ValidationError
 from oncofed.alliance.authority import Authority, common_name, fingerprint
 from oncofed.alliance.contents import add_contents
 from oncofed.alliance.facts import Kind, describe, read_facts
-from oncofed.alliance.files import write_private
 from oncofed.alliance.kits import provision
 from oncofed.alliance.request import Request
 from oncofed.alliance.sealing import new_password, seal, sign_folder
 from oncofed.alliance.spec import AllianceSpec
 from oncofed.errors import FederationError
 from oncofed.flare.security.revocation import REVOKED_FILE, Revoked, revoked_file
+from oncofed.private_files import write_private
 from oncofed.settings import StrictModel
 
 REGISTER_FILE = "alliance.json"

@@ -8,8 +8,8 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from oncofed.alliance.facts import KitFacts
-from oncofed.alliance.files import write_private
 from oncofed.alliance.spec import AllianceSpec
+from oncofed.private_files import write_private
 
 DEPLOY_FOLDER = "deploy"
 _ALONE = ("oncofed.service", "Dockerfile", "compose.yaml", "oncofed.slurm")

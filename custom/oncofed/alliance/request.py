@@ -20,10 +20,10 @@ from nvflare.lighter.utils import generate_keys, serialize_pri_key
 from pydantic import Field, ValidationError, field_validator
 
 from oncofed.alliance.facts import KitFacts, read_facts
-from oncofed.alliance.files import write_private
 from oncofed.alliance.sealing import unseal
 from oncofed.alliance.spec import RECIPIENT
 from oncofed.errors import FederationError
+from oncofed.private_files import write_private
 from oncofed.settings import StrictModel, first_problem
 
 REQUEST_FILE = "request.json"

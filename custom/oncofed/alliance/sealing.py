@@ -18,9 +18,9 @@ import pyrage
 from cryptography import x509
 
 from oncofed.alliance.authority import Authority
-from oncofed.alliance.files import write_private
 from oncofed.alliance.passwords import lock, unlock
 from oncofed.errors import FederationError
+from oncofed.private_files import write_private
 from oncofed.signing import is_signed_by
 
 SUMS_FILE = "SHA256SUMS"

@@ -255,8 +255,8 @@ def revoke(
     given again: who comes back takes another one.
     """
     from oncofed.alliance.facts import read_facts
-    from oncofed.alliance.files import write_private
     from oncofed.alliance.issued import Alliance
+    from oncofed.private_files import write_private
 
     alliance = Alliance(home)
     if server_kit:
@@ -308,8 +308,8 @@ def _tell(made: list[Sealed], file: Path | None, console: Console, json: bool) -
     """Show kits and their passwords, or write the passwords to a file."""
     if not made:
         return
-    from oncofed.alliance.files import write_private
     from oncofed.alliance.issued import SUFFIX
+    from oncofed.private_files import write_private
 
     if file:
         lines = "".join(f"{kit.name}\t{kit.password}\n" for kit in made if kit.password)

@@ -9,11 +9,11 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from oncofed.alliance.facts import read_facts
-from oncofed.alliance.files import write_private
 from oncofed.audit import AuditLog
 from oncofed.errors import FederationError, SpecError
 from oncofed.federation_plan import STRATEGY_SPECS
 from oncofed.privacy.policy import POLICY_FILE, Policy, read_policy
+from oncofed.private_files import write_private
 from oncofed.settings import StrictModel, read_yaml, validated
 
 CHANGED = "policy changed"

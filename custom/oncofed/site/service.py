@@ -22,7 +22,6 @@ from typing import IO, Any
 import psutil
 
 from oncofed.alliance.facts import KIT_FILE, KitFacts, read_facts
-from oncofed.alliance.files import write_private
 from oncofed.alliance.kits import keep_storage_inside, start_process
 from oncofed.alliance.launchers import DEPLOY_FOLDER
 from oncofed.alliance.sealing import changed_files
@@ -33,6 +32,7 @@ from oncofed.errors import FederationError, PolicyError
 from oncofed.flare.runtime.resources import LENDING_FILE
 from oncofed.locking import not_lockable
 from oncofed.loopback import ANY, why_not_bound
+from oncofed.private_files import write_private
 from oncofed.processes import JOB_PROCESS, heeded, process_environment, short_path, stop_processes
 from oncofed.proxy import PROXY_VARIABLE, parse_proxy
 
