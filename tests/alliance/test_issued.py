@@ -14,7 +14,7 @@ from oncofed.alliance.issued import Alliance, Sealed
 from oncofed.alliance.sealing import unseal
 from oncofed.alliance.site_settings import read_settings
 from oncofed.alliance.spec import AllianceSpec
-from oncofed.errors import FederationError
+from oncofed.errors import AllianceError
 
 PASSWORD = "correct horse battery"
 KEY = pyrage.x25519.Identity.generate()
@@ -109,20 +109,20 @@ def test_one_more_site_changes_nobody_elses_kit(
 
 def test_what_would_break_given_kits_is_refused(founded: tuple[Alliance, dict[str, Sealed]]) -> None:
     alliance, _ = founded
-    with pytest.raises(FederationError, match="does not open"):
+    with pytest.raises(AllianceError, match="does not open"):
         list(alliance.issue(SPEC, "wrong"))
-    with pytest.raises(FederationError, match=r"port: found 9000, but the alliance .* 8002"):
+    with pytest.raises(AllianceError, match=r"port: found 9000, but the alliance .* 8002"):
         list(alliance.issue(SPEC.model_copy(update={"port": 9000}), PASSWORD))
     other = AllianceSpec(sites={"east": {"organisation": "Other"}}).sites
-    with pytest.raises(FederationError, match="east: kind, role or organisation differ"):
+    with pytest.raises(AllianceError, match="east: kind, role or organisation differ"):
         list(alliance.issue(SPEC.model_copy(update={"sites": other}), PASSWORD))
-    with pytest.raises(FederationError, match="never written over"):
+    with pytest.raises(AllianceError, match="never written over"):
         Authority.new("evil").save(alliance.home, PASSWORD)
 
 
 def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(FederationError, match="is not empty and holds no alliance"):
+    with pytest.raises(AllianceError, match="is not empty and holds no alliance"):
         list(Alliance(tmp_path).issue(SPEC, PASSWORD))
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
@@ -141,6 +141,6 @@ def test_several_passwords_are_made_side_by_side(tmp_path: Path) -> None:
     spec = AllianceSpec(name="tiny", sites=("east", "west"), people={}, **SEALED_FOR)
     kits = {kit.name: kit for kit in Alliance(tmp_path / "home").issue(spec, PASSWORD)}
     assert kits["east"].password != kits["west"].password
-    with pytest.raises(FederationError, match="does not open"):
+    with pytest.raises(AllianceError, match="does not open"):
         unseal(kits["west"].file, tmp_path / "west", kits["east"].password)
     unseal(kits["west"].file, tmp_path / "west", kits["west"].password)

@@ -13,7 +13,7 @@ from nvflare.lighter.impl.cert import CertBuilder
 from nvflare.lighter.utils import generate_keys
 
 from oncofed.alliance.passwords import lock, unlock
-from oncofed.errors import FederationError
+from oncofed.errors import AllianceError
 from oncofed.private_files import write_private
 from oncofed.signing import PADDING
 
@@ -57,7 +57,7 @@ class Authority:
         """Return an authority that was saved.
 
         Raises:
-            FederationError: the password is wrong, or the file was changed.
+            AllianceError: the password is wrong, or the file was changed.
         """
         pem = unlock((folder / _KEY_FILE).read_bytes(), password, str(folder / _KEY_FILE))
         key = serialization.load_pem_private_key(pem, password=None)
@@ -73,10 +73,10 @@ class Authority:
         """Write certificate and key, which only the password opens (age, scrypt).
 
         Raises:
-            FederationError: there is one already.
+            AllianceError: there is one already.
         """
         if self.is_in(folder):
-            raise FederationError(f"{folder / _KEY_FILE} exists: an alliance's root is never written over")
+            raise AllianceError(f"{folder / _KEY_FILE} exists: an alliance's root is never written over")
         pem = self.key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )

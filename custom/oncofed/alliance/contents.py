@@ -14,7 +14,7 @@ from oncofed.alliance.facts import KIT_FILE, SCHEMA, KitFacts, describe
 from oncofed.alliance.launchers import DEPLOY_FOLDER, add_launchers
 from oncofed.alliance.site_settings import SETTINGS_FILE, settings_text
 from oncofed.alliance.spec import AllianceSpec
-from oncofed.errors import FederationError
+from oncofed.errors import AllianceError
 from oncofed.private_files import write_private
 
 CONSTRAINTS_FILE = "constraints.txt"
@@ -73,4 +73,4 @@ def _provisioning(name: str) -> bytes:
         path = place / name
         if path.is_file():
             return path.read_bytes()
-    raise FederationError(f"{name} is missing from this installation of oncofed. Install it again.")
+    raise AllianceError(f"{name} is missing from this installation of oncofed. Install it again.")

@@ -11,7 +11,7 @@ from cryptography import x509
 from pydantic import Field, ValidationError
 
 from oncofed.alliance.spec import AllianceSpec
-from oncofed.errors import FederationError
+from oncofed.errors import AllianceError
 from oncofed.settings import StrictModel, first_problem
 
 KIT_FILE = "kit.json"
@@ -61,28 +61,28 @@ def read_facts(folder: Path) -> KitFacts:
     """Return whose kit a folder holds.
 
     Raises:
-        FederationError: it holds none, or one of another format.
+        AllianceError: it holds none, or one of another format.
     """
     path = folder / KIT_FILE
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError:
-        raise FederationError(
+        raise AllianceError(
             f"{folder} holds no kit ({KIT_FILE} is missing). Open the one that the alliance sent: oncofed site open"
             " FILE; or name another folder with --folder."
         ) from None
     except ValueError:
-        raise FederationError(f"{path} is broken. Open the kit again: oncofed site open FILE") from None
+        raise AllianceError(f"{path} is broken. Open the kit again: oncofed site open FILE") from None
     found = values.get("schema") if isinstance(values, dict) else None
     if found != SCHEMA:
-        raise FederationError(
+        raise AllianceError(
             f"{path} has format {found!r}, expected {SCHEMA}: it was made by another version of oncofed. Ask the "
             "alliance for a new kit, or install the version that made it."
         )
     try:
         return KitFacts.model_validate(values)
     except ValidationError as error:
-        raise FederationError(f"{path}: {first_problem(error)}") from None
+        raise AllianceError(f"{path}: {first_problem(error)}") from None
 
 
 def sites_of(folder: Path) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ from oncofed.alliance.kits import provision
 from oncofed.alliance.request import Request
 from oncofed.alliance.sealing import new_password, seal, sign_folder
 from oncofed.alliance.spec import AllianceSpec
-from oncofed.errors import FederationError
+from oncofed.errors import AllianceError
 from oncofed.flare.security.revocation import REVOKED_FILE, Revoked, revoked_file
 from oncofed.private_files import write_private
 from oncofed.settings import StrictModel
@@ -103,18 +103,18 @@ class Alliance:
         """Return what was issued.
 
         Raises:
-            FederationError: there is no alliance here, or its list is broken.
+            AllianceError: there is no alliance here, or its list is broken.
         """
         path = self.home / REGISTER_FILE
         try:
             return IssuedCertificates.model_validate(json.loads(path.read_text(encoding="utf-8")))
         except FileNotFoundError:
-            raise FederationError(
+            raise AllianceError(
                 f"{self.home} holds no alliance. Found one with: oncofed alliance provision alliance.yaml --home "
                 f"{self.home}"
             ) from None
         except (ValueError, ValidationError) as error:
-            raise FederationError(f"{path} is broken ({type(error).__name__}). Restore it from a backup.") from None
+            raise AllianceError(f"{path} is broken ({type(error).__name__}). Restore it from a backup.") from None
 
     def without_kit(self, spec: AllianceSpec) -> list[str]:
         """Return who has no kit yet and is to be made one."""
@@ -145,7 +145,7 @@ class Alliance:
             each kit once it is sealed and listed. Its password is kept nowhere else.
 
         Raises:
-            FederationError: the password is wrong, or the specification is of another alliance.
+            AllianceError: the password is wrong, or the specification is of another alliance.
         """
         if self.exists:
             self._require_same(spec, self.register())
@@ -165,12 +165,12 @@ class Alliance:
             password: of the alliance's root.
 
         Raises:
-            FederationError: one has no kit or is revoked, the password is wrong, or ``spec`` is of another alliance.
+            AllianceError: one has no kit or is revoked, the password is wrong, or ``spec`` is of another alliance.
         """
         self._require_renewable(spec, names)
         own = [name for name in names if spec.makes_own_key(name)]
         if own:
-            raise FederationError(
+            raise AllianceError(
                 f"{', '.join(own)}: own_key in alliance.yaml. They ask anew: oncofed site request; you answer with: "
                 "oncofed alliance approve --renew"
             )
@@ -186,23 +186,23 @@ class Alliance:
             again: the participant has a kit already, and is given a new certificate beside the one that it has.
 
         Raises:
-            FederationError: it is not in ``spec``, is a relay, or has a kit and this is not ``again``.
+            AllianceError: it is not in ``spec``, is a relay, or has a kit and this is not ``again``.
         """
         name = request.participant
         if name not in spec.everybody or name in spec.relays:
             takers = ", ".join(other for other in spec.everybody if other not in spec.relays)
-            raise FederationError(f"{name} is nobody who can ask for a certificate. Those of the alliance: {takers}")
+            raise AllianceError(f"{name} is nobody who can ask for a certificate. Those of the alliance: {takers}")
         kind = describe(spec, name)[0]
         if request.kind != kind:
-            raise FederationError(f"{name} asks as a {request.kind}, but is a {kind} in the alliance")
+            raise AllianceError(f"{name} asks as a {request.kind}, but is a {kind} in the alliance")
         if again:
             self._require_renewable(spec, [name])
         elif not self.exists:
-            raise FederationError(f"{self.home} holds no alliance. Found it first: oncofed alliance provision")
+            raise AllianceError(f"{self.home} holds no alliance. Found it first: oncofed alliance provision")
         else:
             self._require_same(spec, self.register())
             if name in self.register().participants:
-                raise FederationError(f"{name} has a kit already. Where it asks for a new certificate: --renew")
+                raise AllianceError(f"{name} has a kit already. Where it asks for a new certificate: --renew")
         (sealed,) = self._make(spec, Authority.load(self.home, password), [name], request)
         return sealed
 
@@ -211,9 +211,9 @@ class Alliance:
         self._require_same(spec, register)
         for name in names:
             if name not in register.participants or name not in spec.everybody:
-                raise FederationError(f"{name} has no kit yet. Make one with: oncofed alliance provision")
+                raise AllianceError(f"{name} has no kit yet. Make one with: oncofed alliance provision")
             if register.participants[name].revoked:
-                raise FederationError(f"{name} is revoked. Who comes back takes another name.")
+                raise AllianceError(f"{name} is revoked. Who comes back takes another name.")
 
     def revoke(self, name: str, password: str) -> Path:
         """Take somebody's certificates out of force, and return the signed list that the server is to be given.
@@ -221,14 +221,14 @@ class Alliance:
         A name that was revoked is not given again: FLARE knows sites by their name, not by the key that they show.
 
         Raises:
-            FederationError: nobody has that name, it is the server's, or it is revoked already.
+            AllianceError: nobody has that name, it is the server's, or it is revoked already.
         """
         register = self.register()
         participant = register.participants.get(name)
         if participant is None:
-            raise FederationError(f"nobody is called {name}; there are {', '.join(register.participants)}")
+            raise AllianceError(f"nobody is called {name}; there are {', '.join(register.participants)}")
         if participant.kind == "server":
-            raise FederationError(f"{name} is the server: stop it, and found a new alliance where its key was stolen")
+            raise AllianceError(f"{name} is the server: stop it, and found a new alliance where its key was stolen")
         authority = Authority.load(self.home, password)
         if participant.revoked is None:
             now = datetime.now(timezone.utc).replace(microsecond=0)
@@ -243,7 +243,7 @@ class Alliance:
     def _found(self, spec: AllianceSpec, password: str) -> Authority:
         """Write root and list before any certificate is given out: without its root a kit could never be renewed."""
         if self.home.exists() and any(self.home.iterdir()):
-            raise FederationError(f"{self.home} is not empty and holds no alliance. Name another folder with --home.")
+            raise AllianceError(f"{self.home} is not empty and holds no alliance. Name another folder with --home.")
         self.home.mkdir(parents=True, exist_ok=True)
         self.home.chmod(0o700)
         authority = Authority.new(spec.name)
@@ -256,7 +256,7 @@ class Alliance:
         for what in ("name", "server", "port"):
             old, new = getattr(register, what), getattr(spec, what)
             if old != new:
-                raise FederationError(
+                raise AllianceError(
                     f"{what}: found {new!r}, but the alliance in {self.home} and all its kits have {old!r}. Put it "
                     "back, or found a new alliance with another --home."
                 )
@@ -266,7 +266,7 @@ class Alliance:
             if name in spec.everybody and describe(spec, name) != (given.kind, given.role, given.organisation)
         ]
         if changed:
-            raise FederationError(
+            raise AllianceError(
                 f"{', '.join(changed)}: kind, role or organisation differ from the certificate that was given out. Put "
                 "them back, or take another name."
             )

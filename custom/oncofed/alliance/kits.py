@@ -23,7 +23,7 @@ from nvflare.lighter.spec import Builder, ProvisionContext
 
 from oncofed.alliance.authority import LARGEST_CLOCK_ERROR, Authority, common_name
 from oncofed.alliance.spec import AllianceSpec
-from oncofed.errors import FederationError
+from oncofed.errors import AllianceError
 from oncofed.privacy.policy import POLICY_FILE, Policy
 from oncofed.processes import end_with_parent
 
@@ -148,7 +148,7 @@ def provision(
         public_keys: participant -> public key, of those who keep their private key to themselves.
 
     Raises:
-        FederationError: FLARE's provisioner failed.
+        AllianceError: FLARE's provisioner failed.
     """
     workspace.mkdir(parents=True, exist_ok=True)
     workspace.chmod(stat.S_IRWXU)
@@ -166,7 +166,7 @@ def provision(
     finally:
         os.umask(mask)
     if ctx.get(CtxKey.BUILD_ERROR):
-        raise FederationError(f"the startup kits could not be written to {workspace}: {'; '.join(log.errors)}")
+        raise AllianceError(f"the startup kits could not be written to {workspace}: {'; '.join(log.errors)}")
     return Path(ctx[CtxKey.CURRENT_PROD_DIR])
 
 

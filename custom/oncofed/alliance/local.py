@@ -23,7 +23,7 @@ from oncofed.alliance.kits import keep_storage_inside, provision, start_process
 from oncofed.alliance.sealing import sign_folder
 from oncofed.alliance.spec import AllianceSpec
 from oncofed.client.datasets import DATASETS_FILE, datasets_entry
-from oncofed.errors import FederationError
+from oncofed.errors import FederationError, NotEnoughSitesError, TransferError
 from oncofed.flare.patches.own_loopback import use_own_loopback
 from oncofed.flare.runtime.forkserver import TEMPLATE_VARIABLE, ForkServer
 from oncofed.flare.runtime.resources import LENDING_FILE, SiteOffer
@@ -143,7 +143,8 @@ class LocalAlliance:
         """Wait until every site is registered.
 
         Raises:
-            FederationError: a process ended, or sites did not register in time.
+            NotEnoughSitesError: sites did not register in time.
+            FederationError: a process ended.
         """
         expected = set(self.spec.sites)
         deadline = time.monotonic() + _START_TIMEOUT_SECONDS
@@ -156,7 +157,7 @@ class LocalAlliance:
             self.require_alive()
             if time.monotonic() > deadline:
                 missing = ", ".join(sorted(expected - registered))
-                raise FederationError(
+                raise NotEnoughSitesError(
                     f"only {len(registered)} of {len(expected)} sites registered within "
                     f"{_START_TIMEOUT_SECONDS:.0f} s; missing: {missing}. Their logs: {self._logs}"
                 )
@@ -270,14 +271,15 @@ class LocalAlliance:
                 return
             time.sleep(0.1)
         role = "the server" if participant == self.spec.server else participant
-        raise FederationError(f"{role} did not open port {port}. Its log: {self._console(participant)}")
+        raise TransferError(f"{role} did not open port {port}. Its log: {self._console(participant)}")
 
 
 def require_free_port(port: int) -> None:
     """Raise where somebody listens on ``port``.
 
     Raises:
-        FederationError: the port is taken, or this machine has no loopback address.
+        FederationError: the port is taken.
+        TransferError: this machine has no loopback address.
     """
     if any(why_not_bound(address, port) for address in require_loopback()):
         raise FederationError(

@@ -6,7 +6,7 @@ import time
 
 import pyrage
 
-from oncofed.errors import FederationError
+from oncofed.errors import AllianceError
 
 # age refuses a password whose check would take this machine too long. It guesses that from a moment's speed, and on a
 # busy machine guesses wrong now and then.
@@ -29,7 +29,7 @@ def unlock(sealed: bytes, password: str, what: str) -> bytes:
         what: it is, for the error.
 
     Raises:
-        FederationError: the password does not open it, the content was changed, or this machine is too slow to try.
+        AllianceError: the password does not open it, the content was changed, or this machine is too slow to try.
     """
     tries = 0
     while True:
@@ -38,9 +38,9 @@ def unlock(sealed: bytes, password: str, what: str) -> bytes:
         except pyrage.DecryptError as error:
             tries += 1
             if _TOO_MUCH_WORK not in str(error):
-                raise FederationError(f"this password does not open {what}, or the file was changed") from None
+                raise AllianceError(f"this password does not open {what}, or the file was changed") from None
             if tries == _TRIES:
-                raise FederationError(
+                raise AllianceError(
                     f"this machine is too busy to try the password of {what}: age takes one second for that where it "
                     "was made, and refuses what takes sixteen here. Try again when less runs."
                 ) from None

@@ -22,7 +22,7 @@ from pydantic import Field, ValidationError, field_validator
 from oncofed.alliance.facts import KitFacts, read_facts
 from oncofed.alliance.sealing import unseal
 from oncofed.alliance.spec import RECIPIENT
-from oncofed.errors import FederationError
+from oncofed.errors import AllianceError
 from oncofed.private_files import write_private
 from oncofed.settings import StrictModel, first_problem
 
@@ -76,12 +76,12 @@ def make_request(participant: str, kind: AskingKind, folder: Path) -> Request:
     """Make a private key and a request for its certificate in a new folder that nobody else can enter.
 
     Raises:
-        FederationError: the folder exists, or nobody can be called so.
+        AllianceError: the folder exists, or nobody can be called so.
     """
     if not re.match(_NAME, participant):
-        raise FederationError(f"{participant!r} is no name of a participant. Take the one in the alliance's list.")
+        raise AllianceError(f"{participant!r} is no name of a participant. Take the one in the alliance's list.")
     if folder.exists():
-        raise FederationError(f"{folder} exists. Name another folder with --out, or delete a request that is answered.")
+        raise AllianceError(f"{folder} exists. Name another folder with --out, or delete a request that is answered.")
     key, _ = generate_keys()
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, participant)])
     csr = x509.CertificateSigningRequestBuilder().subject_name(name).sign(key, hashes.SHA256())
@@ -103,21 +103,21 @@ def read_request(file: Path) -> Request:
     """Return a request that somebody sent.
 
     Raises:
-        FederationError: it is none, or its key does not fit its name.
+        AllianceError: it is none, or its key does not fit its name.
     """
     try:
         if file.stat().st_size > _LARGEST_REQUEST_BYTES:
-            raise FederationError(f"{file} is larger than a request. Expected a {REQUEST_FILE} that a participant sent")
+            raise AllianceError(f"{file} is larger than a request. Expected a {REQUEST_FILE} that a participant sent")
         request = Request.model_validate(json.loads(file.read_text(encoding="utf-8")))
     except OSError as error:
-        raise FederationError(f"{file}: {error.strerror}. Expected a {REQUEST_FILE} that a participant sent") from None
+        raise AllianceError(f"{file}: {error.strerror}. Expected a {REQUEST_FILE} that a participant sent") from None
     except ValidationError as error:
-        raise FederationError(f"{file}: {first_problem(error)}") from None
+        raise AllianceError(f"{file}: {first_problem(error)}") from None
     except ValueError:
-        raise FederationError(f"{file} is no request. Expected a {REQUEST_FILE} that a participant sent") from None
+        raise AllianceError(f"{file} is no request. Expected a {REQUEST_FILE} that a participant sent") from None
     names = x509.load_pem_x509_csr(request.csr.encode()).subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     if [name.value for name in names] != [request.participant]:
-        raise FederationError(f"{file}: {request.participant} asks for a certificate of another name")
+        raise AllianceError(f"{file}: {request.participant} asks for a certificate of another name")
     return request
 
 
@@ -130,16 +130,16 @@ def open_answer(file: Path, out: Path, request: Path) -> KitFacts:
         request: the folder of the request; it can be deleted then.
 
     Raises:
-        FederationError: it is not the answer to that request.
+        AllianceError: it is not the answer to that request.
     """
     if not (request / _IDENTITY_FILE).is_file():
-        raise FederationError(f"{request} holds no request. Expected the folder that `oncofed site request` made.")
+        raise AllianceError(f"{request} holds no request. Expected the folder that `oncofed site request` made.")
     unseal(file, out, None, request / _IDENTITY_FILE)
     facts = read_facts(out)
     key = (request / _KEY_FILE).read_bytes()
     if not fits(facts.certificate(out), key):
         shutil.rmtree(out)
-        raise FederationError(f"{file} is the answer to another request than that in {request}")
+        raise AllianceError(f"{file} is the answer to another request than that in {request}")
     write_private(facts.certificate_file(out).with_suffix(".key"), key)
     return facts
 

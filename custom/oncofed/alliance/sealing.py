@@ -19,7 +19,7 @@ from cryptography import x509
 
 from oncofed.alliance.authority import Authority
 from oncofed.alliance.passwords import lock, unlock
-from oncofed.errors import FederationError
+from oncofed.errors import AllianceError
 from oncofed.private_files import write_private
 from oncofed.signing import is_signed_by
 
@@ -79,10 +79,10 @@ def unseal(file: Path, out: Path, password: str | None, identity: Path | None = 
         identity: file with an age identity, ``AGE-SECRET-KEY-1...``.
 
     Raises:
-        FederationError: it cannot be opened, or is not what the alliance made.
+        AllianceError: it cannot be opened, or is not what the alliance made.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FederationError(f"{out} exists and is not empty. Name another folder with --out.")
+        raise AllianceError(f"{out} exists and is not empty. Name another folder with --out.")
     content = _decrypted(file, password, identity)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
@@ -91,7 +91,7 @@ def unseal(file: Path, out: Path, password: str | None, identity: Path | None = 
         _unpack(content, unfinished, file)
         changed = changed_files(unfinished)
         if changed:
-            raise FederationError(f"{file} is not what the alliance made: {changed[0]}. Ask for a new kit.")
+            raise AllianceError(f"{file} is not what the alliance made: {changed[0]}. Ask for a new kit.")
         if out.exists():
             out.rmdir()
         shutil.move(unfinished, out)
@@ -132,14 +132,12 @@ def _decrypted(file: Path, password: str | None, identity: Path | None) -> bytes
     try:
         size = file.stat().st_size
         if size > _LARGEST_KIT_BYTES:
-            raise FederationError(f"{file} has {size >> 20} MiB; a kit has less than {_LARGEST_KIT_BYTES >> 20}")
+            raise AllianceError(f"{file} has {size >> 20} MiB; a kit has less than {_LARGEST_KIT_BYTES >> 20}")
         sealed = file.read_bytes()
     except OSError as error:
-        raise FederationError(f"{file}: {error.strerror}. Expected a sealed kit, such as SITE.kit.age.") from None
+        raise AllianceError(f"{file}: {error.strerror}. Expected a sealed kit, such as SITE.kit.age.") from None
     if not sealed.startswith(b"age-encryption.org/"):
-        raise FederationError(
-            f"{file} is no sealed kit. Expected the file that the alliance sent, such as SITE.kit.age."
-        )
+        raise AllianceError(f"{file} is no sealed kit. Expected the file that the alliance sent, such as SITE.kit.age.")
     if identity is None:
         return unlock(sealed, password or "", str(file))
     try:
@@ -147,22 +145,22 @@ def _decrypted(file: Path, password: str | None, identity: Path | None) -> bytes
         keys = [pyrage.x25519.Identity.from_str(line.strip()) for line in lines if line.startswith("AGE-SECRET-KEY-")]
         return bytes(pyrage.decrypt(sealed, keys))
     except (pyrage.DecryptError, pyrage.IdentityError):
-        raise FederationError(f"the key in {identity} does not open {file}, or the file was changed") from None
+        raise AllianceError(f"the key in {identity} does not open {file}, or the file was changed") from None
 
 
 def _unpack(content: bytes, folder: Path, file: Path) -> None:
     try:
         archive = zipfile.ZipFile(io.BytesIO(content))
     except zipfile.BadZipFile:
-        raise FederationError(f"{file} holds no kit") from None
+        raise AllianceError(f"{file} holds no kit") from None
     with archive:
         entries = archive.infolist()
         if len(entries) > _MOST_FILES or sum(entry.file_size for entry in entries) > _LARGEST_KIT_BYTES:
-            raise FederationError(f"{file} holds more than a kit: {len(entries)} files")
+            raise AllianceError(f"{file} holds more than a kit: {len(entries)} files")
         for entry in entries:
             path, mode = PurePosixPath(entry.filename), entry.external_attr >> 16
             if path.is_absolute() or ".." in path.parts or stat.S_ISLNK(mode) or "\\" in entry.filename:
-                raise FederationError(f"{file} holds {entry.filename!r}, which would lie outside of its folder")
+                raise AllianceError(f"{file} holds {entry.filename!r}, which would lie outside of its folder")
             if entry.is_dir():
                 continue
             target = folder / path

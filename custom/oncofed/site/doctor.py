@@ -31,7 +31,7 @@ from oncofed.alliance.kits import GUARD, PRIVACY_FILE
 from oncofed.alliance.sealing import ROOT_FILE, changed_files
 from oncofed.alliance.site_settings import read_settings
 from oncofed.audit import AuditLog
-from oncofed.errors import FederationError, OncofedError
+from oncofed.errors import FederationError, OncofedError, TransferError
 from oncofed.privacy.policy import read_policy
 from oncofed.proxy import open_tunnel, parse_proxy
 from oncofed.sandbox import what_is_missing
@@ -404,7 +404,7 @@ def _through(proxy: str, route: tuple[str, int], folder: Path | None, facts: Kit
         why = "no answer" if isinstance(error, TimeoutError) else error.strerror or str(error)
         yield Check("proxy", "fail", f"{named}: {why}", "correct proxy in site.yaml, or ask who looks after the proxy")
         return
-    except FederationError as error:
+    except TransferError as error:
         advice = f"ask who looks after the proxy to let this machine out to {host}, TCP {port}, by CONNECT"
         yield Check("proxy", "fail", f"{named}: {error}", advice)
         return

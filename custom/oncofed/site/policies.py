@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from oncofed.alliance.facts import read_facts
 from oncofed.audit import AuditLog
-from oncofed.errors import FederationError, SpecError
+from oncofed.errors import AllianceError, SpecError
 from oncofed.federation_plan import STRATEGY_SPECS
 from oncofed.privacy.policy import POLICY_FILE, Policy, read_policy
 from oncofed.private_files import write_private
@@ -25,13 +25,13 @@ def current_policy(folder: Path) -> Policy:
     """Return the policy in force.
 
     Raises:
-        FederationError: the folder is no site's kit.
+        AllianceError: the folder is no site's kit.
         PolicyError: the policy is broken.
     """
     facts = read_facts(folder)
     policy = read_policy(folder / "local") if facts.kind == "site" else None
     if policy is None:
-        raise FederationError(
+        raise AllianceError(
             f"{folder} is the kit of a {facts.kind}, or of an earlier version: it has no policy. Expected a site's"
         )
     return policy

@@ -28,7 +28,7 @@ from oncofed.alliance.sealing import changed_files
 from oncofed.alliance.site_settings import SETTINGS_FILE, SiteSettings, read_settings
 from oncofed.client.datasets import DATASETS_FILE, datasets_entry
 from oncofed.client.status_file import RUN_FOLDER
-from oncofed.errors import FederationError, PolicyError
+from oncofed.errors import AllianceError, FederationError, PolicyError
 from oncofed.flare.runtime.resources import LENDING_FILE
 from oncofed.locking import not_lockable
 from oncofed.loopback import ANY, why_not_bound
@@ -77,7 +77,7 @@ class Service:
         told: is told what happens, one line at a time.
 
     Raises:
-        FederationError: the folder holds no kit of a machine.
+        AllianceError: the folder holds no kit of a machine.
         PolicyError: the kit was changed.
     """
 
@@ -247,11 +247,11 @@ def machine_facts(folder: Path) -> KitFacts:
     """Return whose kit a folder holds.
 
     Raises:
-        FederationError: it holds none, or that of a person, who runs nothing.
+        AllianceError: it holds none, or that of a person, who runs nothing.
     """
     facts = read_facts(folder)
     if facts.kind == "person":
-        raise FederationError(
+        raise AllianceError(
             f"{folder} is the kit of {facts.participant}, a person: nothing is started from it. Submit jobs with: "
             f"oncofed job submit JOB --kit {folder}"
         )
@@ -281,13 +281,13 @@ def require_readable(folder: Path) -> None:
     """Refuse a kit of which a file that its site may change is broken: FLARE's process would end again and again.
 
     Raises:
-        FederationError: names the file.
+        AllianceError: names the file.
     """
     for path in sorted((folder / "local").glob("*.json")):
         try:
             json.loads(path.read_bytes())
         except ValueError as error:  # noqa: PERF203 - a handful of files
-            raise FederationError(
+            raise AllianceError(
                 f"{path} is broken ({error}). Put back what was there, or open the kit anew and take its file"
             ) from None
 
