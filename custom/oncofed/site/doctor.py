@@ -27,7 +27,7 @@ import oncofed
 from oncofed.alliance.authority import fingerprint
 from oncofed.alliance.contents import CONSTRAINTS_FILE
 from oncofed.alliance.facts import KitFacts, read_facts
-from oncofed.alliance.kits import GUARD, PRIVACY_FILE
+from oncofed.alliance.kits import OUTBOUND_FILTER, PRIVACY_FILE
 from oncofed.alliance.sealing import ROOT_FILE, changed_files
 from oncofed.alliance.site_settings import read_settings
 from oncofed.audit import AuditLog
@@ -332,14 +332,14 @@ def _code(folder: Path) -> Iterator[Check]:
 def _policy(folder: Path) -> Iterator[Check]:
     try:
         policy = read_policy(folder / "local")
-        guarded = GUARD in (folder / "local" / PRIVACY_FILE).read_text(encoding="utf-8")
+        guarded = OUTBOUND_FILTER in (folder / "local" / PRIVACY_FILE).read_text(encoding="utf-8")
     except (OncofedError, OSError) as error:
         yield Check("policy", "fail", str(error), "open the kit again, or: oncofed site policy edit")
         return
     if policy is None:
         yield Check("policy", "fail", "there is none: nothing leaves", "ask the alliance for a new kit")
     elif not guarded:
-        advice = f"put the component {GUARD} back into local/{PRIVACY_FILE}"
+        advice = f"put the component {OUTBOUND_FILTER} back into local/{PRIVACY_FILE}"
         yield Check("policy", "fail", "nothing looks at what leaves this site", advice)
     else:
         yield Check("policy", "ok", f"version {policy_version(folder)}, digest {policy.digest[:12]}")
