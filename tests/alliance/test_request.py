@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from oncofed.alliance.authority import Authority, common_name
 from oncofed.alliance.issued import Alliance
-from oncofed.alliance.request import fits, make_request, open_answer, read_request
+from oncofed.alliance.request import key_matches, make_request, open_answer, read_request
 from oncofed.alliance.sealing import changed_files
 from oncofed.alliance.spec import AllianceSpec
 from oncofed.errors import AllianceError
@@ -32,7 +32,7 @@ SPEC = AllianceSpec(
 def alliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Alliance]:
     """An alliance that was founded, and gave nobody a kit yet. Its root's password takes seconds, but once alone."""
     alliance = Alliance(tmp_path_factory.mktemp("alliance") / "home")
-    authority = alliance._found(SPEC, PASSWORD)
+    authority = alliance.create(SPEC, PASSWORD)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Authority, "load", lambda folder, password: authority)
         yield alliance
@@ -55,10 +55,10 @@ def test_a_key_stays_where_it_was_made(alliance: Alliance, tmp_path: Path, name:
     assert common_name(certificate) == name
     certificate.verify_directly_issued_by(Authority.load(alliance.home, PASSWORD).certificate)
     key = facts.certificate_file(tmp_path / "kit").with_suffix(".key")
-    assert fits(certificate, key.read_bytes())
+    assert key_matches(certificate, key.read_bytes())
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
     assert changed_files(tmp_path / "kit") == []
-    assert alliance.register().participants[name].sealed_for == request.recipient
+    assert alliance.issued().participants[name].sealed_for == request.recipient
     # A second one for the same name is somebody else's, unless the alliance is told that it is not.
     with pytest.raises(AllianceError, match=f"{name} has a kit already"):
         alliance.approve(SPEC, request, PASSWORD)
@@ -66,7 +66,7 @@ def test_a_key_stays_where_it_was_made(alliance: Alliance, tmp_path: Path, name:
         with pytest.raises(AllianceError, match="They ask anew"):
             list(alliance.renew(SPEC, [name], PASSWORD))
     alliance.approve(SPEC, request, PASSWORD, again=True)
-    assert len(alliance.register().participants[name].certificates) == 2
+    assert len(alliance.issued().participants[name].certificates) == 2
 
 
 def test_an_answer_to_another_request_is_refused(alliance: Alliance, tmp_path: Path) -> None:
@@ -152,19 +152,19 @@ def test_who_is_renewed_and_who_cannot_be(tmp_path_factory: pytest.TempPathFacto
         people={"eng@x.org": {"role": "lead", "recipient": recipient}},
         valid_days=40,
     )
-    authority = alliance._found(spec, PASSWORD)
+    authority = alliance.create(spec, PASSWORD)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Authority, "load", lambda folder, password: authority)
         list(alliance.issue(spec, PASSWORD))
         alliance.revoke("west", PASSWORD)
-        assert alliance.ending(spec, 30) == []
-        assert alliance.ending(spec, 60) == ["localhost", "east", "eng@x.org"]
+        assert alliance.expiring(spec, 30) == []
+        assert alliance.expiring(spec, 60) == ["localhost", "east", "eng@x.org"]
         with pytest.raises(AllianceError, match="west is revoked"):
             list(alliance.renew(spec, ["west"], PASSWORD))
         with pytest.raises(AllianceError, match="north has no kit yet"):
             list(alliance.renew(spec, ["north"], PASSWORD))
         longer = spec.model_copy(update={"valid_days": 400})
         assert [kit.name for kit in alliance.renew(longer, ["east"], PASSWORD)] == ["east"]
-        assert alliance.ending(spec, 60) == ["localhost", "eng@x.org"]
-        old, new = alliance.register().participants["east"].certificates
+        assert alliance.expiring(spec, 60) == ["localhost", "eng@x.org"]
+        old, new = alliance.issued().participants["east"].certificates
         assert old.serial != new.serial

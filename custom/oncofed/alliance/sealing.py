@@ -1,6 +1,7 @@
-"""A startup kit on its way: a zip of which every byte is signed, sealed with age for who may open it.
+"""Sealed startup kits: a signed zip, encrypted with age for its recipient.
 
-age is a file format with several programs (https://age-encryption.org/v1): a hospital can open its kit with its own.
+age is a file format with several implementations (https://age-encryption.org/v1), so a hospital may use another
+program.
 """
 
 from __future__ import annotations
@@ -26,34 +27,34 @@ from oncofed.signing import is_signed_by
 SUMS_FILE = "SHA256SUMS"
 SIGNATURE_FILE = "SHA256SUMS.sig"
 ROOT_FILE = Path("startup") / "rootCA.pem"
-_ABOUT = (SUMS_FILE, SIGNATURE_FILE)
+_NOT_LISTED = (SUMS_FILE, SIGNATURE_FILE)
 _LARGEST_KIT_BYTES = 64 << 20
 _MOST_FILES = 1000
-# Crockford's base 32: no letter that is taken for a digit.
+# Crockford's base 32: no letter that looks like a digit.
 _LETTERS = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
 
 def new_password() -> str:
-    """Return a password of 100 random bits that can be read out on the telephone."""
+    """Return a password of 100 random bits that is easy to read out."""
     return "-".join("".join(secrets.choice(_LETTERS) for _ in range(5)) for _ in range(4))
 
 
 def sign_folder(folder: Path, authority: Authority) -> None:
-    """Write the digests of all files of a kit, and the alliance's signature of that list."""
+    """Write the digests of a kit's files, signed by the alliance."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     named = {path.relative_to(folder).as_posix(): path for path in paths}
-    sums = "".join(f"{_digest(path)}  {name}\n" for name, path in named.items() if name not in _ABOUT).encode()
+    sums = "".join(f"{_digest(path)}  {name}\n" for name, path in named.items() if name not in _NOT_LISTED).encode()
     write_private(folder / SUMS_FILE, sums)
     write_private(folder / SIGNATURE_FILE, authority.sign(sums))
 
 
 def seal(folder: Path, out: Path, password: str | None, recipient: str | None = None) -> None:
-    """Write a kit's folder as one sealed file.
+    """Write a kit as one sealed file.
 
     Args:
         folder: the kit, signed.
         out: the file; only its owner can read it.
-        password: opens it; None where a recipient's key does.
+        password: opens it; None with a recipient.
         recipient: an age recipient, ``age1...``.
     """
     packed = io.BytesIO()
@@ -70,16 +71,16 @@ def seal(folder: Path, out: Path, password: str | None, recipient: str | None = 
 
 
 def unseal(file: Path, out: Path, password: str | None, identity: Path | None = None) -> None:
-    """Open a sealed kit into a new folder; nothing is left of it where something is wrong.
+    """Open a sealed kit into a new folder, or leave nothing behind.
 
     Args:
         file: the sealed kit.
-        out: the folder; it must not exist, or be empty.
-        password: that the alliance told; None where a key opens it.
+        out: the folder; missing or empty.
+        password: from the alliance; None with an identity.
         identity: file with an age identity, ``AGE-SECRET-KEY-1...``.
 
     Raises:
-        AllianceError: it cannot be opened, or is not what the alliance made.
+        AllianceError: the file cannot be opened, or the alliance did not sign its content.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise AllianceError(f"{out} exists and is not empty. Name another folder with --out.")
@@ -98,9 +99,9 @@ def unseal(file: Path, out: Path, password: str | None, identity: Path | None = 
 
 
 def changed_files(folder: Path) -> list[str]:
-    """Return what is not as the alliance made it in a kit's folder; empty where all is.
+    """Return how a kit's files differ from what the alliance signed; empty if they do not.
 
-    Once the kit is open, files under ``local`` and ``site.yaml`` are the site's own to change: the caller knows.
+    In an open kit the site may change ``local`` and ``site.yaml``. The caller filters those out.
     """
     try:
         sums, signature = (folder / SUMS_FILE).read_bytes(), (folder / SIGNATURE_FILE).read_bytes()
@@ -118,7 +119,7 @@ def changed_files(folder: Path) -> list[str]:
         elif _digest(path) != digest:
             problems.append(f"{name} was changed")
     startup = {p.relative_to(folder).as_posix() for p in (folder / "startup").rglob("*") if p.is_file()}
-    # The private key of a participant who made its own is listed nowhere: the alliance never saw it.
+    # The alliance never saw the key of a participant who created its own, so the list does not have it.
     own = {f"startup/{name}.key" for name in ("client", "server") if f"startup/{name}.crt" in listed}
     problems += [f"{name} does not belong to it" for name in sorted(startup - set(listed) - own)]
     return problems

@@ -24,7 +24,7 @@ from cryptography import x509
 from packaging.requirements import InvalidRequirement, Requirement
 
 import oncofed
-from oncofed.alliance.authority import fingerprint
+from oncofed.alliance.authority import EXPIRES_SOON_DAYS, fingerprint
 from oncofed.alliance.contents import CONSTRAINTS_FILE
 from oncofed.alliance.facts import KitFacts, read_facts
 from oncofed.alliance.kits import OUTBOUND_FILTER, PRIVACY_FILE
@@ -40,11 +40,10 @@ from oncofed.site.datasets import look_at_datasets
 from oncofed.site.gpu_checks import look_at_gpus
 from oncofed.site.packs import list_packs
 from oncofed.site.policies import policy_version
-from oncofed.site.service import is_own, readable_by_others, require_free_port, service_state
+from oncofed.site.service import is_own, readable_by_others, require_free_server_port, service_state
 from oncofed.training import Plan
 
 _CONNECT_SECONDS = 4.0
-_SOON_DAYS = 30
 _LEAST_DISK_GB, _GOOD_DISK_GB = 2, 20
 _GOOD_FILES = 4096
 _GOOD_SHARED_MB = 512
@@ -292,7 +291,7 @@ def _certificate(folder: Path, facts: KitFacts) -> Iterator[Check]:
         yield Check("certificate", "fail", f"holds from {since:%Y-%m-%d}", "look at this machine's clock")
     elif days < 0:
         yield Check("certificate", "fail", f"expired on {until:%Y-%m-%d}", f"ask for a new kit, then: {_RENEW}")
-    elif days < _SOON_DAYS:
+    elif days < EXPIRES_SOON_DAYS:
         yield Check("certificate", "warn", found, f"ask the alliance for a new kit before it ends, then: {_RENEW}")
     else:
         yield Check("certificate", "ok", found)
@@ -359,7 +358,7 @@ def _own_port(folder: Path | None, facts: KitFacts) -> Iterator[Check]:
         yield Check("port", "ok", f"{facts.port}, in use by this server")
         return
     try:
-        require_free_port(facts)
+        require_free_server_port(facts)
     except FederationError as error:
         found, _, what = str(error).partition(". What listens there: ")
         yield Check("port", "fail", found, f"end what listens there; it is named by: {what}")
@@ -436,7 +435,7 @@ def _handshake(connection: socket.socket, folder: Path, facts: KitFacts) -> Iter
             answer = _asked(secured)
             yield Check("server", "ok", f"{facts.reaches} proves to be of this alliance, {secured.version()}")
             days = (theirs.not_valid_after_utc - datetime.now(timezone.utc)).days
-            if days < _SOON_DAYS:
+            if days < EXPIRES_SOON_DAYS:
                 yield Check("server's certificate", "warn", f"holds {days} days more", "tell the alliance")
             yield from _clock(answer)
     except ssl.SSLCertVerificationError as error:

@@ -109,7 +109,7 @@ class Service:
         with _sole_owner(self._folder), short_path(self._folder / _TEMPORARY) as temporary, self._signals():
             # What a service before this one left, when it was killed.
             stop_processes(self._mark)
-            require_free_port(self.facts)
+            require_free_server_port(self.facts)
             prepare(self._folder, self.facts, self._settings)
             try:
                 self._keep_running(temporary)
@@ -292,7 +292,7 @@ def require_readable(folder: Path) -> None:
             ) from None
 
 
-def require_free_port(facts: KitFacts) -> None:
+def require_free_server_port(facts: KitFacts) -> None:
     """Refuse to start a server at whose port something else listens: FLARE would try again and again.
 
     Raises:
@@ -320,7 +320,7 @@ def prepare(folder: Path, facts: KitFacts, settings: SiteSettings) -> None:
     if facts.kind == "site":
         datasets = {name: folder / path for name, path in settings.datasets.items()}
         write_private(folder / "local" / DATASETS_FILE, datasets_entry(facts.participant, datasets))
-        write_private(folder / "local" / LENDING_FILE, settings.lending.to_json())
+        write_private(folder / "local" / LENDING_FILE, settings.offer.to_json())
     if facts.kind == "server":
         keep_storage_inside(folder)
 
