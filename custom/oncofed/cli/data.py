@@ -217,7 +217,7 @@ def profile(
     federated_profile.
     """
     keep_caches_in(workspace)
-    from oncofed.data.manifest import write_whole
+    from oncofed.atomic import write_whole
     from oncofed.data.profile import make_profile
     from oncofed.report.profile import write_profile_page
 
