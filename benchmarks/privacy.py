@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
+from harness.bench import Bench, Settings
+from harness.results import Limit, Target
 from oncofed.audit import AuditLog
-from oncofed.bench.harness import Bench, Settings
-from oncofed.bench.results import Limit, Target
 from oncofed.data.cases import read_cases
 from oncofed.federation_plan import FederationPlan
 from oncofed.flare import wire

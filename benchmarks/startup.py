@@ -15,9 +15,9 @@ from typing import Any
 
 from brain import brain_job, brain_sites
 from fault_lab import Lab, change_resources, lab
+from harness.bench import Bench
+from harness.results import Beside, Limit, Target
 from oncofed.alliance.local import LocalAlliance
-from oncofed.bench.harness import Bench
-from oncofed.bench.results import Beside, Limit, Target
 from oncofed.job.spec import JobSpec
 from oncofed.rounds.events import EventReader, SiteProgress
 
