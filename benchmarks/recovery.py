@@ -14,9 +14,9 @@ from typing import Any
 
 from brain import brain_job, brain_sites
 from fault_lab import Lab, another_clock, another_version, lab
+from harness.bench import Bench, Settings
+from harness.results import Target
 from oncofed.alliance.local import quiet
-from oncofed.bench.harness import Bench, Settings
-from oncofed.bench.results import Target
 from oncofed.errors import FederationError
 from oncofed.job.spec import JobSpec
 
@@ -158,8 +158,8 @@ def measure(fault: Fault, spec: JobSpec, sites: dict[str, Path], folder: Path, q
         seconds = time.time() - started
         state = running.look()
     assert state.finished is not None
-    told = sorted({incident["kind"] for incident in state.incidents})
-    scores = {site: e["mean"] for site, e in state.finished["test"].items()}
+    told = sorted({incident.kind for incident in state.incidents})
+    scores = {site: e["mean"] for site, e in state.finished.test.items()}
     return {
         "seconds": seconds,
         "rounds": len(state.participation),
