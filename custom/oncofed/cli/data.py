@@ -188,7 +188,7 @@ def check(
     from oncofed.data.contract import check_dataset
     from oncofed.job.spec import read_job
 
-    spec = read_job(job)
+    spec = read_job(job, with_code=True)
     folder = dataset_named(dataset, workspace)
     report = check_dataset(folder, spec.data, spec.task.vocabulary, spec.seed, spec.plan().build_task().label_kind)
     cache = _cache_note(folder, spec) if report.may_train else ""

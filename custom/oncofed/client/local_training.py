@@ -437,8 +437,6 @@ def _answer_in(state: SiteState) -> TrainResult:
     return TrainResult(delta=state.part("delta"), extra=state.part("extra"), **state.facts)
 
 
-
-
 def _full(value: torch.Tensor) -> torch.Tensor:
     """Return a weight as the network holds it: the global model may travel in half its type."""
     return value.float() if value.dtype is torch.bfloat16 else value
