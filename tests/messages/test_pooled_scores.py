@@ -16,7 +16,7 @@ from oncofed.algorithms.plan import FederationPlan
 from oncofed.artifacts.kept_job import copy_beside_model
 from oncofed.client.local_training import InProcessTraining, SiteContext
 from oncofed.client.told_patients import PATIENTS_OF_SUMS
-from oncofed.data.register import Request, register
+from oncofed.data.register import RegisterOptions, register
 from oncofed.flare import wire
 from oncofed.job.outcome import begin_result, note_pooled
 from oncofed.job.spec import read_job
@@ -52,7 +52,7 @@ class _Quiet:
 def turns(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InProcessTraining]:
     folder = tmp_path_factory.mktemp("site")
     make_textures(folder / "in", CLASSES, 24, colours=1)
-    register(Request(folder / "in", JOB.data.dataset, folder / "set"))
+    register(RegisterOptions(folder / "in", JOB.data.dataset, folder / "set"))
     other = {n: v + 0.05 if v.is_floating_point() else v for n, v in JOB.plan().initial_weights().items()}
     save_file({n: v.contiguous() for n, v in other.items()}, folder / "other.safetensors")
     place = SiteContext("east", folder / "set", folder / "state", None, folder / "other.safetensors")

@@ -106,7 +106,7 @@ def register(
     Exit status: 0 also where some cases were set aside, 3 where all were. `oncofed data check` says whether a job may
     train.
     """
-    from oncofed.data.register import Request, parse_labels
+    from oncofed.data.register import RegisterOptions, parse_labels
     from oncofed.data.register import register as read_folder
     from oncofed.data.slides import TileSpec
 
@@ -114,7 +114,7 @@ def register(
     target = out or datasets_folder(workspace) / name
     _require_name(name)
     table, names = _labels(labels, parse_labels)
-    request = Request(
+    request = RegisterOptions(
         folder,
         name,
         target,

@@ -17,7 +17,7 @@ from oncofed.data.dicom.references import named_twice, region_key
 from oncofed.data.dicom.series import DicomIndex
 from oncofed.data.files import Files
 from oncofed.data.grouping import counted, named
-from oncofed.data.layouts import ClassTable, Layout
+from oncofed.data.layouts import ClassTable, FolderLayout
 from oncofed.data.manifest import SPLITS, Entry, Manifest
 from oncofed.data.unlabelled import why_unlabelled
 
@@ -78,7 +78,7 @@ class Reading:
     dangling: Sequence[str]
     source: Path
     table: Path | None
-    layout: Layout
+    layout: FolderLayout
     dicom: DicomIndex
     work: Sequence[Work]
     patient_from: str | None = None

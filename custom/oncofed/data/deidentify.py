@@ -167,7 +167,7 @@ def deidentify(
     key = _key(key_file)
     found = find_files(source)
     files = found.files
-    turns = [_CopyJob(source, out, path, key, options) for path in files]
+    turns = [_CopyJob(source=source, out=out, path=path, key=key, options=options) for path in files]
     outcome = Outcome(left_out=Counter(found.left_out.values()))
     pairs: list[tuple[str, str]] = []
     with Workers(workers) as pool:

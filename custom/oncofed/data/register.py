@@ -28,7 +28,7 @@ from oncofed.data.dicom.series import DicomIndex
 from oncofed.data.dicom.whole_slides import whole_slides
 from oncofed.data.folder import find_files
 from oncofed.data.index import Index
-from oncofed.data.layouts import ClassTable, Item, Layout, find_layout, lists_images
+from oncofed.data.layouts import ClassTable, FolderLayout, Item, find_layout, lists_images
 from oncofed.data.layouts.telling import all_taken_for_masks
 from oncofed.data.manifest import (
     MANIFEST_FILE,
@@ -39,40 +39,40 @@ from oncofed.data.manifest import (
     read_manifest,
     write_manifest,
 )
-from oncofed.data.request import Progress, Request, parse_labels
+from oncofed.data.register_options import Progress, RegisterOptions, parse_labels
 from oncofed.data.slides.regions import is_regions, label_values
 from oncofed.data.workers import BROKE_ITS_READER, Workers
 from oncofed.errors import DataError
 
-__all__ = ["Progress", "Request", "dataset_folder", "parse_labels", "register", "which_is_taken"]
+__all__ = ["Progress", "RegisterOptions", "dataset_folder", "parse_labels", "register", "which_is_taken"]
 
 SOURCE_LINK = "source"
 _INDEX_FILE = ".index.sqlite"
 
 
-def register(request: Request, progress: Progress | None = None) -> Manifest:
-    """Read a folder and write ``request.out/dataset.json``; only what changed since the last time is read.
+def register(options: RegisterOptions, progress: Progress | None = None) -> Manifest:
+    """Read a folder and write ``options.out/dataset.json``; only what changed since the last time is read.
 
     Args:
-        request: what to register.
+        options: what to register.
         progress: called with (what is done, how many, of how many).
 
     Raises:
         DataError: the folder cannot be used at all. A single bad case is no error: it is in ``quarantine``.
-        OSError: ``request.out`` cannot be written to; a manifest that was there is as it was.
+        OSError: ``options.out`` cannot be written to; a manifest that was there is as it was.
     """
     progress = progress or (lambda what, done, total: None)
-    source, out = request.source.resolve(), request.out.resolve()
+    source, out = options.source.resolve(), options.out.resolve()
     if not source.is_dir():
-        raise DataError(f"{request.source}: no such folder. Name the folder that holds the images.")
+        raise DataError(f"{options.source}: no such folder. Name the folder that holds the images.")
     if source == out:
-        raise DataError(f"{request.source}: the dataset's folder cannot be the images' own. Name another with --out.")
+        raise DataError(f"{options.source}: the dataset's folder cannot be the images' own. Name another with --out.")
     out.mkdir(parents=True, exist_ok=True)
     salt = _salt(out)
     before = read_manifest(out) if (out / MANIFEST_FILE).is_file() else None
-    patient_from = request.patient_from
-    if request.patient_from is None:
-        request = replace(request, patient_from=before.patient_from if before else "id")
+    patient_from = options.patient_from
+    if options.patient_from is None:
+        options = replace(options, patient_from=before.patient_from if before else "id")
     prefix = _link(source, out)
     progress("looking for files", 0, 0)
     found = find_files(source)
@@ -82,38 +82,38 @@ def register(request: Request, progress: Progress | None = None) -> Manifest:
         files = [path for path in files if not path.startswith(own)]
         found.left_out = {path: why for path, why in found.left_out.items() if not path.startswith(own)}
         found.left_out[own] = "the dataset's own folder"
-    with Index(out / _INDEX_FILE) as index, Workers(request.workers) as workers:
-        listing = request.table if lists_images(request.table) else None
-        layout = find_layout(source, files, listing, request.task, request.labels, request.classes)
+    with Index(out / _INDEX_FILE) as index, Workers(options.workers) as workers:
+        listing = options.table if lists_images(options.table) else None
+        layout = find_layout(source, files, listing, options.task, options.labels, options.classes)
         dicom = DicomIndex()
         if layout.may_hold_dicom:
-            dicom = index_folder(source, files, request.patient_from or "id", index, progress, workers)
+            dicom = index_folder(source, files, options.patient_from or "id", index, progress, workers)
         if layout.kind == "nothing" and (dicom.stacks or dicom.slides or dicom.broken):
             layout.kind = "DICOM"
-        task = cast("Task", request.task or layout.task or ("slides" if dicom.slides else "segmentation"))
-        table = ClassTable(request.table, dicom.headers)
-        if request.table and not listing and not (dicom.stacks or dicom.slides):
+        task = cast("Task", options.task or layout.task or ("slides" if dicom.slides else "segmentation"))
+        table = ClassTable(options.table, dicom.headers)
+        if options.table and not listing and not (dicom.stacks or dicom.slides):
             raise DataError(
-                f"{request.table}: it names no image, and {request.source} holds no DICOM. Add a column image."
+                f"{options.table}: it names no image, and {options.source} holds no DICOM. Add a column image."
             )
-        labels = _match_labels(dicom, request)
+        labels = _match_labels(dicom, options)
         work = [
-            *_file_work(layout, request, prefix),
-            *_dicom_work(dicom, labels, request, salt, table),
-            *_slide_work(dicom, request, salt, table),
+            *_file_work(layout, options, prefix),
+            *_dicom_work(dicom, labels, options, salt, table),
+            *_slide_work(dicom, options, salt, table),
         ]
         work = distinct_work(work, {bad.name for bad in layout.bad})
         layout.bad += table.faults
         if not work and not layout.bad and not dicom.broken:
-            raise DataError(_nothing_found(request.source, files, layout, {**dicom.left_out, **found.left_out}))
+            raise DataError(_nothing_found(options.source, files, layout, {**dicom.left_out, **found.left_out}))
         results = list(_read_all(work, index, progress, workers))
-    manifest = compose(request, task, layout, dicom, table.classes, results, salt, before)
+    manifest = compose(options, task, layout, dicom, table.classes, results, salt, before)
     reading = Reading(
         paths=files,
         passed_over=found.left_out,
         dangling=found.dangling,
         source=source,
-        table=request.table,
+        table=options.table,
         layout=layout,
         dicom=dicom,
         work=work,
@@ -150,7 +150,7 @@ def _link(source: Path, out: Path) -> str:
     return f"{SOURCE_LINK}/"
 
 
-def _nothing_found(source: Path, files: Sequence[str], layout: Layout, left_out: Mapping[str, str]) -> str:
+def _nothing_found(source: Path, files: Sequence[str], layout: FolderLayout, left_out: Mapping[str, str]) -> str:
     if why := all_taken_for_masks(layout.left_out):
         return (
             f"{source}: no image found: {why}, and they hold few values as masks do. Register the folder of their "
@@ -169,28 +169,28 @@ def _nothing_found(source: Path, files: Sequence[str], layout: Layout, left_out:
 # --- what there is to read
 
 
-def _file_work(layout: Layout, request: Request, prefix: str) -> Iterator[Work]:
-    source, out = request.source.resolve(), request.out.resolve()
-    slide_task = (request.task or layout.task) == "slides"
-    names = {name: value for value, name in request.labels.items()}
-    named = tuple(sorted({**layout.labels, **request.labels}))
+def _file_work(layout: FolderLayout, options: RegisterOptions, prefix: str) -> Iterator[Work]:
+    source, out = options.source.resolve(), options.out.resolve()
+    slide_task = (options.task or layout.task) == "slides"
+    names = {name: value for value, name in options.labels.items()}
+    named = tuple(sorted({**layout.labels, **options.labels}))
     if slide_task and not names:
         drawn = {item.label for item in layout.items if isinstance(item.label, str) and is_regions(Path(item.label))}
         names = label_values(source / path for path in sorted(drawn))
         layout.labels |= {value: name for name, value in names.items()}
     for item in layout.items:
         if slide_task:
-            yield SlideWork(root=source, prefix=prefix, out=out, item=item, tiles=request.tiles, names=names)
+            yield SlideWork(root=source, prefix=prefix, out=out, item=item, tiles=options.tiles, names=names)
         elif isinstance(item.label, tuple):
             yield ComposedWork(root=source, prefix=prefix, item=item, named=named, out=out)
         else:
             yield FileWork(root=source, prefix=prefix, item=item, named=named)
 
 
-def _match_labels(dicom: DicomIndex, request: Request) -> list[tuple[PlacedLabel, ...]]:
+def _match_labels(dicom: DicomIndex, options: RegisterOptions) -> list[tuple[PlacedLabel, ...]]:
     """Return the label files of each image; those that lie on none are left out of the dicom, with the reason."""
-    wanted = {name: value for value, name in request.labels.items() if value}
-    placed, reasons = match_labels(request.source.resolve(), dicom.stacks, dicom.labels, wanted or None, dicom.slides)
+    wanted = {name: value for value, name in options.labels.items() if value}
+    placed, reasons = match_labels(options.source.resolve(), dicom.stacks, dicom.labels, wanted or None, dicom.slides)
     dicom.unplaced = [label for label in dicom.labels if label.path in reasons]
     dicom.labels = [label for label in dicom.labels if label.path not in reasons]
     dicom.left_out |= reasons
@@ -198,9 +198,13 @@ def _match_labels(dicom: DicomIndex, request: Request) -> list[tuple[PlacedLabel
 
 
 def _dicom_work(
-    dicom: DicomIndex, placed: Sequence[tuple[PlacedLabel, ...]], request: Request, salt: bytes, table: ClassTable
+    dicom: DicomIndex,
+    placed: Sequence[tuple[PlacedLabel, ...]],
+    options: RegisterOptions,
+    salt: bytes,
+    table: ClassTable,
 ) -> Iterator[Work]:
-    values = region_values(dicom, request)
+    values = region_values(dicom, options)
     for stack, labels in zip(dicom.stacks, placed, strict=True):
         header = stack.header
         name = f"{hashed_key(salt, header.patient, 8)}-{hashed_key(salt, header.series, 8)}"
@@ -209,8 +213,8 @@ def _dicom_work(
             name += f"-{hashed_key(salt, header.instance or stack.slices[0].path, 6)}"
         number, split = table.find(header)
         yield StackWork(
-            root=request.source.resolve(),
-            out=request.out.resolve(),
+            root=options.source.resolve(),
+            out=options.out.resolve(),
             name=name,
             stack=stack,
             labels=labels,
@@ -220,9 +224,9 @@ def _dicom_work(
         )
 
 
-def _slide_work(dicom: DicomIndex, request: Request, salt: bytes, table: ClassTable) -> Iterator[Work]:
-    source, out = request.source.resolve(), request.out.resolve()
-    names = {name: value for value, name in request.labels.items()}
+def _slide_work(dicom: DicomIndex, options: RegisterOptions, salt: bytes, table: ClassTable) -> Iterator[Work]:
+    source, out = options.source.resolve(), options.out.resolve()
+    names = {name: value for value, name in options.labels.items()}
     found, left_out = whole_slides(dicom.slides)
     dicom.left_out |= left_out
     for slide in found:
@@ -236,7 +240,7 @@ def _slide_work(dicom: DicomIndex, request: Request, salt: bytes, table: ClassTa
             prefix=f"{SOURCE_LINK}/",
             out=out,
             item=Item(name=name, patient=header.person, images=files[:1], label=label, split=split, modality="SM"),
-            tiles=request.tiles,
+            tiles=options.tiles,
             names=names,
             instances=files,
         )

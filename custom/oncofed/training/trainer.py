@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from oncofed.data.augment import Batch
-from oncofed.data.batches import Batches
+from oncofed.data.batches import BatchStream
 from oncofed.data.cases import Case, Cases
 from oncofed.data.prepared import PreparedCases, plan_cache
 from oncofed.devices import fitting, free_memory, inference_type, is_out_of_memory, training_device
@@ -125,7 +125,7 @@ class Trainer:
         self._watch = alerts_told if plan.training.deterministic else contextlib.nullcontext
         self._batch_size = plan.training.batch_size // (group.size if group else 1)
         self._micro = min(plan.training.micro_batch or self._batch_size, self._batch_size)
-        self._batches: Batches | None = None
+        self._batches: BatchStream | None = None
         self._training: PreparedCases | None = None
         self._validation: PreparedCases | None = None
         self.gradient_hook: GradientHook | None = None
@@ -147,7 +147,7 @@ class Trainer:
         plainer: Form = "compiled" if form == "replayed" else form
         self._loss: Loss = self._own_loss or in_form(self.task.loss, plainer, deterministic)
 
-    def prepare(self, progress: Callable[[int, int], None] | None = None) -> Batches:
+    def prepare(self, progress: Callable[[int, int], None] | None = None) -> BatchStream:
         """Read and keep the training cases, if that was not done yet, and return the run's stream of batches.
 
         Args:
@@ -161,7 +161,7 @@ class Trainer:
             rank = self._group.rank if self._group else 0
             # The others of a group begin anew where the first one goes on: they draw what they have not drawn before.
             seed = self._seed if rank == 0 else _site_seed(self._seed, f"{rank} {self.steps_done}")
-            self._batches = Batches(prepared, self.input, self._batch_size, seed, self.device)
+            self._batches = BatchStream(prepared, self.input, self._batch_size, seed, self.device)
             if self._restored:
                 self._batches.restore(checkpoints.part(self._restored, "batches"))
                 self._restored = None

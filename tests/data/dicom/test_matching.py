@@ -22,7 +22,7 @@ from oncofed.data.dicom import matching
 from oncofed.data.dicom.headers import read_header
 from oncofed.data.dicom.stacks import LabelFile, Slice, Stack
 from oncofed.data.manifest import Entry, Manifest
-from oncofed.data.register import Request, register
+from oncofed.data.register import RegisterOptions, register
 
 SHAPE = (12, 16, 8)
 ORIGIN = np.array([-30.0, -40, 10])
@@ -58,7 +58,7 @@ def _series(folder: Path, change: Change | None = None, **more: object) -> list[
 
 
 def _register(tmp_path: Path, **more: object) -> Manifest:
-    manifest = register(Request(tmp_path / "in", "demo", tmp_path / "out", **more))  # type: ignore[arg-type]
+    manifest = register(RegisterOptions(tmp_path / "in", "demo", tmp_path / "out", **more))  # type: ignore[arg-type]
     rows = list(csv.DictReader((tmp_path / "out" / "files.csv").open()))
     assert len(rows) == len({row["path"] for row in rows}) == sum(manifest.files.values())
     assert all(bool(row["reason"]) == (row["use"] == "left out") for row in rows)

@@ -17,7 +17,7 @@ from oncofed.data.dicom.header_types import SlideHeader
 from oncofed.data.dicom.stacks import SlideFile
 from oncofed.data.dicom.whole_slides import whole_slides
 from oncofed.data.manifest import Manifest
-from oncofed.data.register import Request, register
+from oncofed.data.register import RegisterOptions, register
 from oncofed.data.slides import TileReader, TileSpec, open_slide
 from oncofed.errors import DataError
 from slide_files import halved, stained
@@ -53,7 +53,7 @@ def of_type(kind: str) -> dict[str, Any]:
 
 
 def registered(tmp_path: Path) -> Manifest:
-    return register(Request(tmp_path / "in", "s", tmp_path / "out", tiles=TileSpec(128, 0.5)))
+    return register(RegisterOptions(tmp_path / "in", "s", tmp_path / "out", tiles=TileSpec(128, 0.5)))
 
 
 @pytest.mark.wild("openslide#511", "a pyramid whose levels are series of their own")

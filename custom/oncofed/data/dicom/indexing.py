@@ -20,7 +20,7 @@ from oncofed.data.images import image_format, looks_like
 from oncofed.data.index import Index
 from oncofed.data.layouts import SLIDES
 from oncofed.data.layouts.tables import WORKBOOKS
-from oncofed.data.request import Progress
+from oncofed.data.register_options import Progress
 from oncofed.data.workers import Workers
 
 # Raised when a header's fields change: what an older version remembered is read again.

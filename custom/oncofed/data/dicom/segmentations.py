@@ -168,7 +168,14 @@ def _frames(dataset: Dataset) -> Iterator[_Frame]:
         spacing, thickness = (
             frame_measure(frame, shared, keyword) for keyword in ("SpacingBetweenSlices", "SliceThickness")
         )
-        yield _Frame(number, segment, np.zeros((4, 4)) if place is None else place, abs(spacing), thickness, sources)
+        yield _Frame(
+            number=number,
+            segment=segment,
+            place=np.zeros((4, 4)) if place is None else place,
+            spacing=abs(spacing),
+            thickness=thickness,
+            sources=sources,
+        )
 
 
 def _segment(frame: Dataset, shared: Dataset, dataset: Dataset) -> int:

@@ -84,7 +84,7 @@ class Item:
 
 
 @dataclass
-class Layout:
+class FolderLayout:
     """What a folder holds.
 
     Attributes:
@@ -134,7 +134,7 @@ def unique(items: Sequence[Item]) -> list[Item]:
     return [replace(item, name=name, patient=item.patient or name) for item, name in zip(items, names, strict=True)]
 
 
-def with_distinct_cases(layout: Layout) -> Layout:
+def with_distinct_cases(layout: FolderLayout) -> FolderLayout:
     """Return a layout of which no two cases have one name, those that cannot be used among them."""
     layout.items = unique(layout.items)
     taken = {item.name for item in layout.items}
