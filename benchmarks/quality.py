@@ -106,7 +106,7 @@ def nuclei(folder: Path, data: Path, seconds: float) -> dict[str, Any]:
         {"training": {"augmentation": "full", "batch_size": 8, "warmup_steps": 50}, "task": {"overlap": 0.5}}
     )
     evaluation, facts, _ = train_for(spec, folder / "set", seconds)
-    return {"score": evaluation.more["dice"], **facts}
+    return {"score": evaluation.extra_metrics["dice"], **facts}
 
 
 def slides(folder: Path, data: Path | None, seconds: float) -> dict[str, Any]:
@@ -149,7 +149,7 @@ def train_for(spec: JobSpec, dataset: Path, seconds: float) -> tuple[Evaluation,
     facts = {
         "interval": evaluation.interval,
         "by_class": evaluation.by_class,
-        "more": evaluation.more,
+        "more": evaluation.extra_metrics,
         "cases": {"training": len(cases.train), "test": evaluation.cases},
         "steps": steps,
         "seconds": trained,

@@ -33,8 +33,7 @@ from oncofed.data.register import RegisterOptions, register
 from oncofed.data.slides import Level, Pixels, TileSpec
 from oncofed.data.spec import SplitSpec
 from oncofed.data.tiles import SlideTiles, read_tiles, stream_tiles
-from oncofed.models import ModelSpec, build_network
-from oncofed.models import Request as NetworkRequest
+from oncofed.models import ModelSpec, NetworkRequest, build_network
 from oncofed.models.weights import weights_of
 from oncofed.tasks.encoder import Encoder, EncoderSpec, extract
 from synthetic import make_slides

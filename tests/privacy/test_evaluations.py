@@ -37,7 +37,7 @@ def _sent(task: Task[Any], outcomes: list[tuple[str, Any]]) -> dict[str, Any]:
     behind = {name: frozenset(patients) for name, patients in task.patients_behind(outcomes).items()}
     everybody = frozenset(patient for patient, _ in outcomes)
     found = Evaluation(
-        scores.mean, scores.by_class, scores.more, len(outcomes), (0.4, 0.6), patients=everybody, behind=behind
+        scores.mean, scores.by_class, scores.extra_metrics, len(outcomes), (0.4, 0.6), patients=everybody, behind=behind
     )
     numbers = evaluation_numbers(found)
     check_numbers({"evaluation": numbers}, list(task.classes.values()), most=len(outcomes))

@@ -49,7 +49,7 @@ from oncofed.flare.transfer.server import TransferServer
 from oncofed.flare.wire import TASK_COMBINE, TASK_PREPARE, TASK_TRAIN, TASK_VALIDATE
 from oncofed.messages.pooled_scores import SumsAsked, calibration_of, together
 from oncofed.models.serialized import write_tensors
-from oncofed.models.weights import Layout, Weights, digest_of, layout_of, weights_of
+from oncofed.models.weights import WeightLayout, Weights, digest_of, layout_of, weights_of
 from oncofed.privacy.outbound import progress_that_may_leave
 from oncofed.rounds.events import BEST_MODEL, EVENTS_FILE, MODELS_FOLDER, STATS_GROUP, EventLog, new_event
 from oncofed.rounds.intake import UpdateIntake, counts
@@ -254,7 +254,7 @@ class FederatedTraining(Controller):
         files = [self._state / MODELS_FOLDER / name for name in (PROFILE_FILE, CALIBRATION_FILE)]
         return {file.name: file.read_text(encoding="utf-8") for file in files if file.is_file()}
 
-    def _initial(self) -> tuple[Layout, Weights]:
+    def _initial(self) -> tuple[WeightLayout, Weights]:
         """Return what the model's weights are like, and those that the job brings along or else its seed gives."""
         brought = initial_model(self._ctx)
         if brought is None:

@@ -50,7 +50,7 @@ from oncofed.flare.security.outbound_filter import admit, dataset_digest, name_a
 from oncofed.flare.transfer.decomposer import carry, carry_no_more, transfer_client_of
 from oncofed.flare.wire import TASK_COMBINE, TASK_PREPARE, TASK_TRAIN, TASK_VALIDATE
 from oncofed.models.bundle import BUNDLE_NAME
-from oncofed.models.weights import Layout, digest_of
+from oncofed.models.weights import WeightLayout, digest_of
 from oncofed.packs.pack import Pack, read_pack
 from oncofed.privacy.outbound import progress_that_may_leave
 from oncofed.privacy.policy import Policy
@@ -262,7 +262,7 @@ class SiteExecutor(Executor):
         return wire.combined_message(made.mean, made.cases, made.missing, made.refused)
 
     @cached_property
-    def _layout(self) -> Layout:
+    def _layout(self) -> WeightLayout:
         return self._plan.layout()
 
     def _is_to_come(self, fl_ctx: FLContext) -> bool:

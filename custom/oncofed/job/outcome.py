@@ -90,7 +90,7 @@ def note_scores(
         pooled = scores.get(POOLED, {}).get(site)
         compared = {name: e for name, e in (("alone", alone), ("pooled", pooled)) if e}
         by_class = {"federated": federated["by_class"], **{name: e.by_class for name, e in compared.items()}}
-        more = {"federated": federated.get("more", {}), **{name: e.more for name, e in compared.items()}}
+        more = {"federated": federated.get("more", {}), **{name: e.extra_metrics for name, e in compared.items()}}
         intervals = {"federated": federated.get("interval"), **{n: e.interval for n, e in compared.items()}}
         result.sites[site] = SiteResult(
             train_cases=cases["train"],

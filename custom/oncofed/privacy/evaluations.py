@@ -33,14 +33,14 @@ def evaluation_numbers(evaluation: Evaluation) -> dict[str, Any]:
     told = [name for name in evaluation.by_class if name in groups and name not in hidden]
     more = [
         name
-        for name in evaluation.more
+        for name in evaluation.extra_metrics
         if len(behind.get(name, ())) >= LEAST_PATIENTS and name.partition(".")[2] in ("", *told)
     ]
     interval = evaluation.interval if len(mean) >= LEAST_PATIENTS else None
     return {
         "mean": None if evaluation.mean is None else round_figure(evaluation.mean),
         "by_class": _rounded({name: evaluation.by_class[name] for name in told}),
-        "more": _rounded({name: evaluation.more[name] for name in more}),
+        "more": _rounded({name: evaluation.extra_metrics[name] for name in more}),
         "interval": [round_figure(end) for end in interval] if interval else None,
         "cases": evaluation.cases,
         "patients": {
