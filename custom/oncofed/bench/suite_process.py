@@ -15,13 +15,13 @@ from oncofed.bench.harness import Bench
 from oncofed.bench.limits import Limits
 from oncofed.bench.results import Figure
 from oncofed.devices import training_device
-from oncofed.processes import end_with_parent, heed_interrupts
+from oncofed.processes import enable_interrupts, end_with_parent
 
 
 def main() -> None:
     """Run the suite that the first argument asks for."""
     end_with_parent()
-    heed_interrupts()
+    enable_interrupts()
     request = json.loads(sys.argv[1])
     folder = Path(request["folder"])
     script = Path(request["suite"])

@@ -30,10 +30,10 @@ from oncofed.client.datasets import DATASETS_FILE, datasets_entry
 from oncofed.client.status_file import RUN_FOLDER
 from oncofed.errors import AllianceError, FederationError, PolicyError
 from oncofed.flare.runtime.resources import LENDING_FILE
-from oncofed.locking import not_lockable
+from oncofed.locking import lock_error
 from oncofed.loopback import ANY, why_not_bound
 from oncofed.private_files import write_private
-from oncofed.processes import JOB_PROCESS, heeded, process_environment, short_path, stop_processes
+from oncofed.processes import JOB_PROCESS, not_ignored, process_environment, short_path, stop_processes
 from oncofed.proxy import PROXY_VARIABLE, parse_proxy
 
 LOG_FILE = "console.log"
@@ -215,7 +215,7 @@ class Service:
             self._stop.set()
 
         before = {
-            number: signal.signal(number, stop) for number in heeded(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+            number: signal.signal(number, stop) for number in not_ignored(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
         }
         try:
             yield
@@ -384,7 +384,7 @@ def _sole_service(folder: Path) -> Iterator[None]:
             raise FederationError(f"{folder} runs already (process {pid}). Stop it with: oncofed site stop") from None
         except OSError as error:
             why = error.strerror or str(error)
-            raise not_lockable(folder, why, "Move the kit to a disk of this machine.") from None
+            raise lock_error(folder, why, "Move the kit to a disk of this machine.") from None
         yield
 
 
