@@ -21,7 +21,7 @@ from oncofed.cli.terminal import echo_json
 from oncofed.errors import SpecError
 from oncofed.loopback import is_loopback
 from oncofed.prediction.watching.peers import Address, Peer, Tell, parse_address, parse_peer, parse_title, parse_titles
-from oncofed.processes import heeded
+from oncofed.processes import not_ignored
 
 if TYPE_CHECKING:
     from oncofed.prediction.watching.journal import Journal
@@ -262,7 +262,9 @@ def _stopped_by_signals(watch: Watch, tell: Tell) -> Iterator[None]:
         with contextlib.suppress(RuntimeError):
             tell("ending", "after the input at hand; once more ends it now, and the input is begun anew next time")
 
-    before = {number: signal.signal(number, stop) for number in heeded(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    before = {
+        number: signal.signal(number, stop) for number in not_ignored(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    }
     try:
         yield
     except KeyboardInterrupt:
