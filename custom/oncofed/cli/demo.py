@@ -23,6 +23,7 @@ from oncofed.cli.common import (
     show_result,
     typed_workspace,
 )
+from oncofed.cli.run_options import Backend, Port, Rounds
 from oncofed.errors import SpecError
 
 if TYPE_CHECKING:
@@ -43,13 +44,6 @@ NUCLEI_NOTE = (
 )
 # Stains and sizes with fewer fields of view are put together.
 _FEWEST_FIELDS = 50
-
-
-class Backend(str, Enum):
-    """Where the job runs."""
-
-    federation = "federation"
-    simulate = "simulate"
 
 
 class DemoData(str, Enum):
@@ -75,13 +69,8 @@ _NOTES = {DemoData.brain: BRAIN_NOTE, DemoData.hippocampus: HIPPOCAMPUS_NOTE, De
 
 
 def demo(
-    backend: Annotated[
-        Backend,
-        typer.Option(
-            help="federation: real server and sites from startup kits, mutual TLS; simulate: FLARE's simulator."
-        ),
-    ] = Backend.federation,
-    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds; by default as many as the job says.")] = None,
+    backend: Backend = "federation",
+    rounds: Rounds = None,
     data: Annotated[
         DemoData,
         typer.Option(help="brain: built in; hippocampus: the Decathlon's task 4; nuclei: microscopy; see --data-root."),
@@ -93,9 +82,7 @@ def demo(
             "images/, labels/ and a table of image and stain."
         ),
     ] = None,
-    port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="Port of the server; by default a free one.")
-    ] = None,
+    port: Port = None,
     keep: Annotated[bool, typer.Option("--keep", help="Keep images, startup kits and FLARE's own files.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print result.json to stdout, progress to stderr.")] = False,
     workspace: Workspace = DEFAULT_WORKSPACE,
@@ -121,7 +108,16 @@ def demo(
     try:
         with ended_by_signals():
             sites = _images(spec, data, data_root, images, console)
-            run = Run(spec, sites, backend.value, folder, console, port, keep, data_note=_NOTES[data])
+            run = Run(
+                spec=spec,
+                sites=sites,
+                backend=backend,
+                folder=folder,
+                console=console,
+                port=port,
+                keep=keep,
+                data_note=_NOTES[data],
+            )
             result = run.execute()
             example = _example(sites, folder) if data is DemoData.brain else None
     finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as jsonlib
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +13,6 @@ from oncofed.cli import submitted
 from oncofed.cli.common import (
     DEFAULT_WORKSPACE,
     Workspace,
-    dataset_named,
     datasets_folder,
     ended_by_signals,
     keep_caches_in,
@@ -25,10 +23,9 @@ from oncofed.cli.common import (
     show_result,
     show_table,
 )
-from oncofed.cli.demo import Backend
-from oncofed.cli.submitted import Against, EvaluateOnly, Model, require_model
+from oncofed.cli.run_options import Against, Backend, EvaluateOnly, Model, Port, Rounds, named_sites, require_model
 from oncofed.cli.terminal import echo_json
-from oncofed.errors import DataError, SpecError
+from oncofed.errors import SpecError
 
 if TYPE_CHECKING:
     from oncofed.data.planning import PlanFile
@@ -39,6 +36,7 @@ app = typer.Typer(
     help="Jobs as data: list, show, check, plan, export, run; submit, watch, stop and fetch those of an alliance.",
     no_args_is_help=True,
 )
+app.add_typer(submitted.app)  # without a name: its commands are among those of this group
 
 Job = Annotated[str, typer.Argument(help="A job's name, its folder, or its job.yaml.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
@@ -292,17 +290,10 @@ def run(
             help="NAME=DATASET, once for each site: a registered dataset's name, or a folder with dataset.json.",
         ),
     ],
-    backend: Annotated[
-        Backend,
-        typer.Option(
-            help="federation: real server and sites from startup kits, mutual TLS; simulate: FLARE's simulator."
-        ),
-    ] = Backend.federation,
-    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds; by default as many as the job says.")] = None,
+    backend: Backend = "federation",
+    rounds: Rounds = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder; by default a new one in the workspace.")] = None,
-    port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="Port of the server; by default a free one.")
-    ] = None,
+    port: Port = None,
     baselines: Annotated[
         bool, typer.Option("--baselines/--no-baselines", help="Also train each site alone, and all data pooled.")
     ] = True,
@@ -337,7 +328,7 @@ def run(
         spec = spec.with_rounds(rounds) if rounds else spec
         if max_bad_share is not None:
             spec = spec.changed({"data": {"max_bad_share": max_bad_share}})
-    sites = _named_sites(site, workspace)
+    sites = named_sites(site, workspace)
     check_sites(spec, len(sites))
     folder = out or new_run_folder(workspace, spec.name)
     if folder.exists() and any(folder.iterdir()):
@@ -345,18 +336,27 @@ def run(
     with ended_by_signals():
         console = progress_console(json)
         if isinstance(spec, ProfileJobSpec):
-            plan = ProfileRun(spec, sites, backend.value, folder, console, port, keep, gpu_memory).execute()
+            plan = ProfileRun(
+                spec=spec,
+                sites=sites,
+                backend=backend,
+                folder=folder,
+                console=console,
+                port=port,
+                keep=keep,
+                gpu_gib=gpu_memory,
+            ).execute()
             _show_plan(plan, folder / "plan.json", json)
             return
         result = Run(
-            spec,
-            sites,
-            backend.value,
-            folder,
-            console,
-            port,
-            keep,
-            baselines,
+            spec=spec,
+            sites=sites,
+            backend=backend,
+            folder=folder,
+            console=console,
+            port=port,
+            keep=keep,
+            baselines=baselines,
             model=model,
             evaluate_only=evaluate_only,
             against=against,
@@ -376,10 +376,8 @@ def compare(
         Path | None, typer.Option(help="A dataset's folder, whose patients are dealt to four sites of uneven size.")
     ] = None,
     seeds: Annotated[str, typer.Option(help="With commas between them; each strategy runs once with each.")] = "",
-    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds; by default as many as the job says.")] = None,
-    backend: Annotated[
-        Backend, typer.Option(help="federation: real server and sites; simulate: FLARE's simulator.")
-    ] = Backend.federation,
+    rounds: Rounds = None,
+    backend: Backend = "federation",
     out: Annotated[
         Path | None, typer.Option(help="Folder; runs that are complete in it are not run again. By default a new one.")
     ] = None,
@@ -408,7 +406,15 @@ def compare(
     console = progress_console(json)
     with ended_by_signals():
         sites = _compared_sites(spec, site or [], data_root, folder, workspace)
-        found = Compare(specs, sites, numbers, backend.value, folder, console, baselines).execute()
+        found = Compare(
+            specs=specs,
+            sites=sites,
+            seeds=numbers,
+            backend=backend,
+            folder=folder,
+            console=console,
+            baselines=baselines,
+        ).execute()
     if json:
         echo_json(found.model_dump_json(indent=2))
         return
@@ -437,7 +443,7 @@ def _compared_sites(
     from oncofed.data.partition import deal_to_sites
 
     if site:
-        return _named_sites(site, workspace)
+        return named_sites(site, workspace)
     source = data_root or datasets_folder(workspace) / spec.data.dataset
     if not source.is_dir():
         raise SpecError(
@@ -446,18 +452,6 @@ def _compared_sites(
             f"FOLDER --dataset {spec.data.dataset}"
         )
     return deal_to_sites(source, folder / "data", SHARES, spec.seed)
-
-
-def _named_sites(site: list[str], workspace: Path) -> dict[str, Path]:
-    return {name: _site_folder(value, workspace) for name, value in parse_sites(site).items()}
-
-
-def _site_folder(value: Path, workspace: Path) -> Path:
-    """Return a site's dataset; what is none is told with that of all other sites, when their data are checked."""
-    try:
-        return dataset_named(value, workspace)
-    except DataError:
-        return value
 
 
 @app.command()
@@ -508,32 +502,3 @@ def _show_plan(plan: PlanFile, path: Path, json: bool) -> None:
     console.print(f"Written: {path}", soft_wrap=True)
     if path.suffix == ".json":
         console.print(f"Next:    oncofed job plan JOB {path} --out NEW.yaml", soft_wrap=True)
-
-
-for _command in (submitted.submit, submitted.watch, submitted.stop, submitted.fetch):
-    app.command()(_command)
-
-
-def parse_sites(values: list[str]) -> dict[str, Path]:
-    """Return site name -> folder of ``NAME=FOLDER`` arguments.
-
-    Raises:
-        SpecError: one is not of that form, or a name is given twice or is none that a certificate can carry.
-    """
-    sites: dict[str, Path] = {}
-    for value in values:
-        name, equals, folder = value.partition("=")
-        if not equals or not folder or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}", name):
-            raise SpecError(
-                f"--site {value}: expected NAME=FOLDER, with letters, digits, - and _ in NAME, "
-                "for example --site fred-hutch=/data/hippocampus"
-            )
-        if name in sites:
-            raise SpecError(f"--site {name} is given twice. Give each site a name of its own.")
-        if name in ("server", "localhost", _POOLED):
-            raise SpecError(f"--site {name}: this name is taken. Give the site another one.")
-        sites[name] = Path(folder).expanduser()
-    return sites
-
-
-_POOLED = "pooled"
