@@ -1,4 +1,4 @@
-"""``oncofed demo``: four hospitals train one model, on this machine, for real."""
+"""``oncofed demo``: four hospitals train one model on this machine."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ NUCLEI_NOTE = (
     "Real microscopy (Data Science Bowl 2018, BBBC038): one site for each stain and image size, which stand for the "
     "laboratory and microscope; small groups make one site, others."
 )
-# Stains and sizes with fewer fields of view are put together.
+# Stains and sizes with fewer fields of view form one site.
 _FEWEST_FIELDS = 50
 
 
 class DemoData(str, Enum):
-    """Which images the demo trains on."""
+    """Images of the demo."""
 
     brain = "brain"
     hippocampus = "hippocampus"
@@ -89,8 +89,8 @@ def demo(
 ) -> None:
     """Train one MONAI model at four hospitals, and compare it with each hospital alone and with all data pooled.
 
-    Provisions an alliance, starts its server and four sites as processes of their own, submits a job as an ML engineer
-    would, and stops everything at the end. Nothing is downloaded, and nothing is written outside the workspace.
+    Provisions an alliance, starts its server and four sites as separate processes, submits a job with an engineer's
+    kit, and stops everything at the end. Nothing is downloaded, and nothing is written outside the workspace.
     """
     keep_caches_in(workspace)
     from oncofed.job.run import Run
@@ -130,7 +130,7 @@ def demo(
 
 
 def _example(sites: dict[str, Path], folder: Path) -> Path:
-    """Keep one simulated patient of the test as a DICOM series, for the model to be tried on, and return its folder."""
+    """Write one test patient as a DICOM series to predict, and return its folder."""
     from oncofed.data.cases import case_of
     from oncofed.data.example_series import write_series
     from oncofed.data.manifest import read_manifest

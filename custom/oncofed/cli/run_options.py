@@ -15,33 +15,33 @@ Backend = Annotated[
     Literal["federation", "simulate"],
     typer.Option(help="federation: real server and sites from startup kits, mutual TLS; simulate: FLARE's simulator."),
 ]
-Rounds = Annotated[int | None, typer.Option(min=1, help="Rounds; by default as many as the job says.")]
+Rounds = Annotated[int | None, typer.Option(min=1, help="Number of rounds; by default the job's.")]
 Port = Annotated[int | None, typer.Option(min=1, max=65535, help="Port of the server; by default a free one.")]
 Model = Annotated[
-    Path | None, typer.Option("--model", help="Weights (safetensors) to start from; by default the seed's.")
+    Path | None, typer.Option("--model", help="Initial weights (safetensors); by default drawn from the seed.")
 ]
 EvaluateOnly = Annotated[
     bool,
     typer.Option(
         "--evaluate-only",
-        help="Score --model on every site's test cases, and train nothing. The result tells each site's figures, and "
-        "those over the patients of all sites from counts and sums; a calibration.json beside --model is used.",
+        help="Score --model on every site's test cases, and train nothing. The result has each site's figures, and "
+        "those over the patients of all sites from counts and sums; a calibration.json next to --model is used.",
     ),
 ]
 Against = Annotated[
     Path | None,
     typer.Option(
-        help="With --evaluate-only: weights of another model. Both are scored on the same patients; the result tells "
-        "the difference with its interval, and whether --model is no worse by more than the job's evaluation.margin."
+        help="With --evaluate-only: weights of another model. Both are scored on the same patients; the result has the "
+        "difference with its interval, and whether --model is worse by at most the job's evaluation.margin."
     ),
 ]
 
 
 def require_model(model: Path | None, evaluate_only: bool, against: Path | None = None) -> None:
-    """Refuse a model that is not there, and an evaluation of none.
+    """Check the options of models.
 
     Raises:
-        SpecError: says what to give.
+        SpecError: a file is missing, or options do not fit together.
     """
     if evaluate_only and model is None:
         raise SpecError("--evaluate-only needs --model FILE: the weights to score, such as a run's model.safetensors.")
@@ -53,7 +53,7 @@ def require_model(model: Path | None, evaluate_only: bool, against: Path | None 
 
 
 def named_sites(values: list[str], workspace: Path) -> dict[str, Path]:
-    """Return site name -> folder of ``NAME=DATASET`` arguments.
+    """Return the dataset of each site, from ``NAME=DATASET`` arguments.
 
     Raises:
         SpecError: see ``parse_sites``.
@@ -70,10 +70,10 @@ def _site_folder(value: Path, workspace: Path) -> Path:
 
 
 def parse_sites(values: list[str]) -> dict[str, Path]:
-    """Return site name -> folder of ``NAME=FOLDER`` arguments.
+    """Return the folder of each site, from ``NAME=FOLDER`` arguments.
 
     Raises:
-        SpecError: one is not of that form, or a name is given twice or is none that a certificate can carry.
+        SpecError: an argument has another form, or its name is given twice or unfit for a certificate.
     """
     from oncofed.job.outcome import POOLED
 
