@@ -1,4 +1,4 @@
-"""``oncofed predict --watch`` and ``--listen``: what arrives is predicted as it comes."""
+"""``oncofed predict --watch`` and ``--listen``: predict arriving images."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from oncofed.prediction.watching.sending import Outbox
     from oncofed.prediction.watching.watch import Handle, Tally, Watch
 
-INBOX = "inbox"  # in the folder of predictions, where images that are sent lie
+INBOX = "inbox"  # of received images, in the folder of predictions
 AE_TITLE = "ONCOFED"
 SETTLE_SECONDS = 10.0
 _PANEL = "Watching (for research only)"
@@ -38,7 +38,7 @@ WatchFolder = Annotated[
     typer.Option(
         "--watch",
         rich_help_panel=_PANEL,
-        help="Predict what arrives in this folder, until Ctrl-C. Each file and each folder in it is one input; "
+        help="Predict images that arrive in this folder, until Ctrl-C. Each file and each folder in it is one input; "
         "names that end in .part or .tmp wait until they are renamed.",
     ),
 ]
@@ -48,8 +48,8 @@ Listen = Annotated[
         "--listen",
         metavar="[HOST:]PORT",
         rich_help_panel=_PANEL,
-        help="Predict what is sent by DICOM C-STORE to this port, until Ctrl-C. Without HOST, from this machine alone. "
-        "Images lie in inbox/ in --out.",
+        help="Predict images sent by DICOM C-STORE to this port, until Ctrl-C. Without HOST, from this machine alone. "
+        "Images are kept in inbox/ in --out.",
     ),
 ]
 AETitle = Annotated[
@@ -57,7 +57,7 @@ AETitle = Annotated[
 ]
 Callers = Annotated[
     str | None,
-    typer.Option("--from", metavar="AE[,AE]", rich_help_panel=_PANEL, help="AE titles that may send; others may not."),
+    typer.Option("--from", metavar="AE[,AE]", rich_help_panel=_PANEL, help="AE titles that may send."),
 ]
 SendTo = Annotated[
     str | None,
@@ -65,32 +65,32 @@ SendTo = Annotated[
         "--send-to",
         metavar="AE@HOST:PORT",
         rich_help_panel=_PANEL,
-        help="Send each DICOM result there by C-STORE, again until it is acknowledged.",
+        help="Send each DICOM result there by C-STORE, until it is acknowledged.",
     ),
 ]
 Settle = Annotated[
     float,
     typer.Option(
-        "--settle", min=0.5, rich_help_panel=_PANEL, help="Seconds without a change after which an input is whole."
+        "--settle", min=0.5, rich_help_panel=_PANEL, help="Seconds without a change after which an input is complete."
     ),
 ]
 Once = Annotated[
-    bool, typer.Option("--once", rich_help_panel=_PANEL, help="With --watch: end when what is there is worked off.")
+    bool, typer.Option("--once", rich_help_panel=_PANEL, help="With --watch: end after the present inputs.")
 ]
 
 
 @dataclass(frozen=True)
 class Watching:
-    """What a command asks for.
+    """Options of a command that watches.
 
     Attributes:
-        folder: that is watched.
-        listen: where to listen; None: nowhere.
+        folder: to watch.
+        listen: address to listen at; None: none.
         ae_title: of this machine.
-        callers: AE titles of those who may send.
-        send_to: who gets the results; None: nobody.
-        settle: seconds after which what does not change is whole.
-        once: end when what is there is worked off.
+        callers: AE titles that may send.
+        send_to: receiver of the results; None: none.
+        settle: seconds without a change after which an input is complete.
+        once: end after the present inputs.
     """
 
     folder: Path
@@ -112,7 +112,7 @@ def watching(
     settle: float,
     once: bool,
 ) -> Watching | None:
-    """Return what the options ask for; None where nothing is to be watched.
+    """Return checked options; None without ``--watch`` and ``--listen``.
 
     Args:
         out: folder of the predictions.
@@ -122,7 +122,7 @@ def watching(
         callers: AE titles, separated by commas.
         send_to: peer.
         settle: seconds.
-        once: end when what is there is worked off.
+        once: end after the present inputs.
 
     Raises:
         SpecError: they do not fit together.
@@ -160,7 +160,7 @@ def watching(
 
 
 def work_off(
-    asked: Watching,
+    watched: Watching,
     out: Path,
     handle: Handle,
     console: Console,
@@ -168,57 +168,57 @@ def work_off(
     model: str | None = None,
     as_json: bool = False,
 ) -> int:
-    """Work off what arrives until Ctrl-C, and return the command's exit status.
+    """Predict arriving images until Ctrl-C, and return the exit status.
 
     Args:
-        asked: by the command.
+        watched: options of the command.
         out: folder of the predictions.
-        handle: makes a result of what arrived.
-        console: where events go, a line each.
-        use: what the results may be used for, which is told first.
-        model: its digest.
-        as_json: print each event as a line of JSON to stdout instead.
+        handle: makes the result of an input.
+        console: for events, a line each.
+        use: permitted use of the results, printed first.
+        model: digest of the weights.
+        as_json: print events as lines of JSON to stdout instead.
 
     Raises:
-        SpecError: another process works for the same folder, it holds results of another model, or what is needed to
-            send or receive is not installed.
+        SpecError: another process works for the same folder, it holds results of another model, or pynetdicom is not
+            installed.
     """
     from oncofed.prediction.watching.arrivals import Arrivals
     from oncofed.prediction.watching.watch import Watch, alone
 
-    if asked.listen or asked.send_to:
+    if watched.listen or watched.send_to:
         _require_network()
     tell = _json_teller() if as_json else _teller(console)
     with contextlib.ExitStack() as opened:
         opened.enter_context(alone(out))
         tell("research", use)
-        if asked.listen:
+        if watched.listen:
             from oncofed.prediction.watching.inbox import Inbox
             from oncofed.prediction.watching.receiver import Receiver
 
-            inbox = Inbox(asked.folder)
-            opened.enter_context(Receiver(inbox, asked.listen, asked.ae_title, asked.callers, tell))
-        if asked.send_to and not is_loopback(asked.send_to.address.host):
-            tell("sending", f"results go to {asked.send_to}: what is sent there is not encrypted")
-        outbox = partial(_outbox, out, asked, tell) if asked.send_to else None
-        watch = Watch(Arrivals(asked.folder, asked.settle), out, handle, tell, outbox, model)
-        tell("watching", f"{asked.folder}, for results in {out}; Ctrl-C ends it")
+            inbox = Inbox(watched.folder)
+            opened.enter_context(Receiver(inbox, watched.listen, watched.ae_title, watched.callers, tell))
+        if watched.send_to and not is_loopback(watched.send_to.address.host):
+            tell("sending", f"results go to {watched.send_to}: what is sent there is not encrypted")
+        outbox = partial(_outbox, out, watched, tell) if watched.send_to else None
+        watch = Watch(Arrivals(watched.folder, watched.settle), out, handle, tell, outbox, model)
+        tell("watching", f"{watched.folder}, for results in {out}; Ctrl-C ends it")
         with _stopped_by_signals(watch, tell):
-            tally = watch.run(asked.once)
+            tally = watch.run(watched.once)
         tell("ended", _summary(tally))
-    return 1 if asked.once and (tally.failed or tally.unsent) else 0
+    return 1 if watched.once and (tally.failed or tally.unsent) else 0
 
 
-def _outbox(out: Path, asked: Watching, tell: Tell, journal: Journal) -> Outbox:
+def _outbox(out: Path, watched: Watching, tell: Tell, journal: Journal) -> Outbox:
     from oncofed.prediction.watching.sending import Outbox
 
-    assert asked.send_to is not None
-    return Outbox(out, journal, asked.send_to, asked.ae_title, tell)
+    assert watched.send_to is not None
+    return Outbox(out, journal, watched.send_to, watched.ae_title, tell)
 
 
 def _require_network() -> None:
     try:
-        import pynetdicom  # noqa: F401 - whether it is there
+        import pynetdicom  # noqa: F401 - whether it is installed
     except ImportError:
         raise SpecError("--listen and --send-to need pynetdicom: pip install 'oncofed[dicom]'") from None
 
@@ -245,20 +245,20 @@ def _summary(tally: Tally) -> str:
 
 @contextlib.contextmanager
 def _stopped_by_signals(watch: Watch, tell: Tell) -> Iterator[None]:
-    """Let the first Ctrl-C or SIGTERM end a watch after the input at hand, and the second at once.
+    """End a watch after the present input on the first Ctrl-C or SIGTERM, at once on the second.
 
     Raises:
-        typer.Exit: it ended at once; the status is a shell's for an interrupted program, 130.
+        typer.Exit: at once, with 130, a shell's status for an interrupted program.
     """
-    asked = False
+    stopping = False
 
     def stop(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked:
+        nonlocal stopping
+        if stopping:
             raise KeyboardInterrupt
-        asked = True
+        stopping = True
         watch.stop()
-        # A stream that is being written to at this very moment cannot be written to.
+        # The signal may come in the middle of a write to the same stream.
         with contextlib.suppress(RuntimeError):
             tell("ending", "after the input at hand; once more ends it now, and the input is begun anew next time")
 
