@@ -27,9 +27,10 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from oncofed.bench.harness import Bench, Settings
-from oncofed.bench.profiling import busy_share
-from oncofed.bench.results import Limit, Target
+from harness.bench import Bench, Settings
+from harness.profiling import busy_share
+from harness.results import Limit, Target
+from oncofed.algorithms.scaffold import ControlVariates
 from oncofed.data.batches import Batches
 from oncofed.data.cases import Cases, read_cases
 from oncofed.data.prepared import PreparedCases
@@ -37,7 +38,6 @@ from oncofed.data.register import Request, register
 from oncofed.data.slides import TileSpec
 from oncofed.job.spec import read_job
 from oncofed.training import Plan, Trainer
-from oncofed.training.corrections import ControlVariates
 from synthetic import make_nuclei, make_slides, make_textures
 from volumes import make_volumes, tutorial_loop
 
@@ -174,10 +174,10 @@ def _overwriting(work: Work, bench: Bench) -> Trainer:
 
 def _corrected(work: Work, bench: Bench) -> Trainer:
     trainer = work.trainer(bench)
-    trainer.correction = ControlVariates()
+    trainer.gradient_hook = ControlVariates()
     control = {name: torch.zeros_like(value, device=_CPU) for name, value in trainer.network.named_parameters()}
-    trainer.correction.restore(control)
-    trainer.correction.start(trainer.network, {f"control.{name}": value for name, value in control.items()})
+    trainer.gradient_hook.restore(control)
+    trainer.gradient_hook.start(trainer.network, {f"control.{name}": value for name, value in control.items()})
     return trainer
 
 

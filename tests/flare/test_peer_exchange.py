@@ -12,11 +12,12 @@ from nvflare.apis.shareable import Shareable
 from safetensors.torch import load_file, save
 
 from fault_lab import lab, undisturbed
+from oncofed.algorithms.plan import FederationPlan
 from oncofed.errors import FederationError
-from oncofed.federation_plan import FederationPlan
 from oncofed.flare import wire
 from oncofed.flare.peer_exchange import PeerExchange, PeerMean
 from oncofed.job.spec import JobSpec
+from oncofed.models.weights import Layout
 from oncofed.rounds.intake import UpdateIntake
 from oncofed.rounds.run_state import RunState
 from synthetic import make_site
@@ -82,9 +83,8 @@ def test_an_update_many_times_as_long_as_the_others_is_left_out() -> None:
 
 
 def _door() -> UpdateIntake:
-    return UpdateIntake(
-        PLAN, frozenset({"w"}), frozenset(LIKE), (), {"east": {"train": 2}}, lambda kind, **values: None
-    )
+    layout = Layout(LIKE, frozenset(LIKE), frozenset({"w"}))
+    return UpdateIntake(PLAN, layout, (), {"east": {"train": 2}}, lambda kind, **values: None)
 
 
 MEAN = {"w": torch.ones(2), "count": torch.tensor(7)}

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from oncofed.algorithms.plan import FederationPlan
 from oncofed.client.local_training import SiteContext
 from oncofed.client.sandboxed import SandboxedTraining
-from oncofed.federation_plan import FederationPlan
 from oncofed.flare.runtime.forkserver import ForkServer, JobCommand
 from oncofed.job.spec import JobSpec
 from oncofed.packs.load import load_pack

@@ -31,12 +31,13 @@ from nvflare.widgets.info_collector import InfoCollector
 from safetensors.torch import load_file
 from torch import Tensor
 
-from oncofed.algorithms import Update, build_strategy
+from oncofed.algorithms import Update
+from oncofed.algorithms.plan import FederationPlan
+from oncofed.algorithms.schedule import Buffered, PeerAveraged, Sequential
 from oncofed.artifacts.provenance import PROVENANCE_FILE, write_provenance
 from oncofed.artifacts.training_profile import PROFILE_FILE, SiteProfile, bins_of, write_training_profile
 from oncofed.artifacts.training_profile import together as all_profiles
 from oncofed.errors import FederationError, OncofedError
-from oncofed.federation_plan import CyclicSpec, FedBuffSpec, FederationPlan, SwarmSpec
 from oncofed.flare import wire
 from oncofed.flare.communicator import PullCommunicator, SiteTask
 from oncofed.flare.folders import against_model, hand_over, initial_model, note_end, sole_owner, state_folder
@@ -50,7 +51,7 @@ from oncofed.messages.pooled_scores import SumsAsked, calibration_of, together
 from oncofed.models.serialized import write_tensors
 from oncofed.models.weights import Layout, Weights, digest_of, layout_of, weights_of
 from oncofed.privacy.outbound import progress_that_may_leave
-from oncofed.rounds.events import BEST_MODEL, EVENTS_FILE, MODELS_FOLDER, TOLD_GROUP, EventLog
+from oncofed.rounds.events import BEST_MODEL, EVENTS_FILE, MODELS_FOLDER, STATS_GROUP, EventLog, new_event
 from oncofed.rounds.intake import UpdateIntake, counts
 from oncofed.rounds.round_state import RoundState
 from oncofed.rounds.run_state import RunState, read_run_state, write_run_state
@@ -149,7 +150,7 @@ class FederatedTraining(Controller):
             self._record_progress(fl_ctx)
         elif event_type == InfoCollector.EVENT_TYPE_GET_STATS and self._log:
             told = fl_ctx.get_prop(InfoCollector.CTX_KEY_STATS_COLLECTOR)
-            told.set_info(TOLD_GROUP, {"events": self._log.told()})
+            told.set_info(STATS_GROUP, {"events": self._log.digest()})
         elif event_type == EventType.CLIENT_DISCONNECTED:
             self._desk.lose(str(fl_ctx.get_prop(FLContextKey.DISCONNECTED_CLIENT_NAME)), "its process ended")
 
@@ -180,10 +181,10 @@ class FederatedTraining(Controller):
         layout, initial = (plan.layout(), {}) if memory else self._initial()
         self._parameters, self._travelling = layout.trained, layout.travelling
         classes = list(plan.task.classes.values())
-        self._door = UpdateIntake(federation, self._parameters, self._travelling, classes, self._cases, self._record)
+        self._door = UpdateIntake(federation, layout, classes, self._cases, self._record)
         self._desk.tidy = layout.nbytes > _LARGE_MODEL
         self._let_sites_come(layout.nbytes)
-        strategy = build_strategy(federation.strategy, self._parameters)
+        strategy = federation.algorithm(self._parameters)
         if memory:
             strategy.restore(memory.strategy)
             self._before = set(memory.sites)
@@ -316,9 +317,9 @@ class FederatedTraining(Controller):
         self._door.admit_late(current, number)
         moved: Weights = {}
         updates: list[Update] = []
-        if isinstance(federation.strategy, CyclicSpec):
+        if isinstance(strategy.schedule, Sequential):
             moved = self._cycle(number, asked, memory.model, current)
-        elif isinstance(federation.strategy, SwarmSpec):
+        elif isinstance(strategy.schedule, PeerAveraged):
             moved, current = self._swarm(number, asked, memory)
         else:
             updates = self._gather(number, asked, memory, strategy, current)
@@ -328,7 +329,7 @@ class FederatedTraining(Controller):
         if updates:
             # The state that is being written is the one that this changes.
             self._finish_saving()
-            moved = strategy.step(memory.model, updates, max(len(self._cases), len(updates)))
+            moved = strategy.aggregate(memory.model, updates, max(len(self._cases), len(updates)))
         memory.model, memory.round, memory.strategy = moved, number, dict(strategy.state)
         memory.sites = sorted(self._cases)
         self._save(memory)
@@ -346,13 +347,13 @@ class FederatedTraining(Controller):
         self, number: int, asked: list[str], memory: RunState, strategy: Any, current: RoundState
     ) -> list[Update]:
         """Let sites train in a round, and return the updates that count; nobody holds the model that was sent then."""
-        given, rule = self._door.given(number, memory.model), self._federation.strategy
-        needed = rule.buffer if isinstance(rule, FedBuffSpec) else None
+        given, schedule = self._door.given(number, memory.model), strategy.schedule
+        needed = schedule.size if isinstance(schedule, Buffered) else None
 
         def answered(site: str, result: Shareable, question: SiteTask) -> None:
             self._door.take(site, result, question, current, given)
 
-        message = partial(self._turn, model=self._outgoing(memory.model), number=number, beside=strategy.for_sites())
+        message = partial(self._turn, model=self._outgoing(memory.model), number=number, beside=strategy.for_clients())
         question = self._desk.ask(SiteTask(TASK_TRAIN, number, set(asked), message, answered, needed is not None))
         self._wait_for_round(question, current, number, asked, needed)
         self._desk.close(question)
@@ -807,7 +808,7 @@ class FederatedTraining(Controller):
 
     def _record(self, kind: str, **values: Any) -> None:
         if self._log:
-            self._log.write(kind, **values)
+            self._log.write(new_event(kind, **values))
 
 
 def _moved(model: Weights, delta: Mapping[str, Tensor]) -> Weights:

@@ -18,6 +18,7 @@ from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.apis.signal import Signal
 from nvflare.fuel.f3.cellnet.fqcn import FQCN
 
+from oncofed.algorithms.plan import FederationPlan
 from oncofed.artifacts.kept_bundle import complete_bundle
 from oncofed.artifacts.kept_job import BESIDE_MODEL
 from oncofed.audit import LEFT
@@ -39,7 +40,6 @@ from oncofed.errors import (
     TrainingError,
     UnreadableError,
 )
-from oncofed.federation_plan import DittoSpec, FederationPlan, SwarmSpec
 from oncofed.flare import wire
 from oncofed.flare.folders import JOB_PACK, OWN_MODEL, against_model, initial_model, state_folder
 from oncofed.flare.patches.runner_timeouts import change_timeouts
@@ -97,7 +97,7 @@ class SiteExecutor(Executor):
             fl_ctx.get_engine().register_aux_message_handler(wire.TOLD_TOPIC, self._note_told)
             self._go_directly(fl_ctx)
             self._signs.begin(fl_ctx)
-            if isinstance(self._federation.strategy, SwarmSpec):
+            if not self._federation.algorithm().schedule.reaches_server:
                 self._peer.listen(fl_ctx)
         elif event_type == EventType.BEFORE_SEND_TASK_RESULT:
             self._told.clear()
@@ -232,7 +232,7 @@ class SiteExecutor(Executor):
         try:
             for name in BESIDE_MODEL & files.keys() if folder.is_dir() else ():
                 # How sure a site's personal model should be nobody knows.
-                if name != CALIBRATION_FILE or not isinstance(self._federation.strategy, DittoSpec):
+                if name != CALIBRATION_FILE or not self._federation.algorithm().personal_hook():
                     write_whole(folder / name, files[name])
             complete_bundle(folder / BUNDLE_NAME, [folder])
         except (OSError, SpecError) as error:

@@ -21,12 +21,13 @@ from nvflare.apis.shareable import Shareable, make_reply
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from oncofed.algorithms import Strategy, Update
+from oncofed.algorithms import Update
+from oncofed.algorithms.fedavg import FedAvg
+from oncofed.algorithms.plan import FederationPlan
 from oncofed.errors import FederationError
-from oncofed.federation_plan import FederationPlan
 from oncofed.flare.transfer.protocol import message_timeout
 from oncofed.messages.compression import ReceivedUpdate
-from oncofed.models.weights import Weights
+from oncofed.models.weights import Layout, Weights
 from oncofed.rounds.intake import UpdateIntake
 from oncofed.rounds.round_state import RoundState
 from oncofed.rounds.run_state import RunState
@@ -103,15 +104,14 @@ class PeerExchange(FLComponent):
             except FederationError as error:
                 refused[site] = str(error)
         memory = RunState({}, lengths=self._lengths)
-        kept = UpdateIntake(self._federation, parameters, frozenset(like), (), {}, _unrecorded).without_outliers(
-            turn, memory
-        )
+        layout = Layout(like, frozenset(like), parameters)
+        kept = UpdateIntake(self._federation, layout, (), {}, _unrecorded).without_outliers(turn, memory)
         self._lengths = memory.lengths
         refused |= turn.refused
         if not kept:
             raise FederationError(f"no update that counts: {'; '.join(f'{s}: {r}' for s, r in refused.items())}")
         zeros = {name: torch.zeros(value.shape, dtype=value.dtype) for name, value in like.items()}
-        mean = Strategy(parameters).step(zeros, kept, len(kept))
+        mean = FedAvg(FedAvg.Settings(), parameters).aggregate(zeros, kept, len(kept))
         with self._lock:
             self._held = {digest: (of, sent) for digest, (of, sent) in self._held.items() if of > number}
         return PeerMean(mean, sum(update.cases for update in kept), [], refused)

@@ -6,7 +6,6 @@ import statistics
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from oncofed.federation_plan import ScaffoldSpec, SwarmSpec
 from oncofed.job.spec import JobSpec
 from oncofed.job.watch import RunProgress
 from oncofed.machine import environment
@@ -46,7 +45,7 @@ def note_incidents(result: Result, state: RunProgress) -> None:
     """Take over who took part and what did not go as usual, also of a run that failed."""
     result.lost_sites = state.lost
     result.participation = {str(number): who for number, who in sorted(state.participation.items())}
-    result.incidents = state.incidents
+    result.incidents = [incident.record() for incident in state.incidents]
 
 
 def note_rounds(result: Result, state: RunProgress, spec: JobSpec) -> None:
@@ -84,9 +83,9 @@ def note_scores(
     """
     assert state.finished is not None
     scores, skipped = scores or {}, skipped or {}
-    result.best_round = state.finished["best_round"]
+    result.best_round = state.finished.best_round
     for site, cases in sorted(state.cases.items()):
-        federated = state.finished["test"].get(site, {"mean": None, "by_class": {}})
+        federated = state.finished.test.get(site, {"mean": None, "by_class": {}})
         alone = scores.get(site, {}).get(site)
         pooled = scores.get(POOLED, {}).get(site)
         compared = {name: e for name, e in (("alone", alone), ("pooled", pooled)) if e}
@@ -101,14 +100,16 @@ def note_scores(
             alone=alone.mean if alone else None,
             federated=federated["mean"],
             pooled=pooled.mean if pooled else None,
-            personal=(state.finished.get("personal") or {}).get(site, {}).get("mean"),
+            personal=(state.finished.personal or {}).get(site, {}).get("mean"),
             by_class=by_class,
             more=more,
             interval={name: interval for name, interval in intervals.items() if interval},
             **_patients(federated.get("patients")),
         )
-    result.cross_site = state.finished.get("cross_site")
-    note_pooled(result, state.finished)
+    result.cross_site = state.finished.cross_site
+    note_pooled(
+        result, pooled=state.finished.pooled, paired=state.finished.paired, calibration=state.finished.calibration
+    )
     known = {site: r.federated for site, r in result.sites.items() if r.federated is not None}
     if known:
         worst = min(known, key=lambda site: known[site])
@@ -128,9 +129,14 @@ def _patients(said: Mapping[str, Any] | None) -> dict[str, dict[str, int]]:
     return {"patients": {"test": said["all"]}, "patients_behind": {**said["by_class"], **said["more"]}}
 
 
-def note_pooled(result: Result, finished: Mapping[str, Any]) -> None:
-    """Take over what the sites' test patients say together, of a run whose record has it."""
-    calibration, pooled, paired = (finished.get(name) for name in ("calibration", "pooled", "paired"))
+def note_pooled(
+    result: Result,
+    *,
+    pooled: dict[str, Any] | None,
+    paired: dict[str, Any] | None,
+    calibration: dict[str, Any] | None,
+) -> None:
+    """Take over a test over the patients of all sites, as ``Finished`` has it."""
     result.calibration = Calibration.model_validate(calibration) if calibration else None
     result.pooled_test = PooledTest.model_validate(pooled) if pooled else None
     result.paired_test = Difference.model_validate(paired) if paired else None
@@ -139,14 +145,14 @@ def note_pooled(result: Result, finished: Mapping[str, Any]) -> None:
 def _bytes(spec: JobSpec, sites: int) -> Bytes:
     layout = spec.plan().layout()
     weights = layout.sent
-    # Scaffold's control variates go with the model, and with each update.
-    trained = layout.trained if isinstance(spec.strategy, ScaffoldSpec) else frozenset()
-    beside = travelling_bytes({name: weights[name] for name in trained}, "native")
-    if isinstance(spec.strategy, SwarmSpec):
-        to_server = travelling_bytes(weights, "native")  # the mean; updates go from site to site
+    algorithm = spec.federation().algorithm()
+    extra_from_site = travelling_bytes(algorithm.from_clients(layout), "native")
+    extra_for_site = travelling_bytes(algorithm.for_clients_layout(layout), "native")
+    if algorithm.schedule.reaches_server:
+        to_server = sites * (travelling_bytes(weights, spec.exchange.update) + extra_from_site)
     else:
-        to_server = sites * (travelling_bytes(weights, spec.exchange.update) + beside)
-    to_sites = sites * (travelling_bytes(weights, spec.exchange.model) + beside)
+        to_server = travelling_bytes(weights, "native")  # the mean; updates go from site to site
+    to_sites = sites * (travelling_bytes(weights, spec.exchange.model) + extra_for_site)
     return Bytes(to_sites_per_round=to_sites, to_server_per_round=to_server)
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from oncofed.algorithms.settings import ExchangeType
 from oncofed.errors import FederationError
-from oncofed.federation_plan import ExchangeType
 from oncofed.messages.chunks import ChunkedTensors, Seen
 from oncofed.models.weights import Weights
 
