@@ -36,7 +36,7 @@ _ENDED = (
 
 
 class JobCleanup:
-    """Deletes what ended jobs kept, at the server and at its sites."""
+    """Deletes what ended jobs kept, everywhere."""
 
     def __init__(self) -> None:
         self._ended: set[str] = set()
@@ -109,7 +109,7 @@ def _forget(root: Path, job_id: str) -> None:
 
 
 def _is_job(name: Any) -> bool:
-    """Return whether a name is a job's id, and not a path to another folder."""
+    """Return whether a name is a job's id."""
     try:
         return isinstance(name, str) and str(uuid.UUID(name)) == name
     except ValueError:

@@ -36,7 +36,9 @@ _SECONDS_BETWEEN_LOOKS = 0.5
 
 @dataclass(frozen=True)
 class JobCommand:
-    """The program that a fork runs; sent, so that the system's list of processes shows no credentials.
+    """The program that a fork runs.
+
+    It is sent, so that the system's list of processes shows no credentials.
 
     Attributes:
         module: run as the main program.
@@ -54,7 +56,9 @@ class JobCommand:
 
 
 class ForkServer:
-    """A process that others are forks of; it ends once nobody can reach it and its forks have ended.
+    """A preloaded process that others are forks of.
+
+    It ends once no process can reach it and its forks have ended.
 
     Args:
         environment: of the server, and of its forks until each receives its own; None: this process's.
@@ -73,7 +77,7 @@ class ForkServer:
         self.pid = self._process.pid
 
     def fileno(self) -> int:
-        """Return the socket of requests; processes that inherit it may request forks too."""
+        """Return the socket of requests, for processes that inherit it."""
         return self._requests.fileno()
 
     def fork(self, command: JobCommand) -> ForkedProcess:
@@ -122,7 +126,7 @@ class ForkedProcess:
     _lock: Lock = field(default_factory=Lock)
 
     def poll(self) -> int | None:
-        """Return its exit status, as ``subprocess`` does; None while it runs."""
+        """Return its exit status; None while it runs."""
         with self._lock:
             if self._status is None and self._status_of.poll():
                 self._status = self._received()

@@ -49,7 +49,7 @@ def main() -> None:
 
 
 class _Server:
-    """Forks this process on request, and reports how the forks ended.
+    """Forks this process, and reports exit statuses.
 
     Args:
         requests: where requests arrive.
@@ -63,7 +63,7 @@ class _Server:
         signal.signal(signal.SIGCHLD, lambda *_: None)  # its number is written to the pipe
 
     def serve(self) -> bool:
-        """Return True in a fork, and False in the server once it is no longer needed."""
+        """Return True in a fork, False at the server's end."""
         watched: list[Any] = [self._requests, self._woken]
         while self._requests in watched or self._replies:
             readable, _, _ = select.select(watched, [], [])
@@ -80,7 +80,7 @@ class _Server:
         return False
 
     def _fork(self, connection: int, output: int, errors: int) -> bool:
-        """Return whether this is the fork, whose standard input is the connection then."""
+        """Return True in the fork, with the connection as standard input."""
         pid = os.fork()
         with contextlib.suppress(OSError):
             os.setpgid(pid, pid)  # in both, so that neither is ever killed with the other's process group

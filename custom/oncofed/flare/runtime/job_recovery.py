@@ -1,4 +1,4 @@
-"""Resume jobs after their server, or one of their processes, was killed."""
+"""Resume jobs after the server or a process was killed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ MARK = "oncofed"
 
 
 class JobRecovery(FLComponent):
-    """Queues a dead server's jobs again, and adds sites to running jobs.
+    """Queues interrupted jobs again, and adds sites to running ones.
 
     FLARE lists a job as running for ever when its server is killed, ends a job when one site's process fails, and gives
     a job only to the sites that are connected when it starts. Only oncofed's jobs are resumed: their metadata has a
@@ -106,7 +106,7 @@ class JobRecovery(FLComponent):
                 self._interrupted[job_id] = tries + 1
 
     def _keep_waiting(self, engine: Any) -> None:
-        """Let jobs wait until a site has room, for example until the night."""
+        """Let jobs wait until sites have room for them."""
         if time.monotonic() - self._waiting_checked < _SECONDS_BETWEEN_LOOKS_AT_WAITING:
             return
         self._waiting_checked = time.monotonic()
@@ -128,7 +128,7 @@ class JobRecovery(FLComponent):
         self._pause = min(2 * self._pause, _LAST_SECONDS_BETWEEN_NOTICES)
 
     def _is_free(self, engine: Any, job_id: str, fl_ctx: FLContext) -> bool:
-        """Return whether no connected site runs a job; abort it at those that do."""
+        """Return whether no connected site runs a job; abort others."""
         running = _sites_that_run(engine, job_id)
         busy = [site for site, runs in running.items() if runs]
         if busy:
@@ -178,7 +178,7 @@ class JobRecovery(FLComponent):
                 self._add_site(engine, job, client, participants)
 
     def _is_to_join(self, job_id: str, site: str) -> bool:
-        """Return whether to add a site: not at the first miss, nor for ever."""
+        """Count a miss; return whether to add the site now."""
         missed = self._missed[job_id, site] = self._missed.get((job_id, site), 0) + 1
         return 2 <= missed <= _MOST_MISSED
 
@@ -236,7 +236,7 @@ def _is_ours(job: Job) -> bool:
 
 
 def is_for(sites: Any, site: str) -> bool:
-    """Return whether an app of a job's deployment is for a site.
+    """Return whether an app of a job is for a site.
 
     Args:
         sites: the app's entry in the job's metadata.
@@ -247,5 +247,5 @@ def is_for(sites: Any, site: str) -> bool:
 
 
 def job_mark() -> dict[str, str]:
-    """Return the custom properties by which a job is recognised as ours."""
+    """Return the custom properties that mark a job as ours."""
     return {MARK: oncofed.__version__}

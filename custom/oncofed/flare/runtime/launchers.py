@@ -1,4 +1,4 @@
-"""Start job processes at once, and restart them when they die.
+"""Start job processes fast, and restart killed ones.
 
 Startup kits name these launchers in ``local/resources.json``. FLARE ends a job when a job process of one site ends by
 itself. All that a process of ours needs to go on is on disk, so its parent restarts it, and only the run's record shows
@@ -63,13 +63,13 @@ class RestartedProcess(JobHandleSpec):
             self._handle.terminate()
 
     def poll(self) -> JobReturnCode:
-        """Return how the process ended; unknown while it runs or is about to restart."""
+        """Return how the process ended; unknown before that or a restart."""
         with self._lock:
             code = self._handle.poll()
             return code if not self._is_to_restart() else JobReturnCode.UNKNOWN
 
     def wait(self) -> None:
-        """Wait for the end, and restart the process if it was killed."""
+        """Wait for the end; restart the process if it was killed."""
         while self._wait_for_end():
             self._logger.warning("the job's process was killed and is started again (%d)", len(self._restarts))
             time.sleep(_SECONDS_BEFORE_RESTART)
@@ -122,7 +122,7 @@ class _ReadyLauncher(ProcessJobLauncher):
         self._shared = socket.socket(fileno=int(shared)) if shared else None
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
-        """Start the fork server with the participant, and end it likewise."""
+        """Start and stop the fork server with the participant."""
         super().handle_event(event_type, fl_ctx)
         if event_type == EventType.SYSTEM_START and self._keeps_spare and not self._shared:
             self._fork_server = ForkServer()
@@ -167,7 +167,7 @@ class SiteJobLauncher(_ReadyLauncher, ClientProcessJobLauncher):
 
 
 class ServerJobLauncher(_ReadyLauncher, ServerProcessJobLauncher):
-    """Starts the server's job processes; restarts those that are killed or fail.
+    """Starts the server's job processes; restarts killed and failed ones.
 
     FLARE ends one with status 1 when an update breaks off on its way, whichever site's link it was.
     """

@@ -21,7 +21,7 @@ _KEPT_ON_TOP = (-1, 64 << 20)
 
 
 def share_one_heap() -> None:
-    """Let all threads share one heap; call it before starting any."""
+    """Share one heap among threads; call it before starting any."""
     with contextlib.suppress(OSError, AttributeError):
         for setting in (_ONE_HEAP, _LARGEST_ON_HEAP, _KEPT_ON_TOP):
             ctypes.CDLL(None).mallopt(*setting)

@@ -28,7 +28,11 @@ _SUSPECT = re.compile(r"nvjpeg|nvimgcodec|nvtiff|cupy|cucim")
 
 
 def import_all() -> str:
-    """Import everything; return a warning if that initialised CUDA, else an empty text."""
+    """Import everything.
+
+    Returns:
+        A warning if that initialised CUDA, else an empty text.
+    """
     warning = ""
     # The garbage collector would take a fifth of the time, and find none among what is imported.
     gc.disable()

@@ -1,4 +1,4 @@
-"""Offer a site's GPUs to jobs: which, to how many jobs, at which hours."""
+"""Offer a site's GPUs to jobs, within limits and hours."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def read_lending(file: Path) -> SiteOffer:
 
 
 class SiteResources(AutoCleanResourceManager):
-    """Gives each GPU to one job at a time, and ends jobs after hours.
+    """Gives each GPU to one job, and ends jobs after hours.
 
     A job that is ended resumes when the hours begin again: the server offers it until then. A site without a GPU trains
     on its CPU, unless a job states how much GPU memory it needs; one whose GPUs cannot be queried trains nothing.
@@ -109,7 +109,7 @@ class SiteResources(AutoCleanResourceManager):
             self._closed.set()
 
     def check_resources(self, resource_requirement: dict[str, Any], fl_ctx: FLContext) -> tuple[bool, str]:
-        """Reserve what a job requests, or return why not: FLARE shows the engineer."""
+        """Reserve what a job requests, or tell its engineer why not."""
         enough, token = super().check_resources(resource_requirement, fl_ctx)
         return bool(enough), str(token) if enough else self._refusal
 
@@ -123,7 +123,7 @@ class SiteResources(AutoCleanResourceManager):
         return {_JOB: 1, GPUS: self._chosen}
 
     def _choose(self, wanted: dict[str, Any]) -> tuple[list[int | str], str]:
-        """Return the GPUs for a job by CUDA's names, or why it gets none."""
+        """Return a job's GPUs by CUDA's names, or a refusal."""
         offer = read_lending(self._file)
         if reason := self._why_closed(offer):
             return [], reason
@@ -157,7 +157,7 @@ class SiteResources(AutoCleanResourceManager):
         return [gpu.device for gpu in chosen], ""
 
     def _why_closed(self, offer: SiteOffer) -> str | None:
-        """Return why no job may run now; None if one may."""
+        """Return why no job may run now, or None."""
         if not offer.is_open(self._now()):
             return f"it lends nothing now, but at {offer.hours}"
         try:
@@ -195,6 +195,6 @@ class GPUAssigner(ResourceConsumerSpec):
     """Shows a job's process its GPUs, and no others."""
 
     def consume(self, resources: dict[str, Any]) -> None:
-        """Set the environment of the job's process; without a GPU it sees none."""
+        """Set the environment in which a job sees its GPUs."""
         os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
         os.environ[VISIBLE_VARIABLE] = ",".join(map(str, resources.get(GPUS, [])))

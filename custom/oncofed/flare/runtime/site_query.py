@@ -14,7 +14,7 @@ _SECONDS = 5.0
 
 
 def query_sites(engine: Any, topic: str, request: Shareable, sites: Collection[Client]) -> dict[str, Shareable]:
-    """Return the replies by site, of those that reply within five seconds.
+    """Return the replies within five seconds, by site.
 
     Args:
         engine: of the server's main process.

@@ -20,7 +20,7 @@ _CHUNK = 1 << 18
 
 
 class Buffer:
-    """A buffer for one body, in memory or in a file.
+    """A buffer for one body, in memory or on disk.
 
     The file has no name: nothing of it stays when its process is killed.
 
@@ -56,7 +56,7 @@ class Buffer:
         self._write(memoryview(data))
 
     def receive(self, connection: ssl.SSLSocket) -> int:
-        """Append some of what arrives; return how many bytes, 0 at its end.
+        """Append what arrives next; return its size, 0 at the end.
 
         Raises:
             OSError: nothing arrives.
@@ -78,7 +78,7 @@ class Buffer:
         return memoryview(self._mapped)
 
     def close(self) -> None:
-        """Return it to the system; no view of its bytes may be left."""
+        """Return it to the system; no views may be left."""
         self._mapped.close()
         if self._file is not None:
             self._closed()
@@ -94,7 +94,7 @@ class Buffer:
 
 
 def _fill(connection: ssl.SSLSocket, target: memoryview) -> int:
-    """Fill memory, one TLS record at a time; return how much arrived."""
+    """Fill memory by TLS records; return how much arrived."""
     count, size = 0, len(target)
     while count < size:
         # ``recv_into`` calls this: one more call for each record of 16 KB takes a twelfth of the time.
@@ -135,7 +135,7 @@ class BufferPool:
         return Buffer(size, self._folder)
 
     def read(self, buffer: Buffer) -> memoryview:
-        """Return a view of a buffer, which comes back once no part of it is held."""
+        """Return a view, after which the buffer comes back by itself."""
         view = buffer.view()
         weakref.finalize(view, self.give_back, buffer).atexit = False
         return view

@@ -41,7 +41,7 @@ class _RefusedError(Exception):
 
 
 class TransferClient:
-    """Downloads what the server publishes, and uploads what a site returns.
+    """Downloads what the server publishes, uploads what a site returns.
 
     Args:
         address: of the server, as FLARE's own connections have it.
@@ -66,7 +66,7 @@ class TransferClient:
         self._buffers.close()
 
     def fetch(self, origin: str, ref: str, abort: Any = None) -> Weights | None:
-        """Download what the server published; None: FLARE is to move it.
+        """Download what the server published; None: FLARE moves it.
 
         Args:
             origin: FLARE's name of the process that published it.
@@ -85,7 +85,7 @@ class TransferClient:
             download.close()
 
     def publish(self, ref: str, tensors: Mapping[str, Tensor], abort: Any = None) -> None:
-        """Upload tensors; if that fails FLARE moves them once the server asks for them."""
+        """Upload tensors; if that fails FLARE moves them on request."""
         if not self._run(_Upload(ref, Serialized(tensors), abort), abort):
             self.on_fallback()
 
@@ -93,7 +93,7 @@ class TransferClient:
         """Do nothing: the server has what was uploaded."""
 
     def _run(self, transfer: _Download | _Upload, abort: Any) -> bool:
-        """Return whether a transfer was completed, over new connections where one breaks."""
+        """Complete a transfer, reconnecting; return whether it succeeded."""
         begun, moved = time.monotonic(), 0
         deadline = begun + self._patience
         while self._is_supported and not (abort and abort.triggered):

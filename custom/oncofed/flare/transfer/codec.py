@@ -72,7 +72,7 @@ def read_body(content: memoryview) -> Weights:
 
 
 class _Facts(NamedTuple):
-    """A tensor's entry in a header; offsets count from the header's end."""
+    """A header's entry; offsets count from the header's end."""
 
     begin: int
     end: int

@@ -47,7 +47,7 @@ class Transfer(Protocol):
         """Give the other end tensors under a name."""
 
     def fetch(self, origin: str, ref: str, abort: Any = None) -> Weights | None:
-        """Return what the other end published; None: FLARE is to move it."""
+        """Return what the other end published; None: FLARE moves it."""
 
     def withdraw(self, ref: str) -> None:
         """Publish it no longer."""
@@ -77,14 +77,14 @@ class DirectTensors(TensorDecomposer):
     """
 
     def decompose(self, target: Any, manager: DatumManager | None = None) -> Any:
-        """Return a tensor as a message holds it: whole if one chunk would do."""
+        """Return a tensor for a message: whole, or a reference."""
         chunk = acu.get_int_var(self._config_var_name(ConfigVarName.DOWNLOAD_CHUNK_SIZE), self.max_chunk_size)
         if manager and chunk >= LARGEST_WHOLE_BYTES and not manager.fobs_ctx.get(_TRANSFER):
             manager.fobs_ctx[_NATIVE] = True
         return super().decompose(target, manager)
 
     def native_decompose(self, target: Tensor, manager: DatumManager | None = None) -> bytes:
-        """Return a tensor's bytes as FLARE writes them, in less time."""
+        """Return a tensor's bytes as FLARE does, but faster."""
         if not travels(target):
             return bytes(super().native_decompose(target, manager))
         return b"".join(Serialized({"t": target}).parts())
@@ -159,7 +159,7 @@ def _confirm(cell: Cell, origin: str, ref: str, abort: Any) -> None:
 
 
 def _request(cell: Cell, origin: str, payload: dict[str, Any], abort: Any) -> dict[str, Any]:
-    """Return the reply of FLARE's download service; empty if there is none."""
+    """Return the download service's reply, empty if it is lost."""
     reply = cell.send_request(
         channel=download_service.OBJ_DOWNLOADER_CHANNEL,
         target=origin,
@@ -174,7 +174,7 @@ def _request(cell: Cell, origin: str, payload: dict[str, Any], abort: Any) -> di
 
 
 def cell_tls_context(cell: Cell | None, job_id: str, server: bool) -> ssl.SSLContext | None:
-    """Return a process's TLS settings; None: no direct connections, as in a simulation."""
+    """Return a process's TLS settings; None in a simulation."""
     credentials = cell.get_fobs_context().get(fobs.FOBSContextKey.SEC_CREDS) if cell else None
     if not cell or not credentials or not cell.core_cell.secure or sys.platform != "linux":
         return None
@@ -184,7 +184,7 @@ def cell_tls_context(cell: Cell | None, job_id: str, server: bool) -> ssl.SSLCon
 
 
 def new_transfer_client(cell: Cell | None, job_id: str) -> TransferClient | None:
-    """Return a site's end for a job; None: no direct connections, as behind a relay."""
+    """Return a site's end for a job; None behind a relay."""
     context = cell_tls_context(cell, job_id, server=False)
     if not cell or not context:
         return None

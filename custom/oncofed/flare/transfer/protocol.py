@@ -30,23 +30,33 @@ _IN_HELLO = re.compile(re.escape(_PREFIX).encode() + rb"([0-9a-f]{8}(?:-[0-9a-f]
 
 
 def message_timeout(size: int) -> float:
-    """Return for how many seconds to wait for an answer to ``size`` bytes within FLARE's messages."""
+    """Return how long to wait for FLARE to answer a message.
+
+    Args:
+        size: of the message, in bytes.
+
+    Returns:
+        Seconds, enough for the slowest link.
+    """
     return _ANSWER_SECONDS + size / _SLOWEST_LINK_BYTES_PER_SECOND
 
 
 def alpn_protocol(job_id: str) -> str:
-    """Return the protocol of a job's connections (ALPN, RFC 7301): readable before keys are agreed on."""
+    """Return the ALPN protocol of a job's connections (RFC 7301).
+
+    It is readable before keys are agreed on.
+    """
     return _PREFIX + job_id
 
 
 def job_in_hello(hello: bytes) -> str | None:
-    """Return the job that a connection's first bytes name; None: it is one of FLARE's."""
+    """Return the job named in a ClientHello; None: FLARE's connection."""
     found = _IN_HELLO.search(hello)
     return found[1].decode() if found else None
 
 
 def tls_context(credentials: dict[str, Any], job_id: str, server: bool) -> ssl.SSLContext:
-    """Return an end's TLS settings: its kit's certificate, and members of its alliance only.
+    """Return TLS settings that admit members of the alliance only.
 
     Args:
         credentials: of FLARE's cell.

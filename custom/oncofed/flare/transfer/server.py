@@ -93,7 +93,7 @@ class TransferServer:
             self._published.pop(ref, None)
 
     def fetch(self, origin: str, ref: str, abort: Any = None) -> Weights | None:
-        """Return what a site uploaded; None: it did not, and FLARE is to move it.
+        """Return what a site uploaded; None: FLARE moves it.
 
         Args:
             origin: FLARE's name of the site's process.
@@ -112,7 +112,7 @@ class TransferServer:
             return self._published.get(ref)
 
     def begin_upload(self, site: str, ref: str, size: int) -> _Upload | None:
-        """Begin or resume a site's only upload; None: it is complete.
+        """Begin or resume a site's upload; None: it is complete.
 
         Raises:
             OSError: memory or disk is full.
@@ -168,7 +168,7 @@ class TransferServer:
                     os.close(number)
 
     def _serve(self, number: int) -> None:
-        """Serve a connection; if it breaks, the site retries or falls back."""
+        """Serve a connection; its site retries if it breaks."""
         try:
             with socket.socket(fileno=number) as plain, contextlib.suppress(OSError, ValueError):
                 plain.settimeout(STEP_SECONDS)
@@ -221,7 +221,7 @@ class _Requests(BaseHTTPRequestHandler):
             self.connection.sendall(part)
 
     def do_HEAD(self) -> None:
-        """Begin an upload, or return how much of it has arrived."""
+        """Begin an upload, or return its progress."""
         size = int(self.headers.get(LENGTH, "0"))
         if not 0 < size <= self._transfers.max_bytes:
             self._refuse(http.HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
@@ -279,5 +279,5 @@ class _Requests(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - its name in the library
-        """Log nothing: FLARE logs the message that the tensors belong to."""
+        """Log nothing: FLARE logs the message of these tensors."""
         del format, args

@@ -32,12 +32,12 @@ _RECORD_HEAD, _HANDSHAKE, _LARGEST_RECORD = 5, b"\x16", 1 << 14
 
 @dataclass
 class Jobs:
-    """Folders of running jobs by id, where connections are handed off."""
+    """Where running jobs receive connections: folders by id."""
 
     folders: dict[str, Path] = field(default_factory=dict)
 
     def hand_over(self, connection: socket.socket, job_id: str) -> None:
-        """Hand a connection to a job's process; without one it is closed."""
+        """Hand a connection to its job, if that runs."""
         folder = self.folders.get(job_id)
         if folder is None:
             return
@@ -52,7 +52,7 @@ class Jobs:
 
 
 def share_port() -> Jobs:
-    """Share the port that FLARE will listen on; return the jobs to fill in."""
+    """Share FLARE's port from now on; return its jobs, none yet."""
     jobs = Jobs()
     listen_with(lambda host, port: SharedPort(host, port, jobs))
     return jobs
@@ -111,7 +111,7 @@ class SharedPort(socket.socket):
         super().close()
 
     def _sort(self) -> None:
-        """Accept connections, and hand each on once its first message is complete."""
+        """Accept connections; hand each on after its first message."""
         waiting: dict[socket.socket, float] = {}
         with selectors.DefaultSelector() as selector:
             for listening in self._listening:
@@ -180,7 +180,7 @@ def _listen(host: str, port: int) -> list[socket.socket]:
 
 
 def _accepted(listening: socket.socket) -> socket.socket | None:
-    """Return the next connection; None: it is gone, or too many are open."""
+    """Return the next connection, unless that fails."""
     try:
         connection, _ = listening.accept()
     except ConnectionAbortedError:
