@@ -150,7 +150,8 @@ def test_a_swarm_gives_the_bits_of_averaging_also_when_collectors_are_killed(
 ) -> None:
     sites = {**two_sites, "north": make_site(tmp_path / "north", 6, 3)}
     patient = spec.changed({"rounds": {"number": 4}, "training": {"steps_per_round": 60}})
-    expected = load_file(undisturbed(patient, sites, tmp_path / "fedavg")[1] / "models" / "best.safetensors")
+    with undisturbed(patient, sites, tmp_path / "fedavg") as simulated:
+        expected = load_file(simulated()[1] / "models" / "best.safetensors")
     patient = patient.changed({"strategy": {"name": "swarm"}})
     with lab(patient, sites, tmp_path / "swarm", environments=_listening(tmp_path / "swarm")) as running:
         for number, site in enumerate(sites, 1):

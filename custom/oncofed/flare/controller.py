@@ -44,7 +44,7 @@ from oncofed.flare.folders import against_model, hand_over, initial_model, note_
 from oncofed.flare.runtime.malloc import forget_what_stays
 from oncofed.flare.security.outbound_filter import name_and_person
 from oncofed.flare.security.revocation import list_and_root, read_revoked
-from oncofed.flare.transfer.decomposer import SMALLEST_BYTES, carry, carry_no_more, context_of_cell
+from oncofed.flare.transfer.decomposer import SMALLEST_BYTES, begin_transfer, cell_tls_context, end_transfer
 from oncofed.flare.transfer.server import TransferServer
 from oncofed.flare.wire import TASK_COMBINE, TASK_PREPARE, TASK_TRAIN, TASK_VALIDATE
 from oncofed.messages.pooled_scores import SumsAsked, calibration_of, together
@@ -139,7 +139,7 @@ class FederatedTraining(Controller):
         note_end(fl_ctx)
         if self._log:
             self._log.close()
-        carry_no_more(fl_ctx.get_engine().get_cell())
+        end_transfer(fl_ctx.get_engine().get_cell())
         cleanup_tensor_disk_offload(fl_ctx.get_engine(), self._offload)
         hand_over(fl_ctx)
         self._held.close()
@@ -223,10 +223,10 @@ class FederatedTraining(Controller):
     def _let_sites_come(self, nbytes: int) -> None:
         """Let sites fetch large models, and bring updates, over connections of their own."""
         cell = self._ctx.get_engine().get_cell()
-        context = context_of_cell(cell, str(self._ctx.get_job_id()), server=True)
+        context = cell_tls_context(cell, str(self._ctx.get_job_id()), server=True)
         if context and nbytes >= SMALLEST_BYTES:
             largest = _LARGEST_UPDATE * nbytes + _LARGE_MODEL
-            carry(cell, TransferServer(self._state, context, self._desk.is_welcome, largest))
+            begin_transfer(cell, TransferServer(self._state, context, self._desk.is_welcome, largest))
 
     def _vouch(self, model: Weights, rounds: int, best_round: int) -> None:
         """Write where the model comes from, beside it."""

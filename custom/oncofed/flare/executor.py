@@ -47,7 +47,7 @@ from oncofed.flare.peer_exchange import PeerExchange
 from oncofed.flare.runtime.heartbeat import Heartbeat
 from oncofed.flare.runtime.malloc import forget_what_stays
 from oncofed.flare.security.outbound_filter import admit, dataset_digest, name_and_person, record
-from oncofed.flare.transfer.decomposer import carry, carry_no_more, transfer_client_of
+from oncofed.flare.transfer.decomposer import begin_transfer, end_transfer, new_transfer_client
 from oncofed.flare.wire import TASK_COMBINE, TASK_PREPARE, TASK_TRAIN, TASK_VALIDATE
 from oncofed.models.bundle import BUNDLE_NAME
 from oncofed.models.weights import WeightLayout, digest_of
@@ -117,20 +117,20 @@ class SiteExecutor(Executor):
             if self._turns:
                 self._turns.close()
                 self._turns = None
-            carry_no_more(fl_ctx.get_engine().get_cell())
+            end_transfer(fl_ctx.get_engine().get_cell())
             _report(fl_ctx).now(phase=ENDED)
 
     def _go_directly(self, fl_ctx: FLContext) -> None:
         """Have large models fetched, and updates brought, over connections of their own where that is possible."""
         cell = fl_ctx.get_engine().get_cell()
-        courier = transfer_client_of(cell, str(fl_ctx.get_job_id()))
-        if courier is None:
+        client = new_transfer_client(cell, str(fl_ctx.get_job_id()))
+        if client is None:
             return
-        carry(cell, courier)
+        begin_transfer(cell, client)
         # FLARE's messages are small then, and an answer that is lost with a server's process is not waited for as long
         # as a model may take on a slow link. Where one went with them after all, it is again.
         runner = fl_ctx.get_prop(FLContextKey.RUNNER)
-        courier.when_it_fails = change_timeouts(runner, lambda s: min(s, _DIRECT_ANSWER_SECONDS + _READING * s))
+        client.on_fallback = change_timeouts(runner, lambda s: min(s, _DIRECT_ANSWER_SECONDS + _READING * s))
 
     def execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
         """Do one task. An error is written to the site's own log; what leaves names no case, path or patient."""

@@ -22,6 +22,7 @@ from oncofed.flare.runtime.job_recovery import job_mark
 from oncofed.flare.runtime.resources import ANY_SITE, GPU_MEMORY, GPUS
 from oncofed.flare.security.submission import job_asks
 from oncofed.flare.transfer.decomposer import LARGEST_WHOLE_BYTES, SMALLEST_BYTES
+from oncofed.flare.transfer.protocol import message_timeout
 from oncofed.flare.wire import TASKS
 from oncofed.job.spec import AnyJob, JobSpec, ProfileJobSpec
 from oncofed.models.foreign import fitting_weights
@@ -42,9 +43,7 @@ _LOST_AFTER_SECONDS = 10.0
 # FLARE's default fetches tensors 2 MiB at a time.
 _CHUNK_BYTES = 8 << 20
 # Without a timeout FLARE waits forever for a reply, also from a process that was killed.
-_ANSWER_SECONDS = 10.0
 _TASK_CHECK_SECONDS = 1.0
-_SLOWEST_LINK_BYTES_PER_SECOND = 500_000
 
 
 def export_job(
@@ -176,7 +175,7 @@ def _facts(spec: JobSpec) -> dict[str, Any]:
 def _transfer(spec: JobSpec) -> dict[str, Any]:
     """Return FLARE's transfer settings for a model of this size."""
     size = spec.plan().layout().nbytes
-    longest = _ANSWER_SECONDS + size / _SLOWEST_LINK_BYTES_PER_SECOND
+    longest = message_timeout(size)
     chunk = 0 if size < SMALLEST_BYTES else LARGEST_WHOLE_BYTES if size < LARGEST_WHOLE_BYTES else _CHUNK_BYTES
     return {
         "tensor_download_chunk_size": chunk,
