@@ -37,10 +37,11 @@ from oncofed.algorithms.schedule import Buffered, PeerAveraged, Sequential
 from oncofed.artifacts.provenance import PROVENANCE_FILE, write_provenance
 from oncofed.artifacts.training_profile import PROFILE_FILE, SiteProfile, bins_of, write_training_profile
 from oncofed.artifacts.training_profile import together as all_profiles
+from oncofed.client.folder import sole_owner
 from oncofed.errors import FederationError, OncofedError
 from oncofed.flare import wire
 from oncofed.flare.communicator import PullCommunicator, SiteTask
-from oncofed.flare.folders import against_model, hand_over, initial_model, note_end, sole_owner, state_folder
+from oncofed.flare.folders import against_model, hand_over, initial_model, note_end, state_folder
 from oncofed.flare.runtime.malloc import forget_what_stays
 from oncofed.flare.security.outbound_filter import name_and_person
 from oncofed.flare.security.revocation import list_and_root, read_revoked
