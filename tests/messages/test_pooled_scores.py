@@ -114,7 +114,7 @@ def test_a_calibration_gets_the_reliability_of_the_test_and_goes_into_result_and
     assert read_calibration(tmp_path / "model") == found.calibration
     copy_beside_model(tmp_path / "none", tmp_path / "model")
     result = begin_result(JOB, "simulate")
-    note_pooled(result, json.loads(json.dumps(found.told())))
+    note_pooled(result, **json.loads(json.dumps(found.told())))
     assert (result.calibration, result.pooled_test, result.paired_test) == (
         found.calibration,
         found.pooled,
@@ -126,14 +126,14 @@ def test_a_calibration_gets_the_reliability_of_the_test_and_goes_into_result_and
     assert html.count("<svg") == 2
     for said in ("All sites' test patients together", "temperature of 1.50", "By a margin of 0.2", "Reliability"):
         assert said in html
-    note_pooled(result, {})  # a record of before there was any of it
+    note_pooled(result, pooled=None, paired=None, calibration=None)  # as read from a record without them
     assert (result.calibration, result.pooled_test, result.paired_test) == (None, None, None)
 
 
 def test_the_report_names_no_temperature_where_none_is_known(turns: InProcessTraining, tmp_path: Path) -> None:
     found = together({"east": _asked(turns, "test", SumsAsked())}, None, "auroc", None, None)
     result = begin_result(JOB, "simulate")
-    note_pooled(result, found.told())
+    note_pooled(result, **found.told())
     html = write_report(result, {}, tmp_path).read_text()
     assert "How sure it should be is not known" in html
     assert "The job names no margin" in html

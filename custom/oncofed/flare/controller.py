@@ -51,7 +51,7 @@ from oncofed.messages.pooled_scores import SumsAsked, calibration_of, together
 from oncofed.models.serialized import write_tensors
 from oncofed.models.weights import Layout, Weights, digest_of, layout_of, weights_of
 from oncofed.privacy.outbound import progress_that_may_leave
-from oncofed.rounds.events import BEST_MODEL, EVENTS_FILE, MODELS_FOLDER, TOLD_GROUP, EventLog
+from oncofed.rounds.events import BEST_MODEL, EVENTS_FILE, MODELS_FOLDER, STATS_GROUP, EventLog, new_event
 from oncofed.rounds.intake import UpdateIntake, counts
 from oncofed.rounds.round_state import RoundState
 from oncofed.rounds.run_state import RunState, read_run_state, write_run_state
@@ -150,7 +150,7 @@ class FederatedTraining(Controller):
             self._record_progress(fl_ctx)
         elif event_type == InfoCollector.EVENT_TYPE_GET_STATS and self._log:
             told = fl_ctx.get_prop(InfoCollector.CTX_KEY_STATS_COLLECTOR)
-            told.set_info(TOLD_GROUP, {"events": self._log.told()})
+            told.set_info(STATS_GROUP, {"events": self._log.digest()})
         elif event_type == EventType.CLIENT_DISCONNECTED:
             self._desk.lose(str(fl_ctx.get_prop(FLContextKey.DISCONNECTED_CLIENT_NAME)), "its process ended")
 
@@ -808,7 +808,7 @@ class FederatedTraining(Controller):
 
     def _record(self, kind: str, **values: Any) -> None:
         if self._log:
-            self._log.write(kind, **values)
+            self._log.write(new_event(kind, **values))
 
 
 def _moved(model: Weights, delta: Mapping[str, Tensor]) -> Weights:
