@@ -28,7 +28,7 @@ from oncofed.job.spec import JobSpec
 from oncofed.models.networks import ModelSpec, build_network
 from oncofed.models.networks import Request as NetworkRequest
 from oncofed.processes import share_of_threads
-from oncofed.rounds.events import EVENTS_FILE, EventReader
+from oncofed.rounds.events import EVENTS_FILE, EventReader, RoundEnded
 
 _IMAGES, _IMAGES_QUICK = 30_000, 600
 _STEPS, _STEPS_QUICK = 30, 4
@@ -151,7 +151,7 @@ def run_until_first_round(spec: JobSpec, sites: dict[str, Path], folder: Path) -
                 _wait(process, lambda: tells_progress((folder / "printed.txt").read_text("utf-8", "replace"))) - begun
             )
             events = EventReader(folder / "out/federation/simulator/server/oncofed/simulate_job" / EVENTS_FILE)
-            done = _wait(process, lambda: any(event["kind"] == "round" for event in events.read())) - begun
+            done = _wait(process, lambda: any(isinstance(event, RoundEnded) for event in events.read())) - begun
         finally:
             process.send_signal(signal.SIGINT)
             process.wait()

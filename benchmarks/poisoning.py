@@ -85,5 +85,5 @@ def _score(running: Lab, spec: JobSpec, attack: str, strategy: str) -> tuple[flo
     running.submit(spec.changed({"strategy": {"name": strategy}, "data": {"dataset": dataset}}))
     state = running.wait(lambda state: state.finished is not None, "the run ends", _LONGEST_SECONDS)
     assert state.finished is not None
-    good = [e["mean"] for site, e in state.finished["test"].items() if site != _BAD]
+    good = [e["mean"] for site, e in state.finished.test.items() if site != _BAD]
     return sum(good) / len(good), sum(_BAD in who["refused"] for who in state.participation.values())

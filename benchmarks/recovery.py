@@ -158,8 +158,8 @@ def measure(fault: Fault, spec: JobSpec, sites: dict[str, Path], folder: Path, q
         seconds = time.time() - started
         state = running.look()
     assert state.finished is not None
-    told = sorted({incident["kind"] for incident in state.incidents})
-    scores = {site: e["mean"] for site, e in state.finished["test"].items()}
+    told = sorted({incident.kind for incident in state.incidents})
+    scores = {site: e["mean"] for site, e in state.finished.test.items()}
     return {
         "seconds": seconds,
         "rounds": len(state.participation),

@@ -19,7 +19,7 @@ from oncofed.alliance.local import LocalAlliance
 from oncofed.bench.harness import Bench
 from oncofed.bench.results import Beside, Limit, Target
 from oncofed.job.spec import JobSpec
-from oncofed.rounds.events import EventReader
+from oncofed.rounds.events import EventReader, SiteProgress
 
 _SECONDS_UNTIL_IDLE, _SECONDS_UNTIL_IDLE_QUICK = 10.0, 3.0
 _TARGET_SECONDS = 10.0
@@ -94,5 +94,5 @@ def _first_step(running: Lab, spec: JobSpec, idle: float) -> float:
     submitted = time.time()
     running.submit(spec)
     running.wait(lambda state: state.finished is not None, "the job ends")
-    first = next(event for event in EventReader(running.job.events).read() if event.get("phase") == "training")
-    return float(first["time"] - submitted)
+    progress = (event for event in EventReader(running.job.events).read() if isinstance(event, SiteProgress))
+    return next(event.time for event in progress if event.phase == "training") - submitted

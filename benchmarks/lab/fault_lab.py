@@ -31,7 +31,7 @@ from oncofed.job.flare import export_job
 from oncofed.job.spec import JobSpec
 from oncofed.job.watch import RunProgress
 from oncofed.processes import JOB_PROCESS, short_path
-from oncofed.rounds.events import EventReader
+from oncofed.rounds.events import EventReader, Excluded
 
 _SO_ATTACH_FILTER = 26
 _PROCESS_MODULES = {
@@ -410,4 +410,4 @@ def _submitted(alliance: LocalAlliance, spec: JobSpec, folder: Path) -> Federate
 
 def excluded(state: RunProgress) -> dict[str, str]:
     """Return why sites took no part, by site."""
-    return {i["site"]: i["reason"] for i in state.incidents if i["kind"] == "excluded"}
+    return {event.site: event.reason for event in state.incidents if isinstance(event, Excluded)}

@@ -13,6 +13,8 @@ import oncofed
 from fault_lab import another_clock, another_version, lab, undisturbed
 from oncofed.alliance.local import quiet
 from oncofed.job.spec import JobSpec
+from oncofed.job.watch import RunProgress
+from oncofed.rounds.events import Late, Refused, Resumed
 from synthetic import make_site
 
 pytestmark = [pytest.mark.slow, pytest.mark.federation]
@@ -49,7 +51,7 @@ def test_a_run_outlives_every_process_and_ends_with_the_same_bits(
     assert re.search(r"brought 4\.\d MB directly", said)
     assert sorted(state.participation) == [1, 2, 3, 4, 5, 6]
     assert all(sorted(who["in_time"]) == ["east", "west"] for who in state.participation.values())
-    assert sum(incident["kind"] == "resumed" for incident in state.incidents) >= 2
+    assert sum(isinstance(incident, Resumed) for incident in state.incidents) >= 2
     assert state.losses == usual.losses
     assert all(torch.equal(model[name], expected[name]) for name in expected)
 
@@ -83,7 +85,7 @@ def test_a_bad_day(spec: JobSpec, three_sites: dict[str, Path], tmp_path: Path) 
 
         # A disk so full that FLARE cannot write its audit, without which it does no task.
         with running.full_disk("site job", "east"):
-            running.wait(lambda state: _kinds(state.incidents, "refused", "east"), "the full disk is told")
+            running.wait(lambda state: _refusals(state, "east"), "the full disk is told")
         since = running.look().round
         running.wait(lambda state: _took_part(state.participation, "east", since + 1), "it takes part again")
 
@@ -92,7 +94,7 @@ def test_a_bad_day(spec: JobSpec, three_sites: dict[str, Path], tmp_path: Path) 
             running.alliance.session().abort_job(running.job.id)
         running.submit(spec.changed({"rounds": {"quorum": 2}}))
         state = running.wait(lambda state: state.finished is not None, "the next job ends")
-        assert sorted(state.finished["test"]) == ["east", "north", "west"]  # type: ignore[index]
+        assert sorted(state.finished.test) == ["east", "north", "west"]  # type: ignore[union-attr]
 
 
 @pytest.mark.timeout(300)
@@ -133,7 +135,7 @@ def test_nobody_waits_past_the_deadline_for_one_that_hangs_at_its_turn_or_with_t
         state = running.wait(lambda state: state.finished is not None, "the run ends")
         assert sorted(state.participation) == [1, 2, 3]
         assert all((who["in_time"], who["missing"]) == (["east"], ["west"]) for who in state.participation.values())
-        assert any(incident["kind"] == "late" for incident in state.incidents)
+        assert any(isinstance(incident, Late) for incident in state.incidents)
 
         # By the job's seed the site that hangs is the fifth round's collector.
         swarm = {"rounds": {**rounds, "number": 5, "quorum": 1}, "strategy": {"name": "swarm"}}
@@ -141,7 +143,7 @@ def test_nobody_waits_past_the_deadline_for_one_that_hangs_at_its_turn_or_with_t
         state = running.wait(lambda state: state.finished is not None, "the next run ends")
         assert sorted(state.participation) == [1, 2, 3, 4, 5]
         assert all("east" in who["in_time"] for who in state.participation.values())
-        refused = [incident["reason"] for incident in state.incidents if incident["kind"] == "refused"]
+        refused = _refusals(state)
         assert "it did not put the updates together in time" in refused
 
 
@@ -149,5 +151,6 @@ def _took_part(participation: dict[int, dict[str, object]], site: str, since: in
     return any(site in who["in_time"] + who["late"] for number, who in participation.items() if number >= since)  # type: ignore[operator]
 
 
-def _kinds(incidents: list[dict[str, object]], kind: str, site: str) -> bool:
-    return any(incident["kind"] == kind and incident["site"] == site for incident in incidents)
+def _refusals(state: RunProgress, site: str | None = None) -> list[str]:
+    refused = [incident for incident in state.incidents if isinstance(incident, Refused)]
+    return [incident.reason for incident in refused if site in (None, incident.site)]

@@ -48,12 +48,13 @@ from oncofed.flare.security.revocation import list_and_root, read_revoked
 from oncofed.flare.transfer.decomposer import SMALLEST_BYTES, carry, carry_no_more, context_of_cell
 from oncofed.flare.transfer.server import TransferServer
 from oncofed.flare.wire import TASK_COMBINE, TASK_PREPARE, TASK_TRAIN, TASK_VALIDATE
-from oncofed.messages.pooled_scores import SumsAsked, calibration_of, together
+from oncofed.messages.requests import SumsAsked
 from oncofed.models.serialized import write_tensors
 from oncofed.models.weights import Layout, Weights, digest_of, layout_of, weights_of
 from oncofed.privacy.outbound import progress_that_may_leave
-from oncofed.rounds.events import BEST_MODEL, EVENTS_FILE, MODELS_FOLDER, TOLD_GROUP, EventLog
+from oncofed.rounds.events import BEST_MODEL, EVENTS_FILE, MODELS_FOLDER, STATS_GROUP, EventLog, new_event
 from oncofed.rounds.intake import UpdateIntake, counts
+from oncofed.rounds.pooled_scores import calibration_of, together
 from oncofed.rounds.round_state import RoundState
 from oncofed.rounds.run_state import RunState, read_run_state, write_run_state
 from oncofed.rounds.selection import has_stalled, selected_score
@@ -151,7 +152,7 @@ class FederatedTraining(Controller):
             self._record_progress(fl_ctx)
         elif event_type == InfoCollector.EVENT_TYPE_GET_STATS and self._log:
             told = fl_ctx.get_prop(InfoCollector.CTX_KEY_STATS_COLLECTOR)
-            told.set_info(TOLD_GROUP, {"events": self._log.told()})
+            told.set_info(STATS_GROUP, {"events": self._log.digest()})
         elif event_type == EventType.CLIENT_DISCONNECTED:
             self._desk.lose(str(fl_ctx.get_prop(FLContextKey.DISCONNECTED_CLIENT_NAME)), "its process ended")
 
@@ -736,7 +737,7 @@ class FederatedTraining(Controller):
             test={site: numbers["evaluation"] for site, numbers in sorted(turn.numbers.items())},
             personal={s: n["personal"] for s, n in sorted(turn.numbers.items()) if "personal" in n},
             cross_site=matrix,
-            **found.told(),
+            **found.recorded(),
         )
 
     def _cross_site(self, memory: RunState) -> dict[str, dict[str, float | None]]:
@@ -809,7 +810,7 @@ class FederatedTraining(Controller):
 
     def _record(self, kind: str, **values: Any) -> None:
         if self._log:
-            self._log.write(kind, **values)
+            self._log.write(new_event(kind, **values))
 
 
 def _moved(model: Weights, delta: Mapping[str, Tensor]) -> Weights:

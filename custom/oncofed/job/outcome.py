@@ -45,7 +45,7 @@ def note_incidents(result: Result, state: RunProgress) -> None:
     """Take over who took part and what did not go as usual, also of a run that failed."""
     result.lost_sites = state.lost
     result.participation = {str(number): who for number, who in sorted(state.participation.items())}
-    result.incidents = state.incidents
+    result.incidents = [incident.record() for incident in state.incidents]
 
 
 def note_rounds(result: Result, state: RunProgress, spec: JobSpec) -> None:
@@ -83,9 +83,9 @@ def note_scores(
     """
     assert state.finished is not None
     scores, skipped = scores or {}, skipped or {}
-    result.best_round = state.finished["best_round"]
+    result.best_round = state.finished.best_round
     for site, cases in sorted(state.cases.items()):
-        federated = state.finished["test"].get(site, {"mean": None, "by_class": {}})
+        federated = state.finished.test.get(site, {"mean": None, "by_class": {}})
         alone = scores.get(site, {}).get(site)
         pooled = scores.get(POOLED, {}).get(site)
         compared = {name: e for name, e in (("alone", alone), ("pooled", pooled)) if e}
@@ -100,14 +100,16 @@ def note_scores(
             alone=alone.mean if alone else None,
             federated=federated["mean"],
             pooled=pooled.mean if pooled else None,
-            personal=(state.finished.get("personal") or {}).get(site, {}).get("mean"),
+            personal=(state.finished.personal or {}).get(site, {}).get("mean"),
             by_class=by_class,
             more=more,
             interval={name: interval for name, interval in intervals.items() if interval},
             **_patients(federated.get("patients")),
         )
-    result.cross_site = state.finished.get("cross_site")
-    note_pooled(result, state.finished)
+    result.cross_site = state.finished.cross_site
+    note_pooled(
+        result, pooled=state.finished.pooled, paired=state.finished.paired, calibration=state.finished.calibration
+    )
     known = {site: r.federated for site, r in result.sites.items() if r.federated is not None}
     if known:
         worst = min(known, key=lambda site: known[site])
@@ -127,9 +129,14 @@ def _patients(said: Mapping[str, Any] | None) -> dict[str, dict[str, int]]:
     return {"patients": {"test": said["all"]}, "patients_behind": {**said["by_class"], **said["more"]}}
 
 
-def note_pooled(result: Result, finished: Mapping[str, Any]) -> None:
-    """Take over what the sites' test patients say together, of a run whose record has it."""
-    calibration, pooled, paired = (finished.get(name) for name in ("calibration", "pooled", "paired"))
+def note_pooled(
+    result: Result,
+    *,
+    pooled: dict[str, Any] | None,
+    paired: dict[str, Any] | None,
+    calibration: dict[str, Any] | None,
+) -> None:
+    """Take over a test over the patients of all sites, as ``Finished`` has it."""
     result.calibration = Calibration.model_validate(calibration) if calibration else None
     result.pooled_test = PooledTest.model_validate(pooled) if pooled else None
     result.paired_test = Difference.model_validate(paired) if paired else None

@@ -37,7 +37,7 @@ from oncofed.job.spec import JobSpec, parse_job
 from oncofed.job.watch import Curves, RunProgress, RunView
 from oncofed.report.html import write_report
 from oncofed.report.result import Result
-from oncofed.rounds.events import BEST_MODEL, EVENTS_FILE, MODELS_FOLDER, TOLD_GROUP, EventReader
+from oncofed.rounds.events import BEST_MODEL, EVENTS_FILE, MODELS_FOLDER, STATS_GROUP, Event, EventReader, read_event
 
 _SECONDS_BETWEEN_LOOKS = 2.0
 _SECONDS_BETWEEN_TRIES = 0.5
@@ -126,7 +126,7 @@ class Engineer:
             before = missing
             time.sleep(_SECONDS_BETWEEN_LOOKS)
 
-    def events(self, job_id: str) -> list[dict[str, Any]]:
+    def events(self, job_id: str) -> list[Event]:
         """Return what the server tells of a running job; nothing of one that does not run."""
 
         def question(session: Session) -> Any:
@@ -134,7 +134,8 @@ class Engineer:
                 return session.show_stats(job_id, TargetType.SERVER)
 
         server = (self._ask(job_id, question) or {}).get("server")
-        return list(server.get(TOLD_GROUP, {}).get("events", [])) if isinstance(server, dict) else []
+        lines = server.get(STATS_GROUP, {}).get("events", []) if isinstance(server, dict) else []
+        return [read_event(line) for line in lines]
 
     def stop(self, job_id: str) -> None:
         """Stop a job at the server and all sites."""
@@ -201,8 +202,8 @@ def watch(engineer: Engineer, job_id: str, console: Console, curves: Path) -> st
         """Show what is new and return the job's state; a server that does not answer is asked again."""
         nonlocal last, waited_for
         try:
-            events = [event for event in engineer.events(job_id) if event["time"] > last]
-            last = max([last, *(event["time"] for event in events)])
+            events = [event for event in engineer.events(job_id) if event.time > last]
+            last = max([last, *(event.time for event in events)])
             view.update(events)
             now = engineer.status(job_id)
             why = engineer.why_waiting(job_id) if now == RunStatus.SUBMITTED else ""
@@ -247,7 +248,7 @@ def fetch(engineer: Engineer, job_id: str, folder: Path) -> Result:
     return _write(spec, events, folder)
 
 
-def _write(spec: JobSpec, events: list[dict[str, Any]], folder: Path) -> Result:
+def _write(spec: JobSpec, events: list[Event], folder: Path) -> Result:
     state, curves = RunProgress(), Curves(folder / "tensorboard")
     for event in events:
         state.apply(event)
@@ -267,12 +268,11 @@ def _write(spec: JobSpec, events: list[dict[str, Any]], folder: Path) -> Result:
         if bundle:
             complete_bundle(bundle, [model.parent, folder])
     else:
-        stopped = any(event["kind"] == "stopped" for event in events)
-        result.status = "stopped" if stopped and not state.failed else "failed"
+        result.status = "stopped" if state.stopped and not state.failed else "failed"
         result.error = state.failed or "the job was stopped before its end"
     if events:
         result.timing.startup_s = state.ready_s or 0.0
-        result.timing.total_s = result.timing.federation_s = events[-1]["time"] - events[0]["time"]
+        result.timing.total_s = result.timing.federation_s = events[-1].time - events[0].time
     result.write(folder)
     if result.status == "completed":
         write_cards(spec, result, folder)

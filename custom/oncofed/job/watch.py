@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import singledispatchmethod
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,19 +24,28 @@ from rich.progress import (
 from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
-# What is told of a run that did not go as usual.
-_TOLD = {
-    "lost": "{site} was lost: {reason}",
-    "returned": "{site} is back",
-    "excluded": "{site} does not take part: {reason}",
-    "refused": "an update of {site} was refused in round {round}: {reason}",
-    "late": "the update of {site} for round {round} came after the round had ended",
-    "dropped": "an update of {site} came too late and was left out",
-    "resumed": "the server was started again; the run goes on with round {round}",
-    "not_kept": "the server could not keep round {round} ({reason}): free some space there",
-    "site_not_kept": "{site} could not keep its state of round {round} ({reason}): free some space there",
-    "early_stop": "no better score since round {best_round}: the run ends after round {round}",
-}
+from oncofed.rounds.events import (
+    Answered,
+    Event,
+    Excluded,
+    Failed,
+    Finished,
+    Incident,
+    Joined,
+    Late,
+    Lost,
+    Ready,
+    Refused,
+    Returned,
+    RoundEnded,
+    SiteProgress,
+    Started,
+    Stopped,
+    TaskSent,
+    Unknown,
+    Validated,
+)
+
 _STATES = {"prepare": "preparing", "train": "waiting", "validate": "waiting", "combine": "averaging"}
 
 
@@ -93,6 +103,7 @@ class RunProgress:
         incidents: what did not go as usual, in order.
         finished: what the server said at the end.
         failed: why the run failed.
+        stopped: whether somebody stopped it.
     """
 
     sites: dict[str, SiteState] = field(default_factory=dict)
@@ -111,104 +122,115 @@ class RunProgress:
     slowest_site_s: list[float] = field(default_factory=list)
     lost: dict[str, str] = field(default_factory=dict)
     participation: dict[int, dict[str, Any]] = field(default_factory=dict)
-    incidents: list[dict[str, Any]] = field(default_factory=list)
-    finished: dict[str, Any] | None = None
+    incidents: list[Incident] = field(default_factory=list)
+    finished: Finished | None = None
     failed: str | None = None
+    stopped: bool = False
 
-    def apply(self, event: dict[str, Any]) -> None:
+    def apply(self, event: Event) -> None:
         """Take one event of the server into account."""
-        self.latest = event["time"]
-        handler = getattr(self, f"_on_{event['kind']}", None)
-        if handler:
-            handler(event)
+        self.latest = event.time
+        if isinstance(event, Incident):
+            self.incidents.append(event)
+        self._take(event)
 
     def _site(self, name: str) -> SiteState:
         return self.sites.setdefault(name, SiteState())
 
-    def _on_started(self, event: dict[str, Any]) -> None:
-        self.started = self.started or event["time"]
-        self.metric = event.get("metric", self.metric)
-        self.rounds = event["rounds"]
-        self.total_steps = event["rounds"] * event["steps_per_round"]
-        self.sites = {site: self.sites.get(site, SiteState()) for site in event["sites"]}
+    @singledispatchmethod
+    def _take(self, event: Event) -> None:
+        """Take over what an event changes, one method a class; most incidents change nothing else."""
 
-    def _on_joined(self, event: dict[str, Any]) -> None:
-        self.cases[event["site"]] = event["cases"]
-        self._site(event["site"]).now("ready")
+    @_take.register
+    def _started(self, event: Started) -> None:
+        self.started = self.started or event.time
+        self.metric = event.metric or self.metric
+        self.rounds = event.rounds
+        self.total_steps = event.rounds * event.steps_per_round
+        self.sites = {site: self.sites.get(site, SiteState()) for site in event.sites}
 
-    def _on_returned(self, event: dict[str, Any]) -> None:
-        self.lost.pop(event["site"], None)
-        self._site(event["site"]).now("back")
-        self._note(event)
+    @_take.register
+    def _joined(self, event: Joined) -> None:
+        self.cases[event.site] = event.cases
+        self._site(event.site).now("ready")
 
-    def _on_refused(self, event: dict[str, Any]) -> None:
-        self._site(event["site"]).now("refused")
-        self._note(event)
+    @_take.register
+    def _returned(self, event: Returned) -> None:
+        self.lost.pop(event.site, None)
+        self._site(event.site).now("back")
 
-    def _on_late(self, event: dict[str, Any]) -> None:
-        self._site(event["site"]).now("late")
-        self._note(event)
+    @_take.register
+    def _refused(self, event: Refused) -> None:
+        self._site(event.site).now("refused")
 
-    def _on_excluded(self, event: dict[str, Any]) -> None:
-        self.lost[event["site"]] = event["reason"]
-        self._site(event["site"]).now("excluded")
-        self._note(event)
+    @_take.register
+    def _late(self, event: Late) -> None:
+        self._site(event.site).now("late")
 
-    def _on_resumed(self, event: dict[str, Any]) -> None:
-        self._note(event)
+    @_take.register
+    def _excluded(self, event: Excluded) -> None:
+        self.lost[event.site] = event.reason
+        self._site(event.site).now("excluded")
 
-    _on_not_kept = _on_site_not_kept = _on_early_stop = _on_dropped = _on_resumed
+    @_take.register
+    def _lost(self, event: Lost) -> None:
+        self.lost[event.site] = event.reason
+        self._site(event.site).now("lost")
 
-    def _note(self, event: dict[str, Any]) -> None:
-        self.incidents.append(event)
+    @_take.register
+    def _ready(self, event: Ready) -> None:
+        self.ready_s = self.ready_s or event.seconds
+        self.cases = event.sites
 
-    def _on_ready(self, event: dict[str, Any]) -> None:
-        self.ready_s = self.ready_s or event["seconds"]
-        self.cases = event["sites"]
+    @_take.register
+    def _task_sent(self, event: TaskSent) -> None:
+        self.round = max(self.round, event.round)
+        for site in event.sites:
+            self._site(site).now(_STATES.get(event.task, "waiting"))
 
-    def _on_task(self, event: dict[str, Any]) -> None:
-        self.round = max(self.round, event["round"])
-        for site in event["sites"]:
-            self._site(site).now(_STATES.get(event["task"], "waiting"))
-
-    def _on_progress(self, event: dict[str, Any]) -> None:
-        site = self._site(event["site"])
-        site.now(event.get("phase", site.state))
+    @_take.register
+    def _progress(self, event: SiteProgress) -> None:
+        site = self._site(event.site)
+        site.now(event.phase or site.state)
         if site.state == _TRAINING:
-            site.step = event.get("step", site.step)
-        elif "step" in event and "steps" in event:
-            site.done = event["step"], event["steps"]
-        site.loss = event.get("loss", site.loss)
+            site.step = event.step if event.step is not None else site.step
+        elif event.step is not None and event.steps is not None:
+            site.done = event.step, event.steps
+        site.loss = event.loss if event.loss is not None else site.loss
 
-    def _on_answer(self, event: dict[str, Any]) -> None:
-        self._site(event["site"]).now("done")
+    @_take.register
+    def _answered(self, event: Answered) -> None:
+        self._site(event.site).now("done")
 
-    def _on_lost(self, event: dict[str, Any]) -> None:
-        self.lost[event["site"]] = event["reason"]
-        self._site(event["site"]).now("lost")
-        self._note(event)
-
-    def _on_validation(self, event: dict[str, Any]) -> None:
-        self.validation_by_site[event["round"]] = event["sites"]
-        if event["mean"] is not None:
-            self.validation[event["round"]] = event["mean"]
-        for site, score in event["sites"].items():
+    @_take.register
+    def _validated(self, event: Validated) -> None:
+        self.validation_by_site[event.round] = event.sites
+        if event.mean is not None:
+            self.validation[event.round] = event.mean
+        for site, score in event.sites.items():
             self._site(site).validation = score
 
-    def _on_round(self, event: dict[str, Any]) -> None:
-        self.losses[event["round"]] = event["losses"]
-        self.participation[event["round"]] = event.get("participation", {})
-        self.rounds_s.append(event["seconds"])
-        self.slowest_site_s.append(event["slowest_site_s"])
+    @_take.register
+    def _round_ended(self, event: RoundEnded) -> None:
+        self.losses[event.round] = event.losses
+        self.participation[event.round] = event.participation or {}
+        self.rounds_s.append(event.seconds)
+        self.slowest_site_s.append(event.slowest_site_s)
 
-    def _on_finished(self, event: dict[str, Any]) -> None:
+    @_take.register
+    def _finished(self, event: Finished) -> None:
         self.finished = event
         for site in self.sites.values():
             if site.state != "lost":
                 site.now("finished")
 
-    def _on_failed(self, event: dict[str, Any]) -> None:
-        self.failed = event["reason"]
+    @_take.register
+    def _failed(self, event: Failed) -> None:
+        self.failed = event.reason
+
+    @_take.register
+    def _stopped(self, event: Stopped) -> None:
+        self.stopped = True
 
     @property
     def seconds_left(self) -> float | None:
@@ -227,20 +249,20 @@ class Curves:
         self._writers: dict[str, SummaryWriter] = {}
         self._validation = "validation/score"
 
-    def write(self, event: dict[str, Any]) -> None:
+    def write(self, event: Event) -> None:
         """Add what an event says of a curve."""
-        if event["kind"] == "started" and "metric" in event:
-            self._validation = f"validation/{event['metric']}"
-        elif event["kind"] == "progress" and "loss" in event:
-            self._of(event["site"]).add_scalar("train/loss", event["loss"], event["step"])
-        elif event["kind"] == "validation":
-            for site, score in event["sites"].items():
+        if isinstance(event, Started) and event.metric:
+            self._validation = f"validation/{event.metric}"
+        elif isinstance(event, SiteProgress) and event.loss is not None:
+            self._of(event.site).add_scalar("train/loss", event.loss, event.step)
+        elif isinstance(event, Validated):
+            for site, score in event.sites.items():
                 if score is not None:
-                    self._of(site).add_scalar(self._validation, score, event["round"])
-            if event["mean"] is not None:
-                self._of("mean").add_scalar(self._validation, event["mean"], event["round"])
-        elif event["kind"] == "round":
-            self._of("mean").add_scalar("time/round_s", event["seconds"], event["round"])
+                    self._of(site).add_scalar(self._validation, score, event.round)
+            if event.mean is not None:
+                self._of("mean").add_scalar(self._validation, event.mean, event.round)
+        elif isinstance(event, RoundEnded):
+            self._of("mean").add_scalar("time/round_s", event.seconds, event.round)
 
     def flush(self) -> None:
         """Make what was written visible to a running TensorBoard."""
@@ -274,6 +296,7 @@ class RunView:
         self._heard = time.monotonic()
         self._next_line = self._heard + _FIRST_LINE_SECONDS
         self._said: dict[str, str] = {}
+        self._unknown: set[str] = set()
 
     def __enter__(self) -> RunView:
         if self._console.is_terminal:
@@ -288,7 +311,7 @@ class RunView:
             self._live.__exit__(kind, error, trace)
         self._curves.close()
 
-    def update(self, events: Iterable[dict[str, Any]]) -> None:
+    def update(self, events: Iterable[Event]) -> None:
         """Take new events into account and show them."""
         for event in events:
             self.state.apply(event)
@@ -296,6 +319,9 @@ class RunView:
             self._curves.write(event)
             if not self._live:
                 self._tell(event)
+            if isinstance(event, Unknown) and event.name not in self._unknown:
+                self._unknown.add(event.name)
+                self._console.print(str(event), markup=False, highlight=False)
         self._curves.flush()
         if self._live:
             self._live.update(self._table())
@@ -326,23 +352,23 @@ class RunView:
         sites = "; ".join(f"{', '.join(names)}: {what}" for what, names in doing.items())
         return f"round {state.round}/{state.rounds or '?'}  {sites}" if state.round else sites
 
-    def _tell(self, event: dict[str, Any]) -> None:
+    def _tell(self, event: Event) -> None:
         state = self.state
-        if event["kind"] == "ready":
-            cases = ", ".join(f"{site} {n['train']}" for site, n in sorted(event["sites"].items()))
-            self._say(f"sites ready after {event['seconds']:.0f} s; training cases: {cases}")
-        elif event["kind"] == "validation" and event["round"] > 0:
-            losses = state.losses.get(event["round"], {})
+        if isinstance(event, Ready):
+            cases = ", ".join(f"{site} {n['train']}" for site, n in sorted(event.sites.items()))
+            self._say(f"sites ready after {event.seconds:.0f} s; training cases: {cases}")
+        elif isinstance(event, Validated) and event.round > 0:
+            losses = state.losses.get(event.round, {})
             sites = "  ".join(
                 f"{site} loss {losses[site]:.3f} {state.metric} {_number(score)}"
-                for site, score in sorted(event["sites"].items())
+                for site, score in sorted(event.sites.items())
                 if site in losses
             )
             left = f"  {_clock(state.seconds_left)} left" if state.seconds_left else ""
-            score = f"mean validation {state.metric} {_number(event['mean'])}"
-            self._say(f"round {event['round']}/{state.rounds}  {score}  {sites}{left}")
-        elif event["kind"] in _TOLD:
-            self._say(_TOLD[event["kind"]].format(**event))
+            score = f"mean validation {state.metric} {_number(event.mean)}"
+            self._say(f"round {event.round}/{state.rounds}  {score}  {sites}{left}")
+        elif isinstance(event, Incident):
+            self._say(str(event))
 
     def _so_far(self) -> float | None:
         """Return how long the run has gone on: until its last event by the server's clock, and since then by ours."""
