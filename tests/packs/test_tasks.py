@@ -17,7 +17,7 @@ from oncofed.data.cases import read_cases
 from oncofed.errors import SpecError
 from oncofed.job.flare import export_job
 from oncofed.job.spec import JobSpec
-from oncofed.messages.pooled_scores import SumsAsked
+from oncofed.messages.requests import SumsAsked
 from oncofed.packs.load import load_pack
 from oncofed.packs.pack import Pack, make_pack
 from oncofed.privacy.outbound import check_numbers

@@ -42,7 +42,7 @@ from oncofed.errors import (
     UnreadableError,
     one_line,
 )
-from oncofed.messages.pooled_scores import SumsAsked
+from oncofed.messages.requests import SumsAsked
 from oncofed.models.weights import Weights
 from oncofed.packs.load import load_pack
 from oncofed.packs.pack import Pack, read_pack

@@ -24,6 +24,7 @@ from oncofed.artifacts.kept_job import BESIDE_MODEL
 from oncofed.audit import LEFT
 from oncofed.client.compute_slot import ComputeSlot
 from oncofed.client.datasets import DATASETS_FILE, dataset_folder
+from oncofed.client.folder import OWN_MODEL
 from oncofed.client.local_training import InProcessTraining, LocalTraining, SiteContext, TrainResult
 from oncofed.client.sandboxed import SandboxedTraining
 from oncofed.client.status_file import ENDED, WAITING, StatusFile
@@ -41,7 +42,7 @@ from oncofed.errors import (
     UnreadableError,
 )
 from oncofed.flare import wire
-from oncofed.flare.folders import JOB_PACK, OWN_MODEL, against_model, initial_model, state_folder
+from oncofed.flare.folders import JOB_PACK, against_model, initial_model, state_folder
 from oncofed.flare.patches.runner_timeouts import change_timeouts
 from oncofed.flare.peer_exchange import PeerExchange
 from oncofed.flare.runtime.heartbeat import Heartbeat

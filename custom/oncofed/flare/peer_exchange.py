@@ -99,7 +99,7 @@ class PeerExchange(FLComponent):
         for site, found in held.items():
             assert found
             try:
-                delta = ReceivedUpdate(_read(found[1]), like, self._federation.exchange.update, {})
+                delta = ReceivedUpdate(_read(found[1]), like, self._federation.exchange.update)
                 turn.updates.append(Update(site, delta, int(wanted[site]["cases"]), squares=delta.squares))
             except FederationError as error:
                 refused[site] = str(error)
