@@ -15,9 +15,9 @@ import psutil
 import torch
 from nvflare.app_common.aggregators.weighted_aggregation_helper import WeightedAggregationHelper
 
+from harness.bench import Bench, Program, Settings
+from harness.results import Beside, Limit, Target
 from oncofed.algorithms import Update, algorithm_class
-from oncofed.bench.harness import Bench, Program, Settings
-from oncofed.bench.results import Beside, Limit, Target
 from oncofed.flare.runtime.malloc import trim_heap
 from peak import Peak
 

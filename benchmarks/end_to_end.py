@@ -18,8 +18,8 @@ import torch
 from rich.console import Console
 
 from brain import brain_job, brain_sites
-from oncofed.bench.harness import Bench, Settings
-from oncofed.bench.results import Beside, Limit, Target
+from harness.bench import Bench, Settings
+from harness.results import Beside, Limit, Target
 from oncofed.data.partition import deal_to_sites
 from oncofed.job.run import Run
 from oncofed.job.spec import JobSpec, read_job

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from fault_lab import DisturbedAlliance, Lab, allow_class
+from harness.bench import WARM_UP_ROUNDS, Bench, Settings
+from harness.limits import measure_tls
+from harness.results import BenchmarkError, Beside, Limit, Target
 from oncofed.algorithms.settings import ExchangeType
 from oncofed.alliance.local import LocalAlliance, free_port
 from oncofed.alliance.spec import AllianceSpec
-from oncofed.bench.harness import Bench, Settings
-from oncofed.bench.limits import measure_tls
-from oncofed.bench.results import BenchmarkError, Beside, Limit, Target
 from oncofed.job.backends import FederatedJob
 from oncofed.job.flare import export_job
 from oncofed.job.spec import JobSpec, read_job
@@ -36,14 +36,12 @@ _CLASS = "echo.Echo"
 _WIDTH = 18.9
 _LONGEST_SECONDS = 1500.0
 _LOOKS_AT_LIMIT = 3
-# In the first rounds server and sites also take memory from the system, which later ones use again.
-_WARM_UP = 3
 _TRIES_OF_STOCK = 3
 
 
 def run(bench: Bench) -> None:
     """Measure each codec, and the server's memory."""
-    sites, warm_up, rounds, megabytes = (2, 0, 2, 20) if bench.quick else (4, _WARM_UP, _WARM_UP + 7, 500)
+    sites, warm_up, rounds, megabytes = (2, 0, 2, 20) if bench.quick else (4, WARM_UP_ROUNDS, WARM_UP_ROUNDS + 7, 500)
     codecs: tuple[ExchangeType, ...] = ("native",) if bench.quick else ("native", "bfloat16", "int8")
     bench.doing("a small model")
     small = None if bench.quick else measure(job_of(1, rounds, "native"), sites, bench.folder / "small")
@@ -98,7 +96,7 @@ def _stock(bench: Bench, spec: JobSpec, sites: int, rounds: int) -> Beside:
     for number in range(_TRIES_OF_STOCK):
         try:
             samples = measure_stock(spec, names, rounds, bench.folder / f"stock-{number}")
-            return Beside(name=name, samples=samples[_WARM_UP:])
+            return Beside(name=name, samples=samples[WARM_UP_ROUNDS:])
         except BenchmarkError as error:  # noqa: PERF203 - it may succeed the next time
             # Its sites wait ten seconds for the server to take an update, and count it as failed after that.
             missing = f"{error}, {number + 1} times"

@@ -20,8 +20,8 @@ from monai.inferers import SlidingWindowInferer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from oncofed.bench.harness import Bench, Settings
-from oncofed.bench.results import Beside, Figure, Limit, Target
+from harness.bench import Bench, Settings
+from harness.results import Beside, Figure, Limit, Target
 from oncofed.devices import inference_type
 from oncofed.job.spec import read_job
 from oncofed.models import ModelSpec, build_network

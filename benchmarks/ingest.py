@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from dicoms import make_series
-from oncofed.bench.harness import Bench
-from oncofed.bench.results import Target
+from harness.bench import Bench
+from harness.results import Target
 from oncofed.data.register import Request, register
 from oncofed.data.slides import TileReader, TileSpec
 from tissue import write_tissue
@@ -43,7 +43,7 @@ def dicom(bench: Bench, root: Path, series: int) -> None:
     values = np.random.default_rng(0).integers(0, 900, (256, 256, 24)).astype(np.int16)
     for number in range(series):
         make_series(root / "in" / str(number), values + number, patient=f"P{number}")
-    _warm_up(root)
+    _load_decoders(root)
     bench.race(
         "registering DICOM series",
         {
@@ -216,8 +216,8 @@ def memory(bench: Bench, root: Path, few: int, many: int) -> None:
     )
 
 
-def _warm_up(root: Path) -> None:
-    """Let imports and decoders be loaded before anything is timed."""
+def _load_decoders(root: Path) -> None:
+    """Load modules and decoders before anything is timed."""
     make_series(root / "warm")
     _register(root / "warm", root / "warm-out", fresh=True)
     _pydicom(root / "warm")

@@ -41,8 +41,8 @@ from monai.transforms import (
 )
 
 from dicoms import make_seg, make_series
-from oncofed.bench.harness import Bench
-from oncofed.bench.results import Limit, Target
+from harness.bench import Bench
+from harness.results import Limit, Target
 from oncofed.data.batches import Batches
 from oncofed.data.cases import read_cases
 from oncofed.data.inputs import Patches

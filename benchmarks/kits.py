@@ -17,14 +17,14 @@ from pathlib import Path
 import psutil
 import pyrage
 
+from harness.bench import Bench
+from harness.results import BenchmarkError, Target
 from oncofed.alliance.authority import Authority
 from oncofed.alliance.contents import add_contents
 from oncofed.alliance.kits import provision
 from oncofed.alliance.local import free_port
 from oncofed.alliance.sealing import sign_folder
 from oncofed.alliance.spec import AllianceSpec
-from oncofed.bench.harness import Bench
-from oncofed.bench.results import BenchmarkError, Target
 from oncofed.job.remote import Engineer
 from oncofed.site.service import is_connected, service_state
 

@@ -21,8 +21,8 @@ import torch
 import yaml
 from PIL import Image
 
-from oncofed.bench.harness import Bench, Settings
-from oncofed.bench.results import Limit, Target
+from harness.bench import Bench, Settings
+from harness.results import Limit, Target
 from oncofed.data.register import Request, register
 from oncofed.job.spec import JobSpec
 from oncofed.models.networks import ModelSpec, build_network

@@ -16,7 +16,7 @@ import numpy as np
 
 from brain import brain_job
 from fault_lab import Lab, lab, poison
-from oncofed.bench.harness import Bench, Settings
+from harness.bench import Bench, Settings
 from oncofed.data.brain import HOSPITALS, make_hospitals
 from oncofed.job.spec import JobSpec
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 
+from harness.bench import Bench, Settings
+from harness.results import Limit, Target
 from oncofed.algorithms.plan import FederationPlan
 from oncofed.audit import AuditLog
-from oncofed.bench.harness import Bench, Settings
-from oncofed.bench.results import Limit, Target
 from oncofed.data.cases import read_cases
 from oncofed.flare import wire
 from oncofed.flare.security.outbound_filter import OutboundPolicy

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from oncofed.bench.harness import Bench, Settings
-from oncofed.bench.results import Better, Target
+from harness.bench import Bench, Settings
+from harness.results import Better, Target
 from oncofed.data.cases import Cases, usable_cases
 from oncofed.data.register import Request, register
 from oncofed.data.slides import TileSpec

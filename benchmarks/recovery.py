@@ -14,9 +14,9 @@ from typing import Any
 
 from brain import brain_job, brain_sites
 from fault_lab import Lab, another_clock, another_version, lab
+from harness.bench import Bench, Settings
+from harness.results import Target
 from oncofed.alliance.local import quiet
-from oncofed.bench.harness import Bench, Settings
-from oncofed.bench.results import Target
 from oncofed.errors import FederationError
 from oncofed.job.spec import JobSpec
 
@@ -149,7 +149,7 @@ def measure(fault: Fault, spec: JobSpec, sites: dict[str, Path], folder: Path, q
     """
     changed = spec.changed(fault.settings)
     others = fault.environments(folder / "other")
-    with lab(changed, sites, folder, fault.poisoned, others, shares_template=quick) as running:
+    with lab(changed, sites, folder, fault.poisoned, others, shares_fork_server=quick) as running:
         running.wait(lambda state: state.ready_s is not None, "the sites are ready")
         started = time.time()
         running.wait(lambda state: state.rounds_s, "the first round is over")

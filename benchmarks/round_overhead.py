@@ -16,8 +16,8 @@ from rich.console import Console
 
 from brain import brain_job, brain_sites
 from flower import flower_beside, measure_flower
-from oncofed.bench.harness import Bench, Settings
-from oncofed.bench.results import Beside, Limit, Target
+from harness.bench import Bench, Settings
+from harness.results import Beside, Limit, Target
 from oncofed.data.brain import HOSPITALS
 from oncofed.job.run import Run
 from oncofed.job.spec import JobSpec

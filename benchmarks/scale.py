@@ -19,8 +19,8 @@ from rich.console import Console
 
 from brain import brain_job
 from flower import flower_beside, simulate_flower
-from oncofed.bench.harness import Bench, Settings
-from oncofed.bench.results import Beside, Figure, Target
+from harness.bench import WARM_UP_ROUNDS, Bench, Settings
+from harness.results import Beside, Figure, Target
 from oncofed.data.brain import HOSPITALS, make_hospitals
 from oncofed.job.run import Run
 from oncofed.job.spec import read_job
@@ -30,8 +30,7 @@ from stock import simulate_stock
 _MOST_STOCK = 8
 # 64 sites are held against 8, which run before and after them: others' work on a shared machine changes both.
 _FEW, _MANY = 8, 64
-# In the first rounds sites also take memory from the system, which later ones use again.
-_WARM_UP, _ROUNDS = 3, 7
+_ROUNDS = 7
 
 
 def run(bench: Bench) -> None:
@@ -49,8 +48,8 @@ def run(bench: Bench) -> None:
 
 def _steady(bench: Bench, sites: int, name: str) -> dict[str, Any]:
     bench.doing(f"{sites} sites")
-    found = measure(sites, _WARM_UP + _ROUNDS, bench.folder / f"{sites}-{name}")
-    return found | {"rounds_s": found["rounds_s"][_WARM_UP:]}
+    found = measure(sites, WARM_UP_ROUNDS + _ROUNDS, bench.folder / f"{sites}-{name}")
+    return found | {"rounds_s": found["rounds_s"][WARM_UP_ROUNDS:]}
 
 
 def _tell(bench: Bench, sites: int, runs: list[dict[str, Any]], target: Target | None = None) -> Figure:

@@ -25,8 +25,8 @@ import torch
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Dataset
 
-from oncofed.bench.harness import Bench
-from oncofed.bench.results import Limit, Target
+from harness.bench import Bench
+from harness.results import Limit, Target
 from oncofed.data import slides as slides_module
 from oncofed.data.cases import read_cases
 from oncofed.data.register import Request, register

@@ -15,9 +15,9 @@ from typing import Any
 
 from brain import brain_job, brain_sites
 from fault_lab import Lab, change_resources, lab
+from harness.bench import Bench
+from harness.results import Beside, Limit, Target
 from oncofed.alliance.local import LocalAlliance
-from oncofed.bench.harness import Bench
-from oncofed.bench.results import Beside, Limit, Target
 from oncofed.job.spec import JobSpec
 from oncofed.rounds.events import EventReader, SiteProgress
 
@@ -84,7 +84,7 @@ def measure(
         shared: whether the participants, all on this machine, share one process that is ready.
         prepared: see ``DisturbedAlliance``.
     """
-    with lab(spec, sites, folder, prepared=prepared, shares_template=shared) as running:
+    with lab(spec, sites, folder, prepared=prepared, shares_fork_server=shared) as running:
         running.wait(lambda state: state.finished is not None, "the first job ends")
         return [_first_step(running, spec, idle) for _ in range(runs)]
 

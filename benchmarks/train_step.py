@@ -27,10 +27,10 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from harness.bench import Bench, Settings
+from harness.profiling import busy_share
+from harness.results import Limit, Target
 from oncofed.algorithms.scaffold import ControlVariates
-from oncofed.bench.harness import Bench, Settings
-from oncofed.bench.profiling import busy_share
-from oncofed.bench.results import Limit, Target
 from oncofed.data.batches import Batches
 from oncofed.data.cases import Cases, read_cases
 from oncofed.data.prepared import PreparedCases

@@ -30,8 +30,8 @@ from monai.networks.utils import one_hot
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd, ScaleIntensityRanged
 from torch import Tensor, nn
 
-from oncofed.bench.harness import Bench, Settings
-from oncofed.bench.results import Limit, Target
+from harness.bench import Bench, Settings
+from harness.results import Limit, Target
 from oncofed.data.cases import Case
 from oncofed.data.prepared import CachePlan, PreparedCases
 from oncofed.data.spec import DataSpec

@@ -292,7 +292,7 @@ class DisturbedAlliance(LocalAlliance):
         arguments: of ``LocalAlliance``.
         environments: participant -> what its processes find in their environment, beside the usual.
         prepared: called with the alliance when its kits are there and nothing was started yet.
-        shares_template: see ``LocalAlliance``.
+        shares_fork_server: see ``LocalAlliance``.
     """
 
     def __init__(
@@ -300,10 +300,10 @@ class DisturbedAlliance(LocalAlliance):
         *arguments: Any,
         environments: dict[str, dict[str, str]],
         prepared: Callable[[LocalAlliance], None],
-        shares_template: bool = True,
+        shares_fork_server: bool = True,
     ) -> None:
         super().__init__(*arguments)
-        self.shares_template = shares_template
+        self.shares_fork_server = shares_fork_server
         self._prepared = prepared
         self._environments = environments
 
@@ -345,7 +345,7 @@ def lab(
     environments: dict[str, dict[str, str]] | None = None,
     more: dict[str, dict[str, Path]] | None = None,
     prepared: Callable[[LocalAlliance], None] = lambda _: None,
-    shares_template: bool = True,
+    shares_fork_server: bool = True,
 ) -> Iterator[Lab]:
     """Start a federation, submit a job, and stop all on leaving.
 
@@ -357,7 +357,7 @@ def lab(
         environments: site -> what its processes find in their environment, beside the usual.
         more: site -> other datasets by name, for later jobs.
         prepared: called with the alliance when its kits are there and nothing was started yet.
-        shares_template: see ``LocalAlliance``.
+        shares_fork_server: see ``LocalAlliance``.
     """
     port = free_port()
     links = {site: Link(port) for site in sites}
@@ -377,7 +377,7 @@ def lab(
                 *(alliance_spec, folder / "kits", datasets, folder / "logs", temporary),
                 environments=environments or {},
                 prepared=prepare,
-                shares_template=shares_template,
+                shares_fork_server=shares_fork_server,
             ) as alliance,
         ):
             alliance.wait_registered()

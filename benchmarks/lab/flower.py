@@ -14,9 +14,9 @@ import venv
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from harness.bench import Bench
+from harness.results import Beside
 from oncofed.alliance.local import free_port
-from oncofed.bench.harness import Bench
-from oncofed.bench.results import Beside
 from oncofed.processes import process_environment, stop_processes
 
 VERSION = "1.42.0"

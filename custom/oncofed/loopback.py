@@ -6,7 +6,7 @@ import contextlib
 import ipaddress
 import socket
 
-from oncofed.errors import FederationError
+from oncofed.errors import TransferError
 
 IPV4, IPV6 = "127.0.0.1", "::1"
 # For servers that other machines reach: all addresses of this one.
@@ -24,11 +24,11 @@ def require_loopback() -> tuple[str, ...]:
     """Return the addresses of ``loopback_addresses``.
 
     Raises:
-        FederationError: there is none.
+        TransferError: there is none.
     """
     found = loopback_addresses()
     if not found:
-        raise FederationError(
+        raise TransferError(
             f"this machine cannot reach itself: neither {IPV4} nor {IPV6} answers. Expected a network "
             "device lo that is up: ip link set lo up"
         )
@@ -56,7 +56,7 @@ def free_port() -> int:
     """Return a TCP port on which nobody listens at any loopback address of this machine.
 
     Raises:
-        FederationError: there is no such address, or no such port.
+        TransferError: there is no such address, or no such port.
     """
     first, *others = require_loopback()
     for _ in range(_MOST_TRIES):
@@ -64,7 +64,7 @@ def free_port() -> int:
             port = int(found.getsockname()[1])
             if not any(why_not_bound(address, port) for address in others):
                 return port
-    raise FederationError("no port is free at this machine's loopback addresses. Name one with --port")
+    raise TransferError("no port is free at this machine's loopback addresses. Name one with --port")
 
 
 def connect(host: str, port: int, seconds: float) -> socket.socket:

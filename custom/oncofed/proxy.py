@@ -6,7 +6,7 @@ import base64
 import socket
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from oncofed.errors import FederationError
+from oncofed.errors import TransferError
 
 # The name under which libraries look for the proxy of a TLS web socket, which is what FLARE's processes talk through.
 PROXY_VARIABLE = "wss_proxy"
@@ -36,7 +36,7 @@ def open_tunnel(proxy: str, host: str, port: int, timeout: float) -> socket.sock
 
     Raises:
         OSError: the proxy does not answer.
-        FederationError: it does not let this through.
+        TransferError: it does not let this through.
     """
     parts = parse_proxy(proxy)
     request = [f"CONNECT {host}:{port} HTTP/1.1", f"Host: {host}:{port}"]
@@ -51,11 +51,11 @@ def open_tunnel(proxy: str, host: str, port: int, timeout: float) -> socket.sock
             # One byte at a time: what comes after the answer is the server's.
             byte = connection.recv(1)
             if not byte or len(answer) > _LONGEST_ANSWER:
-                raise FederationError("the proxy hung up")
+                raise TransferError("the proxy hung up")
             answer += byte
         status = answer.split(b"\r\n", 1)[0].decode("latin-1").split(" ", 1)[-1]
         if not status.startswith("2"):
-            raise FederationError(f"the proxy says: {status}")
+            raise TransferError(f"the proxy says: {status}")
     except BaseException:
         connection.close()
         raise

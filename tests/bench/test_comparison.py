@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from oncofed.bench.comparison import compare, ratio_of, slower_than
-from oncofed.bench.results import BenchmarkRun, Beside, Figure, SuiteResult
+from harness.comparison import compare, ratio_of, slower_than
+from harness.results import BenchmarkRun, Beside, Figure, SuiteResult
 from oncofed.errors import PolicyError
 
 _TIMES = st.lists(st.floats(0.01, 100), min_size=2, max_size=12)

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from oncofed.bench.results import BenchmarkRun, Beside, Figure, Limit, SuiteResult, Target, find_run, read_run
-from oncofed.bench.tables import markdown, number, rows_of, short_row
+from harness.results import BenchmarkRun, Beside, Figure, Limit, SuiteResult, Target, find_run, read_run
+from harness.tables import markdown, number, rows_of, short_row
 from oncofed.errors import SpecError
 
 

@@ -70,6 +70,11 @@ def test_a_changed_job_is_checked_again(spec: JobSpec) -> None:
         spec.with_rounds(0)
 
 
+def test_a_jobs_plan_is_made_once(spec: JobSpec) -> None:
+    assert spec.plan() is spec.plan()
+    assert JobSpec.model_validate(spec.model_dump(by_alias=True)) == spec
+
+
 def test_every_setting_that_needs_one_has_a_description() -> None:
     for name, field in JobSpec.model_fields.items():
         section = field.annotation

@@ -11,7 +11,8 @@ from torch import nn
 from oncofed.errors import SpecError
 from oncofed.models import ModelSpec, Request, build_network, list_networks
 from oncofed.models.mil import AttentionMIL
-from oncofed.models.networks import _NETWORKS, MODULES_VARIABLE, Kind
+from oncofed.models.networks import find_network
+from oncofed.plugins import MODULES_VARIABLE, NETWORKS, Kind
 
 SMALL = {"unet": (4, 8, 16), "dynunet": (4, 8, 16), "segresnet": (8, 16, 32)}
 LISTED = [network for network in list_networks() if network.name != "bundle"]  # which has tests of its own
@@ -53,7 +54,7 @@ def test_no_network_keeps_batch_statistics_unless_asked_to(name: str) -> None:
 
 
 def find_axes(name: str) -> int:
-    return _NETWORKS[name].dimensions[0]
+    return find_network(name).dimensions[0]
 
 
 def test_batch_statistics_where_a_job_asks_for_them() -> None:
@@ -130,7 +131,7 @@ def test_a_network_of_ones_own_is_one_file_that_the_site_installs(
     with pytest.raises(ValidationError, match="unknown network"):
         ModelSpec(network="two_convolutions")
     monkeypatch.setenv(MODULES_VARIABLE, "my_networks")
-    monkeypatch.setattr("oncofed.models.networks._NETWORKS", dict(_NETWORKS))
+    monkeypatch.setattr(NETWORKS, "_known", dict(NETWORKS._known))
     spec = ModelSpec(network="two_convolutions", arguments={"width": 4})
     kind: Kind = spec.kind
     network = build_network(Request(spec, 1, 3, 3, (8, 8, 8)), 1)

@@ -16,7 +16,7 @@ from oncofed.alliance.contents import add_contents
 from oncofed.alliance.kits import provision
 from oncofed.alliance.spec import AllianceSpec
 from oncofed.audit import ADMITTED, LEFT, AuditLog
-from oncofed.errors import FederationError
+from oncofed.errors import AllianceError, FederationError
 from oncofed.packs.approvals import read_decisions
 from oncofed.packs.pack import make_pack
 from oncofed.privacy.policy import read_policy
@@ -169,7 +169,7 @@ def test_the_policy_is_changed_with_a_reason_and_a_mistake_is_told(browser: _Bro
 
 
 def test_only_a_sites_kit_has_a_page_and_a_taken_port_is_told(kits: Path, address: str) -> None:
-    with pytest.raises(FederationError, match="this page is a site's"), served(kits / "localhost", 0):
+    with pytest.raises(AllianceError, match="this page is a site's"), served(kits / "localhost", 0):
         pass
     port = urlsplit(address).port
     assert port

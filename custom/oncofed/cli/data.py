@@ -188,7 +188,7 @@ def check(
     from oncofed.data.contract import check_dataset
     from oncofed.job.spec import read_job
 
-    spec = read_job(job)
+    spec = read_job(job, with_code=True)
     folder = dataset_named(dataset, workspace)
     report = check_dataset(folder, spec.data, spec.task.vocabulary, spec.seed, spec.plan().build_task().label_kind)
     cache = _cache_note(folder, spec) if report.may_train else ""
@@ -217,7 +217,7 @@ def profile(
     federated_profile.
     """
     keep_caches_in(workspace)
-    from oncofed.data.manifest import write_whole
+    from oncofed.atomic import write_whole
     from oncofed.data.profile import make_profile
     from oncofed.report.profile import write_profile_page
 

@@ -9,7 +9,6 @@ import contextlib
 import csv
 import logging
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -37,6 +36,7 @@ from oncofed.messages.compression import Compressor
 from oncofed.messages.requests import SumsAsked
 from oncofed.models.weights import Weights, digest_of, exchanged_names
 from oncofed.privacy.evaluations import evaluation_numbers
+from oncofed.private_files import open_private
 from oncofed.training import Plan, Trainer, start_trainer
 from oncofed.training.checkpoint import is_whole
 from oncofed.training.gradient_hook import PersonalHook
@@ -417,7 +417,7 @@ class InProcessTraining:
         path = self._place.state / CASES_FILE
         columns = list(dict.fromkeys(name for _, figures in by_case for name in figures))
         try:
-            with open(path, "w", newline="", encoding="utf-8", opener=_private) as file:
+            with open(path, "w", newline="", encoding="utf-8", opener=open_private) as file:
                 table = csv.DictWriter(file, ["case", *columns])
                 table.writeheader()
                 table.writerows({"case": case, **figures} for case, figures in by_case)
@@ -436,10 +436,6 @@ class InProcessTraining:
 
 def _answer_in(state: SiteState) -> TrainResult:
     return TrainResult(delta=state.part("delta"), extra=state.part("extra"), **state.facts)
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
 
 
 def _full(value: torch.Tensor) -> torch.Tensor:

@@ -42,6 +42,7 @@ from oncofed.errors import (
 )
 from oncofed.flare import wire
 from oncofed.flare.folders import JOB_PACK, OWN_MODEL, against_model, initial_model, state_folder
+from oncofed.flare.patches.runner_timeouts import change_timeouts
 from oncofed.flare.peer_exchange import PeerExchange
 from oncofed.flare.runtime.heartbeat import Heartbeat
 from oncofed.flare.runtime.malloc import forget_what_stays
@@ -64,8 +65,6 @@ _WAIT_TIMEOUT_SECONDS = 6.0
 _DIRECT_ANSWER_SECONDS, _READING = 20.0, 0.01
 # So often a site that waits looks whether the job was aborted; of its end it is told.
 _SECONDS_BETWEEN_LOOKS = 2.0
-# What FLARE's runner waits for, by the names of its attributes.
-_TIMEOUTS = ("get_task_timeout", "submit_task_result_timeout")
 
 
 class SiteExecutor(Executor):
@@ -131,9 +130,7 @@ class SiteExecutor(Executor):
         # FLARE's messages are small then, and an answer that is lost with a server's process is not waited for as long
         # as a model may take on a slow link. Where one went with them after all, it is again.
         runner = fl_ctx.get_prop(FLContextKey.RUNNER)
-        before = {name: getattr(runner, name) for name in _TIMEOUTS}
-        courier.when_it_fails = lambda: vars(runner).update(before)
-        vars(runner).update({name: min(s, _DIRECT_ANSWER_SECONDS + _READING * s) for name, s in before.items() if s})
+        courier.when_it_fails = change_timeouts(runner, lambda s: min(s, _DIRECT_ANSWER_SECONDS + _READING * s))
 
     def execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
         """Do one task. An error is written to the site's own log; what leaves names no case, path or patient."""

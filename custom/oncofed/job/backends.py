@@ -156,7 +156,8 @@ def require_machine(folder: Path) -> None:
         folder: the run's.
 
     Raises:
-        FederationError: this machine cannot reach itself, or no file can be locked in the folder.
+        TransferError: this machine cannot reach itself.
+        FederationError: no file can be locked in the folder.
     """
     require_loopback()
     require_locks(folder, "Name a folder on a disk of this machine with --out.")

@@ -86,7 +86,8 @@ def export_job(
         _write(out / "meta.json", {**_meta(spec.name, spec.min_sites), "custom_props": asks})
     else:
         calibration = read_calibration(model.parent) if model and evaluate_only else None
-        server, client = _server(spec, evaluate_only, calibration), _client(spec)
+        transfer = _transfer(spec)
+        server, client = _server(spec, evaluate_only, calibration) | transfer, _client(spec) | transfer
         # A site that is not there yet joins later: the rounds know how many they need.
         _write(out / "meta.json", {**_meta(spec.name, None), **_asked(spec), "custom_props": job_mark() | _told(spec)})
         # For who fetches the result: FLARE gives back what a job brought.
@@ -105,7 +106,8 @@ def _with_pack(spec: JobSpec, config: Path, model: Path | None, evaluate_only: b
     """
     pack = next((pack for pack in loaded_packs() if pack.digest == spec.model.code), None)
     if pack is None:
-        raise SpecError(f"the pack {str(spec.model.code)[:12]}… is not loaded: read the job from its job.yaml")
+        code = f"{str(spec.model.code)[:12]}…"
+        raise SpecError(f"the pack {code} is not loaded: read the job with its code (with_code=True)")
     plan = spec.plan()
     (config / JOB_PACK).write_bytes(pack.content)
     weights = plan.initial_weights()
@@ -192,7 +194,7 @@ def _server(spec: JobSpec, evaluate_only: bool, calibration: Calibration | None)
             "calibration": calibration.model_dump(mode="json", by_alias=True) if calibration else None,
         },
     }
-    return {**_server_config(controller, _PAUSE_SECONDS), **_transfer(spec)}
+    return _server_config(controller, _PAUSE_SECONDS)
 
 
 def _server_config(controller: dict[str, Any], pause: float = _IDLE_SECONDS) -> dict[str, Any]:
@@ -212,7 +214,7 @@ def _client(spec: JobSpec) -> dict[str, Any]:
         "path": "oncofed.flare.executor.SiteExecutor",
         "args": {"plan": _plan(spec), "federation": spec.federation().model_dump(mode="json")},
     }
-    return _client_config(list(TASKS), executor, **_transfer(spec))
+    return _client_config(list(TASKS), executor)
 
 
 def _client_config(tasks: list[str], executor: dict[str, Any], **more: Any) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from werkzeug.wrappers import Response as AnyResponse
 from oncofed.alliance.facts import read_facts
 from oncofed.audit import AuditLog
 from oncofed.client.status_file import read_report
-from oncofed.errors import FederationError, OncofedError
+from oncofed.errors import AllianceError, FederationError, OncofedError
 from oncofed.loopback import IPV4, IPV6, require_loopback
 from oncofed.packs.approvals import State, made_by
 from oncofed.site import auditing, packs, policies
@@ -62,11 +62,11 @@ def make_app(folder: Path, token: str, port: int) -> Flask:
         port: that it is served on; requests for another host or port are refused.
 
     Raises:
-        FederationError: the folder is no site's kit.
+        AllianceError: the folder is no site's kit.
     """
     facts = read_facts(folder)
     if facts.kind != "site":
-        raise FederationError(f"{folder} is the kit of a {facts.kind}; this page is a site's")
+        raise AllianceError(f"{folder} is the kit of a {facts.kind}; this page is a site's")
     app = Flask("oncofed.site", template_folder="templates/admin")
     app.config["MAX_CONTENT_LENGTH"] = 1 << 20
     app.jinja_env.filters["size"] = decimal
@@ -202,7 +202,9 @@ def served(folder: Path, port: int) -> Iterator[tuple[str, BaseWSGIServer]]:
         port: to listen on; 0 takes a free one.
 
     Raises:
-        FederationError: the port is taken, this machine has no loopback address, or the folder is no site's kit.
+        AllianceError: the folder is no site's kit.
+        FederationError: the port is taken.
+        TransferError: this machine has no loopback address.
     """
     token = secrets.token_urlsafe(32)
     address = require_loopback()[0]

@@ -24,14 +24,14 @@ from cryptography import x509
 from packaging.requirements import InvalidRequirement, Requirement
 
 import oncofed
-from oncofed.alliance.authority import fingerprint
+from oncofed.alliance.authority import EXPIRES_SOON_DAYS, fingerprint
 from oncofed.alliance.contents import CONSTRAINTS_FILE
 from oncofed.alliance.facts import KitFacts, read_facts
-from oncofed.alliance.kits import GUARD, PRIVACY_FILE
+from oncofed.alliance.kits import OUTBOUND_FILTER, PRIVACY_FILE
 from oncofed.alliance.sealing import ROOT_FILE, changed_files
 from oncofed.alliance.site_settings import read_settings
 from oncofed.audit import AuditLog
-from oncofed.errors import FederationError, OncofedError
+from oncofed.errors import FederationError, OncofedError, TransferError
 from oncofed.privacy.policy import read_policy
 from oncofed.proxy import open_tunnel, parse_proxy
 from oncofed.sandbox import what_is_missing
@@ -40,11 +40,10 @@ from oncofed.site.datasets import look_at_datasets
 from oncofed.site.gpu_checks import look_at_gpus
 from oncofed.site.packs import list_packs
 from oncofed.site.policies import policy_version
-from oncofed.site.service import is_own, readable_by_others, require_free_port, service_state
+from oncofed.site.service import is_own, readable_by_others, require_free_server_port, service_state
 from oncofed.training import Plan
 
 _CONNECT_SECONDS = 4.0
-_SOON_DAYS = 30
 _LEAST_DISK_GB, _GOOD_DISK_GB = 2, 20
 _GOOD_FILES = 4096
 _GOOD_SHARED_MB = 512
@@ -292,7 +291,7 @@ def _certificate(folder: Path, facts: KitFacts) -> Iterator[Check]:
         yield Check("certificate", "fail", f"holds from {since:%Y-%m-%d}", "look at this machine's clock")
     elif days < 0:
         yield Check("certificate", "fail", f"expired on {until:%Y-%m-%d}", f"ask for a new kit, then: {_RENEW}")
-    elif days < _SOON_DAYS:
+    elif days < EXPIRES_SOON_DAYS:
         yield Check("certificate", "warn", found, f"ask the alliance for a new kit before it ends, then: {_RENEW}")
     else:
         yield Check("certificate", "ok", found)
@@ -332,14 +331,14 @@ def _code(folder: Path) -> Iterator[Check]:
 def _policy(folder: Path) -> Iterator[Check]:
     try:
         policy = read_policy(folder / "local")
-        guarded = GUARD in (folder / "local" / PRIVACY_FILE).read_text(encoding="utf-8")
+        guarded = OUTBOUND_FILTER in (folder / "local" / PRIVACY_FILE).read_text(encoding="utf-8")
     except (OncofedError, OSError) as error:
         yield Check("policy", "fail", str(error), "open the kit again, or: oncofed site policy edit")
         return
     if policy is None:
         yield Check("policy", "fail", "there is none: nothing leaves", "ask the alliance for a new kit")
     elif not guarded:
-        advice = f"put the component {GUARD} back into local/{PRIVACY_FILE}"
+        advice = f"put the component {OUTBOUND_FILTER} back into local/{PRIVACY_FILE}"
         yield Check("policy", "fail", "nothing looks at what leaves this site", advice)
     else:
         yield Check("policy", "ok", f"version {policy_version(folder)}, digest {policy.digest[:12]}")
@@ -359,7 +358,7 @@ def _own_port(folder: Path | None, facts: KitFacts) -> Iterator[Check]:
         yield Check("port", "ok", f"{facts.port}, in use by this server")
         return
     try:
-        require_free_port(facts)
+        require_free_server_port(facts)
     except FederationError as error:
         found, _, what = str(error).partition(". What listens there: ")
         yield Check("port", "fail", found, f"end what listens there; it is named by: {what}")
@@ -404,7 +403,7 @@ def _through(proxy: str, route: tuple[str, int], folder: Path | None, facts: Kit
         why = "no answer" if isinstance(error, TimeoutError) else error.strerror or str(error)
         yield Check("proxy", "fail", f"{named}: {why}", "correct proxy in site.yaml, or ask who looks after the proxy")
         return
-    except FederationError as error:
+    except TransferError as error:
         advice = f"ask who looks after the proxy to let this machine out to {host}, TCP {port}, by CONNECT"
         yield Check("proxy", "fail", f"{named}: {error}", advice)
         return
@@ -436,7 +435,7 @@ def _handshake(connection: socket.socket, folder: Path, facts: KitFacts) -> Iter
             answer = _asked(secured)
             yield Check("server", "ok", f"{facts.reaches} proves to be of this alliance, {secured.version()}")
             days = (theirs.not_valid_after_utc - datetime.now(timezone.utc)).days
-            if days < _SOON_DAYS:
+            if days < EXPIRES_SOON_DAYS:
                 yield Check("server's certificate", "warn", f"holds {days} days more", "tell the alliance")
             yield from _clock(answer)
     except ssl.SSLCertVerificationError as error:

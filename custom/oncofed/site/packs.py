@@ -7,7 +7,7 @@ from pathlib import Path
 
 from oncofed.alliance.facts import read_facts
 from oncofed.audit import AuditLog
-from oncofed.errors import FederationError, PolicyError, SpecError
+from oncofed.errors import AllianceError, PolicyError, SpecError
 from oncofed.packs.approvals import (
     Decision,
     State,
@@ -124,4 +124,4 @@ def _last_approved(folder: Path, pack: Pack) -> Pack | None:
 def _require_site(folder: Path) -> None:
     facts = read_facts(folder)
     if facts.kind != "site":
-        raise FederationError(f"{folder} is the kit of a {facts.kind}: code runs at sites alone")
+        raise AllianceError(f"{folder} is the kit of a {facts.kind}: code runs at sites alone")

@@ -10,10 +10,10 @@ from pydantic import BaseModel
 
 from oncofed.algorithms import algorithm_names
 from oncofed.alliance.facts import read_facts
-from oncofed.alliance.files import write_private
 from oncofed.audit import AuditLog
-from oncofed.errors import FederationError, SpecError
+from oncofed.errors import AllianceError, SpecError
 from oncofed.privacy.policy import POLICY_FILE, Policy, read_policy
+from oncofed.private_files import write_private
 from oncofed.settings import StrictModel, read_yaml, validated
 
 CHANGED = "policy changed"
@@ -25,13 +25,13 @@ def current_policy(folder: Path) -> Policy:
     """Return the policy in force.
 
     Raises:
-        FederationError: the folder is no site's kit.
+        AllianceError: the folder is no site's kit.
         PolicyError: the policy is broken.
     """
     facts = read_facts(folder)
     policy = read_policy(folder / "local") if facts.kind == "site" else None
     if policy is None:
-        raise FederationError(
+        raise AllianceError(
             f"{folder} is the kit of a {facts.kind}, or of an earlier version: it has no policy. Expected a site's"
         )
     return policy

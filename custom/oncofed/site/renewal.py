@@ -10,7 +10,7 @@ from pathlib import Path
 from oncofed.alliance.facts import KIT_FILE, KitFacts, read_facts
 from oncofed.alliance.sealing import changed_files
 from oncofed.alliance.site_settings import SETTINGS_FILE
-from oncofed.errors import FederationError
+from oncofed.errors import AllianceError
 from oncofed.site.service import is_own
 
 _UNFINISHED = ".renewal"
@@ -33,7 +33,7 @@ def renew(folder: Path, open_into: Callable[[Path], object]) -> tuple[datetime, 
         until when the new certificate holds, and which files beside ``site.yaml`` stayed the site's own.
 
     Raises:
-        FederationError: the newer kit is another participant's or alliance's, or does not hold longer.
+        AllianceError: the newer kit is another participant's or alliance's, or does not hold longer.
     """
     old = read_facts(folder)
     unfinished = folder / _UNFINISHED
@@ -52,13 +52,13 @@ def renew(folder: Path, open_into: Callable[[Path], object]) -> tuple[datetime, 
 def _require_successor(old: KitFacts, folder: Path, new: KitFacts, unfinished: Path) -> datetime:
     for what in _THE_SAME:
         if getattr(new, what) != getattr(old, what):
-            raise FederationError(
+            raise AllianceError(
                 f"this kit has {what} {getattr(new, what)}, that in {folder} has {getattr(old, what)}: nothing was "
                 "changed. Open it into a folder of its own: oncofed site open FILE"
             )
     before, after = old.certificate(folder).not_valid_after_utc, new.certificate(unfinished).not_valid_after_utc
     if after < before:
-        raise FederationError(
+        raise AllianceError(
             f"its certificate holds until {after:%Y-%m-%d}, the one in {folder} until {before:%Y-%m-%d}: nothing was "
             "changed"
         )

@@ -22,17 +22,17 @@ from typing import IO, Any
 import psutil
 
 from oncofed.alliance.facts import KIT_FILE, KitFacts, read_facts
-from oncofed.alliance.files import write_private
 from oncofed.alliance.kits import keep_storage_inside, start_process
 from oncofed.alliance.launchers import DEPLOY_FOLDER
 from oncofed.alliance.sealing import changed_files
 from oncofed.alliance.site_settings import SETTINGS_FILE, SiteSettings, read_settings
 from oncofed.client.datasets import DATASETS_FILE, datasets_entry
 from oncofed.client.status_file import RUN_FOLDER
-from oncofed.errors import FederationError, PolicyError
+from oncofed.errors import AllianceError, FederationError, PolicyError
 from oncofed.flare.runtime.resources import LENDING_FILE
 from oncofed.locking import not_lockable
 from oncofed.loopback import ANY, why_not_bound
+from oncofed.private_files import write_private
 from oncofed.processes import JOB_PROCESS, heeded, process_environment, short_path, stop_processes
 from oncofed.proxy import PROXY_VARIABLE, parse_proxy
 
@@ -77,7 +77,7 @@ class Service:
         told: is told what happens, one line at a time.
 
     Raises:
-        FederationError: the folder holds no kit of a machine.
+        AllianceError: the folder holds no kit of a machine.
         PolicyError: the kit was changed.
     """
 
@@ -109,7 +109,7 @@ class Service:
         with _sole_owner(self._folder), short_path(self._folder / _TEMPORARY) as temporary, self._signals():
             # What a service before this one left, when it was killed.
             stop_processes(self._mark)
-            require_free_port(self.facts)
+            require_free_server_port(self.facts)
             prepare(self._folder, self.facts, self._settings)
             try:
                 self._keep_running(temporary)
@@ -247,11 +247,11 @@ def machine_facts(folder: Path) -> KitFacts:
     """Return whose kit a folder holds.
 
     Raises:
-        FederationError: it holds none, or that of a person, who runs nothing.
+        AllianceError: it holds none, or that of a person, who runs nothing.
     """
     facts = read_facts(folder)
     if facts.kind == "person":
-        raise FederationError(
+        raise AllianceError(
             f"{folder} is the kit of {facts.participant}, a person: nothing is started from it. Submit jobs with: "
             f"oncofed job submit JOB --kit {folder}"
         )
@@ -281,18 +281,18 @@ def require_readable(folder: Path) -> None:
     """Refuse a kit of which a file that its site may change is broken: FLARE's process would end again and again.
 
     Raises:
-        FederationError: names the file.
+        AllianceError: names the file.
     """
     for path in sorted((folder / "local").glob("*.json")):
         try:
             json.loads(path.read_bytes())
         except ValueError as error:  # noqa: PERF203 - a handful of files
-            raise FederationError(
+            raise AllianceError(
                 f"{path} is broken ({error}). Put back what was there, or open the kit anew and take its file"
             ) from None
 
 
-def require_free_port(facts: KitFacts) -> None:
+def require_free_server_port(facts: KitFacts) -> None:
     """Refuse to start a server at whose port something else listens: FLARE would try again and again.
 
     Raises:
@@ -320,7 +320,7 @@ def prepare(folder: Path, facts: KitFacts, settings: SiteSettings) -> None:
     if facts.kind == "site":
         datasets = {name: folder / path for name, path in settings.datasets.items()}
         write_private(folder / "local" / DATASETS_FILE, datasets_entry(facts.participant, datasets))
-        write_private(folder / "local" / LENDING_FILE, settings.lending.to_json())
+        write_private(folder / "local" / LENDING_FILE, settings.offer.to_json())
     if facts.kind == "server":
         keep_storage_inside(folder)
 

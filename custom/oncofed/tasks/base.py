@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -21,10 +21,11 @@ from oncofed.data.prepared import PreparedCases, passing, prepare_one
 from oncofed.data.spec import DataSpec
 from oncofed.devices import free_memory, is_out_of_memory
 from oncofed.errors import SpecError, TrainingError
-from oncofed.models.networks import Kind
+from oncofed.plugins import Kind
 from oncofed.suppression import LEAST_PATIENTS
 from oncofed.tasks.differences import Part
 from oncofed.tasks.inferred import Inferred
+from oncofed.tasks.metrics import Metric
 from oncofed.tasks.pictures import Picture
 from oncofed.tasks.pooled import MEAN
 from oncofed.tasks.scores import Evaluation, Scores
@@ -57,6 +58,8 @@ class Task(ABC, Generic[Outcome]):
         label_kind: what a case is labelled with.
         network_kind: of the networks that fit.
         assessed_at_once: cases that ``assess_all`` is given.
+        extra_metrics: further figures that ``Scores.more`` may hold. The metric and its value for each class are shares
+            of one. What a task does not declare does not leave a site.
         averages: the metric is the mean over patients of each one's own. It holds for the class that defines
             ``summarise`` beside it.
         temperature: by which scores and pictures of a classification divide its logits; ``infer`` leaves them alone.
@@ -64,6 +67,7 @@ class Task(ABC, Generic[Outcome]):
 
     metric: str
     metric_name: str
+    extra_metrics: ClassVar[tuple[Metric, ...]] = ()
     loss_name = "the task's own"
     label_kind: LabelKind = "mask"
     network_kind: Kind = "dense"

@@ -27,10 +27,16 @@ from oncofed.tasks.base import Task
 from oncofed.tasks.calibration import temperature_sums
 from oncofed.tasks.differences import Part, area_difference
 from oncofed.tasks.inferred import ClassScores, Inferred
+from oncofed.tasks.metrics import Metric
 from oncofed.tasks.pictures import Picture, middle_slice
 from oncofed.tasks.scores import Scores
 from oncofed.tasks.site_sums import classification_sums, grouped
 
+_FURTHER = (
+    Metric("auprc", "average precision (AUPRC)"),
+    Metric("balanced_accuracy"),
+    Metric("calibration_error"),
+)
 _BINS = 10
 # Images, and values of them all together, that are scored at once: large enough to fill a GPU, small enough for any.
 _IMAGES_AT_ONCE, _VALUES_AT_ONCE = 64, 1 << 22
@@ -87,6 +93,7 @@ class Classification(Task[Classified]):
 
     metric = "auroc"
     metric_name = "AUROC"
+    extra_metrics = _FURTHER
     loss_name = "cross-entropy"
     label_kind: LabelKind = "class"
     network_kind: Kind = "image"
@@ -217,16 +224,13 @@ class Classification(Task[Classified]):
         others = {name: {p for p, one in outcomes if one.label != value} for value, name in self.classes.items()}
         behind = {name: min(having[name], others[name], key=len) for name in having}
         fewest = min((patients for patients in having.values() if patients), key=len, default=set[str]())
-        return {**behind, **dict.fromkeys(_FURTHER, fewest)}
+        return {**behind, **dict.fromkeys((metric.name for metric in _FURTHER), fewest)}
 
     def picture(self, network: nn.Module, case: Case, device: torch.device) -> Picture:
         """Return the image, with its class and what the network takes it for."""
         found = self.assess(network, case, device, detailed=False)
         image = case.read_image()
         return middle_slice(image.values, image.affine, caption(found, self.classes))
-
-
-_FURTHER = ("auprc", "balanced_accuracy", "calibration_error")
 
 
 def _stacked(

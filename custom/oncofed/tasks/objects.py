@@ -28,6 +28,7 @@ from oncofed.tasks.dense import DenseTask
 from oncofed.tasks.entropy import entropy_bytes
 from oncofed.tasks.inferred import ObjectMap, target_grid
 from oncofed.tasks.losses import dice_ce
+from oncofed.tasks.metrics import Metric
 from oncofed.tasks.pictures import Picture, flat
 from oncofed.tasks.scores import Scores
 from oncofed.tasks.segmentation import deeply, file_grid
@@ -68,6 +69,7 @@ class Objects(DenseTask[dict[str, float], ObjectMap]):
 
     metric = "pq"
     metric_name = "panoptic quality"
+    extra_metrics = (Metric("pq"), Metric("f1"), Metric("iou"), Metric("dice", "Dice"))
     loss_name = "Dice with cross-entropy, and the depth inside objects"
     averages = True
 

@@ -32,7 +32,7 @@ from oncofed.tasks.losses import dice_ce
 from oncofed.tasks.overlap import confusion, dice, keep_largest
 from oncofed.tasks.pictures import Picture, best_slice
 from oncofed.tasks.scores import Scores
-from oncofed.tasks.surfaces import surface_figures
+from oncofed.tasks.surfaces import SURFACE_METRICS, surface_figures
 from oncofed.tasks.windows import Planes, Windows
 
 
@@ -109,6 +109,7 @@ class Segmentation(DenseTask[dict[str, float], LabelMap]):
 
     metric = "dice"
     metric_name = "Dice"
+    extra_metrics = SURFACE_METRICS
     loss_name = "Dice with cross-entropy"
     averages = True
 

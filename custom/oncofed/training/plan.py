@@ -108,14 +108,14 @@ class Plan(StrictModel):
     @model_validator(mode="after")
     def _network_fits(self) -> Plan:
         try:
-            kind = self.build_task().network_kind
+            kind, given = self.build_task().network_kind, self.model.kind
         except SpecError as error:
             raise ValueError(str(error)) from None
-        if self.model.kind != kind:
+        if given != kind:
             what = {"dense": "values for each voxel", "image": "one class for an image", "bag": "one class for a slide"}
             raise ValueError(
                 f"the task {self.task.type} needs a network that gives {what[kind]}; {self.model.network} gives "
-                f"{what[self.model.kind]}. See: oncofed job networks"
+                f"{what[given]}. See: oncofed job networks"
             )
         divisor = self.model.divisor
         if any(side % divisor for side in self.data.patch):

@@ -16,9 +16,10 @@ import psutil
 import pytest
 
 from commands import wait_for
-from oncofed.flare.runtime import simulator
+from oncofed.flare.patches import simulator_sites
+from oncofed.flare.patches.simulator_sites import OpenPorts, SiteStarter
 from oncofed.flare.runtime.forkserver import Fork, ForkServer
-from oncofed.flare.runtime.simulator import Ports, Starter, start_site
+from oncofed.flare.runtime.simulator import start_site
 
 _PROGRAM = """
 import os, pathlib, sys, time
@@ -136,7 +137,7 @@ def test_sites_are_forks_of_one_process(start) -> None:
 
 
 def test_sites_that_are_started_at_once_are_told_their_own_names() -> None:
-    starter = Starter("", SimpleNamespace(workspace="", set=None), [], None, None, {"rank": 1})
+    starter = SiteStarter("", SimpleNamespace(workspace="", set=None), [], None, None, {"rank": 1})
     both_wrote = threading.Barrier(2)
 
     def tell(name: str) -> dict[str, object]:
@@ -151,6 +152,6 @@ def test_sites_that_are_started_at_once_are_told_their_own_names() -> None:
 
 def test_no_port_is_given_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     found = iter([[1], [1], [2], [2, 3], [4]])
-    monkeypatch.setattr(simulator, "get_open_ports", lambda number: next(found))
-    ports = Ports()
+    monkeypatch.setattr(simulator_sites, "get_open_ports", lambda number: next(found))
+    ports = OpenPorts()
     assert [ports.take(1), ports.take(1), sorted(ports.take(2))] == [[1], [2], [3, 4]]

@@ -17,7 +17,10 @@ from oncofed.data.dicom.stacks import Slice, Stack, refused
 _SMALLEST_TILT_DEGREES = 0.5
 _SMALLEST_TILT = math.cos(math.radians(_SMALLEST_TILT_DEGREES))
 _EXACT = 1e-3  # of the distance between slices
-_TENTHS_MM, _TENTHS_SHARE = 0.1, 0.2  # twice half of a tenth, and of the distance between slices
+# Positions in tenths of a millimetre: both ends of the line and the slice are off by up to half of a tenth, ties by
+# exactly that, and the sums of such numbers by a little more.
+_TENTHS_MM = 0.1 + 1e-6
+_TENTHS_SHARE = 0.2  # of the distance between slices
 _STRAIGHTENED = ": straightened"  # ends the note of a tilted gantry
 EVEN = 0.02  # of the typical distance, by which distances may differ
 

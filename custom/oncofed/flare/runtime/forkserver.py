@@ -22,7 +22,6 @@ import math
 import os
 import re
 import runpy
-import secrets
 import select
 import signal
 import socket
@@ -38,9 +37,9 @@ from threading import Lock
 from types import FrameType
 from typing import Any, NoReturn
 
-from nvflare.fuel.f3.streaming import stream_utils
-
+from oncofed.flare.patches.parent_pid import set_parent
 from oncofed.flare.patches.proxy import use_proxy_of_environment
+from oncofed.flare.patches.stream_numbers import renumber_streams
 from oncofed.flare.runtime.malloc import share_one_heap
 from oncofed.gpus import cuda_is_initialised
 from oncofed.processes import JOB_PROCESS, THREADS_VARIABLE, name_process
@@ -63,8 +62,6 @@ _ANEW = "anew"
 TEMPLATE_VARIABLE = "ONCOFED_JOB_TEMPLATE"
 _SUSPECT = re.compile(r"nvjpeg|nvimgcodec|nvtiff|cupy|cucim")
 _SECONDS_BETWEEN_LOOKS = 0.5
-# Microseconds by which numbers of processes differ that are started at once.
-_SPREAD = 1_000_000
 
 
 def order(module: str, arguments: list[str], environment: dict[str, str]) -> bytes:
@@ -231,8 +228,7 @@ def _be(line: bytes) -> None:
     told = json.loads(line)
     os.chdir(told.pop("folder"))
     # FLARE's process of a job ends when its parent does: that is who asked for it, not what it is a fork of.
-    parent = told.pop("parent")
-    os.getppid = lambda: parent
+    set_parent(told.pop("parent"))
     become(**told)
 
 
@@ -339,9 +335,7 @@ def become(module: str, arguments: list[str], environment: dict[str, str]) -> No
     os.environ.clear()
     os.environ.update(environment)
     use_proxy_of_environment()
-    # FLARE numbers its streams from a moment on that it notes as it is imported, and takes none twice: of a process
-    # that was started again nothing would be heard until it had sent as many as the one before.
-    stream_utils.sid_base = time.time_ns() // 1000 + secrets.randbelow(_SPREAD)
+    renumber_streams()
     sys.argv = [module, *arguments]
     sys.modules.pop(module, None)
     runpy.run_module(module, run_name="__main__", alter_sys=True)
@@ -360,11 +354,11 @@ def _import_all() -> str:
     # FLARE's own process learns of tensors with its job's classes, after it is connected: a site that sent its update
     # in that second, as happens when the process was started anew, would end it.
     from oncofed.flare.patches.own_loopback import simulate_over_own_loopback  # noqa: PLC0415 - the same
-    from oncofed.flare.patches.parent_watch import learn_of_parent  # noqa: PLC0415 - the same
+    from oncofed.flare.patches.parent_watch import watch_parent  # noqa: PLC0415 - the same
     from oncofed.flare.wire import register_tensors  # noqa: PLC0415 - launchers import this module
 
     register_tensors()
-    learn_of_parent()
+    watch_parent()
     simulate_over_own_loopback()
     if not spoilt and cuda_is_initialised():
         spoilt = _what_initialised_cuda("oncofed.flare.wire")

@@ -12,14 +12,11 @@ import selectors
 import socket
 import threading
 import time
-import types
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from aiohttp import web
-from nvflare.fuel.f3.drivers import aio_http_driver
-
+from oncofed.flare.patches.listening_port import listen_with
 from oncofed.flare.transfer.protocol import door, job_in_hello
 from oncofed.loopback import free_port, is_loopback, require_loopback
 
@@ -57,13 +54,7 @@ class Jobs:
 def share_port() -> Jobs:
     """Have FLARE's driver share the port that it will listen on; return where jobs are to be named."""
     jobs = Jobs()
-
-    def site(runner: web.BaseRunner, host: str, port: int, *, ssl_context: Any) -> web.BaseSite:
-        if ssl_context is None:
-            return web.TCPSite(runner, host, port)
-        return web.SockSite(runner, SharedPort(host, port, jobs), ssl_context=ssl_context, backlog=_BACKLOG)
-
-    aio_http_driver.web = types.SimpleNamespace(**{**vars(web), "TCPSite": site})
+    listen_with(lambda host, port: SharedPort(host, port, jobs))
     return jobs
 
 

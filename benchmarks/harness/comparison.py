@@ -10,8 +10,9 @@ from typing import Literal
 
 from scipy import stats
 
-from oncofed.bench.results import BenchmarkRun, Figure
 from oncofed.errors import PolicyError
+
+from .results import BenchmarkRun, Figure
 
 Verdict = Literal["faster", "slower", "no difference", "no verdict"]
 

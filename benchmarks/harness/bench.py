@@ -10,14 +10,16 @@ from typing import Any
 
 import torch
 
-from oncofed.bench.limits import Limits
-from oncofed.bench.profiling import write_profile
-from oncofed.bench.results import Beside, Better, Figure, Limit, Target
+from .limits import Limits
+from .profiling import write_profile
+from .results import Beside, Better, Figure, Limit, Target
 
 Program = Callable[[], object]
 Settings = dict[str, str | int | float | bool | None]
 
 _REPEATS, _REPEATS_QUICK = 7, 2
+# Rounds of a federation that do not count: server and sites still take memory from the system, which later ones reuse.
+WARM_UP_ROUNDS = 3
 
 
 @dataclass

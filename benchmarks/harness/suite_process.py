@@ -11,11 +11,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from oncofed.bench.harness import Bench
-from oncofed.bench.limits import Limits
-from oncofed.bench.results import Figure
 from oncofed.devices import training_device
 from oncofed.processes import end_with_parent, heed_interrupts
+
+from .bench import Bench
+from .limits import Limits
+from .results import Figure
 
 
 def main() -> None:
@@ -64,7 +65,3 @@ def load_suite(script: Path) -> ModuleType:
     sys.modules[script.stem] = module  # where processes that it starts look for its functions
     spec.loader.exec_module(module)
     return module
-
-
-if __name__ == "__main__":
-    main()

@@ -7,17 +7,19 @@ from dataclasses import astuple
 from pathlib import Path
 
 import matplotlib
-from jinja2 import Environment, PackageLoader
+from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
-from oncofed.bench.results import BenchmarkRun, Figure
-from oncofed.bench.tables import HEADINGS, by_machine, machine_line, newest, number, rows_of
 from oncofed.report.html import svg
+
+from .results import BenchmarkRun, Figure
+from .tables import HEADINGS, by_machine, machine_line, newest, number, rows_of
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure as Plot
 
+_TEMPLATES = Path(__file__).parent / "templates"
 _OURS, _BESIDE, _LIMIT = "#1f6f8b", "#b8b8b8", "#c0392b"
 
 
@@ -28,7 +30,7 @@ def write_page(runs: Sequence[BenchmarkRun], path: Path) -> None:
         runs: oldest first, at least one; the last of each machine and kind is shown in full, the others as its history.
         path: of the file.
     """
-    environment = Environment(loader=PackageLoader("oncofed.bench"), autoescape=True, trim_blocks=True)
+    environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True, trim_blocks=True)
     sections = [_section(group) for group in by_machine(runs)]
     text = environment.get_template("page.html").render(sections=sections)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -19,16 +19,21 @@ from typing import Any
 
 import psutil
 
-import oncofed
-from oncofed.bench.results import BenchmarkRun, Figure, SuiteResult
 from oncofed.errors import FederationError, SpecError
 from oncofed.gpus import read_gpus
 from oncofed.machine import fingerprint
 from oncofed.processes import process_environment, short_path, stop_processes
 
+from .results import BenchmarkRun, Figure, SuiteResult
+
 # Told what is measured.
 Progress = Callable[[str], None]
 
+_FOLDER = Path(__file__).parents[1]
+# The harness is installed nowhere, and search paths in the environment would reach all that a suite starts.
+_SUITE_PROCESS = (
+    "import sys; sys.path.insert(0, sys.argv.pop(1)); from harness import suite_process; suite_process.main()"
+)
 _LOOK_SECONDS = 0.2
 _STOP_SECONDS = 30.0
 # Shares of the machine that something else uses from which on figures cannot be trusted.
@@ -70,19 +75,9 @@ class Options:
 
 
 def suites_folder() -> Path:
-    """Return the folder ``benchmarks/`` of the working folder, or else of the code that is installed.
-
-    Raises:
-        SpecError: there is neither.
-    """
-    candidates = (Path.cwd() / "benchmarks", Path(oncofed.__file__).parents[2] / "benchmarks")
-    for folder in candidates:
-        if (folder / "train_step.py").is_file():
-            return folder
-    raise SpecError(
-        f"{candidates[0]}: no benchmarks there, and none with the installed package. Run this in a clone of oncofed's "
-        "repository, or in an unpacked benchmark bundle (make bench-bundle)"
-    )
+    """Return ``benchmarks/`` of the working folder where it has suites, else the one of this code."""
+    here = Path.cwd() / "benchmarks"
+    return here if (here / "train_step.py").is_file() else _FOLDER
 
 
 def list_suites(folder: Path) -> list[Suite]:
@@ -204,7 +199,7 @@ def _started(
         "profile_to": str(options.profile_to.absolute()) if options.profile_to else None,
         "limits": run.limits,
     }
-    command = [sys.executable, "-m", "oncofed.bench.suite_process", json.dumps(request)]
+    command = [sys.executable, "-c", _SUITE_PROCESS, str(_FOLDER), json.dumps(request)]
     with log.open("wb") as output:
         # In a group of its own: a terminal's Ctrl-C reaches this process alone, which ends the suite in order.
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from string import ascii_uppercase
 
-from oncofed.bench.comparison import Change
-from oncofed.bench.results import BenchmarkRun, Figure, SuiteResult
+from .comparison import Change
+from .results import BenchmarkRun, Figure, SuiteResult
 
 
 @dataclass(frozen=True)
