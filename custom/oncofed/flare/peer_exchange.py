@@ -27,7 +27,7 @@ from oncofed.algorithms.plan import FederationPlan
 from oncofed.errors import FederationError
 from oncofed.flare.transfer.protocol import message_timeout
 from oncofed.messages.compression import ReceivedUpdate
-from oncofed.models.weights import Layout, Weights
+from oncofed.models.weights import WeightLayout, Weights
 from oncofed.rounds.intake import UpdateIntake
 from oncofed.rounds.round_state import RoundState
 from oncofed.rounds.run_state import RunState
@@ -104,7 +104,7 @@ class PeerExchange(FLComponent):
             except FederationError as error:
                 refused[site] = str(error)
         memory = RunState({}, lengths=self._lengths)
-        layout = Layout(like, frozenset(like), parameters)
+        layout = WeightLayout(like, frozenset(like), parameters)
         kept = UpdateIntake(self._federation, layout, (), {}, _unrecorded).without_outliers(turn, memory)
         self._lengths = memory.lengths
         refused |= turn.refused
