@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import pkgutil
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -63,6 +64,7 @@ class Registry(Generic[T]):
     Args:
         kind: in messages, such as "network".
         group: of the entry points through which installed packages register theirs; None: there are none.
+        package: whose modules register the built-in ones; None: they are registered where they are imported.
         packs: whether packs may register them.
 
     Example:
@@ -73,8 +75,8 @@ class Registry(Generic[T]):
         ('a function', ['dice'])
     """
 
-    def __init__(self, kind: str, group: str | None = None, packs: bool = True) -> None:
-        self._kind, self._group, self._packs = kind, group, packs
+    def __init__(self, kind: str, group: str | None = None, package: str | None = None, packs: bool = True) -> None:
+        self._kind, self._group, self._package, self._packs = kind, group, package, packs
         self._known: dict[tuple[str, str], T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
@@ -123,8 +125,11 @@ class Registry(Generic[T]):
         return [name for of, name in self._known if of == pack]
 
     def _load_installed(self) -> None:
-        """Import what installed packages declare, and the modules that the environment names."""
-        group, self._group = self._group, None
+        """Import the built-in modules, what installed packages declare, and the modules that the environment names."""
+        package, self._package, group, self._group = self._package, None, self._group, None
+        if package:
+            for found in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}."):
+                importlib.import_module(found.name)
         for entry in entry_points(group=group) if group else ():
             self._load(entry)
         for module in filter(None, map(str.strip, os.environ.get(MODULES_VARIABLE, "").split(","))):

@@ -11,7 +11,7 @@ import pytest
 
 from commands import oncofed
 from oncofed.data.cases import usable_cases
-from oncofed.data.register import Request, register
+from oncofed.data.register import RegisterOptions, register
 from oncofed.data.slides import TileSpec
 from oncofed.job.spec import JobSpec, ProfileJobSpec, list_jobs, parse_any_job, read_job
 from oncofed.tasks.calibration import TEMPERATURES, read_calibration
@@ -58,7 +58,7 @@ def _site(spec: JobSpec, source: Path, out: Path) -> Path:
     tiles = TileSpec(64, 1.0, 0.25)
     task = "slides" if spec.name == "slide_classification" else None
     labels = {} if task or "classification" in spec.name or "nuclei" in spec.name else spec.task.classes
-    register(Request(source, spec.data.dataset, out, task, labels, table if table.is_file() else None, tiles))
+    register(RegisterOptions(source, spec.data.dataset, out, task, labels, table if table.is_file() else None, tiles))
     return out
 
 

@@ -10,10 +10,10 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from oncofed.algorithms.plan import FederationPlan
 from oncofed.client.local_training import SiteContext
 from oncofed.client.sandboxed import SandboxedTraining
 from oncofed.errors import SpecError, TrainingError
-from oncofed.federation_plan import FederationPlan
 from oncofed.job.flare import export_job
 from oncofed.job.spec import JobSpec, parse_job
 from oncofed.models.networks import networks_of_pack

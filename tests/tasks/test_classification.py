@@ -14,7 +14,7 @@ from monai.metrics import compute_average_precision, compute_roc_auc
 from pydantic import ValidationError
 
 from oncofed.data.cases import usable_cases
-from oncofed.data.register import Request, register
+from oncofed.data.register import RegisterOptions, register
 from oncofed.data.spec import DataSpec
 from oncofed.models import ModelSpec
 from oncofed.tasks import Classification, ClassificationSpec
@@ -105,7 +105,7 @@ def test_classes_are_numbered_from_zero() -> None:
 
 @pytest.mark.parametrize("names", [["Clear", "pneumonia"], ["pneumonia", "clear"]])
 def test_it_learns_and_matches_classes_by_name(tmp_path: Path, names: list[str]) -> None:
-    register(Request(make_textures(tmp_path / "in", names, each=16), "x", tmp_path / "set", "classification"))
+    register(RegisterOptions(make_textures(tmp_path / "in", names, each=16), "x", tmp_path / "set", "classification"))
     data = DataSpec(dataset="x", modality="xray", channels=("grey",), patch=(32, 32))
     plan = Plan(
         data=data,
@@ -141,7 +141,7 @@ def test_volumes_are_classified_too(tmp_path: Path) -> None:
         )
         rows.append(f"{path.name},{'ball' if number % 2 else 'noise'}")
     (tmp_path / "in" / "cases.csv").write_text("\n".join(rows))
-    register(Request(tmp_path / "in", "x", tmp_path / "set"))
+    register(RegisterOptions(tmp_path / "in", "x", tmp_path / "set"))
     classes = {0: "noise", 1: "ball", 2: "cube"}  # of which this site has no image
     plan = Plan(
         data=DataSpec(dataset="x", patch=(32, 32, 32)),

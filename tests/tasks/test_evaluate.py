@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from oncofed.data.cases import Case, Cases, usable_cases
 from oncofed.data.inputs import WholeImages
-from oncofed.data.register import Request, register
+from oncofed.data.register import RegisterOptions, register
 from oncofed.data.spec import DataSpec, SplitSpec
 from oncofed.errors import TrainingError
 from oncofed.models import ModelSpec
@@ -39,7 +39,7 @@ def plan() -> Plan:
 @pytest.fixture
 def cases(tmp_path: Path) -> Cases:
     images = make_textures(tmp_path / "in", list(CLASSES.values()), each=20, colours=1)
-    register(Request(images, "x", tmp_path / "set", "classification"))
+    register(RegisterOptions(images, "x", tmp_path / "set", "classification"))
     return usable_cases(tmp_path / "set", DATA, CLASSES, 1, "here", labels="class").cases
 
 

@@ -27,6 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 import oncofed.errors
+from oncofed.algorithms.plan import FederationPlan
 from oncofed.client.compute_slot import give_gpu_memory_back
 from oncofed.client.local_training import InProcessTraining, ProgressReporter, SiteContext, Stop, TrainResult
 from oncofed.client.sandboxed_process import DONE, FAILED, failure, receive, send
@@ -41,8 +42,7 @@ from oncofed.errors import (
     UnreadableError,
     one_line,
 )
-from oncofed.federation_plan import FederationPlan
-from oncofed.messages.pooled_scores import SumsAsked
+from oncofed.messages.requests import SumsAsked
 from oncofed.models.weights import Weights
 from oncofed.packs.load import load_pack
 from oncofed.packs.pack import Pack, read_pack

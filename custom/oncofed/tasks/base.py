@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from oncofed.data.augment import Augmentation, Batch
 from oncofed.data.cases import Case
-from oncofed.data.inputs import Input, Preparation, Prepared
+from oncofed.data.inputs import BatchSource, Preparation, Prepared
 from oncofed.data.label_mapping import LabelKind
 from oncofed.data.prepared import PreparedCases, passing, prepare_one
 from oncofed.data.spec import DataSpec
@@ -91,7 +91,7 @@ class Task(ABC, Generic[Outcome]):
         return len(self.data.channels)
 
     @abstractmethod
-    def input(self, augmentation: Augmentation) -> Input:
+    def input(self, augmentation: Augmentation) -> BatchSource:
         """Return how cases become batches."""
 
     def forward(self, network: Callable[..., Tensor], batch: Batch) -> Tensor:

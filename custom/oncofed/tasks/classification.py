@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from oncofed.data.augment import Augmentation, Batch
 from oncofed.data.cases import Case
-from oncofed.data.inputs import Input, Preparation, Prepared, WholeImages
+from oncofed.data.inputs import BatchSource, Preparation, Prepared, WholeImages
 from oncofed.data.label_mapping import LabelKind
 from oncofed.data.spec import DataSpec
 from oncofed.devices import inference_type
@@ -109,7 +109,7 @@ class Classification(Task[Classified]):
         """Classes."""
         return len(self.classes)
 
-    def input(self, augmentation: Augmentation) -> Input:
+    def input(self, augmentation: Augmentation) -> BatchSource:
         """Return whole images."""
         return WholeImages(self.data, augmentation)
 

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from oncofed.data.augment import Augmentation, Batch
 from oncofed.data.cases import Case
-from oncofed.data.inputs import Input, Patches, Preparation, Prepared
+from oncofed.data.inputs import BatchSource, Patches, Preparation, Prepared
 from oncofed.data.references import Referenced, affine_of
 from oncofed.data.spec import DataSpec
 from oncofed.settings import StrictModel
@@ -83,7 +83,7 @@ class Objects(DenseTask[dict[str, float], ObjectMap]):
         """Background, objects, and how deep inside an object a pixel lies."""
         return 3
 
-    def input(self, augmentation: Augmentation) -> Input:
+    def input(self, augmentation: Augmentation) -> BatchSource:
         """Return patches with the depth inside each object."""
         return Patches(self.data, augmentation, 2, objects=True)
 

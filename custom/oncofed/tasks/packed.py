@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from oncofed.data.augment import Augmentation, Batch
 from oncofed.data.cases import Case
-from oncofed.data.inputs import Input
+from oncofed.data.inputs import BatchSource
 from oncofed.data.label_mapping import LabelKind
 from oncofed.data.spec import DataSpec
 from oncofed.errors import SpecError
@@ -101,7 +101,7 @@ class _Elsewhere(Task[Any]):
         """Not known here."""
         self._refuse()
 
-    def input(self, augmentation: Augmentation) -> Input:
+    def input(self, augmentation: Augmentation) -> BatchSource:
         """Refuse."""
         self._refuse()
 

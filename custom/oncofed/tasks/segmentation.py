@@ -17,7 +17,7 @@ from typing_extensions import Self
 
 from oncofed.data.augment import Augmentation, Batch
 from oncofed.data.cases import Case
-from oncofed.data.inputs import Input, Patches, Preparation, Prepared
+from oncofed.data.inputs import BatchSource, Patches, Preparation, Prepared
 from oncofed.data.label_mapping import IGNORED
 from oncofed.data.references import Referenced, affine_of
 from oncofed.data.spec import DataSpec
@@ -123,7 +123,7 @@ class Segmentation(DenseTask[dict[str, float], LabelMap]):
         """Classes with background."""
         return len(self.spec.classes) + 1
 
-    def input(self, augmentation: Augmentation) -> Input:
+    def input(self, augmentation: Augmentation) -> BatchSource:
         """Return patches around voxels of each class."""
         return Patches(self.data, augmentation, self.out_channels)
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from oncofed.data.augment import Batch
-from oncofed.data.batches import Batches
+from oncofed.data.batches import BatchStream
 from oncofed.data.cases import Case, Cases
 from oncofed.data.prepared import PreparedCases, plan_cache
 from oncofed.devices import fitting, free_memory, inference_type, is_out_of_memory, training_device
@@ -29,8 +29,8 @@ from oncofed.tasks import Evaluation
 from oncofed.training import checkpoint as checkpoints
 from oncofed.training.activation_checkpointing import checkpoint_blocks
 from oncofed.training.compiling import Compiling, Form, Situation, in_form
-from oncofed.training.corrections import GradientHook
 from oncofed.training.determinism import alerts_told, make_repeatable, use_deterministic_forms
+from oncofed.training.gradient_hook import GradientHook
 from oncofed.training.memory_format import memory_format, overwrite, overwriting_activations
 from oncofed.training.optimizer import StepScaler, build_optimizer, learning_rate
 from oncofed.training.parallel import Group, WorkerProcesses
@@ -126,10 +126,10 @@ class Trainer:
         self._watch = alerts_told if plan.training.deterministic else contextlib.nullcontext
         self._batch_size = plan.training.batch_size // (group.size if group else 1)
         self._micro = min(plan.training.micro_batch or self._batch_size, self._batch_size)
-        self._batches: Batches | None = None
+        self._batches: BatchStream | None = None
         self._training: PreparedCases | None = None
         self._validation: PreparedCases | None = None
-        self.correction: GradientHook | None = None
+        self.gradient_hook: GradientHook | None = None
         self._writer = CheckpointWriter(checkpoint, self.device.type == "cuda") if checkpoint else None
         self.not_kept: str | None = None
         self.unfinished: str | None = None
@@ -148,7 +148,7 @@ class Trainer:
         plainer: Form = "compiled" if form == "replayed" else form
         self._loss: Loss = self._own_loss or in_form(self.task.loss, plainer, deterministic)
 
-    def prepare(self, progress: Callable[[int, int], None] | None = None) -> Batches:
+    def prepare(self, progress: Callable[[int, int], None] | None = None) -> BatchStream:
         """Read and keep the training cases, if that was not done yet, and return the run's stream of batches.
 
         Args:
@@ -162,7 +162,7 @@ class Trainer:
             rank = self._group.rank if self._group else 0
             # The others of a group begin anew where the first one goes on: they draw what they have not drawn before.
             seed = self._seed if rank == 0 else _site_seed(self._seed, f"{rank} {self.steps_done}")
-            self._batches = Batches(prepared, self.input, self._batch_size, seed, self.device)
+            self._batches = BatchStream(prepared, self.input, self._batch_size, seed, self.device)
             if self._restored:
                 self._batches.restore(checkpoints.without_prefix(self._restored, "batches"))
                 self._restored = None
@@ -197,7 +197,7 @@ class Trainer:
             on_step: called after each step.
             should_stop: asked before each step; true ends the training early.
             turn: a name for these steps. Where it is that of the ``unfinished`` turn, the steps that an earlier
-                process took in it count in its loss and its correction too, and ``steps`` are what is left of it.
+                process took in it count in its loss and its gradient hook too, and ``steps`` are what is left of it.
             wait: until the checkpoint is on disk; otherwise ``settle`` does.
 
         Raises:
@@ -208,15 +208,18 @@ class Trainer:
             self._group.command(steps, self.steps_done)
         if turn is None or turn != self.unfinished:
             self._tally = _LossSum()
-        elif self.correction:
-            self.correction.restore_turn(self._restored_turn)
+        elif self.gradient_hook:
+            self.gradient_hook.restore_round(self._restored_turn)
         self._turn, self.unfinished, self._restored_turn = turn, None, {}
         try:
             loss = self.take_turn(steps, on_step, should_stop)
             self._keep()
         except BaseException:
             # Whoever orders this turn again, because what failed may have passed, goes on with it.
-            self.unfinished, self._restored_turn = turn, dict(self.correction.turn) if self.correction else {}
+            self.unfinished, self._restored_turn = (
+                turn,
+                dict(self.gradient_hook.round_state) if self.gradient_hook else {},
+            )
             self.settle()
             raise
         if wait:
@@ -323,8 +326,8 @@ class Trainer:
         tensors["random.cpu"] = torch.get_rng_state()
         if self.device.type == "cuda":
             tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
-        if self.correction:
-            tensors |= {f"turn.{name}": value for name, value in self.correction.turn.items()}
+        if self.gradient_hook:
+            tensors |= {f"turn.{name}": value for name, value in self.gradient_hook.round_state.items()}
         facts = {"of": self._digest(), "steps_done": self.steps_done, "micro_batch": self._micro}
         facts |= {"turn": self._turn, "tally": self._tally.facts, "scaler": self._scaler.state_dict()}
         return tensors, facts
@@ -360,8 +363,8 @@ class Trainer:
                 free_memory()
         with profile_range("optimizer", self.device):
             self._scaler.unscale_(self._optimizer)
-            if self.correction:
-                self.correction.apply(self.network)
+            if self.gradient_hook:
+                self.gradient_hook.apply(self.network)
             nn.utils.clip_grad_norm_(self.network.parameters(), self.plan.training.gradient_clip)
             self._scaler.step(self._optimizer)
             self._scaler.update()

@@ -26,14 +26,14 @@ from nvflare.apis.job_def import JobMetaKey
 from nvflare.apis.shareable import ReservedHeaderKey, Shareable
 
 import oncofed
+from oncofed.algorithms.plan import FederationPlan
 from oncofed.artifacts.training_profile import bins_of
 from oncofed.audit import ADMITTED, ANCHORED, HELD_BACK, LEFT, REFUSED, Anchor, AuditLog
 from oncofed.client.datasets import DATASETS_FILE, dataset_folder
 from oncofed.errors import AuditError, FederationError, OncofedError, PolicyError
-from oncofed.federation_plan import FederationPlan, ScaffoldSpec, SwarmSpec
 from oncofed.flare import wire
 from oncofed.flare.wire import TASK_COMBINE, TASK_PREPARE, TASK_TRAIN, TASK_VALIDATE
-from oncofed.messages.compression import NotFiniteError, ReceivedUpdate, travelling_bytes
+from oncofed.messages.compression import NotFiniteError, ReceivedUpdate, travelling_bytes, without_extra
 from oncofed.models.weights import Digest, Weights, sum_of_squares
 from oncofed.packs.approvals import made_by, refusal_at_site
 from oncofed.packs.pack import Pack
@@ -209,8 +209,8 @@ class OutboundPolicy:
         self._bins = bins_of(plan.data)
         layout = plan.layout()
         self._like: Weights = layout.sent
-        control = layout.trained if isinstance(federation.strategy, ScaffoldSpec) else frozenset()
-        self._extra: Weights = {f"control.{name}": layout.weights[name] for name in control}
+        self._algorithm = federation.algorithm()
+        self._extra: Weights = self._algorithm.from_clients(layout)
         self._sums = 0
         # To score a model on, as the site said first; a later process of the job is not asked again.
         self._cases: int | None = None
@@ -294,11 +294,12 @@ class OutboundPolicy:
         if withhold(numbers, self._policy.leaves.minimum_patients):
             wire.replace_numbers(message, numbers)
             message.update_shareable(reply)
-        if isinstance(self._federation.strategy, SwarmSpec) and not tensors:
+        if not self._algorithm.schedule.reaches_server and not tensors:
             return {}
         swarm = task == TASK_COMBINE
         kind = "native" if swarm else self._federation.exchange.update
-        update = ReceivedUpdate(tensors, self._like, kind, {} if swarm else self._extra)
+        delta, extra = without_extra(tensors)
+        update = ReceivedUpdate(delta, self._like, kind, extra, {} if swarm else self._extra)
         largest = travelling_bytes(self._like, kind) + travelling_bytes(self._extra, "native")
         allowed = (self._policy.leaves.mb_a_round or 0) * 1e6 or largest * _ALLOWANCE + _FRAMING_BYTES
         if update.nbytes > allowed:
