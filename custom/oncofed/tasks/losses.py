@@ -37,7 +37,7 @@ def dice_ce(logits: Tensor, label: Tensor, ignore: int | None = None) -> Tensor:
 
 
 class _DiceCE(torch.autograd.Function):
-    """The loss with its gradient written out, a slab of voxels after the other."""
+    """The loss with its gradient, computed slab by slab."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, label: Tensor, ignore: int | None) -> Tensor:
@@ -93,7 +93,10 @@ class _DiceCE(torch.autograd.Function):
 
 
 def _step(logits: Tensor) -> int:
-    """Return how many voxels are looked at together; a compiler makes one pass of it all by itself."""
+    """Return the voxels of a slab.
+
+    A compiler fuses all passes by itself, and gets one slab.
+    """
     together = _TOGETHER_CPU if logits.device.type == "cpu" else _TOGETHER_GPU
     voxels = logits[0, 0].numel()
     return voxels if torch.compiler.is_compiling() else max(together // (logits.numel() // voxels), 1)

@@ -34,7 +34,9 @@ _BLOCKS = frozenset(
 
 
 def checkpoint_blocks(network: nn.Module) -> int:
-    """Recompute a network's blocks in the backward pass (Chen et al., 2016); return how many.
+    """Recompute a network's blocks in the backward pass; return their number.
+
+    Chen et al., 2016.
 
     Weights and their names stay as they are.
     """

@@ -94,7 +94,7 @@ def write_bundle_without_code(
     weights: Weights,
     job: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write ``folder/bundle`` of a model that answers only with a pack's code, and return it.
+    """Write ``folder/bundle`` of a pack's model, and return it.
 
     It holds weights and facts. Instead of an answer MONAI ends with one line that names the pack: a bundle never brings
     code that its user would have to trust.

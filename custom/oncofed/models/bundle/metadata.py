@@ -111,7 +111,10 @@ def _of_any(title: str, packages: Sequence[str]) -> Config:
 
 
 def limits(data: DataSpec, answer: Answer) -> list[str]:
-    """Return what the bundle does not do, one sentence each; its inference refuses such input."""
+    """Return the bundle's limits, a sentence each.
+
+    Its inference refuses input beyond them.
+    """
     if isinstance(answer, SlideClasses):
         return [_OF_SLIDES]
     if data.dimensions == 3:

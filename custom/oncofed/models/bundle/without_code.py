@@ -1,4 +1,7 @@
-"""The bundle of a model that needs the code of a pack: weights and facts, and no answer without the code."""
+"""The bundle of a model that needs a pack's code.
+
+It holds weights and facts, and gives no answer.
+"""
 
 from __future__ import annotations
 
