@@ -174,8 +174,8 @@ def sum_of_squares(value: Tensor) -> float:
 def _squares(values: Tensor) -> float:
     if values.dtype != torch.float64 and len(values):
         single = values.float()
-        whole = len(values) // _BLOCK * _BLOCK
-        blocks = [single[:whole].view(-1, _BLOCK), single[whole:].view(1, -1)]
+        blocked = len(values) // _BLOCK * _BLOCK
+        blocks = [single[:blocked].view(-1, _BLOCK), single[blocked:].view(1, -1)]
         norms = torch.cat([torch.linalg.vector_norm(block, dim=1) for block in blocks if block.numel()])
         squares = norms.double().square()
         if bool(((squares > _LEAST) & (squares < _MOST)).all()):

@@ -95,8 +95,8 @@ def check_numbers(
             "not_kept": lambda value: value in _SYSTEM_ERRORS,
         },
     )
-    there = numbers["evaluation"]["patients"]["all"] if "evaluation" in numbers else most
-    if sums and any(numbers[name]["patients"] > there for name in SUMS & numbers.keys()):
+    patients = numbers["evaluation"]["patients"]["all"] if "evaluation" in numbers else most
+    if sums and any(numbers[name]["patients"] > patients for name in SUMS & numbers.keys()):
         raise PolicyError("sums are of more patients than the score beside them")
 
 

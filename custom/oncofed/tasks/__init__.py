@@ -60,8 +60,8 @@ def metrics_that_may_leave(spec: StrictModel | None = None) -> tuple[Metric, ...
     Args:
         spec: section ``task`` of a job; of a pack, which nobody installed, and of None those of any installed task.
     """
-    own = _TASKS.get(type(spec)) if spec else None
-    kinds = [own] if own else list(_TASKS.values())
+    task = _TASKS.get(type(spec)) if spec else None
+    kinds = [task] if task else list(_TASKS.values())
     return tuple(dict.fromkeys(metric for kind in kinds for metric in kind.extra_metrics))
 
 

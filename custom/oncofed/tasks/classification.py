@@ -138,7 +138,7 @@ class Classification(Task[Classified]):
 
     @torch.no_grad()
     def _scores(self, network: nn.Module, prepared: Sequence[Prepared], device: torch.device) -> list[ClassScores]:
-        images = torch.stack([one["image"] for one in prepared]).to(device)
+        images = torch.stack([case["image"] for case in prepared]).to(device)
         with torch.autocast(device.type, inference_type(device), enabled=device.type == "cuda"):
             logits = network(images)
         return [ClassScores(each) for each in logits.float().double().cpu().numpy()]
@@ -153,8 +153,8 @@ class Classification(Task[Classified]):
         """Evaluate a network on several cases, as one batch."""
         scores = self._scores(network, [self.prepared(case) for case in cases], device)
         return [
-            Classified(one.probabilities(self.temperature), case.class_label)
-            for one, case in zip(scores, cases, strict=True)
+            Classified(score.probabilities(self.temperature), case.class_label)
+            for score, case in zip(scores, cases, strict=True)
         ]
 
     def summarise(self, outcomes: Sequence[tuple[str, Classified]]) -> Scores:
@@ -192,8 +192,8 @@ class Classification(Task[Classified]):
 
     def case_metrics(self, outcome: Classified) -> dict[str, float | str]:
         """Return the case's class and the probability of each."""
-        said = {f"probability.{name}": float(outcome.probabilities[value]) for value, name in self.classes.items()}
-        return {"class": self.classes[outcome.label], **said}
+        figures = {f"probability.{name}": float(outcome.probabilities[value]) for value, name in self.classes.items()}
+        return {"class": self.classes[outcome.label], **figures}
 
     def drawing(self, patients: Sequence[Sequence[Classified]]) -> Callable[[NDArray[np.int64]], float | None]:
         """Return a function from drawn patients to the metric.
@@ -228,7 +228,7 @@ class Classification(Task[Classified]):
 
     def kinds(self, outcomes: Sequence[tuple[str, Classified]]) -> dict[str, set[str]]:
         """Return the patients who have each class."""
-        return {name: {p for p, one in outcomes if one.label == value} for value, name in self.classes.items()}
+        return {name: {p for p, outcome in outcomes if outcome.label == value} for value, name in self.classes.items()}
 
     def patients_behind(self, outcomes: Sequence[tuple[str, Classified]]) -> dict[str, set[str]]:
         """Return the patients behind each figure.
@@ -236,7 +236,9 @@ class Classification(Task[Classified]):
         Of a class those with it or without it, whichever are fewer; of further figures the fewest.
         """
         having = self.kinds(outcomes)
-        others = {name: {p for p, one in outcomes if one.label != value} for value, name in self.classes.items()}
+        others = {
+            name: {p for p, outcome in outcomes if outcome.label != value} for value, name in self.classes.items()
+        }
         behind = {name: min(having[name], others[name], key=len) for name in having}
         fewest = min((patients for patients in having.values() if patients), key=len, default=set[str]())
         return {**behind, **dict.fromkeys((metric.name for metric in _FURTHER), fewest)}
@@ -279,12 +281,12 @@ def class_scores(found: NDArray[np.float64], labels: NDArray[np.int64], classes:
     if not len(labels):
         return Scores(None)
     areas, precisions, recalls = {}, {}, {}
-    said = found.argmax(axis=1)
+    predicted = found.argmax(axis=1)
     for value, name in classes.items():
         is_it = labels == value
         if not is_it.any():
             continue
-        recalls[name] = float((said[is_it] == value).mean())
+        recalls[name] = float((predicted[is_it] == value).mean())
         if is_it.all():
             continue
         areas[name], precisions[name] = ranking_scores(found[:, value], is_it)

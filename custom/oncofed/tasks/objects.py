@@ -209,9 +209,9 @@ def object_scores(found: Numbers, reference: Numbers) -> dict[str, float]:
     """
     rows, columns = int(found.max()) + 1, int(reference.max()) + 1
     pairs = found.ravel().astype(np.int64) * columns + reference.ravel()
-    together = np.bincount(pairs, minlength=rows * columns).reshape(rows, columns)
-    found_sizes, reference_sizes = together.sum(axis=1)[1:], together.sum(axis=0)[1:]
-    shared = together[1:, 1:]
+    counts = np.bincount(pairs, minlength=rows * columns).reshape(rows, columns)
+    found_sizes, reference_sizes = counts.sum(axis=1)[1:], counts.sum(axis=0)[1:]
+    shared = counts[1:, 1:]
     union = found_sizes[:, None] + reference_sizes[None, :] - shared
     ratios = shared / np.maximum(union, 1)
     same = ratios > _SAME_OBJECT

@@ -76,14 +76,14 @@ class Windows:
 
         For an image (channel, x, y[, z]).
         """
-        whole: Tensor | None = None
+        total: Tensor | None = None
         axis = self.axis(image.shape[1:])
         for first, planes in self.slabs(network, image, device):
-            if whole is None:
-                whole = planes.new_empty(len(planes), image.shape[1 + axis], *planes.shape[2:])
-            whole[:, first : first + planes.shape[1]] = planes
-        assert whole is not None
-        return whole.movedim(1, 1 + axis).contiguous()
+            if total is None:
+                total = planes.new_empty(len(planes), image.shape[1 + axis], *planes.shape[2:])
+            total[:, first : first + planes.shape[1]] = planes
+        assert total is not None
+        return total.movedim(1, 1 + axis).contiguous()
 
     def axis(self, shape: Sequence[int]) -> int:
         """Return the axis of the smallest slabs."""

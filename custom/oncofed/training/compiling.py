@@ -253,8 +253,8 @@ class Compiling:
     def fall_back(self, error: Exception) -> None:
         """Go on in a plainer form, since this one failed."""
         plainer: Form = "compiled" if self.form == "replayed" else "eager"
-        what = "a step as CUDA graphs" if self.form == "replayed" else "torch.compile"
-        _LOG.warning("%s failed (%s); training goes on without it", what, str(error).partition("\n")[0])
+        form = "a step as CUDA graphs" if self.form == "replayed" else "torch.compile"
+        _LOG.warning("%s failed (%s); training goes on without it", form, str(error).partition("\n")[0])
         self._measures = self._measures and plainer != "eager"
         self._change(plainer)
 

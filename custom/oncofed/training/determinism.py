@@ -145,7 +145,7 @@ class _BlockMean(nn.Module):
     def forward(self, values: Tensor) -> Tensor:
         for axis, side in enumerate(self._block):
             first = 2 + 2 * axis
-            whole = values.shape[first] // side
-            values = values.narrow(first, 0, whole * side)
-            values = values.reshape(*values.shape[:first], whole, side, *values.shape[first + 1 :])
+            count = values.shape[first] // side
+            values = values.narrow(first, 0, count * side)
+            values = values.reshape(*values.shape[:first], count, side, *values.shape[first + 1 :])
         return values.mean((3, 5, 7))

@@ -290,13 +290,13 @@ class Trainer:
 
         None for others, and for those outside the first evaluation.
         """
-        how = self.task.scoring_preparation()
-        if not how or not cases or not set(cases) <= set(self.cases.validation):
+        preparation = self.task.scoring_preparation()
+        if not preparation or not cases or not set(cases) <= set(self.cases.validation):
             return None
         if self._validation is None:
             memory = torch.device("cpu")
-            plan = plan_cache(cases, how, memory, self._training.promised if self._training else 0)
-            self._validation = PreparedCases(cases, how, memory, progress, plan)
+            plan = plan_cache(cases, preparation, memory, self._training.promised if self._training else 0)
+            self._validation = PreparedCases(cases, preparation, memory, progress, plan)
         return self._validation if all(case in self._validation for case in cases) else None
 
     def close(self) -> None:
@@ -414,9 +414,9 @@ class Trainer:
             self._compiling.take_in_parts()
         total = torch.zeros((), device=self.device)
         for first in range(0, size, self._micro):
-            few = {name: values[first : first + self._micro] for name, values in batch.items()}
-            if self._layout is not torch.contiguous_format and "image" in few:
-                few["image"] = few["image"].to(memory_format=self._layout)
+            part = {name: values[first : first + self._micro] for name, values in batch.items()}
+            if self._layout is not torch.contiguous_format and "image" in part:
+                part["image"] = part["image"].to(memory_format=self._layout)
             share = min(self._micro, size - first) / size
             last = first + self._micro >= size
             with self._alone() if not last else contextlib.nullcontext():
@@ -425,9 +425,9 @@ class Trainer:
                     profile_range("forward", self.device),
                     torch.autocast(self.device.type, self._precision, enabled=half),
                 ):
-                    output = self.task.forward(self._forward, few)
+                    output = self.task.forward(self._forward, part)
                 with profile_range("loss", self.device):
-                    loss = self._loss(output.float(), few) * share
+                    loss = self._loss(output.float(), part) * share
                 with profile_range("backward", self.device):
                     self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             total = total + loss.detach()

@@ -76,8 +76,8 @@ def write_bundle(
     answer = answer or _usual(request, data)
     alone = exported(request)
     inferring, packages = inference(alone, data, answer, classes)
-    said = metadata(title, request, data, classes, answer, packages, alone.module)
-    _write(bundle / "configs" / "metadata.json", said)
+    described = metadata(title, request, data, classes, answer, packages, alone.module)
+    _write(bundle / "configs" / "metadata.json", described)
     _write(bundle / "configs" / "inference.json", inferring)
     # monai.bundle.load looks for the network in train.json unless told otherwise.
     _write(bundle / "configs" / "train.json", alone.definition)

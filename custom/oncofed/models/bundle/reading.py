@@ -141,12 +141,12 @@ def _conditions(data: DataSpec) -> list[str]:
         "bool(image.isfinite().all())",
     ]
     if data.size_range:
-        least, most = (literal(side) for side in data.size_range)
-        found.append(f"{least} <= min(image.shape[1:]) and max(image.shape[1:]) <= {most}")
+        least, greatest = (literal(side) for side in data.size_range)
+        found.append(f"{least} <= min(image.shape[1:]) and max(image.shape[1:]) <= {greatest}")
     if data.spacing_range:
-        least, most = literal(data.spacing_range[0] - 1e-6), literal(data.spacing_range[1] + 1e-6)
+        least, greatest = literal(data.spacing_range[0] - 1e-6), literal(data.spacing_range[1] + 1e-6)
         sides = f"image.pixdim[:{data.dimensions}]"
-        found.append(f"{least} <= min({sides}) and max({sides}) <= {most}")
+        found.append(f"{least} <= min({sides}) and max({sides}) <= {greatest}")
     return found
 
 
