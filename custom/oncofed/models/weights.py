@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from oncofed.errors import TrainingError
 
 Weights = dict[str, Tensor]
-# The squares of so many values are added up in single precision: their sum is right to some millionths. So many blocks
-# are looked at together.
+# Values of a block, whose squares add up in single precision to some millionths, and blocks that are summed at once.
 _BLOCK, _BLOCKS = 1 << 15, 1 << 6
 # Sums of squares in single precision hold within these.
 _LEAST, _MOST = 1e-30, 1e38

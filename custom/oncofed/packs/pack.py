@@ -137,7 +137,7 @@ def read_pack(content: bytes, where: str) -> Pack:
     """Read a pack; nothing of it is run or written.
 
     Args:
-        content: of the file, from anybody.
+        content: of the file; not trusted.
         where: it comes from, for messages.
 
     Raises:

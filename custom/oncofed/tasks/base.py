@@ -335,7 +335,7 @@ class Task(ABC, Generic[Outcome]):
             cases: of one site.
             device: where the network is.
             detailed: also find what takes long, and the interval of confidence.
-            should_stop: asked before each case; true ends the evaluation early.
+            should_stop: called before each case; true ends the evaluation early.
             held: the cases as ``scoring_preparation`` makes them, where they are kept for another time.
             progress: called with (cases scored, cases in all).
             keep: gets what was found of each case, with its patient's key: for ``pooled`` and the like.

@@ -26,8 +26,8 @@ from oncofed.tasks.pooled import Reliability
 
 CALIBRATION_FILE = "calibration.json"
 TEMPERATURES = np.geomspace(1 / 4, 8, 21)
-# Sums are told to a tenth of what one patient adds who is off by a factor of e. So rounded the whole curve holds about
-# as much as four numbers would, and its patients are five at least: nobody's score can be computed from it.
+# Sums are rounded to a tenth of what a patient adds whose likelihood is off by a factor of e. The rounded curve holds
+# about as much as four numbers would, of at least five patients: no patient's score follows from it.
 STEP = 0.1
 _NEIGHBOURS = 3
 _SMALLEST = 1e-300

@@ -296,7 +296,7 @@ def class_scores(found: NDArray[np.float64], labels: NDArray[np.int64], classes:
     }
     if not areas:
         return Scores(None, {}, more)
-    # Of two classes one area is the other's mirror image: the second class is what is looked for.
+    # Of two classes one area is the other's mirror image: the second class is the positive one.
     shown = list(classes.values())[1:] if len(classes) == 2 else list(areas)
     mean = float(np.mean([areas[name] for name in shown if name in areas]))
     more["auprc"] = float(np.mean([precisions[name] for name in shown if name in precisions]))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 _SMOOTH = 1e-5
-# Values of a class and voxel that are looked at together: what a core's cache holds, and what keeps a GPU busy.
+# Values (classes times voxels) of a slab: as many as a core's cache holds, or as keep a GPU busy.
 _TOGETHER_CPU, _TOGETHER_GPU = 1 << 18, 1 << 24
 
 
@@ -30,7 +30,7 @@ def dice_ce(logits: Tensor, label: Tensor, ignore: int | None = None) -> Tensor:
     Args:
         logits: (batch, class, x, y[, z]), float32 or float64.
         label: (batch, 1, x, y[, z]), whole numbers.
-        ignore: label value of voxels that nobody labelled.
+        ignore: label value of unlabelled voxels.
     """
     loss: Tensor = _DiceCE.apply(logits, label[:, 0], ignore)  # type: ignore[no-untyped-call]
     return loss
@@ -114,7 +114,7 @@ def _slabs(logits: Tensor, label: Tensor, ignore: int | None) -> Iterator[tuple[
     pieces = zip(torch.split(logits.flatten(2), step, 2), torch.split(label.flatten(1), step, 1), strict=True)
     for values, labels in pieces:
         ignored = None if ignore is None else labels == ignore
-        # What is to be ignored reads as background, which Dice leaves out.
+        # Ignored voxels read as background, which Dice leaves out.
         target = labels if ignored is None else labels.masked_fill(ignored, 0)
         counts = None if ignored is None else (~ignored).to(values.dtype)
         yield values, target, (target[:, None] == classes).to(values.dtype), counts

@@ -49,7 +49,7 @@ class ObjectsSpec(StrictModel):
     mirror: bool = Field(False, description="inference is the mean over all mirrorings; takes 4 or 8 times as long")
     seed_depth: float = Field(0.4, gt=0, lt=1, description="how deep inside an object its seed begins; 1 is innermost")
     smallest: int = Field(10, ge=0, description="objects of fewer pixels are dropped")
-    distance_weight: float = Field(2.0, gt=0, le=100, description="of the depth's loss beside that of the classes")
+    distance_weight: float = Field(2.0, gt=0, le=100, description="of the depth's loss, relative to the classes'")
 
     @field_validator("classes")
     @classmethod
@@ -94,7 +94,7 @@ class Objects(DenseTask[dict[str, float], ObjectMap]):
         """Return Dice with cross-entropy, plus the error of the depth."""
 
         def one(values: Tensor) -> Tensor:
-            # Only inside objects is there a depth: elsewhere the class says all.
+            # A depth exists only inside objects.
             inside = (batch["label"] > 0).to(values.dtype)
             wrong = functional.smooth_l1_loss(values[:, 2:], batch["distance"], reduction="none", beta=0.1) * inside
             places = list(range(1, wrong.ndim))
@@ -177,7 +177,7 @@ def separate(inside: NDArray[np.bool_], depth: NDArray[np.float32], seed_depth: 
     smooth = ndimage.gaussian_filter(depth, _SMOOTHING)
     seeds, count = ndimage.label(inside & (smooth > seed_depth))
     pieces, _ = ndimage.label(inside)
-    # What has no seed of its own is one object.
+    # A piece without a seed is one object.
     seeded = np.zeros(pieces.max() + 1, bool)
     seeded[np.unique(pieces[seeds > 0])] = True
     rest, _ = ndimage.label(inside & ~seeded[pieces])

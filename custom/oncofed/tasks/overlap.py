@@ -97,7 +97,7 @@ def bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, ...] | None:
     """Return a mask's bounding box; None where it is empty."""
     box: list[slice] = []
     for axis in range(mask.ndim):
-        # What earlier axes have left out need not be looked at again.
+        # Earlier axes have cropped the mask already.
         inside = mask[tuple(box)]
         occupied = np.flatnonzero(inside.any(axis=tuple(n for n in range(mask.ndim) if n != axis)))
         if not len(occupied):

@@ -22,10 +22,10 @@ from scipy import stats
 from oncofed.settings import StrictModel
 from oncofed.suppression import LEAST_PATIENTS
 
-# A task's metric among a patient's figures, beside those of classes.
+# Key of a task's metric among a patient's figures by class.
 MEAN = "mean"
 BINS = 100
-# On the scale of log odds: between 0.999 and 1 there is as much to tell apart as between 0.5 and 0.9.
+# On the scale of log odds, which resolves 0.999 to 1 as finely as 0.5 to 0.9.
 _EDGES = np.linspace(-9.8, 9.8, BINS - 1)
 _WIDTH, FURTHEST = 0.2, 10.0
 _MIDDLES = np.linspace(-9.9, 9.9, BINS)

@@ -21,7 +21,7 @@ from oncofed.tasks.pooled import cells_of
 
 # More groups of equally sure patients than these make a diagram no clearer.
 _MOST_GROUPS = 20
-# Digits that nobody looks at could carry something else.
+# Further digits could carry hidden information.
 DIGITS, DIGITS_OF_FIGURES = 2, 4
 
 

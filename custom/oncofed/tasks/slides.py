@@ -30,7 +30,7 @@ from oncofed.tasks.inferred import SlideScores
 from oncofed.tasks.pictures import Picture
 
 _SAME_RESOLUTION = 0.02
-# Of a tile that lies in a bag: two places of 32 bits beside its features of 16 bits each.
+# Bytes of a tile in a bag besides its features: two coordinates of 32 bits.
 _BYTES_OF_PLACES, _BYTES_OF_FEATURE = 8, 2
 
 

@@ -36,7 +36,7 @@ _SAVED_SHARE = 0.25
 _SAVED_SECONDS = 0.005
 # A step is bound by launches where the host, alone with an idle GPU, takes nearly as long to launch it as it takes.
 _LAUNCHING_SHARE = 0.9
-# Less than this is within what two measurements of the same differ by.
+# Smaller differences are noise of two measurements.
 _LEAST_SAVED_SHARE = 0.03
 _WARM_STEPS, _TIMED_STEPS = 45, 5
 _WARM_COMPILED_STEPS = 10

@@ -18,7 +18,7 @@ from monai.utils import set_determinism
 from torch import Tensor, nn
 from torch.nn import functional
 
-# As torch says it of an operation that has no deterministic form on the device.
+# PyTorch's message for an operation without a deterministic form on the device.
 _ALERT = re.compile(r"(\S+) does not have a deterministic implementation")
 _LINEAR = frozenset({"linear", "bilinear", "trilinear"})
 _LOG = logging.getLogger(__name__)

@@ -49,6 +49,6 @@ def unless(conditions: list[str], why: str) -> str:
 
     Args:
         conditions: on ``image``, as expressions.
-        why: what is said of another one, without quotes.
+        why: message of the refusal, without quotes.
     """
     return f"$lambda image: image if {' and '.join(conditions)} else @refuse('{why}')"
