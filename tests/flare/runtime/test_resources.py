@@ -12,7 +12,8 @@ from nvflare.apis.fl_context import FLContext
 
 from commands import wait_for
 from fake_smi import install, row
-from oncofed.alliance.local import LocalAlliance, free_port, quiet
+from oncofed.alliance.local import LocalAlliance, free_port
+from oncofed.alliance.session import quiet
 from oncofed.alliance.spec import AllianceSpec
 from oncofed.errors import FederationError
 from oncofed.flare.runtime.resources import (
