@@ -16,8 +16,6 @@ import hashlib
 import hmac
 import io
 import math
-import os
-import secrets
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -48,6 +46,7 @@ from oncofed.data.textless import require_same, without_text
 from oncofed.data.textless_tiff import copy_slide, is_slide
 from oncofed.data.workers import BROKE_ITS_READER, Workers
 from oncofed.errors import DataError
+from oncofed.private_files import random_secret, write_private
 
 CROSSWALK_FILE = "crosswalk.csv"
 _TABLES = "dicomfields_2026c"
@@ -424,11 +423,7 @@ def _name(key: bytes, text: str, length: int = 12) -> str:
 
 def _key(path: Path) -> bytes:
     path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(secrets.token_bytes(32))
-    key = path.read_bytes()
+    key = random_secret(path)
     if len(key) < 16:
         raise DataError(f"{path}: found {len(key)} bytes, expected a key of at least 16. Name another with --key.")
     return key
@@ -441,5 +436,4 @@ def _write_crosswalk(path: Path, pairs: list[tuple[str, str]]) -> None:
             known = {row[0]: row[1] for row in csv.reader(file) if len(row) == 2}
     buffer = io.StringIO()
     csv.writer(buffer).writerows(sorted({**known, **dict(pairs)}.items()))
-    write_whole(path, buffer.getvalue())
-    path.chmod(0o600)
+    write_private(path, buffer.getvalue().encode())

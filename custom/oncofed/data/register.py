@@ -7,8 +7,6 @@ along.
 
 from __future__ import annotations
 
-import os
-import secrets
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,6 +41,7 @@ from oncofed.data.register_options import Progress, RegisterOptions, parse_label
 from oncofed.data.slides.regions import is_regions, label_values
 from oncofed.data.workers import BROKE_ITS_READER, Workers
 from oncofed.errors import DataError
+from oncofed.private_files import random_secret
 
 __all__ = ["Progress", "RegisterOptions", "dataset_folder", "parse_labels", "register", "which_is_taken"]
 
@@ -68,7 +67,7 @@ def register(options: RegisterOptions, progress: Progress | None = None) -> Mani
     if source == out:
         raise DataError(f"{options.source}: the dataset's folder cannot be the images' own. Name another with --out.")
     out.mkdir(parents=True, exist_ok=True)
-    salt = _salt(out)
+    salt = random_secret(out / SALT_FILE)  # it never leaves the folder
     before = read_manifest(out) if (out / MANIFEST_FILE).is_file() else None
     patient_from = options.patient_from
     if options.patient_from is None:
@@ -127,16 +126,6 @@ def register(options: RegisterOptions, progress: Progress | None = None) -> Mani
     became.write(out)
     _remove_stale(out, manifest)
     return manifest
-
-
-def _salt(out: Path) -> bytes:
-    """Return the secret with which this dataset's patients are hashed; it never leaves the folder."""
-    path = out / SALT_FILE
-    if not path.is_file():
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(secrets.token_bytes(32))
-    return path.read_bytes()
 
 
 def _link(source: Path, out: Path) -> str:

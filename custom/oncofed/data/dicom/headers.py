@@ -9,6 +9,12 @@ from typing import Any
 
 from pydicom.datadict import tag_for_keyword
 from pydicom.tag import BaseTag, Tag
+from pydicom.uid import (
+    MediaStorageDirectoryStorage,
+    RTStructureSetStorage,
+    SegmentationStorage,
+    VLWholeSlideMicroscopyImageStorage,
+)
 
 from oncofed.data.dicom.elements import SYNTAX, Elements, any_elements, tag_of, text, walked
 from oncofed.data.dicom.header_types import BrokenFile, Directory, Header, LabelHeader, OtherObject
@@ -17,10 +23,7 @@ from oncofed.data.dicom.projections import SIZE_TAGS
 from oncofed.data.dicom.references import LABEL_MAP, read_references
 from oncofed.errors import DataError
 
-_SEG = {"1.2.840.10008.5.1.4.1.1.66.4", LABEL_MAP}
-_RTSTRUCT = "1.2.840.10008.5.1.4.1.1.481.3"
-_DICOMDIR = "1.2.840.10008.1.3.10"
-_WSI = "1.2.840.10008.5.1.4.1.1.77.1.6"
+_SEG = {SegmentationStorage, LABEL_MAP}
 _WITHOUT_PIXELS = {"RTDOSE", "RTPLAN", "SR", "PR", "KO", "ECG", "DOC", "REG", "RTRECORD"}
 
 _TAGS: list[Any] = [
@@ -122,7 +125,7 @@ def read_header(path: Path) -> Header:
 
 
 def _header(elements: Elements, pixels_at: int, syntax: str = "") -> Header:
-    if text(elements, _MEDIA_CLASS) == _DICOMDIR:
+    if text(elements, _MEDIA_CLASS) == MediaStorageDirectoryStorage:
         return Directory()
     common = {name: text(elements, number) for name, number in _TEXT_TAGS.items()}
     if not _CODE.fullmatch(common["modality"]):
@@ -144,9 +147,9 @@ def _of_kind(elements: Elements, common: dict[str, Any], pixels_at: int) -> Head
     # A segmentation of a kind yet to come is no image either.
     if sop_class in _SEG or modality == "SEG":
         return LabelHeader(**common, kind="seg")
-    if sop_class == _RTSTRUCT:
+    if sop_class == RTStructureSetStorage:
         return LabelHeader(**common, kind="rtstruct")
-    if sop_class == _WSI:
+    if sop_class == VLWholeSlideMicroscopyImageStorage:
         return slide_header(elements, common)
     if modality in _WITHOUT_PIXELS or (tag_of("Rows") not in elements and sop_class):
         return OtherObject(**common)

@@ -13,13 +13,13 @@ from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
+from pydicom.uid import SurfaceSegmentationStorage
 
 from oncofed.data.dicom.header_types import FrameGrid
 from oncofed.data.dicom.references import read_sources, regions_on, wanted_regions
 from oncofed.data.dicom.stacks import LabelFile, Stack
 from oncofed.data.dicom.volumes import FOLDER
 
-_SURFACE = "1.2.840.10008.5.1.4.1.1.66.5"
 # Why a label file is left out.
 NO_REGION = "label that names no region: nothing in it can be drawn"
 SURFACE = "surface segmentation: surfaces are not read. Export it as a segmentation of pixels (SEG)"
@@ -130,7 +130,7 @@ class _Images:
     def find(self, label: LabelFile) -> dict[int, PlacedLabel] | str:
         """Return the images that a label lies on, or why there are none."""
         header = label.header
-        if header.sop_class == _SURFACE:
+        if header.sop_class == SurfaceSegmentationStorage:
             return SURFACE
         if not header.labels:
             return NO_REGION

@@ -19,14 +19,14 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from oncofed.data.dicom.files import read_file
+from oncofed.data.dicom.frames import mean_orientation
 from oncofed.data.dicom.header_types import ImageHeader
 from oncofed.data.dicom.projections import size_notes
 from oncofed.data.dicom.stacks import Stack
 from oncofed.data.dicom.values import bright_padding, meant, rescaled, smallest
+from oncofed.data.formats.common import LPS_TO_RAS
 from oncofed.data.images import LoadedImage, require_memory
 from oncofed.errors import DataError
-
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 _BLOCK = 1 << 20
 _CUT_OFF = re.compile(r"less than expected|cut off|truncated|end of (file|data)|not enough", re.I)
@@ -139,7 +139,7 @@ def _volume(paths: Sequence[Path], stack: Stack) -> Pixels:
     affine = _affine(stack)
     if stack.tilt:
         values, affine = _straighten(values, affine)
-    image = LoadedImage(values[..., None], _LPS_TO_RAS @ affine, str(values.dtype))
+    image = LoadedImage(values[..., None], LPS_TO_RAS @ affine, str(values.dtype))
     return Pixels(image, notes)
 
 
@@ -161,10 +161,9 @@ def _affine(stack: Stack) -> NDArray[np.float64]:
 
 def _directions(stack: Stack) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the directions of rows and columns in LPS; where slices differ by rounding, in the middle of theirs."""
-    every = np.array([item.header.orientation for item in stack.slices])
-    mean = every[0] if (every == every[0]).all() else every.mean(axis=0)
+    mean = mean_orientation(stack.slices)
     row, column = mean[:3], mean[3:]
-    if mean is not every[0]:
+    if any(item.header.orientation != stack.header.orientation for item in stack.slices):
         row = row / np.linalg.norm(row)
         column = column - row * (row @ column)
         column = column / np.linalg.norm(column)
@@ -239,7 +238,7 @@ def _multiframe(path: Path) -> Pixels:
     # highdicom's axes are (slice, row, column).
     values = smallest(np.asarray(volume.array).transpose(2, 1, 0))
     affine = volume.affine[:, [2, 1, 0, 3]]
-    return Pixels(LoadedImage(values[..., None], _LPS_TO_RAS @ affine, str(values.dtype)))
+    return Pixels(LoadedImage(values[..., None], LPS_TO_RAS @ affine, str(values.dtype)))
 
 
 def _no_volume(image: Dataset) -> str:

@@ -18,6 +18,7 @@ from pydicom.dataset import Dataset
 from pydicom.tag import BaseTag, Tag
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
+from oncofed.data.dicom.frames import frame_affine
 from oncofed.data.dicom.header_types import FrameGrid, ImageHeader, LabelHeader
 
 LABEL_MAP = "1.2.840.10008.5.1.4.1.1.66.7"  # SOP class Label Map Segmentation Storage
@@ -232,11 +233,7 @@ def frame_place(frame: Dataset, shared: Dataset) -> NDArray[np.float64] | None:
     spacing = _group(frame, shared, "PixelMeasuresSequence", "PixelSpacing")
     if not position or not orientation or not spacing:
         return None
-    row, column = np.array(orientation[:3], float), np.array(orientation[3:], float)
-    place = np.eye(4)
-    place[:3, 0], place[:3, 1] = row * float(spacing[1]), column * float(spacing[0])
-    place[:3, 2], place[:3, 3] = np.cross(row, column), np.array(position, float)
-    return place
+    return frame_affine(orientation, spacing, position)
 
 
 def _grid(dataset: Dataset) -> FrameGrid | None:

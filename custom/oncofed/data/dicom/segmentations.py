@@ -22,10 +22,10 @@ from oncofed.data.dicom.pixels import as_turned
 from oncofed.data.dicom.planes import ROUNDING, Floats, reaches, voxels_near
 from oncofed.data.dicom.references import LABEL_MAP, frame_measure, frame_place, read_whole, source_instances
 from oncofed.data.dicom.stacks import Stack
+from oncofed.data.formats.common import LPS_TO_RAS
 from oncofed.data.images import LoadedImage
 from oncofed.errors import DataError
 
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _UNCOMPRESSED = {ImplicitVRLittleEndian, ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian}
 # Of the distance between two slices: frames that are no farther from slices lie on them.
 _ON_SLICES = 0.1
@@ -269,7 +269,7 @@ def _slabs(
             "its label's frames have no place in space (PlanePositionSequence), and its image is a volume. Export it "
             "again with its positions, or as NIfTI"
         )
-    to_lps = _LPS_TO_RAS @ image.affine
+    to_lps = LPS_TO_RAS @ image.affine
     for group in _by_direction(frames):
         normal = group[0].place[:3, 2]
         depths = np.array([normal @ frame.place[:3, 3] for frame in group])

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from pydicom.uid import SecondaryCaptureImageStorage
+
 from oncofed.data.dicom.directions import by_plane
 from oncofed.data.dicom.duplicates import copies_among, is_placed, suspects
 from oncofed.data.dicom.header_types import (
@@ -33,7 +35,6 @@ ODD_SLICE = "one slice of another direction or size than the rest of its series"
 _PROJECTIONS = {"CR", "DX", "MG", "RG", "RF", "XA", "XC", "IO", "PX", "US", "ES", "GM", "SM", "OP"}
 _FLAT_MODALITIES = {*_PROJECTIONS, "SC", "OT"}
 _VOLUMES = {"CT", "MR", "PT", "NM"}
-_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _CAPTURED = {"SECONDARY", "SCREEN SAVE", "SCREENSHOT"}
 _LOCALIZER_WORDS = ("localizer", "scout", "topogram", "surview", "survey")
 _MOST_OF_LOCALIZER = 15
@@ -151,7 +152,7 @@ def _leave_out_captures(by_series: dict[str, list[Slice]], index: DicomIndex) ->
 def _is_capture(header: ImageHeader) -> bool:
     if header.position or header.enhanced or header.modality in _PROJECTIONS:
         return False
-    return header.sop_class.startswith(_SECONDARY_CAPTURE) or bool(_CAPTURED & set(header.image_type))
+    return header.sop_class.startswith(SecondaryCaptureImageStorage) or bool(_CAPTURED & set(header.image_type))
 
 
 def _stacks(series: list[Slice], copies: set[str], digests: Digests) -> tuple[list[Stack], dict[str, str]]:

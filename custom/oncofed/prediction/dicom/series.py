@@ -16,6 +16,7 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
+from oncofed.data.dicom.frames import frame_affine
 from oncofed.data.dicom.header_types import BrokenFile, ImageHeader
 from oncofed.data.dicom.headers import read_header
 from oncofed.data.dicom.indexing import completed
@@ -23,10 +24,10 @@ from oncofed.data.dicom.pixels import as_turned, digest
 from oncofed.data.dicom.references import frame_place
 from oncofed.data.dicom.series import group_series
 from oncofed.data.dicom.stacks import Stack
+from oncofed.data.formats.common import LPS_TO_RAS
 from oncofed.errors import DataError
 
 Floats = NDArray[np.float64]
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _NAMES = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
 # Of a slice's distance, and of a pixel: what positions written in tenths of a millimetre may be off.
 _OFF_SLICE, _OFF_PIXEL = 0.3, 0.75
@@ -162,11 +163,7 @@ def _frames(stack: Stack, headers: Sequence[Dataset]) -> list[Frame]:
 
 
 def _place(header: ImageHeader) -> Floats:
-    row, column = np.array(header.orientation[:3]), np.array(header.orientation[3:])
-    place = np.eye(4)
-    place[:3, 0], place[:3, 1] = row * header.spacing[1], column * header.spacing[0]
-    place[:3, 2], place[:3, 3] = np.cross(row, column), header.position
-    return place
+    return frame_affine(header.orientation, header.spacing, header.position)
 
 
 # --- labels on frames
@@ -223,7 +220,7 @@ def _lines(shape: Sequence[int], affine: Floats, series: Series) -> list[_Lines]
         return None
     header = series.stack.header
     rows, columns = header.rows, header.columns
-    from_lps = np.linalg.inv(_LPS_TO_RAS @ affine)
+    from_lps = np.linalg.inv(LPS_TO_RAS @ affine)
     lines = []
     for place in places:
         line = _Lines.of(from_lps @ place, (columns, rows), shape, bool(series.stack.tilt))

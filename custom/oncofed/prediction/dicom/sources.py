@@ -18,6 +18,7 @@ from pydicom.sequence import Sequence as Items
 from pydicom.uid import EnhancedMRImageStorage, MRImageStorage, SecondaryCaptureImageStorage
 from pydicom.valuerep import DA, TM, DSfloat
 
+from oncofed.data.dicom.frames import mean_orientation
 from oncofed.prediction.dicom.common import derived_uid
 from oncofed.prediction.dicom.series import Series
 
@@ -153,9 +154,7 @@ def _orientation(series: Series) -> NDArray[np.float64]:
     if series.has_frames:
         directions = _functional_group(series.first, "PlaneOrientation")
         return np.array([float(value) for value in directions.ImageOrientationPatient])
-    every = np.array([item.header.orientation for item in series.stack.slices])
-    found: NDArray[np.float64] = every[0] if (every == every[0]).all() else every.mean(axis=0)
-    return found
+    return mean_orientation(series.stack.slices)
 
 
 def _functional_group(header: Dataset, name: str) -> Dataset:
