@@ -1,4 +1,7 @@
-"""Classes that most labelled images have, and a few lack: forgotten there, perhaps, or called by another name."""
+"""Classes that a few labelled images lack and most have.
+
+They were forgotten there, perhaps, or have another name.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,9 @@ class Absence:
 
 
 def absences(manifest: Manifest) -> Iterator[Absence]:
-    """Yield each class that at least half of the masks show and few do not, in the order of label values.
+    """Yield classes that most masks show and few lack.
+
+    At least half show them; in the order of label values.
 
     Values whose names differ in case and spaces around alone are one class.
     """

@@ -1,4 +1,4 @@
-"""One case to be read in a process of its own: files, a DICOM series with its labels, or a slide."""
+"""Readers of one case: files, a DICOM series, or a slide."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _FACTS_VERSION = "10"
 
 
 class Work(Protocol):
-    """One case to be read in a process of its own."""
+    """One case, read in a worker process."""
 
     @property
     def key(self) -> str:
@@ -61,7 +61,10 @@ class Work(Protocol):
 
 
 def distinct_work(work: Sequence[Work], taken: Collection[str]) -> list[Work]:
-    """Return cases whose names differ from each other's and from those that are taken: files are written by name."""
+    """Return cases with distinct names.
+
+    Files are written by name, so none may be one of ``taken`` either.
+    """
     used, found = set(taken), []
     for item in work:
         name = first_free(item.name, used)
@@ -72,7 +75,10 @@ def distinct_work(work: Sequence[Work], taken: Collection[str]) -> list[Work]:
 
 @dataclass(frozen=True)
 class FileWork:
-    """A case whose image and label are files of their own; ``named`` are the label values that have names."""
+    """A case of plain image and label files.
+
+    ``named`` are the label values that have names.
+    """
 
     root: Path
     prefix: str
@@ -140,7 +146,7 @@ class FileWork:
         return self.root / self.item.label if isinstance(self.item.label, str) else None
 
     def _with_label(self, image: LoadedImage, mask: LoadedImage | None) -> LoadedImage | None:
-        """Return the mask where it is not one file as it is; ``image`` lies below it."""
+        """Return the mask as it is stored; ``image`` lies below it."""
         del image
         return mask
 
@@ -249,7 +255,10 @@ class StackWork:
 
 @dataclass(frozen=True)
 class SlideWork:
-    """A whole slide with its table's or region's label; ``instances`` are the files of a DICOM slide."""
+    """A whole slide with its label.
+
+    The label is a table's class or a file of regions; ``instances`` are the files of a DICOM slide.
+    """
 
     root: Path
     prefix: str
@@ -323,14 +332,17 @@ class SlideWork:
         return replace(self, item=replace(self.item, name=name))
 
     def _tiles_of_mirax(self) -> list[str]:
-        """Return the files that hold the tiles of an MRXS slide: all of the folder that is named as it is."""
+        """Return the tile files of an MRXS slide.
+
+        They are all files of the folder that has the slide's name.
+        """
         if self.instances or not self.item.images[0].lower().endswith(".mrxs"):
             return []
         folder = (self.root / self.item.images[0]).with_suffix("")
         return [str(path.relative_to(self.root)) for path in sorted(folder.rglob("*")) if path.is_file()]
 
     def _gather(self) -> Path:
-        """Link the instances of one DICOM slide into a folder of its own, and return it."""
+        """Link a DICOM slide's instances into a folder, and return it."""
         folder = self.out / self._folder
         folder.mkdir(parents=True, exist_ok=True)
         for old in folder.iterdir():

@@ -1,4 +1,4 @@
-"""A case whose mask is put together from several files or renumbered, and written into the dataset's folder."""
+"""Cases whose mask is composed of several files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from oncofed.errors import DataError
 
 @dataclass(frozen=True)
 class ComposedWork(FileWork):
-    """A case of files whose mask is written anew, to ``out``."""
+    """A case of files whose mask is written to ``out``."""
 
     out: Path = Path()
 
@@ -49,7 +49,7 @@ class ComposedWork(FileWork):
 
 
 def compose(root: Path, parts: Sequence[Part]) -> LoadedImage:
-    """Return one mask of several files.
+    """Return several mask files as one mask.
 
     Raises:
         DataError: one cannot be read, they do not lie on one grid, or overlap; the message names them inside ``root``.

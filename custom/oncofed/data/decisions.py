@@ -1,4 +1,4 @@
-"""What a person decided about findings, put in force on a dataset as it is read.
+"""Apply people's decisions about findings to a dataset.
 
 The entries stay in ``dataset.json``: they are left out, or joined to one patient, each time that it is read. A decision
 holds for the cases that it names as they were then; a case whose image changed since, and any new one, is asked about
@@ -20,14 +20,14 @@ _BY_WORTH: tuple[Split, ...] = ("test", "validation", "training")
 
 
 def decided(manifest: Manifest) -> Manifest:
-    """Return a dataset as its decisions leave it; doing it twice is doing it once."""
+    """Return a dataset with its decisions applied; idempotent."""
     for decision in manifest.decisions:
         manifest = in_force(manifest, decision)
     return manifest
 
 
 def in_force(manifest: Manifest, decision: Decision) -> Manifest:
-    """Return a dataset as one decision leaves it.
+    """Return a dataset with one decision applied.
 
     Of copies whose labels contradict each other, now or when it was decided, none is dropped as a mere copy.
     """
@@ -46,13 +46,13 @@ def in_force(manifest: Manifest, decision: Decision) -> Manifest:
 
 
 def contradiction(copies: Iterable[Entry]) -> tuple[Entry, Entry] | None:
-    """Return two copies of one image whose labels differ, where there are such."""
+    """Return two copies with different labels, if any."""
     labelled = [entry for entry in copies if entry.label is not None]
     return next(((labelled[0], other) for other in labelled[1:] if _differ(labelled[0], other)), None)
 
 
 def in_words(manifest: Manifest) -> list[str]:
-    """Return what each decision is, who took it and why, and what comes of it."""
+    """Return a description of each decision and its effect."""
     words = []
     for decision in manifest.decisions:
         after = in_force(manifest, decision)
@@ -70,7 +70,7 @@ def in_words(manifest: Manifest) -> list[str]:
 
 
 def settled(manifest: Manifest, finding: str, actions: Iterable[str] | None = None) -> dict[str, int]:
-    """Return name of a case -> number of the group in which a person has decided about it.
+    """Return case -> number of its decided group.
 
     Args:
         manifest: the dataset.
@@ -91,12 +91,15 @@ def settled(manifest: Manifest, finding: str, actions: Iterable[str] | None = No
 
 
 def name_of(entry: Entry) -> str:
-    """Return a case's name; one that nobody registered goes by its image."""
+    """Return a case's name, or its image's."""
     return entry.name or entry.images[0]
 
 
 def content_of(entry: Entry, finding: str) -> str:
-    """Return what changes when a case's image does, or its label where the finding is about labels."""
+    """Return a fingerprint of a case for a finding.
+
+    It changes with the image, or with the label where the finding is about labels.
+    """
     image = (entry.checksum or entry.stamp or "")[:_CONTENT_LETTERS]
     if finding != "conflicting":
         return image
@@ -105,7 +108,10 @@ def content_of(entry: Entry, finding: str) -> str:
 
 
 def by_worth(cases: Iterable[tuple[Split, Entry]]) -> list[tuple[Split, Entry]]:
-    """Return cases with the one to keep first: labelled ones, then those of the test list; else as they come."""
+    """Return cases, the one to keep first.
+
+    Labelled ones, then those of the test list; else as they come.
+    """
     return sorted(cases, key=lambda case: (case[1].label is None, _BY_WORTH.index(case[0])))
 
 
@@ -113,7 +119,7 @@ _Group = list[tuple[Split, Entry]]
 
 
 def _differ(one: Entry, two: Entry) -> bool:
-    """Return whether the labels of two copies contradict each other, as far as their facts tell."""
+    """Return whether the labels of two copies contradict."""
     if isinstance(one.label, int) or isinstance(two.label, int):
         return one.label != two.label and isinstance(one.label, int) and isinstance(two.label, int)
     if one.label_values is None or two.label_values is None:
@@ -126,7 +132,7 @@ def _differ(one: Entry, two: Entry) -> bool:
 
 
 def _still_so(decision: Decision, there: dict[str, tuple[Split, Entry]]) -> Iterator[_Group]:
-    """Yield of each group the cases that are there, and whose images are what they were."""
+    """Yield each group's cases that are unchanged."""
     for group in decision.groups:
         still = [
             there[name]
@@ -146,7 +152,7 @@ def _keep_one(manifest: Manifest, groups: list[_Group]) -> Manifest:
 
 
 def _join(manifest: Manifest, groups: list[_Group]) -> Manifest:
-    """Give the patients of each group one key, and so all of their images."""
+    """Merge the patients of each group."""
     joined: dict[str, str] = {}
 
     def key(patient: str) -> str:
@@ -177,7 +183,7 @@ def _move_to_training(manifest: Manifest, groups: list[_Group]) -> Manifest:
 
 
 def _keep_in_test(manifest: Manifest, groups: list[_Group]) -> Manifest:
-    """Leave the images of a patient out of all lists but the one of most worth."""
+    """Keep a patient's images in the most valuable list only."""
     patients = {_patient(entry) for group in groups for _, entry in group}
     lists: dict[str, set[Split]] = {}
     for split, entry in manifest.by_split():

@@ -1,4 +1,4 @@
-"""Public datasets: fetched with a checksum, taken up again after a break, unpacked into folders to register."""
+"""Download public datasets, checked and resumable."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ PUBLIC = {
 
 
 def get(name: str, target: Path, progress: Progress | None = None) -> Path:
-    """Fetch a public dataset and unpack it; what is there already is not fetched again.
+    """Fetch and unpack a public dataset, unless present.
 
     Args:
         name: of ``PUBLIC``.
@@ -151,7 +151,7 @@ def get(name: str, target: Path, progress: Progress | None = None) -> Path:
 
 
 def _fetch(public: PublicSet, file: Path, progress: Progress) -> Path:
-    """Return the whole, checked file; a part that is there is gone on with."""
+    """Return the downloaded file, checked; a part is resumed."""
     if file.is_file():
         _require_checksum(public, file, progress)
         return file
@@ -232,7 +232,7 @@ def _unpack(file: Path, folder: Path) -> None:
 
 
 def _write_images(file: Path, folder: Path, classes: tuple[str, ...], progress: Progress) -> None:
-    """Write the images of a MedMNIST array as PNG, one folder a class under a folder for each of its splits."""
+    """Write a MedMNIST array as PNG, by split and class."""
     rows = ["image,label,split"]
     with np.load(file) as arrays:
         for split, name in (("train", "training"), ("val", "validation"), ("test", "test")):

@@ -1,4 +1,4 @@
-"""Copies of flat images without the text in their files; their pixels and pixel sizes are the same."""
+"""Copy flat images without the text in their files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ _PNG_TEXT = {b"tEXt", b"zTXt", b"iTXt", b"eXIf", b"tIME"}
 
 
 def without_text(path: Path) -> bytes:
-    """Return a PNG, JPEG, WebP, BMP or TIFF without its text: comments, camera data, names.
+    """Return a flat image's file without its text.
+
+    PNG, JPEG, WebP, BMP or TIFF, without comments, camera data, names.
 
     What says which way is up stays, for a mask lies on the image as it is shown.
 
@@ -45,7 +47,7 @@ def without_text(path: Path) -> bytes:
 
 
 def require_same(original: Path, made: Path) -> None:
-    """Remove a copy whose pixels, or their sizes, are not those of the original.
+    """Remove a copy that differs from its original.
 
     Raises:
         DataError: they are not, or the original cannot be read; it says why.
@@ -64,7 +66,7 @@ def require_same(original: Path, made: Path) -> None:
 
 
 def _difference(one: LoadedImage, other: LoadedImage) -> str | None:
-    """Return what two images differ in, None where in nothing that anybody trains on."""
+    """Return how two images differ; None: they do not."""
     if one.values.dtype != other.values.dtype or not np.array_equal(one.values, other.values, equal_nan=_floats(one)):
         return "pixel values"
     palettes = [None if image.palette is None else image.palette.tolist() for image in (one, other)]
@@ -91,7 +93,7 @@ def _redrawn(image: Image.Image) -> Image.Image:
 
 
 def _orientation_alone(orientation: int) -> bytes:
-    """Return camera data (Exif) that say which way is up and nothing else; empty where the picture is upright."""
+    """Return Exif with the orientation only; empty: upright."""
     if orientation not in range(2, 9):
         return b""
     exif = Image.Exif()

@@ -1,4 +1,4 @@
-"""Structure sets of radiotherapy (RT-STRUCT) drawn on a volume, by the geometry of their contours.
+"""Draw structure sets (RT-STRUCT) on a volume.
 
 DICOM PS3.3, C.8.8.6. Contours of one plane and type CLOSED_PLANAR: the region holds what any of them encloses. One that
 lies wholly inside another one is a hole in it, as workstations draw holes; the standard's own ways, keyholes and
@@ -37,7 +37,10 @@ _MOST_DIRECTIONS = 3
 
 @dataclass(frozen=True)
 class _Contour:
-    """Points (n, 3) LPS in mm of a closed contour, and whether it is one of those that XOR combines."""
+    """A closed contour: points (n, 3) LPS in mm.
+
+    ``xor``: XOR combines it with others.
+    """
 
     points: Floats
     xor: bool
@@ -90,7 +93,7 @@ def draw_structures(
 
 
 class _Told:
-    """What was seen in a structure set, by region."""
+    """Observations in a structure set, by region."""
 
     def __init__(self) -> None:
         self.contours = self.voxels = self.outside = 0
@@ -104,7 +107,7 @@ class _Told:
         self.apart: dict[str, str] = {}
 
     def notes(self) -> Iterator[str]:
-        """Yield a note for each kind of what was seen."""
+        """Yield a note on each kind of observation."""
         for (name, kind), count in sorted(self.without_area.items()):
             yield f"{name}: without area, not drawn: {count} {kind}"
         for name, count in sorted((+self.doubled).items()):
@@ -190,7 +193,10 @@ def _draw_region(
 
 
 def _look_outside(voxels: Floats, shape: Sequence[int], name: str, told: _Told) -> None:
-    """Count a contour that leaves the image by more than a voxel, which is where a drawing at its border may end."""
+    """Count a contour that leaves the image by more than a voxel.
+
+    A drawing at the image's border may end within one.
+    """
     last = np.array(shape)
     low, high = voxels.min(axis=0), voxels.max(axis=0)
     if (high < -0.5 - ROUNDING).any() or (low >= last - 0.5 + ROUNDING).any():
@@ -242,7 +248,9 @@ def _planes(outlines: list[Outline], tolerance: float) -> list[Region]:
 
 
 def _fill_slice(mask: NDArray[np.bool_], plane: Region, only_new: bool = False) -> None:
-    """Fill what a plane's contours enclose; ``only_new``: of its parts, those that touch nothing filled before.
+    """Fill the area of a plane's contours.
+
+    ``only_new``: of its parts, those that touch nothing filled before.
 
     Planes finer than slices leave out those between. A part that only such a plane shows would vanish.
     """
@@ -264,7 +272,10 @@ def _fill_slice(mask: NDArray[np.bool_], plane: Region, only_new: bool = False) 
 def _draw_across(
     region: NDArray[np.bool_], contours: list[_Contour], image: LoadedImage, name: str, told: _Told
 ) -> None:
-    """Fill the voxels whose centres a contour encloses, half way to the next plane of its direction."""
+    """Fill the voxels that contours across slices enclose.
+
+    Half way to the next plane of their direction.
+    """
     to_lps = LPS_TO_RAS @ image.affine
     smallest = float(np.linalg.norm(to_lps[:3, :3], axis=0).min())
     for normal, group in _by_normal(contours, smallest, name):

@@ -1,4 +1,4 @@
-"""What tells the volumes of one series apart: slices that share their places, by what their headers say differs.
+"""Tell the volumes of one series apart, by their headers.
 
 Scanners put time points, echoes, b-values, phases, kernels into one series. A header, or two of them together, tells
 volumes apart where each of its values holds slices at places of their own, evenly spaced, and no two values hold the
@@ -68,7 +68,7 @@ Labels = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Partition:
-    """A way to divide slices into volumes: by which headers, and the number of each slice's volume."""
+    """A partition of slices into volumes, by headers."""
 
     keys: tuple[str, ...]
     labels: Labels
@@ -80,7 +80,9 @@ class Partition:
 
 
 def volumes(group: list[Slice], digests: Digests) -> tuple[list[Stack], set[str]]:
-    """Return the volumes of slices with one direction, size and pixel size, and the paths of copies among them.
+    """Return the volumes of slices, and the paths of copies.
+
+    The slices have one direction, size and pixel size.
 
     Args:
         group: the slices, in any order.
@@ -104,7 +106,7 @@ def volumes(group: list[Slice], digests: Digests) -> tuple[list[Stack], set[str]
 
 
 class _Places:
-    """Where slices lie along their normal, and what their headers say.
+    """Places of slices along their normal, and their headers.
 
     Attributes:
         level: number of each slice's place along the normal.
@@ -126,18 +128,21 @@ class _Places:
         self.count = int(self.level.max()) + 1
 
     def is_free(self, part: Labels) -> bool:
-        """Return whether no two slices of a part lie at one place."""
+        """Return whether a part's slices have distinct places."""
         return len(np.unique(self.level[part])) == len(part)
 
     def is_even(self, part: Labels) -> bool:
-        """Return whether a part's slices are evenly spaced along the normal."""
+        """Return whether a part's slices are evenly spaced."""
         along = np.sort(self.along[part])
         gap = float(along[-1] - along[0]) / max(1, len(along) - 1)
         off = np.abs(along - along[0] - np.arange(len(along)) * gap).max()
         return bool(off <= max(EVEN * gap, rounding(gap)))
 
     def values(self, keyword: str) -> Labels:
-        """Return the number of each slice's value of a header; numbers that differ by rounding are one value."""
+        """Return the number of each slice's value of a header.
+
+        Numbers that differ by rounding are one value.
+        """
         if keyword == IN_PLANE:
             return _numbered(together(self._in_plane, 4 * max(self.reach, 0.05)).tolist())
         if keyword == FOLDER:
@@ -146,7 +151,7 @@ class _Places:
         return _numbered(_rounded(said) if keyword in _NUMBERS else said)
 
     def moments(self, keyword: str) -> list[float] | None:
-        """Return each slice's time or number; None where one has none."""
+        """Return each slice's time or number; None if one lacks."""
         try:
             return [float(item.header.tells[keyword]) for item in self.group]
         except (KeyError, ValueError):
@@ -159,7 +164,7 @@ def _numbered(values: Sequence[object]) -> Labels:
 
 
 def _rounded(values: Sequence[str]) -> list[object]:
-    """Return values of which those that are nearly the same number are the same."""
+    """Return values, with nearly equal numbers made equal."""
     try:
         numbers = {value: float(value) for value in set(values) if value}
     except ValueError:
@@ -174,7 +179,10 @@ def _rounded(values: Sequence[str]) -> list[object]:
 
 
 def _without_collision(group: list[Slice], places: _Places) -> list[Stack]:
-    """Return the volumes of slices that lie at places of their own: one, unless headers say that they are several."""
+    """Return the volumes of slices at distinct places.
+
+    One, unless headers say that they are several.
+    """
     whole = as_volume(group)
     physical = [Partition((key,), places.values(key)) for key in _PHYSICAL]
     differing = [p for p in physical if p.count > 1]
@@ -192,7 +200,7 @@ def _without_collision(group: list[Slice], places: _Places) -> list[Stack]:
 
 
 def _told_apart(places: _Places) -> tuple[Partition | None, str]:
-    """Return how slices that share places divide into volumes, or None and why they do not."""
+    """Return a partition of slices that share places, or why none."""
     keys, times = _single(places, (*_KEYS, IN_PLANE)), _single(places, _TIMES)
     for candidates in (
         keys,
@@ -235,7 +243,7 @@ def _copied(places: _Places, partition: Partition | None, digests: Digests) -> s
 
 
 def _single(places: _Places, keys: Iterable[str]) -> list[Partition]:
-    """Return the partitions by one header each, those that differ."""
+    """Return the partitions by single headers."""
     found: dict[bytes, Partition] = {}
     for key in keys:
         labels = places.values(key)
@@ -254,7 +262,7 @@ def _pairs(one: Sequence[Partition], two: Sequence[Partition]) -> Iterator[Parti
 
 
 def _in_order(places: _Places) -> Iterator[Partition]:
-    """Yield the partitions in which volumes follow each other whole, in time or by number.
+    """Yield partitions by order, in time or number.
 
     Each place has as many slices; the first of each place are the first volume, and so on. All of a volume come before
     all of the next one.
@@ -298,7 +306,10 @@ def _fits(partition: Partition, places: _Places, whole: bool = True) -> bool:
 
 
 def _halves(parts: Sequence[Labels], places: _Places) -> bool:
-    """Return whether two parts lie between each other and are evenly spaced together: halves of one volume."""
+    """Return whether two parts are halves of one volume.
+
+    They interleave, and are evenly spaced together.
+    """
     levels = [frozenset(places.level[part].tolist()) for part in parts]
     by_levels: dict[frozenset[int], Labels] = dict(zip(levels, parts, strict=True))
     for one, two in combinations(by_levels, 2):
@@ -314,7 +325,7 @@ def _do_not_interleave(partition: Partition, places: _Places) -> bool:
 
 
 def _chosen(fitting: Sequence[Partition]) -> tuple[Partition | None, str]:
-    """Return the partition into the fewest volumes, or None and what contradicts it."""
+    """Return the partition into fewest volumes, or a contradiction."""
     if not fitting:
         return None, ""
     best = min(fitting, key=lambda p: p.count)
@@ -344,5 +355,8 @@ def _divided(group: list[Slice], partition: Partition) -> list[Stack]:
 
 
 def _values_of(keys: Iterable[str], tells: Mapping[str, str]) -> list[str]:
-    """Return what a volume's own values are, where they are numbers or codes: free text may name somebody."""
+    """Return a volume's values of the keys.
+
+    Numbers and codes only: free text may name somebody.
+    """
     return [f"{key} {tells[key][:_LONGEST_VALUE]}" for key in keys if key in _SAID and tells.get(key)]

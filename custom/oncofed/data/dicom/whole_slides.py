@@ -1,4 +1,6 @@
-"""Which whole-slide instances are one slide: a pyramid whose levels may lie in several series (PS3.3, C.8.12).
+"""Group whole-slide instances into slides.
+
+A pyramid's levels may lie in several series (PS3.3, C.8.12).
 
 Levels of one slide have one frame of reference and one container, show one area, and differ in their number of pixels.
 Two scans of one slide, which have the same sizes, stay two.
@@ -33,13 +35,16 @@ class WholeSlide:
 
 
 def image_kind(image_type: Sequence[str]) -> str:
-    """Return what a whole-slide instance shows by the third value of ImageType: VOLUME, LABEL, OVERVIEW, THUMBNAIL."""
+    """Return an instance's kind by ImageType's third value.
+
+    VOLUME, LABEL, OVERVIEW or THUMBNAIL.
+    """
     named = image_type[2].strip().upper() if len(image_type) > 2 else ""
     return named or VOLUME
 
 
 def whole_slides(by_series: Mapping[str, Sequence[SlideFile]]) -> tuple[list[WholeSlide], dict[str, str]]:
-    """Return the slides of a folder, and path -> reason of the instances that are in none.
+    """Return a folder's slides, and path -> reason of the rest.
 
     Args:
         by_series: whole-slide instances by series.
@@ -82,7 +87,7 @@ def _size(header: SlideHeader) -> tuple[int, int]:
 
 
 def _belongs(series: Sequence[SlideFile], pyramid: Sequence[SlideFile]) -> bool:
-    """Return whether all instances of a series are further levels of a pyramid."""
+    """Return whether a series holds further levels of a pyramid."""
     finest = pyramid[0].header
     sizes = {_size(item.header) for item in pyramid}
     return all(
@@ -92,7 +97,7 @@ def _belongs(series: Sequence[SlideFile], pyramid: Sequence[SlideFile]) -> bool:
 
 
 def _same_slide(one: SlideHeader, other: SlideHeader) -> bool:
-    """Return whether two headers are of one physical slide in one coordinate system."""
+    """Return whether two instances are of one slide and space."""
     if (one.patient, one.study) != (other.patient, other.study):
         return False
     if one.series == other.series:
@@ -103,7 +108,7 @@ def _same_slide(one: SlideHeader, other: SlideHeader) -> bool:
 
 
 def _same_area(level: SlideHeader, finest: SlideHeader) -> bool:
-    """Return whether a level shows what the finest one does, with fewer pixels."""
+    """Return whether a level shows the finest one's area, smaller."""
     (width, height), (full_width, full_height) = _size(level), _size(finest)
     if not (0 < width < full_width and 0 < height < full_height):
         return False

@@ -1,4 +1,7 @@
-"""PNG, JPEG, BMP and WebP through Pillow, by their first bytes; TIFF has a module of its own."""
+"""Read PNG, JPEG, BMP and WebP through Pillow.
+
+By their first bytes; TIFF has a module of its own.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ Image.MAX_IMAGE_PIXELS = None
 
 
 def read_raster(path: Path) -> LoadedImage:
-    """Read a flat image, or the pages of a TIFF; turned as its Exif orientation says.
+    """Read a flat image or a TIFF's pages, upright by Exif.
 
     Raises:
         DataError: it is broken, or of a kind that cannot be read.
@@ -75,7 +78,7 @@ def _read(path: Path, image: Image.Image) -> LoadedImage:
 
 
 def _of_sixteen_bits(pixels: Values, orientation: int) -> LoadedImage:
-    """Return (row, column, channel) of 16 bits as an image: grey or colours, and opacity where it is there."""
+    """Return (row, column, channel) of 16 bits as an image."""
     values = upright(pixels, orientation).swapaxes(0, 1)
     channels = pixels.shape[-1]
     return LoadedImage(values, np.eye(4), "uint16", calibrated=False, colour=channels > 2, alpha=channels in {2, 4})

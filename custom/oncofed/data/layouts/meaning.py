@@ -1,4 +1,4 @@
-"""Values of masks are what their files name them; files that number classes otherwise are brought to one numbering."""
+"""Name and renumber mask values as their files state."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _BY_USER = "its mask does not name its values: they are what --labels says"
 
 
 def with_meaning(root: Path, files: Sequence[str], layout: FolderLayout, names: Mapping[int, str]) -> FolderLayout:
-    """Return a layout whose labels are named as its masks' files name them.
+    """Return a layout with labels named by its masks' files.
 
     Args:
         root: the folder.
@@ -53,13 +53,16 @@ def with_meaning(root: Path, files: Sequence[str], layout: FolderLayout, names: 
 
 
 def _said(root: Path, layout: FolderLayout, beside: Beside) -> dict[str, ValueNames | None]:
-    """Return mask -> the names that it, or a file beside it, says."""
+    """Return mask -> names stated by it or a file next to it."""
     masks = [item.label for item in layout.items if isinstance(item.label, str)]
     return {mask: in_file(root / mask) or beside.find(mask) for mask in masks}
 
 
 def _numbering(found: Iterable[ValueNames], given: Mapping[int, str]) -> dict[str, int]:
-    """Return name -> label value: as given, else as the files number it where they agree, else by the alphabet."""
+    """Return name -> label value.
+
+    As given, else as the files number it where they agree, else by the alphabet.
+    """
     target = {name_key(name): value for value, name in given.items() if value}
     each = list(found)
     new = {name_key(name) for values in each for name in values.names.values()} - set(target)
@@ -88,7 +91,7 @@ def _renumbered(
     spoken_for: bool,
     agree: bool,
 ) -> tuple[str | int | tuple[Part, ...] | None, str]:
-    """Return an item's label by the dataset's numbering, or why it cannot be used."""
+    """Return an item's label in the dataset's numbering, or why not."""
     if not isinstance(item.label, str):
         return item.label, ""
     values = said.get(item.label)

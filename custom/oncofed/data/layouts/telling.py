@@ -1,4 +1,4 @@
-"""Which folders say of their files that they are masks, and which only have such a word in their name."""
+"""Tell folders of masks from folders with such a name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MOST_KINDS = 24
 
 
 def with_quiet_folders(root: Path, named: Sequence[Named]) -> list[Named]:
-    """Return files that are masks by a folder's name only where this tells them from images elsewhere.
+    """Return files, with misleading folders' words ignored.
 
     A folder's word counts where the files below it have images of their names or places elsewhere: ``labels/7`` and
     ``images/7``, ``7/segmentations/liver`` and ``7/ct``. Of others, as of ``Brain_Seg_Challenge/7`` beside
@@ -39,7 +39,7 @@ def with_quiet_folders(root: Path, named: Sequence[Named]) -> list[Named]:
 
 
 def _quiet(look: Look, named: Sequence[Named]) -> frozenset[Words]:
-    """Return the words of folders that say mask, but hold images."""
+    """Return the words of mask folders that hold images."""
     told: dict[Words, list[Named]] = defaultdict(list)
     for each in named:
         if each.role == "mask" and each.own_role != "mask":
@@ -66,7 +66,7 @@ def _some(files: Sequence[Named]) -> Iterable[Named]:
 
 
 def all_taken_for_masks(left_out: dict[str, str]) -> str:
-    """Return what to say of a folder all of whose images are masks without an image; nothing where some are not.
+    """Return a message where all images were taken for masks.
 
     Args:
         left_out: path of a file -> why it is not used.
