@@ -16,7 +16,7 @@ from oncofed.data.manifest import Entry, Manifest
 from oncofed.data.masks import value_name
 
 _FEWEST_LABELLED = 3
-_FEW = 2  # so many that lack a class are few among any number
+_FEW = 2  # this number without a class is small in any dataset
 _FEW_SHARE = 0.2
 _MOST_SHARE = 0.5
 
@@ -68,8 +68,8 @@ def absences(manifest: Manifest) -> Iterator[Absence]:
         classes[_in_words(manifest, value).casefold()].add(value)
     for alike in classes.values():
         without = tuple(case for case, shown in values.items() if not alike & shown)
-        few = len(without) <= _FEW or len(without) < _FEW_SHARE * len(masked)
-        if without and few and len(masked) - len(without) >= _MOST_SHARE * len(masked):
+        is_rare = len(without) <= _FEW or len(without) < _FEW_SHARE * len(masked)
+        if without and is_rare and len(masked) - len(without) >= _MOST_SHARE * len(masked):
             yield Absence(_in_words(manifest, min(alike)), without, len(masked))
 
 

@@ -21,7 +21,7 @@ from oncofed.data.layouts import ClassTable, FolderLayout
 from oncofed.data.manifest import SPLITS, Entry, Manifest
 from oncofed.data.unlabelled import why_unlabelled
 
-# Start of a reason that does not say itself what to do -> what to do.
+# Start of a reason without advice -> the advice.
 _ADVICE = {
     "label whose regions are not": "name them with --labels too, where they are to be learned",
     "label whose": "export it again on the image that it was drawn on",
@@ -180,8 +180,8 @@ def _files(reading: Reading, manifest: Manifest) -> Files:
 
 def _inside(path: Path | None, folder: Path) -> list[str]:
     """Return a file's path inside a folder, if it is there."""
-    whole, root = path.resolve() if path else None, folder.resolve()
-    return [str(whole.relative_to(root))] if whole and whole.is_relative_to(root) else []
+    absolute, root = path.resolve() if path else None, folder.resolve()
+    return [str(absolute.relative_to(root))] if absolute and absolute.is_relative_to(root) else []
 
 
 def _told(entry: Entry | str, unlabelled: Mapping[str, str], lacks: Mapping[str, list[str]]) -> Entry | str:
@@ -198,23 +198,23 @@ def _rule_without_dicom(reading: Reading) -> list[str]:
     files = [item.name for item in reading.work if not is_dicom(item)]
     if reading.patient_from in {None, "id"} or not files:
         return []
-    said = (
+    remark = (
         f"--patient-from {reading.patient_from} tells patients of DICOM apart and changes nothing for "
         f"{counted(len(files), 'case')} of other files: {named(files)}. Say who each image's patient is in a table "
         "(image, label, patient), and register again"
     )
-    return [said]
+    return [remark]
 
 
 def _rows_without_image(reading: Reading) -> list[str]:
     if not reading.rows or reading.table is None:
         return []
-    said = (
+    remark = (
         f"rows of {reading.table.name} that match no image of the folder, {len(reading.rows):,}: "
         f"{named(reading.rows)}. Expected the PatientID, StudyInstanceUID or SeriesInstanceUID of the images in its "
         "column patient, study or series"
     )
-    return [said]
+    return [remark]
 
 
 def _on_each(work: Iterable[Work]) -> list[str]:
@@ -229,12 +229,12 @@ def _on_each(work: Iterable[Work]) -> list[str]:
     paths = [path for path, count in images.items() if count > 1]
     if not paths:
         return []
-    said = (
+    remark = (
         f"label files that do not say which of several images they were drawn on, and lie on each, {len(paths):,}: "
         f"{named(paths)}. Look at them (oncofed data look); where an image is another's, export the label again with "
         "its references"
     )
-    return [said]
+    return [remark]
 
 
 def _alike_names(names: Iterable[str]) -> list[str]:
@@ -252,13 +252,13 @@ def _alike_names(names: Iterable[str]) -> list[str]:
 
 def _joined(reading: Reading, manifest: Manifest) -> list[str]:
     """Return remarks on regions that several files label."""
-    there = {name_of(entry) for entry in manifest.entries}
+    present = {name_of(entry) for entry in manifest.entries}
     regions: dict[str, list[str]] = defaultdict(list)
     written: dict[str, str] = {}
     for item in reading.work:
-        if isinstance(item, StackWork) and item.name in there:
-            beside = reading.not_drawn.get(item.name, ())
-            drawn = [label for label in item.labels if label.path not in beside]
+        if isinstance(item, StackWork) and item.name in present:
+            outside = reading.not_drawn.get(item.name, ())
+            drawn = [label for label in item.labels if label.path not in outside]
             for name in named_twice((label.header for label in drawn), item.stack.header, item.values):
                 regions[written.setdefault(region_key(name), name)].append(item.name)
     return [

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 LEAVE_OUT, KEEP_ONE, SAME_PATIENT = "leave-out", "keep-one", "same-patient"
 MOVE_TO_TRAINING, KEEP_IN_TEST = "move-to-training", "keep-in-test"
-# These change nothing but that the finding is told no more.
+# These only stop the finding from being reported.
 ACCEPT, REVIEWED, KEEP_ALL = "accept", "reviewed", "keep-all"
 _OUT = "leave those cases out"
 
@@ -36,8 +36,8 @@ class Answer:
             more: what else is typed, such as the workspace.
         """
         of_job = ["--job", job] if job and self.finding in _OF_A_JOB else []
-        said = [f"--{self.finding}", next(iter(self.actions))]
-        return shlex.join(["oncofed", "data", "resolve", dataset, *said, *of_job, *more])
+        words = [f"--{self.finding}", next(iter(self.actions))]
+        return shlex.join(["oncofed", "data", "resolve", dataset, *words, *of_job, *more])
 
 
 # In this order they are put in force: what copies become may put a patient on two sides.

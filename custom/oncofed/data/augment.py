@@ -168,7 +168,7 @@ class Augment:
         kernels = (kernels / kernels.sum(1, keepdim=True)).to(image.device, non_blocking=True)
         axes, groups = image.ndim - 2, image.shape[0] * image.shape[1]
         for axis in range(axes):
-            # Every image, with each of its channels, is a group with a kernel of its own.
+            # Each channel of each image is a group with its own kernel.
             shape = [1] * axes
             shape[axis] = len(offsets)
             weight = kernels.repeat_interleave(image.shape[1], 0).view(groups, 1, *shape)
@@ -201,9 +201,9 @@ class Augment:
         mean, spread = image.mean(places, keepdim=True), image.std(places, keepdim=True)
         low = image.amin(places, keepdim=True)
         reach = (image.amax(places, keepdim=True) - low).clamp_min(1e-7)
-        bent = ((image - low) / reach).clamp_min(0) ** self._drawn(image, low_exponent, high_exponent)
-        centred = bent - bent.mean(places, keepdim=True)
-        return centred * (spread / bent.std(places, keepdim=True).clamp_min(1e-7)) + mean
+        corrected = ((image - low) / reach).clamp_min(0) ** self._drawn(image, low_exponent, high_exponent)
+        centred = corrected - corrected.mean(places, keepdim=True)
+        return centred * (spread / corrected.std(places, keepdim=True).clamp_min(1e-7)) + mean
 
     # --- drawing
 
@@ -250,11 +250,11 @@ def _affine(angles: Tensor, factors: Tensor, shape: torch.Size) -> Tensor:
     axes = len(shape)
     turn = torch.eye(axes).expand(len(angles), axes, axes).clone()
     planes = ((1, 2), (0, 2), (0, 1)) if axes == 3 else ((0, 1),)
-    for column, (one, two) in enumerate(planes):
+    for column, (first, second) in enumerate(planes):
         plane = torch.eye(axes).expand(len(angles), axes, axes).clone()
         cos, sin = angles[:, column].cos(), angles[:, column].sin()
-        plane[:, one, one], plane[:, two, two] = cos, cos
-        plane[:, one, two], plane[:, two, one] = -sin, sin
+        plane[:, first, first], plane[:, second, second] = cos, cos
+        plane[:, first, second], plane[:, second, first] = -sin, sin
         turn = turn @ plane
     turn = turn / factors[:, None, None]
     sides = torch.tensor(list(shape)[::-1], dtype=torch.float32)

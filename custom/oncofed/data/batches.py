@@ -134,8 +134,8 @@ class BatchStream(Iterator[Batch]):
         if self._device.type == "cpu":
             return self._input.change(self._input.together(parts), self._generator)
         if place.type == "cpu":
-            there = [{name: values.cpu() for name, values in drawn.items()} for drawn in parts]
-            return self._to_gpu(self._input.change(self._input.together(there), self._generator))
+            on_host = [{name: values.cpu() for name, values in drawn.items()} for drawn in parts]
+            return self._to_gpu(self._input.change(self._input.together(on_host), self._generator))
         if len({values.is_cuda for drawn in parts for values in drawn.values()}) > 1:
             # The GPU holds some of the cases and had no room for others.
             parts = [self._to_gpu(drawn) for drawn in parts]

@@ -95,7 +95,7 @@ def measure(image: LoadedImage, label: LoadedImage | None, classes: int = 0) -> 
             mask = _flat(label.values, like=values)[:, 0] > 0
     if finite:
         facts["intensity"] = _intensity(values, mask)
-        # What a label covers says nothing of an image without one.
+        # For comparison with unlabelled images, which have no labelled voxels.
         facts["image_intensity"] = _rough_intensity(values) if mask is not None else None
         facts["stain"] = stain(_flat(values)) if _is_coloured(image) else None
         facts["thumbnail"] = _thumbnail(values)
@@ -261,7 +261,7 @@ def _flat(values: Values, like: Values | None = None) -> Values:
 def _intensity(values: NDArray[Any], mask: NDArray[np.bool_] | None) -> Intensity:
     flat = _flat(values)
     inside = mask if mask is not None and mask.any() else _foreground(flat)
-    # Evenly spread voxels tell percentiles as well as all of them do, in a fraction of the time.
+    # Evenly spread voxels give the percentiles of all, in a fraction of the time.
     step = max(1, np.count_nonzero(inside) // _INTENSITY_SAMPLES)
     sample = flat[::step][inside[::step]].astype(np.float64)
     if not len(sample):
@@ -299,7 +299,7 @@ def _foreground(flat: Values) -> NDArray[np.bool_]:
 
 def _thumbnail(values: NDArray[Any]) -> str:
     cells, voxels = (16, 8) if values.ndim == 3 else (8, 4)
-    # Some voxels along each axis of a cell tell its mean well enough.
+    # Some voxels along each axis of a cell suffice for its mean.
     steps = tuple(slice(None, None, max(1, n // (cells * voxels))) for n in values.shape[:-1])
     grey: NDArray[Any] = values[steps].mean(axis=-1, dtype=np.float32)
     for axis in range(grey.ndim):

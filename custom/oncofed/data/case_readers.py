@@ -29,7 +29,7 @@ from oncofed.data.mixtures import RAW, UNITS
 from oncofed.data.slides import TileSpec
 from oncofed.data.slides.measuring import measure
 
-# Raised when facts gain a field, so that what an older version remembered is read anew.
+# Raised when facts gain a field: cases in the index of an older version are read again.
 _FACTS_VERSION = "10"
 
 
@@ -198,8 +198,8 @@ class StackWork:
         placed = [(label.path, label.named, label.notes) for label in self.labels]
         text = f"{_FACTS_VERSION} {files} {placed} {sorted(self.values.items())} {self.class_label} {self.split}"
         text += f" {self.stack.header.person} {self.stack.notes}"
-        there = all(is_there(self.out / path) for path in self._written())
-        return hashlib.sha256(text.encode()).hexdigest() + ("" if there else " not written")
+        is_written = all(is_there(self.out / path) for path in self._written())
+        return hashlib.sha256(text.encode()).hexdigest() + ("" if is_written else " not written")
 
     def read(self) -> CaseResult:
         """Read the image and its label, and write them converted."""
@@ -286,12 +286,12 @@ class SlideWork:
 
     def stamp(self) -> str:
         """What changes when its files do."""
-        there = (self.out / self._tiles_path).is_file()
+        is_written = (self.out / self._tiles_path).is_file()
         files = self.instances or self.item.images
         paths = [self.root / p for p in (*files, self.item.label) if isinstance(p, str)]
         seen = case_facts.stamp([p for p in paths if p.exists()])
         text = f"{_FACTS_VERSION} {self.item!r} {self.tiles!r} {sorted(self.names.items())} {seen}"
-        return text + ("" if there else " not written")
+        return text + ("" if is_written else " not written")
 
     def read(self) -> CaseResult:
         """Find the slide's tissue, and write its tiles."""

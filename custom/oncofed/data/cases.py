@@ -105,7 +105,7 @@ class Case:
         image, label = case_facts.read_case(self.images, self.mask, *self.reading)
         assert label is not None
         image, label = self._placed(image), replace(label, values=self._translated(label.values, numbered))
-        # A file that does not say how large its pixels are lies where the other does.
+        # A file that does not state its pixel size lies where the other does.
         both = image.calibrated and label.calibrated
         return image, label if both else replace(label, affine=image.affine, calibrated=image.calibrated)
 
@@ -140,7 +140,7 @@ class Case:
         if self.instances and numbered:
             return values.astype(np.int32)
         if numbered:
-            # A mask of one value for all objects: what does not touch is an object of its own.
+            # A mask of one value for all objects: each connected component is an object.
             pieces: case_facts.Values = ndimage.label(self._translated(values, False) > 0)[0]
             return pieces
         if self.instances:

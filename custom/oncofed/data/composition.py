@@ -130,19 +130,19 @@ def _taken_for_images(results: Iterable[CaseResult]) -> dict[str, str]:
     They hold few whole numbers only, on the grid of another case's image.
     """
     grids: dict[str, str] = {}
-    few = []
+    candidates = []
     for result in results:
         if isinstance(result, CaseRefused) or _is_constant(result.entry.intensity):
             continue
         grid = f"{result.entry.shape} {result.entry.affine}"
         if result.looks_like_mask:
-            few.append((result.name, grid))
+            candidates.append((result.name, grid))
         else:
             grids.setdefault(grid, result.entry.source or "")
     return {
         name: f"holds few whole numbers alone, on the grid of {grids[grid]}: it looks like a mask, expected an image. "
         "Name it as its image (CASE_seg beside CASE), or list both in a table (image, label)"
-        for name, grid in few
+        for name, grid in candidates
         if grid in grids
     }
 

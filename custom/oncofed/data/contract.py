@@ -294,9 +294,9 @@ def _with_values(row: Row, manifest: Manifest, classes: Mapping[int, str], vocab
     if not outside:
         return row
     names = {value: classes.get(value, "NAME") for value in sorted(held.keys() - {0})}
-    told = ", ".join(f"{value_name(value)} in {counted(held[value], 'case')}" for value in outside[:_MOST_VALUES])
+    listed = ", ".join(f"{value_name(value)} in {counted(held[value], 'case')}" for value in outside[:_MOST_VALUES])
     more = f" and {len(outside) - _MOST_VALUES} more" if len(outside) > _MOST_VALUES else ""
-    how = f"{told}{more}: none of the job's"
+    how = f"{listed}{more}: none of the job's"
     if len(names) <= _MOST_VALUES:
         option = ",".join(f"{value_name(value)}={name}" for value, name in names.items())
         how += f"; register again with --labels {option} (background: none of them)"

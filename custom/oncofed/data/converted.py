@@ -46,8 +46,8 @@ def write_image(path: Path, image: LoadedImage) -> None:
     values = values[..., 0] if values.shape[-1] == 1 else values
     buffer = io.BytesIO()
     if path.suffix == ".png":
-        whole = values if values.dtype == np.uint8 else values.astype(np.uint16)
-        Image.fromarray(whole).save(buffer, "PNG", compress_level=1)
+        stored = values if values.dtype == np.uint8 else values.astype(np.uint16)
+        Image.fromarray(stored).save(buffer, "PNG", compress_level=1)
     else:
         kind = np.int32 if np.issubdtype(values.dtype, np.integer) else np.float32
         Image.fromarray(values.astype(kind)).save(buffer, "TIFF")

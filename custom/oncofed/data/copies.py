@@ -22,7 +22,7 @@ from oncofed.data.decisions import contradiction, name_of, settled
 from oncofed.data.manifest import Entry, Manifest, Split
 
 COPIES = "copies"
-# Thumbnails that correlate by more than this show the same image, rescaled, encoded anew or resampled.
+# Thumbnails that correlate by more than this show the same image, rescaled, re-encoded or resampled.
 _SAME_IMAGE = 0.998
 _SAME_FILE = 2.0
 _ROWS, _COLUMNS = 256, 4096  # a block of the table of all pairs stays in a processor's cache

@@ -38,8 +38,8 @@ def in_force(manifest: Manifest, decision: Decision) -> Manifest:
     effect = _EFFECTS.get(decision.action)
     if effect is None:
         return manifest
-    there = {name_of(entry): (split, entry) for split, entry in manifest.by_split()}
-    groups = [group for group in _still_so(decision, there) if group]
+    present = {name_of(entry): (split, entry) for split, entry in manifest.by_split()}
+    groups = [group for group in _still_so(decision, present) if group]
     if decision.finding == "copies" and decision.action == KEEP_ONE:
         groups = [group for group in groups if not contradiction(entry for _, entry in group)]
     return effect(manifest, groups)
@@ -77,11 +77,11 @@ def settled(manifest: Manifest, finding: str, actions: Iterable[str] | None = No
         finding: what the decisions answer.
         actions: of those decisions; None: any.
     """
-    asked = [d for d in manifest.decisions if d.finding == finding and (actions is None or d.action in actions)]
-    there = {name_of(entry): (split, entry) for split, entry in manifest.by_split()} if asked else {}
+    decisions = [d for d in manifest.decisions if d.finding == finding and (actions is None or d.action in actions)]
+    present = {name_of(entry): (split, entry) for split, entry in manifest.by_split()} if decisions else {}
     numbers: dict[str, int] = {}
-    for decision in asked:
-        for group in _still_so(decision, there):
+    for decision in decisions:
+        for group in _still_so(decision, present):
             known = {numbers[name_of(e)] for _, e in group if name_of(e) in numbers}
             number = min(known, default=len(numbers) + 1)
             if len(known) > 1:
@@ -118,26 +118,26 @@ def by_worth(cases: Iterable[tuple[Split, Entry]]) -> list[tuple[Split, Entry]]:
 _Group = list[tuple[Split, Entry]]
 
 
-def _differ(one: Entry, two: Entry) -> bool:
+def _differ(first: Entry, second: Entry) -> bool:
     """Return whether the labels of two copies contradict."""
-    if isinstance(one.label, int) or isinstance(two.label, int):
-        return one.label != two.label and isinstance(one.label, int) and isinstance(two.label, int)
-    if one.label_values is None or two.label_values is None:
+    if isinstance(first.label, int) or isinstance(second.label, int):
+        return first.label != second.label and isinstance(first.label, int) and isinstance(second.label, int)
+    if first.label_values is None or second.label_values is None:
         return False
-    if one.shape == two.shape:
+    if first.shape == second.shape:
         # On one grid a mask that was mirrored or moved holds as many voxels, elsewhere.
-        moved = one.affine == two.affine and None not in (one.label_digest, two.label_digest)
-        return one.label_values != two.label_values or (moved and one.label_digest != two.label_digest)
-    return set(one.label_values) - {"0"} != set(two.label_values) - {"0"}
+        moved = first.affine == second.affine and None not in (first.label_digest, second.label_digest)
+        return first.label_values != second.label_values or (moved and first.label_digest != second.label_digest)
+    return set(first.label_values) - {"0"} != set(second.label_values) - {"0"}
 
 
-def _still_so(decision: Decision, there: dict[str, tuple[Split, Entry]]) -> Iterator[_Group]:
+def _still_so(decision: Decision, present: dict[str, tuple[Split, Entry]]) -> Iterator[_Group]:
     """Yield each group's cases that are unchanged."""
     for group in decision.groups:
         still = [
-            there[name]
+            present[name]
             for name in group
-            if name in there and decision.content.get(name) == content_of(there[name][1], decision.finding)
+            if name in present and decision.content.get(name) == content_of(present[name][1], decision.finding)
         ]
         # Labels contradict each other: where one is gone or was repaired, nobody knows whether they still do.
         yield [] if decision.finding == "conflicting" and len(still) < len(group) else still

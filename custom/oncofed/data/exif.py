@@ -19,7 +19,7 @@ from oncofed.data.manifest import Entry
 AS_TURNED = "its mask is taken as drawn on the turned picture"
 _FOUND = "its label was drawn on the image as it is stored, not as its Exif orientation turns it and viewers show it"
 AS_STORED = f"{_FOUND}: turn the mask, or save the image upright"
-# Exif orientation -> how ``placement`` says the way from the turned picture to the stored pixels.
+# Exif orientation -> ``placement``'s words for the way from the turned picture to the stored pixels.
 _WAYS_BACK = {
     2: "mirrored left to right",
     3: "mirrored left to right and upside down",
@@ -45,8 +45,8 @@ def as_stored_reason(image: LoadedImage, label: LoadedImage) -> str | None:
     Its size says so, or it lies clearly better there.
     """
     if label.shape != image.shape:
-        said = image.turned and label.exif == 1 and label.shape == image.shape[::-1]
-        return AS_STORED if said else None
+        fits_stored = image.turned and label.exif == 1 and label.shape == image.shape[::-1]
+        return AS_STORED if fits_stored else None
     if not is_open(image, label) or label.values.shape[-1] != 1:
         return None
     from oncofed.data.placement import place  # noqa: PLC0415 - takes time, and reads facts of cases itself

@@ -18,7 +18,7 @@ FILES_TABLE = "files.csv"  # in the dataset's folder; it names files of the sour
 Use = Literal["image", "label", "regions", "table"]
 USES: tuple[Use, ...] = get_args(Use)
 LEFT_OUT = "left out"
-# What browsers and other programs append to the name of a file until it is whole.
+# Suffixes of unfinished downloads, by browsers and other programs.
 _UNFINISHED = {".part", ".partial", ".crdownload", ".filepart", ".download", ".aria2", ".opdownload"}
 
 

@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 # Another process holds its file for as long as two of its files take to be read.
 _SECONDS_FOR_OTHERS = 5.0
 _SECONDS_AT_RISK = 2.0
-# A copy in memory is written whole, so less often.
+# A copy in memory is written in full, so less often.
 _SECONDS_BETWEEN_COPIES = 60.0
 
 

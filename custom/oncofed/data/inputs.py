@@ -213,11 +213,11 @@ def object_distances(numbers: Values) -> NDArray[np.float32]:
         (x, y[, z]) float32.
     """
     distances = np.zeros(numbers.shape, np.float32)
-    whole = numbers.astype(np.int64)
-    for number, box in enumerate(ndimage.find_objects(whole), start=1):
+    integers = numbers.astype(np.int64)
+    for number, box in enumerate(ndimage.find_objects(integers), start=1):
         if box is None:
             continue
-        inside = np.pad(whole[box] == number, 1)
+        inside = np.pad(integers[box] == number, 1)
         depth = ndimage.distance_transform_edt(inside)[(slice(1, -1),) * numbers.ndim]
         distances[box] = np.maximum(distances[box], depth / depth.max())
     return distances

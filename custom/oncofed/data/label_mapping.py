@@ -8,7 +8,7 @@ from typing import Literal
 
 from oncofed.data.manifest import Manifest
 
-# What a job learns from: a mask for each image, or one class for it as a whole.
+# The kind of label that a job learns from: a mask of each image, or its class.
 LabelKind = Literal["mask", "class"]
 # Name of the label of voxels that nobody labelled; a dataset need not have it.
 IGNORED = "ignore"

@@ -22,7 +22,7 @@ from oncofed.errors import DataError
 _MOST_VOXELS = 6_000_000_000
 # Cases for which processes are started: large ones take longer than starting them.
 _LARGE, _FEW_LARGE, _MANY_SMALL = 300_000_000, 8, 200
-# One of so many pictures at least is of a case that nothing speaks against, to compare the others with.
+# At least one of this many pictures is of an unsuspicious case, for comparison.
 _USUAL_AMONG = 6
 
 Progress = Callable[[str, int, int], None]
@@ -186,7 +186,7 @@ def _spread(entries: Sequence[Entry], most: int, seed: int) -> list[Entry]:
     }
     chosen: list[Case] = []
     rest = list(by_case)
-    while rest and len(chosen) < most:  # a sample may be smaller than asked for, where shares are rounded down
+    while rest and len(chosen) < most:  # a sample may be smaller than requested, where shares are rounded down
         chosen += sample_cases(rest, most - len(chosen), seed) or rest[:1]
         taken = {case.name for case in chosen}
         rest = [case for case in rest if case.name not in taken]

@@ -38,7 +38,7 @@ SPLITS: tuple[Split, ...] = ("training", "validation", "test")
 
 
 class _Part(BaseModel):
-    # A manifest may come from elsewhere: what is not known here is left alone.
+    # A manifest may come from elsewhere: unknown keys are ignored.
     model_config = ConfigDict(extra="ignore", frozen=True, populate_by_name=True)
 
 

@@ -45,9 +45,9 @@ _LEAST_SLOPING_OF_LEVEL = 0.5
 _SHARE_OF_LEVEL = 0.02
 _PIXELS_OF_LEVEL = 24
 _BESIDE_ENDS = 0.05
-# Of a volume so many slices are looked at for soft edges.
+# Slices of a volume that are searched for soft edges.
 _SLICES = 16
-# Of an image so many rows and columns are looked at for neighbours that are alike.
+# Rows and columns of an image that are searched for equal neighbours.
 _LINES = 64
 _MOST_COUNTED = 1 << 20
 # A palette's colour of which each part is at least this is white.
@@ -347,7 +347,7 @@ def _is_soft(values: Values, top: float, lossy: bool = False) -> bool:
         if not count:
             return False
         levels = counted(values[between])[0]
-        # One value or two may be classes of their own, unless each lies beside one of the levels and fills no area.
+        # One value or two may be classes, unless each lies near one of the levels and fills no area.
         beside = len(levels) == 2 and levels[0] <= top * _AT_LEVEL and levels[1] >= top * (1 - _AT_LEVEL)
         if len(levels) < (2 if beside else _FEWEST_LEVELS):
             return False

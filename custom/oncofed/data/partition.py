@@ -91,9 +91,9 @@ def _write_sites(
         for entries in by_split.values():
             for entry in entries:
                 _link(source, folder, entry)
-        # What became of the whole folder's files is not this site's.
-        whole: dict[str, object] = {"quarantine": [], "files": {}, "left_out": {}, "remarks": []}
-        dealt = {"training": [], "validation": [], "test": [], **whole, **by_split}
+        # The account of the folder's files is not this site's.
+        emptied: dict[str, object] = {"quarantine": [], "files": {}, "left_out": {}, "remarks": []}
+        dealt = {"training": [], "validation": [], "test": [], **emptied, **by_split}
         write_manifest(folder, manifest.model_copy(update=dealt))
     return folders
 

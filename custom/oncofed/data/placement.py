@@ -158,8 +158,8 @@ def _outline(
     padded = np.pad(crop, 2)
     normals = np.zeros(points.shape, np.float32)
     for offset in itertools.product(range(-2, 3), repeat=crop.ndim):
-        there = padded[tuple((points + 2 + np.array(offset)).T)]
-        normals -= there[:, None] * np.array(offset, np.float32)
+        neighbours = padded[tuple((points + 2 + np.array(offset)).T)]
+        normals -= neighbours[:, None] * np.array(offset, np.float32)
     normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-6)
     inside = np.stack(np.unravel_index(inner, crop.shape), axis=-1)
     return inside + corner, (points + corner).astype(np.float32), normals

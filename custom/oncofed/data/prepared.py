@@ -37,9 +37,9 @@ CACHE_FOLDER = ".prepared"
 # What a cache may take of the memory or disk that is free; of a GPU's memory, which the training itself needs, less.
 _SHARE_OF_FREE = 0.8
 _SHARE_OF_FREE_GPU = 0.4
-# Threads that prepare where there are few cores: one reads while another computes.
+# Preparing threads on few cores: one reads while another computes.
 _FEWEST_THREADS = 2
-# Of a case there are so many at once while it is prepared: as read, resampled, normalised, and prepared.
+# Copies of a case in memory while it is prepared: read, resampled, normalised, prepared.
 _COPIES = 4
 
 
@@ -226,7 +226,7 @@ class PreparedCases(Dataset[Prepared]):
             if not is_out_of_memory(error):
                 raise
         free_memory()
-        held = sum(one is not None for one in self._held)
+        held = sum(case is not None for case in self._held)
         _LOG.warning("the GPU has room for %d of %d prepared cases: the others are held in memory", held, len(self))
         self.plan = replace(self.plan, held="memory")
         return prepared
@@ -261,7 +261,7 @@ class _Ahead:
                 self._under_way.pop(stale).cancel()
             self._wanted = deque(index for index in indices if index not in self._under_way)
             if self._wanted and self._pool is None:
-                # Each case is one thread's: as many as there are would each call up as many again.
+                # Each case is one thread's: nested threads would multiply.
                 self._pool = ThreadPoolExecutor(threads, "prepare", torch.set_num_threads, (1,))
                 self._threads = threads
         self._start()

@@ -180,26 +180,26 @@ def _why_not(error: Exception) -> str:
 
 
 def _download(url: str, part: Path, progress: Progress) -> None:
-    there = part.stat().st_size if part.is_file() else 0
-    headers = {"Range": f"bytes={there}-"} if there else {}
+    have = part.stat().st_size if part.is_file() else 0
+    headers = {"Range": f"bytes={have}-"} if have else {}
     request = urllib.request.Request(url, headers=headers)  # noqa: S310 - from the table above
     try:
         answer = urllib.request.urlopen(request, timeout=_SECONDS_OF_SILENCE)  # noqa: S310 - the same
     except urllib.error.HTTPError as error:
-        if there and error.code == 416:  # nothing lies beyond what is there: it is whole
+        if have and error.code == 416:  # no bytes beyond those present: the file is complete
             return
         raise
     with answer:
-        if there and answer.status != 206:  # a server that cannot go on sends all of it again
-            there = 0
-        total = there + int(answer.headers.get("Content-Length") or 0)
-        with part.open("ab" if there else "wb") as out:
+        if have and answer.status != 206:  # a server that cannot go on sends all of it again
+            have = 0
+        total = have + int(answer.headers.get("Content-Length") or 0)
+        with part.open("ab" if have else "wb") as out:
             while block := answer.read(_BLOCK):
                 out.write(block)
-                there += len(block)
-                progress("fetching", there, total)
-    if there < total:
-        raise ConnectionError(errno.ECONNRESET, f"the connection ended after {there} of {total} bytes")
+                have += len(block)
+                progress("fetching", have, total)
+    if have < total:
+        raise ConnectionError(errno.ECONNRESET, f"the connection ended after {have} of {total} bytes")
 
 
 def _require_checksum(public: PublicSet, file: Path, progress: Progress) -> None:

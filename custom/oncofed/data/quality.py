@@ -107,12 +107,12 @@ def copies(manifest: Manifest) -> Iterator[Finding]:
     for group in copy_groups(manifest):
         contradiction = group.contradiction()
         if contradiction:
-            one, two = contradiction
+            first, second = contradiction
             how = "is the same file as" if group.exact else "looks the same as"
-            what = f"its image {how} that of {name_of(one)}, and their labels contradict each other"
+            what = f"its image {how} that of {name_of(first)}, and their labels contradict each other"
             what += "" if group.exact else ". Where they are other images that only look alike: --copies keep-all"
             names = tuple(name_of(entry) for _, entry in group.cases)
-            yield Finding("copies with conflicting labels", name_of(two), what, cases=names)
+            yield Finding("copies with conflicting labels", name_of(second), what, cases=names)
             continue
         for (split, entry), copy in zip(group.cases[1:], group.copies[1:], strict=True):
             other_split, other = group.cases[copy.of]

@@ -42,7 +42,7 @@ class Referenced(Preparation):
         label = case.read_label(self._numbered)
         values = label.values[..., 0]
         if values.dtype.kind == "f":
-            values = values.astype(np.float32)  # a value that lies beside a whole number by less than this tells
+            values = values.astype(np.float32)  # differences below float32 are rounding
         return {
             "image": image.as_tensor().contiguous(),
             "image.affine": image.affine.to(torch.float64).contiguous(),

@@ -158,7 +158,7 @@ def _nothing_found(source: Path, files: Sequence[str], layout: FolderLayout, lef
     )
 
 
-# --- what there is to read
+# --- the cases to read
 
 
 def _file_work(layout: FolderLayout, options: RegisterOptions, prefix: str) -> Iterator[Work]:

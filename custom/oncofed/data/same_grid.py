@@ -17,7 +17,7 @@ from oncofed.data.formats.common import LoadedImage, farthest_corner
 TURNED = "stored in another order of axes: turned"
 # Grids lie on each other whose corners are nearer than this, in voxels: headers round, and half a voxel is elsewhere.
 _SAME_GRID = 0.25
-# Sizes of voxels, and numbers of voxels, that differ by less than this share are told as the same.
+# Sizes and numbers of voxels that differ by less than this share are reported as equal.
 _NEARLY = 1e-3
 _AXES = ("first", "second", "third")
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from oncofed.data.cases import Case
 
-# Of a class that is rare so many are drawn at least, as far as there are: fewer would not tell how well it is found.
+# Least number of cases of a rare class, where present: fewer would not show how well it is found.
 _LEAST_OF_A_CLASS = 10
 
 

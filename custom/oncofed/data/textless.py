@@ -65,15 +65,17 @@ def require_same(original: Path, made: Path) -> None:
         )
 
 
-def _difference(one: LoadedImage, other: LoadedImage) -> str | None:
+def _difference(first: LoadedImage, second: LoadedImage) -> str | None:
     """Return how two images differ; None: they do not."""
-    if one.values.dtype != other.values.dtype or not np.array_equal(one.values, other.values, equal_nan=_floats(one)):
+    if first.values.dtype != second.values.dtype or not np.array_equal(
+        first.values, second.values, equal_nan=_floats(first)
+    ):
         return "pixel values"
-    palettes = [None if image.palette is None else image.palette.tolist() for image in (one, other)]
-    kinds = [(image.colour, image.alpha) for image in (one, other)]
+    palettes = [None if image.palette is None else image.palette.tolist() for image in (first, second)]
+    kinds = [(image.colour, image.alpha) for image in (first, second)]
     if kinds[0] != kinds[1] or palettes[0] != palettes[1]:
         return "colours"
-    sizes_differ = one.calibrated != other.calibrated or not np.allclose(one.affine, other.affine)
+    sizes_differ = first.calibrated != second.calibrated or not np.allclose(first.affine, second.affine)
     return "pixel sizes" if sizes_differ else None
 
 
@@ -130,7 +132,7 @@ def _jpeg_without_text(content: bytes, exif: bytes) -> bytes:
             raise DataError("is a JPEG image with broken segments. Copy it again, or export it anew")
         marker = content[position + 1]
         length = 2 + int.from_bytes(content[position + 2 : position + 4], "big")
-        # APP0 says how pixels are meant and APP14 in which colours; the other APP segments and comments are text.
+        # APP0 defines pixels and APP14 colours; the other APP segments and comments are text.
         if not (0xE1 <= marker <= 0xED or marker in {0xEF, 0xFE}):
             kept.append(content[position : position + length])
         position += length

@@ -23,7 +23,7 @@ from oncofed.data.formats.tiff import IS_TIFF
 from oncofed.data.formats.units import millimetres
 from oncofed.errors import DataError
 
-# Tags of TIFF 6.0 and its supplements that say how pixels are stored, which way is up, and how large they are.
+# Tags of TIFF 6.0 and its supplements for storage, orientation and size of pixels.
 _KEPT = {254, 255, 256, 257, 258, 259, 262, 266, 274, 277, 278, 282, 283, 284, 292, 293, 296, 317, 320, 322, 323}
 _KEPT |= {332, 334, 336, 338, 339, 340, 341, 347, 529, 530, 531, 532, 50674}
 _DESCRIPTION, _JPEG_TABLES = 270, 347
@@ -155,10 +155,10 @@ def _of_imagej(text: str) -> str:
 
 def _of_tifffile(text: str) -> str:
     try:
-        said = json.loads(text) if text else {}
+        described = json.loads(text) if text else {}
     except ValueError:
         return ""
-    shape, axes = said.get("shape"), said.get("axes")
+    shape, axes = described.get("shape"), described.get("axes")
     if not isinstance(shape, list) or not all(isinstance(side, int) for side in shape):
         return ""
     named = {"axes": axes} if isinstance(axes, str) and re.fullmatch(r"[A-Z]{1,8}", axes) else {}

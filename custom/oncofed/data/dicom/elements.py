@@ -53,7 +53,7 @@ def walked(file: BinaryIO, wanted: list[BaseTag | int]) -> Elements:
         elements |= {int(e.tag): e for e in walk}
     except Exception:  # noqa: BLE001 - whatever a broken header leads to: dcmread copes with more, or says what it is
         return {}
-    # Where it is missing, the file may be written otherwise than it says.
+    # Where it is missing, the file may be written in another syntax than it states.
     return elements if tag_of("SOPClassUID") in elements else {}
 
 
@@ -151,8 +151,8 @@ def binaries(elements: Elements, keyword: str) -> list[float] | None:
     if element is None or kind is None or not isinstance(element.value, bytes):
         return None
     order = "<" if getattr(element, "is_little_endian", True) else ">"
-    whole = len(element.value) // int(kind[1]) * int(kind[1])
-    found: list[float] = np.frombuffer(element.value[:whole], order + kind).tolist()
+    length = len(element.value) // int(kind[1]) * int(kind[1])
+    found: list[float] = np.frombuffer(element.value[:length], order + kind).tolist()
     return found
 
 

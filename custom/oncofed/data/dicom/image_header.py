@@ -14,7 +14,7 @@ from oncofed.data.dicom.elements import Elements, binaries, floats, integer, num
 from oncofed.data.dicom.header_types import ImageHeader, SlideHeader
 from oncofed.data.dicom.projections import pixel_size
 
-# What differs between volumes that scanners put into one series.
+# Headers that differ between volumes of one series.
 TELLING = (
     "EchoTime",
     "EchoNumbers",
@@ -66,7 +66,7 @@ PRIVATE = (
     *(Tag(_PHILIPS, 0x1400 | element) for element in (_PHILIPS_INTERCEPT, _PHILIPS_SLOPE)),
 )
 
-# What tells the levels of a whole slide: PS3.3, C.8.12.4.
+# Of the levels of a whole slide: PS3.3, C.8.12.4.
 SLIDE_TAGS = (
     "ContainerIdentifier",
     "ImagedVolumeWidth",
@@ -88,7 +88,7 @@ def image_header(elements: Elements, common: Mapping[str, str], pixels_at: int) 
         DataError: a number is none.
     """
     image_type = texts(elements, "ImageType")
-    told = {keyword: shown(elements, keyword) for tag, keyword in _TELLING_TAGS.items() if tag in elements}
+    texts_by_keyword = {keyword: shown(elements, keyword) for tag, keyword in _TELLING_TAGS.items() if tag in elements}
     size, scaling = pixel_size(elements), _scaling(elements)
     return ImageHeader(
         **common,
@@ -112,7 +112,7 @@ def image_header(elements: Elements, common: Mapping[str, str], pixels_at: int) 
         mosaic="MOSAIC" in image_type or int(_SIEMENS_MOSAIC_IMAGES) in elements,
         units=text(elements, tag_of("Units")),
         intent=text(elements, tag_of("PresentationIntentType")),
-        tells={keyword: value for keyword, value in told.items() if value},
+        tells={keyword: value for keyword, value in texts_by_keyword.items() if value},
         has_slope=scaling.has_slope,
         slope=scaling.slope,
         intercept=scaling.intercept,

@@ -116,11 +116,11 @@ def _lone_frame(path: Path, header: ImageHeader) -> NDArray[Any] | None:
 
 def _why(error: Exception, header: ImageHeader) -> str:
     """Return in words why pixels cannot be decoded."""
-    said = str(error)
-    if _CUT_OFF.search(said):
+    message = str(error)
+    if _CUT_OFF.search(message):
         return "the file is cut off: it holds fewer bytes of pixels than its header says. Copy it anew"
     kind = UID(header.syntax).name if header.syntax else "not said"
-    if "12-bit" in said:
+    if "12-bit" in message:
         return f"{kind} of 12-bit precision; pip install 'oncofed[jpeg12]' brings a decoder under the GPL"
     return f"transfer syntax {kind}: no decoder could read them; the file is damaged, or that is not how it is written"
 

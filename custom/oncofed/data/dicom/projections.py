@@ -15,7 +15,7 @@ from typing import NamedTuple
 from oncofed.data.dicom.elements import Elements, floats, number, tag_of, text
 from oncofed.errors import DataError
 
-# What is needed beside the spacings.
+# Needed besides the spacings.
 SIZE_TAGS = ("PixelSpacingCalibrationType", "EstimatedRadiographicMagnificationFactor")
 _OF_DETECTOR = (
     "its header says how large pixels are on the detector alone: lengths are those of the shadow there, larger than in "

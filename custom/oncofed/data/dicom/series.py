@@ -126,8 +126,8 @@ def _joined(by_series: Mapping[str, list[Slice]]) -> Iterator[list[Slice]]:
             yield series
     for slices in alone.values():
         planes = by_plane(slices)
-        whole = len(slices) >= _FEWEST_OF_VOLUME and len(planes) == 1 and not planes[0][1]
-        if whole and as_volume(slices).reason is None:
+        is_stack = len(slices) >= _FEWEST_OF_VOLUME and len(planes) == 1 and not planes[0][1]
+        if is_stack and as_volume(slices).reason is None:
             yield slices
         else:
             yield from ([item] for item in slices)
@@ -243,8 +243,8 @@ def _is_flat(header: ImageHeader) -> bool:
 
 
 def _is_described_as_localizer(item: Slice) -> bool:
-    said = item.header.description.lower()
-    return any(word in said for word in _LOCALIZER_WORDS)
+    description = item.header.description.lower()
+    return any(word in description for word in _LOCALIZER_WORDS)
 
 
 def _multiframe(item: Slice) -> Stack:

@@ -30,9 +30,9 @@ def tell_unread(stacks: Sequence[Stack], broken: Iterable[str], foreign: Iterabl
     volumes = _by_folder(stacks) if files else {}
     lacking: dict[int, list[str]] = defaultdict(list)
     for path, is_dicom in files.items():
-        beside = volumes.get(_folder(path), {})
-        alike = [number for number, patterns in beside.items() if _pattern(path) in patterns]
-        for number in alike or (beside if is_dicom else ()):
+        neighbours = volumes.get(_folder(path), {})
+        alike = [number for number, patterns in neighbours.items() if _pattern(path) in patterns]
+        for number in alike or (neighbours if is_dicom else ()):
             lacking[number].append(path)
     return [
         replace(stack, notes=(*stack.notes, _note(lacking[number]))) if number in lacking else stack

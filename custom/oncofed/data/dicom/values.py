@@ -47,8 +47,8 @@ def meant(dataset: Dataset, header: ImageHeader, notes: list[str]) -> Values:
     pad = (stored >= padding[0]) & (stored <= padding[1]) if padding else None
     values = stored
     if photometric == "MONOCHROME1":
-        whole = stored.astype(np.int64)
-        values = -1 - whole if header.signed else (1 << int(dataset.get("BitsStored", 16))) - 1 - whole
+        integers = stored.astype(np.int64)
+        values = -1 - integers if header.signed else (1 << int(dataset.get("BitsStored", 16))) - 1 - integers
         notes.append("MONOCHROME1: inverted, so that dense tissue is bright")
     return smallest(_unpadded(rescaled(values, header, dataset, notes), pad, notes))
 

@@ -22,7 +22,7 @@ from oncofed.data.dicom.stacks import Digests, Slice, Stack, refused
 
 IN_PLANE = "place in the plane (ImagePositionPatient)"
 FOLDER = "the folder of the files"  # where an anonymiser left nothing else
-# Times tell volumes apart where nothing else does: of many series each slice has its own.
+# Times are the last resort: in many series each slice has another one.
 _TIMES = ("AcquisitionDateTime", "AcquisitionDate", "AcquisitionTime", "TriggerTime", "SeriesTime", "ContentTime")
 _ORDER = (*_TIMES, "FrameReferenceTime", "InstanceNumber")  # in which volumes may follow each other
 _KEYS = tuple(keyword for keyword in TELLING if keyword not in {*_TIMES, "InstanceNumber"})
@@ -48,7 +48,7 @@ _PHYSICAL = (
 # The same, where slices are not one volume anyway.
 _IMAGED = {*_PHYSICAL, "SliceThickness", "KVP", "FlipAngle"}
 _SAID = {*_IMAGED, "TemporalPositionIdentifier", "AcquisitionNumber"}
-# What says nothing of how an image came about, and changes where one is sent again.
+# Independent of the acquisition, and changed when an image is sent again.
 _OF_SENDING = {
     "SeriesNumber",
     "SeriesDescription",
@@ -91,7 +91,7 @@ def volumes(group: list[Slice], digests: Digests) -> tuple[list[Stack], set[str]
     places = _Places(group)
     if places.is_free(np.arange(len(group))):
         return _without_collision(group, places), set()
-    found, said = _told_apart(places)
+    found, why_not = _told_apart(places)
     copies = _copied(places, found, digests)
     if found is not None and not copies:
         return _divided(group, found), set()
@@ -99,7 +99,7 @@ def volumes(group: list[Slice], digests: Digests) -> tuple[list[Stack], set[str]
         stacks, more = volumes([item for item in group if item.path not in copies], digests)
         return stacks, copies | more
     twice = len(group) - places.count
-    what = f"has {twice} of {len(group)} slices at positions of others, and {said}"
+    what = f"has {twice} of {len(group)} slices at positions of others, and {why_not}"
     return [
         refused(group, f"{what}. Export each volume as a series of its own, or leave out what is there twice")
     ], set()
@@ -147,8 +147,8 @@ class _Places:
             return _numbered(together(self._in_plane, 4 * max(self.reach, 0.05)).tolist())
         if keyword == FOLDER:
             return _numbered([item.path.rpartition("/")[0] for item in self.group])
-        said = [item.header.tells.get(keyword, "") for item in self.group]
-        return _numbered(_rounded(said) if keyword in _NUMBERS else said)
+        texts = [item.header.tells.get(keyword, "") for item in self.group]
+        return _numbered(_rounded(texts) if keyword in _NUMBERS else texts)
 
     def moments(self, keyword: str) -> list[float] | None:
         """Return each slice's time or number; None if one lacks."""
@@ -183,20 +183,20 @@ def _without_collision(group: list[Slice], places: _Places) -> list[Stack]:
 
     One, unless headers say that they are several.
     """
-    whole = as_volume(group)
+    stack = as_volume(group)
     physical = [Partition((key,), places.values(key)) for key in _PHYSICAL]
     differing = [p for p in physical if p.count > 1]
-    if whole.reason is None:
+    if stack.reason is None:
         for partition in differing:
             if all(len(part) > 1 and places.is_even(part) for part in _parts_of(partition)):
                 return _divided(group, partition)
         noted = tuple(f"its slices differ in {partition.keys[0]}" for partition in differing)
-        return [replace(whole, notes=(*whole.notes, *noted))]
+        return [replace(stack, notes=(*stack.notes, *noted))]
     if len(group) < _FEWEST_OF_TWO:
-        return [whole]
+        return [stack]
     apart = [p for p in _single(places, _KEYS) if p.keys[0] in _IMAGED or _do_not_interleave(p, places)]
     best, _ = _chosen([p for p in apart if _fits(p, places)])
-    return _divided(group, best) if best is not None else [whole]
+    return _divided(group, best) if best is not None else [stack]
 
 
 def _told_apart(places: _Places) -> tuple[Partition | None, str]:
@@ -252,9 +252,9 @@ def _single(places: _Places, keys: Iterable[str]) -> list[Partition]:
     return list(found.values())
 
 
-def _pairs(one: Sequence[Partition], two: Sequence[Partition]) -> Iterator[Partition]:
+def _pairs(first: Sequence[Partition], second: Sequence[Partition]) -> Iterator[Partition]:
     """Yield the partitions by two headers together."""
-    pairs = combinations(one, 2) if one is two else ((a, b) for a in one for b in two)
+    pairs = combinations(first, 2) if first is second else ((a, b) for a in first for b in second)
     for a, b in pairs:
         labels = _numbered(list(zip(a.labels.tolist(), b.labels.tolist(), strict=True)))
         if labels.max() > max(a.labels.max(), b.labels.max()):
@@ -312,9 +312,13 @@ def _halves(parts: Sequence[Labels], places: _Places) -> bool:
     """
     levels = [frozenset(places.level[part].tolist()) for part in parts]
     by_levels: dict[frozenset[int], Labels] = dict(zip(levels, parts, strict=True))
-    for one, two in combinations(by_levels, 2):
-        between = max(min(one), min(two)) < min(max(one), max(two))
-        if between and one.isdisjoint(two) and places.is_even(np.concatenate([by_levels[one], by_levels[two]])):
+    for first, second in combinations(by_levels, 2):
+        between = max(min(first), min(second)) < min(max(first), max(second))
+        if (
+            between
+            and first.isdisjoint(second)
+            and places.is_even(np.concatenate([by_levels[first], by_levels[second]]))
+        ):
             return True
     return False
 
@@ -349,8 +353,8 @@ def _divided(group: list[Slice], partition: Partition) -> list[Stack]:
     for part in _parts_of(partition):
         slices = [group[number] for number in part]
         stack = as_volume(slices)
-        said = _values_of(partition.keys, slices[0].header.tells)
-        stacks.append(replace(stack, notes=(note, *said, *stack.notes)))
+        own_values = _values_of(partition.keys, slices[0].header.tells)
+        stacks.append(replace(stack, notes=(note, *own_values, *stack.notes)))
     return stacks
 
 

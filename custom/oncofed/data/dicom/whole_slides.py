@@ -16,7 +16,7 @@ from oncofed.data.dicom.stacks import SlideFile
 
 VOLUME = "VOLUME"
 _WHAT = {"LABEL": "label", "OVERVIEW": "overview", "THUMBNAIL": "thumbnail", "LOCALIZER": "overview"}
-# Levels are cut or filled up to whole pixels, or whole tiles.
+# Levels are cropped or padded to full pixels or tiles.
 _SAME_ASPECT, _ROUNDED = 0.02, 2
 _SAME_AREA = 0.02
 
@@ -50,10 +50,10 @@ def whole_slides(by_series: Mapping[str, Sequence[SlideFile]]) -> tuple[list[Who
         by_series: whole-slide instances by series.
     """
     pyramids: list[list[SlideFile]] = []
-    beside: list[SlideFile] = []
+    associated: list[SlideFile] = []
     volumes = []
     for instances in by_series.values():
-        beside += [item for item in instances if image_kind(_image_type(item)) != VOLUME]
+        associated += [item for item in instances if image_kind(_image_type(item)) != VOLUME]
         volumes.append([item for item in instances if image_kind(_image_type(item)) == VOLUME])
     for series in sorted(filter(None, volumes), key=_width, reverse=True):
         found = next((pyramid for pyramid in pyramids if _belongs(series, pyramid)), None)
@@ -64,7 +64,7 @@ def whole_slides(by_series: Mapping[str, Sequence[SlideFile]]) -> tuple[list[Who
     slides = [WholeSlide(pyramid[0].header.series, tuple(pyramid)) for pyramid in pyramids]
     left_out: dict[str, str] = {}
     alone: dict[str, list[SlideFile]] = {}
-    for item in beside:
+    for item in associated:
         if any(_same_slide(item.header, other.header) for pyramid in pyramids for other in pyramid[:1]):
             kind = image_kind(_image_type(item))
             left_out[item.path] = f"{_WHAT.get(kind, kind)} of a DICOM slide, which is no level of its pyramid"
@@ -96,13 +96,13 @@ def _belongs(series: Sequence[SlideFile], pyramid: Sequence[SlideFile]) -> bool:
     )
 
 
-def _same_slide(one: SlideHeader, other: SlideHeader) -> bool:
+def _same_slide(first: SlideHeader, second: SlideHeader) -> bool:
     """Return whether two instances are of one slide and space."""
-    if (one.patient, one.study) != (other.patient, other.study):
+    if (first.patient, first.study) != (second.patient, second.study):
         return False
-    if one.series == other.series:
+    if first.series == second.series:
         return True
-    pairs = ((one.frame_of_reference, other.frame_of_reference), (one.container, other.container))
+    pairs = ((first.frame_of_reference, second.frame_of_reference), (first.container, second.container))
     known = [pair for pair in pairs if all(pair)]
     return bool(known) and all(mine == theirs for mine, theirs in known)
 

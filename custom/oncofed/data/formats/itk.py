@@ -18,7 +18,7 @@ from oncofed.errors import DataError
 
 ITK = (".nrrd", ".nhdr", ".mha", ".mhd")
 
-# Only a header that says so tells how large voxels are: ITK takes a millimetre where it does not.
+# Headers that state a voxel size: ITK assumes a millimetre otherwise.
 _SAYS_SPACING = re.compile(r"^(space directions:.*\(|spacings:.*\d|Element(Spacing|Size)\s*=)", re.M)
 _LONGEST_HEADER = 1 << 16
 _CHUNK = 1 << 22

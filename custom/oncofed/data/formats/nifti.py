@@ -45,11 +45,11 @@ _HEADERS = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
 _LONGEST_HEADER = 541
 # xyzt_units & 7 -> millimetres; what is not here is taken for millimetres, as ITK does.
 _UNITS = {1: ("metres", 1e3), 3: ("microns", 1e-3)}
-# Where two affines of one header place a corner farther apart than this, in voxels, they say different things.
+# Two affines of one header that place a corner farther apart than this, in voxels, contradict each other.
 _SAME_PLACE = 0.25
 _LOOKS = ("gzip data", "a NIfTI or Analyze file")
 
-# It tells of oddities of headers without the file's name; what is wrong is raised, and told with it.
+# nibabel logs oddities of headers without the file's name; errors are raised, and reported with it.
 logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
 
 

@@ -25,7 +25,7 @@ _ORIENTATION = 0x0112
 # Raw modes of Pillow's decoders that drop the lower half of 16 bits.
 _HALVED = ("RGB;16B", "RGBA;16B", "LA;16B")
 
-# How many pixels this machine takes is asked before any is read: a mask of a slide may have many.
+# Memory is checked before any pixel is read: a mask of a slide may be huge.
 Image.MAX_IMAGE_PIXELS = None
 
 
@@ -90,5 +90,5 @@ def _lossy(path: Path, image: Image.Image) -> str | None:
     if image.format != "WEBP":
         return None
     with path.open("rb") as file:
-        # Of WebP's two coders, VP8L keeps each value; its chunk stands first, or behind those that say more.
+        # Of WebP's two coders, VP8L is lossless; its chunk comes first, or behind those of metadata.
         return None if b"VP8L" in file.read(1 << 16) else "WebP"

@@ -175,7 +175,7 @@ def distinct_names(names: Sequence[tuple[str, str]]) -> list[str]:
 def first_free(name: str, taken: Collection[str]) -> str:
     """Return a free name: itself, or with a number behind."""
     numbered = (f"{name}-{number}" for number in count(2))
-    return name if name not in taken else next(one for one in numbered if one not in taken)
+    return name if name not in taken else next(candidate for candidate in numbered if candidate not in taken)
 
 
 def _longer(path: str) -> str:

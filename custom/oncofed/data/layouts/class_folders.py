@@ -10,7 +10,7 @@ from oncofed.data.layouts.base import SPLIT_NAMES, FolderLayout, Item, name_of, 
 from oncofed.data.layouts.kinds import CLASS_FOLDERS
 from oncofed.data.layouts.names import Named
 
-# Share of images beside all folders of classes that is no layout of its own.
+# Share of images outside all class folders that is tolerated.
 _STRAY = 0.05
 _MOST = 1000
 _MOST_WORDS = 20
@@ -29,8 +29,8 @@ def is_class_folders(images: Sequence[str]) -> bool:
     tops = {f.split("/", 1)[0] for f in inside}
     stray = len(images) - len(inside)
     rasters = all(image_format(Path(f)) == "raster" for f in images)
-    few = stray <= max(1, _STRAY * len(images))
-    return rasters and few and 2 <= len(tops) <= _MOST and len(inside) >= 2 * len(tops)
+    rarely_outside = stray <= max(1, _STRAY * len(images))
+    return rasters and rarely_outside and 2 <= len(tops) <= _MOST and len(inside) >= 2 * len(tops)
 
 
 def look_like_classes(images: Sequence[str]) -> list[str]:

@@ -22,7 +22,7 @@ from oncofed.data.layouts.names import Named, Words, has_mask_word, says_image
 from oncofed.data.masks import NEARLY_WHOLE, as_mask
 from oncofed.errors import DataError
 
-# Of files whose names differ from their neighbours' alike, so many are looked at.
+# Number of files that are read of those whose names differ from their neighbours' alike.
 _LOOKED_AT = 2
 _MOST_VALUES = 64
 _VOXELS_A_VALUE = 16
@@ -68,9 +68,9 @@ def _may_be_mask(image: LoadedImage) -> bool:
     if sample.shape[-1] == 1 and sample.dtype.kind == "f":
         if not np.isfinite(sample).all():
             return False
-        whole = np.rint(sample)
-        if np.abs(sample - whole).max() <= NEARLY_WHOLE:
-            sample = whole
+        rounded = np.rint(sample)
+        if np.abs(sample - rounded).max() <= NEARLY_WHOLE:
+            sample = rounded
     if len(np.unique(sample, axis=0)) <= _MOST_VALUES:
         return True
     most = float(sample.max())
@@ -105,13 +105,13 @@ def _even_share(values: NDArray[Any], background: Any) -> float:
     """Return the share of neighbours with equal values, pairs of background aside."""
     equal = pairs = 0
     for axis in (0, 1):
-        one, other = (
+        here, next_to = (
             np.take(values, range(1, values.shape[axis]), axis),
             np.take(values, range(values.shape[axis] - 1), axis),
         )
-        counted = (one != background) | (other != background)
+        counted = (here != background) | (next_to != background)
         pairs += int(counted.sum())
-        equal += int((counted & (one == other)).sum())
+        equal += int((counted & (here == next_to)).sum())
     return equal / pairs if pairs else 1.0
 
 
@@ -136,7 +136,7 @@ def masks_among(root: Path, files: Sequence[Named]) -> set[str]:
         if looked and all(looked):
             found |= {mask.path for _, mask in pairs}
     for group in _by_word([named for named in files if named.path not in found]):
-        # The name says it half: one that looks like a mask, wherever it lies, is enough.
+        # The name is half the evidence: one that looks like a mask, wherever it lies, is enough.
         if any(look.is_mask(named) for named in group[:_LOOKED_AT]):
             found |= {named.path for named in group}
     return found
@@ -231,7 +231,7 @@ class Look:
         if path not in self._few:
             try:
                 self._few[path] = looks_like_mask(read_stored(self._root / path))
-            except (DataError, MemoryError):  # what is wrong with it is said when it is read as a case
+            except (DataError, MemoryError):  # reported when it is read as a case
                 self._few[path] = False
         return self._few[path]
 

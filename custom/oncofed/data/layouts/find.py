@@ -151,8 +151,8 @@ def _class_folders(folder: _Folder) -> FolderLayout | None:
     A folder with a mask's name is a class where none of its files is an image's mask.
     """
     masks = folder.masks_beside if folder.images else []
-    asked = folder.task == "classification" and bool(folder.images)
-    if asked or (folder.task is None and folder.images and not masks and is_class_folders(folder.images)):
+    is_requested = folder.task == "classification" and bool(folder.images)
+    if is_requested or (folder.task is None and folder.images and not masks and is_class_folders(folder.images)):
         return class_folders([path for path in folder.images if path not in set(masks)], masks)
     return None
 
@@ -190,13 +190,13 @@ def _masks_beside(masks: Sequence[Named], images: Sequence[Named], layout: Folde
     alone = {path for path, reason in layout.left_out.items() if reason in {NO_IMAGE, LOOKS_LIKE_MASK}}
     if any(mask.path not in alone for mask in masks):
         return [mask.path for mask in masks]
-    # Of those without an image: by their own names, or in a folder beside one that says image.
-    beside = {image.folder.rpartition("/")[0] for image in images if image.says_last == "image"}
+    # Of those without an image: by their own names, or in a folder next to one of images.
+    image_parents = {image.folder.rpartition("/")[0] for image in images if image.says_last == "image"}
     return [
         mask.path
         for mask in masks
         if (mask.own_role == "mask" and mask.role_of_folders != "mask")
-        or (mask.says_last == "mask" and mask.folder.rpartition("/")[0] in beside)
+        or (mask.says_last == "mask" and mask.folder.rpartition("/")[0] in image_parents)
     ]
 
 

@@ -86,7 +86,7 @@ class _Rows:
         try:
             if row.fault:
                 raise DataError(row.fault)
-            # What looks like a mask by its name may be an image where the table says so.
+            # The table decides: a file with a name like a mask may be an image.
             image = self._file(row, "image", self._images, self._labels)
             return self._item(row, image), None
         except DataError as error:

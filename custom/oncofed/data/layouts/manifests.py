@@ -139,8 +139,8 @@ def _add(layout: FolderLayout, name: str, images: tuple[str, ...], label: str | 
             (*images[1:], *((label,) if label else ())), "file of a case that lacks a channel"
         )
     elif len(numbers) == expected and sorted(numbers) != list(range(expected)):
-        there = ", ".join(f"{number:04d}" for number in sorted(numbers))
-        reason = f"has the channels {there}, expected 0000 to {expected - 1:04d}"
+        present = ", ".join(f"{number:04d}" for number in sorted(numbers))
+        reason = f"has the channels {present}, expected 0000 to {expected - 1:04d}"
         layout.bad.append(Quarantined(name=name, reason=reason, source=images[0]))
         layout.left_out |= dict.fromkeys(
             (*images[1:], *((label,) if label else ())), "file of a case that lacks a channel"

@@ -24,8 +24,8 @@ def with_meaning(root: Path, files: Sequence[str], layout: FolderLayout, names: 
         names: label value -> name, where the user says it; goes before all else where all files agree on their numbers.
     """
     beside = Beside(root, files)
-    said = _said(root, layout, beside)
-    found = {path: values for path, values in said.items() if values}
+    names_of = _said(root, layout, beside)
+    found = {path: values for path, values in names_of.items() if values}
     if not found:
         return layout
     layout.tables += sorted(beside.used - set(layout.tables))
@@ -37,12 +37,12 @@ def with_meaning(root: Path, files: Sequence[str], layout: FolderLayout, names: 
     unknown = set() if not spoken_for or agree else set(target) - {name_key(name) for name in names.values()}
     kept = []
     for item in layout.items:
-        label, reason = _renumbered(item, said, target, unknown, spoken_for, agree)
+        label, reason = _renumbered(item, names_of, target, unknown, spoken_for, agree)
         if reason:
             layout.bad.append(Quarantined(name=item.name, reason=reason, source=item.images[0]))
             layout.left_out |= dict.fromkeys(item.masks, "mask of an image that is set aside for it")
         else:
-            by_user = spoken_for and not agree and isinstance(label, str) and said.get(label) is None
+            by_user = spoken_for and not agree and isinstance(label, str) and names_of.get(label) is None
             kept.append(replace(item, label=label, notes=(*item.notes, *([_BY_USER] if by_user else ()))))
     layout.items = kept
     if not spoken_for:

@@ -21,7 +21,7 @@ Role = Literal["image", "mask"]
 
 IMAGE_FOLDERS = ("images", "imagesTr", "imgs", "image", "imagesVa", "imagesVal", "imagesTs")
 LABEL_FOLDERS = ("labels", "labelsTr", "masks", "annotations", "label", "mask", "labelsVa", "labelsVal", "labelsTs")
-# Words by which files and folders are called masks, anywhere in the field.
+# Words that call files and folders masks, anywhere in the field.
 _MASK_WORDS = frozenset(
     [
         "seg",
@@ -57,10 +57,10 @@ _MASK_WORDS = frozenset(
         "ptv",
     ]
 )
-# What stands beside such a word and says no more than it does: ground_truth, manual_seg, label-lesion_desc-T1_mask.
+# Words next to such a word that add nothing: ground_truth, manual_seg, label-lesion_desc-T1_mask.
 _BESIDE_MASK = frozenset(["ground", "final", "manual", "human", "expert", "consensus", "merged", "derivatives"])
 _DRAWN = frozenset(["manual", "gt", "gts", "groundtruth", "groundtruths", "truth", "annotation", "annotations"])
-# What a folder of masks is called, but a file may also be.
+# Names of folders of masks that files may have, too.
 _MASK_FOLDER_WORDS = frozenset(["rois", "organs", "delineations", "gtvs"])
 _IMAGE_WORDS = frozenset(
     [
@@ -271,11 +271,11 @@ def words(text: str) -> Words:
     """
     found: list[str] = []
     for chunk in filter(None, _SEPARATOR.split(normalize("NFC", text))):
-        whole = chunk.lower()
+        lower = chunk.lower()
         parts = [part.lower() for part in _CASE.findall(chunk)]
         # A word of roles inside another is one only where capitals or digits set it apart.
-        apart = whole not in _ROLE_WORDS | CHANNEL_WORDS and "".join(parts) == whole
-        found += parts if apart and set(parts) & _ROLE_WORDS else [whole]
+        apart = lower not in _ROLE_WORDS | CHANNEL_WORDS and "".join(parts) == lower
+        found += parts if apart and set(parts) & _ROLE_WORDS else [lower]
     return tuple(found)
 
 
@@ -328,7 +328,7 @@ def is_place(word: str) -> bool:
     return word in _PLACES
 
 
-# --- what of a name says no case
+# --- words of a name that are no case
 
 _WORD = "|".join(sorted(_MASK_WORDS | CHANNEL_WORDS, key=len, reverse=True))
 _AFTER = re.compile(rf"(?:[_.-](?:{_WORD}))*(?:[_-]\d{{4}})?$", re.IGNORECASE)

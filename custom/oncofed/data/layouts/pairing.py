@@ -51,7 +51,7 @@ class Candidate:
         found = [*self.masks, *(pair for pair in self.loose if not _class(pair[1]))]
         if any(_class(extra) for _, extra in found):
             return found
-        # Of several that say no class, those that people drew: mask/7 may be of the field of view beside manual/7.
+        # Of several without a class, those that people drew: mask/7 may be of the field of view where manual/7 exists.
         return [pair for pair in found if pair[0].is_drawn] or found
 
     @property
@@ -89,19 +89,19 @@ def pair(cases: Sequence[Candidate], masks: Iterable[Named], on_one_grid: Fits) 
     masks = list(masks)
     again = Counter(mask.key for mask in {(mask.folder, mask.key): mask for mask in masks}.values())
     finders = [_Finder(cases, key) for key in _KEYS]
-    beside = _Beside(cases)
+    nearby = _Beside(cases)
     for mask in masks:
         found: tuple[list[Candidate], Words, bool] | None = None
         for finder in finders:
             found = finder.find(mask)
             if found:
                 break
-        found = found or beside.find(mask, again[mask.key] > 1)
+        found = found or nearby.find(mask, again[mask.key] > 1)
         if found is None:
             lost.append((mask, NO_IMAGE))
             continue
         several, extra, exact = found
-        several = _on_its_grid(several, beside.like(several, mask), mask, on_one_grid)
+        several = _on_its_grid(several, nearby.like(several, mask), mask, on_one_grid)
         if len(several) > 1:
             lost.append((mask, _SEVERAL))
             for case in several:
@@ -243,7 +243,7 @@ class _Finder:
         found = self._cases.get((*place, "/", *words)) if key.placed else self._cases.get(words) if words else None
         if not found:
             return None
-        # Where folders tell two masks of one image apart, they say what each shows: leftMask, rightMask.
+        # Folders that separate two masks of one image name their contents: leftMask, rightMask.
         extra = () if key.placed else tuple(word for word in place if word not in found[0].first.place)
         return found, extra, True
 
@@ -309,7 +309,7 @@ def _one_file_a_class(cases: Sequence[Candidate]) -> set[str]:
     """Return the classes where images have a mask a class."""
     several = [case for case in cases if len(case.fitting) > 1]
     plain = [case for case in several if "" in {_class(extra) for _, extra in case.fitting}]
-    # Where most images have one mask alone, several are of an image that is unlike them.
+    # Where most images have a single mask, an image with several is an exception.
     single = [case for case in cases if len(case.fitting) == 1 and not _class(case.fitting[0][1])]
     if not several or len(plain) * 2 > len(several) or len(single) > len(several):
         return set()
@@ -357,7 +357,7 @@ def case_name(case: Candidate) -> str:
     top = path.split("/", 1)[0]
     if top in IMAGE_FOLDERS and "/" in path:
         path = path[len(top) + 1 :]
-    if not case.key and "/" in path:  # the name says what the file is, its folder whose: case_7/imaging.nii.gz
+    if not case.key and "/" in path:  # the name states the role, the folder the case: case_7/imaging.nii.gz
         return path.rsplit("/", 1)[0].replace("/", "_")
     name = name_of(path)
     if len(case.images) == 1 and not case.numbered:

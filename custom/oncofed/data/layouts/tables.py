@@ -125,10 +125,10 @@ def _decoded(path: Path, data: bytes, encoding: str, cut: bool) -> str:
 
 
 def _parse(path: Path, text: str, strict: bool = True) -> Table:
-    said = _SAID.match(text)
-    skipped = 1 if said else 0
-    text = text[said.end() :] if said else text
-    separator = said[1] if said else _separator(text)
+    declared = _SAID.match(text)
+    skipped = 1 if declared else 0
+    text = text[declared.end() :] if declared else text
+    separator = declared[1] if declared else _separator(text)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
     try:
         columns = [name.strip().lower() for name in next(reader, [])]

@@ -29,7 +29,7 @@ def with_quiet_folders(root: Path, named: Sequence[Named]) -> list[Named]:
     named = list(named)
     look = Look(root)
     quiet: frozenset[Words] = frozenset()
-    for _ in range(_MOST_ROUNDS):  # where an inner folder's word says nothing, an outer one's may
+    for _ in range(_MOST_ROUNDS):  # where an inner folder's word is misleading, an outer one's may count
         more = _quiet(look, named)
         if not more:
             break
@@ -40,17 +40,17 @@ def with_quiet_folders(root: Path, named: Sequence[Named]) -> list[Named]:
 
 def _quiet(look: Look, named: Sequence[Named]) -> frozenset[Words]:
     """Return the words of mask folders that hold images."""
-    told: dict[Words, list[Named]] = defaultdict(list)
+    by_folder: dict[Words, list[Named]] = defaultdict(list)
     for each in named:
         if each.role == "mask" and each.own_role != "mask":
-            told[each.telling_folder].append(each)
-    if not told:
+            by_folder[each.telling_folder].append(each)
+    if not by_folder:
         return frozenset()
     with_mask = {(each.folder, each.case) for each in named if each.own_role == "mask"}
     images = [each for each in named if each.role != "mask" and (each.folder, each.case) not in with_mask]
     keys, places = {each.key for each in images} - {()}, {each.place for each in images} - {()}
     unsure = {}
-    for kind, files in told.items():
+    for kind, files in by_folder.items():
         elsewhere = sum(each.key in keys or each.place in places for each in files)
         both = sum((each.folder, each.case) in with_mask for each in files)
         if elsewhere * 2 < len(files) or both * 2 > len(files):

@@ -34,7 +34,7 @@ def unclassified(
     layout.labels = dict(enumerate(sorted({name for name in found.values() if name})))
     numbers = {name: number for number, name in layout.labels.items()}
     layout.items = [replace(item, label=numbers.get(found[item.images[0]])) for item in layout.items]
-    alone = not layout.items  # what takes all images for masks is told
+    alone = not layout.items  # reported where all images were taken for masks
     layout.left_out |= dict.fromkeys(masks, NO_IMAGE if alone else MASK_BESIDE)
     return layout
 

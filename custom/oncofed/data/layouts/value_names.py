@@ -29,7 +29,7 @@ _XML_LABEL = re.compile(rb"<Label\b[^>]*?\bKey=\"(\d+)\"[^>]*>(?:<!\[CDATA\[(.*?
 _SNAP = re.compile(r'^\s*(\d+)(?:\s+[\d.]+){6}\s+"(.*)"\s*$')
 _COLOURS = re.compile(r"^\s*(\d+)\s+(\S+)\s+\d+\s+\d+\s+\d+\s+\d+\s*$")
 _TEXTS = (".txt", ".label", ".ctbl", ".lut")
-_BEFORE_VOXELS = 352  # bytes of a NIfTI-1 header; what an extension says lies between these and vox_offset
+_BEFORE_VOXELS = 352  # bytes of a NIfTI-1 header; extensions lie between these and vox_offset
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def in_file(path: Path) -> ValueNames | None:
         if lower.endswith(_NRRD):
             return _of_slicer(path)
         return _of_extension(path) if lower.endswith(NIFTI) else None
-    except (OSError, EOFError, ValueError):  # what is wrong with it is said when it is read
+    except (OSError, EOFError, ValueError):  # reported when it is read
         return None
 
 
@@ -144,7 +144,7 @@ class Beside:
         while self._files:
             if folder in self._files:
                 inside = self._inside(folder)
-                # Two files that do not say the same are of two kinds of masks, and which is of this one is not known.
+                # Two files that disagree are of two kinds of masks, and nothing tells which is of this one.
                 for agreed in (inside.by_stem.get(bare), inside.all):
                     if agreed:
                         self.used.add(agreed[0])

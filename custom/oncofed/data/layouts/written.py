@@ -54,8 +54,8 @@ class Files:
             if found:
                 break
         if foreign:
-            there = f": {found[0]} is there" if len(found) == 1 else ""
-            return None, f"{_OUTSIDE}{there}"
+            hint = f": {found[0]} is there" if len(found) == 1 else ""
+            return None, f"{_OUTSIDE}{hint}"
         if not found:
             return None, "file is missing. Copy it into the folder, or correct the table"
         if len(found) > 1:

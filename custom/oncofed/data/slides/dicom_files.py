@@ -36,7 +36,7 @@ _TAGS = [
     "TotalPixelMatrixRows",
 ]
 
-# It tells of files that it leaves out, by path; what is left out is told here.
+# wsidicom logs the paths of files that it leaves out; oncofed reports them itself.
 logging.getLogger("wsidicom").setLevel(logging.CRITICAL)
 
 

@@ -15,7 +15,7 @@ from oncofed.data.slides.levels import WHITE, Level, Pixels
 from oncofed.data.slides.resolution import Resolution
 from oncofed.errors import DataError
 
-# These say their resolution by TIFF's tags alone.
+# These state their resolution in TIFF's tags only.
 _PLAIN_TIFF = {"generic-tiff"}
 
 

@@ -195,9 +195,9 @@ def _add(region: Region, geometry: Any) -> None:
                 f"its region {region.number} ({kind}) has coordinates that are no rings of points, expected lists of "
                 "[x, y] in pixels"
             ) from None
-        whole = [rings for rings in polygons if rings and len(rings[0]) >= 3]
-        region.left_out.extend(["polygon of fewer than three points"] * (len(polygons) - len(whole)))
-        region.polygons.extend(whole)
+        closed = [rings for rings in polygons if rings and len(rings[0]) >= 3]
+        region.left_out.extend(["polygon of fewer than three points"] * (len(polygons) - len(closed)))
+        region.polygons.extend(closed)
     else:
         named = f"the geometry {kind!r}" if isinstance(kind, str) else "no geometry with a type"
         raise DataError(f"its region {region.number} has {named}, expected Polygon or MultiPolygon")
@@ -278,8 +278,8 @@ def _key(name: str) -> str:
 def _left_out(regions: Sequence[Region], values: Mapping[int, int]) -> list[str]:
     kinds = Counter(kind for region in regions for kind in region.left_out)
     kinds[_NO_CLASS] = sum(bool(region.polygons) and region.number not in values for region in regions)
-    told = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()) if count)
-    return [f"regions left out: {told}"] if told else []
+    counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()) if count)
+    return [f"regions left out: {counts}"] if counts else []
 
 
 def _require_on_slide(regions: Sequence[Region], size: tuple[int, int], notes: list[str]) -> None:

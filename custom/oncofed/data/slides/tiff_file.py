@@ -173,10 +173,14 @@ def find_pyramid(file: Any) -> Pyramid:
     Raises:
         DataError: it holds no image, or its pixels are not square.
     """
-    series = [one for one in file.series if one.levels and one.keyframe is not None and _area(one.keyframe)]
+    series = [
+        candidate
+        for candidate in file.series
+        if candidate.levels and candidate.keyframe is not None and _area(candidate.keyframe)
+    ]
     if not series:
         raise DataError("is damaged or cut off: it is a TIFF file without an image. Copy it again from its source")
-    main = max(series, key=lambda one: _area(one.keyframe))
+    main = max(series, key=lambda candidate: _area(candidate.keyframe))
     images = ome_images_of(file)
     stated = _stated(images, series.index(main), main)
     found = _resolution(file, main.keyframe, stated)
@@ -195,14 +199,14 @@ def ome_images_of(file: Any) -> list[OmeImage]:
 
 def describe(file: Any) -> str:
     """Return in words what a TIFF file's largest image is."""
-    page = max((one.keyframe for one in file.series if one.keyframe is not None), key=_area)
+    page = max((candidate.keyframe for candidate in file.series if candidate.keyframe is not None), key=_area)
     photometric = _PHOTOMETRIC.get(int(page.photometric), f"of PhotometricInterpretation {int(page.photometric)}")
     channels = _channels(file, page)
     return f"{channels} {'channel' if channels == 1 else 'channels'} of {page.dtype}, stored as {photometric}"
 
 
 def _channels(file: Any, page: Any) -> int:
-    series = next((one for one in file.series if one.keyframe is page), None)
+    series = next((candidate for candidate in file.series if candidate.keyframe is page), None)
     sizes = dict(zip(series.axes, series.shape, strict=False)) if series else {}
     return int(sizes.get("C", 1)) * int(page.samplesperpixel)
 
@@ -306,15 +310,15 @@ def _resolution(file: Any, page: Any, stated: OmeImage | None) -> Resolution:
 
     OME's or Aperio's description goes first.
     """
-    said = Resolution(0.0)
+    found = Resolution(0.0)
     if file.is_svs:
-        said = resolution.of_aperio(str(file.pages.first.description))
+        found = resolution.of_aperio(str(file.pages.first.description))
     elif stated is not None:
-        said = stated.resolution()
-    if said.mpp:
-        return said
+        found = stated.resolution()
+    if found.mpp:
+        return found
     tags = _of_tags(page)
-    return tags if tags.mpp else resolution.unknown("; ".join(why for why in (said.why, tags.why) if why))
+    return tags if tags.mpp else resolution.unknown("; ".join(why for why in (found.why, tags.why) if why))
 
 
 def _of_tags(page: Any) -> Resolution:
@@ -394,9 +398,9 @@ def _jpeg_2000_decoder(page: Any, tiles: Iterator[tuple[bytes, int]]) -> Decoder
 
     says_ycbcr = page.photometric == _YCBCR or page.compression == _APERIO_YCBCR
     says_rgb = page.compression == _APERIO_RGB
-    few = list(tiles)
-    if says_ycbcr and (says_rgb or any(is_transformed(data) for data, _ in few)):
-        says_ycbcr = bool(few) and looks_like_ycbcr([plain(data, number) for data, number in few])
+    sampled = list(tiles)
+    if says_ycbcr and (says_rgb or any(is_transformed(data) for data, _ in sampled)):
+        says_ycbcr = bool(sampled) and looks_like_ycbcr([plain(data, number) for data, number in sampled])
     return (lambda data, number: to_rgb(plain(data, number))) if says_ycbcr else plain
 
 

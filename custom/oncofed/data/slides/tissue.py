@@ -151,7 +151,7 @@ def _saturation(values: NDArray[np.float32]) -> NDArray[np.float32]:
 def _glass(smooth: Pixels, clear: Mask) -> tuple[NDArray[np.float32], float]:
     """Return the glass's colour, and its highest saturation."""
     neutral = np.full(3, 255, np.float32)
-    step = max(1, math.isqrt(clear.size // _GLASS_SAMPLES))  # some pixels tell as well as all of them
+    step = max(1, math.isqrt(clear.size // _GLASS_SAMPLES))  # a sample of pixels suffices
     pixels = smooth[::step, ::step][clear[::step, ::step]].astype(np.float32)
     count = len(pixels)
     pixels = pixels[(pixels.min(axis=-1) > _BRIGHT) & (_saturation(pixels) < _TINT)]
