@@ -1,9 +1,9 @@
-"""From files to a batch on the device: samples a second, without any training, beside MONAI's and plain readers.
+"""From files to a batch on the device: samples a second, without training.
 
-Three things are measured for DICOM series, NIfTI volumes and a slide's tiles alike: all that happens before the first
-training step (files are read, brought to the job's grid and put on the device), with what each kind's decoding alone
-takes as the limit; and then patches a second, with the same kinds of changes at random: "light", and nnU-Net's set,
-"full". Baselines: MONAI's ``LoadImaged`` with ``CacheDataset`` and ``DataLoader``, and its ``WSIReader``.
+Three things are measured for DICOM series, NIfTI volumes and a slide's tiles alike: the work before the first
+training step (reading, resampling to the job's grid, copying to the device), with the decoding alone as the limit;
+and then patches a second, with the same random augmentations: "light", and nnU-Net's set, "full". Baselines: MONAI's
+``LoadImaged`` with ``CacheDataset`` and ``DataLoader``, and its ``WSIReader``.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def run(bench: Bench) -> None:
 
 
 def _dicom(bench: Bench) -> None:
-    """DICOM series with segmentations, from what registering left; MONAI reads the series anew and no segmentation."""
+    """DICOM series with segmentations, registered before; MONAI reads series only."""
     count, side = (4, 96) if bench.quick else (16, 192)
     rng = np.random.default_rng(0)
     source = bench.folder / "dicom"
@@ -146,7 +146,7 @@ def _nifti(bench: Bench) -> None:
 
 
 def _prepare(cases: Any, data: DataSpec, device: torch.device) -> None:
-    """Read, bring to the grid and hold all cases, as the start of a training does for which nothing was kept."""
+    """Read, resample and hold all cases, like the start of a training without a cache."""
     PreparedCases([replace(case, folder=None) for case in cases], Patches(data, "light", 2), device)
 
 
@@ -215,7 +215,7 @@ def _tiles(bench: Bench) -> None:
 
 
 def _patches(bench: Bench) -> None:
-    """Patches with random changes, from cases that each program holds where it holds them."""
+    """Augmented patches, from cases in each program's cache."""
     side, number = (128, 50) if bench.cuda else (32, 10) if bench.quick else (64, 20)
     batch = 2
     data = DataSpec(dataset="volumes", modality="mri", patch=(side,) * 3)

@@ -1,17 +1,16 @@
-"""Training samples a second of each task's network, beside a plain loop and beside the network alone.
+"""Training samples a second of each task, against a plain loop and the network alone.
 
 All programs train the same network on the same generated data with the same batch size:
 
-- oncofed: ``Trainer.train``, as a site does;
+- oncofed: ``Trainer.train``, as at a site;
 - the baseline of a volume's segmentation: MONAI's tutorial loop (cached deterministic transforms, random ones for each
   patch in the workers of a ``DataLoader``, float32, ``DiceCELoss``, AdamW); of the other tasks: the same input and loss
   with random changes on the CPU, a step after the other, float32, AdamW that is not fused;
-- the limit: forward and backward of the network alone on one batch that never changes, in oncofed's precision.
+- the limit: forward and backward of the network alone on one batch, in oncofed's precision.
 
-The roofline says which of the machine's limits a step could reach at best: operations, as torch's ``FlopCounterMode``
-counts them in one forward and backward pass, over the rate of a matrix product. The ablation takes one thing away at a
-time from what oncofed does, or adds one. On a GPU all is compiled from the first step on, as in a long run: how long a
-run must be for that is decided elsewhere.
+The roofline is the best possible step: operations of one forward and backward pass, by torch's ``FlopCounterMode``,
+over the rate of a matrix product. The ablation removes or adds one part of oncofed's step at a time. On a GPU all is
+compiled from the first step on, as in a long run.
 """
 
 from __future__ import annotations
@@ -68,7 +67,7 @@ class Work:
 
 
 def run(bench: Bench) -> None:
-    """Measure every task, then what each part of the loop is worth."""
+    """Measure every task, then each part of the loop."""
     volumes = _volumes(bench)
     _compare(bench, volumes, tutorial_loop(volumes.plan, volumes.dataset, bench.device, _workers()), "MONAI's loop")
     for work in (_nuclei(bench), _tiles(bench), _bags(bench)):
@@ -125,7 +124,7 @@ def _compare(bench: Bench, work: Work, theirs: Iterator[Any], name: str) -> None
 
 
 def _ablate(bench: Bench, work: Work) -> None:
-    """Take away one thing at a time."""
+    """Remove one part at a time."""
     whole = work.trainer(bench)
     whole.train(_WARM_STEPS)
     for name, change in _ABLATIONS.items():
@@ -298,7 +297,7 @@ def _bags(bench: Bench) -> Work:
 
 
 def plain_loop(work: Work, device: torch.device) -> Iterator[float]:
-    """Yield each step's loss of a loop in float32 whose input is made and changed on the CPU, in between the steps."""
+    """Yield each step's loss of a float32 loop with augmentation on the CPU."""
     task = work.plan.build_task()
     input_ = task.input(work.plan.training.augmentation)
     batches = BatchStream(PreparedCases(work.cases.train, input_, _CPU), input_, work.plan.training.batch_size, 1, _CPU)
@@ -314,7 +313,7 @@ def plain_loop(work: Work, device: torch.device) -> Iterator[float]:
 
 
 def network_alone(trainer: Trainer) -> Iterator[None]:
-    """Yield after each forward and backward pass over one batch that lies on the device."""
+    """Yield after each forward and backward pass over one batch on the device."""
     plan, device = trainer.plan, trainer.device
     network = plan.build_network().to(device)
     batch = dict(next(trainer.prepare()))

@@ -19,8 +19,7 @@ from oncofed.data.register import RegisterOptions, register
 from oncofed.data.slides import Pixels, TileSpec
 from oncofed.data.spec import DataSpec
 from oncofed.errors import TrainingError
-from oncofed.models import ModelSpec, build_network
-from oncofed.models import Request as NetworkRequest
+from oncofed.models import ModelSpec, NetworkRequest, build_network
 from oncofed.models.weights import weights_of
 from oncofed.tasks import SlideClassification, SlideClassificationSpec
 from oncofed.tasks.encoder import Encoder, EncoderSpec

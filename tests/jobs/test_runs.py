@@ -97,7 +97,7 @@ def test_a_job_trains_and_scores(name: str, tmp_path: Path) -> None:
     cases = usable_cases(folder, plan.data, plan.task.vocabulary, plan.seed, "east", None, plan.build_task().label_kind)
     trainer = Trainer(plan, cases.cases, "east")
     assert trainer.train(2) > 0
-    assert trainer.evaluate(trainer.cases.test, detailed=True).more
+    assert trainer.evaluate(trainer.cases.test, detailed=True).extra_metrics
     assert trainer.task.picture(trainer.network.eval(), trainer.cases.test[0], trainer.device)
 
 

@@ -83,7 +83,9 @@ def test_bundle_prediction_and_evaluation_say_the_same_of_a_calibrated_model(tmp
 
     again, by_bundle = _evaluated(bundle, dataset, tmp_path / "by-bundle")
     assert by_bundle == pytest.approx(scored, abs=1e-5)
-    assert again.scores.more["calibration_error"] == pytest.approx(found.scores.more["calibration_error"], abs=1e-5)
+    assert again.scores.extra_metrics["calibration_error"] == pytest.approx(
+        found.scores.extra_metrics["calibration_error"], abs=1e-5
+    )
     _, plain = _evaluated(_calibrated(tmp_path / "plain", None), dataset, tmp_path / "plainly")
     assert max(abs(plain[case] - scored[case]) for case in scored) > 0.01
 

@@ -42,8 +42,8 @@ def test_the_area_is_the_share_of_pairs_in_the_right_order(cases: list[tuple[flo
         return
     pairs = (ill[:, None] > well[None]).mean() + 0.5 * (ill[:, None] == well[None]).mean()
     assert scores.mean == pytest.approx(pairs)
-    assert 0 <= scores.more["calibration_error"] <= 1
-    assert 0 <= scores.more["balanced_accuracy"] <= 1
+    assert 0 <= scores.extra_metrics["calibration_error"] <= 1
+    assert 0 <= scores.extra_metrics["balanced_accuracy"] <= 1
 
 
 @given(st.lists(st.tuples(st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.9]) | st.floats(0, 1), st.booleans()), min_size=2))
@@ -59,9 +59,9 @@ def test_ranking_scores_are_monais(cases: list[tuple[float, bool]]) -> None:
 
 def test_a_classifier_that_is_as_sure_as_it_is_right_is_calibrated() -> None:
     sure = class_scores(_said(*[0.75] * 4), np.array([1, 1, 1, 0]), CLASSES)
-    assert sure.more["calibration_error"] == pytest.approx(0)
+    assert sure.extra_metrics["calibration_error"] == pytest.approx(0)
     too_sure = class_scores(_said(*[0.95] * 4), np.array([1, 1, 0, 0]), CLASSES)
-    assert too_sure.more["calibration_error"] == pytest.approx(0.45)
+    assert too_sure.extra_metrics["calibration_error"] == pytest.approx(0.45)
 
 
 def test_a_patients_images_count_as_one() -> None:
@@ -122,7 +122,7 @@ def test_it_learns_and_matches_classes_by_name(tmp_path: Path, names: list[str])
     evaluation = trainer.evaluate(tuple(cases), detailed=True)  # the deal may leave out a class
     assert evaluation.mean is not None
     assert evaluation.mean > 0.9
-    assert set(evaluation.more) == {"auprc", "balanced_accuracy", "calibration_error"}
+    assert set(evaluation.extra_metrics) == {"auprc", "balanced_accuracy", "calibration_error"}
     case = next(case for case in cases if case.image.resolve().parent.name.lower() == "clear")
     assert case.class_label == 0
     picture = trainer.task.picture(trainer.network, case, trainer.device)

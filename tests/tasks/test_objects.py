@@ -79,5 +79,5 @@ def test_it_learns_to_count_nuclei(tmp_path: Path) -> None:
     evaluation = trainer.evaluate(cases.test)
     assert evaluation.mean is not None
     assert evaluation.mean > 0.4
-    assert evaluation.more["dice"] > 0.85
+    assert evaluation.extra_metrics["dice"] > 0.85
     assert evaluation.by_class == {"nucleus": evaluation.mean}

@@ -83,7 +83,7 @@ class _Slow(_WorkerMain):
 def test_the_first_process_waits_for_those_that_prepare_for_long(
     plan: Plan, site: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainers, "_Following", _Slow)
+    monkeypatch.setattr(trainers, "_WorkerMain", _Slow)
     with start_trainer(plan, read_cases(site, plan.data.split, plan.seed), "here", devices="cpu") as trainer:
         distributed_c10d._set_pg_timeout(timedelta(seconds=_SLOW_SECONDS / 3))
         assert trainer.train(2) > 0

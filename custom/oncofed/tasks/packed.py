@@ -109,7 +109,7 @@ class _Elsewhere(Task[Any]):
         """Refuse."""
         self._refuse()
 
-    def assess(self, network: nn.Module, case: Case, device: torch.device, detailed: bool) -> Any:
+    def evaluate_case(self, network: nn.Module, case: Case, device: torch.device, detailed: bool) -> Any:
         """Refuse."""
         self._refuse()
 
@@ -117,7 +117,7 @@ class _Elsewhere(Task[Any]):
         """Refuse."""
         self._refuse()
 
-    def figures(self, outcome: Any) -> dict[str, float | str]:
+    def case_metrics(self, outcome: Any) -> dict[str, float | str]:
         """Refuse."""
         self._refuse()
 

@@ -176,7 +176,7 @@ class SlideClassification(Classification):
             attention = network.attention(bags, there)[0].float().cpu().numpy()
         return SlideScores(logits, attention, prepared["places"].cpu().numpy())
 
-    def assess(self, network: nn.Module, case: Case, device: torch.device, detailed: bool) -> Classified:
+    def evaluate_case(self, network: nn.Module, case: Case, device: torch.device, detailed: bool) -> Classified:
         """Return what a network says of one slide, all its tiles taken together."""
         found = self.infer(network, self.prepared(case), device)
         return Classified(found.probabilities(self.temperature), case.class_label)
