@@ -109,8 +109,7 @@ def _write(spec: JobSpec, events: list[Event], folder: Path) -> Result:
         note_scores(result, state)
         values = spec.model_dump(mode="json", by_alias=True)
         bundle = spec.plan().write_bundle(model.parent, spec.title, load_file(model), values)
-        if bundle:
-            complete_bundle(bundle, [model.parent, folder])
+        complete_bundle(bundle, [model.parent, folder])
     else:
         result.status = "stopped" if state.stopped and not state.failed else "failed"
         result.error = state.failed or "the job was stopped before its end"

@@ -36,6 +36,11 @@ def read_own_bundle(folder: Path) -> tuple[JobSpec, Weights, str]:
         SpecError: it is another's bundle, it is damaged, or the weights are not those that it was written with.
     """
     job, digest = _read_job(folder)
+    if job.model.code:
+        raise SpecError(
+            f"{folder}: its model needs the code of the pack {job.model.code[:12]}…, which no bundle holds. Name the "
+            "folder of the run instead"
+        )
     stored = _read_weights(folder / WEIGHTS_IN_BUNDLE)
     # A network may have a layer under two names; the first one counts.
     names = weights_of(job.plan().build_network())
