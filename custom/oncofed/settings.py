@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from oncofed.errors import SpecError
 
 Lines = dict[tuple[str, ...], int]
+_log = logging.getLogger(__name__)
 # A found value is shown up to this length.
 _LONGEST_SHOWN = 200
 
@@ -20,6 +22,26 @@ class StrictModel(BaseModel):
     """Base of all settings: immutable, unknown keys refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+
+
+class RenamedSettings(StrictModel):
+    """Base of a section with settings that had another name, which is read for one release, with a warning.
+
+    Attributes:
+        renamed: former name -> present one.
+    """
+
+    renamed: ClassVar[Mapping[str, str]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_former_names(cls, values: Any) -> Any:
+        found = {former: cls.renamed[former] for former in cls.renamed if isinstance(values, dict) and former in values}
+        for former, present in found.items():
+            if present in values:
+                raise ValueError(f"{former} is {present} under its former name: give one of them")
+            _log.warning("the setting %s is called %s now; the next release does not know %s", former, present, former)
+        return {found.get(name, name): value for name, value in values.items()} if found else values
 
 
 Settings = TypeVar("Settings", bound=StrictModel)

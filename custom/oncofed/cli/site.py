@@ -164,7 +164,7 @@ def doctor(
             parse_proxy(proxy)
         except ValueError as error:
             raise SpecError(f"--proxy: {error}") from None
-    jobs = {name: read_job(name).plan() for name in job or ()}
+    jobs = {name: read_job(name, with_code=True).plan() for name in job or ()}
     checks = examine(folder.resolve() if folder else None, _address(server) if server else None, jobs, proxy)
     if json:
         typer.echo(jsonlib.dumps([check.as_dict() for check in checks], indent=2))

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from oncofed.algorithms import algorithm_names
 from oncofed.alliance.facts import read_facts
 from oncofed.audit import AuditLog
 from oncofed.errors import AllianceError, SpecError
-from oncofed.federation_plan import STRATEGY_SPECS
 from oncofed.privacy.policy import POLICY_FILE, Policy, read_policy
 from oncofed.private_files import write_private
 from oncofed.settings import StrictModel, read_yaml, validated
@@ -90,7 +90,7 @@ def parse_policy(file: Path) -> Policy:
 
     values, lines = read_yaml(file, "networks: [unet]")
     policy = validated(Policy, values, str(file), lines, "settings")
-    known = {"networks": sorted(network.name for network in list_networks()), "strategies": sorted(STRATEGY_SPECS)}
+    known = {"networks": sorted(network.name for network in list_networks()), "strategies": algorithm_names()}
     for rule, names in known.items():
         for pattern in getattr(policy, rule) or ():
             if not any(fnmatchcase(name, pattern) for name in names):

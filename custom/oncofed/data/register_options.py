@@ -1,0 +1,63 @@
+"""What to register, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from oncofed.data.dicom.patients import PatientFrom
+from oncofed.data.manifest import Task
+from oncofed.data.masks import value_of
+from oncofed.data.slides import TileSpec
+from oncofed.errors import DataError
+
+# What is done, how many, of how many.
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class RegisterOptions:
+    """What to register, and how.
+
+    Attributes:
+        source: the folder.
+        name: of the dataset.
+        out: the dataset's folder.
+        task: "segmentation", "classification" or "slides"; None: as the layout says.
+        labels: label value -> name, where the user says it.
+        table: CSV or TSV with columns image (or patient, series), label, split; None: as found in the folder.
+        tiles: how slides are cut.
+        workers: processes; None: one a core.
+        patient_from: what tells DICOM patients apart; None: as when the dataset was registered before, else their IDs.
+        classes: of a classification, where images need no class: names of those that folders may be called as. None:
+            images lie in one folder a class, or in a table with their classes.
+    """
+
+    source: Path
+    name: str
+    out: Path
+    task: Task | None = None
+    labels: Mapping[int, str] = field(default_factory=dict)
+    table: Path | None = None
+    tiles: TileSpec = field(default_factory=TileSpec)
+    workers: int | None = None
+    patient_from: PatientFrom | None = None
+    classes: tuple[str, ...] | None = None
+
+
+def parse_labels(text: str) -> dict[int, str]:
+    """Return label value -> name of ``1=liver,2=tumour`` or ``liver,tumour``.
+
+    Raises:
+        DataError: it is neither.
+    """
+    labels: dict[int, str] = {}
+    for number, part in enumerate((p.strip() for p in text.split(",")), start=1):
+        value, equals, name = part.partition("=")
+        known = value_of(value) if equals else number
+        if known is None or (equals and not name.strip()):
+            raise DataError(f"--labels {text}: found {part!r}, expected VALUE=NAME, such as 1=liver,#ff0000=tumour")
+        labels[known] = name.strip() if equals else part
+    labels.setdefault(0, "background")
+    return dict(sorted(labels.items()))

@@ -1,0 +1,387 @@
+"""Images sent by C-STORE to this machine: DICOM PS3.4 annex B, over PS3.8.
+
+Whoever reaches the port may send anything, before it has said who it is: lengths are bounded, what comes in goes to
+disk and not to memory, and nothing that was sent becomes part of a path or of a line that is printed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import secrets
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from socketserver import BaseServer
+from typing import Any
+
+import pydicom.uid
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.uid import (
+    UID,
+    AllTransferSyntaxes,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
+from pynetdicom import AE, evt
+from pynetdicom.association import Association
+from pynetdicom.dimse import DIMSEServiceProvider
+from pynetdicom.dimse_messages import C_STORE_RQ, DIMSEMessage
+from pynetdicom.events import Event
+from pynetdicom.pdu_primitives import P_DATA
+from pynetdicom.sop_class import Verification
+from pynetdicom.transport import AddressInformation, AssociationSocket, RequestHandler, ThreadedAssociationServer
+
+from oncofed.errors import SpecError, one_line
+from oncofed.loopback import is_loopback
+from oncofed.prediction.watching.application_entity import Address, Notify, RateLimitedNotify
+from oncofed.prediction.watching.inbox import (
+    NOT_THAT_CLASS,
+    NOT_UNDERSTOOD,
+    SUCCESS,
+    Inbox,
+    IncomingObject,
+    StoreRefused,
+)
+
+# Images as our reader reads them: planes in space, projections, photographs, and whole slides.
+IMAGE_CLASSES: tuple[UID, ...] = tuple(
+    getattr(pydicom.uid, f"{name}Storage")
+    for name in (
+        "CTImage",
+        "EnhancedCTImage",
+        "LegacyConvertedEnhancedCTImage",
+        "MRImage",
+        "EnhancedMRImage",
+        "EnhancedMRColorImage",
+        "LegacyConvertedEnhancedMRImage",
+        "PositronEmissionTomographyImage",
+        "EnhancedPETImage",
+        "LegacyConvertedEnhancedPETImage",
+        "NuclearMedicineImage",
+        "ComputedRadiographyImage",
+        "XRayRadiofluoroscopicImage",
+        "XRayAngiographicImage",
+        "BreastTomosynthesisImage",
+        "UltrasoundImage",
+        "SecondaryCaptureImage",
+        "VLEndoscopicImage",
+        "VLMicroscopicImage",
+        "VLPhotographicImage",
+        "OphthalmicPhotography8BitImage",
+        "VLWholeSlideMicroscopyImage",
+    )
+) + tuple(
+    getattr(pydicom.uid, f"{name}{purpose}")
+    for name in ("DigitalXRayImageStorage", "DigitalMammographyXRayImageStorage", "DigitalIntraOralXRayImageStorage")
+    for purpose in ("ForPresentation", "ForProcessing")
+)
+# With those that have not said who they are. The library's own limit also counts connections that have ended.
+_MOST_CONNECTIONS, _NO_LIMIT = 20, 10_000
+# Longest PDU that is announced, and that is read: a request for an association may be longer than data.
+_ANNOUNCED_PDU, _LONGEST_PDU = 128 << 10, 1 << 20
+_LONGEST_COMMAND = 64 << 10
+# Objects of one association that wait to be written: a sender waits for each answer before it sends the next.
+_MOST_WAITING = 4
+_NETWORK_SECONDS, _NEGOTIATION_SECONDS = 60.0, 10.0
+_LONGEST_TITLE = 16
+# Of the state machine of PS3.8, section 9.2: what came is no valid message, and the association is aborted.
+_INVALID_PDU = "Evt19"
+
+
+def decodable_syntaxes() -> list[UID]:
+    """Return the transfer syntaxes whose pixels can be decoded here.
+
+    Not the deflated one: a megabyte of it may become a gigabyte as it is read.
+    """
+    plain = [ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian]
+    return plain + [s for s in AllTransferSyntaxes if s.is_compressed and _is_decodable(s)]
+
+
+def _is_decodable(syntax: UID) -> bool:
+    if syntax == DeflatedExplicitVRLittleEndian:
+        return False
+    with contextlib.suppress(NotImplementedError):
+        return get_decoder(syntax).is_available
+    return False
+
+
+@dataclass
+class _AssociationState:
+    """An association while it lasts.
+
+    Attributes:
+        name: of it, by which an inbox tells associations apart.
+        peer: AE title, as it may be printed.
+        series: folders that it brought something to.
+        kept: objects.
+        refused: status -> objects.
+        released: it ended as it should.
+        incoming: what comes in or waits.
+    """
+
+    name: str
+    peer: str = ""
+    series: set[Path] = field(default_factory=set)
+    released: bool = False
+    kept: int = 0
+    refused: Counter[int] = field(default_factory=Counter)
+    incoming: list[IncomingObject] = field(default_factory=list)
+
+
+class StorageSCP:
+    """Takes images from those who are named, and puts them into an inbox. For use with ``with``.
+
+    Args:
+        inbox: where they go.
+        address: to listen at; port 0: a free one.
+        ae_title: of this receiver; who calls another is rejected.
+        callers: AE titles of those who may send.
+        tell: each event, for people: what kind it is, and one line that names no patient.
+    """
+
+    def __init__(self, inbox: Inbox, address: Address, ae_title: str, callers: Sequence[str], notify: Notify) -> None:
+        self._inbox, self._address, self._notify = inbox, address, notify
+        self._notify_limited = RateLimitedNotify(notify)
+        self._title, self._callers = ae_title, list(callers)
+        self._associations: dict[Association, _AssociationState] = {}
+        self._lock = threading.Lock()
+        self._server: _Server | None = None
+
+    @property
+    def port(self) -> int:
+        """On which it listens."""
+        assert self._server is not None
+        return int(self._server.server_address[1])
+
+    def __enter__(self) -> StorageSCP:
+        """Start to listen.
+
+        Raises:
+            SpecError: nothing can listen there.
+        """
+        # It logs what peers send as it came, and stack traces; what counts is told.
+        logging.getLogger("pynetdicom").propagate = False
+        entity = AE(self._title)
+        entity.require_calling_aet = self._callers
+        entity.require_called_aet = True
+        entity.maximum_associations = _NO_LIMIT
+        entity.maximum_pdu_size = _ANNOUNCED_PDU
+        entity.network_timeout, entity.acse_timeout = _NETWORK_SECONDS, _NEGOTIATION_SECONDS
+        entity.add_supported_context(Verification)
+        syntaxes = decodable_syntaxes()
+        for image in IMAGE_CLASSES:
+            entity.add_supported_context(image, syntaxes)
+        handlers: list[Any] = [
+            (evt.EVT_C_ECHO, lambda event: SUCCESS),
+            (evt.EVT_C_STORE, self._store),
+            (evt.EVT_ACCEPTED, self._accepted),
+            (evt.EVT_REJECTED, self._rejected),
+            (evt.EVT_RELEASED, self._released),
+        ]
+        try:
+            self._server = entity.make_server(
+                AddressInformation(self._address.host, self._address.port).as_tuple,
+                evt_handlers=handlers,
+                server_class=_Server,
+                request_handler=functools.partial(_Connection, receiver=self),
+            )
+        except OSError as error:
+            raise SpecError(
+                f"nothing can listen at {self._address}: {error.strerror or error}. Name another port with --listen"
+            ) from None
+        threading.Thread(target=self._server.serve_forever, name="receiver", daemon=True).start()
+        place, callers = Address(self._address.host, self.port), ", ".join(self._callers)
+        beyond = "" if is_loopback(place.host) else ". Other machines reach it: what they send is not encrypted"
+        self._notify("listening", f"{self._title} listens at {place} for {callers}{beyond}")
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Stop to listen; associations that are going on are aborted."""
+        assert self._server is not None
+        self._server.shutdown()
+        for association in self._server.active_associations:
+            association.abort(block=False)
+        self._server = None
+
+    def serve_association(self, association: Association, serve: Callable[[], None]) -> None:
+        """Serve an association to its end, and leave nothing behind that it did not bring to its end.
+
+        Args:
+            association: with a peer that may not have said yet who it is.
+            serve: returns as it ends.
+        """
+        state = self._associations[association] = _AssociationState(secrets.token_hex(8))
+        try:
+            serve()
+        finally:
+            association.dul.kill_dul()
+            for incoming in state.incoming:
+                incoming.discard()
+            with self._lock:
+                del self._associations[association]
+            if state.series and not state.released:
+                self._notify_limited(
+                    "incomplete",
+                    f"{state.peer} broke off after {_counts_text(state)}: "
+                    "they wait until an association brings the rest",
+                )
+
+    def begin(self, association: Association, message: DIMSEMessage) -> IncomingObject | None:
+        """Return where an announced object goes; None where its announcement is not valid."""
+        state, context = self._associations[association], association._accepted_cx.get(message.context_id or 0)
+        announced = message.command_set
+        sop_class, instance = (announced.get(name) for name in ("AffectedSOPClassUID", "AffectedSOPInstanceUID"))
+        state.incoming = [incoming for incoming in state.incoming if incoming.path.exists()]
+        if context is None or not sop_class or not instance or len(state.incoming) >= _MOST_WAITING:
+            return None
+        incoming = self._inbox.begin(str(sop_class), str(instance), str(context.transfer_syntax[0]))
+        state.incoming.append(incoming)
+        return incoming
+
+    def _store(self, event: Event) -> int:
+        state, incoming = self._associations[event.assoc], event.request._dataset_file
+        try:
+            if not isinstance(incoming, IncomingObject):
+                raise StoreRefused(NOT_UNDERSTOOD, "it holds no data set")
+            if event.context.abstract_syntax != incoming.sop_class:
+                raise StoreRefused(NOT_THAT_CLASS, "it is not of the class that was agreed on")
+            series = self._inbox.keep(incoming, state.name)
+        except StoreRefused as refusal:
+            state.refused[refusal.status] += 1
+            if state.refused[refusal.status] == 1:
+                self._notify_limited("refused", f"an object from {state.peer} is refused: {refusal}")
+            return refusal.status
+        state.series.add(series)
+        state.kept += 1
+        return SUCCESS
+
+    def _accepted(self, event: Event) -> None:
+        self._associations[event.assoc].peer = _calling_ae_title(event.assoc)
+
+    def _rejected(self, event: Event) -> None:
+        association = event.assoc
+        called = one_line(str(association.requestor.primitive.called_ae_title), _LONGEST_TITLE)
+        why = f"it calls {called}, and this is {self._title} (--ae-title)"
+        if _calling_ae_title(association) not in self._callers:
+            why = "it is none of those who may send (--from)"
+        host = association.requestor.address_info.address
+        self._notify_limited("rejected", f"{_calling_ae_title(association)} at {host} is turned away: {why}")
+
+    def _released(self, event: Event) -> None:
+        state = self._associations[event.assoc]
+        state.released = True
+        with self._lock:
+            alive = [other.name for other in self._associations.values() if other is not state]
+        for series in state.series:
+            self._inbox.settle(series, alive)
+        if state.kept or state.refused:
+            self._notify("received", f"{state.peer} sent {_counts_text(state)}")
+
+
+class _Server(ThreadedAssociationServer):
+    """As the library's, but ended by whoever started it."""
+
+    def shutdown(self) -> None:
+        """Stop to listen."""
+        BaseServer.shutdown(self)
+        self.server_close()
+
+
+class _Connection(RequestHandler):
+    """A connection with bounds, made before its peer has said who it is."""
+
+    def __init__(self, request: Any, client_address: Any, server: Any, receiver: StorageSCP) -> None:
+        self._receiver = receiver
+        super().__init__(request, client_address, server)
+
+    def handle(self) -> None:
+        """Serve it, in a thread of its own."""
+        if len(self.server.active_associations) >= _MOST_CONNECTIONS:
+            self.request.close()
+            return
+        association = self._create_association()
+        # A peer that stops in the middle of a message would be waited for without end.
+        self.request.settimeout(_NETWORK_SECONDS)
+        # The socket of the library's own kind has told it of the connection; the next one does so again.
+        association.dul.event_queue.get_nowait()
+        association.dul.socket = _BoundedSocket(association, client_socket=self.request)
+        association.dimse = _BoundedMessages(association, self._receiver)
+        association.dul.daemon = True
+        # Both are threads, and a thread prints what it ends at: the library's words, and those of the peer.
+        serve, exchange = association.run, association.dul.run
+        association.run = _quietly(lambda: self._serve(association, serve))
+        association.dul.run = _quietly(exchange)
+        association.start()
+
+    def _serve(self, association: Association, serve: Callable[[], None]) -> None:
+        try:
+            self._receiver.serve_association(association, serve)
+        finally:
+            self.request.close()
+
+
+class _BoundedSocket(AssociationSocket):
+    """Reads no message that is longer than any honest one: its length is the first that a peer says."""
+
+    def recv(self, nr_bytes: int) -> bytearray:
+        if nr_bytes > _LONGEST_PDU:
+            raise OSError(f"a message of {nr_bytes} bytes")
+        return bytearray(super().recv(nr_bytes))
+
+
+class _BoundedMessages(DIMSEServiceProvider):
+    """Puts the objects that come in into files as they come, and all else into memory, of which little is given."""
+
+    def __init__(self, association: Association, receiver: StorageSCP) -> None:
+        super().__init__(association)
+        self._receiver = receiver
+
+    def receive_primitive(self, primitive: P_DATA) -> None:
+        """Take what came in."""
+        try:
+            valid = all(self._take(value) for value in primitive.presentation_data_value_list)
+        except Exception:  # noqa: BLE001 - what is no message raises whatever its bytes lead to
+            valid = False
+        if not valid:
+            self.dul.event_queue.put(_INVALID_PDU)
+
+    def _take(self, value: tuple[int, bytes]) -> bool:
+        """Take one fragment, and return whether it may be one of a valid message."""
+        part = P_DATA()
+        part.presentation_data_value_list.append(value)
+        super().receive_primitive(part)
+        return self._is_valid()
+
+    def _is_valid(self) -> bool:
+        message = self.message
+        if message is None:
+            return True
+        if isinstance(message, C_STORE_RQ) and message._data_set_file is None:
+            message._data_set_file = self._receiver.begin(self.assoc, message)
+            return message._data_set_file is not None
+        in_memory = message.encoded_command_set.tell() + (message.data_set.tell() if message.data_set else 0)
+        return bool(in_memory <= _LONGEST_COMMAND)
+
+
+def _quietly(run: Callable[[], None]) -> Callable[[], None]:
+    def guarded() -> None:
+        with contextlib.suppress(Exception):
+            run()
+
+    return guarded
+
+
+def _calling_ae_title(association: Association) -> str:
+    return one_line(str(association.requestor.primitive.calling_ae_title), _LONGEST_TITLE)
+
+
+def _counts_text(state: _AssociationState) -> str:
+    images, series = ("image" if state.kept == 1 else "images"), len(state.series)
+    refused = f", {state.refused.total()} refused" if state.refused else ""
+    return f"{state.kept} {images} of {series} series{refused}"
