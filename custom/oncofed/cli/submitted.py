@@ -1,4 +1,4 @@
-"""``oncofed job submit|watch|stop|fetch``: jobs of an alliance that somebody else's machines run."""
+"""``oncofed job submit|watch|stop|fetch``: jobs that an alliance's machines run."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def submit(
     json: Json = False,
     workspace: Workspace = DEFAULT_WORKSPACE,
 ) -> None:
-    """Submit a job to an alliance. It runs on the alliance's machines: this one may be switched off."""
+    """Submit a job to an alliance. It runs there: this machine may be switched off."""
     keep_caches_in(workspace)
     from oncofed.alliance.session import EngineerSession
     from oncofed.job.flare import export_job
@@ -62,7 +62,7 @@ def submit(
         exported = export_job(
             spec, Path(temporary) / spec.name, model=model, evaluate_only=evaluate_only, against=against
         )
-        _tell_who_is_there(engineer, kit, spec, _names(wait_for), progress_console(json))
+        _show_sites(engineer, kit, spec, _names(wait_for), progress_console(json))
         job_id = engineer.submit(exported)
     if json:
         typer.echo(jsonlib.dumps({"job": spec.name, "id": job_id}))
@@ -79,32 +79,30 @@ def _names(text: str | None) -> list[str]:
     return names
 
 
-def _tell_who_is_there(
-    engineer: EngineerSession, kit: Path, spec: AnyJob, wait_for: list[str], console: Console
-) -> None:
-    """Say which sites will take part and which will not, and wait for those that were named."""
+def _show_sites(engineer: EngineerSession, kit: Path, spec: AnyJob, wait_for: list[str], console: Console) -> None:
+    """Show which sites will take part, and wait for the named ones."""
     from oncofed.alliance.facts import sites_of
     from oncofed.job.spec import JobSpec
 
     sites = sites_of(kit)
     unknown = sorted(set(wait_for) - set(sites)) if sites else []
     if unknown:
-        # One that joined after this kit was made is not in its list.
+        # The list lacks sites that joined after this kit was made.
         console.print(f"not in this kit's list of sites, which may be older: {', '.join(unknown)}", markup=False)
     engineer.wait_for(wait_for, lambda missing: console.print(f"waiting for {', '.join(missing)}", markup=False))
-    there = sorted(engineer.connected())
-    console.print(f"connected: {', '.join(there) if there else 'no site'}", markup=False)
-    absent = sorted(set(sites) - set(there))
+    connected = sorted(engineer.connected())
+    console.print(f"connected: {', '.join(connected) if connected else 'no site'}", markup=False)
+    absent = sorted(set(sites) - set(connected))
     if absent:
         console.print(f"not connected: {', '.join(absent)}. They take part from when they are.", markup=False)
     needed = spec.rounds.quorum if isinstance(spec, JobSpec) else spec.min_sites
-    if needed and len(there) < needed:
+    if needed and len(connected) < needed:
         console.print(f"It waits until {needed} sites are there.")
 
 
 @app.command()
 def watch(job_id: JobId, kit: Kit, json: Json = False, workspace: Workspace = DEFAULT_WORKSPACE) -> None:
-    """Watch a job of an alliance until it ends. Ctrl-C ends the watching alone; watch again whenever you like."""
+    """Watch a job of an alliance until it ends. Ctrl-C stops only the watching; watch again at any time."""
     keep_caches_in(workspace)
     from oncofed.alliance.session import EngineerSession
     from oncofed.job.remote import watch as follow
@@ -127,7 +125,7 @@ def watch(job_id: JobId, kit: Kit, json: Json = False, workspace: Workspace = DE
 
 @app.command()
 def stop(job_id: JobId, kit: Kit) -> None:
-    """Stop a job of an alliance at the server and all sites. What its rounds gave can still be fetched."""
+    """Stop a job of an alliance at the server and all sites. Its results so far can still be fetched."""
     from oncofed.alliance.session import EngineerSession
 
     with EngineerSession(kit) as engineer:
@@ -146,7 +144,7 @@ def fetch(
     json: Json = False,
     workspace: Workspace = DEFAULT_WORKSPACE,
 ) -> None:
-    """Fetch what a finished job left: model, MONAI bundle, result, report and curves."""
+    """Fetch a finished job's results: model, MONAI bundle, result, report and curves."""
     keep_caches_in(workspace)
     from oncofed.alliance.session import EngineerSession
     from oncofed.job.remote import fetch as download
