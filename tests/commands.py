@@ -62,16 +62,20 @@ def _be_command(words: list[str], home: Path, environment: dict[str, str], outpu
     importlib.import_module("oncofed.cli.main").main()
 
 
-def command(*arguments: str | Path) -> list[str]:
+def command(*arguments: str | Path, before: str = "") -> list[str]:
+    """Return a command line; ``before`` is code that its process runs first."""
+    if before:
+        return [sys.executable, "-c", f"{before}; from oncofed.cli.main import main; main()", *map(str, arguments)]
     return [sys.executable, "-m", "oncofed.cli.main", *map(str, arguments)]
 
 
 @contextlib.contextmanager
-def started(*arguments: str | Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def started(*arguments: str | Path, log: Path, before: str = "") -> Iterator[subprocess.Popen[bytes]]:
     """Start a command in a process group of its own, as a shell does; nothing of it is left after the test."""
+    line = command(*arguments, before=before)
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command(*arguments), env=ENVIRONMENT, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            line, env=ENVIRONMENT, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
     try:
         yield process
