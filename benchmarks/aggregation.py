@@ -17,7 +17,7 @@ from nvflare.app_common.aggregators.weighted_aggregation_helper import WeightedA
 
 from harness.bench import Bench, Program, Settings
 from harness.results import Baseline, Limit, Target
-from oncofed.algorithms import STRATEGIES, Update
+from oncofed.algorithms import Update, algorithm_class
 from oncofed.flare.runtime.malloc import trim_heap
 from peak import Peak
 
@@ -89,9 +89,10 @@ def make_updates(count: int, megabytes: int) -> tuple[dict[str, torch.Tensor], l
 
 
 def _step(name: str, model: dict[str, torch.Tensor], updates: Sequence[Update]) -> Program:
-    strategy = STRATEGIES[name](frozenset(model))
+    kind = algorithm_class(name)
+    algorithm = kind(kind.Settings(name=name), frozenset(model))
     # A shallow copy: a step empties its model.
-    return lambda: strategy.step(dict(model), updates, len(updates))
+    return lambda: algorithm.aggregate(dict(model), updates, len(updates))
 
 
 def _flare(updates: Sequence[Update]) -> object:

@@ -19,9 +19,9 @@ from fault_lab import DisturbedAlliance, Lab, allow_class
 from harness.bench import WARM_UP_ROUNDS, Bench, Settings
 from harness.limits import measure_tls
 from harness.results import Baseline, BenchmarkError, Limit, Target
+from oncofed.algorithms.settings import ExchangeType
 from oncofed.alliance.local import LocalAlliance, free_port
 from oncofed.alliance.spec import AllianceSpec
-from oncofed.federation_plan import ExchangeType
 from oncofed.job.backends import FederatedJob
 from oncofed.job.flare import export_job
 from oncofed.job.spec import JobSpec, read_job

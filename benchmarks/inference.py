@@ -23,8 +23,7 @@ from harness.bench import Bench, Settings
 from harness.results import Baseline, Figure, Limit, Target
 from oncofed.devices import inference_type
 from oncofed.job.spec import read_job
-from oncofed.models import ModelSpec, build_network
-from oncofed.models import Request as NetworkRequest
+from oncofed.models import ModelSpec, NetworkRequest, build_network
 from oncofed.models.weights import weights_of
 from oncofed.tasks.encoder import Encoder, EncoderSpec
 from oncofed.tasks.windows import Windows

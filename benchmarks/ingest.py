@@ -22,7 +22,7 @@ import numpy as np
 from dicoms import make_series
 from harness.bench import Bench
 from harness.results import Target
-from oncofed.data.register import Request, register
+from oncofed.data.register import RegisterOptions, register
 from oncofed.data.slides import TileReader, TileSpec
 from tissue import write_tissue
 
@@ -226,7 +226,7 @@ def _load_decoders(root: Path) -> None:
 def _register(source: Path, out: Path, fresh: bool = False) -> None:
     if fresh:
         shutil.rmtree(out, ignore_errors=True)
-    register(Request(source, "bench", out))
+    register(RegisterOptions(source, "bench", out))
 
 
 def _pydicom(root: Path, out: Path | None = None) -> None:
@@ -283,7 +283,7 @@ def _series_folders(root: Path) -> Iterator[Path]:
 
 
 def _peak_of(source: Path, out: Path) -> float:
-    register(Request(source, "bench", out, workers=1))
+    register(RegisterOptions(source, "bench", out, workers=1))
     # getrusage's peak includes the parent's memory up to the exec of this program.
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024

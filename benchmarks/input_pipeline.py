@@ -43,11 +43,11 @@ from monai.transforms import (
 from dicoms import make_seg, make_series
 from harness.bench import Bench
 from harness.results import Limit, Target
-from oncofed.data.batches import Batches
+from oncofed.data.batches import BatchStream
 from oncofed.data.cases import read_cases
 from oncofed.data.inputs import Patches
 from oncofed.data.prepared import PreparedCases
-from oncofed.data.register import Request, register
+from oncofed.data.register import RegisterOptions, register
 from oncofed.data.slides import TileReader, TileSpec
 from oncofed.data.spec import DataSpec, SplitSpec
 from tissue import write_tissue
@@ -78,7 +78,7 @@ def _dicom(bench: Bench) -> None:
         files = make_series(source / f"s{number}", values, patient=f"P{number}")
         (source / f"g{number}").mkdir()
         make_seg(source / f"g{number}" / "seg.dcm", files, {"liver": mask})
-    register(Request(source, "bench", bench.folder / "dicom-set"))
+    register(RegisterOptions(source, "bench", bench.folder / "dicom-set"))
     folders = sorted(path for path in source.iterdir() if path.name.startswith("s"))
     data = DataSpec(dataset="bench", modality="ct", window=(0.0, 900.0), spacing=(2.0, 2.0, 2.0), patch=(32, 32, 32))
     transforms = _deterministic(("image",), data, reader="PydicomReader")
@@ -119,7 +119,7 @@ def _nifti(bench: Bench) -> None:
         image = rng.integers(0, 900, label.shape).astype(np.int16)
         for sub, values in (("images", image), ("labels", label)):
             nib.save(nib.Nifti1Image(values, np.diag([1, 1, 1.5, 1])), source / sub / f"c{number}.nii.gz")
-    register(Request(source, "bench", bench.folder / "nifti-set"))
+    register(RegisterOptions(source, "bench", bench.folder / "nifti-set"))
     data = DataSpec(dataset="bench", modality="mri", spacing=(1.5, 1.5, 1.5), patch=(32, 32, 32))
     files = [{key: source / f"{key}s" / f"c{number}.nii.gz" for key in _KEYS} for number in range(count)]
     transforms = _deterministic(_KEYS, data)
@@ -224,7 +224,7 @@ def _patches(bench: Bench) -> None:
     for augmentation in ("light", "full"):
         patches = Patches(data, augmentation, 2)
         prepared = PreparedCases(train, patches, bench.device)
-        ours = Batches(prepared, patches, batch, 1, bench.device)
+        ours = BatchStream(prepared, patches, batch, 1, bench.device)
         theirs = _monai_batches(prepared, data, augmentation == "full", batch, bench.device)
 
         def draw(source: Iterator[Any]) -> None:

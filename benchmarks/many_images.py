@@ -23,10 +23,9 @@ from PIL import Image
 
 from harness.bench import Bench, Settings
 from harness.results import Limit, Target
-from oncofed.data.register import Request, register
+from oncofed.data.register import RegisterOptions, register
 from oncofed.job.spec import JobSpec
-from oncofed.models.networks import ModelSpec, build_network
-from oncofed.models.networks import Request as NetworkRequest
+from oncofed.models.networks import ModelSpec, NetworkRequest, build_network
 from oncofed.processes import share_of_threads
 from oncofed.rounds.events import EVENTS_FILE, EventReader, RoundEnded
 
@@ -48,7 +47,7 @@ def run(bench: Bench) -> None:
     sites = {}
     for number, site in enumerate(_SITES):
         folder = make_images(bench.folder / "images" / site, images, number)
-        register(Request(folder, "small_images", bench.folder / "sets" / site))
+        register(RegisterOptions(folder, "small_images", bench.folder / "sets" / site))
         sites[site] = bench.folder / "sets" / site
     spec = job(steps)
     settings: Settings = {

@@ -15,9 +15,9 @@ import torch
 
 from harness.bench import Bench, Settings
 from harness.results import Limit, Target
+from oncofed.algorithms.plan import FederationPlan
 from oncofed.audit import AuditLog
 from oncofed.data.cases import read_cases
-from oncofed.federation_plan import FederationPlan
 from oncofed.flare import wire
 from oncofed.flare.security.outbound_filter import OutboundPolicy
 from oncofed.flare.wire import TASK_TRAIN, TASK_VALIDATE

@@ -21,7 +21,7 @@ import numpy as np
 from harness.bench import Bench, Settings
 from harness.results import Better, Target
 from oncofed.data.cases import Cases, usable_cases
-from oncofed.data.register import Request, register
+from oncofed.data.register import RegisterOptions, register
 from oncofed.data.slides import TileSpec
 from oncofed.job.spec import JobSpec, read_job
 from oncofed.tasks import SlideClassification
@@ -86,7 +86,7 @@ def _real_images() -> Path | None:
 
 def hippocampus(folder: Path, data: Path, seconds: float) -> dict[str, Any]:
     """Train on volumes of the hippocampus."""
-    register(Request(data, "hippocampus", folder / "set"))
+    register(RegisterOptions(data, "hippocampus", folder / "set"))
     spec = read_job("hippocampus_segmentation").changed(
         {
             "data": {"patch": [40, 56, 40]},
@@ -101,12 +101,12 @@ def hippocampus(folder: Path, data: Path, seconds: float) -> dict[str, Any]:
 
 def nuclei(folder: Path, data: Path, seconds: float) -> dict[str, Any]:
     """Train on nuclei of every stain."""
-    register(Request(data, "nuclei", folder / "set", "segmentation"))
+    register(RegisterOptions(data, "nuclei", folder / "set", "segmentation"))
     spec = read_job("nuclei_segmentation").changed(
         {"training": {"augmentation": "full", "batch_size": 8, "warmup_steps": 50}, "task": {"overlap": 0.5}}
     )
     evaluation, facts, _ = train_for(spec, folder / "set", seconds)
-    return {"score": evaluation.more["dice"], **facts}
+    return {"score": evaluation.extra_metrics["dice"], **facts}
 
 
 def slides(folder: Path, data: Path | None, seconds: float) -> dict[str, Any]:
@@ -114,7 +114,7 @@ def slides(folder: Path, data: Path | None, seconds: float) -> dict[str, Any]:
     truth = make_slides(folder / "in", _SLIDES if seconds > _SHORT else _SLIDES_SHORT)
     spec_of_tiles = TileSpec(128, 1.0, 0.25)
     labels = folder / "in" / "labels.csv"
-    register(Request(folder / "in", "slides", folder / "set", "slides", table=labels, tiles=spec_of_tiles))
+    register(RegisterOptions(folder / "in", "slides", folder / "set", "slides", table=labels, tiles=spec_of_tiles))
     spec = read_job("slide_classification").changed({"data": {"patch": [128, 128], "minimum_cases": 2}})
     evaluation, facts, trainer = train_for(spec, folder / "set", seconds)
     task = trainer.task
@@ -149,7 +149,7 @@ def train_for(spec: JobSpec, dataset: Path, seconds: float) -> tuple[Evaluation,
     facts = {
         "interval": evaluation.interval,
         "by_class": evaluation.by_class,
-        "more": evaluation.more,
+        "more": evaluation.extra_metrics,
         "cases": {"training": len(cases.train), "test": evaluation.cases},
         "steps": steps,
         "seconds": trained,

@@ -150,7 +150,7 @@ def measure(fault: Fault, spec: JobSpec, sites: dict[str, Path], folder: Path, q
     """
     changed = spec.changed(fault.settings)
     others = fault.environments(folder / "other")
-    with lab(changed, sites, folder, fault.poisoned, others, shares_template=quick) as running:
+    with lab(changed, sites, folder, fault.poisoned, others, shares_fork_server=quick) as running:
         running.wait(lambda state: state.ready_s is not None, "the sites are ready")
         started = time.time()
         running.wait(lambda state: state.rounds_s, "the first round is over")

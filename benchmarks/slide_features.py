@@ -29,12 +29,11 @@ from harness.bench import Bench
 from harness.results import Limit, Target
 from oncofed.data import slides as slides_module
 from oncofed.data.cases import read_cases
-from oncofed.data.register import Request, register
+from oncofed.data.register import RegisterOptions, register
 from oncofed.data.slides import Level, Pixels, TileSpec
 from oncofed.data.spec import SplitSpec
 from oncofed.data.tiles import SlideTiles, read_tiles, stream_tiles
-from oncofed.models import ModelSpec, build_network
-from oncofed.models import Request as NetworkRequest
+from oncofed.models import ModelSpec, NetworkRequest, build_network
 from oncofed.models.weights import weights_of
 from oncofed.tasks.encoder import Encoder, EncoderSpec, extract
 from synthetic import make_slides
@@ -58,7 +57,9 @@ def _encoders(bench: Bench) -> None:
     count, side = (20, 8192) if bench.cuda else (2, 1536) if bench.quick else (4, 3072)
     make_slides(root / "in", count, side)
     spec = TileSpec(256, 1.0, 0.25)
-    register(Request(root / "in", "slides", root / "set", "slides", table=root / "in" / "labels.csv", tiles=spec))
+    register(
+        RegisterOptions(root / "in", "slides", root / "set", "slides", table=root / "in" / "labels.csv", tiles=spec)
+    )
     cases = read_cases(root / "set", SplitSpec(test=0, validation=0), 1, labels="class").train
     slides = [read_tiles(case.image, case.tiles) for case in cases if case.tiles]
     tiles = sum(map(len, slides))

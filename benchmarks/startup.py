@@ -84,7 +84,7 @@ def measure(
         shared: whether the participants, all on this machine, share one process that is ready.
         prepared: see ``DisturbedAlliance``.
     """
-    with lab(spec, sites, folder, prepared=prepared, shares_template=shared) as running:
+    with lab(spec, sites, folder, prepared=prepared, shares_fork_server=shared) as running:
         running.wait(lambda state: state.finished is not None, "the first job ends")
         return [_first_step(running, spec, idle) for _ in range(runs)]
 

@@ -29,14 +29,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from harness.bench import Bench, Settings
 from harness.profiling import busy_share
 from harness.results import Limit, Target
-from oncofed.data.batches import Batches
+from oncofed.algorithms.scaffold import ControlVariates
+from oncofed.data.batches import BatchStream
 from oncofed.data.cases import Cases, read_cases
 from oncofed.data.prepared import PreparedCases
-from oncofed.data.register import Request, register
+from oncofed.data.register import RegisterOptions, register
 from oncofed.data.slides import TileSpec
 from oncofed.job.spec import read_job
 from oncofed.training import Plan, Trainer
-from oncofed.training.corrections import ControlVariates
 from synthetic import make_nuclei, make_slides, make_textures
 from volumes import make_volumes, tutorial_loop
 
@@ -173,10 +173,10 @@ def _overwriting(work: Work, bench: Bench) -> Trainer:
 
 def _corrected(work: Work, bench: Bench) -> Trainer:
     trainer = work.trainer(bench)
-    trainer.correction = ControlVariates()
+    trainer.gradient_hook = ControlVariates()
     control = {name: torch.zeros_like(value, device=_CPU) for name, value in trainer.network.named_parameters()}
-    trainer.correction.restore(control)
-    trainer.correction.start(trainer.network, {f"control.{name}": value for name, value in control.items()})
+    trainer.gradient_hook.restore(control)
+    trainer.gradient_hook.start(trainer.network, {f"control.{name}": value for name, value in control.items()})
     return trainer
 
 
@@ -193,7 +193,7 @@ def _not_fused(work: Work, bench: Bench) -> Trainer:
 def _changes_on_cpu(work: Work, bench: Bench) -> Trainer:
     trainer = work.trainer(bench)
     prepared = PreparedCases(work.cases.train, trainer.input, _CPU)
-    batches = Batches(prepared, trainer.input, work.plan.training.batch_size, 1, _CPU)
+    batches = BatchStream(prepared, trainer.input, work.plan.training.batch_size, 1, _CPU)
 
     class Moved(Iterator[Any]):
         def __next__(self) -> Any:
@@ -263,7 +263,7 @@ def _nuclei(bench: Bench) -> Work:
     steps = 40 if bench.cuda else 4 if bench.quick else 15
     plan = _changed(bench, "nuclei_segmentation", steps)
     source = make_nuclei(bench.folder / "nuclei", 16, 160)
-    register(Request(source, plan.data.dataset, bench.folder / "nuclei-set", "segmentation"))
+    register(RegisterOptions(source, plan.data.dataset, bench.folder / "nuclei-set", "segmentation"))
     cases = read_cases(bench.folder / "nuclei-set", plan.data.split, plan.seed, plan.task.vocabulary)
     return Work("nuclei, single objects", plan, bench.folder / "nuclei-set", cases, steps)
 
@@ -272,7 +272,7 @@ def _tiles(bench: Bench) -> Work:
     steps = 40 if bench.cuda else 2 if bench.quick else 5
     plan = _changed(bench, "tile_classification", steps)
     source = make_textures(bench.folder / "tiles", list(plan.task.classes.values()), each=12, side=64)
-    register(Request(source, plan.data.dataset, bench.folder / "tiles-set", "classification"))
+    register(RegisterOptions(source, plan.data.dataset, bench.folder / "tiles-set", "classification"))
     cases = read_cases(bench.folder / "tiles-set", plan.data.split, plan.seed, plan.task.vocabulary, labels="class")
     return Work("tiles, one class each", plan, bench.folder / "tiles-set", cases, steps)
 
@@ -283,7 +283,7 @@ def _bags(bench: Bench) -> Work:
     make_slides(bench.folder / "slides", 10, 1024)
     labels = bench.folder / "slides" / "labels.csv"
     register(
-        Request(
+        RegisterOptions(
             bench.folder / "slides",
             plan.data.dataset,
             bench.folder / "slides-set",
@@ -300,7 +300,7 @@ def plain_loop(work: Work, device: torch.device) -> Iterator[float]:
     """Yield each step's loss of a float32 loop with augmentation on the CPU."""
     task = work.plan.build_task()
     input_ = task.input(work.plan.training.augmentation)
-    batches = Batches(PreparedCases(work.cases.train, input_, _CPU), input_, work.plan.training.batch_size, 1, _CPU)
+    batches = BatchStream(PreparedCases(work.cases.train, input_, _CPU), input_, work.plan.training.batch_size, 1, _CPU)
     network = work.plan.build_network().to(device)
     optimizer = torch.optim.AdamW(network.parameters(), 1e-3, fused=False, foreach=False)
     while True:

@@ -178,7 +178,7 @@ def _monai(case: Case, network: nn.Module, patch: tuple[int, ...], device: torch
 
 
 def _require_equal(ours: Evaluation, theirs: tuple[float, float]) -> None:
-    found = ours.by_class["organ"], ours.more["hd95_mm.organ"]
+    found = ours.by_class["organ"], ours.extra_metrics["hd95_mm.organ"]
     if not np.allclose(found, theirs, rtol=1e-6, atol=1e-6):
         raise AssertionError(f"oncofed finds Dice and distance {found}, MONAI {theirs}")
 

@@ -16,9 +16,9 @@ from gpu_checks.context import Context
 from gpu_checks.data import BRAIN, dataset_of, plan_of
 from gpu_checks.forks import Fork
 from oncofed import sandbox
+from oncofed.algorithms.plan import FederationPlan
 from oncofed.client.local_training import SiteContext
 from oncofed.client.sandboxed import SandboxedTraining
-from oncofed.federation_plan import FederationPlan
 from oncofed.packs.load import load_pack
 from oncofed.packs.pack import Pack, make_pack
 from oncofed.training import Plan

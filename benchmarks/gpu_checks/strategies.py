@@ -6,7 +6,10 @@ import torch
 
 from gpu_checks.context import Context
 from gpu_checks.data import CT, trainer_of
-from oncofed.training.corrections import ControlVariates, DynamicRegulariser, GradientHook, Proximal
+from oncofed.algorithms.feddyn import DynamicRegulariser
+from oncofed.algorithms.fedprox import Proximal
+from oncofed.algorithms.scaffold import ControlVariates
+from oncofed.training.gradient_hook import GradientHook
 
 _MOST = 1.1
 
@@ -24,7 +27,7 @@ def check(context: Context) -> None:
     trainer.train(few)
     plain = 0.0
     for name, correction in corrections.items():
-        trainer.correction = correction
+        trainer.gradient_hook = correction
         given = {f"control.{n}": torch.zeros_like(v, device="cpu") for n, v in trainer.network.named_parameters()}
         with context.report.attempt("corrections", name):
             if correction:  # the second turn has what the first one left

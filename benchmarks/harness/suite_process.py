@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from oncofed.devices import training_device
-from oncofed.processes import end_with_parent, heed_interrupts
+from oncofed.processes import enable_interrupts, end_with_parent
 
 from .bench import Bench
 from .limits import Limits
@@ -22,7 +22,7 @@ from .results import Figure
 def main() -> None:
     """Run the suite of the request in the first argument."""
     end_with_parent()
-    heed_interrupts()
+    enable_interrupts()
     request = json.loads(sys.argv[1])
     folder = Path(request["folder"])
     script = Path(request["suite"])

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 
+from oncofed.algorithms.plan import FederationPlan
 from oncofed.client.local_training import InProcessTraining, SiteContext
 from oncofed.client.sandboxed import SandboxedTraining
 from oncofed.errors import DataError, TrainingError
-from oncofed.federation_plan import FederationPlan
 from oncofed.job.spec import JobSpec
 from oncofed.models.weights import layout_of
 from oncofed.packs.load import load_pack

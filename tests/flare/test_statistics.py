@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nvflare.app_common.abstract.statistics_spec import Bin, Histogram, HistogramType
 
-from oncofed.federation_plan import ProfilePlan
+from oncofed.data.profile_plan import ProfilePlan
 from oncofed.flare.statistics import CaseStatistics, SmallCounts, statistic_configs
 from oncofed.suppression import LEAST_PATIENTS
 

@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from oncofed.algorithms.feddyn import DynamicRegulariser
+from oncofed.algorithms.fedprox import Proximal
+from oncofed.algorithms.scaffold import ControlVariates
 from oncofed.data.cases import read_cases
 from oncofed.job.spec import JobSpec
 from oncofed.models.weights import weights_of
@@ -14,7 +17,6 @@ from oncofed.tasks.losses import dice_ce
 from oncofed.training import Plan, Trainer
 from oncofed.training.checkpoint import part, read_checkpoint
 from oncofed.training.compiling import CACHE_VARIABLE, Form, can_compile
-from oncofed.training.corrections import ControlVariates, DynamicRegulariser, Proximal
 
 pytestmark = pytest.mark.gpu
 

@@ -10,10 +10,10 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from oncofed.algorithms.plan import FederationPlan
 from oncofed.client.local_training import SiteContext
 from oncofed.client.sandboxed import SandboxedTraining
 from oncofed.errors import SpecError, TrainingError
-from oncofed.federation_plan import FederationPlan
 from oncofed.job.flare import export_job
 from oncofed.job.spec import JobSpec, parse_job
 from oncofed.models.networks import networks_of_pack
@@ -78,7 +78,7 @@ def _job(pack: Pack, folder: Path) -> JobSpec:
     values["model"] = {"network": "own_net", "code": pack.digest}
     file.write_text(yaml.safe_dump(values))
     (folder / "own_net.pack.zip").write_bytes(pack.content)
-    return parse_job(file)
+    return parse_job(file, with_code=True)
 
 
 def test_its_configuration_and_scripts_are_packed_and_what_is_code_in_them_is_found(bundle: Path, pack: Pack) -> None:

@@ -11,8 +11,8 @@ import yaml
 from jsonschema import Draft202012Validator
 from markdown_it import MarkdownIt
 
+from oncofed.algorithms.plan import FederationPlan
 from oncofed.data.spec import DataSpec
-from oncofed.federation_plan import FederationPlan
 from oncofed.job.card import write_cards
 from oncofed.job.spec import parse_job
 from oncofed.models import ModelSpec

@@ -10,15 +10,17 @@ import torch
 from nvflare.apis.shareable import Shareable
 
 import oncofed
+from oncofed.algorithms.plan import FederationPlan
 from oncofed.errors import FederationError
-from oncofed.federation_plan import FederationPlan
 from oncofed.flare import wire
 from oncofed.flare.communicator import SiteTask
+from oncofed.models.weights import WeightLayout
 from oncofed.rounds.intake import UpdateIntake, bounded, counts
 from oncofed.rounds.round_state import RoundState
 from oncofed.rounds.run_state import RunState
 
 _MODEL = {"weight": torch.zeros(4), "fixed": torch.ones(2)}
+_LAYOUT = WeightLayout(_MODEL, frozenset({"weight"}), frozenset({"weight"}))
 _CASES = {f"site-{n}": {"train": n} for n in range(1, 5)}
 
 
@@ -33,7 +35,7 @@ class _Written(list[tuple[str, dict[str, Any]]]):
 
 def _door(written: _Written, **settings: Any) -> UpdateIntake:
     plan = FederationPlan.model_validate(settings)
-    return UpdateIntake(plan, frozenset({"weight"}), frozenset({"weight"}), ("core",), _CASES, written)
+    return UpdateIntake(plan, _LAYOUT, ("core",), _CASES, written)
 
 
 def _update(value: float, cases: int) -> Shareable:
@@ -208,7 +210,7 @@ def test_a_site_counts_once_in_a_round_also_where_two_of_its_processes_answer() 
 
 @pytest.mark.attack(
     "a site says that it has millions of cases, so that its update counts alone",
-    by="the server: at most wire.largest_weight times the median site",
+    by="the server: at most exchange.largest_weight times the median site",
     logged="the run's record, with the cases that count",
 )
 def test_a_site_that_says_it_has_very_many_cases_does_not_make_the_model_alone() -> None:

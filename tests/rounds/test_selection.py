@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from oncofed.federation_plan import EvaluationSpec
+from oncofed.algorithms.settings import EvaluationSpec
 from oncofed.rounds.run_state import RunState
 from oncofed.rounds.selection import has_stalled, selected_score
 

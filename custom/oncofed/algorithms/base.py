@@ -1,33 +1,37 @@
-"""What a strategy is: how a global model moves, given what each site changed."""
+"""What an algorithm is: the server's half and the clients' half of one paper."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import overload
+from typing import ClassVar, Generic, TypeVar, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from oncofed.errors import FederationError
-from oncofed.models.weights import Weights
+from oncofed.algorithms.schedule import Schedule, Synchronous
+from oncofed.algorithms.settings import AlgorithmSettings, EvaluationSpec, RoundsSpec
+from oncofed.errors import FederationError, SpecError
+from oncofed.models.weights import WeightLayout, Weights, sum_of_squares
+from oncofed.training.gradient_hook import GradientHook, PersonalHook
 
 
 @dataclass(frozen=True)
 class Update:
-    """What one site sends after its turn.
+    """One site's update.
 
     Attributes:
         site: its name.
-        delta: its weights less those that it was given, by name; of counters (integers) the value itself. It may read
-            each tensor from a file when asked for it.
-        cases: training cases behind it.
-        steps: optimizer steps behind it.
-        staleness: rounds that ended since the site was given its model.
-        discount: factor on its weight, for staleness.
-        extra: what the strategy asks of sites beside weights, by name.
-        turn: number of this site's turns so far; orders several updates of one site.
-        squares: the sum of a tensor's squares, of those where it is known already.
+        delta: trained weights minus received weights, by name; of integer counters the value itself. A tensor may be
+            read from a file on access.
+        cases: training cases.
+        steps: optimizer steps.
+        staleness: rounds that ended since the site received its model.
+        discount: factor on the weight, for staleness.
+        extra: the tensors of ``Algorithm.from_clients``, by name.
+        turn: order of arrival; sorts several updates of one site.
+        squares: sums of squares of tensors, where they are known.
     """
 
     site: str
@@ -42,104 +46,204 @@ class Update:
 
     @property
     def weight(self) -> float:
-        """How much this update counts."""
+        """Weight in the mean."""
         return self.cases * self.discount
 
 
-class Strategy:
-    """Moves the global model. As it stands this is federated averaging (McMahan et al., AISTATS 2017).
+SettingsT = TypeVar("SettingsT", bound=AlgorithmSettings)
 
-    Tensors are taken one by one, so that the updates of any number of sites need the memory of one tensor each.
-    Updates are ordered by site before anything is added: floating-point addition is not associative, and the order in
-    which they arrive must not change the model.
+
+@dataclass(frozen=True)
+class JobFacts:
+    """What an algorithm may need to know of a job before it runs.
+
+    Attributes:
+        network: the job's, built.
+        network_name: as the job names it.
+        norm: the job's ``model.norm``; None: the network's own.
+        gpus: for each site.
+    """
+
+    network: nn.Module
+    network_name: str
+    norm: str | None
+    gpus: int
+
+
+class Algorithm(Generic[SettingsT]):
+    """A federated learning algorithm: by default federated averaging (McMahan et al., AISTATS 2017).
+
+    A subclass overrides the parts in which its paper differs. The server's half reads and writes the global model one
+    tensor at a time, so that the updates of any number of sites need the memory of one tensor each. Updates are sorted
+    by site before anything is added: floating-point addition is not associative, and the order of arrival must not
+    change the model.
 
     Args:
-        parameters: names of the weights that are trained. All others are statistics: their weighted mean is taken
-            whatever the strategy, since a step of an optimizer could make a variance negative.
+        settings: the job's section ``strategy``.
+        parameters: names of the trained weights. All others are statistics: they are averaged by every algorithm, since
+            an optimizer step could make a variance negative. A client needs none.
 
     Example:
-        >>> mean = Strategy(frozenset({"w"}))
+        >>> from oncofed.algorithms.fedavg import FedAvg
+        >>> fedavg = FedAvg(FedAvg.Settings(), frozenset({"w"}))
         >>> updates = [Update("a", {"w": torch.ones(1)}, cases=3), Update("b", {"w": -torch.ones(1)}, cases=1)]
-        >>> mean.step({"w": torch.zeros(1)}, updates, sites=2)
+        >>> fedavg.aggregate({"w": torch.zeros(1)}, updates, sites=2)
         {'w': tensor([0.5000])}
     """
 
-    def __init__(self, parameters: frozenset[str]) -> None:
+    Settings: ClassVar[type[AlgorithmSettings]]
+
+    def __init__(self, settings: SettingsT, parameters: frozenset[str] = frozenset()) -> None:
+        self.settings = settings
         self._parameters = parameters
         self._state: Weights = {}
 
+    # --- what it fits
+
+    @property
+    def schedule(self) -> Schedule:
+        """Order in which sites train."""
+        return Synchronous()
+
+    @property
+    def fewest_updates(self) -> int:
+        """Fewest updates that it can aggregate."""
+        return 1
+
+    def check_settings(self, rounds: RoundsSpec, evaluation: EvaluationSpec) -> None:
+        """Refuse sections of a job that do not fit together.
+
+        Raises:
+            ValueError: says what to change.
+        """
+        self.schedule.check(self.settings.name, rounds, evaluation)
+        if rounds.quorum and rounds.quorum < self.fewest_updates:
+            raise ValueError(
+                f"{self.settings.name} needs {self.fewest_updates} updates, found rounds.quorum: {rounds.quorum}"
+            )
+
+    def check_job(self, job: JobFacts) -> None:
+        """Refuse a job whose network or machines do not fit.
+
+        Raises:
+            SpecError: says what was found and what would fit.
+        """
+        name = self.settings.name
+        if (self.gradient_hook() or self.personal_hook()) and job.gpus > 1:
+            raise SpecError(
+                f"strategy {name} changes gradients in one process, found resources.gpus: {job.gpus}. Set it to 1, or "
+                "take a strategy that leaves the sites alone, such as fedadam."
+            )
+
+    # --- what travels in addition to the weights
+
+    def from_clients(self, layout: WeightLayout) -> Weights:
+        """Return the extra tensors that a client may send, by name; their values do not matter.
+
+        Args:
+            layout: of the model.
+        """
+        return {}
+
+    def for_clients(self) -> Weights:
+        """Return the extra tensors that clients receive with the model, by name."""
+        return {}
+
+    def for_clients_layout(self, layout: WeightLayout) -> Weights:
+        """Return what ``for_clients`` will send, by name; their values do not matter."""
+        return {}
+
+    # --- the clients' half
+
+    def gradient_hook(self) -> GradientHook | None:
+        """Return what changes a client's gradients; None: nothing."""
+        return None
+
+    def personal_hook(self) -> PersonalHook | None:
+        """Return what holds a client's personal model near the global one; None: clients train none."""
+        return None
+
+    def kept_locally(self, network: nn.Module) -> set[str]:
+        """Return names of weights of which each client uses its own."""
+        return set()
+
+    # --- the server's half
+
     @property
     def state(self) -> Weights:
-        """What a later process needs to go on, by name."""
+        """Tensors from which a restarted server goes on, by name."""
         return self._state
 
     def restore(self, state: Weights) -> None:
         """Go on from the state of an earlier process."""
         self._state = dict(state)
 
-    def for_sites(self) -> Weights:
-        """Return what sites are given beside the model."""
-        return {}
-
-    def step(self, model: Weights, updates: Sequence[Update], sites: int) -> Weights:
+    def aggregate(self, model: Weights, updates: Sequence[Update], sites: int) -> Weights:
         """Return the next global model.
 
         Args:
-            model: the global model, by name. Each tensor is taken out of it for the next one, so that no two models are
-                held whole.
+            model: the global model, by name. Its tensors are taken out one by one, so that no two models are held.
             updates: at least one, each with the model's names.
-            sites: how many sites the federation has.
+            sites: number of sites of the federation.
 
         Raises:
-            FederationError: there are too few updates, or no case behind them.
+            FederationError: there are too few updates, or no cases behind them.
         """
         ordered = sorted(updates, key=lambda update: (update.site, update.turn))
         total = sum(update.weight for update in ordered)
         if total <= 0:
             raise FederationError(f"nothing to average: {len(ordered)} updates with {total} cases in all")
         shares = [update.weight / total for update in ordered]
-        kept, kept_shares = self.begin(model, ordered, shares, sites)
-        moved: Weights = {}
+        selected, selected_shares = self.select(model, ordered, shares, sites)
+        result: Weights = {}
         for name in list(model):
             value = model.pop(name)
-            if name not in kept[0].delta:
-                moved[name] = value  # no site trains it
+            if name not in selected[0].delta:
+                result[name] = value  # not trained by any site
                 continue
             if not value.is_floating_point():
-                moved[name] = kept[0].delta[name].clone()
+                result[name] = selected[0].delta[name].clone()
                 continue
-            deltas = _Deltas(kept, name)
+            deltas = _Deltas(selected, name)
             if name in self._parameters:
-                moved[name] = self.move(name, value, deltas, kept_shares)
+                result[name] = self.update_tensor(name, value, deltas, selected_shares)
             else:
-                moved[name] = weighted_sum(deltas, kept_shares).add_(value)
-        return moved
+                result[name] = weighted_sum(deltas, selected_shares).add_(value)
+        return result
 
-    def begin(
+    def select(
         self, model: Weights, updates: Sequence[Update], shares: Sequence[float], sites: int
     ) -> tuple[Sequence[Update], Sequence[float]]:
-        """Return the updates to take, and the share of each; called before the first tensor."""
+        """Return the updates to aggregate and their shares; called before the first tensor."""
         return updates, shares
 
-    def move(self, name: str, value: Tensor, deltas: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
-        """Return the next value of one tensor."""
+    def update_tensor(self, name: str, value: Tensor, deltas: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
+        """Return the next value of one trained tensor."""
         return weighted_sum(deltas, shares).add_(value)
 
-    def remembered(self, name: str, like: Tensor) -> Tensor:
-        """Return a tensor of this strategy's state, zeros at first."""
+    def state_tensor(self, name: str, like: Tensor) -> Tensor:
+        """Return a tensor of the state, zeros at first."""
         return self._state.setdefault(name, torch.zeros_like(like))
 
 
 def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """Return the sum of tensors, each times its weight, added in the order given."""
+    """Return the weighted sum, added in the order given."""
     total = tensors[0] * weights[0]
     for number in range(1, len(tensors)):
         total.add_(tensors[number], alpha=weights[number])
     return total
 
 
+def update_norm(update: Update, parameters: frozenset[str]) -> float:
+    """Return the Euclidean norm of an update over all trained weights."""
+    known = update.squares
+    return math.sqrt(
+        sum(known[name] if name in known else sum_of_squares(update.delta[name]) for name in sorted(parameters))
+    )
+
+
 class _Deltas(Sequence[Tensor]):
-    """One tensor of each update, read when it is asked for: a mean holds two of them at a time, however many there are.
+    """One tensor of each update, read on access, so that a mean holds two at a time.
 
     Args:
         updates: in their order.

@@ -22,7 +22,7 @@ from rich.table import Table
 
 from oncofed.cli.terminal import echo_json, is_terminal
 from oncofed.errors import OncofedError, SpecError
-from oncofed.processes import heeded
+from oncofed.processes import not_ignored
 
 if TYPE_CHECKING:
     from oncofed.report.result import Result
@@ -181,7 +181,7 @@ def ended_by_signals() -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, stop) for number in heeded(signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.signal(number, stop) for number in not_ignored(signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     except KeyboardInterrupt:

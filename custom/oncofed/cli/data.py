@@ -105,7 +105,7 @@ def register(
 
     Exit status: 0 also if some cases were set aside, 3 if all were. `oncofed data check` tells whether a job may train.
     """
-    from oncofed.data.register import Request, parse_labels
+    from oncofed.data.register import RegisterOptions, parse_labels
     from oncofed.data.register import register as read_folder
     from oncofed.data.slides import TileSpec
 
@@ -113,7 +113,7 @@ def register(
     target = out or datasets_folder(workspace) / name
     _require_name(name)
     table, names = _labels(labels, parse_labels)
-    request = Request(
+    request = RegisterOptions(
         folder,
         name,
         target,
@@ -187,7 +187,7 @@ def check(
     from oncofed.data.contract import check_dataset
     from oncofed.job.spec import read_job
 
-    spec = read_job(job)
+    spec = read_job(job, with_code=True)
     folder = dataset_named(dataset, workspace)
     report = check_dataset(folder, spec.data, spec.task.vocabulary, spec.seed, spec.plan().build_task().label_kind)
     cache = _cache_note(folder, spec) if report.may_train else ""
@@ -216,7 +216,7 @@ def profile(
     several sites.
     """
     keep_caches_in(workspace)
-    from oncofed.data.manifest import write_whole
+    from oncofed.atomic import write_whole
     from oncofed.data.profile import make_profile
     from oncofed.report.profile import write_profile_page
 

@@ -145,7 +145,7 @@ def _example(sites: dict[str, Path], folder: Path) -> Path:
 def _images(spec: JobSpec, data: DemoData, root: Path | None, images: Path, console: Console) -> dict[str, Path]:
     from oncofed.data.brain import HOSPITALS, make_hospitals
     from oncofed.data.partition import deal_by_tags, deal_to_sites
-    from oncofed.data.register import Request, register
+    from oncofed.data.register import RegisterOptions, register
     from oncofed.job.watch import progress_bar
 
     if data is DemoData.hippocampus:
@@ -155,7 +155,7 @@ def _images(spec: JobSpec, data: DemoData, root: Path | None, images: Path, cons
         assert root is not None
         registered = images / "registered"
         console.print("registering the images …")
-        register(Request(root, spec.data.dataset, registered, "segmentation"))
+        register(RegisterOptions(root, spec.data.dataset, registered, "segmentation"))
         return deal_by_tags(registered, images / "sites", ("stain", "size"), _FEWEST_FIELDS)
     patients = sum(h.train + h.validation + h.test for h in HOSPITALS)
     console.print(f"making {patients} patients of {len(HOSPITALS)} hospitals (real anatomy, simulated scanners) …")

@@ -128,7 +128,7 @@ def check(
     from oncofed.job.spec import ProfileJobSpec, find_job, read_any_job
     from oncofed.models.weights import weights_of
 
-    spec = read_any_job(job)
+    spec = read_any_job(job, with_code=True)
     if isinstance(spec, ProfileJobSpec):
         if json:
             typer.echo(jsonlib.dumps({"job": spec.name, "ok": True}))
@@ -187,7 +187,7 @@ def export(
     from oncofed.job.spec import read_any_job
 
     require_model(model, evaluate_only, against)
-    folder = export_job(read_any_job(job), out, force, model, evaluate_only, against)
+    folder = export_job(read_any_job(job, with_code=True), out, force, model, evaluate_only, against)
     typer.echo(f"{folder}: written. Submit it with: nvflare job submit -j {folder}")
 
 
@@ -319,7 +319,7 @@ def run(
     from oncofed.job.spec import ProfileJobSpec, read_any_job
 
     require_posix()
-    spec = read_any_job(job)
+    spec = read_any_job(job, with_code=True)
     require_model(model, evaluate_only, against)
     if isinstance(spec, ProfileJobSpec):
         if rounds or max_bad_share is not None or model:
@@ -393,7 +393,7 @@ def compare(
     from oncofed.job.spec import read_job
 
     require_posix()
-    spec = read_job(job)
+    spec = read_job(job, with_code=True)
     spec = spec.with_rounds(rounds) if rounds else spec
     specs = list(with_strategies(spec, [name.strip() for name in strategies.split(",") if name.strip()]))
     if not specs:

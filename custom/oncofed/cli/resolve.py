@@ -108,7 +108,7 @@ def _asked(job: str | None, folder: Path) -> Asked:
     from oncofed.data.contract import check_dataset
     from oncofed.job.spec import read_job
 
-    spec = read_job(job)
+    spec = read_job(job, with_code=True)
     report = check_dataset(folder, spec.data, spec.task.vocabulary, spec.seed, spec.plan().build_task().label_kind)
     return Asked(spec.data, report.set_aside)
 

@@ -56,7 +56,7 @@ def submit(
     from oncofed.job.remote import Engineer
     from oncofed.job.spec import read_any_job
 
-    spec = read_any_job(job)
+    spec = read_any_job(job, with_code=True)
     require_model(model, evaluate_only, against)
     with tempfile.TemporaryDirectory() as temporary, Engineer(kit) as engineer:
         exported = export_job(

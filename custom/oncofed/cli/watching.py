@@ -20,13 +20,21 @@ from oncofed.cli.common import escape
 from oncofed.cli.terminal import echo_json
 from oncofed.errors import SpecError
 from oncofed.loopback import is_loopback
-from oncofed.prediction.watching.peers import Address, Peer, Tell, parse_address, parse_peer, parse_title, parse_titles
-from oncofed.processes import heeded
+from oncofed.prediction.watching.application_entity import (
+    Address,
+    ApplicationEntity,
+    Notify,
+    parse_address,
+    parse_ae_title,
+    parse_ae_titles,
+    parse_application_entity,
+)
+from oncofed.processes import not_ignored
 
 if TYPE_CHECKING:
     from oncofed.prediction.watching.journal import Journal
-    from oncofed.prediction.watching.sending import Outbox
-    from oncofed.prediction.watching.watch import Handle, Tally, Watch
+    from oncofed.prediction.watching.store_scu import SendQueue
+    from oncofed.prediction.watching.watcher import FolderWatcher, ProcessItem, WatchCounts
 
 INBOX = "inbox"  # of received images, in the folder of predictions
 AE_TITLE = "ONCOFED"
@@ -97,7 +105,7 @@ class Watching:
     listen: Address | None
     ae_title: str
     callers: tuple[str, ...]
-    send_to: Peer | None
+    send_to: ApplicationEntity | None
     settle: float
     once: bool
 
@@ -151,9 +159,9 @@ def watching(
     return Watching(
         folder,
         parse_address(listen, "--listen") if listen is not None else None,
-        parse_title(ae_title, "--ae-title"),
-        tuple(parse_titles(callers, "--from")) if callers else (),
-        parse_peer(send_to, "--send-to") if send_to is not None else None,
+        parse_ae_title(ae_title, "--ae-title"),
+        tuple(parse_ae_titles(callers, "--from")) if callers else (),
+        parse_application_entity(send_to, "--send-to") if send_to is not None else None,
         settle,
         once,
     )
@@ -162,7 +170,7 @@ def watching(
 def work_off(
     watched: Watching,
     out: Path,
-    handle: Handle,
+    process_item: ProcessItem,
     console: Console,
     use: str,
     model: str | None = None,
@@ -173,47 +181,54 @@ def work_off(
     Args:
         watched: options of the command.
         out: folder of the predictions.
-        handle: makes the result of an input.
-        console: for events, a line each.
-        use: permitted use of the results, printed first.
-        model: digest of the weights.
-        as_json: print events as lines of JSON to stdout instead.
+        process_item: makes a result of what arrived.
+        console: where events go, a line each.
+        use: what the results may be used for, which is told first.
+        model: its digest.
+        as_json: print each event as a line of JSON to stdout instead.
 
     Raises:
         SpecError: another process works for the same folder, it holds results of another model, or pynetdicom is not
             installed.
     """
-    from oncofed.prediction.watching.arrivals import Arrivals
-    from oncofed.prediction.watching.watch import Watch, alone
+    from oncofed.prediction.watching.folder_scanner import FolderScanner
+    from oncofed.prediction.watching.watcher import FolderWatcher, lock_output
 
     if watched.listen or watched.send_to:
         _require_network()
-    tell = _json_teller() if as_json else _teller(console)
+    notify = _json_teller() if as_json else _teller(console)
     with contextlib.ExitStack() as opened:
-        opened.enter_context(alone(out))
-        tell("research", use)
+        opened.enter_context(lock_output(out))
+        notify("research", use)
         if watched.listen:
             from oncofed.prediction.watching.inbox import Inbox
-            from oncofed.prediction.watching.receiver import Receiver
+            from oncofed.prediction.watching.storage_scp import StorageSCP
 
             inbox = Inbox(watched.folder)
-            opened.enter_context(Receiver(inbox, watched.listen, watched.ae_title, watched.callers, tell))
+            opened.enter_context(StorageSCP(inbox, watched.listen, watched.ae_title, watched.callers, notify))
         if watched.send_to and not is_loopback(watched.send_to.address.host):
-            tell("sending", f"results go to {watched.send_to}: what is sent there is not encrypted")
-        outbox = partial(_outbox, out, watched, tell) if watched.send_to else None
-        watch = Watch(Arrivals(watched.folder, watched.settle), out, handle, tell, outbox, model)
-        tell("watching", f"{watched.folder}, for results in {out}; Ctrl-C ends it")
-        with _stopped_by_signals(watch, tell):
-            tally = watch.run(watched.once)
-        tell("ended", _summary(tally))
-    return 1 if watched.once and (tally.failed or tally.unsent) else 0
+            notify("sending", f"results go to {watched.send_to}: what is sent there is not encrypted")
+        send_queue = partial(_send_queue, out, watched, notify) if watched.send_to else None
+        watch = FolderWatcher(
+            FolderScanner(watched.folder, watched.settle),
+            out,
+            process_item,
+            notify,
+            make_send_queue=send_queue,
+            model=model,
+        )
+        notify("watching", f"{watched.folder}, for results in {out}; Ctrl-C ends it")
+        with _stopped_by_signals(watch, notify):
+            counts = watch.run(watched.once)
+        notify("ended", _summary(counts))
+    return 1 if watched.once and (counts.failed or counts.unsent) else 0
 
 
-def _outbox(out: Path, watched: Watching, tell: Tell, journal: Journal) -> Outbox:
-    from oncofed.prediction.watching.sending import Outbox
+def _send_queue(out: Path, watched: Watching, notify: Notify, journal: Journal) -> SendQueue:
+    from oncofed.prediction.watching.store_scu import SendQueue
 
     assert watched.send_to is not None
-    return Outbox(out, journal, watched.send_to, watched.ae_title, tell)
+    return SendQueue(out, journal, watched.send_to, watched.ae_title, notify)
 
 
 def _require_network() -> None:
@@ -223,29 +238,29 @@ def _require_network() -> None:
         raise SpecError("--listen and --send-to need pynetdicom: pip install 'oncofed[dicom]'") from None
 
 
-def _teller(console: Console) -> Tell:
-    def tell(kind: str, text: str) -> None:
+def _teller(console: Console) -> Notify:
+    def notify(kind: str, text: str) -> None:
         console.print(f"{time.strftime('%H:%M:%S')}  {kind:<10}  {escape(text)}", soft_wrap=True)
 
-    return tell
+    return notify
 
 
-def _json_teller() -> Tell:
-    def tell(kind: str, text: str) -> None:
+def _json_teller() -> Notify:
+    def notify(kind: str, text: str) -> None:
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         echo_json(json.dumps({"time": now, "event": kind, "text": text}, ensure_ascii=False))
 
-    return tell
+    return notify
 
 
-def _summary(tally: Tally) -> str:
-    unsent = f", {tally.unsent} files not sent yet: they are when it is started again" if tally.unsent else ""
-    return f"{tally.done} done, {tally.failed} set aside{unsent}"
+def _summary(counts: WatchCounts) -> str:
+    unsent = f", {counts.unsent} files not sent yet: they are when it is started again" if counts.unsent else ""
+    return f"{counts.done} done, {counts.failed} set aside{unsent}"
 
 
 @contextlib.contextmanager
-def _stopped_by_signals(watch: Watch, tell: Tell) -> Iterator[None]:
-    """End a watch after the present input on the first Ctrl-C or SIGTERM, at once on the second.
+def _stopped_by_signals(watch: FolderWatcher, notify: Notify) -> Iterator[None]:
+    """Let the first Ctrl-C or SIGTERM end a watch after the input at hand, and the second at once.
 
     Raises:
         typer.Exit: at once, with 130, a shell's status for an interrupted program.
@@ -260,13 +275,15 @@ def _stopped_by_signals(watch: Watch, tell: Tell) -> Iterator[None]:
         watch.stop()
         # The signal may come in the middle of a write to the same stream.
         with contextlib.suppress(RuntimeError):
-            tell("ending", "after the input at hand; once more ends it now, and the input is begun anew next time")
+            notify("ending", "after the input at hand; once more ends it now, and the input is begun anew next time")
 
-    before = {number: signal.signal(number, stop) for number in heeded(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    before = {
+        number: signal.signal(number, stop) for number in not_ignored(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    }
     try:
         yield
     except KeyboardInterrupt:
-        tell("ended", "in the middle of an input, which is begun anew next time")
+        notify("ended", "in the middle of an input, which is begun anew next time")
         raise typer.Exit(130) from None
     finally:
         for number, handler in before.items():

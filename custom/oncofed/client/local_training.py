@@ -9,7 +9,6 @@ import contextlib
 import csv
 import logging
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -22,23 +21,25 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import oncofed
+from oncofed.algorithms.plan import FederationPlan
 from oncofed.artifacts.kept_job import write_kept_job
 from oncofed.artifacts.training_profile import site_profile
+from oncofed.client.case_sums import patients_of_sums, sums_of
+from oncofed.client.folder import CASES_FILE, OWN_MODEL, sole_owner
 from oncofed.client.state import SiteState
 from oncofed.client.told_patients import PATIENTS_OF_SUMS
 from oncofed.data.cases import Case, usable_cases
 from oncofed.data.grouping import told
 from oncofed.data.prepared import plan_cache
 from oncofed.data.sample import sample_cases
-from oncofed.federation_plan import DittoSpec, FedBNSpec, FedDynSpec, FederationPlan, FedProxSpec, ScaffoldSpec
-from oncofed.flare.folders import CASES_FILE, OWN_MODEL, sole_owner
 from oncofed.messages.compression import Compressor
-from oncofed.messages.pooled_scores import SumsAsked, patients_of_sums, sums_of
-from oncofed.models.weights import Weights, digest_of, exchanged_names, norm_names
+from oncofed.messages.requests import SumsAsked
+from oncofed.models.weights import Weights, digest_of, exchanged_names
 from oncofed.privacy.evaluations import evaluation_numbers
+from oncofed.private_files import open_private
 from oncofed.training import Plan, Trainer, start_trainer
 from oncofed.training.checkpoint import is_whole
-from oncofed.training.corrections import ControlVariates, DynamicRegulariser, GradientHook, Proximal
+from oncofed.training.gradient_hook import PersonalHook
 
 Stop = Callable[[], bool]
 
@@ -146,7 +147,9 @@ class InProcessTraining:
         self._held = contextlib.ExitStack()
         self._trainer: Trainer | None = None
         self._personal: Trainer | None = None
-        self._correction = _correction(federation)
+        self._personal_hook: PersonalHook | None = None
+        self._algorithm = federation.algorithm()
+        self._gradient_hook = self._algorithm.gradient_hook()
         self._compressor = Compressor(federation.exchange.update)
         self._state = SiteState()
         self._validation_cases: tuple[Case, ...] = ()
@@ -206,13 +209,14 @@ class InProcessTraining:
         self._profile = site_profile(((patient, entry) for patient, entry in images if entry), plan.data)
         self._tell.note(plan_cache(usable.cases.train, trainer.input, trainer.device).note, logging.INFO)
         trainer.prepare(prepared)
-        trainer.correction = self._correction
-        if isinstance(self._federation.strategy, DittoSpec):
+        trainer.gradient_hook = self._gradient_hook
+        self._personal_hook = self._algorithm.personal_hook()
+        if self._personal_hook:
             kept = place.state / _PERSONAL_FILE
             self._personal = Trainer(plan, usable.cases, place.site, trainer.device, kept)
             self._held.callback(self._personal.close)
             self._held.callback(self._personal.settle)
-            self._personal.correction = Proximal(self._federation.strategy.mu)
+            self._personal.gradient_hook = self._personal_hook
         most = self._federation.evaluation.most_cases
         self._validation_cases = sample_cases(usable.cases.validation, most, plan.seed)
         if len(self._validation_cases) < len(usable.cases.validation):
@@ -241,8 +245,8 @@ class InProcessTraining:
         """Take up what an earlier process of this site left."""
         self._compressor.left_over = self._state.part("left_over")
         self._own_norm = self._state.part("norm")
-        if self._correction:
-            self._correction.restore(self._state.part("correction"))
+        if self._gradient_hook:
+            self._gradient_hook.restore(self._state.part("correction"))
         if self._state.facts:
             self._answer = _answer_in(self._state)
 
@@ -250,8 +254,8 @@ class InProcessTraining:
         """Keep what this site knows now; return why that failed, or None."""
         parts = {"left_over": self._compressor.left_over, "norm": self._own_norm}
         parts |= {"delta": answer.delta, "extra": answer.extra}
-        if self._correction:
-            parts["correction"] = self._correction.state
+        if self._gradient_hook:
+            parts["correction"] = self._gradient_hook.state
         try:
             self._state.write(parts, answer.facts)
         except OSError as error:
@@ -273,8 +277,8 @@ class InProcessTraining:
         # A process before this one may have been killed in this very turn: then its state goes on, not the global one.
         halfway = trainer.weights() if trainer.unfinished == asked else None
         numbers = self._evaluate("validation", stop, weights)
-        if self._correction:
-            self._correction.start(trainer.network, beside)
+        if self._gradient_hook:
+            self._gradient_hook.start(trainer.network, beside)
         if halfway:
             trainer.load_weights(halfway)
         else:
@@ -294,7 +298,7 @@ class InProcessTraining:
         trained = trainer.weights()
         self._own_norm = {name: trained[name] for name in self._norms(trainer)}
         delta = {n: trained[n] - v if v.is_floating_point() else trained[n] for n, v in sent.items()}
-        extra = self._correction.finish(trainer.network) if self._correction else {}
+        extra = self._gradient_hook.finish(trainer.network) if self._gradient_hook else {}
         compressed = self._compressor.compress(delta)
         taken = trainer.steps_done - (last - steps)
         answer = TrainResult(asked, compressed, extra, len(trainer.cases.train), taken, numbers)
@@ -325,15 +329,13 @@ class InProcessTraining:
             personal.load_weights(towards)
         if personal.unfinished != asked:
             personal.steps_done = last - self._plan.training.steps_per_round
-        assert isinstance(personal.correction, Proximal)
-        personal.correction.start(personal.network, {})
-        personal.correction.hold_near(towards)
+        assert self._personal_hook
+        self._personal_hook.start(personal.network, {})
+        self._personal_hook.hold_near(towards)
         personal.train(last - personal.steps_done, None, stop, asked, wait=False)
 
     def _norms(self, trainer: Trainer) -> set[str]:
-        if not isinstance(self._federation.strategy, FedBNSpec):
-            return set()
-        return norm_names(trainer.network) & exchanged_names(trainer.network)
+        return self._algorithm.kept_locally(trainer.network)
 
     def _with_own_norm(self, weights: Weights) -> Weights:
         """Return the global weights with this site's own normalisation layers (FedBN; Li et al., ICLR 2021)."""
@@ -415,7 +417,7 @@ class InProcessTraining:
         path = self._place.state / CASES_FILE
         columns = list(dict.fromkeys(name for _, figures in by_case for name in figures))
         try:
-            with open(path, "w", newline="", encoding="utf-8", opener=_private) as file:
+            with open(path, "w", newline="", encoding="utf-8", opener=open_private) as file:
                 table = csv.DictWriter(file, ["case", *columns])
                 table.writeheader()
                 table.writerows({"case": case, **figures} for case, figures in by_case)
@@ -434,22 +436,6 @@ class InProcessTraining:
 
 def _answer_in(state: SiteState) -> TrainResult:
     return TrainResult(delta=state.part("delta"), extra=state.part("extra"), **state.facts)
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
-
-
-def _correction(federation: FederationPlan) -> GradientHook | None:
-    """Return what a strategy adds to the gradients at a site."""
-    strategy = federation.strategy
-    if isinstance(strategy, FedProxSpec):
-        return Proximal(strategy.mu)
-    if isinstance(strategy, ScaffoldSpec):
-        return ControlVariates()
-    if isinstance(strategy, FedDynSpec):
-        return DynamicRegulariser(strategy.alpha)
-    return None
 
 
 def _full(value: torch.Tensor) -> torch.Tensor:

@@ -31,27 +31,30 @@ from nvflare.widgets.info_collector import InfoCollector
 from safetensors.torch import load_file
 from torch import Tensor
 
-from oncofed.algorithms import Update, build_strategy
+from oncofed.algorithms import Update
+from oncofed.algorithms.plan import FederationPlan
+from oncofed.algorithms.schedule import Buffered, PeerAveraged, Sequential
 from oncofed.artifacts.provenance import PROVENANCE_FILE, write_provenance
 from oncofed.artifacts.training_profile import PROFILE_FILE, SiteProfile, bins_of, write_training_profile
 from oncofed.artifacts.training_profile import together as all_profiles
+from oncofed.client.folder import sole_owner
 from oncofed.errors import FederationError, OncofedError
-from oncofed.federation_plan import CyclicSpec, FedBuffSpec, FederationPlan, SwarmSpec
 from oncofed.flare import wire
 from oncofed.flare.communicator import PullCommunicator, SiteTask
-from oncofed.flare.folders import against_model, hand_over, initial_model, note_end, sole_owner, state_folder
+from oncofed.flare.folders import against_model, hand_over, initial_model, note_end, state_folder
 from oncofed.flare.runtime.malloc import forget_what_stays
 from oncofed.flare.security.outbound_filter import name_and_person
 from oncofed.flare.security.revocation import list_and_root, read_revoked
-from oncofed.flare.transfer.decomposer import SMALLEST_BYTES, carry, carry_no_more, context_of_cell
+from oncofed.flare.transfer.decomposer import SMALLEST_BYTES, begin_transfer, cell_tls_context, end_transfer
 from oncofed.flare.transfer.server import TransferServer
 from oncofed.flare.wire import TASK_COMBINE, TASK_PREPARE, TASK_TRAIN, TASK_VALIDATE
-from oncofed.messages.pooled_scores import SumsAsked, calibration_of, together
+from oncofed.messages.requests import SumsAsked
 from oncofed.models.serialized import write_tensors
-from oncofed.models.weights import Layout, Weights, digest_of, layout_of, weights_of
+from oncofed.models.weights import WeightLayout, Weights, digest_of, layout_of, weights_of
 from oncofed.privacy.outbound import progress_that_may_leave
 from oncofed.rounds.events import BEST_MODEL, EVENTS_FILE, MODELS_FOLDER, STATS_GROUP, EventLog, new_event
 from oncofed.rounds.intake import UpdateIntake, counts
+from oncofed.rounds.pooled_scores import calibration_of, together
 from oncofed.rounds.round_state import RoundState
 from oncofed.rounds.run_state import RunState, read_run_state, write_run_state
 from oncofed.rounds.selection import has_stalled, selected_score
@@ -138,7 +141,7 @@ class FederatedTraining(Controller):
         note_end(fl_ctx)
         if self._log:
             self._log.close()
-        carry_no_more(fl_ctx.get_engine().get_cell())
+        end_transfer(fl_ctx.get_engine().get_cell())
         cleanup_tensor_disk_offload(fl_ctx.get_engine(), self._offload)
         hand_over(fl_ctx)
         self._held.close()
@@ -180,10 +183,10 @@ class FederatedTraining(Controller):
         layout, initial = (plan.layout(), {}) if memory else self._initial()
         self._parameters, self._travelling = layout.trained, layout.travelling
         classes = list(plan.task.classes.values())
-        self._door = UpdateIntake(federation, self._parameters, self._travelling, classes, self._cases, self._record)
+        self._door = UpdateIntake(federation, layout, classes, self._cases, self._record)
         self._desk.tidy = layout.nbytes > _LARGE_MODEL
         self._let_sites_come(layout.nbytes)
-        strategy = build_strategy(federation.strategy, self._parameters)
+        strategy = federation.algorithm(self._parameters)
         if memory:
             strategy.restore(memory.strategy)
             self._before = set(memory.sites)
@@ -222,10 +225,10 @@ class FederatedTraining(Controller):
     def _let_sites_come(self, nbytes: int) -> None:
         """Let sites fetch large models, and bring updates, over connections of their own."""
         cell = self._ctx.get_engine().get_cell()
-        context = context_of_cell(cell, str(self._ctx.get_job_id()), server=True)
+        context = cell_tls_context(cell, str(self._ctx.get_job_id()), server=True)
         if context and nbytes >= SMALLEST_BYTES:
             largest = _LARGEST_UPDATE * nbytes + _LARGE_MODEL
-            carry(cell, TransferServer(self._state, context, self._desk.is_welcome, largest))
+            begin_transfer(cell, TransferServer(self._state, context, self._desk.is_welcome, largest))
 
     def _vouch(self, model: Weights, rounds: int, best_round: int) -> None:
         """Write where the model comes from, beside it."""
@@ -253,7 +256,7 @@ class FederatedTraining(Controller):
         files = [self._state / MODELS_FOLDER / name for name in (PROFILE_FILE, CALIBRATION_FILE)]
         return {file.name: file.read_text(encoding="utf-8") for file in files if file.is_file()}
 
-    def _initial(self) -> tuple[Layout, Weights]:
+    def _initial(self) -> tuple[WeightLayout, Weights]:
         """Return what the model's weights are like, and those that the job brings along or else its seed gives."""
         brought = initial_model(self._ctx)
         if brought is None:
@@ -316,9 +319,9 @@ class FederatedTraining(Controller):
         self._door.admit_late(current, number)
         moved: Weights = {}
         updates: list[Update] = []
-        if isinstance(federation.strategy, CyclicSpec):
+        if isinstance(strategy.schedule, Sequential):
             moved = self._cycle(number, asked, memory.model, current)
-        elif isinstance(federation.strategy, SwarmSpec):
+        elif isinstance(strategy.schedule, PeerAveraged):
             moved, current = self._swarm(number, asked, memory)
         else:
             updates = self._gather(number, asked, memory, strategy, current)
@@ -328,7 +331,7 @@ class FederatedTraining(Controller):
         if updates:
             # The state that is being written is the one that this changes.
             self._finish_saving()
-            moved = strategy.step(memory.model, updates, max(len(self._cases), len(updates)))
+            moved = strategy.aggregate(memory.model, updates, max(len(self._cases), len(updates)))
         memory.model, memory.round, memory.strategy = moved, number, dict(strategy.state)
         memory.sites = sorted(self._cases)
         self._save(memory)
@@ -346,13 +349,13 @@ class FederatedTraining(Controller):
         self, number: int, asked: list[str], memory: RunState, strategy: Any, current: RoundState
     ) -> list[Update]:
         """Let sites train in a round, and return the updates that count; nobody holds the model that was sent then."""
-        given, rule = self._door.given(number, memory.model), self._federation.strategy
-        needed = rule.buffer if isinstance(rule, FedBuffSpec) else None
+        given, schedule = self._door.given(number, memory.model), strategy.schedule
+        needed = schedule.size if isinstance(schedule, Buffered) else None
 
         def answered(site: str, result: Shareable, question: SiteTask) -> None:
             self._door.take(site, result, question, current, given)
 
-        message = partial(self._turn, model=self._outgoing(memory.model), number=number, beside=strategy.for_sites())
+        message = partial(self._turn, model=self._outgoing(memory.model), number=number, beside=strategy.for_clients())
         question = self._desk.ask(SiteTask(TASK_TRAIN, number, set(asked), message, answered, needed is not None))
         self._wait_for_round(question, current, number, asked, needed)
         self._desk.close(question)
@@ -734,7 +737,7 @@ class FederatedTraining(Controller):
             test={site: numbers["evaluation"] for site, numbers in sorted(turn.numbers.items())},
             personal={s: n["personal"] for s, n in sorted(turn.numbers.items()) if "personal" in n},
             cross_site=matrix,
-            **found.told(),
+            **found.recorded(),
         )
 
     def _cross_site(self, memory: RunState) -> dict[str, dict[str, float | None]]:

@@ -21,11 +21,13 @@ from nvflare.apis.shareable import Shareable, make_reply
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from oncofed.algorithms import Strategy, Update
+from oncofed.algorithms import Update
+from oncofed.algorithms.fedavg import FedAvg
+from oncofed.algorithms.plan import FederationPlan
 from oncofed.errors import FederationError
-from oncofed.federation_plan import FederationPlan
+from oncofed.flare.transfer.protocol import message_timeout
 from oncofed.messages.compression import ReceivedUpdate
-from oncofed.models.weights import Weights
+from oncofed.models.weights import WeightLayout, Weights
 from oncofed.rounds.intake import UpdateIntake
 from oncofed.rounds.round_state import RoundState
 from oncofed.rounds.run_state import RunState
@@ -33,8 +35,6 @@ from oncofed.rounds.run_state import RunState
 _TOPIC = "oncofed.peer"
 _UPDATE = "update"
 _ROUND = "round"
-_SLOWEST_LINK_BYTES_PER_SECOND = 500_000
-_ANSWER_SECONDS = 10.0
 # As many sites as a job may ask.
 _MOST_HELD = 1000
 
@@ -67,7 +67,7 @@ class PeerExchange(FLComponent):
                 targets=[collector],
                 topic=_TOPIC,
                 request=Shareable({_ROUND: number, _UPDATE: sent}),
-                timeout=_ANSWER_SECONDS + len(sent) / _SLOWEST_LINK_BYTES_PER_SECOND,
+                timeout=message_timeout(len(sent)),
                 fl_ctx=context,
                 secure=bool(fl_ctx.get_prop(FLContextKey.SECURE_MODE, False)),
             )
@@ -99,20 +99,19 @@ class PeerExchange(FLComponent):
         for site, found in held.items():
             assert found
             try:
-                delta = ReceivedUpdate(_read(found[1]), like, self._federation.exchange.update, {})
+                delta = ReceivedUpdate(_read(found[1]), like, self._federation.exchange.update)
                 turn.updates.append(Update(site, delta, int(wanted[site]["cases"]), squares=delta.squares))
             except FederationError as error:
                 refused[site] = str(error)
         memory = RunState({}, lengths=self._lengths)
-        kept = UpdateIntake(self._federation, parameters, frozenset(like), (), {}, _unrecorded).without_outliers(
-            turn, memory
-        )
+        layout = WeightLayout(like, frozenset(like), parameters)
+        kept = UpdateIntake(self._federation, layout, (), {}, _unrecorded).without_outliers(turn, memory)
         self._lengths = memory.lengths
         refused |= turn.refused
         if not kept:
             raise FederationError(f"no update that counts: {'; '.join(f'{s}: {r}' for s, r in refused.items())}")
         zeros = {name: torch.zeros(value.shape, dtype=value.dtype) for name, value in like.items()}
-        mean = Strategy(parameters).step(zeros, kept, len(kept))
+        mean = FedAvg(FedAvg.Settings(), parameters).aggregate(zeros, kept, len(kept))
         with self._lock:
             self._held = {digest: (of, sent) for digest, (of, sent) in self._held.items() if of > number}
         return PeerMean(mean, sum(update.cases for update in kept), [], refused)

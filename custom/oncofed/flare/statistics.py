@@ -22,8 +22,8 @@ from nvflare.app_common.workflows.statistics_controller import StatisticsControl
 
 from oncofed.client.datasets import DATASETS_FILE, dataset_folder
 from oncofed.data.profile import case_values, features
+from oncofed.data.profile_plan import ProfilePlan
 from oncofed.errors import OncofedError
-from oncofed.federation_plan import ProfilePlan
 from oncofed.flare.folders import hand_over, state_folder
 from oncofed.flare.security.outbound_filter import admit
 from oncofed.privacy.small_counts import without_small

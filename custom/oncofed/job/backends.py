@@ -24,7 +24,7 @@ from oncofed.flare.folders import STATE_FOLDER
 from oncofed.locking import require_locks
 from oncofed.loopback import require_loopback
 from oncofed.packs.load import loaded_packs
-from oncofed.processes import AT_ONCE_VARIABLE, end_with_parent, places, process_environment, stop_processes
+from oncofed.processes import AT_ONCE_VARIABLE, compute_slots, end_with_parent, process_environment, stop_processes
 from oncofed.rounds.events import EVENTS_FILE
 
 Datasets = dict[str, dict[str, Path]]
@@ -156,7 +156,8 @@ def require_machine(folder: Path) -> None:
         folder: of the run.
 
     Raises:
-        FederationError: this machine cannot reach itself, or no file can be locked in the folder.
+        TransferError: this machine cannot reach itself.
+        FederationError: no file can be locked in the folder.
     """
     require_loopback()
     require_locks(folder, "Name a folder on a disk of this machine with --out.")
@@ -216,7 +217,7 @@ def simulation(job: Path, datasets: Datasets, workspace: Path, logs: Path, tempo
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**process_environment(temporary, len(datasets)), AT_ONCE_VARIABLE: str(places(len(datasets)))},
+            env={**process_environment(temporary, len(datasets)), AT_ONCE_VARIABLE: str(compute_slots(len(datasets)))},
             start_new_session=True,
             preexec_fn=end_with_parent,  # noqa: PLW1509 - no other thread runs here
         )

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from torch import nn
 
+from oncofed.algorithms import JobFacts
 from oncofed.errors import DataError, SpecError
-from oncofed.federation_plan import DittoSpec, FedBNSpec, FedDynSpec, FedProxSpec, KrumSpec, ScaffoldSpec
 from oncofed.job.spec import AnyJob, JobSpec, ProfileJobSpec
 from oncofed.report.result import read_result
 
@@ -18,20 +18,8 @@ def check_strategy(spec: JobSpec, network: nn.Module) -> None:
     Raises:
         SpecError: says what was found and what would fit.
     """
-    strategy = spec.strategy
-    if isinstance(strategy, FedBNSpec) and not any(
-        isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules()
-    ):
-        raise SpecError(
-            f"strategy fedbn keeps batch normalisation at each site, and {spec.model.network} has none (model.norm: "
-            f"{spec.model.norm}). Set model.norm: batch, or take another strategy."
-        )
-    corrected = FedProxSpec | ScaffoldSpec | FedDynSpec | DittoSpec
-    if isinstance(strategy, corrected) and spec.resources.gpus > 1:
-        raise SpecError(
-            f"strategy {strategy.name} changes gradients in one process, found resources.gpus: {spec.resources.gpus}. "
-            "Set it to 1, or take a strategy that leaves the sites alone, such as fedadam."
-        )
+    facts = JobFacts(network=network, network_name=spec.model.network, norm=spec.model.norm, gpus=spec.resources.gpus)
+    spec.federation().algorithm().check_job(facts)
 
 
 def check_sites(spec: AnyJob, sites: int) -> None:
@@ -44,8 +32,9 @@ def check_sites(spec: AnyJob, sites: int) -> None:
         needed, setting = spec.min_sites or 1, "min_sites"
     else:
         needed, setting = spec.rounds.quorum or 1, "rounds.quorum"
-    if isinstance(spec, JobSpec) and isinstance(spec.strategy, KrumSpec) and 2 * spec.strategy.poisoned + 3 > needed:
-        needed, setting = 2 * spec.strategy.poisoned + 3, "krum with strategy.poisoned"
+        fewest = spec.federation().algorithm().fewest_updates
+        if fewest > needed:
+            needed, setting = fewest, f"strategy {spec.strategy.name}"
     if sites < needed:
         raise SpecError(f"the job needs {needed} sites ({setting}), found {sites}. Name more sites, or lower it.")
 

@@ -15,13 +15,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from oncofed.data.profile import features
+from oncofed.data.profile_plan import ProfilePlan
 from oncofed.errors import SpecError
-from oncofed.federation_plan import ProfilePlan
 from oncofed.flare.folders import AGAINST_MODEL, INITIAL_MODEL, JOB_PACK
 from oncofed.flare.runtime.job_recovery import job_mark
 from oncofed.flare.runtime.resources import ANY_SITE, GPU_MEMORY, GPUS
 from oncofed.flare.security.submission import job_asks
 from oncofed.flare.transfer.decomposer import LARGEST_WHOLE_BYTES, SMALLEST_BYTES
+from oncofed.flare.transfer.protocol import message_timeout
 from oncofed.flare.wire import TASKS
 from oncofed.job.spec import AnyJob, JobSpec, ProfileJobSpec
 from oncofed.models.foreign import fitting_weights
@@ -42,9 +43,7 @@ _LOST_AFTER_SECONDS = 10.0
 # FLARE's default fetches tensors 2 MiB at a time.
 _CHUNK_BYTES = 8 << 20
 # Without a timeout FLARE waits forever for a reply, also from a process that was killed.
-_ANSWER_SECONDS = 10.0
 _TASK_CHECK_SECONDS = 1.0
-_SLOWEST_LINK_BYTES_PER_SECOND = 500_000
 
 
 def export_job(
@@ -86,7 +85,8 @@ def export_job(
         _write(out / "meta.json", {**_meta(spec.name, spec.min_sites), "custom_props": asks})
     else:
         calibration = read_calibration(model.parent) if model and evaluate_only else None
-        server, client = _server(spec, evaluate_only, calibration), _client(spec)
+        transfer = _transfer(spec)
+        server, client = _server(spec, evaluate_only, calibration) | transfer, _client(spec) | transfer
         # Any number of sites may start the job: others join later, and rounds check their own quorum.
         _write(
             out / "meta.json", {**_meta(spec.name, None), **_resources(spec), "custom_props": job_mark() | _facts(spec)}
@@ -108,7 +108,8 @@ def _with_pack(spec: JobSpec, config: Path, model: Path | None, evaluate_only: b
     """
     pack = next((pack for pack in loaded_packs() if pack.digest == spec.model.code), None)
     if pack is None:
-        raise SpecError(f"the pack {str(spec.model.code)[:12]}… is not loaded: read the job from its job.yaml")
+        code = f"{str(spec.model.code)[:12]}…"
+        raise SpecError(f"the pack {code} is not loaded: read the job with its code (with_code=True)")
     plan = spec.plan()
     (config / JOB_PACK).write_bytes(pack.content)
     weights = plan.initial_weights()
@@ -174,7 +175,7 @@ def _facts(spec: JobSpec) -> dict[str, Any]:
 def _transfer(spec: JobSpec) -> dict[str, Any]:
     """Return FLARE's transfer settings for a model of this size."""
     size = spec.plan().layout().nbytes
-    longest = _ANSWER_SECONDS + size / _SLOWEST_LINK_BYTES_PER_SECOND
+    longest = message_timeout(size)
     chunk = 0 if size < SMALLEST_BYTES else LARGEST_WHOLE_BYTES if size < LARGEST_WHOLE_BYTES else _CHUNK_BYTES
     return {
         "tensor_download_chunk_size": chunk,
@@ -195,7 +196,7 @@ def _server(spec: JobSpec, evaluate_only: bool, calibration: Calibration | None)
             "calibration": calibration.model_dump(mode="json", by_alias=True) if calibration else None,
         },
     }
-    return {**_server_config(controller, _PAUSE_SECONDS), **_transfer(spec)}
+    return _server_config(controller, _PAUSE_SECONDS)
 
 
 def _server_config(controller: dict[str, Any], pause: float = _IDLE_SECONDS) -> dict[str, Any]:
@@ -215,7 +216,7 @@ def _client(spec: JobSpec) -> dict[str, Any]:
         "path": "oncofed.flare.executor.SiteExecutor",
         "args": {"plan": _plan(spec), "federation": spec.federation().model_dump(mode="json")},
     }
-    return _client_config(list(TASKS), executor, **_transfer(spec))
+    return _client_config(list(TASKS), executor)
 
 
 def _client_config(tasks: list[str], executor: dict[str, Any], **more: Any) -> dict[str, Any]:

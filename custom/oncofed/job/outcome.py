@@ -6,7 +6,6 @@ import statistics
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from oncofed.federation_plan import ScaffoldSpec, SwarmSpec
 from oncofed.job.spec import JobSpec
 from oncofed.job.watch import RunProgress
 from oncofed.machine import environment
@@ -91,7 +90,7 @@ def note_scores(
         pooled = scores.get(POOLED, {}).get(site)
         compared = {name: e for name, e in (("alone", alone), ("pooled", pooled)) if e}
         by_class = {"federated": federated["by_class"], **{name: e.by_class for name, e in compared.items()}}
-        more = {"federated": federated.get("more", {}), **{name: e.more for name, e in compared.items()}}
+        more = {"federated": federated.get("more", {}), **{name: e.extra_metrics for name, e in compared.items()}}
         intervals = {"federated": federated.get("interval"), **{n: e.interval for n, e in compared.items()}}
         result.sites[site] = SiteResult(
             train_cases=cases["train"],
@@ -146,14 +145,14 @@ def note_pooled(
 def _bytes(spec: JobSpec, sites: int) -> Bytes:
     layout = spec.plan().layout()
     weights = layout.sent
-    # Scaffold's control variates go with the model, and with each update.
-    trained = layout.trained if isinstance(spec.strategy, ScaffoldSpec) else frozenset()
-    beside = travelling_bytes({name: weights[name] for name in trained}, "native")
-    if isinstance(spec.strategy, SwarmSpec):
-        to_server = travelling_bytes(weights, "native")  # the mean; updates go from site to site
+    algorithm = spec.federation().algorithm()
+    extra_from_site = travelling_bytes(algorithm.from_clients(layout), "native")
+    extra_for_site = travelling_bytes(algorithm.for_clients_layout(layout), "native")
+    if algorithm.schedule.reaches_server:
+        to_server = sites * (travelling_bytes(weights, spec.exchange.update) + extra_from_site)
     else:
-        to_server = sites * (travelling_bytes(weights, spec.exchange.update) + beside)
-    to_sites = sites * (travelling_bytes(weights, spec.exchange.model) + beside)
+        to_server = travelling_bytes(weights, "native")  # the mean; updates go from site to site
+    to_sites = sites * (travelling_bytes(weights, spec.exchange.model) + extra_for_site)
     return Bytes(to_sites_per_round=to_sites, to_server_per_round=to_server)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from oncofed.data.manifest import write_whole
+from oncofed.atomic import write_whole
 from oncofed.data.planning import PlanFile, make_plan
 from oncofed.errors import FederationError
 from oncofed.job import backends

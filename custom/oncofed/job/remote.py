@@ -29,7 +29,7 @@ from oncofed.alliance.local import quiet
 from oncofed.artifacts.kept_bundle import complete_bundle
 from oncofed.artifacts.kept_job import copy_beside_model
 from oncofed.artifacts.provenance import PROVENANCE_FILE
-from oncofed.errors import FederationError, PolicyError, SpecError
+from oncofed.errors import FederationError, PolicyError, SpecError, TransferError
 from oncofed.job.card import write_cards
 from oncofed.job.flare import SPEC_FILE
 from oncofed.job.outcome import begin_result, note_incidents, note_rounds, note_scores
@@ -52,7 +52,7 @@ class Engineer:
 
     Raises:
         SpecError: it is no kit of a person.
-        FederationError: the server does not answer, or does not know the kit.
+        TransferError: the server does not answer, or does not know the kit.
     """
 
     def __init__(self, kit: Path) -> None:
@@ -89,7 +89,7 @@ class Engineer:
 
         Raises:
             SpecError: the alliance has no such job.
-            FederationError: the server did not answer.
+            TransferError: the server did not answer.
         """
         status = self._ask(job_id, lambda session: session.get_job_status(job_id))
         if status is None:
@@ -107,7 +107,7 @@ class Engineer:
         """Return when each connected site was last heard from.
 
         Raises:
-            FederationError: the server did not answer.
+            TransferError: the server did not answer.
         """
         clients = self._ask("", lambda session: session.get_connected_client_list())
         return {client.name: datetime.fromtimestamp(client.last_connect_time or 0, timezone.utc) for client in clients}
@@ -164,7 +164,7 @@ class Engineer:
         except Exception as error:  # noqa: BLE001 - see below
             # The client library raises many types for a server that went away: the next request opens a new session.
             self._close()
-            raise FederationError(f"the server did not answer ({type(error).__name__})") from None
+            raise TransferError(f"the server did not answer ({type(error).__name__})") from None
 
     def _connect(self) -> Session:
         if self._session is None:
@@ -172,7 +172,7 @@ class Engineer:
                 with quiet():
                     self._session = new_secure_session(self._name, str(self._kit), timeout=_CONNECT_SECONDS)
             except Exception as error:  # noqa: BLE001 - of many types
-                raise FederationError(
+                raise TransferError(
                     f"no session with the server of the kit {self._kit.name} ({type(error).__name__}). Is it running, "
                     "and does this machine reach the host and port in startup/fed_admin.json?"
                 ) from None
@@ -211,7 +211,7 @@ def watch(engineer: Engineer, job_id: str, console: Console, curves: Path) -> st
                 console.print(f"it waits: {why}", markup=False)
             shown_why = why
             return now
-        except FederationError as error:
+        except TransferError as error:
             console.print(f"{error}; trying again. Ctrl-C ends the watching, not the job", markup=False)
             return status
 

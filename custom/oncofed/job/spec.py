@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
+from oncofed.algorithms import algorithm_class
+from oncofed.algorithms.fedavg import FedAvg
+from oncofed.algorithms.plan import FederationPlan, StrategySection
+from oncofed.algorithms.settings import EvaluationSpec, ExchangeSpec, RoundsSpec
+from oncofed.data.profile_plan import ProfilePlan
 from oncofed.data.spec import DataSpec
 from oncofed.errors import SpecError
-from oncofed.federation_plan import (
-    STRATEGY_SPECS,
-    EvaluationSpec,
-    ExchangeSpec,
-    FedAvgSpec,
-    FederationPlan,
-    ProfilePlan,
-    RoundsSpec,
-    StrategySpec,
-)
 from oncofed.models import ModelSpec
 from oncofed.models.foreign import read_bundle
 from oncofed.packs.load import load_pack
@@ -47,18 +44,12 @@ class JobSpec(StrictModel):
     training: TrainingSpec = TrainingSpec()
     resources: ResourcesSpec = ResourcesSpec()
     rounds: RoundsSpec = RoundsSpec()
-    strategy: StrategySpec = FedAvgSpec()
+    strategy: StrategySection = FedAvg.Settings()
     exchange: ExchangeSpec = ExchangeSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
     seed: int = Field(1, ge=0, lt=2**31, description="of the initial weights, the splits and the order of patches")
     licence: str = Field("", max_length=80, description="of the model, for its card, such as CC-BY-NC-4.0")
     contact: str = Field("", max_length=120, description="who answers for the model, for its card")
-
-    @field_validator("strategy", mode="before")
-    @classmethod
-    def _name_alone(cls, value: Any) -> Any:
-        """Take ``strategy: fedadam`` for ``strategy: {name: fedadam}``."""
-        return {"name": value} if isinstance(value, str) else value
 
     @model_validator(mode="before")
     @classmethod
@@ -72,18 +63,32 @@ class JobSpec(StrictModel):
 
     @model_validator(mode="after")
     def _code_is_confined(self) -> JobSpec:
-        if self.model.code and (self.resources.gpus > 1 or self.strategy.name == "swarm"):
+        among_sites = not self.federation().algorithm().schedule.reaches_server
+        if self.model.code and (self.resources.gpus > 1 or among_sites):
             raise ValueError("a pack's code runs in one process without network: resources.gpus: 1, and no swarm")
         return self
 
     @model_validator(mode="after")
     def _is_a_plan(self) -> JobSpec:
-        self.plan()
+        if not self.model.lacks_code:
+            self.plan()
         self.federation()
         return self
 
     def plan(self) -> Plan:
-        """Return what one site needs to know."""
+        """Return what one site needs to know.
+
+        Raises:
+            SpecError: it depends on the job's pack, which is not loaded.
+        """
+        if self.model.lacks_code:
+            raise SpecError(
+                f"the pack {str(self.model.code)[:12]}… is not loaded: read the job with its code (with_code=True)"
+            )
+        return self._plan
+
+    @cached_property
+    def _plan(self) -> Plan:
         return Plan(
             data=self.data,
             task=self.task,
@@ -143,22 +148,24 @@ class JobEntry:
     file: Path
 
 
-def read_job(job: str | Path) -> JobSpec:
+def read_job(job: str | Path, with_code: bool = False) -> JobSpec:
     """Read a job that trains a model, by name, by folder or by file.
 
     Args:
         job: a name that ``oncofed job list`` shows, a folder with ``job.yaml``, or the file itself.
+        with_code: also import the pack that the job names, which runs its code, and check the job against it. Without
+            it such a job can be shown and changed, and nothing built from it.
 
     Raises:
         SpecError: there is no such job, or its file is not valid; the message names file, line, what was found and
             what is allowed.
     """
-    return parse_job(find_job(job))
+    return parse_job(find_job(job), with_code)
 
 
-def read_any_job(job: str | Path) -> AnyJob:
+def read_any_job(job: str | Path, with_code: bool = False) -> AnyJob:
     """Read a job of whatever kind; see ``read_job``."""
-    return parse_any_job(find_job(job))
+    return parse_any_job(find_job(job), with_code)
 
 
 def find_job(job: str | Path) -> Path:
@@ -193,28 +200,37 @@ def jobs_folders() -> list[Path]:
     return [folder for folder in dict.fromkeys(candidates) if folder.is_dir()]
 
 
-def parse_job(file: Path) -> JobSpec:
+def parse_job(file: Path, with_code: bool = False) -> JobSpec:
     """Read one ``job.yaml`` of a job that trains a model.
+
+    Args:
+        file: to read.
+        with_code: see ``read_job``.
 
     Raises:
         SpecError: the file is not valid, or the job trains nothing.
     """
-    spec = parse_any_job(file)
+    spec = parse_any_job(file, with_code)
     if isinstance(spec, ProfileJobSpec):
         raise SpecError(f"{file}: the job {spec.name} has a section profile and trains nothing; name one that trains.")
     return spec
 
 
-def parse_any_job(file: Path) -> AnyJob:
+def parse_any_job(file: Path, with_code: bool = False) -> AnyJob:
     """Read one ``job.yaml``; a section ``profile`` makes it a job that trains nothing.
 
+    Args:
+        file: to read.
+        with_code: see ``read_job``.
+
     Raises:
-        SpecError: the file is not valid.
+        SpecError: the file is not valid, or its pack is missing or cannot be imported.
     """
     values, lines = read_yaml(file, "name: my_job")
     if "profile" in values:
         return _validate(ProfileJobSpec, values, str(file), lines)
-    _load_code(values, file)
+    if with_code:
+        _load_code(values, file)
     return _validate(JobSpec, values, str(file), lines)
 
 
@@ -224,7 +240,7 @@ def packs_folder() -> Path:
 
 
 def _load_code(values: dict[str, Any], file: Path) -> None:
-    """Import the pack that a job of one's own names, so that its network is known."""
+    """Import the pack that a job names, so that what it brings is known."""
     model = values.get("model")
     digest = model.get("code") if isinstance(model, dict) and not model.get("declared") else None
     if isinstance(digest, str):
@@ -232,18 +248,20 @@ def _load_code(values: dict[str, Any], file: Path) -> None:
 
 
 def _validate(kind: type[Spec], values: dict[str, Any], where: str, lines: Lines) -> Spec:
-    return validated(kind, values, where, lines, "job", _placed, _explained)
+    return validated(kind, values, where, lines, "job", partial(_placed, values), _explained)
 
 
-def _placed(kind: type[StrictModel], loc: tuple[str, ...]) -> tuple[type[StrictModel], tuple[str, ...]]:
-    """Return a problem's model and place without the type of a task or strategy, which the file has elsewhere."""
-    for section, specs in (("task", TASK_SPECS), ("strategy", STRATEGY_SPECS)):
-        if loc[:1] == (section,) and loc[1:2] and loc[1] in specs:
-            return specs[loc[1]], (section, *loc[2:])
+def _placed(
+    values: Mapping[str, Any], kind: type[StrictModel], loc: tuple[str, ...]
+) -> tuple[type[StrictModel], tuple[str, ...]]:
+    """Return the settings that a problem is in, and its place without the type of a task, which pydantic adds."""
+    if loc[:1] == ("task",) and loc[1:2] and loc[1] in TASK_SPECS:
+        return TASK_SPECS[loc[1]], ("task", *loc[2:])
+    if loc[:1] == ("strategy",) and loc[1:2]:
+        strategy = values["strategy"]
+        return algorithm_class(strategy.get("name", FedAvg.Settings().name)).Settings, loc
     return kind, loc
 
 
 def _explained(problem: Any, loc: tuple[str, ...]) -> str | None:
-    if problem["type"] == "union_tag_invalid" and loc == ("strategy",):
-        return f"strategy: found {problem['ctx']['tag']!r}, which is not known; known: {', '.join(STRATEGY_SPECS)}"
-    return None
+    return f"strategy: {problem['msg']}" if problem["type"] == "unknown_algorithm" else None

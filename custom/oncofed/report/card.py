@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from oncofed.algorithms.plan import FederationPlan
 from oncofed.data.grouping import counted
 from oncofed.data.manifest import write_whole
-from oncofed.federation_plan import FederationPlan, SwarmSpec
 from oncofed.report.evaluation import EvaluationRecord
 from oncofed.report.result import Result, SiteResult
 from oncofed.signing import signer
@@ -294,7 +294,7 @@ def _of_enough(figures: Mapping[str, float], site: SiteResult) -> dict[str, floa
 
 
 def _privacy(federation: FederationPlan) -> Privacy:
-    swarm = isinstance(federation.strategy, SwarmSpec)
+    swarm = not federation.algorithm().schedule.reaches_server
     way = "from site to site: the server sees means only" if swarm else "to the server"
     return Privacy(
         travelled=f"updates of the weights, {way}; scores as means, counts and sums; numbers of cases, losses. "

@@ -16,14 +16,14 @@ from torch import Tensor
 
 import oncofed
 from oncofed.algorithms import Update
-from oncofed.algorithms.robust import length
+from oncofed.algorithms.base import update_norm
+from oncofed.algorithms.plan import FederationPlan
 from oncofed.errors import FederationError, PolicyError, one_line
-from oncofed.federation_plan import CyclicSpec, FederationPlan, SwarmSpec
 from oncofed.flare import wire
 from oncofed.flare.communicator import SiteTask
 from oncofed.flare.wire import TASK_TRAIN
-from oncofed.messages.compression import ReceivedUpdate
-from oncofed.models.weights import Weights
+from oncofed.messages.compression import ReceivedUpdate, without_extra
+from oncofed.models.weights import WeightLayout, Weights
 from oncofed.privacy.outbound import check_counts, check_numbers, most_scored
 from oncofed.rounds.round_state import RoundState
 from oncofed.rounds.run_state import RunState
@@ -62,8 +62,7 @@ class UpdateIntake:
 
     Args:
         federation: the job's rules.
-        parameters: names of the weights that are trained.
-        travelling: names of the weights that sites send.
+        layout: of the model.
         classes: names of the job's classes.
         cases: each site's numbers of cases, as it gave them when it came.
         record: writes to the run's record.
@@ -75,16 +74,16 @@ class UpdateIntake:
     def __init__(
         self,
         federation: FederationPlan,
-        parameters: frozenset[str],
-        travelling: frozenset[str],
+        layout: WeightLayout,
         classes: Sequence[str],
         cases: Mapping[str, dict[str, Any]],
         record: Record,
     ) -> None:
         self.reasons: dict[str, str] = {}
         self._federation = federation
-        self._parameters = parameters
-        self._travelling = travelling
+        self._algorithm = federation.algorithm()
+        self._layout = layout
+        self._extra = self._algorithm.from_clients(layout)
         self._classes = classes
         self._cases = cases
         self._record = record
@@ -95,12 +94,10 @@ class UpdateIntake:
     def given(self, number: int, model: Weights) -> ExpectedUpdate:
         """Return what sites that are sent a model in a round are asked for."""
         shapes = {name: value.to("meta") for name, value in model.items()}
-        like = {name: value for name, value in shapes.items() if name in self._travelling}
-        if isinstance(self._federation.strategy, SwarmSpec):
+        like = {name: value for name, value in shapes.items() if name in self._layout.travelling}
+        if not self._algorithm.schedule.reaches_server:
             return ExpectedUpdate(number, {}, {})  # updates go to the round's collector
-        if self._federation.strategy.name != "scaffold":
-            return ExpectedUpdate(number, like, {})
-        return ExpectedUpdate(number, like, {f"control.{name}": shapes[name] for name in self._parameters})
+        return ExpectedUpdate(number, like, self._extra)
 
     def take(
         self, site: str, result: Shareable, question: SiteTask, current: RoundState, given: ExpectedUpdate
@@ -131,7 +128,8 @@ class UpdateIntake:
     def _read(self, site: str, result: Shareable, given: ExpectedUpdate) -> tuple[Update, dict[str, Any]]:
         sent, cases, steps, numbers = wire.read_update_message(result)
         check_numbers(numbers, self._classes, most=most_scored(self._cases.get(site)))
-        delta = ReceivedUpdate(sent, given.like, self._federation.exchange.update, given.extra)
+        weights, extra = without_extra(sent)
+        delta = ReceivedUpdate(weights, given.like, self._federation.exchange.update, extra, given.extra)
         known = self._cases.get(site, {}).get("train")
         if cases != known:
             raise FederationError(f"it says that {cases} cases are behind its update, before it was {known}")
@@ -164,8 +162,8 @@ class UpdateIntake:
         expected = sum(bounded(taken, self._federation.exchange.largest_weight).values())
         if total != expected:
             raise FederationError(f"it says that {total} cases are behind the mean, expected {expected}")
-        like = {name: value.to("meta") for name, value in memory.model.items() if name in self._travelling}
-        received = ReceivedUpdate(sent, like, "native", {})
+        like = {name: value.to("meta") for name, value in memory.model.items() if name in self._layout.travelling}
+        received = ReceivedUpdate(*without_extra(sent)[:1], like, "native")
         mean = Update(collector, received, total, squares=received.squares)
         looked_at = RoundState(updates=[mean])
         if not self.without_outliers(looked_at, memory):
@@ -193,7 +191,7 @@ class UpdateIntake:
         with self._lock:
             for update, given in self._late:
                 stale = number - given
-                if rounds.late == "drop" or isinstance(self._federation.strategy, SwarmSpec | CyclicSpec):
+                if rounds.late == "drop" or not self._algorithm.schedule.takes_late:
                     self._record("dropped", site=update.site, task=TASK_TRAIN, staleness=stale)
                     continue
                 discount = (1 + stale) ** -rounds.staleness
@@ -222,7 +220,7 @@ class UpdateIntake:
     def without_outliers(self, current: RoundState, memory: RunState) -> list[Update]:
         """Return the updates that count: without those many times as long as others of this round and the last ones."""
         with self._lock:
-            lengths = [length(update, self._parameters) for update in current.updates]
+            lengths = [update_norm(update, self._layout.trained) for update in current.updates]
             known = lengths + [value for values in memory.lengths[-_ROUNDS_REMEMBERED:] for value in values]
             factor = self._federation.exchange.largest_norm
             kept, usual = [], statistics.median(known) if known else 0.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from oncofed.federation_plan import EvaluationSpec
+from oncofed.algorithms.settings import EvaluationSpec
 from oncofed.rounds.run_state import RunState
 
 

@@ -11,8 +11,8 @@ from nvflare.apis.dxo import from_shareable
 from nvflare.apis.shareable import Shareable
 
 import oncofed
+from oncofed.algorithms.plan import FederationPlan
 from oncofed.errors import FederationError, PolicyError
-from oncofed.federation_plan import FederationPlan
 from oncofed.flare import wire
 from oncofed.flare.security.outbound_filter import OutboundPolicy
 from oncofed.flare.wire import TASK_PREPARE, TASK_TRAIN, TASK_VALIDATE

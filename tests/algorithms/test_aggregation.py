@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import TypeAdapter
 
-from oncofed.algorithms import STRATEGIES, Strategy, Update, build_strategy
-from oncofed.algorithms.optimizers import FedAdam, FedAvgM, FedDyn, FedNova, FedYogi, Scaffold
-from oncofed.algorithms.robust import ClippedMean, Krum, Median, TrimmedMean, in_order
+from oncofed.algorithms import Algorithm, Update, algorithm_class, algorithm_names
+from oncofed.algorithms.order_statistics import in_order
 from oncofed.errors import FederationError
-from oncofed.federation_plan import StrategySpec
 
 NAMES = frozenset({"w"})
 VALUES = st.lists(st.floats(-1e3, 1e3, width=32), min_size=3, max_size=3)
 SITES = st.lists(st.tuples(VALUES, st.integers(1, 500)), min_size=5, max_size=7)
 
 
-def _spec(name: str) -> StrategySpec:
-    return TypeAdapter(StrategySpec).validate_python({"name": name})  # type: ignore[no-any-return]
+def _algorithm(name: str, **settings: Any) -> Algorithm[Any]:
+    kind = algorithm_class(name)
+    return kind(kind.Settings(name=name, **settings), NAMES)
 
 
 def _updates(*values: float | list[float], cases: int = 1, steps: int = 1) -> list[Update]:
@@ -32,24 +32,24 @@ def _drawn(drawn: list[tuple[list[float], int]]) -> list[Update]:
     return [Update(f"site-{i}", {"w": torch.tensor(v)}, n) for i, (v, n) in enumerate(drawn)]
 
 
-@pytest.mark.parametrize("name", sorted(STRATEGIES))
+@pytest.mark.parametrize("name", algorithm_names())
 @given(drawn=SITES, random=st.randoms())
 def test_the_order_of_arrival_changes_no_bit(name: str, drawn, random) -> None:  # type: ignore[no-untyped-def]
     updates = _drawn(drawn)
     shuffled = updates.copy()
     random.shuffle(shuffled)
     model = {"w": torch.ones(3)}
-    one = build_strategy(_spec(name), NAMES).step(dict(model), updates, 8)["w"]
-    other = build_strategy(_spec(name), NAMES).step(dict(model), shuffled, 8)["w"]
+    one = _algorithm(name).aggregate(dict(model), updates, 8)["w"]
+    other = _algorithm(name).aggregate(dict(model), shuffled, 8)["w"]
     assert torch.equal(one, other)
     assert torch.isfinite(one).all()
     assert torch.equal(model["w"], torch.ones(3)), "the model before is left as it was"
 
 
-@pytest.mark.parametrize("name", sorted(set(STRATEGIES) - {"krum"}))
+@pytest.mark.parametrize("name", sorted(set(algorithm_names()) - {"krum"}))
 def test_nothing_changed_at_one_site_changes_nothing(name: str) -> None:
-    strategy = build_strategy(_spec(name), NAMES)
-    moved = strategy.step({"w": torch.tensor([2.0])}, _updates(0.0), 1)
+    algorithm = _algorithm(name)
+    moved = algorithm.aggregate({"w": torch.tensor([2.0])}, _updates(0.0), 1)
     assert torch.equal(moved["w"], torch.tensor([2.0]))
 
 
@@ -58,7 +58,7 @@ def test_the_mean_lies_between_the_sites_and_matches_the_formula(drawn: list[tup
     updates = _drawn(drawn)
     values = torch.stack([u.delta["w"] for u in updates]).double()
     cases = torch.tensor([u.cases for u in updates]).double()
-    mean = Strategy(NAMES).step({"w": torch.zeros(3)}, updates, len(updates))["w"].double()
+    mean = _algorithm("fedavg").aggregate({"w": torch.zeros(3)}, updates, len(updates))["w"].double()
     assert torch.allclose(mean, (values * cases[:, None]).sum(0) / cases.sum(), atol=1e-2, rtol=1e-5)
     assert (mean >= values.min(0).values - 1e-2).all()
     assert (mean <= values.max(0).values + 1e-2).all()
@@ -67,7 +67,7 @@ def test_the_mean_lies_between_the_sites_and_matches_the_formula(drawn: list[tup
 def test_statistics_are_averaged_and_counters_taken_whatever_the_strategy() -> None:
     model = {"w": torch.zeros(1), "running_var": torch.ones(1), "counter": torch.tensor(3)}
     delta = {"w": torch.ones(1), "running_var": torch.tensor([-0.5]), "counter": torch.tensor(7)}
-    moved = FedAdam(NAMES, learning_rate=5.0).step(model, [Update("a", delta, 1)], 1)
+    moved = _algorithm("fedadam", learning_rate=5.0).aggregate(model, [Update("a", delta, 1)], 1)
     assert moved["running_var"].item() == 0.5
     assert moved["counter"].item() == 7
     assert moved["counter"].dtype == torch.int64
@@ -75,74 +75,76 @@ def test_statistics_are_averaged_and_counters_taken_whatever_the_strategy() -> N
 
 def test_the_model_is_taken_apart_as_the_next_is_made_so_that_no_two_are_held() -> None:
     model = {"w": torch.zeros(1), "encoder": torch.ones(2)}
-    moved = Strategy(NAMES).step(model, _updates(1.0), 1)
+    moved = _algorithm("fedavg").aggregate(model, _updates(1.0), 1)
     assert list(moved) == ["w", "encoder"]
     assert not model
 
 
 def test_what_no_site_trains_stays() -> None:
     model = {"w": torch.zeros(1), "encoder": torch.ones(2)}
-    moved = Strategy(NAMES).step(model, _updates(1.0), 1)
+    moved = _algorithm("fedavg").aggregate(model, _updates(1.0), 1)
     assert torch.equal(moved["encoder"], torch.ones(2))
 
 
 def test_nothing_to_average_is_an_error() -> None:
     with pytest.raises(FederationError, match="nothing to average"):
-        Strategy(NAMES).step({"w": torch.zeros(1)}, [], 2)
+        _algorithm("fedavg").aggregate({"w": torch.zeros(1)}, [], 2)
 
 
 def test_a_stale_update_weighs_less() -> None:
     fresh, stale = _updates(1.0, 0.0)
     stale = Update("late", stale.delta, 1, staleness=3, discount=(1 + 3) ** -0.5)
-    moved = Strategy(NAMES).step({"w": torch.zeros(1)}, [fresh, stale], 2)
+    moved = _algorithm("fedavg").aggregate({"w": torch.zeros(1)}, [fresh, stale], 2)
     assert moved["w"].item() == pytest.approx(1 / 1.5)
 
 
 def test_momentum_grows_over_rounds_and_survives_a_restart() -> None:
-    first = FedAvgM(NAMES, momentum=0.5)
-    model = first.step({"w": torch.zeros(1)}, _updates(1.0), 1)
-    again = FedAvgM(NAMES, momentum=0.5)
+    first = _algorithm("fedavgm", momentum=0.5)
+    model = first.aggregate({"w": torch.zeros(1)}, _updates(1.0), 1)
+    again = _algorithm("fedavgm", momentum=0.5)
     again.restore({name: value.clone() for name, value in first.state.items()})
-    moved = [momentum.step(dict(model), _updates(1.0), 1)["w"].item() for momentum in (again, first)]
+    moved = [momentum.aggregate(dict(model), _updates(1.0), 1)["w"].item() for momentum in (again, first)]
     assert moved == [2.5, 2.5]
 
 
 def test_adam_and_yogi_take_steps_of_their_own_size() -> None:
-    for kind in (FedAdam, FedYogi):
+    for name in ("fedadam", "fedyogi"):
         for size in (1.0, 100.0):
-            moved = kind(NAMES, learning_rate=0.1, momentum=0.0, second_momentum=0.0, tau=1e-6).step(
+            moved = _algorithm(name, learning_rate=0.1, momentum=0.0, second_momentum=0.0, tau=1e-6).aggregate(
                 {"w": torch.zeros(1)}, _updates(size), 1
             )
             assert moved["w"].item() == pytest.approx(0.1, rel=1e-3)
 
 
 def test_scaffold_moves_its_control_by_all_sites_also_those_not_asked() -> None:
-    strategy = Scaffold(NAMES)
+    algorithm = _algorithm("scaffold")
     extra = {"control.w": torch.tensor([4.0])}
-    strategy.step({"w": torch.zeros(1)}, [Update("a", {"w": torch.zeros(1)}, 1, extra=extra)], sites=4)
-    assert strategy.for_sites()["control.w"].item() == 1.0
+    algorithm.aggregate({"w": torch.zeros(1)}, [Update("a", {"w": torch.zeros(1)}, 1, extra=extra)], sites=4)
+    assert algorithm.for_clients()["control.w"].item() == 1.0
 
 
 def test_fednova_takes_out_that_one_site_took_more_steps() -> None:
     long, short = Update("a", {"w": torch.tensor([10.0])}, 1, steps=10), Update("b", {"w": torch.tensor([-1.0])}, 1)
-    assert Strategy(NAMES).step({"w": torch.zeros(1)}, [long, short], 2)["w"].item() == 4.5
-    assert FedNova(NAMES).step({"w": torch.zeros(1)}, [long, short], 2)["w"].item() == pytest.approx(0.0, abs=1e-6)
+    assert _algorithm("fedavg").aggregate({"w": torch.zeros(1)}, [long, short], 2)["w"].item() == 4.5
+    assert _algorithm("fednova").aggregate({"w": torch.zeros(1)}, [long, short], 2)["w"].item() == pytest.approx(
+        0.0, abs=1e-6
+    )
 
 
 def test_feddyn_goes_further_where_all_agree() -> None:
-    strategy = FedDyn(NAMES, alpha=0.1)
-    assert strategy.step({"w": torch.zeros(1)}, _updates(1.0, 1.0), 2)["w"].item() == pytest.approx(2.0)
+    algorithm = _algorithm("feddyn", alpha=0.1)
+    assert algorithm.aggregate({"w": torch.zeros(1)}, _updates(1.0, 1.0), 2)["w"].item() == pytest.approx(2.0)
 
 
 @pytest.mark.parametrize("poison", [1e6, -1e6, float("1e30")])
-@pytest.mark.parametrize("kind", [Median, TrimmedMean, Krum])
-def test_one_bad_site_of_five_moves_a_robust_model_no_further_than_the_good_ones(kind, poison: float) -> None:  # type: ignore[no-untyped-def]
-    moved = kind(NAMES).step({"w": torch.zeros(1)}, _updates(0.9, 1.0, 1.1, 1.0, poison), 5)
+@pytest.mark.parametrize("name", ["median", "trimmed_mean", "krum"])
+def test_one_bad_site_of_five_moves_a_robust_model_no_further_than_the_good_ones(name, poison: float) -> None:  # type: ignore[no-untyped-def]
+    moved = _algorithm(name).aggregate({"w": torch.zeros(1)}, _updates(0.9, 1.0, 1.1, 1.0, poison), 5)
     assert 0.9 - 1e-6 <= moved["w"].item() <= 1.1 + 1e-6
 
 
 def test_a_long_update_is_shortened_to_the_usual() -> None:
-    moved = ClippedMean(NAMES).step({"w": torch.zeros(1)}, _updates(1.0, 1.0, 100.0), 3)
+    moved = _algorithm("clipped_mean").aggregate({"w": torch.zeros(1)}, _updates(1.0, 1.0, 100.0), 3)
     assert moved["w"].item() == pytest.approx(1.0)
 
 
@@ -162,9 +164,9 @@ def test_weights_of_several_blocks_are_sorted_and_inputs_stay_as_they_are() -> N
 
 
 def test_the_median_of_an_even_number_is_between_the_middle_two() -> None:
-    assert Median(NAMES).step({"w": torch.zeros(1)}, _updates(0.0, 1.0, 2.0, 50.0), 4)["w"].item() == 1.5
+    assert _algorithm("median").aggregate({"w": torch.zeros(1)}, _updates(0.0, 1.0, 2.0, 50.0), 4)["w"].item() == 1.5
 
 
 def test_krum_of_too_few_says_how_many_it_needs() -> None:
     with pytest.raises(FederationError, match="needs 5 updates, found 3"):
-        Krum(NAMES).step({"w": torch.zeros(1)}, _updates(1.0, 1.0, 1.0), 3)
+        _algorithm("krum").aggregate({"w": torch.zeros(1)}, _updates(1.0, 1.0, 1.0), 3)

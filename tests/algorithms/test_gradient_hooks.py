@@ -12,8 +12,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from oncofed.algorithms.feddyn import DynamicRegulariser
+from oncofed.algorithms.fedprox import Proximal
+from oncofed.algorithms.scaffold import ControlVariates
 from oncofed.models.weights import Weights
-from oncofed.training.corrections import ControlVariates, DynamicRegulariser, GradientHook, Proximal
+from oncofed.training.gradient_hook import GradientHook
 
 MAKERS: dict[str, Callable[[], GradientHook]] = {
     "fedprox": lambda: Proximal(0.1),
@@ -132,7 +135,7 @@ def test_a_turn_that_goes_on_after_a_restart_ends_in_the_same_control() -> None:
         _set_gradients(network, _values(network, seed))
         whole.apply(network)
         if seed == 1:
-            second.restore_turn({n: v.clone() for n, v in whole.turn.items()})
+            second.restore_round({n: v.clone() for n, v in whole.round_state.items()})
     _set_gradients(network, _values(network, 2))
     second.apply(network)
     first, again = whole.finish(network), second.finish(network)

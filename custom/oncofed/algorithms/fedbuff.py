@@ -1,0 +1,38 @@
+"""FedBuff (Nguyen et al., AISTATS 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from oncofed.algorithms.base import Algorithm, weighted_sum
+from oncofed.algorithms.registry import register_algorithm
+from oncofed.algorithms.schedule import Buffered
+from oncofed.algorithms.settings import AlgorithmSettings
+
+
+class FedBuffSettings(AlgorithmSettings):
+    """Sites never wait: the server takes a step whenever so many updates lie in its buffer (Nguyen et al., 2022)."""
+
+    name: Literal["fedbuff"]
+    buffer: int = Field(2, ge=1, le=1000, description="updates of a step, which is what a round is here")
+    learning_rate: float = Field(1.0, gt=0, le=10, description="of the server")
+
+
+@register_algorithm("fedbuff")
+class FedBuff(Algorithm[FedBuffSettings]):
+    """A step along the buffer's mean update; stale ones weigh less."""
+
+    Settings = FedBuffSettings
+
+    @property
+    def schedule(self) -> Buffered:
+        """Rounds end with a full buffer."""
+        return Buffered(self.settings.buffer)
+
+    def update_tensor(self, name: str, value: Tensor, deltas: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
+        """Step along the mean update."""
+        return value + self.settings.learning_rate * weighted_sum(deltas, shares)

@@ -1,0 +1,97 @@
+"""FedDyn (Acar et al., ICLR 2021, algorithm 1). ``h`` is the linear term of a loss, at the server their mean."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from oncofed.algorithms.base import Algorithm, Update, weighted_sum
+from oncofed.algorithms.registry import register_algorithm
+from oncofed.algorithms.settings import AlgorithmSettings
+from oncofed.models.weights import Weights
+from oncofed.training.gradient_hook import (
+    GradientHook,
+    add_to_gradients,
+    copies_on_device,
+    reached_parameters,
+    trained_parameters,
+)
+
+
+class FedDynSettings(AlgorithmSettings):
+    """Each site's loss is bent so that sites agree where the global one is least (Acar et al., ICLR 2021)."""
+
+    name: Literal["feddyn"]
+    alpha: float = Field(0.01, gt=0, le=10, description="strength of the regulariser")
+
+
+@register_algorithm("feddyn")
+class FedDyn(Algorithm[FedDynSettings]):
+    """The server's half: the mean model less ``h / alpha``."""
+
+    Settings = FedDynSettings
+    _sites = 1
+
+    def gradient_hook(self) -> DynamicRegulariser:
+        """Return the client's half."""
+        return DynamicRegulariser(self.settings.alpha)
+
+    def select(
+        self, model: Weights, updates: Sequence[Update], shares: Sequence[float], sites: int
+    ) -> tuple[Sequence[Update], Sequence[float]]:
+        """Note the number of sites: those that did not train count as unchanged."""
+        self._sites = max(sites, len(updates))
+        return updates, shares
+
+    def update_tensor(self, name: str, value: Tensor, deltas: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
+        """Return the mean model, less the linear terms of the sites' losses."""
+        h = self.state_tensor(f"bent.{name}", value)
+        h.sub_(weighted_sum(deltas, [1 / self._sites] * len(deltas)), alpha=self.settings.alpha)
+        return value + weighted_sum(deltas, shares) - h / self.settings.alpha
+
+
+class DynamicRegulariser(GradientHook):
+    """The client's half: a proximal term, less this client's linear term.
+
+    Args:
+        alpha: strength of the regulariser.
+    """
+
+    def __init__(self, alpha: float) -> None:
+        self._alpha = alpha
+        self._h: Weights = {}
+        self._h_on_device: Weights = {}
+
+    def start(self, network: nn.Module, from_server: Weights) -> None:
+        """Hold near the weights that the round starts from."""
+        super().start(network, from_server)
+        self._h_on_device = copies_on_device(trained_parameters(network), self._h)
+
+    @torch.no_grad()
+    def apply(self, network: nn.Module) -> None:
+        """Pull each weight back to the round's first ones, and subtract ``h``."""
+        names, values, gradients = reached_parameters(network)
+        if gradients:
+            distances = torch._foreach_sub(values, [self._initial[name] for name in names])
+            torch._foreach_add_(gradients, distances, alpha=self._alpha)
+            add_to_gradients(names, gradients, self._h_on_device, -1)
+
+    def finish(self, network: nn.Module) -> Weights:
+        """Move ``h`` by what the round changed; the server derives that from the update itself."""
+        for name, value in trained_parameters(network):
+            change = (value.detach() - self._initial[name]).cpu() * -self._alpha
+            self._h[name] = self._h[name] + change if name in self._h else change
+        return {}
+
+    @property
+    def state(self) -> Weights:
+        """This client's linear term."""
+        return self._h
+
+    def restore(self, state: Weights) -> None:
+        """Take over this client's linear term."""
+        self._h = dict(state)

@@ -1,0 +1,61 @@
+"""How the sites of one job train together."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, SerializeAsAny, model_validator
+from pydantic_core import PydanticCustomError
+
+from oncofed.algorithms.base import Algorithm
+from oncofed.algorithms.fedavg import FedAvg
+from oncofed.algorithms.registry import algorithm_class, algorithm_names
+from oncofed.algorithms.settings import AlgorithmSettings, EvaluationSpec, ExchangeSpec, RoundsSpec
+from oncofed.errors import SpecError
+from oncofed.settings import StrictModel
+
+
+def _settings_by_name(value: Any) -> AlgorithmSettings:
+    """Return the section ``strategy`` as the settings of the algorithm that it names.
+
+    ``strategy: fedadam`` is short for ``strategy: {name: fedadam}``.
+    """
+    if isinstance(value, AlgorithmSettings):
+        return value
+    if isinstance(value, str):
+        value = {"name": value}
+    if not isinstance(value, dict):
+        raise ValueError("expected the name of an algorithm, or its settings with a name")
+    name = value.get("name", FedAvg.Settings().name)
+    try:
+        algorithm = algorithm_class(name)
+    except SpecError:
+        known = ", ".join(algorithm_names())
+        message = "found {name}, which is not known; known: {known}"
+        raise PydanticCustomError("unknown_algorithm", message, {"name": repr(name), "known": known}) from None
+    return algorithm.Settings.model_validate(value)
+
+
+StrategySection = Annotated[SerializeAsAny[AlgorithmSettings], BeforeValidator(_settings_by_name)]
+
+
+class FederationPlan(StrictModel):
+    """How the sites of one job train together."""
+
+    rounds: RoundsSpec = RoundsSpec()
+    strategy: StrategySection = FedAvg.Settings()
+    exchange: ExchangeSpec = ExchangeSpec()
+    evaluation: EvaluationSpec = EvaluationSpec()
+
+    @model_validator(mode="after")
+    def _sections_fit_together(self) -> FederationPlan:
+        self.algorithm().check_settings(self.rounds, self.evaluation)
+        return self
+
+    def algorithm(self, parameters: frozenset[str] = frozenset()) -> Algorithm[Any]:
+        """Return the job's algorithm.
+
+        Args:
+            parameters: names of the trained weights, which the server's half needs.
+        """
+        return algorithm_class(self.strategy.name)(self.strategy, parameters)

@@ -1,0 +1,32 @@
+"""The known algorithms: a module each in this package, and those of installed packages.
+
+A package registers its own by an entry point of the group ``oncofed.algorithms`` that names a module with a class under
+``register_algorithm``. Server and sites need the package; a pack cannot bring one, since the server runs none.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from oncofed.algorithms.base import Algorithm
+from oncofed.plugins import Registry
+
+_ALGORITHMS: Registry[type[Algorithm[Any]]] = Registry(
+    "strategy", package="oncofed.algorithms", group="oncofed.algorithms", packs=False
+)
+
+register_algorithm = _ALGORITHMS.register
+
+
+def algorithm_class(name: str) -> type[Algorithm[Any]]:
+    """Return an algorithm's class.
+
+    Raises:
+        SpecError: there is none of that name.
+    """
+    return _ALGORITHMS.find(name)
+
+
+def algorithm_names() -> list[str]:
+    """Return the names of all algorithms, sorted."""
+    return sorted(_ALGORITHMS.names())

@@ -1,0 +1,95 @@
+"""The sections of a job that say how sites train together."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from oncofed.settings import StrictModel
+
+ExchangeType = Literal["native", "bfloat16", "int8"]
+
+
+class AlgorithmSettings(StrictModel):
+    """Base of every algorithm's section ``strategy``; ``name`` says which one."""
+
+    name: str = Field(description="an algorithm that `oncofed job strategies` lists")
+
+
+class RoundsSpec(StrictModel):
+    """When a round ends, and who takes part in it."""
+
+    number: int = Field(5, ge=1, le=10_000, description="how often weights are exchanged")
+    quorum: int | None = Field(
+        None, ge=1, le=1000, description="fewest updates that end a round; null: one of every site that was asked"
+    )
+    deadline_s: float | None = Field(
+        None,
+        gt=0,
+        le=30 * 86_400,
+        description="a round that has its quorum ends after this many seconds, whoever is still training; with cyclic, "
+        "each site's turn does; null: never",
+    )
+    late: Literal["discount", "drop"] = Field(
+        "discount",
+        description="an update that comes after its round: taken into the next one with less weight, or left out",
+    )
+    staleness: float = Field(
+        0.5, ge=0, le=10, description="an update that is n rounds late weighs (1 + n)^-staleness (FedAsync, FedBuff)"
+    )
+    minimum_cases: int = Field(1, ge=1, description="sites with fewer training cases only score the model")
+    sites_per_round: int | None = Field(
+        None, ge=1, le=1000, description="so many sites, drawn anew each round, train; null: all"
+    )
+    return_s: float = Field(
+        600, gt=0, le=7 * 86_400, description="a round without its quorum waits this long for lost sites, then gives up"
+    )
+
+    @model_validator(mode="after")
+    def _quorum_can_be_met(self) -> RoundsSpec:
+        if self.quorum and self.sites_per_round and self.quorum > self.sites_per_round:
+            raise ValueError(
+                f"quorum is {self.quorum}, but only {self.sites_per_round} sites are asked (sites_per_round)"
+            )
+        return self
+
+
+class ExchangeSpec(StrictModel):
+    """In which form weights travel. Sites always send what they changed, not what they have."""
+
+    update: ExchangeType = Field(
+        "native",
+        description="type of the sites' updates; what bfloat16 and int8 round away is added to the next update",
+    )
+    model: Literal["native", "bfloat16"] = Field("native", description="type of the global model on its way to sites")
+    largest_norm: float = Field(
+        5.0, gt=1, le=1000, description="an update this many times as long as the usual one is refused"
+    )
+    largest_weight: float = Field(
+        20.0, ge=1, le=1e6, description="a site counts as at most this many times the cases of the median site"
+    )
+
+
+class EvaluationSpec(StrictModel):
+    """Which round's model is kept, and when to stop."""
+
+    select: Literal["mean", "worst", "weighted"] = Field(
+        "mean", description="of the sites' validation scores: their mean, the worst, or their mean weighted by cases"
+    )
+    patience: int | None = Field(
+        None, ge=1, le=10_000, description="rounds without a better score after which the run ends; null: never"
+    )
+    cross_site: bool = Field(
+        False, description="at the end, each site's own last model is scored on every site's test cases"
+    )
+    most_cases: int = Field(
+        500,
+        ge=5,
+        le=1_000_000,
+        description="validation cases of a site that a round looks at: a sample by class and patient, the same in each "
+        "round; the test at the end looks at all test cases",
+    )
+    margin: float | None = Field(
+        None, gt=0, lt=1, description="by how much worse than another model (--against) still counts as no worse"
+    )
