@@ -17,7 +17,7 @@ from oncofed.errors import FederationError
 from oncofed.flare import wire
 from oncofed.flare.peer_exchange import PeerExchange, PeerMean
 from oncofed.job.spec import JobSpec
-from oncofed.models.weights import Layout
+from oncofed.models.weights import WeightLayout
 from oncofed.rounds.intake import UpdateIntake
 from oncofed.rounds.run_state import RunState
 from synthetic import make_site
@@ -83,7 +83,7 @@ def test_an_update_many_times_as_long_as_the_others_is_left_out() -> None:
 
 
 def _door() -> UpdateIntake:
-    layout = Layout(LIKE, frozenset(LIKE), frozenset({"w"}))
+    layout = WeightLayout(LIKE, frozenset(LIKE), frozenset({"w"}))
     return UpdateIntake(PLAN, layout, (), {"east": {"train": 2}}, lambda kind, **values: None)
 
 

@@ -20,7 +20,7 @@ from oncofed.packs.load import load_pack
 from oncofed.packs.pack import make_pack
 from oncofed.processes import process_environment
 from oncofed.sandbox import what_is_missing
-from oncofed.site.gpu_checks import look_at_gpus
+from oncofed.site.gpu_checks import check_gpus
 from oncofed.training import Plan
 from synthetic import Voice, make_package
 
@@ -119,7 +119,7 @@ def test_two_processes_take_turns_and_leave_each_other_the_memory(tmp_path: Path
 
 
 def test_the_doctor_has_each_gpu_compute() -> None:
-    checks = [check for check in look_at_gpus() if check.name == "gpu"]
+    checks = [check for check in check_gpus() if check.name == "gpu"]
     assert checks
     assert all(check.state != "fail" and "computes" in check.found for check in checks), checks
 

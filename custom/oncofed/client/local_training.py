@@ -24,15 +24,16 @@ import oncofed
 from oncofed.algorithms.plan import FederationPlan
 from oncofed.artifacts.kept_job import write_kept_job
 from oncofed.artifacts.training_profile import site_profile
+from oncofed.client.case_sums import patients_of_sums, sums_of
+from oncofed.client.folder import CASES_FILE, OWN_MODEL, sole_owner
 from oncofed.client.state import SiteState
 from oncofed.client.told_patients import PATIENTS_OF_SUMS
 from oncofed.data.cases import Case, usable_cases
 from oncofed.data.grouping import told
 from oncofed.data.prepared import plan_cache
 from oncofed.data.sample import sample_cases
-from oncofed.flare.folders import CASES_FILE, OWN_MODEL, sole_owner
 from oncofed.messages.compression import Compressor
-from oncofed.messages.pooled_scores import SumsAsked, patients_of_sums, sums_of
+from oncofed.messages.requests import SumsAsked
 from oncofed.models.weights import Weights, digest_of, exchanged_names
 from oncofed.privacy.evaluations import evaluation_numbers
 from oncofed.private_files import open_private

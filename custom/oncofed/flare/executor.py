@@ -24,6 +24,7 @@ from oncofed.artifacts.kept_job import BESIDE_MODEL
 from oncofed.audit import LEFT
 from oncofed.client.compute_slot import ComputeSlot
 from oncofed.client.datasets import DATASETS_FILE, dataset_folder
+from oncofed.client.folder import OWN_MODEL
 from oncofed.client.local_training import InProcessTraining, LocalTraining, SiteContext, TrainResult
 from oncofed.client.sandboxed import SandboxedTraining
 from oncofed.client.status_file import ENDED, WAITING, StatusFile
@@ -41,7 +42,7 @@ from oncofed.errors import (
     UnreadableError,
 )
 from oncofed.flare import wire
-from oncofed.flare.folders import JOB_PACK, OWN_MODEL, against_model, initial_model, state_folder
+from oncofed.flare.folders import JOB_PACK, against_model, initial_model, state_folder
 from oncofed.flare.patches.runner_timeouts import change_timeouts
 from oncofed.flare.peer_exchange import PeerExchange
 from oncofed.flare.runtime.heartbeat import Heartbeat
@@ -50,7 +51,7 @@ from oncofed.flare.security.outbound_filter import admit, dataset_digest, name_a
 from oncofed.flare.transfer.decomposer import begin_transfer, end_transfer, new_transfer_client
 from oncofed.flare.wire import TASK_COMBINE, TASK_PREPARE, TASK_TRAIN, TASK_VALIDATE
 from oncofed.models.bundle import BUNDLE_NAME
-from oncofed.models.weights import Layout, digest_of
+from oncofed.models.weights import WeightLayout, digest_of
 from oncofed.packs.pack import Pack, read_pack
 from oncofed.privacy.outbound import progress_that_may_leave
 from oncofed.privacy.policy import Policy
@@ -262,7 +263,7 @@ class SiteExecutor(Executor):
         return wire.combined_message(made.mean, made.cases, made.missing, made.refused)
 
     @cached_property
-    def _layout(self) -> Layout:
+    def _layout(self) -> WeightLayout:
         return self._plan.layout()
 
     def _is_to_come(self, fl_ctx: FLContext) -> bool:

@@ -27,7 +27,7 @@ from oncofed.algorithms.plan import FederationPlan
 from oncofed.errors import FederationError
 from oncofed.flare.transfer.protocol import message_timeout
 from oncofed.messages.compression import ReceivedUpdate
-from oncofed.models.weights import Layout, Weights
+from oncofed.models.weights import WeightLayout, Weights
 from oncofed.rounds.intake import UpdateIntake
 from oncofed.rounds.round_state import RoundState
 from oncofed.rounds.run_state import RunState
@@ -99,12 +99,12 @@ class PeerExchange(FLComponent):
         for site, found in held.items():
             assert found
             try:
-                delta = ReceivedUpdate(_read(found[1]), like, self._federation.exchange.update, {})
+                delta = ReceivedUpdate(_read(found[1]), like, self._federation.exchange.update)
                 turn.updates.append(Update(site, delta, int(wanted[site]["cases"]), squares=delta.squares))
             except FederationError as error:
                 refused[site] = str(error)
         memory = RunState({}, lengths=self._lengths)
-        layout = Layout(like, frozenset(like), parameters)
+        layout = WeightLayout(like, frozenset(like), parameters)
         kept = UpdateIntake(self._federation, layout, (), {}, _unrecorded).without_outliers(turn, memory)
         self._lengths = memory.lengths
         refused |= turn.refused

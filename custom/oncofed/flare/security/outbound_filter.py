@@ -33,7 +33,7 @@ from oncofed.client.datasets import DATASETS_FILE, dataset_folder
 from oncofed.errors import AuditError, FederationError, OncofedError, PolicyError
 from oncofed.flare import wire
 from oncofed.flare.wire import TASK_COMBINE, TASK_PREPARE, TASK_TRAIN, TASK_VALIDATE
-from oncofed.messages.compression import NotFiniteError, ReceivedUpdate, travelling_bytes
+from oncofed.messages.compression import NotFiniteError, ReceivedUpdate, travelling_bytes, without_extra
 from oncofed.models.weights import Digest, Weights, sum_of_squares
 from oncofed.packs.approvals import made_by, refusal_at_site
 from oncofed.packs.pack import Pack
@@ -298,7 +298,8 @@ class OutboundPolicy:
             return {}
         swarm = task == TASK_COMBINE
         kind = "native" if swarm else self._federation.exchange.update
-        update = ReceivedUpdate(tensors, self._like, kind, {} if swarm else self._extra)
+        delta, extra = without_extra(tensors)
+        update = ReceivedUpdate(delta, self._like, kind, extra, {} if swarm else self._extra)
         largest = travelling_bytes(self._like, kind) + travelling_bytes(self._extra, "native")
         allowed = (self._policy.leaves.mb_a_round or 0) * 1e6 or largest * _ALLOWANCE + _FRAMING_BYTES
         if update.nbytes > allowed:
