@@ -1,4 +1,4 @@
-"""Both ends of direct connections, with certificates of real startup kits."""
+"""Both ends of direct connections, with real kits' certificates."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LARGEST = 1 << 24
 
 
 def credentials(kit: Path, kind: str = "client") -> dict[str, str]:
-    """Return a kit's certificate and key, as FLARE's cells have them."""
+    """Return a kit's certificate and key, as in FLARE's cells."""
     startup = kit / "startup"
     server = kind == "server"
     return {
