@@ -228,7 +228,8 @@ class FederatedTraining(Controller):
         context = cell_tls_context(cell, str(self._ctx.get_job_id()), server=True)
         if context and nbytes >= SMALLEST_BYTES:
             largest = _LARGEST_UPDATE * nbytes + _LARGE_MODEL
-            begin_transfer(cell, TransferServer(self._state, context, self._desk.is_welcome, largest))
+            may_connect = self._desk.is_welcome
+            begin_transfer(cell, TransferServer(self._state, context, is_participant=may_connect, max_bytes=largest))
 
     def _vouch(self, model: Weights, rounds: int, best_round: int) -> None:
         """Write where the model comes from, beside it."""
