@@ -22,11 +22,11 @@ from oncofed.data.cases import Case, Cases
 from oncofed.errors import DataError, SpecError
 from oncofed.job.spec import JobSpec
 from oncofed.prediction import run
+from oncofed.prediction.case_prediction import CasePrediction
 from oncofed.prediction.model import TrainedModel, load_model
-from oncofed.prediction.outputs import choice as outputs
 from oncofed.prediction.outputs import labels
-from oncofed.prediction.outputs.choice import Output, chosen_outputs
-from oncofed.prediction.predicted import Predicted
+from oncofed.prediction.outputs import registry as outputs
+from oncofed.prediction.outputs.registry import Output, select_outputs
 from oncofed.prediction.run import Options, Predictions, predict
 from oncofed.prediction.sources import gather
 from oncofed.tasks.inferred import LabelMap
@@ -216,7 +216,7 @@ def test_another_model_is_refused_and_other_options_are_made_again(
     assert (bare.made, bare.kept) == (["case_0", "case_1", "case_2"], [])
     assert not list((tmp_path / "out").rglob("*.nii.gz"))
     with pytest.raises(SpecError, match="no such output"):
-        chosen_outputs(["holograms"])
+        select_outputs(["holograms"])
 
 
 class Killed(BaseException):
@@ -302,7 +302,7 @@ def test_a_batch_of_which_nothing_can_be_read_is_passed_over(tmp_path: Path) -> 
 def test_an_output_that_an_image_does_not_allow_is_told_and_the_others_stand(
     model: TrainedModel, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(predicted: Predicted, model: TrainedModel, folder: Path) -> list[Path]:
+    def refuse(predicted: CasePrediction, model: TrainedModel, folder: Path) -> list[Path]:
         raise DataError("its series has no positions")
 
     table = {**outputs.OUTPUTS, LabelMap: (*outputs.OUTPUTS[LabelMap], Output("odd", refuse))}
@@ -317,7 +317,7 @@ def test_what_lies_on_a_series_is_written_of_dicom_alone(
 ) -> None:
     seen: list[tuple[str, int]] = []
 
-    def note(predicted: Predicted, model: TrainedModel, folder: Path) -> list[Path]:
+    def note(predicted: CasePrediction, model: TrainedModel, folder: Path) -> list[Path]:
         seen.append((predicted.source.name, len(predicted.source.series)))
         return []
 

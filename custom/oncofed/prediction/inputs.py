@@ -13,7 +13,7 @@ from oncofed.data.files import FILES_TABLE, LEFT_OUT
 from oncofed.data.layouts.base import first_free
 from oncofed.data.manifest import MANIFEST_FILE, SALT_FILE, manifest_values
 from oncofed.errors import DataError, SpecError
-from oncofed.prediction.private import make_private
+from oncofed.prediction.permissions import make_private
 
 HIDDEN_FOLDER = ".inputs"
 # Of formats whose header and data are files of one name.
@@ -22,7 +22,7 @@ _DICOM_PREAMBLE = 128
 
 
 @dataclass(frozen=True)
-class Given:
+class PredictionInput:
     """One input.
 
     Attributes:
@@ -39,14 +39,14 @@ class Given:
     folder: Path = Path()
     named: frozenset[str] = frozenset()
 
-    def left_out(self) -> list[tuple[str, str]]:
+    def unused_files(self) -> list[tuple[str, str]]:
         """Return file and reason of each named file that became no case, once the input is registered."""
         with (self.folder / FILES_TABLE).open(encoding="utf-8", newline="") as file:
             rows = [row for row in csv.DictReader(file) if row["use"] == LEFT_OUT and not row["case"]]
         return [(row["path"], row["reason"]) for row in rows if row["path"] in self.named]
 
 
-def sort_inputs(inputs: Sequence[str | Path], out: Path, datasets: Path) -> list[Given]:
+def resolve_inputs(inputs: Sequence[str | Path], out: Path, datasets: Path) -> list[PredictionInput]:
     """Return inputs as datasets and as folders to be registered; files become links in a hidden folder of ``out``.
 
     Args:
@@ -58,13 +58,13 @@ def sort_inputs(inputs: Sequence[str | Path], out: Path, datasets: Path) -> list
         DataError: one does not exist.
         SpecError: one is ``out`` itself, or lies in it.
     """
-    found: dict[str, Given] = {}
+    found: dict[str, PredictionInput] = {}
     files: list[Path] = []
     for text in inputs:
         path = Path(text).expanduser()
         dataset = _dataset(path, str(text), datasets)
         if dataset is not None:
-            found[f"dataset {dataset.resolve()}"] = Given(str(text), dataset)
+            found[f"dataset {dataset.resolve()}"] = PredictionInput(str(text), dataset)
             continue
         if path.resolve().is_relative_to(out.resolve()):
             raise SpecError(
@@ -106,7 +106,7 @@ def _is_dataset(folder: Path) -> bool:
     return isinstance(values, dict) and isinstance(values.get("training"), list)
 
 
-def _folder(path: Path, text: str, out: Path) -> Given:
+def _folder(path: Path, text: str, out: Path) -> PredictionInput:
     hidden = _hidden(path.resolve(), out)
     whole, target = path.resolve(), out.resolve()
     source = path
@@ -114,7 +114,7 @@ def _folder(path: Path, text: str, out: Path) -> Given:
         # What was predicted before is no image.
         source = _emptied(hidden / "links")
         _link_all_but(whole, target, source)
-    return Given(text, None, source, hidden / "dataset")
+    return PredictionInput(text, None, source, hidden / "dataset")
 
 
 def _link_all_but(folder: Path, left_out: Path, target: Path) -> None:
@@ -129,7 +129,7 @@ def _link_all_but(folder: Path, left_out: Path, target: Path) -> None:
             (target / entry.name).symlink_to(entry)
 
 
-def _files(paths: Sequence[Path], out: Path) -> list[Given]:
+def _files(paths: Sequence[Path], out: Path) -> list[PredictionInput]:
     """Return files by the folder that they lie in: their names differ there. DICOM is told apart by its contents."""
     groups: dict[Path | None, list[Path]] = {}
     for path in paths:
@@ -147,7 +147,7 @@ def _files(paths: Sequence[Path], out: Path) -> list[Given]:
         for name, path in placed.items():
             (links / name).symlink_to(path)
         shown = str(folder or ", ".join(path.name for path in members[:3]))
-        found.append(Given(shown, None, links, hidden / "dataset", named))
+        found.append(PredictionInput(shown, None, links, hidden / "dataset", named))
     return found
 
 

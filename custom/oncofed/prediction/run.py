@@ -26,18 +26,18 @@ from oncofed.data.inputs import Preparation, Prepared
 from oncofed.data.manifest import write_whole
 from oncofed.data.prepared import PreparedCases, passing, prepare_one
 from oncofed.errors import DataError, SpecError, TrainingError
-from oncofed.prediction.dicom.acquired import acquired
-from oncofed.prediction.dicom.named import series_said
+from oncofed.prediction.case_prediction import CasePrediction
+from oncofed.prediction.dicom.gantry_tilt import mask_unacquired
+from oncofed.prediction.dicom.series_label import series_label
 from oncofed.prediction.inputs import HIDDEN_FOLDER
 from oncofed.prediction.model import TrainedModel
-from oncofed.prediction.outputs.choice import chosen_outputs, outputs_of
+from oncofed.prediction.outputs.case_rows import case_rows
 from oncofed.prediction.outputs.classes import class_rows
-from oncofed.prediction.outputs.figures import figures_of
+from oncofed.prediction.outputs.registry import outputs_for, select_outputs
 from oncofed.prediction.outputs.tables import write_table
-from oncofed.prediction.predicted import Predicted
-from oncofed.prediction.private import FILE_OF_OWNER, keep_private
+from oncofed.prediction.permissions import OWNER_ONLY_FILE, enforce_private
 from oncofed.prediction.sources import SetAside, Source, Sources
-from oncofed.prediction.stale import stale_names
+from oncofed.prediction.stale import stale_cases
 from oncofed.prediction.trust.checks import TrustChecks
 from oncofed.tasks.inferred import ClassScores
 
@@ -67,7 +67,7 @@ class Options:
         refuse_outside: leave images unlike those of the training to a person.
     """
 
-    outputs: tuple[str, ...] = field(default_factory=chosen_outputs)
+    outputs: tuple[str, ...] = field(default_factory=select_outputs)
     batch: int | None = None
     ensemble: bool = True
     refuse_outside: bool = False
@@ -156,11 +156,11 @@ def predict(
 
 
 def _written(
-    results: Iterator[Predicted | SetAside], out: Path, model: TrainedModel, settings: dict[str, Any]
-) -> Iterator[Predicted | SetAside]:
+    results: Iterator[CasePrediction | SetAside], out: Path, model: TrainedModel, settings: dict[str, Any]
+) -> Iterator[CasePrediction | SetAside]:
     """Yield results once they are written: one is, while the network looks at the next."""
     with ThreadPoolExecutor(1, "write") as pool:
-        under_way: tuple[Predicted, Future[None]] | None = None
+        under_way: tuple[CasePrediction, Future[None]] | None = None
         for result in results:
             if isinstance(result, SetAside):
                 yield result
@@ -176,7 +176,7 @@ def _written(
 
 def _inferred(
     model: TrainedModel, sources: Sequence[Source], device: torch.device, options: Options, checks: TrustChecks
-) -> Iterator[Predicted | SetAside]:
+) -> Iterator[CasePrediction | SetAside]:
     """Yield what a model says of each case, or why it says nothing; the next cases are read meanwhile."""
     if not sources:
         return
@@ -214,7 +214,7 @@ def _looked_at(
     cases: Sequence[tuple[Source, Prepared]],
     device: torch.device,
     checks: TrustChecks,
-) -> Iterator[Predicted | SetAside]:
+) -> Iterator[CasePrediction | SetAside]:
     try:
         found = model.task.infer_all(network, [prepared for _, prepared in cases], device, entropy=True)
     except TrainingError as error:  # of cases at once, memory was too short for one: which one is found out
@@ -225,11 +225,11 @@ def _looked_at(
             yield from _looked_at(model, network, [case], device, checks)
         return
     for (source, prepared), said in zip(cases, found, strict=True):
-        one = acquired(said, source)
+        one = mask_unacquired(said, source)
         likely = one.probabilities(model.task.temperature) if isinstance(one, ClassScores) else None
         trust = checks.after(source, prepared, one, likely)
         temperature = None if likely is None else model.temperature
-        yield Predicted(source, one, likely, trust, temperature, network)
+        yield CasePrediction(source, one, likely, trust, temperature, network)
 
 
 def _reading_ahead(
@@ -267,8 +267,8 @@ def _alone_in(out: Path) -> Iterator[None]:
         SpecError: another one does.
     """
     hidden = out / HIDDEN_FOLDER
-    keep_private(hidden)
-    keep_private(out / CASES_FOLDER)
+    enforce_private(hidden)
+    enforce_private(out / CASES_FOLDER)
     with (hidden / _LOCK_FILE).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -291,7 +291,7 @@ def _remove_refused(out: Path, sources: Sources) -> None:
     """Remove what earlier calls predicted of images that are set aside now."""
     paths = {path.parent.name: path for path in (out / CASES_FOLDER).glob(f"*/{CASE_FILE}")}
     records = {name: str((_read_record(path) or {}).get("source", "")) for name, path in paths.items()}
-    for name in stale_names(sources.refused, sources.earlier, records, out):
+    for name in stale_cases(sources.refused, sources.earlier, records, out):
         _remove(out, name)
 
 
@@ -342,29 +342,29 @@ def _read_record(path: Path) -> dict[str, Any] | None:
 # --- writing
 
 
-def _write_case(out: Path, predicted: Predicted, model: TrainedModel, settings: dict[str, Any]) -> None:
+def _write_case(out: Path, prediction: CasePrediction, model: TrainedModel, settings: dict[str, Any]) -> None:
     """Write a case's folder, whole or not at all."""
-    source = predicted.source
-    predicted = replace(predicted, figures=figures_of(predicted, model))  # once, for the record and its writers
+    source = prediction.source
+    prediction = replace(prediction, figures=case_rows(prediction, model))  # once, for the record and its writers
     cases = out / CASES_FOLDER
     unfinished, before = cases / f".{source.name}.unfinished", cases / f".{source.name}.before"
     unfinished.mkdir(parents=True)
     try:
-        files, missing = _files(predicted, model, unfinished, settings["outputs"])
+        files, missing = _files(prediction, model, unfinished, settings["outputs"])
         record = {
             "schema": _SCHEMA,
             "name": source.name,
             "source": source.entry.source or str(source.case.image),
-            "series": series_said(source.series),
+            "series": series_label(source.series),
             "checksum": source.entry.checksum,
             "model": model.digest,
             "settings": settings,
             "research_only": RESEARCH_ONLY,
             "files": files,
             "missing": missing,
-            "figures": figures_of(predicted, model),
+            "figures": case_rows(prediction, model),
             "notes": list(source.entry.notes),
-            "trust": predicted.trust.to_json() if predicted.trust else None,
+            "trust": prediction.trust.to_json() if prediction.trust else None,
         }
         write_whole(unfinished / CASE_FILE, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
         _settle(unfinished)
@@ -377,16 +377,16 @@ def _write_case(out: Path, predicted: Predicted, model: TrainedModel, settings: 
 
 
 def _files(
-    predicted: Predicted, model: TrainedModel, folder: Path, chosen: Sequence[str]
+    prediction: CasePrediction, model: TrainedModel, folder: Path, chosen: Sequence[str]
 ) -> tuple[dict[str, list[str]], dict[str, str]]:
     """Return names of the files that were written, by output, and why an output could not be."""
     files: dict[str, list[str]] = {}
     missing: dict[str, str] = {}
-    for output in outputs_of(predicted.found, chosen):
-        if output.of_dicom and not predicted.source.series:
+    for output in outputs_for(prediction.found, chosen):
+        if output.of_dicom and not prediction.source.series:
             continue
         try:
-            files[output.name] = [path.name for path in output.write(predicted, model, folder)]
+            files[output.name] = [path.name for path in output.write(prediction, model, folder)]
         except DataError as error:  # the image does not allow it; what else is known of the case stands
             missing[output.name] = str(error)
     return files, missing
@@ -423,12 +423,12 @@ def _write_summary(found: Predictions, model: TrainedModel, settings: dict[str, 
         "set_aside": [asdict(bad) for bad in found.set_aside],
         "notes": found.notes if complete else [*found.notes, _UNFINISHED],
     }
-    write_whole(out / PREDICTIONS_FILE, json.dumps(values, indent=1, ensure_ascii=False) + "\n", FILE_OF_OWNER)
+    write_whole(out / PREDICTIONS_FILE, json.dumps(values, indent=1, ensure_ascii=False) + "\n", OWNER_ONLY_FILE)
     if complete:
         aside = [asdict(bad) for bad in found.set_aside]
         write_table(out / SET_ASIDE_FILE, aside, ("name", "reason", "source"))
         rows = [
-            {"case": r["name"], **row, "trust": (r["trust"] or {}).get("verdict"), "source": source_said(r)}
+            {"case": r["name"], **row, "trust": (r["trust"] or {}).get("verdict"), "source": describe_source(r)}
             for r in found.done
             for row in r["figures"]
         ]
@@ -437,6 +437,6 @@ def _write_summary(found: Predictions, model: TrainedModel, settings: dict[str, 
             write_table(out / CLASSES_FILE, classes, ("case", "value", "name"))
 
 
-def source_said(record: Mapping[str, Any]) -> str:
+def describe_source(record: Mapping[str, Any]) -> str:
     """Return where a case comes from, of DICOM with the series as people know it."""
     return ", ".join(part for part in (record.get("series"), str(record["source"])) if part)

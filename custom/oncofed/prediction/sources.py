@@ -26,9 +26,9 @@ from oncofed.data.register import SOURCE_LINK, Progress, Request, register
 from oncofed.data.slides import TileSpec
 from oncofed.errors import DataError, SpecError
 from oncofed.job.spec import JobSpec
-from oncofed.prediction.inputs import HIDDEN_FOLDER, Given, sort_inputs
-from oncofed.prediction.private import make_private
-from oncofed.prediction.stale import Refused
+from oncofed.prediction.inputs import HIDDEN_FOLDER, PredictionInput, resolve_inputs
+from oncofed.prediction.permissions import make_private
+from oncofed.prediction.stale import RefusedImages
 
 # Folders of a dataset in which images lie that registering made of DICOM, or linked.
 _MADE_OF_DICOM = {"images", "slides"}
@@ -81,7 +81,7 @@ class Sources:
     cases: list[Source] = field(default_factory=list)
     set_aside: list[SetAside] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    refused: list[Refused] = field(default_factory=list)
+    refused: list[RefusedImages] = field(default_factory=list)
     earlier: dict[str, str] = field(default_factory=dict)
 
 
@@ -110,8 +110,11 @@ def gather(
         SpecError: an input lies in ``out``, or no case is named as ``only`` says.
         OSError: the hidden folder cannot be written to.
     """
-    sources, wanted = Sources(), _Wanted.by(job)
-    refused = [_read(given, wanted, sources, workers, progress) for given in sort_inputs(inputs, out, datasets)]
+    sources, requirements = Sources(), _JobRequirements.by(job)
+    refused = [
+        _read(user_input, requirements, sources, workers, progress)
+        for user_input in resolve_inputs(inputs, out, datasets)
+    ]
     errors = [error for error in refused if error]
     if errors and len(errors) == len(sources.set_aside) and not sources.cases:
         raise errors[0]
@@ -119,7 +122,7 @@ def gather(
 
 
 @dataclass(frozen=True)
-class _Wanted:
+class _JobRequirements:
     """What a job reads and learns from."""
 
     job: JobSpec
@@ -127,7 +130,7 @@ class _Wanted:
     kind: Task
 
     @classmethod
-    def by(cls, job: JobSpec) -> _Wanted:
+    def by(cls, job: JobSpec) -> _JobRequirements:
         task = job.plan().build_task()
         kind: Task = "segmentation" if task.label_kind == "mask" else "classification"
         return cls(job, task.label_kind, "slides" if task.network_kind == "bag" else kind)
@@ -140,45 +143,59 @@ class _Wanted:
 
 
 def _read(
-    given: Given, wanted: _Wanted, sources: Sources, workers: int | None, progress: Progress | None
+    user_input: PredictionInput,
+    requirements: _JobRequirements,
+    sources: Sources,
+    workers: int | None,
+    progress: Progress | None,
 ) -> DataError | None:
     """Add the cases of one input; one that cannot be read at all is set aside, and its error returned."""
     try:
-        if given.dataset is None:
-            _register(given, wanted, sources, workers, progress)
+        if user_input.dataset is None:
+            _register(user_input, requirements, sources, workers, progress)
         else:
-            _take(decided(read_manifest(given.dataset)), given.dataset, wanted, sources, given)
+            _take(decided(read_manifest(user_input.dataset)), user_input.dataset, requirements, sources, user_input)
     except DataError as error:
         # Whoever named files knows nothing of the folder that holds links to them.
-        said = DataError(str(error).replace(str(given.source), given.name) if given.named else str(error))
-        sources.set_aside.append(SetAside(Path(given.name).name, str(said), given.name))
+        said = DataError(
+            str(error).replace(str(user_input.source), user_input.name) if user_input.named else str(error)
+        )
+        sources.set_aside.append(SetAside(Path(user_input.name).name, str(said), user_input.name))
         return said
     return None
 
 
-def _register(given: Given, wanted: _Wanted, sources: Sources, workers: int | None, progress: Progress | None) -> None:
+def _register(
+    user_input: PredictionInput,
+    requirements: _JobRequirements,
+    sources: Sources,
+    workers: int | None,
+    progress: Progress | None,
+) -> None:
     """Add the cases of files or of a folder."""
-    make_private(given.folder)
+    make_private(user_input.folder)
     request = Request(
-        given.source,
+        user_input.source,
         "predict",
-        given.folder,
-        wanted.kind,
-        tiles=wanted.tiles,
+        user_input.folder,
+        requirements.kind,
+        tiles=requirements.tiles,
         workers=workers,
-        classes=tuple(wanted.job.task.vocabulary.values()) if wanted.label_kind == "class" else None,
+        classes=tuple(requirements.job.task.vocabulary.values()) if requirements.label_kind == "class" else None,
     )
     manifest = register(request, progress)
-    if given.named:
-        sources.set_aside += [SetAside(Path(path).name, reason, path) for path, reason in given.left_out()]
+    if user_input.named:
+        sources.set_aside += [SetAside(Path(path).name, reason, path) for path, reason in user_input.unused_files()]
     else:
-        sources.notes += [f"left out, {n} of {given.name}: {why}" for why, n in by_weight(manifest.left_out)]
-    _take(manifest, given.folder, wanted, sources, given)
+        sources.notes += [f"left out, {n} of {user_input.name}: {why}" for why, n in by_weight(manifest.left_out)]
+    _take(manifest, user_input.folder, requirements, sources, user_input)
 
 
-def _take(manifest: Manifest, folder: Path, wanted: _Wanted, sources: Sources, given: Given) -> None:
+def _take(
+    manifest: Manifest, folder: Path, requirements: _JobRequirements, sources: Sources, user_input: PredictionInput
+) -> None:
     """Add a dataset's cases."""
-    values, labelled, notes = _labels(manifest, wanted, given)
+    values, labelled, notes = _labels(manifest, requirements, user_input)
     sources.notes += notes
     series = image_files(folder)
     found, refused = [], list[Path]()
@@ -186,14 +203,14 @@ def _take(manifest: Manifest, folder: Path, wanted: _Wanted, sources: Sources, g
         case = case_of(folder, manifest, entry, values)
         found.append(Source(case.name, case, entry, _series(entry, folder, series), labelled))
     with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
-        for source, reason in pool.map(lambda one: _checked(one, wanted), found):
+        for source, reason in pool.map(lambda one: _checked(one, requirements), found):
             if reason:
                 refused.append(source.case.image)
                 sources.set_aside.append(SetAside(source.name, reason, source.entry.source or ""))
             else:
                 sources.cases.append(source)
     sources.set_aside += [SetAside(bad.name, bad.reason, bad.source or "") for bad in manifest.quarantine]
-    sources.refused.append(Refused.of(folder, manifest, refused))
+    sources.refused.append(RefusedImages.of(folder, manifest, refused))
 
 
 def _series(entry: Entry, folder: Path, files: Mapping[str, list[str]]) -> tuple[Path, ...]:
@@ -205,22 +222,22 @@ def _series(entry: Entry, folder: Path, files: Mapping[str, list[str]]) -> tuple
 
 
 def _labels(
-    manifest: Manifest, wanted: _Wanted, given: Given
+    manifest: Manifest, requirements: _JobRequirements, user_input: PredictionInput
 ) -> tuple[tuple[tuple[int, int], ...] | None, bool, list[str]]:
     """Return how a dataset's labels become the job's, whether they do, and why not."""
-    match = match_classes if wanted.label_kind == "class" else match_labels
+    match = match_classes if requirements.label_kind == "class" else match_labels
     if not any(entry.label is not None for entry in manifest.entries):
         return None, False, []
-    vocabulary = match(manifest, wanted.job.task.vocabulary)
+    vocabulary = match(manifest, requirements.job.task.vocabulary)
     if vocabulary.problems:
         why = vocabulary.problems[0]
-        if given.dataset is None:  # whose dataset.json is hidden, and made anew each time
+        if user_input.dataset is None:  # whose dataset.json is hidden, and made anew each time
             why = _OF_MANIFEST.split(why)[0]
-        return None, False, [f"labels of {given.name} are not used: {why}"]
+        return None, False, [f"labels of {user_input.name} are not used: {why}"]
     return tuple(vocabulary.values.items()) if vocabulary.values is not None else None, True, []
 
 
-def _checked(source: Source, wanted: _Wanted) -> tuple[Source, str]:
+def _checked(source: Source, requirements: _JobRequirements) -> tuple[Source, str]:
     """Return a case with what is known of its image and of whether its label can be used, and why it is set aside."""
     bare = replace(source.case, label=0)
     try:
@@ -234,17 +251,17 @@ def _checked(source: Source, wanted: _Wanted) -> tuple[Source, str]:
         return source, case_facts.reason_of(error)
     image = entry.model_copy(update={"label_problem": None, "label_values": None})
     faults = case_facts.faults(image)
-    labelled = labelled and _is_usable(source.case, entry, wanted) and case_facts.faults(entry) == faults
-    entry = entry.model_copy(update={"notes": [*entry.notes, *_conversions(entry, wanted)]})
-    found = [*([] if entry.tiles else contract_faults(image, wanted.job.data)), *faults]
+    labelled = labelled and _is_usable(source.case, entry, requirements) and case_facts.faults(entry) == faults
+    entry = entry.model_copy(update={"notes": [*entry.notes, *_conversions(entry, requirements)]})
+    found = [*([] if entry.tiles else contract_faults(image, requirements.job.data)), *faults]
     case = replace(source.case if labelled else bare, entry=entry)
     return replace(source, case=case, entry=entry, labelled=labelled), "; ".join(found)
 
 
-def _conversions(entry: Entry, wanted: _Wanted) -> list[str]:
+def _conversions(entry: Entry, requirements: _JobRequirements) -> list[str]:
     """Return what is to be said of an image whose grey or colour the job's model does not read."""
-    own, read = entry.channels or 1, len(wanted.job.data.channels)
-    if entry.tiles or wanted.job.data.dimensions != 2:
+    own, read = entry.channels or 1, len(requirements.job.data.channels)
+    if entry.tiles or requirements.job.data.dimensions != 2:
         return []
     if (own, read) == (3, 1):
         return ["is in colour, and the model reads grey: converted"]
@@ -258,12 +275,12 @@ def _with_checksum(source: Source, entry: Entry) -> Entry:
     return entry.model_copy(update={"checksum": case_facts.checksum(source.case.images)})
 
 
-def _is_usable(case: Case, entry: Entry, wanted: _Wanted) -> bool:
+def _is_usable(case: Case, entry: Entry, requirements: _JobRequirements) -> bool:
     """Return whether a label is of the kind that a job learns from, and holds only its classes."""
-    if wanted.label_kind == "mask":
-        return isinstance(entry.label, str) and not label_faults(case, entry, list(wanted.job.task.vocabulary))
+    if requirements.label_kind == "mask":
+        return isinstance(entry.label, str) and not label_faults(case, entry, list(requirements.job.task.vocabulary))
     known = isinstance(entry.label, int) and (case.label_values is None or entry.label in dict(case.label_values))
-    return known and case.label in wanted.job.task.vocabulary
+    return known and case.label in requirements.job.task.vocabulary
 
 
 def _named(sources: Sources, out: Path) -> Sources:

@@ -13,7 +13,7 @@ from oncofed.data.manifest import Manifest
 
 
 @dataclass(frozen=True)
-class Refused:
+class RefusedImages:
     """What a dataset holds that is not predicted.
 
     Attributes:
@@ -29,7 +29,7 @@ class Refused:
     images: frozenset[Path] = frozenset()
 
     @classmethod
-    def of(cls, folder: Path, manifest: Manifest, images: Iterable[Path] = ()) -> Refused:
+    def of(cls, folder: Path, manifest: Manifest, images: Iterable[Path] = ()) -> RefusedImages:
         """Return what registering set aside or left out, and what the job does not take."""
         names = frozenset(bad.name for bad in manifest.quarantine)
         sources = frozenset({*(bad.source or "" for bad in manifest.quarantine), *_left_out(folder)})
@@ -50,8 +50,8 @@ class Refused:
         return source in self.sources or (place in {"images", "slides"} and file.partition(".")[0] in self.names)
 
 
-def stale_names(
-    refused: Sequence[Refused], earlier: Mapping[str, str], records: Mapping[str, str], out: Path
+def stale_cases(
+    refused: Sequence[RefusedImages], earlier: Mapping[str, str], records: Mapping[str, str], out: Path
 ) -> Iterator[str]:
     """Yield the names of cases that were predicted and are refused now.
 

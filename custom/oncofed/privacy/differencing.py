@@ -15,7 +15,9 @@ _ROUNDING = 1e-7
 _MOST_LOOKS = 5000
 
 
-def told_together(whole: Group, groups: Sequence[Group], least: int, hidden: frozenset[int] = frozenset()) -> set[int]:
+def releasable_groups(
+    whole: Group, groups: Sequence[Group], least: int, hidden: frozenset[int] = frozenset()
+) -> set[int]:
     """Return the numbers of the groups of which means may be told beside that of the whole.
 
     A mean with its number of patients is a sum, and what follows from sums is a sum of their multiples. Of those told
@@ -34,13 +36,13 @@ def told_together(whole: Group, groups: Sequence[Group], least: int, hidden: fro
     told, chosen = [whole], set[int]()
     for number in sorted(range(len(groups)), key=lambda n: (-len(groups[n]), n)):
         group = groups[number]
-        if number not in hidden and len(group) >= least and not gives_away([*told, group], least):
+        if number not in hidden and len(group) >= least and not discloses([*told, group], least):
             told.append(group)
             chosen.add(number)
     return chosen
 
 
-def gives_away(groups: Sequence[Group], least: int) -> bool:
+def discloses(groups: Sequence[Group], least: int) -> bool:
     """Return whether something of one to ``least - 1`` patients follows from the sums of groups, or may follow."""
     try:
         return _Search(groups).finds(least - 1)

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError, field_validator
 
 from oncofed.errors import PolicyError
-from oncofed.privacy.windows import WINDOW
+from oncofed.privacy.time_windows import WINDOW
 from oncofed.settings import StrictModel, first_problem
 
 POLICY_FILE = "policy.json"

@@ -11,7 +11,7 @@ from oncofed.suppression import LEAST_PATIENTS
 _MOST_APART = 0.2
 
 
-def without_small(counts: NDArray[np.int64], least: int = LEAST_PATIENTS) -> NDArray[np.int64]:
+def suppress_small_counts(counts: NDArray[np.int64], least: int = LEAST_PATIENTS) -> NDArray[np.int64]:
     """Return a histogram in which each bin of too few patients is zero.
 
     Where the total would give the hidden count away, the next smallest bin becomes zero too (complementary suppression;
@@ -30,7 +30,7 @@ def without_small(counts: NDArray[np.int64], least: int = LEAST_PATIENTS) -> NDA
     return shown
 
 
-def with_neighbours(counts: NDArray[np.int64], least: int = LEAST_PATIENTS, ordered: bool = True) -> NDArray[np.int64]:
+def merge_small_bins(counts: NDArray[np.int64], least: int = LEAST_PATIENTS, ordered: bool = True) -> NDArray[np.int64]:
     """Return a histogram in which bins of too few patients are counted with others, so that few need to be hidden.
 
     Such a bin is counted with the fuller one beside it. One that has none beside it is counted with the nearest that

@@ -19,7 +19,7 @@ from oncofed.data.manifest import read_manifest
 from oncofed.data.register import Request, register
 from oncofed.errors import DataError
 from oncofed.prediction.dicom.common import ModelIdentity
-from oncofed.prediction.dicom.outlines import outlines
+from oncofed.prediction.dicom.contours import mask_contours
 from oncofed.prediction.dicom.structures import write_structures
 
 MODEL = ModelIdentity("organs", "0123456789abcdef" * 4)
@@ -46,7 +46,7 @@ def _filled(closed: Sequence[np.ndarray], shape: Sequence[int]) -> tuple[np.ndar
 @given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.integers(1, 12), st.floats(0.1, 0.95))
 def test_outlines_of_any_mask_enclose_its_pixels_and_no_other(seed: int, rows: int, columns: int, share: float) -> None:
     mask = np.random.default_rng(seed).random((rows, columns)) < share
-    for filled in _filled(outlines(mask), mask.shape):
+    for filled in _filled(mask_contours(mask), mask.shape):
         np.testing.assert_array_equal(filled, mask)
 
 
@@ -68,7 +68,7 @@ def _steps(closed: Sequence[np.ndarray], shape: Sequence[int]) -> np.ndarray:
 @given(st.integers(0, 2**32 - 1), st.integers(1, 60), st.integers(1, 60), st.floats(0.3, 0.98))
 def test_channels_to_holes_lie_within_the_mask(seed: int, rows: int, columns: int, share: float) -> None:
     mask = np.random.default_rng(seed).random((rows, columns)) < share
-    closed = outlines(mask)
+    closed = mask_contours(mask)
     pieces, count = ndimage.label(mask)
     assert len(closed) == count
     right, down, left, up = _steps(closed, mask.shape)
@@ -92,13 +92,13 @@ def test_channels_to_holes_lie_within_the_mask(seed: int, rows: int, columns: in
 def test_outlines_run_along_the_edges_of_pixels_and_have_no_more_corners_than_needed() -> None:
     mask = np.zeros((5, 6), bool)
     mask[1:4, 2:5] = True
-    (square,) = outlines(mask)
+    (square,) = mask_contours(mask)
     assert sorted(map(tuple, square.tolist())) == [(1.5, 0.5), (1.5, 3.5), (4.5, 0.5), (4.5, 3.5)]
     mask[2, 3] = False
-    (ring,) = outlines(mask)
+    (ring,) = mask_contours(mask)
     # Four corners outside, four inside, and the channel's end outside there and back: inside it goes on along the hole.
     assert len(ring) == 4 + 4 + 2
-    assert outlines(np.zeros((3, 3), bool)) == []
+    assert mask_contours(np.zeros((3, 3), bool)) == []
 
 
 def _labels(shape: Sequence[int]) -> np.ndarray:

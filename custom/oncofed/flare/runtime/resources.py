@@ -22,7 +22,7 @@ from nvflare.app_common.resource_managers.auto_clean_resource_manager import Aut
 from oncofed.errors import FederationError, PolicyError
 from oncofed.gpus import GPU, VISIBLE_VARIABLE, read_gpus
 from oncofed.privacy.policy import read_policy
-from oncofed.privacy.windows import WINDOW, is_within
+from oncofed.privacy.time_windows import WINDOW, is_within
 
 LENDING_FILE = "lending.json"
 # FLARE's own names of what a job asks for, under the key for sites of which it says nothing else.

@@ -29,7 +29,7 @@ from oncofed.prediction.dicom.common import (
     write_dataset,
 )
 from oncofed.prediction.dicom.series import Series, read_series
-from oncofed.prediction.dicom.sources import pixel_measures, restore, stand_ins
+from oncofed.prediction.dicom.source_images import pixel_measures, placeholder_headers, restore
 from oncofed.tasks.codes import ClassCode
 
 _ARTIFICIAL_INTELLIGENCE = Code("123110", "DCM", "Artificial Intelligence")  # CID 7162
@@ -135,7 +135,7 @@ def make_segmentation(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         dataset: Dataset = highdicom.seg.Segmentation(
-            source_images=stand_ins(source),
+            source_images=placeholder_headers(source),
             segmentation_type=kind.upper(),
             segment_descriptions=segments,
             series_instance_uid=derived_uid("SEG series", *identity),

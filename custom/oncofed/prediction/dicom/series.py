@@ -201,7 +201,7 @@ def _on_frames(labels: NDArray[Any], affine: Floats, series: Series) -> NDArray[
     return placed
 
 
-def within_frames(labels: NDArray[Any], affine: Floats, series: Series) -> NDArray[Any]:
+def labels_within_frames(labels: NDArray[Any], affine: Floats, series: Series) -> NDArray[Any]:
     """Return the labels of a volume on the voxels that are a pixel of a frame, and zero on the others.
 
     Those are where slices of a tilted gantry were moved away from: nothing was acquired there.

@@ -34,7 +34,7 @@ from oncofed.prediction.dicom.common import (
     series_number,
     write_dataset,
 )
-from oncofed.prediction.dicom.outlines import outlines
+from oncofed.prediction.dicom.contours import mask_contours
 from oncofed.prediction.dicom.segmentation import (
     COLOURS,
     algorithm,
@@ -44,12 +44,12 @@ from oncofed.prediction.dicom.segmentation import (
     segment_numbers,
 )
 from oncofed.prediction.dicom.series import Floats, Series, read_series
-from oncofed.prediction.dicom.sources import (
+from oncofed.prediction.dicom.source_images import (
     EMPTY_IF_UNKNOWN,
     frame_of_reference,
     image_reference,
     series_references,
-    tidy,
+    with_required_attributes,
 )
 from oncofed.tasks.codes import ClassCode
 
@@ -133,7 +133,7 @@ def _head(source: Series, model: ModelIdentity, uid: UID) -> Dataset:
     meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = RTStructureSetStorage, uid
     meta.ImplementationClassUID = PYDICOM_IMPLEMENTATION_UID
     dataset.file_meta = meta
-    header = tidy(source.first)
+    header = with_required_attributes(source.first)
     for keyword in _COPIED:
         if keyword in header:
             setattr(dataset, keyword, header[keyword].value)
@@ -202,7 +202,7 @@ def _drawn(masks: NDArray[np.bool_], source: Series) -> Iterator[bytes]:
         if source.has_frames:
             image.ReferencedFrameNumber = frame.number
         head = _encoded(image)
-        for outline in outlines(mask):
+        for outline in mask_contours(mask):
             yield _contour(next(numbers), outline @ place[:3, :2].T + place[:3, 3], head)
 
 

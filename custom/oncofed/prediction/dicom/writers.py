@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from oncofed.data.dicom.projections import is_of_detector
+from oncofed.prediction.case_prediction import CasePrediction
 from oncofed.prediction.dicom.common import ModelIdentity
 from oncofed.prediction.model import TrainedModel
-from oncofed.prediction.outputs.figures import figures_of
-from oncofed.prediction.predicted import Predicted
+from oncofed.prediction.outputs.case_rows import case_rows
 from oncofed.prediction.sources import Source
 from oncofed.tasks.codes import ClassCode
 from oncofed.tasks.inferred import LabelMap
@@ -18,7 +18,7 @@ from oncofed.tasks.inferred import LabelMap
 # highdicom takes a second to import: the writers' own modules wait until they are called.
 
 
-def write_dicom(predicted: Predicted, model: TrainedModel, folder: Path) -> list[Path]:
+def write_dicom(prediction: CasePrediction, model: TrainedModel, folder: Path) -> list[Path]:
     """Write ``NAME_seg.dcm`` and, with its measurements, ``NAME_sr.dcm``, and return them.
 
     Raises:
@@ -27,20 +27,20 @@ def write_dicom(predicted: Predicted, model: TrainedModel, folder: Path) -> list
     from oncofed.prediction.dicom.report import write_report  # noqa: PLC0415
     from oncofed.prediction.dicom.segmentation import write_segmentation  # noqa: PLC0415
 
-    found, source, classes = predicted.found, predicted.source, model.task.classes
+    found, source, classes = prediction.found, prediction.source, model.task.classes
     assert isinstance(found, LabelMap)
     identity = ModelIdentity.of(model)
     seg, report = folder / f"{source.name}_seg.dcm", folder / f"{source.name}_sr.dcm"
     values = found.values.cpu().numpy()
     write_segmentation(values, source.series, found.affine, classes, _codes(model), identity, seg)
     # A report's lengths are taken for the patient's.
-    rows = [] if is_of_detector(source.entry.notes) else figures_of(predicted, model)
+    rows = [] if is_of_detector(source.entry.notes) else case_rows(prediction, model)
     figures: dict[int, dict[str, Any]] = {value: {} for value in classes} | {row["value"]: row for row in rows}
     write_report(seg, classes, figures, identity, report, source.entry.modality or "")
     return [seg, report]
 
 
-def write_structure_set(predicted: Predicted, model: TrainedModel, folder: Path) -> list[Path]:
+def write_structure_set(prediction: CasePrediction, model: TrainedModel, folder: Path) -> list[Path]:
     """Write ``NAME_rtstruct.dcm`` and return it.
 
     Raises:
@@ -48,7 +48,7 @@ def write_structure_set(predicted: Predicted, model: TrainedModel, folder: Path)
     """
     from oncofed.prediction.dicom.structures import write_structures  # noqa: PLC0415
 
-    found, source = predicted.found, predicted.source
+    found, source = prediction.found, prediction.source
     assert isinstance(found, LabelMap)
     path = folder / f"{source.name}_rtstruct.dcm"
     values, identity = found.values.cpu().numpy(), ModelIdentity.of(model)
@@ -56,7 +56,7 @@ def write_structure_set(predicted: Predicted, model: TrainedModel, folder: Path)
     return [path]
 
 
-def notes_of(model: TrainedModel, sources: Iterable[Source]) -> list[str]:
+def coding_notes(model: TrainedModel, sources: Iterable[Source]) -> list[str]:
     """Return what is to be said once of the DICOM objects that are written of cases."""
     if getattr(model.job.task, "type", "") != "segmentation" or not any(source.series for source in sources):
         return []

@@ -22,8 +22,15 @@ from oncofed.data.manifest import MANIFEST_FILE, Manifest, read_manifest
 from oncofed.errors import DataError, SpecError
 from oncofed.machine import environment
 from oncofed.prediction.evaluation import caveats
-from oncofed.prediction.evaluation.columns import SIZES, Values, Wanted, grouped, known_columns, table_columns
-from oncofed.prediction.evaluation.handed_on import comparison_record, scores_record, subgroups_record
+from oncofed.prediction.evaluation.shareable import comparison_record, scores_record, subgroups_record
+from oncofed.prediction.evaluation.subgroup_columns import (
+    SIZES,
+    ColumnChoice,
+    Values,
+    group_cases,
+    known_columns,
+    table_columns,
+)
 from oncofed.prediction.evaluation.subgroups import Outcomes, Subgroups, by_subgroup
 from oncofed.prediction.model import TrainedModel
 from oncofed.prediction.outputs.tables import write_rows
@@ -41,7 +48,7 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Request:
+class EvaluationRequest:
     """What to evaluate.
 
     Attributes:
@@ -57,14 +64,14 @@ class Request:
     model: TrainedModel
     folder: Path
     split: Lists = "test"
-    by: tuple[Wanted, ...] = ()
+    by: tuple[ColumnChoice, ...] = ()
     table: Path | None = None
     against: TrainedModel | None = None
     margin: float | None = None
 
 
 @dataclass(frozen=True)
-class Seen:
+class ScoredCase:
     """A case as it was scored.
 
     Attributes:
@@ -81,7 +88,7 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Evaluated:
+class EvaluationResult:
     """What was found.
 
     Attributes:
@@ -100,14 +107,14 @@ class Evaluated:
     scores: Scores
     interval: tuple[float, float] | None
     patients: int
-    seen: tuple[Seen, ...]
+    scored_cases: tuple[ScoredCase, ...]
     subgroups: tuple[Subgroups, ...] = ()
     comparison: Comparison | None = None
     set_aside: tuple[Problem, ...] = ()
     columns: tuple[str, ...] = ()
 
 
-def evaluate(request: Request, device: torch.device, progress: Progress | None = None) -> Evaluated:
+def evaluate(request: EvaluationRequest, device: torch.device, progress: Progress | None = None) -> EvaluationResult:
     """Score a model on a dataset's labelled cases.
 
     Args:
@@ -145,7 +152,9 @@ def evaluate(request: Request, device: torch.device, progress: Progress | None =
     ]
     if comparison and request.against:
         remarks += caveats.of_comparison(model.job, request.against.job, comparison)
-    seen = [Seen(c, lists[c.name], task.figures(o), _score(task, o)) for c, o in zip(cases, found, strict=True)]
+    scored_cases = [
+        ScoredCase(c, lists[c.name], task.figures(o), _score(task, o)) for c, o in zip(cases, found, strict=True)
+    ]
     record = EvaluationRecord(
         job=model.job.name,
         title=model.job.title,
@@ -164,12 +173,14 @@ def evaluate(request: Request, device: torch.device, progress: Progress | None =
         ended=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         environment=environment(),
     )
-    return Evaluated(
+    return EvaluationResult(
         record=record,
         scores=scored,
         interval=scored.interval,
         patients=len(set(outcomes.patients)),
-        seen=tuple(sorted(seen, key=lambda one: (math.inf if one.score is None else one.score, one.case.name))),
+        scored_cases=tuple(
+            sorted(scored_cases, key=lambda one: (math.inf if one.score is None else one.score, one.case.name))
+        ),
         subgroups=tuple(subgroups),
         comparison=comparison,
         set_aside=tuple(aside),
@@ -182,15 +193,15 @@ def digest_of_dataset(folder: Path) -> str:
     return hashlib.sha256((folder / MANIFEST_FILE).read_bytes()).hexdigest()
 
 
-def write_cases(evaluated: Evaluated, folder: Path) -> Path:
+def write_cases(evaluated: EvaluationResult, folder: Path) -> Path:
     """Write ``folder/cases.csv``, each case with its figures, readable by its owner alone, and return it."""
-    names = list(dict.fromkeys(name for one in evaluated.seen for name in one.figures))
+    names = list(dict.fromkeys(name for one in evaluated.scored_cases for name in one.figures))
     rows = (
         [
             *(one.case.name, one.case.patient, one.list, _cell(one.score)),
             *(_cell(one.figures.get(name)) for name in names),
         ]
-        for one in evaluated.seen
+        for one in evaluated.scored_cases
     )
     path = folder / CASES_FILE
     write_rows(path, ["case", "patient", "list", "score", *names], rows)
@@ -210,7 +221,7 @@ def _by_list(cases: Cases) -> dict[str, tuple[Case, ...]]:
     return {"test": cases.test, "validation": cases.validation, "training": cases.train}
 
 
-def _dealt(request: Request, manifest: Manifest) -> tuple[dict[str, str], list[Case]]:
+def _dealt(request: EvaluationRequest, manifest: Manifest) -> tuple[dict[str, str], list[Case]]:
     """Return case -> list of the job's deal, and the dataset's labelled cases, each by a name of its own.
 
     Raises:
@@ -237,7 +248,7 @@ def _dealt(request: Request, manifest: Manifest) -> tuple[dict[str, str], list[C
     return {case.name: name for name, case in named}, [case for _, case in named]
 
 
-def _usable(request: Request, cases: Sequence[Case], progress: Progress) -> tuple[list[Case], list[Problem]]:
+def _usable(request: EvaluationRequest, cases: Sequence[Case], progress: Progress) -> tuple[list[Case], list[Problem]]:
     """Return the cases that can be scored, and those that cannot.
 
     Raises:
@@ -266,7 +277,7 @@ def _usable(request: Request, cases: Sequence[Case], progress: Progress) -> tupl
 # --- subgroups
 
 
-def _known_columns(request: Request, cases: Sequence[Case]) -> tuple[dict[str, Values], int]:
+def _known_columns(request: EvaluationRequest, cases: Sequence[Case]) -> tuple[dict[str, Values], int]:
     """Return every column, with what it says of each case, and how many rows of the table are of none."""
     known = known_columns(cases, request.model.job.task.vocabulary)
     if request.table is None:
@@ -275,7 +286,7 @@ def _known_columns(request: Request, cases: Sequence[Case]) -> tuple[dict[str, V
     return known | more, unmatched
 
 
-def _wanted(request: Request, known: Mapping[str, Values]) -> list[Wanted]:
+def _wanted(request: EvaluationRequest, known: Mapping[str, Values]) -> list[ColumnChoice]:
     """Return the columns to look at.
 
     Raises:
@@ -284,21 +295,21 @@ def _wanted(request: Request, known: Mapping[str, Values]) -> list[Wanted]:
     missing = [wanted.name for wanted in request.by if wanted.name not in known]
     if missing:
         raise SpecError(f"no column {missing[0]!r}; known are {', '.join(sorted(known)) or 'none'}. More: --table FILE")
-    return list(request.by) or [Wanted(name) for name in _USUAL if name in known]
+    return list(request.by) or [ColumnChoice(name) for name in _USUAL if name in known]
 
 
 def _by_columns(
-    task: Task[Any], outcomes: Outcomes, wanted: Sequence[Wanted], known: Mapping[str, Values], progress: Progress
+    task: Task[Any], outcomes: Outcomes, wanted: Sequence[ColumnChoice], known: Mapping[str, Values], progress: Progress
 ) -> list[Subgroups]:
     """Return the groups of each column."""
-    columns = [grouped(one, known[one.name], outcomes.cases, 3 if one.name in SIZES else 4) for one in wanted]
+    columns = [group_cases(one, known[one.name], outcomes.cases, 3 if one.name in SIZES else 4) for one in wanted]
     return by_subgroup(task, outcomes, columns, lambda done: progress("subgroups", done, len(columns)))
 
 
 # --- another model
 
 
-def _require_comparable(request: Request) -> None:
+def _require_comparable(request: EvaluationRequest) -> None:
     other = request.against
     if other is None:
         if request.margin is not None:
@@ -318,7 +329,7 @@ def _require_comparable(request: Request) -> None:
 
 
 def _compare(
-    request: Request, cases: Sequence[Case], outcomes: Outcomes, device: torch.device, progress: Progress
+    request: EvaluationRequest, cases: Sequence[Case], outcomes: Outcomes, device: torch.device, progress: Progress
 ) -> Comparison | None:
     other, task = request.against, request.model.task
     if other is None:

@@ -10,9 +10,9 @@ from jinja2 import Environment, PackageLoader
 
 from oncofed.data.grouping import counted
 from oncofed.data.manifest import write_whole
-from oncofed.prediction.evaluation.evaluate import Evaluated, Progress, Seen
+from oncofed.prediction.evaluation.evaluate import EvaluationResult, Progress, ScoredCase
 from oncofed.prediction.model import TrainedModel
-from oncofed.prediction.private import FILE_OF_OWNER
+from oncofed.prediction.permissions import OWNER_ONLY_FILE
 from oncofed.report.html import line_styles, picture_svg
 from oncofed.tasks.pictures import Picture
 
@@ -26,7 +26,7 @@ _FIGURES = {
 
 
 def write_page(
-    evaluated: Evaluated,
+    evaluated: EvaluationResult,
     model: TrainedModel,
     device: torch.device,
     folder: Path,
@@ -43,7 +43,7 @@ def write_page(
         worst: cases to show.
         progress: called with (what is done, how many, of how many).
     """
-    shown = [one for one in evaluated.seen if one.score is not None][:worst]
+    shown = [one for one in evaluated.scored_cases if one.score is not None][:worst]
     pictures = _pictures(shown, model, device, progress or (lambda what, done, total: None))
     drawn = [picture_svg(picture) for picture in pictures]
     environment = Environment(loader=PackageLoader("oncofed.report"), autoescape=True, trim_blocks=True)
@@ -58,7 +58,7 @@ def write_page(
         counted=counted,
     )
     path = folder / PAGE_FILE
-    write_whole(path, html, FILE_OF_OWNER)
+    write_whole(path, html, OWNER_ONLY_FILE)
     return path
 
 
@@ -68,7 +68,9 @@ def figure_name(name: str) -> str:
     return ", ".join(part for part in (_FIGURES.get(figure, figure.replace("_", " ")), of) if part)
 
 
-def _pictures(shown: Sequence[Seen], model: TrainedModel, device: torch.device, progress: Progress) -> list[Picture]:
+def _pictures(
+    shown: Sequence[ScoredCase], model: TrainedModel, device: torch.device, progress: Progress
+) -> list[Picture]:
     if not shown:
         return []
     network, pictures = model.network(device), []

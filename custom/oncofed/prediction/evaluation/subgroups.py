@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from oncofed.prediction.evaluation.columns import Column
-from oncofed.privacy.differencing import told_together
+from oncofed.prediction.evaluation.subgroup_columns import Column
+from oncofed.privacy.differencing import releasable_groups
 from oncofed.suppression import LEAST_PATIENTS
 from oncofed.tasks import Scores, Task
 from oncofed.tasks.resampling import Patients, expanded_interval, interval
@@ -126,7 +126,7 @@ def by_subgroup(
     return found
 
 
-def shared_scores(task: Task[Any], outcomes: Outcomes) -> Scores:
+def shareable_scores(task: Task[Any], outcomes: Outcomes) -> Scores:
     """Return the scores over all cases that may be handed on: of a class that few patients have there are none."""
     with_it = {name: outcomes.parts(_showing(task, outcomes, name)) for name in task.classes.values()}
     few = {name for name, patients in with_it.items() if len(patients) < LEAST_PATIENTS}
@@ -141,13 +141,13 @@ def _told(task: Task[Any], outcomes: Outcomes, groups: Sequence[Sequence[int]]) 
     few = frozenset(number for number, patients in enumerate(people) if len(patients) < LEAST_PATIENTS)
     # What no case tells cannot give anybody away.
     nothing = {number for number, patients in enumerate(behind) if not patients and number not in few}
-    shown = nothing | told_together(outcomes.parts(telling), behind, LEAST_PATIENTS, few)
+    shown = nothing | releasable_groups(outcomes.parts(telling), behind, LEAST_PATIENTS, few)
     silent: list[set[str]] = [set() for _ in groups]
     for name in task.classes.values():
         cases = _showing(task, outcomes, name)
         with_it = [outcomes.parts(cases.intersection(own)) for own in groups]
         hidden = frozenset(range(len(groups))) - shown
-        told = told_together(outcomes.parts(cases), with_it, LEAST_PATIENTS, hidden)
+        told = releasable_groups(outcomes.parts(cases), with_it, LEAST_PATIENTS, hidden)
         for number in range(len(groups)):
             if with_it[number] and number not in told:
                 silent[number].add(name)

@@ -19,10 +19,10 @@ from oncofed.data.cases import Case
 from oncofed.data.images import LoadedImage
 from oncofed.data.spec import DataSpec
 from oncofed.data.transforms import load_whole
+from oncofed.prediction.case_prediction import CasePrediction
 from oncofed.prediction.model import TrainedModel
-from oncofed.prediction.outputs.evidence import Evidence, Explainer, placed
-from oncofed.prediction.outputs.heat import as_pixels, painted
-from oncofed.prediction.predicted import Predicted
+from oncofed.prediction.outputs.heatmap import overlay_heatmap, to_rgb
+from oncofed.prediction.outputs.saliency import Explainer, SaliencyMap, resample_heat
 
 # Of each network the one that explains it: which of its layers tells is found out once.
 _EXPLAINERS: WeakKeyDictionary[nn.Module, Explainer] = WeakKeyDictionary()
@@ -55,35 +55,35 @@ def class_rows(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def write_classes(predicted: Predicted, model: TrainedModel, folder: Path) -> list[Path]:
+def write_classes(prediction: CasePrediction, model: TrainedModel, folder: Path) -> list[Path]:
     """Write ``NAME_classes.json``, what an image or a slide was taken for, and return it."""
-    assert predicted.probabilities is not None
-    shares = dict(zip(model.task.classes.values(), predicted.probabilities.tolist(), strict=True))
-    record = {"case": predicted.source.name, "model": model.digest}
-    record |= class_record(shares, predicted.temperature is not None)
-    path = folder / f"{predicted.source.name}_classes.json"
+    assert prediction.probabilities is not None
+    shares = dict(zip(model.task.classes.values(), prediction.probabilities.tolist(), strict=True))
+    record = {"case": prediction.source.name, "model": model.digest}
+    record |= class_record(shares, prediction.temperature is not None)
+    path = folder / f"{prediction.source.name}_classes.json"
     path.write_text(
-        json.dumps({**record, "temperature": predicted.temperature}, indent=1, ensure_ascii=False) + "\n",
+        json.dumps({**record, "temperature": prediction.temperature}, indent=1, ensure_ascii=False) + "\n",
         encoding="utf-8",
     )
     return [path]
 
 
-def write_evidence(predicted: Predicted, model: TrainedModel, folder: Path) -> list[Path]:
+def write_saliency(prediction: CasePrediction, model: TrainedModel, folder: Path) -> list[Path]:
     """Write which places of an image speak for its class, and return it.
 
     ``NAME_evidence.png``, the image with the map over it, or of a volume ``NAME_evidence.nii.gz``, the map on the
     volume's own grid; ``NAME_evidence.json`` says how it was found.
     """
-    assert predicted.probabilities is not None
-    network = predicted.network or model.network(torch.device("cpu"))
+    assert prediction.probabilities is not None
+    network = prediction.network or model.network(torch.device("cpu"))
     explainer = _EXPLAINERS.get(network) or _EXPLAINERS.setdefault(network, Explainer(network))
-    name, value = predicted.source.name, int(predicted.probabilities.argmax())
-    image = predicted.source.case.read_image()
-    evidence = evidence_of(explainer, predicted.source.case, image, model.job.data, value)
+    name, value = prediction.source.name, int(prediction.probabilities.argmax())
+    image = prediction.source.case.read_image()
+    evidence = saliency_map(explainer, prediction.source.case, image, model.job.data, value)
     if image.dimensions == 2:
         path = folder / f"{name}_evidence.png"
-        Image.fromarray(painted(as_pixels(image.values), evidence.heat.T)).save(path)
+        Image.fromarray(overlay_heatmap(to_rgb(image.values), evidence.heat.T)).save(path)
     else:
         path = folder / f"{name}_evidence.nii.gz"
         write_heat_volume(evidence.heat, image.affine, path)
@@ -94,7 +94,7 @@ def write_evidence(predicted: Predicted, model: TrainedModel, folder: Path) -> l
     return [path, beside]
 
 
-def evidence_of(explainer: Explainer, case: Case, image: LoadedImage, data: DataSpec, value: int) -> Evidence:
+def saliency_map(explainer: Explainer, case: Case, image: LoadedImage, data: DataSpec, value: int) -> SaliencyMap:
     """Return which places of a case's image speak for a class, on the image's own grid.
 
     Args:
@@ -106,8 +106,8 @@ def evidence_of(explainer: Explainer, case: Case, image: LoadedImage, data: Data
     """
     seen = load_whole(data)(case)["image"]
     found = explainer.explain(seen.as_tensor(), value)
-    heat = placed(found.heat, seen.affine.cpu().numpy(), image.affine, image.shape)
-    return Evidence(heat, found.method)
+    heat = resample_heat(found.heat, seen.affine.cpu().numpy(), image.affine, image.shape)
+    return SaliencyMap(heat, found.method)
 
 
 def write_heat_volume(heat: NDArray[np.float32], affine: NDArray[np.float64], path: Path) -> None:

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from oncofed.prediction.outputs.outlines import Polygon
+from oncofed.prediction.outputs.polygons import Polygon
 from oncofed.report.planes import colour
 
 Kind = Literal["annotation", "detection"]

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from oncofed.data.converted import write_image
 from oncofed.data.formats.nifti import beginning, nifti_header, open_nifti
 from oncofed.data.images import LoadedImage, image_format
+from oncofed.prediction.case_prediction import CasePrediction
 from oncofed.prediction.model import TrainedModel
-from oncofed.prediction.predicted import Predicted
 from oncofed.tasks.inferred import LabelMap
 
 # Of NIfTI: values are labels (nifti1.h, NIFTI_INTENT_LABEL).
@@ -40,19 +40,19 @@ _PLACE = (
 )
 
 
-def write_labels(predicted: Predicted, model: TrainedModel, folder: Path) -> list[Path]:
+def write_labels(prediction: CasePrediction, model: TrainedModel, folder: Path) -> list[Path]:
     """Write ``NAME_seg.nii.gz``, or ``NAME_seg.png`` of a flat image, and return it."""
     del model
-    found = predicted.found
+    found = prediction.found
     assert isinstance(found, LabelMap)
     values = found.values.cpu().numpy()
-    name = f"{predicted.source.name}_seg"
+    name = f"{prediction.source.name}_seg"
     if values.ndim == 2:
         path = folder / f"{name}.png"
         write_image(path, LoadedImage(values[..., None], found.affine, str(values.dtype)))
         return [path]
     path = folder / f"{name}.nii.gz"
-    nib.save(labels_image(values, found.affine, predicted.source.case.image), path)
+    nib.save(labels_image(values, found.affine, prediction.source.case.image), path)
     return [path]
 
 

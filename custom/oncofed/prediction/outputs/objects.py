@@ -13,12 +13,12 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
+from oncofed.prediction.case_prediction import CasePrediction
 from oncofed.prediction.model import TrainedModel
 from oncofed.prediction.outputs import geojson
 from oncofed.prediction.outputs.labels import labels_image
-from oncofed.prediction.outputs.outlines import outlines
+from oncofed.prediction.outputs.polygons import object_polygons
 from oncofed.prediction.outputs.tables import write_rows
-from oncofed.prediction.predicted import Predicted
 from oncofed.tasks.inferred import ObjectMap
 
 Numbers = NDArray[np.int32]
@@ -131,7 +131,7 @@ def object_features(numbers: Numbers, table: ObjectTable, name: str, key: str) -
     Raises:
         DataError: the image is a volume.
     """
-    polygons = outlines(numbers)
+    polygons = object_polygons(numbers)
     microns = table.micron_sizes
     features = []
     for row, (number, size) in enumerate(zip(table.numbers.tolist(), table.sizes.tolist(), strict=True)):
@@ -143,13 +143,13 @@ def object_features(numbers: Numbers, table: ObjectTable, name: str, key: str) -
     return features
 
 
-def write_objects(predicted: Predicted, model: TrainedModel, folder: Path) -> list[Path]:
+def write_objects(prediction: CasePrediction, model: TrainedModel, folder: Path) -> list[Path]:
     """Write what was found in one image, and return it.
 
     ``NAME_objects.geojson``, ``NAME_labels.tif``, ``NAME_objects.csv`` and ``NAME_objects.json``; of a volume
     ``NAME_labels.nii.gz`` and no GeoJSON.
     """
-    found, source = predicted.found, predicted.source
+    found, source = prediction.found, prediction.source
     assert isinstance(found, ObjectMap)
     name, spacing = model.task.classes[1], source.entry.spacing
     table = measure(found.numbers, spacing)

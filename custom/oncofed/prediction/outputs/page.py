@@ -19,12 +19,12 @@ from oncofed.data.manifest import write_whole
 from oncofed.data.request import Progress
 from oncofed.data.workers import BROKE_ITS_READER, Workers
 from oncofed.prediction.model import TrainedModel
-from oncofed.prediction.outputs.figures import table_of
-from oncofed.prediction.outputs.heat import gradient
-from oncofed.prediction.private import FILE_OF_OWNER
-from oncofed.prediction.run import CASES_FOLDER, RESEARCH_ONLY, Predictions, source_said
+from oncofed.prediction.outputs.case_rows import display_table
+from oncofed.prediction.outputs.heatmap import css_gradient
+from oncofed.prediction.permissions import OWNER_ONLY_FILE
+from oncofed.prediction.run import CASES_FOLDER, RESEARCH_ONLY, Predictions, describe_source
 from oncofed.prediction.sources import Source, Sources
-from oncofed.prediction.trust.summary import VERDICTS, of_most
+from oncofed.prediction.trust.summary import VERDICTS, common_warnings
 from oncofed.report.planes import FLAT_SIDE, Drawing, Drawn, colour, dash, draw
 
 PAGE_FILE = "predictions.html"
@@ -81,13 +81,13 @@ def write_page(
         count=len(found.now),
         unseen=len(found.now) - len(records),
         volumes=model.job.data.dimensions == 3,
-        of_most=of_most(found.now),
-        heat=gradient(),
+        common_warnings=common_warnings(found.now),
+        heat=css_gradient(),
         set_aside=found.set_aside,
         cases=[_shown(record, drawn.get(record["name"]), model, out) for record in records],
     )
     path = out / PAGE_FILE
-    write_whole(path, html, FILE_OF_OWNER)
+    write_whole(path, html, OWNER_ONLY_FILE)
     return path
 
 
@@ -129,7 +129,7 @@ def _broke(drawing: Drawing) -> Drawn:
 
 
 def _shown(record: Mapping[str, Any], drawn: Drawn | None, model: TrainedModel, out: Path) -> _Shown:
-    headings, rows = table_of(record["figures"])
+    headings, rows = display_table(record["figures"])
     trust = record["trust"] or {}
     values = drawn.values if drawn else ()
     legend = [(colour(value), dash(value), model.task.classes.get(value, f"label {value}")) for value in values]
@@ -139,7 +139,7 @@ def _shown(record: Mapping[str, Any], drawn: Drawn | None, model: TrainedModel, 
         drawn,
         list(_images(record, folder)),
         VERDICTS.get(trust.get("verdict", ""), ""),
-        source_said(record),
+        describe_source(record),
         legend,
         headings,
         rows,

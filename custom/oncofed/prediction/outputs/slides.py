@@ -23,11 +23,11 @@ from PIL import Image
 from scipy.stats import rankdata
 
 from oncofed.data.slides import Pixels, TileReader, TileSpec
+from oncofed.prediction.case_prediction import CasePrediction
 from oncofed.prediction.model import TrainedModel
 from oncofed.prediction.outputs import geojson
-from oncofed.prediction.outputs.heat import COLOURS, painted
+from oncofed.prediction.outputs.heatmap import COLOURS, overlay_heatmap
 from oncofed.prediction.outputs.tables import write_rows
-from oncofed.prediction.predicted import Predicted
 from oncofed.tasks.inferred import SlideScores
 from oncofed.tasks.slides import slide_tiles
 
@@ -86,7 +86,7 @@ class TileHeat:
         return heat
 
 
-def write_slide(predicted: Predicted, model: TrainedModel, folder: Path) -> list[Path]:
+def write_slide(prediction: CasePrediction, model: TrainedModel, folder: Path) -> list[Path]:
     """Write what a slide was taken for and which tiles spoke for it, and return it.
 
     ``NAME_slide.geojson``; where the network gives attention also ``NAME_attention.png``, ``NAME_attention.tif``,
@@ -96,17 +96,17 @@ def write_slide(predicted: Predicted, model: TrainedModel, folder: Path) -> list
         DataError: the slide cannot be read, or was cut otherwise than the job's slides are.
     """
     with tempfile.TemporaryDirectory(dir=folder, prefix=".") as unfinished:
-        written = _write_slide(predicted, model, Path(unfinished))
+        written = _write_slide(prediction, model, Path(unfinished))
         return [path.replace(folder / path.name) for path in written]
 
 
-def _write_slide(predicted: Predicted, model: TrainedModel, folder: Path) -> list[Path]:
-    found, source = predicted.found, predicted.source
+def _write_slide(prediction: CasePrediction, model: TrainedModel, folder: Path) -> list[Path]:
+    found, source = prediction.found, prediction.source
     assert isinstance(found, SlideScores)
-    assert predicted.probabilities is not None
+    assert prediction.probabilities is not None
     tiles, name = slide_tiles(source.case, model.job.data), source.name
-    shares = {model.task.classes[n]: float(p) for n, p in enumerate(predicted.probabilities)}
-    value = int(predicted.probabilities.argmax())
+    shares = {model.task.classes[n]: float(p) for n, p in enumerate(prediction.probabilities)}
+    value = int(prediction.probabilities.argmax())
     key = f"{source.entry.checksum or name}/{model.digest}"
     paths = [folder / f"{name}_slide.geojson"]
     with TileReader(source.case.image, tiles.spec) as reader:
@@ -169,7 +169,7 @@ def write_picture(reader: TileReader, heat: TileHeat, caption: str, path: Path) 
     figure = Figure(figsize=whole)
     FigureCanvasAgg(figure)
     axes = figure.add_axes((0, 0, across / whole[0], down / whole[1]))
-    axes.imshow(painted(pixels, heat.drawn((height, width), scale)), interpolation="antialiased", aspect="auto")
+    axes.imshow(overlay_heatmap(pixels, heat.drawn((height, width), scale)), interpolation="antialiased", aspect="auto")
     axes.set_axis_off()
     axes.set_title(caption, fontsize=9)
     beside = figure.add_axes(((across + _MARGIN / 2) / whole[0], 0.1, 0.2 / whole[0], 0.8 * down / whole[1]))
@@ -203,7 +203,7 @@ def write_overlay(reader: TileReader, heat: TileHeat, path: Path) -> None:
         path: of the file.
     """
     pixels, shrink = _shrunk(reader, heat.step)
-    pixels = painted(pixels, heat.drawn(pixels.shape[:2], shrink))
+    pixels = overlay_heatmap(pixels, heat.drawn(pixels.shape[:2], shrink))
     mpp = reader.levels[0].mpp * shrink
     with tifffile.TiffWriter(path) as file:
         levels = 1 + max(0, math.ceil(math.log2(max(pixels.shape) / _BLOCK)))  # the last fits into one tile

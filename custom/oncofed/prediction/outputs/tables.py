@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from oncofed.data.manifest import write_whole
-from oncofed.prediction.private import FILE_OF_OWNER
+from oncofed.prediction.permissions import OWNER_ONLY_FILE
 
 # With these a formula begins, or a cell in which one can.
 _BEGINS_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
-def plain(cell: Any) -> Any:
+def escape_formula(cell: Any) -> Any:
     """Return a cell that no spreadsheet program takes for a formula: text that begins as one has an apostrophe first.
 
     Names of files and classes may be anybody's. Numbers, also those written as text, stay as they are.
@@ -39,8 +39,8 @@ def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]
     """
     text = io.StringIO()
     table = csv.writer(text)
-    table.writerows([plain(cell) for cell in row] for row in (columns, *rows))
-    write_whole(path, text.getvalue(), FILE_OF_OWNER)
+    table.writerows([escape_formula(cell) for cell in row] for row in (columns, *rows))
+    write_whole(path, text.getvalue(), OWNER_ONLY_FILE)
 
 
 def write_table(path: Path, rows: Sequence[dict[str, Any]], first: Sequence[str]) -> None:

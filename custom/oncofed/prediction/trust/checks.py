@@ -26,8 +26,8 @@ from oncofed.data.traits import intensity_of_image, traits_of
 from oncofed.errors import DataError
 from oncofed.prediction.model import MODEL_FOLDER, TrainedModel, network_of, read_weights
 from oncofed.prediction.sources import Source
-from oncofed.prediction.trust.ensemble import Disagreement, disagreement, members_of
-from oncofed.prediction.trust.outside import Reason, outside_of
+from oncofed.prediction.trust.ensemble import Disagreement, disagreement, ensemble_members
+from oncofed.prediction.trust.out_of_distribution import Deviation, find_deviations
 from oncofed.tasks.entropy import mean_entropy
 from oncofed.tasks.inferred import ClassScores, Inferred, LabelMap
 
@@ -58,7 +58,7 @@ class Trust:
     """
 
     verdict: Verdict
-    outside: tuple[Reason, ...] = ()
+    outside: tuple[Deviation, ...] = ()
     not_known: tuple[str, ...] = ()
     entropy: float | None = None
     disagreement: float | None = None
@@ -97,7 +97,7 @@ class TrustChecks:
 
     def __init__(self, model: TrainedModel, device: torch.device, ensemble: bool = True) -> None:
         self._model, self._device, self._temperature = model, device, model.task.temperature
-        self._files: Mapping[str, Path] = members_of(model) if ensemble else {}
+        self._files: Mapping[str, Path] = ensemble_members(model) if ensemble else {}
         folders = (model.folder / MODEL_FOLDER, model.folder)
         profiles = (read_training_profile(folder) for folder in folders)
         self.profile: TrainingProfile | None = next((profile for profile in profiles if profile), None)
@@ -107,14 +107,14 @@ class TrustChecks:
         """Names of the models whose disagreement is measured: with n of them a case takes n + 1 times as long."""
         return tuple(self._files)
 
-    def before(self, source: Source) -> tuple[tuple[Reason, ...], tuple[str, ...]]:
+    def before(self, source: Source) -> tuple[tuple[Deviation, ...], tuple[str, ...]]:
         """Return in which an image is unlike those of the training, and what could not be told.
 
         Args:
             source: as it was registered; what registering did not find is measured now.
         """
         data = self._model.job.data
-        return outside_of(traits_of(_measured(source), data), source.entry.modality, data, self.profile)
+        return find_deviations(traits_of(_measured(source), data), source.entry.modality, data, self.profile)
 
     def after(
         self,
@@ -122,7 +122,7 @@ class TrustChecks:
         prepared: Prepared,
         found: Inferred,
         probabilities: NDArray[np.float64] | None = None,
-        before: tuple[tuple[Reason, ...], tuple[str, ...]] | None = None,
+        before: tuple[tuple[Deviation, ...], tuple[str, ...]] | None = None,
     ) -> Trust:
         """Return how far a prediction can be trusted.
 
@@ -172,7 +172,7 @@ class TrustChecks:
 
 
 def verdict_of(
-    outside: tuple[Reason, ...], classes: bool, entropy: float | None, at_odds: Disagreement | None
+    outside: tuple[Deviation, ...], classes: bool, entropy: float | None, at_odds: Disagreement | None
 ) -> Verdict:
     """Return what is to be done with a prediction; ``classes``: it is of an image or a slide as a whole."""
     if outside:

@@ -41,7 +41,7 @@ class Disagreement:
         return tuple(name for name, distance in self.from_model.items() if distance >= limit)
 
 
-def members_of(model: TrainedModel) -> dict[str, Path]:
+def ensemble_members(model: TrainedModel) -> dict[str, Path]:
     """Return the files of weights beside a model that are of the same run: of sites alone and of folds, by name."""
     if model.members:
         return dict(model.members)

@@ -19,7 +19,7 @@ _FEWEST_FOR_MOST = 3
 _NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?(?![\w.]*\d)")
 
 
-def doubts(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+def warning_lines(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """Return (what a person is told, of which cases and why), those of most cases first.
 
     Args:
@@ -28,7 +28,7 @@ def doubts(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     return [(told, _line(cases, len(records))) for told, cases in _kinds(records)]
 
 
-def of_most(records: Sequence[Mapping[str, Any]]) -> list[str]:
+def common_warnings(records: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return in a line each what is said of more than half of all cases."""
     of = len(records)
     return [f"{told}: {_line(cases, of)}" for told, cases in _kinds(records) if _are_most(len(cases), of)]

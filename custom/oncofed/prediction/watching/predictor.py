@@ -11,7 +11,7 @@ from oncofed.data.dicom.headers import looks_like_dicom
 from oncofed.errors import DataError
 from oncofed.prediction.model import TrainedModel
 from oncofed.prediction.outputs.page import write_page
-from oncofed.prediction.private import keep_private, make_private
+from oncofed.prediction.permissions import enforce_private, make_private
 from oncofed.prediction.run import CASES_FOLDER, Options, predict
 from oncofed.prediction.sources import file_name, gather
 from oncofed.prediction.watching.folder_scanner import WatchItem
@@ -50,7 +50,7 @@ class Predictor:
             OSError: the folder cannot be written to.
         """
         folder = Path(self.out, RESULTS_FOLDER, *map(file_name, item.name.split("/")))
-        keep_private(self.out / RESULTS_FOLDER)
+        enforce_private(self.out / RESULTS_FOLDER)
         make_private(folder)
         sources = gather(item.paths, folder, self.model.job, self.datasets, (), self.workers)
         found = predict(self.model, sources, folder, self.device, self.options)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from oncofed.errors import OncofedError, SpecError, UnreadableError, one_line
-from oncofed.prediction.private import make_private
+from oncofed.prediction.permissions import make_private
 from oncofed.prediction.watching.application_entity import Notify
 from oncofed.prediction.watching.folder_scanner import FolderScanner, WatchItem
 from oncofed.prediction.watching.journal import Journal, Record

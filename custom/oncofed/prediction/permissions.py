@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-OWNER_ALONE = 0o700
-FILE_OF_OWNER = 0o600
+OWNER_ONLY_FOLDER = 0o700
+OWNER_ONLY_FILE = 0o600
 
 
 def make_private(folder: Path) -> None:
@@ -17,10 +17,10 @@ def make_private(folder: Path) -> None:
     """
     for path in (*reversed(folder.parents), folder):
         if not path.is_dir():
-            path.mkdir(OWNER_ALONE, exist_ok=True)
+            path.mkdir(OWNER_ONLY_FOLDER, exist_ok=True)
 
 
-def keep_private(folder: Path) -> None:
+def enforce_private(folder: Path) -> None:
     """Make a folder that is the program's own, for its owner alone also where it was there.
 
     Raises:
@@ -28,4 +28,4 @@ def keep_private(folder: Path) -> None:
     """
     make_private(folder)
     with contextlib.suppress(OSError):  # of another user, or on a drive without permissions
-        folder.chmod(OWNER_ALONE)
+        folder.chmod(OWNER_ONLY_FOLDER)

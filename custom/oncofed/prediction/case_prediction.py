@@ -18,7 +18,7 @@ from oncofed.tasks.inferred import Inferred
 
 
 @dataclass(frozen=True)
-class Predicted:
+class CasePrediction:
     """One case with what a model said of it.
 
     Attributes:
@@ -28,7 +28,7 @@ class Predicted:
         trust: when not to trust it; None where nothing is known.
         temperature: by which ``probabilities`` were calibrated; None: they were not.
         network: that found it, where it is; None: it is gone.
-        figures: a row for each class, as ``figures.figures_of`` returns them; None: not counted or measured yet.
+        figures: a row for each class, as ``case_rows.case_rows`` returns them; None: not counted or measured yet.
     """
 
     source: Source
@@ -41,4 +41,4 @@ class Predicted:
 
 
 # Writes all of its files into a folder or none, and returns them.
-Writer = Callable[[Predicted, TrainedModel, Path], list[Path]]
+Writer = Callable[[CasePrediction, TrainedModel, Path], list[Path]]

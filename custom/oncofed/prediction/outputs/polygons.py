@@ -1,6 +1,6 @@
 """Exact outlines of numbered objects: rings along the edges of their pixels, of all objects at once.
 
-``prediction/dicom/outlines.py`` follows edges too, but of one mask, and to another end: a structure set needs each hole
+``prediction/dicom/contours.py`` follows edges too, but of one mask, and to another end: a structure set needs each hole
 joined to what it lies in, which is done on unit edges. GeoJSON needs holes of their own and rings that never meet
 themselves, and thousands of objects in seconds, for which straight runs are skipped from the start.
 """
@@ -26,7 +26,7 @@ _Places = NDArray[np.int64]
 _ENDS = np.array([[1, 0], [1, 1], [0, 1], [0, 0]])
 
 
-def outlines(numbers: NDArray[Any]) -> dict[int, list[Polygon]]:
+def object_polygons(numbers: NDArray[Any]) -> dict[int, list[Polygon]]:
     """Return the outline of each object in pixels of the image, x to the right and y down.
 
     Corners of pixels are whole numbers, so that an object of one pixel is a unit square, and the area of an object's

@@ -5,7 +5,7 @@ by either rule, even-odd or winding, it gives the mask back. CLOSEDPLANAR_XOR is
 its name leave such contours out, or fill the hole.
 
 Work and memory grow with the number of pixels, however many holes there are: each unit edge of a pixel knows the one
-that follows it, and a channel changes which follows which in two places. ``prediction/outputs/outlines.py``, which is
+that follows it, and a channel changes which follows which in two places. ``prediction/outputs/polygons.py``, which is
 of many objects at once, skips those unit edges and cuts rings where they meet themselves, which contours here may do.
 """
 
@@ -20,7 +20,7 @@ Floats = NDArray[np.float64]
 _STEPS = np.array([(1, 0), (0, 1), (-1, 0), (0, -1)])
 
 
-def outlines(mask: NDArray[np.bool_]) -> list[Floats]:
+def mask_contours(mask: NDArray[np.bool_]) -> list[Floats]:
     """Return the closed outlines of a mask's pieces.
 
     Pixels that touch at a corner alone are two pieces.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from oncofed.prediction.evaluation.subgroups import Outcomes, Subgroups, shared_scores
+from oncofed.prediction.evaluation.subgroups import Outcomes, Subgroups, shareable_scores
 from oncofed.report.evaluation import ComparisonRecord, DifferenceRecord, GroupRecord, ScoresRecord, SubgroupsRecord
 from oncofed.suppression import LEAST_PATIENTS
 from oncofed.tasks import Scores, Task
@@ -17,7 +17,7 @@ def scores_record(task: Task[Any], outcomes: Outcomes, interval: tuple[float, fl
     patients = len(set(outcomes.patients))
     if patients < LEAST_PATIENTS or 0 < len(outcomes.telling(task)) < LEAST_PATIENTS:
         return ScoresRecord()
-    return ScoresRecord(patients=patients, cases=len(outcomes), **_figures(shared_scores(task, outcomes), interval))
+    return ScoresRecord(patients=patients, cases=len(outcomes), **_figures(shareable_scores(task, outcomes), interval))
 
 
 def subgroups_record(found: Subgroups) -> SubgroupsRecord:

@@ -44,7 +44,7 @@ warnings.filterwarnings("ignore", "Using a non-tuple sequence for multidimension
 
 
 @dataclass(frozen=True)
-class Evidence:
+class SaliencyMap:
     """Which places of an image speak for a class.
 
     Attributes:
@@ -69,7 +69,7 @@ class Explainer:
         self._cam: GradCAM | None = None
         self._shape: torch.Size | None = None  # for which the layer was chosen
 
-    def explain(self, image: Tensor, value: int) -> Evidence:
+    def explain(self, image: Tensor, value: int) -> SaliencyMap:
         """Return which places speak for a class.
 
         Args:
@@ -89,7 +89,7 @@ class Explainer:
         if heat is None:
             heat = self._by_occlusion(batch, value)
         found = heat.clamp_min(0).float().cpu().numpy()
-        return Evidence(found / max(float(found.max()), np.finfo(np.float32).tiny), method)
+        return SaliencyMap(found / max(float(found.max()), np.finfo(np.float32).tiny), method)
 
     def _by_gradients(self, batch: Tensor, value: int) -> Tensor | None:
         """Return the map by Grad-CAM; None where no layer gives one, also since memory is short."""
@@ -234,7 +234,7 @@ def _hooked(module: nn.Module, hook: Callable[..., Any]) -> Iterator[None]:
         handle.remove()
 
 
-def placed(heat: Heat, affine: Affine, target: Affine, shape: tuple[int, ...]) -> Heat:
+def resample_heat(heat: Heat, affine: Affine, target: Affine, shape: tuple[int, ...]) -> Heat:
     """Return a map on another grid; 0 where it does not reach.
 
     Args:

@@ -16,7 +16,7 @@ _PERCENTILES = {"low": "0.5th percentile", "median": "median", "high": "99.5th p
 
 
 @dataclass(frozen=True)
-class Reason:
+class Deviation:
     """In which one image is unlike those of the training.
 
     Attributes:
@@ -32,9 +32,9 @@ class Reason:
     words: str
 
 
-def outside_of(
+def find_deviations(
     found: Mapping[str, float], modality: str | None, data: DataSpec, profile: TrainingProfile | None
-) -> tuple[tuple[Reason, ...], tuple[str, ...]]:
+) -> tuple[tuple[Deviation, ...], tuple[str, ...]]:
     """Return in which an image lies outside, and of which traits that is not known.
 
     What the job itself says, its modality and that CT is in Hounsfield units, holds without a profile too.
@@ -58,26 +58,28 @@ def outside_of(
     return tuple(reasons), tuple(not_known)
 
 
-def _of_the_job(trait: Trait, value: float | None, modality: str | None, data: DataSpec) -> Reason | None:
+def _of_the_job(trait: Trait, value: float | None, modality: str | None, data: DataSpec) -> Deviation | None:
     """Return what contradicts the job itself."""
     if trait.name == MODALITY and modality:
         everything = {name for names in MODALITY_NAMES.values() for name in names} | {"us", "nm"}
         fitting = MODALITY_NAMES[data.modality]
         if modality.lower() in everything - set(fitting):
             expected = tuple(name.upper() for name in fitting)
-            return Reason(MODALITY, modality, expected, f"its modality is {modality}, the model's is {data.modality}")
+            return Deviation(
+                MODALITY, modality, expected, f"its modality is {modality}, the model's is {data.modality}"
+            )
     if trait.name == "intensity_low" and data.modality == "ct" and value is not None and value >= 0:
         words = f"its darkest values are {_short(value)}: no Hounsfield units, of which air has -1000"
-        return Reason(trait.name, value, (None, 0.0), words)
+        return Deviation(trait.name, value, (None, 0.0), words)
     return None
 
 
-def _beyond(trait: Trait, value: float, known: TraitRange, data: DataSpec) -> Reason | None:
+def _beyond(trait: Trait, value: float, known: TraitRange, data: DataSpec) -> Deviation | None:
     if known.names is not None:
         name = trait.names[int(value)]
         if name in known.names:
             return None
-        return Reason(trait.name, name, known.names, _named(trait, name, known.names))
+        return Deviation(trait.name, name, known.names, _named(trait, name, known.names))
     assert known.bins
     assert known.range
     first, last = known.bins
@@ -89,7 +91,7 @@ def _beyond(trait: Trait, value: float, known: TraitRange, data: DataSpec) -> Re
     plain = float(f"{trait.plain(value):.6g}")
     unit = f" {trait.unit}" if trait.unit else ""
     words = f"{_said(trait, _short(plain) + unit, data)}, training had {_between(low, high)}{unit}"
-    return Reason(trait.name, plain, (low, high), words)
+    return Deviation(trait.name, plain, (low, high), words)
 
 
 def _named(trait: Trait, name: str, names: tuple[str, ...]) -> str:

@@ -53,14 +53,14 @@ def frame_of_reference(series: Series) -> str:
     return own or derived_uid("frame of reference", str(series.first.SeriesInstanceUID))
 
 
-def stand_ins(series: Series) -> list[Dataset]:
+def placeholder_headers(series: Series) -> list[Dataset]:
     """Return headers like a series' own, with all that highdicom asks for.
 
     Their class is a plain one of their kind, and their series one: what was written of them needs ``restore``.
     """
     found = []
     for number, header in enumerate(series.headers):
-        own = tidy(header)
+        own = with_required_attributes(header)
         for keyword in _PLACES:
             if keyword in own:
                 delattr(own, keyword)
@@ -73,7 +73,7 @@ def stand_ins(series: Series) -> list[Dataset]:
     return found
 
 
-def tidy(header: Dataset) -> Dataset:
+def with_required_attributes(header: Dataset) -> Dataset:
     """Return a copy of a header with each attribute of patient and study that must be there, and is what it must be."""
     found = Dataset()
     with warnings.catch_warnings():

@@ -38,7 +38,7 @@ Bins = tuple[tuple[float, float], ...]
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ColumnChoice:
     """A column to look at, and the ranges into which its numbers go; without them they go into quarters."""
 
     name: str
@@ -58,7 +58,7 @@ class Column:
     groups: dict[str, tuple[str, ...]]
 
 
-def parse_wanted(texts: Sequence[str]) -> list[Wanted]:
+def parse_column_choices(texts: Sequence[str]) -> list[ColumnChoice]:
     """Return the columns of ``--by sex,age:0-40,40-60,60-``; a range belongs to the column before it.
 
     Raises:
@@ -77,7 +77,7 @@ def parse_wanted(texts: Sequence[str]) -> list[Wanted]:
                 f"--by {','.join(texts)}: found no name of a column, expected such as --by sex,age:0-40,40-"
             )
         found[name] = [_range(last.strip())] if colon else []
-    return [Wanted(name, tuple(bins)) for name, bins in found.items()]
+    return [ColumnChoice(name, tuple(bins)) for name, bins in found.items()]
 
 
 def _range(text: str) -> tuple[float, float]:
@@ -242,7 +242,7 @@ class _Names:
 # --- groups
 
 
-def grouped(wanted: Wanted, values: Values, cases: Sequence[str], parts: int = 4) -> Column:
+def group_cases(wanted: ColumnChoice, values: Values, cases: Sequence[str], parts: int = 4) -> Column:
     """Return the groups into which a column puts cases; a case of which it says nothing is in the group "not said".
 
     Numbers go into the ranges that are wanted, or into parts of as many cases each; few different ones are codes.

@@ -18,7 +18,7 @@ _OPACITY = 0.75  # of what is hottest; nothing is painted over what is cold
 _MOST_AT_ONCE = 1 << 22  # pixels
 
 
-def painted(pixels: Pixels, heat: NDArray[np.float32]) -> Pixels:
+def overlay_heatmap(pixels: Pixels, heat: NDArray[np.float32]) -> Pixels:
     """Return a picture with a heat map painted over it, thinner where it is colder (by the root of the heat).
 
     Args:
@@ -35,7 +35,7 @@ def painted(pixels: Pixels, heat: NDArray[np.float32]) -> Pixels:
     return result
 
 
-def as_pixels(values: NDArray[Any]) -> Pixels:
+def to_rgb(values: NDArray[Any]) -> Pixels:
     """Return a flat image's values (x, y, channel) as (row, column, 3) uint8: colours as they are, else shades of grey.
 
     All but the lowest and highest 0.5 % of other values than bytes are spread over the shades.
@@ -51,7 +51,7 @@ def as_pixels(values: NDArray[Any]) -> Pixels:
     return np.ascontiguousarray(np.broadcast_to(turned, (*turned.shape[:2], 3)))
 
 
-def gradient() -> str:
+def css_gradient() -> str:
     """Return the colours from cold to hot, as a page's style has them."""
     stops = ", ".join(to_hex(COLOURS(share)) for share in np.linspace(0, 1, 6))
     return f"linear-gradient(to right, {stops})"

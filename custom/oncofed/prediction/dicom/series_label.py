@@ -14,7 +14,7 @@ _LONGEST = 64  # of a description: what DICOM allows
 _TAGS = ["SeriesNumber", "SeriesDescription", "ProtocolName"]
 
 
-def series_said(files: Sequence[Path]) -> str | None:
+def series_label(files: Sequence[Path]) -> str | None:
     """Return a series as people know it, such as "series 4, T1 post"; None where its header does not say.
 
     Args:

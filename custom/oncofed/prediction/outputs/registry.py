@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from oncofed.errors import SpecError
+from oncofed.prediction.case_prediction import Writer
 from oncofed.prediction.dicom.writers import write_dicom, write_structure_set
-from oncofed.prediction.outputs.classes import write_classes, write_evidence
+from oncofed.prediction.outputs.classes import write_classes, write_saliency
 from oncofed.prediction.outputs.labels import write_labels
 from oncofed.prediction.outputs.objects import write_objects
 from oncofed.prediction.outputs.slides import write_slide
-from oncofed.prediction.predicted import Writer
 from oncofed.tasks.inferred import ClassScores, Inferred, LabelMap, ObjectMap, SlideScores
 
 
@@ -41,18 +41,18 @@ OUTPUTS: dict[type[Inferred], tuple[Output, ...]] = {
     ),
     ObjectMap: (Output("objects", write_objects),),
     SlideScores: (Output("classes", write_classes), Output("slide", write_slide)),
-    ClassScores: (Output("classes", write_classes), Output("evidence", write_evidence)),
+    ClassScores: (Output("classes", write_classes), Output("evidence", write_saliency)),
 }
 
 
-def outputs_of(found: Inferred, chosen: Iterable[str]) -> list[Output]:
+def outputs_for(found: Inferred, chosen: Iterable[str]) -> list[Output]:
     """Return what is written of one case."""
     wanted = set(chosen)
     outputs = next(outputs for kind, outputs in OUTPUTS.items() if isinstance(found, kind))
     return [output for output in outputs if output.name in wanted]
 
 
-def chosen_outputs(more: Iterable[str] = (), less: Iterable[str] = ()) -> tuple[str, ...]:
+def select_outputs(more: Iterable[str] = (), less: Iterable[str] = ()) -> tuple[str, ...]:
     """Return the names of what is written: all that is by default, more, and less.
 
     Raises:

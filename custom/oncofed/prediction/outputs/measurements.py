@@ -25,7 +25,7 @@ _ROWS_AT_ONCE = 512  # of points, each of which is compared with all
 
 
 @dataclass(frozen=True)
-class Measured:
+class SegmentMeasurements:
     """One class of one case.
 
     Attributes:
@@ -67,7 +67,7 @@ class Measured:
 
 def measure(
     labels: NDArray[Any], affine: NDArray[np.float64], classes: Mapping[int, str], calibrated: bool = True
-) -> list[Measured]:
+) -> list[SegmentMeasurements]:
     """Return how large each class is; one that is nowhere has no length.
 
     Args:
@@ -82,7 +82,7 @@ def measure(
         box = boxes[value - 1]
         if box is None:
             volume, area = (0.0, None) if labels.ndim == 3 else (None, 0.0)
-            found.append(Measured(value, name, 0, 0, volume, area, calibrated=calibrated))
+            found.append(SegmentMeasurements(value, name, 0, 0, volume, area, calibrated=calibrated))
         else:
             found.append(_measure(value, name, labels[box] == value, [s.start for s in box], affine, calibrated))
     return found
@@ -90,7 +90,7 @@ def measure(
 
 def _measure(
     value: int, name: str, mask: NDArray[np.bool_], corner: list[int], affine: NDArray[np.float64], calibrated: bool
-) -> Measured:
+) -> SegmentMeasurements:
     """Return how large a class is.
 
     Args:
@@ -117,7 +117,7 @@ def _measure(
         places[:, :dimensions] += corner
         world = places @ affine[:3, :3].T + affine[:3, 3]
         ends = (tuple(world[0, :dimensions].tolist()), tuple(world[1, :dimensions].tolist()))
-    return Measured(
+    return SegmentMeasurements(
         value,
         name,
         voxels,
