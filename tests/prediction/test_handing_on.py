@@ -13,7 +13,7 @@ from bundle_runs import Run, run_all
 from made import made_predictions
 from oncofed.artifacts.kept_bundle import complete_bundle
 from oncofed.artifacts.training_profile import TrainingProfile, write_training_profile
-from oncofed.data.register import EvaluationRequest as ToRegister
+from oncofed.data.register import Request as ToRegister
 from oncofed.data.register import register
 from oncofed.errors import SpecError
 from oncofed.prediction.evaluation.evaluate import EvaluationRequest, EvaluationResult, evaluate, write_cases

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from oncofed.artifacts.provenance import write_provenance
 from oncofed.data.cases import usable_cases
-from oncofed.data.register import EvaluationRequest as ToRegister
+from oncofed.data.register import Request as ToRegister
 from oncofed.data.register import register
 from oncofed.errors import DataError, SpecError
 from oncofed.job.spec import parse_job

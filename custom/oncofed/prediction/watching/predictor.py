@@ -1,4 +1,4 @@
-"""What arrives is predicted, each thing into a folder of its own."""
+"""Predicts watched inputs, each into its own folder."""
 
 from __future__ import annotations
 
@@ -22,16 +22,18 @@ RESULTS_FOLDER = "results"
 
 @dataclass(frozen=True)
 class Predictor:
-    """Predicts an arrival into ``out/results/NAME``; the same again writes the same files.
+    """Predicts an input into ``out/results/NAME``.
+
+    Predicting the same input again overwrites the same files.
 
     Attributes:
-        model: that predicts.
-        out: folder of all results.
-        datasets: folder of the datasets that are registered by name.
-        device: where the network computes.
-        options: how.
-        workers: processes that read; None: one a core.
-        page: whether a page with pictures is written.
+        model: model that predicts.
+        out: parent folder of all results.
+        datasets: folder of the registered datasets.
+        device: device of the network.
+        options: prediction options.
+        workers: reader processes; None: one per core.
+        page: write a page with pictures.
     """
 
     model: TrainedModel
@@ -43,11 +45,11 @@ class Predictor:
     page: bool = True
 
     def __call__(self, item: WatchItem) -> ItemResult:
-        """Predict what arrived.
+        """Predict one input.
 
         Raises:
-            DataError: none of it can be predicted; the message says why.
-            OSError: the folder cannot be written to.
+            DataError: nothing could be predicted; the message says why.
+            OSError: the folder is not writable.
         """
         folder = Path(self.out, RESULTS_FOLDER, *map(file_name, item.name.split("/")))
         enforce_private(self.out / RESULTS_FOLDER)
