@@ -20,6 +20,7 @@ from oncofed.data.register import Request, register
 from oncofed.errors import DataError
 from oncofed.prediction.dicom.common import ModelIdentity
 from oncofed.prediction.dicom.contours import mask_contours
+from oncofed.prediction.dicom.labelled_series import LabelledSeries
 from oncofed.prediction.dicom.structures import write_structures
 
 MODEL = ModelIdentity("organs", "0123456789abcdef" * 4)
@@ -116,7 +117,7 @@ def _write(folder: Path, files: Sequence[Path], tmp_path: Path) -> tuple[np.ndar
     (entry,) = register(Request(folder, "demo", tmp_path / "first")).entries
     image = nib.load(tmp_path / "first" / str(entry.image))
     labels = _labels(image.shape[:3])
-    notes = write_structures(labels, files, image.affine, CLASSES, {}, MODEL, folder / "structures.dcm")
+    notes = write_structures(LabelledSeries(labels, files, image.affine, CLASSES, {}, MODEL), folder / "structures.dcm")
     assert notes == [
         "no SNOMED CT code is known for nowhere: coded by name in 99ONCOFED. Name one in the job (task: codes)"
     ]
@@ -188,7 +189,9 @@ def test_contours_of_a_tilted_gantry_lie_on_its_own_slices(tmp_path: Path) -> No
     image = nib.load(tmp_path / "first" / str(entry.image))
     labels = np.zeros(image.shape[:3], np.uint8)
     labels[5:15, 12:20, 1:7] = 1
-    write_structures(labels, files, image.affine, {1: "liver"}, {}, MODEL, tmp_path / "in" / "structures.dcm")
+    write_structures(
+        LabelledSeries(labels, files, image.affine, {1: "liver"}, {}, MODEL), tmp_path / "in" / "structures.dcm"
+    )
     np.testing.assert_array_equal(_read_back(tmp_path / "in", tmp_path), labels)
 
 
@@ -219,7 +222,7 @@ def test_long_contours_are_written_whole(tmp_path: Path) -> None:
     labels[::2, :38, 1] = 1
     labels[1::4, 1:38, 1] = 1
     labels[2::4, 1:38:2, 1] = 0
-    write_structures(labels, files, affine, {1: "liver"}, {}, MODEL, tmp_path / "in" / "structures.dcm")
+    write_structures(LabelledSeries(labels, files, affine, {1: "liver"}, {}, MODEL), tmp_path / "in" / "structures.dcm")
     contours = pydicom.dcmread(tmp_path / "in" / "structures.dcm").ROIContourSequence[0].ContourSequence
     assert max(len("\\".join(map(str, contour.ContourData))) for contour in contours) > 1 << 16
     np.testing.assert_array_equal(_read_back(tmp_path / "in", tmp_path), labels)
@@ -228,4 +231,6 @@ def test_long_contours_are_written_whole(tmp_path: Path) -> None:
 def test_a_flat_image_has_no_place_for_contours(tmp_path: Path) -> None:
     file = make_xray(tmp_path, np.zeros((12, 16), np.uint16))
     with pytest.raises(DataError, match="flat image has no place in space"):
-        write_structures(np.ones((16, 12), np.uint8), [file], np.eye(4), {1: "x"}, {}, MODEL, tmp_path / "s.dcm")
+        write_structures(
+            LabelledSeries(np.ones((16, 12), np.uint8), [file], np.eye(4), {1: "x"}, {}, MODEL), tmp_path / "s.dcm"
+        )

@@ -1,4 +1,4 @@
-"""Labels of a volume whose slices were moved, as far as something was acquired where they are."""
+"""Removes labels where a tilted-gantry scan acquired nothing."""
 
 from __future__ import annotations
 
@@ -13,20 +13,22 @@ from oncofed.tasks.inferred import Inferred, LabelMap
 
 
 def mask_unacquired(found: Inferred, source: Source) -> Inferred:
-    """Return what was found without labels beside the frames of a tilted gantry: a SEG on the series cannot hold them.
+    """Remove labels outside the acquired frames of a tilted gantry.
+
+    A SEG on the series could not hold them.
 
     Args:
-        found: on the image's own grid.
-        source: of it.
+        found: prediction on the image's own grid.
+        source: the case.
     """
     if not isinstance(found, LabelMap) or not source.series or not is_straightened(source.entry.notes):
         return found
-    # It reads DICOM's libraries, which take a moment.
+    # Slow import of DICOM libraries.
     from oncofed.prediction.dicom.series import labels_within_frames, read_series  # noqa: PLC0415
 
     values = found.values.cpu().numpy()
     try:
         series, _ = read_series(source.series, values, found.affine)
-    except DataError:  # whoever writes on the series says so
+    except DataError:  # reported when the SEG is written
         return found
     return replace(found, values=torch.from_numpy(labels_within_frames(values, found.affine, series)))
