@@ -1,4 +1,4 @@
-"""What is said of a case in numbers, and how people read them."""
+"""Measurements of a case as table rows, and their display."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from oncofed.prediction.outputs.measurements import measure
 from oncofed.prediction.outputs.objects import measure as measure_objects
 from oncofed.tasks.inferred import ClassScores, Inferred, LabelMap, ObjectMap
 
-# Figure -> its heading, and how it is written.
+# Key -> heading and number format.
 _SHOWN = {
     "name": ("class", ""),
     "probability": ("probability", ".3f"),
@@ -32,7 +32,7 @@ _SHOWN = {
 
 
 def case_rows(prediction: CasePrediction, model: TrainedModel) -> list[dict[str, Any]]:
-    """Return what is to be said of one case in numbers: a row for each class, as ``measurements.csv`` has it."""
+    """Return one row per class, as ``measurements.csv`` has it."""
     if prediction.figures is not None:
         return prediction.figures
     figures = next(figures for kind, figures in _FIGURES.items() if isinstance(prediction.found, kind))
@@ -40,7 +40,7 @@ def case_rows(prediction: CasePrediction, model: TrainedModel) -> list[dict[str,
 
 
 def display_table(rows: Iterable[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Return headings and cells of figures as people read them; the first column is the class."""
+    """Return headings and formatted cells; the class comes first."""
     rows = list(rows)
     names = [name for name in _SHOWN if any(name in row for row in rows)]
     return [_SHOWN[name][0] for name in names], [
@@ -52,7 +52,7 @@ def _cell(value: Any, form: str) -> str:
     if value is None:
         return "–"
     if form == _SHOWN["probability"][1]:
-        # No network is ever sure: what three digits would call 1 or 0 is neither.
+        # Three digits would round to 0 or 1, but no network is ever certain.
         return "> 0.999" if value >= 0.9995 else "< 0.001" if value < 0.0005 else format(value, form)
     return format(value, form)
 

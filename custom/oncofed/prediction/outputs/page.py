@@ -1,4 +1,4 @@
-"""``predictions.html``: each case with what was found on it, the least trustworthy first. It stays at the site."""
+"""Page with pictures of the predictions, for the site."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from oncofed.report.planes import FLAT_SIDE, Drawing, Drawn, colour, dash, draw
 PAGE_FILE = "predictions.html"
 _MOST_SHOWN = 100
 _MOST_PIXELS = 640  # along a side of a picture
-# Cases from which several processes draw.
+# Fewest cases that are drawn by several processes.
 _FEWEST_FOR_PROCESSES = 8
 
 
@@ -57,18 +57,18 @@ def write_page(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """Write the page, whole or not at all, and return it.
+    """Write the page atomically.
 
     Args:
-        found: what was predicted.
-        sources: of it.
-        model: that predicted.
+        found: the predictions.
+        sources: their sources.
+        model: model that predicted.
         out: folder of the predictions.
-        workers: processes that draw; None: one a core.
-        progress: called with (what is done, how many, of how many).
+        workers: drawing processes; None: one per core.
+        progress: called with (step, number done, total).
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the page is not writable.
     """
     by_name = {source.name: source for source in sources.cases}
     records = sorted(found.now, key=lambda record: (-_doubt(record), record["name"]))[:_MOST_SHOWN]
@@ -92,13 +92,13 @@ def write_page(
 
 
 def _doubt(record: Mapping[str, Any]) -> float:
-    """Return how little a prediction is to be trusted; 0 where nothing is known of it."""
+    """Return how little to trust a prediction; 0 if unknown."""
     trust = record["trust"] or {}
     return {"outside": 2.0, "look": 1.0}.get(trust.get("verdict", "ok"), 0.0) + float(trust.get("entropy") or 0.0)
 
 
 def _drawing(source: Source, record: Mapping[str, Any], model: TrainedModel, out: Path) -> Drawing:
-    """Return what is drawn of a case: its image with the labels that were written."""
+    """Return a case's image with the written labels."""
     labels = record["files"].get("labels")
     is_ct = model.job.data.modality == "ct"
     if not labels:
@@ -148,7 +148,7 @@ def _shown(record: Mapping[str, Any], drawn: Drawn | None, model: TrainedModel, 
 
 
 def _images(record: Mapping[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
-    """Yield the pictures that writers left in a case's folder, such as maps of what spoke for a class."""
+    """Yield the pictures in a case's folder."""
     for output, names in record["files"].items():
         for name in names if output != "labels" else ():
             if name.lower().endswith(".png"):
@@ -159,7 +159,7 @@ def _images(record: Mapping[str, Any], folder: Path) -> Iterator[dict[str, Any]]
 
 
 def _caption(output: str, picture: Path) -> str:
-    """Return what a picture shows, in words."""
+    """Return a picture's caption."""
     if output == "evidence":
         with contextlib.suppress(OSError, ValueError, KeyError):
             said = json.loads(picture.with_suffix(".json").read_text(encoding="utf-8"))
@@ -170,7 +170,9 @@ def _caption(output: str, picture: Path) -> str:
 
 
 def _small(path: Path) -> tuple[str, int]:
-    """Return a picture, no larger than it stands on the page, as PNG in base64, and its width there.
+    """Return a picture as base64 PNG, and its display width.
+
+    It is drawn as large as the case's image next to it, or at its own size if it shows a part of it.
 
     It is as large as the case's image beside it, or as it is where it is a part of it.
     """
