@@ -1,4 +1,4 @@
-"""Folders of patients' images and of what was found on them: nobody but their owner looks into them."""
+"""Permissions that keep patient data private to their owner."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ OWNER_ONLY_FILE = 0o600
 
 
 def make_private(folder: Path) -> None:
-    """Make a folder, and each that it lies in and that is not there, for its owner alone; one that is there stays so.
+    """Create a folder and its parents for the owner only.
+
+    Existing folders keep their mode.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: it cannot be created.
     """
     for path in (*reversed(folder.parents), folder):
         if not path.is_dir():
@@ -21,11 +23,11 @@ def make_private(folder: Path) -> None:
 
 
 def enforce_private(folder: Path) -> None:
-    """Make a folder that is the program's own, for its owner alone also where it was there.
+    """Create a private folder, or make an existing one private.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: it cannot be created.
     """
     make_private(folder)
-    with contextlib.suppress(OSError):  # of another user, or on a drive without permissions
+    with contextlib.suppress(OSError):  # owned by another user, or a drive without permissions
         folder.chmod(OWNER_ONLY_FOLDER)

@@ -198,7 +198,7 @@ def _without_outside(sources: Sources, checks: TrustChecks, found: Predictions) 
     """Set images aside that are unlike those of the training; what an earlier call predicted of them is removed."""
     inside = []
     for source in sources.cases:
-        reasons, _ = checks.before(source)
+        reasons, _ = checks.check_image(source)
         if reasons:
             why = "; ".join(reason.words for reason in reasons)
             found.set_aside.append(SetAside(source.name, f"left to a person: {why}", source.entry.source or ""))
@@ -224,10 +224,10 @@ def _looked_at(
         for case in cases:
             yield from _looked_at(model, network, [case], device, checks)
         return
-    for (source, prepared), said in zip(cases, found, strict=True):
-        one = mask_unacquired(said, source)
+    for (source, prepared), result in zip(cases, found, strict=True):
+        one = mask_unacquired(result, source)
         likely = one.probabilities(model.task.temperature) if isinstance(one, ClassScores) else None
-        trust = checks.after(source, prepared, one, likely)
+        trust = checks.check_prediction(source, prepared, one, likely)
         temperature = None if likely is None else model.temperature
         yield CasePrediction(source, one, likely, trust, temperature, network)
 

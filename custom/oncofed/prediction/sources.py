@@ -1,6 +1,6 @@
-"""What a model is to read: cases gathered from files, folders, DICOM or a registered dataset.
+"""Gathers cases to predict from files, folders and datasets.
 
-Whatever is no dataset yet is registered into a hidden folder, so that what training refuses is refused here too.
+Unregistered inputs are registered into a hidden folder, so that the same images are refused as in training.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from oncofed.prediction.inputs import HIDDEN_FOLDER, PredictionInput, resolve_in
 from oncofed.prediction.permissions import make_private
 from oncofed.prediction.stale import RefusedImages
 
-# Folders of a dataset in which images lie that registering made of DICOM, or linked.
+# Dataset folders whose images were converted from DICOM, or linked.
 _MADE_OF_DICOM = {"images", "slides"}
 _READ_AT_ONCE = 4
 _NAMES_FILE = "names.json"
-_OF_MANIFEST = re.compile(r"[;,](?=[^;,]*dataset\.json)")  # where what to do with that file begins
+_OF_MANIFEST = re.compile(r"[;,](?=[^;,]*dataset\.json)")  # start of the advice on that file
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,11 @@ class Source:
     """One case to predict.
 
     Attributes:
-        name: of the case, unique; names the output files.
-        case: whose label is the reference where the dataset has one that the job can use, else 0.
-        entry: what registering knows of it.
-        series: DICOM files of the image, where it came from DICOM, in the order of their paths; else empty.
-        labelled: the case has a label that the job can use.
+        name: unique; names the output files.
+        case: its label is the reference if the job can use it, else 0.
+        entry: facts from registration.
+        series: DICOM files of the image by path; empty for other formats.
+        labelled: whether the job can use its label.
     """
 
     name: str
@@ -67,15 +67,14 @@ class SetAside:
 
 @dataclass
 class Sources:
-    """What was found to predict.
+    """Cases found in the inputs.
 
     Attributes:
-        cases: that fit the job.
-        set_aside: that do not, or cannot be read.
-        notes: what was seen of the inputs as a whole, for people.
-        refused: what of the inputs became no case, by dataset.
-        earlier: path of an image, from the folder of the predictions, -> its name there, of images that earlier calls
-            read and this one does not.
+        cases: cases that fit the job.
+        set_aside: cases that do not, or cannot be read.
+        notes: remarks on the inputs as a whole.
+        refused: images without a case, by dataset.
+        earlier: image path relative to the output folder -> its name, for images of earlier calls only.
     """
 
     cases: list[Source] = field(default_factory=list)
@@ -94,21 +93,21 @@ def gather(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Sources:
-    """Return what of some inputs a job's model can read.
+    """Return the cases that a job's model can read.
 
     Args:
         inputs: files, folders of any layout, DICOM, or registered datasets by name or folder.
-        out: where predictions go; what is registered lies in a hidden folder of it.
-        job: of the model.
-        datasets: folder of the datasets that are registered by name.
-        only: patterns of names of cases; empty: all.
-        workers: processes that read; None: one a core.
-        progress: called with (what is done, how many, of how many).
+        out: folder of the predictions, with a hidden folder for registered inputs.
+        job: the model's job.
+        datasets: folder of the registered datasets.
+        only: patterns of case names; empty: all.
+        workers: reader processes; None: one per core.
+        progress: called with (step, number done, total).
 
     Raises:
         DataError: an input does not exist or holds no image.
-        SpecError: an input lies in ``out``, or no case is named as ``only`` says.
-        OSError: the hidden folder cannot be written to.
+        SpecError: an input lies in ``out``, or no case matches ``only``.
+        OSError: the hidden folder is not writable.
     """
     sources, requirements = Sources(), _JobRequirements.by(job)
     refused = [
@@ -123,7 +122,7 @@ def gather(
 
 @dataclass(frozen=True)
 class _JobRequirements:
-    """What a job reads and learns from."""
+    """What a job's model reads and learns from."""
 
     job: JobSpec
     label_kind: LabelKind
@@ -137,7 +136,7 @@ class _JobRequirements:
 
     @property
     def tiles(self) -> TileSpec:
-        """How slides are cut: as registering does where the job does not say."""
+        """Tiling of slides; defaults as in registration."""
         usual, data = TileSpec(), self.job.data
         return TileSpec(data.patch[0], data.spacing[0] * 1000 if data.spacing else usual.mpp, usual.tissue)
 
@@ -149,19 +148,22 @@ def _read(
     workers: int | None,
     progress: Progress | None,
 ) -> DataError | None:
-    """Add the cases of one input; one that cannot be read at all is set aside, and its error returned."""
+    """Add the cases of one input.
+
+    An input that cannot be read is set aside, and its error returned.
+    """
     try:
         if user_input.dataset is None:
             _register(user_input, requirements, sources, workers, progress)
         else:
             _take(decided(read_manifest(user_input.dataset)), user_input.dataset, requirements, sources, user_input)
     except DataError as error:
-        # Whoever named files knows nothing of the folder that holds links to them.
-        said = DataError(
+        # Users do not know the hidden folder of links.
+        shown = DataError(
             str(error).replace(str(user_input.source), user_input.name) if user_input.named else str(error)
         )
-        sources.set_aside.append(SetAside(Path(user_input.name).name, str(said), user_input.name))
-        return said
+        sources.set_aside.append(SetAside(Path(user_input.name).name, str(shown), user_input.name))
+        return shown
     return None
 
 
@@ -172,7 +174,7 @@ def _register(
     workers: int | None,
     progress: Progress | None,
 ) -> None:
-    """Add the cases of files or of a folder."""
+    """Register and add the cases of files or a folder."""
     make_private(user_input.folder)
     request = Request(
         user_input.source,
@@ -214,40 +216,40 @@ def _take(
 
 
 def _series(entry: Entry, folder: Path, files: Mapping[str, list[str]]) -> tuple[Path, ...]:
-    """Return the DICOM files of an image; other images are reached through the link to their source."""
+    """Return an image's DICOM files; empty for other formats."""
     if entry.source is None or entry.images[0].partition("/")[0] not in _MADE_OF_DICOM:
         return ()
-    # A file of which several cases were made is the only one of each.
+    # A file that holds several cases is the only file of each.
     return tuple(folder / SOURCE_LINK / path for path in files.get(entry.name or "", [entry.source]))
 
 
 def _labels(
     manifest: Manifest, requirements: _JobRequirements, user_input: PredictionInput
 ) -> tuple[tuple[tuple[int, int], ...] | None, bool, list[str]]:
-    """Return how a dataset's labels become the job's, whether they do, and why not."""
+    """Return how labels map to the job's, and notes otherwise."""
     match = match_classes if requirements.label_kind == "class" else match_labels
     if not any(entry.label is not None for entry in manifest.entries):
         return None, False, []
     vocabulary = match(manifest, requirements.job.task.vocabulary)
     if vocabulary.problems:
         why = vocabulary.problems[0]
-        if user_input.dataset is None:  # whose dataset.json is hidden, and made anew each time
+        if user_input.dataset is None:  # its hidden dataset.json is rewritten by each call
             why = _OF_MANIFEST.split(why)[0]
         return None, False, [f"labels of {user_input.name} are not used: {why}"]
     return tuple(vocabulary.values.items()) if vocabulary.values is not None else None, True, []
 
 
 def _checked(source: Source, requirements: _JobRequirements) -> tuple[Source, str]:
-    """Return a case with what is known of its image and of whether its label can be used, and why it is set aside."""
+    """Return a case with its facts, and any problem."""
     bare = replace(source.case, label=0)
     try:
         try:
             entry, labelled = known_facts(source.case), source.labelled
         except DataError:
-            # The label may be what cannot be read.
+            # Perhaps only the label is unreadable.
             entry, labelled = known_facts(bare), False
         entry = _with_checksum(source, entry)
-    except Exception as error:  # noqa: BLE001 - one case that cannot be read does not keep the others from it
+    except Exception as error:  # noqa: BLE001 - one unreadable case must not stop the others
         return source, case_facts.reason_of(error)
     image = entry.model_copy(update={"label_problem": None, "label_values": None})
     faults = case_facts.faults(image)
@@ -259,7 +261,7 @@ def _checked(source: Source, requirements: _JobRequirements) -> tuple[Source, st
 
 
 def _conversions(entry: Entry, requirements: _JobRequirements) -> list[str]:
-    """Return what is to be said of an image whose grey or colour the job's model does not read."""
+    """Return notes on conversions between grey and colour."""
     own, read = entry.channels or 1, len(requirements.job.data.channels)
     if entry.tiles or requirements.job.data.dimensions != 2:
         return []
@@ -269,14 +271,14 @@ def _conversions(entry: Entry, requirements: _JobRequirements) -> list[str]:
 
 
 def _with_checksum(source: Source, entry: Entry) -> Entry:
-    """Return what is known of an image with the SHA-256 of its files as they are now."""
+    """Return the facts with the current SHA-256."""
     if entry.checksum and entry is source.entry:  # as registered
         return entry
     return entry.model_copy(update={"checksum": case_facts.checksum(source.case.images)})
 
 
 def _is_usable(case: Case, entry: Entry, requirements: _JobRequirements) -> bool:
-    """Return whether a label is of the kind that a job learns from, and holds only its classes."""
+    """Return whether the job can use the case's label."""
     if requirements.label_kind == "mask":
         return isinstance(entry.label, str) and not label_faults(case, entry, list(requirements.job.task.vocabulary))
     known = isinstance(entry.label, int) and (case.label_values is None or entry.label in dict(case.label_values))
@@ -284,9 +286,9 @@ def _is_usable(case: Case, entry: Entry, requirements: _JobRequirements) -> bool
 
 
 def _named(sources: Sources, out: Path) -> Sources:
-    """Return sources by names that can name files, each its own and the same in every later call with the same ``out``.
+    """Give each case a unique file name, stable across calls.
 
-    Images of one name in two folders are told apart by a number, which stays with the image.
+    Images of one name in two folders get a number, which stays with the image.
     """
     path = out / HIDDEN_FOLDER / _NAMES_FILE
     known: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -305,7 +307,10 @@ def _named(sources: Sources, out: Path) -> Sources:
 
 
 def file_name(name: str) -> str:
-    """Return a case's name as it can name a file in a folder of its own: a manifest may hold any text."""
+    """Return a case's name as a safe file name.
+
+    Manifests may hold any text.
+    """
     safe = "".join(c if c.isprintable() and c not in '/\\:*?"<>|' else "_" for c in name).strip(" .")
     return safe[:120] or "case"
 

@@ -60,7 +60,7 @@ def test_each_group_is_scored_as_the_task_does_and_the_difference_has_an_interva
 def test_all_patients_in_one_group_have_the_interval_of_all() -> None:
     outcomes = _outcomes(np.random.default_rng(1).uniform(0, 1, 9).tolist())
     [group] = _by(TASK, outcomes, _column(9)).groups
-    assert group.interval == pytest.approx(confidence(TASK, outcomes.pairs()))
+    assert group.interval == pytest.approx(confidence(TASK, outcomes.patient_outcomes()))
     assert _by(TASK, outcomes, _column(9)).differences == ()
 
 

@@ -226,9 +226,9 @@ def test_a_labelled_case_is_measured_as_an_unlabelled_one(model: TrainedModel, t
     checks = TrustChecks(model, CPU)
     inside = Intensity(low=1, median=1, high=1, mean=1, std=0)
     older = source.entry.model_copy(update={"label": "l.nii.gz", "intensity": inside, "image_intensity": None})
-    assert checks.before(replace(source, entry=older)) == checks.before(source)
+    assert checks.check_image(replace(source, entry=older)) == checks.check_image(source)
     gone = replace(source, entry=older, case=Case("gone", "gone", tmp_path / "gone.nii.gz", 0))
-    assert "intensity_low" in checks.before(gone)[1]
+    assert "intensity_low" in checks.check_image(gone)[1]
     assert ensemble_members(replace(model, members={"fold 1": path})) == {"fold 1": path}
 
 

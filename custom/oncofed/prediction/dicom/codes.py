@@ -312,8 +312,8 @@ def _words(name: str) -> _Key:
 def _entries() -> Iterator[tuple[_Key, SegmentCode]]:
     for category, lines in _KNOWN.items():
         for line in lines.strip().splitlines():
-            said, _, others = line.strip().partition(":")
-            value, meaning = said.split(" ", 1)
+            entry, _, others = line.strip().partition(":")
+            value, meaning = entry.split(" ", 1)
             code = SegmentCode(Term(value, "SCT", meaning), category)
             for name in (meaning, *(other for other in others.split(",") if other.strip())):
                 yield _words(name), code

@@ -1,4 +1,4 @@
-"""Labels together with the series and the model that they came from."""
+"""Labels with their source series and model."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ def _report(
         procedure_reported=_procedure(modality),
         imaging_measurements=groups,
     )
-    said = f"{sorted((n, sorted(f.items())) for n, f in measures.items())} {model.version}"
+    description = f"{sorted((n, sorted(f.items())) for n, f in measures.items())} {model.version}"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         dataset: Dataset = sr.Comprehensive3DSR(
@@ -118,7 +118,7 @@ def _report(
             content=content[0],
             series_instance_uid=derived_uid("SR series", str(seg.SeriesInstanceUID)),
             series_number=series_number(seg, 2),
-            sop_instance_uid=derived_uid("SR", str(seg.SOPInstanceUID), model.digest, said),
+            sop_instance_uid=derived_uid("SR", str(seg.SOPInstanceUID), model.digest, description),
             instance_number=1,
             manufacturer=MANUFACTURER,
             manufacturer_model_name=clean(model.name),

@@ -108,7 +108,7 @@ def make_segmentation(
     numbers = segment_numbers(classes)
     numbered = _numbered(placed, numbers)
     segments = [_segment(number, classes[value], terms[value], model) for value, number in numbers.items()]
-    said = f"{sorted(classes.items())} {sorted(terms.items())} {kind} {model.version}"
+    description = f"{sorted(classes.items())} {sorted(terms.items())} {kind} {model.version}"
     identity = [model.digest, *sorted(str(header.SOPInstanceUID) for header in source.headers)]
     content = hashlib.sha256(numbered.tobytes()).hexdigest()
     compact = RLELossless if kind == "labelmap" else ExplicitVRLittleEndian
@@ -120,7 +120,7 @@ def make_segmentation(
             segment_descriptions=segments,
             series_instance_uid=derived_uid("SEG series", *identity),
             series_number=series_number(source.first, 1),
-            sop_instance_uid=derived_uid("SEG", *identity, said, content),
+            sop_instance_uid=derived_uid("SEG", *identity, description, content),
             instance_number=1,
             manufacturer=MANUFACTURER,
             manufacturer_model_name=clean(model.name),

@@ -186,7 +186,7 @@ def _on_pixels(labels: NDArray[Any], stack: Stack) -> NDArray[Any] | None:
 
 
 def _on_frames(labels: NDArray[Any], affine: Floats, series: Series) -> NDArray[Any] | None:
-    """Return (frame, row, column) labels; None if they do not fit.
+    """Return (frame, row, column) labels; None: they do not fit.
 
     Frames of a tilted gantry were shifted onto a rectangular grid: each pixel takes the nearest voxel's label.
 

@@ -15,7 +15,7 @@ _TAGS = ["SeriesNumber", "SeriesDescription", "ProtocolName"]
 
 
 def series_label(files: Sequence[Path]) -> str | None:
-    """Return a series' readable name, such as "series 4, T1 post".
+    """Return a series' name, such as "series 4, T1 post".
 
     Args:
         files: of the series; the first readable one is used. Empty if the image is not DICOM.

@@ -90,9 +90,9 @@ def write_structures(labelled: LabelledSeries, path: Path) -> list[str]:
 def _structure_set(placed: NDArray[Any], source: Series, labelled: LabelledSeries) -> Dataset:
     classes, terms, model = labelled.classes, labelled.terms, labelled.model
     identity = [model.digest, *sorted(str(header.SOPInstanceUID) for header in source.headers)]
-    said = f"{sorted(classes.items())} {sorted(terms.items())} {model.version}"
+    description = f"{sorted(classes.items())} {sorted(terms.items())} {model.version}"
     content = hashlib.sha256(placed.tobytes()).hexdigest()
-    dataset = _head(source, model, derived_uid("RTSTRUCT", *identity, said, content))
+    dataset = _head(source, model, derived_uid("RTSTRUCT", *identity, description, content))
     dataset.SeriesInstanceUID = derived_uid("RTSTRUCT series", *identity)
     if any(term.is_private for term in terms.values()):
         dataset.CodingSchemeIdentificationSequence = Items([private_scheme()])

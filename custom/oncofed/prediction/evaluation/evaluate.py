@@ -1,4 +1,4 @@
-"""How a trained model does on a labelled dataset: over all, by subgroup, and beside another model."""
+"""Evaluates a model on a labelled dataset."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ from oncofed.report.evaluation import EvaluationRecord
 from oncofed.tasks import Scores, Task
 from oncofed.tasks.comparison import Comparison, compare
 
-CASES_FILE = "cases.csv"  # it names cases, and stays at the site
+CASES_FILE = "cases.csv"  # names cases, so it stays at the site
 Lists = Literal["test", "validation", "training", "all"]
 LISTS: tuple[Lists, ...] = get_args(Lists)
-# Looked at without being asked for; the others are those of tables.
+# Columns analysed by default.
 _USUAL = ("vendor", "modality", "slices", "colour", *SIZES)
 
 Progress = Callable[[str, int, int], None]
@@ -49,16 +49,16 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class EvaluationRequest:
-    """What to evaluate.
+    """What to evaluate, on what, and how.
 
     Attributes:
-        model: the model.
-        folder: of the labelled dataset.
-        split: which of its patients, as the job deals them by its seed.
-        by: columns whose groups are told apart; none: what is known of scanner, image and reference.
-        table: with further columns.
-        against: another model, on the same patients.
-        margin: by how much the model may be worse than that one; None: as the job says.
+        model: model to evaluate.
+        folder: labelled dataset.
+        split: which patients, as the job's seed splits them.
+        by: columns that define subgroups; empty: those of scanner, image and reference.
+        table: table with further columns.
+        against: another model to compare with on the same patients.
+        margin: non-inferiority margin; None: the job's.
     """
 
     model: TrainedModel
@@ -72,13 +72,13 @@ class EvaluationRequest:
 
 @dataclass(frozen=True)
 class ScoredCase:
-    """A case as it was scored.
+    """One scored case.
 
     Attributes:
         case: the case.
-        list: of the job's deal, to which it belongs.
-        figures: by name; for the site's own eyes.
-        score: of the case alone, the higher the better; None where it has none.
+        list: its split in the job.
+        figures: metrics by name; they stay at the site.
+        score: of this case alone, higher is better; None if undefined.
     """
 
     case: Case
@@ -89,18 +89,18 @@ class ScoredCase:
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """What was found.
+    """Result of an evaluation.
 
     Attributes:
-        record: what may be handed on.
-        scores: over all cases, for the site's own eyes.
-        interval: of the metric, 95 %.
-        patients: how many.
-        seen: every case, the worst first; those without a score last.
+        record: what may leave the site.
+        scores: over all cases; they stay at the site.
+        interval: 95 % interval of the metric.
+        patients: number of patients.
+        scored_cases: all cases, worst first; those without a score last.
         subgroups: by column.
         comparison: with another model.
         set_aside: cases that could not be used.
-        columns: all that could be asked for.
+        columns: all available columns.
     """
 
     record: EvaluationRecord
@@ -120,11 +120,11 @@ def evaluate(request: EvaluationRequest, device: torch.device, progress: Progres
     Args:
         request: what to evaluate.
         device: to compute on.
-        progress: called with (what is done, how many, of how many).
+        progress: called with (step, number done, total).
 
     Raises:
-        DataError: the dataset has no case that the job can be scored on, or its table does not fit it.
-        SpecError: a column is not there, or the models cannot be compared.
+        DataError: no case of the dataset can be scored, or its table does not match.
+        SpecError: a column is missing, or the models cannot be compared.
     """
     progress = progress or (lambda what, done, total: None)
     model, task = request.model, request.model.task
@@ -189,12 +189,12 @@ def evaluate(request: EvaluationRequest, device: torch.device, progress: Progres
 
 
 def digest_of_dataset(folder: Path) -> str:
-    """Return what tells a registered dataset from what it was before, as ``provenance.json`` has it."""
+    """Return a registered dataset's digest, as in ``provenance.json``."""
     return hashlib.sha256((folder / MANIFEST_FILE).read_bytes()).hexdigest()
 
 
 def write_cases(evaluated: EvaluationResult, folder: Path) -> Path:
-    """Write ``folder/cases.csv``, each case with its figures, readable by its owner alone, and return it."""
+    """Write ``cases.csv`` with each case's metrics, for the owner only."""
     names = list(dict.fromkeys(name for one in evaluated.scored_cases for name in one.figures))
     rows = (
         [
@@ -222,7 +222,7 @@ def _by_list(cases: Cases) -> dict[str, tuple[Case, ...]]:
 
 
 def _dealt(request: EvaluationRequest, manifest: Manifest) -> tuple[dict[str, str], list[Case]]:
-    """Return case -> list of the job's deal, and the dataset's labelled cases, each by a name of its own.
+    """Return each case's split, and the labelled cases, uniquely named.
 
     Raises:
         DataError: none has a label that the job can be scored by.
@@ -249,7 +249,7 @@ def _dealt(request: EvaluationRequest, manifest: Manifest) -> tuple[dict[str, st
 
 
 def _usable(request: EvaluationRequest, cases: Sequence[Case], progress: Progress) -> tuple[list[Case], list[Problem]]:
-    """Return the cases that can be scored, and those that cannot.
+    """Return usable cases, and problems of the others.
 
     Raises:
         DataError: none can.
@@ -278,7 +278,7 @@ def _usable(request: EvaluationRequest, cases: Sequence[Case], progress: Progres
 
 
 def _known_columns(request: EvaluationRequest, cases: Sequence[Case]) -> tuple[dict[str, Values], int]:
-    """Return every column, with what it says of each case, and how many rows of the table are of none."""
+    """Return all columns, and the table's number of unmatched rows."""
     known = known_columns(cases, request.model.job.task.vocabulary)
     if request.table is None:
         return known, 0
@@ -287,7 +287,7 @@ def _known_columns(request: EvaluationRequest, cases: Sequence[Case]) -> tuple[d
 
 
 def _wanted(request: EvaluationRequest, known: Mapping[str, Values]) -> list[ColumnChoice]:
-    """Return the columns to look at.
+    """Return the columns to analyse.
 
     Raises:
         SpecError: one is not there.
@@ -301,7 +301,7 @@ def _wanted(request: EvaluationRequest, known: Mapping[str, Values]) -> list[Col
 def _by_columns(
     task: Task[Any], outcomes: Outcomes, wanted: Sequence[ColumnChoice], known: Mapping[str, Values], progress: Progress
 ) -> list[Subgroups]:
-    """Return the groups of each column."""
+    """Return the subgroups of each column."""
     columns = [group_cases(one, known[one.name], outcomes.cases, 3 if one.name in SIZES else 4) for one in wanted]
     return by_subgroup(task, outcomes, columns, lambda done: progress("subgroups", done, len(columns)))
 
@@ -342,7 +342,10 @@ def _compare(
 
 
 def _score(task: Task[Any], outcome: Any) -> float | None:
-    """Return how well a model does on one case alone; of a classification how likely it found the right class."""
+    """Return a single case's score.
+
+    For a classification, the probability of the true class.
+    """
     mean = task.summarise([("", outcome)]).mean
     if mean is not None:
         return mean

@@ -1,4 +1,7 @@
-"""A page about an evaluation: scores, subgroups, and the cases that the model does worst on. It stays at the site."""
+"""Page of an evaluation, with the worst cases.
+
+It shows patients' images and stays at the site.
+"""
 
 from __future__ import annotations
 
@@ -33,15 +36,15 @@ def write_page(
     worst: int,
     progress: Progress | None = None,
 ) -> Path:
-    """Write ``folder/evaluation.html``, whole or not at all, and return it.
+    """Write ``evaluation.html`` atomically.
 
     Args:
-        evaluated: what was found.
-        model: that was evaluated.
+        evaluated: result of the evaluation.
+        model: evaluated model.
         device: to compute pictures on.
-        folder: for the page.
-        worst: cases to show.
-        progress: called with (what is done, how many, of how many).
+        folder: output folder.
+        worst: number of cases to show.
+        progress: called with (step, number done, total).
     """
     shown = [one for one in evaluated.scored_cases if one.score is not None][:worst]
     pictures = _pictures(shown, model, device, progress or (lambda what, done, total: None))
@@ -63,7 +66,10 @@ def write_page(
 
 
 def figure_name(name: str) -> str:
-    """Return a figure's name as people write it, such as "95 % Hausdorff distance (mm), liver" for hd95_mm.liver."""
+    """Return a metric's readable name.
+
+    Such as "95 % Hausdorff distance (mm), liver" for hd95_mm.liver.
+    """
     figure, _, of = name.partition(".")
     return ", ".join(part for part in (_FIGURES.get(figure, figure.replace("_", " ")), of) if part)
 

@@ -162,8 +162,8 @@ def _caption(output: str, picture: Path) -> str:
     """Return a picture's caption."""
     if output == "evidence":
         with contextlib.suppress(OSError, ValueError, KeyError):
-            said = json.loads(picture.with_suffix(".json").read_text(encoding="utf-8"))
-            return f"what spoke for {said['name']} ({said['method']})"
+            record = json.loads(picture.with_suffix(".json").read_text(encoding="utf-8"))
+            return f"what spoke for {record['name']} ({record['method']})"
     if rank := re.search(r"_tile_(\d+)$", picture.stem):
         return f"tile {int(rank[1])} by attention"
     return picture.stem.rpartition("_")[2] or output
