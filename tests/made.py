@@ -10,7 +10,8 @@ from oncofed.data.cases import Case
 from oncofed.data.manifest import Entry
 from oncofed.prediction.model import TrainedModel, load_model
 from oncofed.prediction.outputs.registry import select_outputs
-from oncofed.prediction.run import Options, Predictions, predict
+from oncofed.prediction.predictions import Predictions
+from oncofed.prediction.run import Options, predict
 from oncofed.prediction.sources import Source, gather
 from trained import make_run
 

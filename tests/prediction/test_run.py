@@ -21,13 +21,14 @@ from dicoms import make_series
 from oncofed.data.cases import Case, Cases
 from oncofed.errors import DataError, SpecError
 from oncofed.job.spec import JobSpec
-from oncofed.prediction import run
+from oncofed.prediction import results_folder
 from oncofed.prediction.case_prediction import CasePrediction
 from oncofed.prediction.model import TrainedModel, load_model
 from oncofed.prediction.outputs import labels
 from oncofed.prediction.outputs import registry as outputs
 from oncofed.prediction.outputs.registry import Output, select_outputs
-from oncofed.prediction.run import Options, Predictions, predict
+from oncofed.prediction.predictions import Predictions
+from oncofed.prediction.run import Options, predict
 from oncofed.prediction.sources import gather
 from oncofed.tasks.inferred import LabelMap
 from oncofed.training import Trainer
@@ -231,7 +232,7 @@ def test_a_process_that_was_killed_is_gone_on_with_to_the_same_bytes(
     stops: dict[str, tuple[object, str]] = {
         "inferring": (type(model.task), "infer_with_entropy"),
         "writing": (nib, "save"),
-        "renaming": (run, "_settle"),
+        "renaming": (results_folder, "_flush"),
     }
     place, name = stops[when]
     usual: Callable[..., object] = getattr(place, name)
@@ -332,7 +333,10 @@ def test_what_lies_on_a_series_is_written_of_dicom_alone(
 
 
 def test_two_processes_do_not_write_into_one_folder(model: TrainedModel, images: Path, tmp_path: Path) -> None:
-    with run._alone_in(tmp_path / "out"), pytest.raises(SpecError, match="another oncofed predict works in it"):
+    with (
+        results_folder.ResultsFolder(tmp_path / "out").locked(),
+        pytest.raises(SpecError, match="another oncofed predict works in it"),
+    ):
         go(model, images, tmp_path / "out")
 
 

@@ -40,7 +40,7 @@ from oncofed.cli.watching import (
 from oncofed.errors import DataError, OncofedError, SpecError
 
 if TYPE_CHECKING:
-    from oncofed.prediction.run import Predictions
+    from oncofed.prediction.predictions import Predictions
 
 _MOST_SHOWN = 20
 _INPUTS = "Files, folders of any layout, DICOM heaps, or registered datasets by name or folder. They are only read."
@@ -125,7 +125,8 @@ def predict(
     from oncofed.prediction.model import load_model
     from oncofed.prediction.outputs.page import write_page
     from oncofed.prediction.outputs.registry import select_outputs
-    from oncofed.prediction.run import RESEARCH_ONLY, Options
+    from oncofed.prediction.results_folder import RESEARCH_ONLY
+    from oncofed.prediction.run import Options
     from oncofed.prediction.run import predict as predict_all
     from oncofed.prediction.sources import gather
     from oncofed.prediction.trust.ensemble import ensemble_members
@@ -187,7 +188,7 @@ def _told_of_a_full_disk(out: Path) -> Iterator[None]:
 def _values(found: Predictions, page: Path | None) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from oncofed.prediction.run import PREDICTIONS_FILE
+    from oncofed.prediction.predictions import PREDICTIONS_FILE
 
     return {
         "folder": str(found.folder),
@@ -204,7 +205,7 @@ def _values(found: Predictions, page: Path | None) -> dict[str, Any]:
 def _show(found: Predictions, page: Path | None) -> None:
     from oncofed.data.grouping import told
     from oncofed.prediction.outputs.case_rows import display_table
-    from oncofed.prediction.run import MEASUREMENTS_FILE, PREDICTIONS_FILE, SET_ASIDE_FILE, describe_source
+    from oncofed.prediction.predictions import MEASUREMENTS_FILE, PREDICTIONS_FILE, SET_ASIDE_FILE, describe_source
     from oncofed.prediction.trust.summary import warning_lines
 
     console = plain_console()

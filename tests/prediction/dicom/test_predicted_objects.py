@@ -22,7 +22,8 @@ from oncofed.prediction.model import load_model
 from oncofed.prediction.outputs import case_rows as case_rows_module
 from oncofed.prediction.outputs.measurements import measure
 from oncofed.prediction.outputs.registry import select_outputs
-from oncofed.prediction.run import Options, Predictions, predict
+from oncofed.prediction.predictions import Predictions
+from oncofed.prediction.run import Options, predict
 from oncofed.prediction.sources import gather
 from oncofed.tasks.inferred import LabelMap, target_grid
 from synthetic import JOB

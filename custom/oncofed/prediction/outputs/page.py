@@ -22,7 +22,8 @@ from oncofed.prediction.model import TrainedModel
 from oncofed.prediction.outputs.case_rows import display_table
 from oncofed.prediction.outputs.heatmap import css_gradient
 from oncofed.prediction.permissions import OWNER_ONLY_FILE
-from oncofed.prediction.run import CASES_FOLDER, RESEARCH_ONLY, Predictions, describe_source
+from oncofed.prediction.predictions import Predictions, describe_source
+from oncofed.prediction.results_folder import CASES_FOLDER, RESEARCH_ONLY
 from oncofed.prediction.sources import Source, Sources
 from oncofed.prediction.trust.summary import VERDICTS, common_warnings
 from oncofed.report.planes import FLAT_SIDE, Drawing, Drawn, colour, dash, draw

@@ -12,7 +12,8 @@ from oncofed.errors import DataError
 from oncofed.prediction.model import TrainedModel
 from oncofed.prediction.outputs.page import write_page
 from oncofed.prediction.permissions import enforce_private, make_private
-from oncofed.prediction.run import CASES_FOLDER, Options, predict
+from oncofed.prediction.results_folder import CASES_FOLDER
+from oncofed.prediction.run import Options, predict
 from oncofed.prediction.sources import file_name, gather
 from oncofed.prediction.watching.folder_scanner import WatchItem
 from oncofed.prediction.watching.watcher import ItemResult
