@@ -20,7 +20,7 @@ from oncofed.data.manifest import Entry
 from oncofed.data.spec import DataSpec
 from oncofed.data.traits import Trait, counts_of_patients, traits
 from oncofed.errors import SpecError
-from oncofed.privacy.small_counts import with_neighbours, without_small
+from oncofed.privacy.small_counts import merge_small_bins, suppress_small_counts
 from oncofed.suppression import LEAST_PATIENTS
 
 PROFILE_FILE = "training_profile.json"
@@ -69,8 +69,8 @@ def site_profile(images: Iterable[tuple[str, Entry]], data: DataSpec) -> dict[st
     for name, counts in counts_of_patients(there, data).items():
         patients = int(counts.sum())
         if patients >= LEAST_PATIENTS and not 0 < everybody - patients < LEAST_PATIENTS:
-            told = with_neighbours(counts, ordered=known[name].scale != "names")
-            found[name] = {"patients": patients, "counts": without_small(told).tolist()}
+            told = merge_small_bins(counts, ordered=known[name].scale != "names")
+            found[name] = {"patients": patients, "counts": suppress_small_counts(told).tolist()}
     return found
 
 

@@ -26,7 +26,7 @@ from oncofed.data.profile_plan import ProfilePlan
 from oncofed.errors import OncofedError
 from oncofed.flare.folders import hand_over, state_folder
 from oncofed.flare.security.outbound_filter import admit
-from oncofed.privacy.small_counts import without_small
+from oncofed.privacy.small_counts import suppress_small_counts
 from oncofed.rounds.events import EVENTS_FILE, Event, EventLog, Failed, ProfileFinished, ProfileStarted
 from oncofed.suppression import LEAST_PATIENTS
 
@@ -216,7 +216,7 @@ class SmallCounts(FLComponent, StatisticsPrivacyCleanser):
         counts = np.array([bucket.sample_count for bucket in histogram.bins], dtype=np.int64)
         if self._noise:
             counts = np.rint(counts + self._random.laplace(0, self._noise, len(counts))).astype(np.int64)
-        counts = without_small(counts, self._least)
+        counts = suppress_small_counts(counts, self._least)
         bins = [Bin(b.low_value, b.high_value, int(count)) for b, count in zip(histogram.bins, counts, strict=True)]
         return Histogram(histogram.hist_type, bins)
 
