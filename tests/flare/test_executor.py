@@ -22,13 +22,14 @@ from safetensors.torch import load_file
 
 import oncofed
 from oncofed.client.datasets import DATASETS_FILE
-from oncofed.client.local_training import InProcessTraining
+from oncofed.client.in_process import InProcessTraining
+from oncofed.client.local_training import LocalScore
 from oncofed.client.state import SiteState
-from oncofed.client.told_patients import PATIENTS_OF_SUMS
 from oncofed.data.cases import read_cases
 from oncofed.flare import wire
 from oncofed.flare.executor import SiteExecutor
 from oncofed.job.spec import JobSpec
+from oncofed.messages.requests import EvaluateRequest
 from oncofed.models.weights import Weights, norm_names
 from oncofed.prediction.model import load_model
 from oncofed.privacy.policy import Policy
@@ -79,13 +80,13 @@ def _end(executor: SiteExecutor, local: Path) -> None:
     executor.handle_event(EventType.END_RUN, _Context(local))
 
 
-def _turns(executor: SiteExecutor) -> InProcessTraining:
-    assert isinstance(executor._turns, InProcessTraining)
-    return executor._turns
+def _training(executor: SiteExecutor) -> InProcessTraining:
+    assert isinstance(executor._training, InProcessTraining)
+    return executor._training
 
 
 def _trainer(executor: SiteExecutor) -> Trainer:
-    return _turns(executor).trainer
+    return _training(executor).trainer
 
 
 def _executor(spec: JobSpec) -> SiteExecutor:
@@ -105,11 +106,12 @@ def test_sums_of_nearly_the_patients_of_an_earlier_job_stay(spec: JobSpec, local
         (None, range(10)),  # in a simulation nobody's images are anybody else's
     ):
         executor = _executor(spec)
-        groups = {PATIENTS_OF_SUMS: [[f"p{n}" for n in patients]]} if patients else {}
-        executor._policy, executor._turns = policy, Mock()
-        executor._turns.validate.return_value = {"validate_s": 1.0, **sums, **groups}  # type: ignore[attr-defined]
+        groups = [[f"p{n}" for n in patients]] if patients else []
+        executor._policy, executor._training = policy, Mock()
+        score = LocalScore({"validate_s": 1.0, **sums}, groups)
+        executor._training.validate.return_value = score  # type: ignore[attr-defined]
         numbers = wire.read_numbers_message(_do(executor, "validate", local, weights))
-        assert PATIENTS_OF_SUMS not in numbers
+        assert "p1" not in str(numbers)
         left.append("paired" in numbers)
     assert left == [True, False, True, False, True]
 
@@ -227,7 +229,7 @@ def test_a_site_keeps_normalisation_layers_of_its_own_where_the_job_says_so(spec
     names = norm_names(trainer.network)
     assert any("running_mean" in name for name in names & set(update))
     elsewhere = {name: torch.zeros_like(value) for name, value in update.items()}
-    loaded = _turns(executor)._with_own_norm(elsewhere)
+    loaded = _training(executor)._weights_here(elsewhere)
     assert all(torch.equal(value, (update if name in names else elsewhere)[name]) for name, value in loaded.items())
 
 
@@ -235,22 +237,23 @@ def test_a_site_keeps_normalisation_layers_of_its_own_where_the_job_says_so(spec
 def test_a_site_keeps_the_model_as_it_serves_it(spec: JobSpec, local: Path, strategy: str) -> None:
     executor = _executor(spec.changed({"strategy": {"name": strategy}, "model": {"norm": "batch"}}))
     _do(executor, "prepare", local)
-    trainer, turns = _trainer(executor), _turns(executor)
+    trainer, training = _trainer(executor), _training(executor)
     _do(executor, "train", local, wire.weights_message(trainer.weights(), 1))
     sent = {name: torch.zeros_like(value) for name, value in trainer.weights().items()}
     folder = local / "oncofed" / "job" / "model"
-    turns.validate(sent, "test", lambda: False)
+    request = EvaluateRequest(weights=sent, round=1, split="test")
+    training.validate(request, lambda: False)
     assert not folder.exists()
-    turns.validate(sent, "test", lambda: False, "spheres")
+    training.validate(request, lambda: False, "spheres")
     kept = load_file(folder / "model.safetensors")
-    expected = turns._personal.weights() if turns._personal else turns._with_own_norm(sent)
+    expected = training._personal.weights() if training._personal else training._weights_here(sent)
     assert all(torch.equal(kept[name], expected[name]) for name in sent)
     assert (strategy == "fedavg") == all(not value.any() for value in kept.values())
     network = monai.bundle.load("bundle", bundle_dir=folder)
     assert all(torch.equal(network.state_dict()[name], value) for name, value in kept.items())
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     model = load_model(folder.parent)
-    assert model.job.plan() == turns._plan
+    assert model.job.plan() == training._plan
     assert (model.job.name, model.provenance["kept_by"], model.folder) == ("spheres", "west", folder.parent)
     assert all(torch.equal(model.weights[name], value) for name, value in kept.items())
 
@@ -260,10 +263,9 @@ def test_a_model_that_cannot_be_kept_is_told_to_the_site_alone(
 ) -> None:
     executor = _executor(spec)
     _do(executor, "prepare", local)
-    monkeypatch.setattr(
-        "oncofed.client.local_training.save_file", Mock(side_effect=OSError(28, "No space left on device"))
-    )
-    numbers = _turns(executor).validate(_trainer(executor).weights(), "test", lambda: False, "spheres")
+    monkeypatch.setattr("oncofed.client.kept_model.save_file", Mock(side_effect=OSError(28, "No space left on device")))
+    request = EvaluateRequest(weights=_trainer(executor).weights(), round=1, split="test")
+    numbers = _training(executor).validate(request, lambda: False, "spheres").numbers
     assert numbers.keys() == {"evaluation", "validate_s"}
     assert "the model could not be kept" in caplog.text
     assert not list((local / "oncofed" / "job").glob("model*"))
@@ -391,9 +393,8 @@ def test_how_sure_the_model_is_stays_beside_the_one_that_it_was_learned_of(
     executor = _executor(spec.changed({"strategy": {"name": strategy}}))
     folder = local / "oncofed" / "job" / "model"
     folder.mkdir(parents=True)
-    message = wire.plain_message()
-    wire.let_keep(message, {"calibration.json": "{}", "training_profile.json": "{}", "../other.json": "{}"})
-    executor._keep_beside(message, _Context(local))
+    files = {"calibration.json": "{}", "training_profile.json": "{}", "../other.json": "{}"}
+    executor._keep_artifacts(files, _Context(local))
     expected = {"training_profile.json"} | ({"calibration.json"} if strategy == "fedavg" else set())
     assert {path.name for path in folder.iterdir()} == expected
 
@@ -406,8 +407,6 @@ def test_a_kept_bundle_gets_what_belongs_to_its_model(spec: JobSpec, local: Path
         "calibration.json": '{"temperature": 2.5, "patients": 20, "sites": ["west"], "log_loss": [1, 0.5]}',
         "training_profile.json": '{"sites": 1, "traits": {}}',
     }
-    message = wire.plain_message()
-    wire.let_keep(message, files)
-    _executor(spec)._keep_beside(message, _Context(local))
+    _executor(spec)._keep_artifacts(files, _Context(local))
     assert {name: (bundle / name).read_text() for name in files} == files
     assert "temperature" not in json.loads((bundle / "configs" / "inference.json").read_text())  # of a segmentation
