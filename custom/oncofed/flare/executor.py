@@ -34,7 +34,8 @@ from oncofed.flare.refusals import refusal_of
 from oncofed.flare.reporter import FlareReporter, status_file
 from oncofed.flare.runtime.heartbeat import Heartbeat
 from oncofed.flare.runtime.malloc import forget_what_stays
-from oncofed.flare.security.outbound_filter import admit, dataset_digest, name_and_person, record
+from oncofed.flare.security.admission import admit_job, dataset_digest
+from oncofed.flare.security.recording import name_and_person, record
 from oncofed.flare.transfer.decomposer import carry, carry_no_more, transfer_client_of
 from oncofed.messages.requests import CombineRequest, EvaluateRequest, PrepareRequest, Request, TrainRequest
 from oncofed.messages.results import CombineResult, EvaluateResult, Refusal, Result, SiteFacts, TrainResult
@@ -210,7 +211,7 @@ class SiteExecutor(Executor):
     def _admitted(self, fl_ctx: FLContext) -> LocalTraining:
         plan, site = self._plan, fl_ctx.get_identity_name()
         pack = _pack(fl_ctx, plan.model.code) if plan.model.code else None
-        self._policy = admit(fl_ctx, plan.data.dataset, plan.model.network, self._federation.strategy.name, pack)
+        self._policy = admit_job(fl_ctx, plan.data.dataset, plan.model.network, self._federation.strategy.name, pack)
         context = SiteContext(
             site=site,
             data=dataset_folder(local_folder(fl_ctx) / DATASETS_FILE, site, plan.data.dataset),
