@@ -19,7 +19,7 @@ from oncofed.flare.peer_exchange import PeerExchange
 from oncofed.job.spec import JobSpec
 from oncofed.messages.requests import CombineRequest, PeerUpdate
 from oncofed.messages.results import CombineResult
-from oncofed.models.weights import Layout
+from oncofed.models.weights import WeightLayout
 from oncofed.rounds.intake import UpdateIntake
 from oncofed.rounds.run_state import RunState
 from synthetic import make_site
@@ -38,7 +38,9 @@ def _given(peer: PeerExchange, number: int, **values: float) -> dict[str, PeerUp
 
 
 def _combined(peer: PeerExchange, wanted: dict[str, PeerUpdate], number: int = 1) -> CombineResult:
-    return peer.combine(CombineRequest(updates=wanted, round=number), Layout(LIKE, frozenset(LIKE), frozenset({"w"})))
+    return peer.combine(
+        CombineRequest(updates=wanted, round=number), WeightLayout(LIKE, frozenset(LIKE), frozenset({"w"}))
+    )
 
 
 def test_the_mean_is_weighted_by_the_cases_that_the_server_knows() -> None:
@@ -85,7 +87,7 @@ def test_an_update_many_times_as_long_as_the_others_is_left_out() -> None:
 
 
 def _door() -> UpdateIntake:
-    layout = Layout(LIKE, frozenset(LIKE), frozenset({"w"}))
+    layout = WeightLayout(LIKE, frozenset(LIKE), frozenset({"w"}))
     return UpdateIntake(PLAN, layout, (), {"east": {"train": 2}}, lambda kind, **values: None)
 
 
@@ -152,7 +154,8 @@ def test_a_swarm_gives_the_bits_of_averaging_also_when_collectors_are_killed(
 ) -> None:
     sites = {**two_sites, "north": make_site(tmp_path / "north", 6, 3)}
     patient = spec.changed({"rounds": {"number": 4}, "training": {"steps_per_round": 60}})
-    expected = load_file(undisturbed(patient, sites, tmp_path / "fedavg")[1] / "models" / "best.safetensors")
+    with undisturbed(patient, sites, tmp_path / "fedavg") as simulated:
+        expected = load_file(simulated()[1] / "models" / "best.safetensors")
     patient = patient.changed({"strategy": {"name": "swarm"}})
     with lab(patient, sites, tmp_path / "swarm", environments=_listening(tmp_path / "swarm")) as running:
         for number, site in enumerate(sites, 1):

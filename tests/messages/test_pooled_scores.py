@@ -17,7 +17,7 @@ from oncofed.artifacts.kept_job import copy_beside_model
 from oncofed.client.case_sums import patients_of_sums, sums_of
 from oncofed.client.in_process import InProcessTraining
 from oncofed.client.local_training import SiteContext
-from oncofed.data.register import Request, register
+from oncofed.data.register import RegisterOptions, register
 from oncofed.flare import wire
 from oncofed.job.outcome import begin_result, note_pooled
 from oncofed.job.spec import read_job
@@ -54,7 +54,7 @@ class _Quiet:
 def training(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InProcessTraining]:
     folder = tmp_path_factory.mktemp("site")
     make_textures(folder / "in", CLASSES, 24, colours=1)
-    register(Request(folder / "in", JOB.data.dataset, folder / "set"))
+    register(RegisterOptions(folder / "in", JOB.data.dataset, folder / "set"))
     other = {n: v + 0.05 if v.is_floating_point() else v for n, v in JOB.plan().initial_weights().items()}
     save_file({n: v.contiguous() for n, v in other.items()}, folder / "other.safetensors")
     context = SiteContext(

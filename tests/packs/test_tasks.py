@@ -38,7 +38,7 @@ class Foreground(Segmentation):
     def __init__(self, spec, data):
         super().__init__(SegmentationSpec(classes=spec.classes, overlap=spec.arguments["overlap"]), data)
 
-    def assess(self, network, case, device, detailed):
+    def evaluate_case(self, network, case, device, detailed):
         found = self.predict(network, case, device)
         return {"right": float(((found.prediction > 0) == (found.reference > 0)).mean())}
 

@@ -47,7 +47,7 @@ def _packed(run: Callable[..., Outcome], package: Path, job: Path, running: Lab)
     values["model"] = {"network": "wide_net", "code": digest}
     values["rounds"] |= {"quorum": 1, "deadline_s": 60.0}
     (job / "job.yaml").write_text(yaml.safe_dump(values))
-    return digest, parse_job(job / "job.yaml")
+    return digest, parse_job(job / "job.yaml", with_code=True)
 
 
 def _ended(running: Lab, spec: JobSpec) -> RunProgress:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Sequence
 from pathlib import Path
+
+from oncofed.private_files import open_private
 
 
 def write_case_table(path: Path, by_case: Sequence[tuple[str, dict[str, float | str]]]) -> None:
@@ -19,11 +20,7 @@ def write_case_table(path: Path, by_case: Sequence[tuple[str, dict[str, float | 
         OSError: it could not be written.
     """
     columns = list(dict.fromkeys(name for _, figures in by_case for name in figures))
-    with open(path, "w", newline="", encoding="utf-8", opener=_private) as file:
+    with open(path, "w", newline="", encoding="utf-8", opener=open_private) as file:
         table = csv.DictWriter(file, ["case", *columns])
         table.writeheader()
         table.writerows({"case": case, **figures} for case, figures in by_case)
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from oncofed.algorithms.plan import FederationPlan
 from oncofed.artifacts.kept_bundle import complete_bundle
 from oncofed.artifacts.kept_job import BESIDE_MODEL, write_kept_job
-from oncofed.data.manifest import write_whole
+from oncofed.atomic import write_whole
 from oncofed.models.bundle import BUNDLE_NAME
 from oncofed.models.weights import Weights
 from oncofed.tasks.calibration import CALIBRATION_FILE

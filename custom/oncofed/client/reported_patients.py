@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from oncofed.atomic import write_whole
 from oncofed.client.locks import wait_for_lock
-from oncofed.data.manifest import write_whole
 from oncofed.errors import StateError
 from oncofed.suppression import LEAST_PATIENTS
 

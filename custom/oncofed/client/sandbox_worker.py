@@ -40,7 +40,7 @@ from oncofed.packs.load import load_pack
 from oncofed.packs.pack import read_pack
 from oncofed.sandbox import restrict_calls
 from oncofed.training import Plan
-from oncofed.training.checkpoint import part
+from oncofed.training.checkpoint import without_prefix
 
 Command = tuple[dict[str, Any], bytes]
 
@@ -152,13 +152,13 @@ def _execute(
     """Execute a command; return facts and tensors of its result."""
     if facts["command"] == PREPARE:
         return {"numbers": training.prepare()}, {}
-    weights = part(tensors, "weights")
+    weights = without_prefix(tensors, "weights")
     if facts["command"] == VALIDATE:
         sums = SumsAsked(**facts["sums"]) if facts["sums"] else None
         request = EvaluateRequest(weights=weights, round=facts["round"], split=facts["split"], sums=sums)
         score = training.validate(request, stop, facts["keep_as"])
         return {"numbers": score.numbers, "patient_groups": score.patient_groups}, {}
-    train_request = TrainRequest(weights=weights, round=facts["round"], extra=part(tensors, "extra"))
+    train_request = TrainRequest(weights=weights, round=facts["round"], extra=without_prefix(tensors, "extra"))
     result = training.train(train_request, stop)
     counts = {"turn_key": result.turn_key, "cases": result.cases, "steps": result.steps, "numbers": result.numbers}
     return counts, {**prefixed("delta", result.delta), **prefixed("extra", result.extra)}

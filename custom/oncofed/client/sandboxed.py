@@ -49,7 +49,7 @@ from oncofed.models.weights import Weights
 from oncofed.packs.pack import Pack
 from oncofed.processes import SHARED_VARIABLE
 from oncofed.training import Plan
-from oncofed.training.checkpoint import part
+from oncofed.training.checkpoint import without_prefix
 
 _SECONDS_BETWEEN_POLLS = 0.2
 _SECONDS_TO_STOP = 60.0
@@ -105,8 +105,8 @@ class SandboxedTraining:
         try:
             return TrainResult(
                 turn_key=str(facts["turn_key"]),
-                delta=part(found, "delta"),
-                extra=part(found, "extra"),
+                delta=without_prefix(found, "delta"),
+                extra=without_prefix(found, "extra"),
                 cases=int(facts["cases"]),
                 steps=int(facts["steps"]),
                 numbers=dict(facts["numbers"]),

@@ -34,7 +34,7 @@ class SiteState:
 
     def part(self, name: str) -> Weights:
         """Return tensors that an earlier process kept; empty without them."""
-        return checkpoint.part(self._tensors, name)
+        return checkpoint.without_prefix(self._tensors, name)
 
     def result_of(self, turn_key: str) -> TrainResult | None:
         """Return the result of an earlier request with this key; None without one.
@@ -83,8 +83,8 @@ def _facts_of(result: TrainResult) -> dict[str, Any]:
 def _result_in(tensors: Weights, facts: Mapping[str, Any]) -> TrainResult:
     return TrainResult(
         turn_key=facts["asked"],
-        delta=checkpoint.part(tensors, "delta"),
-        extra=checkpoint.part(tensors, "extra"),
+        delta=checkpoint.without_prefix(tensors, "delta"),
+        extra=checkpoint.without_prefix(tensors, "extra"),
         cases=facts["cases"],
         steps=facts["steps"],
         numbers=facts["numbers"],

@@ -45,12 +45,12 @@ from oncofed.flare.folders import against_model, hand_over, initial_model, note_
 from oncofed.flare.runtime.malloc import forget_what_stays
 from oncofed.flare.security.recording import name_and_person
 from oncofed.flare.security.revocation import list_and_root, read_revoked
-from oncofed.flare.transfer.decomposer import SMALLEST_BYTES, carry, carry_no_more, context_of_cell
+from oncofed.flare.transfer.decomposer import SMALLEST_BYTES, begin_transfer, cell_tls_context, end_transfer
 from oncofed.flare.transfer.server import TransferServer
 from oncofed.flare.wire import TASK_COMBINE, TASK_PREPARE, TASK_TRAIN, TASK_VALIDATE
 from oncofed.messages.requests import SumsAsked
 from oncofed.models.serialized import write_tensors
-from oncofed.models.weights import Layout, Weights, digest_of, layout_of, weights_of
+from oncofed.models.weights import WeightLayout, Weights, digest_of, layout_of, weights_of
 from oncofed.privacy.outbound import progress_that_may_leave
 from oncofed.rounds.events import BEST_MODEL, EVENTS_FILE, MODELS_FOLDER, STATS_GROUP, EventLog, new_event
 from oncofed.rounds.intake import UpdateIntake, counts
@@ -141,7 +141,7 @@ class FederatedTraining(Controller):
         note_end(fl_ctx)
         if self._log:
             self._log.close()
-        carry_no_more(fl_ctx.get_engine().get_cell())
+        end_transfer(fl_ctx.get_engine().get_cell())
         cleanup_tensor_disk_offload(fl_ctx.get_engine(), self._offload)
         hand_over(fl_ctx)
         self._held.close()
@@ -225,10 +225,10 @@ class FederatedTraining(Controller):
     def _let_sites_come(self, nbytes: int) -> None:
         """Let sites fetch large models, and bring updates, over connections of their own."""
         cell = self._ctx.get_engine().get_cell()
-        context = context_of_cell(cell, str(self._ctx.get_job_id()), server=True)
+        context = cell_tls_context(cell, str(self._ctx.get_job_id()), server=True)
         if context and nbytes >= SMALLEST_BYTES:
             largest = _LARGEST_UPDATE * nbytes + _LARGE_MODEL
-            carry(cell, TransferServer(self._state, context, self._desk.is_welcome, largest))
+            begin_transfer(cell, TransferServer(self._state, context, self._desk.is_welcome, largest))
 
     def _vouch(self, model: Weights, rounds: int, best_round: int) -> None:
         """Write where the model comes from, beside it."""
@@ -256,7 +256,7 @@ class FederatedTraining(Controller):
         files = [self._state / MODELS_FOLDER / name for name in (PROFILE_FILE, CALIBRATION_FILE)]
         return {file.name: file.read_text(encoding="utf-8") for file in files if file.is_file()}
 
-    def _initial(self) -> tuple[Layout, Weights]:
+    def _initial(self) -> tuple[WeightLayout, Weights]:
         """Return what the model's weights are like, and those that the job brings along or else its seed gives."""
         brought = initial_model(self._ctx)
         if brought is None:

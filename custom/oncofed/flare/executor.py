@@ -36,10 +36,10 @@ from oncofed.flare.runtime.heartbeat import Heartbeat
 from oncofed.flare.runtime.malloc import forget_what_stays
 from oncofed.flare.security.admission import admit_job, dataset_digest
 from oncofed.flare.security.recording import name_and_person, record
-from oncofed.flare.transfer.decomposer import carry, carry_no_more, transfer_client_of
+from oncofed.flare.transfer.decomposer import begin_transfer, end_transfer, new_transfer_client
 from oncofed.messages.requests import CombineRequest, EvaluateRequest, PrepareRequest, Request, TrainRequest
 from oncofed.messages.results import CombineResult, EvaluateResult, Refusal, Result, SiteFacts, TrainResult
-from oncofed.models.weights import Layout, digest_of
+from oncofed.models.weights import WeightLayout, digest_of
 from oncofed.packs.pack import Pack, read_pack
 from oncofed.privacy.policy import Policy
 from oncofed.privacy.pooled import SUMS
@@ -125,20 +125,20 @@ class SiteExecutor(Executor):
         if self._training:
             self._training.close()
             self._training = None
-        carry_no_more(fl_ctx.get_engine().get_cell())
+        end_transfer(fl_ctx.get_engine().get_cell())
         status_file(fl_ctx).now(phase=ENDED)
 
     def _go_directly(self, fl_ctx: FLContext) -> None:
         """Have large models fetched, and updates brought, over connections of their own where that is possible."""
         cell = fl_ctx.get_engine().get_cell()
-        courier = transfer_client_of(cell, str(fl_ctx.get_job_id()))
-        if courier is None:
+        client = new_transfer_client(cell, str(fl_ctx.get_job_id()))
+        if client is None:
             return
-        carry(cell, courier)
+        begin_transfer(cell, client)
         # FLARE's messages are small then, and an answer that is lost with a server's process is not waited for as long
         # as a model may take on a slow link. Where one went with them after all, it is again.
         runner = fl_ctx.get_prop(FLContextKey.RUNNER)
-        courier.when_it_fails = change_timeouts(runner, lambda s: min(s, _DIRECT_ANSWER_SECONDS + _READING * s))
+        client.on_fallback = change_timeouts(runner, lambda s: min(s, _DIRECT_ANSWER_SECONDS + _READING * s))
 
     # --- tasks
 
@@ -197,7 +197,7 @@ class SiteExecutor(Executor):
             return Refusal(str(error))
 
     @cached_property
-    def _layout(self) -> Layout:
+    def _layout(self) -> WeightLayout:
         return self._plan.layout()
 
     def _trained_here(self, fl_ctx: FLContext) -> LocalTraining:

@@ -25,10 +25,11 @@ from oncofed.algorithms import Update
 from oncofed.algorithms.fedavg import FedAvg
 from oncofed.algorithms.plan import FederationPlan
 from oncofed.errors import FederationError, UpdateRejectedError
+from oncofed.flare.transfer.protocol import message_timeout
 from oncofed.messages.compression import ReceivedUpdate
 from oncofed.messages.requests import CombineRequest
 from oncofed.messages.results import CombineResult
-from oncofed.models.weights import Layout, Weights
+from oncofed.models.weights import WeightLayout, Weights
 from oncofed.rounds.intake import UpdateIntake
 from oncofed.rounds.round_state import RoundState
 from oncofed.rounds.run_state import RunState
@@ -36,8 +37,6 @@ from oncofed.rounds.run_state import RunState
 _TOPIC = "oncofed.peer"
 _UPDATE = "update"
 _ROUND = "round"
-_SLOWEST_LINK_BYTES_PER_SECOND = 500_000
-_ANSWER_SECONDS = 10.0
 # A job has no more sites.
 _MOST_HELD = 1000
 
@@ -74,7 +73,7 @@ class PeerExchange(FLComponent):
                 targets=[collector],
                 topic=_TOPIC,
                 request=Shareable({_ROUND: number, _UPDATE: sent}),
-                timeout=_ANSWER_SECONDS + len(sent) / _SLOWEST_LINK_BYTES_PER_SECOND,
+                timeout=message_timeout(len(sent)),
                 fl_ctx=context,
                 secure=bool(fl_ctx.get_prop(FLContextKey.SECURE_MODE, False)),
             )
@@ -83,7 +82,7 @@ class PeerExchange(FLComponent):
             return None
         return hashlib.sha256(sent).hexdigest()
 
-    def combine(self, request: CombineRequest, layout: Layout) -> CombineResult:
+    def combine(self, request: CombineRequest, layout: WeightLayout) -> CombineResult:
         """Return the mean of updates, weighted by cases.
 
         Args:
@@ -108,7 +107,7 @@ class PeerExchange(FLComponent):
             except FederationError as error:
                 refused[site] = str(error)
         memory = RunState({}, lengths=self._lengths)
-        travelling = Layout(like, frozenset(like), layout.trained)
+        travelling = WeightLayout(like, frozenset(like), layout.trained)
         kept = UpdateIntake(self._federation, travelling, (), {}, _unrecorded).without_outliers(current, memory)
         self._lengths = memory.lengths
         refused |= current.refused

@@ -23,7 +23,7 @@ from oncofed.flare import wire
 from oncofed.flare.communicator import SiteTask
 from oncofed.flare.wire import TASK_TRAIN
 from oncofed.messages.compression import ReceivedUpdate, without_extra
-from oncofed.models.weights import Layout, Weights
+from oncofed.models.weights import WeightLayout, Weights
 from oncofed.privacy.outbound import check_counts, check_numbers, most_scored
 from oncofed.rounds.round_state import RoundState
 from oncofed.rounds.run_state import RunState
@@ -74,7 +74,7 @@ class UpdateIntake:
     def __init__(
         self,
         federation: FederationPlan,
-        layout: Layout,
+        layout: WeightLayout,
         classes: Sequence[str],
         cases: Mapping[str, dict[str, Any]],
         record: Record,

@@ -23,6 +23,7 @@ from oncofed.models.weights import Digest, Weights, sum_of_squares
 from oncofed.privacy.outbound import check_counts, check_numbers, most_scored, withhold
 from oncofed.privacy.policy import Policy
 from oncofed.privacy.pooled import SUMS
+from oncofed.tasks import metrics_that_may_leave
 from oncofed.training import Plan
 
 # Earlier rounds without which no update is unusual.
@@ -70,6 +71,7 @@ class OutboundPolicy:
         self._exchange = federation.exchange
         self._algorithm = federation.algorithm()
         self._classes = list(plan.task.classes.values())
+        self._metrics = metrics_that_may_leave(plan.task)
         self._bins = bins_of(plan.data)
         layout = plan.layout()
         self._like: Weights = layout.sent
@@ -139,7 +141,7 @@ class OutboundPolicy:
         return Approved(result, self._check_update(update, largest))
 
     def _check_numbers(self, numbers: Mapping[str, Any], sums: bool = False) -> None:
-        check_numbers(numbers, self._classes, sums=sums, most=self._most_cases)
+        check_numbers(numbers, self._classes, sums=sums, most=self._most_cases, metrics=self._metrics)
 
     def _without_extra_sums(self, numbers: Mapping[str, Any]) -> dict[str, Any]:
         """Return numbers without counts and sums that the site keeps back, or sent often enough.

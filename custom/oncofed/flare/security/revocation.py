@@ -116,7 +116,7 @@ class RevocationList(FLComponent):
             tell_people_from_sites(engine.server.client_manager, audit)
             look_at_archives(lambda why: self.log_warning(fl_ctx, f"a job was refused: {why}", fire_event=False))
             self._look(engine, path, root, fl_ctx)
-            watch = threading.Thread(target=self._watch, args=(engine, path, root), name="gate", daemon=True)
+            watch = threading.Thread(target=self._watch, args=(engine, path, root), name="revocation", daemon=True)
             watch.start()
         elif event_type == EventType.SYSTEM_END:
             self._stop.set()
