@@ -18,7 +18,7 @@ from nvflare.apis.shareable import ReservedHeaderKey, Shareable
 from nvflare.fuel.utils.msg_root_utils import delete_msg_root
 
 from oncofed.flare.runtime.malloc import trim_heap
-from oncofed.flare.security.outbound_filter import keep_anchor
+from oncofed.flare.security.recording import keep_anchor
 from oncofed.flare.wire import TOLD_TOPIC, WAIT_TOPIC, Directive, wait_reply
 
 # Nothing was heard of a site for so long: FLARE's job processes send a heartbeat every ten seconds.

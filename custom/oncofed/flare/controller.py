@@ -43,7 +43,7 @@ from oncofed.flare import wire
 from oncofed.flare.communicator import PullCommunicator, SiteTask
 from oncofed.flare.folders import against_model, hand_over, initial_model, note_end, state_folder
 from oncofed.flare.runtime.malloc import forget_what_stays
-from oncofed.flare.security.outbound_filter import name_and_person
+from oncofed.flare.security.recording import name_and_person
 from oncofed.flare.security.revocation import list_and_root, read_revoked
 from oncofed.flare.transfer.decomposer import SMALLEST_BYTES, begin_transfer, cell_tls_context, end_transfer
 from oncofed.flare.transfer.server import TransferServer
