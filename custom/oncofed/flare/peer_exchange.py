@@ -26,10 +26,8 @@ from oncofed.algorithms.fedavg import FedAvg
 from oncofed.algorithms.plan import FederationPlan
 from oncofed.errors import FederationError
 from oncofed.messages.compression import ReceivedUpdate
-from oncofed.models.weights import Layout, Weights
-from oncofed.rounds.intake import UpdateIntake
-from oncofed.rounds.round_state import RoundState
-from oncofed.rounds.run_state import RunState
+from oncofed.models.weights import Weights
+from oncofed.rounds.outliers import OutlierFilter
 
 _TOPIC = "oncofed.peer"
 _UPDATE = "update"
@@ -96,19 +94,17 @@ class PeerExchange(FLComponent):
         missing = sorted(site for site, found in held.items() if found is None)
         if missing:
             return PeerMean({}, 0, missing, {})
-        turn, refused = RoundState(), {}
+        updates, refused = list[Update](), {}
         for site, found in held.items():
             assert found
             try:
                 delta = ReceivedUpdate(_read(found[1]), like, self._federation.exchange.update)
-                turn.updates.append(Update(site, delta, int(wanted[site]["cases"]), squares=delta.squares))
+                updates.append(Update(site, delta, int(wanted[site]["cases"]), squares=delta.squares))
             except FederationError as error:
                 refused[site] = str(error)
-        memory = RunState({}, lengths=self._lengths)
-        layout = Layout(like, frozenset(like), parameters)
-        kept = UpdateIntake(self._federation, layout, (), {}, _unrecorded).without_outliers(turn, memory)
-        self._lengths = memory.lengths
-        refused |= turn.refused
+        screened = OutlierFilter(self._federation.exchange, parameters).screen(updates, self._lengths)
+        kept, self._lengths = screened.kept, screened.lengths
+        refused |= screened.refused
         if not kept:
             raise FederationError(f"no update that counts: {'; '.join(f'{s}: {r}' for s, r in refused.items())}")
         zeros = {name: torch.zeros(value.shape, dtype=value.dtype) for name, value in like.items()}
@@ -157,7 +153,3 @@ def _read(sent: bytes) -> Weights:
         return load(sent)
     except (SafetensorError, ValueError, KeyError) as error:
         raise FederationError("it sent what is not tensors") from error
-
-
-def _unrecorded(kind: str, **values: Any) -> None:
-    """Tell nobody: the server records what its collector answers."""
