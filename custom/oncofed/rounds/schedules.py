@@ -322,7 +322,7 @@ class PeerAveragedRunner(RoundRunner[PeerAveraged]):
         outgoing, expected = context.outgoing(state.model), context.intake.expected(number, state.model)
         draw = random.Random(f"{context.seed} collector {number}")  # noqa: S311 - not a secret
         order = draw.sample(current.asked, len(current.asked))
-        started, failed, doubtful = current.started, set[str](), set[str]()
+        started, failed, missed_once, missed_twice = current.started, set[str](), set[str](), set[str]()
         while True:
             collector = self._collector([site for site in order if site not in failed], number, started)
             current = RoundState(started=started, asked=current.asked, collector=collector)
@@ -330,16 +330,17 @@ class PeerAveragedRunner(RoundRunner[PeerAveraged]):
             _PeerTraining(context, request=request, sites=current.asked, current=current, expected=expected).run()
             if collector in context.sites.lost:
                 continue
-            for site in doubtful & {update.site for update in current.updates}:
+            for site in missed_twice & {update.site for update in current.updates}:
                 self._leave_out(current, site, f"its update did not reach {collector}", number)
             mean, missing = self._combine(collector, number, current, state)
             if mean is not None:
                 return RoundResult(current, model=moved(state.model, mean))
-            # A collector that was restarted has nothing: sites send once more what they kept. Those that failed twice
-            # are left out.
-            if not missing or set(missing) <= doubtful:
+            # A collector that was restarted has nothing: sites send once more what they kept. Those that it misses
+            # again are left out.
+            if set(missing) <= missed_once:
                 failed.add(collector)
-            doubtful |= set(missing)
+            missed_twice |= missed_once & set(missing)
+            missed_once |= set(missing)
 
     def _collector(self, able: list[str], number: int, started: float) -> str:
         """Return the first of these sites that is present; wait for one."""
