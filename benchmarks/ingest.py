@@ -1,11 +1,11 @@
-"""Registering a dataset, tiles of a slide and a training's input, beside plain readers.
+"""Reading data: registering, tiles of a slide, loading for training.
 
-Everything is generated on the spot. Figures:
+All data is generated. Figures:
 
-- volumes a second from DICOM series and from NIfTI: ``oncofed data register`` beside reading the same files in one
+- volumes a second from DICOM series and from NIfTI: ``oncofed data register`` against reading the same files in one
   process with pydicom, and with MONAI's ``LoadImage``; cold (first time) and again (nothing changed);
-- tiles a second from a tiled TIFF: ``TileReader`` beside OpenSlide and beside MONAI's ``WSIReader``, one thread;
-- seconds of an epoch's loading: prepared cases beside MONAI's ``LoadImaged`` and the same transforms each time;
+- tiles a second from a tiled TIFF: ``TileReader`` against OpenSlide and MONAI's ``WSIReader``, one thread;
+- seconds of an epoch's loading: prepared cases against MONAI's ``LoadImaged`` and the same transforms each time;
 - memory after registering few and many files.
 """
 
@@ -22,7 +22,7 @@ import numpy as np
 from dicoms import make_series
 from harness.bench import Bench
 from harness.results import Target
-from oncofed.data.register import Request, register
+from oncofed.data.register import RegisterOptions, register
 from oncofed.data.slides import TileReader, TileSpec
 from tissue import write_tissue
 
@@ -61,7 +61,7 @@ def dicom(bench: Bench, root: Path, series: int) -> None:
 
 
 def _again(bench: Bench, root: Path, what: str, amount: int) -> None:
-    """Register what has not changed, beside registering it anew."""
+    """Register an unchanged folder, against a new one."""
     bench.race(
         f"registering {what} again, nothing changed",
         {
@@ -226,11 +226,11 @@ def _load_decoders(root: Path) -> None:
 def _register(source: Path, out: Path, fresh: bool = False) -> None:
     if fresh:
         shutil.rmtree(out, ignore_errors=True)
-    register(Request(source, "bench", out))
+    register(RegisterOptions(source, "bench", out))
 
 
 def _pydicom(root: Path, out: Path | None = None) -> None:
-    """Read every series as a careful script does, in one process: slices sorted by position, pixels rescaled.
+    """Read every series like a careful script, in one process: slices sorted by position, pixels rescaled.
 
     With ``out`` it does what registering does: reads all headers first, for it cannot know which file belongs to which
     series, measures, writes NIfTI, and sums it up.
@@ -257,7 +257,7 @@ def _pydicom(root: Path, out: Path | None = None) -> None:
 
 
 def _nibabel_facts(image: Path, label: Path) -> tuple[object, ...]:
-    """Read a case and find out about it what registering does, with NumPy's plain functions."""
+    """Read a case and find the facts of registering, with plain NumPy."""
     import nibabel as nib
 
     values, mask = (np.asarray(nib.load(path).dataobj) for path in (image, label))
@@ -283,7 +283,7 @@ def _series_folders(root: Path) -> Iterator[Path]:
 
 
 def _peak_of(source: Path, out: Path) -> float:
-    register(Request(source, "bench", out, workers=1))
-    # The peak that getrusage gives counts the parent's memory too, up to the moment at which this program was loaded.
+    register(RegisterOptions(source, "bench", out, workers=1))
+    # getrusage's peak includes the parent's memory up to the exec of this program.
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024

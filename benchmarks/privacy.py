@@ -1,8 +1,8 @@
-"""What privacy costs: checks of what leaves a site, DP-SGD, secure aggregation.
+"""The cost of privacy: outbound checks, DP-SGD, secure aggregation.
 
-The checks are those of a round of the hippocampus job at one site: its update and its scores are held against what the
-job declares, and recorded in the audit log, on disk. They are set beside the round's training on this machine. Another
-figure is what a site looks at before a job starts. What oncofed does not have yet has a row that says so.
+The checks are those of a round of the hippocampus job at one site: update and scores are compared with the job's
+declarations, and recorded in the audit log on disk. They are compared with the round's training on this machine.
+Another figure is the admission of a job at a site. Features that oncofed lacks have a row that says so.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from oncofed.algorithms.plan import FederationPlan
 from oncofed.audit import AuditLog
 from oncofed.data.cases import read_cases
 from oncofed.flare import wire
-from oncofed.flare.security.outbound_filter import OutboundPolicy
-from oncofed.flare.wire import TASK_TRAIN, TASK_VALIDATE
+from oncofed.flare.security.outbound_filter import check_reply
+from oncofed.flare.security.outbound_policy import OutboundPolicy
 from oncofed.job.spec import read_job
+from oncofed.messages.requests import EvaluateRequest, TrainRequest
+from oncofed.messages.results import EvaluateResult, TrainResult
 from oncofed.models.weights import exchanged_names, weights_of
 from oncofed.privacy.policy import JobFacts, Policy, read_policy
 from oncofed.training import Plan, Trainer
@@ -39,7 +41,7 @@ _MOST_OF_A_ROUND, _MOST_AT_THE_START = 0.02, 0.2
 
 
 def run(bench: Bench) -> None:
-    """Measure the checks, and say what is not there yet."""
+    """Measure the checks, and list missing features."""
     plan = read_job("hippocampus_segmentation").plan()
     seconds = _round(bench, plan)
     bench.doing("checks of what leaves")
@@ -85,13 +87,14 @@ def _checks(folder: Path, plan: Plan) -> float:
     travelling = exchanged_names(network)
     delta = {n: torch.randn_like(v) * 1e-3 for n, v in weights_of(network).items() if n in travelling}
     numbers = {"loss": 0.5, "train_s": 7.0, "validate_s": 1.0, "evaluation": _EVALUATION}
-    update = wire.update_message(delta, {}, 100, 60, numbers)
-    score = wire.numbers_message({"evaluation": _EVALUATION, "validate_s": 1.0})
-    outbound, log = OutboundPolicy(plan, FederationPlan(), Policy(schema=1)), AuditLog(folder)
+    update = wire.to_shareable(TrainResult(delta=delta, cases=100, steps=60, numbers=numbers))
+    score = wire.to_shareable(EvaluateResult({"evaluation": _EVALUATION, "validate_s": 1.0}))
+    policy = OutboundPolicy(plan=plan, federation=FederationPlan(), policy=Policy(schema=1))
+    log = AuditLog(folder)
     log.write("job admitted", "engineer")
     begun = time.perf_counter()
-    for task, message in ((TASK_TRAIN, update), (TASK_VALIDATE, score)):
-        log.write("message left", "engineer", task=task, **outbound.check(task, message))
+    for task, message in ((TrainRequest.task, update), (EvaluateRequest.task, score)):
+        log.write("message left", "engineer", task=task, **check_reply(policy, task, message))
     return time.perf_counter() - begun
 
 

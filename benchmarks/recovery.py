@@ -1,7 +1,8 @@
-"""Seconds lost to each fault: real processes, killed, hung, slowed, cut off and poisoned, one fault a run.
+"""Seconds lost to faults: processes killed, hung, slowed, cut off and poisoned.
 
-Each run is a federation of a real server and four sites on loopback, from their startup kits, with mutual TLS. Time
-lost is the wall time from the sites being ready to the end, less that of a run in which nothing happens.
+Each run is a federation of a real server and four sites on loopback, from their startup kits, with mutual TLS. Each
+run has one fault. Time lost is the wall time from the sites being ready to the end, less that of a run without
+faults.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _MOST_LOST = 60.0
 
 @dataclass
 class Fault:
-    """One thing that goes wrong.
+    """A fault to inject.
 
     Attributes:
         name: for the table.
@@ -114,7 +115,7 @@ _QUICK = 2
 
 
 def run(bench: Bench) -> None:
-    """Run the faults, each beside a run in which nothing happens."""
+    """Run each fault, against a run without faults."""
     rounds = 2 if bench.quick else 4
     steps = 5 if bench.quick else 30
     spec = brain_job(

@@ -1,7 +1,7 @@
-"""Seconds from submitting a job to a site's first training step, server and four sites idle before.
+"""Seconds from submitting a job to the first training step, with idle participants.
 
-Each participant keeps one process that has imported torch and MONAI; beside it the same alliance without such spares.
-The limit is what one process takes to import both.
+Each participant keeps a process that has imported torch and MONAI; the baseline is the same alliance without. The
+limit is the import of both in one process.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from brain import brain_job, brain_sites
 from fault_lab import Lab, change_resources, lab
 from harness.bench import Bench
-from harness.results import Beside, Limit, Target
+from harness.results import Baseline, Limit, Target
 from oncofed.alliance.local import LocalAlliance
 from oncofed.job.spec import JobSpec
 from oncofed.rounds.events import EventReader, SiteProgress
@@ -36,11 +36,11 @@ def run(bench: Bench) -> None:
     bench.doing("a process ready")
     idle = _SECONDS_UNTIL_IDLE_QUICK if bench.quick else _SECONDS_UNTIL_IDLE
     ready = measure(spec, sites, bench.folder / "spares", jobs, idle, bench.quick)
-    beside = Beside(name="without processes that wait", missing="left out of a quick run")
+    beside = Baseline(name="without processes that wait", missing="left out of a quick run")
     if not bench.quick:
         bench.doing("none ready")
         none = measure(spec, sites, bench.folder / "none", jobs, idle, False, without_spares)
-        beside = Beside(name=beside.name, samples=none)
+        beside = Baseline(name=beside.name, samples=none)
     bench.measured(
         "from submitting to the first step, server and 4 sites",
         ready,
@@ -53,7 +53,7 @@ def run(bench: Bench) -> None:
 
 
 def without_spares(alliance: LocalAlliance) -> None:
-    """Have no participant keep a process ready, as its owner may."""
+    """Configure participants without spare processes."""
 
     def change(resources: dict[str, Any]) -> None:
         for component in resources["components"]:

@@ -17,9 +17,9 @@ from pynetdicom.association import Association
 from pynetdicom.dsutils import decode, encode
 from pynetdicom.sop_class import Verification
 
+from oncofed.prediction.watching.application_entity import Address
 from oncofed.prediction.watching.inbox import Inbox, Limits
-from oncofed.prediction.watching.peers import Address
-from oncofed.prediction.watching.receiver import Receiver
+from oncofed.prediction.watching.storage_scp import StorageSCP
 from watched import eventually
 
 TITLE, SCANNER = "ONCOFED", "SCANNER"
@@ -30,7 +30,7 @@ class Desk:
     """A receiver that listens, and what it told."""
 
     inbox: Inbox
-    receiver: Receiver
+    receiver: StorageSCP
     told: list[tuple[str, str]] = field(default_factory=list)
 
     def kinds(self) -> list[str]:
@@ -53,8 +53,8 @@ class Desk:
 def opened(folder: Path, callers: Sequence[str] = (SCANNER,), limits: Limits | None = None) -> Desk:
     told: list[tuple[str, str]] = []
     inbox = Inbox(folder, limits or Limits(reserve=0))
-    tell = lambda kind, text: told.append((kind, text))  # noqa: E731
-    return Desk(inbox, Receiver(inbox, Address("127.0.0.1", 0), TITLE, callers, tell), told)
+    notify = lambda kind, text: told.append((kind, text))  # noqa: E731
+    return Desk(inbox, StorageSCP(inbox, Address("127.0.0.1", 0), TITLE, callers, notify), told)
 
 
 def call(

@@ -17,7 +17,7 @@ from oncofed.algorithms.fedavg import FedAvg
 from oncofed.algorithms.plan import FederationPlan
 from oncofed.messages.requests import CombineRequest, EvaluateRequest, PrepareRequest, Request, TrainRequest
 from oncofed.messages.results import CombineResult, EvaluateResult, Refusal, Result, SiteFacts, TrainResult
-from oncofed.models.weights import Layout, Weights, digest_of
+from oncofed.models.weights import WeightLayout, Weights, digest_of
 from oncofed.rounds.events import Event, EventLog
 from oncofed.rounds.in_memory import Delayed, InMemorySites
 from oncofed.rounds.job_model import JobModel
@@ -41,7 +41,7 @@ WEIGHTS: Weights = {
     "fixed": torch.tensor([7.0]),
 }
 TRAVELLING, TRAINED = frozenset({"w", "mean", "count"}), frozenset({"w"})
-LAYOUT = Layout({name: value.to("meta") for name, value in WEIGHTS.items()}, TRAVELLING, TRAINED)
+LAYOUT = WeightLayout({name: value.to("meta") for name, value in WEIGHTS.items()}, TRAVELLING, TRAINED)
 _TEST_CASES = 6
 
 
@@ -51,11 +51,11 @@ class TinyModel(JobModel):
     def __init__(self) -> None:
         super().__init__(PLAN)
 
-    def layout(self) -> Layout:
+    def layout(self) -> WeightLayout:
         """Return the model's layout."""
         return LAYOUT
 
-    def initial(self) -> tuple[Layout, Weights]:
+    def initial(self) -> tuple[WeightLayout, Weights]:
         """Return the layout and the weights to start from."""
         return LAYOUT, {name: value.clone() for name, value in WEIGHTS.items()}
 

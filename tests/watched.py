@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from oncofed.prediction.watching.arrivals import Arrival, Arrivals
-from oncofed.prediction.watching.watch import Handle, Outcome, Watch
+from oncofed.prediction.watching.folder_scanner import FolderScanner, WatchItem
+from oncofed.prediction.watching.watcher import FolderWatcher, ItemResult, ProcessItem
 
 
 class Clock:
@@ -27,13 +27,13 @@ class Hand:
     def __init__(self, out: Path, raises: BaseException | None = None) -> None:
         self.out, self.raises, self.seen = out, raises, list[str]()
 
-    def __call__(self, arrival: Arrival) -> Outcome:
-        self.seen.append(arrival.name)
+    def __call__(self, item: WatchItem) -> ItemResult:
+        self.seen.append(item.name)
         if self.raises is not None:
             raise self.raises
-        result = self.out / f"{arrival.name.replace('/', '_')}.txt"
-        result.write_text(str(arrival.files))
-        return Outcome((result,), (result,))
+        result = self.out / f"{item.name.replace('/', '_')}.txt"
+        result.write_text(str(item.files))
+        return ItemResult((result,), (result,))
 
 
 class Place:
@@ -46,12 +46,12 @@ class Place:
         self.clock, self.told = Clock(), list[tuple[str, str]]()
         self.hand = Hand(self.out)
 
-    def tell(self, kind: str, text: str) -> None:
+    def notify(self, kind: str, text: str) -> None:
         self.told.append((kind, text))
 
-    def watch(self, handle: Handle | None = None) -> Watch:
-        arrivals = Arrivals(self.folder, 0.0, self.clock)
-        return Watch(arrivals, self.out, handle or self.hand, self.tell, seconds=0.001)
+    def watch(self, process_item: ProcessItem | None = None) -> FolderWatcher:
+        scanner = FolderScanner(self.folder, 0.0, self.clock)
+        return FolderWatcher(scanner, self.out, process_item or self.hand, self.notify, seconds=0.001)
 
     def kinds(self) -> list[str]:
         return [kind for kind, _ in self.told]

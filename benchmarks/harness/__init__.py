@@ -1,1 +1,1 @@
-"""Benchmarks that hold up: samples, limits of the machine, comparisons. The suites are in ``benchmarks/``."""
+"""Benchmark harness: samples, machine limits, comparisons."""

@@ -1,4 +1,4 @@
-"""``oncofed bench``: figures of speed, each beside a baseline and the machine's own limit."""
+"""``oncofed bench``: speed, compared with a baseline and the machine's limit."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .results import SuiteResult
 
 app = typer.Typer(
-    help="Measure speed: each figure beside a baseline in the same run, and beside what the machine could do at best.",
+    help="Measure speed: each figure next to a baseline in the same run, and to the machine's limit.",
     no_args_is_help=True,
 )
 
@@ -53,7 +53,7 @@ def list_(json: Json = False) -> None:
 def run(
     suites: Annotated[list[str], typer.Argument(help="Suites by name, or all; oncofed bench list shows them.")],
     quick: Annotated[
-        bool, typer.Option("--quick", help="Little work, a minute or less each: shows that it runs.")
+        bool, typer.Option("--quick", help="Little work, a minute or less each: checks that suites run.")
     ] = False,
     repeats: Annotated[
         int | None, typer.Option("--repeats", min=1, help="Samples of each program (7; with --quick 2).")
@@ -66,14 +66,14 @@ def run(
     ] = False,
     first_use: Annotated[
         bool,
-        typer.Option("--first-use", help="Also what happens once only, such as compiling, as figures of their own."),
+        typer.Option("--first-use", help="Also first calls, such as compiling, as separate figures."),
     ] = False,
     results: Results = None,
     json: Json = False,
 ) -> None:
-    """Run suites, one after the other; keep every sample in one file, benchmarks/results/TIME-COMMIT.json.
+    """Run suites one after the other; keep all samples in benchmarks/results/TIME-COMMIT.json.
 
-    What was measured is kept after each figure: Ctrl-C or a suite that fails loses nothing.
+    The file is written after each figure: Ctrl-C or a suite that fails loses none.
     """
     from .suites import Options, choose, new_run, run_suite, suites_folder
 
@@ -113,23 +113,23 @@ def compare(
     before: Annotated[
         str, typer.Argument(help="A run: its file, the beginning of its id or commit, last or previous.")
     ],
-    after: Annotated[str, typer.Argument(help="Another one, which is held against the first.")],
+    after: Annotated[str, typer.Argument(help="Another run, compared with the first.")],
     fail_above: Annotated[
         float | None,
         typer.Option(
-            "--fail-above", min=1.0, help="Exit with 1 where a figure is slower, for sure, by more than this."
+            "--fail-above", min=1.0, help="Exit with 1 if a figure is certainly slower by more than this factor."
         ),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Also runs of different machines, or a quick one with a full one.")
+        bool, typer.Option("--force", help="Compare runs of different machines too, or a quick one with a full one.")
     ] = False,
     results: Results = None,
     json: Json = False,
 ) -> None:
-    """Say of each figure of two runs whether the second is faster, slower, or no different.
+    """Compare the figures of two runs: is the second faster, slower, or no different?
 
-    Ratios are of times (or of needs, such as memory): above one is slower. A star marks ratios of figures relative to
-    their baselines, so that a machine that was slower as a whole does not count.
+    Ratios are of times (or of memory): above one is slower. A star marks ratios of figures relative to their baselines,
+    which do not depend on the speed of the machine as a whole.
     """
     from . import comparison
     from .results import find_run
@@ -164,16 +164,14 @@ def compare(
 
 @app.command()
 def report(
-    runs: Annotated[
-        list[str] | None, typer.Argument(help="Runs, as compare takes them; without any, all that are there.")
-    ] = None,
+    runs: Annotated[list[str] | None, typer.Argument(help="Runs, as for compare; by default all.")] = None,
     out: Annotated[Path, typer.Option("--out", help="The page.")] = Path("workspace/benchmarks.html"),
     markdown: Annotated[
-        bool, typer.Option("--markdown", help="Print the last figures as Markdown tables instead.")
+        bool, typer.Option("--markdown", help="Print the latest figures as Markdown tables instead.")
     ] = False,
     results: Results = None,
 ) -> None:
-    """Write one HTML page: tables, bars beside baseline and limit, and the figures' history over commits."""
+    """Write one HTML page: tables, bars with baseline and limit, and history over commits."""
     from .page import write_page
     from .results import find_run, read_runs
     from .tables import markdown as as_markdown
@@ -196,7 +194,7 @@ def _default_results() -> Path:
 
 
 def _require_device(device: str | None) -> None:
-    """Refuse a GPU that is not there, before anything is started."""
+    """Refuse an absent GPU before anything is started."""
     if device == "cuda":
         import torch
 

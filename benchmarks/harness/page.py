@@ -1,4 +1,4 @@
-"""The page of results: bars beside baseline and limit, and each figure's history over commits."""
+"""Page of results: bars with baseline and limit, history over commits."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _OURS, _BESIDE, _LIMIT = "#1f6f8b", "#b8b8b8", "#c0392b"
 
 
 def write_page(runs: Sequence[BenchmarkRun], path: Path) -> None:
-    """Write one HTML file without outside parts.
+    """Write one self-contained HTML file.
 
     Args:
-        runs: oldest first, at least one; the last of each machine and kind is shown in full, the others as its history.
+        runs: oldest first, at least one; the last of each machine and kind is shown in full, others as its history.
         path: of the file.
     """
     environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True, trim_blocks=True)
@@ -43,7 +43,7 @@ def _section(runs: Sequence[BenchmarkRun]) -> dict[str, object]:
     for of, suite in newest(runs):
         measured = [figure for figure in suite.figures if figure.samples]
         rows = [(figure, astuple(row)) for figure in suite.figures for row in rows_of(figure)]
-        # A column in which no row has anything is left out.
+        # Empty columns are left out.
         shown = [n for n in range(len(HEADINGS)) if any(cells[n] for _, cells in rows)]
         suites.append(
             {
@@ -63,7 +63,7 @@ def _section(runs: Sequence[BenchmarkRun]) -> dict[str, object]:
 
 
 def _bars(figures: Sequence[Figure]) -> Plot:
-    """Return a row for each figure: baseline, oncofed and limit relative to oncofed, so that longer is better."""
+    """Return bars of baseline, oncofed and limit relative to oncofed: longer is better."""
     shown = [figure for figure in figures if figure.over_baseline or figure.of_limit]
     plot, axes = plt.subplots(figsize=(9, 0.5 + 0.62 * len(shown)), constrained_layout=True)
     labels = []
@@ -91,7 +91,7 @@ def _bars(figures: Sequence[Figure]) -> Plot:
 
 
 def _history(runs: Sequence[BenchmarkRun], suite: str, figures: Sequence[Figure]) -> Markup | str:
-    """Return one small plot for each figure that several runs measured with the same settings."""
+    """Return a small plot of each figure that several runs measured with the same settings."""
     series: dict[str, list[tuple[str, Figure]]] = {}
     for figure in figures:
         points = [

@@ -387,21 +387,32 @@ def lab(
             link.close()
 
 
-def undisturbed(spec: JobSpec, sites: dict[str, Path], folder: Path) -> tuple[RunProgress, Path]:
-    """Run a job in FLARE's simulator, where nothing befalls it; return its record, and the folder with its models."""
+@contextlib.contextmanager
+def undisturbed(
+    spec: JobSpec, sites: dict[str, Path], folder: Path
+) -> Iterator[Callable[[], tuple[RunProgress, Path]]]:
+    """Run a job in FLARE's simulator while the block runs.
+
+    Yields:
+        Waits for the run's end, and returns its record and the folder with its models.
+    """
     job = export_job(spec, folder / "job" / spec.name)
     datasets = {site: {spec.data.dataset: path} for site, path in sites.items()}
-    state = RunProgress()
     with (
         short_path(folder / "tmp") as temporary,
         simulation(job, datasets, folder / "simulator", folder / "logs", temporary) as running,
     ):
-        while running.ended() is None:
-            running.require_going()
-            time.sleep(0.1)
-        for event in EventReader(running.events).read():
-            state.apply(event)
-        return state, running.fetch()
+
+        def result() -> tuple[RunProgress, Path]:
+            while running.ended() is None:
+                running.require_going()
+                time.sleep(0.1)
+            state = RunProgress()
+            for event in EventReader(running.events).read():
+                state.apply(event)
+            return state, running.fetch()
+
+        yield result
 
 
 def _submitted(alliance: LocalAlliance, spec: JobSpec, folder: Path) -> FederatedJob:

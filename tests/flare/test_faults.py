@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import oncofed
-from fault_lab import another_clock, another_version, lab, undisturbed
+from fault_lab import another_clock, another_version, lab, poison, undisturbed
 from oncofed.alliance.local import quiet
 from oncofed.job.spec import JobSpec
 from oncofed.job.watch import RunProgress
@@ -33,9 +33,10 @@ def test_a_run_outlives_every_process_and_ends_with_the_same_bits(
     network = {"model": {"network": "unet", "channels": [40, 80, 160, 160], "residual_units": 2}}
     strategy = {"strategy": {"name": "fedadam"}, "exchange": {"update": "int8"}}
     patient = spec.changed({"rounds": {"number": 6}, "training": {"steps_per_round": 5}, **network, **strategy})
-    usual, folder = undisturbed(patient, two_sites, tmp_path / "undisturbed")
-    expected = load_file(folder / "models" / "best.safetensors")
-    with lab(patient, two_sites, tmp_path / "disturbed") as running:
+    with (
+        undisturbed(patient, two_sites, tmp_path / "undisturbed") as simulated,
+        lab(patient, two_sites, tmp_path / "disturbed") as running,
+    ):
         running.wait(lambda state: state.round >= 1, "the first round begins")
         running.kill("site job", "west")
         running.wait(lambda state: state.round >= 3, "the third round begins")
@@ -46,6 +47,8 @@ def test_a_run_outlives_every_process_and_ends_with_the_same_bits(
         running.kill("server")
         state = running.wait(lambda state: state.finished is not None, "the run ends")
         model = load_file(running.job.fetch() / "models" / "best.safetensors")
+        usual, folder = simulated()
+        expected = load_file(folder / "models" / "best.safetensors")
     said = (tmp_path / "disturbed" / "logs" / "east.txt").read_text()
     assert re.search(r"fetched 17\.0 MB directly", said)
     assert re.search(r"brought 4\.\d MB directly", said)
@@ -57,7 +60,7 @@ def test_a_run_outlives_every_process_and_ends_with_the_same_bits(
 
 
 @pytest.mark.timeout(400)
-def test_a_bad_day(spec: JobSpec, three_sites: dict[str, Path], tmp_path: Path) -> None:
+def test_a_bad_day_and_bad_updates(spec: JobSpec, three_sites: dict[str, Path], tmp_path: Path) -> None:
     changes = {"rounds": {"number": 200, "quorum": 2, "deadline_s": 4.0}, "training": {"steps_per_round": 20}}
     clock = {"east": another_clock(tmp_path / "clock", -600)}
     with lab(spec.changed(changes), three_sites, tmp_path / "lab", environments=clock) as running:
@@ -92,9 +95,20 @@ def test_a_bad_day(spec: JobSpec, three_sites: dict[str, Path], tmp_path: Path) 
         # The engineer has seen enough.
         with quiet():
             running.alliance.session().abort_job(running.job.id)
-        running.submit(spec.changed({"rounds": {"quorum": 2}}))
+
+        # Bad updates are refused, and the round goes on.
+        poison(running.alliance.kit("west"), "nan")
+        poison(running.alliance.kit("north"), "shape")
+        running.submit(spec.changed({"rounds": {"number": 3}, "exchange": {"update": "bfloat16"}}))
         state = running.wait(lambda state: state.finished is not None, "the next job ends")
         assert sorted(state.finished.test) == ["east", "north", "west"]  # type: ignore[union-attr]
+        assert sorted(state.participation) == [1, 2, 3]
+        for who in state.participation.values():
+            assert (who["in_time"], sorted(who["refused"])) == (["east"], ["north", "west"])
+            assert "not finite" in who["refused"]["west"]
+            assert "expected" in who["refused"]["north"]
+        told = [p for p in running.alliance.kit("west").rglob("*.txt") if "did not take" in p.read_text()]
+        assert told or "did not take" in (tmp_path / "lab" / "logs" / "west.txt").read_text()
 
 
 @pytest.mark.timeout(300)
@@ -107,22 +121,6 @@ def test_who_is_not_what_it_says(spec: JobSpec, three_sites: dict[str, Path], tm
             state = running.wait(lambda state: state.finished is not None, "the run ends")
             assert all(who["in_time"] == ["east", "west"] for who in state.participation.values())
             assert f"it runs oncofed 0.0.1, the server {oncofed.__version__}" in state.lost["north"]
-
-
-@pytest.mark.timeout(300)
-def test_bad_updates_are_refused_and_the_round_goes_on(
-    spec: JobSpec, three_sites: dict[str, Path], tmp_path: Path
-) -> None:
-    changes = {"rounds": {"number": 3}, "exchange": {"update": "bfloat16"}}
-    poisoned = {"west": "nan", "north": "shape"}
-    with lab(spec.changed(changes), three_sites, tmp_path / "lab", poisoned) as running:
-        state = running.wait(lambda state: state.finished is not None, "the run ends")
-        for who in state.participation.values():
-            assert (who["in_time"], sorted(who["refused"])) == (["east"], ["north", "west"])
-            assert "not finite" in who["refused"]["west"]
-            assert "expected" in who["refused"]["north"]
-        told = [p for p in running.alliance.kit("west").rglob("*.txt") if "did not take" in p.read_text()]
-        assert told or "did not take" in (tmp_path / "lab" / "logs" / "west.txt").read_text()
 
 
 @pytest.mark.timeout(300)

@@ -14,10 +14,11 @@ from safetensors.torch import load_file, save
 from fault_lab import lab, undisturbed
 from oncofed.algorithms.plan import FederationPlan
 from oncofed.errors import FederationError
-from oncofed.flare.peer_exchange import PeerExchange, PeerMean
+from oncofed.flare.peer_exchange import PeerExchange
 from oncofed.job.spec import JobSpec
+from oncofed.messages.requests import CombineRequest, PeerUpdate
 from oncofed.messages.results import CombineResult, EvaluateResult, Refusal, Result, TrainResult
-from oncofed.models.weights import Layout
+from oncofed.models.weights import WeightLayout
 from oncofed.rounds.intake import UpdateIntake
 from oncofed.rounds.run_state import RunState
 from synthetic import make_site
@@ -26,17 +27,19 @@ PLAN = FederationPlan.model_validate({"strategy": {"name": "swarm"}})
 LIKE = {"w": torch.zeros(2, device="meta"), "count": torch.zeros((), dtype=torch.int64, device="meta")}
 
 
-def _given(peer: PeerExchange, number: int, **values: float) -> dict[str, dict[str, object]]:
-    wanted: dict[str, dict[str, object]] = {}
+def _given(peer: PeerExchange, number: int, **values: float) -> dict[str, PeerUpdate]:
+    wanted: dict[str, PeerUpdate] = {}
     for cases, (site, value) in enumerate(values.items(), 1):
         sent = save({"w": torch.full((2,), value), "count": torch.tensor(7)})
         peer._receive("", Shareable({"round": number, "update": sent}), None)  # type: ignore[arg-type]
-        wanted[site] = {"digest": hashlib.sha256(sent).hexdigest(), "cases": cases}
+        wanted[site] = PeerUpdate(hashlib.sha256(sent).hexdigest(), cases)
     return wanted
 
 
-def _combined(peer: PeerExchange, wanted: dict[str, dict[str, object]], number: int = 1) -> PeerMean:
-    return peer.combine(wanted, number, LIKE, frozenset({"w"}))
+def _combined(peer: PeerExchange, wanted: dict[str, PeerUpdate], number: int = 1) -> CombineResult:
+    return peer.combine(
+        CombineRequest(updates=wanted, round=number), WeightLayout(LIKE, frozenset(LIKE), frozenset({"w"}))
+    )
 
 
 def test_the_mean_is_weighted_by_the_cases_that_the_server_knows() -> None:
@@ -44,13 +47,13 @@ def test_the_mean_is_weighted_by_the_cases_that_the_server_knows() -> None:
     made = _combined(peer, _given(peer, 1, east=1.0, west=4.0))
     assert torch.equal(made.mean["w"], torch.full((2,), 3.0))
     assert made.mean["count"] == 7
-    assert (made.cases, made.missing, made.refused) == (3, [], {})
+    assert (made.cases, made.missing, made.left_out) == (3, (), {})
 
 
 def test_an_update_that_did_not_come_is_named_and_the_others_are_kept_for_the_next_try() -> None:
     peer = PeerExchange(PLAN)
     wanted = _given(peer, 1, east=1.0, west=4.0)
-    more = {**wanted, "north": {"digest": "0" * 64, "cases": 1}}
+    more = {**wanted, "north": PeerUpdate("0" * 64, 1)}
     assert _combined(peer, more).missing == ["north"]
     assert _combined(peer, wanted).cases == 3
     assert _combined(peer, wanted).missing == ["east", "west"]  # they were let go with their round
@@ -67,11 +70,11 @@ def test_what_is_not_an_update_is_left_out_and_said() -> None:
     peer = PeerExchange(PLAN)
     wanted = _given(peer, 1, east=1.0, west=float("nan"))
     peer._receive("", Shareable({"round": 1, "update": b"junk"}), None)  # type: ignore[arg-type]
-    wanted["north"] = {"digest": hashlib.sha256(b"junk").hexdigest(), "cases": 5}
+    wanted["north"] = PeerUpdate(hashlib.sha256(b"junk").hexdigest(), 5)
     made = _combined(peer, wanted)
     assert made.cases == 1
-    assert "not finite" in made.refused["west"]
-    assert made.refused["north"] == "it sent what is not tensors"
+    assert "not finite" in made.left_out["west"]
+    assert made.left_out["north"] == "it sent what is not tensors"
     with pytest.raises(FederationError, match="no update that counts"):
         _combined(peer, _given(peer, 2, west=float("inf")), 2)
 
@@ -79,11 +82,11 @@ def test_what_is_not_an_update_is_left_out_and_said() -> None:
 def test_an_update_many_times_as_long_as_the_others_is_left_out() -> None:
     peer = PeerExchange(PLAN)
     made = _combined(peer, _given(peer, 1, east=1.0, north=1.1, south=0.9, west=400.0))
-    assert list(made.refused) == ["west"]
+    assert list(made.left_out) == ["west"]
 
 
 def _intake() -> UpdateIntake:
-    layout = Layout(LIKE, frozenset(LIKE), frozenset({"w"}))
+    layout = WeightLayout(LIKE, frozenset(LIKE), frozenset({"w"}))
     cases = {"east": {"train": 2}}
     return UpdateIntake(federation=PLAN, layout=layout, classes=(), cases=cases, record=lambda event: None)
 
@@ -152,7 +155,8 @@ def test_a_swarm_gives_the_bits_of_averaging_also_when_collectors_are_killed(
 ) -> None:
     sites = {**two_sites, "north": make_site(tmp_path / "north", 6, 3)}
     patient = spec.changed({"rounds": {"number": 4}, "training": {"steps_per_round": 60}})
-    expected = load_file(undisturbed(patient, sites, tmp_path / "fedavg")[1] / "models" / "best.safetensors")
+    with undisturbed(patient, sites, tmp_path / "fedavg") as simulated:
+        expected = load_file(simulated()[1] / "models" / "best.safetensors")
     patient = patient.changed({"strategy": {"name": "swarm"}})
     with lab(patient, sites, tmp_path / "swarm", environments=_listening(tmp_path / "swarm")) as running:
         for number, site in enumerate(sites, 1):

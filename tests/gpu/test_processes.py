@@ -14,13 +14,14 @@ import pytest
 from oncofed.algorithms.plan import FederationPlan
 from oncofed.client.local_training import SiteContext
 from oncofed.client.sandboxed import SandboxedTraining
-from oncofed.flare.runtime.forkserver import ForkServer, order
+from oncofed.flare.runtime.forkserver import ForkServer, JobCommand
 from oncofed.job.spec import JobSpec
+from oncofed.messages.requests import TrainRequest
 from oncofed.packs.load import load_pack
 from oncofed.packs.pack import make_pack
 from oncofed.processes import process_environment
 from oncofed.sandbox import what_is_missing
-from oncofed.site.gpu_checks import look_at_gpus
+from oncofed.site.gpu_checks import check_gpus
 from oncofed.training import Plan
 from synthetic import Voice, make_package
 
@@ -83,28 +84,28 @@ def test_a_packs_network_trains_on_the_gpu_in_its_confined_process(
     model = {"code": harmless.digest, "network": "wide_net"}
     declared = Plan.model_validate(spec.plan().model_dump() | {"model": model}).declared().model_dump()
     plan = Plan.model_validate({**declared, "model": {**declared["model"], "code": pack.digest}})
-    place, voice = SiteContext("east", two_sites["east"], tmp_path / "state", None), Voice()
+    context, voice = SiteContext(site="east", data=two_sites["east"], state=tmp_path / "state"), Voice()
     weights = Plan.model_validate({**declared, "model": model}).initial_weights()
-    turns = SandboxedTraining(plan, FederationPlan(), place, voice, pack)
+    training = SandboxedTraining(plan=plan, federation=FederationPlan(), context=context, reporter=voice, pack=pack)
     try:
-        assert turns.prepare()["train"] == 5, voice.notes
-        answer = turns.train(weights, 1, {}, lambda: False)
+        assert training.prepare()["train"] == 5, voice.notes
+        result = training.train(TrainRequest(weights=weights, round=1), lambda: False)
     finally:
-        turns.close()
-    assert answer.steps > 0
-    assert any(float(value.abs().sum()) > 0 for value in answer.delta.values())
-    assert (place.state / "scratch" / "devices.txt").read_text() == "cuda"
+        training.close()
+    assert result.steps > 0
+    assert any(float(value.abs().sum()) > 0 for value in result.delta.values())
+    assert (context.state / "scratch" / "devices.txt").read_text() == "cuda"
 
 
 def test_a_fork_of_the_process_that_imported_everything_uses_the_gpu(tmp_path: Path) -> None:
     (tmp_path / "job.py").write_text(_JOB)
     paths = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": paths}
-    template = ForkServer(environment)
+    server = ForkServer(environment)
     try:
-        assert template.fork(order("job", [str(tmp_path / "out.json")], environment)).wait(120) == 0
+        assert server.fork(JobCommand("job", [str(tmp_path / "out.json")], environment)).wait(120) == 0
     finally:
-        template.kill()
+        server.kill()
     assert json.loads((tmp_path / "out.json").read_text()) == {"bad_fork": False, "finite": True}
 
 
@@ -119,7 +120,7 @@ def test_two_processes_take_turns_and_leave_each_other_the_memory(tmp_path: Path
 
 
 def test_the_doctor_has_each_gpu_compute() -> None:
-    checks = [check for check in look_at_gpus() if check.name == "gpu"]
+    checks = [check for check in check_gpus() if check.name == "gpu"]
     assert checks
     assert all(check.state != "fail" and "computes" in check.found for check in checks), checks
 

@@ -106,11 +106,11 @@ def test_without_a_terminal_a_long_round_says_what_the_sites_do(tmp_path: Path) 
     ]
     with view:
         view.update(EVENTS)
-        view._next_line = 0.0
+        view._last_line -= 10
         view.update(reports)
         view.update([])  # not again at once
     assert text.getvalue().splitlines()[-1] == "round 2/2  east: validating 64/500; west: step 3"
-    assert view._sooner() == 0  # the first round is over
+    assert view._interval() == 10  # the first round is over
     assert view.state.sites["east"].step == 2  # cases are no steps
     view.state.apply(Answered(time=201.0, site="east", task="train", round=2))
     assert str(view.state.sites["east"]) == "done"

@@ -17,7 +17,7 @@ from oncofed.alliance.kits import provision
 from oncofed.alliance.spec import AllianceSpec
 from oncofed.errors import PolicyError, SpecError
 from oncofed.job.spec import parse_job
-from oncofed.models import ModelSpec, Request, build_network
+from oncofed.models import ModelSpec, NetworkRequest, build_network
 from oncofed.models.networks import networks_of_pack
 from oncofed.packs.approvals import pack_problems, read_decisions, refusal_of, write_decision
 from oncofed.packs.findings import difference, findings_of, imports_of
@@ -168,7 +168,13 @@ def test_its_network_is_known_by_the_digest_alone_and_is_built(package: Path, tm
     assert [loaded for loaded in loaded_packs() if loaded.digest == pack.digest] == [signed]
     assert [network.name for network in networks_of_pack(pack.digest)] == ["wide_net"]
     spec = ModelSpec(code=pack.digest, network="wide_net", arguments={"width": 4})
-    assert build_network(Request(spec, 1, 3, 3, (8, 8, 8)), 1)(torch.zeros(1, 1, 8, 8, 8)).shape == (1, 3, 8, 8, 8)
+    assert build_network(NetworkRequest(spec, 1, 3, 3, (8, 8, 8)), 1)(torch.zeros(1, 1, 8, 8, 8)).shape == (
+        1,
+        3,
+        8,
+        8,
+        8,
+    )
     with pytest.raises(ValueError, match="unknown network 'wide_net'"):
         ModelSpec(network="wide_net")
     assert ModelSpec(code=pack.digest, network="unet").kind == "dense"
@@ -177,7 +183,7 @@ def test_its_network_is_known_by_the_digest_alone_and_is_built(package: Path, tm
     unknown = ModelSpec(code="0" * 64, network="wide_net")
     assert unknown.lacks_code
     with pytest.raises(SpecError, match="is not loaded"):
-        build_network(Request(unknown, 1, 3, 3, (8, 8, 8)), 1)
+        build_network(NetworkRequest(unknown, 1, 3, 3, (8, 8, 8)), 1)
     with pytest.raises(SpecError, match="no pack with the digest"):
         find_pack("0" * 64, (tmp_path,))
 

@@ -13,7 +13,7 @@ from oncofed.algorithms.plan import FederationPlan
 from oncofed.errors import FederationError
 from oncofed.messages.requests import TrainRequest
 from oncofed.messages.results import CombineResult, EvaluateResult, Refusal, SiteFacts, TrainResult
-from oncofed.models.weights import Layout
+from oncofed.models.weights import WeightLayout
 from oncofed.rounds.events import Event
 from oncofed.rounds.intake import UpdateIntake, counts
 from oncofed.rounds.outliers import bounded
@@ -22,7 +22,7 @@ from oncofed.rounds.run_state import RunState
 from oncofed.rounds.site_task import SiteTask
 
 _MODEL = {"weight": torch.zeros(4), "fixed": torch.ones(2)}
-_LAYOUT = Layout(_MODEL, frozenset({"weight"}), frozenset({"weight"}))
+_LAYOUT = WeightLayout(_MODEL, frozenset({"weight"}), frozenset({"weight"}))
 _CASES = {f"site-{n}": {"train": n} for n in range(1, 5)}
 
 

@@ -25,7 +25,7 @@ from oncofed.alliance.spec import AllianceSpec
 from oncofed.client.datasets import DATASETS_FILE, datasets_entry
 from oncofed.errors import FederationError, NotEnoughSitesError, TransferError
 from oncofed.flare.patches.own_loopback import use_own_loopback
-from oncofed.flare.runtime.forkserver import TEMPLATE_VARIABLE, ForkServer
+from oncofed.flare.runtime.forkserver import FORK_SERVER_VARIABLE, ForkServer
 from oncofed.flare.runtime.resources import LENDING_FILE, SiteOffer
 from oncofed.locking import require_locks
 from oncofed.loopback import connect, free_port, require_loopback, why_not_bound
@@ -257,7 +257,7 @@ class LocalAlliance:
         if environment != self._common:
             return start_process(kit, console, started_with)
         number = self._fork_server.fileno()
-        return start_process(kit, console, {**started_with, TEMPLATE_VARIABLE: str(number)}, [number])
+        return start_process(kit, console, {**started_with, FORK_SERVER_VARIABLE: str(number)}, [number])
 
     def _environment(self, participant: str) -> dict[str, str]:
         del participant

@@ -9,7 +9,7 @@ from typing import Any
 
 from oncofed.artifacts.kept_job import BESIDE_MODEL
 from oncofed.artifacts.provenance import PROVENANCE_FILE, read_provenance
-from oncofed.data.manifest import write_whole
+from oncofed.atomic import write_whole
 from oncofed.models.bundle import JOB_IN_BUNDLE
 from oncofed.tasks.calibration import read_calibration
 

@@ -10,7 +10,7 @@ import yaml
 from oncofed.algorithms.plan import FederationPlan
 from oncofed.artifacts.provenance import PROVENANCE_FILE, write_provenance
 from oncofed.artifacts.training_profile import PROFILE_FILE
-from oncofed.data.manifest import write_whole
+from oncofed.atomic import write_whole
 from oncofed.models.weights import Weights
 from oncofed.tasks.calibration import CALIBRATION_FILE
 from oncofed.training import Plan

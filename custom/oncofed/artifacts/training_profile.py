@@ -15,7 +15,8 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from oncofed.data.manifest import Entry, write_whole
+from oncofed.atomic import write_whole
+from oncofed.data.manifest import Entry
 from oncofed.data.spec import DataSpec
 from oncofed.data.traits import Trait, counts_of_patients, traits
 from oncofed.errors import SpecError

@@ -260,9 +260,9 @@ def ui(
 
     Only who has the printed address is let in. From another machine: ssh -L PORT:127.0.0.1:PORT THIS-MACHINE.
     """
-    from oncofed.site.admin import served
+    from oncofed.site.admin import admin_server
 
-    with served(folder.resolve(), port) as (address, server):
+    with admin_server(folder.resolve(), port) as (address, server):
         plain_console().print(f"{address}\nCtrl-C ends it.", markup=False)
         sys.stdout.flush()
         server.serve_forever()  # until Ctrl-C

@@ -17,7 +17,7 @@ from nvflare.fuel.utils.msg_root_utils import delete_msg_root
 
 from oncofed.flare import wire
 from oncofed.flare.runtime.malloc import trim_heap
-from oncofed.flare.security.outbound_filter import keep_anchor
+from oncofed.flare.security.recording import keep_anchor
 from oncofed.flare.wire import TOLD_TOPIC, WAIT_TOPIC, Directive, wait_reply
 from oncofed.rounds.site_task import SiteTask
 

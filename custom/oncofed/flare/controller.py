@@ -20,14 +20,15 @@ from nvflare.app_common.utils.tensor_disk_offload_context import cleanup_tensor_
 from nvflare.widgets.info_collector import InfoCollector
 
 from oncofed.algorithms.plan import FederationPlan
+from oncofed.client.folder import sole_owner
 from oncofed.errors import FederationError, OncofedError
 from oncofed.flare import wire
 from oncofed.flare.communicator import PullCommunicator
-from oncofed.flare.folders import against_model, hand_over, initial_model, note_end, sole_owner, state_folder
+from oncofed.flare.folders import against_model, hand_over, initial_model, note_end, state_folder
 from oncofed.flare.runtime.malloc import forget_what_stays
-from oncofed.flare.security.outbound_filter import name_and_person
+from oncofed.flare.security.recording import name_and_person
 from oncofed.flare.security.revocation import list_and_root, read_revoked
-from oncofed.flare.transfer.decomposer import SMALLEST_BYTES, carry, carry_no_more, context_of_cell
+from oncofed.flare.transfer.decomposer import SMALLEST_BYTES, begin_transfer, cell_tls_context, end_transfer
 from oncofed.flare.transfer.server import TransferServer
 from oncofed.privacy.outbound import progress_that_may_leave
 from oncofed.rounds.events import EVENTS_FILE, STATS_GROUP, Dropped, Event, EventLog, Failed, SiteProgress, Stopped
@@ -86,7 +87,7 @@ class FederatedTraining(Controller):
         note_end(fl_ctx)
         if self._log:
             self._log.close()
-        carry_no_more(fl_ctx.get_engine().get_cell())
+        end_transfer(fl_ctx.get_engine().get_cell())
         cleanup_tensor_disk_offload(fl_ctx.get_engine(), self._offload)
         hand_over(fl_ctx)
         self._held.close()
@@ -135,10 +136,10 @@ class FederatedTraining(Controller):
         communicator = self._pull_communicator
         communicator.tidy = nbytes > _LARGE_MODEL
         cell = fl_ctx.get_engine().get_cell()
-        context = context_of_cell(cell, str(fl_ctx.get_job_id()), server=True)
+        context = cell_tls_context(cell, str(fl_ctx.get_job_id()), server=True)
         if context and nbytes >= SMALLEST_BYTES:
             largest = _LARGEST_UPDATE * nbytes + _LARGE_MODEL
-            carry(cell, TransferServer(state_folder(fl_ctx), context, communicator.is_welcome, largest))
+            begin_transfer(cell, TransferServer(state_folder(fl_ctx), context, communicator.is_welcome, largest))
 
     def _synchronize(self, fl_ctx: FLContext) -> None:
         """Learn which sites were revoked or have registered since: only the server's main process knows of them."""

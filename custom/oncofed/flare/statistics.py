@@ -25,7 +25,7 @@ from oncofed.data.profile import case_values, features
 from oncofed.data.profile_plan import ProfilePlan
 from oncofed.errors import OncofedError
 from oncofed.flare.folders import hand_over, state_folder
-from oncofed.flare.security.outbound_filter import admit
+from oncofed.flare.security.admission import admit_job
 from oncofed.privacy.small_counts import without_small
 from oncofed.rounds.events import EVENTS_FILE, Event, EventLog, Failed, ProfileFinished, ProfileStarted
 from oncofed.suppression import LEAST_PATIENTS
@@ -113,7 +113,7 @@ class CaseStatistics(Statistics):
         """Read the site's dataset. An error is written to the site's own log; no path or name leaves with it."""
         plan = self._plan
         try:
-            admit(fl_ctx, plan.dataset)
+            admit_job(fl_ctx, plan.dataset)
             config = Path(fl_ctx.get_prop(FLContextKey.WORKSPACE_OBJECT).get_site_config_dir()) / DATASETS_FILE
             folder = dataset_folder(config, fl_ctx.get_identity_name(), plan.dataset)
             found = case_values(folder, plan.modality, plan.dimensions, plan.classes)

@@ -1,4 +1,4 @@
-"""Running a federated profile on this machine, and the plan that follows from it."""
+"""Runs a federated profile here and plans a job from it."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class ProfileRun:
         spec: the job.
         sites: site name -> folder of its dataset.
         backend: "federation" or "simulate".
-        folder: the run's folder, new.
+        folder: of the run, new.
         console: where progress is shown.
         port: of the server; None takes a free one.
-        keep: keep startup kits and FLARE's own files.
-        gpu_gib: memory of the smallest GPU among the sites, for the plan.
+        keep: keep startup kits and FLARE's files.
+        gpu_gib: memory of the smallest GPU of the sites in GiB, for the plan.
     """
 
     spec: ProfileJobSpec
@@ -47,7 +47,7 @@ class ProfileRun:
     gpu_gib: float = 8.0
 
     def execute(self) -> PlanFile:
-        """Run the profile, write ``plan.json`` to the run's folder, and return it.
+        """Run the profile, and return the plan that ``plan.json`` holds.
 
         Raises:
             FederationError: the run failed.

@@ -1,4 +1,4 @@
-"""Following a run: from the server's events to a live view, TensorBoard curves and timings."""
+"""Follows a run: live view, TensorBoard curves, timings."""
 
 from __future__ import annotations
 
@@ -49,24 +49,24 @@ from oncofed.rounds.events import (
 _STATES = {"prepare": "preparing", "train": "waiting", "validate": "waiting", "combine": "averaging"}
 
 
-# What a site tells the training's own steps of; in every other phase it counts cases.
+# In this phase sites report optimizer steps, in all others cases.
 _TRAINING = "training"
-# Without a terminal, how often a line says what the sites do in a round that takes long.
+# Interval of progress lines in a long round, without a terminal.
 _SECONDS_BETWEEN_LINES = 10.0
-# Sooner before the first round is over, wherever a site begins with something else: nobody knows yet that it works.
+# Interval before the end of the first round, if a site enters another phase: nobody knows yet that the run works.
 _FIRST_LINE_SECONDS = 2.0
 
 
 @dataclass
 class SiteState:
-    """What is known of one site now.
+    """State of one site.
 
     Attributes:
-        state: what it does.
+        state: activity, as shown.
         step: optimizer steps since the start of the run.
-        done: (cases done, cases in all) of what it does, where it does not train.
-        loss: of its last step.
-        validation: score of the global model there.
+        done: (cases done, all cases) of a phase other than training.
+        loss: of the last step.
+        validation: score of the global model at this site.
     """
 
     state: str = "starting"
@@ -76,7 +76,7 @@ class SiteState:
     validation: float | None = None
 
     def now(self, state: str) -> None:
-        """Note what it does from now on."""
+        """Enter another state."""
         self.state, self.done = state, None
 
     def __str__(self) -> str:
@@ -85,23 +85,27 @@ class SiteState:
 
 @dataclass
 class RunProgress:
-    """What the events so far say of a run.
+    """State of a run after its events so far.
 
     Attributes:
         sites: state by site.
-        metric: what the validation score is called.
-        round: the round that runs, from 1; 0 before the first.
-        rounds: how many there are.
+        metric: short name of the validation score.
+        round: number of the present round, from 1; 0 before the first.
+        rounds: planned number.
+        total_steps: optimizer steps of a site in all rounds.
+        started: time of the first start, by the server's clock.
         validation: mean validation score of the global model after each round, from round 0.
         validation_by_site: the same by site.
         losses: mean training loss by round and site.
         rounds_s: wall time of each round in seconds.
         slowest_site_s: training and validation time of each round's slowest site in seconds.
-        lost: why a site is not there now.
-        latest: when the server wrote its last event, by its own clock, as ``started``.
-        participation: who took part in each round, by round.
-        incidents: what did not go as usual, in order.
-        finished: what the server said at the end.
+        lost: reason by absent site.
+        latest: time of the last event, by the server's clock.
+        ready_s: seconds until the sites were ready.
+        cases: numbers of cases by site.
+        participation: ``RoundEnded.participation`` by round.
+        incidents: in order.
+        finished: last event of a run that ended well.
         failed: why the run failed.
         stopped: whether somebody stopped it.
     """
@@ -128,7 +132,7 @@ class RunProgress:
     stopped: bool = False
 
     def apply(self, event: Event) -> None:
-        """Take one event of the server into account."""
+        """Apply one event."""
         self.latest = event.time
         if isinstance(event, Incident):
             self.incidents.append(event)
@@ -139,7 +143,7 @@ class RunProgress:
 
     @singledispatchmethod
     def _take(self, event: Event) -> None:
-        """Take over what an event changes, one method a class; most incidents change nothing else."""
+        """Apply an event of any class without a method of its own: no change."""
 
     @_take.register
     def _started(self, event: Started) -> None:
@@ -234,15 +238,15 @@ class RunProgress:
 
     @property
     def seconds_left(self) -> float | None:
-        """Estimate from the rounds so far; None before the first is over."""
+        """Estimate from past rounds; None before the first ended."""
         if not self.rounds_s:
             return None
-        usual = sum(self.rounds_s) / len(self.rounds_s)
-        return usual * (self.rounds - len(self.rounds_s))
+        mean = sum(self.rounds_s) / len(self.rounds_s)
+        return mean * (self.rounds - len(self.rounds_s))
 
 
 class Curves:
-    """Writes a run's curves as TensorBoard files, one folder a site and one for the mean."""
+    """Writes TensorBoard curves, one folder a site and one for the mean."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -250,7 +254,7 @@ class Curves:
         self._validation = "validation/score"
 
     def write(self, event: Event) -> None:
-        """Add what an event says of a curve."""
+        """Add an event's points."""
         if isinstance(event, Started) and event.metric:
             self._validation = f"validation/{event.metric}"
         elif isinstance(event, SiteProgress) and event.loss is not None:
@@ -265,7 +269,7 @@ class Curves:
             self._of("mean").add_scalar("time/round_s", event.seconds, event.round)
 
     def flush(self) -> None:
-        """Make what was written visible to a running TensorBoard."""
+        """Flush the files, for a running TensorBoard."""
         for writer in self._writers.values():
             writer.flush()
 
@@ -281,11 +285,11 @@ class Curves:
 
 
 class RunView:
-    """Shows a run while it goes: live on a terminal, a line for each round elsewhere.
+    """Shows a run: live on a terminal, elsewhere a line a round.
 
     Args:
-        console: where to show it.
-        curves: where its curves are written.
+        console: for the view.
+        curves: of the run.
     """
 
     def __init__(self, console: Console, curves: Curves) -> None:
@@ -293,9 +297,9 @@ class RunView:
         self._console = console
         self._curves = curves
         self._live: Live | None = None
-        self._heard = time.monotonic()
-        self._next_line = self._heard + _FIRST_LINE_SECONDS
-        self._said: dict[str, str] = {}
+        self._last_event = time.monotonic()
+        self._last_line = self._last_event + _FIRST_LINE_SECONDS - _SECONDS_BETWEEN_LINES
+        self._printed: dict[str, str] = {}
         self._unknown: set[str] = set()
 
     def __enter__(self) -> RunView:
@@ -312,51 +316,51 @@ class RunView:
         self._curves.close()
 
     def update(self, events: Iterable[Event]) -> None:
-        """Take new events into account and show them."""
+        """Apply and show new events."""
         for event in events:
             self.state.apply(event)
-            self._heard = time.monotonic()
+            self._last_event = time.monotonic()
             self._curves.write(event)
             if not self._live:
-                self._tell(event)
+                self._print_event(event)
             if isinstance(event, Unknown) and event.name not in self._unknown:
                 self._unknown.add(event.name)
                 self._console.print(str(event), markup=False, highlight=False)
         self._curves.flush()
         if self._live:
             self._live.update(self._table())
-        elif self.state.finished is None and time.monotonic() >= self._next_line - self._sooner():
-            self._say(self._now())
+        elif self.state.finished is None and time.monotonic() - self._last_line >= self._interval():
+            self._print(self._activity())
 
-    def _say(self, line: str) -> None:
+    def _print(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
-        self._next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
-        self._said = self._doing()
+        self._last_line = time.monotonic()
+        self._printed = self._states()
 
-    def _doing(self) -> dict[str, str]:
+    def _states(self) -> dict[str, str]:
         return {name: site.state for name, site in self.state.sites.items()}
 
-    def _sooner(self) -> float:
-        """Return by how many seconds the next line is due sooner, as there is news."""
-        news = not self.state.rounds_s and self._doing() != self._said
-        return _SECONDS_BETWEEN_LINES - _FIRST_LINE_SECONDS if news else 0.0
+    def _interval(self) -> float:
+        """Return the seconds between two lines."""
+        news = not self.state.rounds_s and self._states() != self._printed
+        return _FIRST_LINE_SECONDS if news else _SECONDS_BETWEEN_LINES
 
-    def _now(self) -> str:
-        """Return in a line what the sites do now, those that do the same together."""
+    def _activity(self) -> str:
+        """Return a line with each site's activity, grouped."""
         state = self.state
         if not state.sites:
             return "waiting for the job to start at all sites …"
-        doing: dict[str, list[str]] = {}
+        by_activity: dict[str, list[str]] = {}
         for name, site in sorted(state.sites.items()):
-            doing.setdefault(f"step {site.step}" if site.state == _TRAINING else str(site), []).append(name)
-        sites = "; ".join(f"{', '.join(names)}: {what}" for what, names in doing.items())
+            by_activity.setdefault(f"step {site.step}" if site.state == _TRAINING else str(site), []).append(name)
+        sites = "; ".join(f"{', '.join(names)}: {what}" for what, names in by_activity.items())
         return f"round {state.round}/{state.rounds or '?'}  {sites}" if state.round else sites
 
-    def _tell(self, event: Event) -> None:
+    def _print_event(self, event: Event) -> None:
         state = self.state
         if isinstance(event, Ready):
             cases = ", ".join(f"{site} {n['train']}" for site, n in sorted(event.sites.items()))
-            self._say(f"sites ready after {event.seconds:.0f} s; training cases: {cases}")
+            self._print(f"sites ready after {event.seconds:.0f} s; training cases: {cases}")
         elif isinstance(event, Validated) and event.round > 0:
             losses = state.losses.get(event.round, {})
             sites = "  ".join(
@@ -366,15 +370,18 @@ class RunView:
             )
             left = f"  {_clock(state.seconds_left)} left" if state.seconds_left else ""
             score = f"mean validation {state.metric} {_number(event.mean)}"
-            self._say(f"round {event.round}/{state.rounds}  {score}  {sites}{left}")
+            self._print(f"round {event.round}/{state.rounds}  {score}  {sites}{left}")
         elif isinstance(event, Incident):
-            self._say(str(event))
+            self._print(str(event))
 
-    def _so_far(self) -> float | None:
-        """Return how long the run has gone on: until its last event by the server's clock, and since then by ours."""
+    def _elapsed(self) -> float | None:
+        """Return the seconds since the start.
+
+        Up to the last event by the server's clock, after it by this machine's.
+        """
         if self.state.started is None:
             return None
-        return self.state.latest - self.state.started + time.monotonic() - self._heard
+        return self.state.latest - self.state.started + time.monotonic() - self._last_event
 
     def _table(self) -> Group:
         state = self.state
@@ -382,8 +389,8 @@ class RunView:
             return Group("waiting for the job to start at all sites …")
         mean = state.validation.get(max(state.validation)) if state.validation else None
         left = f", about {_clock(state.seconds_left)} left" if state.seconds_left else ""
-        so_far = self._so_far()
-        elapsed = f", {_clock(so_far)} so far" if so_far is not None else ""
+        seconds = self._elapsed()
+        elapsed = f", {_clock(seconds)} so far" if seconds is not None else ""
         title = (
             f"round {state.round}/{state.rounds or '?'}, mean validation {state.metric} {_number(mean)}{elapsed}{left}"
         )
@@ -403,14 +410,14 @@ class RunView:
 
 
 class _Lines(Progress):
-    """A bar that, where the output is not a terminal, is a line every ten seconds."""
+    """A progress bar; without a terminal, a line every ten seconds."""
 
     def __init__(self, *columns: ProgressColumn, console: Console) -> None:
         super().__init__(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._next_line = time.monotonic() + _FIRST_LINE_SECONDS
 
     def update(self, task_id: TaskID, **values: Any) -> None:
-        """Take how far a task is."""
+        """Set the progress of a task."""
         super().update(task_id, **values)
         if self.disable and time.monotonic() >= self._next_line:
             task = self._tasks[task_id]
@@ -419,7 +426,7 @@ class _Lines(Progress):
 
 
 def progress_bar(console: Console) -> Progress:
-    """Return a bar for work with a known end; a line now and then where the output is not a terminal."""
+    """Return a progress bar; without a terminal it prints lines now and then."""
     return _Lines(
         TextColumn("{task.description}"),
         BarColumn(),

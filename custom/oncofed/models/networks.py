@@ -18,7 +18,7 @@ from torch import nn
 
 from oncofed.errors import SpecError
 from oncofed.models.foreign import EXPRESSIONS, Bundle, load_bundle_weights, read_bundle
-from oncofed.models.weights import Layout
+from oncofed.models.weights import WeightLayout
 from oncofed.plugins import MODULES_VARIABLE, NETWORKS, Kind, Network, is_loaded, register_network
 from oncofed.settings import StrictModel
 
@@ -29,7 +29,7 @@ __all__ = [
     "Kind",
     "ModelSpec",
     "Network",
-    "Request",
+    "NetworkRequest",
     "build_network",
     "find_network",
     "list_networks",
@@ -67,7 +67,7 @@ class Declared(StrictModel):
     tensors: dict[str, DeclaredTensor] = Field(min_length=1, max_length=100_000)
 
     @classmethod
-    def of(cls, kind: Kind, divisor: int, layout: Layout) -> Declared:
+    def of(cls, kind: Kind, divisor: int, layout: WeightLayout) -> Declared:
         """Return it of a network's layout."""
         tensors = {
             name: DeclaredTensor(
@@ -80,9 +80,9 @@ class Declared(StrictModel):
         }
         return cls(kind=kind, divisor=divisor, tensors=tensors)
 
-    def layout(self) -> Layout:
+    def layout(self) -> WeightLayout:
         """Return it as a network's layout."""
-        return Layout(
+        return WeightLayout(
             {n: torch.empty(t.shape, dtype=getattr(torch, t.dtype), device="meta") for n, t in self.tensors.items()},
             frozenset(name for name, tensor in self.tensors.items() if tensor.travels),
             frozenset(name for name, tensor in self.tensors.items() if tensor.trained),
@@ -200,7 +200,7 @@ class ModelSpec(StrictModel):
 
 
 @dataclass(frozen=True)
-class Request:
+class NetworkRequest:
     """What a network is built for.
 
     Attributes:
@@ -223,7 +223,7 @@ class Request:
         return _NORMS[self.spec.norm or find_network(self.spec.network, self.spec.code or "").norm]
 
 
-def network_config(request: Request) -> dict[str, Any]:
+def network_config(request: NetworkRequest) -> dict[str, Any]:
     """Return a network as a MONAI bundle writes it: ``_target_`` and arguments.
 
     Raises:
@@ -239,7 +239,7 @@ def network_config(request: Request) -> dict[str, Any]:
     return config if "network" in config else {**config, **request.spec.arguments}
 
 
-def build_network(request: Request, seed: int) -> nn.Module:
+def build_network(request: NetworkRequest, seed: int) -> nn.Module:
     """Return a network with initial weights that follow from ``seed`` alone.
 
     Args:
@@ -311,7 +311,7 @@ def list_networks() -> list[Network]:
     return sorted(networks, key=lambda network: (network.kind, network.name))
 
 
-def _normed(request: Request, config: dict[str, Any]) -> dict[str, Any]:
+def _normed(request: NetworkRequest, config: dict[str, Any]) -> dict[str, Any]:
     """Return a network, which MONAI builds with batch normalisation only, as the job wants it normalised."""
     if request.spec.norm == "batch":
         return config
@@ -319,14 +319,14 @@ def _normed(request: Request, config: dict[str, Any]) -> dict[str, Any]:
     return {"_target_": "oncofed.models.norms.without_batch_norm", "network": network}
 
 
-def _channels(request: Request) -> dict[str, int]:
+def _channels(request: NetworkRequest) -> dict[str, int]:
     return {"in_channels": request.in_channels, "out_channels": request.out_channels}
 
 
 # --- values for each voxel
 
 
-def _unet(request: Request) -> dict[str, Any]:
+def _unet(request: NetworkRequest) -> dict[str, Any]:
     channels = request.spec.feature_maps
     return {
         "_target_": "UNet",
@@ -340,7 +340,7 @@ def _unet(request: Request) -> dict[str, Any]:
     }
 
 
-def _dynunet(request: Request) -> dict[str, Any]:
+def _dynunet(request: NetworkRequest) -> dict[str, Any]:
     levels = len(request.spec.feature_maps)
     config = {
         "_target_": "DynUNet",
@@ -357,7 +357,7 @@ def _dynunet(request: Request) -> dict[str, Any]:
     return config
 
 
-def _segresnet(request: Request) -> dict[str, Any]:
+def _segresnet(request: NetworkRequest) -> dict[str, Any]:
     levels = len(request.spec.feature_maps)
     return {
         "_target_": "SegResNet",
@@ -370,16 +370,16 @@ def _segresnet(request: Request) -> dict[str, Any]:
     }
 
 
-def _swin_unetr(request: Request) -> dict[str, Any]:
+def _swin_unetr(request: NetworkRequest) -> dict[str, Any]:
     norm = {"norm_name": request.norm}
     return {"_target_": "SwinUNETR", **_channels(request), "spatial_dims": request.dimensions, **norm}
 
 
-def _hovernet(request: Request) -> dict[str, Any]:
+def _hovernet(request: NetworkRequest) -> dict[str, Any]:
     return _normed(request, {"_target_": "oncofed.models.hovernet.HoVerNetMaps", **_channels(request)})
 
 
-def _bundle(request: Request) -> dict[str, Any]:
+def _bundle(request: NetworkRequest) -> dict[str, Any]:
     network = _bundle_of(request.spec).network
     # A bundle's network is made for its own classes; the job says its own.
     names = {"in_channels": request.in_channels, "out_channels": request.out_channels}
@@ -389,12 +389,12 @@ def _bundle(request: Request) -> dict[str, Any]:
 # --- values for an image as a whole
 
 
-def _densenet(request: Request) -> dict[str, Any]:
+def _densenet(request: NetworkRequest) -> dict[str, Any]:
     norm = {"norm": request.norm}
     return {"_target_": "DenseNet121", **_channels(request), "spatial_dims": request.dimensions, **norm}
 
 
-def _efficientnet(request: Request) -> dict[str, Any]:
+def _efficientnet(request: NetworkRequest) -> dict[str, Any]:
     return {
         "_target_": "EfficientNetBN",
         "model_name": "efficientnet-b0",
@@ -406,8 +406,8 @@ def _efficientnet(request: Request) -> dict[str, Any]:
     }
 
 
-def _resnet(layers: int) -> Callable[[Request], dict[str, Any]]:
-    def config(request: Request) -> dict[str, Any]:
+def _resnet(layers: int) -> Callable[[NetworkRequest], dict[str, Any]]:
+    def config(request: NetworkRequest) -> dict[str, Any]:
         # A first stride of two, as the network was published with (He et al., CVPR 2016); MONAI's own default is one.
         shape = {"spatial_dims": request.dimensions, "n_input_channels": request.in_channels, "conv1_t_stride": 2}
         target = {"_target_": f"resnet{layers}", **shape, "num_classes": request.out_channels}
@@ -416,7 +416,7 @@ def _resnet(layers: int) -> Callable[[Request], dict[str, Any]]:
     return config
 
 
-def _vit(request: Request) -> dict[str, Any]:
+def _vit(request: NetworkRequest) -> dict[str, Any]:
     return {
         "_target_": "oncofed.models.vit.ViTClassifier",
         **_channels(request),
@@ -429,7 +429,7 @@ def _vit(request: Request) -> dict[str, Any]:
 # --- values for a bag
 
 
-def _attention_mil(request: Request) -> dict[str, Any]:
+def _attention_mil(request: NetworkRequest) -> dict[str, Any]:
     return {"_target_": "oncofed.models.mil.AttentionMIL", **_channels(request)}
 
 

@@ -182,7 +182,7 @@ def _inferred(
         return
     task, network = model.task, model.network(device)
     how = task.inference_preparation()
-    at_once = options.batch or task.assessed_at_once
+    at_once = options.batch or task.cases_at_once
     with contextlib.ExitStack() as held:
         read = _reading_ahead(sources, how, device, held)
         for begun in range(0, len(sources), at_once):

@@ -22,7 +22,7 @@ from oncofed.data.files import image_files
 from oncofed.data.label_mapping import LabelKind, match_classes, match_labels
 from oncofed.data.layouts.base import first_free
 from oncofed.data.manifest import Entry, Manifest, Task, read_manifest, write_whole
-from oncofed.data.register import SOURCE_LINK, Progress, Request, register
+from oncofed.data.register import SOURCE_LINK, Progress, RegisterOptions, register
 from oncofed.data.slides import TileSpec
 from oncofed.errors import DataError, SpecError
 from oncofed.job.spec import JobSpec
@@ -159,7 +159,7 @@ def _read(
 def _register(given: Given, wanted: _Wanted, sources: Sources, workers: int | None, progress: Progress | None) -> None:
     """Add the cases of files or of a folder."""
     make_private(given.folder)
-    request = Request(
+    request = RegisterOptions(
         given.source,
         "predict",
         given.folder,

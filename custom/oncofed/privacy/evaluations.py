@@ -10,7 +10,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from oncofed.suppression import LEAST_PATIENTS, withheld_beside_a_mean, withheld_counts
+from oncofed.suppression import LEAST_PATIENTS, withheld_counts, withheld_groups
 from oncofed.tasks import metrics_that_may_leave
 from oncofed.tasks.metrics import Metric
 from oncofed.tasks.scores import Evaluation
@@ -29,18 +29,18 @@ def evaluation_numbers(evaluation: Evaluation) -> dict[str, Any]:
     behind = evaluation.behind
     groups = {name: set(behind[name]) for name in evaluation.by_class if behind.get(name)}
     mean = set[str]().union(*groups.values()) or set(evaluation.patients)
-    hidden = withheld_beside_a_mean(groups, LEAST_PATIENTS)
+    hidden = withheld_groups(groups, LEAST_PATIENTS)
     told = [name for name in evaluation.by_class if name in groups and name not in hidden]
     more = [
         name
-        for name in evaluation.more
+        for name in evaluation.extra_metrics
         if len(behind.get(name, ())) >= LEAST_PATIENTS and name.partition(".")[2] in ("", *told)
     ]
     interval = evaluation.interval if len(mean) >= LEAST_PATIENTS else None
     return {
         "mean": None if evaluation.mean is None else round_figure(evaluation.mean),
         "by_class": _rounded({name: evaluation.by_class[name] for name in told}),
-        "more": _rounded({name: evaluation.more[name] for name in more}),
+        "more": _rounded({name: evaluation.extra_metrics[name] for name in more}),
         "interval": [round_figure(end) for end in interval] if interval else None,
         "cases": evaluation.cases,
         "patients": {

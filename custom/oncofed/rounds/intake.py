@@ -18,7 +18,7 @@ from oncofed.errors import FederationError, PolicyError, one_line
 from oncofed.messages.compression import ReceivedUpdate
 from oncofed.messages.requests import TrainRequest
 from oncofed.messages.results import CombineResult, EvaluateResult, Refusal, Result, SiteFacts, TrainResult
-from oncofed.models.weights import Layout, Weights
+from oncofed.models.weights import WeightLayout, Weights
 from oncofed.privacy.outbound import check_counts, check_numbers, most_scored
 from oncofed.rounds.events import Answered, Dropped, Event, Late, Refused, SiteNotKept
 from oncofed.rounds.outliers import OutlierFilter, bounded
@@ -67,7 +67,7 @@ class UpdateIntake:
         self,
         *,
         federation: FederationPlan,
-        layout: Layout,
+        layout: WeightLayout,
         classes: Sequence[str],
         cases: Mapping[str, dict[str, Any]],
         record: Record,

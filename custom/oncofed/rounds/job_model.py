@@ -8,7 +8,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from oncofed.errors import FederationError
-from oncofed.models.weights import Layout, Weights, digest_of, layout_of, weights_of
+from oncofed.models.weights import WeightLayout, Weights, digest_of, layout_of, weights_of
 from oncofed.training import Plan
 
 
@@ -24,11 +24,11 @@ class JobModel:
     def __init__(self, plan: Plan, initial: Path | None = None, against: Path | None = None) -> None:
         self._plan, self._initial, self._against = plan, initial, against
 
-    def layout(self) -> Layout:
+    def layout(self) -> WeightLayout:
         """Return what its weights are like."""
         return self._plan.layout()
 
-    def initial(self) -> tuple[Layout, Weights]:
+    def initial(self) -> tuple[WeightLayout, Weights]:
         """Return what its weights are like, and those that it starts from.
 
         Raises:

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from oncofed.data.augment import Augmentation, Batch
 from oncofed.data.cases import Case
-from oncofed.data.inputs import Input, Preparation, Prepared, WholeImages
+from oncofed.data.inputs import BatchSource, Preparation, Prepared, WholeImages
 from oncofed.data.label_mapping import LabelKind
 from oncofed.data.spec import DataSpec
 from oncofed.devices import inference_type
@@ -102,14 +102,14 @@ class Classification(Task[Classified]):
         super().__init__(data, spec.classes)
         self.spec = spec
         values = math.prod(data.patch) * len(data.channels)
-        self.assessed_at_once = max(1, min(_IMAGES_AT_ONCE, _VALUES_AT_ONCE // values))
+        self.cases_at_once = max(1, min(_IMAGES_AT_ONCE, _VALUES_AT_ONCE // values))
 
     @property
     def out_channels(self) -> int:
         """Classes."""
         return len(self.classes)
 
-    def input(self, augmentation: Augmentation) -> Input:
+    def input(self, augmentation: Augmentation) -> BatchSource:
         """Return whole images."""
         return WholeImages(self.data, augmentation)
 
@@ -143,11 +143,11 @@ class Classification(Task[Classified]):
             logits = network(images)
         return [ClassScores(each) for each in logits.float().double().cpu().numpy()]
 
-    def assess(self, network: nn.Module, case: Case, device: torch.device, detailed: bool) -> Classified:
+    def evaluate_case(self, network: nn.Module, case: Case, device: torch.device, detailed: bool) -> Classified:
         """Return what a network says of one case."""
-        return self.assess_all(network, [case], device, detailed)[0]
+        return self.evaluate_cases(network, [case], device, detailed)[0]
 
-    def assess_all(
+    def evaluate_cases(
         self, network: nn.Module, cases: Sequence[Case], device: torch.device, detailed: bool
     ) -> list[Classified]:
         """Return what a network says of some cases, as one batch."""
@@ -184,7 +184,7 @@ class Classification(Task[Classified]):
                     return None
         return area_difference(first, second, labels, patients)
 
-    def figures(self, outcome: Classified) -> dict[str, float | str]:
+    def case_metrics(self, outcome: Classified) -> dict[str, float | str]:
         """Return the case's class and the probability of each."""
         said = {f"probability.{name}": float(outcome.probabilities[value]) for value, name in self.classes.items()}
         return {"class": self.classes[outcome.label], **said}
@@ -228,7 +228,7 @@ class Classification(Task[Classified]):
 
     def picture(self, network: nn.Module, case: Case, device: torch.device) -> Picture:
         """Return the image, with its class and what the network takes it for."""
-        found = self.assess(network, case, device, detailed=False)
+        found = self.evaluate_case(network, case, device, detailed=False)
         image = case.read_image()
         return middle_slice(image.values, image.affine, caption(found, self.classes))
 

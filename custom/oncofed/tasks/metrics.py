@@ -11,7 +11,7 @@ class Metric:
     """A figure of a model's scores, beyond the one that chooses the best round.
 
     Attributes:
-        name: in ``Scores.more`` and ``result.json``; that of a class is ``NAME.CLASS``.
+        name: in ``Scores.extra_metrics`` and ``result.json``; that of a class is ``NAME.CLASS``.
         title: for people; empty: the name.
         per_class: each class has its own value.
         unit: of the values; empty: none.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from oncofed.data.augment import Augmentation, Batch
 from oncofed.data.cases import Case
-from oncofed.data.inputs import Input
+from oncofed.data.inputs import BatchSource
 from oncofed.data.label_mapping import LabelKind
 from oncofed.data.spec import DataSpec
 from oncofed.errors import SpecError
@@ -101,7 +101,7 @@ class _Elsewhere(Task[Any]):
         """Not known here."""
         self._refuse()
 
-    def input(self, augmentation: Augmentation) -> Input:
+    def input(self, augmentation: Augmentation) -> BatchSource:
         """Refuse."""
         self._refuse()
 
@@ -109,7 +109,7 @@ class _Elsewhere(Task[Any]):
         """Refuse."""
         self._refuse()
 
-    def assess(self, network: nn.Module, case: Case, device: torch.device, detailed: bool) -> Any:
+    def evaluate_case(self, network: nn.Module, case: Case, device: torch.device, detailed: bool) -> Any:
         """Refuse."""
         self._refuse()
 
@@ -117,7 +117,7 @@ class _Elsewhere(Task[Any]):
         """Refuse."""
         self._refuse()
 
-    def figures(self, outcome: Any) -> dict[str, float | str]:
+    def case_metrics(self, outcome: Any) -> dict[str, float | str]:
         """Refuse."""
         self._refuse()
 

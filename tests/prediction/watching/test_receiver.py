@@ -19,9 +19,14 @@ from pynetdicom.sop_class import Verification
 
 from dicom_peers import SCANNER, TITLE, Bare, Desk, call, opened, send
 from oncofed.errors import SpecError
+from oncofed.prediction.watching.application_entity import (
+    Address,
+    parse_address,
+    parse_ae_titles,
+    parse_application_entity,
+)
 from oncofed.prediction.watching.inbox import Inbox
-from oncofed.prediction.watching.peers import Address, parse_address, parse_peer, parse_titles
-from oncofed.prediction.watching.receiver import Receiver
+from oncofed.prediction.watching.storage_scp import StorageSCP
 from watched import eventually
 
 TAKEN, NOT_UNDERSTOOD = 0x0000, 0xC000
@@ -48,7 +53,7 @@ def test_a_series_that_is_sent_lies_in_the_inbox_byte_for_byte(desk: Desk, tmp_p
         sent = pydicom.dcmread(file)
         assert by_uid[sent.SOPInstanceUID] == sent
         assert by_uid[sent.SOPInstanceUID].file_meta.TransferSyntaxUID == ExplicitVRLittleEndian
-    assert not Inbox.is_open(desk.images[0].parent)
+    assert not Inbox.is_incomplete(desk.images[0].parent)
 
 
 def test_what_is_compressed_stays_so(desk: Desk, tmp_path: Path) -> None:
@@ -81,9 +86,9 @@ def test_two_send_at_once(tmp_path: Path) -> None:
             assert send(first, [file]) + send(second, [its]) == [TAKEN, TAKEN]
         first.release()
         series = {path.parent for path in desk.images}
-        eventually(lambda: sum(Inbox.is_open(folder) for folder in series) == 1)
+        eventually(lambda: sum(Inbox.is_incomplete(folder) for folder in series) == 1)
         second.release()
-        eventually(lambda: not any(Inbox.is_open(folder) for folder in series))
+        eventually(lambda: not any(Inbox.is_incomplete(folder) for folder in series))
         assert sorted(len(list(folder.glob("*.dcm"))) for folder in series) == [8, 8]
 
 
@@ -94,15 +99,15 @@ def test_a_series_that_broke_off_is_open_until_another_association_ends_well(des
     association.abort()
     assert "SCANNER broke off after 3 images of 1 series" in desk.until("incomplete")
     series = desk.images[0].parent
-    assert Inbox.is_open(series)
+    assert Inbox.is_incomplete(series)
     # Also where the program ended meanwhile.
     with opened(desk.inbox.folder).receiver:
-        assert Inbox.is_open(series)
+        assert Inbox.is_incomplete(series)
     association = call(desk)
     send(association, files[3:])
-    assert Inbox.is_open(series)
+    assert Inbox.is_incomplete(series)
     association.release()
-    eventually(lambda: not Inbox.is_open(series))
+    eventually(lambda: not Inbox.is_incomplete(series))
     assert len(desk.images) == len(files)
 
 
@@ -152,7 +157,7 @@ def test_no_image_is_refused(desk: Desk, tmp_path: Path) -> None:
 
 
 def test_a_port_that_is_taken_is_told(desk: Desk, tmp_path: Path) -> None:
-    other = Receiver(Inbox(tmp_path / "b"), Address("127.0.0.1", desk.receiver.port), TITLE, [SCANNER], print)
+    other = StorageSCP(Inbox(tmp_path / "b"), Address("127.0.0.1", desk.receiver.port), TITLE, [SCANNER], print)
     with pytest.raises(SpecError, match=r"nothing can listen at 127.0.0.1:\d+: Address already in use"), other:
         pass
 
@@ -160,14 +165,14 @@ def test_a_port_that_is_taken_is_told(desk: Desk, tmp_path: Path) -> None:
 def test_addresses_as_they_are_typed() -> None:
     assert parse_address("104", "x") == Address("127.0.0.1", 104)
     assert parse_address("[::1]:104", "x") == Address("::1", 104)
-    assert str(parse_peer("PACS@[::1]:104", "x")) == "PACS@[::1]:104"
-    assert parse_titles("A, B C", "x") == ["A", "B C"]
+    assert str(parse_application_entity("PACS@[::1]:104", "x")) == "PACS@[::1]:104"
+    assert parse_ae_titles("A, B C", "x") == ["A", "B C"]
     for bad in ("", "x", "1:2:3", "99999", "0", "host:"):
         with pytest.raises(SpecError, match="no address"):
             parse_address(bad, "--listen")
     for bad in ("", "A" * 17, "A\\B", "A,,B", "Ä"):
         with pytest.raises(SpecError, match="no AE title"):
-            parse_titles(bad, "--from")
+            parse_ae_titles(bad, "--from")
     for bad in ("PACS", "PACS@104", "@host:1"):
         with pytest.raises(SpecError, match="expected AE@HOST:PORT"):
-            parse_peer(bad, "--send-to")
+            parse_application_entity(bad, "--send-to")

@@ -19,9 +19,9 @@ pytest.importorskip("pynetdicom", reason="needs pynetdicom: pip install 'oncofed
 from pynetdicom import AE
 
 from dicom_peers import SCANNER, TITLE, Bare, Desk, call, opened, send
-from oncofed.prediction.watching import receiver
+from oncofed.prediction.watching import storage_scp
+from oncofed.prediction.watching.application_entity import RateLimitedNotify
 from oncofed.prediction.watching.inbox import Limits
-from oncofed.prediction.watching.peers import Sparing
 from watched import eventually
 
 TAKEN, FULL, NOT_AS_SAID = 0x0000, 0xA700, 0xA900
@@ -88,12 +88,12 @@ class Room:
 )
 def test_lines_about_peers_are_few_a_minute() -> None:
     told, now = [], [0.0]
-    tell = Sparing(lambda kind, text: told.append(text), most=3, clock=lambda: now[0])
+    notify = RateLimitedNotify(lambda kind, text: told.append(text), most=3, clock=lambda: now[0])
     for number in range(100):
-        tell("rejected", str(number))
+        notify("rejected", str(number))
     assert told == ["0", "1", "2"]
     now[0] = 61.0
-    tell("rejected", "again")
+    notify("rejected", "again")
     assert told[3:] == ["again (97 lines before were left out)"]
 
 
@@ -222,7 +222,7 @@ def test_deflated_data_sets_are_not_taken(desk: Desk) -> None:
 
 @pytest.mark.attack("holding all connections open", by="whoever reaches the port", logged="nowhere: they are closed")
 def test_connections_that_say_nothing_are_few_and_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(receiver, "_NEGOTIATION_SECONDS", 1.0)
+    monkeypatch.setattr(storage_scp, "_NEGOTIATION_SECONDS", 1.0)
     desk = opened(tmp_path / "inbox")
     with desk.receiver:
         peers = [Bare(desk) for _ in range(40)]

@@ -17,10 +17,10 @@ from pynetdicom import AE, evt
 from pynetdicom.events import Event
 
 from oncofed.loopback import free_port
-from oncofed.prediction.watching.arrivals import Arrivals
-from oncofed.prediction.watching.peers import Address, Peer
-from oncofed.prediction.watching.sending import Outbox, Sent, send
-from oncofed.prediction.watching.watch import JOURNAL_FILE, Outcome, Watch
+from oncofed.prediction.watching.application_entity import Address, ApplicationEntity
+from oncofed.prediction.watching.folder_scanner import FolderScanner
+from oncofed.prediction.watching.store_scu import SendQueue, SendStatus, send
+from oncofed.prediction.watching.watcher import JOURNAL_FILE, FolderWatcher, ItemResult
 from watched import Place
 
 
@@ -54,15 +54,17 @@ def archive(
         server.shutdown()
 
 
-def sender(place: Place, port: int) -> Watch:
+def sender(place: Place, port: int) -> FolderWatcher:
     seg = place.out / "seg.dcm"
     if not seg.exists():
         make_seg(seg, make_series(place.root / "scan"), {"x": volume() > 100})
         (place.folder / "a.nii").write_bytes(b"1")
-    peer = Peer("ARCHIVE", Address("127.0.0.1", port))
-    outbox = lambda journal: Outbox(place.out, journal, peer, "ONCOFED", place.tell, place.clock)  # noqa: E731
-    arrivals = Arrivals(place.folder, 0.0, place.clock)
-    return Watch(arrivals, place.out, lambda arrival: Outcome((seg,), (seg,)), place.tell, outbox, seconds=0.001)
+    peer = ApplicationEntity("ARCHIVE", Address("127.0.0.1", port))
+    send_queue = lambda journal: SendQueue(place.out, journal, peer, "ONCOFED", place.notify, place.clock)  # noqa: E731
+    scanner = FolderScanner(place.folder, 0.0, place.clock)
+    return FolderWatcher(
+        scanner, place.out, lambda item: ItemResult((seg,), (seg,)), place.notify, send_queue, seconds=0.001
+    )
 
 
 @pytest.fixture
@@ -72,13 +74,13 @@ def port() -> int:
 
 
 def test_a_result_is_kept_until_the_receiver_is_there(place: Place, port: int) -> None:
-    tally = sender(place, port).run(once=True)
-    assert (tally.done, tally.unsent) == (1, 1)
+    counts = sender(place, port).run(once=True)
+    assert (counts.done, counts.unsent) == (1, 1)
     assert "nobody answers there" in dict(place.told)["unsent"] or "again in 10 s" in dict(place.told)["unsent"]
     # Another process, later.
     with archive(port) as got:
-        tally = sender(place, port).run(once=True)
-        assert (tally.done, tally.unsent) == (0, 0)
+        counts = sender(place, port).run(once=True)
+        assert (counts.done, counts.unsent) == (0, 0)
         assert sender(place, port).run(once=True).unsent == 0
     ((caller, dataset),) = got
     assert caller == "ONCOFED"
@@ -90,8 +92,8 @@ def test_a_result_is_kept_until_the_receiver_is_there(place: Place, port: int) -
 def test_a_receiver_whose_name_is_not_known_is_away(tmp_path: Path) -> None:
     seg = make_seg(tmp_path / "seg.dcm", make_series(tmp_path / "scan"), {"x": volume() > 100})
     gone = tmp_path / "gone.dcm"
-    replies = send([gone, seg], Peer("ARCHIVE", Address("no-such-host.invalid", 104)), "ONCOFED")
-    assert [reply.sent for reply in replies] == [Sent.NEVER, Sent.AWAY]
+    replies = send([gone, seg], ApplicationEntity("ARCHIVE", Address("no-such-host.invalid", 104)), "ONCOFED")
+    assert [reply.sent for reply in replies] == [SendStatus.NEVER, SendStatus.AWAY]
 
 
 def test_a_receiver_that_is_away_is_asked_less_and_less(place: Place, port: int) -> None:
@@ -128,8 +130,8 @@ def test_what_a_receiver_never_takes_does_not_stop_the_rest(
     with archive(port, statuses, takes):
         watch = sender(place, port)
         for _ in range(7):
-            tally = watch.run(once=True)
+            counts = watch.run(once=True)
             place.clock.now += 1000
-    assert tally.unsent == 0
+    assert counts.unsent == 0
     assert why in dict(place.told)["failed"]
     assert why in (place.out / JOURNAL_FILE).read_text()

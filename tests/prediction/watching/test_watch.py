@@ -16,10 +16,10 @@ import pytest
 from dicoms import make_series
 from oncofed.cli.watching import Watching, watching
 from oncofed.errors import DataError, SpecError, StateError, UnreadableError
-from oncofed.prediction.watching.arrivals import Arrival, Arrivals
+from oncofed.prediction.watching.application_entity import Address
+from oncofed.prediction.watching.folder_scanner import FolderScanner, WatchItem
 from oncofed.prediction.watching.journal import Journal
-from oncofed.prediction.watching.peers import Address
-from oncofed.prediction.watching.watch import JOURNAL_FILE, Outcome, Watch, alone
+from oncofed.prediction.watching.watcher import JOURNAL_FILE, FolderWatcher, ItemResult, lock_output
 from watched import Hand, Place, eventually
 
 SETTLE = 10.0
@@ -28,80 +28,80 @@ SETTLE = 10.0
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     """Two folders, still empty; what fails is tried again at once."""
-    monkeypatch.setattr("oncofed.prediction.watching.watch._SECONDS_BETWEEN_TRIES", 0.0)
-    monkeypatch.setattr("oncofed.prediction.watching.watch._SECONDS_WHEN_FULL", 0.0)
+    monkeypatch.setattr("oncofed.prediction.watching.watcher._SECONDS_BETWEEN_TRIES", 0.0)
+    monkeypatch.setattr("oncofed.prediction.watching.watcher._SECONDS_WHEN_FULL", 0.0)
     return Place(tmp_path)
 
 
-def names(arrivals: Arrivals) -> list[str]:
-    return [arrival.name for arrival in arrivals.whole()]
+def names(scanner: FolderScanner) -> list[str]:
+    return [item.name for item in scanner.ready_items()]
 
 
 # What arrived, and when it is whole.
 
 
 def test_what_still_changes_is_not_whole(place: Place) -> None:
-    arrivals = Arrivals(place.folder, SETTLE, place.clock)
+    scanner = FolderScanner(place.folder, SETTLE, place.clock)
     file = place.folder / "a.nii"
     file.write_bytes(b"1")
-    assert (names(arrivals), arrivals.unsettled) == ([], ["a.nii"])
+    assert (names(scanner), scanner.unsettled) == ([], ["a.nii"])
     place.clock.now += 0.9 * SETTLE
     with file.open("ab") as copied:
         copied.write(b"2")
-    assert names(arrivals) == []
+    assert names(scanner) == []
     place.clock.now += 0.9 * SETTLE
-    assert names(arrivals) == []
+    assert names(scanner) == []
     place.clock.now += 0.2 * SETTLE
-    assert (names(arrivals), arrivals.unsettled) == (["a.nii"], [])
+    assert (names(scanner), scanner.unsettled) == (["a.nii"], [])
 
 
 def test_a_file_whose_old_time_came_along_is_still_being_copied(place: Place) -> None:
-    arrivals = Arrivals(place.folder, SETTLE, place.clock)
+    scanner = FolderScanner(place.folder, SETTLE, place.clock)
     file = place.folder / "a.nii"
     for _ in range(3):
         file.write_bytes(b"12")
         os.utime(file, ns=(1, 1))
-        assert names(arrivals) == []
+        assert names(scanner) == []
         place.clock.now += 0.9 * SETTLE
         time.sleep(0.01)
     place.clock.now += SETTLE
-    assert names(arrivals) == ["a.nii"]
+    assert names(scanner) == ["a.nii"]
 
 
 def test_names_of_what_is_being_written_wait_and_hidden_ones_are_nothing(place: Place) -> None:
-    arrivals = Arrivals(place.folder, 0.0, place.clock)
+    scanner = FolderScanner(place.folder, 0.0, place.clock)
     for name in ("a.nii.part", "b.nii.TMP", ".hidden.nii", "case/one.nii", "case/two.nii.part", ".d/x.nii"):
         path = place.folder / name
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"1")
-    assert names(arrivals) == []
-    assert arrivals.open == ["a.nii.part", "b.nii.TMP", "case"]
+    assert names(scanner) == []
+    assert scanner.open == ["a.nii.part", "b.nii.TMP", "case"]
     for path in (place.folder / "a.nii.part", place.folder / "case" / "two.nii.part"):
         path.rename(path.with_suffix(""))
-    found = arrivals.whole()
-    assert {arrival.name: arrival.files for arrival in found} == {"a.nii": 1, "case": 2}
-    assert arrivals.open == ["b.nii.TMP"]
+    found = scanner.ready_items()
+    assert {item.name: item.files for item in found} == {"a.nii": 1, "case": 2}
+    assert scanner.open == ["b.nii.TMP"]
 
 
 def test_loose_dicom_files_are_one_thing_a_series(place: Place) -> None:
     make_series(place.folder, names=lambda number: f"a{number}")
     make_series(place.folder, names=lambda number: f"b{number}")
     (place.folder / "note.txt").write_text("x")
-    found = Arrivals(place.folder, 0.0, place.clock).whole()
-    assert sorted(arrival.files for arrival in found) == [1, 8, 8]
-    for arrival in found:
-        assert len({path.name[0] for path in arrival.paths}) == 1
-        assert "MRN" not in arrival.name
+    found = FolderScanner(place.folder, 0.0, place.clock).ready_items()
+    assert sorted(item.files for item in found) == [1, 8, 8]
+    for item in found:
+        assert len({path.name[0] for path in item.paths}) == 1
+        assert "MRN" not in item.name
 
 
 def test_a_folder_is_one_thing_and_another_one_when_it_changes(place: Place) -> None:
     make_series(place.folder / "case" / "series")
-    arrivals = Arrivals(place.folder, 0.0, place.clock)
-    (before,) = arrivals.whole()
+    scanner = FolderScanner(place.folder, 0.0, place.clock)
+    (before,) = scanner.ready_items()
     assert before.paths == (place.folder / "case",)
-    assert arrivals.whole() == [before]
+    assert scanner.ready_items() == [before]
     (place.folder / "case" / "more.nii").write_bytes(b"1")
-    (after,) = arrivals.whole()
+    (after,) = scanner.ready_items()
     assert (after.name, after.files) == ("case", 9)
     assert after.fingerprint != before.fingerprint
 
@@ -112,8 +112,8 @@ def test_a_folder_is_one_thing_and_another_one_when_it_changes(place: Place) -> 
 def test_each_thing_is_worked_off_once_also_by_the_next_process(place: Place) -> None:
     for name in ("a.nii", "b.nii"):
         (place.folder / name).write_bytes(b"1")
-    tally = place.watch().run(once=True)
-    assert (tally.done, tally.failed) == (2, 0)
+    counts = place.watch().run(once=True)
+    assert (counts.done, counts.failed) == (2, 0)
     (place.folder / "c.nii").write_bytes(b"1")
     assert place.watch().run(once=True).done == 1
     assert place.hand.seen == ["a.nii", "b.nii", "c.nii"]
@@ -139,44 +139,44 @@ def test_one_that_fails_is_set_aside_and_the_next_is_done(
     (place.folder / "bad.nii").write_bytes(b"1")
     bad, good = Hand(place.out, raised), Hand(place.out)
 
-    def handle(arrival: Arrival) -> Outcome:
-        return (bad if arrival.name == "bad.nii" else good)(arrival)
+    def process_item(item: WatchItem) -> ItemResult:
+        return (bad if item.name == "bad.nii" else good)(item)
 
     (place.folder / "good.nii").write_bytes(b"1")
-    tally = place.watch(handle).run(once=True)
-    assert (tally.done, tally.failed) == (1, 1)
+    counts = place.watch(process_item).run(once=True)
+    assert (counts.done, counts.failed) == (1, 1)
     assert (len(bad.seen), good.seen) == (tries, ["good.nii"])
     text = dict(place.told)["failed"]
     assert told in text
     assert "Canary" not in text
     assert told in Journal(place.out / JOURNAL_FILE).records["bad.nii"].reason
     # Not again, until a file of it changes.
-    assert place.watch(handle).run(once=True).failed == 0
+    assert place.watch(process_item).run(once=True).failed == 0
     (place.folder / "bad.nii").touch()
-    assert place.watch(handle).run(once=True).failed == 1
+    assert place.watch(process_item).run(once=True).failed == 1
 
 
 def test_a_failure_that_may_pass_is_tried_again_later_and_the_next_thing_first(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("oncofed.prediction.watching.watch._SECONDS_BETWEEN_TRIES", 0.1)
+    monkeypatch.setattr("oncofed.prediction.watching.watcher._SECONDS_BETWEEN_TRIES", 0.1)
     (place.folder / "a.nii").write_bytes(b"1")
     time.sleep(0.01)
     (place.folder / "b.nii").write_bytes(b"1")
     away = [UnreadableError("the drive is away")]
 
-    def handle(arrival: Arrival) -> Outcome:
+    def process_item(item: WatchItem) -> ItemResult:
         if away:
             raise away.pop()
-        return place.hand(arrival)
+        return place.hand(item)
 
-    assert place.watch(handle).run(once=True).done == 2
+    assert place.watch(process_item).run(once=True).done == 2
     assert place.hand.seen == ["b.nii", "a.nii"]
 
 
 def test_one_without_a_result_says_why(place: Place) -> None:
     (place.folder / "a.nii").write_bytes(b"1")
-    place.watch(lambda arrival: Outcome(set_aside=("a colour image for a grey model",))).run(once=True)
+    place.watch(lambda item: ItemResult(set_aside=("a colour image for a grey model",))).run(once=True)
     assert ("failed", "a.nii is set aside: a colour image for a grey model") in place.told
 
 
@@ -184,12 +184,12 @@ def test_a_full_disk_is_waited_for_and_costs_no_try(place: Place) -> None:
     (place.folder / "a.nii").write_bytes(b"1")
     full = [OSError(errno.ENOSPC, "No space left on device")] * 5
 
-    def handle(arrival: Arrival) -> Outcome:
+    def process_item(item: WatchItem) -> ItemResult:
         if full:
             raise full.pop()
-        return place.hand(arrival)
+        return place.hand(item)
 
-    assert place.watch(handle).run(once=True).done == 1
+    assert place.watch(process_item).run(once=True).done == 1
     assert place.kinds().count("later") == 5
     assert "the disk is full" in dict(place.told)["later"]
 
@@ -216,14 +216,14 @@ def test_a_folder_that_is_away_for_a_while_is_looked_at_again(place: Place) -> N
     (place.folder / "a.nii").write_bytes(b"1")
     watch = place.watch()
 
-    def tell(kind: str, text: str) -> None:
-        place.tell(kind, text)
+    def notify(kind: str, text: str) -> None:
+        place.notify(kind, text)
         if kind == "later":
             (place.root / "away").rename(place.folder)
         if kind == "done":
             watch.stop()
 
-    watch = Watch(Arrivals(place.folder, 0.0), place.out, place.hand, tell, seconds=0.001)
+    watch = FolderWatcher(FolderScanner(place.folder, 0.0), place.out, place.hand, notify, seconds=0.001)
     place.folder.rename(place.root / "away")
     assert watch.run().done == 1
     assert place.kinds() == ["later", "begun", "done"]
@@ -233,11 +233,11 @@ def test_a_stop_lets_the_thing_at_hand_end_and_begins_no_other(place: Place) -> 
     for name in ("a.nii", "b.nii"):
         (place.folder / name).write_bytes(b"1")
 
-    def handle(arrival: Arrival) -> Outcome:
+    def process_item(item: WatchItem) -> ItemResult:
         watch.stop()
-        return place.hand(arrival)
+        return place.hand(item)
 
-    watch = place.watch(handle)
+    watch = place.watch(process_item)
     assert watch.run().done == 1
     assert place.hand.seen == ["a.nii"]
 
@@ -266,7 +266,7 @@ def test_a_journal_whose_last_line_is_cut_off_goes_on(place: Place) -> None:
 
 
 def test_two_processes_do_not_watch_for_one_folder(place: Place) -> None:
-    with alone(place.out), pytest.raises(SpecError, match="another process watches for"), alone(place.out):
+    with lock_output(place.out), pytest.raises(SpecError, match="another process watches for"), lock_output(place.out):
         pass
 
 
@@ -277,7 +277,7 @@ import os, signal, sys, time
 from pathlib import Path
 from rich.console import Console
 from oncofed.cli.watching import watching, work_off
-from oncofed.prediction.watching.watch import Outcome
+from oncofed.prediction.watching.watcher import ItemResult
 
 folder, out, poison = map(Path, sys.argv[1:4])
 
@@ -290,7 +290,7 @@ def handle(arrival):
         time.sleep(1)
     result = out / (arrival.name + ".txt")
     result.write_text("done")
-    return Outcome((result,), ())
+    return ItemResult((result,), ())
 
 asked = watching(out, folder, None, "ONCOFED", None, None, 0.5, "once" in sys.argv)
 sys.exit(work_off(asked, out, handle, Console(soft_wrap=True), "Research only."))

@@ -107,7 +107,7 @@ def test_who_sends_a_series_gets_objects_back_that_say_what_they_are_for(
         finally:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr("oncofed.prediction.watching.sending._FIRST_PAUSE", 1.0)
+    monkeypatch.setattr("oncofed.prediction.watching.store_scu._FIRST_PAUSE", 1.0)
     with ThreadPoolExecutor(1) as pool:
         ended = pool.submit(peers)
         address = (

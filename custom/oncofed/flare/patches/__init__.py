@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Patch:
-    """A change to FLARE at run time; its module's docstring gives the reason.
+    """A change to FLARE; its module gives the reason.
 
     Attributes:
         flare: version of FLARE that it was written for.
@@ -30,7 +30,9 @@ class Patch:
 
 
 def source_digest(name: str) -> str:
-    """Return a digest of the source of ``module:name``, whatever its comments, blank lines and indentation.
+    """Return a digest of the source of ``module:name``.
+
+    Comments, blank lines and indentation do not count.
 
     Raises:
         AttributeError, ImportError: FLARE no longer has it.

@@ -50,8 +50,8 @@ def use_own_loopback() -> bool:
 
 
 def simulate_over_own_loopback() -> None:
-    """Do so in FLARE's simulator and its sites, which use Python's sockets too."""
-    # Its import does much that other processes do not need.
+    """Do so in FLARE's simulator and its sites."""
+    # Imported here: it does much that other processes do not need. It uses Python's sockets, too.
     from nvflare.private.fed.app.simulator import simulator_runner  # noqa: PLC0415
 
     if use_own_loopback():
@@ -61,7 +61,7 @@ def simulate_over_own_loopback() -> None:
 
 
 def _named() -> set[str]:
-    """Return the addresses of ``localhost``; none if it does not resolve."""
+    """Return the addresses of ``localhost``, if it resolves."""
     with contextlib.suppress(OSError):
         return {str(info[4][0]) for info in _getaddrinfo("localhost", None, type=socket.SOCK_STREAM)}
     return set()

@@ -23,7 +23,7 @@ _notifying = Event()
 
 
 def end_with_parent(parent: int, over: Event) -> None:
-    """End this process group once its parent ended or its work is done.
+    """End this process group with its parent or its work.
 
     Args:
         parent: process id.
@@ -42,15 +42,16 @@ def end_with_parent(parent: int, over: Event) -> None:
 
 
 def _set_at_end(over: Event, process: int) -> None:
-    """Set an event once the process of a descriptor has ended."""
+    """Set an event once a descriptor's process has ended."""
     connection.wait([process])
     over.set()
 
 
 def notify_parent(runner: ClientAppRunner, *message: Any, retry_timeout: float | None = None, **options: Any) -> None:
-    """Report the job's status twice a second until the parent acknowledges.
+    """Report the job's status until the parent acknowledges it.
 
-    FLARE's own retries without a pause once ``retry_timeout`` is over, and no longer looks whether the parent lives.
+    It retries twice a second. FLARE's own retries without a pause once ``retry_timeout`` is over, and no longer looks
+    whether the parent lives.
     """
     _notifying.set()
     _notify_job_status(runner, *message, retry_timeout=math.inf if retry_timeout else None, **options)
@@ -58,7 +59,7 @@ def notify_parent(runner: ClientAppRunner, *message: Any, retry_timeout: float |
 
 
 def stop_without_parent(runner: ClientAppRunner) -> None:
-    """Stop a job whose parent ended; exit at once if it has not begun."""
+    """Stop a job whose parent ended, begun or not."""
     if _notifying.is_set():
         os._exit(1)
     _stop(runner)

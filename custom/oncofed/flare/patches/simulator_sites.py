@@ -18,7 +18,7 @@ from nvflare.private.fed.app.simulator import simulator_runner
 
 
 class SiteStarter(simulator_runner.SimulatorClientRunner):
-    """Keeps what a site's process is sent separate for each thread.
+    """Keeps each thread's site apart from the others.
 
     FLARE's threads write their site's name into one dictionary, then send it: of two threads at the same time, one
     sends the other's name.

@@ -29,7 +29,7 @@ class _RetryScheduler(byte_streamer.ReliableRetryScheduler):
 
     @property
     def stopped(self) -> bool:
-        """Whether the process ends; set by FLARE's ``shutdown``, which may be bound already."""
+        """Whether the process ends, as FLARE's ``shutdown`` sets it."""
         return self.over.is_set()
 
     @stopped.setter
@@ -57,7 +57,7 @@ class _RetryScheduler(byte_streamer.ReliableRetryScheduler):
 
 
 class _SmallTxTask(byte_streamer.TxTask):
-    """A sent stream whose buffer is no larger than its content."""
+    """A sent stream with a buffer of its content's size."""
 
     def __init__(
         self, cell: Any, chunk_size: int, channel: str, topic: str, target: str, headers: Any, stream: Any, *more: Any
@@ -69,7 +69,7 @@ class _SmallTxTask(byte_streamer.TxTask):
 
 
 def lighten_streams() -> None:
-    """Have this process send and receive so; call it before the first message."""
+    """Change this process's streams; call it before the first message."""
     if not isinstance(byte_streamer.reliable_retry_scheduler, _RetryScheduler):
         byte_streamer.reliable_retry_scheduler.over = threading.Event()
         byte_streamer.reliable_retry_scheduler.__class__ = _RetryScheduler

@@ -19,6 +19,7 @@ from typing import BinaryIO
 
 from pydicom.uid import PYDICOM_IMPLEMENTATION_UID
 
+from oncofed.data.dicom.header_types import BrokenFile, ImageHeader, SlideHeader
 from oncofed.data.dicom.headers import read_header
 from oncofed.data.manifest import write_whole
 
@@ -32,7 +33,6 @@ _FEWEST_FILES = 1_000
 # PS3.4, table B.2-1.
 SUCCESS, OUT_OF_RESOURCES, NOT_THAT_CLASS, NOT_UNDERSTOOD = 0x0000, 0xA700, 0xA900, 0xC000
 # What our reader takes for an image.
-_KINDS = {"image", "slide"}
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Limits:
     reserve: int = 2 << 30
 
 
-class Refusal(Exception):  # noqa: N818 - an answer, not a fault
+class StoreRefused(Exception):  # noqa: N818 - an answer, not a fault
     """An object is not kept; the message says why and names nobody.
 
     Attributes:
@@ -81,7 +81,7 @@ class Inbox:
             left.unlink()
         self._key = _key(folder)
 
-    def why_full(self) -> str:
+    def full_reason(self) -> str:
         """Return why nothing more is taken in; empty where there is room."""
         there = os.statvfs(self.folder)
         free = there.f_bavail * there.f_frsize
@@ -92,11 +92,11 @@ class Inbox:
             return f"the disk holds nearly as many files as it can: {there.f_favail} more"
         return ""
 
-    def begin(self, sop_class: str, instance: str, syntax: str) -> Incoming:
+    def begin(self, sop_class: str, instance: str, syntax: str) -> IncomingObject:
         """Return where an object that comes in is written to."""
-        return Incoming(self, self._coming / secrets.token_hex(_NAME_BYTES), sop_class, instance, syntax)
+        return IncomingObject(self, self._coming / secrets.token_hex(_NAME_BYTES), sop_class, instance, syntax)
 
-    def keep(self, incoming: Incoming, association: str) -> Path:
+    def keep(self, incoming: IncomingObject, association: str) -> Path:
         """Put an object where it belongs, whole and safe from a power cut, and return its series' folder.
 
         The same again changes nothing; another one with the same UID takes its place.
@@ -108,8 +108,8 @@ class Inbox:
         try:
             path = self._place(incoming)
             series = path.parent
-            _private(series.parent)
-            _private(series)
+            _make_private_folder(series.parent)
+            _make_private_folder(series)
             (series / f"{_OPEN}{association}").touch(0o600)
             if path.is_file() and filecmp.cmp(path, incoming.path, shallow=False):
                 incoming.discard()
@@ -135,33 +135,33 @@ class Inbox:
                 left.unlink(missing_ok=True)
 
     @staticmethod
-    def is_one(folder: Path) -> bool:
+    def is_inbox(folder: Path) -> bool:
         """Return whether a folder is an inbox."""
         return (folder / KEY_FILE).is_file() and (folder / _COMING).is_dir()
 
     @staticmethod
-    def is_open(series: Path) -> bool:
+    def is_incomplete(series: Path) -> bool:
         """Return whether an association brings a series, or broke off before it had brought all of it."""
         return any(series.glob(f"{_OPEN}*"))
 
-    def _place(self, incoming: Incoming) -> Path:
+    def _place(self, incoming: IncomingObject) -> Path:
         header = read_header(incoming.path)
-        if header["kind"] not in _KINDS:
-            why = "it cannot be read" if header["kind"] == "broken" else "it is no image"
-            raise Refusal(NOT_UNDERSTOOD, why)
-        if (header["sop_class"], header["instance"]) != (incoming.sop_class, incoming.instance):
-            raise Refusal(NOT_THAT_CLASS, "it is not the object that was announced")
-        if not (header["study"] and header["series"] and header["instance"]):
-            raise Refusal(NOT_UNDERSTOOD, "it does not say which study and series it is of")
+        if not isinstance(header, ImageHeader | SlideHeader):
+            why = "it cannot be read" if isinstance(header, BrokenFile) else "it is no image"
+            raise StoreRefused(NOT_UNDERSTOOD, why)
+        if (header.sop_class, header.instance) != (incoming.sop_class, incoming.instance):
+            raise StoreRefused(NOT_THAT_CLASS, "it is not the object that was announced")
+        if not (header.study and header.series and header.instance):
+            raise StoreRefused(NOT_UNDERSTOOD, "it does not say which study and series it is of")
         # Never a part of a path as it came: a UID may be anything that somebody sent.
-        study, series, instance = (self._name(header[what]) for what in ("study", "series", "instance"))
+        study, series, instance = (self._name(uid) for uid in (header.study, header.series, header.instance))
         return self.folder / study / series / f"{instance}.dcm"
 
     def _name(self, uid: str) -> str:
         return hashlib.blake2b(uid.encode(), key=self._key, digest_size=_NAME_BYTES).hexdigest()
 
 
-class Incoming:
+class IncomingObject:
     """An object while it comes in: its bytes go into a hidden file, and nowhere once it will not be kept.
 
     It stands where the network library would have a temporary file of its own, which hold what a connection that broke
@@ -176,7 +176,7 @@ class Incoming:
 
     def __init__(self, inbox: Inbox, path: Path, sop_class: str, instance: str, syntax: str) -> None:
         self.path, self.sop_class, self.instance = path, sop_class, instance
-        self.refusal: Refusal | None = None
+        self.refusal: StoreRefused | None = None
         self._inbox = inbox
         self._size, self._looked_at = 0, 0
         self._file: BinaryIO | None = None
@@ -188,7 +188,7 @@ class Incoming:
         return str(self.path)
 
     @property
-    def file(self) -> Incoming:
+    def file(self) -> IncomingObject:
         """Itself: the network library flushes the file inside of a temporary one."""
         return self
 
@@ -227,7 +227,7 @@ class Incoming:
             return
         try:
             step()
-        except Refusal as refusal:
+        except StoreRefused as refusal:
             self.refusal = refusal
         except OSError as error:
             self.refusal = _unwritten(error)
@@ -243,7 +243,7 @@ class Incoming:
     def _append(self, data: bytes) -> None:
         self._size += len(data)
         if self._size > self._inbox.limits.largest:
-            raise Refusal(OUT_OF_RESOURCES, f"it is larger than {self._inbox.limits.largest >> 20} MiB")
+            raise StoreRefused(OUT_OF_RESOURCES, f"it is larger than {self._inbox.limits.largest >> 20} MiB")
         if self._size - self._looked_at > _BETWEEN_LOOKS:
             self._looked_at = self._size
             self._require_room()
@@ -256,9 +256,9 @@ class Incoming:
             os.fsync(self._file.fileno())
 
     def _require_room(self) -> None:
-        why = self._inbox.why_full()
+        why = self._inbox.full_reason()
         if why:
-            raise Refusal(OUT_OF_RESOURCES, why)
+            raise StoreRefused(OUT_OF_RESOURCES, why)
 
 
 def _preamble(sop_class: str, instance: str, syntax: str) -> bytes:
@@ -279,11 +279,11 @@ def _uid(number: int, uid: str) -> bytes:
     return struct.pack("<HH2sH", 0x0002, number, b"UI", len(value)) + value
 
 
-def _unwritten(error: OSError) -> Refusal:
-    return Refusal(OUT_OF_RESOURCES, f"it cannot be written: {error.strerror or error}")
+def _unwritten(error: OSError) -> StoreRefused:
+    return StoreRefused(OUT_OF_RESOURCES, f"it cannot be written: {error.strerror or error}")
 
 
-def _private(folder: Path) -> None:
+def _make_private_folder(folder: Path) -> None:
     if not folder.is_dir():
         folder.mkdir(mode=0o700, exist_ok=True)
         _sync(folder.parent)

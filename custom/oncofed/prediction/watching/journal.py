@@ -62,13 +62,13 @@ class Journal:
         self._model: str | None = None
         path.touch(0o600)
         text = path.read_bytes()
-        whole = text[: text.rfind(b"\n") + 1]
-        if len(whole) < len(text):
-            os.truncate(path, len(whole))
-        for number, line in enumerate(whole.splitlines(), start=1):
+        complete = text[: text.rfind(b"\n") + 1]
+        if len(complete) < len(text):
+            os.truncate(path, len(complete))
+        for number, line in enumerate(complete.splitlines(), start=1):
             self._take(_step(line, f"{path}, line {number}"))
         self._path = path
-        if not whole and model:
+        if not complete and model:
             self._write("", _OPENED, model=model)
         if model and self._model != model:
             raise SpecError(
@@ -85,7 +85,7 @@ class Journal:
         """Note that work on it begins; one that never gets further ended the process."""
         self._write(name, BEGUN, fingerprint=fingerprint)
 
-    def put_back(self, name: str, fingerprint: str) -> None:
+    def requeue(self, name: str, fingerprint: str) -> None:
         """Note that work on it was left through no fault of its own."""
         self._write(name, PUT_BACK, fingerprint=fingerprint)
 
@@ -107,7 +107,7 @@ class Journal:
         """Note that a file of its result was acknowledged."""
         self._write(name, SENT, file=file)
 
-    def give_up(self, name: str, file: str, reason: str) -> None:
+    def abandon(self, name: str, file: str, reason: str) -> None:
         """Note that a file of its result cannot be sent, and why."""
         self._write(name, NOT_SENT, file=file, reason=reason)
 

@@ -14,8 +14,8 @@ from oncofed.prediction.outputs.page import write_page
 from oncofed.prediction.private import keep_private, make_private
 from oncofed.prediction.run import CASES_FOLDER, Options, predict
 from oncofed.prediction.sources import file_name, gather
-from oncofed.prediction.watching.arrivals import Arrival
-from oncofed.prediction.watching.watch import Outcome
+from oncofed.prediction.watching.folder_scanner import WatchItem
+from oncofed.prediction.watching.watcher import ItemResult
 
 RESULTS_FOLDER = "results"
 
@@ -42,17 +42,17 @@ class Predictor:
     workers: int | None = None
     page: bool = True
 
-    def __call__(self, arrival: Arrival) -> Outcome:
+    def __call__(self, item: WatchItem) -> ItemResult:
         """Predict what arrived.
 
         Raises:
             DataError: none of it can be predicted; the message says why.
             OSError: the folder cannot be written to.
         """
-        folder = Path(self.out, RESULTS_FOLDER, *map(file_name, arrival.name.split("/")))
+        folder = Path(self.out, RESULTS_FOLDER, *map(file_name, item.name.split("/")))
         keep_private(self.out / RESULTS_FOLDER)
         make_private(folder)
-        sources = gather(arrival.paths, folder, self.model.job, self.datasets, (), self.workers)
+        sources = gather(item.paths, folder, self.model.job, self.datasets, (), self.workers)
         found = predict(self.model, sources, folder, self.device, self.options)
         aside = [f"{bad.name}: {bad.reason}" for bad in found.set_aside]
         aside += [f"no {output}: {why}" for record in found.now for output, why in record["missing"].items()]
@@ -66,4 +66,4 @@ class Predictor:
             for file in files
         ]
         to_send = [path for path in written if path.is_file() and looks_like_dicom(path)]
-        return Outcome((*written, *page), tuple(to_send), tuple(aside))
+        return ItemResult((*written, *page), tuple(to_send), tuple(aside))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from oncofed.data.dicom.header_types import BrokenFile, ObjectHeader
 from oncofed.data.dicom.headers import looks_like_dicom, read_header
 from oncofed.prediction.watching.inbox import Inbox
 
@@ -22,7 +23,7 @@ _Stamps = dict[Path, _Stamp]
 
 
 @dataclass(frozen=True)
-class Arrival:
+class WatchItem:
     """A thing to work off.
 
     Attributes:
@@ -39,7 +40,7 @@ class Arrival:
 
 
 @dataclass(frozen=True)
-class _Thing:
+class _Candidate:
     """What lies in a folder and belongs together; partial: not under its own name yet."""
 
     paths: tuple[Path, ...]
@@ -47,7 +48,7 @@ class _Thing:
     partial: bool = False
 
 
-class Arrivals:
+class FolderScanner:
     """A folder that things arrive in.
 
     Each folder in it is one thing, as is each file; loose DICOM files are one thing a series, as each is in an inbox.
@@ -65,7 +66,7 @@ class Arrivals:
         self.unsettled: list[str] = []
         self.open: list[str] = []
 
-    def whole(self) -> list[Arrival]:
+    def ready_items(self) -> list[WatchItem]:
         """Look into the folder, and return what is whole, what came first first.
 
         Afterwards ``unsettled`` names what changed a moment ago, and ``open`` what does not change any more and still
@@ -75,38 +76,40 @@ class Arrivals:
             OSError: the folder cannot be read.
         """
         now, since = self._clock(), {}
-        found: list[tuple[int, Arrival]] = []
+        found: list[tuple[int, WatchItem]] = []
         self.unsettled, self.open = [], []
-        for name, thing in sorted(self._things()):
+        for name, candidate in sorted(self._candidates()):
             before = self._since.get(name)
-            since[name] = before if before and before[0] == thing.stamps else (thing.stamps, now)
+            since[name] = before if before and before[0] == candidate.stamps else (candidate.stamps, now)
             if now - since[name][1] < self._settle:
                 self.unsettled.append(name)
-            elif thing.partial:
+            elif candidate.partial:
                 self.open.append(name)
-            elif visible := _visible(thing.stamps, self._folder):
+            elif visible := _visible(candidate.stamps, self._folder):
                 newest = max(changed for _, _, changed in visible.values())
-                found.append((newest, Arrival(name, thing.paths, _fingerprint(visible, self._folder), len(visible))))
+                found.append(
+                    (newest, WatchItem(name, candidate.paths, _fingerprint(visible, self._folder), len(visible)))
+                )
         self._since = since
-        return [arrival for _, arrival in sorted(found, key=lambda item: (item[0], item[1].name))]
+        return [item for _, item in sorted(found, key=lambda item: (item[0], item[1].name))]
 
-    def _things(self) -> Iterator[tuple[str, _Thing]]:
+    def _candidates(self) -> Iterator[tuple[str, _Candidate]]:
         loose: dict[str, _Stamps] = defaultdict(dict)
-        inbox = Inbox.is_one(self._folder)
+        inbox = Inbox.is_inbox(self._folder)
         for path in self._folder.iterdir():
             if path.name.startswith("."):
                 continue
             if path.is_dir():
                 for folder in _folders(path) if inbox else (path,):
                     stamps = dict(_stamps(folder.rglob("*")))
-                    partial = Inbox.is_open(folder) if inbox else any(_is_partial(file) for file in stamps)
-                    yield folder.relative_to(self._folder).as_posix(), _Thing((folder,), stamps, partial)
+                    partial = Inbox.is_incomplete(folder) if inbox else any(_is_partial(file) for file in stamps)
+                    yield folder.relative_to(self._folder).as_posix(), _Candidate((folder,), stamps, partial)
             else:
                 for file, stamp in _stamps([path]):
                     loose[path.name if _is_partial(path) else self._loose_name(file, stamp)][file] = stamp
         self._series = {file: known for file, known in self._series.items() if file.exists()}
         for name, stamps in loose.items():
-            yield name, _Thing(tuple(sorted(stamps)), stamps, any(_is_partial(file) for file in stamps))
+            yield name, _Candidate(tuple(sorted(stamps)), stamps, any(_is_partial(file) for file in stamps))
 
     def _loose_name(self, file: Path, stamp: _Stamp) -> str:
         """Return the name of what a file belongs to: its series, or itself."""
@@ -115,7 +118,8 @@ class Arrivals:
             name = file.name
             with contextlib.suppress(OSError):
                 if looks_like_dicom(file):
-                    series = read_header(file).get("series", "")
+                    header = read_header(file)
+                    series = header.series if isinstance(header, ObjectHeader | BrokenFile) else ""
                     name = f"series-{_digest(series.encode())}" if series else name
             self._series[file] = known = stamp, name
         return known[1]

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 
 from oncofed.errors import OncofedError, SpecError, UnreadableError, one_line
 from oncofed.prediction.private import make_private
-from oncofed.prediction.watching.arrivals import Arrival, Arrivals
+from oncofed.prediction.watching.application_entity import Notify
+from oncofed.prediction.watching.folder_scanner import FolderScanner, WatchItem
 from oncofed.prediction.watching.journal import Journal, Record
-from oncofed.prediction.watching.peers import Tell
 
 if TYPE_CHECKING:
-    from oncofed.prediction.watching.sending import Outbox
+    from oncofed.prediction.watching.store_scu import SendQueue
 
 JOURNAL_FILE, _LOCK_FILE = "watch.jsonl", ".watch.lock"
 # A thing that ended the process so often, or that went wrong in a way nobody foresaw, is set aside.
@@ -33,7 +33,7 @@ _LONGEST_NAME, _LONGEST_REASON = 80, 500
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ItemResult:
     """What came of one thing.
 
     Attributes:
@@ -48,7 +48,7 @@ class Outcome:
 
 
 @dataclass
-class Tally:
+class WatchCounts:
     """What was done since the start."""
 
     done: int = 0
@@ -57,17 +57,17 @@ class Tally:
 
 
 # What makes a result of a thing. Called again with the same thing it writes the same files over.
-Handle = Callable[[Arrival], Outcome]
+ProcessItem = Callable[[WatchItem], ItemResult]
 
 
-class Watch:
+class FolderWatcher:
     """Works off a folder.
 
     Args:
-        arrivals: what arrives.
+        scanner: of the watched folder.
         out: folder of the results, and of the journal.
-        handle: makes a result. Whatever it raises sets the thing aside, but for what may pass.
-        tell: each event, for people: what kind it is, and one line.
+        process_item: makes a result. Whatever it raises sets the thing aside, but for what may pass.
+        notify: called with each event, for people: what kind it is, and one line.
         make_outbox: makes what sends results; None: nobody is sent any.
         model: digest of the model whose results they are.
         seconds: between two looks.
@@ -79,19 +79,21 @@ class Watch:
 
     def __init__(
         self,
-        arrivals: Arrivals,
+        scanner: FolderScanner,
         out: Path,
-        handle: Handle,
-        tell: Tell,
-        make_outbox: Callable[[Journal], Outbox] | None = None,
+        process_item: ProcessItem,
+        notify: Notify,
+        make_send_queue: Callable[[Journal], SendQueue] | None = None,
         model: str | None = None,
         seconds: float = _SECONDS_BETWEEN_LOOKS,
     ) -> None:
-        self._arrivals, self._out, self._handle, self._tell, self._seconds = arrivals, out, handle, tell, seconds
+        self._scanner, self._out = scanner, out
+        self._process_item, self._notify = process_item, notify
+        self._seconds = seconds
         self._journal = Journal(out / JOURNAL_FILE, model)
-        self._outbox = make_outbox(self._journal) if make_outbox else None
+        self._send_queue = make_send_queue(self._journal) if make_send_queue else None
         self._is_stopped = False
-        self._tally, self._told_open = Tally(), set[str]()
+        self._counts, self._reported_incomplete = WatchCounts(), set[str]()
         self._not_before, self._is_away = 0.0, False
         self._again: dict[str, float] = {}
 
@@ -99,7 +101,7 @@ class Watch:
         """Have ``run`` return after the thing at hand; safe in a signal handler."""
         self._is_stopped = True
 
-    def run(self, once: bool = False) -> Tally:
+    def run(self, once: bool = False) -> WatchCounts:
         """Work off what is there and what arrives, until ``stop``.
 
         Args:
@@ -112,18 +114,18 @@ class Watch:
             begun = time.monotonic()
             waiting = self._look(once) if begun >= self._not_before else []
             looked = time.monotonic() - begun
-            due = [arrival for arrival in waiting if self._again.get(arrival.name, 0.0) <= begun]
-            for number, arrival in enumerate(due, start=1):
-                self._work_in_room(arrival, len(waiting) - number)
+            due = [item for item in waiting if self._again.get(item.name, 0.0) <= begun]
+            for number, item in enumerate(due, start=1):
+                self._process_if_space(item, len(waiting) - number)
                 if self._is_stopped or time.monotonic() < self._not_before:
                     break
-            if self._outbox is not None and not self._is_stopped:
-                self._outbox.send_due()
-            if once and not (waiting or self._arrivals.unsettled):
+            if self._send_queue is not None and not self._is_stopped:
+                self._send_queue.send_due()
+            if once and not (waiting or self._scanner.unsettled):
                 break
             self._pause(max(self._seconds, _SHARE_OF_LOOKING * looked))
-        self._tally.unsent = self._outbox.waiting if self._outbox is not None else 0
-        return self._tally
+        self._counts.unsent = self._send_queue.waiting if self._send_queue is not None else 0
+        return self._counts
 
     def _pause(self, seconds: float) -> None:
         until = time.monotonic() + seconds
@@ -131,93 +133,91 @@ class Watch:
         while not self._is_stopped and (left := until - time.monotonic()) > 0:
             time.sleep(min(left, _LONGEST_SLEEP))
 
-    def _look(self, once: bool) -> list[Arrival]:
+    def _look(self, once: bool) -> list[WatchItem]:
         try:
-            whole = [arrival for arrival in self._arrivals.whole() if not self._record(arrival).is_over]
+            ready_items = [item for item in self._scanner.ready_items() if not self._record(item).is_over]
         except OSError as error:
             # A network drive may be away for a while.
             if once:
                 raise
             if not self._is_away:
-                self._tell("later", f"the folder cannot be read ({error.strerror or error}): it is tried again")
+                self._notify("later", f"the folder cannot be read ({error.strerror or error}): it is tried again")
             self._is_away = True
             return []
         self._is_away = False
-        for name in set(self._arrivals.open) - self._told_open:
-            self._tell("incomplete", f"{one_line(name, _LONGEST_NAME)} is not whole: it waits for its rest")
-        self._told_open = set(self._arrivals.open)
-        return whole
+        for name in set(self._scanner.open) - self._reported_incomplete:
+            self._notify("incomplete", f"{one_line(name, _LONGEST_NAME)} is not whole: it waits for its rest")
+        self._reported_incomplete = set(self._scanner.open)
+        return ready_items
 
-    def _record(self, arrival: Arrival) -> Record:
-        return self._journal.record(arrival.name, arrival.fingerprint)
+    def _record(self, item: WatchItem) -> Record:
+        return self._journal.record(item.name, item.fingerprint)
 
-    def _work_in_room(self, arrival: Arrival, behind: int) -> None:
+    def _process_if_space(self, item: WatchItem, behind: int) -> None:
         try:
-            self._work(arrival, behind)
+            self._process(item, behind)
         except OSError as error:
             if error.errno not in _DISK_FULL:
                 raise
             self._not_before = time.monotonic() + _SECONDS_WHEN_FULL
-            self._tell("later", f"the disk is full: {_name(arrival)} waits {_SECONDS_WHEN_FULL:.0f} s. Free some space")
+            self._notify("later", f"the disk is full: {_name(item)} waits {_SECONDS_WHEN_FULL:.0f} s. Free some space")
 
-    def _work(self, arrival: Arrival, behind: int) -> None:
-        if self._record(arrival).tries >= _MOST_TRIES:
-            self._fail(arrival, f"the program ended {_MOST_TRIES} times while it was at it")
+    def _process(self, item: WatchItem, behind: int) -> None:
+        if self._record(item).tries >= _MOST_TRIES:
+            self._fail(item, f"the program ended {_MOST_TRIES} times while it was at it")
             return
-        files = "1 file" if arrival.files == 1 else f"{arrival.files} files"
-        self._tell("begun", f"{_name(arrival)}: {files}" + (f", {behind} more wait" if behind else ""))
-        self._journal.begin(arrival.name, arrival.fingerprint)
+        files = "1 file" if item.files == 1 else f"{item.files} files"
+        self._notify("begun", f"{_name(item)}: {files}" + (f", {behind} more wait" if behind else ""))
+        self._journal.begin(item.name, item.fingerprint)
         begun = time.monotonic()
         try:
-            outcome = self._handle(arrival)
+            outcome = self._process_item(item)
         except KeyboardInterrupt:
-            self._journal.put_back(arrival.name, arrival.fingerprint)
+            self._journal.requeue(item.name, item.fingerprint)
             raise
         except UnreadableError as error:
-            self._try_again(arrival, str(error))
+            self._try_again(item, str(error))
         except OncofedError as error:
-            self._fail(arrival, str(error))
+            self._fail(item, str(error))
         except MemoryError:
-            self._fail(arrival, "it takes more memory than this machine has")
+            self._fail(item, "it takes more memory than this machine has")
         except OSError as error:
             if error.errno in _DISK_FULL:
-                self._journal.put_back(arrival.name, arrival.fingerprint)
+                self._journal.requeue(item.name, item.fingerprint)
                 raise
-            self._try_again(arrival, error.strerror or "a file cannot be read or written")
+            self._try_again(item, error.strerror or "a file cannot be read or written")
         except Exception:  # noqa: BLE001 - one thing must not end the work on all others
-            self._try_again(
-                arrival, "it went wrong in a way that nobody foresaw: oncofed --debug predict of it shows how"
-            )
+            self._try_again(item, "it went wrong in a way that nobody foresaw: oncofed --debug predict of it shows how")
         else:
-            self._finish(arrival, outcome, time.monotonic() - begun)
+            self._finish(item, outcome, time.monotonic() - begun)
 
-    def _finish(self, arrival: Arrival, outcome: Outcome, seconds: float) -> None:
+    def _finish(self, item: WatchItem, outcome: ItemResult, seconds: float) -> None:
         if not outcome.written:
-            self._fail(arrival, "; ".join(outcome.set_aside) or "it holds no image")
+            self._fail(item, "; ".join(outcome.set_aside) or "it holds no image")
             return
-        to_send = [path.relative_to(self._out).as_posix() for path in outcome.to_send] if self._outbox else []
-        self._journal.finish(arrival.name, arrival.fingerprint, to_send)
-        self._tally.done += 1
+        to_send = [path.relative_to(self._out).as_posix() for path in outcome.to_send] if self._send_queue else []
+        self._journal.finish(item.name, item.fingerprint, to_send)
+        self._counts.done += 1
         aside = f"; set aside: {_reason('; '.join(outcome.set_aside))}" if outcome.set_aside else ""
-        self._tell("done", f"{_name(arrival)}: {len(outcome.written)} files in {seconds:.1f} s{aside}")
+        self._notify("done", f"{_name(item)}: {len(outcome.written)} files in {seconds:.1f} s{aside}")
 
-    def _fail(self, arrival: Arrival, reason: str) -> None:
-        self._journal.fail(arrival.name, arrival.fingerprint, _reason(reason))
-        self._tally.failed += 1
-        self._tell("failed", f"{_name(arrival)} is set aside: {_reason(reason)}")
+    def _fail(self, item: WatchItem, reason: str) -> None:
+        self._journal.fail(item.name, item.fingerprint, _reason(reason))
+        self._counts.failed += 1
+        self._notify("failed", f"{_name(item)} is set aside: {_reason(reason)}")
 
-    def _try_again(self, arrival: Arrival, reason: str) -> None:
-        tries = self._record(arrival).tries
+    def _try_again(self, item: WatchItem, reason: str) -> None:
+        tries = self._record(item).tries
         if tries >= _MOST_TRIES:
-            self._fail(arrival, reason)
+            self._fail(item, reason)
         else:
-            self._again[arrival.name] = time.monotonic() + _SECONDS_BETWEEN_TRIES
+            self._again[item.name] = time.monotonic() + _SECONDS_BETWEEN_TRIES
             left = f"{_MOST_TRIES - tries} more tries, the next in {_SECONDS_BETWEEN_TRIES:.0f} s"
-            self._tell("later", f"{_name(arrival)}: {_reason(reason)}; {left}")
+            self._notify("later", f"{_name(item)}: {_reason(reason)}; {left}")
 
 
-def _name(arrival: Arrival) -> str:
-    return one_line(arrival.name, _LONGEST_NAME)
+def _name(item: WatchItem) -> str:
+    return one_line(item.name, _LONGEST_NAME)
 
 
 def _reason(text: str) -> str:
@@ -225,7 +225,7 @@ def _reason(text: str) -> str:
 
 
 @contextmanager
-def alone(out: Path) -> Iterator[None]:
+def lock_output(out: Path) -> Iterator[None]:
     """Hold a folder of results while a process works for it: two would work off everything twice.
 
     Raises:

@@ -15,8 +15,8 @@ from pynetdicom import AE
 from pynetdicom.association import Association
 
 from oncofed.errors import one_line
+from oncofed.prediction.watching.application_entity import ApplicationEntity, Notify
 from oncofed.prediction.watching.journal import Journal
-from oncofed.prediction.watching.peers import Peer, Tell
 
 _CONNECT_SECONDS, _ANSWER_SECONDS = 10.0, 60.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 10.0, 600.0
@@ -26,7 +26,7 @@ _MOST_REFUSALS = 5
 _WARNINGS = {0xB000, 0xB006, 0xB007}
 
 
-class Sent(Enum):
+class SendStatus(Enum):
     """What came of sending one file."""
 
     STORED = "stored"
@@ -36,17 +36,17 @@ class Sent(Enum):
 
 
 @dataclass(frozen=True)
-class Reply:
+class SendResult:
     """What came of sending one file, and why it was not stored."""
 
-    sent: Sent
+    sent: SendStatus
     why: str = ""
 
 
-_NOT_TAKEN = Reply(Sent.NEVER, "it does not take objects of this kind")
+_NOT_TAKEN = SendResult(SendStatus.NEVER, "it does not take objects of this kind")
 
 
-def send(files: Sequence[Path], peer: Peer, ae_title: str) -> list[Reply]:
+def send(files: Sequence[Path], peer: ApplicationEntity, ae_title: str) -> list[SendResult]:
     """Send DICOM files in one association, and return what came of each.
 
     Args:
@@ -61,15 +61,18 @@ def send(files: Sequence[Path], peer: Peer, ae_title: str) -> list[Reply]:
     kinds = [_kind(file) for file in files]
     for sop_class, syntax in sorted({kind for kind in kinds if kind}):
         entity.add_requested_context(sop_class, syntax)
-    unreadable = Reply(Sent.NEVER, "the file is gone or no DICOM file")
+    unreadable = SendResult(SendStatus.NEVER, "the file is gone or no DICOM file")
     if not any(kinds):
         return [unreadable] * len(files)
     try:
         association = entity.associate(peer.address.host, peer.address.port, ae_title=peer.title)
     except OSError as error:  # its name is not known
-        return [Reply(Sent.AWAY, error.strerror or "nobody answers there") if kind else unreadable for kind in kinds]
+        return [
+            SendResult(SendStatus.AWAY, error.strerror or "nobody answers there") if kind else unreadable
+            for kind in kinds
+        ]
     if not association.is_established:
-        return [_unsent(association) if kind else unreadable for kind in kinds]
+        return [_association_failure(association) if kind else unreadable for kind in kinds]
     try:
         replies = []
         for file, kind in zip(files, kinds, strict=True):
@@ -77,7 +80,7 @@ def send(files: Sequence[Path], peer: Peer, ae_title: str) -> list[Reply]:
             if kind:
                 reply = _NOT_TAKEN
                 if any((c.abstract_syntax, c.transfer_syntax[0]) == kind for c in association.accepted_contexts):
-                    reply = _stored(
+                    reply = _store_result(
                         association.send_c_store(file).get("Status") if association.is_established else None
                     )
             replies.append(reply)
@@ -96,23 +99,25 @@ def _kind(file: Path) -> tuple[str, str] | None:
         return None
 
 
-def _unsent(association: Association) -> Reply:
+def _association_failure(association: Association) -> SendResult:
     """Return why there is no association."""
     if association.is_rejected:
-        return Reply(Sent.AWAY, "it turns the association away: does it know this AE title, and is it called so?")
+        return SendResult(
+            SendStatus.AWAY, "it turns the association away: does it know this AE title, and is it called so?"
+        )
     # It accepted, and took none of the kinds: the library then ends the association.
-    return _NOT_TAKEN if association.rejected_contexts else Reply(Sent.AWAY, "nobody answers there")
+    return _NOT_TAKEN if association.rejected_contexts else SendResult(SendStatus.AWAY, "nobody answers there")
 
 
-def _stored(status: int | None) -> Reply:
+def _store_result(status: int | None) -> SendResult:
     if status is None:
-        return Reply(Sent.AWAY, "it ended the connection, or did not answer in time")
+        return SendResult(SendStatus.AWAY, "it ended the connection, or did not answer in time")
     if status == 0 or status in _WARNINGS:
-        return Reply(Sent.STORED)
-    return Reply(Sent.REFUSED, f"it refuses the object with status 0x{status:04X}")
+        return SendResult(SendStatus.STORED)
+    return SendResult(SendStatus.REFUSED, f"it refuses the object with status 0x{status:04X}")
 
 
-class Outbox:
+class SendQueue:
     """What is to be sent, as the journal has it.
 
     Args:
@@ -128,13 +133,13 @@ class Outbox:
         self,
         folder: Path,
         journal: Journal,
-        peer: Peer,
+        peer: ApplicationEntity,
         ae_title: str,
-        tell: Tell,
+        notify: Notify,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._folder, self._journal, self._peer, self._title = folder, journal, peer, ae_title
-        self._tell, self._clock = tell, clock
+        self._notify, self._clock = notify, clock
         self._next, self._pause = 0.0, _FIRST_PAUSE
         self._refusals: dict[str, int] = {}
 
@@ -150,7 +155,7 @@ class Outbox:
         for name, record in list(self._journal.records.items()):
             if record.to_send and not self._send(name, list(record.to_send)):
                 self._next = self._clock() + self._pause
-                self._tell("unsent", f"{self.waiting} files wait for {self._peer}: again in {self._pause:.0f} s")
+                self._notify("unsent", f"{self.waiting} files wait for {self._peer}: again in {self._pause:.0f} s")
                 self._pause = min(2 * self._pause, _LONGEST_PAUSE)
                 return
         self._pause = _FIRST_PAUSE
@@ -158,21 +163,21 @@ class Outbox:
     def _send(self, name: str, files: list[str]) -> bool:
         """Send a result, and return whether nothing of it is left."""
         replies = send([self._folder / file for file in files], self._peer, self._title)
-        stored = [file for file, reply in zip(files, replies, strict=True) if reply.sent is Sent.STORED]
+        stored = [file for file, reply in zip(files, replies, strict=True) if reply.sent is SendStatus.STORED]
         for file in stored:
             self._journal.sent(name, file)
         if stored:
-            self._tell("sent", f"{one_line(name, 80)}: {len(stored)} files to {self._peer}")
+            self._notify("sent", f"{one_line(name, 80)}: {len(stored)} files to {self._peer}")
         left = False
         for file, reply in zip(files, replies, strict=True):
-            if reply.sent is Sent.REFUSED:
+            if reply.sent is SendStatus.REFUSED:
                 self._refusals[file] = self._refusals.get(file, 0) + 1
-            if reply.sent is Sent.NEVER or self._refusals.get(file, 0) >= _MOST_REFUSALS:
-                self._journal.give_up(name, file, reply.why)
-                self._tell("failed", f"{one_line(file, 80)} is not sent to {self._peer}: {reply.why}")
-            elif reply.sent is not Sent.STORED:
+            if reply.sent is SendStatus.NEVER or self._refusals.get(file, 0) >= _MOST_REFUSALS:
+                self._journal.abandon(name, file, reply.why)
+                self._notify("failed", f"{one_line(file, 80)} is not sent to {self._peer}: {reply.why}")
+            elif reply.sent is not SendStatus.STORED:
                 left = True
-        away = next((reply.why for reply in replies if reply.sent in {Sent.AWAY, Sent.REFUSED}), "")
+        away = next((reply.why for reply in replies if reply.sent in {SendStatus.AWAY, SendStatus.REFUSED}), "")
         if left:
-            self._tell("unsent", f"{one_line(name, 80)} is not sent to {self._peer} yet: {away}")
+            self._notify("unsent", f"{one_line(name, 80)} is not sent to {self._peer} yet: {away}")
         return not left

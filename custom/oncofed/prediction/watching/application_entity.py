@@ -12,7 +12,7 @@ from oncofed.errors import SpecError
 from oncofed.loopback import IPV4
 
 # A kind of event, and one line about it for people.
-Tell = Callable[[str, str], None]
+Notify = Callable[[str, str], None]
 # PS3.5, table 6.2-1: no backslash, no control characters, no spaces alone; spaces around it do not count.
 _TITLE = re.compile(r"[\x21-\x5b\x5d-\x7e]([\x20-\x5b\x5d-\x7e]{0,14}[\x21-\x5b\x5d-\x7e])?")
 _ADDRESS = re.compile(r"(?:(\[[0-9A-Fa-f:.%a-z]+\]|[^\[\]:@\s]+):)?(\d{1,5})")
@@ -32,7 +32,7 @@ class Address:
 
 
 @dataclass(frozen=True)
-class Peer:
+class ApplicationEntity:
     """Another application entity."""
 
     title: str
@@ -42,7 +42,7 @@ class Peer:
         return f"{self.title}@{self.address}"
 
 
-class Sparing:
+class RateLimitedNotify:
     """Tells so many lines a minute and no more: what peers cause must not fill the disk that lines are kept on.
 
     Args:
@@ -51,8 +51,8 @@ class Sparing:
         clock: seconds that only go forward.
     """
 
-    def __init__(self, tell: Tell, most: int = 30, clock: Callable[[], float] = time.monotonic) -> None:
-        self._tell, self._clock = tell, clock
+    def __init__(self, notify: Notify, most: int = 30, clock: Callable[[], float] = time.monotonic) -> None:
+        self._notify, self._clock = notify, clock
         self._times: deque[float] = deque(maxlen=most)
         self._left_out = 0
 
@@ -64,10 +64,10 @@ class Sparing:
             return
         self._times.append(now)
         more, self._left_out = (f" ({self._left_out} lines before were left out)" if self._left_out else ""), 0
-        self._tell(kind, f"{text}{more}")
+        self._notify(kind, f"{text}{more}")
 
 
-def parse_title(text: str, option: str) -> str:
+def parse_ae_title(text: str, option: str) -> str:
     """Return an AE title.
 
     Raises:
@@ -79,13 +79,13 @@ def parse_title(text: str, option: str) -> str:
     return title
 
 
-def parse_titles(text: str, option: str) -> list[str]:
+def parse_ae_titles(text: str, option: str) -> list[str]:
     """Return AE titles that commas separate.
 
     Raises:
         SpecError: one is none.
     """
-    return [parse_title(title, option) for title in text.split(",")]
+    return [parse_ae_title(title, option) for title in text.split(",")]
 
 
 def parse_address(text: str, option: str) -> Address:
@@ -100,7 +100,7 @@ def parse_address(text: str, option: str) -> Address:
     return Address((found[1] or IPV4).strip("[]"), int(found[2]))
 
 
-def parse_peer(text: str, option: str) -> Peer:
+def parse_application_entity(text: str, option: str) -> ApplicationEntity:
     """Return ``AE@HOST:PORT``.
 
     Raises:
@@ -109,4 +109,4 @@ def parse_peer(text: str, option: str) -> Peer:
     title, _, address = text.rpartition("@")
     if not title or not _ADDRESS.fullmatch(address) or address.isdigit():
         raise SpecError(f"{option}: {text!r} names no receiver: expected AE@HOST:PORT, such as PACS@127.0.0.1:104")
-    return Peer(parse_title(title, option), parse_address(address, option))
+    return ApplicationEntity(parse_ae_title(title, option), parse_address(address, option))

@@ -39,8 +39,15 @@ from pynetdicom.transport import AddressInformation, AssociationSocket, RequestH
 
 from oncofed.errors import SpecError, one_line
 from oncofed.loopback import is_loopback
-from oncofed.prediction.watching.inbox import NOT_THAT_CLASS, NOT_UNDERSTOOD, SUCCESS, Inbox, Incoming, Refusal
-from oncofed.prediction.watching.peers import Address, Sparing, Tell
+from oncofed.prediction.watching.application_entity import Address, Notify, RateLimitedNotify
+from oncofed.prediction.watching.inbox import (
+    NOT_THAT_CLASS,
+    NOT_UNDERSTOOD,
+    SUCCESS,
+    Inbox,
+    IncomingObject,
+    StoreRefused,
+)
 
 # Images as our reader reads them: planes in space, projections, photographs, and whole slides.
 IMAGE_CLASSES: tuple[UID, ...] = tuple(
@@ -105,7 +112,7 @@ def _is_decodable(syntax: UID) -> bool:
 
 
 @dataclass
-class _Visit:
+class _AssociationState:
     """An association while it lasts.
 
     Attributes:
@@ -124,10 +131,10 @@ class _Visit:
     released: bool = False
     kept: int = 0
     refused: Counter[int] = field(default_factory=Counter)
-    incoming: list[Incoming] = field(default_factory=list)
+    incoming: list[IncomingObject] = field(default_factory=list)
 
 
-class Receiver:
+class StorageSCP:
     """Takes images from those who are named, and puts them into an inbox. For use with ``with``.
 
     Args:
@@ -138,11 +145,11 @@ class Receiver:
         tell: each event, for people: what kind it is, and one line that names no patient.
     """
 
-    def __init__(self, inbox: Inbox, address: Address, ae_title: str, callers: Sequence[str], tell: Tell) -> None:
-        self._inbox, self._address, self._tell = inbox, address, tell
-        self._tell_of_trouble = Sparing(tell)
+    def __init__(self, inbox: Inbox, address: Address, ae_title: str, callers: Sequence[str], notify: Notify) -> None:
+        self._inbox, self._address, self._notify = inbox, address, notify
+        self._notify_limited = RateLimitedNotify(notify)
         self._title, self._callers = ae_title, list(callers)
-        self._visits: dict[Association, _Visit] = {}
+        self._associations: dict[Association, _AssociationState] = {}
         self._lock = threading.Lock()
         self._server: _Server | None = None
 
@@ -152,7 +159,7 @@ class Receiver:
         assert self._server is not None
         return int(self._server.server_address[1])
 
-    def __enter__(self) -> Receiver:
+    def __enter__(self) -> StorageSCP:
         """Start to listen.
 
         Raises:
@@ -191,7 +198,7 @@ class Receiver:
         threading.Thread(target=self._server.serve_forever, name="receiver", daemon=True).start()
         place, callers = Address(self._address.host, self.port), ", ".join(self._callers)
         beyond = "" if is_loopback(place.host) else ". Other machines reach it: what they send is not encrypted"
-        self._tell("listening", f"{self._title} listens at {place} for {callers}{beyond}")
+        self._notify("listening", f"{self._title} listens at {place} for {callers}{beyond}")
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -202,78 +209,79 @@ class Receiver:
             association.abort(block=False)
         self._server = None
 
-    def attend(self, association: Association, serve: Callable[[], None]) -> None:
+    def serve_association(self, association: Association, serve: Callable[[], None]) -> None:
         """Serve an association to its end, and leave nothing behind that it did not bring to its end.
 
         Args:
             association: with a peer that may not have said yet who it is.
             serve: returns as it ends.
         """
-        visit = self._visits[association] = _Visit(secrets.token_hex(8))
+        state = self._associations[association] = _AssociationState(secrets.token_hex(8))
         try:
             serve()
         finally:
             association.dul.kill_dul()
-            for incoming in visit.incoming:
+            for incoming in state.incoming:
                 incoming.discard()
             with self._lock:
-                del self._visits[association]
-            if visit.series and not visit.released:
-                self._tell_of_trouble(
+                del self._associations[association]
+            if state.series and not state.released:
+                self._notify_limited(
                     "incomplete",
-                    f"{visit.peer} broke off after {_counted(visit)}: they wait until an association brings the rest",
+                    f"{state.peer} broke off after {_counts_text(state)}: "
+                    "they wait until an association brings the rest",
                 )
 
-    def begin(self, association: Association, message: DIMSEMessage) -> Incoming | None:
+    def begin(self, association: Association, message: DIMSEMessage) -> IncomingObject | None:
         """Return where an announced object goes; None where its announcement is not valid."""
-        visit, context = self._visits[association], association._accepted_cx.get(message.context_id or 0)
+        state, context = self._associations[association], association._accepted_cx.get(message.context_id or 0)
         announced = message.command_set
         sop_class, instance = (announced.get(name) for name in ("AffectedSOPClassUID", "AffectedSOPInstanceUID"))
-        visit.incoming = [incoming for incoming in visit.incoming if incoming.path.exists()]
-        if context is None or not sop_class or not instance or len(visit.incoming) >= _MOST_WAITING:
+        state.incoming = [incoming for incoming in state.incoming if incoming.path.exists()]
+        if context is None or not sop_class or not instance or len(state.incoming) >= _MOST_WAITING:
             return None
         incoming = self._inbox.begin(str(sop_class), str(instance), str(context.transfer_syntax[0]))
-        visit.incoming.append(incoming)
+        state.incoming.append(incoming)
         return incoming
 
     def _store(self, event: Event) -> int:
-        visit, incoming = self._visits[event.assoc], event.request._dataset_file
+        state, incoming = self._associations[event.assoc], event.request._dataset_file
         try:
-            if not isinstance(incoming, Incoming):
-                raise Refusal(NOT_UNDERSTOOD, "it holds no data set")
+            if not isinstance(incoming, IncomingObject):
+                raise StoreRefused(NOT_UNDERSTOOD, "it holds no data set")
             if event.context.abstract_syntax != incoming.sop_class:
-                raise Refusal(NOT_THAT_CLASS, "it is not of the class that was agreed on")
-            series = self._inbox.keep(incoming, visit.name)
-        except Refusal as refusal:
-            visit.refused[refusal.status] += 1
-            if visit.refused[refusal.status] == 1:
-                self._tell_of_trouble("refused", f"an object from {visit.peer} is refused: {refusal}")
+                raise StoreRefused(NOT_THAT_CLASS, "it is not of the class that was agreed on")
+            series = self._inbox.keep(incoming, state.name)
+        except StoreRefused as refusal:
+            state.refused[refusal.status] += 1
+            if state.refused[refusal.status] == 1:
+                self._notify_limited("refused", f"an object from {state.peer} is refused: {refusal}")
             return refusal.status
-        visit.series.add(series)
-        visit.kept += 1
+        state.series.add(series)
+        state.kept += 1
         return SUCCESS
 
     def _accepted(self, event: Event) -> None:
-        self._visits[event.assoc].peer = _calling(event.assoc)
+        self._associations[event.assoc].peer = _calling_ae_title(event.assoc)
 
     def _rejected(self, event: Event) -> None:
         association = event.assoc
         called = one_line(str(association.requestor.primitive.called_ae_title), _LONGEST_TITLE)
         why = f"it calls {called}, and this is {self._title} (--ae-title)"
-        if _calling(association) not in self._callers:
+        if _calling_ae_title(association) not in self._callers:
             why = "it is none of those who may send (--from)"
         host = association.requestor.address_info.address
-        self._tell_of_trouble("rejected", f"{_calling(association)} at {host} is turned away: {why}")
+        self._notify_limited("rejected", f"{_calling_ae_title(association)} at {host} is turned away: {why}")
 
     def _released(self, event: Event) -> None:
-        visit = self._visits[event.assoc]
-        visit.released = True
+        state = self._associations[event.assoc]
+        state.released = True
         with self._lock:
-            alive = [other.name for other in self._visits.values() if other is not visit]
-        for series in visit.series:
+            alive = [other.name for other in self._associations.values() if other is not state]
+        for series in state.series:
             self._inbox.settle(series, alive)
-        if visit.kept or visit.refused:
-            self._tell("received", f"{visit.peer} sent {_counted(visit)}")
+        if state.kept or state.refused:
+            self._notify("received", f"{state.peer} sent {_counts_text(state)}")
 
 
 class _Server(ThreadedAssociationServer):
@@ -288,7 +296,7 @@ class _Server(ThreadedAssociationServer):
 class _Connection(RequestHandler):
     """A connection with bounds, made before its peer has said who it is."""
 
-    def __init__(self, request: Any, client_address: Any, server: Any, receiver: Receiver) -> None:
+    def __init__(self, request: Any, client_address: Any, server: Any, receiver: StorageSCP) -> None:
         self._receiver = receiver
         super().__init__(request, client_address, server)
 
@@ -303,17 +311,17 @@ class _Connection(RequestHandler):
         # The socket of the library's own kind has told it of the connection; the next one does so again.
         association.dul.event_queue.get_nowait()
         association.dul.socket = _BoundedSocket(association, client_socket=self.request)
-        association.dimse = _Messages(association, self._receiver)
+        association.dimse = _BoundedMessages(association, self._receiver)
         association.dul.daemon = True
         # Both are threads, and a thread prints what it ends at: the library's words, and those of the peer.
         serve, exchange = association.run, association.dul.run
-        association.run = _quietly(lambda: self._attend(association, serve))
+        association.run = _quietly(lambda: self._serve(association, serve))
         association.dul.run = _quietly(exchange)
         association.start()
 
-    def _attend(self, association: Association, serve: Callable[[], None]) -> None:
+    def _serve(self, association: Association, serve: Callable[[], None]) -> None:
         try:
-            self._receiver.attend(association, serve)
+            self._receiver.serve_association(association, serve)
         finally:
             self.request.close()
 
@@ -327,10 +335,10 @@ class _BoundedSocket(AssociationSocket):
         return bytearray(super().recv(nr_bytes))
 
 
-class _Messages(DIMSEServiceProvider):
+class _BoundedMessages(DIMSEServiceProvider):
     """Puts the objects that come in into files as they come, and all else into memory, of which little is given."""
 
-    def __init__(self, association: Association, receiver: Receiver) -> None:
+    def __init__(self, association: Association, receiver: StorageSCP) -> None:
         super().__init__(association)
         self._receiver = receiver
 
@@ -369,11 +377,11 @@ def _quietly(run: Callable[[], None]) -> Callable[[], None]:
     return guarded
 
 
-def _calling(association: Association) -> str:
+def _calling_ae_title(association: Association) -> str:
     return one_line(str(association.requestor.primitive.calling_ae_title), _LONGEST_TITLE)
 
 
-def _counted(visit: _Visit) -> str:
-    images, series = ("image" if visit.kept == 1 else "images"), len(visit.series)
-    refused = f", {visit.refused.total()} refused" if visit.refused else ""
-    return f"{visit.kept} {images} of {series} series{refused}"
+def _counts_text(state: _AssociationState) -> str:
+    images, series = ("image" if state.kept == 1 else "images"), len(state.series)
+    refused = f", {state.refused.total()} refused" if state.refused else ""
+    return f"{state.kept} {images} of {series} series{refused}"
