@@ -14,11 +14,10 @@ from safetensors.torch import load_file, save
 from fault_lab import lab, undisturbed
 from oncofed.algorithms.plan import FederationPlan
 from oncofed.errors import FederationError
-from oncofed.flare import wire
 from oncofed.flare.peer_exchange import PeerExchange
 from oncofed.job.spec import JobSpec
 from oncofed.messages.requests import CombineRequest, PeerUpdate
-from oncofed.messages.results import CombineResult
+from oncofed.messages.results import CombineResult, EvaluateResult, Refusal, Result, TrainResult
 from oncofed.models.weights import WeightLayout
 from oncofed.rounds.intake import UpdateIntake
 from oncofed.rounds.run_state import RunState
@@ -86,9 +85,10 @@ def test_an_update_many_times_as_long_as_the_others_is_left_out() -> None:
     assert list(made.left_out) == ["west"]
 
 
-def _door() -> UpdateIntake:
+def _intake() -> UpdateIntake:
     layout = WeightLayout(LIKE, frozenset(LIKE), frozenset({"w"}))
-    return UpdateIntake(PLAN, layout, (), {"east": {"train": 2}}, lambda kind, **values: None)
+    cases = {"east": {"train": 2}}
+    return UpdateIntake(federation=PLAN, layout=layout, classes=(), cases=cases, record=lambda event: None)
 
 
 MEAN = {"w": torch.ones(2), "count": torch.tensor(7)}
@@ -98,24 +98,25 @@ MEMORY = RunState({"w": torch.zeros(2), "count": torch.tensor(0)})
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
-        (wire.combined_message(MEAN, 9, [], {}), "9 cases are behind the mean, expected 2"),
-        (wire.combined_message({**MEAN, "w": torch.ones(3)}, 2, [], {}), r"expected \(2,\)"),
-        (wire.combined_message({**MEAN, "w": torch.full((2,), torch.nan)}, 2, [], {}), "not finite"),
-        (wire.refusal("its disk is full"), "its disk is full"),
-        (Shareable(), "its answer is malformed"),
+        (CombineResult(mean=MEAN, cases=9), "9 cases are behind the mean, expected 2"),
+        (CombineResult(mean={**MEAN, "w": torch.ones(3)}, cases=2), r"expected \(2,\)"),
+        (CombineResult(mean={**MEAN, "w": torch.full((2,), torch.nan)}, cases=2), "not finite"),
+        (Refusal("its disk is full"), "its disk is full"),
+        (EvaluateResult({}), "its answer is malformed"),
     ],
 )
-def test_a_collector_that_answers_something_else_is_not_believed(answer: Shareable, reason: str) -> None:
+def test_a_collector_that_answers_something_else_is_not_believed(answer: Result | Refusal, reason: str) -> None:
     with pytest.raises(FederationError, match=reason):
-        _door().combined("west", answer, 1, MEMORY, {"east": 2})
+        _intake().combined("west", answer, 1, MEMORY, {"east": 2})
 
 
 def test_the_server_refuses_to_see_a_sites_update() -> None:
-    door = _door()
-    given = door.given(1, MEMORY.model)
+    intake = _intake()
+    expected = intake.expected(1, MEMORY.model)
     with pytest.raises(FederationError, match="other tensors"):
-        door._read("east", wire.update_message(MEAN, {}, 2, 1, {}), given)
-    update, numbers = door._read("east", wire.update_message({}, {}, 2, 1, {"update": "f" * 64}), given)
+        intake._read("east", TrainResult(delta=MEAN, cases=2, steps=1, numbers={}), expected)
+    result = TrainResult(delta={}, cases=2, steps=1, numbers={"update": "f" * 64})
+    update, numbers = intake._read("east", result, expected)
     assert len(update.delta) == 0
     assert numbers == {"update": "f" * 64}
 

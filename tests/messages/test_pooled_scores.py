@@ -168,10 +168,9 @@ def test_sums_are_of_groups_that_are_large_enough() -> None:
     assert sorted(map(len, patients_of_sums(task, half))) == [6, 6, 12]
 
 
-def test_the_server_asks_in_the_message_itself() -> None:
-    message = wire.weights_message({"a": torch.zeros(2)}, 1, "test")
-    assert wire.sums_asked(message) is None
-    wire.ask_for_sums(message, SumsAsked(1.25))
-    assert wire.sums_asked(message) == SumsAsked(1.25)
-    wire.ask_for_sums(message, SumsAsked())
-    assert wire.sums_asked(message) == SumsAsked(None)
+@pytest.mark.parametrize("asked", [None, SumsAsked(1.25), SumsAsked()])
+def test_the_server_asks_in_the_message_itself(asked: SumsAsked | None) -> None:
+    request = EvaluateRequest(weights={"a": torch.zeros(2)}, round=1, split="test", sums=asked)
+    read = wire.read_request(EvaluateRequest.task, wire.to_shareable(request))
+    assert isinstance(read, EvaluateRequest)
+    assert read.sums == asked

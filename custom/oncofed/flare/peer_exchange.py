@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from nvflare.apis.fl_component import FLComponent
@@ -30,9 +29,7 @@ from oncofed.messages.compression import ReceivedUpdate
 from oncofed.messages.requests import CombineRequest
 from oncofed.messages.results import CombineResult
 from oncofed.models.weights import WeightLayout, Weights
-from oncofed.rounds.intake import UpdateIntake
-from oncofed.rounds.round_state import RoundState
-from oncofed.rounds.run_state import RunState
+from oncofed.rounds.outliers import OutlierFilter
 
 _TOPIC = "oncofed.peer"
 _UPDATE = "update"
@@ -97,20 +94,18 @@ class PeerExchange(FLComponent):
         missing = sorted(site for site, found in held.items() if found is None)
         if missing:
             return CombineResult(mean={}, cases=0, missing=missing)
-        like, current, refused = layout.sent, RoundState(), {}
+        like, updates, refused = layout.sent, list[Update](), {}
         for site, found in held.items():
             assert found
             try:
                 delta = ReceivedUpdate(_read(found[1]), like, self._federation.exchange.update)
                 cases = int(request.updates[site].cases)
-                current.updates.append(Update(site, delta, cases, squares=delta.squares))
+                updates.append(Update(site, delta, cases, squares=delta.squares))
             except FederationError as error:
                 refused[site] = str(error)
-        memory = RunState({}, lengths=self._lengths)
-        travelling = WeightLayout(like, frozenset(like), layout.trained)
-        kept = UpdateIntake(self._federation, travelling, (), {}, _unrecorded).without_outliers(current, memory)
-        self._lengths = memory.lengths
-        refused |= current.refused
+        screened = OutlierFilter(self._federation.exchange, layout.trained).screen(updates, self._lengths)
+        kept, self._lengths = screened.kept, screened.lengths
+        refused |= screened.refused
         if not kept:
             raise FederationError(f"no update that counts: {'; '.join(f'{s}: {r}' for s, r in refused.items())}")
         zeros = {name: torch.zeros(value.shape, dtype=value.dtype) for name, value in like.items()}
@@ -146,7 +141,3 @@ def _read(sent: bytes) -> Weights:
         return load(sent)
     except (SafetensorError, ValueError, KeyError) as error:
         raise UpdateRejectedError("it sent what is not tensors") from error
-
-
-def _unrecorded(kind: str, **values: Any) -> None:
-    """Write no event: the server records the collector's result."""
