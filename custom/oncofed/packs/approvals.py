@@ -14,8 +14,8 @@ from typing import Literal
 from cryptography import x509
 from pydantic import Field, TypeAdapter, ValidationError
 
+from oncofed.atomic import write_whole
 from oncofed.audit import RECEIVED
-from oncofed.data.manifest import write_whole
 from oncofed.errors import PolicyError, SpecError
 from oncofed.packs.pack import PACK_SUFFIX, Pack, read_pack
 from oncofed.sandbox import what_is_missing

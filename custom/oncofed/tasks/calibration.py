@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
-from oncofed.data.manifest import write_whole
+from oncofed.atomic import write_whole
 from oncofed.errors import SpecError
 from oncofed.settings import StrictModel, first_problem
 from oncofed.suppression import LEAST_PATIENTS
