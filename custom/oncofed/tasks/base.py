@@ -32,6 +32,7 @@ from oncofed.tasks.metrics import Metric
 from oncofed.tasks.pictures import Picture
 from oncofed.tasks.pooled import MEAN
 from oncofed.tasks.scores import Evaluation, Scores
+from oncofed.tasks.settings import TaskSettings
 from oncofed.tasks.site_sums import figure_sums
 
 RESAMPLES = 500
@@ -55,6 +56,8 @@ class Task(ABC, Generic[Outcome]):
         classes: label value -> name, as the job learns them.
 
     Attributes:
+        Settings: of the job's section ``task``.
+        is_installed: its code is a part of an installed package, not of a pack.
         metric: the figure that chooses the best round, as ``result.json`` names it.
         metric_name: the same for people.
         loss_name: what training makes small, for people.
@@ -68,6 +71,8 @@ class Task(ABC, Generic[Outcome]):
         temperature: by which scores and pictures of a classification divide its logits; ``infer`` leaves them alone.
     """
 
+    Settings: ClassVar[type[TaskSettings]]
+    is_installed: ClassVar[bool] = True
     metric: str
     metric_name: str
     extra_metrics: ClassVar[tuple[Metric, ...]] = ()
@@ -82,6 +87,18 @@ class Task(ABC, Generic[Outcome]):
         self.data = data
         self.classes = classes
         self._held: PreparedCases | None = None
+
+    @classmethod
+    def build(cls, settings: Any, data: DataSpec, pack: str) -> Task[Any]:
+        """Return the task of a job.
+
+        Args:
+            settings: the job's section ``task``.
+            data: its section ``data``.
+            pack: digest of the pack that the job brings; empty: none.
+        """
+        del pack
+        return cls(settings, data)  # type: ignore[arg-type] # subclasses take (settings, data)
 
     @property
     @abstractmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -21,7 +21,6 @@ from oncofed.data.label_mapping import LabelKind
 from oncofed.data.spec import DataSpec
 from oncofed.devices import inference_type
 from oncofed.models.networks import Kind
-from oncofed.settings import StrictModel
 from oncofed.suppression import LEAST_PATIENTS
 from oncofed.tasks.base import Task
 from oncofed.tasks.calibration import temperature_sums
@@ -29,7 +28,9 @@ from oncofed.tasks.differences import Part, area_difference
 from oncofed.tasks.inferred import ClassScores, Inferred
 from oncofed.tasks.metrics import Metric
 from oncofed.tasks.pictures import Picture, middle_slice
+from oncofed.tasks.registry import register_task_type
 from oncofed.tasks.scores import Scores
+from oncofed.tasks.settings import TaskSettings
 from oncofed.tasks.site_sums import classification_sums, grouped
 
 _FURTHER = (
@@ -42,7 +43,7 @@ _BINS = 10
 _IMAGES_AT_ONCE, _VALUES_AT_ONCE = 64, 1 << 22
 
 
-class ClassesSpec(StrictModel):
+class ClassesSpec(TaskSettings):
     """Classes of an image or a slide."""
 
     classes: dict[int, str] = Field(min_length=2, description="label value -> name, from 0")
@@ -81,6 +82,7 @@ class Classified:
     label: int
 
 
+@register_task_type("classification")
 class Classification(Task[Classified]):
     """A task that gives each image one class.
 
@@ -91,6 +93,7 @@ class Classification(Task[Classified]):
         0.693
     """
 
+    Settings: ClassVar[type[TaskSettings]] = ClassificationSpec
     metric = "auroc"
     metric_name = "AUROC"
     extra_metrics = _FURTHER

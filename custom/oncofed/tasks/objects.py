@@ -22,7 +22,6 @@ from oncofed.data.cases import Case
 from oncofed.data.inputs import BatchSource, Patches, Preparation, Prepared
 from oncofed.data.references import Referenced, affine_of
 from oncofed.data.spec import DataSpec
-from oncofed.settings import StrictModel
 from oncofed.tasks.base import mean_over_patients
 from oncofed.tasks.dense import DenseTask
 from oncofed.tasks.entropy import entropy_bytes
@@ -30,8 +29,10 @@ from oncofed.tasks.inferred import ObjectMap, target_grid
 from oncofed.tasks.losses import dice_ce
 from oncofed.tasks.metrics import Metric
 from oncofed.tasks.pictures import Picture, flat
+from oncofed.tasks.registry import register_task_type
 from oncofed.tasks.scores import Scores
 from oncofed.tasks.segmentation import deep_supervision, file_grid
+from oncofed.tasks.settings import TaskSettings
 from oncofed.tasks.windows import Windows
 
 Numbers = NDArray[np.int32]
@@ -40,7 +41,7 @@ _SAME_OBJECT = 0.5
 _SMOOTHING = 1.0  # pixels
 
 
-class ObjectsSpec(StrictModel):
+class ObjectsSpec(TaskSettings):
     """Settings of instance segmentation."""
 
     type: Literal["objects"] = "objects"
@@ -64,12 +65,14 @@ class ObjectsSpec(StrictModel):
         return self.classes
 
 
+@register_task_type("objects")
 class Objects(DenseTask[dict[str, float], ObjectMap]):
     """Instance segmentation, scored by panoptic quality.
 
     Kirillov et al., CVPR 2019.
     """
 
+    Settings = ObjectsSpec
     metric = "pq"
     metric_name = "panoptic quality"
     extra_metrics = (Metric("pq"), Metric("f1"), Metric("iou"), Metric("dice", "Dice"))

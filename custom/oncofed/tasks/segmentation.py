@@ -24,7 +24,6 @@ from oncofed.data.inputs import BatchSource, Patches, Preparation, Prepared
 from oncofed.data.label_mapping import IGNORED
 from oncofed.data.references import Referenced, affine_of
 from oncofed.data.spec import DataSpec
-from oncofed.settings import StrictModel
 from oncofed.tasks.base import mean_over_patients
 from oncofed.tasks.codes import ClassCode, require_known
 from oncofed.tasks.dense import DenseTask
@@ -34,12 +33,14 @@ from oncofed.tasks.inferred import LabelMap, TargetGrid, target_grid
 from oncofed.tasks.losses import dice_ce
 from oncofed.tasks.overlap import confusion, dice, keep_largest
 from oncofed.tasks.pictures import Picture, best_slice
+from oncofed.tasks.registry import register_task_type
 from oncofed.tasks.scores import Scores
+from oncofed.tasks.settings import TaskSettings
 from oncofed.tasks.surfaces import SURFACE_METRICS, surface_figures
 from oncofed.tasks.windows import Planes, Windows
 
 
-class SegmentationSpec(StrictModel):
+class SegmentationSpec(TaskSettings):
     """Settings of segmentation."""
 
     type: Literal["segmentation"] = "segmentation"
@@ -100,6 +101,7 @@ class _Found:
     affine: NDArray[np.float64]
 
 
+@register_task_type("segmentation")
 class Segmentation(DenseTask[dict[str, float], LabelMap]):
     """A segmentation task.
 
@@ -110,6 +112,7 @@ class Segmentation(DenseTask[dict[str, float], LabelMap]):
         True
     """
 
+    Settings = SegmentationSpec
     metric = "dice"
     metric_name = "Dice"
     extra_metrics = SURFACE_METRICS

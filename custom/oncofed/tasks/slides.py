@@ -28,6 +28,7 @@ from oncofed.tasks.classification import ClassesSpec, Classification, Classified
 from oncofed.tasks.encoder import Encoder, EncoderSpec, extract, feature_count
 from oncofed.tasks.inferred import SlideScores
 from oncofed.tasks.pictures import Picture
+from oncofed.tasks.registry import register_task_type
 
 _SAME_RESOLUTION = 0.02
 # Bytes of a tile in a bag besides its features: two coordinates of 32 bits.
@@ -149,9 +150,11 @@ def slide_tiles(case: Case, data: DataSpec) -> SlideTiles:
     return tiles
 
 
+@register_task_type("slide_classification")
 class SlideClassification(Classification):
     """A task that gives each slide one class by attention over its tiles."""
 
+    Settings = SlideClassificationSpec
     network_kind: Kind = "bag"
 
     def __init__(self, spec: SlideClassificationSpec, data: DataSpec) -> None:

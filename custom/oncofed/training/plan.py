@@ -21,7 +21,7 @@ from oncofed.models.networks import Declared
 from oncofed.models.weights import WeightLayout, Weights, layout_of, weights_of
 from oncofed.packs.extensions import Loss, Transform, find_loss, find_transforms
 from oncofed.settings import RenamedSettings, StrictModel
-from oncofed.tasks import DeclaredTask, PackedTaskSpec, Task, TaskSpec, build_task
+from oncofed.tasks import DeclaredTask, PackedTaskSpec, Task, TaskSection, build_task
 from oncofed.tasks.bundled import answer_of
 
 
@@ -91,7 +91,7 @@ class Plan(StrictModel):
     """A site's plan of training over ``rounds`` rounds."""
 
     data: DataSpec
-    task: TaskSpec
+    task: TaskSection
     model: ModelSpec = ModelSpec()
     training: TrainingSpec = TrainingSpec()
     resources: ResourcesSpec = ResourcesSpec()
