@@ -29,7 +29,7 @@ from oncofed.client.folder import CASES_FILE, OWN_MODEL, sole_owner
 from oncofed.client.state import SiteState
 from oncofed.client.told_patients import PATIENTS_OF_SUMS
 from oncofed.data.cases import Case, usable_cases
-from oncofed.data.grouping import told
+from oncofed.data.grouping import finding_lines
 from oncofed.data.prepared import plan_cache
 from oncofed.data.sample import sample_cases
 from oncofed.messages.compression import Compressor
@@ -196,7 +196,7 @@ class InProcessTraining:
         usable = usable_cases(
             place.data, plan.data, plan.task.vocabulary, plan.seed, place.site, checked, task.label_kind
         )
-        for line in told((problem.case, problem.what) for problem in usable.set_aside):
+        for line in finding_lines((problem.case, problem.what) for problem in usable.set_aside):
             self._tell.note(f"set aside {line}", logging.WARNING)
         self._progress(phase="loading data")
         self._held.enter_context(sole_owner(place.state))
