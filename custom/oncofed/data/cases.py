@@ -470,7 +470,7 @@ def _between(pair: tuple[float, float]) -> str:
 
 
 def label_faults(case: Case, entry: Entry, classes: Sequence[int]) -> list[str]:
-    """Return a fault where a label holds values that the job does not know."""
+    """Return the faults of a label with unknown values."""
     if case.instances or entry.label_values is None or isinstance(case.label, int):
         return []
     known = dict(case.label_values) if case.label_values is not None else {value: value for value in classes}

@@ -1,4 +1,4 @@
-"""Decisions about the findings of a dataset: taken for all of one kind at once, recorded, and taken back."""
+"""Take, record and take back decisions about findings."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ DECIDED, TAKEN_BACK = "data decision", "data decision taken back"
 
 @dataclass(frozen=True)
 class JobFindings:
-    """What a job finds beside what a dataset's cases say of each other.
+    """Findings of a job, in addition to the dataset's.
 
     Attributes:
         data: its contract, for the modality; None: there is no job.
@@ -157,7 +157,7 @@ def resolve(
 def take_back(
     folder: Path, choices: Mapping[str, str], why: str = "", kit: Path | None = None, dry_run: bool = False
 ) -> Outcome:
-    """Take decisions back: those of ``choices``, or, where it is empty, those of the last time.
+    """Take decisions back: of ``choices``, or the last ones.
 
     Raises:
         DataError: nobody registered the dataset, or there is no such decision.
@@ -178,7 +178,10 @@ def take_back(
 
 
 def open_findings(manifest: Manifest, job: JobFindings | None = None) -> list[Finding]:
-    """Return every finding about which a person can decide, with the decisions so far in force."""
+    """Return the findings that are open to a decision.
+
+    With the decisions so far in force.
+    """
     return [*copies(manifest), *_other_findings(manifest, job or JobFindings())]
 
 
@@ -206,7 +209,10 @@ def _found(answer: Answer, manifest: Manifest, job: JobFindings) -> list[list[st
 
 
 def _content(manifest: Manifest, names: set[str], finding: str) -> dict[str, str]:
-    """Return what each case is now: its image, or the reason for which it was set aside."""
+    """Return the state of each case.
+
+    Its image, or the reason for which it was set aside.
+    """
     content = {name_of(e): content_of(e, finding) for e in manifest.entries if name_of(e) in names}
     return content | {bad.name: bad.reason for bad in manifest.quarantine if bad.name in names}
 
@@ -242,7 +248,7 @@ def _label(entry: Entry) -> str:
 
 
 def _follows(manifest: Manifest, job: JobFindings, command: Callable[[Answer], str]) -> list[str]:
-    """Return what is open still, by kind; copies are not looked for anew."""
+    """Return the open findings by kind; copies are not searched again."""
     counts: dict[str, int] = {}
     for finding in _other_findings(manifest, job):
         counts[finding.kind] = counts.get(finding.kind, 0) + 1

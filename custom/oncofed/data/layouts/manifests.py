@@ -160,11 +160,11 @@ def _channel_files(files: Sequence[str]) -> dict[tuple[str, str], list[str]]:
     return {key: sorted(paths) for key, paths in channels.items()}
 
 
-def _leave_out_others(layout: FolderLayout, files: Sequence[str], reason: str) -> None:
-    """Leave out each unused image file, for a reason."""
+def _leave_out_others(layout: FolderLayout, files: Sequence[str], trait: str) -> None:
+    """Leave out each unused image file, with what it lacks."""
     used = {path for item in layout.items for path in (*item.images, *item.masks)}
     used |= {case.source for case in layout.bad if case.source}
     for path in files:
         if image_format(Path(path)) and path not in used and path not in layout.left_out:
             kind = "mask" if path.startswith("labels") else "image"
-            layout.left_out[path] = f"{kind} {reason}"
+            layout.left_out[path] = f"{kind} {trait}"
