@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from oncofed.atomic import write_whole
 from oncofed.data import case_facts
 from oncofed.data.case_results import CaseFound, CaseRefused, CaseResult
 from oncofed.data.converted import fitting, is_there, write_image
@@ -24,7 +25,7 @@ from oncofed.data.images import LoadedImage
 from oncofed.data.layouts import Item
 from oncofed.data.layouts.base import first_free
 from oncofed.data.layouts.content import looks_like_mask
-from oncofed.data.manifest import Entry, Split, write_whole
+from oncofed.data.manifest import Entry, Split
 from oncofed.data.mixtures import RAW, UNITS
 from oncofed.data.slides import TileSpec
 from oncofed.data.slides.measuring import measure

@@ -12,8 +12,8 @@ import nibabel as nib
 import numpy as np
 from PIL import Image
 
+from oncofed.atomic import write_whole
 from oncofed.data.images import LoadedImage
-from oncofed.data.manifest import write_whole
 
 SUFFIXES = (".nii", ".gz", ".png", ".tif")
 _MOST_OF_PNG = 65535

@@ -33,6 +33,7 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as DicomSequence
 from pydicom.uid import UID
 
+from oncofed.atomic import write_whole
 from oncofed.data.case_facts import reason_of
 from oncofed.data.dicom.files import read_file
 from oncofed.data.dicom.header_types import BrokenFile, ImageHeader, LabelHeader, OtherObject, SlideHeader
@@ -41,7 +42,6 @@ from oncofed.data.folder import find_files
 from oncofed.data.formats.nifti import beginning, nifti_header
 from oncofed.data.images import NIFTI, image_format, open_nifti, require_memory, stem
 from oncofed.data.layouts import IMAGE_FOLDERS, LABEL_FOLDERS, kept_parts
-from oncofed.data.manifest import write_whole
 from oncofed.data.textless import require_same, without_text
 from oncofed.data.textless_tiff import copy_slide, is_slide
 from oncofed.data.workers import BROKE_ITS_READER, Workers

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Literal, get_args
 
+from oncofed.atomic import write_whole
 from oncofed.data.grouping import named
 from oncofed.data.images import image_format
-from oncofed.data.manifest import write_whole
 
 FILES_TABLE = "files.csv"  # in the dataset's folder; it names files of the source, and stays at the site
 Use = Literal["image", "label", "regions", "table"]
