@@ -152,9 +152,9 @@ def _show(found: EvaluationResult) -> None:
 
 
 def _set_aside(found: EvaluationResult) -> list[str]:
-    from oncofed.data.grouping import told
+    from oncofed.data.grouping import finding_lines
 
-    return told((problem.case, problem.what) for problem in found.set_aside)
+    return finding_lines((problem.case, problem.what) for problem in found.set_aside)
 
 
 def _groups(column: Subgroups, metric: str) -> Table:
