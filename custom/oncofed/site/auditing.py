@@ -17,7 +17,10 @@ _COLUMNS = ("n", "time", "who", "what")
 
 
 def site_anchors(folder: Path) -> dict[str, str]:
-    """Return site -> last line of its audit log, as a server's log recorded it."""
+    """Return each site's last line that the server recorded.
+
+    By site, from the server's own audit log.
+    """
     return {
         str(entry["who"]): str(entry["anchor"]) for entry in AuditLog(folder).entries() if entry["what"] == ANCHORED
     }
@@ -52,7 +55,10 @@ def verify(folder: Path, anchors: Path | None) -> tuple[list[Problem], Anchor | 
 
 
 def entries(folder: Path, job: str | None = None, what: str | None = None) -> list[dict[str, Any]]:
-    """Return a log's entries, oldest first, of one job or kind if given."""
+    """Return a log's entries, oldest first.
+
+    Of one job or kind, if given.
+    """
     return [
         entry
         for entry in AuditLog(folder).entries()
@@ -61,7 +67,10 @@ def entries(folder: Path, job: str | None = None, what: str | None = None) -> li
 
 
 def bytes_left(folder: Path) -> dict[str, dict[str, int]]:
-    """Return the bytes that left a site: day in UTC -> job -> bytes, oldest day first."""
+    """Return the bytes that left a site.
+
+    Day in UTC -> job -> bytes, oldest day first.
+    """
     left: dict[str, dict[str, int]] = {}
     for entry in AuditLog(folder).entries():
         if entry["what"] == LEFT and "job" in entry:
@@ -71,7 +80,10 @@ def bytes_left(folder: Path) -> dict[str, dict[str, int]]:
 
 
 def jobs_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Summarise each job in a log: submitter, decision, messages and bytes that left; oldest first."""
+    """Summarise each job in a log, oldest first.
+
+    Submitter, decision, messages and bytes that left.
+    """
     jobs: dict[str, dict[str, Any]] = {}
     for entry in rows:
         if "job" in entry:
@@ -107,7 +119,10 @@ def facts_text(entry: dict[str, Any], full: bool = False) -> str:
 
 
 def export_csv(folder: Path, out: Path) -> int:
-    """Write a log as CSV, one column per fact, and return its number of entries."""
+    """Write a log as CSV, one column per fact.
+
+    Returns the number of entries.
+    """
     rows = entries(folder)
     columns = list(dict.fromkeys([*_COLUMNS, *(name for row in rows for name in row)]))
     with out.open("w", newline="", encoding="utf-8") as file:
@@ -119,7 +134,10 @@ def export_csv(folder: Path, out: Path) -> int:
 
 
 def export_page(folder: Path, out: Path, anchors: Path | None) -> int:
-    """Write a log as a self-contained HTML page, and return its number of entries."""
+    """Write a log as a self-contained HTML page.
+
+    Returns the number of entries.
+    """
     rows = entries(folder)
     problems, last = verify(folder, anchors)
     environment = Environment(loader=PackageLoader("oncofed.site"), autoescape=True, trim_blocks=True)
