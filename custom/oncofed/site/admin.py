@@ -114,7 +114,7 @@ def _add_pages(app: Flask, folder: Path) -> None:
     @app.get("/")
     def home() -> str:
         left = auditing.bytes_left(folder)
-        jobs = auditing.jobs_of(auditing.entries(folder))
+        jobs = auditing.summarise_jobs(auditing.entries(folder))
         policy = policies.current_policy(folder)
         return render_template(
             "home.html",
@@ -123,7 +123,7 @@ def _add_pages(app: Flask, folder: Path) -> None:
             now=read_report(folder),
             packs=[(pack, made_by(pack), decision) for pack, decision in packs.list_packs(folder)],
             jobs=jobs[::-1],
-            chart=_chart(left, {job["id"]: job.get("name") or job["id"][:8] for job in jobs}),
+            chart=_chart(left, {job.id: job.name or job.id[:8] for job in jobs}),
             policy=policy,
             version=policies.policy_version(folder),
         )
