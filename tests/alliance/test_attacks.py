@@ -21,12 +21,12 @@ from commands import wait_for
 from oncofed.alliance.authority import Authority
 from oncofed.alliance.kits import keep_storage_inside, provision, start_process
 from oncofed.alliance.local import LocalAlliance, free_port
+from oncofed.alliance.session import EngineerSession
 from oncofed.alliance.spec import AllianceSpec
 from oncofed.audit import AuditLog
 from oncofed.errors import FederationError, PolicyError
 from oncofed.flare.security.revocation import REVOKED_FILE, Revoked, revoked_file
 from oncofed.job.flare import export_job
-from oncofed.job.remote import Engineer
 from oncofed.job.spec import parse_job
 from oncofed.processes import process_environment, stop_processes
 from synthetic import make_site, write_job
@@ -152,7 +152,7 @@ def test_nothing_is_said_in_plain_text(alliance: LocalAlliance) -> None:
     logged="the server's log",
 )
 def test_who_only_looks_submits_nothing(alliance: LocalAlliance, job: Path) -> None:
-    with Engineer(alliance.kit(LOOKS)) as engineer, pytest.raises(PolicyError, match=f"{LOOKS} may not do this"):
+    with EngineerSession(alliance.kit(LOOKS)) as engineer, pytest.raises(PolicyError, match=f"{LOOKS} may not do this"):
         engineer.submit(job)
 
 
@@ -162,7 +162,7 @@ def test_who_only_looks_submits_nothing(alliance: LocalAlliance, job: Path) -> N
     logged="the server's log",
 )
 def test_the_job_of_another_engineer_is_left_alone(alliance: LocalAlliance, job: Path, tmp_path: Path) -> None:
-    with Engineer(alliance.kit(LEAD)) as owner, Engineer(alliance.kit(OTHER)) as other:
+    with EngineerSession(alliance.kit(LEAD)) as owner, EngineerSession(alliance.kit(OTHER)) as other:
         job_id = owner.submit(job)
         wait_for(lambda: owner.status(job_id) == "RUNNING" and _has_begun(alliance, job_id), "it runs")
         with pytest.raises(PolicyError, match=f"{OTHER} may not do this"):
@@ -255,7 +255,7 @@ def test_a_role_cannot_be_claimed(alliance: LocalAlliance, job: Path, tmp_path: 
     kit = _copy(alliance.kit(LOOKS), tmp_path / "kit")
     for file in kit.rglob("*.json"):
         file.write_text(file.read_text().replace('"member"', '"project_admin"'))
-    with Engineer(kit) as engineer, pytest.raises(PolicyError, match=f"{LOOKS} may not do this"):
+    with EngineerSession(kit) as engineer, pytest.raises(PolicyError, match=f"{LOOKS} may not do this"):
         engineer.submit(job)
 
 
@@ -345,7 +345,7 @@ def test_no_class_but_the_approved_ones_is_built(
     file.write_text(json.dumps(config))
     log = alliance._logs / ("server.txt" if end == "server" else "east.txt")
     before = len(log.read_text(errors="replace"))
-    with Engineer(alliance.kit(LEAD)) as engineer:
+    with EngineerSession(alliance.kit(LEAD)) as engineer:
         job_id = engineer.submit(job)
         wait_for(lambda: path in log.read_text(errors="replace")[before:], "it is refused", 60)
         if end == "client":
@@ -387,7 +387,7 @@ def test_an_archive_that_is_no_jobs_is_not_unpacked(
     alliance: LocalAlliance, job: Path, monkeypatch: pytest.MonkeyPatch, archive: bytes, why: str
 ) -> None:
     monkeypatch.setattr(file_transfer, "zip_directory_to_file", lambda root, name, out: Path(out).write_bytes(archive))
-    with Engineer(alliance.kit(LEAD)) as engineer, pytest.raises(FederationError, match=why):
+    with EngineerSession(alliance.kit(LEAD)) as engineer, pytest.raises(FederationError, match=why):
         engineer.submit(job)
     assert why in _said(alliance)
     assert not list(alliance.server_kit.parents[2].rglob("outside.txt"))
@@ -403,9 +403,9 @@ def test_a_stolen_key_is_worth_nothing_once_it_is_revoked(alliance: LocalAllianc
     forged = Revoked(1, frozenset({LEAD}))
     path.write_bytes(revoked_file(forged, Authority.new("tiny").sign(forged.signed_part())))
     wait_for(lambda: "not signed by this alliance" in _said(alliance), "the forged list is told", 30)
-    with Engineer(alliance.kit(LEAD)) as engineer:
+    with EngineerSession(alliance.kit(LEAD)) as engineer:
         engineer.stop(engineer.submit(job))
-    with Engineer(alliance.kit(OTHER)) as thief:
+    with EngineerSession(alliance.kit(OTHER)) as thief:
         revoked = Revoked(2, frozenset({OTHER}))
         path.write_bytes(revoked_file(revoked, AUTHORITY.sign(revoked.signed_part())))
         wait_for(lambda: f"{OTHER} is revoked" in _said(alliance), "it is revoked", 30)

@@ -17,7 +17,8 @@ import pytest
 import torch
 
 from oncofed.alliance import local
-from oncofed.alliance.local import LocalAlliance, free_port, quiet
+from oncofed.alliance.local import LocalAlliance, free_port
+from oncofed.alliance.session import quiet
 from oncofed.alliance.spec import AllianceSpec
 from oncofed.errors import FederationError, NotEnoughSitesError
 from oncofed.flare.runtime.resources import LENDING_FILE, read_lending

@@ -276,9 +276,9 @@ def revoke(
 
 
 def _last_seen(kit: Path) -> dict[str, datetime]:
-    from oncofed.job.remote import Engineer
+    from oncofed.alliance.session import EngineerSession
 
-    with Engineer(kit) as engineer:
+    with EngineerSession(kit) as engineer:
         return engineer.connected()
 
 

@@ -23,7 +23,7 @@ from oncofed.cli.run_options import Against, EvaluateOnly, Model, require_model
 from oncofed.errors import FederationError, SpecError
 
 if TYPE_CHECKING:
-    from oncofed.job.remote import Engineer
+    from oncofed.alliance.session import EngineerSession
     from oncofed.job.spec import AnyJob
 
 app = typer.Typer()
@@ -52,13 +52,13 @@ def submit(
 ) -> None:
     """Submit a job to an alliance. It runs there: this machine may be switched off."""
     keep_caches_in(workspace)
+    from oncofed.alliance.session import EngineerSession
     from oncofed.job.flare import export_job
-    from oncofed.job.remote import Engineer
     from oncofed.job.spec import read_any_job
 
     spec = read_any_job(job, with_code=True)
     require_model(model, evaluate_only, against)
-    with tempfile.TemporaryDirectory() as temporary, Engineer(kit) as engineer:
+    with tempfile.TemporaryDirectory() as temporary, EngineerSession(kit) as engineer:
         exported = export_job(
             spec, Path(temporary) / spec.name, model=model, evaluate_only=evaluate_only, against=against
         )
@@ -79,7 +79,7 @@ def _names(text: str | None) -> list[str]:
     return names
 
 
-def _show_sites(engineer: Engineer, kit: Path, spec: AnyJob, wait_for: list[str], console: Console) -> None:
+def _show_sites(engineer: EngineerSession, kit: Path, spec: AnyJob, wait_for: list[str], console: Console) -> None:
     """Show which sites will take part, and await named ones."""
     from oncofed.alliance.facts import sites_of
     from oncofed.job.spec import JobSpec
@@ -104,13 +104,13 @@ def _show_sites(engineer: Engineer, kit: Path, spec: AnyJob, wait_for: list[str]
 def watch(job_id: JobId, kit: Kit, json: Json = False, workspace: Workspace = DEFAULT_WORKSPACE) -> None:
     """Watch a job of an alliance until it ends. Ctrl-C stops only the watching; watch again at any time."""
     keep_caches_in(workspace)
-    from oncofed.job.remote import Engineer
+    from oncofed.alliance.session import EngineerSession
     from oncofed.job.remote import watch as follow
 
     console = progress_console(json)
     curves = workspace / "runs" / job_id / "tensorboard"
     try:
-        with Engineer(kit) as engineer:
+        with EngineerSession(kit) as engineer:
             ended = follow(engineer, job_id, console, curves)
     except KeyboardInterrupt:
         console.print(f"The job runs on. Watch it again with: oncofed job watch {job_id}")
@@ -126,9 +126,9 @@ def watch(job_id: JobId, kit: Kit, json: Json = False, workspace: Workspace = DE
 @app.command()
 def stop(job_id: JobId, kit: Kit) -> None:
     """Stop a job of an alliance at the server and all sites. Its results so far can still be fetched."""
-    from oncofed.job.remote import Engineer
+    from oncofed.alliance.session import EngineerSession
 
-    with Engineer(kit) as engineer:
+    with EngineerSession(kit) as engineer:
         status = engineer.status(job_id)
         if status.startswith("FINISHED"):
             raise FederationError(f"job {job_id} has ended already: {status.removeprefix('FINISHED:')}")
@@ -146,13 +146,13 @@ def fetch(
 ) -> None:
     """Fetch a finished job's results: model, MONAI bundle, result, report and curves."""
     keep_caches_in(workspace)
-    from oncofed.job.remote import Engineer
+    from oncofed.alliance.session import EngineerSession
     from oncofed.job.remote import fetch as download
 
     folder = out or workspace / "runs" / job_id
     if (folder / "result.json").exists():
         raise SpecError(f"{folder} holds a result already. Name another folder with --out.")
-    with ended_by_signals(), Engineer(kit) as engineer:
+    with ended_by_signals(), EngineerSession(kit) as engineer:
         result = download(engineer, job_id, folder)
     show_result(result, folder, json)
     if result.status != "completed":
