@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 
 def show_accounts(manifest: Manifest, folder: Path, dataset: str) -> None:
-    """Print how each file of a registered folder was used; the last line counts the labels.
+    """Print how each file of a registered folder was used.
+
+    The last line counts the labels.
 
     Args:
         manifest: of the dataset.
@@ -55,7 +57,10 @@ def show_accounts(manifest: Manifest, folder: Path, dataset: str) -> None:
 
 
 def show_findings(report: Report, job: str, dataset: str) -> None:
-    """Print a check's findings by kind: count, three examples, and the command that settles them."""
+    """Print a check's findings by kind.
+
+    Count, three examples, and the command that settles them.
+    """
     from oncofed.data.answers import answer_to, kind_of_reason
     from oncofed.data.grouping import by_kind, counted, finding_lines
 
@@ -81,7 +86,10 @@ def show_findings(report: Report, job: str, dataset: str) -> None:
 
 
 def commands(report: Report, job: str, dataset: str) -> dict[str, str]:
-    """Return kind of finding -> command that settles all of that kind with the usual decision."""
+    """Return kind of finding -> command that settles it.
+
+    With the usual decision.
+    """
     from oncofed.data.answers import answer_to, kind_of_reason
 
     kinds = [kind_of_reason(problem.what) for problem in report.set_aside]

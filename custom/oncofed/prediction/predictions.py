@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from oncofed.data.manifest import write_whole
+from oncofed.atomic import write_whole
 from oncofed.prediction.model import TrainedModel
 from oncofed.prediction.outputs.classes import class_rows
 from oncofed.prediction.outputs.tables import write_table

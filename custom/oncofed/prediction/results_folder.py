@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from oncofed.data.manifest import write_whole
+from oncofed.atomic import write_whole
 from oncofed.errors import DataError, SpecError
 from oncofed.prediction.case_prediction import CasePrediction
 from oncofed.prediction.dicom.series_label import series_label

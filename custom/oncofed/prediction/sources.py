@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from oncofed.atomic import write_whole
 from oncofed.data import case_facts
 from oncofed.data.accounts import by_weight
 from oncofed.data.cases import Case, case_of, contract_faults, known_facts, label_faults
@@ -21,7 +22,7 @@ from oncofed.data.decisions import decided
 from oncofed.data.files import image_files
 from oncofed.data.label_mapping import LabelKind, match_classes, match_labels
 from oncofed.data.layouts.base import first_free
-from oncofed.data.manifest import Entry, Manifest, Task, read_manifest, write_whole
+from oncofed.data.manifest import Entry, Manifest, Task, read_manifest
 from oncofed.data.register import SOURCE_LINK, Progress, RegisterOptions, register
 from oncofed.data.slides import TileSpec
 from oncofed.errors import DataError, SpecError

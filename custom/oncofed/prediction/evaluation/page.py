@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from jinja2 import Environment, PackageLoader
 
+from oncofed.atomic import write_whole
 from oncofed.data.grouping import counted
-from oncofed.data.manifest import write_whole
 from oncofed.prediction.evaluation.evaluate import EvaluationResult, Progress, ScoredCase
 from oncofed.prediction.model import TrainedModel
 from oncofed.prediction.permissions import OWNER_ONLY_FILE

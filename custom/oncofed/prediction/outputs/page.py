@@ -15,7 +15,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader
 from PIL import Image
 
-from oncofed.data.manifest import write_whole
+from oncofed.atomic import write_whole
 from oncofed.data.register_options import Progress
 from oncofed.data.workers import BROKE_ITS_READER, Workers
 from oncofed.prediction.model import TrainedModel

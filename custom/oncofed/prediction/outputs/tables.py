@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from oncofed.data.manifest import write_whole
+from oncofed.atomic import write_whole
 from oncofed.prediction.permissions import OWNER_ONLY_FILE
 
 # Characters that can begin a formula.

@@ -21,9 +21,9 @@ from typing import BinaryIO
 
 from pydicom.uid import PYDICOM_IMPLEMENTATION_UID
 
+from oncofed.atomic import write_whole
 from oncofed.data.dicom.header_types import BrokenFile, ImageHeader, SlideHeader
 from oncofed.data.dicom.headers import read_header
-from oncofed.data.manifest import write_whole
 
 KEY_FILE = ".key"  # of the hashes; also marks a folder as an inbox
 _COMING = ".coming"  # holds files while they are received
