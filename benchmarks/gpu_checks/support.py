@@ -73,6 +73,5 @@ def samples_at_once(trainer: Trainer) -> int:
 
 
 def confine_files(data: Path, state: Path) -> None:
-    """Confine this process to the files of a pack's process."""
-    place = {"data": str(data), "state": str(state), "initial": None}
-    sandbox.restrict_files(*sandboxed_process._what_it_may_touch(place))
+    """Confine this process to the files that a pack's process has."""
+    sandbox.restrict_files(*sandboxed_process.accessible_paths(data, state))

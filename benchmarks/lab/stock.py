@@ -15,7 +15,8 @@ from nvflare.app_opt.pt.recipes import FedAvgRecipe
 
 from harness.results import BenchmarkError
 from oncofed.alliance.kits import PRIVACY_FILE
-from oncofed.alliance.local import LocalAlliance, free_port, quiet
+from oncofed.alliance.local import LocalAlliance, free_port
+from oncofed.alliance.session import quiet
 from oncofed.alliance.spec import AllianceSpec
 from oncofed.job.spec import JobSpec
 from oncofed.models.networks import network_config

@@ -24,7 +24,7 @@ from oncofed.data.spec import DataSpec
 from oncofed.data.traits import traits, traits_of
 from oncofed.errors import SpecError
 from oncofed.privacy.outbound import is_profile
-from oncofed.privacy.small_counts import with_neighbours, without_small
+from oncofed.privacy.small_counts import merge_small_bins, suppress_small_counts
 from oncofed.suppression import LEAST_PATIENTS
 
 DATA = DataSpec(dataset="any")
@@ -53,7 +53,7 @@ def patients(count: int, **what: Any) -> list[tuple[str, Entry]]:
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=12))
 def test_bins_of_few_are_hidden_and_cannot_be_reckoned_from_the_total(truth: list[int]) -> None:
     counts = np.array(truth, np.int64)
-    shown = without_small(counts)
+    shown = suppress_small_counts(counts)
     assert all(one in {0, was} for one, was in zip(shown.tolist(), truth, strict=True))
     assert all(one == 0 or one >= LEAST_PATIENTS for one in shown)
     hidden = sum(truth) - int(shown.sum())
@@ -63,23 +63,23 @@ def test_bins_of_few_are_hidden_and_cannot_be_reckoned_from_the_total(truth: lis
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=12))
 def test_small_bins_are_counted_with_the_fuller_one_beside_them(truth: list[int]) -> None:
     counts = np.array(truth, np.int64)
-    found = with_neighbours(counts)
+    found = merge_small_bins(counts)
     assert found.sum() == counts.sum()
     small = (found > 0) & (found < LEAST_PATIENTS)
     assert not (small[1:] & (found[:-1] > 0)).any()
     if (found >= LEAST_PATIENTS).any():
         assert not small.any() or found[small].sum() > 0.2 * counts.sum()
-    shown = without_small(found)
+    shown = suppress_small_counts(found)
     assert all(one == 0 or one >= LEAST_PATIENTS for one in (*shown, counts.sum() - shown.sum())) or counts.sum() < 5
 
 
 def test_few_patients_hide_nothing_of_the_others() -> None:
-    assert with_neighbours(np.array([0, 41, 2, 0, 3, 0])).tolist() == [0, 46, 0, 0, 0, 0]
-    assert with_neighbours(np.array([2, 4, 3])).tolist() == [0, 9, 0]
-    assert with_neighbours(np.array([6, 0, 3])).tolist() == [6, 0, 3], "a third is no exception"
-    assert with_neighbours(np.array([0, 3, 0])).tolist() == [0, 3, 0]
-    assert with_neighbours(np.array([7, 3, 40]), ordered=False).tolist() == [7, 0, 43]
-    assert with_neighbours(np.array([4, 3, 0]), ordered=False).tolist() == [4, 3, 0], "names lie beside no other"
+    assert merge_small_bins(np.array([0, 41, 2, 0, 3, 0])).tolist() == [0, 46, 0, 0, 0, 0]
+    assert merge_small_bins(np.array([2, 4, 3])).tolist() == [0, 9, 0]
+    assert merge_small_bins(np.array([6, 0, 3])).tolist() == [6, 0, 3], "a third is no exception"
+    assert merge_small_bins(np.array([0, 3, 0])).tolist() == [0, 3, 0]
+    assert merge_small_bins(np.array([7, 3, 40]), ordered=False).tolist() == [7, 0, 43]
+    assert merge_small_bins(np.array([4, 3, 0]), ordered=False).tolist() == [4, 3, 0], "names lie beside no other"
 
 
 @given(st.lists(st.lists(st.floats(0.3, 12), max_size=40), max_size=4))

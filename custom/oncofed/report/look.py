@@ -11,9 +11,10 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader
 
+from oncofed.atomic import write_whole
 from oncofed.data.cases import case_of
 from oncofed.data.look import Look, Seen
-from oncofed.data.manifest import Manifest, write_whole
+from oncofed.data.manifest import Manifest
 from oncofed.data.workers import BROKE_ITS_READER, Workers
 from oncofed.report.planes import Drawing, Drawn, colour, dash, draw
 

@@ -29,8 +29,8 @@ from oncofed.prediction.model import TrainedModel, load_model
 from oncofed.prediction.run import Options, predict
 from oncofed.prediction.sources import gather
 from oncofed.prediction.trust.checks import TrustChecks, entropy_of, verdict_of
-from oncofed.prediction.trust.ensemble import disagreement, members_of
-from oncofed.prediction.trust.outside import Reason, outside_of
+from oncofed.prediction.trust.ensemble import disagreement, ensemble_members
+from oncofed.prediction.trust.out_of_distribution import Deviation, find_deviations
 from oncofed.tasks.inferred import ClassScores, LabelMap
 from synthetic import make_volume, write_job
 
@@ -51,8 +51,8 @@ def _profile(data: DataSpec, *entries: Entry) -> TrainingProfile:
     return together([site_profile(images, data)], data)
 
 
-def _reasons(entry: Entry, data: DataSpec, profile: TrainingProfile | None) -> dict[str, Reason]:
-    reasons, _ = outside_of(traits_of(entry, data), entry.modality, data, profile)
+def _reasons(entry: Entry, data: DataSpec, profile: TrainingProfile | None) -> dict[str, Deviation]:
+    reasons, _ = find_deviations(traits_of(entry, data), entry.modality, data, profile)
     return {reason.feature: reason for reason in reasons}
 
 
@@ -73,7 +73,7 @@ def test_what_the_job_says_holds_without_a_profile() -> None:
     assert other.words == "its modality is MR, the model's is ct"
     units = _reasons(_entry(modality="CT", low=3), CT, None)["intensity_low"]
     assert units.words == "its darkest values are 3: no Hounsfield units, of which air has -1000"
-    _, not_known = outside_of(traits_of(_entry(), MRI), "MR", MRI, None)
+    _, not_known = find_deviations(traits_of(_entry(), MRI), "MR", MRI, None)
     assert {"spacing_superior", "modality", "edge"} <= set(not_known)
 
 
@@ -226,10 +226,10 @@ def test_a_labelled_case_is_measured_as_an_unlabelled_one(model: TrainedModel, t
     checks = TrustChecks(model, CPU)
     inside = Intensity(low=1, median=1, high=1, mean=1, std=0)
     older = source.entry.model_copy(update={"label": "l.nii.gz", "intensity": inside, "image_intensity": None})
-    assert checks.before(replace(source, entry=older)) == checks.before(source)
+    assert checks.check_image(replace(source, entry=older)) == checks.check_image(source)
     gone = replace(source, entry=older, case=Case("gone", "gone", tmp_path / "gone.nii.gz", 0))
-    assert "intensity_low" in checks.before(gone)[1]
-    assert members_of(replace(model, members={"fold 1": path})) == {"fold 1": path}
+    assert "intensity_low" in checks.check_image(gone)[1]
+    assert ensemble_members(replace(model, members={"fold 1": path})) == {"fold 1": path}
 
 
 def test_the_command_says_what_not_to_trust(

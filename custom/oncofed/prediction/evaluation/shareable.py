@@ -1,0 +1,62 @@
+"""The part of an evaluation that may leave the site.
+
+Each number covers five patients or more, and no case is named.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from oncofed.prediction.evaluation.subgroups import Outcomes, Subgroups, shareable_scores
+from oncofed.report.evaluation import ComparisonRecord, DifferenceRecord, GroupRecord, ScoresRecord, SubgroupsRecord
+from oncofed.suppression import LEAST_PATIENTS
+from oncofed.tasks import Scores, Task
+from oncofed.tasks.comparison import Comparison
+
+
+def scores_record(task: Task[Any], outcomes: Outcomes, interval: tuple[float, float] | None) -> ScoresRecord:
+    """Return the scores over all cases."""
+    patients = len(set(outcomes.patients))
+    if patients < LEAST_PATIENTS or 0 < len(outcomes.contributing_patients(task)) < LEAST_PATIENTS:
+        return ScoresRecord()
+    return ScoresRecord(patients=patients, cases=len(outcomes), **_figures(shareable_scores(task, outcomes), interval))
+
+
+def subgroups_record(found: Subgroups) -> SubgroupsRecord:
+    """Return a column's groups; withheld ones only as a count.
+
+    Their names might name a patient.
+    """
+    groups = [
+        GroupRecord(name=g.name, patients=g.patients, cases=g.cases, **_figures(g.scores, g.interval))
+        for g in found.groups
+        if g.scores
+    ]
+    differences = [
+        DifferenceRecord(group=d.group, reference=d.reference, difference=d.difference, interval=d.interval)
+        for d in found.differences
+    ]
+    hidden = len(found.groups) - len(groups)
+    return SubgroupsRecord(column=found.column, groups=groups, withheld_groups=hidden, differences=differences)
+
+
+def comparison_record(found: Comparison, other: str) -> ComparisonRecord:
+    """Return the comparison with another model, by its digest."""
+    few = found.patients < LEAST_PATIENTS
+    return ComparisonRecord(
+        other_model=other,
+        patients=None if few else found.patients,
+        mean=None if few else found.first,
+        other_mean=None if few else found.second,
+        difference=None if few else found.difference,
+        interval=found.interval,
+        margin=found.margin,
+        not_inferior=found.not_inferior,
+        few_patients=found.rests_on_few,
+    )
+
+
+def _figures(scores: Scores, interval: tuple[float, float] | None) -> dict[str, Any]:
+    more = {name: value for name, value in scores.extra_metrics.items() if not math.isnan(value)}
+    return {"mean": scores.mean, "interval": interval, "by_class": scores.by_class, "more": more}

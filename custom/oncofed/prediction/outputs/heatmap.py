@@ -1,0 +1,61 @@
+"""Heat maps as colours over pictures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.colors import ListedColormap, to_hex
+from numpy.typing import NDArray
+
+from oncofed.data.slides import Pixels
+
+_FIRST = 0.35  # start within inferno: its black end would darken the picture
+COLOURS = ListedColormap(mpl.colormaps["inferno"](np.linspace(_FIRST, 1, 256)), "heat")
+
+_OPACITY = 0.75  # at heat 1; zero heat is transparent
+_MOST_AT_ONCE = 1 << 22  # pixels
+
+
+def overlay_heatmap(pixels: Pixels, heat: NDArray[np.float32]) -> Pixels:
+    """Blend a heat map over a picture.
+
+    Opacity is the square root of the heat.
+
+    Args:
+        pixels: (row, column, 3) uint8.
+        heat: from 0 to 1, (row, column).
+    """
+    table = (COLOURS(np.arange(256))[:, :3] * 255).round().astype(np.float32)
+    result = np.empty_like(pixels)
+    rows = max(1, _MOST_AT_ONCE // max(pixels.shape[1], 1))
+    for first in range(0, len(pixels), rows):
+        part, part_heat = pixels[first : first + rows].astype(np.float32), heat[first : first + rows]
+        colours = table[(part_heat * 255).round().astype(np.uint8)]
+        result[first : first + rows] = (part + (colours - part) * (_OPACITY * np.sqrt(part_heat[..., None]))).round()
+    return result
+
+
+def to_rgb(values: NDArray[Any]) -> Pixels:
+    """Convert a flat image to (row, column, 3) uint8.
+
+    Colours stay as they are. Values other than bytes are scaled to their 0.5th to 99.5th percentile.
+
+    All but the lowest and highest 0.5 % of other values than bytes are spread over the shades.
+    """
+    turned = values.swapaxes(0, 1)
+    if turned.shape[-1] != 3:
+        turned = turned.mean(axis=-1, keepdims=True) if turned.shape[-1] > 1 else turned
+    if turned.dtype != np.uint8:
+        finite = turned[np.isfinite(turned)]
+        low, high = np.percentile(finite, (0.5, 99.5)) if finite.size else (0.0, 1.0)
+        spread = (np.nan_to_num(turned.astype(np.float32), nan=low) - low) / max(high - low, 1e-12)
+        turned = (spread.clip(0, 1) * 255).round().astype(np.uint8)
+    return np.ascontiguousarray(np.broadcast_to(turned, (*turned.shape[:2], 3)))
+
+
+def css_gradient() -> str:
+    """Return the colour map as a CSS gradient."""
+    stops = ", ".join(to_hex(COLOURS(share)) for share in np.linspace(0, 1, 6))
+    return f"linear-gradient(to right, {stops})"
