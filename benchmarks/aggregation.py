@@ -1,8 +1,8 @@
-"""Averaging updates on the server: gigabytes of updates a second, and the memory that it takes.
+"""Aggregating updates on the server: gigabytes a second, and memory.
 
-Each program is given the same updates in memory, with a weight each, and returns the mean. oncofed adds one tensor of
-each site after the other, in a fixed order; FLARE's helper adds whole updates as they arrive; NumPy adds them in one
-loop. The limit reads each update once and does nothing with it. Other strategies of oncofed follow, beside its mean.
+Each program gets the same updates in memory, with weights, and returns the mean. oncofed adds tensor by tensor over
+the sites, in a fixed order; FLARE's helper adds whole updates as they arrive; NumPy adds them in one loop. The limit
+only reads each update once. Other strategies of oncofed are compared with its mean.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import psutil
 import torch
 from nvflare.app_common.aggregators.weighted_aggregation_helper import WeightedAggregationHelper
 
+from harness.bench import Bench, Program, Settings
+from harness.results import Baseline, Limit, Target
 from oncofed.algorithms import Update, algorithm_class
-from oncofed.bench.harness import Bench, Program, Settings
-from oncofed.bench.results import Beside, Limit, Target
 from oncofed.flare.runtime.malloc import trim_heap
 from peak import Peak
 
@@ -78,7 +78,7 @@ def _others(bench: Bench, count: int, megabytes: int) -> None:
 
 
 def make_updates(count: int, megabytes: int) -> tuple[dict[str, torch.Tensor], list[Update]]:
-    """Return a model of float32 tensors with about so many megabytes, and an update of each of ``count`` sites."""
+    """Return a float32 model of about ``megabytes``, and ``count`` updates of it."""
     length = megabytes * 10**6 // 4 // _TENSORS
     model = {f"layer{number}.weight": torch.randn(length) for number in range(_TENSORS)}
     updates = []
@@ -91,7 +91,7 @@ def make_updates(count: int, megabytes: int) -> tuple[dict[str, torch.Tensor], l
 def _step(name: str, model: dict[str, torch.Tensor], updates: Sequence[Update]) -> Program:
     kind = algorithm_class(name)
     algorithm = kind(kind.Settings(name=name), frozenset(model))
-    # A copy of the names alone: a step takes its model apart.
+    # A shallow copy: a step empties its model.
     return lambda: algorithm.aggregate(dict(model), updates, len(updates))
 
 
@@ -113,7 +113,7 @@ def _numpy(updates: Sequence[Update]) -> dict[str, np.ndarray]:
 
 
 def _memory(bench: Bench, name: str, programs: dict[str, Program], size: int, settings: Settings) -> None:
-    """Keep the memory at its highest beyond the updates themselves, in models."""
+    """Keep the peak memory beyond the updates, in models."""
     peaks = {}
     for who, program in programs.items():
         gc.collect()
@@ -122,7 +122,7 @@ def _memory(bench: Bench, name: str, programs: dict[str, Program], size: int, se
             before = peak.most
             program()
         peaks[who] = (peak.most - before) / size
-    ours, *beside = (Beside(name=who, samples=[value]) for who, value in peaks.items())
+    ours, *beside = (Baseline(name=who, samples=[value]) for who, value in peaks.items())
     bench.measured(
         f"memory for the {name}",
         ours.samples,

@@ -1,9 +1,9 @@
-"""From starting a federation to a good model: seconds, GPU-hours, joules; federated over pooled.
+"""From the start of a federation to a good model: seconds, GPU-hours, joules.
 
-Four sites in FLARE's simulator train until the mean Dice on their validation patients is good enough; beside them the
-same training on all patients in one place, which is what a federation costs when nothing but the exchange is added. The
-limit is the slowest site's own training and validation. With the environment variable ONCOFED_DATA naming a folder that
-holds ``hippocampus/`` (Medical Segmentation Decathlon, task 4), the patients are real and the target is a Dice of 0.85;
+Four sites in FLARE's simulator train until the mean Dice on their validation patients reaches the target. The
+baseline is the same training on all patients in one place: the difference is the cost of the federation. The limit
+is the slowest site's training and validation. With the environment variable ONCOFED_DATA naming a folder that holds
+``hippocampus/`` (Medical Segmentation Decathlon, task 4), the patients are real and the target is a Dice of 0.85;
 else they are generated.
 """
 
@@ -18,8 +18,8 @@ import torch
 from rich.console import Console
 
 from brain import brain_job, brain_sites
-from oncofed.bench.harness import Bench, Settings
-from oncofed.bench.results import Beside, Limit, Target
+from harness.bench import Bench, Settings
+from harness.results import Baseline, Limit, Target
 from oncofed.data.partition import deal_to_sites
 from oncofed.job.run import Run
 from oncofed.job.spec import JobSpec, read_job
@@ -27,13 +27,13 @@ from oncofed.report.result import Result
 
 _SHARES = (0.45, 0.27, 0.18, 0.10)
 _GOOD, _GOOD_GENERATED = 0.85, 0.80
-# Little work shows that it runs: any model is good enough.
+# A quick run only shows that the suite works: any model is good enough.
 _QUICK = {"rounds": {"number": 2}, "training": {"steps_per_round": 8}}
 _GOOD_QUICK = 0.0
 
 
 def run(bench: Bench) -> None:
-    """Train both ways, and keep what each took until it was good."""
+    """Train both ways, and keep the cost of each until it was good."""
     spec, sites, whole, good = _work(bench)
     what = f"until Dice {good}"
     bench.doing("federated")
@@ -56,7 +56,7 @@ def run(bench: Bench) -> None:
         [seconds],
         "s",
         settings=settings,
-        baseline=Beside(name="pooled", samples=[alone] if alone else [], missing="" if alone else "not reached"),
+        baseline=Baseline(name="pooled", samples=[alone] if alone else [], missing="" if alone else "not reached"),
         limit=Limit(name="the slowest site's training", value=busy),
         target=Target(of="limit", value=1 / 1.1),
         note=note,
@@ -70,7 +70,7 @@ def run(bench: Bench) -> None:
 
 
 def _work(bench: Bench) -> tuple[JobSpec, dict[str, Path], dict[str, Path], float]:
-    """Return the job, the sites, all patients as one site, and what is good enough."""
+    """Return the job, the sites, all patients as one site, and the target."""
     real = os.environ.get("ONCOFED_DATA")
     source = Path(real) / "hippocampus" if real else None
     if source and source.is_dir() and not bench.quick:
@@ -89,7 +89,7 @@ def _work(bench: Bench) -> tuple[JobSpec, dict[str, Path], dict[str, Path], floa
 
 
 def _together(sites: dict[str, Path], folder: Path) -> Path:
-    """Put all sites' patients into one dataset, of links."""
+    """Link all sites' patients into one dataset."""
     import json
 
     manifest: dict[str, object] = {}
@@ -134,7 +134,7 @@ def _best(result: Result) -> float:
 
 
 def _joules() -> Callable[[], float | None]:
-    """Return what tells the joules that all GPUs took since; None where NVML does not say."""
+    """Return a function of the joules of all GPUs since now; None without NVML."""
 
     def read() -> float | None:
         with contextlib.suppress(Exception):

@@ -1,12 +1,11 @@
-"""A large model to four sites and back, by codec: seconds a round, bytes, and the server's memory.
+"""A large model to four sites and back, by codec: seconds, bytes, server memory.
 
-The federation is real: server and sites from startup kits on loopback, mutual TLS, oncofed's own rounds; only the
-sites' training is left out, so that a round is the exchange, what is looked at before and after it, the average, and
-keeping the state. Beside it: stock FLARE's ``FedAvgRecipe`` with NumPy arrays and a script that returns what it was
-sent. The limit copies a model from memory into memory through one loopback connection, as often as it travels in a
-round: the median of three copies before the rounds and three after them. Memory is the server's job process: its peak
-while the rounds run, less what it has with a model of one megabyte, in units of the model. The first three rounds do
-not count, here and beside it.
+The federation is real: server and sites from startup kits on loopback, mutual TLS, oncofed's rounds. Sites do not
+train, so that a round consists of the exchange, the checks before and after it, the average, and keeping the state.
+Baseline: stock FLARE's ``FedAvgRecipe`` with NumPy arrays and a script that returns its input. The limit copies a
+model from memory to memory through one loopback connection, as often as it travels in a round: the median of three
+copies before the rounds and three after them. Memory is the peak of the server's job process during the rounds, less
+that with a model of one megabyte, in units of the model. The first three rounds of both do not count.
 """
 
 from __future__ import annotations
@@ -17,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from fault_lab import DisturbedAlliance, Lab, allow_class
+from harness.bench import WARM_UP_ROUNDS, Bench, Settings
+from harness.limits import measure_tls
+from harness.results import Baseline, BenchmarkError, Limit, Target
 from oncofed.algorithms.settings import ExchangeType
 from oncofed.alliance.local import LocalAlliance, free_port
 from oncofed.alliance.spec import AllianceSpec
-from oncofed.bench.harness import Bench, Settings
-from oncofed.bench.limits import measure_tls
-from oncofed.bench.results import BenchmarkError, Beside, Limit, Target
 from oncofed.job.backends import FederatedJob
 from oncofed.job.flare import export_job
 from oncofed.job.spec import JobSpec, read_job
@@ -36,14 +35,12 @@ _CLASS = "echo.Echo"
 _WIDTH = 18.9
 _LONGEST_SECONDS = 1500.0
 _LOOKS_AT_LIMIT = 3
-# In the first rounds server and sites also take memory from the system, which later ones use again.
-_WARM_UP = 3
 _TRIES_OF_STOCK = 3
 
 
 def run(bench: Bench) -> None:
     """Measure each codec, and the server's memory."""
-    sites, warm_up, rounds, megabytes = (2, 0, 2, 20) if bench.quick else (4, _WARM_UP, _WARM_UP + 7, 500)
+    sites, warm_up, rounds, megabytes = (2, 0, 2, 20) if bench.quick else (4, WARM_UP_ROUNDS, WARM_UP_ROUNDS + 7, 500)
     codecs: tuple[ExchangeType, ...] = ("native",) if bench.quick else ("native", "bfloat16", "int8")
     bench.doing("a small model")
     small = None if bench.quick else measure(job_of(1, rounds, "native"), sites, bench.folder / "small")
@@ -54,7 +51,7 @@ def run(bench: Bench) -> None:
         there, back = sites * size, sites * travelling_bytes(weights, codec)
         settings: Settings = {"sites": sites, "megabytes": round(size / 1e6), "update": codec}
         bench.doing(f"updates as {codec}")
-        # Before and after: others' work on a shared machine changes both, from one minute to the next.
+        # Before and after: on a shared machine both change from one minute to the next.
         rates = [measure_tls(bench.folder, size) for _ in range(_LOOKS_AT_LIMIT)]
         large = measure(spec, sites, bench.folder / codec)
         rates += [measure_tls(bench.folder, size) for _ in range(_LOOKS_AT_LIMIT)]
@@ -75,7 +72,7 @@ def run(bench: Bench) -> None:
             [(there + back) / 1e6],
             "MB",
             settings=settings,
-            baseline=Beside(name="as they are", samples=[2 * there / 1e6]),
+            baseline=Baseline(name="as they are", samples=[2 * there / 1e6]),
         )
         if small is None:
             continue  # its model is so small that other things weigh more
@@ -88,31 +85,31 @@ def run(bench: Bench) -> None:
         )
 
 
-def _stock(bench: Bench, spec: JobSpec, sites: int, rounds: int) -> Beside:
+def _stock(bench: Bench, spec: JobSpec, sites: int, rounds: int) -> Baseline:
     name = "FLARE's FedAvgRecipe"
     if bench.quick:
-        return Beside(name=name, missing="left out of a quick run: round_overhead has it, too")
+        return Baseline(name=name, missing="left out of a quick run: round_overhead has it, too")
     bench.doing("stock FLARE")
     names = tuple(f"site-{number}" for number in range(1, sites + 1))
     missing = ""
     for number in range(_TRIES_OF_STOCK):
         try:
             samples = measure_stock(spec, names, rounds, bench.folder / f"stock-{number}")
-            return Beside(name=name, samples=samples[_WARM_UP:])
+            return Baseline(name=name, samples=samples[WARM_UP_ROUNDS:])
         except BenchmarkError as error:  # noqa: PERF203 - it may succeed the next time
-            # Its sites wait ten seconds for the server to take an update, and count it as failed after that.
+            # Stock sites give up if the server does not take an update within ten seconds.
             missing = f"{error}, {number + 1} times"
-    return Beside(name=name, missing=missing)
+    return Baseline(name=name, missing=missing)
 
 
 def _allow_echo(alliance: LocalAlliance) -> None:
-    """Have the sites allow the class that trains nothing."""
+    """Allow the class that trains nothing at the sites."""
     for site in alliance.spec.sites:
         allow_class(alliance.kit(site), _CLASS)
 
 
 def job_of(megabytes: int, rounds: int, update: str) -> JobSpec:
-    """Return a job whose network has about so many megabytes of weights."""
+    """Return a job with about ``megabytes`` of weights."""
     width = max(4, round(_WIDTH * megabytes**0.5))
     return read_job("brain_tissue_segmentation").changed(
         {

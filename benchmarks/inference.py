@@ -1,12 +1,11 @@
-"""Inference over a whole volume and a whole slide: seconds, beside a plain loop, with the network alone as the limit.
+"""Inference over a volume and a slide: seconds, against a plain loop and the network alone.
 
 The volume is as large as a CT of the trunk, the network a job's own; oncofed segments it as an evaluation and as
-``oncofed predict`` do, with overlapping windows and Gaussian weights in the device's half precision. Beside it: MONAI's
-``SlidingWindowInferer`` as its tutorials call it, in float32, four windows at a time. The limit is the network on as
-many windows that lie ready on the device. Of what ``oncofed predict`` does with an image once it is read, to labels on
-the file's grid, the memory of its tensors is told too, beside that of MONAI's inferer and an argmax. A slide's tiles
-are generated in memory, since ``slide_features`` measures reading: a ResNet18 gives each one its features, beside the
-plain loop over batches in float32.
+``oncofed predict`` do, with overlapping windows and Gaussian weights in the device's half precision. Baseline:
+MONAI's ``SlidingWindowInferer`` as its tutorials call it, in float32, four windows at a time. The limit is the
+network on as many windows on the device. The tensor memory of ``oncofed predict``, from the read image to labels on
+the file's grid, is compared with that of MONAI's inferer and an argmax. Tiles of the slide are generated in memory,
+since ``slide_features`` measures reading: a ResNet18 encodes them, against the plain loop over batches in float32.
 """
 
 from __future__ import annotations
@@ -20,12 +19,11 @@ from monai.inferers import SlidingWindowInferer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from oncofed.bench.harness import Bench, Settings
-from oncofed.bench.results import Beside, Figure, Limit, Target
+from harness.bench import Bench, Settings
+from harness.results import Baseline, Figure, Limit, Target
 from oncofed.devices import inference_type
 from oncofed.job.spec import read_job
-from oncofed.models import ModelSpec, build_network
-from oncofed.models import Request as NetworkRequest
+from oncofed.models import ModelSpec, NetworkRequest, build_network
 from oncofed.models.weights import weights_of
 from oncofed.tasks.encoder import Encoder, EncoderSpec
 from oncofed.tasks.windows import Windows
@@ -90,20 +88,20 @@ def _volume(bench: Bench) -> None:
     bench.race(name, programs, unit="Mvoxel/s", amount=voxels, target=target, settings=settings)
     bench.doing(f"{name}, memory")
     own, baseline = (_megabytes(program) for program in programs.values())
-    beside = Beside(name="MONAI's SlidingWindowInferer", samples=[baseline])
+    beside = Baseline(name="MONAI's SlidingWindowInferer", samples=[baseline])
     figure = Figure(name=f"{name}, memory", unit="MB", better="lower", samples=[own], baseline=beside, target=target)
     bench.add(figure, settings)
 
 
 def _megabytes(program: Callable[[], object]) -> float:
-    """Return the memory of the tensors that a program holds at its highest, beside what it is given."""
+    """Return the peak tensor memory of a program beyond its input."""
     with TensorPeak() as peak:
         program()
     return float(peak.most) / 1e6
 
 
 def _windows(side: int, patch: int) -> int:
-    """Return how many windows cover a side, as MONAI places them."""
+    """Return MONAI's number of windows along a side."""
     return math.ceil(max(side - patch, 0) / int(patch * (1 - _OVERLAP))) + 1
 
 

@@ -1,11 +1,11 @@
-"""Registering a dataset, tiles of a slide and a training's input, beside plain readers.
+"""Reading data: registering, tiles of a slide, loading for training.
 
-Everything is generated on the spot. Figures:
+All data is generated. Figures:
 
-- volumes a second from DICOM series and from NIfTI: ``oncofed data register`` beside reading the same files in one
+- volumes a second from DICOM series and from NIfTI: ``oncofed data register`` against reading the same files in one
   process with pydicom, and with MONAI's ``LoadImage``; cold (first time) and again (nothing changed);
-- tiles a second from a tiled TIFF: ``TileReader`` beside OpenSlide and beside MONAI's ``WSIReader``, one thread;
-- seconds of an epoch's loading: prepared cases beside MONAI's ``LoadImaged`` and the same transforms each time;
+- tiles a second from a tiled TIFF: ``TileReader`` against OpenSlide and MONAI's ``WSIReader``, one thread;
+- seconds of an epoch's loading: prepared cases against MONAI's ``LoadImaged`` and the same transforms each time;
 - memory after registering few and many files.
 """
 
@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 
 from dicoms import make_series
-from oncofed.bench.harness import Bench
-from oncofed.bench.results import Target
-from oncofed.data.register import Request, register
+from harness.bench import Bench
+from harness.results import Target
+from oncofed.data.register import RegisterOptions, register
 from oncofed.data.slides import TileReader, TileSpec
 from tissue import write_tissue
 
@@ -43,7 +43,7 @@ def dicom(bench: Bench, root: Path, series: int) -> None:
     values = np.random.default_rng(0).integers(0, 900, (256, 256, 24)).astype(np.int16)
     for number in range(series):
         make_series(root / "in" / str(number), values + number, patient=f"P{number}")
-    _warm_up(root)
+    _load_decoders(root)
     bench.race(
         "registering DICOM series",
         {
@@ -61,7 +61,7 @@ def dicom(bench: Bench, root: Path, series: int) -> None:
 
 
 def _again(bench: Bench, root: Path, what: str, amount: int) -> None:
-    """Register what has not changed, beside registering it anew."""
+    """Register an unchanged folder, against a new one."""
     bench.race(
         f"registering {what} again, nothing changed",
         {
@@ -216,8 +216,8 @@ def memory(bench: Bench, root: Path, few: int, many: int) -> None:
     )
 
 
-def _warm_up(root: Path) -> None:
-    """Let imports and decoders be loaded before anything is timed."""
+def _load_decoders(root: Path) -> None:
+    """Load modules and decoders before anything is timed."""
     make_series(root / "warm")
     _register(root / "warm", root / "warm-out", fresh=True)
     _pydicom(root / "warm")
@@ -226,11 +226,11 @@ def _warm_up(root: Path) -> None:
 def _register(source: Path, out: Path, fresh: bool = False) -> None:
     if fresh:
         shutil.rmtree(out, ignore_errors=True)
-    register(Request(source, "bench", out))
+    register(RegisterOptions(source, "bench", out))
 
 
 def _pydicom(root: Path, out: Path | None = None) -> None:
-    """Read every series as a careful script does, in one process: slices sorted by position, pixels rescaled.
+    """Read every series like a careful script, in one process: slices sorted by position, pixels rescaled.
 
     With ``out`` it does what registering does: reads all headers first, for it cannot know which file belongs to which
     series, measures, writes NIfTI, and sums it up.
@@ -257,7 +257,7 @@ def _pydicom(root: Path, out: Path | None = None) -> None:
 
 
 def _nibabel_facts(image: Path, label: Path) -> tuple[object, ...]:
-    """Read a case and find out about it what registering does, with NumPy's plain functions."""
+    """Read a case and find the facts of registering, with plain NumPy."""
     import nibabel as nib
 
     values, mask = (np.asarray(nib.load(path).dataobj) for path in (image, label))
@@ -283,7 +283,7 @@ def _series_folders(root: Path) -> Iterator[Path]:
 
 
 def _peak_of(source: Path, out: Path) -> float:
-    register(Request(source, "bench", out, workers=1))
-    # The peak that getrusage gives counts the parent's memory too, up to the moment at which this program was loaded.
+    register(RegisterOptions(source, "bench", out, workers=1))
+    # getrusage's peak includes the parent's memory up to the exec of this program.
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024

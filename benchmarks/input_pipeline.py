@@ -1,9 +1,9 @@
-"""From files to a batch on the device: samples a second, without any training, beside MONAI's and plain readers.
+"""From files to a batch on the device: samples a second, without training.
 
-Three things are measured for DICOM series, NIfTI volumes and a slide's tiles alike: all that happens before the first
-training step (files are read, brought to the job's grid and put on the device), with what each kind's decoding alone
-takes as the limit; and then patches a second, with the same kinds of changes at random: "light", and nnU-Net's set,
-"full". Baselines: MONAI's ``LoadImaged`` with ``CacheDataset`` and ``DataLoader``, and its ``WSIReader``.
+Three things are measured for DICOM series, NIfTI volumes and a slide's tiles alike: the work before the first
+training step (reading, resampling to the job's grid, copying to the device), with the decoding alone as the limit;
+and then patches a second, with the same random augmentations: "light", and nnU-Net's set, "full". Baselines: MONAI's
+``LoadImaged`` with ``CacheDataset`` and ``DataLoader``, and its ``WSIReader``.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ from monai.transforms import (
 )
 
 from dicoms import make_seg, make_series
-from oncofed.bench.harness import Bench
-from oncofed.bench.results import Limit, Target
-from oncofed.data.batches import Batches
+from harness.bench import Bench
+from harness.results import Limit, Target
+from oncofed.data.batches import BatchStream
 from oncofed.data.cases import read_cases
 from oncofed.data.inputs import Patches
 from oncofed.data.prepared import PreparedCases
-from oncofed.data.register import Request, register
+from oncofed.data.register import RegisterOptions, register
 from oncofed.data.slides import TileReader, TileSpec
 from oncofed.data.spec import DataSpec, SplitSpec
 from tissue import write_tissue
@@ -67,7 +67,7 @@ def run(bench: Bench) -> None:
 
 
 def _dicom(bench: Bench) -> None:
-    """DICOM series with segmentations, from what registering left; MONAI reads the series anew and no segmentation."""
+    """DICOM series with segmentations, registered before; MONAI reads series only."""
     count, side = (4, 96) if bench.quick else (16, 192)
     rng = np.random.default_rng(0)
     source = bench.folder / "dicom"
@@ -78,7 +78,7 @@ def _dicom(bench: Bench) -> None:
         files = make_series(source / f"s{number}", values, patient=f"P{number}")
         (source / f"g{number}").mkdir()
         make_seg(source / f"g{number}" / "seg.dcm", files, {"liver": mask})
-    register(Request(source, "bench", bench.folder / "dicom-set"))
+    register(RegisterOptions(source, "bench", bench.folder / "dicom-set"))
     folders = sorted(path for path in source.iterdir() if path.name.startswith("s"))
     data = DataSpec(dataset="bench", modality="ct", window=(0.0, 900.0), spacing=(2.0, 2.0, 2.0), patch=(32, 32, 32))
     transforms = _deterministic(("image",), data, reader="PydicomReader")
@@ -119,7 +119,7 @@ def _nifti(bench: Bench) -> None:
         image = rng.integers(0, 900, label.shape).astype(np.int16)
         for sub, values in (("images", image), ("labels", label)):
             nib.save(nib.Nifti1Image(values, np.diag([1, 1, 1.5, 1])), source / sub / f"c{number}.nii.gz")
-    register(Request(source, "bench", bench.folder / "nifti-set"))
+    register(RegisterOptions(source, "bench", bench.folder / "nifti-set"))
     data = DataSpec(dataset="bench", modality="mri", spacing=(1.5, 1.5, 1.5), patch=(32, 32, 32))
     files = [{key: source / f"{key}s" / f"c{number}.nii.gz" for key in _KEYS} for number in range(count)]
     transforms = _deterministic(_KEYS, data)
@@ -146,7 +146,7 @@ def _nifti(bench: Bench) -> None:
 
 
 def _prepare(cases: Any, data: DataSpec, device: torch.device) -> None:
-    """Read, bring to the grid and hold all cases, as the start of a training does for which nothing was kept."""
+    """Read, resample and hold all cases, like the start of a training without a cache."""
     PreparedCases([replace(case, folder=None) for case in cases], Patches(data, "light", 2), device)
 
 
@@ -215,7 +215,7 @@ def _tiles(bench: Bench) -> None:
 
 
 def _patches(bench: Bench) -> None:
-    """Patches with random changes, from cases that each program holds where it holds them."""
+    """Augmented patches, from cases in each program's cache."""
     side, number = (128, 50) if bench.cuda else (32, 10) if bench.quick else (64, 20)
     batch = 2
     data = DataSpec(dataset="volumes", modality="mri", patch=(side,) * 3)
@@ -224,7 +224,7 @@ def _patches(bench: Bench) -> None:
     for augmentation in ("light", "full"):
         patches = Patches(data, augmentation, 2)
         prepared = PreparedCases(train, patches, bench.device)
-        ours = Batches(prepared, patches, batch, 1, bench.device)
+        ours = BatchStream(prepared, patches, batch, 1, bench.device)
         theirs = _monai_batches(prepared, data, augmentation == "full", batch, bench.device)
 
         def draw(source: Iterator[Any]) -> None:

@@ -1,8 +1,8 @@
-"""Seconds that an alliance's own commands take: kits for 50 sites, a site's doctor, a killed site's way back.
+"""Commands of an alliance: kits for 50 sites, a site's doctor, recovery of a killed site.
 
-Kits are made twice: sealed for their site's age key, and with a password each, for which age takes a second or two of
-a processor on purpose. A site is back when the server lists it anew after its FLARE process was killed; its service,
-which an admin starts, starts it again.
+Kits are made twice: sealed for their site's age key, and with a password each, on which age spends a second or two
+of a processor by design. A site has recovered when the server lists it again after its FLARE process was killed and
+restarted by the site's service.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from pathlib import Path
 import psutil
 import pyrage
 
+from harness.bench import Bench
+from harness.results import BenchmarkError, Target
 from oncofed.alliance.authority import Authority
 from oncofed.alliance.contents import add_contents
 from oncofed.alliance.kits import provision
 from oncofed.alliance.local import free_port
 from oncofed.alliance.sealing import sign_folder
 from oncofed.alliance.spec import AllianceSpec
-from oncofed.bench.harness import Bench
-from oncofed.bench.results import BenchmarkError, Target
 from oncofed.job.remote import Engineer
 from oncofed.site.service import is_connected, service_state
 
@@ -65,7 +65,7 @@ def run(bench: Bench) -> None:
 
 
 def _run(*arguments: str | Path, cwd: Path) -> tuple[float, str]:
-    """Run a command, and return its seconds and what it printed; a doctor that finds faults ends with 1."""
+    """Return a command's seconds and output; status 1 is a doctor's finding."""
     began = time.monotonic()
     command = [sys.executable, "-m", "oncofed.cli.main", *map(str, arguments)]
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
@@ -113,7 +113,7 @@ def _flare_process(kit: Path) -> psutil.Process:
 
 
 def _seconds_until_back(kit: Path, engineer: Engineer) -> float:
-    """Kill a site's FLARE process, and return how long it takes until the server hears of a new one."""
+    """Kill a site's FLARE process, and return the seconds until a new one is registered."""
     before = service_state(kit).restarts
     killed = time.time()
     _flare_process(kit).kill()

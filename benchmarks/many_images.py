@@ -1,8 +1,8 @@
-"""Seconds until the first round over very many small images is done, two simulated sites on this machine.
+"""Seconds until the first round over many small images, with two simulated sites.
 
-As a newcomer does it: one folder a class, ``oncofed data register``, ``oncofed job run``; rounds of 30 steps of a
-DenseNet121. What is counted is the command of the run, its check of all images included. The limit is what the steps
-themselves take: as many batches that never change, forward and backward, in as many processes as there are sites.
+Like a newcomer: one folder a class, ``oncofed data register``, ``oncofed job run``; rounds of 30 steps of a
+DenseNet121. The time is that of the run's command, with its check of all images. The limit is the steps alone: as
+many forward and backward passes over one batch, in one process a site.
 """
 
 from __future__ import annotations
@@ -21,14 +21,13 @@ import torch
 import yaml
 from PIL import Image
 
-from oncofed.bench.harness import Bench, Settings
-from oncofed.bench.results import Limit, Target
-from oncofed.data.register import Request, register
+from harness.bench import Bench, Settings
+from harness.results import Limit, Target
+from oncofed.data.register import RegisterOptions, register
 from oncofed.job.spec import JobSpec
-from oncofed.models.networks import ModelSpec, build_network
-from oncofed.models.networks import Request as NetworkRequest
+from oncofed.models.networks import ModelSpec, NetworkRequest, build_network
 from oncofed.processes import share_of_threads
-from oncofed.rounds.events import EVENTS_FILE, EventReader
+from oncofed.rounds.events import EVENTS_FILE, EventReader, RoundEnded
 
 _IMAGES, _IMAGES_QUICK = 30_000, 600
 _STEPS, _STEPS_QUICK = 30, 4
@@ -37,7 +36,7 @@ _CLASSES = ("abdomen", "breast", "chest", "hand", "head", "hip")
 _SIDE = 64
 _TARGET_SECONDS, _TARGET_PROGRESS_SECONDS = 90.0, 10.0
 _LONGEST_SECONDS = 1800.0
-# What a line holds that tells how far something is, a number of images or of steps; a path may have such digits too.
+# A number of images or steps in a line about progress; paths may contain such digits too.
 _PROGRESS = re.compile(r"(?<![\w./-])\d+/\d+(?![\w/])|\bstep \d+")
 
 
@@ -48,7 +47,7 @@ def run(bench: Bench) -> None:
     sites = {}
     for number, site in enumerate(_SITES):
         folder = make_images(bench.folder / "images" / site, images, number)
-        register(Request(folder, "small_images", bench.folder / "sets" / site))
+        register(RegisterOptions(folder, "small_images", bench.folder / "sets" / site))
         sites[site] = bench.folder / "sets" / site
     spec = job(steps)
     settings: Settings = {
@@ -108,7 +107,7 @@ def make_images(folder: Path, count: int, seed: int) -> Path:
 
 
 def steps_alone(spec: JobSpec, processes: int) -> float:
-    """Return the seconds of a round's steps in as many processes as there are sites, without anything else."""
+    """Return the seconds of a round's steps alone, in one process a site."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(processes) as pool:
         work = (spec.training.steps_per_round, spec.training.batch_size, share_of_threads(processes))
@@ -127,7 +126,7 @@ def _steps(work: tuple[int, int, str]) -> float:
 
 
 def run_until_first_round(spec: JobSpec, sites: dict[str, Path], folder: Path) -> tuple[float, float]:
-    """Return the seconds until the command says how far it is, and until the first round is done; then end it."""
+    """Return the seconds until the first progress line and the first round; then stop."""
     folder.mkdir(parents=True)
     path = folder / "job.yaml"
     path.write_text(yaml.safe_dump(spec.model_dump(mode="json", by_alias=True, exclude_none=True)), encoding="utf-8")
@@ -151,7 +150,7 @@ def run_until_first_round(spec: JobSpec, sites: dict[str, Path], folder: Path) -
                 _wait(process, lambda: tells_progress((folder / "printed.txt").read_text("utf-8", "replace"))) - begun
             )
             events = EventReader(folder / "out/federation/simulator/server/oncofed/simulate_job" / EVENTS_FILE)
-            done = _wait(process, lambda: any(event["kind"] == "round" for event in events.read())) - begun
+            done = _wait(process, lambda: any(isinstance(event, RoundEnded) for event in events.read())) - begun
         finally:
             process.send_signal(signal.SIGINT)
             process.wait()
@@ -159,7 +158,7 @@ def run_until_first_round(spec: JobSpec, sites: dict[str, Path], folder: Path) -
 
 
 def tells_progress(printed: str) -> bool:
-    """Return whether a finished line of what a command printed says how far something is."""
+    """Return whether a complete line of output reports progress."""
     return any(_PROGRESS.search(line) for line in printed.split("\n")[:-1])
 
 

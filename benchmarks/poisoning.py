@@ -1,8 +1,8 @@
-"""What one bad site of five does to the model, by strategy.
+"""The effect of one malicious site of five on the model, by strategy.
 
-A real server and real sites, poisoned updates and labels. The sites are alike: patients of one scanner, dealt evenly.
-One of them trains as the others do and then sends something else, or trains on masks whose classes are swapped. The
-score is the mean Dice of the final best model on the test patients of the four good sites.
+A real server and real sites, poisoned updates and labels. The sites are alike: patients of one scanner, dealt
+evenly. One of them trains like the others and then sends something else, or trains on masks with swapped classes.
+The score is the mean Dice of the final best model on the test patients of the four good sites.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import numpy as np
 
 from brain import brain_job
 from fault_lab import Lab, lab, poison
-from oncofed.bench.harness import Bench, Settings
+from harness.bench import Bench, Settings
 from oncofed.data.brain import HOSPITALS, make_hospitals
 from oncofed.job.spec import JobSpec
 
 _SITES, _BAD = 5, "site-5"
 _SWAPPED = "brain_tissue_swapped"
 _STRATEGIES = ("fedavg", "median", "trimmed_mean", "krum", "clipped_mean")
-# What the bad site does -> its filter (see ``poison.Poison``); swapped labels need none.
+# Attack -> its filter (see ``poison.Poison``); swapped labels need none.
 ATTACKS = {
     "nothing": "none",
     "its update times -1": "flip",
@@ -33,14 +33,14 @@ ATTACKS = {
     "its first update again and again": "stale",
     "classes swapped in its masks": "none",
 }
-# No such update gets past the door: it is the same for every strategy.
+# Intake refuses such updates under every strategy.
 _AT_THE_DOOR = {"scale", "nan"}
 _QUICK = ("nothing", "its update times 10")
 _LONGEST_SECONDS = 300.0
 
 
 def make_sites(folder: Path, test: int) -> tuple[dict[str, Path], dict[str, dict[str, Path]]]:
-    """Write images, so many to test; return site -> folder, and the same with the bad site's masks swapped."""
+    """Write images; return folder by site, and the same with the bad site's masks swapped."""
     alike = tuple(
         replace(HOSPITALS[0], name=f"site-{n}", train=2, validation=1, test=test) for n in range(1, _SITES + 1)
     )
@@ -63,7 +63,7 @@ def run(bench: Bench) -> None:
     )
     settings: Settings = {"sites": _SITES, "rounds": rounds, "steps": steps}
     sites, more = make_sites(bench.folder / "data", 1 if bench.quick else 3)
-    # The first job is the lab's own; what it does is not looked at.
+    # The first job is the lab's and is not measured.
     first = spec.changed({"rounds": {"number": 1}, "training": {"steps_per_round": 1, "warmup_steps": 0}})
     with lab(first, sites, bench.folder / "lab", {_BAD: "none"}, more=more) as running:
         running.wait(lambda state: state.finished is not None, "the first job ends", _LONGEST_SECONDS)
@@ -85,5 +85,5 @@ def _score(running: Lab, spec: JobSpec, attack: str, strategy: str) -> tuple[flo
     running.submit(spec.changed({"strategy": {"name": strategy}, "data": {"dataset": dataset}}))
     state = running.wait(lambda state: state.finished is not None, "the run ends", _LONGEST_SECONDS)
     assert state.finished is not None
-    good = [e["mean"] for site, e in state.finished["test"].items() if site != _BAD]
+    good = [e["mean"] for site, e in state.finished.test.items() if site != _BAD]
     return sum(good) / len(good), sum(_BAD in who["refused"] for who in state.participation.values())

@@ -1,8 +1,8 @@
-"""What privacy costs: checks of what leaves a site, DP-SGD, secure aggregation.
+"""The cost of privacy: outbound checks, DP-SGD, secure aggregation.
 
-The checks are those of a round of the hippocampus job at one site: its update and its scores are held against what the
-job declares, and recorded in the audit log, on disk. They are set beside the round's training on this machine. Another
-figure is what a site looks at before a job starts. What oncofed does not have yet has a row that says so.
+The checks are those of a round of the hippocampus job at one site: update and scores are compared with the job's
+declarations, and recorded in the audit log on disk. They are compared with the round's training on this machine.
+Another figure is the admission of a job at a site. Features that oncofed lacks have a row that says so.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 
+from harness.bench import Bench, Settings
+from harness.results import Limit, Target
 from oncofed.algorithms.plan import FederationPlan
 from oncofed.audit import AuditLog
-from oncofed.bench.harness import Bench, Settings
-from oncofed.bench.results import Limit, Target
 from oncofed.data.cases import read_cases
 from oncofed.flare import wire
 from oncofed.flare.security.outbound_filter import OutboundPolicy
@@ -39,7 +39,7 @@ _MOST_OF_A_ROUND, _MOST_AT_THE_START = 0.02, 0.2
 
 
 def run(bench: Bench) -> None:
-    """Measure the checks, and say what is not there yet."""
+    """Measure the checks, and list missing features."""
     plan = read_job("hippocampus_segmentation").plan()
     seconds = _round(bench, plan)
     bench.doing("checks of what leaves")

@@ -1,7 +1,7 @@
-"""How good models become in ten minutes on this machine, on patients that were held out.
+"""Scores on held-out patients after ten minutes of training on this machine.
 
-All data in one place, one process, no federation: what the training itself reaches. Each run measures its speed first
-and chooses as many steps as fit into its time.
+All data in one place, one process, no federation: the quality of the training itself. Each run first measures its
+speed and then takes as many steps as fit into its time.
 
 - hippocampus: 3D segmentation (Medical Segmentation Decathlon, task 4);
 - nuclei: single objects in all stains (BBBC038);
@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from oncofed.bench.harness import Bench, Settings
-from oncofed.bench.results import Better, Target
+from harness.bench import Bench, Settings
+from harness.results import Better, Target
 from oncofed.data.cases import Cases, usable_cases
-from oncofed.data.register import Request, register
+from oncofed.data.register import RegisterOptions, register
 from oncofed.data.slides import TileSpec
 from oncofed.job.spec import JobSpec, read_job
 from oncofed.tasks import SlideClassification
@@ -35,7 +35,7 @@ _SHARE_FOR_TRAINING = 0.9
 
 
 def run(bench: Bench) -> None:
-    """Train on each, as long as the kind of run allows."""
+    """Train on each dataset."""
     seconds = 5.0 if bench.quick else 600.0
     real = _real_images()
     for name, program in {"hippocampus": hippocampus, "nuclei": nuclei}.items():
@@ -86,7 +86,7 @@ def _real_images() -> Path | None:
 
 def hippocampus(folder: Path, data: Path, seconds: float) -> dict[str, Any]:
     """Train on volumes of the hippocampus."""
-    register(Request(data, "hippocampus", folder / "set"))
+    register(RegisterOptions(data, "hippocampus", folder / "set"))
     spec = read_job("hippocampus_segmentation").changed(
         {
             "data": {"patch": [40, 56, 40]},
@@ -101,20 +101,20 @@ def hippocampus(folder: Path, data: Path, seconds: float) -> dict[str, Any]:
 
 def nuclei(folder: Path, data: Path, seconds: float) -> dict[str, Any]:
     """Train on nuclei of every stain."""
-    register(Request(data, "nuclei", folder / "set", "segmentation"))
+    register(RegisterOptions(data, "nuclei", folder / "set", "segmentation"))
     spec = read_job("nuclei_segmentation").changed(
         {"training": {"augmentation": "full", "batch_size": 8, "warmup_steps": 50}, "task": {"overlap": 0.5}}
     )
     evaluation, facts, _ = train_for(spec, folder / "set", seconds)
-    return {"score": evaluation.more["dice"], **facts}
+    return {"score": evaluation.extra_metrics["dice"], **facts}
 
 
 def slides(folder: Path, data: Path | None, seconds: float) -> dict[str, Any]:
-    """Train on generated slides, and ask whether the attention lies on the region that makes the label."""
+    """Train on generated slides, and check that attention marks the decisive region."""
     truth = make_slides(folder / "in", _SLIDES if seconds > _SHORT else _SLIDES_SHORT)
     spec_of_tiles = TileSpec(128, 1.0, 0.25)
     labels = folder / "in" / "labels.csv"
-    register(Request(folder / "in", "slides", folder / "set", "slides", table=labels, tiles=spec_of_tiles))
+    register(RegisterOptions(folder / "in", "slides", folder / "set", "slides", table=labels, tiles=spec_of_tiles))
     spec = read_job("slide_classification").changed({"data": {"patch": [128, 128], "minimum_cases": 2}})
     evaluation, facts, trainer = train_for(spec, folder / "set", seconds)
     task = trainer.task
@@ -128,7 +128,7 @@ def slides(folder: Path, data: Path | None, seconds: float) -> dict[str, Any]:
         said = task.infer(trainer.network, task.prepared(case), trainer.device)
         assert said.attention is not None
         x, y = said.places[int(said.attention.argmax())]
-        # The tile that counts most touches the region.
+        # The tile with most attention touches the region.
         found.append(
             all(low - 128 < at < low + size for at, low, size in zip((x, y), region[:2], region[2:], strict=True))
         )
@@ -149,7 +149,7 @@ def train_for(spec: JobSpec, dataset: Path, seconds: float) -> tuple[Evaluation,
     facts = {
         "interval": evaluation.interval,
         "by_class": evaluation.by_class,
-        "more": evaluation.more,
+        "more": evaluation.extra_metrics,
         "cases": {"training": len(cases.train), "test": evaluation.cases},
         "steps": steps,
         "seconds": trained,

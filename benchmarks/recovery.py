@@ -1,7 +1,8 @@
-"""Seconds lost to each fault: real processes, killed, hung, slowed, cut off and poisoned, one fault a run.
+"""Seconds lost to faults: processes killed, hung, slowed, cut off and poisoned.
 
-Each run is a federation of a real server and four sites on loopback, from their startup kits, with mutual TLS. Time
-lost is the wall time from the sites being ready to the end, less that of a run in which nothing happens.
+Each run is a federation of a real server and four sites on loopback, from their startup kits, with mutual TLS. Each
+run has one fault. Time lost is the wall time from the sites being ready to the end, less that of a run without
+faults.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from typing import Any
 
 from brain import brain_job, brain_sites
 from fault_lab import Lab, another_clock, another_version, lab
+from harness.bench import Bench, Settings
+from harness.results import Target
 from oncofed.alliance.local import quiet
-from oncofed.bench.harness import Bench, Settings
-from oncofed.bench.results import Target
 from oncofed.errors import FederationError
 from oncofed.job.spec import JobSpec
 
@@ -29,7 +30,7 @@ _MOST_LOST = 60.0
 
 @dataclass
 class Fault:
-    """One thing that goes wrong.
+    """A fault to inject.
 
     Attributes:
         name: for the table.
@@ -114,7 +115,7 @@ _QUICK = 2
 
 
 def run(bench: Bench) -> None:
-    """Run the faults, each beside a run in which nothing happens."""
+    """Run each fault, against a run without faults."""
     rounds = 2 if bench.quick else 4
     steps = 5 if bench.quick else 30
     spec = brain_job(
@@ -149,7 +150,7 @@ def measure(fault: Fault, spec: JobSpec, sites: dict[str, Path], folder: Path, q
     """
     changed = spec.changed(fault.settings)
     others = fault.environments(folder / "other")
-    with lab(changed, sites, folder, fault.poisoned, others, shares_template=quick) as running:
+    with lab(changed, sites, folder, fault.poisoned, others, shares_fork_server=quick) as running:
         running.wait(lambda state: state.ready_s is not None, "the sites are ready")
         started = time.time()
         running.wait(lambda state: state.rounds_s, "the first round is over")
@@ -158,8 +159,8 @@ def measure(fault: Fault, spec: JobSpec, sites: dict[str, Path], folder: Path, q
         seconds = time.time() - started
         state = running.look()
     assert state.finished is not None
-    told = sorted({incident["kind"] for incident in state.incidents})
-    scores = {site: e["mean"] for site, e in state.finished["test"].items()}
+    told = sorted({incident.kind for incident in state.incidents})
+    scores = {site: e["mean"] for site, e in state.finished.test.items()}
     return {
         "seconds": seconds,
         "rounds": len(state.participation),

@@ -1,11 +1,11 @@
-"""Seconds that a round costs beyond the sites' own work, beside stock FLARE and Flower.
+"""Overhead of a round in seconds, against stock FLARE and Flower.
 
 Both federations are provisioned by FLARE and run as one server and four sites on loopback with mutual TLS; both
 exchange the weights of the same network. oncofed's sites train one step a round and score the model, which is
 subtracted: the overhead is a round's wall time less the slowest site's training and validation. Stock FLARE runs its
-``FedAvgRecipe`` with a script that returns what it was sent, so that its whole round is overhead. The limit is what the
-same bytes need through one loopback connection with TLS. A third federation is oncofed in FLARE's simulator; another is
-Flower's deployment, installed into an environment of its own where a package index can be reached, and without TLS.
+``FedAvgRecipe`` with a script that returns its input, so that its whole round is overhead. The limit is the time of
+the same bytes through one loopback connection with TLS. A third federation is oncofed in FLARE's simulator; another
+is Flower's deployment without TLS, installed into a separate environment if a package index can be reached.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from pathlib import Path
 from rich.console import Console
 
 from brain import brain_job, brain_sites
-from flower import flower_beside, measure_flower
-from oncofed.bench.harness import Bench, Settings
-from oncofed.bench.results import Beside, Limit, Target
+from flower import flower_baseline, measure_flower
+from harness.bench import Bench, Settings
+from harness.results import Baseline, Limit, Target
 from oncofed.data.brain import HOSPITALS
 from oncofed.job.run import Run
 from oncofed.job.spec import JobSpec
@@ -48,7 +48,7 @@ def run(bench: Bench) -> None:
     limit = Limit(name="the same bytes through one TLS connection", value=bytes_a_round / bench.limits.loopback_tls())
     bench.doing("stock FLARE")
     sites = brain_sites(bench.quick, bench.folder / "data")
-    stock = Beside(
+    stock = Baseline(
         name="FLARE's FedAvgRecipe", samples=measure_stock(spec, tuple(sites), rounds, bench.folder / "stock")
     )
     bench.doing("a server and four sites")
@@ -78,8 +78,8 @@ def measure_oncofed(spec: JobSpec, sites: dict[str, Path], folder: Path, backend
     return [whole - busy for whole, busy in zip(timing.rounds_s, timing.train_s_max_per_round, strict=True)]
 
 
-def _flower(bench: Bench, floats: int, rounds: int) -> Beside:
+def _flower(bench: Bench, floats: int, rounds: int) -> Baseline:
     def measure() -> list[float]:
         return measure_flower(floats, len(HOSPITALS), rounds, bench.folder / "flower")
 
-    return flower_beside(bench, ", without TLS", measure)
+    return flower_baseline(bench, ", without TLS", measure)

@@ -1,10 +1,9 @@
 """Many simulated sites on one machine: time and memory of a site-round.
 
-The sites have few patients, on coarse images, and train few steps, so that what is measured is the federation: wall
-time of a round divided by its sites, and the memory that the machine gives for each site. Beside it, neither of which
-trains anything: FLARE's own simulator, with its ``FedAvgRecipe`` over the same network and a script that returns what
-it was sent; and Flower's simulation with its FedAvg, likewise, over as many numbers as the network has. The first three
-rounds of oncofed do not count.
+The sites have few patients, coarse images and few steps, so that the federation dominates: wall time of a round over
+its sites, and memory of each site. Baselines train nothing: FLARE's simulator with its ``FedAvgRecipe`` over the
+same network and a script that returns its input, and Flower's simulation with its FedAvg over as many numbers.
+Oncofed's first three rounds do not count.
 """
 
 from __future__ import annotations
@@ -18,20 +17,19 @@ import psutil
 from rich.console import Console
 
 from brain import brain_job
-from flower import flower_beside, simulate_flower
-from oncofed.bench.harness import Bench, Settings
-from oncofed.bench.results import Beside, Figure, Target
+from flower import flower_baseline, simulate_flower
+from harness.bench import WARM_UP_ROUNDS, Bench, Settings
+from harness.results import Baseline, Figure, Target
 from oncofed.data.brain import HOSPITALS, make_hospitals
 from oncofed.job.run import Run
 from oncofed.job.spec import read_job
 from stock import simulate_stock
 
-# FLARE's simulator loads torch and MONAI anew in each site's process: more sites do not fit into 24 GiB.
+# FLARE's simulator imports torch and MONAI in each site's process: more sites do not fit into 24 GiB.
 _MOST_STOCK = 8
-# 64 sites are held against 8, which run before and after them: others' work on a shared machine changes both.
+# 8 sites run before and after 64: on a shared machine speed changes over time.
 _FEW, _MANY = 8, 64
-# In the first rounds sites also take memory from the system, which later ones use again.
-_WARM_UP, _ROUNDS = 3, 7
+_ROUNDS = 7
 
 
 def run(bench: Bench) -> None:
@@ -49,12 +47,12 @@ def run(bench: Bench) -> None:
 
 def _steady(bench: Bench, sites: int, name: str) -> dict[str, Any]:
     bench.doing(f"{sites} sites")
-    found = measure(sites, _WARM_UP + _ROUNDS, bench.folder / f"{sites}-{name}")
-    return found | {"rounds_s": found["rounds_s"][_WARM_UP:]}
+    found = measure(sites, WARM_UP_ROUNDS + _ROUNDS, bench.folder / f"{sites}-{name}")
+    return found | {"rounds_s": found["rounds_s"][WARM_UP_ROUNDS:]}
 
 
 def _tell(bench: Bench, sites: int, runs: list[dict[str, Any]], target: Target | None = None) -> Figure:
-    """Keep the figures of all runs with so many sites, and return that of a site-round."""
+    """Keep the figures of all runs with ``sites``, and return that of a site-round."""
     settings: Settings = {"sites": sites, "runs": len(runs)}
     rounds = len(runs[0]["rounds_s"])
     figure = bench.measured(
@@ -72,23 +70,23 @@ def _tell(bench: Bench, sites: int, runs: list[dict[str, Any]], target: Target |
     return figure
 
 
-def _stock(bench: Bench, sites: int, rounds: int) -> Beside:
+def _stock(bench: Bench, sites: int, rounds: int) -> Baseline:
     bench.doing(f"FLARE's simulator, {sites} sites")
     spec = read_job("brain_tissue_segmentation")
     seconds = simulate_stock(spec, sites, rounds, bench.folder / f"stock-{sites}")
-    return Beside(name="FLARE's simulator, no training", samples=[s / sites for s in seconds])
+    return Baseline(name="FLARE's simulator, no training", samples=[s / sites for s in seconds])
 
 
-def _flower(bench: Bench, sites: int, rounds: int) -> Beside:
+def _flower(bench: Bench, sites: int, rounds: int) -> Baseline:
     def site_rounds() -> list[float]:
         numbers = read_job("brain_tissue_segmentation").plan().layout().nbytes // 4
         return [s / sites for s in simulate_flower(numbers, sites, rounds, bench.folder / "flower")]
 
-    return flower_beside(bench, "'s simulation, no training", site_rounds)
+    return flower_baseline(bench, "'s simulation, no training", site_rounds)
 
 
 def measure(sites: int, rounds: int, folder: Path) -> dict[str, Any]:
-    """Run one simulation and return its rounds in seconds and the memory that it took in GB."""
+    """Run one simulation, and return its rounds in seconds and its memory in GB."""
     hospitals = tuple(
         dataclasses.replace(
             HOSPITALS[number % len(HOSPITALS)], name=f"site-{number + 1}", train=2, validation=1, test=1

@@ -1,12 +1,12 @@
-"""Tiles a second from slides to features: oncofed beside OpenSlide with a DataLoader, with the same encoder.
+"""Tiles a second from slides to features, against OpenSlide with a DataLoader.
 
-Slides are generated, JPEG-compressed and tiled as scanners write them. Both programs read every tile that shows tissue
-and give it to the same encoder, in batches of 64: oncofed across the ends of slides and reading ahead, the plain loop
-one slide after the other, with a ``DataLoader`` whose workers open the slide by themselves, as tutorials do. The
-limit is the encoder on as many batches that lie in memory.
+Slides are generated, JPEG-compressed and tiled as scanners write them. Both programs read every tile with tissue and
+pass it to the same encoder, in batches of 64: oncofed across slides and reading ahead, the plain loop one slide
+after the other, with a ``DataLoader`` whose workers open the slide, as in tutorials. The limit is the encoder on as
+many batches in memory.
 
-How reading keeps up with more cores than this machine has, a slide shows whose decoder sleeps for a millisecond a tile:
-eight threads beside one. What a GPU could be given, aligned tiles show with an encoder that hardly computes.
+A slide whose decoder sleeps for a millisecond a tile shows how reading scales to more cores than this machine has:
+eight threads against one. Aligned tiles and an encoder without work show the rate at which a GPU could be fed.
 """
 
 from __future__ import annotations
@@ -25,16 +25,15 @@ import torch
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Dataset
 
-from oncofed.bench.harness import Bench
-from oncofed.bench.results import Limit, Target
+from harness.bench import Bench
+from harness.results import Limit, Target
 from oncofed.data import slides as slides_module
 from oncofed.data.cases import read_cases
-from oncofed.data.register import Request, register
+from oncofed.data.register import RegisterOptions, register
 from oncofed.data.slides import Level, Pixels, TileSpec
 from oncofed.data.spec import SplitSpec
 from oncofed.data.tiles import SlideTiles, read_tiles, stream_tiles
-from oncofed.models import ModelSpec, build_network
-from oncofed.models import Request as NetworkRequest
+from oncofed.models import ModelSpec, NetworkRequest, build_network
 from oncofed.models.weights import weights_of
 from oncofed.tasks.encoder import Encoder, EncoderSpec, extract
 from synthetic import make_slides
@@ -58,7 +57,9 @@ def _encoders(bench: Bench) -> None:
     count, side = (20, 8192) if bench.cuda else (2, 1536) if bench.quick else (4, 3072)
     make_slides(root / "in", count, side)
     spec = TileSpec(256, 1.0, 0.25)
-    register(Request(root / "in", "slides", root / "set", "slides", table=root / "in" / "labels.csv", tiles=spec))
+    register(
+        RegisterOptions(root / "in", "slides", root / "set", "slides", table=root / "in" / "labels.csv", tiles=spec)
+    )
     cases = read_cases(root / "set", SplitSpec(test=0, validation=0), 1, labels="class").train
     slides = [read_tiles(case.image, case.tiles) for case in cases if case.tiles]
     tiles = sum(map(len, slides))
@@ -85,14 +86,14 @@ def _encoders(bench: Bench) -> None:
 
 
 def _alone(bench: Bench, encoder: Encoder) -> float:
-    """Return how many tiles a second an encoder takes from memory."""
+    """Return an encoder's tiles a second from memory."""
     shape = (encoder.at_once, 256, 256, 3)
     batches = [list(np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8))] * (8 if bench.cuda else 1)
     return len(batches) * encoder.at_once / bench.best(lambda: list(encoder.stream(batches)))
 
 
 class _Sleeps:
-    """A slide whose decoder lets go of the interpreter for a while, as decoders do."""
+    """A slide whose decoder releases the GIL for a while."""
 
     def __init__(self) -> None:
         self.levels, self.vendor = [Level(1_000_000, 256, 0.5)], None
@@ -108,7 +109,7 @@ class _Sleeps:
 
 
 def _threads(bench: Bench) -> None:
-    """Read one slide, whose decoder takes a millisecond a tile, by several threads and by one."""
+    """Read a slide with a decoder of a millisecond a tile, by eight threads and one."""
     count = 500 if bench.quick else 4000
     x = np.arange(count, dtype=np.int32) * 256
     slide = SlideTiles(Path(), TileSpec(256, 0.5), x, np.zeros_like(x))
@@ -130,7 +131,7 @@ def _read(slide: SlideTiles, threads: int) -> None:
 
 
 def _aligned(bench: Bench) -> None:
-    """Read tiles that lie as the file has them, into an encoder that takes more of them than can be read."""
+    """Read tiles on the file's grid, with an encoder faster than reading."""
     side = 8 if bench.quick else 40 if bench.cuda else 24
     path = bench.folder / "aligned.tif"
     write_tissue(path, side)

@@ -1,7 +1,7 @@
-"""Seconds from submitting a job to a site's first training step, server and four sites idle before.
+"""Seconds from submitting a job to the first training step, with idle participants.
 
-Each participant keeps one process that has imported torch and MONAI; beside it the same alliance without such spares.
-The limit is what one process takes to import both.
+Each participant keeps a process that has imported torch and MONAI; the baseline is the same alliance without. The
+limit is the import of both in one process.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any
 
 from brain import brain_job, brain_sites
 from fault_lab import Lab, change_resources, lab
+from harness.bench import Bench
+from harness.results import Baseline, Limit, Target
 from oncofed.alliance.local import LocalAlliance
-from oncofed.bench.harness import Bench
-from oncofed.bench.results import Beside, Limit, Target
 from oncofed.job.spec import JobSpec
-from oncofed.rounds.events import EventReader
+from oncofed.rounds.events import EventReader, SiteProgress
 
 _SECONDS_UNTIL_IDLE, _SECONDS_UNTIL_IDLE_QUICK = 10.0, 3.0
 _TARGET_SECONDS = 10.0
@@ -36,11 +36,11 @@ def run(bench: Bench) -> None:
     bench.doing("a process ready")
     idle = _SECONDS_UNTIL_IDLE_QUICK if bench.quick else _SECONDS_UNTIL_IDLE
     ready = measure(spec, sites, bench.folder / "spares", jobs, idle, bench.quick)
-    beside = Beside(name="without processes that wait", missing="left out of a quick run")
+    beside = Baseline(name="without processes that wait", missing="left out of a quick run")
     if not bench.quick:
         bench.doing("none ready")
         none = measure(spec, sites, bench.folder / "none", jobs, idle, False, without_spares)
-        beside = Beside(name=beside.name, samples=none)
+        beside = Baseline(name=beside.name, samples=none)
     bench.measured(
         "from submitting to the first step, server and 4 sites",
         ready,
@@ -53,7 +53,7 @@ def run(bench: Bench) -> None:
 
 
 def without_spares(alliance: LocalAlliance) -> None:
-    """Have no participant keep a process ready, as its owner may."""
+    """Configure participants without spare processes."""
 
     def change(resources: dict[str, Any]) -> None:
         for component in resources["components"]:
@@ -84,7 +84,7 @@ def measure(
         shared: whether the participants, all on this machine, share one process that is ready.
         prepared: see ``DisturbedAlliance``.
     """
-    with lab(spec, sites, folder, prepared=prepared, shares_template=shared) as running:
+    with lab(spec, sites, folder, prepared=prepared, shares_fork_server=shared) as running:
         running.wait(lambda state: state.finished is not None, "the first job ends")
         return [_first_step(running, spec, idle) for _ in range(runs)]
 
@@ -94,5 +94,5 @@ def _first_step(running: Lab, spec: JobSpec, idle: float) -> float:
     submitted = time.time()
     running.submit(spec)
     running.wait(lambda state: state.finished is not None, "the job ends")
-    first = next(event for event in EventReader(running.job.events).read() if event.get("phase") == "training")
-    return float(first["time"] - submitted)
+    progress = (event for event in EventReader(running.job.events).read() if isinstance(event, SiteProgress))
+    return next(event.time for event in progress if event.phase == "training") - submitted

@@ -1,17 +1,16 @@
-"""Training samples a second of each task's network, beside a plain loop and beside the network alone.
+"""Training samples a second of each task, against a plain loop and the network alone.
 
 All programs train the same network on the same generated data with the same batch size:
 
-- oncofed: ``Trainer.train``, as a site does;
+- oncofed: ``Trainer.train``, as at a site;
 - the baseline of a volume's segmentation: MONAI's tutorial loop (cached deterministic transforms, random ones for each
   patch in the workers of a ``DataLoader``, float32, ``DiceCELoss``, AdamW); of the other tasks: the same input and loss
   with random changes on the CPU, a step after the other, float32, AdamW that is not fused;
-- the limit: forward and backward of the network alone on one batch that never changes, in oncofed's precision.
+- the limit: forward and backward of the network alone on one batch, in oncofed's precision.
 
-The roofline says which of the machine's limits a step could reach at best: operations, as torch's ``FlopCounterMode``
-counts them in one forward and backward pass, over the rate of a matrix product. The ablation takes one thing away at a
-time from what oncofed does, or adds one. On a GPU all is compiled from the first step on, as in a long run: how long a
-run must be for that is decided elsewhere.
+The roofline is the best possible step: operations of one forward and backward pass, by torch's ``FlopCounterMode``,
+over the rate of a matrix product. The ablation removes or adds one part of oncofed's step at a time. On a GPU all is
+compiled from the first step on, as in a long run.
 """
 
 from __future__ import annotations
@@ -27,14 +26,14 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from harness.bench import Bench, Settings
+from harness.profiling import busy_share
+from harness.results import Limit, Target
 from oncofed.algorithms.scaffold import ControlVariates
-from oncofed.bench.harness import Bench, Settings
-from oncofed.bench.profiling import busy_share
-from oncofed.bench.results import Limit, Target
-from oncofed.data.batches import Batches
+from oncofed.data.batches import BatchStream
 from oncofed.data.cases import Cases, read_cases
 from oncofed.data.prepared import PreparedCases
-from oncofed.data.register import Request, register
+from oncofed.data.register import RegisterOptions, register
 from oncofed.data.slides import TileSpec
 from oncofed.job.spec import read_job
 from oncofed.training import Plan, Trainer
@@ -68,7 +67,7 @@ class Work:
 
 
 def run(bench: Bench) -> None:
-    """Measure every task, then what each part of the loop is worth."""
+    """Measure every task, then each part of the loop."""
     volumes = _volumes(bench)
     _compare(bench, volumes, tutorial_loop(volumes.plan, volumes.dataset, bench.device, _workers()), "MONAI's loop")
     for work in (_nuclei(bench), _tiles(bench), _bags(bench)):
@@ -125,7 +124,7 @@ def _compare(bench: Bench, work: Work, theirs: Iterator[Any], name: str) -> None
 
 
 def _ablate(bench: Bench, work: Work) -> None:
-    """Take away one thing at a time."""
+    """Remove one part at a time."""
     whole = work.trainer(bench)
     whole.train(_WARM_STEPS)
     for name, change in _ABLATIONS.items():
@@ -194,7 +193,7 @@ def _not_fused(work: Work, bench: Bench) -> Trainer:
 def _changes_on_cpu(work: Work, bench: Bench) -> Trainer:
     trainer = work.trainer(bench)
     prepared = PreparedCases(work.cases.train, trainer.input, _CPU)
-    batches = Batches(prepared, trainer.input, work.plan.training.batch_size, 1, _CPU)
+    batches = BatchStream(prepared, trainer.input, work.plan.training.batch_size, 1, _CPU)
 
     class Moved(Iterator[Any]):
         def __next__(self) -> Any:
@@ -264,7 +263,7 @@ def _nuclei(bench: Bench) -> Work:
     steps = 40 if bench.cuda else 4 if bench.quick else 15
     plan = _changed(bench, "nuclei_segmentation", steps)
     source = make_nuclei(bench.folder / "nuclei", 16, 160)
-    register(Request(source, plan.data.dataset, bench.folder / "nuclei-set", "segmentation"))
+    register(RegisterOptions(source, plan.data.dataset, bench.folder / "nuclei-set", "segmentation"))
     cases = read_cases(bench.folder / "nuclei-set", plan.data.split, plan.seed, plan.task.vocabulary)
     return Work("nuclei, single objects", plan, bench.folder / "nuclei-set", cases, steps)
 
@@ -273,7 +272,7 @@ def _tiles(bench: Bench) -> Work:
     steps = 40 if bench.cuda else 2 if bench.quick else 5
     plan = _changed(bench, "tile_classification", steps)
     source = make_textures(bench.folder / "tiles", list(plan.task.classes.values()), each=12, side=64)
-    register(Request(source, plan.data.dataset, bench.folder / "tiles-set", "classification"))
+    register(RegisterOptions(source, plan.data.dataset, bench.folder / "tiles-set", "classification"))
     cases = read_cases(bench.folder / "tiles-set", plan.data.split, plan.seed, plan.task.vocabulary, labels="class")
     return Work("tiles, one class each", plan, bench.folder / "tiles-set", cases, steps)
 
@@ -284,7 +283,7 @@ def _bags(bench: Bench) -> Work:
     make_slides(bench.folder / "slides", 10, 1024)
     labels = bench.folder / "slides" / "labels.csv"
     register(
-        Request(
+        RegisterOptions(
             bench.folder / "slides",
             plan.data.dataset,
             bench.folder / "slides-set",
@@ -298,10 +297,10 @@ def _bags(bench: Bench) -> Work:
 
 
 def plain_loop(work: Work, device: torch.device) -> Iterator[float]:
-    """Yield each step's loss of a loop in float32 whose input is made and changed on the CPU, in between the steps."""
+    """Yield each step's loss of a float32 loop with augmentation on the CPU."""
     task = work.plan.build_task()
     input_ = task.input(work.plan.training.augmentation)
-    batches = Batches(PreparedCases(work.cases.train, input_, _CPU), input_, work.plan.training.batch_size, 1, _CPU)
+    batches = BatchStream(PreparedCases(work.cases.train, input_, _CPU), input_, work.plan.training.batch_size, 1, _CPU)
     network = work.plan.build_network().to(device)
     optimizer = torch.optim.AdamW(network.parameters(), 1e-3, fused=False, foreach=False)
     while True:
@@ -314,7 +313,7 @@ def plain_loop(work: Work, device: torch.device) -> Iterator[float]:
 
 
 def network_alone(trainer: Trainer) -> Iterator[None]:
-    """Yield after each forward and backward pass over one batch that lies on the device."""
+    """Yield after each forward and backward pass over one batch on the device."""
     plan, device = trainer.plan, trainer.device
     network = plan.build_network().to(device)
     batch = dict(next(trainer.prepare()))

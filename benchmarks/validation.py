@@ -1,17 +1,16 @@
-"""Scoring a volume: seconds beside MONAI's evaluation loop, processor time beyond the network, and memory.
+"""Scoring a volume, against MONAI's evaluation loop: seconds, overhead, memory.
 
-The case is a CT of two classes, stored compressed and turned as scanners do; its network subtracts a number, so that
-what is measured is all that scoring does around a network. oncofed holds the case prepared, as it does
-from a run's second validation on, and finds Dice, surface Dice and the Hausdorff distance. MONAI's loop is that of its
-tutorials: transforms of image and label, ``sliding_window_inference``, ``DiceMetric``, ``HausdorffDistanceMetric``; its
-figures are the same, or the suite fails.
+The case is a compressed CT of two classes in a scanner's orientation; its network subtracts a number, so that the
+work around a network is measured. oncofed holds the case prepared, as from a run's second validation on, and finds
+Dice, surface Dice and the Hausdorff distance. MONAI's loop is that of its tutorials: transforms of image and label,
+``sliding_window_inference``, ``DiceMetric``, ``HausdorffDistanceMetric``; its figures are the same, or the suite
+fails.
 
-Processor time is that of a round's validation, which finds Dice alone, less what passes within the network in the same
-run; on one thread, since two that wait for the same memory would count its time twice.
-Memory is what scoring allocates beside the image and the network's own needs, as torch's dispatcher sees it; on the
-device "meta", where nothing is computed.
-Both are measured with the network on the grid of the label's file, and again on a coarser one (``data.spacing``), from
-which each class' probabilities are brought to the file's.
+Processor time is that of a round's validation, which finds Dice alone, less the network's in the same run; on one
+thread, since two that wait for the same memory would count its time twice. Memory is the allocation of scoring
+beyond the image and the network, as torch's dispatcher sees it on the device "meta", where nothing is computed. Both
+are measured with the network on the grid of the label's file, and on a coarser one (``data.spacing``), from which
+each class' probabilities are resampled to the file's.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ from monai.networks.utils import one_hot
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd, ScaleIntensityRanged
 from torch import Tensor, nn
 
-from oncofed.bench.harness import Bench, Settings
-from oncofed.bench.results import Limit, Target
+from harness.bench import Bench, Settings
+from harness.results import Limit, Target
 from oncofed.data.cases import Case
 from oncofed.data.prepared import CachePlan, PreparedCases
 from oncofed.data.spec import DataSpec
@@ -95,7 +94,7 @@ def _case(bench: Bench) -> None:
 
 
 def _coarser(bench: Bench, case: Case, name: str, network: _Density, shape: tuple[int, ...], data: DataSpec) -> None:
-    """Measure the same case where the network sees it on a coarser grid than that of its label's file."""
+    """Measure the case on a coarser grid than the label file's."""
     data = data.model_copy(update={"spacing": _SPACING})
     task = Segmentation(SegmentationSpec(classes=_CLASSES, overlap=_OVERLAP), data)
     held = PreparedCases([case], task.scoring_preparation(), _CPU, plan=CachePlan(None, "memory", None, "held"))
@@ -119,12 +118,12 @@ def _coarse(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _count(shape: tuple[int, ...], patch: tuple[int, ...]) -> int:
-    """Return how many windows cover an image."""
+    """Return the number of windows of an image."""
     return math.prod(math.ceil(max(n - p, 0) / int(p * (1 - _OVERLAP))) + 1 for n, p in zip(shape, patch, strict=True))
 
 
 def _written(folder: Path, shape: tuple[int, ...]) -> Case:
-    """Return a case of one organ, its image and mask written as compressed NIfTI in LPS order."""
+    """Return a case of one organ, written as compressed NIfTI in LPS order."""
     grid = np.meshgrid(*[np.linspace(-1, 1, side, dtype=np.float32) for side in shape], indexing="ij", sparse=True)
     label = ((grid[0] + 0.2) ** 2 / 0.12 + grid[1] ** 2 / 0.1 + grid[2] ** 2 / 0.3 < 1).astype(np.uint8)
     rng = np.random.default_rng(0)
@@ -155,7 +154,7 @@ class _Density(nn.Module):
 
 @torch.no_grad()
 def _monai(case: Case, network: nn.Module, patch: tuple[int, ...], device: torch.device) -> tuple[float, float]:
-    """Return Dice and the Hausdorff distance's 95th percentile, as MONAI's tutorials find them."""
+    """Return Dice and HD95 like MONAI's tutorials."""
     keys = ("image", "label")
     low, high = _WINDOW_HU
     read = Compose(
@@ -179,13 +178,13 @@ def _monai(case: Case, network: nn.Module, patch: tuple[int, ...], device: torch
 
 
 def _require_equal(ours: Evaluation, theirs: tuple[float, float]) -> None:
-    found = ours.by_class["organ"], ours.more["hd95_mm.organ"]
+    found = ours.by_class["organ"], ours.extra_metrics["hd95_mm.organ"]
     if not np.allclose(found, theirs, rtol=1e-6, atol=1e-6):
         raise AssertionError(f"oncofed finds Dice and distance {found}, MONAI {theirs}")
 
 
 def _alone(network: nn.Module, patch: tuple[int, ...], windows: int, device: torch.device) -> Callable[[], None]:
-    """Return what cuts as many windows out of an image and gives them to the network."""
+    """Return a program of windows and network alone."""
     image = torch.randn(1, *(2 * side for side in patch), device=device)
     batch = torch.empty(4, 1, *patch, device=device)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from pydicom.uid import (
     generate_uid,
 )
 
+from oncofed.data.dicom.header_types import ImageHeader
+
 AXIAL = (1.0, 0, 0, 0, 1, 0)
 SAGITTAL = (0.0, 1, 0, 0, 0, -1)
 CORONAL = (1.0, 0, 0, 0, 0, -1)
@@ -39,33 +42,57 @@ def volume(shape: tuple[int, int, int] = (12, 16, 8), seed: int = 0) -> np.ndarr
     return values
 
 
-def slice_header(position: Sequence[float], orientation: Sequence[float] = AXIAL, **changed: Any) -> dict[str, Any]:
+def slice_header(position: Sequence[float], orientation: Sequence[float] = AXIAL, **changed: Any) -> ImageHeader:
     """Return what ``read_header`` finds of a slice of MR; ``tells`` are the headers that tell volumes apart."""
-    return {
-        "kind": "image",
-        "patient": "1",
-        "study": "1",
-        "series": "1",
-        "instance": "",
-        "sop_class": "",
-        "modality": "MR",
-        "description": "",
-        "image_type": [],
-        "mosaic": False,
-        "enhanced": False,
-        "frames": 1,
-        "samples": 1,
-        "rows": 4,
-        "columns": 4,
-        "spacing": [1.0, 1.0],
-        "thickness": 1.0,
-        "position": [float(v) for v in position],
-        "orientation": [float(v) for v in orientation],
-        "philips_scale": None,
-        "has_slope": False,
-        "tells": {},
+    return replace(
+        _SLICE,
+        position=[float(v) for v in position],
+        orientation=[float(v) for v in orientation],
         **changed,
-    }
+    )
+
+
+_SLICE = ImageHeader(
+    sop_class="",
+    instance="",
+    series="1",
+    study="1",
+    frame_of_reference="",
+    modality="MR",
+    vendor="",
+    body_part="",
+    description="",
+    photometric="MONOCHROME2",
+    burned_in="",
+    syntax="",
+    patient="1",
+    rows=4,
+    columns=4,
+    frames=1,
+    samples=1,
+    bits=16,
+    bits_stored=16,
+    signed=False,
+    image_type=[],
+    position=[],
+    orientation=[],
+    spacing=[1.0, 1.0],
+    magnified=None,
+    thickness=1.0,
+    turned=[],
+    plain_values=True,
+    padding=None,
+    enhanced=False,
+    mosaic=False,
+    units="",
+    intent="",
+    tells={},
+    has_slope=False,
+    slope=1.0,
+    intercept=0.0,
+    philips_scale=None,
+    pixels_at=0,
+)
 
 
 def make_series(

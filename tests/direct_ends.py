@@ -1,4 +1,4 @@
-"""A server's and some sites' ends of direct connections, with the certificates of real startup kits."""
+"""Both ends of direct connections, with certificates of real startup kits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nvflare.fuel.f3.drivers.driver_params import DriverParams
 
 from fault_lab import Link
 from oncofed.flare.transfer.client import TransferClient
-from oncofed.flare.transfer.protocol import context_of
+from oncofed.flare.transfer.protocol import tls_context
 from oncofed.flare.transfer.server import TransferServer
 from oncofed.flare.transfer.shared_port import Jobs, SharedPort
 
@@ -43,48 +43,48 @@ class Exchange:
         kits: of its alliance.
         port: on loopback.
         jobs: where its main process finds the job.
-        counter: the job's own end.
-        welcome: sites that take part.
-        others: what arrived on the same port that is FLARE's, each with its first bytes.
+        server: the job's own end.
+        participants: sites that take part.
+        others: first bytes of each of FLARE's connections to the same port.
     """
 
     kits: Path
     port: int
     jobs: Jobs
-    counter: TransferServer
-    welcome: set[str]
+    server: TransferServer
+    participants: set[str]
     others: list[bytes] = field(default_factory=list)
 
-    def courier(
+    def client(
         self, name: str = "north", kits: Path | None = None, port: int = 0, server: str = "localhost"
     ) -> TransferClient:
         """Return a member's end."""
         kit = (kits or self.kits) / name
-        return TransferClient(("localhost", port or self.port), context_of(credentials(kit), JOB, False), server, JOB)
+        return TransferClient(("localhost", port or self.port), tls_context(credentials(kit), JOB, False), server, JOB)
 
 
 @contextlib.contextmanager
 def open_exchange(kits: Path, folder: Path) -> Iterator[Exchange]:
-    """Have a server and its port until the block ends."""
-    jobs, welcome = Jobs({JOB: folder}), {"north", "south"}
+    """Run a server and its port until the block ends."""
+    jobs, participants = Jobs({JOB: folder}), {"north", "south"}
     shared = SharedPort("127.0.0.1", 0, jobs)
-    context = context_of(credentials(kits / "localhost", "server"), JOB, True)
-    counter = TransferServer(folder, context, welcome.__contains__, LARGEST)
-    found = Exchange(kits, shared.addresses[0][1], jobs, counter, welcome)
+    context = tls_context(credentials(kits / "localhost", "server"), JOB, True)
+    server = TransferServer(folder, context, participants.__contains__, LARGEST)
+    exchange = Exchange(kits, shared.addresses[0][1], jobs, server, participants)
     over = threading.Event()
-    thread = threading.Thread(target=_flare, args=(shared, found.others, over))
+    thread = threading.Thread(target=_flare, args=(shared, exchange.others, over))
     thread.start()
     try:
-        yield found
+        yield exchange
     finally:
         over.set()
         thread.join()
-        counter.close()
+        server.close()
         shared.close()
 
 
 def _flare(shared: SharedPort, others: list[bytes], over: threading.Event) -> None:
-    """Take connections as asyncio does for FLARE's driver."""
+    """Accept connections as asyncio does for FLARE's driver."""
     shared.setblocking(False)
     while not over.is_set():
         if not select.select([shared], [], [], 0.05)[0]:
@@ -96,12 +96,12 @@ def _flare(shared: SharedPort, others: list[bytes], over: threading.Event) -> No
                 others.append(connection.recv(1 << 14))
 
 
-class Scissors(Link):
-    """A link that cuts its first connections after so many bytes in one direction.
+class CutLink(Link):
+    """A link that cuts its first connections.
 
     Args:
-        port: to which it leads.
-        after: bytes, for each connection that is cut; later ones are left alone.
+        port: that it leads to.
+        after: bytes in one direction, for each connection that is cut; later ones are left alone.
         up: whether bytes to the server count, or from it.
     """
 
@@ -112,7 +112,7 @@ class Scissors(Link):
 
     @property
     def connections(self) -> int:
-        """How many there were that carried something that counts."""
+        """Number of connections that carried bytes in that direction."""
         return len(self._left)
 
     def _ends_after(self, near: socket.socket, count: int, up: bool) -> bool:

@@ -8,12 +8,12 @@ import numpy as np
 from PIL import Image
 
 from oncofed.data.manifest import Manifest
-from oncofed.data.register import Request, register
+from oncofed.data.register import RegisterOptions, register
 
 
 def read(source: Path, out: Path, **more: object) -> Manifest:
     """Register a folder in this process."""
-    return register(Request(source, "demo", out, workers=1, **more))  # type: ignore[arg-type]
+    return register(RegisterOptions(source, "demo", out, workers=1, **more))  # type: ignore[arg-type]
 
 
 def pictures(folder: Path, *names: str) -> Path:

@@ -13,7 +13,7 @@ from nvflare.fuel.f3.drivers import tcp_driver
 from nvflare.private.fed.app.simulator import simulator_runner
 
 from oncofed import loopback
-from oncofed.errors import FederationError
+from oncofed.errors import TransferError
 from oncofed.flare.patches import own_loopback
 from oncofed.flare.transfer.shared_port import Jobs, SharedPort
 from oncofed.loopback import connect, free_port, is_loopback, loopback_addresses, require_loopback
@@ -94,7 +94,7 @@ def test_a_connection_to_this_machine_tries_its_other_addresses(monkeypatch) -> 
 @pytest.mark.wild(_REPORTS, "a machine that cannot reach itself")
 def test_a_machine_without_either_address_is_told_what_to_do(only, run, two_sites, job, tmp_path) -> None:
     only()
-    with pytest.raises(FederationError, match=r"neither 127\.0\.0\.1 nor ::1 .* ip link set lo up"):
+    with pytest.raises(TransferError, match=r"neither 127\.0\.0\.1 nor ::1 .* ip link set lo up"):
         require_loopback()
     sites = [word for name, folder in two_sites.items() for word in ("--site", f"{name}={folder}")]
     for backend in ("federation", "simulate"):

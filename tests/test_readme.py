@@ -16,7 +16,8 @@ import typer
 from oncofed.cli.main import app
 from oncofed.job.flare import export_job
 from oncofed.job.spec import parse_job, read_job
-from oncofed.models import ModelSpec, Request, build_network, networks
+from oncofed.models import ModelSpec, NetworkRequest, build_network
+from oncofed.plugins import NETWORKS
 from synthetic import make_site
 
 _ROOT = Path(__file__).parents[1]
@@ -66,12 +67,18 @@ def test_the_script_trains_and_scores(tmp_path: Path, capsys: pytest.CaptureFixt
 
 def test_the_network_of_ones_own_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     _, own = _blocks("python")
-    monkeypatch.setattr(networks, "_NETWORKS", dict(networks._NETWORKS))
+    monkeypatch.setattr(NETWORKS, "_known", dict(NETWORKS._known))
     module = ModuleType("my_networks")
     monkeypatch.setitem(sys.modules, "my_networks", module)
     exec(compile(own, "README.md", "exec"), module.__dict__)
     spec = ModelSpec(network="two_convolutions", arguments={"width": 32})
-    assert build_network(Request(spec, 1, 3, 3, (8, 8, 8)), 1)(torch.zeros(1, 1, 8, 8, 8)).shape == (1, 3, 8, 8, 8)
+    assert build_network(NetworkRequest(spec, 1, 3, 3, (8, 8, 8)), 1)(torch.zeros(1, 1, 8, 8, 8)).shape == (
+        1,
+        3,
+        8,
+        8,
+        8,
+    )
     assert len(own.splitlines()) <= 15
 
 

@@ -43,7 +43,7 @@ def main(words: list[str] | None = None) -> int:
     from gpu_checks.results import exit_status, new_file, read_run, summary
     from gpu_checks.runner import Runner
     from gpu_checks.support import import_as_jobs_do
-    from oncofed.bench.suites import commit_of
+    from harness.suites import commit_of
 
     commit = commit_of(_FOLDER)
     file = new_file(arguments.out, arguments.device, commit)

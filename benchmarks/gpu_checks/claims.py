@@ -87,8 +87,8 @@ CLAIMS = (
     Claim(
         "checkpointing",
         "memory",
-        "training.checkpointing keeps less of a pass, for at most half as much time again",
-        ("training.checkpointing",),
+        "training.recompute_activations keeps less of a pass, for at most half as much time again",
+        ("training.recompute_activations",),
     ),
     Claim("sharing", "sharing", "All sites of one machine share its GPU", on_cpu=True),
     Claim(

@@ -12,7 +12,7 @@ import numpy as np
 
 from gpu_checks.context import Context
 from oncofed.data.cases import Case, Cases, read_cases
-from oncofed.data.register import Request, register
+from oncofed.data.register import RegisterOptions, register
 from oncofed.data.slides import TileSpec
 from oncofed.job.spec import JobSpec, read_job
 from oncofed.training import Plan, Trainer
@@ -97,7 +97,7 @@ def large_ct(context: Context, count: int) -> Cases:
             else:
                 for path in (image, label):
                     shutil.copy(path.with_name(path.name.replace(f"c{number}.", f"c{number % 3}.")), path)
-        register(Request(folder / "in", plan.data.dataset, folder / "set", labels=plan.task.classes))
+        register(RegisterOptions(folder / "in", plan.data.dataset, folder / "set", labels=plan.task.classes))
 
     folder = _made(context, f"large-{count}", make)
     cases = read_cases(folder / "set", plan.data.split, plan.seed, plan.task.vocabulary)
@@ -130,19 +130,19 @@ def _volumes(folder: Path, plan: Plan) -> None:
 
 def _nuclei(folder: Path, plan: Plan) -> None:
     source = make_nuclei(folder / "in", 16, 160)
-    register(Request(source, plan.data.dataset, folder / "set", "segmentation"))
+    register(RegisterOptions(source, plan.data.dataset, folder / "set", "segmentation"))
 
 
 def _images(folder: Path, plan: Plan) -> None:
     channels = len(plan.data.channels)
     source = make_textures(folder / "in", list(plan.task.classes.values()), each=12, side=64, colours=channels)
-    register(Request(source, plan.data.dataset, folder / "set", "classification"))
+    register(RegisterOptions(source, plan.data.dataset, folder / "set", "classification"))
 
 
 def _slides(folder: Path, plan: Plan) -> None:
     make_slides(folder / "in", 10, 512)
     tiles, labels = TileSpec(plan.data.patch[0], 1.0, 0.25), folder / "in" / "labels.csv"
-    register(Request(folder / "in", plan.data.dataset, folder / "set", "slides", table=labels, tiles=tiles))
+    register(RegisterOptions(folder / "in", plan.data.dataset, folder / "set", "slides", table=labels, tiles=tiles))
 
 
 _MAKERS: dict[str, Callable[[Path, Plan], None]] = {

@@ -82,7 +82,7 @@ def _short_of_memory(context: Context, network: nn.Module, peak_gib: float, batc
 def _checkpointing(context: Context) -> None:
     measured = {}
     for on in (False, True):
-        training = {"compile": "never", "checkpointing": on, "batch_size": 4 if context.cuda else 2}
+        training = {"compile": "never", "recompute_activations": on, "batch_size": 4 if context.cuda else 2}
         trainer = trainer_of(context, CT, {"training": training})
         trainer.train(3 if context.cuda else 1)
         context.forget_peak()

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from gpu_checks.context import Context
 from oncofed.data.slides import TileSpec
 from oncofed.data.tiles import SlideTiles, stream_tiles
-from oncofed.models import ModelSpec, Request, build_network
+from oncofed.models import ModelSpec, NetworkRequest, build_network
 from oncofed.models.weights import weights_of
 from oncofed.tasks.encoder import Encoder, EncoderSpec, extract
 from tissue import write_tissue
@@ -48,7 +48,7 @@ def _slides(folder: Path, side: int, count: int) -> list[SlideTiles]:
 
 
 def _encoder(context: Context) -> Encoder:
-    network = build_network(Request(ModelSpec(network="resnet18"), 3, 2, 2, (_SIDE, _SIDE)), 1)
+    network = build_network(NetworkRequest(ModelSpec(network="resnet18"), 3, 2, 2, (_SIDE, _SIDE)), 1)
     weights = context.folder / "encoder.safetensors"
     save_file({name: value.contiguous() for name, value in weights_of(network).items()}, weights)
     return Encoder(EncoderSpec(network="resnet18", weights=str(weights)), context.device)

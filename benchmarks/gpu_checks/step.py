@@ -13,7 +13,7 @@ import torch
 from gpu_checks import support
 from gpu_checks.context import GIB, Context
 from gpu_checks.data import CT, dataset_of, large_ct, plan_of, trainer_of
-from oncofed.bench.profiling import busy_share, write_profile
+from harness.profiling import busy_share, write_profile
 from oncofed.training import Trainer
 from train_step import network_alone
 from volumes import tutorial_loop

@@ -10,7 +10,7 @@ import torch
 
 from oncofed import sandbox
 from oncofed.client import sandboxed_process
-from oncofed.flare.runtime import forkserver
+from oncofed.flare.runtime import preload
 from oncofed.training import Trainer
 from oncofed.training.compiling import Form
 
@@ -20,9 +20,9 @@ NOT_INITIALIZED = 3  # CUDA_ERROR_NOT_INITIALIZED, cuda.h
 def import_as_jobs_do() -> list[str]:
     """Import what the process imports that jobs are forks of; return what is not there, as in a bundle."""
     try:
-        forkserver._import_all()
+        preload.import_all()
     except ImportError:
-        return [name for name in forkserver.MODULES if not _imported(name)]
+        return [name for name in preload.MODULES if not _imported(name)]
     return []
 
 

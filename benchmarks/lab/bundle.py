@@ -139,7 +139,7 @@ def _copy_suites(folder: Path) -> None:
     benchmarks.mkdir(parents=True)
     for suite in _SUITES:
         shutil.copy(_ROOT / "benchmarks" / f"{suite}.py", benchmarks)
-    for shared in ("lab", "gpu_checks"):
+    for shared in ("harness", "lab", "gpu_checks"):
         without = shutil.ignore_patterns("__pycache__")
         shutil.copytree(_ROOT / "benchmarks" / shared, benchmarks / shared, ignore=without)
     (folder / "tests").mkdir()

@@ -31,7 +31,7 @@ from oncofed.job.flare import export_job
 from oncofed.job.spec import JobSpec
 from oncofed.job.watch import RunProgress
 from oncofed.processes import JOB_PROCESS, short_path
-from oncofed.rounds.events import EventReader
+from oncofed.rounds.events import EventReader, Excluded
 
 _SO_ATTACH_FILTER = 26
 _PROCESS_MODULES = {
@@ -292,7 +292,7 @@ class DisturbedAlliance(LocalAlliance):
         arguments: of ``LocalAlliance``.
         environments: participant -> what its processes find in their environment, beside the usual.
         prepared: called with the alliance when its kits are there and nothing was started yet.
-        shares_template: see ``LocalAlliance``.
+        shares_fork_server: see ``LocalAlliance``.
     """
 
     def __init__(
@@ -300,10 +300,10 @@ class DisturbedAlliance(LocalAlliance):
         *arguments: Any,
         environments: dict[str, dict[str, str]],
         prepared: Callable[[LocalAlliance], None],
-        shares_template: bool = True,
+        shares_fork_server: bool = True,
     ) -> None:
         super().__init__(*arguments)
-        self.shares_template = shares_template
+        self.shares_fork_server = shares_fork_server
         self._prepared = prepared
         self._environments = environments
 
@@ -345,7 +345,7 @@ def lab(
     environments: dict[str, dict[str, str]] | None = None,
     more: dict[str, dict[str, Path]] | None = None,
     prepared: Callable[[LocalAlliance], None] = lambda _: None,
-    shares_template: bool = True,
+    shares_fork_server: bool = True,
 ) -> Iterator[Lab]:
     """Start a federation, submit a job, and stop all on leaving.
 
@@ -357,7 +357,7 @@ def lab(
         environments: site -> what its processes find in their environment, beside the usual.
         more: site -> other datasets by name, for later jobs.
         prepared: called with the alliance when its kits are there and nothing was started yet.
-        shares_template: see ``LocalAlliance``.
+        shares_fork_server: see ``LocalAlliance``.
     """
     port = free_port()
     links = {site: Link(port) for site in sites}
@@ -377,7 +377,7 @@ def lab(
                 *(alliance_spec, folder / "kits", datasets, folder / "logs", temporary),
                 environments=environments or {},
                 prepared=prepare,
-                shares_template=shares_template,
+                shares_fork_server=shares_fork_server,
             ) as alliance,
         ):
             alliance.wait_registered()
@@ -387,21 +387,32 @@ def lab(
             link.close()
 
 
-def undisturbed(spec: JobSpec, sites: dict[str, Path], folder: Path) -> tuple[RunProgress, Path]:
-    """Run a job in FLARE's simulator, where nothing befalls it; return its record, and the folder with its models."""
+@contextlib.contextmanager
+def undisturbed(
+    spec: JobSpec, sites: dict[str, Path], folder: Path
+) -> Iterator[Callable[[], tuple[RunProgress, Path]]]:
+    """Run a job in FLARE's simulator while the block runs.
+
+    Yields:
+        Waits for the run's end, and returns its record and the folder with its models.
+    """
     job = export_job(spec, folder / "job" / spec.name)
     datasets = {site: {spec.data.dataset: path} for site, path in sites.items()}
-    state = RunProgress()
     with (
         short_path(folder / "tmp") as temporary,
         simulation(job, datasets, folder / "simulator", folder / "logs", temporary) as running,
     ):
-        while running.ended() is None:
-            running.require_going()
-            time.sleep(0.1)
-        for event in EventReader(running.events).read():
-            state.apply(event)
-        return state, running.fetch()
+
+        def result() -> tuple[RunProgress, Path]:
+            while running.ended() is None:
+                running.require_going()
+                time.sleep(0.1)
+            state = RunProgress()
+            for event in EventReader(running.events).read():
+                state.apply(event)
+            return state, running.fetch()
+
+        yield result
 
 
 def _submitted(alliance: LocalAlliance, spec: JobSpec, folder: Path) -> FederatedJob:
@@ -410,4 +421,4 @@ def _submitted(alliance: LocalAlliance, spec: JobSpec, folder: Path) -> Federate
 
 def excluded(state: RunProgress) -> dict[str, str]:
     """Return why sites took no part, by site."""
-    return {i["site"]: i["reason"] for i in state.incidents if i["kind"] == "excluded"}
+    return {event.site: event.reason for event in state.incidents if isinstance(event, Excluded)}

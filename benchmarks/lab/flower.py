@@ -14,9 +14,9 @@ import venv
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from harness.bench import Bench
+from harness.results import Baseline
 from oncofed.alliance.local import free_port
-from oncofed.bench.harness import Bench
-from oncofed.bench.results import Beside
 from oncofed.processes import process_environment, stop_processes
 
 VERSION = "1.42.0"
@@ -25,7 +25,7 @@ _START_SECONDS = 60.0
 _RUN_SECONDS = 300.0
 
 
-def flower_beside(bench: Bench, what: str, measure: Callable[[], list[float]]) -> Beside:
+def flower_baseline(bench: Bench, what: str, measure: Callable[[], list[float]]) -> Baseline:
     """Return Flower's seconds as they stand beside a figure, or why there are none.
 
     Args:
@@ -35,12 +35,12 @@ def flower_beside(bench: Bench, what: str, measure: Callable[[], list[float]]) -
     """
     name = f"Flower {VERSION}{what}"
     if bench.quick:
-        return Beside(name=name, missing="left out of a quick run, for it is installed first")
+        return Baseline(name=name, missing="left out of a quick run, for it is installed first")
     bench.doing("Flower")
     try:
-        return Beside(name=name, samples=measure())
+        return Baseline(name=name, samples=measure())
     except (OSError, subprocess.SubprocessError) as error:
-        return Beside(name=name, missing=f"it cannot be installed or run here: {type(error).__name__}")
+        return Baseline(name=name, missing=f"it cannot be installed or run here: {type(error).__name__}")
 
 
 def measure_flower(floats: int, sites: int, rounds: int, folder: Path) -> list[float]:

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from nvflare.app_opt.pt.recipes import FedAvgRecipe
 
+from harness.results import BenchmarkError
 from oncofed.alliance.kits import PRIVACY_FILE
 from oncofed.alliance.local import LocalAlliance, free_port, quiet
 from oncofed.alliance.spec import AllianceSpec
-from oncofed.bench.results import BenchmarkError
 from oncofed.job.spec import JobSpec
 from oncofed.models.networks import network_config
 from oncofed.processes import process_environment, short_path, stop_processes

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from gpu_checks.table import write
-from oncofed.bench.results import read_runs
-from oncofed.bench.tables import markdown
+from harness.results import read_runs
+from harness.tables import markdown
 
 _FOLDER = Path(__file__).parents[1]
 README = _FOLDER / "README.md"

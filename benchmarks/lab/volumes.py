@@ -26,7 +26,7 @@ from monai.transforms import (
     SpatialPadd,
 )
 
-from oncofed.data.register import Request, register
+from oncofed.data.register import RegisterOptions, register
 from oncofed.data.spec import DataSpec
 from oncofed.training import Plan
 
@@ -49,7 +49,7 @@ def make_volumes(folder: Path, data: DataSpec, classes: dict[int, str]) -> Path:
         image = (label * 200 + rng.normal(0, 60, label.shape)).astype(np.int16)
         for sub, values in (("images", image), ("labels", label)):
             nib.save(nib.Nifti1Image(values, affine), folder / "in" / sub / f"c{number}.nii")
-    register(Request(folder / "in", data.dataset, folder / "out", labels=classes))
+    register(RegisterOptions(folder / "in", data.dataset, folder / "out", labels=classes))
     return folder / "out"
 
 

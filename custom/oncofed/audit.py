@@ -1,8 +1,8 @@
-"""An append-only record of what happened at a site, chained so that no line can be changed, moved or taken out unseen.
+"""A site's audit log: append-only, and chained so that no change goes unnoticed.
 
-One JSON object a line. Each holds the digest of the line before it, and its own: SHA-256 over the rest of the line, as
-it was written. Lines that were cut off at the end are found by an anchor: number and digest of a line, kept elsewhere;
-the alliance's server keeps that of each site with every message.
+One JSON object per line. Each holds the digest of the previous line and its own: SHA-256 over the rest of the line as
+it was written. An anchor, the number and digest of a line stored elsewhere, reveals a cut-off tail; the alliance's
+server stores one of each site with every message.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from oncofed.errors import AuditError
 from oncofed.processes import user_name
 
 AUDIT_FILE = Path("audit") / "audit.jsonl"
-# What is recorded from more than one place, or looked for.
+# Entries that are written in several places, or searched for.
 ADMITTED, REFUSED, LEFT, HELD_BACK = "job admitted", "job refused", "message left", "message held back"
 RECEIVED = "code received"
 ANCHORED = "a site's last line"
@@ -35,11 +35,11 @@ _LONGEST_LINE = 1 << 20
 
 @dataclass(frozen=True)
 class Anchor:
-    """A line that was there once.
+    """A line that the log has contained.
 
     Attributes:
         number: of the line, from 1.
-        digest: its own.
+        digest: of the line.
     """
 
     number: int
@@ -50,10 +50,10 @@ class Anchor:
 
     @classmethod
     def parse(cls, text: str) -> Anchor:
-        """Return an anchor from its text.
+        """Parse an anchor.
 
         Raises:
-            ValueError: it is none.
+            ValueError: not an anchor.
         """
         number, _, digest = text.partition(":")
         if len(digest) != len(_FIRST):
@@ -64,11 +64,11 @@ class Anchor:
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with a log.
+    """A problem of a log.
 
     Attributes:
-        line: its number in the file, from 1; 0: no single one.
-        what: is wrong.
+        line: number in the file, from 1; 0: no single line.
+        what: description.
     """
 
     line: int
@@ -79,22 +79,22 @@ class AuditLog:
     """The log of one participant.
 
     Args:
-        folder: the participant's own, in which the log is ``audit/audit.jsonl``.
+        folder: of the participant; the log is ``audit/audit.jsonl`` in it.
     """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / AUDIT_FILE
 
     def write(self, what: str, who: str | None = None, **facts: Any) -> Anchor:
-        """Append a line, and have it on the disk when this returns; several processes may write.
+        """Append a line and sync it to disk; several processes may write.
 
         Args:
-            what: happened, in a few words that are always the same.
-            who: did it; None: this process's user on this machine.
-            facts: beside it; nothing about patients.
+            what: kind of event, a constant text.
+            who: person; None: this process's user on this machine.
+            facts: further values; nothing about patients.
 
         Raises:
-            AuditError: it cannot be written; whatever was to be recorded must not happen.
+            AuditError: not written, so the recorded action must not happen.
         """
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -116,17 +116,17 @@ class AuditLog:
         return last
 
     def entries(self) -> Iterator[dict[str, Any]]:
-        """Yield the lines that can be read, in order; none where there is no log."""
+        """Yield the readable lines in order; none without a log."""
         with contextlib.suppress(FileNotFoundError), self.path.open("rb") as file:
             for line in file:
                 with contextlib.suppress(ValueError):
                     yield json.loads(line)
 
     def verify(self, anchors: tuple[Anchor, ...] = ()) -> tuple[list[Problem], Anchor | None]:
-        """Return what is wrong with the log, and the anchor of its last line.
+        """Return the log's problems and the anchor of its last line.
 
         Args:
-            anchors: lines of which somebody else knows that they were there.
+            anchors: lines that the log must contain.
 
         Raises:
             AuditError: the file cannot be read.
@@ -167,7 +167,7 @@ class AuditLog:
 
 
 def _chained(what: str, who: str, facts: dict[str, Any], last: Anchor) -> tuple[str, Anchor]:
-    """Return a line that follows another one, and its anchor."""
+    """Return a line that follows ``last``, and its anchor."""
     now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
     entry = {"n": last.number + 1, "time": now, "who": who, "what": what, **facts, "previous": last.digest}
     digest = _digest(entry)
@@ -191,14 +191,14 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
 
 
 def _end_of(descriptor: int) -> tuple[Anchor, bytes]:
-    """Return the anchor of the last whole line, and what stands behind it of one that is not whole."""
+    """Return the anchor of the last complete line, and an incomplete line after it."""
     size = os.lseek(descriptor, 0, os.SEEK_END)
     begin = max(0, size - _LONGEST_LINE)
     end = os.pread(descriptor, size - begin, begin)
-    whole, _, torn = end.rpartition(b"\n")
-    if not whole:
+    complete, _, torn = end.rpartition(b"\n")
+    if not complete:
         return Anchor(0, _FIRST), torn
-    entry = json.loads(whole.rpartition(b"\n")[2])
+    entry = json.loads(complete.rpartition(b"\n")[2])
     return Anchor(int(entry["n"]), str(entry["hash"])), torn
 
 
@@ -220,7 +220,7 @@ def _locked(path: Path) -> Iterator[int]:
 
 
 def _write_whole(descriptor: int, data: bytes) -> None:
-    """Write all of it, or leave the file as it was: on a full disk a part may fit."""
+    """Write all data or leave the file unchanged, as a full disk may take a part."""
     size = os.lseek(descriptor, 0, os.SEEK_END)
     try:
         written = os.write(descriptor, data)

@@ -1,4 +1,4 @@
-"""Where a process computes, and in which type: a GPU that is lent is used, or its user is told why it cannot be."""
+"""The device and half precision to compute with, and why a GPU cannot be used."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from torch.nn import functional
 from oncofed.errors import TrainingError
 
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
-# What containers and launchers set where there is to be no GPU, beside nothing at all.
+# Values by which containers and launchers hide all GPUs, apart from an empty one.
 _NONE_NAMED = frozenset({"", "-1", "none", "void", "nodevfiles"})
 _BUILDS = "https://pytorch.org/get-started"
 _DEV = Path("/dev")
 _FULL = ("CUDA error: out of memory", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED")
 _LOG = logging.getLogger(__name__)
-# cuBLAS repeats itself to the bit only with a workspace of fixed parts (CUDA Toolkit, cuBLAS, Results reproducibility),
-# and looks at this once, at a process's first product. It is as large as torch's own on GPUs of today.
+# cuBLAS results are bit-reproducible only with a fixed workspace (CUDA Toolkit, cuBLAS, Results reproducibility). It
+# reads this once, at a process's first product. The size is torch's default on current GPUs.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def training_device(wanted: str | None = None) -> torch.device:
-    """Return the device to compute on: a CUDA GPU where one is lent or there is one, else the CPU.
+    """Return the device to compute on: a CUDA GPU if available, else the CPU.
 
-    A GPU is lent where ``CUDA_VISIBLE_DEVICES`` names one; empty, it says that there is none.
+    ``CUDA_VISIBLE_DEVICES`` may name a GPU, which then has to work; an empty value hides all GPUs.
 
     Args:
-        wanted: "cuda" or "cpu"; None: as the machine has it.
+        wanted: "cuda" or "cpu"; None: what the machine has.
 
     Raises:
-        TrainingError: a GPU is wanted or lent, or torch finds one, and it cannot be used; says why and what to do.
+        TrainingError: a GPU is wanted, named or found, but unusable; states why and what to do.
     """
     if wanted == "cpu":
         return torch.device("cpu")
@@ -49,10 +49,10 @@ def training_device(wanted: str | None = None) -> torch.device:
 
 
 def require_named_gpu() -> None:
-    """Raise where ``CUDA_VISIBLE_DEVICES`` names a GPU and torch finds none; where it finds one, CUDA is not begun.
+    """Require that torch finds a GPU if ``CUDA_VISIBLE_DEVICES`` names one, without initialising CUDA.
 
     Raises:
-        TrainingError: says why and what to do.
+        TrainingError: states why and what to do.
     """
     built = torch.backends.cuda.is_built()  # type: ignore[no-untyped-call]
     if _named() and not (built and torch.cuda.device_count()):
@@ -60,10 +60,10 @@ def require_named_gpu() -> None:
 
 
 def why_unusable() -> str | None:
-    """Return why torch cannot compute on the current CUDA GPU and what to do, in one line; None where it can.
+    """Return why torch cannot compute on the current CUDA GPU and what to do; None if it can.
 
-    CUDA is initialised, and the GPU computes a convolution and a matrix product in each type that is used, whose values
-    are looked at. There is no backward pass: the threads that it starts would outlive the call.
+    Initialises CUDA, and checks the values of a convolution and a matrix product in each dtype in use. No backward
+    pass: its threads would outlive the call.
     """
     if not torch.backends.cuda.is_built():  # type: ignore[no-untyped-call]
         return (
@@ -83,35 +83,35 @@ def why_unusable() -> str | None:
 def inference_type(device: torch.device) -> torch.dtype:
     """Return the half precision in which networks run on a device.
 
-    bfloat16 where the hardware computes in it (compute capability 8.0), and on the CPU; else float16. GPUs before that
-    have bfloat16 by emulation, for which cuDNN has no convolutions.
+    bfloat16 if the hardware supports it (compute capability 8.0), and on the CPU; else float16. Older GPUs emulate
+    bfloat16, for which cuDNN has no convolutions.
     """
-    has = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.bfloat16 if has else torch.float16
+    supports_bfloat16 = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if supports_bfloat16 else torch.float16
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that a GPU's memory is full, of torch's own or of NVIDIA's libraries."""
+    """Return whether torch or an NVIDIA library ran out of GPU memory."""
     if isinstance(error, torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _FULL)
 
 
 def free_memory() -> None:
-    """Give back all GPU memory that nothing holds. The error that said it was full has to be gone: it holds much."""
+    """Release unused GPU memory; delete the out-of-memory error first, as it holds tensors."""
     gc.collect()
     torch.cuda.empty_cache()
 
 
 @contextlib.contextmanager
 def fitting(what: str) -> Iterator[None]:
-    """Say so in one line where a GPU's memory is full in the block.
+    """Turn an out-of-memory error in the block into one clear line.
 
     Args:
-        what: is to fit into it.
+        what: has to fit into GPU memory.
 
     Raises:
-        TrainingError: it does not.
+        TrainingError: the GPU's memory is full.
     """
     try:
         yield
@@ -130,7 +130,7 @@ def _named() -> str:
 
 
 def _without_kernels() -> str | None:
-    """Return what is missing where no kernel of this build of torch runs on the GPU."""
+    """Return what is missing if this build of torch has no kernels for the GPU."""
     major, minor = torch.cuda.get_device_capability()
     built = torch.cuda.get_arch_list()
     if not built or any(_runs_on(arch, (major, minor)) for arch in built):
@@ -147,12 +147,12 @@ def _runs_on(arch: str, capability: tuple[int, int]) -> bool:
     digits = number.rstrip("af")
     if not digits.isdigit():
         return False
-    of = divmod(int(digits), 10)
-    if number.endswith("a"):  # for this GPU alone
-        return of == capability
+    target = divmod(int(digits), 10)
+    if number.endswith("a"):  # for this GPU only
+        return target == capability
     if kind == "compute" and digits == number:  # compiled by the driver, for all later ones
-        return of <= capability
-    return of[0] == capability[0] and of[1] <= capability[1]
+        return target <= capability
+    return target[0] == capability[0] and target[1] <= capability[1]
 
 
 @torch.no_grad()
@@ -166,21 +166,21 @@ def _compute(device: torch.device) -> None:
 
 
 def _explained(message: str) -> str:
-    """Return one line for what torch says of a GPU that does not work."""
+    """Explain torch's error about a GPU in one line."""
     text = message.lower()
-    said = (message.strip().splitlines() or ["nothing"])[0]
-    # The driver has its own files, and this one is made when the first program of the host asks for it.
+    first = (message.strip().splitlines() or ["nothing"])[0]
+    # The driver creates this file when the first program on the host uses it.
     if any(_DEV.glob("nvidia[0-9]*")) and not (_DEV / "nvidia-uvm").exists():
         return (
             "/dev/nvidia-uvm is missing. On the host run nvidia-modprobe -u -c=0, and start the container with "
-            f"--gpus all (torch says: {said})"
+            f"--gpus all (torch says: {first})"
         )
     if "no cuda gpus are available" in text:
         return _not_found()
     for fragments, found, advice in _KNOWN:
         if any(fragment in text for fragment in fragments):
-            return f"{found}. {advice} (torch says: {said})"
-    return f"torch says: {said}. See nvidia-smi and oncofed site doctor"
+            return f"{found}. {advice} (torch says: {first})"
+    return f"torch says: {first}. See nvidia-smi and oncofed site doctor"
 
 
 def _not_found() -> str:
@@ -194,7 +194,7 @@ def _not_found() -> str:
     )
 
 
-# What torch and the driver say, what that means, and what to do.
+# Fragments of torch's and the driver's errors, their meaning, and what to do.
 _KNOWN = (
     (
         ("system is too old", "driver version is insufficient"),

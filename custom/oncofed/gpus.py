@@ -1,4 +1,4 @@
-"""What NVIDIA's driver says of this machine's GPUs. It is asked by command: no CUDA context is made for a question."""
+"""This machine's GPUs as ``nvidia-smi`` lists them, without a CUDA context."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from oncofed.errors import FederationError
 
 VISIBLE_VARIABLE = "CUDA_VISIBLE_DEVICES"
 _QUERY = ("index", "uuid", "name", "driver_version", "memory.total", "memory.free", "utilization.gpu")
-# A machine of eight GPUs whose driver unloads when nothing uses it takes more than ten.
+# With eight GPUs and a driver that unloads when idle, it takes more than ten.
 _SECONDS = 30.0
-# What a driver leaves on a machine, as names below its root.
+# Files of an installed driver, below the root directory.
 _ROOT = Path("/")
 _TRACES = (
     "dev/nvidia[0-9]*",
@@ -25,14 +25,14 @@ _TRACES = (
     "usr/lib/wsl/lib/libcuda.so.1",
 )
 _OF_GPU, _OF_SLICE = r"GPU (\d+):", r"\s+MIG (\S+)\s+Device\s+\d+: \(UUID: (MIG-[^)]+)\)"  # lines of nvidia-smi -L
-# cuda.h, CUresult: what the driver answers before anybody has initialised it, and where that found no GPU.
+# cuda.h, CUresult: not initialised, or initialised without a GPU.
 _NOT_INITIALIZED, _NO_DEVICE = 3, 100
 
 
 def cuda_is_initialised() -> bool:
-    """Return whether something initialised CUDA in this process: none of its forks could use a GPU.
+    """Return whether CUDA is initialised in this process; its forks could not use a GPU then.
 
-    A driver's library that nothing has loaded is not loaded for the question, which initialises nothing either.
+    This neither loads the driver's library nor initialises it.
     """
     try:
         driver = ctypes.CDLL("libcuda.so.1", mode=os.RTLD_NOLOAD)
@@ -43,17 +43,17 @@ def cuda_is_initialised() -> bool:
 
 @dataclass(frozen=True)
 class GPU:
-    """A GPU, or a slice of one (MIG), which CUDA takes for a GPU.
+    """A GPU, or a MIG slice, which CUDA treats as a GPU.
 
     Attributes:
-        number: as nvidia-smi counts; a slice has that of its GPU.
+        number: nvidia-smi's index; a slice has that of its GPU.
         name: of the product.
-        driver: its version.
+        driver: version.
         total_gib: memory.
-        free_gib: memory that nothing uses; of a slice all of it, as nvidia-smi does not say.
-        busy_percent: of the last moments in which something ran on it; None where the driver does not say.
-        uuid: names it in every process.
-        is_slice: it is a slice.
+        free_gib: unused memory; for a slice all of it, as nvidia-smi does not report it.
+        busy_percent: recent utilisation; None if the driver does not report it.
+        uuid: identifies it in every process.
+        is_slice: whether it is a MIG slice.
     """
 
     number: int
@@ -67,22 +67,22 @@ class GPU:
 
     @property
     def device(self) -> int | str:
-        """How ``CUDA_VISIBLE_DEVICES`` names it, where GPUs are counted in the order of the bus, as nvidia-smi does."""
+        """Its name in ``CUDA_VISIBLE_DEVICES``, with GPUs in bus order as in nvidia-smi."""
         return self.uuid if self.is_slice else self.number
 
     @property
     def is_taken(self) -> bool:
-        """Whether something else uses most of its memory."""
+        """Whether other programs use most of its memory."""
         return self.free_gib < self.total_gib / 2
 
 
 def read_gpus(environment: Mapping[str, str] = os.environ) -> list[GPU]:
-    """Return the GPUs that a process with this environment may use; none where there is no NVIDIA driver.
+    """Return the GPUs that a process with this environment may use; none without an NVIDIA driver.
 
-    ``CUDA_VISIBLE_DEVICES`` says which, as Slurm and containers set it, in its order; nvidia-smi shows all of them.
+    Slurm and containers choose them, and their order, by ``CUDA_VISIBLE_DEVICES``; nvidia-smi lists all.
 
     Raises:
-        FederationError: there is a driver, which does not work or cannot be asked, or the variable names none of them.
+        FederationError: the driver does not work or answer, or the variable names no GPU of this machine.
     """
     printed = _ask(f"--query-gpu={','.join(_QUERY)}", "--format=csv,noheader,nounits")
     if printed is None:
@@ -95,14 +95,14 @@ def read_gpus(environment: Mapping[str, str] = os.environ) -> list[GPU]:
     if not gpus:
         raise FederationError(f"nvidia-smi says: {printed.strip().splitlines()[0] if printed.strip() else 'nothing'}")
     named = environment.get(VISIBLE_VARIABLE)
-    # Of a GPU in slices the driver does not say how busy it is.
+    # The driver does not report how busy a GPU with slices is.
     if "MIG-" in (named or "") or any(gpu.busy_percent is None for gpu in gpus):
         gpus = _with_slices(gpus, _ask("-L") or "")
     return gpus if named is None else _visible(gpus, named)
 
 
 def _ask(*arguments: str) -> str | None:
-    """Return what nvidia-smi prints; None where there is no driver."""
+    """Return nvidia-smi's output; None without a driver."""
     try:
         done = subprocess.run(["nvidia-smi", *arguments], capture_output=True, text=True, timeout=_SECONDS, check=False)
     except FileNotFoundError:
@@ -120,8 +120,8 @@ def _ask(*arguments: str) -> str | None:
     except OSError as error:
         raise FederationError(f"nvidia-smi: {error.strerror or error}") from None
     if done.returncode:
-        said = (done.stdout + done.stderr).strip().splitlines()
-        raise FederationError(f"nvidia-smi says: {said[0] if said else 'nothing'}")
+        lines = (done.stdout + done.stderr).strip().splitlines()
+        raise FederationError(f"nvidia-smi says: {lines[0] if lines else 'nothing'}")
     return done.stdout
 
 
@@ -131,23 +131,25 @@ def _gpu(number: str, uuid: str, name: str, driver: str, total: str, free: str, 
 
 
 def _with_slices(gpus: Sequence[GPU], listed: str) -> list[GPU]:
-    """Return the slices in place of the GPUs that are cut into some."""
+    """Replace each GPU that has MIG slices by its slices."""
     by_number = {gpu.number: gpu for gpu in gpus}
     slices: dict[int, list[GPU]] = {}
-    whole: GPU | None = None
+    parent: GPU | None = None
     for line in listed.splitlines():
         if match := re.match(_OF_GPU, line):
-            whole = by_number.get(int(match[1]))
-        elif whole and (match := re.match(_OF_SLICE, line)):
+            parent = by_number.get(int(match[1]))
+        elif parent and (match := re.match(_OF_SLICE, line)):
             memory = re.search(r"(\d+)gb", match[1])
             gib = float(memory[1]) if memory else 0.0
-            one = GPU(whole.number, f"{whole.name} {match[1]}", whole.driver, gib, gib, None, match[2], is_slice=True)
-            slices.setdefault(whole.number, []).append(one)
-    return [one for gpu in gpus for one in slices.get(gpu.number, [gpu])]
+            part = GPU(
+                parent.number, f"{parent.name} {match[1]}", parent.driver, gib, gib, None, match[2], is_slice=True
+            )
+            slices.setdefault(parent.number, []).append(part)
+    return [part for gpu in gpus for part in slices.get(gpu.number, [gpu])]
 
 
 def _visible(gpus: Sequence[GPU], named: str) -> list[GPU]:
-    """Return what ``CUDA_VISIBLE_DEVICES`` names, up to the first name that there is no GPU of, as CUDA does."""
+    """Return the GPUs in ``CUDA_VISIBLE_DEVICES``, up to the first unknown name, as CUDA does."""
     names = [name.strip() for name in named.split(",")]
     chosen: list[GPU] = []
     for name in names:

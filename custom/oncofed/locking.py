@@ -1,4 +1,4 @@
-"""Whether files can be locked in a folder: network drives may be mounted without that."""
+"""Whether files in a folder can be locked; some network drives do not allow it."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pathlib import Path
 
 from oncofed.errors import FederationError
 
-# Where a byte is asked for that no program locks: SQLite's own lie beyond the first GiB.
+# A byte that no program locks; SQLite locks beyond the first GiB.
 _UNUSED_BYTE = 1 << 20
 _HELD = (errno.EAGAIN, errno.EACCES)  # by another process
 
 
 def why_not_lockable(folder: Path) -> str:
-    """Return why no file in a folder can be locked (``flock``), in the system's words; empty where one can.
+    """Return the system's reason why a folder's files cannot be locked (``flock``); empty if they can.
 
     Raises:
-        OSError: no file can be made there.
+        OSError: no file can be created there.
     """
     with tempfile.TemporaryFile(dir=folder) as file:
         try:
@@ -30,12 +30,12 @@ def why_not_lockable(folder: Path) -> str:
 
 
 def has_record_locks(file: Path) -> bool:
-    """Return whether parts of a file can be locked (``fcntl``), as SQLite does; the file is made where it is missing.
+    """Return whether byte ranges of a file can be locked (``fcntl``), as SQLite does; creates a missing file.
 
-    Only before this process has locked anything of the file: its own locks go where any descriptor of it is closed.
+    Call it before this process locks the file: closing any descriptor of it releases all locks of the process.
 
     Raises:
-        OSError: it cannot be written to.
+        OSError: the file is not writable.
     """
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
@@ -48,10 +48,10 @@ def has_record_locks(file: Path) -> bool:
 
 
 def require_locks(folder: Path, instead: str) -> None:
-    """Refuse a folder in which no file can be locked: what runs there would wait for others, or overwrite theirs.
+    """Require that a folder's files can be locked, without which processes would overwrite each other's.
 
     Args:
-        folder: that is there.
+        folder: existing.
         instead: what to do, as a sentence.
 
     Raises:
@@ -59,10 +59,10 @@ def require_locks(folder: Path, instead: str) -> None:
     """
     why = why_not_lockable(folder)
     if why:
-        raise not_lockable(folder, why, instead)
+        raise lock_error(folder, why, instead)
 
 
-def not_lockable(path: Path | str, why: str, instead: str) -> FederationError:
+def lock_error(path: Path | str, why: str, instead: str) -> FederationError:
     """Return the error for a file or folder that cannot be locked."""
     return FederationError(
         f"{path} cannot be locked ({why}): some network drives are mounted without locks, which a run needs. {instead}"

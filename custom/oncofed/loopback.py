@@ -1,4 +1,4 @@
-"""This machine as it reaches itself: over 127.0.0.1, over ::1, or both. Nothing here is open to other machines."""
+"""This machine's loopback: 127.0.0.1, ::1 or both; never open to other machines."""
 
 from __future__ import annotations
 
@@ -6,29 +6,29 @@ import contextlib
 import ipaddress
 import socket
 
-from oncofed.errors import FederationError
+from oncofed.errors import TransferError
 
 IPV4, IPV6 = "127.0.0.1", "::1"
-# For servers that other machines reach: all addresses of this one.
+# For servers that other machines reach: all addresses of this machine.
 ANY = ""
 _MOST_TRIES = 64
 _SECONDS = 2.0
 
 
 def loopback_addresses() -> tuple[str, ...]:
-    """Return on which of 127.0.0.1 and ::1 this machine reaches itself; what ``localhost`` stands for may be less."""
+    """Return the working addresses of 127.0.0.1 and ::1; ``localhost`` may resolve to fewer."""
     return tuple(address for address in (IPV4, IPV6) if _reaches_itself(address))
 
 
 def require_loopback() -> tuple[str, ...]:
-    """Return the addresses of ``loopback_addresses``.
+    """Return the working loopback addresses.
 
     Raises:
-        FederationError: there is none.
+        TransferError: none works.
     """
     found = loopback_addresses()
     if not found:
-        raise FederationError(
+        raise TransferError(
             f"this machine cannot reach itself: neither {IPV4} nor {IPV6} answers. Expected a network "
             "device lo that is up: ip link set lo up"
         )
@@ -36,7 +36,7 @@ def require_loopback() -> tuple[str, ...]:
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether a host is this machine by its name or address."""
+    """Return whether a host name or address is loopback."""
     name = host.rstrip(".").lower()
     with contextlib.suppress(ValueError):
         return ipaddress.ip_address(name.strip("[]")).is_loopback
@@ -44,7 +44,7 @@ def is_loopback(host: str) -> bool:
 
 
 def why_not_bound(address: str, port: int) -> str:
-    """Return why nothing can listen at an address and port, in the system's words; empty where something can."""
+    """Return the system's reason why an address and port cannot be bound; empty if they can."""
     try:
         with _listening(address, port):
             return ""
@@ -53,10 +53,10 @@ def why_not_bound(address: str, port: int) -> str:
 
 
 def free_port() -> int:
-    """Return a TCP port on which nobody listens at any loopback address of this machine.
+    """Return a TCP port that is free at every loopback address.
 
     Raises:
-        FederationError: there is no such address, or no such port.
+        TransferError: no loopback address, or no free port.
     """
     first, *others = require_loopback()
     for _ in range(_MOST_TRIES):
@@ -64,19 +64,19 @@ def free_port() -> int:
             port = int(found.getsockname()[1])
             if not any(why_not_bound(address, port) for address in others):
                 return port
-    raise FederationError("no port is free at this machine's loopback addresses. Name one with --port")
+    raise TransferError("no port is free at this machine's loopback addresses. Name one with --port")
 
 
 def connect(host: str, port: int, seconds: float) -> socket.socket:
-    """Return a connection; to this machine itself over whichever loopback address there is, whatever its name says.
+    """Connect to a host; for this machine try each loopback address, whatever the name resolves to.
 
     Args:
         host: name or address.
-        port: of it.
-        seconds: each try takes at most.
+        port: of the host.
+        seconds: timeout of each attempt.
 
     Raises:
-        OSError: there is none.
+        OSError: no connection.
     """
     try:
         return socket.create_connection((host, port), seconds)
@@ -88,7 +88,7 @@ def connect(host: str, port: int, seconds: float) -> socket.socket:
 
 
 def _reaches_itself(address: str) -> bool:
-    """Return whether a connection to an own address comes about; where the device is down, it can still be bound."""
+    """Return whether a connection to an address of this machine works; binding also works if the device is down."""
     with contextlib.suppress(OSError), _listening(address, 0) as server:
         server.listen(1)
         with socket.create_connection(server.getsockname()[:2], _SECONDS):
@@ -97,18 +97,18 @@ def _reaches_itself(address: str) -> bool:
 
 
 def _listening(address: str, port: int) -> socket.socket:
-    """Return a socket that is bound to an address.
+    """Return a socket bound to an address.
 
     Raises:
-        OSError: it cannot be.
+        OSError: the address cannot be bound.
     """
-    one = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+    bound = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
     try:
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if one.family == socket.AF_INET6:
-            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        one.bind((address, port))
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if bound.family == socket.AF_INET6:
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        bound.bind((address, port))
     except OSError:
-        one.close()
+        bound.close()
         raise
-    return one
+    return bound

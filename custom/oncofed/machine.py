@@ -1,4 +1,4 @@
-"""On what a program runs: versions, processor, GPU, memory."""
+"""This machine: versions, processor, GPU, memory."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _PACKAGES = ("oncofed", "nvflare", "monai", "torch", "numpy")
 
 
 def environment() -> dict[str, str]:
-    """Return versions and device of this machine, as a result records them."""
+    """Return versions and device, as a result records them."""
     device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else _processor()
     return {"python": platform.python_version(), "device": device, **{name: version(name) for name in _PACKAGES}}
 
 
 def fingerprint() -> dict[str, Any]:
-    """Return what a benchmark's figures depend on beside the code, and a short digest of the machine itself.
+    """Return what a benchmark depends on besides the code, and a short digest of the hardware.
 
-    ``machine`` is the same for two runs whose figures may be compared: processor, cores, memory in GiB, GPUs and their
-    driver. Versions of libraries are told, and are no part of it: that they change is what comparisons are for.
+    Figures of two runs may be compared if ``machine`` is the same: processor, cores, memory in GiB, GPUs and their
+    driver. Library versions are listed but are not part of it: comparisons show the effect of changing them.
     """
     machine: dict[str, Any] = {
         "processor": f"{_processor()} ({_generation()})",
@@ -59,7 +59,7 @@ def _processor() -> str:
 
 
 def _generation() -> str:
-    """Return which one of a product's generations a processor is; a virtual machine may tell its name no closer."""
+    """Return a processor's family, model and stepping, as a virtual machine may hide its exact name."""
     known = _cpuinfo()
     return ", ".join(f"{name} {known[name]}" for name in ("cpu family", "model", "stepping") if name in known)
 

@@ -1,25 +1,32 @@
 """Registries of what a job may name: algorithms, networks, tasks, transforms, losses.
 
-An installed package registers its own through an entry point, or where its module is imported; a pack's are known under
-the digest of the pack alone.
+An installed package registers its own through an entry point, or in a module that ``ONCOFED_NETWORKS`` names; a pack's
+are known under the digest of the pack alone. Looking up a name imports what is installed, and never a pack.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import pkgutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
+from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
-from typing import Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from oncofed.errors import SpecError
 
 T = TypeVar("T")
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+# Modules that a site installed with oncofed, separated by commas: importing one registers what it brings.
+MODULES_VARIABLE = "ONCOFED_NETWORKS"
 
 # Digest of the pack whose code is being imported.
 _PACK: ContextVar[str] = ContextVar("pack", default="")
+_LOADED: set[str] = set()
 
 
 def current_pack() -> str:
@@ -39,6 +46,16 @@ def registering(pack: str) -> Iterator[None]:
         yield
     finally:
         _PACK.reset(token)
+    _LOADED.add(pack)
+
+
+def is_loaded(pack: str) -> bool:
+    """Return whether this process has imported a pack.
+
+    Args:
+        pack: its digest.
+    """
+    return pack in _LOADED
 
 
 class Registry(Generic[T]):
@@ -46,8 +63,8 @@ class Registry(Generic[T]):
 
     Args:
         kind: in messages, such as "network".
-        package: whose modules register the built-in ones; None: they are registered on import elsewhere.
-        group: of the entry points through which installed packages register theirs; None: packages cannot.
+        group: of the entry points through which installed packages register theirs; None: there are none.
+        package: whose modules register the built-in ones; None: they are registered where they are imported.
         packs: whether packs may register them.
 
     Example:
@@ -58,8 +75,8 @@ class Registry(Generic[T]):
         ('a function', ['dice'])
     """
 
-    def __init__(self, kind: str, package: str | None = None, group: str | None = None, packs: bool = True) -> None:
-        self._kind, self._package, self._group, self._packs = kind, package, group, packs
+    def __init__(self, kind: str, group: str | None = None, package: str | None = None, packs: bool = True) -> None:
+        self._kind, self._group, self._package, self._packs = kind, group, package, packs
         self._known: dict[tuple[str, str], T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
@@ -77,6 +94,12 @@ class Registry(Generic[T]):
 
         return keep
 
+    def get(self, name: str, pack: str = "") -> T | None:
+        """Return a plug-in, or None where none has that name; see ``find``."""
+        if not pack and ("", name) not in self._known:
+            self._load_installed()
+        return self._known.get((pack, name))
+
     def find(self, name: str, pack: str = "") -> T:
         """Return a plug-in.
 
@@ -87,25 +110,30 @@ class Registry(Generic[T]):
         Raises:
             SpecError: none has that name; lists those that are known.
         """
-        self._load_installed()
-        if (pack, name) not in self._known:
-            of = f"the pack {pack[:12]}… has no {self._kind}" if pack else f"unknown {self._kind}"
-            raise SpecError(f"{of} {name!r}; known: {', '.join(self.names(pack)) or 'none'}")
-        return self._known[pack, name]
+        found = self.get(name, pack)
+        if found is not None:
+            return found
+        if pack:
+            known = ", ".join(self.names(pack)) or "none"
+            raise SpecError(f"the pack {pack[:12]}… has no {self._kind} {name!r}; it has {known}")
+        raise SpecError(f"unknown {self._kind} {name!r}; known: {', '.join(sorted(self.names())) or 'none'}")
 
     def names(self, pack: str = "") -> list[str]:
         """Return the known names, in the order in which they were registered."""
-        self._load_installed()
+        if not pack:
+            self._load_installed()
         return [name for of, name in self._known if of == pack]
 
     def _load_installed(self) -> None:
-        """Import the built-in modules and what installed packages declare, at the first lookup."""
+        """Import the built-in modules, what installed packages declare, and the modules that the environment names."""
         package, self._package, group, self._group = self._package, None, self._group, None
         if package:
-            for module in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}."):
-                importlib.import_module(module.name)
+            for found in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}."):
+                importlib.import_module(found.name)
         for entry in entry_points(group=group) if group else ():
             self._load(entry)
+        for module in filter(None, map(str.strip, os.environ.get(MODULES_VARIABLE, "").split(","))):
+            _import(module)
 
     def _load(self, entry: EntryPoint) -> None:
         try:
@@ -115,3 +143,110 @@ class Registry(Generic[T]):
                 f"the package of the {self._kind} {entry.name!r} ({entry.value}) cannot be imported: "
                 f"{type(error).__name__}: {error}. Repair or uninstall it"
             ) from error
+
+
+def _import(module: str) -> None:
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        raise SpecError(f"{MODULES_VARIABLE} names the module {module}, which cannot be imported: {error}") from None
+
+
+# --- networks
+
+# What a network turns its input into: values for each voxel, for an image as a whole, or for a bag of features.
+Kind = Literal["dense", "image", "bag"]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network that a job may name.
+
+    Attributes:
+        name: that a job writes.
+        kind: of its output.
+        config: from a ``models.NetworkRequest`` to what it is built from, as a MONAI bundle writes it: ``_target_`` and
+            arguments.
+        channels: the network's own, where a job may choose them.
+        norm: the network's own.
+        divisor: of the input's sides; 0: follows from the channels.
+        dimensions: that its input can have.
+    """
+
+    name: str
+    kind: Kind
+    config: Callable[[Any], dict[str, Any]]
+    channels: tuple[int, ...] = ()
+    norm: Literal["instance", "group", "batch"] = "group"
+    divisor: int = 0
+    dimensions: tuple[int, ...] = (2, 3)
+
+
+NETWORKS = Registry[Network]("network", "oncofed.networks")
+
+
+def register_network(
+    name: str,
+    kind: Kind = "dense",
+    divisor: int = 1,
+    dimensions: Sequence[int] = (2, 3),
+) -> Callable[[Function], Function]:
+    """Make a function a network that jobs may name.
+
+    The function is called with ``in_channels``, ``out_channels``, ``spatial_dims`` and the job's ``model.arguments``.
+
+    Args:
+        name: that a job writes.
+        kind: of its output; see ``models.build_network``.
+        divisor: each axis of the input must be a multiple of it.
+        dimensions: axes that its input can have.
+    """
+
+    def keep(function: Function) -> Function:
+        target = f"{function.__module__}.{function.__qualname__}"
+
+        def config(request: Any) -> dict[str, Any]:
+            channels = {"in_channels": request.in_channels, "out_channels": request.out_channels}
+            return {"_target_": target, **channels, "spatial_dims": request.dimensions}
+
+        NETWORKS.register(name)(Network(name, kind, config, divisor=divisor, dimensions=tuple(dimensions)))
+        return function
+
+    return keep
+
+
+# --- tasks, transforms of training batches, losses
+
+# From the job's sections task (a PackedTaskSpec) and data to a Task.
+TASKS = Registry[Callable[..., Any]]("task", "oncofed.tasks")
+# From a batch to a batch, on the device, after oncofed's own augmentation.
+TRANSFORMS = Registry[Callable[..., Any]]("transform", "oncofed.transforms")
+# From a network's output in float32, and the batch, to the mean loss, a scalar.
+LOSSES = Registry[Callable[..., Any]]("loss", "oncofed.losses")
+
+
+def register_task(name: str) -> Callable[[Function], Function]:
+    """Make a class a task that a job may name in ``task: {type: pack, name: …}``.
+
+    It is made with the job's sections ``task`` (a ``PackedTaskSpec``) and ``data``. A site lets its figures leave as it
+    does those of oncofed's own tasks: shares from 0 to 1, by the names of the job's classes.
+    """
+    return _decorator(TASKS, name)
+
+
+def register_transform(name: str) -> Callable[[Function], Function]:
+    """Make a function a change of training batches that a job may name in ``training.transforms``."""
+    return _decorator(TRANSFORMS, name)
+
+
+def register_loss(name: str) -> Callable[[Function], Function]:
+    """Make a function a loss that a job may name in ``training.loss``, in place of its task's own."""
+    return _decorator(LOSSES, name)
+
+
+def _decorator(registry: Registry[Callable[..., Any]], name: str) -> Callable[[Function], Function]:
+    def keep(plugin: Function) -> Function:
+        registry.register(name)(plugin)
+        return plugin
+
+    return keep

@@ -1,4 +1,4 @@
-"""Processes that a run starts: their environment, and that none outlives it."""
+"""A run's processes: their environment, and how all of them end."""
 
 from __future__ import annotations
 
@@ -15,61 +15,62 @@ from pathlib import Path
 
 import psutil
 
-# Processes whose environment names the same file here take turns at this machine's GPU, and at its cores where another
-# variable says how many compute at once.
+# Processes with the same file here take turns on this machine's GPU, and on its cores if the other variable limits how
+# many compute at once.
 TURN_VARIABLE, AT_ONCE_VARIABLE = "ONCOFED_TURN", "ONCOFED_AT_ONCE"
-# How many processes, each with a site's data, share this machine and its GPU.
+# Number of processes, each with a site's data, that share this machine and its GPU.
 SHARED_VARIABLE = "ONCOFED_SHARED_BY"
-# What the system's list of processes calls one that runs a job.
+# Name of a job's process in the system's process list.
 JOB_PROCESS = "oncofed job"
-# Of what the processes print that are started here, for PYTHONIOENCODING.
+# PYTHONIOENCODING of the processes that are started here.
 LOG_ENCODING = "utf-8:backslashreplace"
 _STOP_SECONDS = 5.0
-_MARK = "ONCOFED_STARTED_WITH"  # names, in a process's environment, the run that it belongs to
+_MARK = "ONCOFED_STARTED_WITH"  # identifies, in a process's environment, its run
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15  # linux/prctl.h
-# Processes take turns at the cores where each place sees more than so many of them.
-_MANY_TURNS = 4
-# How many threads a process computes with, as OpenMP has it; PyTorch looks once, as it is imported.
+# Above this number of processes per compute slot they take turns on the cores.
+_MOST_PER_SLOT = 4
+# OpenMP's number of threads of a process; PyTorch reads it once, at import.
 THREADS_VARIABLE = "OMP_NUM_THREADS"
-# A UNIX socket's path has at most 107 bytes (unix(7)); multiprocessing appends 33 to that of the temporary folder.
+# A UNIX socket's path has at most 107 bytes (unix(7)), of which multiprocessing needs 33 below the temporary folder.
 _LONGEST_TEMPORARY = 107 - 33
 _LINK_PREFIX = "oncofed-"
 
 
 def share_of_threads(processes: int) -> str:
-    """Return how many threads each of so many processes is to compute with, unless whoever started this one said so."""
+    """Return each process's number of threads, unless the environment sets it."""
     return os.environ.get(THREADS_VARIABLE, str(max(1, (os.cpu_count() or 1) // processes)))
 
 
-def places(processes: int) -> int:
-    """Return how many of so many processes are to compute at once.
+def compute_slots(processes: int) -> int:
+    """Return how many of the processes compute at once.
 
-    As the cores allow, and one while others write. Few processes all do: the last in turn would leave cores idle.
+    As many as the cores allow, and one more while others write. A few processes all compute at once: taking turns, the
+    last one would leave cores idle.
     """
     threads = int(share_of_threads(processes).split(",")[0])
     at_once = max(1, (os.cpu_count() or 1) // threads) + 1
-    return at_once if processes > _MANY_TURNS * at_once else processes
+    return at_once if processes > _MOST_PER_SLOT * at_once else processes
 
 
 def sharing_processes() -> int:
-    """Return how many processes share this machine, this one among them, as whoever started them said."""
+    """Return how many processes share this machine, including this one."""
     return int(os.environ.get(SHARED_VARIABLE, "1"))
 
 
 def process_environment(temporary: Path, processes: int, mark: Path | None = None) -> dict[str, str]:
-    """Return the environment of a process that shares this machine with ``processes`` others.
+    """Return the environment of one of ``processes`` that share this machine.
 
-    Its ``python3`` is this one, its temporary files stay in ``temporary``, its share of the cores is its own, and it
-    takes turns at the GPU with the others. Alone it takes none: its jobs are lent a GPU each.
+    It uses this Python, keeps temporary files in ``temporary``, has its share of the cores, and takes turns on the GPU.
+    A single process takes no turns: each of its jobs is assigned a GPU.
 
     Args:
         temporary: folder for its temporary files.
-        processes: that share this machine.
-        mark: by which ``stop_processes`` knows it; None: the temporary folder.
+        processes: number that share this machine.
+        mark: for ``stop_processes``; None: the temporary folder.
     """
     temporary.mkdir(parents=True, exist_ok=True)
     share = {}
-    # One that is alone has all cores as it is, and those that it starts in turn are to have their share of them.
+    # A single process has all cores anyway, and its children are to divide them.
     if processes > 1:
         share[THREADS_VARIABLE] = share_of_threads(processes)
     return {
@@ -79,7 +80,7 @@ def process_environment(temporary: Path, processes: int, mark: Path | None = Non
         "MPLCONFIGDIR": os.environ.get("MPLCONFIGDIR", str(temporary.absolute())),
         **share,
         "PYTHONWARNINGS": "ignore",
-        # What it prints goes to a file, which is read as UTF-8 whatever this terminal's encoding is.
+        # Its output goes to a file that is read as UTF-8, whatever this terminal's encoding.
         "PYTHONIOENCODING": LOG_ENCODING,
         _MARK: str((mark or temporary).absolute()),
         TURN_VARIABLE: str(temporary.absolute() / "turn") if processes > 1 else "",
@@ -89,12 +90,12 @@ def process_environment(temporary: Path, processes: int, mark: Path | None = Non
 
 @contextlib.contextmanager
 def short_path(folder: Path) -> Iterator[Path]:
-    """Yield a name of ``folder`` that is short enough for sockets in it: its own, or a link that goes when left."""
+    """Yield a path of ``folder`` that is short enough for sockets: itself, or a temporary link."""
     folder.mkdir(parents=True, exist_ok=True)
     if len(os.fsencode(folder.absolute())) <= _LONGEST_TEMPORARY:
         yield folder
         return
-    # TMPDIR may be as deep as the folder itself.
+    # TMPDIR may be as deep as the folder.
     with tempfile.TemporaryDirectory(prefix=_LINK_PREFIX, dir=_shallow()) as system:
         link = Path(system) / "tmp"
         link.symlink_to(folder.absolute())
@@ -102,14 +103,14 @@ def short_path(folder: Path) -> Iterator[Path]:
 
 
 def _shallow() -> str:
-    """Return the system's temporary folder, or another one where its name is too long for sockets."""
+    """Return the system's temporary folder, or another if its path is too long for sockets."""
     longest = _LONGEST_TEMPORARY - len(f"/{_LINK_PREFIX}12345678/tmp")
-    folders = (tempfile.gettempdir(), "/tmp", "/var/tmp")  # noqa: S108 - a folder of its own is made in it
+    folders = (tempfile.gettempdir(), "/tmp", "/var/tmp")  # noqa: S108 - a new folder is created in it
     return next((f for f in folders if len(os.fsencode(f)) <= longest and os.access(f, os.W_OK)), folders[0])
 
 
 def user_name() -> str:
-    """Return the name of this process's user on this machine; a container's may have none but a number."""
+    """Return this process's user name; a container's user may have only a number."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):
@@ -117,46 +118,45 @@ def user_name() -> str:
 
 
 def end_with_parent() -> None:
-    """Have this process end when the one that started it ends, even by SIGKILL. Linux only; elsewhere it does nothing.
+    """End this process when its parent ends, even by SIGKILL; Linux only, else no effect.
 
-    For use in a child before it runs its program (``preexec_fn``) or as its first act.
+    For a child, in ``preexec_fn`` or as its first statement.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def name_process(name: str) -> None:
-    """Have the system's list of processes (``top``, ``ps -e``) show this one as ``name``, at most 15 characters.
-
-    Linux only; elsewhere it does nothing.
-    """
+    """Set this process's name in ``top`` and ``ps -e``, at most 15 characters; Linux only."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_NAME, name.encode())
 
 
-def heeded(*numbers: signal.Signals) -> list[signal.Signals]:
-    """Return which of some signals are to be handled: not those that whoever started this process had it ignore.
+def not_ignored(*numbers: signal.Signals) -> list[signal.Signals]:
+    """Return the signals to handle, without those that this process was started to ignore.
 
-    ``nohup`` has it ignore SIGHUP, and a script's ``&`` SIGINT. SIGTERM is always heeded: it asks this very process.
+    ``nohup`` sets SIGHUP to be ignored, and a script's ``&`` SIGINT. SIGTERM is always handled: it is meant for this
+    process.
     """
     return [n for n in numbers if n == signal.SIGTERM or signal.getsignal(n) is not signal.SIG_IGN]
 
 
-def heed_interrupts() -> None:
-    """Have SIGINT raise KeyboardInterrupt in this process, also where it was started by one that ignores it.
+def enable_interrupts() -> None:
+    """Let SIGINT raise KeyboardInterrupt, even if this process inherited that it is ignored.
 
-    For processes of ours that their parent stops so: what is ignored is inherited, and ``make bench &`` ignores it.
+    For children that their parent stops by SIGINT: ``make bench &`` ignores it, and children inherit that.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextlib.contextmanager
-def deaf_to_interrupts() -> Iterator[None]:
-    """Start processes that do not heed Ctrl-C, which a terminal sends to all of them: their parent is to end them.
+def block_interrupts() -> Iterator[None]:
+    """Start processes that do not receive Ctrl-C, as their parent ends them.
 
-    Such processes inherit that the signal is blocked. Here it waits until the block is left, and is not lost.
+    A terminal sends it to all processes. Those started in the block inherit that the signal is blocked; for this
+    process it is delivered after the block.
     """
-    # It lifts every block when it starts, so it starts before.
+    # The tracker unblocks signals when it starts, so start it first.
     resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -166,9 +166,9 @@ def deaf_to_interrupts() -> Iterator[None]:
 
 
 def stop_processes(mark: Path) -> None:
-    """End every process whose ``process_environment`` has this mark, and all that those started.
+    """End every process whose ``process_environment`` has this mark, and their children.
 
-    They are known by their environment, not by their parents, who may be dead. Politely first, then by force.
+    The mark in their environment identifies them, as their parents may be dead. SIGTERM first, then SIGKILL.
     """
     for step in (signal.SIGTERM, signal.SIGKILL, signal.SIGKILL):
         members = _started_with(mark)

@@ -1,4 +1,4 @@
-"""A hospital's way out: a proxy that opens a tunnel to the server (HTTP CONNECT, RFC 9110, section 9.3.6)."""
+"""A hospital's proxy: a tunnel to the server by HTTP CONNECT (RFC 9110, section 9.3.6)."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import base64
 import socket
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from oncofed.errors import FederationError
+from oncofed.errors import TransferError
 
-# The name under which libraries look for the proxy of a TLS web socket, which is what FLARE's processes talk through.
+# Environment variable of the proxy for TLS web sockets, which FLARE's processes use.
 PROXY_VARIABLE = "wss_proxy"
 _LONGEST_ANSWER = 65_536
 
 
 def parse_proxy(url: str) -> SplitResult:
-    """Return the parts of a proxy's address, ``http://[USER:PASSWORD@]HOST:PORT``.
+    """Parse a proxy's address, ``http://[USER:PASSWORD@]HOST:PORT``.
 
     Raises:
-        ValueError: it is none; the password is not in the message.
+        ValueError: not such an address; the message does not contain the password.
     """
     parts = urlsplit(url)
     if parts.scheme != "http" or not parts.hostname or not parts.port or parts.path.strip("/") or parts.query:
@@ -26,17 +26,17 @@ def parse_proxy(url: str) -> SplitResult:
 
 
 def open_tunnel(proxy: str, host: str, port: int, timeout: float) -> socket.socket:
-    """Return a connection to a server through a proxy.
+    """Connect to a server through a proxy.
 
     Args:
-        proxy: its address.
-        host: of the server; the proxy looks the name up.
+        proxy: address of the proxy.
+        host: of the server; the proxy resolves the name.
         port: of the server.
-        timeout: seconds for each step.
+        timeout: of each step, in seconds.
 
     Raises:
         OSError: the proxy does not answer.
-        FederationError: it does not let this through.
+        TransferError: the proxy refuses.
     """
     parts = parse_proxy(proxy)
     request = [f"CONNECT {host}:{port} HTTP/1.1", f"Host: {host}:{port}"]
@@ -48,14 +48,14 @@ def open_tunnel(proxy: str, host: str, port: int, timeout: float) -> socket.sock
         connection.sendall("\r\n".join([*request, "", ""]).encode())
         answer = b""
         while b"\r\n\r\n" not in answer:
-            # One byte at a time: what comes after the answer is the server's.
+            # One byte at a time, as the bytes after the answer are the server's.
             byte = connection.recv(1)
             if not byte or len(answer) > _LONGEST_ANSWER:
-                raise FederationError("the proxy hung up")
+                raise TransferError("the proxy hung up")
             answer += byte
         status = answer.split(b"\r\n", 1)[0].decode("latin-1").split(" ", 1)[-1]
         if not status.startswith("2"):
-            raise FederationError(f"the proxy says: {status}")
+            raise TransferError(f"the proxy says: {status}")
     except BaseException:
         connection.close()
         raise

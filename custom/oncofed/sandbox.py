@@ -1,13 +1,13 @@
-"""A process gives up what code that somebody else wrote does not need: network, other processes, most of the disk.
+"""Sandbox for untrusted code: no network, no other processes, little of the disk.
 
-Linux alone. Landlock (kernel 5.13, ``landlock(7)``) leaves some folders to read and some to write; a filter of system
-calls (``seccomp(2)``) refuses sockets, new processes, and looking into others. Both hold for good and need no rights.
+Linux only. Landlock (kernel 5.13, ``landlock(7)``) allows only some folders for reading and some for writing. A system
+call filter (``seccomp(2)``) refuses sockets, new processes and access to others. Both are permanent and need no rights.
 
-The filter binds all threads of the process. Landlock, before version 8 of its ABI (kernel 7.0), binds the thread that
-asks for it and those that it starts from then on, not those that are there; and whoever runs any code in a process can
-have another of its threads run it too, be that one of the C library's, of the arithmetic's or of a GPU's driver. So
-there may be no other thread when files are given up: ``restrict_files`` comes first, before a library is imported that
-starts threads, and ``restrict_calls`` once what needs a socket has one, before somebody else's code is loaded.
+The filter applies to all threads of the process. Landlock, before version 8 of its ABI (kernel 7.0), applies to the
+calling thread and its later children, not to existing threads; and code in a process can make any other thread run
+code, be it one of the C library, of numerical libraries or of a GPU's driver. So no other thread may exist when files
+are restricted: call ``restrict_files`` first, before importing a library that starts threads, and ``restrict_calls``
+once all sockets are open, before loading the untrusted code.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _CLONE_THREAD = 0x00010000
 
 @dataclass(frozen=True)
 class _Machine:
-    """A processor's numbers of system calls; those of all processors are above 423."""
+    """System call numbers of a processor; above 423 they are the same on all."""
 
     audit: int
     seccomp: int
@@ -53,8 +53,7 @@ class _Machine:
     own_process_only: tuple[int, ...]
 
 
-# New since the processors share their numbers: io_uring, the new mount calls, pidfd_open, pidfd_getfd, mount_setattr,
-# fchmodat2.
+# Numbers shared by all processors: io_uring, the new mount calls, pidfd_open, pidfd_getfd, mount_setattr, fchmodat2.
 _FORBIDDEN_ANYWHERE = (*range(425, 434), 434, 438, 442, 452)
 _MACHINES = {
     "x86_64": _Machine(
@@ -101,7 +100,7 @@ class _Program(ctypes.Structure):
 
 
 def what_is_missing() -> str | None:
-    """Return why this machine cannot confine a process; None where it can."""
+    """Return why this machine cannot sandbox a process; None if it can."""
     if platform.system() != "Linux" or platform.machine() not in _MACHINES:
         return f"{platform.system()} on {platform.machine()}, expected Linux on {' or '.join(_MACHINES)}"
     if _landlock_version() < 1:
@@ -113,22 +112,21 @@ def what_is_missing() -> str | None:
 
 
 def restrict_files(read: Iterable[Path], write: Iterable[Path]) -> None:
-    """Leave to this process, and whatever it runs from now on, these folders and files alone, and no TCP.
+    """Restrict this process and its children to some files and folders, without TCP.
 
     Args:
-        read: may be read; what is not there is left out.
-        write: may be read and changed.
+        read: readable; missing paths are skipped.
+        write: readable and writable.
 
     Raises:
-        PolicyError: the machine cannot do that, or other threads are there which it would not bind; then nothing was
-            changed.
-        OSError: the kernel refused a step, after which the process should end.
+        PolicyError: the machine cannot do this, or other threads would not be restricted; nothing was changed.
+        OSError: the kernel refused a step; the process should end.
     """
     missing = what_is_missing()
     if missing:
         raise PolicyError(f"this machine cannot confine a process: {missing}")
     version = _landlock_version()
-    others = len(os.listdir("/proc/self/task")) - 1  # noqa: PTH208 - their numbers are all that is wanted
+    others = len(os.listdir("/proc/self/task")) - 1  # noqa: PTH208 - only their count is needed
     if others and version < _ALL_THREADS_ABI:
         raise PolicyError(
             f"{others} other threads of this process would not be bound by Landlock {version}, expected none, or "
@@ -144,30 +142,30 @@ def restrict_files(read: Iterable[Path], write: Iterable[Path]) -> None:
             _allow(rules, path, _EXECUTE | _READ_FILE | _READ_DIR)
         for path in write:
             _allow(rules, path, everything)
-        whom = _OF_ALL_THREADS if version >= _ALL_THREADS_ABI else 0
-        _checked(_syscall(_RESTRICT_SELF, rules, whom), "landlock_restrict_self")
+        flags = _OF_ALL_THREADS if version >= _ALL_THREADS_ABI else 0
+        _checked(_syscall(_RESTRICT_SELF, rules, flags), "landlock_restrict_self")
     finally:
         os.close(rules)
 
 
 def restrict_calls() -> None:
-    """Refuse to all threads of this process sockets, new processes, and looking into others.
+    """Deny sockets, new processes and access to other processes, in all threads.
 
-    Where files are given up too, ``restrict_files`` comes first.
+    Call ``restrict_files`` first if files are restricted too.
 
     Raises:
-        OSError: the kernel refused, after which the process should end.
+        OSError: the kernel refused; the process should end.
     """
     machine = _MACHINES[platform.machine()]
     _forgo_new_rights()
     program = b"".join(_filter(machine, os.getpid()))
-    # The structure points into it.
+    # The structure points into ``program``.
     loaded = _Program(len(program) // 8, program)
     _checked(_syscall(machine.seccomp, _SET_MODE_FILTER, _ALL_THREADS, ctypes.byref(loaded)), "seccomp")
 
 
 def _forgo_new_rights() -> None:
-    """Let no program that is run give more rights: whoever is not root may take rights away only then."""
+    """Set no_new_privs, without which only root may restrict a process."""
     _checked(_libc().prctl(_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
 
 
@@ -175,7 +173,7 @@ def _allow(rules: int, path: Path, what: int) -> None:
     try:
         descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError:
-        return  # it is not there, so nobody can want it
+        return  # a missing path needs no rule
     try:
         everything = _ALL_OF_ABI[min(_landlock_version(), max(_ALL_OF_ABI))]
         allowed = what & everything if path.is_dir() else what & everything & _OF_FILES
@@ -186,7 +184,7 @@ def _allow(rules: int, path: Path, what: int) -> None:
 
 
 def _filter(machine: _Machine, process: int) -> list[bytes]:
-    """Return the filter as the kernel runs it. Jumps count instructions that are left out."""
+    """Return the BPF program. Jumps count skipped instructions."""
     denied, absent = _ERRNO | errno.EPERM, _ERRNO | errno.ENOSYS
     steps = [
         _step(_LOAD, _ARCHITECTURE),
@@ -198,7 +196,7 @@ def _filter(machine: _Machine, process: int) -> list[bytes]:
     ]
     for number in (*machine.forbidden, *_FORBIDDEN_ANYWHERE):
         steps += [_step(_EQUAL, number, 0, 1), _step(_RETURN, denied)]
-    # The C library then takes the older call, whose flags can be looked at: a thread is allowed, a process is not.
+    # The C library then falls back to clone, whose flags BPF can read: threads are allowed, processes are not.
     steps += [_step(_EQUAL, _CLONE3, 0, 1), _step(_RETURN, absent)]
     steps += [
         _step(_EQUAL, machine.clone, 0, 4),

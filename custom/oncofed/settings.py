@@ -1,41 +1,63 @@
-"""Settings in YAML files: read into a model that refuses what it does not know, mistakes told with their line."""
+"""Settings in YAML files, validated strictly; each mistake is reported with its line."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from oncofed.errors import SpecError
 
 Lines = dict[tuple[str, ...], int]
-# What was found is shown up to here.
+_log = logging.getLogger(__name__)
+# A found value is shown up to this length.
 _LONGEST_SHOWN = 200
 
 
 class StrictModel(BaseModel):
-    """Base of every section of a file: unknown keys are refused and values never change after reading."""
+    """Base of all settings: immutable, unknown keys refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
 
 
+class RenamedSettings(StrictModel):
+    """Base of a section with settings that had another name, which is read for one release, with a warning.
+
+    Attributes:
+        renamed: former name -> present one.
+    """
+
+    renamed: ClassVar[Mapping[str, str]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_former_names(cls, values: Any) -> Any:
+        found = {former: cls.renamed[former] for former in cls.renamed if isinstance(values, dict) and former in values}
+        for former, present in found.items():
+            if present in values:
+                raise ValueError(f"{former} is {present} under its former name: give one of them")
+            _log.warning("the setting %s is called %s now; the next release does not know %s", former, present, former)
+        return {found.get(name, name): value for name, value in values.items()} if found else values
+
+
 Settings = TypeVar("Settings", bound=StrictModel)
-# Takes (kind, place of a problem in pydantic's words) and gives them as the file has them.
+# Maps (model, location of a problem in pydantic's words) to those in the file.
 Placed = Callable[[type[StrictModel], tuple[str, ...]], tuple[type[StrictModel], tuple[str, ...]]]
 
 
 def read_yaml(file: Path, example: str) -> tuple[dict[str, Any], Lines]:
-    """Return a file's settings, and the line of each by its path.
+    """Read a file's settings, and the line of each by its path.
 
     Args:
         file: to read.
-        example: a setting that it could hold, for who wrote something else.
+        example: a valid setting, for the error message.
 
     Raises:
-        SpecError: it cannot be read, is not YAML, holds no settings, or one of them twice.
+        SpecError: unreadable, not YAML, no settings, or a duplicate key.
     """
     try:
         text = file.read_text(encoding="utf-8")
@@ -55,7 +77,7 @@ def read_yaml(file: Path, example: str) -> tuple[dict[str, Any], Lines]:
 
 
 def first_problem(error: ValidationError) -> str:
-    """Return the first mistake in a file that a program wrote: where it is, and what it is."""
+    """Return location and message of the first mistake, for files written by programs."""
     problem = error.errors()[0]
     return f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
 
@@ -69,16 +91,16 @@ def validated(
     placed: Placed = lambda kind, loc: (kind, loc),
     explained: Callable[[Any, tuple[str, ...]], str | None] = lambda problem, loc: None,
 ) -> Settings:
-    """Return settings as their model.
+    """Validate settings as a model.
 
     Args:
         kind: the model.
         values: by name.
         where: the file's name.
-        lines: of each setting.
-        whole: what the file is called where a problem is of no single setting.
-        placed: where the model has unions whose names pydantic puts into the place of a problem, takes them out.
-        explained: a better word for a problem, or None.
+        lines: line of each setting.
+        whole: name of the content, for a problem without a single setting.
+        placed: removes the names of unions that pydantic adds to the location of a problem.
+        explained: returns a better message for a problem, or None.
 
     Raises:
         SpecError: one line for each mistake.
@@ -86,8 +108,8 @@ def validated(
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        told = (_explain(problem, where, lines, kind, whole, placed, explained) for problem in error.errors())
-        raise SpecError("\n".join(told)) from None
+        messages = (_explain(problem, where, lines, kind, whole, placed, explained) for problem in error.errors())
+        raise SpecError("\n".join(messages)) from None
 
 
 def _collect_lines(node: yaml.Node | None, at: tuple[str, ...], lines: Lines, file: Path) -> None:
@@ -152,7 +174,7 @@ def _settings_beside(loc: tuple[str, ...], kind: type[StrictModel]) -> list[str]
 
 
 def _inner(model: Any, part: str) -> Any:
-    """Return the model of a section; that of an entry where the section maps names to entries."""
+    """Return the model of a section, or of its entries if it maps names to entries."""
     fields = getattr(model, "model_fields", None)
     if fields is None:
         arguments = getattr(model, "__args__", ())

@@ -1,4 +1,4 @@
-"""Signatures of an alliance's participants: what was signed, with whose certificate, proven by the alliance's root."""
+"""Signatures by an alliance's participants, verified against its root certificate."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PADDING = padding.PSS(mgf=padding.MGF1(hashes.SHA256()), salt_length=padding.PSS
 
 
 def is_signed_by(certificate: x509.Certificate, data: bytes, signature: bytes) -> bool:
-    """Return whether a certificate's key made a signature (RSA-PSS, SHA-256)."""
+    """Return whether a signature is by a certificate's key (RSA-PSS, SHA-256)."""
     key = certificate.public_key()
     if not isinstance(key, rsa.RSAPublicKey):
         return False
@@ -29,7 +29,7 @@ def is_signed_by(certificate: x509.Certificate, data: bytes, signature: bytes) -
 
 
 def signed(data: bytes, key_file: Path, certificate_file: Path) -> dict[str, str | None]:
-    """Return ``certificate`` and ``signature`` of data, for a file of JSON; nothing in them where there is no key."""
+    """Sign data: ``certificate`` and ``signature`` for a JSON file, both None without a key."""
     if not key_file.is_file() or not certificate_file.is_file():
         return {"certificate": None, "signature": None}
     key = serialization.load_pem_private_key(key_file.read_bytes(), None)
@@ -41,33 +41,33 @@ def signed(data: bytes, key_file: Path, certificate_file: Path) -> dict[str, str
     }
 
 
-def signature_problems(said: Mapping[str, Any], data: bytes, root: x509.Certificate) -> list[str]:
-    """Return why data is not what somebody of an alliance signed; empty where it is.
+def signature_problems(signature: Mapping[str, Any], data: bytes, root: x509.Certificate) -> list[str]:
+    """Return why a participant's signature is not valid; empty if it is.
 
     Args:
-        said: what ``signed`` returned.
-        data: that it is about.
-        root: certificate of the alliance, from one's own kit.
+        signature: the result of ``signed``.
+        data: the signed data.
+        root: certificate of the alliance, from the local kit.
     """
     problems = []
     try:
-        certificate = x509.load_pem_x509_certificate(said["certificate"].encode())
-        signature = base64.b64decode(said["signature"])
+        certificate = x509.load_pem_x509_certificate(signature["certificate"].encode())
+        signed_digest = base64.b64decode(signature["signature"])
     except (ValueError, AttributeError, TypeError, KeyError):
         return ["its certificate or signature is broken"]
     try:
         certificate.verify_directly_issued_by(root)
     except (ValueError, TypeError, InvalidSignature):
         problems.append("its certificate is not of this alliance")
-    if not is_signed_by(certificate, data, signature):
+    if not is_signed_by(certificate, data, signed_digest):
         problems.append("it was changed after it was signed")
     return problems
 
 
-def signer(said: Mapping[str, Any]) -> str | None:
-    """Return whose certificate a signature comes with; None where there is none."""
+def signer(signature: Mapping[str, Any]) -> str | None:
+    """Return the name in a signature's certificate; None without one."""
     try:
-        subject = x509.load_pem_x509_certificate(said["certificate"].encode()).subject
+        subject = x509.load_pem_x509_certificate(signature["certificate"].encode()).subject
         return str(subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)
     except (ValueError, AttributeError, TypeError, KeyError, IndexError):
         return None

@@ -1,4 +1,4 @@
-"""Which groups are too small to be told of, and which others would give them away."""
+"""Small-group suppression: groups too small to report, and others that would reveal them."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from collections.abc import Mapping
 
 Group = frozenset[str] | set[str]
 
-# Fewest patients behind any number that tells of a site's data and leaves it, whatever a job asks for.
+# Fewest patients behind any figure of a site's data that leaves it, whatever a job requests.
 LEAST_PATIENTS = 5
 
 
-def withheld_beside_a_mean(groups: Mapping[str, Group], least: int, everybody: Group = frozenset()) -> set[str]:
-    """Return the names of the groups whose figure would tell of too few patients, beside a mean over all groups.
+def withheld_groups(groups: Mapping[str, Group], least: int, everybody: Group = frozenset()) -> set[str]:
+    """Return the groups whose figures, together with a mean over all groups, would reveal too few patients.
 
-    A patient's part of the mean is made of the figures of the groups that the patient is in. Where everybody who is in
-    the same groups is one of enough, no difference of the mean and the groups' figures is of few. Else groups that few
-    are in, or that few lack, are withheld, and the next smallest until those are of enough patients: then each
-    difference has their figures in it, too.
+    A patient contributes to the mean the figures of the groups that the patient is in. If at least ``least`` patients
+    share each combination of groups, no difference between the mean and the groups' figures is of few patients. Else
+    groups that few are in, or that few are not in, are withheld, then the next smallest until the withheld ones have
+    enough patients: every difference then contains their figures too.
 
     Args:
-        groups: patients of each; a patient may be in several.
-        least: patients of whom something may be told.
-        everybody: behind the mean, where some are in no group.
+        groups: patients of each group; a patient may be in several.
+        least: smallest number of patients to report on.
+        everybody: patients behind the mean, if some are in no group.
     """
     whole: set[str] = set(everybody).union(*groups.values())
     alike = Counter(frozenset(name for name, group in groups.items() if patient in group) for patient in whole)
@@ -30,24 +30,24 @@ def withheld_beside_a_mean(groups: Mapping[str, Group], least: int, everybody: G
         return set()
     hidden = {name for name, group in groups.items() if len(group) < least or 0 < len(whole - group) < least}
     for name in sorted(groups, key=lambda name: len(groups[name])):
-        if len(set[str]().union(*(groups[one] for one in hidden))) >= least:
+        if len(set[str]().union(*(groups[withheld] for withheld in hidden))) >= least:
             break
         hidden.add(name)
     return hidden
 
 
 def withheld_counts(counts: Mapping[str, int], whole: int, least: int) -> set[str]:
-    """Return the same of groups of whom only the numbers are known, so that it is enough whoever is in which.
+    """Return the groups to withhold if only their sizes are known, whoever is in which.
 
     Args:
         counts: patients of each group.
         whole: patients behind the mean.
-        least: patients of whom something may be told.
+        least: smallest number of patients to report on.
     """
-    few = {name for name, count in counts.items() if count < least or 0 < whole - count < least}
-    hidden = set(few)
+    small = {name for name, count in counts.items() if count < least or 0 < whole - count < least}
+    hidden = set(small)
     for name in sorted(counts, key=lambda name: counts[name]):
-        if not few or max(counts[name] for name in hidden) >= least:
+        if not small or max(counts[name] for name in hidden) >= least:
             break
         hidden.add(name)
     return hidden

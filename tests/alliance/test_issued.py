@@ -10,11 +10,11 @@ import pytest
 
 from oncofed.alliance.authority import Authority
 from oncofed.alliance.facts import read_facts
-from oncofed.alliance.issued import Alliance, Sealed
+from oncofed.alliance.issued import Alliance, SealedKit
 from oncofed.alliance.sealing import unseal
 from oncofed.alliance.site_settings import read_settings
 from oncofed.alliance.spec import AllianceSpec
-from oncofed.errors import FederationError
+from oncofed.errors import AllianceError
 
 PASSWORD = "correct horse battery"
 KEY = pyrage.x25519.Identity.generate()
@@ -38,13 +38,13 @@ def key(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def founded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Alliance, dict[str, Sealed]]:
+def founded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Alliance, dict[str, SealedKit]]:
     alliance = Alliance(tmp_path_factory.mktemp("alliance") / "home")
     return alliance, {kit.name: kit for kit in alliance.issue(SPEC, PASSWORD)}
 
 
 def test_everybody_gets_a_kit_that_only_their_password_or_key_opens(
-    founded: tuple[Alliance, dict[str, Sealed]], key: Path, tmp_path: Path
+    founded: tuple[Alliance, dict[str, SealedKit]], key: Path, tmp_path: Path
 ) -> None:
     alliance, kits = founded
     assert {name: kit.kind for name, kit in kits.items()} == {
@@ -57,7 +57,7 @@ def test_everybody_gets_a_kit_that_only_their_password_or_key_opens(
         unseal(kit.file, tmp_path / name, kit.password, None if kit.password else key)
         facts = read_facts(tmp_path / name)
         assert (facts.participant, facts.kind, facts.alliance) == (name, kit.kind, "tiny")
-        assert facts.root_fingerprint == alliance.register().root_fingerprint
+        assert facts.root_fingerprint == alliance.issued().root_fingerprint
         guide = (tmp_path / name / "guide.html").read_text()
         assert name in guide
         assert facts.root_fingerprint in guide
@@ -67,7 +67,7 @@ def test_everybody_gets_a_kit_that_only_their_password_or_key_opens(
     assert "TCP port 8002" in (tmp_path / "east" / "guide.html").read_text()
 
 
-def test_nothing_secret_lies_open_in_the_alliances_folder(founded: tuple[Alliance, dict[str, Sealed]]) -> None:
+def test_nothing_secret_lies_open_in_the_alliances_folder(founded: tuple[Alliance, dict[str, SealedKit]]) -> None:
     alliance, kits = founded
     assert stat.S_IMODE(alliance.home.stat().st_mode) == 0o700
     files = [path for path in alliance.home.rglob("*") if path.is_file()]
@@ -93,7 +93,7 @@ def open_root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("open_root")
 def test_one_more_site_changes_nobody_elses_kit(
-    founded: tuple[Alliance, dict[str, Sealed]], key: Path, tmp_path: Path
+    founded: tuple[Alliance, dict[str, SealedKit]], key: Path, tmp_path: Path
 ) -> None:
     alliance, kits = founded
     before = {kit.file: kit.file.read_bytes() for kit in kits.values()}
@@ -103,26 +103,26 @@ def test_one_more_site_changes_nobody_elses_kit(
     unseal(west.file, tmp_path / "west", None, key)
     certificate = read_facts(tmp_path / "west").certificate(tmp_path / "west")
     certificate.verify_directly_issued_by(Authority.load(alliance.home, PASSWORD).certificate)
-    assert f"{certificate.serial_number:x}" == alliance.register().participants["west"].certificates[0].serial
+    assert f"{certificate.serial_number:x}" == alliance.issued().participants["west"].certificates[0].serial
     assert list(alliance.issue(MORE, PASSWORD)) == []
 
 
-def test_what_would_break_given_kits_is_refused(founded: tuple[Alliance, dict[str, Sealed]]) -> None:
+def test_what_would_break_given_kits_is_refused(founded: tuple[Alliance, dict[str, SealedKit]]) -> None:
     alliance, _ = founded
-    with pytest.raises(FederationError, match="does not open"):
+    with pytest.raises(AllianceError, match="does not open"):
         list(alliance.issue(SPEC, "wrong"))
-    with pytest.raises(FederationError, match=r"port: found 9000, but the alliance .* 8002"):
+    with pytest.raises(AllianceError, match=r"port: found 9000, but the alliance .* 8002"):
         list(alliance.issue(SPEC.model_copy(update={"port": 9000}), PASSWORD))
     other = AllianceSpec(sites={"east": {"organisation": "Other"}}).sites
-    with pytest.raises(FederationError, match="east: kind, role or organisation differ"):
+    with pytest.raises(AllianceError, match="east: kind, role or organisation differ"):
         list(alliance.issue(SPEC.model_copy(update={"sites": other}), PASSWORD))
-    with pytest.raises(FederationError, match="never written over"):
+    with pytest.raises(AllianceError, match="never written over"):
         Authority.new("evil").save(alliance.home, PASSWORD)
 
 
 def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(FederationError, match="is not empty and holds no alliance"):
+    with pytest.raises(AllianceError, match="is not empty and holds no alliance"):
         list(Alliance(tmp_path).issue(SPEC, PASSWORD))
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
@@ -132,7 +132,7 @@ def test_a_kit_whose_making_was_interrupted_is_made_again(tmp_path: Path) -> Non
     kits = alliance.issue(SPEC, PASSWORD)
     first = next(kits)
     kits.close()
-    assert list(alliance.register().participants) == [first.name]
+    assert list(alliance.issued().participants) == [first.name]
     assert not list(alliance.home.glob(".making-*")), "keys were left open"
     assert [kit.name for kit in alliance.issue(SPEC, PASSWORD)] == ["east", "eng@x.org"]
 
@@ -141,6 +141,6 @@ def test_several_passwords_are_made_side_by_side(tmp_path: Path) -> None:
     spec = AllianceSpec(name="tiny", sites=("east", "west"), people={}, **SEALED_FOR)
     kits = {kit.name: kit for kit in Alliance(tmp_path / "home").issue(spec, PASSWORD)}
     assert kits["east"].password != kits["west"].password
-    with pytest.raises(FederationError, match="does not open"):
+    with pytest.raises(AllianceError, match="does not open"):
         unseal(kits["west"].file, tmp_path / "west", kits["east"].password)
     unseal(kits["west"].file, tmp_path / "west", kits["west"].password)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from oncofed.alliance.kits import APPROVED_CLASSES, GUARD, provision
+from oncofed.alliance.kits import APPROVED_CLASSES, OUTBOUND_FILTER, provision
 from oncofed.alliance.spec import AllianceSpec
 
 
@@ -39,7 +39,7 @@ def test_nobody_may_bring_code(kits: Path, participant: str) -> None:
 @pytest.mark.parametrize("participant", ["localhost", "east"])
 def test_only_approved_classes_are_built_and_logs_stay(kits: Path, participant: str) -> None:
     resources = json.loads((kits / participant / "local" / "resources.json").read_text())
-    assert resources["class_allow_list"] == [*APPROVED_CLASSES, GUARD]
+    assert resources["class_allow_list"] == [*APPROVED_CLASSES, OUTBOUND_FILTER]
     assert resources["class_list_enforcement_mode"] == "enforce"
     assert resources["allow_log_streaming"] is False
     assert not [c for c in resources["components"] if "log" in c["path"].lower()]

@@ -19,7 +19,7 @@ import torch
 from oncofed.alliance import local
 from oncofed.alliance.local import LocalAlliance, free_port, quiet
 from oncofed.alliance.spec import AllianceSpec
-from oncofed.errors import FederationError
+from oncofed.errors import FederationError, NotEnoughSitesError
 from oncofed.flare.runtime.resources import LENDING_FILE, read_lending
 from oncofed.job.flare import export_job
 from oncofed.job.spec import parse_job
@@ -145,7 +145,7 @@ def test_a_site_that_does_not_come_up_is_named(tmp_path: Path, monkeypatch: pyte
     with LocalAlliance(spec, tmp_path / "alliance", datasets, tmp_path / "logs", tmp_path / "tmp") as alliance:
         os.kill(alliance.pids()["west"], signal.SIGSTOP)
         monkeypatch.setattr(local, "_START_TIMEOUT_SECONDS", 15.0)
-        with pytest.raises(FederationError, match=r"only \d of 2 sites registered within 15 s; missing: .*west"):
+        with pytest.raises(NotEnoughSitesError, match=r"only \d of 2 sites registered within 15 s; missing: .*west"):
             alliance.wait_registered()
         pids = list(alliance.pids().values())
     assert not any(psutil.pid_exists(pid) for pid in pids)

@@ -14,7 +14,7 @@ from oncofed.alliance.spec import AllianceSpec, RelaySpec
 from oncofed.job.backends import FederatedJob
 from oncofed.job.flare import export_job
 from oncofed.job.spec import JobSpec
-from oncofed.rounds.events import EVENTS_FILE, EventReader
+from oncofed.rounds.events import EVENTS_FILE, EventReader, Finished, RoundEnded
 from synthetic import make_site
 
 
@@ -36,9 +36,10 @@ def test_eight_sites_behind_two_relays_train_together(spec: JobSpec, tmp_path: P
         job = FederatedJob(alliance, export_job(spec, tmp_path / "job"), len(sites))
         events = list(EventReader(job.fetch() / EVENTS_FILE).read())
         server = (tmp_path / "logs" / "server.txt").read_text()
-    rounds = [event for event in events if event["kind"] == "round"]
-    assert [event["participation"]["in_time"] for event in rounds] == [sites, sites]
-    assert sorted(events[-1]["test"]) == sites
+    rounds = [event for event in events if isinstance(event, RoundEnded)]
+    assert [(event.participation or {})["in_time"] for event in rounds] == [sites, sites]
+    assert isinstance(events[-1], Finished)
+    assert sorted(events[-1].test) == sites
     # No site has a connection of its own to the server, nor tries.
     assert not any("MB directly" in (tmp_path / "logs" / f"{site}.txt").read_text() for site in sites)
     assert not any(f"SSL {site}]" in server for site in sites)

@@ -14,10 +14,10 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from oncofed.alliance.authority import Authority, common_name
 from oncofed.alliance.issued import Alliance
-from oncofed.alliance.request import fits, make_request, open_answer, read_request
+from oncofed.alliance.request import key_matches, make_request, open_answer, read_request
 from oncofed.alliance.sealing import changed_files
 from oncofed.alliance.spec import AllianceSpec
-from oncofed.errors import FederationError
+from oncofed.errors import AllianceError
 
 PASSWORD = "correct horse battery"
 SPEC = AllianceSpec(
@@ -32,7 +32,7 @@ SPEC = AllianceSpec(
 def alliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Alliance]:
     """An alliance that was founded, and gave nobody a kit yet. Its root's password takes seconds, but once alone."""
     alliance = Alliance(tmp_path_factory.mktemp("alliance") / "home")
-    authority = alliance._found(SPEC, PASSWORD)
+    authority = alliance.create(SPEC, PASSWORD)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Authority, "load", lambda folder, password: authority)
         yield alliance
@@ -55,32 +55,32 @@ def test_a_key_stays_where_it_was_made(alliance: Alliance, tmp_path: Path, name:
     assert common_name(certificate) == name
     certificate.verify_directly_issued_by(Authority.load(alliance.home, PASSWORD).certificate)
     key = facts.certificate_file(tmp_path / "kit").with_suffix(".key")
-    assert fits(certificate, key.read_bytes())
+    assert key_matches(certificate, key.read_bytes())
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
     assert changed_files(tmp_path / "kit") == []
-    assert alliance.register().participants[name].sealed_for == request.recipient
+    assert alliance.issued().participants[name].sealed_for == request.recipient
     # A second one for the same name is somebody else's, unless the alliance is told that it is not.
-    with pytest.raises(FederationError, match=f"{name} has a kit already"):
+    with pytest.raises(AllianceError, match=f"{name} has a kit already"):
         alliance.approve(SPEC, request, PASSWORD)
     if name == "east":
-        with pytest.raises(FederationError, match="They ask anew"):
+        with pytest.raises(AllianceError, match="They ask anew"):
             list(alliance.renew(SPEC, [name], PASSWORD))
     alliance.approve(SPEC, request, PASSWORD, again=True)
-    assert len(alliance.register().participants[name].certificates) == 2
+    assert len(alliance.issued().participants[name].certificates) == 2
 
 
 def test_an_answer_to_another_request_is_refused(alliance: Alliance, tmp_path: Path) -> None:
     first = make_request("west", "site", tmp_path / "first")
     make_request("west", "site", tmp_path / "second")
     sealed = alliance.approve(SPEC, first, PASSWORD)
-    with pytest.raises(FederationError, match="does not open"):
+    with pytest.raises(AllianceError, match="does not open"):
         open_answer(sealed.file, tmp_path / "kit", tmp_path / "second")
     key = tmp_path / "first" / "private.key"
     key.write_bytes((tmp_path / "second" / "private.key").read_bytes())
-    with pytest.raises(FederationError, match="the answer to another request"):
+    with pytest.raises(AllianceError, match="the answer to another request"):
         open_answer(sealed.file, tmp_path / "kit", tmp_path / "first")
     assert not (tmp_path / "kit").exists()
-    with pytest.raises(FederationError, match="holds no request"):
+    with pytest.raises(AllianceError, match="holds no request"):
         open_answer(sealed.file, tmp_path / "kit", tmp_path)
 
 
@@ -108,24 +108,24 @@ def _sent(tmp_path: Path, change: Callable[[dict[str, str]], object]) -> Path:
 def test_a_request_that_was_changed_is_refused(
     tmp_path: Path, change: Callable[[dict[str, str]], object], said: str
 ) -> None:
-    with pytest.raises(FederationError, match=said):
+    with pytest.raises(AllianceError, match=said):
         read_request(_sent(tmp_path, change))
 
 
 def test_what_is_no_request_and_who_may_not_ask_is_said(alliance: Alliance, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("hello")
-    with pytest.raises(FederationError, match="is no request"):
+    with pytest.raises(AllianceError, match="is no request"):
         read_request(tmp_path / "notes.txt")
-    with pytest.raises(FederationError, match="No such file"):
+    with pytest.raises(AllianceError, match="No such file"):
         read_request(tmp_path / "nothing")
-    with pytest.raises(FederationError, match="nobody who can ask"):
+    with pytest.raises(AllianceError, match="nobody who can ask"):
         alliance.approve(SPEC, read_request(_sent(tmp_path, lambda values: None)), PASSWORD)
     as_person = make_request("east", "person", tmp_path / "east")
-    with pytest.raises(FederationError, match="asks as a person, but is a site"):
+    with pytest.raises(AllianceError, match="asks as a person, but is a site"):
         alliance.approve(SPEC, as_person, PASSWORD)
-    with pytest.raises(FederationError, match="exists"):
+    with pytest.raises(AllianceError, match="exists"):
         make_request("east", "site", tmp_path / "east")
-    with pytest.raises(FederationError, match="no name of a participant"):
+    with pytest.raises(AllianceError, match="no name of a participant"):
         make_request("a" * 70, "site", tmp_path / "long")
     assert not (tmp_path / "long").exists()
 
@@ -138,7 +138,7 @@ def test_a_certificate_cannot_be_asked_for_somebody_elses_key(tmp_path: Path) ->
     der[-1] ^= 1
     values["csr"] = x509.load_der_x509_csr(bytes(der)).public_bytes(Encoding.PEM).decode()
     (tmp_path / "sent.json").write_text(json.dumps(values))
-    with pytest.raises(FederationError, match="not signed with the key"):
+    with pytest.raises(AllianceError, match="not signed with the key"):
         read_request(tmp_path / "sent.json")
 
 
@@ -152,19 +152,19 @@ def test_who_is_renewed_and_who_cannot_be(tmp_path_factory: pytest.TempPathFacto
         people={"eng@x.org": {"role": "lead", "recipient": recipient}},
         valid_days=40,
     )
-    authority = alliance._found(spec, PASSWORD)
+    authority = alliance.create(spec, PASSWORD)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Authority, "load", lambda folder, password: authority)
         list(alliance.issue(spec, PASSWORD))
         alliance.revoke("west", PASSWORD)
-        assert alliance.ending(spec, 30) == []
-        assert alliance.ending(spec, 60) == ["localhost", "east", "eng@x.org"]
-        with pytest.raises(FederationError, match="west is revoked"):
+        assert alliance.expiring(spec, 30) == []
+        assert alliance.expiring(spec, 60) == ["localhost", "east", "eng@x.org"]
+        with pytest.raises(AllianceError, match="west is revoked"):
             list(alliance.renew(spec, ["west"], PASSWORD))
-        with pytest.raises(FederationError, match="north has no kit yet"):
+        with pytest.raises(AllianceError, match="north has no kit yet"):
             list(alliance.renew(spec, ["north"], PASSWORD))
         longer = spec.model_copy(update={"valid_days": 400})
         assert [kit.name for kit in alliance.renew(longer, ["east"], PASSWORD)] == ["east"]
-        assert alliance.ending(spec, 60) == ["localhost", "eng@x.org"]
-        old, new = alliance.register().participants["east"].certificates
+        assert alliance.expiring(spec, 60) == ["localhost", "eng@x.org"]
+        old, new = alliance.issued().participants["east"].certificates
         assert old.serial != new.serial

@@ -14,7 +14,7 @@ from oncofed.alliance import passwords
 from oncofed.alliance.authority import Authority
 from oncofed.alliance.passwords import lock, unlock
 from oncofed.alliance.sealing import changed_files, new_password, seal, sign_folder, unseal
-from oncofed.errors import FederationError
+from oncofed.errors import AllianceError
 
 PASSWORD = "7K2QF-9M3XA-00000-ABCDE"
 # A password takes a second each time, on purpose; an age key none.
@@ -70,7 +70,7 @@ def test_a_kit_is_as_it_was_when_it_is_opened(sealed: Path, kit: Path, tmp_path:
 def test_a_recipients_key_opens_it_and_no_other(kit: Path, key: Path, tmp_path: Path) -> None:
     (tmp_path / "other.txt").write_text(str(pyrage.x25519.Identity.generate()))
     seal(kit, tmp_path / "east.kit.age", None, RECIPIENT)
-    with pytest.raises(FederationError, match=r"the key in .*other.txt does not open"):
+    with pytest.raises(AllianceError, match=r"the key in .*other.txt does not open"):
         unseal(tmp_path / "east.kit.age", tmp_path / "out", None, tmp_path / "other.txt")
     unseal(tmp_path / "east.kit.age", tmp_path / "out", None, key)
     assert changed_files(tmp_path / "out") == []
@@ -87,22 +87,22 @@ def test_one_changed_byte_closes_it(kit: Path, key: Path, tmp_path: Path, where:
     content = bytearray(sealed.read_bytes())
     content[int(len(content) * where)] ^= 1
     sealed.write_bytes(content)
-    with pytest.raises(FederationError, match=r"does not open|no sealed kit"):
+    with pytest.raises(AllianceError, match=r"does not open|no sealed kit"):
         unseal(sealed, tmp_path / "out", None, key)
     assert _left_over(tmp_path) == []
 
 
 def test_a_wrong_password_and_what_is_no_kit_are_said(sealed: Path, tmp_path: Path) -> None:
-    with pytest.raises(FederationError, match="this password does not open"):
+    with pytest.raises(AllianceError, match="this password does not open"):
         unseal(sealed, tmp_path / "out", "wrong")
     (tmp_path / "notes.txt").write_text("hello")
-    with pytest.raises(FederationError, match="is no sealed kit"):
+    with pytest.raises(AllianceError, match="is no sealed kit"):
         unseal(tmp_path / "notes.txt", tmp_path / "out", PASSWORD)
-    with pytest.raises(FederationError, match="No such file"):
+    with pytest.raises(AllianceError, match="No such file"):
         unseal(tmp_path / "nothing", tmp_path / "out", PASSWORD)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").touch()
-    with pytest.raises(FederationError, match="is not empty"):
+    with pytest.raises(AllianceError, match="is not empty"):
         unseal(sealed, tmp_path / "full", PASSWORD)
     assert _left_over(tmp_path) == []
 
@@ -118,7 +118,7 @@ def test_what_would_lie_outside_is_refused(key: Path, tmp_path: Path, name: str)
         entry.external_attr = ((stat.S_IFLNK if name == "link" else stat.S_IFREG) | 0o777) << 16
         archive.writestr(entry, "/etc/passwd")
     (tmp_path / "east.kit.age").write_bytes(pyrage.encrypt(packed.getvalue(), [KEY.to_public()]))
-    with pytest.raises(FederationError, match="outside of its folder"):
+    with pytest.raises(AllianceError, match="outside of its folder"):
         unseal(tmp_path / "east.kit.age", tmp_path / "out", None, key)
     assert _left_over(tmp_path) == []
     assert not (tmp_path / "evil.sh").exists()
@@ -129,14 +129,14 @@ def test_what_unpacks_to_more_than_a_kit_is_refused(key: Path, tmp_path: Path) -
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("bomb", bytes(65 << 20))
     (tmp_path / "east.kit.age").write_bytes(pyrage.encrypt(packed.getvalue(), [KEY.to_public()]))
-    with pytest.raises(FederationError, match="more than a kit"):
+    with pytest.raises(AllianceError, match="more than a kit"):
         unseal(tmp_path / "east.kit.age", tmp_path / "out", None, key)
 
 
 def test_a_kit_that_somebody_else_signed_is_refused(kit: Path, key: Path, tmp_path: Path) -> None:
     sign_folder(kit, Authority.new("evil"))
     seal(kit, tmp_path / "east.kit.age", None, RECIPIENT)
-    with pytest.raises(FederationError, match="not signed by the alliance"):
+    with pytest.raises(AllianceError, match="not signed by the alliance"):
         unseal(tmp_path / "east.kit.age", tmp_path / "out", None, key)
 
 
@@ -166,5 +166,5 @@ def test_a_machine_that_is_too_slow_or_busy_says_so_and_not_that_the_password_is
     head, _, rest = lock(b"a key", PASSWORD).partition(b"\n--- ")
     lines = head.split(b"\n")
     lines[1] = lines[1].rsplit(b" ", 1)[0] + b" 40"  # age would take twelve days for this many steps
-    with pytest.raises(FederationError, match="too busy to try the password of east"):
+    with pytest.raises(AllianceError, match="too busy to try the password of east"):
         unlock(b"\n".join(lines) + b"\n--- " + rest, PASSWORD, "east.kit.age")

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from oncofed.bench.comparison import compare, ratio_of, slower_than
-from oncofed.bench.results import BenchmarkRun, Beside, Figure, SuiteResult
+from harness.comparison import compare, ratio_of, slower_than
+from harness.results import Baseline, BenchmarkRun, Figure, SuiteResult
 from oncofed.errors import PolicyError
 
 _TIMES = st.lists(st.floats(0.01, 100), min_size=2, max_size=12)
@@ -84,7 +84,7 @@ def test_false_alarms_are_as_rare_as_promised():
 def test_a_machine_that_is_slower_as_a_whole_is_no_slower_code():
     def figure(slow: float, ours: float) -> Figure:
         drift = np.exp(np.random.default_rng(3).normal(0, 0.3, 9)) * slow
-        beside = Beside(name="baseline", samples=list(drift))
+        beside = Baseline(name="baseline", samples=list(drift))
         own = drift * ours * np.array(_noisy(1, 0.01))
         return Figure(name="f", unit="s", better="lower", samples=list(own), baseline=beside)
 

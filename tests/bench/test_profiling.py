@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oncofed.bench.profiling import Span, busy, gaps, table, write_profile
+from harness.profiling import Span, busy, gaps, table, write_profile
 
 _SPANS = st.lists(st.tuples(st.integers(0, 200), st.integers(1, 30)), min_size=1, max_size=20).map(
     lambda pairs: sorted((Span(f"k{n}", s, s + d) for n, (s, d) in enumerate(pairs)), key=lambda span: span.start)

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from oncofed.bench.results import BenchmarkRun, Beside, Figure, Limit, SuiteResult, Target, find_run, read_run
-from oncofed.bench.tables import markdown, number, rows_of, short_row
+from harness.results import Baseline, BenchmarkRun, Figure, Limit, SuiteResult, Target, find_run, read_run
+from harness.tables import markdown, number, rows_of, short_row
 from oncofed.errors import SpecError
 
 
@@ -16,8 +16,8 @@ def _run(started: str = "2026-01-01T00:00:00+00:00", **values) -> BenchmarkRun:
         name="step",
         unit="samples/s",
         samples=[10.0, 12.0, 11.0],
-        baseline=Beside(name="plain", samples=[5.0, 5.5, 6.0]),
-        others=[Beside(name="Flower", missing="not installed")],
+        baseline=Baseline(name="plain", samples=[5.0, 5.5, 6.0]),
+        others=[Baseline(name="Flower", missing="not installed")],
         limit=Limit(name="network alone", value=22.0),
         target=Target(of="baseline", value=2.0),
     )
@@ -40,7 +40,7 @@ def test_ratios_are_above_one_where_we_are_better_whatever_the_unit():
         unit="s",
         better="lower",
         samples=[2.0],
-        baseline=Beside(name="b", samples=[6.0]),
+        baseline=Baseline(name="b", samples=[6.0]),
         limit=Limit(name="l", value=1.0),
         target=Target(of="limit", value=0.9),
     )

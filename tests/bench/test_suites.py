@@ -12,12 +12,16 @@ from pathlib import Path
 
 import psutil
 import pytest
+import typer
+from typer.testing import CliRunner
 
 import table
 from commands import ENVIRONMENT, command, wait_for
+from harness import suites as runner
+from harness.results import read_run
 from many_images import tells_progress
-from oncofed.bench import suites as runner
-from oncofed.bench.results import read_run
+from oncofed.cli import bench
+from oncofed.errors import SpecError
 from oncofed.gpus import GPU
 
 _GOOD = '''"""Sleeps, beside sleeping longer.
@@ -27,7 +31,7 @@ More words.
 
 import time
 
-from oncofed.bench.results import Limit, Target
+from harness.results import Limit, Target
 
 
 def run(bench):
@@ -162,7 +166,7 @@ def test_a_suite_ends_in_order_also_where_its_parents_parent_ignores_interrupts(
     assert read_run(_only_result(home)).suites[0].status == "interrupted"
 
 
-def test_what_cannot_be_is_said(home, run, monkeypatch):
+def test_what_cannot_be_is_said(home, run):
     for arguments, status, said in (
         (
             ("run", "traim_step"),
@@ -175,9 +179,23 @@ def test_what_cannot_be_is_said(home, run, monkeypatch):
     ):
         outcome = run("bench", *arguments)
         assert (outcome.status, said in outcome.text) == (status, True), outcome.text
+
+
+def test_an_installed_package_says_where_the_benchmarks_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench.oncofed, "__file__", str(tmp_path / "lib" / "site-packages" / "oncofed" / "__init__.py"))
+    app = typer.Typer()
+    app.callback()(lambda: None)
+    bench.add_to(app)
+    for arguments in (["bench"], ["bench", "run", "train_step", "--quick"]):
+        outcome = CliRunner().invoke(app, arguments)
+        assert isinstance(outcome.exception, SpecError)
+        assert "Run this in a clone" in str(outcome.exception)
+
+
+def test_suites_are_those_of_the_working_folder_or_else_of_the_source(home, monkeypatch):
+    assert runner.suites_folder() == home / "benchmarks"
     monkeypatch.chdir(home.parent)
-    monkeypatch.setattr(runner.oncofed, "__file__", str(home / "a" / "b" / "c" / "d.py"))
-    assert "Run this in a clone" in run("bench", "list").text
+    assert runner.suites_folder() == Path(__file__).parents[2] / "benchmarks"
 
 
 def test_a_gpu_that_does_something_else_is_said(monkeypatch):

@@ -17,7 +17,7 @@ from oncofed.processes import (
     SHARED_VARIABLE,
     THREADS_VARIABLE,
     TURN_VARIABLE,
-    places,
+    compute_slots,
     process_environment,
 )
 
@@ -160,7 +160,7 @@ def test_as_many_simulated_sites_compute_at_once_as_the_cores_allow(monkeypatch:
         monkeypatch.setenv(THREADS_VARIABLE, threads) if threads else monkeypatch.delenv(
             THREADS_VARIABLE, raising=False
         )
-        assert places(sites) == expected
+        assert compute_slots(sites) == expected
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from dicoms import make_rtstruct, make_series, volume
 from oncofed.data.absent import absences
 from oncofed.data.manifest import Entry, Manifest
-from oncofed.data.register import Request, register
+from oncofed.data.register import RegisterOptions, register
 
 BOX = np.array([(0.0, 0, 0), (5, 0, 0), (5, 5, 0), (0, 5, 0)])
 
 
 def _read(tmp_path: Path) -> Manifest:
-    manifest = register(Request(tmp_path / "in", "demo", tmp_path / "out", workers=1))
+    manifest = register(RegisterOptions(tmp_path / "in", "demo", tmp_path / "out", workers=1))
     assert manifest.quarantine == []
     return manifest
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from oncofed.data.augment import Batch
-from oncofed.data.batches import Batches
+from oncofed.data.batches import BatchStream
 from oncofed.data.cases import read_cases
 from oncofed.data.inputs import Patches, Prepared, object_distances
 from oncofed.data.prepared import PreparedCases
@@ -21,10 +21,10 @@ CPU = torch.device("cpu")
 DATA = DataSpec(dataset="balls", patch=(8, 8, 8))
 
 
-def _batches(site: Path, size: int = 2, seed: int = 1, data: DataSpec = DATA) -> Batches:
+def _batches(site: Path, size: int = 2, seed: int = 1, data: DataSpec = DATA) -> BatchStream:
     patches = Patches(data, "light", 3)
     train = read_cases(site, SplitSpec(), 1).train
-    return Batches(PreparedCases(train, patches, CPU), patches, size, seed, CPU)
+    return BatchStream(PreparedCases(train, patches, CPU), patches, size, seed, CPU)
 
 
 def test_batches_have_shape_and_type(site: Path) -> None:

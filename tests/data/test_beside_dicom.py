@@ -12,11 +12,11 @@ from PIL import Image
 from dicoms import make_series, make_xray
 from oncofed.data.layouts.beside_dicom import BESIDE_DICOM
 from oncofed.data.manifest import Manifest
-from oncofed.data.register import Request, register
+from oncofed.data.register import RegisterOptions, register
 
 
 def _register(tmp_path: Path) -> Manifest:
-    return register(Request(tmp_path / "in", "demo", tmp_path / "out", workers=1))
+    return register(RegisterOptions(tmp_path / "in", "demo", tmp_path / "out", workers=1))
 
 
 def _picture(path: Path, seed: int = 0, side: int = 32) -> None:

@@ -16,7 +16,7 @@ from oncofed.data.contract import Report, _labels, check_dataset
 from oncofed.data.label_mapping import Vocabulary, match_labels
 from oncofed.data.look import look
 from oncofed.data.manifest import Manifest, read_manifest
-from oncofed.data.register import Request, register
+from oncofed.data.register import RegisterOptions, register
 from oncofed.data.resolve import resolve
 from oncofed.data.spec import DataSpec
 from oncofed.data.transforms import load_pair
@@ -34,12 +34,12 @@ def check(folder: Path, data: DataSpec = DATA, classes: dict[int, str] | None = 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
     """A registered dataset of twelve cases."""
-    register(Request(make_site(tmp_path / "in", 12), "balls", tmp_path / "set"))
+    register(RegisterOptions(make_site(tmp_path / "in", 12), "balls", tmp_path / "set"))
     return tmp_path / "set"
 
 
 def _again(dataset: Path) -> None:
-    register(Request(dataset.parent / "in", "balls", dataset))
+    register(RegisterOptions(dataset.parent / "in", "balls", dataset))
 
 
 def _edit(dataset: Path, change: Callable[[dict], None]) -> None:  # type: ignore[type-arg]
@@ -268,7 +268,7 @@ def test_each_fault_is_found_and_its_case_named(
     folder = make_site(tmp_path / "in", 12)
     damage(folder)
     if registered:
-        register(Request(folder, "balls", tmp_path / "set", labels={0: "background", **CLASSES}))
+        register(RegisterOptions(folder, "balls", tmp_path / "set", labels={0: "background", **CLASSES}))
         folder = tmp_path / "set"
     report = check(folder)
     assert not report.clean
@@ -312,7 +312,7 @@ def test_many_cases_of_another_scale_are_no_outliers(tmp_path: Path) -> None:
 def test_few_bad_cases_are_set_aside_and_many_stop(tmp_path: Path) -> None:
     folder = make_site(tmp_path / "in", 24)
     (folder / "imagesTr" / "case_3.nii.gz").write_bytes(b"nothing")
-    register(Request(folder, "balls", tmp_path / "set"))
+    register(RegisterOptions(folder, "balls", tmp_path / "set"))
     usable = usable_cases(tmp_path / "set", DATA, CLASSES, 1, "west")
     assert [problem.case for problem in usable.set_aside] == ["case_3"]
     assert len(list(usable.cases)) == 23
@@ -320,7 +320,7 @@ def test_few_bad_cases_are_set_aside_and_many_stop(tmp_path: Path) -> None:
     assert report.may_train
     assert not report.clean
     (folder / "imagesTr" / "case_4.nii.gz").write_bytes(b"")
-    register(Request(folder, "balls", tmp_path / "set"))
+    register(RegisterOptions(folder, "balls", tmp_path / "set"))
     with pytest.raises(DataError, match="west: 2 of 24 cases cannot be used") as error:
         usable_cases(tmp_path / "set", DATA, CLASSES, 1, "west")
     assert "case_3: " in str(error.value)
@@ -342,7 +342,7 @@ def test_names_in_paths_burned_in_text_headers_and_faces_are_warned_of(tmp_path:
     image.header["descrip"] = b"Granger, Hermione"
     nib.save(image, folder / "imagesTr" / "case_1.nii.gz")
     (folder / "dataset.json").unlink()
-    register(Request(folder, "balls", tmp_path / "set"))
+    register(RegisterOptions(folder, "balls", tmp_path / "set"))
     large = {"shape": [180, 220, 160], "modality": "MR", "source": "brain/a"}
     _edit(
         tmp_path / "set", lambda v: v["training"][2].update(large, notes=["burned-in annotation: its header says YES"])

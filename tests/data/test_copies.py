@@ -16,7 +16,7 @@ from oncofed.data.case_facts import thumbnail_values
 from oncofed.data.copies import copy_groups
 from oncofed.data.decisions import contradiction
 from oncofed.data.manifest import Entry, Manifest
-from oncofed.data.register import Request, register
+from oncofed.data.register import RegisterOptions, register
 
 
 def _manifest(thumbnails: Sequence[np.ndarray], **changes: Sequence[object]) -> Manifest:
@@ -115,7 +115,7 @@ def test_masks_of_copies_contradict_where_one_was_mirrored(tmp_path: Path) -> No
         for folder, array in (("imagesTr", image), ("labelsTr", values.astype(kind))):
             (tmp_path / "in" / folder).mkdir(parents=True, exist_ok=True)
             nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / "in" / folder / f"{name}.nii")
-    entries = {e.name: e for e in register(Request(tmp_path / "in", "n", tmp_path / "out")).entries}
+    entries = {e.name: e for e in register(RegisterOptions(tmp_path / "in", "n", tmp_path / "out")).entries}
     assert contradiction([entries["a"], entries["b"]])
     assert not contradiction([entries["a"], entries["c"]])
     assert len({e.label_digest for e in entries.values()}) == 3

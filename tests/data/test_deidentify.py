@@ -19,7 +19,7 @@ from pydicom.sequence import Sequence as Items
 from dicoms import item, make_seg, make_series, make_xray, volume
 from oncofed.data.deidentify import CROSSWALK_FILE, Options, Outcome, deidentify
 from oncofed.data.images import read_image, read_stored
-from oncofed.data.register import Request, register
+from oncofed.data.register import RegisterOptions, register
 from oncofed.data.textless import require_same
 from oncofed.errors import DataError
 from synthetic import make_volume
@@ -72,8 +72,8 @@ def test_no_identifier_is_left_at_any_level(tmp_path: Path) -> None:
 def test_the_copies_are_the_same_volume(tmp_path: Path) -> None:
     make_series(tmp_path / "in")
     copy(tmp_path)
-    (one,) = register(Request(tmp_path / "in", "a", tmp_path / "a")).entries
-    (two,) = register(Request(tmp_path / "out", "b", tmp_path / "b")).entries
+    (one,) = register(RegisterOptions(tmp_path / "in", "a", tmp_path / "a")).entries
+    (two,) = register(RegisterOptions(tmp_path / "out", "b", tmp_path / "b")).entries
     assert (one.affine, one.intensity, one.shape) == (two.affine, two.intensity, two.shape)
     assert one.checksum == two.checksum
 
@@ -87,7 +87,7 @@ def test_references_and_patients_still_fit_also_in_a_later_copy(tmp_path: Path) 
     make_series(tmp_path / "in2", volume(seed=5), patient="P2", names=lambda n: f"b{n}")
     copy(tmp_path)
     copy(tmp_path, "in2", "out2")
-    (entry,) = register(Request(tmp_path / "out", "a", tmp_path / "a")).entries
+    (entry,) = register(RegisterOptions(tmp_path / "out", "a", tmp_path / "a")).entries
     assert np.asarray(nib.load(tmp_path / "a" / str(entry.label)).dataobj).sum() == mask.sum()
     patients = [{p.name for p in (tmp_path / out).iterdir()} for out in ("out", "out2")]
     assert len(patients[0]) == 1

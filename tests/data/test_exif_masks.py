@@ -11,7 +11,7 @@ from PIL import Image
 from oncofed.data.cases import read_cases
 from oncofed.data.exif import AS_STORED, AS_TURNED
 from oncofed.data.manifest import Manifest
-from oncofed.data.register import Request, register
+from oncofed.data.register import RegisterOptions, register
 from oncofed.data.spec import SplitSpec
 
 # What brings an upright picture to the pixels that a file stores (Exif 2.3, Orientation), by rows and columns.
@@ -49,7 +49,7 @@ def _add(folder: Path, name: str, orientation: int, photo: tuple[np.ndarray, np.
 
 
 def _registered(folder: Path) -> Manifest:
-    return register(Request(folder / "in", "demo", folder / "out", workers=1))
+    return register(RegisterOptions(folder / "in", "demo", folder / "out", workers=1))
 
 
 @pytest.mark.wild("detectron2#788, D-FINE#308", "a mask drawn on stored pixels, of the turned picture's size")

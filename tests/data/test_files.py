@@ -26,7 +26,7 @@ from oncofed.data.dicom.matching import BESIDE
 from oncofed.data.files import FILES_TABLE
 from oncofed.data.folder import find_files
 from oncofed.data.manifest import Manifest, read_manifest
-from oncofed.data.register import Request, register
+from oncofed.data.register import RegisterOptions, register
 from oncofed.errors import DataError
 from synthetic import make_site, make_textures, make_volume
 
@@ -195,7 +195,7 @@ def test_each_file_is_in_exactly_one_list_and_the_sums_agree(
     for name in beside:
         _BESIDE[name](source)
     try:
-        manifest = register(Request(source, "demo", root / "out", workers=1))
+        manifest = register(RegisterOptions(source, "demo", root / "out", workers=1))
     except DataError:  # more than one table, for example: nothing is written
         reject()
     _require_accounts(source, root / "out", manifest)
@@ -270,16 +270,16 @@ def test_what_is_passed_over_is_named(tmp_path: Path) -> None:
         "locked/": "folder that cannot be listed (Permission denied)",
     }
     assert sorted(found.dangling) == ["itself", "nowhere.dcm"]
-    manifest = register(Request(site, "demo", tmp_path / "out", workers=1))
+    manifest = register(RegisterOptions(site, "demo", tmp_path / "out", workers=1))
     assert len(manifest.entries) == 6
     assert manifest.left_out["link that leads nowhere"] == 2
 
 
 def test_the_datasets_own_folder_inside_the_registered_one_is_named(tmp_path: Path) -> None:
     site = make_site(tmp_path / "in")
-    manifest = register(Request(site, "demo", site / "out", workers=1))
+    manifest = register(RegisterOptions(site, "demo", site / "out", workers=1))
     assert manifest.left_out == {"the dataset's own folder": 1}
-    assert register(Request(site, "demo", site / "out", workers=1)).left_out == manifest.left_out
+    assert register(RegisterOptions(site, "demo", site / "out", workers=1)).left_out == manifest.left_out
 
 
 @pytest.mark.wild("rt-utils#33, OHIF#4030", "patients without labels among those who have some, unsaid")
@@ -293,7 +293,7 @@ def test_who_has_no_label_and_why(tmp_path: Path) -> None:
     for file in (tmp_path / "in" / "2").iterdir():
         file.unlink()
     make_series(tmp_path / "in" / "3", patient="MRN-3")
-    manifest = register(Request(tmp_path / "in", "demo", tmp_path / "out", workers=1))
+    manifest = register(RegisterOptions(tmp_path / "in", "demo", tmp_path / "out", workers=1))
     assert labelled_share(manifest) == "labels: 2 of 3 patients (67 %)"
     assert [e.unlabelled for e in manifest.entries if e.label is None] == [
         "no SEG and no structure set of the folder lies on it"
@@ -307,7 +307,7 @@ def test_who_has_no_label_and_why(tmp_path: Path) -> None:
 @pytest.mark.wild("standard: PS3.3 C.8.8.5", "a structure set whose contours lie beside the image, said to be used")
 def test_a_label_file_that_is_not_drawn_is_left_out(tmp_path: Path) -> None:
     _beside(tmp_path / "in", "MRN-1")
-    manifest = register(Request(tmp_path / "in", "demo", tmp_path / "out", workers=1))
+    manifest = register(RegisterOptions(tmp_path / "in", "demo", tmp_path / "out", workers=1))
     _require_accounts(tmp_path / "in", tmp_path / "out", manifest)
     assert manifest.files == {"image": 8, "left out": 1}
     assert list(manifest.left_out) == [BESIDE]
@@ -315,7 +315,7 @@ def test_a_label_file_that_is_not_drawn_is_left_out(tmp_path: Path) -> None:
     assert entry.label is None
     assert entry.unlabelled is not None
     assert "beside it: rt_MRN-1.dcm" in entry.unlabelled
-    again = register(Request(tmp_path / "in", "demo", tmp_path / "out", workers=1))
+    again = register(RegisterOptions(tmp_path / "in", "demo", tmp_path / "out", workers=1))
     assert (again.files, again.left_out) == (manifest.files, manifest.left_out)
 
 
@@ -336,7 +336,7 @@ def test_a_label_file_that_is_drawn_on_one_image_is_used(tmp_path: Path) -> None
     z = float(dcmread(series[3]).ImagePositionPatient[2])
     contours = {"gtv": [_square(z), _square(600)]}
     make_rtstruct(tmp_path / "in" / "rt.dcm", series, contours, change=_names_no_image)
-    manifest = register(Request(tmp_path / "in", "demo", tmp_path / "out", workers=1))
+    manifest = register(RegisterOptions(tmp_path / "in", "demo", tmp_path / "out", workers=1))
     _require_accounts(tmp_path / "in", tmp_path / "out", manifest)
     assert manifest.files == {"image": 16, "label": 1}
     [without] = [entry.unlabelled or "" for entry in manifest.entries if entry.label is None]
@@ -349,7 +349,7 @@ def test_names_of_regions_are_compared_by_one_rule(tmp_path: Path) -> None:
     z = float(dcmread(series[3]).ImagePositionPatient[2])
     for number, name in enumerate(("GTV", "gtv ")):
         make_rtstruct(tmp_path / "in" / f"{number}.dcm", series, {name: [_square(z)]})
-    manifest = register(Request(tmp_path / "in", "demo", tmp_path / "out", workers=1))
+    manifest = register(RegisterOptions(tmp_path / "in", "demo", tmp_path / "out", workers=1))
     [entry] = manifest.entries
     assert len([value for value in manifest.labels if value != "0"]) == 1
     assert any("more than one holds GTV: all of it counts" in note for note in entry.notes)
@@ -365,7 +365,7 @@ def test_each_case_is_told_why_it_has_no_label(tmp_path: Path) -> None:
     for name in ("a_seg", "drawn/7_seg", "e_drawn"):
         _nifti(source / f"{name}.nii.gz", make_volume(0)[1])
     make_series(source / "pacs")
-    manifest = register(Request(source, "demo", tmp_path / "out", workers=1))
+    manifest = register(RegisterOptions(source, "demo", tmp_path / "out", workers=1))
     _require_accounts(source, tmp_path / "out", manifest)
     why = {entry.source: entry.unlabelled for entry in manifest.entries if entry.label is None}
     several = "its mask may be of several images: drawn/7_seg.nii.gz. List both in a table (image, label)"
@@ -385,7 +385,7 @@ def test_an_image_is_told_that_the_mask_of_its_name_was_set_aside(tmp_path: Path
         _nifti(tmp_path / "in" / f"{name}.nii.gz", make_volume(number)[0])
     _nifti(tmp_path / "in" / "a_drawn.nii.gz", make_volume(0)[1])
     _text(tmp_path / "in" / "t.csv", "image,label\na.nii.gz,\na_drawn.nii.gz,\nb.nii.gz,x\nc.nii.gz,y\n")
-    manifest = register(Request(tmp_path / "in", "demo", tmp_path / "out", workers=1))
+    manifest = register(RegisterOptions(tmp_path / "in", "demo", tmp_path / "out", workers=1))
     _require_accounts(tmp_path / "in", tmp_path / "out", manifest)
     [why] = [entry.unlabelled or "" for entry in manifest.entries if entry.label is None]
     assert "; a_drawn.nii.gz has its name, and was set aside: holds few whole numbers" in why
@@ -398,7 +398,7 @@ def test_rows_of_a_table_that_match_nothing_are_named(tmp_path: Path) -> None:
         make_xray(tmp_path / "in", values, f"{number}.dcm", PatientID=f"MRN-{number}")
     rows = ["patient,label", "MRN-0,well", "MRN-1,ill", "ANON-7,ill", "ANON-8,well"]
     (tmp_path / "classes.csv").write_text("\n".join(rows))
-    request = Request(tmp_path / "in", "x", tmp_path / "out", "classification", table=tmp_path / "classes.csv")
+    request = RegisterOptions(tmp_path / "in", "x", tmp_path / "out", "classification", table=tmp_path / "classes.csv")
     manifest = register(request)
     [remark] = manifest.remarks
     assert remark.startswith("rows of classes.csv that match no image of the folder, 2: line 4, line 5. Expected")
@@ -433,7 +433,7 @@ def test_what_cannot_be_used_says_what_it_is_and_what_to_do(tmp_path: Path) -> N
     (source / "kaputt.nii.gz").symlink_to("/nowhere/x.nii.gz")
     for name in ("a.nii.gz.part", "Unconfirmed 1.crdownload", "b.nii.gz.tmp", "notes.tmp"):
         (source / name).write_bytes(b"x")
-    manifest = register(Request(source, "set", tmp_path / "set", workers=1))
+    manifest = register(RegisterOptions(source, "set", tmp_path / "set", workers=1))
     reasons = {bad.name: bad.reason for bad in manifest.quarantine}
     assert reasons["gleich"] == "its image is constant (every voxel is 7)"
     assert reasons["nan"].endswith("not finite (NaN or infinity). Replace them, or export it again")
@@ -460,7 +460,7 @@ def test_a_label_that_does_not_fit_says_what_to_do(tmp_path: Path) -> None:
     two = np.stack([mask, mask], -1)
     for name, values, affine in (("a", mask, np.eye(4)), ("b", two, np.eye(4)), ("c", mask, np.diag([9.0, 9, 9, 1]))):
         nib.save(nib.Nifti1Image(values, affine), source / "labels" / f"{name}.nii.gz")
-    reasons = {b.name: b.reason for b in register(Request(source, "s", tmp_path / "s", workers=1)).quarantine}
+    reasons = {b.name: b.reason for b in register(RegisterOptions(source, "s", tmp_path / "s", workers=1)).quarantine}
     assert set(reasons) == {"b", "c"}
     assert "has 2 channels, expected one number a pixel: save it with one channel" in reasons["b"]
     assert reasons["c"].endswith("Save both with one affine")

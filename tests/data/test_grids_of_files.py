@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from oncofed.data.case_facts import measure, read_case
 from oncofed.data.cases import read_cases
 from oncofed.data.masks import read_mask
-from oncofed.data.register import Request, register
+from oncofed.data.register import RegisterOptions, register
 from oncofed.data.spec import DataSpec, SplitSpec
 from oncofed.data.transforms import load_pair
 from oncofed.errors import DataError
@@ -144,7 +144,7 @@ def test_a_mask_in_another_order_of_axes_is_the_same_label(
         nib.save(nib.Nifti1Image(VALUES[part], _oblique(angle)), folder / "in" / "images" / f"{name}.nii")
         mask = _stored(MASK[part], _oblique(angle), tuple(order), flips)
         nib.save(mask, folder / "in" / "labels" / f"{name}.nii")
-    manifest = register(Request(folder / "in", "demo", folder / "out", workers=1))
+    manifest = register(RegisterOptions(folder / "in", "demo", folder / "out", workers=1))
     assert not manifest.quarantine
     is_same = tuple(order) == (0, 1, 2) and not any(flips)
     for entry in manifest.entries:
@@ -183,7 +183,7 @@ def test_masks_of_one_case_are_each_turned(tmp_path: Path) -> None:
     for name, half in halves.items():
         mask = _stored(half.astype(np.uint8), _oblique(0), orders[name], (True, False, True))
         nib.save(mask, tmp_path / "in" / "a" / "segmentations" / f"{name}.nii.gz")
-    manifest = register(Request(tmp_path / "in", "demo", tmp_path / "out", workers=1))
+    manifest = register(RegisterOptions(tmp_path / "in", "demo", tmp_path / "out", workers=1))
     (entry,) = manifest.entries
     label = read_mask(tmp_path / "out" / str(entry.label)).values[..., 0]
     by_name = {name: int(value) for value, name in manifest.labels.items()}

@@ -17,10 +17,10 @@ from scipy import ndimage
 from oncofed.data.deidentify import Options, deidentify
 from oncofed.data.folder import find_files
 from oncofed.data.layouts import find_layout, kept_parts
-from oncofed.data.layouts.base import Layout
+from oncofed.data.layouts.base import FolderLayout
 from oncofed.data.layouts.names import Named
 from oncofed.data.manifest import Manifest
-from oncofed.data.register import Request, register
+from oncofed.data.register import RegisterOptions, register
 from oncofed.errors import DataError
 
 _SHAPE = (12, 10, 6)
@@ -43,16 +43,16 @@ def write(folder: Path, *names: str, shape: tuple[int, ...] = _SHAPE) -> Path:
 
 
 def read(source: Path, out: Path, **more: object) -> Manifest:
-    return register(Request(source, "demo", out, workers=1, **more))  # type: ignore[arg-type]
+    return register(RegisterOptions(source, "demo", out, workers=1, **more))  # type: ignore[arg-type]
 
 
-def layout_of(folder: Path, task: str | None = None) -> Layout:
+def layout_of(folder: Path, task: str | None = None) -> FolderLayout:
     layout = find_layout(folder, find_files(folder).files, None, task)
     assert layout
     return layout
 
 
-def pairs(layout: Layout) -> dict[str, tuple[str, ...]]:
+def pairs(layout: FolderLayout) -> dict[str, tuple[str, ...]]:
     """Return first image -> files of its mask."""
     return {item.images[0]: item.masks for item in layout.items}
 

@@ -13,7 +13,7 @@ from scipy import ndimage
 from oncofed.data.images import LoadedImage
 from oncofed.data.look import look
 from oncofed.data.placement import place
-from oncofed.data.register import Request, register
+from oncofed.data.register import RegisterOptions, register
 from oncofed.errors import DataError
 from synthetic import make_nuclei, make_textures
 
@@ -60,7 +60,7 @@ def write_trunks(folder: Path, changed: dict[int, np.ndarray] | None = None, cou
 
 def registered(source: Path, folder: Path, labels: dict[int, str] | None = None) -> Path:
     """Register a folder and return the dataset's."""
-    register(Request(source, "set", folder, labels=labels or {}, workers=1))
+    register(RegisterOptions(source, "set", folder, labels=labels or {}, workers=1))
     return folder
 
 

@@ -17,7 +17,7 @@ from oncofed.data.cases import read_cases
 from oncofed.data.images import read_image
 from oncofed.data.manifest import Manifest, write_manifest
 from oncofed.data.masks import colour_value, read_mask, value_name, value_of
-from oncofed.data.register import Request, parse_labels, register
+from oncofed.data.register import RegisterOptions, parse_labels, register
 from oncofed.data.spec import SplitSpec
 from oncofed.errors import DataError
 
@@ -130,7 +130,7 @@ def _dataset(
         field = RANDOM.integers(0, 255, (mask.height, mask.width, 3), dtype=np.uint8)
         Image.fromarray(field).save(folder / "in" / "images" / f"{number}.png")
         mask.save(folder / "in" / "masks" / name.format(number))
-    return register(Request(folder / "in", "demo", folder / "out", labels=labels or {}, workers=1))
+    return register(RegisterOptions(folder / "in", "demo", folder / "out", labels=labels or {}, workers=1))
 
 
 @pytest.mark.wild("labelme#785, lightning-flash#1400", "colours of a mask have no names: the table tells them")
@@ -456,7 +456,7 @@ def test_a_mask_that_was_not_turned_is_told(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.open(image).save(image, exif=exif)
-    (bad,) = register(Request(tmp_path / "in", "demo", tmp_path / "out", workers=1)).quarantine
+    (bad,) = register(RegisterOptions(tmp_path / "in", "demo", tmp_path / "out", workers=1)).quarantine
     assert "drawn on the image as it is stored, not as its Exif orientation turns it" in bad.reason
 
 
@@ -495,7 +495,7 @@ def test_notes_of_every_file_of_a_mask_are_told(tmp_path: Path) -> None:
         Image.fromarray(liver).save(tmp_path / f"c{number}_liver_mask.png")
         soft = Image.fromarray(_disc()).resize((53, 48), Image.Resampling.BILINEAR)
         soft.resize((106, 96), Image.Resampling.BILINEAR).save(tmp_path / f"c{number}_tumor_mask.png")
-    manifest = register(Request(tmp_path, "demo", tmp_path / "out", workers=1))
+    manifest = register(RegisterOptions(tmp_path, "demo", tmp_path / "out", workers=1))
     assert set(manifest.labels.values()) == {"background", "liver", "tumor"}
     for entry in manifest.entries:
         assert any("soft edges" in note and "(of tumor)" in note for note in entry.notes)

@@ -16,7 +16,7 @@ from oncofed.data.cases import read_cases
 from oncofed.data.contract import Report, check_dataset
 from oncofed.data.label_names import named_values
 from oncofed.data.manifest import Manifest
-from oncofed.data.register import Request, parse_labels, register
+from oncofed.data.register import RegisterOptions, parse_labels, register
 from oncofed.data.spec import DataSpec, SplitSpec
 from oncofed.errors import DataError
 
@@ -26,7 +26,7 @@ _SPEC = DataSpec(dataset="demo", patch=(8, 8, 8), minimum_cases=2)
 
 
 def read(source: Path, out: Path, **more: object) -> Manifest:
-    return register(Request(source, "demo", out, workers=1, **more))  # type: ignore[arg-type]
+    return register(RegisterOptions(source, "demo", out, workers=1, **more))  # type: ignore[arg-type]
 
 
 def check(out: Path, classes: dict[int, str] | None = None) -> Report:

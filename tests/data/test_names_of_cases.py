@@ -19,12 +19,12 @@ from oncofed.data.decisions import decided
 from oncofed.data.files import FILES_TABLE
 from oncofed.data.layouts.base import distinct_names
 from oncofed.data.manifest import Manifest, read_manifest
-from oncofed.data.register import Request, register
+from oncofed.data.register import RegisterOptions, register
 from oncofed.data.resolve import resolve
 
 
 def read(source: Path, out: Path, **more: object) -> Manifest:
-    return register(Request(source, "demo", out, workers=1, **more))  # type: ignore[arg-type]
+    return register(RegisterOptions(source, "demo", out, workers=1, **more))  # type: ignore[arg-type]
 
 
 def pictures(folder: Path, *names: str) -> Path:

@@ -7,7 +7,7 @@ import pytest
 from oncofed.data.cases import read_cases
 from oncofed.data.manifest import read_manifest
 from oncofed.data.partition import deal_to_sites
-from oncofed.data.register import Request, register
+from oncofed.data.register import RegisterOptions, register
 from oncofed.data.spec import SplitSpec
 from oncofed.errors import DataError
 from synthetic import make_site
@@ -36,7 +36,7 @@ def test_too_few_patients_are_refused(tmp_path: Path) -> None:
 def test_a_site_has_no_account_of_the_whole_folders_files(tmp_path: Path) -> None:
     source = make_site(tmp_path / "source", cases=12)
     (source / "notes.txt").write_text("x")
-    whole = register(Request(source, "demo", tmp_path / "whole", workers=1))
+    whole = register(RegisterOptions(source, "demo", tmp_path / "whole", workers=1))
     assert whole.files
     assert whole.left_out
     for folder in deal_to_sites(tmp_path / "whole", tmp_path / "sites", [1, 1], seed=0).values():

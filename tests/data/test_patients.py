@@ -13,7 +13,7 @@ from dicoms import make_series, volume
 from oncofed.data.cases import read_cases
 from oncofed.data.manifest import Manifest, write_manifest
 from oncofed.data.mixtures import mixtures
-from oncofed.data.register import Request, register
+from oncofed.data.register import RegisterOptions, register
 from oncofed.data.spec import SplitSpec
 from oncofed.errors import DataError
 from synthetic import make_site, make_volume
@@ -22,7 +22,7 @@ REPORTS = "RSNA/anonymizer#18, shanoir-ng#3160, matRad#273"
 
 
 def read(tmp_path: Path, **settings: object) -> Manifest:
-    return register(Request(tmp_path / "in", "demo", tmp_path / "out", workers=1, **settings))  # type: ignore[arg-type]
+    return register(RegisterOptions(tmp_path / "in", "demo", tmp_path / "out", workers=1, **settings))  # type: ignore[arg-type]
 
 
 def make_heap(folder: Path, patient: str = "ANONYMOUS") -> None:

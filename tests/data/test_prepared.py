@@ -16,7 +16,7 @@ from oncofed.data import prepared as module
 from oncofed.data.cases import read_cases
 from oncofed.data.inputs import Patches
 from oncofed.data.prepared import CACHE_FOLDER, CachePlan, PreparedCases, plan_cache
-from oncofed.data.register import Request, register
+from oncofed.data.register import RegisterOptions, register
 from oncofed.data.spec import DataSpec
 from oncofed.errors import UnreadableError
 from oncofed.processes import SHARED_VARIABLE
@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
-    register(Request(make_site(tmp_path / "in"), "balls", tmp_path / "set"))
+    register(RegisterOptions(make_site(tmp_path / "in"), "balls", tmp_path / "set"))
     return tmp_path / "set"
 
 

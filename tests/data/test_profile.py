@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from oncofed.data.planning import make_plan, quantile
 from oncofed.data.profile import case_values, features, make_profile
-from oncofed.data.register import Request, register
+from oncofed.data.register import RegisterOptions, register
 from oncofed.errors import DataError
 from oncofed.job.spec import read_job
 from synthetic import make_site
@@ -28,7 +28,7 @@ def test_the_fingerprint_counts_what_is_there(tmp_path: Path) -> None:
         values = np.asarray(nib.load(folder / sub / "case_0.nii.gz").dataobj)[:10]
         nib.save(nib.Nifti1Image(values, affine), folder / sub / "case_0.nii.gz")
     (folder / "imagesTr" / "case_5.nii.gz").write_bytes(b"")
-    register(Request(folder, "balls", tmp_path / "set", labels={0: "background", **CLASSES}))
+    register(RegisterOptions(folder, "balls", tmp_path / "set", labels={0: "background", **CLASSES}))
     profile, _ = make_profile(tmp_path / "set")
     assert (profile.cases, profile.patients, profile.set_aside) == (5, 5, 1)
     assert profile.shapes["anterior"].minimum == 10

@@ -16,7 +16,7 @@ import pytest
 
 from oncofed.data import public
 from oncofed.data.public import PUBLIC, get
-from oncofed.data.register import Request, register
+from oncofed.data.register import RegisterOptions, register
 from oncofed.errors import DataError
 from synthetic import make_site
 
@@ -72,7 +72,7 @@ def _publish(http: _Server, monkeypatch: pytest.MonkeyPatch, name: str, content:
 def test_an_archive_is_fetched_checked_and_can_be_registered(server: _Server, tmp_path: Path) -> None:
     seen: list[str] = []
     folder = get("hippocampus", tmp_path / "out", lambda what, done, total: seen.append(what))
-    assert len(register(Request(folder, "hippocampus", tmp_path / "set")).entries) == 4
+    assert len(register(RegisterOptions(folder, "hippocampus", tmp_path / "set")).entries) == 4
     assert set(seen) >= {"fetching", "checking", "unpacking"}
     assert get("hippocampus", tmp_path / "out") == folder
     assert server.asked == [None]
@@ -126,7 +126,7 @@ def test_arrays_become_folders_of_images_with_their_splits(
     packed = io.BytesIO()
     np.savez(packed, **arrays)
     _publish(server, monkeypatch, "pneumoniamnist", packed.getvalue(), "pneumoniamnist_128.npz")
-    manifest = register(Request(get("pneumoniamnist", tmp_path / "out"), "chest_xray", tmp_path / "set"))
+    manifest = register(RegisterOptions(get("pneumoniamnist", tmp_path / "out"), "chest_xray", tmp_path / "set"))
     assert manifest.task == "classification"
     assert [len(part) for part in (manifest.training, manifest.validation, manifest.test)] == [8, 2, 4]
     assert set(manifest.labels.values()) == {"normal", "pneumonia"}

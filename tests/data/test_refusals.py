@@ -24,7 +24,7 @@ import oncofed.data
 from dicoms import make_series
 from oncofed.data.files import FILES_TABLE
 from oncofed.data.manifest import MANIFEST_FILE, Manifest, read_manifest
-from oncofed.data.register import Request, register
+from oncofed.data.register import RegisterOptions, register
 from oncofed.errors import DataError
 
 _ROOT = Path(oncofed.data.__file__).parent
@@ -358,7 +358,7 @@ def unfit(text: str, folder: Path) -> list[str]:
 def refusals(folder: Path, out: Path, task: str | None = None) -> list[str]:
     """Register a folder and return every reason that was given for what could not be used."""
     try:
-        manifest: Manifest = register(Request(folder, "broken", out, task=task, workers=1))  # type: ignore[arg-type]
+        manifest: Manifest = register(RegisterOptions(folder, "broken", out, task=task, workers=1))  # type: ignore[arg-type]
     except DataError as error:
         return [str(error).replace(str(folder), "FOLDER")]
     table = (out / FILES_TABLE).read_text(encoding="utf-8")

@@ -23,13 +23,13 @@ from PIL import Image
 from dicoms import make_series, make_xray
 from oncofed.data import case_readers
 from oncofed.data.manifest import Entry, Manifest, read_manifest, write_manifest
-from oncofed.data.register import Request, parse_labels, register
+from oncofed.data.register import RegisterOptions, parse_labels, register
 from oncofed.errors import DataError
 from synthetic import make_site, make_volume
 
 
 def read(source: Path, out: Path, **settings: object) -> Manifest:
-    return register(Request(source, "demo", out, **settings))  # type: ignore[arg-type]
+    return register(RegisterOptions(source, "demo", out, **settings))  # type: ignore[arg-type]
 
 
 def _png(path: Path, values: np.ndarray) -> Path:

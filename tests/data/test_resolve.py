@@ -18,7 +18,7 @@ from oncofed.data.cases import read_cases, usable_cases
 from oncofed.data.contract import Report, check_dataset
 from oncofed.data.decisions import decided, in_words
 from oncofed.data.manifest import Entry, Manifest, read_manifest, write_manifest
-from oncofed.data.register import Request, register
+from oncofed.data.register import RegisterOptions, register
 from oncofed.data.resolve import Asked, open_findings, resolve, take_back
 from oncofed.data.spec import DataSpec
 from oncofed.errors import DataError
@@ -54,7 +54,7 @@ def dataset(tmp_path: Path) -> Path:
 
 
 def _register(root: Path) -> Path:
-    register(Request(root / "in", "balls", root / "set", labels={0: "background", **CLASSES}, workers=1))
+    register(RegisterOptions(root / "in", "balls", root / "set", labels={0: "background", **CLASSES}, workers=1))
     return root / "set"
 
 

@@ -14,7 +14,7 @@ import tifffile
 from PIL import Image
 
 from dicoms import make_wsi
-from oncofed.data.register import Request, parse_labels, register
+from oncofed.data.register import RegisterOptions, parse_labels, register
 from oncofed.data.slides import (
     DicomSlideFile,
     OpenSlideFile,
@@ -108,7 +108,9 @@ def test_slides_are_registered_with_tiles_on_tissue_and_a_tables_labels(tmp_path
         make_slide(tmp_path / "in" / f"TCGA-AB-000{number}-01Z.tif", "jpeg")
     rows = [f"TCGA-AB-000{number}-01Z.tif,{('benign', 'tumour')[number % 2]}" for number in range(3)]
     (tmp_path / "in" / "labels.csv").write_text("image,label\n" + "\n".join(rows))
-    manifest = register(Request(tmp_path / "in", "s", tmp_path / "out", "slides", tiles=TileSpec(128, 1.0, 0.5)))
+    manifest = register(
+        RegisterOptions(tmp_path / "in", "s", tmp_path / "out", "slides", tiles=TileSpec(128, 1.0, 0.5))
+    )
     assert [entry.label for entry in manifest.entries] == [0, 1, 0]
     assert manifest.labels == {"0": "benign", "1": "tumour"}
     assert len({entry.patient for entry in manifest.entries}) == 3
@@ -126,7 +128,7 @@ def test_slides_are_registered_with_tiles_on_tissue_and_a_tables_labels(tmp_path
 def test_a_table_of_slides_needs_no_task(tmp_path: Path) -> None:
     make_slide(tmp_path / "in" / "a.svs", "jpeg")
     (tmp_path / "in" / "t.csv").write_text("image,label\na.svs,benign\n")
-    request = Request(tmp_path / "in", "s", tmp_path / "out", table=tmp_path / "in" / "t.csv")
+    request = RegisterOptions(tmp_path / "in", "s", tmp_path / "out", table=tmp_path / "in" / "t.csv")
     manifest = register(request)
     assert (manifest.task, [entry.modality for entry in manifest.entries]) == ("slides", ["SM"])
 
@@ -154,7 +156,7 @@ def test_regions_label_the_tiles_that_they_cover(tmp_path: Path, kind: str) -> N
     names = parse_labels("2=tumour")
     spec = TileSpec(64, 0.5, 0.9)
     manifest = register(
-        Request(tmp_path / "in", "s", tmp_path / "out", "slides", names, tmp_path / "in" / "t.csv", spec)
+        RegisterOptions(tmp_path / "in", "s", tmp_path / "out", "slides", names, tmp_path / "in" / "t.csv", spec)
     )
     assert not manifest.quarantine, manifest.quarantine
     grid = np.load(tmp_path / "out" / str(manifest.entries[0].tiles))
@@ -177,7 +179,7 @@ def test_bad_slides_are_set_aside(tmp_path: Path) -> None:
     )
     content = (tmp_path / "in" / "good.tif").read_bytes()
     (tmp_path / "in" / "cut.tif").write_bytes(content[: len(content) // 3])
-    manifest = register(Request(tmp_path / "in", "s", tmp_path / "out", "slides"))
+    manifest = register(RegisterOptions(tmp_path / "in", "s", tmp_path / "out", "slides"))
     assert [entry.name for entry in manifest.entries] == ["good"]
     reasons = {bad.name: bad.reason for bad in manifest.quarantine}
     assert set(reasons) == {"garbage", "empty", "blank", "cut"}
@@ -189,7 +191,7 @@ def test_dicom_slides_in_one_heap_are_read_each_by_itself(tmp_path: Path) -> Non
     pixels = make_slide(tmp_path / "a.tif", levels=1)
     for number in range(2):
         make_wsi(tmp_path / "in", np.roll(pixels, 100 * number, axis=1), patient=f"P{number}")
-    manifest = register(Request(tmp_path / "in", "s", tmp_path / "out", tiles=TileSpec(256, 1.0, 0.5)))
+    manifest = register(RegisterOptions(tmp_path / "in", "s", tmp_path / "out", tiles=TileSpec(256, 1.0, 0.5)))
     assert not manifest.quarantine, manifest.quarantine
     assert manifest.task == "slides"
     assert [entry.shape for entry in manifest.entries] == [[2048, 1536]] * 2
@@ -202,7 +204,7 @@ def test_dicom_slides_in_one_heap_are_read_each_by_itself(tmp_path: Path) -> Non
     for file in (tmp_path / "in").iterdir():
         if b"P1" in file.read_bytes()[:4000]:
             file.unlink()
-    assert len(register(Request(tmp_path / "in", "s", tmp_path / "out")).entries) == 1
+    assert len(register(RegisterOptions(tmp_path / "in", "s", tmp_path / "out")).entries) == 1
     assert len(list((tmp_path / "out" / "slides").iterdir())) == 1
 
 

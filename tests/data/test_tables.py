@@ -12,7 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dicoms import make_xray
+from dicoms import make_xray, slice_header
+from oncofed.data.dicom.header_types import ImageHeader
 from oncofed.data.layouts import ClassTable, read_table
 from oncofed.data.layouts.written import Files
 from oncofed.errors import DataError
@@ -253,14 +254,18 @@ def test_a_table_beside_dicom_is_told(tmp_path: Path) -> None:
     assert reason.startswith("table of patients, studies or series: for DICOM, name it with --labels FILE; for other")
 
 
+def _image(**identity: str) -> ImageHeader:
+    return slice_header((0, 0, 0), **identity)
+
+
 def test_rows_of_patients_that_no_image_asks_for_are_known(tmp_path: Path) -> None:
     path = tmp_path / "classes.csv"
     path.write_text("patient,study,label,split\n007,,a,\n8,,a,val\n9,1.2.3,b,\n0007,,a,\n,,a,\n10,,a,later\n")
     table = ClassTable(path)
-    assert table.find({"patient": "X|8", "study": "9", "series": "9"}) == (0, "validation")
-    assert table.find({"patient": "9", "study": "1.2.4", "series": "9"}) == (None, None)  # another study of the patient
-    assert table.find({"patient": "7", "study": "", "series": ""}) == (None, None)  # 007 and 0007
-    assert table.find({"patient": "007", "study": "", "series": ""}) == (0, None)
+    assert table.find(_image(patient="X|8", study="9", series="9")) == (0, "validation")
+    assert table.find(_image(patient="9", study="1.2.4", series="9")) == (None, None)  # another study of the patient
+    assert table.find(_image(patient="7", study="", series="")) == (None, None)  # 007 and 0007
+    assert table.find(_image(patient="007", study="", series="")) == (0, None)
     assert table.unmatched() == ["line 4", "line 5"]
     assert [fault.reason for fault in table.faults] == [
         "line 6 has no patient, study or series",

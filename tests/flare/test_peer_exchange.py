@@ -17,7 +17,7 @@ from oncofed.errors import FederationError
 from oncofed.flare import wire
 from oncofed.flare.peer_exchange import PeerExchange, PeerMean
 from oncofed.job.spec import JobSpec
-from oncofed.models.weights import Layout
+from oncofed.models.weights import WeightLayout
 from oncofed.rounds.intake import UpdateIntake
 from oncofed.rounds.run_state import RunState
 from synthetic import make_site
@@ -83,7 +83,7 @@ def test_an_update_many_times_as_long_as_the_others_is_left_out() -> None:
 
 
 def _door() -> UpdateIntake:
-    layout = Layout(LIKE, frozenset(LIKE), frozenset({"w"}))
+    layout = WeightLayout(LIKE, frozenset(LIKE), frozenset({"w"}))
     return UpdateIntake(PLAN, layout, (), {"east": {"train": 2}}, lambda kind, **values: None)
 
 
@@ -150,7 +150,8 @@ def test_a_swarm_gives_the_bits_of_averaging_also_when_collectors_are_killed(
 ) -> None:
     sites = {**two_sites, "north": make_site(tmp_path / "north", 6, 3)}
     patient = spec.changed({"rounds": {"number": 4}, "training": {"steps_per_round": 60}})
-    expected = load_file(undisturbed(patient, sites, tmp_path / "fedavg")[1] / "models" / "best.safetensors")
+    with undisturbed(patient, sites, tmp_path / "fedavg") as simulated:
+        expected = load_file(simulated()[1] / "models" / "best.safetensors")
     patient = patient.changed({"strategy": {"name": "swarm"}})
     with lab(patient, sites, tmp_path / "swarm", environments=_listening(tmp_path / "swarm")) as running:
         for number, site in enumerate(sites, 1):

@@ -14,13 +14,13 @@ import pytest
 from oncofed.algorithms.plan import FederationPlan
 from oncofed.client.local_training import SiteContext
 from oncofed.client.sandboxed import SandboxedTraining
-from oncofed.flare.runtime.forkserver import ForkServer, order
+from oncofed.flare.runtime.forkserver import ForkServer, JobCommand
 from oncofed.job.spec import JobSpec
 from oncofed.packs.load import load_pack
 from oncofed.packs.pack import make_pack
 from oncofed.processes import process_environment
 from oncofed.sandbox import what_is_missing
-from oncofed.site.gpu_checks import look_at_gpus
+from oncofed.site.gpu_checks import check_gpus
 from oncofed.training import Plan
 from synthetic import Voice, make_package
 
@@ -100,11 +100,11 @@ def test_a_fork_of_the_process_that_imported_everything_uses_the_gpu(tmp_path: P
     (tmp_path / "job.py").write_text(_JOB)
     paths = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": paths}
-    template = ForkServer(environment)
+    server = ForkServer(environment)
     try:
-        assert template.fork(order("job", [str(tmp_path / "out.json")], environment)).wait(120) == 0
+        assert server.fork(JobCommand("job", [str(tmp_path / "out.json")], environment)).wait(120) == 0
     finally:
-        template.kill()
+        server.kill()
     assert json.loads((tmp_path / "out.json").read_text()) == {"bad_fork": False, "finite": True}
 
 
@@ -119,7 +119,7 @@ def test_two_processes_take_turns_and_leave_each_other_the_memory(tmp_path: Path
 
 
 def test_the_doctor_has_each_gpu_compute() -> None:
-    checks = [check for check in look_at_gpus() if check.name == "gpu"]
+    checks = [check for check in check_gpus() if check.name == "gpu"]
     assert checks
     assert all(check.state != "fail" and "computes" in check.found for check in checks), checks
 

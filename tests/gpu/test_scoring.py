@@ -38,7 +38,7 @@ def test_figures_on_a_gpu_are_those_of_the_cpu(tmp_path: Path, spacing: tuple[fl
     there = task.evaluate(_Levels().to(_GPU), [case], _GPU, detailed=True)
     here = task.evaluate(_Levels(), [case], torch.device("cpu"), detailed=True)
     assert there.by_class == pytest.approx(here.by_class, abs=1e-3)
-    assert there.more == pytest.approx(here.more, abs=1e-2)
+    assert there.extra_metrics == pytest.approx(here.extra_metrics, abs=1e-2)
 
 
 class _Wide(Segmentation):
@@ -65,6 +65,6 @@ def test_a_hundred_and_five_classes_fit_into_twelve_gigabytes() -> None:
     network = nn.Conv3d(1, 106, 1).to(_GPU).eval()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(_GPU)
-    figures = task.assess(network, None, _GPU, False)  # type: ignore[arg-type]
+    figures = task.evaluate_case(network, None, _GPU, False)  # type: ignore[arg-type]
     assert torch.cuda.max_memory_allocated(_GPU) < 12e9
     assert 0 <= figures["dice.class 7"] <= 1

@@ -12,15 +12,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from oncofed.data.batches import Batches
+from oncofed.data.batches import BatchStream
 from oncofed.data.cases import Cases, usable_cases
 from oncofed.data.prepared import PreparedCases
-from oncofed.data.register import Request, register
+from oncofed.data.register import RegisterOptions, register
 from oncofed.data.slides import Pixels, TileSpec
 from oncofed.data.spec import DataSpec
 from oncofed.errors import TrainingError
-from oncofed.models import ModelSpec, build_network
-from oncofed.models import Request as NetworkRequest
+from oncofed.models import ModelSpec, NetworkRequest, build_network
 from oncofed.models.weights import weights_of
 from oncofed.tasks import SlideClassification, SlideClassificationSpec
 from oncofed.tasks.encoder import Encoder, EncoderSpec
@@ -40,7 +39,9 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Cases:
     folder = tmp_path_factory.mktemp("slides")
     make_slides(folder / "in", 12, side=768)
     table = folder / "in" / "labels.csv"
-    register(Request(folder / "in", "slides", folder / "set", "slides", table=table, tiles=TileSpec(64, 1.0, 0.25)))
+    register(
+        RegisterOptions(folder / "in", "slides", folder / "set", "slides", table=table, tiles=TileSpec(64, 1.0, 0.25))
+    )
     return usable_cases(folder / "set", DATA, CLASSES, 1, "here", labels="class").cases
 
 
@@ -120,7 +121,7 @@ def test_bags_are_held_on_the_gpu_and_batches_are_those_of_the_cpu(cases: Cases)
     assert (on_gpu.plan.held, on_cpu.plan.held) == ("gpu", "memory")
     assert on_gpu[0]["bags"].is_cuda
     assert on_gpu[0]["bags"].dtype == torch.bfloat16
-    there, here = Batches(on_gpu, bags, 4, 1, CUDA), Batches(on_cpu, bags, 4, 1, CPU)
+    there, here = BatchStream(on_gpu, bags, 4, 1, CUDA), BatchStream(on_cpu, bags, 4, 1, CPU)
     for _ in range(8):
         one, other = next(there), next(here)
         assert all(values.is_cuda for values in one.values())
@@ -131,7 +132,7 @@ def test_bags_are_held_on_the_gpu_and_batches_are_those_of_the_cpu(cases: Cases)
 def test_drawing_bags_that_lie_on_the_gpu_never_waits_for_it(cases: Cases) -> None:
     task = SlideClassification(SlideClassificationSpec(classes=CLASSES, most_tiles=16), DATA)
     bags = task.input("none")
-    batches = Batches(PreparedCases(cases.train, bags, CUDA), bags, 4, 1, CUDA)
+    batches = BatchStream(PreparedCases(cases.train, bags, CUDA), bags, 4, 1, CUDA)
     next(batches)
     torch.cuda.set_sync_debug_mode("error")
     try:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from oncofed.data.batches import Batches
+from oncofed.data.batches import BatchStream
 from oncofed.data.cases import read_cases
 from oncofed.devices import inference_type, training_device, why_unusable
 from oncofed.job.spec import JobSpec
@@ -93,7 +93,7 @@ def test_changes_for_which_memory_is_full_are_made_on_the_cpu(
     spec: JobSpec, site: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     trainer, whole = (_trainer(_plan(spec), site) for _ in range(2))
-    stream: Batches = trainer.prepare()
+    stream: BatchStream = trainer.prepare()
     expected = [next(whole.prepare()) for _ in range(4)]
     change = stream._input.change
 

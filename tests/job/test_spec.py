@@ -70,6 +70,28 @@ def test_a_changed_job_is_checked_again(spec: JobSpec) -> None:
         spec.with_rounds(0)
 
 
+def test_a_setting_under_its_former_name_is_read_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = write_job(tmp_path, JOB.replace("batch_size: 2", "batch_size: 2, checkpointing: true"))
+    spec = parse_job(file)
+    assert spec.training.recompute_activations
+    assert [record.message for record in caplog.records] == [
+        "the setting checkpointing is called recompute_activations now; the next release does not know checkpointing"
+    ]
+    caplog.clear()
+    assert "checkpointing" not in spec.with_rounds(3).to_yaml()
+    assert not caplog.records
+    file.write_text(file.read_text().replace("checkpointing: true", "checkpointing: true, recompute_activations: true"))
+    with pytest.raises(SpecError, match=r"job\.yaml:7: training: .*under its former name: give one of them"):
+        parse_job(file)
+
+
+def test_a_jobs_plan_is_made_once(spec: JobSpec) -> None:
+    assert spec.plan() is spec.plan()
+    assert JobSpec.model_validate(spec.model_dump(by_alias=True)) == spec
+
+
 def test_every_setting_that_needs_one_has_a_description() -> None:
     for name, field in JobSpec.model_fields.items():
         section = field.annotation

@@ -2,36 +2,51 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from oncofed.job.watch import Curves, RunView, progress_bar
+from oncofed.job.watch import Curves, RunProgress, RunView, progress_bar
+from oncofed.rounds.events import (
+    TRAINING_EVENTS,
+    Answered,
+    CrossSite,
+    Event,
+    Incident,
+    Lost,
+    Ready,
+    RoundEnded,
+    SiteProgress,
+    Started,
+    TaskSent,
+    Unknown,
+    Validated,
+)
 
-_TOLD: list[dict[str, Any]] = [
-    {"kind": "started", "sites": ["east", "west"], "rounds": 2, "steps_per_round": 4, "metric": "dice"},
-    {"kind": "ready", "seconds": 3.0, "sites": {"east": {"train": 4}, "west": {"train": 3}}},
-    {"kind": "task", "task": "train", "round": 1, "sites": ["east", "west"]},
-    {"kind": "progress", "site": "east", "phase": "training", "step": 2, "steps": 8, "loss": 0.9},
-    {"kind": "answer", "site": "east", "task": "train", "round": 1},
-    {"kind": "lost", "site": "west", "reason": "its process ended"},
-    {"kind": "validation", "round": 0, "mean": 0.1, "sites": {"east": 0.1}},
-    {
-        "kind": "round",
-        "round": 1,
-        "seconds": 5.0,
-        "slowest_site_s": 4.5,
-        "losses": {"east": 0.8},
-        "cases": {"east": 4},
-    },
-    {"kind": "task", "task": "train", "round": 2, "sites": ["east"]},
-    {"kind": "validation", "round": 1, "mean": 0.4, "sites": {"east": 0.4}},
-]
 # By the server's clock, which is hours behind.
-EVENTS = [{"time": 100.0 + seconds, **event} for seconds, event in enumerate(_TOLD)]
+EVENTS: list[Event] = [
+    Started(time=100.0, sites=["east", "west"], rounds=2, steps_per_round=4, metric="dice", strategy="fedavg"),
+    Ready(time=101.0, seconds=3.0, sites={"east": {"train": 4}, "west": {"train": 3}}),
+    TaskSent(time=102.0, task="train", round=1, split="validation", sites=["east", "west"]),
+    SiteProgress(time=103.0, site="east", phase="training", step=2, steps=8, loss=0.9),
+    Answered(time=104.0, site="east", task="train", round=1),
+    Lost(time=105.0, site="west", reason="its process ended"),
+    Validated(time=106.0, round=0, mean=0.1, sites={"east": 0.1}),
+    RoundEnded(
+        time=107.0,
+        round=1,
+        seconds=5.0,
+        slowest_site_s=4.5,
+        losses={"east": 0.8},
+        cases={"east": 4},
+        participation={"in_time": ["east"]},
+    ),
+    TaskSent(time=108.0, task="train", round=2, split="validation", sites=["east"]),
+    Validated(time=109.0, round=1, mean=0.4, sites={"east": 0.4}),
+]
 
 
 def _view(tmp_path: Path, terminal: bool) -> tuple[RunView, io.StringIO]:
@@ -53,6 +68,26 @@ def test_the_state_follows_from_the_events(tmp_path: Path) -> None:
     assert state.validation == {0: 0.1, 1: 0.4}
 
 
+def test_every_kind_of_event_is_taken_into_account() -> None:
+    handlers = RunProgress.__dict__["_take"].dispatcher.registry
+    # The scores of sites' own models are in the last event too.
+    passed_over = {event for event in TRAINING_EVENTS if event not in handlers and not issubclass(event, Incident)}
+    assert passed_over == {CrossSite}
+    assert set(handlers) <= {*TRAINING_EVENTS, object}
+
+
+def test_an_event_of_a_newer_server_is_noted_once(tmp_path: Path) -> None:
+    view, text = _view(tmp_path, terminal=False)
+    newer = Unknown(time=200.0, name="paused")
+    with view:
+        view.update([*EVENTS[:1], newer, newer])
+    assert text.getvalue().splitlines()[0] == (
+        "the server reports 'paused', which this version of oncofed does not know: skipped"
+    )
+    assert text.getvalue().count("paused") == 1
+    assert view.state.incidents == []
+
+
 def test_without_a_terminal_each_round_is_one_line(tmp_path: Path) -> None:
     view, text = _view(tmp_path, terminal=False)
     with view:
@@ -65,19 +100,19 @@ def test_without_a_terminal_each_round_is_one_line(tmp_path: Path) -> None:
 
 def test_without_a_terminal_a_long_round_says_what_the_sites_do(tmp_path: Path) -> None:
     view, text = _view(tmp_path, terminal=False)
-    told = [
-        {"kind": "progress", "site": "east", "phase": "validating", "step": 64, "steps": 500},
-        {"kind": "progress", "site": "west", "phase": "training", "step": 3, "steps": 8, "loss": 0.5},
+    reports = [
+        SiteProgress(time=200.0, site="east", phase="validating", step=64, steps=500),
+        SiteProgress(time=200.0, site="west", phase="training", step=3, steps=8, loss=0.5),
     ]
     with view:
         view.update(EVENTS)
-        view._next_line = 0.0
-        view.update([{"time": 200.0, **event} for event in told])
+        view._last_line -= 10
+        view.update(reports)
         view.update([])  # not again at once
     assert text.getvalue().splitlines()[-1] == "round 2/2  east: validating 64/500; west: step 3"
-    assert view._sooner() == 0  # the first round is over
+    assert view._interval() == 10  # the first round is over
     assert view.state.sites["east"].step == 2  # cases are no steps
-    view.state.apply({"time": 201.0, "kind": "answer", "site": "east"})
+    view.state.apply(Answered(time=201.0, site="east", task="train", round=2))
     assert str(view.state.sites["east"]) == "done"
 
 
@@ -86,12 +121,12 @@ def test_before_the_first_round_is_over_what_is_new_is_said_soon(
 ) -> None:
     monkeypatch.setattr("oncofed.job.watch._FIRST_LINE_SECONDS", 0.0)
     view, text = _view(tmp_path, terminal=False)
-    checking = {"kind": "progress", "site": "east", "phase": "checking data", "step": 64, "steps": 500}
+    checking = SiteProgress(time=101.0, site="east", phase="checking data", step=64, steps=500)
     with view:
         view.update(EVENTS[:1])
-        view.update([{"time": 101.0, **checking}])
-        view.update([{"time": 102.0, **checking, "step": 65}])  # nothing new
-        view.update([{"time": 103.0, **checking, "phase": "loading data", "step": 1}])
+        view.update([checking])
+        view.update([replace(checking, time=102.0, step=65)])  # nothing new
+        view.update([replace(checking, time=103.0, phase="loading data", step=1)])
     assert text.getvalue().splitlines() == [
         "east, west: starting",
         "east: checking data 64/500; west: starting",

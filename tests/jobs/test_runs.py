@@ -11,7 +11,7 @@ import pytest
 
 from commands import oncofed
 from oncofed.data.cases import usable_cases
-from oncofed.data.register import Request, register
+from oncofed.data.register import RegisterOptions, register
 from oncofed.data.slides import TileSpec
 from oncofed.job.spec import JobSpec, ProfileJobSpec, list_jobs, parse_any_job, read_job
 from oncofed.tasks.calibration import TEMPERATURES, read_calibration
@@ -58,7 +58,7 @@ def _site(spec: JobSpec, source: Path, out: Path) -> Path:
     tiles = TileSpec(64, 1.0, 0.25)
     task = "slides" if spec.name == "slide_classification" else None
     labels = {} if task or "classification" in spec.name or "nuclei" in spec.name else spec.task.classes
-    register(Request(source, spec.data.dataset, out, task, labels, table if table.is_file() else None, tiles))
+    register(RegisterOptions(source, spec.data.dataset, out, task, labels, table if table.is_file() else None, tiles))
     return out
 
 
@@ -97,7 +97,7 @@ def test_a_job_trains_and_scores(name: str, tmp_path: Path) -> None:
     cases = usable_cases(folder, plan.data, plan.task.vocabulary, plan.seed, "east", None, plan.build_task().label_kind)
     trainer = Trainer(plan, cases.cases, "east")
     assert trainer.train(2) > 0
-    assert trainer.evaluate(trainer.cases.test, detailed=True).more
+    assert trainer.evaluate(trainer.cases.test, detailed=True).extra_metrics
     assert trainer.task.picture(trainer.network.eval(), trainer.cases.test[0], trainer.device)
 
 

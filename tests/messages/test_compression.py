@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from oncofed.errors import FederationError
-from oncofed.messages.compression import Compressor, ReceivedUpdate, travelling_bytes
+from oncofed.messages.compression import Compressor, ReceivedUpdate, travelling_bytes, without_extra
 
 MODEL = {"conv.weight": torch.randn(4, 3, 3), "conv.bias": torch.zeros(4), "counter": torch.tensor(2)}
 
@@ -15,11 +15,16 @@ def _sent(**changed: object) -> dict[str, object]:
     return {**{name: torch.ones_like(value) for name, value in MODEL.items()}, **changed}
 
 
+def _received(chunks: object, extra_like: dict[str, torch.Tensor]) -> ReceivedUpdate:
+    delta, extra = without_extra(chunks)
+    return ReceivedUpdate(delta, MODEL, "native", extra, extra_like)
+
+
 @pytest.mark.parametrize(("kind", "share"), [("native", 1.0), ("bfloat16", 0.55), ("int8", 0.45)])
 def test_an_update_arrives_with_the_models_types_and_smaller_as_asked(kind, share: float) -> None:  # type: ignore[no-untyped-def]
     model = {"w": torch.randn(64, 64), "counter": torch.tensor(2)}
     delta = {"w": torch.randn(64, 64), "counter": torch.tensor(5)}
-    received = ReceivedUpdate(Compressor(kind).compress(delta), model, kind, {})
+    received = ReceivedUpdate(Compressor(kind).compress(delta), model, kind)
     assert received["w"].dtype == torch.float32
     assert torch.allclose(received["w"], delta["w"], atol=0.03)
     assert received["counter"].item() == 5
@@ -34,7 +39,7 @@ def test_what_is_rounded_away_is_not_lost_over_rounds(kind) -> None:  # type: ig
     model = {"w": torch.zeros(1, 2)}
     compressor, total = Compressor(kind), torch.zeros(1, 2)
     for _ in range(200):
-        total += ReceivedUpdate(compressor.compress(delta), model, kind, {})["w"]
+        total += ReceivedUpdate(compressor.compress(delta), model, kind)["w"]
     assert torch.allclose(total, 200 * delta["w"], atol=0.01)
 
 
@@ -54,13 +59,13 @@ def test_what_is_rounded_away_is_not_lost_over_rounds(kind) -> None:  # type: ig
 )
 def test_an_update_that_is_not_the_models_is_refused(sent: object, message: str) -> None:
     with pytest.raises(FederationError, match=message):
-        ReceivedUpdate(sent, MODEL, "native", {})
-    ReceivedUpdate(_sent(), MODEL, "native", {})
+        _received(sent, {})
+    _received(_sent(), {})
 
 
 def test_what_a_strategy_asks_for_beside_the_weights_is_checked_too() -> None:
     extra = {"control.conv.bias": MODEL["conv.bias"]}
-    taken = ReceivedUpdate(_sent(**{"extra.control.conv.bias": torch.ones(4)}), MODEL, "native", extra)
+    taken = _received(_sent(**{"extra.control.conv.bias": torch.ones(4)}), extra)
     assert torch.equal(taken.extra["control.conv.bias"], torch.ones(4))
     with pytest.raises(FederationError, match=r"extra.control.conv.bias as \(5,\)"):
-        ReceivedUpdate(_sent(**{"extra.control.conv.bias": torch.ones(5)}), MODEL, "native", extra)
+        _received(_sent(**{"extra.control.conv.bias": torch.ones(5)}), extra)

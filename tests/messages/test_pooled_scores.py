@@ -14,16 +14,18 @@ from safetensors.torch import save_file
 
 from oncofed.algorithms.plan import FederationPlan
 from oncofed.artifacts.kept_job import copy_beside_model
+from oncofed.client.case_sums import patients_of_sums, sums_of
 from oncofed.client.local_training import InProcessTraining, SiteContext
 from oncofed.client.told_patients import PATIENTS_OF_SUMS
-from oncofed.data.register import Request, register
+from oncofed.data.register import RegisterOptions, register
 from oncofed.flare import wire
 from oncofed.job.outcome import begin_result, note_pooled
 from oncofed.job.spec import read_job
-from oncofed.messages.pooled_scores import SumsAsked, calibration_of, patients_of_sums, sums_of, together
+from oncofed.messages.requests import SumsAsked
 from oncofed.privacy.outbound import check_numbers
 from oncofed.report.html import write_report
 from oncofed.report.result import read_result
+from oncofed.rounds.pooled_scores import calibration_of, together
 from oncofed.tasks.calibration import Calibration, read_calibration
 from oncofed.tasks.classification import Classified
 from oncofed.tasks.pooled import Reliability, ReliabilityBin
@@ -52,7 +54,7 @@ class _Quiet:
 def turns(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InProcessTraining]:
     folder = tmp_path_factory.mktemp("site")
     make_textures(folder / "in", CLASSES, 24, colours=1)
-    register(Request(folder / "in", JOB.data.dataset, folder / "set"))
+    register(RegisterOptions(folder / "in", JOB.data.dataset, folder / "set"))
     other = {n: v + 0.05 if v.is_floating_point() else v for n, v in JOB.plan().initial_weights().items()}
     save_file({n: v.contiguous() for n, v in other.items()}, folder / "other.safetensors")
     place = SiteContext("east", folder / "set", folder / "state", None, folder / "other.safetensors")
@@ -114,7 +116,7 @@ def test_a_calibration_gets_the_reliability_of_the_test_and_goes_into_result_and
     assert read_calibration(tmp_path / "model") == found.calibration
     copy_beside_model(tmp_path / "none", tmp_path / "model")
     result = begin_result(JOB, "simulate")
-    note_pooled(result, json.loads(json.dumps(found.told())))
+    note_pooled(result, **json.loads(json.dumps(found.recorded())))
     assert (result.calibration, result.pooled_test, result.paired_test) == (
         found.calibration,
         found.pooled,
@@ -126,14 +128,14 @@ def test_a_calibration_gets_the_reliability_of_the_test_and_goes_into_result_and
     assert html.count("<svg") == 2
     for said in ("All sites' test patients together", "temperature of 1.50", "By a margin of 0.2", "Reliability"):
         assert said in html
-    note_pooled(result, {})  # a record of before there was any of it
+    note_pooled(result, pooled=None, paired=None, calibration=None)  # as read from a record without them
     assert (result.calibration, result.pooled_test, result.paired_test) == (None, None, None)
 
 
 def test_the_report_names_no_temperature_where_none_is_known(turns: InProcessTraining, tmp_path: Path) -> None:
     found = together({"east": _asked(turns, "test", SumsAsked())}, None, "auroc", None, None)
     result = begin_result(JOB, "simulate")
-    note_pooled(result, found.told())
+    note_pooled(result, **found.recorded())
     html = write_report(result, {}, tmp_path).read_text()
     assert "How sure it should be is not known" in html
     assert "The job names no margin" in html
@@ -141,7 +143,7 @@ def test_the_report_names_no_temperature_where_none_is_known(turns: InProcessTra
 
 def test_no_sites_sums_are_no_figures() -> None:
     found = together({"east": {"evaluation": {}}}, None, "dice", None, None)
-    assert found.told() == {"pooled": None, "paired": None, "calibration": None}
+    assert found.recorded() == {"pooled": None, "paired": None, "calibration": None}
     assert calibration_of({"east": {"evaluation": {}}}) is None
     bins = [ReliabilityBin(patients=5, confidence=0.5, right=0.4)]
     known = Calibration(

@@ -11,7 +11,7 @@ import torch
 from monai.bundle import ConfigParser, load
 
 from oncofed.data.spec import DataSpec
-from oncofed.models import ModelSpec, Request, build_network
+from oncofed.models import ModelSpec, NetworkRequest, build_network
 from oncofed.models.bundle import (
     BUNDLE_NAME,
     ImageClasses,
@@ -24,7 +24,7 @@ from oncofed.models.foreign import read_bundle
 from oncofed.models.weights import weights_of
 
 DATA = DataSpec(dataset="balls", spacing=(1.5, 1.5, 1.5), patch=(16, 16, 16))
-REQUEST = Request(ModelSpec(channels=(4, 8)), 1, 3, 3, DATA.patch)
+REQUEST = NetworkRequest(ModelSpec(channels=(4, 8)), 1, 3, 3, DATA.patch)
 # Of the MONAI bundle specification.
 MANDATORY = (
     "version",
@@ -90,7 +90,7 @@ def test_every_network_is_made_of_what_monai_and_torch_have(
     tmp_path: Path, spec: dict[str, Any], patch: tuple[int, ...], out: int
 ) -> None:
     data = DataSpec(dataset="balls", patch=patch, channels=("red", "green", "blue"))
-    request = Request(ModelSpec(**spec), 3, out, len(patch), patch)
+    request = NetworkRequest(ModelSpec(**spec), 3, out, len(patch), patch)
     expected = build_network(request, seed=9)
     answer = NumberedObjects() if spec["network"] == "hovernet" else None
     bundle = write_bundle(tmp_path, "One", request, data, {0: "a", 1: "b"}, weights_of(expected), answer)
@@ -123,7 +123,7 @@ def test_a_file_comes_out_of_its_preprocessing_on_the_jobs_grid(bundle: Path, tm
 
 def test_small_voxels_are_said_in_millimetres(tmp_path: Path) -> None:
     data = DataSpec(dataset="cells", patch=(16, 16), spacing=(0.001, 0.002), modality="microscopy")
-    request = Request(ModelSpec(channels=(4, 8)), 1, 2, 2, data.patch)
+    request = NetworkRequest(ModelSpec(channels=(4, 8)), 1, 2, 2, data.patch)
     bundle = write_bundle(tmp_path, "Cells", request, data, {1: "a"}, build_network(request, 0).state_dict())
     assert read_bundle(str(bundle)).preprocessing == {"spacing": [0.001, 0.002], "patch": [16, 16]}
 
@@ -136,12 +136,12 @@ def test_small_voxels_are_said_in_millimetres(tmp_path: Path) -> None:
 def test_nothing_that_a_job_says_is_evaluated(tmp_path: Path) -> None:
     evil = ["$open('evil', 'w')", "@network", "%evil.json", "$import this", "a @#b %#c", "a'b\"c\\"]
     data = DataSpec(dataset="balls", patch=(16, 16), channels=tuple(evil), modality="xray")
-    request = Request(ModelSpec(channels=(4, 8)), 6, 7, 2, data.patch)
+    request = NetworkRequest(ModelSpec(channels=(4, 8)), 6, 7, 2, data.patch)
     names = dict(enumerate(evil, start=1))
     weights = build_network(request, 0).state_dict()
     for kind, answer in enumerate((LabelledVoxels(), ImageClasses(), SlideClasses(evil[0], 16))):
         if isinstance(answer, SlideClasses):
-            request = Request(ModelSpec(network="attention_mil"), 6, 6, 2, data.patch)
+            request = NetworkRequest(ModelSpec(network="attention_mil"), 6, 6, 2, data.patch)
             weights = build_network(request, 0).state_dict()
         bundle = write_bundle(tmp_path / str(kind), evil[0], request, data, names, weights, answer)
         plain = write_bundle(
@@ -203,7 +203,7 @@ def test_metadata_names_modality_format_and_range(
     tmp_path: Path, data: dict[str, Any], modality: str, form: str, values: list[float]
 ) -> None:
     spec = DataSpec(dataset="balls", patch=(16, 16), **data)
-    request = Request(ModelSpec(channels=(4, 8)), 1, 2, 2, spec.patch)
+    request = NetworkRequest(ModelSpec(channels=(4, 8)), 1, 2, 2, spec.patch)
     weights = build_network(request, 0).state_dict()
     image = _metadata(write_bundle(tmp_path, "A", request, spec, {1: "a"}, weights))["network_data_format"]["inputs"][
         "image"
@@ -213,7 +213,7 @@ def test_metadata_names_modality_format_and_range(
 
 def test_a_slides_bundle_names_encoder_and_tiling_and_says_what_it_does_not_do(tmp_path: Path) -> None:
     data = DataSpec(dataset="slides", patch=(64, 64), spacing=(0.0005, 0.0005), channels=("red", "green", "blue"))
-    request = Request(ModelSpec(network="attention_mil"), 8, 2, 2, data.patch)
+    request = NetworkRequest(ModelSpec(network="attention_mil"), 8, 2, 2, data.patch)
     weights = build_network(request, 0).state_dict()
     answer = SlideClasses("resnet18 0a1b", 64, 0.5)
     said = _metadata(write_bundle(tmp_path, "Slides", request, data, {0: "a", 1: "b"}, weights, answer))

@@ -14,12 +14,12 @@ from pydantic import ValidationError
 from oncofed.data.spec import DataSpec
 from oncofed.errors import SpecError
 from oncofed.job.spec import parse_job
-from oncofed.models import ModelSpec, Request, build_network
+from oncofed.models import ModelSpec, NetworkRequest, build_network
 from oncofed.models.bundle import write_bundle
 from oncofed.models.foreign import FOLDER_VARIABLE, read_bundle
 
 DATA = DataSpec(dataset="balls", spacing=(1.5, 1.5, 1.5), patch=(16, 16, 16))
-REQUEST = Request(ModelSpec(channels=(4, 8)), 1, 3, 3, DATA.patch)
+REQUEST = NetworkRequest(ModelSpec(channels=(4, 8)), 1, 3, 3, DATA.patch)
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def _spec(bundle: Path, **more: Any) -> ModelSpec:
 
 
 def test_network_and_weights_are_the_bundles(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    network = build_network(Request(_spec(bundle), 1, 3, 3, DATA.patch), seed=1)
+    network = build_network(NetworkRequest(_spec(bundle), 1, 3, 3, DATA.patch), seed=1)
     expected = build_network(REQUEST, seed=9).state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in network.state_dict().items())
     expected_input = {"spacing": [1.5, 1.5, 1.5], "orientation": "RAS", "patch": [16, 16, 16]}
@@ -43,7 +43,7 @@ def test_network_and_weights_are_the_bundles(bundle: Path, monkeypatch: pytest.M
 
 
 def test_an_output_for_other_classes_starts_anew(bundle: Path) -> None:
-    network = build_network(Request(_spec(bundle), 1, 5, 3, DATA.patch), seed=1)
+    network = build_network(NetworkRequest(_spec(bundle), 1, 5, 3, DATA.patch), seed=1)
     assert network(torch.zeros(1, 1, 16, 16, 16)).shape[1] == 5
     expected = build_network(REQUEST, seed=9).state_dict()
     first = next(iter(expected))
@@ -89,21 +89,21 @@ def test_weights_that_are_a_program_are_not_run(bundle: Path, tmp_path: Path) ->
 
     torch.save({"first": Program()}, bundle / "models" / "model.pt")
     with pytest.raises(SpecError, match="no weights that can be read as tensors alone"):
-        build_network(Request(_spec(bundle), 1, 3, 3, DATA.patch), 1)
+        build_network(NetworkRequest(_spec(bundle), 1, 3, 3, DATA.patch), 1)
     assert not (tmp_path / "ran").exists()
 
 
 def test_other_weights_and_another_digest_are_refused(bundle: Path) -> None:
     digest = read_bundle(str(bundle)).digest
-    assert build_network(Request(_spec(bundle, bundle_digest=digest), 1, 3, 3, DATA.patch), 1)
+    assert build_network(NetworkRequest(_spec(bundle, bundle_digest=digest), 1, 3, 3, DATA.patch), 1)
     torch.save({"something.else": torch.zeros(3)}, bundle / "models" / "model.pt")
     with pytest.raises(SpecError, match="these are another network's weights"):
-        build_network(Request(_spec(bundle), 1, 3, 3, DATA.patch), 1)
+        build_network(NetworkRequest(_spec(bundle), 1, 3, 3, DATA.patch), 1)
     with pytest.raises(SpecError, match=r"its digest is .*, the job expects"):
-        build_network(Request(_spec(bundle, bundle_digest=digest), 1, 3, 3, DATA.patch), 1)
+        build_network(NetworkRequest(_spec(bundle, bundle_digest=digest), 1, 3, 3, DATA.patch), 1)
     (bundle / "models" / "model.pt").write_bytes(b"no weights")
     with pytest.raises(SpecError, match="no weights that can be read as tensors alone"):
-        build_network(Request(_spec(bundle), 1, 3, 3, DATA.patch), 1)
+        build_network(NetworkRequest(_spec(bundle), 1, 3, 3, DATA.patch), 1)
 
 
 def test_what_is_no_bundle_is_told(tmp_path: Path) -> None:

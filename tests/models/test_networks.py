@@ -9,16 +9,17 @@ from pydantic import ValidationError
 from torch import nn
 
 from oncofed.errors import SpecError
-from oncofed.models import ModelSpec, Request, build_network, list_networks
+from oncofed.models import ModelSpec, NetworkRequest, build_network, list_networks
 from oncofed.models.mil import AttentionMIL
-from oncofed.models.networks import _NETWORKS, MODULES_VARIABLE, Kind
+from oncofed.models.networks import find_network
+from oncofed.plugins import MODULES_VARIABLE, NETWORKS, Kind
 
 SMALL = {"unet": (4, 8, 16), "dynunet": (4, 8, 16), "segresnet": (8, 16, 32)}
 LISTED = [network for network in list_networks() if network.name != "bundle"]  # which has tests of its own
 NAMES = [(network.name, axes) for network in LISTED for axes in network.dimensions]
 
 
-def _request(name: str, axes: int) -> Request:
+def _request(name: str, axes: int) -> NetworkRequest:
     spec = ModelSpec(network=name, channels=SMALL.get(name))
     if name == "vit":
         spec = ModelSpec(network=name, arguments={"num_layers": 2, "hidden_size": 48, "mlp_dim": 64})
@@ -26,10 +27,10 @@ def _request(name: str, axes: int) -> Request:
         spec = ModelSpec(network=name, arguments={"feature_size": 12, "depths": [1, 1, 1, 1]})
     least = {"swinunetr": 64}.get(name, 32)
     side = max(least, 2 * spec.divisor if name in SMALL else spec.divisor)
-    return Request(spec, 8 if spec.kind == "bag" else 1, 3, axes, (side,) * axes)
+    return NetworkRequest(spec, 8 if spec.kind == "bag" else 1, 3, axes, (side,) * axes)
 
 
-def _answer(request: Request, network: nn.Module) -> torch.Tensor:
+def _answer(request: NetworkRequest, network: nn.Module) -> torch.Tensor:
     if request.spec.kind == "bag":
         return network(torch.rand(2, 5, request.in_channels), torch.ones(2, 5, dtype=torch.bool))
     return network(torch.randn(2, request.in_channels, *request.patch))
@@ -53,11 +54,11 @@ def test_no_network_keeps_batch_statistics_unless_asked_to(name: str) -> None:
 
 
 def find_axes(name: str) -> int:
-    return _NETWORKS[name].dimensions[0]
+    return find_network(name).dimensions[0]
 
 
 def test_batch_statistics_where_a_job_asks_for_them() -> None:
-    request = Request(ModelSpec(network="resnet18", norm="batch"), 3, 2, 2, (64, 64))
+    request = NetworkRequest(ModelSpec(network="resnet18", norm="batch"), 3, 2, 2, (64, 64))
     assert [key for key in build_network(request, 1).state_dict() if "running" in key]
 
 
@@ -94,7 +95,7 @@ def test_what_cannot_be_built_is_told_in_words() -> None:
     with pytest.raises(SpecError, match="hovernet is for images of 2 axes, the job's have 3"):
         build_network(_request("hovernet", 3), 1)
     with pytest.raises(SpecError, match="unet cannot be built"):
-        build_network(Request(ModelSpec(arguments={"kernel": 3}), 1, 2, 3, (16, 16, 16)), 1)
+        build_network(NetworkRequest(ModelSpec(arguments={"kernel": 3}), 1, 2, 3, (16, 16, 16)), 1)
 
 
 def test_attention_looks_at_no_padding() -> None:
@@ -130,10 +131,10 @@ def test_a_network_of_ones_own_is_one_file_that_the_site_installs(
     with pytest.raises(ValidationError, match="unknown network"):
         ModelSpec(network="two_convolutions")
     monkeypatch.setenv(MODULES_VARIABLE, "my_networks")
-    monkeypatch.setattr("oncofed.models.networks._NETWORKS", dict(_NETWORKS))
+    monkeypatch.setattr(NETWORKS, "_known", dict(NETWORKS._known))
     spec = ModelSpec(network="two_convolutions", arguments={"width": 4})
     kind: Kind = spec.kind
-    network = build_network(Request(spec, 1, 3, 3, (8, 8, 8)), 1)
+    network = build_network(NetworkRequest(spec, 1, 3, 3, (8, 8, 8)), 1)
     assert kind == "dense"
     assert network(torch.zeros(1, 1, 8, 8, 8)).shape == (1, 3, 8, 8, 8)
     assert network[0].out_channels == 4  # type: ignore[index]

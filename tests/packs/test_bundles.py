@@ -78,7 +78,7 @@ def _job(pack: Pack, folder: Path) -> JobSpec:
     values["model"] = {"network": "own_net", "code": pack.digest}
     file.write_text(yaml.safe_dump(values))
     (folder / "own_net.pack.zip").write_bytes(pack.content)
-    return parse_job(file)
+    return parse_job(file, with_code=True)
 
 
 def test_its_configuration_and_scripts_are_packed_and_what_is_code_in_them_is_found(bundle: Path, pack: Pack) -> None:

@@ -16,13 +16,16 @@ from oncofed.alliance.authority import Authority
 from oncofed.alliance.kits import provision
 from oncofed.alliance.spec import AllianceSpec
 from oncofed.errors import PolicyError, SpecError
-from oncofed.models import ModelSpec, Request, build_network
+from oncofed.job.spec import parse_job
+from oncofed.models import ModelSpec, NetworkRequest, build_network
 from oncofed.models.networks import networks_of_pack
 from oncofed.packs.approvals import pack_problems, read_decisions, refusal_of, write_decision
 from oncofed.packs.findings import difference, findings_of, imports_of
 from oncofed.packs.load import load_pack, loaded_packs
 from oncofed.packs.pack import find_pack, make_pack, read_pack
-from synthetic import make_package
+from synthetic import JOB, make_package, write_job
+
+_UNET = "network: unet, channels: [4, 8], residual_units: 1"
 
 
 @pytest.fixture
@@ -165,16 +168,52 @@ def test_its_network_is_known_by_the_digest_alone_and_is_built(package: Path, tm
     assert [loaded for loaded in loaded_packs() if loaded.digest == pack.digest] == [signed]
     assert [network.name for network in networks_of_pack(pack.digest)] == ["wide_net"]
     spec = ModelSpec(code=pack.digest, network="wide_net", arguments={"width": 4})
-    assert build_network(Request(spec, 1, 3, 3, (8, 8, 8)), 1)(torch.zeros(1, 1, 8, 8, 8)).shape == (1, 3, 8, 8, 8)
+    assert build_network(NetworkRequest(spec, 1, 3, 3, (8, 8, 8)), 1)(torch.zeros(1, 1, 8, 8, 8)).shape == (
+        1,
+        3,
+        8,
+        8,
+        8,
+    )
     with pytest.raises(ValueError, match="unknown network 'wide_net'"):
         ModelSpec(network="wide_net")
     assert ModelSpec(code=pack.digest, network="unet").kind == "dense"
     with pytest.raises(ValueError, match="has no network 'unett', nor has oncofed; the pack has wide_net"):
         ModelSpec(code=pack.digest, network="unett")
-    with pytest.raises(ValueError, match="is not loaded"):
-        ModelSpec(code="0" * 64, network="wide_net")
+    unknown = ModelSpec(code="0" * 64, network="wide_net")
+    assert unknown.lacks_code
+    with pytest.raises(SpecError, match="is not loaded"):
+        build_network(NetworkRequest(unknown, 1, 3, 3, (8, 8, 8)), 1)
     with pytest.raises(SpecError, match="no pack with the digest"):
         find_pack("0" * 64, (tmp_path,))
+
+
+def test_reading_a_job_runs_no_code_of_its_pack(run, package: Path, tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+    (package / "__init__.py").write_text(f"{(package / '__init__.py').read_text()}\nopen({str(ran)!r}, 'w').close()\n")
+    pack = make_pack(package, None)
+    file = write_job(tmp_path, JOB.replace(_UNET, f"network: wide_net, code: {pack.digest}"))
+    (tmp_path / "wide_net.pack.zip").write_bytes(pack.content)
+    spec = parse_job(file)
+    assert spec.model.lacks_code
+    assert spec.with_rounds(3).to_yaml() == spec.to_yaml().replace("number: 2", "number: 3")
+    with pytest.raises(SpecError, match="is not loaded: read the job with its code"):
+        spec.plan()
+    assert run("job", "show", file).status == 0
+    assert not ran.exists()
+    assert parse_job(file, with_code=True).plan().build_network()
+    assert ran.exists()
+
+
+def test_a_job_with_code_is_checked_against_its_pack(package: Path, tmp_path: Path) -> None:
+    pack = make_pack(package, None)
+    (tmp_path / "wide_net.pack.zip").write_bytes(pack.content)
+    file = write_job(tmp_path, JOB.replace(_UNET, f"network: unett, code: {pack.digest}"))
+    with pytest.raises(SpecError, match=r"job\.yaml:6: model\.network: found 'unett'; the pack .* has wide_net"):
+        parse_job(file, with_code=True)
+    file.write_text(file.read_text().replace(pack.digest, "c" * 64))
+    with pytest.raises(SpecError, match="no pack with the digest"):
+        parse_job(file, with_code=True)
 
 
 def test_a_pack_that_fails_to_import_is_told_and_leaves_nothing(package: Path) -> None:

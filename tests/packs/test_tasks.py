@@ -17,7 +17,7 @@ from oncofed.data.cases import read_cases
 from oncofed.errors import SpecError
 from oncofed.job.flare import export_job
 from oncofed.job.spec import JobSpec
-from oncofed.messages.pooled_scores import SumsAsked
+from oncofed.messages.requests import SumsAsked
 from oncofed.packs.load import load_pack
 from oncofed.packs.pack import Pack, make_pack
 from oncofed.privacy.outbound import check_numbers
@@ -39,7 +39,7 @@ class Foreground(Segmentation):
     def __init__(self, spec, data):
         super().__init__(SegmentationSpec(classes=spec.classes, overlap=spec.arguments["overlap"]), data)
 
-    def assess(self, network, case, device, detailed):
+    def evaluate_case(self, network, case, device, detailed):
         found = self.predict(network, case, device)
         return {"right": float(((found.prediction > 0) == (found.reference > 0)).mean())}
 

@@ -13,8 +13,7 @@ from bundle_runs import Run, run_all
 from made import made_predictions
 from oncofed.artifacts.kept_bundle import complete_bundle
 from oncofed.artifacts.training_profile import TrainingProfile, write_training_profile
-from oncofed.data.register import Request as ToRegister
-from oncofed.data.register import register
+from oncofed.data.register import RegisterOptions, register
 from oncofed.errors import SpecError
 from oncofed.prediction.evaluation.evaluate import EvaluationRequest, EvaluationResult, evaluate, write_cases
 from oncofed.prediction.export import to_onnx
@@ -45,7 +44,7 @@ def _calibrated(folder: Path, temperature: float | None = TEMPERATURE) -> Path:
 def _dataset(folder: Path) -> tuple[Path, Path]:
     """Return a folder of images, and the same as a registered dataset."""
     images = make_textures(folder / "images", ["broad", "narrow"], each=6, colours=1)
-    register(ToRegister(images, "stripes", folder / "dataset", "classification"))
+    register(RegisterOptions(images, "stripes", folder / "dataset", "classification"))
     return images, folder / "dataset"
 
 
@@ -84,7 +83,9 @@ def test_bundle_prediction_and_evaluation_say_the_same_of_a_calibrated_model(tmp
 
     again, by_bundle = _evaluated(bundle, dataset, tmp_path / "by-bundle")
     assert by_bundle == pytest.approx(scored, abs=1e-5)
-    assert again.scores.more["calibration_error"] == pytest.approx(found.scores.more["calibration_error"], abs=1e-5)
+    assert again.scores.extra_metrics["calibration_error"] == pytest.approx(
+        found.scores.extra_metrics["calibration_error"], abs=1e-5
+    )
     _, plain = _evaluated(_calibrated(tmp_path / "plain", None), dataset, tmp_path / "plainly")
     assert max(abs(plain[case] - scored[case]) for case in scored) > 0.01
 

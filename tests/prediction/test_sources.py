@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from dicoms import OBLIQUE, make_series
-from oncofed.data.register import Request, register
+from oncofed.data.register import RegisterOptions, register
 from oncofed.errors import DataError, SpecError
 from oncofed.job.spec import JobSpec, parse_job
 from oncofed.prediction.sources import Sources, file_name, gather
@@ -87,7 +87,7 @@ def test_a_dataset_by_name_or_folder_is_taken_as_it_is(tmp_path: Path, spec: Job
     }
     dataset = tmp_path / "datasets" / "balls"
     dataset.parent.mkdir()
-    register(Request(site, "balls", dataset, labels={1: "shell", 2: "core"}, workers=1))
+    register(RegisterOptions(site, "balls", dataset, labels={1: "shell", 2: "core"}, workers=1))
     by_name = read(["balls"], tmp_path / "out", spec)
     assert all(source.case.image.is_relative_to(dataset) for source in by_name.cases)
     assert sum(source.labelled for source in by_name.cases) == 3
@@ -95,7 +95,7 @@ def test_a_dataset_by_name_or_folder_is_taken_as_it_is(tmp_path: Path, spec: Job
 
 def test_labels_that_are_not_the_jobs_are_no_reason_not_to_predict(tmp_path: Path, spec: JobSpec) -> None:
     site = make_site(tmp_path / "made", 3)
-    register(Request(site, "balls", tmp_path / "set", labels={1: "liver", 2: "spleen"}, workers=1))
+    register(RegisterOptions(site, "balls", tmp_path / "set", labels={1: "liver", 2: "spleen"}, workers=1))
     found = read([tmp_path / "set"], tmp_path / "out", spec)
     assert len(found.cases) == 3
     assert not any(source.labelled for source in found.cases)

@@ -16,8 +16,8 @@ from oncofed.data.spec import DataSpec
 from oncofed.errors import PolicyError
 from oncofed.privacy.evaluations import evaluation_numbers, is_evaluation
 from oncofed.privacy.outbound import check_numbers, withhold
-from oncofed.suppression import LEAST_PATIENTS, withheld_beside_a_mean, withheld_counts
-from oncofed.tasks import Classification, ClassificationSpec, Segmentation, SegmentationSpec
+from oncofed.suppression import LEAST_PATIENTS, withheld_counts, withheld_groups
+from oncofed.tasks import Classification, ClassificationSpec, Segmentation, SegmentationSpec, metrics_that_may_leave
 from oncofed.tasks.base import Task
 from oncofed.tasks.classification import Classified
 from oncofed.tasks.scores import Evaluation
@@ -37,7 +37,7 @@ def _sent(task: Task[Any], outcomes: list[tuple[str, Any]]) -> dict[str, Any]:
     behind = {name: frozenset(patients) for name, patients in task.patients_behind(outcomes).items()}
     everybody = frozenset(patient for patient, _ in outcomes)
     found = Evaluation(
-        scores.mean, scores.by_class, scores.more, len(outcomes), (0.4, 0.6), patients=everybody, behind=behind
+        scores.mean, scores.by_class, scores.extra_metrics, len(outcomes), (0.4, 0.6), patients=everybody, behind=behind
     )
     numbers = evaluation_numbers(found)
     check_numbers({"evaluation": numbers}, list(task.classes.values()), most=len(outcomes))
@@ -111,7 +111,7 @@ GROUPS = st.dictionaries(st.sampled_from("abcd"), st.sets(st.sampled_from([f"p{n
 
 @given(GROUPS)
 def test_what_is_told_beside_a_mean_is_of_enough_patients_in_each_difference(groups: dict[str, set[str]]) -> None:
-    hidden = withheld_beside_a_mean(groups, LEAST_PATIENTS)
+    hidden = withheld_groups(groups, LEAST_PATIENTS)
     everybody = set[str]().union(*groups.values())
     told = [group for name, group in groups.items() if name not in hidden and group]
     assert all(len(group) >= LEAST_PATIENTS for group in told)
@@ -180,3 +180,18 @@ def test_numbers_of_patients_agree_with_each_other(path: str, value: Any) -> Non
     inner[last] = value
     with pytest.raises(PolicyError):
         check_numbers({"evaluation": numbers}, NAMES, most=20)
+
+
+@pytest.mark.attack(
+    "a figure of another task's, in a message of a job that has none of that name",
+    by="the site before it sends: its installed task declares its metrics",
+    logged="the site's audit log (held back)",
+)
+def test_a_figure_that_the_jobs_own_task_does_not_declare_is_held_back() -> None:
+    numbers = _sent(ORGANS, _organs(8, 8, 8))
+    metrics = metrics_that_may_leave(ORGANS.spec)
+    check_numbers({"evaluation": numbers}, NAMES, metrics=metrics)
+    numbers["more"]["f1"], numbers["patients"]["more"]["f1"] = 0.5, 8
+    check_numbers({"evaluation": numbers}, NAMES)
+    with pytest.raises(PolicyError, match="evaluation is not within its bounds"):
+        check_numbers({"evaluation": numbers}, NAMES, metrics=metrics)

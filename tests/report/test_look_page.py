@@ -18,7 +18,7 @@ from PIL import Image
 from commands import Outcome
 from oncofed.data.cases import Case
 from oncofed.data.look import look
-from oncofed.data.register import Request, register
+from oncofed.data.register import RegisterOptions, register
 from oncofed.data.slides import TileSpec
 from oncofed.report.look import write_look_page
 from oncofed.report.planes import Drawing, Plane, _planes, _slide, draw, svg
@@ -132,7 +132,9 @@ def test_a_case_that_cannot_be_read_is_told_in_words(tmp_path: Path) -> None:
 
 def test_slides_show_their_tiles(tmp_path: Path) -> None:
     make_slides(tmp_path / "in", 2, side=1024)
-    register(Request(tmp_path / "in", "slides", tmp_path / "set", task="slides", tiles=TileSpec(128, 1.0), workers=1))
+    register(
+        RegisterOptions(tmp_path / "in", "slides", tmp_path / "set", task="slides", tiles=TileSpec(128, 1.0), workers=1)
+    )
     found = look(tmp_path / "set", workers=1)
     entry = found.shown[0].entry
     plane = _slide(tmp_path / "set" / entry.images[0], tmp_path / "set" / str(entry.tiles))
@@ -146,7 +148,11 @@ def test_slides_show_their_tiles(tmp_path: Path) -> None:
 
 def test_the_page_brings_all_along_and_nothing_runs_in_it(tmp_path: Path) -> None:
     source = make_site(tmp_path / "in")
-    register(Request(source, "balls", tmp_path / "set", labels={0: "background", 1: "a<b>shell", 2: "core"}, workers=1))
+    register(
+        RegisterOptions(
+            source, "balls", tmp_path / "set", labels={0: "background", 1: "a<b>shell", 2: "core"}, workers=1
+        )
+    )
     found = look(tmp_path / "set", workers=1)
     text = write_look_page(found, tmp_path / "set", tmp_path / "look.html", workers=1).read_text(encoding="utf-8")
     assert "default-src 'none'; img-src data:" in text

@@ -14,13 +14,13 @@ from oncofed.algorithms.plan import FederationPlan
 from oncofed.errors import FederationError
 from oncofed.flare import wire
 from oncofed.flare.communicator import SiteTask
-from oncofed.models.weights import Layout
+from oncofed.models.weights import WeightLayout
 from oncofed.rounds.intake import UpdateIntake, bounded, counts
 from oncofed.rounds.round_state import RoundState
 from oncofed.rounds.run_state import RunState
 
 _MODEL = {"weight": torch.zeros(4), "fixed": torch.ones(2)}
-_LAYOUT = Layout(_MODEL, frozenset({"weight"}), frozenset({"weight"}))
+_LAYOUT = WeightLayout(_MODEL, frozenset({"weight"}), frozenset({"weight"}))
 _CASES = {f"site-{n}": {"train": n} for n in range(1, 5)}
 
 

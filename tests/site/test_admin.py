@@ -16,12 +16,12 @@ from oncofed.alliance.contents import add_contents
 from oncofed.alliance.kits import provision
 from oncofed.alliance.spec import AllianceSpec
 from oncofed.audit import ADMITTED, LEFT, AuditLog
-from oncofed.errors import FederationError
+from oncofed.errors import AllianceError, FederationError
 from oncofed.packs.approvals import read_decisions
 from oncofed.packs.pack import make_pack
 from oncofed.privacy.policy import read_policy
-from oncofed.site.admin import served
-from oncofed.site.packs import take_in
+from oncofed.site.admin import admin_server
+from oncofed.site.packs import import_pack
 from synthetic import make_package
 
 REASON = "looked at by two of us, <b>it is a network</b>"
@@ -42,7 +42,7 @@ def kits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(kits: Path) -> Iterator[str]:
-    with served(kits / "east", 0) as (address, server):
+    with admin_server(kits / "east", 0) as (address, server):
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield address
@@ -138,7 +138,7 @@ def test_what_ran_what_left_and_who_allowed_it_is_on_the_first_page(browser: _Br
 def test_code_is_looked_at_and_decided_about(browser: _Browser, kits: Path, tmp_path: Path) -> None:
     pack = make_pack(make_package(tmp_path / "wide_net", "import socket\n"), kits / "engineer@oncofed.org" / "startup")
     (tmp_path / "some.pack.zip").write_bytes(pack.content)
-    take_in(kits / "east", tmp_path / "some.pack.zip")
+    import_pack(kits / "east", tmp_path / "some.pack.zip")
     assert "waits: look at it" in browser.ask("/")[1]
     path = f"/code/{pack.digest}"
     page = browser.ask(path)[1]
@@ -169,9 +169,9 @@ def test_the_policy_is_changed_with_a_reason_and_a_mistake_is_told(browser: _Bro
 
 
 def test_only_a_sites_kit_has_a_page_and_a_taken_port_is_told(kits: Path, address: str) -> None:
-    with pytest.raises(FederationError, match="this page is a site's"), served(kits / "localhost", 0):
+    with pytest.raises(AllianceError, match="this page is a site's"), admin_server(kits / "localhost", 0):
         pass
     port = urlsplit(address).port
     assert port
-    with pytest.raises(FederationError, match=f"port {port} is taken"), served(kits / "east", port):
+    with pytest.raises(FederationError, match=f"port {port} is taken"), admin_server(kits / "east", port):
         pass

@@ -19,6 +19,7 @@ from oncofed.audit import AuditLog
 from oncofed.errors import FederationError
 from oncofed.job.spec import JobSpec, parse_job
 from oncofed.job.watch import RunProgress
+from oncofed.rounds.events import Refused
 from oncofed.signing import signed
 from synthetic import JOB, make_site, write_job
 
@@ -160,7 +161,7 @@ def test_what_a_job_does_not_declare_does_not_leave(running: Lab, kind: str) -> 
         state = _run(running, running.spec.changed({"rounds": {"quorum": 1, "deadline_s": 60.0}}))
     finally:
         (kit / "local" / PRIVACY_FILE).write_text(before)
-    reasons = [incident["reason"] for incident in state.incidents if incident["kind"] == "refused"]
+    reasons = [incident.reason for incident in state.incidents if isinstance(incident, Refused)]
     assert set(reasons) == {"stopped by the site's outbound policy"}
     assert all("west" in who["refused"] for who in state.participation.values())
     held = [entry for entry in AuditLog(kit).entries() if entry["what"] == "message held back"]

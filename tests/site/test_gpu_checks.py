@@ -12,7 +12,7 @@ from fake_smi import install, row
 from oncofed import gpus
 from oncofed.site import gpu_checks
 from oncofed.site.check import Check
-from oncofed.site.gpu_checks import look_at_gpus
+from oncofed.site.gpu_checks import check_gpus
 from oncofed.training import compiling
 
 
@@ -32,14 +32,14 @@ def _of_gpus(checks: list[Check]) -> list[tuple[str, str, str]]:
 
 
 def test_each_gpu_that_is_lent_computes(machine: pytest.MonkeyPatch) -> None:
-    first, second, third = _of_gpus(list(look_at_gpus()))
+    first, second, third = _of_gpus(list(check_gpus()))
     assert first[0] == "ok"
     assert first[1].endswith("driver 580.82, 39 of 40 GiB free, computes")
     assert (second[0], "1 of 40 GiB free" in second[1]) == ("warn", True)
     assert third[0] == "fail"
     assert third[1].endswith("it cannot be used: torch has no kernels for Tesla V100")
     assert third[2] == "Install a build that has them, or lend another GPU"
-    *others, absent = _of_gpus(list(look_at_gpus((0, 5))))
+    *others, absent = _of_gpus(list(check_gpus((0, 5))))
     assert [state for state, _, _ in others] == ["ok", "warn", "ok"]
     assert others[2][1].endswith(", not lent")
     assert absent[:2] == ("warn", "site.yaml lends GPU 5, which is not here")
@@ -48,37 +48,37 @@ def test_each_gpu_that_is_lent_computes(machine: pytest.MonkeyPatch) -> None:
 def test_a_gpu_that_is_named_where_there_is_no_driver_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_checks, "read_gpus", list)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
-    (check,) = look_at_gpus()
+    (check,) = check_gpus()
     assert (check.state, check.found) == ("fail", "CUDA_VISIBLE_DEVICES names 7, and there is no NVIDIA driver")
 
 
 def test_a_slice_is_told_for_what_it_can_do(machine: pytest.MonkeyPatch, tmp_path: Path) -> None:
     listed = "GPU 0: A100 (UUID: GPU-0aaa)\n  MIG 1g.5gb      Device  0: (UUID: MIG-15bb)\n"
     install(tmp_path / "bin", machine, [row(0, busy="[N/A]")], listed)
-    ((state, found, advice),) = _of_gpus(list(look_at_gpus()))
+    ((state, found, advice),) = _of_gpus(list(check_gpus()))
     assert (state, "1g.5gb" in found, "jobs of one GPU" in advice) == ("warn", True, True)
 
 
 def test_no_gpu_is_told_with_its_reason(machine: pytest.MonkeyPatch, tmp_path: Path) -> None:
     machine.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert _of_gpus(list(look_at_gpus()))[0][1] == "CUDA_VISIBLE_DEVICES names none: jobs train on the CPU"
+    assert _of_gpus(list(check_gpus()))[0][1] == "CUDA_VISIBLE_DEVICES names none: jobs train on the CPU"
     machine.setenv("CUDA_VISIBLE_DEVICES", "7")
-    ((state, found, advice),) = _of_gpus(list(look_at_gpus()))
+    ((state, found, advice),) = _of_gpus(list(check_gpus()))
     assert (state, advice) == ("fail", "Start with one that nvidia-smi -L lists, or without the variable")
     assert found == "CUDA_VISIBLE_DEVICES names 7, and nvidia-smi lists 0, 1, 2"
     machine.delenv("CUDA_VISIBLE_DEVICES")
     install(tmp_path / "bin", machine, ["Failed to initialize NVML: Driver/library version mismatch"], status=18)
-    ((state, found, advice),) = _of_gpus(list(look_at_gpus()))
+    ((state, found, advice),) = _of_gpus(list(check_gpus()))
     assert (state, "version mismatch" in found, advice) == ("fail", True, "repair the NVIDIA driver")
     machine.setenv("PATH", str(tmp_path / "nothing"))
-    assert _of_gpus(list(look_at_gpus()))[0][:2] == ("warn", "no NVIDIA driver: jobs train on the CPU")
+    assert _of_gpus(list(check_gpus()))[0][:2] == ("warn", "no NVIDIA driver: jobs train on the CPU")
 
 
 @pytest.mark.skipif(torch.backends.cuda.is_built(), reason="needs a build of torch without CUDA")
 def test_a_process_of_its_own_computes_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpus, "_ROOT", tmp_path / "root")
     install(tmp_path / "bin", monkeypatch, [row(0)])
-    ((state, found, advice),) = _of_gpus(list(look_at_gpus()))
+    ((state, found, advice),) = _of_gpus(list(check_gpus()))
     assert state == "fail"
     assert found.endswith(f"it cannot be used: torch {torch.__version__} is built without CUDA")
     assert advice.startswith("Install the build that fits the driver")
@@ -107,7 +107,7 @@ def test_whatever_becomes_of_that_process_is_one_line(
 def test_what_compiling_needs_is_looked_for(machine: pytest.MonkeyPatch, tmp_path: Path) -> None:
     machine.delenv("CC", raising=False)
     machine.setattr(compiling.shutil, "which", lambda name: None)
-    *_, check = look_at_gpus()
+    *_, check = check_gpus()
     assert (check.state, check.found, check.advice) == (
         "warn",
         "there is no C compiler; networks are not compiled, and train slower",
@@ -115,9 +115,9 @@ def test_what_compiling_needs_is_looked_for(machine: pytest.MonkeyPatch, tmp_pat
     )
     machine.setattr(compiling.shutil, "which", lambda name: sys.executable)
     machine.setattr(compiling.sysconfig, "get_path", lambda name: str(tmp_path))
-    *_, check = look_at_gpus()
+    *_, check = check_gpus()
     assert "Python.h" in check.found
     assert "python3-dev" in check.advice
     (tmp_path / "Python.h").touch()
-    *_, check = look_at_gpus()
+    *_, check = check_gpus()
     assert (check.name, check.state) == ("compiler", "ok")

@@ -47,7 +47,7 @@ def _packed(run: Callable[..., Outcome], package: Path, job: Path, running: Lab)
     values["model"] = {"network": "wide_net", "code": digest}
     values["rounds"] |= {"quorum": 1, "deadline_s": 60.0}
     (job / "job.yaml").write_text(yaml.safe_dump(values))
-    return digest, parse_job(job / "job.yaml")
+    return digest, parse_job(job / "job.yaml", with_code=True)
 
 
 def _ended(running: Lab, spec: JobSpec) -> RunProgress:
@@ -91,7 +91,7 @@ def test_exactly_the_code_that_a_site_approved_runs_there(
         approved = run("site", "approve", digest[:10], "--reason", _REASON, "--folder", kit)
         assert approved.status == 0, approved.text
     state = _ended(running, spec)
-    assert sorted(state.finished["test"]) == ["east", "west"]  # type: ignore[index]
+    assert sorted(state.finished.test) == ["east", "west"]  # type: ignore[union-attr]
     assert _last(kits["west"], "job admitted")["pack"] == digest
     assert _last(kits["west"], "code approved")["reason"] == _REASON
 
@@ -109,7 +109,7 @@ def test_exactly_the_code_that_a_site_approved_runs_there(
     state = _ended(running, spec)
     assert list(excluded(state)) == ["east"]
     assert "was withdrawn there" in excluded(state)["east"]
-    assert sorted(state.finished["test"]) == ["west"]  # type: ignore[index]
+    assert sorted(state.finished.test) == ["west"]  # type: ignore[union-attr]
     listed = json.loads(run("site", "review", "--folder", kits["east"], "--json").output)
     assert {row["digest"]: row["state"] for row in listed} == {digest: "withdrawn", other: "rejected"}
 

@@ -15,7 +15,7 @@ from connect_proxy import proxy
 from oncofed.alliance.facts import read_facts
 from oncofed.alliance.local import free_port
 from oncofed.alliance.site_settings import read_settings
-from oncofed.errors import FederationError, SpecError
+from oncofed.errors import SpecError, TransferError
 from oncofed.proxy import open_tunnel
 from oncofed.site.check import Check
 from oncofed.site.doctor import examine
@@ -42,11 +42,11 @@ def test_a_tunnel_carries_what_is_said(echo: int) -> None:
             connection.sendall(b"world")
             assert connection.recv(100) == b"hello world"
         assert running.opened == [f"localhost:{echo}"]
-        with pytest.raises(FederationError, match="the proxy says: 407"):
+        with pytest.raises(TransferError, match="the proxy says: 407"):
             open_tunnel(f"http://127.0.0.1:{running.port}", "localhost", echo, 5)
-        with pytest.raises(FederationError, match="the proxy says: 403"):
+        with pytest.raises(TransferError, match="the proxy says: 403"):
             open_tunnel(f"http://me:s3cr3t@127.0.0.1:{running.port}", "localhost", 1, 5)
-    with pytest.raises(FederationError, match=r"hung up|says"):
+    with pytest.raises(TransferError, match=r"hung up|says"):
         open_tunnel(f"http://127.0.0.1:{echo}", "localhost", 1, 5).close()
 
 

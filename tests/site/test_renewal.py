@@ -15,7 +15,7 @@ from oncofed.alliance.facts import read_facts
 from oncofed.alliance.kits import provision
 from oncofed.alliance.sealing import changed_files, sign_folder
 from oncofed.alliance.spec import AllianceSpec
-from oncofed.errors import FederationError
+from oncofed.errors import AllianceError
 from oncofed.site.renewal import renew
 from oncofed.site.service import require_unchanged
 
@@ -81,7 +81,7 @@ def test_certificate_and_key_are_new_and_what_is_the_sites_own_stays(kit: Path, 
 def test_the_kit_of_somebody_else_changes_nothing(kit: Path, made: dict[str, Path], newer: str, said: str) -> None:
     label, name = newer.split("/")
     before = {path: path.read_bytes() for path in kit.rglob("*") if path.is_file()}
-    with pytest.raises(FederationError, match=said):
+    with pytest.raises(AllianceError, match=said):
         renew(kit, _copied(made[label] / name))
     assert {path: path.read_bytes() for path in kit.rglob("*") if path.is_file()} == before
 
@@ -90,7 +90,7 @@ def test_an_older_kit_and_one_that_does_not_open_change_nothing(
     kit: Path, made: dict[str, Path], run: Callable[..., Outcome], tmp_path: Path
 ) -> None:
     renew(kit, _copied(made["new"] / "east"))
-    with pytest.raises(FederationError, match="nothing was changed"):
+    with pytest.raises(AllianceError, match="nothing was changed"):
         renew(kit, _copied(made["old"] / "east"))
     (tmp_path / "east.kit.age").write_text("age-encryption.org/v1\nbroken")
     (tmp_path / "password.txt").write_text("wrong\n")

@@ -14,7 +14,7 @@ from monai.metrics import compute_average_precision, compute_roc_auc
 from pydantic import ValidationError
 
 from oncofed.data.cases import usable_cases
-from oncofed.data.register import Request, register
+from oncofed.data.register import RegisterOptions, register
 from oncofed.data.spec import DataSpec
 from oncofed.models import ModelSpec
 from oncofed.tasks import Classification, ClassificationSpec
@@ -42,8 +42,8 @@ def test_the_area_is_the_share_of_pairs_in_the_right_order(cases: list[tuple[flo
         return
     pairs = (ill[:, None] > well[None]).mean() + 0.5 * (ill[:, None] == well[None]).mean()
     assert scores.mean == pytest.approx(pairs)
-    assert 0 <= scores.more["calibration_error"] <= 1
-    assert 0 <= scores.more["balanced_accuracy"] <= 1
+    assert 0 <= scores.extra_metrics["calibration_error"] <= 1
+    assert 0 <= scores.extra_metrics["balanced_accuracy"] <= 1
 
 
 @given(st.lists(st.tuples(st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.9]) | st.floats(0, 1), st.booleans()), min_size=2))
@@ -59,9 +59,9 @@ def test_ranking_scores_are_monais(cases: list[tuple[float, bool]]) -> None:
 
 def test_a_classifier_that_is_as_sure_as_it_is_right_is_calibrated() -> None:
     sure = class_scores(_said(*[0.75] * 4), np.array([1, 1, 1, 0]), CLASSES)
-    assert sure.more["calibration_error"] == pytest.approx(0)
+    assert sure.extra_metrics["calibration_error"] == pytest.approx(0)
     too_sure = class_scores(_said(*[0.95] * 4), np.array([1, 1, 0, 0]), CLASSES)
-    assert too_sure.more["calibration_error"] == pytest.approx(0.45)
+    assert too_sure.extra_metrics["calibration_error"] == pytest.approx(0.45)
 
 
 def test_a_patients_images_count_as_one() -> None:
@@ -105,7 +105,7 @@ def test_classes_are_numbered_from_zero() -> None:
 
 @pytest.mark.parametrize("names", [["Clear", "pneumonia"], ["pneumonia", "clear"]])
 def test_it_learns_and_matches_classes_by_name(tmp_path: Path, names: list[str]) -> None:
-    register(Request(make_textures(tmp_path / "in", names, each=16), "x", tmp_path / "set", "classification"))
+    register(RegisterOptions(make_textures(tmp_path / "in", names, each=16), "x", tmp_path / "set", "classification"))
     data = DataSpec(dataset="x", modality="xray", channels=("grey",), patch=(32, 32))
     plan = Plan(
         data=data,
@@ -122,7 +122,7 @@ def test_it_learns_and_matches_classes_by_name(tmp_path: Path, names: list[str])
     evaluation = trainer.evaluate(tuple(cases), detailed=True)  # the deal may leave out a class
     assert evaluation.mean is not None
     assert evaluation.mean > 0.9
-    assert set(evaluation.more) == {"auprc", "balanced_accuracy", "calibration_error"}
+    assert set(evaluation.extra_metrics) == {"auprc", "balanced_accuracy", "calibration_error"}
     case = next(case for case in cases if case.image.resolve().parent.name.lower() == "clear")
     assert case.class_label == 0
     picture = trainer.task.picture(trainer.network, case, trainer.device)
@@ -141,7 +141,7 @@ def test_volumes_are_classified_too(tmp_path: Path) -> None:
         )
         rows.append(f"{path.name},{'ball' if number % 2 else 'noise'}")
     (tmp_path / "in" / "cases.csv").write_text("\n".join(rows))
-    register(Request(tmp_path / "in", "x", tmp_path / "set"))
+    register(RegisterOptions(tmp_path / "in", "x", tmp_path / "set"))
     classes = {0: "noise", 1: "ball", 2: "cube"}  # of which this site has no image
     plan = Plan(
         data=DataSpec(dataset="x", patch=(32, 32, 32)),

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from oncofed.data.slides import Pixels, TileSpec
 from oncofed.data.tiles import SlideTiles
 from oncofed.errors import DataError, TrainingError
-from oncofed.models import ModelSpec, build_network
-from oncofed.models import Request as NetworkRequest
+from oncofed.models import ModelSpec, NetworkRequest, build_network
 from oncofed.models.weights import weights_of
 from oncofed.tasks import encoder as encoder_module
 from oncofed.tasks.encoder import Encoder, EncoderSpec, extract

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from oncofed.data.cases import Case, Cases, usable_cases
 from oncofed.data.inputs import WholeImages
-from oncofed.data.register import Request, register
+from oncofed.data.register import RegisterOptions, register
 from oncofed.data.spec import DataSpec, SplitSpec
 from oncofed.errors import TrainingError
 from oncofed.models import ModelSpec
@@ -39,7 +39,7 @@ def plan() -> Plan:
 @pytest.fixture
 def cases(tmp_path: Path) -> Cases:
     images = make_textures(tmp_path / "in", list(CLASSES.values()), each=20, colours=1)
-    register(Request(images, "x", tmp_path / "set", "classification"))
+    register(RegisterOptions(images, "x", tmp_path / "set", "classification"))
     return usable_cases(tmp_path / "set", DATA, CLASSES, 1, "here", labels="class").cases
 
 
@@ -64,7 +64,7 @@ def _task() -> Classification:
 
 def test_images_are_scored_in_batches_and_each_as_by_itself(cases: Cases) -> None:
     task, network = _task(), _Counting()
-    task.assessed_at_once = 8
+    task.cases_at_once = 8
     every = tuple(cases)
     told: list[tuple[int, int]] = []
     together = task.evaluate(network, every, CPU, detailed=True, progress=lambda *done: told.append(done))
@@ -73,7 +73,7 @@ def test_images_are_scored_in_batches_and_each_as_by_itself(cases: Cases) -> Non
     assert told[-1] == (len(every), len(every))
     assert [done for done, _ in told] == sorted({min(n, len(every)) for n in range(8, len(every) + 8, 8)})
     for (name, figures), case in zip(together.by_case, every, strict=True):
-        alone = task.figures(task.assess(network, case, CPU, detailed=False))
+        alone = task.case_metrics(task.evaluate_case(network, case, CPU, detailed=False))
         assert name == case.name
         assert figures == pytest.approx(alone)
 
@@ -110,26 +110,26 @@ def test_validation_cases_are_read_once_for_all_rounds(
 
 def test_scoring_stops_between_batches(cases: Cases) -> None:
     task, network = _task(), _Counting()
-    task.assessed_at_once = 4
+    task.cases_at_once = 4
     answers = iter([False, False, True])
     assert task.evaluate(network, tuple(cases), CPU, should_stop=lambda: next(answers)).cases == 8
 
 
 def test_a_task_that_assesses_otherwise_is_asked_case_by_case(cases: Cases) -> None:
     class Own(Classification):
-        def assess(self, network: nn.Module, case: Case, device: torch.device, detailed: bool) -> Any:
-            said = super().assess(network, case, device, detailed)
+        def evaluate_case(self, network: nn.Module, case: Case, device: torch.device, detailed: bool) -> Any:
+            said = super().evaluate_case(network, case, device, detailed)
             return type(said)(np.array([0.0, 1.0]), said.label)
 
     class Batched(Own):
-        def assess_all(
+        def evaluate_cases(
             self, network: nn.Module, cases: Sequence[Case], device: torch.device, detailed: bool
         ) -> list[Any]:
-            return [self.assess(network, case, device, detailed) for case in cases]
+            return [self.evaluate_case(network, case, device, detailed) for case in cases]
 
     network = _Counting()
     own = Own(ClassificationSpec(classes=CLASSES), DATA)
     found = own.evaluate(network, cases.validation, CPU, detailed=True)
     assert set(network.given) == {1}
     assert all(figures["probability.pneumonia"] == 1.0 for _, figures in found.by_case)
-    assert Batched(ClassificationSpec(classes=CLASSES), DATA)._assessed()[1] > 1
+    assert Batched(ClassificationSpec(classes=CLASSES), DATA)._evaluator()[1] > 1

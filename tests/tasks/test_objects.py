@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 
 from oncofed.data.cases import usable_cases
 from oncofed.data.inputs import object_distances
-from oncofed.data.register import Request, register
+from oncofed.data.register import RegisterOptions, register
 from oncofed.data.spec import DataSpec
 from oncofed.models import ModelSpec
 from oncofed.tasks import ObjectsSpec
@@ -64,7 +64,7 @@ def test_what_has_no_seed_is_one_object_and_crumbs_are_dropped() -> None:
 
 
 def test_it_learns_to_count_nuclei(tmp_path: Path) -> None:
-    register(Request(make_nuclei(tmp_path / "in"), "nuclei", tmp_path / "set", "segmentation"))
+    register(RegisterOptions(make_nuclei(tmp_path / "in"), "nuclei", tmp_path / "set", "segmentation"))
     data = DataSpec(dataset="nuclei", modality="microscopy", channels=("r", "g", "b"), patch=(64, 64))
     plan = Plan(
         data=data,
@@ -79,5 +79,5 @@ def test_it_learns_to_count_nuclei(tmp_path: Path) -> None:
     evaluation = trainer.evaluate(cases.test)
     assert evaluation.mean is not None
     assert evaluation.mean > 0.4
-    assert evaluation.more["dice"] > 0.85
+    assert evaluation.extra_metrics["dice"] > 0.85
     assert evaluation.by_class == {"nucleus": evaluation.mean}

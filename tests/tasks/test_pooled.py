@@ -208,7 +208,7 @@ def test_a_model_that_is_too_sure_is_seen_to_be() -> None:
     assert test.calibrated.calibration_error < 0.06 < test.reliability.calibration_error
     assert test.calibrated.log_loss < test.reliability.log_loss
     single = class_scores(np.array([[1 - p, p] for p, _ in site]), truth.astype(np.int64), CLASSES)
-    assert test.reliability.calibration_error == pytest.approx(single.more["calibration_error"], abs=0.02)
+    assert test.reliability.calibration_error == pytest.approx(single.extra_metrics["calibration_error"], abs=0.02)
 
 
 @given(st.lists(st.floats(0, 1), min_size=10, max_size=40), st.integers(5, 9))

@@ -109,7 +109,7 @@ def test_labels_and_scores_are_those_of_the_whole_output(
     tied = (top[0] - top[1] < 1e-4).numpy()
     assert np.array_equal(found.prediction[~tied], expected[~tied])
     if np.array_equal(found.prediction, expected):
-        scores = task.assess(network, None, _CPU, False)  # type: ignore[arg-type]
+        scores = task.evaluate_case(network, None, _CPU, False)  # type: ignore[arg-type]
         for value, name in names.items():
             p, r = expected == value, found.reference == value
             size = int(p.sum()) + int(r.sum())
@@ -147,10 +147,10 @@ def test_held_cases_score_as_those_read_anew(tmp_path: Path, spacing: tuple[floa
     spec = SegmentationSpec(classes={1: "shell", 2: "core"}, keep_largest=(1, 2))
     task = Segmentation(spec, DataSpec(dataset="any", patch=(16, 16, 16), spacing=spacing))
     evaluation = task.evaluate(_Levels(), [case], _CPU, detailed=True)
-    alone = task.assess(_Levels(), case, _CPU, True)
+    alone = task.evaluate_case(_Levels(), case, _CPU, True)
     assert evaluation.by_class == {"shell": alone["dice.shell"], "core": alone["dice.core"]}
-    assert evaluation.more == {name: alone[name] for name in evaluation.more}
-    assert len(evaluation.more) == 4
+    assert evaluation.extra_metrics == {name: alone[name] for name in evaluation.extra_metrics}
+    assert len(evaluation.extra_metrics) == 4
     found = task.predict(_Levels(), case, _CPU)
     assert task.score(found.prediction, found.reference) == evaluation.by_class
 
@@ -163,7 +163,9 @@ def test_unlabelled_voxels_are_left_out_and_a_subclass_may_change_what_is_predic
 
     case = _case(tmp_path, np.random.default_rng(0))
     data = DataSpec(dataset="any", patch=(16, 16, 16))
-    figures = Emptied(SegmentationSpec(classes={1: "shell", 2: "core"}), data).assess(_Levels(), case, _CPU, True)
+    figures = Emptied(SegmentationSpec(classes={1: "shell", 2: "core"}), data).evaluate_case(
+        _Levels(), case, _CPU, True
+    )
     assert figures["dice.shell"] == 0
     ignoring = Segmentation(SegmentationSpec(classes={1: "shell"}, ignore=2), data)
     network = nn.Sequential(_Levels(), nn.Conv3d(3, 2, 1, bias=False))
@@ -172,7 +174,7 @@ def test_unlabelled_voxels_are_left_out_and_a_subclass_may_change_what_is_predic
     found = ignoring.predict(network, case, _CPU)
     counted = found.reference != 2
     expected = ignoring.score(found.prediction * counted, found.reference * counted)
-    figures = ignoring.assess(network, case, _CPU, True)
+    figures = ignoring.evaluate_case(network, case, _CPU, True)
     assert figures["dice.shell"] == expected["shell"]
     assert found.prediction[~counted].any()
     assert figures["surface_dice.shell"] > 0

@@ -138,7 +138,7 @@ def test_mirrored_inference_of_a_network_that_sees_no_sides_changes_nothing(site
 def test_surfaces_are_measured_in_mm(site: Path) -> None:
     task = _task()
     case = read_cases(site, SplitSpec(), 1).train[0]
-    figures = task.assess(_Threshold(), case, torch.device("cpu"), detailed=True)
+    figures = task.evaluate_case(_Threshold(), case, torch.device("cpu"), detailed=True)
     assert 0.5 < figures["surface_dice.shell"] <= 1
     assert 0 <= figures["hd95_mm.shell"] < 6
     reference = np.zeros((10, 10, 10), np.uint8)

@@ -11,7 +11,7 @@ import torch
 
 from oncofed.data.cases import Cases, usable_cases
 from oncofed.data.prepared import CACHE_FOLDER, plan_cache
-from oncofed.data.register import Request, register
+from oncofed.data.register import RegisterOptions, register
 from oncofed.data.slides import TileSpec
 from oncofed.data.spec import DataSpec
 from oncofed.data.tiles import read_tiles, stream_tiles
@@ -37,7 +37,9 @@ def slides(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Truth]:
     folder = tmp_path_factory.mktemp("slides")
     truth = make_slides(folder / "in", 40, side=768)
     table = folder / "in" / "labels.csv"
-    register(Request(folder / "in", "slides", folder / "set", "slides", table=table, tiles=TileSpec(64, 1.0, 0.25)))
+    register(
+        RegisterOptions(folder / "in", "slides", folder / "set", "slides", table=table, tiles=TileSpec(64, 1.0, 0.25))
+    )
     return folder / "set", truth
 
 

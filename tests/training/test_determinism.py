@@ -12,9 +12,10 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from oncofed.models.networks import _NETWORKS, ModelSpec, Request, build_network
+from oncofed.models.networks import ModelSpec, NetworkRequest, build_network, find_network
+from oncofed.plugins import NETWORKS
 from oncofed.tasks.losses import dice_ce
-from oncofed.tasks.segmentation import deeply
+from oncofed.tasks.segmentation import deep_supervision
 from oncofed.training.determinism import alerts_told, make_repeatable, use_deterministic_forms
 
 # What torch's documentation of ``use_deterministic_algorithms`` lists as without a deterministic form on CUDA, and what
@@ -86,7 +87,7 @@ def test_the_list_of_operations_is_that_of_this_torch() -> None:
 
 
 def _cases() -> Iterator[tuple[str, int, int]]:
-    for name, network in sorted(_NETWORKS.items()):
+    for name, network in ((name, find_network(name)) for name in sorted(NETWORKS.names())):
         if name != "bundle":  # brings any network: what has no deterministic form is told of as it runs
             for dimensions in network.dimensions:
                 yield name, dimensions, 0
@@ -96,13 +97,13 @@ def _cases() -> Iterator[tuple[str, int, int]]:
 def _operations(network: nn.Module, name: str, dimensions: int, side: int) -> list[str]:
     """Return what has no deterministic form of a step on the device "meta", where nothing is computed."""
     with torch.device("meta"), _Log() as log:
-        if _NETWORKS[name].kind == "bag":
+        if find_network(name).kind == "bag":
             output = network(torch.randn(2, 9, 62), torch.ones(2, 9, dtype=torch.bool))
         else:
             output = network(torch.randn(2, 1, *([side] * dimensions)))
-        if _NETWORKS[name].kind == "dense":
+        if find_network(name).kind == "dense":
             label = torch.zeros(2, 1, *([side] * dimensions), dtype=torch.uint8)
-            loss = deeply(lambda logits: dice_ce(logits, label), output, label)
+            loss = deep_supervision(lambda logits: dice_ce(logits, label), output, label)
         else:
             loss = nn.functional.cross_entropy(output, torch.zeros(2, dtype=torch.long))
         loss.backward()
@@ -118,7 +119,7 @@ def test_every_network_has_a_deterministic_form_with_equal_weights(name: str, di
     side = _SIDES.get(name, 32)
     channels = 62 if name == "attention_mil" else 1
     spec = ModelSpec.model_validate({"network": name, "deep_supervision": heads})
-    request = Request(spec, channels, 3, dimensions, (side,) * dimensions)
+    request = NetworkRequest(spec, channels, 3, dimensions, (side,) * dimensions)
     network = build_network(request, 1).to("meta").train()
     names = list(network.state_dict())
     replaced = _REPLACED.get((name, dimensions), 0)

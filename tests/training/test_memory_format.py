@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from oncofed.data.cases import read_cases
 from oncofed.job.spec import JobSpec
-from oncofed.models import ModelSpec, Request, build_network
+from oncofed.models import ModelSpec, NetworkRequest, build_network
 from oncofed.training import Trainer
 from oncofed.training.memory_format import memory_format, overwrite, overwriting_activations
 
@@ -24,7 +24,7 @@ CHANNELS = {"unet": (8, 16, 32), "dynunet": (8, 16, 32), "segresnet": (8, 16, 32
 def _network(name: str, axes: int, norm: str | None = None, **arguments: Any) -> tuple[nn.Module, Tensor]:
     spec = ModelSpec(network=name, channels=CHANNELS.get(name), norm=norm, arguments=arguments)
     side = max(32, spec.divisor)
-    request = Request(spec, 1, 3, axes, (side,) * axes)
+    request = NetworkRequest(spec, 1, 3, axes, (side,) * axes)
     return build_network(request, 1), torch.randn(2, 1, *request.patch)
 
 

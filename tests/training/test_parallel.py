@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from torch.distributed import distributed_c10d
 
 from oncofed.data.augment import Batch
-from oncofed.data.batches import Batches
+from oncofed.data.batches import BatchStream
 from oncofed.data.cases import read_cases
 from oncofed.data.prepared import PreparedCases
 from oncofed.errors import TrainingError
@@ -36,7 +36,7 @@ def plan(spec: JobSpec) -> Plan:
 
 
 class _Joined(Iterator[Batch]):
-    def __init__(self, one: Batches, two: Batches) -> None:
+    def __init__(self, one: BatchStream, two: BatchStream) -> None:
         self._two = (one, two)
 
     def __next__(self) -> Batch:
@@ -59,7 +59,7 @@ def test_two_processes_learn_what_one_learns_from_both_shares(plan: Plan, site: 
     alone = Trainer(plan, cases, "here")
     prepared = alone.prepare()._prepared
     seeds = (alone._seed, _site_seed(alone._seed, "1 0"))
-    one, two = (Batches(prepared, alone.input, 2, seed, alone.device) for seed in seeds)
+    one, two = (BatchStream(prepared, alone.input, 2, seed, alone.device) for seed in seeds)
     alone._batches = _Joined(one, two)  # type: ignore[assignment]
     alone.train(3)
     assert alone.train(2) == pytest.approx(loss, rel=1e-4)
@@ -83,7 +83,7 @@ class _Slow(_WorkerMain):
 def test_the_first_process_waits_for_those_that_prepare_for_long(
     plan: Plan, site: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainers, "_Following", _Slow)
+    monkeypatch.setattr(trainers, "_WorkerMain", _Slow)
     with start_trainer(plan, read_cases(site, plan.data.split, plan.seed), "here", devices="cpu") as trainer:
         distributed_c10d._set_pg_timeout(timedelta(seconds=_SLOW_SECONDS / 3))
         assert trainer.train(2) > 0

@@ -221,7 +221,7 @@ def test_one_batch_that_is_not_finite_is_left_out(plan: Plan, site: Path, caplog
 
 
 def test_blocks_that_are_computed_twice_change_no_result(plan: Plan, site: Path) -> None:
-    twice = plan.model_copy(update={"training": plan.training.model_copy(update={"checkpointing": True})})
+    twice = plan.model_copy(update={"training": plan.training.model_copy(update={"recompute_activations": True})})
     expected = _trainer(plan, site)
     expected.train(3)
     trainer = _trainer(twice, site)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from oncofed.algorithms.schedule import Schedule, Synchronous
 from oncofed.algorithms.settings import AlgorithmSettings, EvaluationSpec, RoundsSpec
 from oncofed.errors import FederationError, SpecError
-from oncofed.models.weights import Layout, Weights, sum_of_squares
+from oncofed.models.weights import WeightLayout, Weights, sum_of_squares
 from oncofed.training.gradient_hook import GradientHook, PersonalHook
 
 
@@ -137,7 +137,7 @@ class Algorithm(Generic[SettingsT]):
 
     # --- what travels in addition to the weights
 
-    def from_clients(self, layout: Layout) -> Weights:
+    def from_clients(self, layout: WeightLayout) -> Weights:
         """Return the extra tensors that a client may send, by name; their values do not matter.
 
         Args:
@@ -149,7 +149,7 @@ class Algorithm(Generic[SettingsT]):
         """Return the extra tensors that clients receive with the model, by name."""
         return {}
 
-    def for_clients_layout(self, layout: Layout) -> Weights:
+    def for_clients_layout(self, layout: WeightLayout) -> Weights:
         """Return what ``for_clients`` will send, by name; their values do not matter."""
         return {}
 

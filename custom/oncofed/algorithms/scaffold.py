@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from oncofed.algorithms.base import Algorithm, Update, weighted_sum
 from oncofed.algorithms.registry import register_algorithm
 from oncofed.algorithms.settings import AlgorithmSettings
-from oncofed.models.weights import Layout, Weights
+from oncofed.models.weights import WeightLayout, Weights
 from oncofed.training.gradient_hook import (
     GradientHook,
     add_to_gradients,
@@ -42,7 +42,7 @@ class Scaffold(Algorithm[ScaffoldSettings]):
 
     Settings = ScaffoldSettings
 
-    def from_clients(self, layout: Layout) -> Weights:
+    def from_clients(self, layout: WeightLayout) -> Weights:
         """Return the change of a client's control, one tensor for each trained weight."""
         return {_PREFIX + name: layout.weights[name] for name in layout.trained}
 
@@ -50,7 +50,7 @@ class Scaffold(Algorithm[ScaffoldSettings]):
         """Return ``c``; nothing in the first round, in which it is zero."""
         return {_PREFIX + name: value for name, value in self.state.items()}
 
-    def for_clients_layout(self, layout: Layout) -> Weights:
+    def for_clients_layout(self, layout: WeightLayout) -> Weights:
         """Return the shapes of ``c``."""
         return self.from_clients(layout)
 

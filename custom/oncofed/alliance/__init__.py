@@ -1,1 +1,1 @@
-"""An alliance: who takes part, their startup kits, and, on one machine, their running processes."""
+"""An alliance: participants, startup kits and, on one machine, their processes."""

@@ -1,4 +1,4 @@
-"""The root of an alliance's trust: the key that signs every certificate. At rest it is encrypted."""
+"""An alliance's root key, which signs every certificate; encrypted at rest."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ from cryptography.x509.oid import NameOID
 from nvflare.lighter.impl.cert import CertBuilder
 from nvflare.lighter.utils import generate_keys
 
-from oncofed.alliance.files import write_private
 from oncofed.alliance.passwords import lock, unlock
-from oncofed.errors import FederationError
+from oncofed.errors import AllianceError
+from oncofed.private_files import write_private
 from oncofed.signing import PADDING
 
 _CERTIFICATE_FILE = "root.pem"
 _KEY_FILE = "root.key.age"
 _VALID_DAYS = 3650
-# A site whose clock is slow would refuse what holds only from now on.
+# A certificate that expires within so many days is shown as a warning.
+EXPIRES_SOON_DAYS = 30
+# A site whose clock is slow would refuse a certificate that is valid only from now on.
 LARGEST_CLOCK_ERROR = timedelta(days=1)
 
 
@@ -38,7 +40,7 @@ class Authority:
 
     @classmethod
     def new(cls, name: str) -> Authority:
-        """Return the authority of a new alliance; its key is in this process alone until it is saved."""
+        """Return the authority of a new alliance; only ``save`` stores its key."""
         key, public = generate_keys()
         certificate = CertBuilder._generate_cert(
             name,
@@ -54,10 +56,10 @@ class Authority:
 
     @classmethod
     def load(cls, folder: Path, password: str) -> Authority:
-        """Return an authority that was saved.
+        """Read a saved authority.
 
         Raises:
-            FederationError: the password is wrong, or the file was changed.
+            AllianceError: the password is wrong, or the file was changed.
         """
         pem = unlock((folder / _KEY_FILE).read_bytes(), password, str(folder / _KEY_FILE))
         key = serialization.load_pem_private_key(pem, password=None)
@@ -70,13 +72,13 @@ class Authority:
         return (folder / _KEY_FILE).exists()
 
     def save(self, folder: Path, password: str) -> None:
-        """Write certificate and key, which only the password opens (age, scrypt).
+        """Write the certificate, and the key encrypted with a password (age, scrypt).
 
         Raises:
-            FederationError: there is one already.
+            AllianceError: the folder holds an authority already.
         """
         if self.is_in(folder):
-            raise FederationError(f"{folder / _KEY_FILE} exists: an alliance's root is never written over")
+            raise AllianceError(f"{folder / _KEY_FILE} exists: an alliance's root is never written over")
         pem = self.key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
@@ -85,19 +87,19 @@ class Authority:
 
     @property
     def certificate_pem(self) -> bytes:
-        """The root's certificate as it lies in every kit."""
+        """The root certificate (PEM), as in every kit."""
         return self.certificate.public_bytes(serialization.Encoding.PEM)
 
     def sign(self, data: bytes) -> bytes:
-        """Return a signature of the root (RSA-PSS, SHA-256)."""
+        """Sign with the root key (RSA-PSS, SHA-256)."""
         return self.key.sign(data, PADDING, hashes.SHA256())
 
 
 def fingerprint(certificate: x509.Certificate) -> str:
-    """Return a certificate's SHA-256 fingerprint as people read it out: ``AB:CD:...``."""
+    """Return a certificate's SHA-256 fingerprint, to read out: ``AB:CD:...``."""
     return certificate.fingerprint(hashes.SHA256()).hex(":").upper()
 
 
 def common_name(certificate: x509.Certificate) -> str:
-    """Return whose certificate it is."""
+    """Return a certificate's common name."""
     return str(certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)

@@ -1,4 +1,4 @@
-"""What oncofed adds to FLARE's startup kit: who it is for, a site's settings, pinned versions, launchers, a guide."""
+"""oncofed's files in a startup kit: facts, settings, versions, launchers, guide."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 import oncofed
 from oncofed.alliance.authority import Authority, fingerprint
 from oncofed.alliance.facts import KIT_FILE, SCHEMA, KitFacts, describe
-from oncofed.alliance.files import write_private
 from oncofed.alliance.launchers import DEPLOY_FOLDER, add_launchers
 from oncofed.alliance.site_settings import SETTINGS_FILE, settings_text
 from oncofed.alliance.spec import AllianceSpec
-from oncofed.errors import FederationError
+from oncofed.errors import AllianceError
+from oncofed.private_files import write_private
 
 CONSTRAINTS_FILE = "constraints.txt"
 REQUIREMENTS_FILE = "requirements.txt"
@@ -23,12 +23,12 @@ GUIDE_FILE = "guide.html"
 
 
 def add_contents(folder: Path, spec: AllianceSpec, name: str, authority: Authority) -> KitFacts:
-    """Write oncofed's files into a participant's kit.
+    """Add oncofed's files to a participant's kit.
 
     Args:
         folder: the kit as FLARE wrote it.
         spec: of the alliance.
-        name: the participant's.
+        name: of the participant.
         authority: of the alliance.
     """
     kind, role, organisation = describe(spec, name)
@@ -51,8 +51,8 @@ def add_contents(folder: Path, spec: AllianceSpec, name: str, authority: Authori
         nvflare=version("nvflare"),
     )
     write_private(folder / KIT_FILE, (facts.model_dump_json(indent=2, by_alias=True) + "\n").encode())
-    for name_of_file in (CONSTRAINTS_FILE, REQUIREMENTS_FILE):
-        write_private(folder / name_of_file, _provisioning(name_of_file))
+    for file in (CONSTRAINTS_FILE, REQUIREMENTS_FILE):
+        write_private(folder / file, _packaged(file))
     environment = Environment(
         loader=PackageLoader("oncofed.alliance"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -66,11 +66,11 @@ def add_contents(folder: Path, spec: AllianceSpec, name: str, authority: Authori
     return facts
 
 
-def _provisioning(name: str) -> bytes:
-    """Return a file about what every site installs: the checkout's, or the installed package's copy of it."""
+def _packaged(name: str) -> bytes:
+    """Read a file of ``provisioning/``: the package's copy, or the checkout's."""
     package = Path(oncofed.__file__).resolve().parent
-    for place in (package / "_provisioning", package.parents[1] / "provisioning"):
-        path = place / name
+    for folder in (package / "_provisioning", package.parents[1] / "provisioning"):
+        path = folder / name
         if path.is_file():
             return path.read_bytes()
-    raise FederationError(f"{name} is missing from this installation of oncofed. Install it again.")
+    raise AllianceError(f"{name} is missing from this installation of oncofed. Install it again.")

@@ -1,4 +1,4 @@
-"""One more participant in an ``alliance.yaml``, whose comments and order stay as its author wrote them."""
+"""Add a participant to ``alliance.yaml``, keeping its comments and order."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
 from oncofed.alliance.spec import AllianceSpec, read_alliance
-from oncofed.data.manifest import write_whole
+from oncofed.atomic import write_whole
 from oncofed.errors import SpecError
 
 _WIDTH = 120
@@ -21,16 +21,16 @@ _WIDTH = 120
 def add_participant(
     file: Path, group: Literal["sites", "people"], name: str, values: Mapping[str, str | bool | None]
 ) -> AllianceSpec:
-    """Add a site or a person to the file, and return the alliance as it is then.
+    """Add a site or a person, and return the new alliance.
 
     Args:
         file: the ``alliance.yaml``.
-        group: where the name goes.
+        group: section of the new entry.
         name: of the participant.
-        values: of its entry; what is None is left out.
+        values: of its entry; None values are left out.
 
     Raises:
-        SpecError: the name is taken, or the file would not be valid; it is as it was then.
+        SpecError: the name is taken, or the file would not be valid; the file is unchanged.
     """
     if name in read_alliance(file).everybody:
         raise SpecError(f"{file} has {name} already; nothing was changed")
@@ -40,7 +40,7 @@ def add_participant(
     content = yaml.load(file.read_text(encoding="utf-8"))
     present = content.get(group)
     if not isinstance(present, CommentedMap):
-        # A list of names alone; or the default people, who would be gone with the first that is named.
+        # A plain list of names; or the default people, who would be lost with the first explicit entry.
         names = present if isinstance(present, list) else []
         content[group] = CommentedMap(dict.fromkeys(names))
         if present is None and group == "people":
@@ -50,28 +50,29 @@ def add_participant(
     _append(content[group], name, entry)
     text = io.StringIO()
     yaml.dump(content, text)
-    # Beside the file, so that a mistake is told with the lines of what was meant to be written, and nothing is.
+    # Validated as a temporary file first, so that an error names the lines of the new text and nothing is written.
     with tempfile.TemporaryDirectory(dir=file.parent) as temporary:
-        tried = Path(temporary) / file.name
-        tried.write_text(text.getvalue(), encoding="utf-8")
+        draft = Path(temporary) / file.name
+        draft.write_text(text.getvalue(), encoding="utf-8")
         try:
-            spec = read_alliance(tried)
+            spec = read_alliance(draft)
         except SpecError as error:
-            raise SpecError(f"{file} is left as it was: {str(error).replace(str(tried), 'with it')}") from None
+            raise SpecError(f"{file} is left as it was: {str(error).replace(str(draft), 'with it')}") from None
     write_whole(file, text.getvalue().encode(), file.stat().st_mode & 0o777)
     return spec
 
 
 def _append(group: CommentedMap, name: str, entry: CommentedMap) -> None:
-    """Append an entry. Comments that follow the last one stay with it, up to an empty line: what comes then is moved.
+    """Append an entry, keeping the comments around it in place.
 
-    ruamel.yaml keeps both as one comment, after the last value.
+    ruamel.yaml attaches all comments after a section to its last value. Up to an empty line they stay with that value;
+    the rest belongs to the next section, so it moves behind the new entry.
     """
     last = next(reversed(group), None)
     group[name] = entry
     if last is None:
         return
-    for items, key in _last_of(group, last):
+    for items, key in _last_values(group, last):
         after = items.ca.items.pop(key, None)
         if after and after[2] and "\n\n" in after[2].value:
             kept, _, moved = after[2].value.partition("\n\n")
@@ -83,7 +84,7 @@ def _append(group: CommentedMap, name: str, entry: CommentedMap) -> None:
             items.ca.items[key] = after
 
 
-def _last_of(group: CommentedMap, key: str) -> list[tuple[CommentedMap, str]]:
+def _last_values(group: CommentedMap, key: str) -> list[tuple[CommentedMap, str]]:
     found = [(group, key)]
     value = group[key]
     while isinstance(value, CommentedMap) and value and not value.fa.flow_style():

@@ -1,4 +1,4 @@
-"""``kit.json``: whose kit a folder holds."""
+"""``kit.json``: the participant of a kit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cryptography import x509
 from pydantic import Field, ValidationError
 
 from oncofed.alliance.spec import AllianceSpec
-from oncofed.errors import FederationError
+from oncofed.errors import AllianceError
 from oncofed.settings import StrictModel, first_problem
 
 KIT_FILE = "kit.json"
@@ -21,7 +21,7 @@ Kind = Literal["server", "relay", "site", "person"]
 
 
 class KitFacts(StrictModel):
-    """``kit.json``: whose kit it is, and with which versions it was made."""
+    """``kit.json``: a kit's participant, alliance and versions."""
 
     schema_: int = Field(alias="schema")
     alliance: str
@@ -31,20 +31,20 @@ class KitFacts(StrictModel):
     organisation: str
     server: str
     port: int
-    reaches: str | None = Field(None, description="host that it connects to: the server, a relay, a proxy")
+    reaches: str | None = Field(None, description="host that it connects to: the server, a relay or a proxy")
     reaches_port: int | None = None
     root_fingerprint: str
-    sites: tuple[str, ...] = Field((), description="of the alliance when the kit was made; of a person's kit")
+    sites: tuple[str, ...] = Field((), description="sites of the alliance when a person's kit was made")
     made: datetime
     oncofed: str
     nvflare: str
 
     def certificate_file(self, folder: Path) -> Path:
-        """Return the participant's own certificate."""
+        """Return the path of the participant's certificate."""
         return folder / "startup" / ("server.crt" if self.kind == "server" else "client.crt")
 
     def certificate(self, folder: Path) -> x509.Certificate:
-        """Read the participant's own certificate."""
+        """Read the participant's certificate."""
         return x509.load_pem_x509_certificate(self.certificate_file(folder).read_bytes())
 
 
@@ -58,33 +58,33 @@ def describe(spec: AllianceSpec, name: str) -> tuple[Kind, str | None, str]:
 
 
 def read_facts(folder: Path) -> KitFacts:
-    """Return whose kit a folder holds.
+    """Read the facts of a kit.
 
     Raises:
-        FederationError: it holds none, or one of another format.
+        AllianceError: the folder holds no kit, or one of another format.
     """
     path = folder / KIT_FILE
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError:
-        raise FederationError(
+        raise AllianceError(
             f"{folder} holds no kit ({KIT_FILE} is missing). Open the one that the alliance sent: oncofed site open"
             " FILE; or name another folder with --folder."
         ) from None
     except ValueError:
-        raise FederationError(f"{path} is broken. Open the kit again: oncofed site open FILE") from None
+        raise AllianceError(f"{path} is broken. Open the kit again: oncofed site open FILE") from None
     found = values.get("schema") if isinstance(values, dict) else None
     if found != SCHEMA:
-        raise FederationError(
+        raise AllianceError(
             f"{path} has format {found!r}, expected {SCHEMA}: it was made by another version of oncofed. Ask the "
             "alliance for a new kit, or install the version that made it."
         )
     try:
         return KitFacts.model_validate(values)
     except ValidationError as error:
-        raise FederationError(f"{path}: {first_problem(error)}") from None
+        raise AllianceError(f"{path}: {first_problem(error)}") from None
 
 
 def sites_of(folder: Path) -> tuple[str, ...]:
-    """Return the sites of the alliance of a person's kit; none where it does not say."""
+    """Return the alliance's sites that a person's kit lists; empty if it lists none."""
     return read_facts(folder).sites if (folder / KIT_FILE).is_file() else ()

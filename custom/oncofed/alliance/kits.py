@@ -1,4 +1,4 @@
-"""Startup kits through FLARE's own provisioner, with oncofed's policy in every one of them."""
+"""Startup kits: FLARE's provisioner, with oncofed's policies."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from nvflare.lighter.spec import Builder, ProvisionContext
 
 from oncofed.alliance.authority import LARGEST_CLOCK_ERROR, Authority, common_name
 from oncofed.alliance.spec import AllianceSpec
-from oncofed.errors import FederationError
+from oncofed.errors import AllianceError
 from oncofed.privacy.policy import POLICY_FILE, Policy
 from oncofed.processes import end_with_parent
 
-GUARD = "oncofed.flare.security.outbound_filter.OutboundFilter"
+OUTBOUND_FILTER = "oncofed.flare.security.outbound_filter.OutboundFilter"
 PRIVACY_FILE = "privacy.json"
-# FLARE adds a site's own components to a job's process where the site has a scope of privacy, even an empty one.
-_GUARDED = {
+# FLARE adds a site's components to a job's process only if the site has a privacy scope; an empty one is enough.
+_SITE_PRIVACY = {
     "scopes": [{"name": "oncofed"}],
     "default_scope": "oncofed",
-    "components": [{"id": "guard", "path": GUARD, "args": {}}],
+    "components": [{"id": "outbound_filter", "path": OUTBOUND_FILTER, "args": {}}],
 }
 
 PublicKeys = Mapping[str, rsa.RSAPublicKey]
 
-# The only classes that a job may name at a server or a site. Whatever else it names is refused before it is built.
+# The only classes that a job may name. FLARE refuses any other before it is built.
 APPROVED_CLASSES = (
     "oncofed.flare.controller.FederatedTraining",
     "oncofed.flare.executor.SiteExecutor",
@@ -50,28 +50,50 @@ APPROVED_CLASSES = (
     "nvflare.app_common.filters.statistics_privacy_filter.StatisticsPrivacyFilter",
 )
 
-# A site whose parent process vanished without a word is dropped after this many seconds (FLARE: ten minutes).
+# A site whose parent process vanished is dropped after this many seconds (FLARE: ten minutes).
 _HEARTBEAT_TIMEOUT_SECONDS = 60
-# A message that nobody takes is given up after this many seconds without progress (FLARE: five minutes, in which a site
-# whose server was started again does nothing).
+# A message without progress is given up after this many seconds. FLARE waits five minutes, in which a site whose server
+# was restarted does nothing.
 _ANSWER_SECONDS = 10.0
-_SUBMISSION = "oncofed.flare.security.submission"
-# FLARE's own lend the first GPUs for ever, and to several jobs at once where a job does not say what it needs.
-_LENDING = {"resource_manager": "SiteResources", "resource_consumer": "GPUAssigner"}
-# How often it is tried to start a job that waits for room, in seconds (FLARE: ten at first, then up to ten minutes).
-_WAITING = {"min_schedule_interval": 2.0, "max_schedule_interval": 10.0}
+# By the id of FLARE's component. FLARE's resource manager holds the first GPUs for ever, and gives them to several jobs
+# at once if a job does not state what it needs.
+_REPLACED = {
+    "resource_manager": "oncofed.flare.runtime.resources.SiteResources",
+    "resource_consumer": "oncofed.flare.runtime.resources.GPUAssigner",
+}
+_LAUNCHERS = {
+    "nvflare.app_common.job_launcher.client_process_launcher.ClientProcessJobLauncher": (
+        "oncofed.flare.runtime.launchers.SiteJobLauncher"
+    ),
+    "nvflare.app_common.job_launcher.server_process_launcher.ServerProcessJobLauncher": (
+        "oncofed.flare.runtime.launchers.ServerJobLauncher"
+    ),
+}
+_SITE_COMPONENTS = {
+    "submission_replies": "oncofed.flare.security.submission.SubmissionReplies",
+    "cleanup": "oncofed.flare.runtime.cleanup.SiteCleanup",
+}
+_SERVER_COMPONENTS = {
+    "job_recovery": "oncofed.flare.runtime.job_recovery.JobRecovery",
+    "revocation_list": "oncofed.flare.security.revocation.RevocationList",
+    "submission_check": "oncofed.flare.security.submission.SubmissionCheck",
+}
+# Seconds between attempts to start a job that waits for free resources (FLARE: ten at first, then up to ten minutes).
+_SCHEDULE = {"min_schedule_interval": 2.0, "max_schedule_interval": 10.0}
 # Both ends of every connection show a certificate; FLARE's default for relays is none at all.
-_MUTUAL = {"connection_security": "mtls"}
+_MUTUAL_TLS = {"connection_security": "mtls"}
 _COMMUNICATION = {"streaming_ack_wait": 10, "streaming_read_timeout": 30}
 
 
 class AuthorityCertBuilder(CertBuilder):
-    """Certificates signed by the alliance's authority; FLARE's own builder would keep every private key on the disk.
+    """Certificates signed by the alliance's authority.
+
+    FLARE's builder would keep every private key on the disk.
 
     Args:
         authority: of the alliance.
-        days: for which certificates hold.
-        public_keys: participant -> public key, of those whose private key never leaves them: their kits hold none.
+        days: validity of the certificates.
+        public_keys: participant -> public key, of those who keep their private key: their kits hold none.
     """
 
     def __init__(self, authority: Authority, days: int, public_keys: PublicKeys) -> None:
@@ -79,7 +101,7 @@ class AuthorityCertBuilder(CertBuilder):
         self._authority, self._days, self._public_keys = authority, days, public_keys
 
     def initialize(self, project: Project, ctx: ProvisionContext) -> None:
-        """Take the authority as the root."""
+        """Use the alliance's authority as the root."""
         self._fix_server_name(project.get_server())
         self.persistent_state = _CertState(ctx.get_state_dir())
         self.persistent_state.is_available = True
@@ -90,7 +112,7 @@ class AuthorityCertBuilder(CertBuilder):
     def _generate_cert(
         self, subject: str, organisation: str, issuer: str, signing_key: Any, public_key: Any, **more: Any
     ) -> Any:
-        """Return a certificate that holds since yesterday: a site whose clock is slow would refuse one that is new."""
+        """Return a certificate that is valid since yesterday, as a site's clock may be slow."""
         now = datetime.now(timezone.utc)
         until = min(now + timedelta(days=self._days), self._authority.certificate.not_valid_after_utc)
         more |= {"not_valid_before": now - LARGEST_CLOCK_ERROR, "not_valid_after": until}
@@ -98,24 +120,24 @@ class AuthorityCertBuilder(CertBuilder):
         return CertBuilder._generate_cert(subject, organisation, issuer, signing_key, public_key, **more)
 
     def finalize(self, project: Project, ctx: ProvisionContext) -> None:
-        """Keep nothing: a kit's key is in that kit alone, or not even there where the participant made its own."""
+        """Delete the keys that FLARE made for participants who have one of their own."""
         for name in self._public_keys:
             for key in Path(ctx.get_kit_dir(_entity(project, name))).glob("*.key"):
                 key.unlink()
 
 
 class PolicyBuilder(Builder):
-    """Writes what oncofed changes of FLARE's defaults into each kit's ``local`` folder.
+    """Writes oncofed's changes to FLARE's defaults into each kit's ``local`` folder.
 
-    - nobody may bring code (BYOC), whatever their role;
-    - only ``APPROVED_CLASSES`` are built from a job;
-    - a site's log stays at the site: FLARE's default streams its errors to the server;
-    - job processes that are killed are started again, and the server takes up its jobs after a restart;
-    - private keys are readable by their owner alone.
+    - No role may bring code (BYOC).
+    - Only ``APPROVED_CLASSES`` are built from a job.
+    - A site's log stays at the site; FLARE's default streams its errors to the server.
+    - Killed job processes are started again, and the server resumes its jobs after a restart.
+    - Only their owner can read private keys.
     """
 
     def build(self, project: Project, ctx: ProvisionContext) -> None:
-        """Write the policies; runs after FLARE's builder of static files."""
+        """Write the policies, after FLARE's builder of static files."""
         for participant in [project.get_server(), *project.get_clients()]:
             local = Path(ctx.get_local_dir(participant))
             rewrite(local / "resources.json.default", local / "resources.json", _restrict_resources)
@@ -123,11 +145,11 @@ class PolicyBuilder(Builder):
             if participant != project.get_server():
                 policy = Policy(schema=1).model_dump_json(indent=2, by_alias=True)
                 (local / POLICY_FILE).write_text(policy + "\n", encoding="utf-8")
-                (local / PRIVACY_FILE).write_text(json.dumps(_GUARDED, indent=2) + "\n", encoding="utf-8")
+                (local / PRIVACY_FILE).write_text(json.dumps(_SITE_PRIVACY, indent=2) + "\n", encoding="utf-8")
             (local / "comm_config.json").write_text(json.dumps(_COMMUNICATION, indent=2) + "\n", encoding="utf-8")
 
     def finalize(self, project: Project, ctx: ProvisionContext) -> None:
-        """Close the files that hold private keys to everybody else."""
+        """Make the kits readable by their owner alone."""
         _close_secrets(Path(ctx.get_workspace()))
 
 
@@ -138,17 +160,17 @@ def provision(
     only: Collection[str] | None = None,
     public_keys: PublicKeys = MappingProxyType({}),
 ) -> Path:
-    """Write startup kits and return the folder that holds one sub-folder for each participant.
+    """Write startup kits and return their folder, with one sub-folder for each participant.
 
     Args:
         spec: who takes part.
-        workspace: where the kits go; nobody else can enter it.
-        authority: signs the certificates; None: a new one, whose key is forgotten when this returns.
-        only: whose kits are wanted; None: everybody's.
-        public_keys: participant -> public key, of those who keep their private key to themselves.
+        workspace: folder for the kits; nobody else can enter it.
+        authority: signs the certificates; None: a new one, whose key is not stored.
+        only: participants who get a kit; None: all.
+        public_keys: participant -> public key, of those who keep their private key.
 
     Raises:
-        FederationError: FLARE's provisioner failed.
+        AllianceError: FLARE's provisioner failed.
     """
     workspace.mkdir(parents=True, exist_ok=True)
     workspace.chmod(stat.S_IRWXU)
@@ -166,34 +188,34 @@ def provision(
     finally:
         os.umask(mask)
     if ctx.get(CtxKey.BUILD_ERROR):
-        raise FederationError(f"the startup kits could not be written to {workspace}: {'; '.join(log.errors)}")
+        raise AllianceError(f"the startup kits could not be written to {workspace}: {'; '.join(log.errors)}")
     return Path(ctx[CtxKey.CURRENT_PROD_DIR])
 
 
 def _project(spec: AllianceSpec, only: Collection[str] | None) -> Project:
-    """Return FLARE's project: the server, without which it makes no kit, and who is wanted."""
+    """Return FLARE's project: the server, which it always needs, and the wanted participants."""
 
     def wanted(name: str) -> bool:
         return only is None or name in only
 
     project = Project(spec.name, "federated training of medical imaging models", props={"api_version": 3})
     project.set_server(
-        spec.server, spec.organisation, {"fed_learn_port": spec.port, "admin_port": spec.port, **_MUTUAL}
+        spec.server, spec.organisation, {"fed_learn_port": spec.port, "admin_port": spec.port, **_MUTUAL_TLS}
     )
     behind = {site: name for name, relay in spec.relays.items() for site in relay.sites}
     for name, relay in spec.relays.items():
         if wanted(name) or any(wanted(site) for site in relay.sites):
-            listens = {"scheme": "http", "default_host": relay.host, "port": relay.port, **_MUTUAL}
-            project.add_relay(name, spec.organisation, {"listening_host": listens, **_MUTUAL})
+            listens = {"scheme": "http", "default_host": relay.host, "port": relay.port, **_MUTUAL_TLS}
+            project.add_relay(name, spec.organisation, {"listening_host": listens, **_MUTUAL_TLS})
     for name, site in spec.sites.items():
         if not wanted(name):
             continue
         props: dict[str, Any] = {"allow_log_streaming": False}
         if name in spec.routes:
             host, port = spec.routes[name]
-            props["connect_to"] = {"host": host, "port": port, **_MUTUAL}
+            props["connect_to"] = {"host": host, "port": port, **_MUTUAL_TLS}
         if name in behind:
-            props["connect_to"] = {"name": behind[name], **_MUTUAL}
+            props["connect_to"] = {"name": behind[name], **_MUTUAL_TLS}
         project.add_client(name, site.organisation, props)
     for name, person in spec.people.items():
         if wanted(name):
@@ -207,7 +229,7 @@ def _entity(project: Project, name: str) -> Participant:
 
 
 class _Messages:
-    """Keeps the provisioner's messages instead of printing them."""
+    """Collects the provisioner's errors instead of printing them."""
 
     def __init__(self) -> None:
         self.errors: list[str] = []
@@ -222,7 +244,7 @@ class _Messages:
 
 
 def rewrite(default: Path, out: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Write a kit's JSON file as another one with a change; both may be the same file."""
+    """Write a changed copy of a kit's JSON file; ``out`` may be the same file."""
     values = json.loads(default.read_text(encoding="utf-8"))
     change(values)
     out.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
@@ -231,16 +253,16 @@ def rewrite(default: Path, out: Path, change: Callable[[dict[str, Any]], None]) 
 def start_process(
     kit: Path, console: IO[bytes] | int, environment: Mapping[str, str], inherited: Sequence[int] = ()
 ) -> subprocess.Popen[bytes]:
-    """Start FLARE's process of a kit; it ends with this one.
+    """Start FLARE's process of a kit; it ends with this process.
 
     Args:
         kit: of a server, a relay or a site.
-        console: where what it prints goes.
+        console: file for its output.
         environment: of the process.
-        inherited: numbers of open files that it keeps open.
+        inherited: numbers of open files that it keeps.
     """
     return subprocess.Popen(
-        # Not FLARE's loop, which starts it again for ever and waits five seconds before its first start.
+        # Without FLARE's loop, which restarts it for ever and waits five seconds before its first start.
         ["bash", str(kit / "startup" / "sub_start.sh"), "--once"],
         cwd=kit,
         stdin=subprocess.DEVNULL,
@@ -254,7 +276,7 @@ def start_process(
 
 
 def keep_storage_inside(server_kit: Path) -> None:
-    """Let a server keep its jobs in its own kit's folder: FLARE's default is under /tmp, for all servers alike."""
+    """Store a server's jobs in its kit; FLARE's default is one folder under /tmp for all servers."""
     resources_file, storage = server_kit / "local" / "resources.json", server_kit.absolute() / "storage"
 
     def keep_inside(resources: dict[str, Any]) -> None:
@@ -268,39 +290,33 @@ def keep_storage_inside(server_kit: Path) -> None:
 
 def _restrict_resources(resources: dict[str, Any]) -> None:
     resources["class_list_enforcement_mode"] = "enforce"
-    # FLARE builds what a site adds of its own under the same list.
-    resources["class_allow_list"] = [*APPROVED_CLASSES, GUARD]
+    # FLARE applies the same list to the components that a site adds.
+    resources["class_allow_list"] = [*APPROVED_CLASSES, OUTBOUND_FILTER]
     resources["allow_log_streaming"] = False
     streams = {"site_log_streamer", "log_receiver"}
     resources["components"] = [c for c in resources["components"] if c["id"] not in streams]
-    launchers = {
-        "nvflare.app_common.job_launcher.client_process_launcher.ClientProcessJobLauncher": "SiteJobLauncher",
-        "nvflare.app_common.job_launcher.server_process_launcher.ServerProcessJobLauncher": "ServerJobLauncher",
-    }
     for component in resources["components"]:
-        if component.get("path") in launchers:
-            component["path"] = f"oncofed.flare.runtime.launchers.{launchers[component['path']]}"
+        component["path"] = _LAUNCHERS.get(component["path"], component["path"])
         if component["id"] == "job_scheduler":
-            component["args"] |= _WAITING
-        if component["id"] in _LENDING:
-            component.update(path=f"oncofed.flare.runtime.resources.{_LENDING[component['id']]}", args={})
+            component["args"] |= _SCHEDULE
+        if component["id"] in _REPLACED:
+            component.update(path=_REPLACED[component["id"]], args={})
     if "client" in resources:
-        # The least that a site waits for an answer; a job with a large model says more.
+        # The minimum; a job with a large model sets more.
         resources["client"]["communication_timeout"] = _ANSWER_SECONDS
-        answers = {"id": "answers", "path": f"{_SUBMISSION}.SubmissionReplies", "args": {}}
-        leftovers = {"id": "leftovers", "path": "oncofed.flare.runtime.cleanup.SiteCleanup", "args": {}}
-        resources["components"] += [answers, leftovers]
+        resources["components"] += _components(_SITE_COMPONENTS)
     for server in resources.get("servers", []):
         server["heart_beat_timeout"] = _HEARTBEAT_TIMEOUT_SECONDS
     if "servers" in resources:
-        keeper = {"id": "job_keeper", "path": "oncofed.flare.runtime.job_recovery.JobRecovery", "args": {}}
-        gate = {"id": "gate", "path": "oncofed.flare.security.revocation.RevocationList", "args": {}}
-        submissions = {"id": "submissions", "path": f"{_SUBMISSION}.SubmissionCheck", "args": {}}
-        resources["components"] += [keeper, gate, submissions]
+        resources["components"] += _components(_SERVER_COMPONENTS)
+
+
+def _components(paths: Mapping[str, str]) -> list[dict[str, Any]]:
+    return [{"id": name, "path": path, "args": {}} for name, path in paths.items()]
 
 
 def _forbid_code(authorization: dict[str, Any]) -> None:
-    # FLARE's project admin may do "any"thing, code included, and its lead may bring code: spell both out.
+    # FLARE's project admin may do "any"thing, code included, and its lead may bring code: state both explicitly.
     permissions = authorization["permissions"]
     everything = dict.fromkeys(permissions["org_admin"], "any")
     permissions["project_admin"] = {**everything, "byoc": "none"}

@@ -1,4 +1,4 @@
-"""How a kit's machine is started by what a centre has: systemd, containers, Slurm, Kubernetes."""
+"""A kit's launch files for systemd, containers, Slurm and Kubernetes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from oncofed.alliance.facts import KitFacts
-from oncofed.alliance.files import write_private
 from oncofed.alliance.spec import AllianceSpec
+from oncofed.private_files import write_private
 
 DEPLOY_FOLDER = "deploy"
-_ALONE = ("oncofed.service", "Dockerfile", "compose.yaml", "oncofed.slurm")
+_TEMPLATES = ("oncofed.service", "Dockerfile", "compose.yaml", "oncofed.slurm")
 _CHART = """\
 apiVersion: v2
 name: nvflare-{role}
@@ -24,18 +24,18 @@ appVersion: "{version}"
 
 
 def add_launchers(folder: Path, spec: AllianceSpec, facts: KitFacts) -> None:
-    """Write the files for a server, relay or site into a new folder of its kit.
+    """Write the launch files of a server, relay or site.
 
     Args:
-        folder: for the files.
+        folder: for the files, new.
         spec: of the alliance.
-        facts: whose kit it is.
+        facts: of the kit.
     """
     environment = Environment(
         loader=PackageLoader("oncofed.alliance", "templates/deploy"),
         undefined=StrictUndefined,
         trim_blocks=True,
-        autoescape=False,  # noqa: S701 - nothing of it is shown in a browser; names were checked in the specification
+        autoescape=False,  # noqa: S701 - no HTML; the specification has validated the names
         keep_trailing_newline=True,
     )
     image = spec.image or f"oncofed:{facts.oncofed}"
@@ -47,7 +47,7 @@ def add_launchers(folder: Path, spec: AllianceSpec, facts: KitFacts) -> None:
         "tag": tag,
         "listens": _port(spec, facts),
     }
-    for name in _ALONE:
+    for name in _TEMPLATES:
         write_private(folder / name, environment.get_template(name).render(values).encode())
     role = "server" if facts.kind == "server" else "client"
     chart = folder / "helm"
@@ -58,7 +58,7 @@ def add_launchers(folder: Path, spec: AllianceSpec, facts: KitFacts) -> None:
 
 
 def _port(spec: AllianceSpec, facts: KitFacts) -> int | None:
-    """Return the port at which others reach this machine; None for a site, which nobody reaches."""
+    """Return the port that the machine listens on; None for a site, which only connects out."""
     if facts.kind == "server":
         return facts.port
     return spec.relays[facts.participant].port if facts.kind == "relay" else None

@@ -1,4 +1,4 @@
-"""A whole alliance on this machine: the real server and real sites, each a process started from its startup kit."""
+"""An alliance on this machine: real server and sites, each a process of its own kit."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from oncofed.alliance.kits import keep_storage_inside, provision, start_process
 from oncofed.alliance.sealing import sign_folder
 from oncofed.alliance.spec import AllianceSpec
 from oncofed.client.datasets import DATASETS_FILE, datasets_entry
-from oncofed.errors import FederationError
+from oncofed.errors import FederationError, NotEnoughSitesError, TransferError
 from oncofed.flare.patches.own_loopback import use_own_loopback
-from oncofed.flare.runtime.forkserver import TEMPLATE_VARIABLE, ForkServer
+from oncofed.flare.runtime.forkserver import FORK_SERVER_VARIABLE, ForkServer
 from oncofed.flare.runtime.resources import LENDING_FILE, SiteOffer
 from oncofed.locking import require_locks
 from oncofed.loopback import connect, free_port, require_loopback, why_not_bound
@@ -33,7 +33,7 @@ from oncofed.packs.approvals import write_decision
 from oncofed.packs.pack import Pack
 from oncofed.processes import THREADS_VARIABLE, process_environment, share_of_threads, stop_processes
 
-__all__ = ["LocalAlliance", "free_port", "quiet", "require_free_port"]
+__all__ = ["LocalAlliance", "free_port", "quiet", "require_free_loopback_port"]
 
 _START_TIMEOUT_SECONDS = 90.0
 _MOST_RESTARTS = 3
@@ -44,20 +44,20 @@ class LocalAlliance:
     """Provisions, starts and stops an alliance on loopback; use it as a context manager.
 
     Args:
-        spec: who takes part; the server must be this machine.
-        workspace: where kits, logs and the server's storage go.
+        spec: the participants; the server must be this machine.
+        workspace: folder for kits and the server's storage.
         datasets: site -> dataset name -> folder.
-        logs: folder for what the processes print.
+        logs: folder for the processes' output.
         temporary: folder for the processes' temporary files.
         authority: of the alliance; None: a new one.
-        packs: code that all sites approve beforehand, as it is the own code of who runs them.
+        packs: code that all sites approve in advance: whoever runs them on one machine wrote it.
 
     Attributes:
-        shares_template: whether all participants' job processes are forks of one process, as suits one machine; else
-            each participant has its own, as on machines of their own.
+        shares_fork_server: all participants fork their job processes from one fork server; False gives each
+            participant its own, as on separate machines.
     """
 
-    shares_template = True
+    shares_fork_server = True
 
     def __init__(
         self,
@@ -78,15 +78,15 @@ class LocalAlliance:
         self._temporary = temporary.absolute()
         self._kits = Path()
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._template: ForkServer | None = None
+        self._fork_server: ForkServer | None = None
         self._common: dict[str, str] = {}
         self._session: Session | None = None
         self._restarts: dict[str, int] = {}
 
     def __enter__(self) -> Self:
         try:
-            require_free_port(self.spec.port)
-            use_own_loopback()  # this process has a session with the server
+            require_free_loopback_port(self.spec.port)
+            use_own_loopback()  # for this process's session with the server
             self.workspace.mkdir(parents=True, exist_ok=True)
             require_locks(self.workspace, "Put it onto a disk of this machine.")
             self._kits = provision(self.spec, self.workspace, self._authority)
@@ -109,30 +109,30 @@ class LocalAlliance:
         self.close()
 
     def kit(self, participant: str) -> Path:
-        """Return a participant's startup kit."""
+        """Return the folder of a participant's kit."""
         return self._kits / participant
 
     @property
     def server_kit(self) -> Path:
-        """The server's startup kit, which is also its workspace."""
+        """The folder of the server's kit, which is also its workspace."""
         return self.kit(self.spec.server)
 
     def session(self) -> Session:
-        """Return the engineer's session with the server, over mutual TLS with the engineer's kit."""
+        """Return the engineer's session with the server, over mutual TLS."""
         deadline = time.monotonic() + _SESSION_SECONDS
         while self._session is None:
             try:
                 with quiet():
                     self._session = new_secure_session(self.spec.engineer, str(self.kit(self.spec.engineer)))
             except Exception:  # noqa: PERF203 - retried twice a second
-                # Its port is open before the server can prove who it is.
+                # The port opens before the server can authenticate itself.
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.5)
         return self._session
 
     def renew_session(self) -> Session:
-        """Return a new session: one with a server that was started again knows nothing of the old one."""
+        """Replace the session, as a restarted server does not know the old one."""
         with contextlib.suppress(Exception), quiet():
             if self._session is not None:
                 self._session.close()
@@ -143,7 +143,8 @@ class LocalAlliance:
         """Wait until every site is registered.
 
         Raises:
-            FederationError: a process ended, or sites did not register in time.
+            NotEnoughSitesError: sites did not register in time.
+            FederationError: a process ended.
         """
         expected = set(self.spec.sites)
         deadline = time.monotonic() + _START_TIMEOUT_SECONDS
@@ -156,28 +157,28 @@ class LocalAlliance:
             self.require_alive()
             if time.monotonic() > deadline:
                 missing = ", ".join(sorted(expected - registered))
-                raise FederationError(
+                raise NotEnoughSitesError(
                     f"only {len(registered)} of {len(expected)} sites registered within "
                     f"{_START_TIMEOUT_SECONDS:.0f} s; missing: {missing}. Their logs: {self._logs}"
                 )
             time.sleep(0.2)
 
     def ended(self) -> dict[str, int]:
-        """Return participant -> exit status of the processes that are no longer running."""
+        """Return participant -> exit status of ended processes."""
         return {name: code for name, process in self._processes.items() if (code := process.poll()) is not None}
 
     def restart_killed(self) -> None:
-        """Start processes again that were killed, as the service of a real site does; not for ever."""
+        """Restart killed processes a few times, as a real site's service does."""
         for name, code in self.ended().items():
             if (code < 0 or code == 128 + signal.SIGKILL) and self._restarts.get(name, 0) < _MOST_RESTARTS:
                 self._restarts[name] = self._restarts.get(name, 0) + 1
                 self._start(name)
 
     def require_alive(self) -> None:
-        """Raise where a process ended that should be running.
+        """Require that every process is running.
 
         Raises:
-            FederationError: names the participant and its last words.
+            FederationError: names the participant and its last error.
         """
         for name, code in self.ended().items():
             role = "the server" if name == self.spec.server else name
@@ -185,9 +186,9 @@ class LocalAlliance:
             raise FederationError(f"{role} {ended}. Its log: {self._console(name)}{self._last_words(name)}")
 
     def site_that_failed(self, job_id: str) -> str | None:
-        """Return the site whose job process ended by itself, for which the server ended the job; None without one."""
-        said = self._console(self.spec.server).read_text(encoding="utf-8", errors="replace")
-        found = re.search(rf"Failing job {re.escape(job_id)} due to reported failure from (\S+?):", said)
+        """Return the site whose failed job process made the server end the job; None without one."""
+        log = self._console(self.spec.server).read_text(encoding="utf-8", errors="replace")
+        found = re.search(rf"Failing job {re.escape(job_id)} due to reported failure from (\S+?):", log)
         return found[1] if found else None
 
     def pids(self) -> dict[str, int]:
@@ -195,17 +196,17 @@ class LocalAlliance:
         return {name: process.pid for name, process in self._processes.items()}
 
     def close(self) -> None:
-        """Stop every process that was started, and those that they started."""
+        """Stop all processes and their children."""
         if self._session is not None:
             with contextlib.suppress(Exception), quiet():
                 self._session.close()
             self._session = None
-        if self._template:
-            self._template.close()
+        if self._fork_server:
+            self._fork_server.close()
         stop_processes(self._temporary)
-        if self._template:
-            self._template.kill()
-            self._template = None
+        if self._fork_server:
+            self._fork_server.kill()
+            self._fork_server = None
         for process in self._processes.values():
             process.wait()
         self._processes.clear()
@@ -219,7 +220,7 @@ class LocalAlliance:
             local = self.kit(site) / "local"
             (local / DATASETS_FILE).write_bytes(datasets_entry(site, self._datasets[site]))
             if not torch.backends.cuda.is_built():  # type: ignore[no-untyped-call]
-                # Whoever installed a build for the CPU alone, on a machine with a GPU too, wants the CPU.
+                # A CPU build of torch means that the user wants the CPU, whatever GPU the machine has.
                 (local / LENDING_FILE).write_bytes(SiteOffer(gpus=()).to_json())
             for pack in self._packs:
                 write_decision(local, pack, "approved", "oncofed", "the own code of who runs this on one machine")
@@ -242,21 +243,21 @@ class LocalAlliance:
             self._processes[participant] = self.start_kit(self.kit(participant), console)
 
     def start_kit(self, kit: Path, console: IO[bytes]) -> subprocess.Popen[bytes]:
-        """Start a participant from a startup kit; what it prints goes to ``console``."""
+        """Start a participant from its kit, with its output in ``console``."""
         environment = self._environment(kit.name)
-        own = environment
+        started_with = environment
         if kit.name == self.spec.server:
-            # Sites wait for what the server computes.
-            own = {**environment, THREADS_VARIABLE: share_of_threads(1)}
-        if not self.shares_template:
-            return start_process(kit, console, own)
-        if self._template is None:
-            # One process imports what all of this machine's participants need for a job.
-            self._template, self._common = ForkServer(environment), environment
+            # All cores: sites wait while the server computes.
+            started_with = {**environment, THREADS_VARIABLE: share_of_threads(1)}
+        if not self.shares_fork_server:
+            return start_process(kit, console, started_with)
+        if self._fork_server is None:
+            # It imports once what all participants on this machine need for a job.
+            self._fork_server, self._common = ForkServer(environment), environment
         if environment != self._common:
-            return start_process(kit, console, own)
-        number = self._template.fileno()
-        return start_process(kit, console, {**own, TEMPLATE_VARIABLE: str(number)}, [number])
+            return start_process(kit, console, started_with)
+        number = self._fork_server.fileno()
+        return start_process(kit, console, {**started_with, FORK_SERVER_VARIABLE: str(number)}, [number])
 
     def _environment(self, participant: str) -> dict[str, str]:
         del participant
@@ -270,14 +271,15 @@ class LocalAlliance:
                 return
             time.sleep(0.1)
         role = "the server" if participant == self.spec.server else participant
-        raise FederationError(f"{role} did not open port {port}. Its log: {self._console(participant)}")
+        raise TransferError(f"{role} did not open port {port}. Its log: {self._console(participant)}")
 
 
-def require_free_port(port: int) -> None:
-    """Raise where somebody listens on ``port``.
+def require_free_loopback_port(port: int) -> None:
+    """Require that nothing listens on a port of this machine.
 
     Raises:
-        FederationError: the port is taken, or this machine has no loopback address.
+        FederationError: the port is taken.
+        TransferError: this machine has no loopback address.
     """
     if any(why_not_bound(address, port) for address in require_loopback()):
         raise FederationError(
@@ -287,6 +289,6 @@ def require_free_port(port: int) -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep FLARE's client library from printing."""
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+    """Silence the output of FLARE's client library."""
+    with open(os.devnull, "w") as null, contextlib.redirect_stdout(null):
         yield

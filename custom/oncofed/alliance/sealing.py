@@ -1,6 +1,7 @@
-"""A startup kit on its way: a zip of which every byte is signed, sealed with age for who may open it.
+"""Sealed startup kits: a signed zip, encrypted with age for its recipient.
 
-age is a file format with several programs (https://age-encryption.org/v1): a hospital can open its kit with its own.
+age is a file format with several implementations (https://age-encryption.org/v1), so a hospital may use another
+program.
 """
 
 from __future__ import annotations
@@ -18,42 +19,42 @@ import pyrage
 from cryptography import x509
 
 from oncofed.alliance.authority import Authority
-from oncofed.alliance.files import write_private
 from oncofed.alliance.passwords import lock, unlock
-from oncofed.errors import FederationError
+from oncofed.errors import AllianceError
+from oncofed.private_files import write_private
 from oncofed.signing import is_signed_by
 
 SUMS_FILE = "SHA256SUMS"
 SIGNATURE_FILE = "SHA256SUMS.sig"
 ROOT_FILE = Path("startup") / "rootCA.pem"
-_ABOUT = (SUMS_FILE, SIGNATURE_FILE)
+_NOT_LISTED = (SUMS_FILE, SIGNATURE_FILE)
 _LARGEST_KIT_BYTES = 64 << 20
 _MOST_FILES = 1000
-# Crockford's base 32: no letter that is taken for a digit.
+# Crockford's base 32: no letter that looks like a digit.
 _LETTERS = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
 
 def new_password() -> str:
-    """Return a password of 100 random bits that can be read out on the telephone."""
+    """Return a password of 100 random bits that is easy to read out."""
     return "-".join("".join(secrets.choice(_LETTERS) for _ in range(5)) for _ in range(4))
 
 
 def sign_folder(folder: Path, authority: Authority) -> None:
-    """Write the digests of all files of a kit, and the alliance's signature of that list."""
+    """Write the digests of a kit's files, signed by the alliance."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     named = {path.relative_to(folder).as_posix(): path for path in paths}
-    sums = "".join(f"{_digest(path)}  {name}\n" for name, path in named.items() if name not in _ABOUT).encode()
+    sums = "".join(f"{_digest(path)}  {name}\n" for name, path in named.items() if name not in _NOT_LISTED).encode()
     write_private(folder / SUMS_FILE, sums)
     write_private(folder / SIGNATURE_FILE, authority.sign(sums))
 
 
 def seal(folder: Path, out: Path, password: str | None, recipient: str | None = None) -> None:
-    """Write a kit's folder as one sealed file.
+    """Write a kit as one sealed file.
 
     Args:
         folder: the kit, signed.
         out: the file; only its owner can read it.
-        password: opens it; None where a recipient's key does.
+        password: opens it; None with a recipient.
         recipient: an age recipient, ``age1...``.
     """
     packed = io.BytesIO()
@@ -70,19 +71,19 @@ def seal(folder: Path, out: Path, password: str | None, recipient: str | None = 
 
 
 def unseal(file: Path, out: Path, password: str | None, identity: Path | None = None) -> None:
-    """Open a sealed kit into a new folder; nothing is left of it where something is wrong.
+    """Open a sealed kit into a new folder, or leave nothing behind.
 
     Args:
         file: the sealed kit.
-        out: the folder; it must not exist, or be empty.
-        password: that the alliance told; None where a key opens it.
+        out: the folder; missing or empty.
+        password: from the alliance; None with an identity.
         identity: file with an age identity, ``AGE-SECRET-KEY-1...``.
 
     Raises:
-        FederationError: it cannot be opened, or is not what the alliance made.
+        AllianceError: the file cannot be opened, or the alliance did not sign its content.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FederationError(f"{out} exists and is not empty. Name another folder with --out.")
+        raise AllianceError(f"{out} exists and is not empty. Name another folder with --out.")
     content = _decrypted(file, password, identity)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
@@ -91,16 +92,16 @@ def unseal(file: Path, out: Path, password: str | None, identity: Path | None = 
         _unpack(content, unfinished, file)
         changed = changed_files(unfinished)
         if changed:
-            raise FederationError(f"{file} is not what the alliance made: {changed[0]}. Ask for a new kit.")
+            raise AllianceError(f"{file} is not what the alliance made: {changed[0]}. Ask for a new kit.")
         if out.exists():
             out.rmdir()
         shutil.move(unfinished, out)
 
 
 def changed_files(folder: Path) -> list[str]:
-    """Return what is not as the alliance made it in a kit's folder; empty where all is.
+    """Return how a kit's files differ from what the alliance signed; empty if they do not.
 
-    Once the kit is open, files under ``local`` and ``site.yaml`` are the site's own to change: the caller knows.
+    In an open kit the site may change ``local`` and ``site.yaml``. The caller filters those out.
     """
     try:
         sums, signature = (folder / SUMS_FILE).read_bytes(), (folder / SIGNATURE_FILE).read_bytes()
@@ -118,7 +119,7 @@ def changed_files(folder: Path) -> list[str]:
         elif _digest(path) != digest:
             problems.append(f"{name} was changed")
     startup = {p.relative_to(folder).as_posix() for p in (folder / "startup").rglob("*") if p.is_file()}
-    # The private key of a participant who made its own is listed nowhere: the alliance never saw it.
+    # The alliance never saw the key of a participant who created its own, so the list does not have it.
     own = {f"startup/{name}.key" for name in ("client", "server") if f"startup/{name}.crt" in listed}
     problems += [f"{name} does not belong to it" for name in sorted(startup - set(listed) - own)]
     return problems
@@ -132,14 +133,12 @@ def _decrypted(file: Path, password: str | None, identity: Path | None) -> bytes
     try:
         size = file.stat().st_size
         if size > _LARGEST_KIT_BYTES:
-            raise FederationError(f"{file} has {size >> 20} MiB; a kit has less than {_LARGEST_KIT_BYTES >> 20}")
+            raise AllianceError(f"{file} has {size >> 20} MiB; a kit has less than {_LARGEST_KIT_BYTES >> 20}")
         sealed = file.read_bytes()
     except OSError as error:
-        raise FederationError(f"{file}: {error.strerror}. Expected a sealed kit, such as SITE.kit.age.") from None
+        raise AllianceError(f"{file}: {error.strerror}. Expected a sealed kit, such as SITE.kit.age.") from None
     if not sealed.startswith(b"age-encryption.org/"):
-        raise FederationError(
-            f"{file} is no sealed kit. Expected the file that the alliance sent, such as SITE.kit.age."
-        )
+        raise AllianceError(f"{file} is no sealed kit. Expected the file that the alliance sent, such as SITE.kit.age.")
     if identity is None:
         return unlock(sealed, password or "", str(file))
     try:
@@ -147,22 +146,22 @@ def _decrypted(file: Path, password: str | None, identity: Path | None) -> bytes
         keys = [pyrage.x25519.Identity.from_str(line.strip()) for line in lines if line.startswith("AGE-SECRET-KEY-")]
         return bytes(pyrage.decrypt(sealed, keys))
     except (pyrage.DecryptError, pyrage.IdentityError):
-        raise FederationError(f"the key in {identity} does not open {file}, or the file was changed") from None
+        raise AllianceError(f"the key in {identity} does not open {file}, or the file was changed") from None
 
 
 def _unpack(content: bytes, folder: Path, file: Path) -> None:
     try:
         archive = zipfile.ZipFile(io.BytesIO(content))
     except zipfile.BadZipFile:
-        raise FederationError(f"{file} holds no kit") from None
+        raise AllianceError(f"{file} holds no kit") from None
     with archive:
         entries = archive.infolist()
         if len(entries) > _MOST_FILES or sum(entry.file_size for entry in entries) > _LARGEST_KIT_BYTES:
-            raise FederationError(f"{file} holds more than a kit: {len(entries)} files")
+            raise AllianceError(f"{file} holds more than a kit: {len(entries)} files")
         for entry in entries:
             path, mode = PurePosixPath(entry.filename), entry.external_attr >> 16
             if path.is_absolute() or ".." in path.parts or stat.S_ISLNK(mode) or "\\" in entry.filename:
-                raise FederationError(f"{file} holds {entry.filename!r}, which would lie outside of its folder")
+                raise AllianceError(f"{file} holds {entry.filename!r}, which would lie outside of its folder")
             if entry.is_dir():
                 continue
             target = folder / path

@@ -1,4 +1,4 @@
-"""``alliance.yaml``: who takes part in an alliance, and how they reach its server."""
+"""``alliance.yaml``: an alliance's participants and their routes to its server."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from oncofed.settings import StrictModel, read_yaml, validated
 
-# FLARE's own rules for the names that become subjects of certificates.
+# FLARE's rules for names that become subjects of certificates.
 SiteName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")]
 HostName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9-]+)*$")]
 PersonName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._%+-]+@[A-Za-z0-9.-]+\.[A-Za-z]{2,}$")]
 Organisation = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]{1,63}$")]
 Port = Annotated[int, Field(ge=1, le=65535)]
-# FLARE's names of what a person may do.
+# FLARE's roles of a person.
 Role = Literal["project_admin", "org_admin", "lead", "member"]
 
 RECIPIENT = r"^age1[a-z0-9]{50,80}$"
@@ -25,7 +25,7 @@ class SiteSpec(StrictModel):
     """A site: an organisation's machine that trains on its own data."""
 
     organisation: Organisation = Field("oncofed", description="letters, digits and _")
-    contact: str | None = Field(None, max_length=200, description="who answers there, for its guide and `status`")
+    contact: str | None = Field(None, max_length=200, description="contact at the site, for its guide and `status`")
     recipient: str | None = Field(
         None, pattern=RECIPIENT, description="age recipient (age1...) that its kit is sealed for; null: a password"
     )
@@ -35,7 +35,7 @@ class SiteSpec(StrictModel):
 
 
 class PersonSpec(StrictModel):
-    """A person: submits jobs, or looks after the alliance or a site."""
+    """A person who submits jobs or administers the alliance or a site."""
 
     role: Role = Field("lead", description="project_admin, org_admin (of a site), lead (submits jobs), member (looks)")
     organisation: Organisation = Field("oncofed", description="letters, digits and _")
@@ -48,15 +48,18 @@ class PersonSpec(StrictModel):
 
 
 class RelaySpec(StrictModel):
-    """A machine between the server and some sites: it passes messages on, and sees no more of them than a router."""
+    """A machine that forwards messages between the server and some sites.
+
+    It sees no more of them than a router.
+    """
 
     host: HostName = Field("localhost", description="host name at which its sites reach it")
     port: Port = Field(description="the one port, for its sites")
-    sites: tuple[str, ...] = Field(min_length=1, description="who reaches the server through it")
+    sites: tuple[str, ...] = Field(min_length=1, description="sites that reach the server through it")
 
 
 class AllianceSpec(StrictModel):
-    """Who takes part. Names become the subjects of certificates."""
+    """An alliance's participants. Names become subjects of certificates."""
 
     schema_: Literal[1] = Field(1, alias="schema", description="version of this file's format")
     name: str = Field("oncofed", pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$", description="lower case, digits, _ and -")
@@ -71,7 +74,7 @@ class AllianceSpec(StrictModel):
         pattern=r"^[a-z0-9][a-z0-9._/:-]{0,200}$",
         description="container image of servers and sites; null: oncofed with the version as its tag",
     )
-    valid_days: int = Field(360, ge=1, le=3650, description="certificates of sites and people hold so long")
+    valid_days: int = Field(360, ge=1, le=3650, description="validity of the certificates of sites and people")
     sites: dict[SiteName, SiteSpec] = Field(min_length=1, description="name -> site")
     people: dict[PersonName, PersonSpec] = Field(
         default_factory=lambda: {
@@ -82,7 +85,7 @@ class AllianceSpec(StrictModel):
     )
     routes: dict[str, tuple[str, int]] = Field(
         default_factory=dict,
-        description="site -> host and port through which it reaches the server; a hospital's proxy",
+        description="site -> host and port through which it reaches the server, such as a hospital's proxy",
     )
     relays: dict[SiteName, RelaySpec] = Field(
         default_factory=dict, description="for dozens of sites: name -> relay; each holds the connections of its sites"
@@ -91,7 +94,7 @@ class AllianceSpec(StrictModel):
     @field_validator("sites", mode="before")
     @classmethod
     def _names_alone(cls, value: Any) -> Any:
-        """Take ``[east, west]`` for sites of which nothing more is said, and ``east:`` for one."""
+        """Accept ``[east, west]`` and ``east:`` for sites without settings."""
         if isinstance(value, list | tuple):
             odd = next((name for name in value if not isinstance(name, str)), None)
             if odd is not None:
@@ -130,7 +133,7 @@ class AllianceSpec(StrictModel):
         return [self.server, *self.relays, *self.sites, *self.people]
 
     def route_of(self, name: str) -> tuple[str, int]:
-        """Return host and port that a participant connects to: the server's, its relay's, or its proxy's."""
+        """Return the host and port that a participant connects to: server, relay or proxy."""
         if name in self.routes:
             return self.routes[name]
         for relay in self.relays.values():
@@ -139,14 +142,14 @@ class AllianceSpec(StrictModel):
         return self.server, self.port
 
     def recipient_of(self, name: str) -> str | None:
-        """Return the age recipient that a participant's kit is sealed for; None: a password."""
+        """Return the age recipient of a participant's kit; None: a password."""
         if name == self.server:
             return self.recipient
         entry = self.sites.get(name) or self.people.get(name)
         return entry.recipient if entry else None
 
     def makes_own_key(self, name: str) -> bool:
-        """Return whether a site or person makes its private key itself."""
+        """Return whether a site or person creates its own private key."""
         entry = self.sites.get(name) or self.people.get(name)
         return entry.own_key if entry else False
 

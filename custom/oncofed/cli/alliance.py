@@ -20,7 +20,7 @@ from oncofed.cli.common import ask_password, escape, plain_console, progress_con
 from oncofed.errors import SpecError
 
 if TYPE_CHECKING:
-    from oncofed.alliance.issued import Sealed
+    from oncofed.alliance.issued import SealedKit
 
 app = typer.Typer(
     help="An alliance as data: who takes part, their sealed startup kits, and until when those hold.",
@@ -28,7 +28,6 @@ app = typer.Typer(
 )
 
 DEFAULT_HOME = Path("workspace/alliance")
-_SOON_DAYS = 30
 
 Home = Annotated[
     Path, typer.Option("--home", envvar="ONCOFED_ALLIANCE", help="The alliance's own folder: root key, sealed kits.")
@@ -76,7 +75,7 @@ def provision(
         return
     password = ask_password("the alliance's root", password_file, new=not alliance.exists)
     _make(alliance.issue(spec, password), len(new), passwords, console, json)
-    console.print(f"The alliance's fingerprint, for who opens a kit: {alliance.register().root_fingerprint}")
+    console.print(f"The alliance's fingerprint, for who opens a kit: {alliance.issued().root_fingerprint}")
 
 
 @app.command("add-site")
@@ -142,7 +141,7 @@ def renew(
     from oncofed.alliance.spec import read_alliance
 
     spec, alliance, console = read_alliance(file), Alliance(home), progress_console(json)
-    chosen = list(dict.fromkeys(names)) if names else alliance.ending(spec, within)
+    chosen = list(dict.fromkeys(names)) if names else alliance.expiring(spec, within)
     if not chosen:
         console.print(f"No certificate ends within {within} days; nothing was changed.")
         if json:
@@ -200,28 +199,27 @@ def status(
     json: Json = False,
 ) -> None:
     """Show who takes part, with which role, until when their certificates hold, and which sites are connected."""
+    from oncofed.alliance.authority import EXPIRES_SOON_DAYS
     from oncofed.alliance.issued import Alliance
 
-    register = Alliance(home).register()
+    issued = Alliance(home).issued()
     heard = _heard_of(kit) if kit else None
     if json:
-        shown = jsonlib.loads(register.model_dump_json(by_alias=True))
+        shown = jsonlib.loads(issued.model_dump_json(by_alias=True))
         shown["connected"] = None if heard is None else {name: at.isoformat() for name, at in heard.items()}
         typer.echo(jsonlib.dumps(shown, indent=2))
         return
-    table = Table(
-        title=f"{register.name}: server {register.server}, port {register.port}", title_justify="left", box=SIMPLE
-    )
+    table = Table(title=f"{issued.name}: server {issued.server}, port {issued.port}", title_justify="left", box=SIMPLE)
     table.add_column("participant", no_wrap=True)
     for heading in ("kind or role", "organisation", "kit"):
         table.add_column(heading, overflow="fold")
     for heading in ("until", *(["heard of"] if heard is not None else [])):
         table.add_column(heading, no_wrap=True)
     now = datetime.now(timezone.utc)
-    for name, participant in register.participants.items():
+    for name, participant in issued.participants.items():
         until = participant.certificates[-1].until
         left = (until - now).days
-        colour = "red" if left < 0 else "yellow" if left < _SOON_DAYS else "default"
+        colour = "red" if left < 0 else "yellow" if left < EXPIRES_SOON_DAYS else "default"
         told = f"{until:%Y-%m-%d}, " + ("[bold]expired[/]" if left < 0 else f"{left} days")
         if participant.revoked:
             colour, told = "red", f"[bold]revoked[/] on {participant.revoked:%Y-%m-%d}"
@@ -237,7 +235,7 @@ def status(
         table.add_row(*row)
     console = plain_console()
     show_table(table, console)
-    console.print(f"Fingerprint of the root: {register.root_fingerprint}", soft_wrap=True)
+    console.print(f"Fingerprint of the root: {issued.root_fingerprint}", soft_wrap=True)
 
 
 @app.command()
@@ -255,16 +253,16 @@ def revoke(
     given again: who comes back takes another one.
     """
     from oncofed.alliance.facts import read_facts
-    from oncofed.alliance.files import write_private
     from oncofed.alliance.issued import Alliance
+    from oncofed.private_files import write_private
 
     alliance = Alliance(home)
     if server_kit:
-        facts, register = read_facts(server_kit), alliance.register()
-        if facts.kind != "server" or facts.root_fingerprint != register.root_fingerprint:
-            raise SpecError(f"--server-kit {server_kit}: expected the kit of {register.server}, the server of {home}")
-    elif name not in alliance.register().participants:
-        raise SpecError(f"nobody is called {name}; there are {', '.join(alliance.register().participants)}")
+        facts, issued = read_facts(server_kit), alliance.issued()
+        if facts.kind != "server" or facts.root_fingerprint != issued.root_fingerprint:
+            raise SpecError(f"--server-kit {server_kit}: expected the kit of {issued.server}, the server of {home}")
+    elif name not in alliance.issued().participants:
+        raise SpecError(f"nobody is called {name}; there are {', '.join(alliance.issued().participants)}")
     file = alliance.revoke(name, ask_password("the alliance's root", password_file))
     if server_kit:
         write_private(server_kit / "local" / file.name, file.read_bytes())
@@ -295,21 +293,21 @@ def _add(
     progress_console(json).print(f"{name} is in {file}", markup=False)
 
 
-def _make(kits: Iterator[Sealed], count: int, passwords: Path | None, console: Console, json: bool) -> None:
+def _make(kits: Iterator[SealedKit], count: int, passwords: Path | None, console: Console, json: bool) -> None:
     """Make kits and tell their passwords, also where it is interrupted: one that is not told now is lost."""
-    made: list[Sealed] = []
+    made: list[SealedKit] = []
     try:
         made.extend(track(kits, "Sealed kits", count, console=console, transient=True))
     finally:
         _tell(made, passwords, console, json)
 
 
-def _tell(made: list[Sealed], file: Path | None, console: Console, json: bool) -> None:
+def _tell(made: list[SealedKit], file: Path | None, console: Console, json: bool) -> None:
     """Show kits and their passwords, or write the passwords to a file."""
     if not made:
         return
-    from oncofed.alliance.files import write_private
-    from oncofed.alliance.issued import SUFFIX
+    from oncofed.alliance.issued import KIT_SUFFIX
+    from oncofed.private_files import write_private
 
     if file:
         lines = "".join(f"{kit.name}\t{kit.password}\n" for kit in made if kit.password)
@@ -329,5 +327,5 @@ def _tell(made: list[Sealed], file: Path | None, console: Console, json: bool) -
         opened_by = "(their age key)" if kit.password is None else "(in the file)" if file else kit.password
         table.add_row(escape(kit.name), kit.kind, escape(opened_by))
     show_table(table, console)
-    console.print(f"The files: {made[0].file.parent}{os.sep}PARTICIPANT{SUFFIX}", markup=False)
+    console.print(f"The files: {made[0].file.parent}{os.sep}PARTICIPANT{KIT_SUFFIX}", markup=False)
     console.print("Send each kit, and by another way its password. They open it with: oncofed site open FILE")

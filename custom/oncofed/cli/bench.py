@@ -1,231 +1,46 @@
-"""``oncofed bench``: figures of speed, each beside a baseline and the machine's own limit."""
+"""``oncofed bench``, whose commands come with the source code, not with the installed package."""
 
 from __future__ import annotations
 
-import json as jsonlib
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+import importlib
+import importlib.util
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.status import Status
-from rich.table import Table
 
-from oncofed.cli.common import ended_by_signals, escape, plain_console, progress_console, show_table
-from oncofed.cli.terminal import echo_json
+import oncofed
 from oncofed.errors import SpecError
 
-if TYPE_CHECKING:
-    from oncofed.bench.results import SuiteResult
-
-app = typer.Typer(
-    help="Measure speed: each figure beside a baseline in the same run, and beside what the machine could do at best.",
-    no_args_is_help=True,
-)
-
-_RESULTS = "results"
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout, progress to stderr.")]
-Results = Annotated[
-    Path | None, typer.Option("--results", help="Folder of results; by default benchmarks/results of the suites.")
-]
+_FOLDER = Path("benchmarks") / "harness"
 
 
-@app.command("list")
-def list_(json: Json = False) -> None:
-    """List the suites."""
-    from oncofed.bench.suites import list_suites, suites_folder
-
-    suites = list_suites(suites_folder())
-    if json:
-        typer.echo(jsonlib.dumps([{"name": suite.name, "title": suite.title} for suite in suites], indent=2))
-        return
-    table = Table(box=SIMPLE, show_header=False, pad_edge=False)
-    for suite in suites:
-        table.add_row(f"[bold]{suite.name}[/]", escape(suite.title))
-    show_table(table)
-
-
-@app.command()
-def run(
-    suites: Annotated[list[str], typer.Argument(help="Suites by name, or all; oncofed bench list shows them.")],
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Little work, a minute or less each: shows that it runs.")
-    ] = False,
-    repeats: Annotated[
-        int | None, typer.Option("--repeats", min=1, help="Samples of each program (7; with --quick 2).")
-    ] = None,
-    device: Annotated[
-        Literal["cuda", "cpu"] | None, typer.Option("--device", help="By default CUDA where there is a GPU.")
-    ] = None,
-    profile: Annotated[
-        bool, typer.Option("--profile", help="Also a trace for Perfetto, and the ten largest kernels and gaps.")
-    ] = False,
-    first_use: Annotated[
-        bool,
-        typer.Option("--first-use", help="Also what happens once only, such as compiling, as figures of their own."),
-    ] = False,
-    results: Results = None,
-    json: Json = False,
-) -> None:
-    """Run suites, one after the other; keep every sample in one file, benchmarks/results/TIME-COMMIT.json.
-
-    What was measured is kept after each figure: Ctrl-C or a suite that fails loses nothing.
-    """
-    from oncofed.bench.suites import Options, choose, new_run, run_suite, suites_folder
-
-    _require_device(device)
-    folder = suites_folder()
-    chosen = choose(suites, folder)
-    results = results or folder / _RESULTS
-    this = new_run(quick, folder)
-    traces = results / "profiles" / this.id if profile else None
-    options = Options(quick, repeats, device, first_use, traces)
-    console = progress_console(json)
-    try:
-        with ended_by_signals():
-            for number, suite in enumerate(chosen, 1):
-                where = f"[{number}/{len(chosen)}] {suite.name}"
-                with console.status(escape(where)) as status:
-
-                    def progress(what: str, where: str = where, status: Status = status) -> None:
-                        status.update(escape(f"{where}: {what}"))
-
-                    done = run_suite(suite, this, options, results, progress)
-                _show_suite(console, done)
-    finally:
-        if json:
-            echo_json(this.model_dump_json(indent=2, by_alias=True))
-        if this.suites:
-            console.print(f"Results: {results / this.id}.json", soft_wrap=True)
-    for trace in sorted(traces.glob("*.txt")) if traces and traces.is_dir() else ():
-        console.print(f"\n[bold]{trace.stem}[/]\n{escape(trace.read_text(encoding='utf-8'))}", soft_wrap=True)
-        console.print(f"Trace: {trace.with_suffix('.trace.json')} (open it in https://ui.perfetto.dev)", soft_wrap=True)
-    if any(suite.status != "complete" for suite in this.suites):
-        raise typer.Exit(1)
-
-
-@app.command()
-def compare(
-    before: Annotated[
-        str, typer.Argument(help="A run: its file, the beginning of its id or commit, last or previous.")
-    ],
-    after: Annotated[str, typer.Argument(help="Another one, which is held against the first.")],
-    fail_above: Annotated[
-        float | None,
-        typer.Option(
-            "--fail-above", min=1.0, help="Exit with 1 where a figure is slower, for sure, by more than this."
-        ),
-    ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Also runs of different machines, or a quick one with a full one.")
-    ] = False,
-    results: Results = None,
-    json: Json = False,
-) -> None:
-    """Say of each figure of two runs whether the second is faster, slower, or no different.
-
-    Ratios are of times (or of needs, such as memory): above one is slower. A star marks ratios of figures relative to
-    their baselines, so that a machine that was slower as a whole does not count.
-    """
-    from oncofed.bench import comparison
-    from oncofed.bench.results import find_run
-    from oncofed.bench.tables import CHANGE_HEADINGS, change_row
-
-    folder = results or _default_results()
-    one, two = find_run(before, folder), find_run(after, folder)
-    changes = comparison.compare(one, two, force)
-    failing = comparison.slower_than(changes, fail_above) if fail_above else []
-    if json:
-        typer.echo(
-            jsonlib.dumps(
-                {
-                    "before": one.id,
-                    "after": two.id,
-                    "changes": [asdict(change) for change in changes],
-                    "fail_above": fail_above,
-                    "failed": [f"{change.suite}: {change.figure}" for change in failing],
-                },
-                indent=2,
-            )
-        )
+def add_to(app: typer.Typer) -> None:
+    """Add the group of commands, or one that says where it is."""
+    folder = Path(oncofed.__file__).parents[2] / _FOLDER
+    if (folder / "commands.py").is_file():
+        app.add_typer(_commands(folder), name="bench")
     else:
-        console = plain_console()
-        show_table(_table(CHANGE_HEADINGS, map(change_row, changes)), console)
-        console.print(f"{one.id} to {two.id}", soft_wrap=True)
-    if failing:
-        names = ", ".join(f"{change.suite}: {change.figure} (× {change.ratio:.2f})" for change in failing)
-        typer.echo(f"slower than × {fail_above}: {names}", err=True)
-        raise typer.Exit(1)
+        anything = {"ignore_unknown_options": True, "allow_extra_args": True}
+        app.command("bench", context_settings=anything)(_absent)
 
 
-@app.command()
-def report(
-    runs: Annotated[
-        list[str] | None, typer.Argument(help="Runs, as compare takes them; without any, all that are there.")
-    ] = None,
-    out: Annotated[Path, typer.Option("--out", help="The page.")] = Path("workspace/benchmarks.html"),
-    markdown: Annotated[
-        bool, typer.Option("--markdown", help="Print the last figures as Markdown tables instead.")
-    ] = False,
-    results: Results = None,
-) -> None:
-    """Write one HTML page: tables, bars beside baseline and limit, and the figures' history over commits."""
-    from oncofed.bench.page import write_page
-    from oncofed.bench.results import find_run, read_runs
-    from oncofed.bench.tables import markdown as as_markdown
-
-    folder = results or _default_results()
-    chosen = [find_run(name, folder) for name in runs] if runs else read_runs(folder)
-    if not chosen:
-        raise SpecError(f"{folder} holds no results. Run `oncofed bench run all` first")
-    if markdown:
-        typer.echo(as_markdown(chosen))
-        return
-    write_page(chosen, out)
-    plain_console().print(f"Report: {out}", soft_wrap=True)
+def _commands(folder: Path) -> typer.Typer:
+    """Return the commands of a harness that is on no search path."""
+    if "harness" not in sys.modules:
+        spec = importlib.util.spec_from_file_location("harness", folder / "__init__.py")
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules["harness"] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules["harness"])
+    commands = importlib.import_module("harness.commands").app
+    assert isinstance(commands, typer.Typer)
+    return commands
 
 
-def _default_results() -> Path:
-    from oncofed.bench.suites import suites_folder
-
-    return suites_folder() / _RESULTS
-
-
-def _require_device(device: str | None) -> None:
-    """Refuse a GPU that is not there, before anything is started."""
-    if device == "cuda":
-        import torch
-
-        if not torch.cuda.is_available():
-            build = torch.__version__
-            raise SpecError(
-                f"--device cuda: torch {build} finds no CUDA GPU here. See nvidia-smi; without a GPU leave --device out"
-            )
-
-
-def _show_suite(console: Console, suite: SuiteResult) -> None:
-    from oncofed.bench.tables import SHORT_HEADINGS, short_row
-
-    console.print(f"[bold]{suite.name}[/], {suite.seconds:.0f} s")
-    for what in suite.disturbed_by:
-        console.print(f"[yellow]as it began, {escape(what)}: mind the figures[/]")
-    if suite.figures:
-        show_table(_table(SHORT_HEADINGS, map(short_row, suite.figures)), console)
-    for figure in suite.figures:
-        if figure.note:
-            console.print(escape(f"{figure.name}: {figure.note}."), soft_wrap=True)
-    if suite.status == "failed":
-        console.print(f"[red]{suite.name} failed:[/] {escape(suite.error)}", soft_wrap=True)
-
-
-def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    table = Table(box=SIMPLE, pad_edge=False, show_edge=False)
-    for heading in headings:
-        table.add_column(heading, overflow="fold")
-    for row in rows:
-        table.add_row(*(escape(cell.replace("**", "")) for cell in row))
-    return table
+def _absent() -> None:
+    """Measure speed; needs the source code."""
+    raise SpecError(
+        "benchmarks come with oncofed's source code, not with the installed package. Run this in a clone of the "
+        "repository, or in an unpacked benchmark bundle (make bench-bundle)"
+    )

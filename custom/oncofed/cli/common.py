@@ -1,4 +1,4 @@
-"""What several commands share: the run's folder, its last words, errors."""
+"""Shared by commands: workspace, consoles, results, errors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from rich.table import Table
 
 from oncofed.cli.terminal import echo_json, is_terminal
 from oncofed.errors import OncofedError, SpecError
-from oncofed.processes import heeded
+from oncofed.processes import not_ignored
 
 if TYPE_CHECKING:
     from oncofed.report.result import Result
@@ -34,10 +34,10 @@ _BREAKS = re.compile(r"\s*[\t\r\n\v\f]\s*")
 
 @dataclass
 class Options:
-    """Options that come before the command, and those that later commands need again."""
+    """Global options, and the workspace as typed."""
 
     debug: bool = False
-    workspace: Path | None = None  # where one was typed
+    workspace: Path | None = None  # None: not typed
 
 
 options = Options()
@@ -55,27 +55,27 @@ Workspace = Annotated[
         "--workspace",
         envvar="ONCOFED_WORKSPACE",
         callback=_workspace,
-        help="Folder for everything that a run leaves.",
+        help="Folder for runs, datasets and caches.",
     ),
 ]
 
 
 def fail(error: OncofedError) -> int:
-    """Print an error and return the exit status that goes with it."""
+    """Print an error, and return its exit status."""
     plain_console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
     return error.exit_code
 
 
 def plain_console(stderr: bool = False) -> Console:
-    """Return where a command prints sentences: a line each, however wide the terminal is."""
+    """Return a console that does not wrap lines."""
     return Console(stderr=stderr, soft_wrap=True, highlight=False)
 
 
 def show_table(table: Table, console: Console | None = None) -> None:
-    """Print a table; where no terminal reads it, each row as one line, its cells separated by tabs and never cut.
+    """Print a table; without a terminal, lines of tab-separated cells.
 
-    Its title and its headings come before, each as a line; a table without headings has none. Cells are the same as in
-    the table, without colours; line breaks and tabs in them become spaces.
+    Title and headings are lines too. Cells are never cut, have no colours, and line breaks and tabs in them become
+    spaces.
     """
     console = console or plain_console()
     if is_terminal(console.file):
@@ -91,7 +91,7 @@ def show_table(table: Table, console: Console | None = None) -> None:
 
 
 def show_text(text: str, language: str, console: Console) -> None:
-    """Print a file's text, in colours on a terminal, else as it is."""
+    """Print a file's text, highlighted on a terminal."""
     if is_terminal(console.file):
         console.print(Syntax(text, language, theme="ansi_light", background_color="default"))
     else:
@@ -104,13 +104,13 @@ def _cell_text(cell: object, console: Console) -> str:
 
 
 def progress_console(json: bool) -> Console:
-    """Return where progress goes: stderr where stdout is kept for JSON."""
+    """Return the console for progress: stderr if stdout is for JSON."""
     return plain_console(stderr=json)
 
 
 @contextlib.contextmanager
 def progress_bars(console: Console) -> Iterator[Callable[[str, int, int], None]]:
-    """Yield what shows (what is done, how many, of how many) as a bar for each kind of work."""
+    """Yield a function of (activity, done, total) with a bar for each activity."""
     from oncofed.job.watch import progress_bar
 
     with progress_bar(console) as bar:
@@ -125,41 +125,43 @@ def progress_bars(console: Console) -> Iterator[Callable[[str, int, int], None]]
 
 
 def keep_caches_in(workspace: Path) -> None:
-    """Let libraries that cache on disk do so in the workspace. Call it before they are imported."""
+    """Put caches of libraries into the workspace; call before they are imported."""
     caches = workspace.absolute() / ".cache"
     for variable, library in (("MPLCONFIGDIR", "matplotlib"), ("TORCHINDUCTOR_CACHE_DIR", "torchinductor")):
-        # What PyTorch compiled is run from there: nobody else may write to it.
+        # PyTorch runs compiled code from it: nobody else may write there.
         (caches / library).mkdir(mode=0o700, parents=True, exist_ok=True)
         os.environ.setdefault(variable, str(caches / library))
 
 
 def typed_workspace() -> list[str]:
-    """Return the workspace as it was typed, for a command to type next; nothing where it was not typed."""
+    """Return ``--workspace`` as typed, for a suggested command; empty if not typed."""
     return ["--workspace", str(options.workspace)] if options.workspace else []
 
 
 def datasets_folder(workspace: Path) -> Path:
-    """Return where registered datasets lie: ``workspace/datasets/NAME``."""
+    """Return the folder of registered datasets."""
     return workspace / "datasets"
 
 
 def dataset_named(name_or_folder: str | Path, workspace: Path) -> Path:
-    """Return a dataset's folder; where a folder and a registered dataset are called so, stderr says which is taken.
+    """Return a dataset's folder.
+
+    A note on stderr says which one is taken where both a folder and a registered dataset have the name.
 
     Raises:
-        DataError: there is none.
+        DataError: no such dataset.
     """
     from oncofed.data.register import dataset_folder, which_is_taken
 
     registered = datasets_folder(workspace)
     folder = dataset_folder(name_or_folder, registered)
-    if said := which_is_taken(name_or_folder, registered):
-        plain_console(stderr=True).print(f"[yellow]note[/] {escape(said)}")
+    if note := which_is_taken(name_or_folder, registered):
+        plain_console(stderr=True).print(f"[yellow]note[/] {escape(note)}")
     return folder
 
 
 def new_run_folder(workspace: Path, job: str) -> Path:
-    """Return a folder ``workspace/runs/TIME-JOB`` that does not exist yet."""
+    """Return a new folder ``workspace/runs/TIME-JOB``."""
     runs = workspace / "runs"
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{job}"
     candidates = [name, *(f"{name}-{n}" for n in range(2, 100))]
@@ -168,18 +170,18 @@ def new_run_folder(workspace: Path, job: str) -> Path:
 
 @contextlib.contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Let SIGTERM and a closed terminal end a run as Ctrl-C does: everything that it started is stopped.
+    """End a run on SIGTERM and SIGHUP as on Ctrl-C, with all its processes.
 
-    Under ``nohup`` a closed terminal ends nothing.
+    Under ``nohup`` SIGHUP stays ignored.
 
     Raises:
-        typer.Exit: one of them came; the status is a shell's for an interrupted program, 130.
+        typer.Exit: with 130, a shell's status for an interrupted program.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, stop) for number in heeded(signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.signal(number, stop) for number in not_ignored(signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     except KeyboardInterrupt:
@@ -191,7 +193,7 @@ def ended_by_signals() -> Iterator[None]:
 
 
 def require_posix() -> None:
-    """Refuse systems on which FLARE's start scripts do not run.
+    """Refuse systems without FLARE's start scripts.
 
     Raises:
         SpecError: this is Windows.
@@ -201,12 +203,12 @@ def require_posix() -> None:
 
 
 def _parts(model: Path) -> list[str]:
-    """Return what a run left of its model: that of somebody's own code is no bundle."""
+    """Return the forms of a run's model; with a code pack there is no bundle."""
     return ["model.safetensors", *(["MONAI bundle"] if (model / "bundle").is_dir() else [])]
 
 
 def show_result(result: Result, folder: Path, json: bool) -> None:
-    """Print a finished run: one table and where its files are, or the JSON alone."""
+    """Print a finished run: a table and its files, or JSON alone."""
     if json:
         echo_json(result.model_dump_json(indent=2, by_alias=True))
         return
@@ -229,18 +231,18 @@ def show_result(result: Result, folder: Path, json: bool) -> None:
 
 
 def _over_sites(result: Result) -> list[str]:
-    """Return what is known of the patients of all sites together, a line each."""
+    """Return lines about the patients of all sites together."""
     lines = []
     pooled, pair, known = result.pooled_test, result.paired_test, result.calibration
     if pooled:
-        figures = [(n, one.auroc, one.interval) for n, one in pooled.classes.items()]
-        figures += [(n, one.mean, one.interval) for n, one in pooled.figures.items()]
-        said = ", ".join(f"{name} {value:.3f} ({low:.2f} to {high:.2f})" for name, value, (low, high) in figures)
-        lines.append(f"all sites together, {pooled.patients} patients: {said or 'too few of any class'}")
+        figures = [(n, found.auroc, found.interval) for n, found in pooled.classes.items()]
+        figures += [(n, found.mean, found.interval) for n, found in pooled.figures.items()]
+        values = ", ".join(f"{name} {value:.3f} ({low:.2f} to {high:.2f})" for name, value, (low, high) in figures)
+        lines.append(f"all sites together, {pooled.patients} patients: {values or 'too few of any class'}")
     if known:
-        errors = [f"{one.calibration_error:.3f}" for one in (known.before, known.after) if one]
-        seen = f"; calibration error {' without it, '.join(errors)} with it" if len(errors) == 2 else ""
-        lines.append(f"temperature {known.temperature:.2f}, of {known.patients} validation patients{seen}")
+        errors = [f"{found.calibration_error:.3f}" for found in (known.before, known.after) if found]
+        change = f"; calibration error {' without it, '.join(errors)} with it" if len(errors) == 2 else ""
+        lines.append(f"temperature {known.temperature:.2f}, of {known.patients} validation patients{change}")
     if pair:
         low, high = pair.interval
         lines.append(
@@ -255,7 +257,7 @@ def _over_sites(result: Result) -> list[str]:
 
 
 def result_table(result: Result) -> Table:
-    """Return the table of a result: one row a site, one column a model."""
+    """Return a result's table: a row a site, a column a model."""
     models = [m for m in ("alone", "federated", "pooled") if getattr(result.mean, m) is not None]
     table = Table(title=f"{result.title}: {result.metric_name} on held-out patients", title_justify="left")
     table.add_column("site")
@@ -285,20 +287,22 @@ def _gain(models: list[str], alone: float | None, federated: float | None) -> li
 
 
 def escape(text: str) -> str:
-    """Return text as it is shown where Rich would take brackets for its own."""
+    """Escape brackets, which are Rich's markup."""
     return text.replace("[", r"\[")
 
 
 def ask_password(what: str, file: Path | None, new: bool = False) -> str:
-    """Return a password from a file, or ask for it; never from the command line, which other users of a machine see.
+    """Return a password from a file, or ask for it.
+
+    There is no option for it: other users of a machine see command lines.
 
     Args:
-        what: it opens.
-        file: that holds it on its first line; None: ask.
-        new: ask twice, and refuse what is short.
+        what: the password opens.
+        file: with the password on its first line; None: ask.
+        new: ask twice, and refuse a short one.
 
     Raises:
-        SpecError: the file cannot be read, nobody can be asked, or it is too short.
+        SpecError: the file cannot be read, there is no terminal, or the password is too short.
     """
     if file is not None:
         try:

@@ -1,4 +1,4 @@
-"""``oncofed data``: a hospital's folders become checked datasets."""
+"""``oncofed data``: register and check datasets of a site."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ app.command()(resolve)
 
 Dataset = Annotated[str, typer.Argument(help="A registered dataset's name, or its folder with dataset.json.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout, progress to stderr.")]
-Workers = Annotated[int | None, typer.Option(min=1, help="Processes that read; by default one a core.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Reader processes; by default one a core.")]
 
 _MOST_SHOWN = 20
 
 
 class TaskName(str, Enum):
-    """What a dataset is for."""
+    """Task of a dataset."""
 
     segmentation = "segmentation"
     classification = "classification"
@@ -58,7 +58,7 @@ class TaskName(str, Enum):
 
 
 class PatientRule(str, Enum):
-    """What tells DICOM patients apart."""
+    """Attribute that identifies a DICOM patient."""
 
     id = "id"
     study = "study"
@@ -68,11 +68,11 @@ class PatientRule(str, Enum):
 
 @app.command()
 def register(
-    folder: Annotated[Path, typer.Argument(help="The folder that holds the images, in any layout. It is only read.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of images in any layout. It is only read.")],
     dataset: Annotated[
         str | None, typer.Option(help="Name of the dataset: lower case, digits, _ and -; by default the folder's name.")
     ] = None,
-    task: Annotated[TaskName | None, typer.Option(help="What it is for; by default as the layout says.")] = None,
+    task: Annotated[TaskName | None, typer.Option(help="Task of the dataset; by default the layout's.")] = None,
     labels: Annotated[
         str | None,
         typer.Option(
@@ -89,7 +89,7 @@ def register(
     patient_from: Annotated[
         PatientRule | None,
         typer.Option(
-            help="DICOM: what is one patient, where an anonymiser gave all one PatientID. Kept when the folder is "
+            help="DICOM: what identifies a patient, if an anonymiser gave all one PatientID. Kept when the folder is "
             "registered again; by default id.",
         ),
     ] = None,
@@ -97,16 +97,15 @@ def register(
     json: Json = False,
     workspace: Workspace = DEFAULT_WORKSPACE,
 ) -> None:
-    """Read a folder once and list its cases in dataset.json; the next time only what changed is read.
+    """Read a folder and list its cases in dataset.json; the next time only changed files are read.
 
-    Reads DICOM in any heap (series, SEG, RT-STRUCT, X-rays, slides), NIfTI, NRRD and MetaImage, Decathlon and nnU-Net
+    Reads unsorted DICOM (series, SEG, RT-STRUCT, X-rays, slides), NIfTI, NRRD and MetaImage, Decathlon and nnU-Net
     folders, a table of images, one folder a class, images with masks, and whole slides. Volumes of DICOM become NIfTI
-    without headers. Patients are kept as salted hashes. A case that cannot be used is set aside with its reason.
+    without headers. Patients are stored as salted hashes. A case that cannot be used is set aside with its reason.
 
-    Exit status: 0 also where some cases were set aside, 3 where all were. `oncofed data check` says whether a job may
-    train.
+    Exit status: 0 also if some cases were set aside, 3 if all were. `oncofed data check` tells whether a job may train.
     """
-    from oncofed.data.register import Request, parse_labels
+    from oncofed.data.register import RegisterOptions, parse_labels
     from oncofed.data.register import register as read_folder
     from oncofed.data.slides import TileSpec
 
@@ -114,7 +113,7 @@ def register(
     target = out or datasets_folder(workspace) / name
     _require_name(name)
     table, names = _labels(labels, parse_labels)
-    request = Request(
+    request = RegisterOptions(
         folder,
         name,
         target,
@@ -137,12 +136,12 @@ def register(
 
 @app.command()
 def get(
-    name: Annotated[str | None, typer.Argument(help="Of the dataset; leave it away to see which there are.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Of the dataset; leave it out to list them.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for it; by default public in the workspace.")] = None,
     json: Json = False,
     workspace: Workspace = DEFAULT_WORKSPACE,
 ) -> None:
-    """Fetch a public dataset for one of the jobs: with its checksum, and going on after a break."""
+    """Download a public dataset for one of the jobs: resumes, and verifies its checksum."""
     from oncofed.data.public import PUBLIC
     from oncofed.data.public import get as fetch
 
@@ -178,17 +177,17 @@ def check(
     json: Json = False,
     workspace: Workspace = DEFAULT_WORKSPACE,
 ) -> None:
-    """Say whether a job may train on a dataset: what fits, what is converted, what does not fit and why.
+    """Check whether a job may train on a dataset: what fits, what is converted, what does not fit and why.
 
-    Lists the cases that were set aside, copies of images, patients in two splits, cases unlike all others, and warns of
-    what may identify a patient. Exit status 3: something was found that a person has to mend, or cases were set aside;
-    the last line says whether the job would train all the same.
+    Lists cases set aside, copies of images, patients in two splits and outliers, and warns of data that may identify a
+    patient. Exit status 3: a person has to repair something, or cases were set aside; the last line says whether the
+    job would train all the same.
     """
     keep_caches_in(workspace)
     from oncofed.data.contract import check_dataset
     from oncofed.job.spec import read_job
 
-    spec = read_job(job)
+    spec = read_job(job, with_code=True)
     folder = dataset_named(dataset, workspace)
     report = check_dataset(folder, spec.data, spec.task.vocabulary, spec.seed, spec.plan().build_task().label_kind)
     cache = _cache_note(folder, spec) if report.may_train else ""
@@ -211,13 +210,13 @@ def profile(
     json: Json = False,
     workspace: Workspace = DEFAULT_WORKSPACE,
 ) -> None:
-    """Show what a dataset is like: sizes, spacings, intensities, classes, stains, scanners, pictures.
+    """Summarise a dataset: sizes, spacings, intensities, classes, stains, scanners, pictures.
 
-    Writes profile.json and profile.html, which stay at the site. What sites may tell each other is the job
-    federated_profile.
+    Writes profile.json and profile.html, which stay at the site. The job federated_profile combines statistics of
+    several sites.
     """
     keep_caches_in(workspace)
-    from oncofed.data.manifest import write_whole
+    from oncofed.atomic import write_whole
     from oncofed.data.profile import make_profile
     from oncofed.report.profile import write_profile_page
 
@@ -239,7 +238,7 @@ def look(
     dataset: Dataset,
     cases: Annotated[int, typer.Option(min=1, max=1000, help="Cases to show.")] = 24,
     examine: Annotated[
-        int, typer.Option(min=1, help="Cases whose label is compared with the image; fewer where they are large.")
+        int, typer.Option(min=1, help="Cases whose label is compared with the image; fewer if they are large.")
     ] = 300,
     seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for look.html; by default the dataset's.")] = None,
@@ -247,11 +246,11 @@ def look(
     json: Json = False,
     workspace: Workspace = DEFAULT_WORKSPACE,
 ) -> None:
-    """Show cases with the contour of their label, worst suspicions first: a mirrored or shifted mask is seen at once.
+    """Show cases with the contours of their labels, most suspicious first, such as mirrored or shifted masks.
 
     Writes look.html, one page with pictures, orientation letters and scale bars, which stays at the site. A mask is
-    suspicious if it would lie better on its image when it is mirrored or shifted, if it lies unlike those of the other
-    cases, outside the body or on the other side of it, is very small, or of an unusual size.
+    suspicious if it fits its image better when mirrored or shifted, if it lies elsewhere than those of other cases,
+    outside the body or on its other side, or if it is very small or of an unusual size.
     """
     keep_caches_in(workspace)
     from oncofed.data.look import look as look_at
@@ -275,10 +274,14 @@ def deidentify(
     target: Annotated[Path, typer.Argument(metavar="OUT", help="New folder for the copies.")],
     key: Annotated[
         Path | None,
-        typer.Option(help="Secret from which pseudonyms follow; by default deidentify/key in the workspace. Keep it."),
+        typer.Option(help="File with the pseudonyms' secret key; by default deidentify/key in the workspace. Keep it."),
     ] = None,
     keep_dates: Annotated[
-        bool, typer.Option("--keep-dates", help="Shift dates, by the same days for all of a patient's.")
+        bool,
+        typer.Option(
+            "--keep-dates",
+            help="Shift dates, all of a patient by the same days.",
+        ),
     ] = False,
     keep_device: Annotated[bool, typer.Option("--keep-device", help="Keep names and numbers of devices.")] = False,
     keep_burned_in: Annotated[
@@ -288,12 +291,12 @@ def deidentify(
     json: Json = False,
     workspace: Workspace = DEFAULT_WORKSPACE,
 ) -> None:
-    """Copy images without what identifies a patient: DICOM by PS3.15 annex E, slides without label, NIfTI without text.
+    """De-identify copies of images: DICOM by PS3.15 annex E, slides without label, NIfTI without text.
 
-    Registering needs no such copy: a dataset holds no names, and nothing but weights leaves the site. It is for images
-    that are handed on. Faces and burned-in text stay in the pixels.
+    It is for images that leave the site. Registering needs no such copy: a dataset holds no names, and nothing but
+    weights leaves the site. Faces and burned-in text stay in the pixels.
 
-    Exit status: 1 where a file could not be copied.
+    Exit status: 1 if a file could not be copied.
     """
     from oncofed.data.deidentify import CROSSWALK_FILE, Options
     from oncofed.data.deidentify import deidentify as copy
@@ -325,12 +328,12 @@ def deidentify(
 def split(
     dataset: Dataset,
     by: Annotated[str, typer.Option(help="Columns of the table, or size, vendor, modality: stain,size")],
-    out: Annotated[Path, typer.Option(help="Folder in which each site gets a folder of its own.")],
-    least: Annotated[int, typer.Option(min=1, help="Patients; smaller groups become one site, others.")] = 1,
+    out: Annotated[Path, typer.Option(help="Folder for one folder a site.")],
+    least: Annotated[int, typer.Option(min=1, help="Fewest patients; smaller groups form one site, others.")] = 1,
     json: Json = False,
     workspace: Workspace = DEFAULT_WORKSPACE,
 ) -> None:
-    """Deal one registered dataset to sites by what its cases say, to try a federation on one machine."""
+    """Split a registered dataset into sites by attributes of its cases, to try a federation on one machine."""
     from oncofed.data.manifest import read_manifest
     from oncofed.data.partition import deal_by_tags
 
@@ -353,7 +356,7 @@ def split(
 
 
 def _cache_note(folder: Path, spec: JobSpec) -> str:
-    """Return how large the prepared training cases will be, and where they will be held."""
+    """Return size and place of the prepared training cases."""
     import torch
 
     from oncofed.data.cases import read_cases

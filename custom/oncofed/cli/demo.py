@@ -1,4 +1,4 @@
-"""``oncofed demo``: four hospitals train one model, on this machine, for real."""
+"""``oncofed demo``: four hospitals train one model on this machine."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from oncofed.cli.common import (
     show_result,
     typed_workspace,
 )
+from oncofed.cli.run_options import Backend, Port, Rounds
 from oncofed.errors import SpecError
 
 if TYPE_CHECKING:
@@ -41,19 +42,12 @@ NUCLEI_NOTE = (
     "Real microscopy (Data Science Bowl 2018, BBBC038): one site for each stain and image size, which stand for the "
     "laboratory and microscope; small groups make one site, others."
 )
-# Stains and sizes with fewer fields of view are put together.
+# Stains and sizes with fewer fields of view form one site.
 _FEWEST_FIELDS = 50
 
 
-class Backend(str, Enum):
-    """Where the job runs."""
-
-    federation = "federation"
-    simulate = "simulate"
-
-
 class DemoData(str, Enum):
-    """Which images the demo trains on."""
+    """Images of the demo."""
 
     brain = "brain"
     hippocampus = "hippocampus"
@@ -75,13 +69,8 @@ _NOTES = {DemoData.brain: BRAIN_NOTE, DemoData.hippocampus: HIPPOCAMPUS_NOTE, De
 
 
 def demo(
-    backend: Annotated[
-        Backend,
-        typer.Option(
-            help="federation: real server and sites from startup kits, mutual TLS; simulate: FLARE's simulator."
-        ),
-    ] = Backend.federation,
-    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds; by default as many as the job says.")] = None,
+    backend: Backend = "federation",
+    rounds: Rounds = None,
     data: Annotated[
         DemoData,
         typer.Option(help="brain: built in; hippocampus: the Decathlon's task 4; nuclei: microscopy; see --data-root."),
@@ -93,17 +82,15 @@ def demo(
             "images/, labels/ and a table of image and stain."
         ),
     ] = None,
-    port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="Port of the server; by default a free one.")
-    ] = None,
+    port: Port = None,
     keep: Annotated[bool, typer.Option("--keep", help="Keep images, startup kits and FLARE's own files.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print result.json to stdout, progress to stderr.")] = False,
     workspace: Workspace = DEFAULT_WORKSPACE,
 ) -> None:
     """Train one MONAI model at four hospitals, and compare it with each hospital alone and with all data pooled.
 
-    Provisions an alliance, starts its server and four sites as processes of their own, submits a job as an ML engineer
-    would, and stops everything at the end. Nothing is downloaded, and nothing is written outside the workspace.
+    Provisions an alliance, starts its server and four sites as separate processes, submits a job with an engineer's
+    kit, and stops everything at the end. Nothing is downloaded, and nothing is written outside the workspace.
     """
     keep_caches_in(workspace)
     from oncofed.job.run import Run
@@ -121,7 +108,16 @@ def demo(
     try:
         with ended_by_signals():
             sites = _images(spec, data, data_root, images, console)
-            run = Run(spec, sites, backend.value, folder, console, port, keep, data_note=_NOTES[data])
+            run = Run(
+                spec=spec,
+                sites=sites,
+                backend=backend,
+                folder=folder,
+                console=console,
+                port=port,
+                keep=keep,
+                data_note=_NOTES[data],
+            )
             result = run.execute()
             example = _example(sites, folder) if data is DemoData.brain else None
     finally:
@@ -134,7 +130,7 @@ def demo(
 
 
 def _example(sites: dict[str, Path], folder: Path) -> Path:
-    """Keep one simulated patient of the test as a DICOM series, for the model to be tried on, and return its folder."""
+    """Write one test patient as a DICOM series to predict, and return its folder."""
     from oncofed.data.cases import case_of
     from oncofed.data.example_series import write_series
     from oncofed.data.manifest import read_manifest
@@ -149,7 +145,7 @@ def _example(sites: dict[str, Path], folder: Path) -> Path:
 def _images(spec: JobSpec, data: DemoData, root: Path | None, images: Path, console: Console) -> dict[str, Path]:
     from oncofed.data.brain import HOSPITALS, make_hospitals
     from oncofed.data.partition import deal_by_tags, deal_to_sites
-    from oncofed.data.register import Request, register
+    from oncofed.data.register import RegisterOptions, register
     from oncofed.job.watch import progress_bar
 
     if data is DemoData.hippocampus:
@@ -159,7 +155,7 @@ def _images(spec: JobSpec, data: DemoData, root: Path | None, images: Path, cons
         assert root is not None
         registered = images / "registered"
         console.print("registering the images …")
-        register(Request(root, spec.data.dataset, registered, "segmentation"))
+        register(RegisterOptions(root, spec.data.dataset, registered, "segmentation"))
         return deal_by_tags(registered, images / "sites", ("stain", "size"), _FEWEST_FIELDS)
     patients = sum(h.train + h.validation + h.test for h in HOSPITALS)
     console.print(f"making {patients} patients of {len(HOSPITALS)} hospitals (real anatomy, simulated scanners) …")

@@ -1,4 +1,4 @@
-"""``oncofed evaluate``: how a trained model does on a labelled dataset, and for whom."""
+"""``oncofed evaluate``: scores of a model on a labelled dataset."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class Split(str, Enum):
-    """Which patients of a dataset."""
+    """Patients of a dataset."""
 
     test = "test"
     validation = "validation"
@@ -40,7 +40,7 @@ class Split(str, Enum):
 
 
 class Device(str, Enum):
-    """What to compute on."""
+    """Device to compute on."""
 
     cpu = "cpu"
     cuda = "cuda"
@@ -53,43 +53,43 @@ def evaluate(
         Split,
         typer.Option(
             help="Patients to score, as the job deals them by its seed: test are those held out, also of a dataset "
-            "that was trained on; all is for one that nobody trained on."
+            "used for training; all is for a dataset that nobody trained on."
         ),
     ] = Split.test,
     by: Annotated[
         list[str] | None,
         typer.Option(
-            help="Columns whose groups are told apart, such as sex,age:0-40,40-60,60-. Known without a table: vendor, "
-            "modality, slices, colour, size, volume_ml or area_mm2 of what is labelled, and the columns of the table "
-            "that was registered. By default all but size and a table's. Numbers without ranges go into quarters."
+            help="Columns for subgroups, such as sex,age:0-40,40-60,60-. Known without a table: vendor, modality, "
+            "slices, colour, size, volume_ml or area_mm2 of the labelled region, and the columns of the registered "
+            "table. By default all but size and the table's. Numbers without ranges are split into quarters."
         ),
     ] = None,
     table: Annotated[
         Path | None,
-        typer.Option(help="CSV or TSV with further columns; a column case, image, study or patient says of whom."),
+        typer.Option(help="CSV or TSV with further columns; a column case, image, study or patient names the row."),
     ] = None,
     against: Annotated[
         Path | None, typer.Option(help="Another model's folder, to compare on the same patients.")
     ] = None,
     margin: Annotated[
         float | None,
-        typer.Option(help="By how much the model may be worse than --against and still be called not inferior."),
+        typer.Option(help="Largest difference to --against that counts as not inferior."),
     ] = None,
-    worst: Annotated[int, typer.Option(min=0, max=200, help="Cases to show that the model does worst on.")] = 6,
+    worst: Annotated[int, typer.Option(min=0, max=200, help="Number of worst cases to show.")] = 6,
     card: Annotated[
-        bool, typer.Option("--card", help="Also keep evaluation.json with the run's model, and tell of it in its card.")
+        bool, typer.Option("--card", help="Also keep evaluation.json with the run's model, and add it to its card.")
     ] = False,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for what is found; by default evaluations/JOB-DATASET in the workspace.")
+        Path | None, typer.Option(help="Folder for the output; by default evaluations/JOB-DATASET in the workspace.")
     ] = None,
     device: Annotated[Device | None, typer.Option(help="By default the GPU where there is one.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print evaluation.json to stdout, progress to stderr.")] = False,
     workspace: Workspace = DEFAULT_WORKSPACE,
 ) -> None:
-    """Score a model on a dataset's labelled cases: with intervals over patients, by subgroup, beside another model.
+    """Score a model on labelled cases: intervals over patients, subgroups, comparison with another model.
 
-    Writes evaluation.json, numbers that may be handed on: nothing of a group of fewer than five patients, and no case's
-    name. evaluation.html (worst cases with pictures) and cases.csv (each case's figures) stay at the site.
+    Writes evaluation.json, which may be shared: it has no groups of fewer than five patients and no names of cases.
+    evaluation.html (worst cases with pictures) and cases.csv (each case's figures) stay at the site.
     """
     keep_caches_in(workspace)
     from oncofed.devices import training_device
@@ -161,7 +161,7 @@ def _groups(column: Subgroups, metric: str) -> Table:
     table = Table(title=escape(column.column), title_justify="left")
     for heading in ("group", "patients", metric, "95 % interval", "difference", "its interval"):
         table.add_column(heading, justify="left" if heading == "group" else "right")
-    differences = {one.group: one for one in column.differences}
+    differences = {difference.group: difference for difference in column.differences}
     for group in column.groups:
         if group.scores is None:
             table.add_row(escape(group.name), str(group.patients), f"withheld: {group.reason}", "", "", "")
@@ -175,8 +175,8 @@ def _groups(column: Subgroups, metric: str) -> Table:
 
 def _compared(found: Comparison) -> str:
     difference = "–" if found.difference is None else f"{found.difference:+.3f}"
-    beside = f"{_number(found.first)} beside {_number(found.second)} of the other model on the same {found.patients}"
-    words = f"{beside} patients: difference {difference}, 95 % interval {_range(found.interval)}"
+    scores = f"{_number(found.first)} beside {_number(found.second)} of the other model on the same {found.patients}"
+    words = f"{scores} patients: difference {difference}, 95 % interval {_range(found.interval)}"
     if found.not_inferior is None:
         return words
     verdict = "not inferior" if found.not_inferior else "not shown to be not inferior"

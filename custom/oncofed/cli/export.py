@@ -1,4 +1,4 @@
-"""``oncofed export``: a trained model for others' programs."""
+"""``oncofed export``: a trained model for other programs."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from oncofed.cli.terminal import echo_json
 
 
 class Form(str, Enum):
-    """What a model is exported as."""
+    """Form of the exported model."""
 
     bundle = "bundle"
     onnx = "onnx"
 
 
 def export(
-    model: Annotated[Path, typer.Argument(help="A run's folder, a bundle, or a folder of what a site keeps of a job.")],
+    model: Annotated[Path, typer.Argument(help="A run's folder, a bundle, or a job's folder in a site's kit.")],
     to: Annotated[
         Form,
         typer.Option(
@@ -28,12 +28,12 @@ def export(
             help="bundle: a MONAI bundle, which predicts with MONAI alone; onnx: the network alone, for ONNX Runtime.",
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", help="Folder in which it comes, as DIR/bundle or DIR/onnx.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for it, as DIR/bundle or DIR/onnx.")],
     json: Annotated[bool, typer.Option("--json", help="Print JSON to stdout, progress to stderr.")] = False,
 ) -> None:
-    """Hand a trained model on, checked to answer as oncofed does on an example that is kept beside it.
+    """Export a trained model, and check that it gives oncofed's output on an example kept with it.
 
-    The example is noise and shows nobody. What answers otherwise is not written.
+    The example is noise and shows no patient. A model with another output is not written.
     """
     from json import dumps
 
@@ -42,7 +42,7 @@ def export(
 
     console = plain_console(stderr=json)
     with ended_by_signals():
-        done = write(load_model(model), to.value, out, lambda said: console.print(f"{escape(said)} …"))
+        done = write(load_model(model), to.value, out, lambda activity: console.print(f"{escape(activity)} …"))
     if json:
         echo_json(dumps(done.as_json(), indent=2))
         return

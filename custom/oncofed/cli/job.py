@@ -1,9 +1,8 @@
-"""``oncofed job``: look at jobs, check them, export them, run them here."""
+"""``oncofed job``: show, check, export and run jobs."""
 
 from __future__ import annotations
 
 import json as jsonlib
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +13,6 @@ from oncofed.cli import submitted
 from oncofed.cli.common import (
     DEFAULT_WORKSPACE,
     Workspace,
-    dataset_named,
     datasets_folder,
     ended_by_signals,
     keep_caches_in,
@@ -25,10 +23,9 @@ from oncofed.cli.common import (
     show_result,
     show_table,
 )
-from oncofed.cli.demo import Backend
-from oncofed.cli.submitted import Against, EvaluateOnly, Model, require_model
+from oncofed.cli.run_options import Against, Backend, EvaluateOnly, Model, Port, Rounds, named_sites, require_model
 from oncofed.cli.terminal import echo_json
-from oncofed.errors import DataError, SpecError
+from oncofed.errors import SpecError
 
 if TYPE_CHECKING:
     from oncofed.data.planning import PlanFile
@@ -39,6 +36,7 @@ app = typer.Typer(
     help="Jobs as data: list, show, check, plan, export, run; submit, watch, stop and fetch those of an alliance.",
     no_args_is_help=True,
 )
+app.add_typer(submitted.app)  # without a name: its commands are among those of this group
 
 Job = Annotated[str, typer.Argument(help="A job's name, its folder, or its job.yaml.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
@@ -66,7 +64,7 @@ def list_(json: Json = False) -> None:
 
 @app.command()
 def networks(json: Json = False) -> None:
-    """List the networks that a job may name."""
+    """List networks for jobs."""
     from oncofed.models import list_networks
 
     found = list_networks()
@@ -102,7 +100,7 @@ def show(job: Job, json: Json = False) -> None:
 
 
 def _show_codes(spec: JobSpec | ProfileJobSpec) -> None:
-    """Print, as comments, the coded terms that DICOM objects of each class of a segmentation get."""
+    """Print DICOM's coded terms of a segmentation's classes, as comments."""
     from oncofed.job.spec import ProfileJobSpec
     from oncofed.prediction.dicom.codes import segment_codes
 
@@ -120,17 +118,17 @@ def _show_codes(spec: JobSpec | ProfileJobSpec) -> None:
 def check(
     job: Job,
     sites: Annotated[
-        int | None, typer.Option(min=1, help="How many sites the alliance has: whether they meet quorum and strategy.")
+        int | None, typer.Option(min=1, help="Number of the alliance's sites, to check against quorum and strategy.")
     ] = None,
     json: Json = False,
     workspace: Workspace = DEFAULT_WORKSPACE,
 ) -> None:
-    """Check a job.yaml: settings, their values, and that its network takes a patch of the job's data and learns."""
+    """Check a job.yaml: settings, values, and that its network can train on a patch of the job's size."""
     from oncofed.job.checks import check_sites, check_strategy, deadline_warning
     from oncofed.job.spec import ProfileJobSpec, find_job, read_any_job
     from oncofed.models.weights import weights_of
 
-    spec = read_any_job(job)
+    spec = read_any_job(job, with_code=True)
     if isinstance(spec, ProfileJobSpec):
         if json:
             typer.echo(jsonlib.dumps({"job": spec.name, "ok": True}))
@@ -153,7 +151,7 @@ def check(
         return
     steps = spec.plan().total_steps
     if spec.model.bundle:
-        _tell_of_bundle(spec)
+        _show_bundle(spec)
     typer.echo(
         f"{find_job(job)}: ok. {spec.model.network} with {parameters:,} parameters, {megabytes:.1f} MB each way a "
         f"round, {spec.rounds.number} rounds of {spec.strategy.name}, {steps} steps at each site."
@@ -162,8 +160,8 @@ def check(
         typer.echo(f"warning: {warning}")
 
 
-def _tell_of_bundle(spec: JobSpec) -> None:
-    """Print a bundle's digest, and where its preprocessing and the job's differ."""
+def _show_bundle(spec: JobSpec) -> None:
+    """Print a bundle's digest and differences between its preprocessing and the job's."""
     from oncofed.models.foreign import read_bundle
 
     bundle = read_bundle(str(spec.model.bundle))
@@ -189,7 +187,7 @@ def export(
     from oncofed.job.spec import read_any_job
 
     require_model(model, evaluate_only, against)
-    folder = export_job(read_any_job(job), out, force, model, evaluate_only, against)
+    folder = export_job(read_any_job(job, with_code=True), out, force, model, evaluate_only, against)
     typer.echo(f"{folder}: written. Submit it with: nvflare job submit -j {folder}")
 
 
@@ -203,14 +201,14 @@ def pack(
     ],
     kit: Annotated[
         Path | None,
-        typer.Option("--kit", envvar="ONCOFED_KIT", help="Your startup kit, to sign with; sites run no unsigned code."),
+        typer.Option("--kit", envvar="ONCOFED_KIT", help="Your startup kit, to sign with; sites run signed code only."),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder; by default code/ in the workspace.")] = None,
     json: Json = False,
 ) -> None:
-    """Pack code of your own for a job: a site runs it once its admin has approved exactly this digest.
+    """Pack your own code for a job: a site runs it once its admin has approved exactly this digest.
 
-    Of a MONAI bundle its configuration and scripts are packed; its weights are written beside the pack as safetensors.
+    Of a MONAI bundle the configuration and scripts are packed; weights are written next to the pack as safetensors.
     """
     from oncofed.job.spec import packs_folder
     from oncofed.models.networks import networks_of_pack
@@ -236,9 +234,9 @@ def pack(
     weights = _write_weights(folder, target) if bundle else None
     findings = findings_of(made)
     if json:
-        told = {"digest": made.digest, "file": str(target), **brought, "signed": bool(kit)}
-        told |= {"weights": str(weights)} if weights else {}
-        typer.echo(jsonlib.dumps({**told, "findings": len(findings)}))
+        values = {"digest": made.digest, "file": str(target), **brought, "signed": bool(kit)}
+        values |= {"weights": str(weights)} if weights else {}
+        typer.echo(jsonlib.dumps({**values, "findings": len(findings)}))
         return
     console = plain_console()
     console.print(
@@ -254,7 +252,7 @@ def pack(
 
 
 def _write_weights(bundle: Path, pack: Path) -> Path | None:
-    """Write a bundle's weights beside its pack, and return where; None where it has none."""
+    """Write a bundle's weights next to its pack, and return the file; None without weights."""
     from safetensors.torch import save_file
 
     from oncofed.models.foreign import bundle_weights
@@ -269,7 +267,7 @@ def _write_weights(bundle: Path, pack: Path) -> Path | None:
 
 
 def _lines_for(pack: Pack, brought: dict[str, list[str]], bundle: bool) -> list[str]:
-    """Return what a job that uses a pack says of it."""
+    """Return the lines of a job.yaml that uses a pack."""
     from oncofed.packs.bundles import input_of
 
     lines = ["model:", *(f"  network: {name}" for name in brought["networks"][:1]), f"  code: {pack.digest}"]
@@ -292,23 +290,16 @@ def run(
             help="NAME=DATASET, once for each site: a registered dataset's name, or a folder with dataset.json.",
         ),
     ],
-    backend: Annotated[
-        Backend,
-        typer.Option(
-            help="federation: real server and sites from startup kits, mutual TLS; simulate: FLARE's simulator."
-        ),
-    ] = Backend.federation,
-    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds; by default as many as the job says.")] = None,
+    backend: Backend = "federation",
+    rounds: Rounds = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder; by default a new one in the workspace.")] = None,
-    port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="Port of the server; by default a free one.")
-    ] = None,
+    port: Port = None,
     baselines: Annotated[
         bool, typer.Option("--baselines/--no-baselines", help="Also train each site alone, and all data pooled.")
     ] = True,
     max_bad_share: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="Share of a site's cases that may be set aside; by default the job's own."),
+        typer.Option(min=0, max=1, help="Share of a site's cases that may be set aside; by default the job's."),
     ] = None,
     gpu_memory: Annotated[
         float, typer.Option(min=0.1, help="federated_profile: GiB of the smallest GPU, for the plan.")
@@ -316,11 +307,11 @@ def run(
     model: Model = None,
     evaluate_only: EvaluateOnly = False,
     against: Against = None,
-    keep: Annotated[bool, typer.Option("--keep", help="Keep startup kits and FLARE's own files.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep startup kits and FLARE's files.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print result.json to stdout, progress to stderr.")] = False,
     workspace: Workspace = DEFAULT_WORKSPACE,
 ) -> None:
-    """Run a job on this machine over your own folders, each folder one site."""
+    """Run a job on this machine, with one folder a site."""
     keep_caches_in(workspace)
     from oncofed.job.checks import check_sites
     from oncofed.job.profile import ProfileRun
@@ -328,7 +319,7 @@ def run(
     from oncofed.job.spec import ProfileJobSpec, read_any_job
 
     require_posix()
-    spec = read_any_job(job)
+    spec = read_any_job(job, with_code=True)
     require_model(model, evaluate_only, against)
     if isinstance(spec, ProfileJobSpec):
         if rounds or max_bad_share is not None or model:
@@ -337,7 +328,7 @@ def run(
         spec = spec.with_rounds(rounds) if rounds else spec
         if max_bad_share is not None:
             spec = spec.changed({"data": {"max_bad_share": max_bad_share}})
-    sites = _named_sites(site, workspace)
+    sites = named_sites(site, workspace)
     check_sites(spec, len(sites))
     folder = out or new_run_folder(workspace, spec.name)
     if folder.exists() and any(folder.iterdir()):
@@ -345,18 +336,27 @@ def run(
     with ended_by_signals():
         console = progress_console(json)
         if isinstance(spec, ProfileJobSpec):
-            plan = ProfileRun(spec, sites, backend.value, folder, console, port, keep, gpu_memory).execute()
+            plan = ProfileRun(
+                spec=spec,
+                sites=sites,
+                backend=backend,
+                folder=folder,
+                console=console,
+                port=port,
+                keep=keep,
+                gpu_gib=gpu_memory,
+            ).execute()
             _show_plan(plan, folder / "plan.json", json)
             return
         result = Run(
-            spec,
-            sites,
-            backend.value,
-            folder,
-            console,
-            port,
-            keep,
-            baselines,
+            spec=spec,
+            sites=sites,
+            backend=backend,
+            folder=folder,
+            console=console,
+            port=port,
+            keep=keep,
+            baselines=baselines,
             model=model,
             evaluate_only=evaluate_only,
             against=against,
@@ -367,21 +367,19 @@ def run(
 @app.command()
 def compare(
     job: Job,
-    strategies: Annotated[str, typer.Option(help="Names with commas between them, such as fedavg,fedprox,scaffold.")],
+    strategies: Annotated[str, typer.Option(help="Comma-separated names, such as fedavg,fedprox,scaffold.")],
     site: Annotated[
         list[str] | None,
-        typer.Option("--site", help="NAME=DATASET, once for each site; else the job's registered dataset is dealt."),
+        typer.Option("--site", help="NAME=DATASET, once for each site; else the job's registered dataset is split."),
     ] = None,
     data_root: Annotated[
-        Path | None, typer.Option(help="A dataset's folder, whose patients are dealt to four sites of uneven size.")
+        Path | None, typer.Option(help="A dataset's folder, whose patients are split into four sites of uneven size.")
     ] = None,
-    seeds: Annotated[str, typer.Option(help="With commas between them; each strategy runs once with each.")] = "",
-    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds; by default as many as the job says.")] = None,
-    backend: Annotated[
-        Backend, typer.Option(help="federation: real server and sites; simulate: FLARE's simulator.")
-    ] = Backend.federation,
+    seeds: Annotated[str, typer.Option(help="Comma-separated; each strategy runs once with each.")] = "",
+    rounds: Rounds = None,
+    backend: Backend = "federation",
     out: Annotated[
-        Path | None, typer.Option(help="Folder; runs that are complete in it are not run again. By default a new one.")
+        Path | None, typer.Option(help="Folder; complete runs in it are not repeated. By default a new one.")
     ] = None,
     baselines: Annotated[
         bool, typer.Option("--baselines/--no-baselines", help="Also train each site alone, and all data pooled.")
@@ -395,7 +393,7 @@ def compare(
     from oncofed.job.spec import read_job
 
     require_posix()
-    spec = read_job(job)
+    spec = read_job(job, with_code=True)
     spec = spec.with_rounds(rounds) if rounds else spec
     specs = list(with_strategies(spec, [name.strip() for name in strategies.split(",") if name.strip()]))
     if not specs:
@@ -408,7 +406,15 @@ def compare(
     console = progress_console(json)
     with ended_by_signals():
         sites = _compared_sites(spec, site or [], data_root, folder, workspace)
-        found = Compare(specs, sites, numbers, backend.value, folder, console, baselines).execute()
+        found = Compare(
+            specs=specs,
+            sites=sites,
+            seeds=numbers,
+            backend=backend,
+            folder=folder,
+            console=console,
+            baselines=baselines,
+        ).execute()
     if json:
         echo_json(found.model_dump_json(indent=2))
         return
@@ -437,7 +443,7 @@ def _compared_sites(
     from oncofed.data.partition import deal_to_sites
 
     if site:
-        return _named_sites(site, workspace)
+        return named_sites(site, workspace)
     source = data_root or datasets_folder(workspace) / spec.data.dataset
     if not source.is_dir():
         raise SpecError(
@@ -448,18 +454,6 @@ def _compared_sites(
     return deal_to_sites(source, folder / "data", SHARES, spec.seed)
 
 
-def _named_sites(site: list[str], workspace: Path) -> dict[str, Path]:
-    return {name: _site_folder(value, workspace) for name, value in parse_sites(site).items()}
-
-
-def _site_folder(value: Path, workspace: Path) -> Path:
-    """Return a site's dataset; what is none is told with that of all other sites, when their data are checked."""
-    try:
-        return dataset_named(value, workspace)
-    except DataError:
-        return value
-
-
 @app.command()
 def plan(
     job: Job,
@@ -467,7 +461,7 @@ def plan(
     out: Annotated[Path, typer.Option("--out", "-o", help="The job.yaml to write; it must not exist.")],
     json: Json = False,
 ) -> None:
-    """Write a job with the settings that a federated profile proposes: spacing, patch, batch size, network."""
+    """Write a job with a federated profile's settings: spacing, patch, batch size, network."""
     from pydantic import ValidationError
 
     from oncofed.data.planning import PlanFile
@@ -508,32 +502,3 @@ def _show_plan(plan: PlanFile, path: Path, json: bool) -> None:
     console.print(f"Written: {path}", soft_wrap=True)
     if path.suffix == ".json":
         console.print(f"Next:    oncofed job plan JOB {path} --out NEW.yaml", soft_wrap=True)
-
-
-for _command in (submitted.submit, submitted.watch, submitted.stop, submitted.fetch):
-    app.command()(_command)
-
-
-def parse_sites(values: list[str]) -> dict[str, Path]:
-    """Return site name -> folder of ``NAME=FOLDER`` arguments.
-
-    Raises:
-        SpecError: one is not of that form, or a name is given twice or is none that a certificate can carry.
-    """
-    sites: dict[str, Path] = {}
-    for value in values:
-        name, equals, folder = value.partition("=")
-        if not equals or not folder or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}", name):
-            raise SpecError(
-                f"--site {value}: expected NAME=FOLDER, with letters, digits, - and _ in NAME, "
-                "for example --site fred-hutch=/data/hippocampus"
-            )
-        if name in sites:
-            raise SpecError(f"--site {name} is given twice. Give each site a name of its own.")
-        if name in ("server", "localhost", _POOLED):
-            raise SpecError(f"--site {name}: this name is taken. Give the site another one.")
-        sites[name] = Path(folder).expanduser()
-    return sites
-
-
-_POOLED = "pooled"

@@ -1,4 +1,4 @@
-"""What ``oncofed data profile`` and ``oncofed data look`` print."""
+"""Output of ``oncofed data profile`` and ``oncofed data look``."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def show_profile(found: Profile, page: Path) -> None:
 
 
 def show_look(found: Look, folder: Path, page: Path) -> None:
-    """Print which cases are suspicious, and why."""
+    """Print suspicious cases with reasons."""
     console = plain_console()
     console.print(
         f"{found.manifest.name or folder.name}: {len(found.manifest.entries)} cases, {len(found.suspicious)} suspicious"
@@ -47,7 +47,7 @@ def show_look(found: Look, folder: Path, page: Path) -> None:
 
 
 def look_values(found: Look, page: Path) -> dict[str, Any]:
-    """Return what ``look --json`` prints."""
+    """Return the output of ``look --json``."""
     return {
         "dataset": found.manifest.name,
         "page": str(page),

@@ -1,4 +1,4 @@
-"""``oncofed``: the entry point, and what all commands have in common."""
+"""``oncofed``: entry point and common options."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit status: 0 done, 1 the work failed, 2 wrong usage, 3 refused by a policy or a check. Where no terminal "
-    "reads them, tables are printed as one line a row, the cells separated by tabs; --json is for programs.",
+    epilog="Exit status: 0 done, 1 the work failed, 2 wrong usage, 3 refused by a policy or a check. Without a "
+    "terminal, tables are printed as one line a row, with tabs between cells; --json is for programs.",
 )
 app.add_typer(job.app, name="job")
 app.add_typer(data.app, name="data")
 app.add_typer(alliance.app, name="alliance")
 app.add_typer(site.app, name="site")
 app.add_typer(report.app, name="report")
-app.add_typer(bench.app, name="bench")
+bench.add_to(app)
 app.command("demo")(demo.demo)
 app.command("predict")(predict.predict)
 app.command("export")(export.export)
@@ -66,7 +66,7 @@ def common(
 
 
 def main() -> None:
-    """Run a command; an expected error ends in one message and its exit status."""
+    """Run a command; print an expected error as one message."""
     fit_output()
     try:
         app()

@@ -1,4 +1,4 @@
-"""``oncofed predict``: a trained model reads images."""
+"""``oncofed predict``: predictions of a trained model."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from oncofed.prediction.predictions import Predictions
 
 _MOST_SHOWN = 20
-_INPUTS = "Files, folders of any layout, DICOM heaps, or registered datasets by name or folder. They are only read."
+_INPUTS = "Files, folders of any layout, unsorted DICOM, or registered datasets by name or folder. They are only read."
 
 
 def predict(
@@ -56,40 +56,40 @@ def predict(
     ],
     inputs: Annotated[list[str] | None, typer.Argument(metavar="INPUT", help=_INPUTS)] = None,
     *,
-    out: Annotated[Path, typer.Option(help="Folder for the predictions; the same again goes on where it was left.")],
+    out: Annotated[Path, typer.Option(help="Folder for the predictions; with the same folder a run resumes.")],
     device: Annotated[
         Literal["cuda", "cpu"] | None, typer.Option(help="By default a CUDA GPU where there is one.")
     ] = None,
     batch: Annotated[
         int | None,
-        typer.Option(min=1, max=4096, help="Images at once, of classifications; by default as many as scoring takes."),
+        typer.Option(min=1, max=4096, help="Batch size of classifications; by default that of scoring."),
     ] = None,
     only: Annotated[
         list[str] | None,
         typer.Option(
-            help="Only cases whose name, or path in INPUT, fits a pattern such as 'liver_1*'. May be repeated."
+            help="Only cases whose name, or path in INPUT, matches a pattern such as 'liver_1*'. May be repeated."
         ),
     ] = None,
     ensemble: Annotated[
         bool,
-        typer.Option(help="Where the run kept other models (its sites' own, folds), tell how far they differ."),
+        typer.Option(help="If the run kept other models (of its sites, folds), report how far they differ."),
     ] = True,
     refuse_outside: Annotated[
         bool,
-        typer.Option("--refuse-outside", help="Leave images unlike those of the training to a person: set aside."),
+        typer.Option("--refuse-outside", help="Set aside images unlike those of the training, for a person to read."),
     ] = False,
     without: Annotated[
         list[str] | None,
         typer.Option(
-            help="Leave an output out: classes, dicom, evidence, labels, objects, slide or structures; evidence takes "
-            "long on a CPU for some networks. May be repeated."
+            help="Skip an output: classes, dicom, evidence, labels, objects, slide or structures; evidence takes long "
+            "on a CPU for some networks. May be repeated."
         ),
     ] = None,
     structures: Annotated[
-        bool, typer.Option(help="Of DICOM volumes write contours too, as a structure set (RT-STRUCT).")
+        bool, typer.Option(help="Also write contours of DICOM volumes, as a structure set (RT-STRUCT).")
     ] = False,
     page: Annotated[bool, typer.Option(help="Write predictions.html, with a picture of each case.")] = True,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes that read; by default one a core.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Reader processes; by default one a core.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON to stdout, progress to stderr.")] = False,
     watch: WatchFolder = None,
     listen: Listen = None,
@@ -100,23 +100,23 @@ def predict(
     once: Once = False,
     workspace: Workspace = DEFAULT_WORKSPACE,
 ) -> None:
-    """Predict images with a trained model: labels on each image's own grid, sizes, probabilities, pictures.
+    """Predict images with a trained model: labels on each image's grid, sizes, probabilities, pictures.
 
-    Images go through the checks of `oncofed data register` and the job's contract first; a case that does not pass is
-    set aside with its reason (set_aside.csv). In --out each case has a folder of its own, cases/NAME, which is there
-    once it is whole: a command that was interrupted goes on when it is given again, and images that changed are
-    predicted anew. predictions.json says all in one file; what each file is: custom/oncofed/prediction/README.md.
+    Images first pass the checks of `oncofed data register` and of the job's data contract; a case that fails is set
+    aside with its reason (set_aside.csv). Each case has a folder cases/NAME in --out, which appears once it is
+    complete: the same command resumes after an interruption, and predicts changed images again. predictions.json
+    has all in one file; all files are described in custom/oncofed/prediction/README.md.
 
-    Each prediction says when not to trust it: images outside of what the model was trained on, a network that is
-    unsure, models of the run that differ.
+    Each prediction says when not to trust it: images unlike those of the training, an uncertain network, models of
+    the run that differ.
 
-    With --watch or --listen instead of INPUT it predicts what arrives, into results/NAME.
+    With --watch or --listen instead of INPUT it predicts arriving images, into results/NAME.
 
     Research only: a person decides.
 
-    Exit status: 0 every case was predicted; 3 some were set aside, an output that was asked for is missing, or none is
-    there to be predicted; 2 MODEL, an option or --out cannot be used; 1 the work failed, as where the disk is full: the
-    same command goes on; 130 interrupted.
+    Exit status: 0 every case was predicted; 3 some were set aside, a requested output is missing, or there was none to
+    predict; 2 MODEL, an option or --out cannot be used; 1 the work failed, for instance on a full disk: the same
+    command resumes; 130 interrupted.
     """
     keep_caches_in(workspace)
     from oncofed.data.grouping import counted
@@ -132,10 +132,10 @@ def predict(
     from oncofed.prediction.trust.ensemble import ensemble_members
     from oncofed.prediction.watching.predictor import Predictor
 
-    asked = watching(out, watch, listen, ae_title, callers, send_to, settle, once)
-    if bool(inputs) == bool(asked):
+    watched = watching(out, watch, listen, ae_title, callers, send_to, settle, once)
+    if bool(inputs) == bool(watched):
         raise SpecError("expected INPUT, or --watch FOLDER or --listen PORT in its place: exactly one of them")
-    if asked and only:
+    if watched and only:
         raise SpecError("--only: of use with INPUT alone. Leave it out: what arrives is predicted")
     outputs = select_outputs(["structures"] if structures else (), without or ())
     trained = load_model(model)
@@ -146,12 +146,12 @@ def predict(
             markup=False,
         )
     options = Options(outputs, batch=batch, ensemble=ensemble, refuse_outside=refuse_outside)
-    if asked:
+    if watched:
         predictor = Predictor(trained, out, datasets_folder(workspace), training_device(device), options, workers, page)
         console = progress_console(json)
-        raise typer.Exit(work_off(asked, out, predictor, console, RESEARCH_ONLY, trained.digest, json))
+        raise typer.Exit(work_off(watched, out, predictor, console, RESEARCH_ONLY, trained.digest, json))
     assert inputs is not None
-    with _told_of_a_full_disk(out), ended_by_signals(), progress_bars(progress_console(json)) as advance:
+    with _explained_full_disk(out), ended_by_signals(), progress_bars(progress_console(json)) as advance:
         sources = gather(inputs, out, trained.job, datasets_folder(workspace), only or (), workers, advance)
         sources.notes += coding_notes(trained, sources.cases)
         found = predict_all(
@@ -170,11 +170,11 @@ def predict(
 
 
 @contextlib.contextmanager
-def _told_of_a_full_disk(out: Path) -> Iterator[None]:
-    """Say of a full disk where it is and what to do: what is whole stays, and the same command goes on.
+def _explained_full_disk(out: Path) -> Iterator[None]:
+    """Explain a full disk: finished cases stay, and the same command resumes.
 
     Raises:
-        OncofedError: in place of the system's error.
+        OncofedError: instead of the system's error.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""``oncofed report``: what a run left, looked at again."""
+"""``oncofed report``: facts about a run's model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from oncofed.cli.common import escape, plain_console, show_table
 from oncofed.cli.terminal import is_terminal
 from oncofed.errors import SpecError
 
-app = typer.Typer(help="What a run left: where its model comes from.", no_args_is_help=True)
+app = typer.Typer(help="A run's model: where it comes from.", no_args_is_help=True)
 
 
 @app.command()
@@ -25,9 +25,9 @@ def verify(
     kit: Annotated[Path, typer.Option("--kit", help="Your startup kit, which holds the alliance's certificate.")],
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say which sites, data, rounds and versions made a model, and whether the alliance's server vouches for it.
+    """Show which sites, data, rounds and versions made a model, and whether the alliance's server signed it.
 
-    Exit status 0 where it does, 3 where not.
+    Exit status 0 if it did, 3 if not.
     """
     from cryptography import x509
 

@@ -1,4 +1,4 @@
-"""``oncofed data resolve``: one decision about all findings of a kind, kept with who took it and why."""
+"""``oncofed data resolve``: decisions about findings in a dataset."""
 
 from __future__ import annotations
 
@@ -54,23 +54,23 @@ def resolve(
     header_text: Annotated[str | None, _option("header-text")] = None,
     faces: Annotated[str | None, _option("faces")] = None,
     loose_slices: Annotated[str | None, _option("loose-slices")] = None,
-    job: Annotated[str | None, typer.Option(help="A job, for findings beside what it expects of its data.")] = None,
-    why: Annotated[str, typer.Option(help="Why, for whoever reads it later; name no patient.")] = "",
+    job: Annotated[str | None, typer.Option(help="A job, for findings that depend on its expectations.")] = None,
+    why: Annotated[str, typer.Option(help="Reason, for later readers; name no patient.")] = "",
     undo: Annotated[
-        bool, typer.Option("--undo", help="Take back the decisions that are named; where none is, those of last time.")
+        bool, typer.Option("--undo", help="Take back the given decisions; without any, the latest ones.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would come of it, and change nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the effect, and change nothing.")] = False,
     site: Annotated[
         Path | None,
-        typer.Option(envvar="ONCOFED_SITE", help="The site's kit, whose audit log records it; by default this folder."),
+        typer.Option(envvar="ONCOFED_SITE", help="The site's kit, for its audit log; by default this folder."),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     workspace: Workspace = DEFAULT_WORKSPACE,
 ) -> None:
-    """Decide about all findings of a kind at once, so that training can go on; without a decision, list what is open.
+    """Decide about all findings of a kind, so that training can go on; without a decision, list open findings.
 
-    The decision is kept in dataset.json with who took it, when and why, and in the site's audit log. The cases stay
-    listed there, and registering again keeps it; what is found later, or has changed since, is told anew.
+    The decision is recorded in dataset.json with person, time and reason, and in the site's audit log. The cases stay
+    listed, and registering again keeps the decision; later findings and changed cases are reported again.
     """
     keep_caches_in(workspace)
     from oncofed.data.resolve import resolve as decide
@@ -91,7 +91,7 @@ def resolve(
 
 
 def _kit(site: Path | None) -> Path | None:
-    """Return the kit whose audit log records decisions: the one that is named, else this folder where it is one."""
+    """Return the kit for the audit log: the named one, else this folder if it is a kit."""
     folder = site or Path()
     if (folder / "startup").is_dir():
         return folder
@@ -108,7 +108,7 @@ def _asked(job: str | None, folder: Path) -> Asked:
     from oncofed.data.contract import check_dataset
     from oncofed.job.spec import read_job
 
-    spec = read_job(job)
+    spec = read_job(job, with_code=True)
     report = check_dataset(folder, spec.data, spec.task.vocabulary, spec.seed, spec.plan().build_task().label_kind)
     return Asked(spec.data, report.set_aside)
 

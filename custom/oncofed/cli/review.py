@@ -34,7 +34,7 @@ def review(
         _list(folder, json)
         return
     if Path(digest).is_file():
-        digest = packs.take_in(folder, Path(digest)).digest
+        digest = packs.import_pack(folder, Path(digest)).digest
     found = packs.review(folder, digest)
     pack = found.pack
     if json:

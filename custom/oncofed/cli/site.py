@@ -24,6 +24,7 @@ from oncofed.cli.common import ask_password, escape, plain_console, require_posi
 from oncofed.cli.terminal import is_terminal
 from oncofed.errors import FederationError, SpecError
 from oncofed.gpus import GPU, read_gpus
+from oncofed.private_files import open_private
 from oncofed.processes import LOG_ENCODING
 from oncofed.proxy import parse_proxy
 
@@ -161,7 +162,7 @@ def doctor(
             parse_proxy(proxy)
         except ValueError as error:
             raise SpecError(f"--proxy: {error}") from None
-    jobs = {name: read_job(name).plan() for name in job or ()}
+    jobs = {name: read_job(name, with_code=True).plan() for name in job or ()}
     checks = examine(folder.resolve() if folder else None, _address(server) if server else None, jobs, proxy)
     if json:
         typer.echo(jsonlib.dumps([check.as_dict() for check in checks], indent=2))
@@ -259,9 +260,9 @@ def ui(
 
     Only who has the printed address is let in. From another machine: ssh -L PORT:127.0.0.1:PORT THIS-MACHINE.
     """
-    from oncofed.site.admin import served
+    from oncofed.site.admin import admin_server
 
-    with served(folder.resolve(), port) as (address, server):
+    with admin_server(folder.resolve(), port) as (address, server):
         plain_console().print(f"{address}\nCtrl-C ends it.", markup=False)
         sys.stdout.flush()
         server.serve_forever()  # until Ctrl-C
@@ -396,7 +397,7 @@ def _start_in_background(folder: Path) -> None:
     if service_state(folder).running:
         raise FederationError(f"{folder} runs already. Stop it with: oncofed site stop --folder {folder}")
     command = [sys.executable, "-m", "oncofed.cli.main", "site", "start", "--folder", str(folder)]
-    with open(folder / "service.log", "ab", opener=lambda path, flags: os.open(path, flags, 0o600)) as log:
+    with open(folder / "service.log", "ab", opener=open_private) as log:
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,

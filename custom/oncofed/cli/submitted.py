@@ -19,37 +19,23 @@ from oncofed.cli.common import (
     progress_console,
     show_result,
 )
+from oncofed.cli.run_options import Against, EvaluateOnly, Model, require_model
 from oncofed.errors import FederationError, SpecError
 
 if TYPE_CHECKING:
     from oncofed.job.remote import Engineer
     from oncofed.job.spec import AnyJob
 
+app = typer.Typer()
+
 Kit = Annotated[
     Path, typer.Option("--kit", envvar="ONCOFED_KIT", help="Your startup kit: the folder that holds startup/.")
 ]
 JobId = Annotated[str, typer.Argument(help="What `oncofed job submit` printed.")]
-Model = Annotated[
-    Path | None, typer.Option("--model", help="Weights (safetensors) to start from; by default the seed's.")
-]
-EvaluateOnly = Annotated[
-    bool,
-    typer.Option(
-        "--evaluate-only",
-        help="Score --model on every site's test cases, and train nothing. The result tells each site's figures, and "
-        "those over the patients of all sites from counts and sums; a calibration.json beside --model is used.",
-    ),
-]
-Against = Annotated[
-    Path | None,
-    typer.Option(
-        help="With --evaluate-only: weights of another model. Both are scored on the same patients; the result tells "
-        "the difference with its interval, and whether --model is no worse by more than the job's evaluation.margin."
-    ),
-]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout, progress to stderr.")]
 
 
+@app.command()
 def submit(
     job: Annotated[str, typer.Argument(help="A job's name, its folder, or its job.yaml.")],
     kit: Kit,
@@ -70,7 +56,7 @@ def submit(
     from oncofed.job.remote import Engineer
     from oncofed.job.spec import read_any_job
 
-    spec = read_any_job(job)
+    spec = read_any_job(job, with_code=True)
     require_model(model, evaluate_only, against)
     with tempfile.TemporaryDirectory() as temporary, Engineer(kit) as engineer:
         exported = export_job(
@@ -114,6 +100,7 @@ def _tell_who_is_there(engineer: Engineer, kit: Path, spec: AnyJob, wait_for: li
         console.print(f"It waits until {needed} sites are there.")
 
 
+@app.command()
 def watch(job_id: JobId, kit: Kit, json: Json = False, workspace: Workspace = DEFAULT_WORKSPACE) -> None:
     """Watch a job of an alliance until it ends. Ctrl-C ends the watching alone; watch again whenever you like."""
     keep_caches_in(workspace)
@@ -136,6 +123,7 @@ def watch(job_id: JobId, kit: Kit, json: Json = False, workspace: Workspace = DE
         raise typer.Exit(1)
 
 
+@app.command()
 def stop(job_id: JobId, kit: Kit) -> None:
     """Stop a job of an alliance at the server and all sites. What its rounds gave can still be fetched."""
     from oncofed.job.remote import Engineer
@@ -148,6 +136,7 @@ def stop(job_id: JobId, kit: Kit) -> None:
     typer.echo(f"{job_id} is stopped")
 
 
+@app.command()
 def fetch(
     job_id: JobId,
     kit: Kit,
@@ -169,18 +158,3 @@ def fetch(
     if result.status != "completed":
         plain_console(stderr=True).print(f"The run is not complete: {result.error}", markup=False)
         raise typer.Exit(1)
-
-
-def require_model(model: Path | None, evaluate_only: bool, against: Path | None = None) -> None:
-    """Refuse a model that is not there, and an evaluation of none.
-
-    Raises:
-        SpecError: says what to give.
-    """
-    if evaluate_only and model is None:
-        raise SpecError("--evaluate-only needs --model FILE: the weights to score, such as a run's model.safetensors.")
-    if against is not None and not evaluate_only:
-        raise SpecError("--against needs --evaluate-only: two models are compared as they are, and nothing is trained.")
-    for option, path in (("model", model), ("against", against)):
-        if path is not None and not (path.is_file() and path.suffix == ".safetensors"):
-            raise SpecError(f"--{option} {path}: expected a file of weights, such as a run's model/model.safetensors.")

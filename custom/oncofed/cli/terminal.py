@@ -1,4 +1,4 @@
-"""Terminals that cannot print every sign: another one is printed in its place, and no command ends at it."""
+"""Output for terminals without Unicode: other characters replace those they lack."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import IO
 
 import typer
 
-_ERRORS = "oncofed.another-sign"
+_ERRORS = "oncofed.replace"
 _ASCII = "oncofed_ascii"
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]")
-_SIGNS = {
+_REPLACEMENTS = {
     **dict.fromkeys("‐‑‒–—―−─━═╌┄", "-"),
     **dict.fromkeys("│┃║", "|"),
     **dict.fromkeys("•·∙●", "*"),
@@ -36,28 +36,28 @@ _SIGNS = {
     "ß": "ss",
     "æ": "ae",
 }
-# Python keeps a byte of a file's name that is no UTF-8 as one of these (PEP 383).
+# Python maps bytes of file names that are not UTF-8 to these (PEP 383).
 _BYTES = range(0xDC80, 0xDD00)
 _BOX = range(0x2500, 0x2580)
 
 
 def fit_output() -> None:
-    """Have what this process prints fit its standard output and error: signs that they lack become others.
+    """Replace characters that stdout or stderr cannot encode.
 
-    Letters lose their accents, typographic signs become those of a typewriter, the rest becomes "?". Bytes of a file's
-    name that are no text are printed by their number, also in UTF-8.
+    Letters lose their accents, typographic characters become ASCII ones, others "?". Bytes of file names that are not
+    UTF-8 are printed by their number.
     """
-    codecs.register_error(_ERRORS, _another_sign)
+    codecs.register_error(_ERRORS, _replace)
     codecs.register(_find_ascii)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # Click takes a stream in ASCII for a mistake, and would write UTF-8 to it.
+            # Click takes an ASCII stream for a misconfiguration, and would write UTF-8 to it.
             encoding = _ASCII if codecs.lookup(stream.encoding).name == "ascii" else stream.encoding
             stream.reconfigure(encoding=encoding, errors=_ERRORS)
 
 
 def echo_json(text: str) -> None:
-    """Print JSON, each sign as it is or, where the output lacks it, by its number: never another one."""
+    """Print JSON, with escapes for characters that the output lacks."""
     encoding: str = getattr(sys.stdout, "encoding", None) or "utf-8"
     if not encoding.lower().startswith("utf"):
         text = _NOT_ASCII.sub(lambda found: json.dumps(found[0])[1:-1], text)
@@ -65,7 +65,7 @@ def echo_json(text: str) -> None:
 
 
 def is_terminal(stream: IO[str]) -> bool:
-    """Return whether a person reads a stream: not so where it is a file or a pipe, whatever colours are asked for."""
+    """Return whether a stream is a terminal, whatever colours are requested."""
     try:
         return stream.isatty()
     except (AttributeError, ValueError):
@@ -73,23 +73,23 @@ def is_terminal(stream: IO[str]) -> bool:
 
 
 def plain(text: str) -> str:
-    """Return text in ASCII, as a terminal that has no other signs shows it."""
-    return "".join(sign if sign.isascii() else _plain_sign(sign) for sign in text)
+    """Return text in ASCII."""
+    return "".join(c if c.isascii() else _ascii(c) for c in text)
 
 
-def _plain_sign(sign: str) -> str:
-    if sign in _SIGNS:
-        return _SIGNS[sign]
-    number = ord(sign)
+def _ascii(character: str) -> str:
+    if character in _REPLACEMENTS:
+        return _REPLACEMENTS[character]
+    number = ord(character)
     if number in _BYTES:
         return f"\\x{number - 0xDC00:02x}"
     if number in _BOX:
         return "+"
-    letters = "".join(c for c in unicodedata.normalize("NFKD", sign) if not unicodedata.combining(c))
+    letters = "".join(c for c in unicodedata.normalize("NFKD", character) if not unicodedata.combining(c))
     return letters if letters and letters.isascii() else "?"
 
 
-def _another_sign(error: UnicodeError) -> tuple[str, int]:
+def _replace(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
     return plain(error.object[error.start : error.end]), error.end

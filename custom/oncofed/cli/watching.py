@@ -1,4 +1,4 @@
-"""``oncofed predict --watch`` and ``--listen``: what arrives is predicted as it comes."""
+"""``oncofed predict --watch`` and ``--listen``: predict arriving images."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from oncofed.prediction.watching.application_entity import (
     parse_ae_titles,
     parse_application_entity,
 )
-from oncofed.processes import heeded
+from oncofed.processes import not_ignored
 
 if TYPE_CHECKING:
     from oncofed.prediction.watching.journal import Journal
     from oncofed.prediction.watching.store_scu import SendQueue
     from oncofed.prediction.watching.watcher import FolderWatcher, ProcessItem, WatchCounts
 
-INBOX = "inbox"  # in the folder of predictions, where images that are sent lie
+INBOX = "inbox"  # of received images, in the folder of predictions
 AE_TITLE = "ONCOFED"
 SETTLE_SECONDS = 10.0
 _PANEL = "Watching (for research only)"
@@ -46,7 +46,7 @@ WatchFolder = Annotated[
     typer.Option(
         "--watch",
         rich_help_panel=_PANEL,
-        help="Predict what arrives in this folder, until Ctrl-C. Each file and each folder in it is one input; "
+        help="Predict images that arrive in this folder, until Ctrl-C. Each file and each folder in it is one input; "
         "names that end in .part or .tmp wait until they are renamed.",
     ),
 ]
@@ -56,8 +56,8 @@ Listen = Annotated[
         "--listen",
         metavar="[HOST:]PORT",
         rich_help_panel=_PANEL,
-        help="Predict what is sent by DICOM C-STORE to this port, until Ctrl-C. Without HOST, from this machine alone. "
-        "Images lie in inbox/ in --out.",
+        help="Predict images sent by DICOM C-STORE to this port, until Ctrl-C. Without HOST, from this machine alone. "
+        "Images are kept in inbox/ in --out.",
     ),
 ]
 AETitle = Annotated[
@@ -65,7 +65,7 @@ AETitle = Annotated[
 ]
 Callers = Annotated[
     str | None,
-    typer.Option("--from", metavar="AE[,AE]", rich_help_panel=_PANEL, help="AE titles that may send; others may not."),
+    typer.Option("--from", metavar="AE[,AE]", rich_help_panel=_PANEL, help="AE titles that may send."),
 ]
 SendTo = Annotated[
     str | None,
@@ -73,32 +73,32 @@ SendTo = Annotated[
         "--send-to",
         metavar="AE@HOST:PORT",
         rich_help_panel=_PANEL,
-        help="Send each DICOM result there by C-STORE, again until it is acknowledged.",
+        help="Send each DICOM result there by C-STORE, until it is acknowledged.",
     ),
 ]
 Settle = Annotated[
     float,
     typer.Option(
-        "--settle", min=0.5, rich_help_panel=_PANEL, help="Seconds without a change after which an input is whole."
+        "--settle", min=0.5, rich_help_panel=_PANEL, help="Seconds without a change after which an input is complete."
     ),
 ]
 Once = Annotated[
-    bool, typer.Option("--once", rich_help_panel=_PANEL, help="With --watch: end when what is there is worked off.")
+    bool, typer.Option("--once", rich_help_panel=_PANEL, help="With --watch: end after the present inputs.")
 ]
 
 
 @dataclass(frozen=True)
 class Watching:
-    """What a command asks for.
+    """Options of a command that watches.
 
     Attributes:
-        folder: that is watched.
-        listen: where to listen; None: nowhere.
+        folder: to watch.
+        listen: address to listen at; None: none.
         ae_title: of this machine.
-        callers: AE titles of those who may send.
-        send_to: who gets the results; None: nobody.
-        settle: seconds after which what does not change is whole.
-        once: end when what is there is worked off.
+        callers: AE titles that may send.
+        send_to: receiver of the results; None: none.
+        settle: seconds without a change after which an input is complete.
+        once: end after the present inputs.
     """
 
     folder: Path
@@ -120,7 +120,7 @@ def watching(
     settle: float,
     once: bool,
 ) -> Watching | None:
-    """Return what the options ask for; None where nothing is to be watched.
+    """Return checked options; None without ``--watch`` and ``--listen``.
 
     Args:
         out: folder of the predictions.
@@ -130,7 +130,7 @@ def watching(
         callers: AE titles, separated by commas.
         send_to: peer.
         settle: seconds.
-        once: end when what is there is worked off.
+        once: end after the present inputs.
 
     Raises:
         SpecError: they do not fit together.
@@ -168,7 +168,7 @@ def watching(
 
 
 def work_off(
-    asked: Watching,
+    watched: Watching,
     out: Path,
     process_item: ProcessItem,
     console: Console,
@@ -176,10 +176,10 @@ def work_off(
     model: str | None = None,
     as_json: bool = False,
 ) -> int:
-    """Work off what arrives until Ctrl-C, and return the command's exit status.
+    """Predict arriving images until Ctrl-C, and return the exit status.
 
     Args:
-        asked: by the command.
+        watched: options of the command.
         out: folder of the predictions.
         process_item: makes a result of what arrived.
         console: where events go, a line each.
@@ -188,52 +188,52 @@ def work_off(
         as_json: print each event as a line of JSON to stdout instead.
 
     Raises:
-        SpecError: another process works for the same folder, it holds results of another model, or what is needed to
-            send or receive is not installed.
+        SpecError: another process works for the same folder, it holds results of another model, or pynetdicom is not
+            installed.
     """
     from oncofed.prediction.watching.folder_scanner import FolderScanner
     from oncofed.prediction.watching.watcher import FolderWatcher, lock_output
 
-    if asked.listen or asked.send_to:
+    if watched.listen or watched.send_to:
         _require_network()
     notify = _json_teller() if as_json else _teller(console)
     with contextlib.ExitStack() as opened:
         opened.enter_context(lock_output(out))
         notify("research", use)
-        if asked.listen:
+        if watched.listen:
             from oncofed.prediction.watching.inbox import Inbox
             from oncofed.prediction.watching.storage_scp import StorageSCP
 
-            inbox = Inbox(asked.folder)
-            opened.enter_context(StorageSCP(inbox, asked.listen, asked.ae_title, asked.callers, notify))
-        if asked.send_to and not is_loopback(asked.send_to.address.host):
-            notify("sending", f"results go to {asked.send_to}: what is sent there is not encrypted")
-        send_queue = partial(_send_queue, out, asked, notify) if asked.send_to else None
+            inbox = Inbox(watched.folder)
+            opened.enter_context(StorageSCP(inbox, watched.listen, watched.ae_title, watched.callers, notify))
+        if watched.send_to and not is_loopback(watched.send_to.address.host):
+            notify("sending", f"results go to {watched.send_to}: what is sent there is not encrypted")
+        send_queue = partial(_send_queue, out, watched, notify) if watched.send_to else None
         watch = FolderWatcher(
-            FolderScanner(asked.folder, asked.settle),
+            FolderScanner(watched.folder, watched.settle),
             out,
             process_item,
             notify,
             make_send_queue=send_queue,
             model=model,
         )
-        notify("watching", f"{asked.folder}, for results in {out}; Ctrl-C ends it")
+        notify("watching", f"{watched.folder}, for results in {out}; Ctrl-C ends it")
         with _stopped_by_signals(watch, notify):
-            counts = watch.run(asked.once)
+            counts = watch.run(watched.once)
         notify("ended", _summary(counts))
-    return 1 if asked.once and (counts.failed or counts.unsent) else 0
+    return 1 if watched.once and (counts.failed or counts.unsent) else 0
 
 
-def _send_queue(out: Path, asked: Watching, notify: Notify, journal: Journal) -> SendQueue:
+def _send_queue(out: Path, watched: Watching, notify: Notify, journal: Journal) -> SendQueue:
     from oncofed.prediction.watching.store_scu import SendQueue
 
-    assert asked.send_to is not None
-    return SendQueue(out, journal, asked.send_to, asked.ae_title, notify)
+    assert watched.send_to is not None
+    return SendQueue(out, journal, watched.send_to, watched.ae_title, notify)
 
 
 def _require_network() -> None:
     try:
-        import pynetdicom  # noqa: F401 - whether it is there
+        import pynetdicom  # noqa: F401 - whether it is installed
     except ImportError:
         raise SpecError("--listen and --send-to need pynetdicom: pip install 'oncofed[dicom]'") from None
 
@@ -263,21 +263,23 @@ def _stopped_by_signals(watch: FolderWatcher, notify: Notify) -> Iterator[None]:
     """Let the first Ctrl-C or SIGTERM end a watch after the input at hand, and the second at once.
 
     Raises:
-        typer.Exit: it ended at once; the status is a shell's for an interrupted program, 130.
+        typer.Exit: at once, with 130, a shell's status for an interrupted program.
     """
-    asked = False
+    stopping = False
 
     def stop(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked:
+        nonlocal stopping
+        if stopping:
             raise KeyboardInterrupt
-        asked = True
+        stopping = True
         watch.stop()
-        # A stream that is being written to at this very moment cannot be written to.
+        # The signal may come in the middle of a write to the same stream.
         with contextlib.suppress(RuntimeError):
             notify("ending", "after the input at hand; once more ends it now, and the input is begun anew next time")
 
-    before = {number: signal.signal(number, stop) for number in heeded(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    before = {
+        number: signal.signal(number, stop) for number in not_ignored(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    }
     try:
         yield
     except KeyboardInterrupt:

@@ -9,7 +9,6 @@ import contextlib
 import csv
 import logging
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -25,17 +24,19 @@ import oncofed
 from oncofed.algorithms.plan import FederationPlan
 from oncofed.artifacts.kept_job import write_kept_job
 from oncofed.artifacts.training_profile import site_profile
+from oncofed.client.case_sums import patients_of_sums, sums_of
+from oncofed.client.folder import CASES_FILE, OWN_MODEL, sole_owner
 from oncofed.client.state import SiteState
 from oncofed.client.told_patients import PATIENTS_OF_SUMS
 from oncofed.data.cases import Case, usable_cases
 from oncofed.data.grouping import told
 from oncofed.data.prepared import plan_cache
 from oncofed.data.sample import sample_cases
-from oncofed.flare.folders import CASES_FILE, OWN_MODEL, sole_owner
 from oncofed.messages.compression import Compressor
-from oncofed.messages.pooled_scores import SumsAsked, patients_of_sums, sums_of
+from oncofed.messages.requests import SumsAsked
 from oncofed.models.weights import Weights, digest_of, exchanged_names
 from oncofed.privacy.evaluations import evaluation_numbers
+from oncofed.private_files import open_private
 from oncofed.training import Plan, Trainer, start_trainer
 from oncofed.training.checkpoint import is_whole
 from oncofed.training.gradient_hook import PersonalHook
@@ -416,7 +417,7 @@ class InProcessTraining:
         path = self._place.state / CASES_FILE
         columns = list(dict.fromkeys(name for _, figures in by_case for name in figures))
         try:
-            with open(path, "w", newline="", encoding="utf-8", opener=_private) as file:
+            with open(path, "w", newline="", encoding="utf-8", opener=open_private) as file:
                 table = csv.DictWriter(file, ["case", *columns])
                 table.writeheader()
                 table.writerows({"case": case, **figures} for case, figures in by_case)
@@ -435,10 +436,6 @@ class InProcessTraining:
 
 def _answer_in(state: SiteState) -> TrainResult:
     return TrainResult(delta=state.part("delta"), extra=state.part("extra"), **state.facts)
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
 
 
 def _full(value: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import IO
 
 from oncofed.errors import FederationError
-from oncofed.locking import not_lockable
+from oncofed.locking import lock_error
 
 _SECONDS_BETWEEN_TRIES = 0.05
 _SECONDS_IN_LINE = 2.0
@@ -102,4 +102,4 @@ def first_free(files: Sequence[IO[str]]) -> IO[str] | None:
 
 
 def _not_lockable(file: IO[str], error: OSError) -> FederationError:
-    return not_lockable(file.name, error.strerror or str(error), "Run on a disk of this machine.")
+    return lock_error(file.name, error.strerror or str(error), "Run on a disk of this machine.")

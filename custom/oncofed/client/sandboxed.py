@@ -42,14 +42,14 @@ from oncofed.errors import (
     UnreadableError,
     one_line,
 )
-from oncofed.messages.pooled_scores import SumsAsked
+from oncofed.messages.requests import SumsAsked
 from oncofed.models.weights import Weights
 from oncofed.packs.load import load_pack
 from oncofed.packs.pack import Pack, read_pack
 from oncofed.processes import SHARED_VARIABLE
 from oncofed.sandbox import restrict_calls
 from oncofed.training import Plan
-from oncofed.training.checkpoint import part
+from oncofed.training.checkpoint import without_prefix
 
 _BEGIN, _PREPARE, _TRAIN, _VALIDATE, _STOP = "begin", "prepare", "train", "validate", "stop"
 _PROGRESS, _NOTE, _LOADS = "progress", "note", "loads"
@@ -96,8 +96,8 @@ class SandboxedTraining:
         try:
             return TrainResult(
                 asked=str(facts["asked"]),
-                delta=part(found, "delta"),
-                extra=part(found, "extra"),
+                delta=without_prefix(found, "delta"),
+                extra=without_prefix(found, "extra"),
                 cases=int(facts["cases"]),
                 steps=int(facts["steps"]),
                 numbers=dict(facts["numbers"]),
@@ -318,11 +318,11 @@ def _done(
 ) -> tuple[dict[str, Any], Weights]:
     if facts["do"] == _PREPARE:
         return turns.prepare(), {}
-    sent = part(tensors, "sent")
+    sent = without_prefix(tensors, "sent")
     if facts["do"] == _VALIDATE:
         asked = SumsAsked(**facts["asked"]) if facts["asked"] else None
         return turns.validate(sent, facts["split"], stop, facts["keep_as"], asked), {}
-    answer = turns.train(sent, facts["round"], part(tensors, "beside"), stop)
+    answer = turns.train(sent, facts["round"], without_prefix(tensors, "beside"), stop)
     return answer.facts, {**_named("delta", answer.delta), **_named("extra", answer.extra)}
 
 

@@ -32,7 +32,7 @@ class SiteState:
 
     def part(self, name: str) -> Weights:
         """Return one part of what an earlier process left; empty without it."""
-        return checkpoint.part(self._tensors, name)
+        return checkpoint.without_prefix(self._tensors, name)
 
     def write(self, parts: dict[str, Weights], facts: dict[str, Any]) -> None:
         """Keep all parts; the file of the turn before stands until the new one is complete, and then beside it."""

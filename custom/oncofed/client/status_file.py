@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
+
+from oncofed.private_files import open_private
 
 RUN_FOLDER = "run"
 # Phases of a job in which nothing is lost when its processes are stopped.
@@ -35,7 +36,7 @@ class StatusFile:
         with contextlib.suppress(OSError):
             self._folder.mkdir(exist_ok=True, mode=0o700)
             unfinished = (self._folder / name).with_suffix(".unfinished")
-            with open(unfinished, "w", encoding="utf-8", opener=_private) as file:
+            with open(unfinished, "w", encoding="utf-8", opener=open_private) as file:
                 file.write(text)
             unfinished.replace(self._folder / name)
 
@@ -49,7 +50,3 @@ def read_report(root: Path) -> dict[str, Any]:
     with contextlib.suppress(OSError, ValueError):
         return dict(json.loads((root / RUN_FOLDER / _NOW_FILE).read_text(encoding="utf-8")))
     return {}
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)

@@ -14,10 +14,10 @@ from oncofed.data.case_readers import StackWork, Work, is_dicom
 from oncofed.data.decisions import decided, name_of
 from oncofed.data.dicom.matching import BESIDE, ON_EACH
 from oncofed.data.dicom.references import named_twice, region_key
-from oncofed.data.dicom.series import Heap
+from oncofed.data.dicom.series import DicomIndex
 from oncofed.data.files import Files
 from oncofed.data.grouping import counted, named
-from oncofed.data.layouts import ClassTable, Layout
+from oncofed.data.layouts import ClassTable, FolderLayout
 from oncofed.data.manifest import SPLITS, Entry, Manifest
 from oncofed.data.unlabelled import why_unlabelled
 
@@ -65,7 +65,7 @@ class Reading:
         source: the folder.
         table: that the user named.
         layout: what the folder holds.
-        heap: its DICOM.
+        dicom: its DICOM.
         work: its cases.
         patient_from: what the user said tells patients of DICOM apart; None: nothing, or as before.
         rows: of a table that matched nothing.
@@ -78,8 +78,8 @@ class Reading:
     dangling: Sequence[str]
     source: Path
     table: Path | None
-    layout: Layout
-    heap: Heap
+    layout: FolderLayout
+    dicom: DicomIndex
     work: Sequence[Work]
     patient_from: str | None = None
     rows: Sequence[str] = field(default_factory=list)
@@ -93,7 +93,7 @@ def account(reading: Reading, manifest: Manifest) -> tuple[Files, Manifest]:
     with_cases = Counter(file.case for file in files if file.use is None and file.case)
     quarantine = [bad.model_copy(update={"files": with_cases.pop(bad.name, 0)}) for bad in manifest.quarantine]
     unlabelled = why_unlabelled(
-        reading.work, reading.layout, reading.heap, manifest, reading.table, reading.not_drawn, reading.classes
+        reading.work, reading.layout, reading.dicom, manifest, reading.table, reading.not_drawn, reading.classes
     )
     absent = list(absences(manifest))
     lacks: dict[str, list[str]] = defaultdict(list)
@@ -152,7 +152,7 @@ def labelled_share(manifest: Manifest) -> str:
 
 
 def _files(reading: Reading, manifest: Manifest) -> Files:
-    layout, heap = reading.layout, reading.heap
+    layout, dicom = reading.layout, reading.dicom
     files = Files([*reading.paths, *reading.passed_over], layout.kind)
     set_aside = {case.name: case for case in manifest.quarantine}
     for item in reading.work:
@@ -168,7 +168,7 @@ def _files(reading: Reading, manifest: Manifest) -> Files:
             files.leave_out(case.source, case.reason, case.name)
     for path in (*layout.tables, *_inside(reading.table, reading.source)):
         files.use(path, "table")
-    for path, reason in {**heap.left_out, **layout.left_out, **reading.passed_over}.items():
+    for path, reason in {**dicom.left_out, **layout.left_out, **reading.passed_over}.items():
         files.leave_out(path, reason)
     for paths in reading.not_drawn.values():
         for path in paths:

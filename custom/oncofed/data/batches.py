@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from oncofed.data.augment import Batch
-from oncofed.data.inputs import Input
+from oncofed.data.inputs import BatchSource
 from oncofed.data.prepared import PreparedCases
 from oncofed.devices import free_memory, is_out_of_memory
 from oncofed.errors import TrainingError
@@ -17,7 +17,7 @@ from oncofed.errors import TrainingError
 _LOG = logging.getLogger(__name__)
 
 
-class Batches(Iterator[Batch]):
+class BatchStream(Iterator[Batch]):
     """Draws batches: epochs of shuffled cases, one after the other, cut into batches wherever one ends.
 
     On a GPU the next batch is copied and changed on a stream of its own while the current one is trained on. Where its
@@ -32,7 +32,7 @@ class Batches(Iterator[Batch]):
     """
 
     def __init__(
-        self, prepared: PreparedCases, input_: Input, batch_size: int, seed: int, device: torch.device
+        self, prepared: PreparedCases, input_: BatchSource, batch_size: int, seed: int, device: torch.device
     ) -> None:
         self._prepared = prepared
         self._input = input_

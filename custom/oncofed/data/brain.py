@@ -66,10 +66,70 @@ class Hospital:
 
 # Portable low-field machines are as noisy as this; one large hospital, three small ones.
 HOSPITALS = (
-    Hospital("site-1", Scanner((2.0, 2.0, 2.0), "RAS", "int16", 1.0, 0.00, 0.4, 0.09, 900.0), 8, 2, 4),
-    Hospital("site-2", Scanner((2.0, 2.0, 3.0), "LPS", "uint8", 0.7, 0.05, 0.6, 0.15, 140.0), 2, 1, 4),
-    Hospital("site-3", Scanner((2.5, 2.0, 2.0), "PSR", "float32", 1.6, -0.06, 0.5, 0.18, 1.0), 1, 1, 4),
-    Hospital("site-4", Scanner((2.2, 2.2, 2.2), "ASL", "uint16", 1.1, 0.08, 0.7, 0.24, 3000.0), 1, 1, 4),
+    Hospital(
+        name="site-1",
+        scanner=Scanner(
+            voxel_mm=(2.0, 2.0, 2.0),
+            axes="RAS",
+            dtype="int16",
+            gamma=1.0,
+            grey_shift=0.00,
+            bias=0.4,
+            noise=0.09,
+            scale=900.0,
+        ),
+        train=8,
+        validation=2,
+        test=4,
+    ),
+    Hospital(
+        name="site-2",
+        scanner=Scanner(
+            voxel_mm=(2.0, 2.0, 3.0),
+            axes="LPS",
+            dtype="uint8",
+            gamma=0.7,
+            grey_shift=0.05,
+            bias=0.6,
+            noise=0.15,
+            scale=140.0,
+        ),
+        train=2,
+        validation=1,
+        test=4,
+    ),
+    Hospital(
+        name="site-3",
+        scanner=Scanner(
+            voxel_mm=(2.5, 2.0, 2.0),
+            axes="PSR",
+            dtype="float32",
+            gamma=1.6,
+            grey_shift=-0.06,
+            bias=0.5,
+            noise=0.18,
+            scale=1.0,
+        ),
+        train=1,
+        validation=1,
+        test=4,
+    ),
+    Hospital(
+        name="site-4",
+        scanner=Scanner(
+            voxel_mm=(2.2, 2.2, 2.2),
+            axes="ASL",
+            dtype="uint16",
+            gamma=1.1,
+            grey_shift=0.08,
+            bias=0.7,
+            noise=0.24,
+            scale=3000.0,
+        ),
+        train=1,
+        validation=1,
+        test=4,
+    ),
 )
 
 

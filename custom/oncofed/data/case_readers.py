@@ -7,13 +7,14 @@ import io
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from oncofed.data import case_facts
+from oncofed.data.case_results import CaseFound, CaseRefused, CaseResult
 from oncofed.data.converted import fitting, is_there, write_image
-from oncofed.data.dicom.headers import Header
+from oncofed.data.dicom.header_types import ImageHeader
 from oncofed.data.dicom.labels import Label, read_labels
 from oncofed.data.dicom.matching import PlacedLabel
 from oncofed.data.dicom.pixels import read_stack
@@ -23,13 +24,13 @@ from oncofed.data.images import LoadedImage
 from oncofed.data.layouts import Item
 from oncofed.data.layouts.base import first_free
 from oncofed.data.layouts.content import looks_like_mask
-from oncofed.data.manifest import write_whole
+from oncofed.data.manifest import Entry, Split, write_whole
 from oncofed.data.mixtures import RAW, UNITS
 from oncofed.data.slides import TileSpec
 from oncofed.data.slides.measuring import measure
 
 # Raised when facts gain a field, so that what an older version remembered is read anew.
-_FACTS_VERSION = "9"
+_FACTS_VERSION = "10"
 
 
 class Work(Protocol):
@@ -49,14 +50,11 @@ class Work(Protocol):
     def stamp(self) -> str:
         """What changes when its files do."""
 
-    def read(self) -> dict[str, Any]:
-        """Return the fields of an ``Entry``, or ``set_aside`` with the reason why the case cannot be used.
+    def read(self) -> CaseResult:
+        """Read the case; one that cannot be used is no error."""
 
-        ``not_drawn`` are the paths of ``files`` that turned out to lie beside the image.
-        """
-
-    def set_aside(self, reason: str) -> dict[str, Any]:
-        """Return ``{"name", "reason", "source"}`` of a case that cannot be used."""
+    def set_aside(self, reason: str) -> CaseRefused:
+        """Return the case as one that cannot be used."""
 
     def renamed(self, name: str) -> Work:
         """Return the case by another name."""
@@ -100,11 +98,8 @@ class FileWork:
         """What changes when its files do."""
         return f"{_FACTS_VERSION} {self.item!r} {self.named} {case_facts.stamp(self._paths())}"
 
-    def read(self) -> dict[str, Any]:
-        """Return the case's facts or the reason why it cannot be used.
-
-        An image without a label of which ``looks_like_mask`` is true holds few whole numbers, read as a mask.
-        """
+    def read(self) -> CaseResult:
+        """Read the image and its label."""
         item = self.item
         images = [self.root / image for image in item.images]
         try:
@@ -113,28 +108,29 @@ class FileWork:
             found = case_facts.measure(image, mask)
             found["checksum"] = case_facts.checksum(images)
             found["notes"] = [*case_facts.notes(image, mask), *item.notes]
-            if item.label is None and len(images) == 1:
-                found["looks_like_mask"] = looks_like_mask(image)
+            alone = item.label is None and len(images) == 1
+            may_be_mask = alone and looks_like_mask(image)
         except Exception as error:  # noqa: BLE001 - readers raise whatever they like for a malformed file
             return self.set_aside(case_facts.reason_of(error))
         paths = [f"{self.prefix}{image}" for image in item.images]
-        return {
+        entry = Entry(
             **found,
-            "name": item.name,
-            "patient": item.patient,
-            "image": paths[0] if len(paths) == 1 else paths,
-            "label": self._listed_label(mask),
-            "label_named": (list(self.named) or None) if mask else None,
-            "split": item.split,
-            "modality": item.modality,
-            "tags": item.tags,
-            "stamp": case_facts.stamp([*images, *self._label_files(mask)]),
-            "source": item.images[0],
-        }
+            name=item.name,
+            patient=item.patient,
+            image=paths[0] if len(paths) == 1 else paths,
+            label=self._listed_label(mask),
+            label_named=(list(self.named) or None) if mask else None,
+            split=item.split,
+            modality=item.modality,
+            tags=item.tags,
+            stamp=case_facts.stamp([*images, *self._label_files(mask)]),
+            source=item.images[0],
+        )
+        return CaseFound(entry, looks_like_mask=may_be_mask)
 
-    def set_aside(self, reason: str) -> dict[str, Any]:
-        """Return what is known of a case that cannot be used."""
-        return _set_aside(self.item.name, reason, self.item.images[0])
+    def set_aside(self, reason: str) -> CaseRefused:
+        """Return the case as one that cannot be used."""
+        return CaseRefused(self.item.name, reason=reason, source=self.item.images[0])
 
     def renamed(self, name: str) -> Work:
         """Return the case by another name."""
@@ -177,7 +173,7 @@ class StackWork:
     labels: tuple[PlacedLabel, ...]
     values: Mapping[str, int]
     class_label: int | None
-    split: str | None
+    split: Split | None
 
     @property
     def key(self) -> str:
@@ -191,15 +187,16 @@ class StackWork:
 
     def stamp(self) -> str:
         """What changes when its files do."""
-        files = sorted(item.path + item.header["stamp"] for item in (*self.stack.slices, *self.labels))
+        slices = (item.path + item.header.stamp for item in self.stack.slices)
+        files = sorted([*slices, *(label.path + label.header.stamp for label in self.labels)])
         placed = [(label.path, label.named, label.notes) for label in self.labels]
         text = f"{_FACTS_VERSION} {files} {placed} {sorted(self.values.items())} {self.class_label} {self.split}"
-        text += f" {self.stack.header['person']} {self.stack.notes}"
+        text += f" {self.stack.header.person} {self.stack.notes}"
         there = all(is_there(self.out / path) for path in self._written())
         return hashlib.sha256(text.encode()).hexdigest() + ("" if there else " not written")
 
-    def read(self) -> dict[str, Any]:
-        """Convert the image and its label and return their facts, or the reason why they cannot be used."""
+    def read(self) -> CaseResult:
+        """Read the image and its label, and write them converted."""
         header = self.stack.header
         try:
             pixels = read_stack(self.root, self.stack)
@@ -214,27 +211,27 @@ class StackWork:
         if mask is not None and label_path:
             write_image(self.out / label_path, mask)
         written = [self.out / p for p in (image_path, label_path) if p]
-        return {
+        entry = Entry(
             **found,
-            "name": self.name,
-            "patient": header["person"],
-            "study": header["study"] or None,
-            "image": image_path,
-            "label": label_path or self.class_label,
-            "label_named": sorted(self.values.values()) if mask else None,
-            "split": self.split,
-            "modality": header["modality"] or None,
-            "vendor": header["vendor"] or None,
-            "checksum": case_facts.checksum(written[:1]),
-            "stamp": case_facts.stamp(written),
-            "notes": [*self.stack.notes, *pixels.notes, *_header_notes(header), *(label.notes if label else ())],
-            "source": self.stack.slices[0].path,
-            "not_drawn": list(label.not_drawn) if label else [],
-        }
+            name=self.name,
+            patient=header.person,
+            study=header.study or None,
+            image=image_path,
+            label=self.class_label if label_path is None else label_path,
+            label_named=sorted(self.values.values()) if mask else None,
+            split=self.split,
+            modality=header.modality or None,
+            vendor=header.vendor or None,
+            checksum=case_facts.checksum(written[:1]),
+            stamp=case_facts.stamp(written),
+            notes=[*self.stack.notes, *pixels.notes, *_header_notes(header), *(label.notes if label else ())],
+            source=self.stack.slices[0].path,
+        )
+        return CaseFound(entry, not_drawn=label.not_drawn if label else ())
 
-    def set_aside(self, reason: str) -> dict[str, Any]:
-        """Return what is known of an image that cannot be used."""
-        return _set_aside(self.name, reason, self.stack.slices[0].path)
+    def set_aside(self, reason: str) -> CaseRefused:
+        """Return the image as one that cannot be used."""
+        return CaseRefused(self.name, reason=reason, source=self.stack.slices[0].path)
 
     def renamed(self, name: str) -> Work:
         """Return the image by another name."""
@@ -287,8 +284,8 @@ class SlideWork:
         text = f"{_FACTS_VERSION} {self.item!r} {self.tiles!r} {sorted(self.names.items())} {seen}"
         return text + ("" if there else " not written")
 
-    def read(self) -> dict[str, Any]:
-        """Find the slide's tissue and tiles and return its facts, or the reason why it cannot be used."""
+    def read(self) -> CaseResult:
+        """Find the slide's tissue, and write its tiles."""
         item = self.item
         path = self._gather() if self.instances else self.root / item.images[0]
         region = self.root / item.label if isinstance(item.label, str) else None
@@ -301,23 +298,25 @@ class SlideWork:
         target = self.out / self._tiles_path
         target.parent.mkdir(parents=True, exist_ok=True)
         write_whole(target, buffer.getvalue())
-        return {
+        assert not isinstance(item.label, tuple)
+        entry = Entry(
             **found,
-            "name": item.name,
-            "patient": item.patient,
-            "image": self._folder if self.instances else f"{self.prefix}{item.images[0]}",
-            "label": f"{self.prefix}{item.label}" if isinstance(item.label, str) else item.label,
-            "split": item.split,
-            "modality": "SM",
-            "tags": item.tags,
-            "tiles": self._tiles_path,
-            "stamp": case_facts.stamp([path]),
-            "source": item.images[0],
-        }
+            name=item.name,
+            patient=item.patient,
+            image=self._folder if self.instances else f"{self.prefix}{item.images[0]}",
+            label=f"{self.prefix}{item.label}" if isinstance(item.label, str) else item.label,
+            split=item.split,
+            modality="SM",
+            tags=item.tags,
+            tiles=self._tiles_path,
+            stamp=case_facts.stamp([path]),
+            source=item.images[0],
+        )
+        return CaseFound(entry)
 
-    def set_aside(self, reason: str) -> dict[str, Any]:
-        """Return what is known of a slide that cannot be used."""
-        return _set_aside(self.item.name, reason, self.item.images[0])
+    def set_aside(self, reason: str) -> CaseRefused:
+        """Return the slide as one that cannot be used."""
+        return CaseRefused(self.item.name, reason=reason, source=self.item.images[0])
 
     def renamed(self, name: str) -> Work:
         """Return the case by another name."""
@@ -354,12 +353,8 @@ def is_dicom(work: Work) -> bool:
     return isinstance(work, StackWork) or (isinstance(work, SlideWork) and bool(work.instances))
 
 
-def _header_notes(header: Header) -> list[str]:
-    notes = ["burned-in annotation: its header says YES"] if header["burned_in"].upper() == "YES" else []
-    if header["modality"] == "PT" and header["units"]:
-        notes.append(f"{UNITS} {header['units']}")
-    return [*notes, RAW] if header["intent"] == "FOR PROCESSING" else notes
-
-
-def _set_aside(name: str, reason: str, source: str) -> dict[str, Any]:
-    return {"name": name, "reason": reason, "source": source}
+def _header_notes(header: ImageHeader) -> list[str]:
+    notes = ["burned-in annotation: its header says YES"] if header.burned_in.upper() == "YES" else []
+    if header.modality == "PT" and header.units:
+        notes.append(f"{UNITS} {header.units}")
+    return [*notes, RAW] if header.intent == "FOR PROCESSING" else notes

@@ -489,18 +489,18 @@ def case_of(folder: Path, manifest: Manifest, entry: Entry, values: tuple[tuple[
         label = dict(values or ()).get(entry.label or 0, entry.label or 0)
     name = entry.name or stem(images[0])
     return Case(
-        name,
-        entry.patient or name,
-        images[0],
-        label,
-        tuple(images[1:]),
-        values,
-        manifest.label_kind == "instances",
-        tuple(entry.spacing) if entry.spacing else None,
-        manifest.reading(entry),
-        entry,
-        inside(folder, entry.tiles) if entry.tiles else None,
-        folder if (folder / SALT_FILE).is_file() else None,
+        name=name,
+        patient=entry.patient or name,
+        image=images[0],
+        label=label,
+        more_images=tuple(images[1:]),
+        label_values=values,
+        instances=manifest.label_kind == "instances",
+        spacing=tuple(entry.spacing) if entry.spacing else None,
+        reading=manifest.reading(entry),
+        entry=entry,
+        tiles=inside(folder, entry.tiles) if entry.tiles else None,
+        folder=folder if (folder / SALT_FILE).is_file() else None,
     )
 
 

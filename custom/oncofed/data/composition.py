@@ -6,19 +6,20 @@ import hashlib
 import hmac
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from oncofed.data import case_facts
+from oncofed.data.case_results import CaseRefused, CaseResult
 from oncofed.data.dicom.references import region_key
-from oncofed.data.dicom.series import Heap
+from oncofed.data.dicom.series import DicomIndex
 from oncofed.data.exif import by_siblings
-from oncofed.data.layouts import Layout
+from oncofed.data.layouts import FolderLayout
 from oncofed.data.manifest import Entry, Intensity, Manifest, Quarantined, Task
 from oncofed.data.masks import value_name
 from oncofed.data.palettes import one_palette, own_colours
-from oncofed.data.request import Request
+from oncofed.data.register_options import RegisterOptions
 
 _NUMBERED = 8
 
@@ -28,83 +29,82 @@ def hashed_key(salt: bytes, text: str, length: int = 16) -> str:
     return hmac.new(salt, text.encode(), hashlib.sha256).hexdigest()[:length]
 
 
-def region_values(heap: Heap, request: Request) -> dict[str, int]:
+def region_values(dicom: DicomIndex, options: RegisterOptions) -> dict[str, int]:
     """Return region name -> label value: as the user says, else in the order of the alphabet.
 
     Names that differ in case or spaces around alone are one region's; it has the name that is written most often.
     """
-    given = {name: value for value, name in request.labels.items() if value}
+    given = {name: value for value, name in options.labels.items() if value}
     if given:
         return given
     written: dict[str, Counter[str]] = defaultdict(Counter)
-    for label in heap.labels:
-        for name in label.header["labels"].values():
+    for label in dicom.labels:
+        for name in label.header.labels.values():
             written[region_key(name)][name] += 1
     names = sorted(max(sorted(forms), key=lambda form: forms[form]) for forms in written.values())
     return {name: number for number, name in enumerate(names, start=1)}
 
 
 def compose(
-    request: Request,
+    options: RegisterOptions,
     task: Task,
-    layout: Layout,
-    heap: Heap,
+    layout: FolderLayout,
+    dicom: DicomIndex,
     classes: Mapping[str, int],
-    results: Iterable[dict[str, Any]],
+    results: Sequence[CaseResult],
     salt: bytes,
     before: Manifest | None,
 ) -> Manifest:
     """Return the list of a folder's cases, usable or not.
 
     Args:
-        request: what was registered.
+        options: what was registered.
         task: what it is for.
         layout: what the folder holds beside DICOM.
-        heap: its DICOM.
+        dicom: its DICOM.
         classes: class -> number, of the table of DICOM's patients, studies or series.
-        results: of each case's reading: the fields of an ``Entry``, or the reason why it cannot be used.
+        results: of each case's reading.
         salt: of the patients' hashes.
         before: the dataset as it was registered the last time: what people wrote into it is kept.
     """
     entries: list[Entry] = []
     quarantine = list(layout.bad)
-    results = list(results)
     masks = _taken_for_images(results)
     quarantine += [
-        Quarantined(name=hashed_key(salt, path, 12), reason=reason, source=path) for path, reason in heap.broken.items()
+        Quarantined(name=hashed_key(salt, path, 12), reason=reason, source=path)
+        for path, reason in dicom.broken.items()
     ]
     for result in results:
-        if result["name"] in masks:
-            quarantine.append(Quarantined(name=result["name"], reason=masks[result["name"]], source=result["source"]))
-        elif "reason" in result:
-            quarantine.append(Quarantined.model_validate(result))
+        if isinstance(result, CaseRefused):
+            quarantine.append(result.quarantined())
+        elif result.name in masks:
+            quarantine.append(Quarantined(name=result.name, reason=masks[result.name], source=result.entry.source))
         else:
-            hashed = {key: hashed_key(salt, result[key]) for key in ("patient", "study") if result.get(key)}
-            entries.append(Entry.model_validate({**result, **hashed}))
+            entries.append(_pseudonymous(result.entry, salt))
     # Numbered objects are such by their numbers, with a palette or without.
-    if not (own_colours(entries) and _label_kind(entries, layout, request) == "instances"):
+    if not (own_colours(entries) and _label_kind(entries, layout, options) == "instances"):
         entries = one_palette(entries)
     entries = by_siblings(entries)
-    kind = "classes" if heap.labels else _label_kind(entries, layout, request)
+    kind = "classes" if dicom.labels else _label_kind(entries, layout, options)
     if kind == "instances":
         entries = [_as_one_class(entry) for entry in entries]
-    labels = _labels(entries, layout, heap, classes, request)
+    labels = _labels(entries, layout, dicom, classes, options)
     usable = []
     for entry in sorted(entries, key=lambda e: e.name or ""):
-        reasons = [*case_facts.faults(entry), *_outside_vocabulary(entry, labels, request, layout)]
+        reasons = [*case_facts.faults(entry), *_outside_vocabulary(entry, labels, options, layout)]
         if reasons:
             quarantine.append(Quarantined(name=entry.name or "", reason="; ".join(reasons), source=entry.source))
         else:
             usable.append(entry)
     return Manifest(
-        name=request.name,
+        name=options.name,
         description=f"registered by oncofed, layout: {layout.kind}",
         task=task,
         modality=layout.modality or _modality(usable),
         labels={str(value): name for value, name in sorted(labels.items())},
         label_kind=kind,
         label_map=before.label_map if before else {},
-        patient_from=(request.patient_from if heap.stacks or heap.slides else None) or "id",
+        patient_from=(options.patient_from if dicom.stacks or dicom.slides else None) or "id",
         reviewed=before.reviewed if before else [],
         decisions=before.decisions if before else [],
         training=[e for e in usable if e.split in {None, "training"}],
@@ -114,18 +114,23 @@ def compose(
     )
 
 
-def _taken_for_images(results: Iterable[dict[str, Any]]) -> dict[str, str]:
+def _pseudonymous(entry: Entry, salt: bytes) -> Entry:
+    known = {"patient": entry.patient, "study": entry.study}
+    return entry.model_copy(update={key: hashed_key(salt, text) for key, text in known.items() if text})
+
+
+def _taken_for_images(results: Iterable[CaseResult]) -> dict[str, str]:
     """Return name -> reason of cases that are masks: few whole numbers alone, on the grid of another's image."""
     grids: dict[str, str] = {}
     few = []
     for result in results:
-        if "reason" in result or _is_constant(result.get("intensity")):
+        if isinstance(result, CaseRefused) or _is_constant(result.entry.intensity):
             continue
-        grid = f"{result.get('shape')} {result.get('affine')}"
-        if result.get("looks_like_mask"):
-            few.append((result["name"], grid))
+        grid = f"{result.entry.shape} {result.entry.affine}"
+        if result.looks_like_mask:
+            few.append((result.name, grid))
         else:
-            grids.setdefault(grid, result["source"])
+            grids.setdefault(grid, result.entry.source or "")
     return {
         name: f"holds few whole numbers alone, on the grid of {grids[grid]}: it looks like a mask, expected an image. "
         "Name it as its image (CASE_seg beside CASE), or list both in a table (image, label)"
@@ -134,15 +139,16 @@ def _taken_for_images(results: Iterable[dict[str, Any]]) -> dict[str, str]:
     }
 
 
-def _is_constant(intensity: Any) -> bool:
-    """Return whether there is nothing on an image: it is told as that, not as a mask."""
-    known = Intensity.model_validate(intensity) if intensity else None
-    return known is not None and known.low == known.high and known.std == 0
+def _is_constant(intensity: Intensity | None) -> bool:
+    """Return whether an image shows nothing: it is reported as that, not as a mask."""
+    return intensity is not None and intensity.low == intensity.high and intensity.std == 0
 
 
-def _label_kind(entries: Sequence[Entry], layout: Layout, request: Request) -> Literal["classes", "instances"]:
+def _label_kind(
+    entries: Sequence[Entry], layout: FolderLayout, options: RegisterOptions
+) -> Literal["classes", "instances"]:
     """Return "instances" where masks number their objects: 1, 2, … n, with another n in each image."""
-    named = {v for v in {**layout.labels, **request.labels} if v}
+    named = {v for v in {**layout.labels, **options.labels} if v}
     counts = [e.instances for e in entries if e.instances]
     if len(named) > 1 or not counts:
         return "classes"
@@ -166,7 +172,11 @@ def _as_one_class(entry: Entry) -> Entry:
 
 
 def _labels(
-    entries: Sequence[Entry], layout: Layout, heap: Heap, classes: Mapping[str, int], request: Request
+    entries: Sequence[Entry],
+    layout: FolderLayout,
+    dicom: DicomIndex,
+    classes: Mapping[str, int],
+    options: RegisterOptions,
 ) -> dict[int, str]:
     """Return label value -> name; a value that nobody named has its own number as name."""
     found: set[int] = set()
@@ -174,18 +184,20 @@ def _labels(
         found |= set(case_facts.label_counts(entry.label_values or {}))
         if isinstance(entry.label, int):
             found.add(entry.label)
-    named = {**layout.labels, **{v: n for n, v in region_values(heap, request).items()}, **request.labels}
-    if heap.stacks:
+    named = {**layout.labels, **{v: n for n, v in region_values(dicom, options).items()}, **options.labels}
+    if dicom.stacks:
         named |= {number: label for label, number in classes.items()}
     masks = any(isinstance(entry.label, str) for entry in entries)
     if masks or any(entry.label_values for entry in entries):
         named.setdefault(0, "background")
-    explicit = bool(layout.labels or request.labels)
+    explicit = bool(layout.labels or options.labels)
     return named if explicit and set(named) - {0} else {**{v: value_name(v) for v in sorted(found)}, **named}
 
 
-def _outside_vocabulary(entry: Entry, labels: Mapping[int, str], request: Request, layout: Layout) -> list[str]:
-    if not (layout.labels or request.labels) or entry.label_values is None:
+def _outside_vocabulary(
+    entry: Entry, labels: Mapping[int, str], options: RegisterOptions, layout: FolderLayout
+) -> list[str]:
+    if not (layout.labels or options.labels) or entry.label_values is None:
         return []
     extra = sorted(set(case_facts.label_counts(entry.label_values)) - set(labels) - {0})
     if not extra:

@@ -16,8 +16,6 @@ import hashlib
 import hmac
 import io
 import math
-import os
-import secrets
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -37,6 +35,7 @@ from pydicom.uid import UID
 
 from oncofed.data.case_facts import reason_of
 from oncofed.data.dicom.files import read_file
+from oncofed.data.dicom.header_types import BrokenFile, ImageHeader, LabelHeader, OtherObject, SlideHeader
 from oncofed.data.dicom.headers import looks_like_dicom, read_header
 from oncofed.data.folder import find_files
 from oncofed.data.formats.nifti import beginning, nifti_header
@@ -47,6 +46,7 @@ from oncofed.data.textless import require_same, without_text
 from oncofed.data.textless_tiff import copy_slide, is_slide
 from oncofed.data.workers import BROKE_ITS_READER, Workers
 from oncofed.errors import DataError
+from oncofed.private_files import random_secret, write_private
 
 CROSSWALK_FILE = "crosswalk.csv"
 _TABLES = "dicomfields_2026c"
@@ -166,7 +166,7 @@ def deidentify(
     key = _key(key_file)
     found = find_files(source)
     files = found.files
-    turns = [_CopyJob(source, out, path, key, options) for path in files]
+    turns = [_CopyJob(source=source, out=out, path=path, key=key, options=options) for path in files]
     outcome = Outcome(left_out=Counter(found.left_out.values()))
     pairs: list[tuple[str, str]] = []
     with Workers(workers) as pool:
@@ -250,18 +250,18 @@ def _copy(turn: _CopyJob) -> tuple[str, str, str]:
 
 def _copy_dicom(turn: _CopyJob, path: Path) -> tuple[str, str, str]:
     header = read_header(path)
-    if header["kind"] == "broken":
-        return turn.path, "refused", header["reason"]
-    if header["kind"] in {"other", "dicomdir"}:
-        what = "directory" if header["kind"] == "dicomdir" else header["modality"] or "object"
+    if isinstance(header, BrokenFile):
+        return turn.path, "refused", header.reason
+    if not isinstance(header, ImageHeader | LabelHeader | SlideHeader):
+        what = (header.modality or "object") if isinstance(header, OtherObject) else "directory"
         return turn.path, "left out", f"DICOM {what} (reports and plans are not copied)"
-    if header.get("burned_in", "").upper() == "YES" and not turn.options.keep_burned_in:
+    if header.burned_in.upper() == "YES" and not turn.options.keep_burned_in:
         what = "has text burned into its pixels (BurnedInAnnotation is YES). Mask it, or copy it with --keep-burned-in"
         return turn.path, "refused", what
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         dataset = read_file(path)
-        if header["kind"] == "slide" and _SLIDE_LABELS & set(dataset.get("ImageType", [])):
+        if isinstance(header, SlideHeader) and _SLIDE_LABELS & set(dataset.get("ImageType", [])):
             return turn.path, "left out", "label or overview of a slide"
         deidentify_dataset(dataset, turn.key, turn.options)
         series = str(dataset.get("SeriesInstanceUID", "") or _name(turn.key, turn.path))
@@ -423,11 +423,7 @@ def _name(key: bytes, text: str, length: int = 12) -> str:
 
 def _key(path: Path) -> bytes:
     path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(secrets.token_bytes(32))
-    key = path.read_bytes()
+    key = random_secret(path)
     if len(key) < 16:
         raise DataError(f"{path}: found {len(key)} bytes, expected a key of at least 16. Name another with --key.")
     return key
@@ -440,5 +436,4 @@ def _write_crosswalk(path: Path, pairs: list[tuple[str, str]]) -> None:
             known = {row[0]: row[1] for row in csv.reader(file) if len(row) == 2}
     buffer = io.StringIO()
     csv.writer(buffer).writerows(sorted({**known, **dict(pairs)}.items()))
-    write_whole(path, buffer.getvalue())
-    path.chmod(0o600)
+    write_private(path, buffer.getvalue().encode())

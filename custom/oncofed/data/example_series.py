@@ -9,9 +9,9 @@ from nibabel.affines import voxel_sizes
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
+from oncofed.data.formats.common import LPS_TO_RAS
 from oncofed.data.images import read_image
 
-_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _BRIGHTEST = 4095  # twelve bits, as scanners have
 
 
@@ -28,7 +28,7 @@ def write_series(image: Path, folder: Path) -> list[Path]:
     values = loaded.values[..., 0].astype(np.float32)
     stored = np.clip(values - values.min(), 0, None)
     stored = np.rint(stored * (_BRIGHTEST / max(float(stored.max()), 1e-6))).astype(np.uint16)
-    affine, sizes = _LPS @ loaded.affine, voxel_sizes(loaded.affine)
+    affine, sizes = LPS_TO_RAS @ loaded.affine, voxel_sizes(loaded.affine)
     series, study, frame = generate_uid(), generate_uid(), generate_uid()
     folder.mkdir(parents=True)
     files = []

@@ -48,7 +48,14 @@ class Axis:
     def to(self, device: torch.device) -> Axis:
         """Return the same on a device."""
         share = None if self.share is None else self.share.to(device)
-        return Axis(self.target, self.below.to(device), self.above.to(device), share, self.turned, self.same)
+        return Axis(
+            target=self.target,
+            below=self.below.to(device),
+            above=self.above.to(device),
+            share=share,
+            turned=self.turned,
+            same=self.same,
+        )
 
     def of(self, values: Tensor, dim: int, part: slice = slice(None), begun: int = 0) -> Tensor:
         """Return values at places of the other grid along one axis.
@@ -163,10 +170,10 @@ def _axis(target: int, places: NDArray[np.float64], length: int) -> Axis:
     above = np.minimum(below + (share > 0), length - 1)
     every = np.arange(length)
     return Axis(
-        target,
-        torch.from_numpy(below),
-        torch.from_numpy(above),
-        torch.from_numpy(share) if share.any() else None,
+        target=target,
+        below=torch.from_numpy(below),
+        above=torch.from_numpy(above),
+        share=torch.from_numpy(share) if share.any() else None,
         turned=not share.any() and np.array_equal(below, every[::-1]),
         same=not share.any() and np.array_equal(below, every),
     )

@@ -77,7 +77,7 @@ class Preparation(ABC):
         return []
 
 
-class Input(Preparation):
+class BatchSource(Preparation):
     """How cases become batches.
 
     Args:
@@ -102,7 +102,7 @@ class Input(Preparation):
         return Augment(self._strength, generator)(batch)
 
 
-class Patches(Input):
+class Patches(BatchSource):
     """Patches for segmentation: each class, background among them, is as often at the centre.
 
     A batch holds image (batch, channel, x, y[, z]) float32 and label (batch, 1, x, y[, z]) uint8; with ``objects``
@@ -168,7 +168,7 @@ class Patches(Input):
         return [self._classes, self._objects]
 
 
-class WholeImages(Input):
+class WholeImages(BatchSource):
     """Whole images for classification, each scaled and padded to the job's ``patch``.
 
     A batch holds image (batch, channel, x, y[, z]) float32 and label (batch,) int64.

@@ -62,7 +62,7 @@ def match_labels(manifest: Manifest, classes: Mapping[int, str]) -> Vocabulary:
     if instances:
         how.append("every numbered object becomes its class")
     same = not instances and all(value == target for value, target in values.items())
-    return Vocabulary(None if same else values, instances, how, problems)
+    return Vocabulary(values=None if same else values, instances=instances, how=how, problems=problems)
 
 
 def match_classes(manifest: Manifest, classes: Mapping[int, str]) -> Vocabulary:
@@ -81,7 +81,7 @@ def match_classes(manifest: Manifest, classes: Mapping[int, str]) -> Vocabulary:
     absent = [name for value, name in classes.items() if value not in values.values()]
     if absent and not problems:
         how.append(f"this site has no {', '.join(absent)}")
-    return Vocabulary(values, False, how, problems)
+    return Vocabulary(values=values, instances=False, how=how, problems=problems)
 
 
 def _by_name(

@@ -174,10 +174,10 @@ def _spread(entries: Sequence[Entry], most: int, seed: int) -> list[Entry]:
     groups: dict[object, int] = {}
     by_case = {
         Case(
-            _name(entry),
-            entry.patient or _name(entry),
-            Path(entry.images[0]),
-            groups.setdefault(_classes(entry), len(groups)),
+            name=_name(entry),
+            patient=entry.patient or _name(entry),
+            image=Path(entry.images[0]),
+            label=groups.setdefault(_classes(entry), len(groups)),
         ): entry
         for entry in entries
     }

@@ -8,17 +8,16 @@ and ``label`` as paths inside the manifest's folder. A file that somebody wrote 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shlex
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from oncofed.atomic import write_whole as write_whole  # noqa: PLC0414 - callers import it from here
 from oncofed.data.label_names import named_values
 from oncofed.errors import DataError
 
@@ -248,30 +247,6 @@ def write_manifest(folder: Path, manifest: Manifest) -> Path:
     return path
 
 
-def write_whole(path: Path, content: str | bytes, mode: int | None = None) -> None:
-    """Write a file so that whoever reads it finds the old contents or the new, also after a power cut.
-
-    Args:
-        path: of the file.
-        content: all of it; text in UTF-8.
-        mode: its permissions; None: those of the file that was there, else those of any new file.
-    """
-    data = content.encode() if isinstance(content, str) else content
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        usual = path.stat().st_mode & 0o777 if path.exists() else 0o644 & ~_umask()
-        Path(name).chmod(usual if mode is None else mode)
-        Path(name).replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            Path(name).unlink()
-        raise
-
-
 def inside(folder: Path, relative: str) -> Path:
     """Return a manifest's path as a path of this machine.
 
@@ -284,12 +259,6 @@ def inside(folder: Path, relative: str) -> Path:
     if not path.is_relative_to(os.path.normpath(folder)):
         raise DataError(f"{folder / MANIFEST_FILE}: {relative!r} lies outside the folder. Expected a path inside it.")
     return path
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _old_spellings(values: dict[str, Any], path: Path) -> dict[str, Any]:

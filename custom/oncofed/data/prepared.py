@@ -80,7 +80,9 @@ def plan_cache(cases: Sequence[Case], how: Preparation, device: torch.device, pr
     held = _where(how.spec.cache, size, device, promised)
     if held == "disk" and folder is None:
         held = "memory"
-    return CachePlan(size, held, folder, f"{note}, held in {'GPU memory' if held == 'gpu' else held}")
+    return CachePlan(
+        bytes=size, held=held, folder=folder, note=f"{note}, held in {'GPU memory' if held == 'gpu' else held}"
+    )
 
 
 def _where(wanted: str, size: int | None, device: torch.device, promised: int) -> str:
@@ -294,7 +296,7 @@ class _Ahead:
 
 def passing(cases: Sequence[Case]) -> CachePlan:
     """Return the plan of cases that are prepared each time anew, since they are used once."""
-    return CachePlan(None, "disk", None, f"{len(cases)} prepared cases, not kept")
+    return CachePlan(bytes=None, held="disk", folder=None, note=f"{len(cases)} prepared cases, not kept")
 
 
 def prepare_all(

@@ -7,8 +7,6 @@ along.
 
 from __future__ import annotations
 
-import os
-import secrets
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,16 +16,17 @@ from typing import Any, cast
 
 from oncofed.data.accounts import Reading, account
 from oncofed.data.case_readers import FileWork, SlideWork, StackWork, Work, distinct_work
+from oncofed.data.case_results import CaseFound, CaseResult, from_json, to_json
 from oncofed.data.composed import ComposedWork
 from oncofed.data.composition import compose, hashed_key, region_values
 from oncofed.data.converted import SUFFIXES
-from oncofed.data.dicom.heap import read_heap
+from oncofed.data.dicom.indexing import index_folder
 from oncofed.data.dicom.matching import PlacedLabel, match_labels
-from oncofed.data.dicom.series import Heap
+from oncofed.data.dicom.series import DicomIndex
 from oncofed.data.dicom.whole_slides import whole_slides
 from oncofed.data.folder import find_files
 from oncofed.data.index import Index
-from oncofed.data.layouts import ClassTable, Item, Layout, find_layout, lists_images
+from oncofed.data.layouts import ClassTable, FolderLayout, Item, find_layout, lists_images
 from oncofed.data.layouts.telling import all_taken_for_masks
 from oncofed.data.manifest import (
     MANIFEST_FILE,
@@ -38,40 +37,41 @@ from oncofed.data.manifest import (
     read_manifest,
     write_manifest,
 )
-from oncofed.data.request import Progress, Request, parse_labels
+from oncofed.data.register_options import Progress, RegisterOptions, parse_labels
 from oncofed.data.slides.regions import is_regions, label_values
 from oncofed.data.workers import BROKE_ITS_READER, Workers
 from oncofed.errors import DataError
+from oncofed.private_files import random_secret
 
-__all__ = ["Progress", "Request", "dataset_folder", "parse_labels", "register", "which_is_taken"]
+__all__ = ["Progress", "RegisterOptions", "dataset_folder", "parse_labels", "register", "which_is_taken"]
 
 SOURCE_LINK = "source"
 _INDEX_FILE = ".index.sqlite"
 
 
-def register(request: Request, progress: Progress | None = None) -> Manifest:
-    """Read a folder and write ``request.out/dataset.json``; only what changed since the last time is read.
+def register(options: RegisterOptions, progress: Progress | None = None) -> Manifest:
+    """Read a folder and write ``options.out/dataset.json``; only what changed since the last time is read.
 
     Args:
-        request: what to register.
+        options: what to register.
         progress: called with (what is done, how many, of how many).
 
     Raises:
         DataError: the folder cannot be used at all. A single bad case is no error: it is in ``quarantine``.
-        OSError: ``request.out`` cannot be written to; a manifest that was there is as it was.
+        OSError: ``options.out`` cannot be written to; a manifest that was there is as it was.
     """
     progress = progress or (lambda what, done, total: None)
-    source, out = request.source.resolve(), request.out.resolve()
+    source, out = options.source.resolve(), options.out.resolve()
     if not source.is_dir():
-        raise DataError(f"{request.source}: no such folder. Name the folder that holds the images.")
+        raise DataError(f"{options.source}: no such folder. Name the folder that holds the images.")
     if source == out:
-        raise DataError(f"{request.source}: the dataset's folder cannot be the images' own. Name another with --out.")
+        raise DataError(f"{options.source}: the dataset's folder cannot be the images' own. Name another with --out.")
     out.mkdir(parents=True, exist_ok=True)
-    salt = _salt(out)
+    salt = random_secret(out / SALT_FILE)  # it never leaves the folder
     before = read_manifest(out) if (out / MANIFEST_FILE).is_file() else None
-    patient_from = request.patient_from
-    if request.patient_from is None:
-        request = replace(request, patient_from=before.patient_from if before else "id")
+    patient_from = options.patient_from
+    if options.patient_from is None:
+        options = replace(options, patient_from=before.patient_from if before else "id")
     prefix = _link(source, out)
     progress("looking for files", 0, 0)
     found = find_files(source)
@@ -81,61 +81,51 @@ def register(request: Request, progress: Progress | None = None) -> Manifest:
         files = [path for path in files if not path.startswith(own)]
         found.left_out = {path: why for path, why in found.left_out.items() if not path.startswith(own)}
         found.left_out[own] = "the dataset's own folder"
-    with Index(out / _INDEX_FILE) as index, Workers(request.workers) as workers:
-        listing = request.table if lists_images(request.table) else None
-        layout = find_layout(source, files, listing, request.task, request.labels, request.classes)
-        heap = Heap()
-        if layout.heap:
-            heap = read_heap(source, files, request.patient_from or "id", index, progress, workers)
-        if layout.kind == "nothing" and (heap.stacks or heap.slides or heap.broken):
+    with Index(out / _INDEX_FILE) as index, Workers(options.workers) as workers:
+        listing = options.table if lists_images(options.table) else None
+        layout = find_layout(source, files, listing, options.task, options.labels, options.classes)
+        dicom = DicomIndex()
+        if layout.may_hold_dicom:
+            dicom = index_folder(source, files, options.patient_from or "id", index, progress, workers)
+        if layout.kind == "nothing" and (dicom.stacks or dicom.slides or dicom.broken):
             layout.kind = "DICOM"
-        task = cast("Task", request.task or layout.task or ("slides" if heap.slides else "segmentation"))
-        table = ClassTable(request.table, heap.headers)
-        if request.table and not listing and not (heap.stacks or heap.slides):
+        task = cast("Task", options.task or layout.task or ("slides" if dicom.slides else "segmentation"))
+        table = ClassTable(options.table, dicom.headers)
+        if options.table and not listing and not (dicom.stacks or dicom.slides):
             raise DataError(
-                f"{request.table}: it names no image, and {request.source} holds no DICOM. Add a column image."
+                f"{options.table}: it names no image, and {options.source} holds no DICOM. Add a column image."
             )
-        labels = _match_labels(heap, request)
+        labels = _match_labels(dicom, options)
         work = [
-            *_file_work(layout, request, prefix),
-            *_dicom_work(heap, labels, request, salt, table),
-            *_slide_work(heap, request, salt, table),
+            *_file_work(layout, options, prefix),
+            *_dicom_work(dicom, labels, options, salt, table),
+            *_slide_work(dicom, options, salt, table),
         ]
         work = distinct_work(work, {bad.name for bad in layout.bad})
         layout.bad += table.faults
-        if not work and not layout.bad and not heap.broken:
-            raise DataError(_nothing_found(request.source, files, layout, {**heap.left_out, **found.left_out}))
+        if not work and not layout.bad and not dicom.broken:
+            raise DataError(_nothing_found(options.source, files, layout, {**dicom.left_out, **found.left_out}))
         results = list(_read_all(work, index, progress, workers))
-    manifest = compose(request, task, layout, heap, table.classes, results, salt, before)
+    manifest = compose(options, task, layout, dicom, table.classes, results, salt, before)
     reading = Reading(
         paths=files,
         passed_over=found.left_out,
         dangling=found.dangling,
         source=source,
-        table=request.table,
+        table=options.table,
         layout=layout,
-        heap=heap,
+        dicom=dicom,
         work=work,
         patient_from=patient_from,
         rows=table.unmatched(),
         classes=table,
-        not_drawn={result["name"]: result["not_drawn"] for result in results if result.get("not_drawn")},
+        not_drawn={r.name: r.not_drawn for r in results if isinstance(r, CaseFound) and r.not_drawn},
     )
     became, manifest = account(reading, manifest)
     write_manifest(out, manifest)
     became.write(out)
     _remove_stale(out, manifest)
     return manifest
-
-
-def _salt(out: Path) -> bytes:
-    """Return the secret with which this dataset's patients are hashed; it never leaves the folder."""
-    path = out / SALT_FILE
-    if not path.is_file():
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(secrets.token_bytes(32))
-    return path.read_bytes()
 
 
 def _link(source: Path, out: Path) -> str:
@@ -149,7 +139,7 @@ def _link(source: Path, out: Path) -> str:
     return f"{SOURCE_LINK}/"
 
 
-def _nothing_found(source: Path, files: Sequence[str], layout: Layout, left_out: Mapping[str, str]) -> str:
+def _nothing_found(source: Path, files: Sequence[str], layout: FolderLayout, left_out: Mapping[str, str]) -> str:
     if why := all_taken_for_masks(layout.left_out):
         return (
             f"{source}: no image found: {why}, and they hold few values as masks do. Register the folder of their "
@@ -168,67 +158,87 @@ def _nothing_found(source: Path, files: Sequence[str], layout: Layout, left_out:
 # --- what there is to read
 
 
-def _file_work(layout: Layout, request: Request, prefix: str) -> Iterator[Work]:
-    source, out = request.source.resolve(), request.out.resolve()
-    slide_task = (request.task or layout.task) == "slides"
-    names = {name: value for value, name in request.labels.items()}
-    named = tuple(sorted({**layout.labels, **request.labels}))
+def _file_work(layout: FolderLayout, options: RegisterOptions, prefix: str) -> Iterator[Work]:
+    source, out = options.source.resolve(), options.out.resolve()
+    slide_task = (options.task or layout.task) == "slides"
+    names = {name: value for value, name in options.labels.items()}
+    named = tuple(sorted({**layout.labels, **options.labels}))
     if slide_task and not names:
         drawn = {item.label for item in layout.items if isinstance(item.label, str) and is_regions(Path(item.label))}
         names = label_values(source / path for path in sorted(drawn))
         layout.labels |= {value: name for name, value in names.items()}
     for item in layout.items:
         if slide_task:
-            yield SlideWork(source, prefix, out, item, request.tiles, names)
+            yield SlideWork(root=source, prefix=prefix, out=out, item=item, tiles=options.tiles, names=names)
         elif isinstance(item.label, tuple):
-            yield ComposedWork(source, prefix, item, named, out)
+            yield ComposedWork(root=source, prefix=prefix, item=item, named=named, out=out)
         else:
-            yield FileWork(source, prefix, item, named)
+            yield FileWork(root=source, prefix=prefix, item=item, named=named)
 
 
-def _match_labels(heap: Heap, request: Request) -> list[tuple[PlacedLabel, ...]]:
-    """Return the label files of each image; those that lie on none are left out of the heap, with the reason."""
-    wanted = {name: value for value, name in request.labels.items() if value}
-    placed, reasons = match_labels(request.source.resolve(), heap.stacks, heap.labels, wanted or None, heap.slides)
-    heap.unplaced = [label for label in heap.labels if label.path in reasons]
-    heap.labels = [label for label in heap.labels if label.path not in reasons]
-    heap.left_out |= reasons
+def _match_labels(dicom: DicomIndex, options: RegisterOptions) -> list[tuple[PlacedLabel, ...]]:
+    """Return the label files of each image; those that lie on none are left out of the dicom, with the reason."""
+    wanted = {name: value for value, name in options.labels.items() if value}
+    placed, reasons = match_labels(options.source.resolve(), dicom.stacks, dicom.labels, wanted or None, dicom.slides)
+    dicom.unplaced = [label for label in dicom.labels if label.path in reasons]
+    dicom.labels = [label for label in dicom.labels if label.path not in reasons]
+    dicom.left_out |= reasons
     return placed
 
 
 def _dicom_work(
-    heap: Heap, placed: Sequence[tuple[PlacedLabel, ...]], request: Request, salt: bytes, table: ClassTable
+    dicom: DicomIndex,
+    placed: Sequence[tuple[PlacedLabel, ...]],
+    options: RegisterOptions,
+    salt: bytes,
+    table: ClassTable,
 ) -> Iterator[Work]:
-    values = region_values(heap, request)
-    for stack, labels in zip(heap.stacks, placed, strict=True):
+    values = region_values(dicom, options)
+    for stack, labels in zip(dicom.stacks, placed, strict=True):
         header = stack.header
-        name = f"{hashed_key(salt, header['patient'], 8)}-{hashed_key(salt, header['series'], 8)}"
+        name = f"{hashed_key(salt, header.patient, 8)}-{hashed_key(salt, header.series, 8)}"
         name += f"-{stack.part}" if stack.part else ""
         if stack.kind == "flat":
-            name += f"-{hashed_key(salt, header['instance'] or stack.slices[0].path, 6)}"
+            name += f"-{hashed_key(salt, header.instance or stack.slices[0].path, 6)}"
         number, split = table.find(header)
-        yield StackWork(request.source.resolve(), request.out.resolve(), name, stack, labels, values, number, split)
+        yield StackWork(
+            root=options.source.resolve(),
+            out=options.out.resolve(),
+            name=name,
+            stack=stack,
+            labels=labels,
+            values=values,
+            class_label=number,
+            split=split,
+        )
 
 
-def _slide_work(heap: Heap, request: Request, salt: bytes, table: ClassTable) -> Iterator[Work]:
-    source, out = request.source.resolve(), request.out.resolve()
-    names = {name: value for value, name in request.labels.items()}
-    found, left_out = whole_slides(heap.slides)
-    heap.left_out |= left_out
+def _slide_work(dicom: DicomIndex, options: RegisterOptions, salt: bytes, table: ClassTable) -> Iterator[Work]:
+    source, out = options.source.resolve(), options.out.resolve()
+    names = {name: value for value, name in options.labels.items()}
+    found, left_out = whole_slides(dicom.slides)
+    dicom.left_out |= left_out
     for slide in found:
         header = slide.instances[0].header
-        name = f"{hashed_key(salt, header['patient'], 8)}-{hashed_key(salt, slide.series, 8)}"
-        said = [table.find(instance.header) for instance in slide.instances]
-        label, split = next((one for one in said if one != (None, None)), (None, None))
-        item = Item(name, header["person"], (slide.instances[0].path,), label, split, "SM")  # type: ignore[arg-type]
+        name = f"{hashed_key(salt, header.patient, 8)}-{hashed_key(salt, slide.series, 8)}"
+        rows = [table.find(instance.header) for instance in slide.instances]
+        label, split = next((row for row in rows if row != (None, None)), (None, None))
         files = tuple(instance.path for instance in slide.instances)
-        yield SlideWork(source, f"{SOURCE_LINK}/", out, item, request.tiles, names, files)
+        yield SlideWork(
+            root=source,
+            prefix=f"{SOURCE_LINK}/",
+            out=out,
+            item=Item(name=name, patient=header.person, images=files[:1], label=label, split=split, modality="SM"),
+            tiles=options.tiles,
+            names=names,
+            instances=files,
+        )
 
 
 # --- reading
 
 
-def _read_all(work: Sequence[Work], index: Index, progress: Progress, workers: Workers) -> Iterator[dict[str, Any]]:
+def _read_all(work: Sequence[Work], index: Index, progress: Progress, workers: Workers) -> Iterator[CaseResult]:
     fresh: list[Work] = []
     done = 0
     for item in work:
@@ -237,23 +247,22 @@ def _read_all(work: Sequence[Work], index: Index, progress: Progress, workers: W
             fresh.append(item)
         else:
             done += 1
-            yield known
+            yield from_json(known)
     progress("reading images", done, len(work))
     by_key = {item.key: item for item in fresh}
-    for key, result in workers.map(_read_one, fresh, broken=_broke_its_reader):
-        index.put(key, by_key[key].stamp(), result)
+    for key, values in workers.map(_read_one, fresh, broken=_broke_its_reader):
+        index.put(key, by_key[key].stamp(), values)
         done += 1
         progress("reading images", done, len(work))
-        yield result
+        yield from_json(values)
 
 
 def _read_one(work: Work) -> tuple[str, dict[str, Any]]:
-    result = work.read()
-    return work.key, {k: v.model_dump() if hasattr(v, "model_dump") else v for k, v in result.items() if v is not None}
+    return work.key, to_json(work.read())
 
 
 def _broke_its_reader(work: Work) -> tuple[str, dict[str, Any]]:
-    return work.key, work.set_aside(BROKE_ITS_READER)
+    return work.key, to_json(work.set_aside(BROKE_ITS_READER))
 
 
 def _remove_stale(out: Path, manifest: Manifest) -> None:

@@ -56,7 +56,7 @@ def read_tiles(path: Path, tiles: Path) -> SlideTiles:
     try:
         with np.load(tiles) as grid:
             spec = TileSpec(int(grid["size"]), float(grid["mpp"]))
-            return SlideTiles(path, spec, grid["x"], grid["y"])
+            return SlideTiles(path=path, spec=spec, x=grid["x"], y=grid["y"])
     except (OSError, KeyError, ValueError, EOFError, BadZipFile):
         raise DataError(
             "the file of its tiles is missing or damaged, expected what registering wrote. Register the dataset again"
@@ -118,7 +118,7 @@ def _runs(slides: Sequence[SlideTiles], opened: dict[int, TileReader], most_byte
         count = max(1, min(_TILES_A_RUN, most_bytes // slide.spec.bytes))
         reader = opened[number] = TileReader(slide.path, slide.spec)
         for first in range(0, len(slide), count):
-            yield _Run(slide, number, first, min(first + count, len(slide)), reader)
+            yield _Run(slide=slide, number=number, first=first, last=min(first + count, len(slide)), reader=reader)
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from oncofed.data.case_readers import FileWork, SlideWork, StackWork, Work
-from oncofed.data.dicom.series import Heap
+from oncofed.data.dicom.series import DicomIndex
 from oncofed.data.grouping import counted, named
 from oncofed.data.images import image_format, stem
-from oncofed.data.layouts import ClassTable, Layout
+from oncofed.data.layouts import ClassTable, FolderLayout
 from oncofed.data.layouts.names import Named
 from oncofed.data.manifest import Manifest
 
@@ -28,8 +28,8 @@ _NONE = "no label was found for it"
 
 def why_unlabelled(
     work: Sequence[Work],
-    layout: Layout,
-    heap: Heap,
+    layout: FolderLayout,
+    dicom: DicomIndex,
     manifest: Manifest,
     table: Path | None,
     not_drawn: Mapping[str, Sequence[str]],
@@ -40,21 +40,21 @@ def why_unlabelled(
     Args:
         work: the cases.
         layout: what the folder holds beside DICOM.
-        heap: its DICOM.
+        dicom: its DICOM.
         manifest: what the cases became.
         table: that the user named.
         not_drawn: case -> paths of its label files that turned out to lie beside its image.
         classes: the table of patients, studies or series.
     """
     unplaced: dict[str, list[str]] = defaultdict(list)
-    for label in heap.unplaced:
-        unplaced[label.header.get("patient", "")].append(label.path)
+    for label in dicom.unplaced:
+        unplaced[label.header.patient].append(label.path)
     dropped = _dropped(layout, manifest)
     no_row = f"{table.name} has no row with a label for its patient, study or series" if table else ""
     why = {}
     for item in work:
         if isinstance(item, StackWork):
-            patient = item.stack.header["patient"]
+            patient = item.stack.header.patient
             doubt = classes.doubt(item.stack.header) if classes else None
             why[item.name] = _of_stack(unplaced.get(patient, ()), not_drawn.get(item.name, ()), doubt or no_row)
         elif isinstance(item, SlideWork):
@@ -74,7 +74,7 @@ def _of_stack(unplaced: Sequence[str], not_drawn: Sequence[str], no_row: str) ->
     return no_row or "no SEG and no structure set of the folder lies on it"
 
 
-def _of_files(work: FileWork, layout: Layout, dropped: Mapping[str, str]) -> str:
+def _of_files(work: FileWork, layout: FolderLayout, dropped: Mapping[str, str]) -> str:
     image = work.item.images[0]
     if image in layout.unlabelled:
         return layout.unlabelled[image]
@@ -85,7 +85,7 @@ def _of_files(work: FileWork, layout: Layout, dropped: Mapping[str, str]) -> str
     return _OF_FILES.get(layout.kind, _NONE)
 
 
-def _dropped(layout: Layout, manifest: Manifest) -> dict[str, str]:
+def _dropped(layout: FolderLayout, manifest: Manifest) -> dict[str, str]:
     """Return name of an image -> what became of a mask of its name that is no case's: ct_1, and ct_1_tumour."""
     lost = {path: ("left out", why) for path, why in layout.left_out.items() if image_format(Path(path))}
     lost |= {case.source: ("set aside", case.reason) for case in manifest.quarantine if case.source}

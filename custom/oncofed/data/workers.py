@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import NoReturn, TypeVar
 
 from oncofed.errors import DataError
-from oncofed.processes import deaf_to_interrupts, end_with_parent
+from oncofed.processes import block_interrupts, end_with_parent
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -105,7 +105,7 @@ class Workers:
         if self._pool is None:
             context = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(self._count, context, initializer=_start)
-        with deaf_to_interrupts():
+        with block_interrupts():
             return self._pool.submit(function, item)
 
     def _leave(self, kill: bool) -> None:

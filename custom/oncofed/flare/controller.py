@@ -37,22 +37,24 @@ from oncofed.algorithms.schedule import Buffered, PeerAveraged, Sequential
 from oncofed.artifacts.provenance import PROVENANCE_FILE, write_provenance
 from oncofed.artifacts.training_profile import PROFILE_FILE, SiteProfile, bins_of, write_training_profile
 from oncofed.artifacts.training_profile import together as all_profiles
+from oncofed.client.folder import sole_owner
 from oncofed.errors import FederationError, OncofedError
 from oncofed.flare import wire
 from oncofed.flare.communicator import PullCommunicator, SiteTask
-from oncofed.flare.folders import against_model, hand_over, initial_model, note_end, sole_owner, state_folder
+from oncofed.flare.folders import against_model, hand_over, initial_model, note_end, state_folder
 from oncofed.flare.runtime.malloc import forget_what_stays
 from oncofed.flare.security.outbound_filter import name_and_person
 from oncofed.flare.security.revocation import list_and_root, read_revoked
-from oncofed.flare.transfer.decomposer import SMALLEST_BYTES, carry, carry_no_more, context_of_cell
+from oncofed.flare.transfer.decomposer import SMALLEST_BYTES, begin_transfer, cell_tls_context, end_transfer
 from oncofed.flare.transfer.server import TransferServer
 from oncofed.flare.wire import TASK_COMBINE, TASK_PREPARE, TASK_TRAIN, TASK_VALIDATE
-from oncofed.messages.pooled_scores import SumsAsked, calibration_of, together
+from oncofed.messages.requests import SumsAsked
 from oncofed.models.serialized import write_tensors
-from oncofed.models.weights import Layout, Weights, digest_of, layout_of, weights_of
+from oncofed.models.weights import WeightLayout, Weights, digest_of, layout_of, weights_of
 from oncofed.privacy.outbound import progress_that_may_leave
-from oncofed.rounds.events import BEST_MODEL, EVENTS_FILE, MODELS_FOLDER, TOLD_GROUP, EventLog
+from oncofed.rounds.events import BEST_MODEL, EVENTS_FILE, MODELS_FOLDER, STATS_GROUP, EventLog, new_event
 from oncofed.rounds.intake import UpdateIntake, counts
+from oncofed.rounds.pooled_scores import calibration_of, together
 from oncofed.rounds.round_state import RoundState
 from oncofed.rounds.run_state import RunState, read_run_state, write_run_state
 from oncofed.rounds.selection import has_stalled, selected_score
@@ -139,7 +141,7 @@ class FederatedTraining(Controller):
         note_end(fl_ctx)
         if self._log:
             self._log.close()
-        carry_no_more(fl_ctx.get_engine().get_cell())
+        end_transfer(fl_ctx.get_engine().get_cell())
         cleanup_tensor_disk_offload(fl_ctx.get_engine(), self._offload)
         hand_over(fl_ctx)
         self._held.close()
@@ -150,7 +152,7 @@ class FederatedTraining(Controller):
             self._record_progress(fl_ctx)
         elif event_type == InfoCollector.EVENT_TYPE_GET_STATS and self._log:
             told = fl_ctx.get_prop(InfoCollector.CTX_KEY_STATS_COLLECTOR)
-            told.set_info(TOLD_GROUP, {"events": self._log.told()})
+            told.set_info(STATS_GROUP, {"events": self._log.digest()})
         elif event_type == EventType.CLIENT_DISCONNECTED:
             self._desk.lose(str(fl_ctx.get_prop(FLContextKey.DISCONNECTED_CLIENT_NAME)), "its process ended")
 
@@ -223,10 +225,10 @@ class FederatedTraining(Controller):
     def _let_sites_come(self, nbytes: int) -> None:
         """Let sites fetch large models, and bring updates, over connections of their own."""
         cell = self._ctx.get_engine().get_cell()
-        context = context_of_cell(cell, str(self._ctx.get_job_id()), server=True)
+        context = cell_tls_context(cell, str(self._ctx.get_job_id()), server=True)
         if context and nbytes >= SMALLEST_BYTES:
             largest = _LARGEST_UPDATE * nbytes + _LARGE_MODEL
-            carry(cell, TransferServer(self._state, context, self._desk.is_welcome, largest))
+            begin_transfer(cell, TransferServer(self._state, context, self._desk.is_welcome, largest))
 
     def _vouch(self, model: Weights, rounds: int, best_round: int) -> None:
         """Write where the model comes from, beside it."""
@@ -254,7 +256,7 @@ class FederatedTraining(Controller):
         files = [self._state / MODELS_FOLDER / name for name in (PROFILE_FILE, CALIBRATION_FILE)]
         return {file.name: file.read_text(encoding="utf-8") for file in files if file.is_file()}
 
-    def _initial(self) -> tuple[Layout, Weights]:
+    def _initial(self) -> tuple[WeightLayout, Weights]:
         """Return what the model's weights are like, and those that the job brings along or else its seed gives."""
         brought = initial_model(self._ctx)
         if brought is None:
@@ -735,7 +737,7 @@ class FederatedTraining(Controller):
             test={site: numbers["evaluation"] for site, numbers in sorted(turn.numbers.items())},
             personal={s: n["personal"] for s, n in sorted(turn.numbers.items()) if "personal" in n},
             cross_site=matrix,
-            **found.told(),
+            **found.recorded(),
         )
 
     def _cross_site(self, memory: RunState) -> dict[str, dict[str, float | None]]:
@@ -808,7 +810,7 @@ class FederatedTraining(Controller):
 
     def _record(self, kind: str, **values: Any) -> None:
         if self._log:
-            self._log.write(kind, **values)
+            self._log.write(new_event(kind, **values))
 
 
 def _moved(model: Weights, delta: Mapping[str, Tensor]) -> Weights:

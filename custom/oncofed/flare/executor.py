@@ -24,6 +24,7 @@ from oncofed.artifacts.kept_job import BESIDE_MODEL
 from oncofed.audit import LEFT
 from oncofed.client.compute_slot import ComputeSlot
 from oncofed.client.datasets import DATASETS_FILE, dataset_folder
+from oncofed.client.folder import OWN_MODEL
 from oncofed.client.local_training import InProcessTraining, LocalTraining, SiteContext, TrainResult
 from oncofed.client.sandboxed import SandboxedTraining
 from oncofed.client.status_file import ENDED, WAITING, StatusFile
@@ -41,15 +42,16 @@ from oncofed.errors import (
     UnreadableError,
 )
 from oncofed.flare import wire
-from oncofed.flare.folders import JOB_PACK, OWN_MODEL, against_model, initial_model, state_folder
+from oncofed.flare.folders import JOB_PACK, against_model, initial_model, state_folder
+from oncofed.flare.patches.runner_timeouts import change_timeouts
 from oncofed.flare.peer_exchange import PeerExchange
 from oncofed.flare.runtime.heartbeat import Heartbeat
 from oncofed.flare.runtime.malloc import forget_what_stays
 from oncofed.flare.security.outbound_filter import admit, dataset_digest, name_and_person, record
-from oncofed.flare.transfer.decomposer import carry, carry_no_more, transfer_client_of
+from oncofed.flare.transfer.decomposer import begin_transfer, end_transfer, new_transfer_client
 from oncofed.flare.wire import TASK_COMBINE, TASK_PREPARE, TASK_TRAIN, TASK_VALIDATE
 from oncofed.models.bundle import BUNDLE_NAME
-from oncofed.models.weights import Layout, digest_of
+from oncofed.models.weights import WeightLayout, digest_of
 from oncofed.packs.pack import Pack, read_pack
 from oncofed.privacy.outbound import progress_that_may_leave
 from oncofed.privacy.policy import Policy
@@ -64,8 +66,6 @@ _WAIT_TIMEOUT_SECONDS = 6.0
 _DIRECT_ANSWER_SECONDS, _READING = 20.0, 0.01
 # So often a site that waits looks whether the job was aborted; of its end it is told.
 _SECONDS_BETWEEN_LOOKS = 2.0
-# What FLARE's runner waits for, by the names of its attributes.
-_TIMEOUTS = ("get_task_timeout", "submit_task_result_timeout")
 
 
 class SiteExecutor(Executor):
@@ -118,22 +118,20 @@ class SiteExecutor(Executor):
             if self._turns:
                 self._turns.close()
                 self._turns = None
-            carry_no_more(fl_ctx.get_engine().get_cell())
+            end_transfer(fl_ctx.get_engine().get_cell())
             _report(fl_ctx).now(phase=ENDED)
 
     def _go_directly(self, fl_ctx: FLContext) -> None:
         """Have large models fetched, and updates brought, over connections of their own where that is possible."""
         cell = fl_ctx.get_engine().get_cell()
-        courier = transfer_client_of(cell, str(fl_ctx.get_job_id()))
-        if courier is None:
+        client = new_transfer_client(cell, str(fl_ctx.get_job_id()))
+        if client is None:
             return
-        carry(cell, courier)
+        begin_transfer(cell, client)
         # FLARE's messages are small then, and an answer that is lost with a server's process is not waited for as long
         # as a model may take on a slow link. Where one went with them after all, it is again.
         runner = fl_ctx.get_prop(FLContextKey.RUNNER)
-        before = {name: getattr(runner, name) for name in _TIMEOUTS}
-        courier.when_it_fails = lambda: vars(runner).update(before)
-        vars(runner).update({name: min(s, _DIRECT_ANSWER_SECONDS + _READING * s) for name, s in before.items() if s})
+        client.on_fallback = change_timeouts(runner, lambda s: min(s, _DIRECT_ANSWER_SECONDS + _READING * s))
 
     def execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
         """Do one task. An error is written to the site's own log; what leaves names no case, path or patient."""
@@ -265,7 +263,7 @@ class SiteExecutor(Executor):
         return wire.combined_message(made.mean, made.cases, made.missing, made.refused)
 
     @cached_property
-    def _layout(self) -> Layout:
+    def _layout(self) -> WeightLayout:
         return self._plan.layout()
 
     def _is_to_come(self, fl_ctx: FLContext) -> bool:

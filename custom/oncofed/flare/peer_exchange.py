@@ -25,8 +25,9 @@ from oncofed.algorithms import Update
 from oncofed.algorithms.fedavg import FedAvg
 from oncofed.algorithms.plan import FederationPlan
 from oncofed.errors import FederationError
+from oncofed.flare.transfer.protocol import message_timeout
 from oncofed.messages.compression import ReceivedUpdate
-from oncofed.models.weights import Layout, Weights
+from oncofed.models.weights import WeightLayout, Weights
 from oncofed.rounds.intake import UpdateIntake
 from oncofed.rounds.round_state import RoundState
 from oncofed.rounds.run_state import RunState
@@ -34,8 +35,6 @@ from oncofed.rounds.run_state import RunState
 _TOPIC = "oncofed.peer"
 _UPDATE = "update"
 _ROUND = "round"
-_SLOWEST_LINK_BYTES_PER_SECOND = 500_000
-_ANSWER_SECONDS = 10.0
 # As many sites as a job may ask.
 _MOST_HELD = 1000
 
@@ -68,7 +67,7 @@ class PeerExchange(FLComponent):
                 targets=[collector],
                 topic=_TOPIC,
                 request=Shareable({_ROUND: number, _UPDATE: sent}),
-                timeout=_ANSWER_SECONDS + len(sent) / _SLOWEST_LINK_BYTES_PER_SECOND,
+                timeout=message_timeout(len(sent)),
                 fl_ctx=context,
                 secure=bool(fl_ctx.get_prop(FLContextKey.SECURE_MODE, False)),
             )
@@ -100,12 +99,12 @@ class PeerExchange(FLComponent):
         for site, found in held.items():
             assert found
             try:
-                delta = ReceivedUpdate(_read(found[1]), like, self._federation.exchange.update, {})
+                delta = ReceivedUpdate(_read(found[1]), like, self._federation.exchange.update)
                 turn.updates.append(Update(site, delta, int(wanted[site]["cases"]), squares=delta.squares))
             except FederationError as error:
                 refused[site] = str(error)
         memory = RunState({}, lengths=self._lengths)
-        layout = Layout(like, frozenset(like), parameters)
+        layout = WeightLayout(like, frozenset(like), parameters)
         kept = UpdateIntake(self._federation, layout, (), {}, _unrecorded).without_outliers(turn, memory)
         self._lengths = memory.lengths
         refused |= turn.refused

@@ -27,7 +27,7 @@ from oncofed.errors import OncofedError
 from oncofed.flare.folders import hand_over, state_folder
 from oncofed.flare.security.outbound_filter import admit
 from oncofed.privacy.small_counts import suppress_small_counts
-from oncofed.rounds.events import EVENTS_FILE, EventLog
+from oncofed.rounds.events import EVENTS_FILE, Event, EventLog, Failed, ProfileFinished, ProfileStarted
 from oncofed.suppression import LEAST_PATIENTS
 
 _DATASET = "cases"
@@ -59,7 +59,7 @@ class FederatedProfile(StatisticsController):
         """Open the run's record."""
         super().start_controller(fl_ctx)
         self._log = EventLog(state_folder(fl_ctx) / EVENTS_FILE)
-        self._record("started", sites=sorted(c.name for c in fl_ctx.get_engine().get_clients()))
+        self._record(ProfileStarted(sites=sorted(c.name for c in fl_ctx.get_engine().get_clients())))
 
     def control_flow(self, abort_signal: Signal, fl_ctx: FLContext) -> Any:
         """Run FLARE's workflow; what it cannot finish ends the job with its reason in the run's record."""
@@ -80,7 +80,7 @@ class FederatedProfile(StatisticsController):
         if not any(sites.values()):
             self._fail(f"no site has {self._plan.minimum_count} patients, the fewest behind any number", fl_ctx)
             return
-        self._record("finished", statistics=combined, patients={s: round(n) for s, n in sites.items()})
+        self._record(ProfileFinished(statistics=combined, patients={s: round(n) for s, n in sites.items()}))
 
     def stop_controller(self, fl_ctx: FLContext) -> None:
         """Close the run's record."""
@@ -89,12 +89,12 @@ class FederatedProfile(StatisticsController):
         hand_over(fl_ctx)
 
     def _fail(self, reason: str, fl_ctx: FLContext) -> None:
-        self._record("failed", reason=reason)
+        self._record(Failed(reason=reason))
         self.system_panic(reason, fl_ctx)
 
-    def _record(self, kind: str, **values: Any) -> None:
+    def _record(self, event: Event) -> None:
         if self._log:
-            self._log.write(kind, **values)
+            self._log.write(event)
 
 
 class CaseStatistics(Statistics):

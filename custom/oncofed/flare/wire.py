@@ -1,12 +1,14 @@
-"""What travels between server and sites: tensors by name, and a few approved numbers.
+"""Messages as FLARE sends them: DXOs with headers.
 
-FLARE moves tensors as safetensors, never as pickles.
+This is the only module that converts between the classes of ``messages`` and FLARE's. FLARE moves tensors as
+safetensors, never as pickles.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import singledispatch
 from typing import Any, Literal
 
 import torch
@@ -15,25 +17,31 @@ from nvflare.apis.fl_constant import ReturnCode
 from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.apis.utils.decomposers import flare_decomposers
 from nvflare.fuel.utils import fobs
+from torch import Tensor
 
-from oncofed.errors import one_line
+from oncofed.errors import FederationError, one_line
 from oncofed.flare.patches.streams import lighten_streams
 from oncofed.flare.transfer.decomposer import DirectTensors
 from oncofed.messages.chunks import ChunkedTensors, in_pieces
-from oncofed.messages.compression import EXTRA
-from oncofed.messages.pooled_scores import SumsAsked
+from oncofed.messages.compression import EXTRA, with_extra, without_extra
+from oncofed.messages.requests import (
+    CombineRequest,
+    EvaluateRequest,
+    PeerUpdate,
+    PrepareRequest,
+    Request,
+    SumsAsked,
+    TrainRequest,
+)
+from oncofed.messages.results import CombineResult, EvaluateResult, Refusal, Result, SiteFacts, TrainResult
 from oncofed.models.weights import Weights
 
-TASK_PREPARE = "prepare"
-TASK_TRAIN = "train"
-TASK_VALIDATE = "validate"
-TASK_COMBINE = "combine"
-TASKS = (TASK_PREPARE, TASK_TRAIN, TASK_VALIDATE, TASK_COMBINE)
+TASKS = (PrepareRequest.task, TrainRequest.task, EvaluateRequest.task, CombineRequest.task)
 
 PROGRESS_EVENT = "oncofed.progress"
-# A site asks the server whether there is something to do, and is told so, at once or as soon as there is.
+# A site asks for a task with the first; the server replies, or sends the second later.
 WAIT_TOPIC, TOLD_TOPIC = "oncofed.wait", "oncofed.told"
-# What it is told: there is nothing yet, there is a task, or the job is over.
+# In both: no task yet, a task, the job is over.
 Directive = Literal["wait", "come", "over"]
 
 _REASON = "oncofed.reason"
@@ -57,7 +65,7 @@ _LONGEST_REASON = 600
 
 
 def register_tensors() -> None:
-    """Teach FLARE's serializer to move tensors, and its streams to do less; to be called before the first message.
+    """Register tensors with FLARE's serializer, and make its streams cheaper; to be called before the first message.
 
     FLARE's own forms are registered too: a process that serializes one of its messages without them gives the type
     another form for as long as it lives, and reads what others send in the usual one as empty.
@@ -65,6 +73,250 @@ def register_tensors() -> None:
     flare_decomposers.register()
     fobs.register(DirectTensors)
     lighten_streams()
+
+
+@singledispatch
+def to_shareable(message: Request | Result | Refusal) -> Shareable:
+    """Return a request or a result as FLARE sends it."""
+    raise TypeError(f"{type(message).__name__} is no message")
+
+
+@to_shareable.register
+def _(message: PrepareRequest) -> Shareable:
+    shareable = DXO(DataKind.METRICS, data={}).to_shareable()
+    if message.profile:
+        shareable.set_header(_PROFILE, True)
+    return shareable
+
+
+@to_shareable.register
+def _(message: TrainRequest) -> Shareable:
+    shareable = _weights(message.weights, message.extra, message.round, "validation")
+    if message.refusal is not None:
+        shareable.set_header(_REFUSED, message.refusal)
+    if message.collector is not None:
+        shareable.set_header(_COLLECTOR, message.collector)
+    return shareable
+
+
+@to_shareable.register
+def _(message: EvaluateRequest) -> Shareable:
+    shareable = _weights(message.weights, {}, message.round, message.split)
+    if message.sums:
+        shareable.set_header(_SUMS, {"temperature": message.sums.temperature})
+    if message.keep:
+        shareable.set_header(_KEEP, True)
+        shareable.set_header(_BESIDE, json.dumps(dict(message.artifacts)))
+    return shareable
+
+
+def _weights(weights: Mapping[str, Tensor], extra: Mapping[str, Tensor], round_number: int, split: str) -> Shareable:
+    shareable = DXO(DataKind.WEIGHTS, data=in_pieces(with_extra(weights, extra))).to_shareable()
+    shareable.set_header(_ROUND, round_number)
+    shareable.set_header(_SPLIT, split)
+    return shareable
+
+
+@to_shareable.register
+def _(message: CombineRequest) -> Shareable:
+    updates = {site: {"digest": update.digest, "cases": update.cases} for site, update in message.updates.items()}
+    shareable = DXO(DataKind.METRICS, data=updates).to_shareable()
+    shareable.set_header(_ROUND, message.round)
+    return shareable
+
+
+@to_shareable.register(SiteFacts)
+@to_shareable.register(EvaluateResult)
+def _(message: SiteFacts | EvaluateResult) -> Shareable:
+    return DXO(DataKind.METRICS, data=dict(message.numbers)).to_shareable()
+
+
+@to_shareable.register
+def _(message: TrainResult) -> Shareable:
+    update = DXO(DataKind.WEIGHT_DIFF, data=in_pieces(with_extra(message.delta, message.extra)))
+    update.set_meta_prop(MetaKey.NUM_STEPS_CURRENT_ROUND, message.cases)
+    update.set_meta_prop(_STEPS, message.steps)
+    update.set_meta_prop(_NUMBERS, message.numbers)
+    return update.to_shareable()
+
+
+@to_shareable.register
+def _(message: CombineResult) -> Shareable:
+    shareable = to_shareable(TrainResult(delta=message.mean, cases=message.cases, steps=1, numbers={}))
+    shareable.set_header(_MISSING, list(message.missing))
+    shareable.set_header(_LEFT_OUT, dict(message.left_out))
+    return shareable
+
+
+@to_shareable.register
+def _(message: Refusal) -> Shareable:
+    reply = make_reply(ReturnCode.EXECUTION_EXCEPTION)
+    reply.set_header(_REASON, message.reason)
+    reply.set_header(_PASSING, message.may_pass)
+    return reply
+
+
+def read_request(task: str, shareable: Shareable) -> Request:
+    """Return the server's request.
+
+    Args:
+        task: name of the task.
+        shareable: the message.
+
+    Raises:
+        FederationError: no such task.
+    """
+    if task not in _REQUESTS:
+        raise FederationError(f"it does not know the task {task!r}")
+    return _REQUESTS[task](shareable)
+
+
+def _prepare_request(shareable: Shareable) -> PrepareRequest:
+    return PrepareRequest(profile=bool(shareable.get_header(_PROFILE, False)))
+
+
+def _train_request(shareable: Shareable) -> TrainRequest:
+    weights, extra = without_extra(from_shareable(shareable).data)
+    refusal, collector = shareable.get_header(_REFUSED), shareable.get_header(_COLLECTOR)
+    return TrainRequest(
+        weights=dict(weights),
+        round=int(shareable.get_header(_ROUND, 0)),
+        extra=dict(extra),
+        refusal=str(refusal) if refusal else None,
+        collector=collector or None,
+    )
+
+
+def _evaluate_request(shareable: Shareable) -> EvaluateRequest:
+    weights, _ = without_extra(from_shareable(shareable).data)
+    sums = shareable.get_header(_SUMS)
+    return EvaluateRequest(
+        weights=dict(weights),
+        round=int(shareable.get_header(_ROUND, 0)),
+        split="test" if shareable.get_header(_SPLIT) == "test" else "validation",
+        sums=SumsAsked(**sums) if sums else None,
+        keep=bool(shareable.get_header(_KEEP, False)),
+        artifacts=json.loads(str(shareable.get_header(_BESIDE, "{}"))),
+    )
+
+
+def _combine_request(shareable: Shareable) -> CombineRequest:
+    updates = {site: PeerUpdate(**facts) for site, facts in from_shareable(shareable).data.items()}
+    return CombineRequest(updates=updates, round=int(shareable.get_header(_ROUND, 0)))
+
+
+_REQUESTS: Mapping[str, Callable[[Shareable], Request]] = {
+    PrepareRequest.task: _prepare_request,
+    TrainRequest.task: _train_request,
+    EvaluateRequest.task: _evaluate_request,
+    CombineRequest.task: _combine_request,
+}
+
+
+def read_result(task: str, shareable: Shareable) -> Result | Refusal:
+    """Return a site's result, of which nothing is checked yet, or its refusal.
+
+    Args:
+        task: name of the task.
+        shareable: the message. One that is malformed counts as a refusal.
+    """
+    code = shareable.get_return_code()
+    if code != ReturnCode.OK:
+        reason = str(shareable.get_header(_REASON) or f"FLARE reports {code}; the site's own log says more")
+        # FLARE itself gives up where it cannot write its audit, and says nothing of that.
+        return Refusal(one_line(reason, _LONGEST_REASON), may_pass=bool(shareable.get_header(_PASSING, True)))
+    try:
+        return _RESULTS[task](shareable)
+    except FederationError as error:
+        return Refusal(str(error))
+    except Exception as error:  # noqa: BLE001 - what is malformed raises whatever it leads to
+        return Refusal(f"its answer is malformed ({type(error).__name__})")
+
+
+def _train_result(shareable: Shareable) -> TrainResult:
+    update = from_shareable(shareable)
+    delta, extra = without_extra(update.data)
+    return TrainResult(
+        delta=delta,
+        extra=extra,
+        cases=int(update.get_meta_prop(MetaKey.NUM_STEPS_CURRENT_ROUND, 0)),
+        steps=int(update.get_meta_prop(_STEPS, 1)),
+        numbers=dict(update.get_meta_prop(_NUMBERS, {})),
+    )
+
+
+def _combine_result(shareable: Shareable) -> CombineResult:
+    update = _train_result(shareable)
+    return CombineResult(
+        mean=update.delta,
+        cases=update.cases,
+        missing=list(shareable.get_header(_MISSING) or []),
+        left_out=dict(shareable.get_header(_LEFT_OUT) or {}),
+    )
+
+
+_RESULTS: Mapping[str, Callable[[Shareable], Result]] = {
+    PrepareRequest.task: lambda shareable: SiteFacts(dict(from_shareable(shareable).data)),
+    TrainRequest.task: _train_result,
+    EvaluateRequest.task: lambda shareable: EvaluateResult(dict(from_shareable(shareable).data)),
+    CombineRequest.task: _combine_result,
+}
+
+
+def bytes_of(message: Shareable) -> int:
+    """Return the bytes of a result's tensors and numbers, without framing and TLS."""
+    if message.get_return_code() != ReturnCode.OK:
+        return len(str(message.get_header(_REASON) or ""))
+    update = from_shareable(message)
+    tensors = [value for value in update.data.values() if isinstance(value, torch.Tensor)]
+    others = {name: value for name, value in update.data.items() if not isinstance(value, torch.Tensor)}
+    numbers = update.get_meta_prop(_NUMBERS, {})
+    return sum(tensor.nbytes for tensor in tensors) + len(json.dumps([others, numbers], default=str))
+
+
+def replace_numbers(update: DXO, numbers: dict[str, Any]) -> None:
+    """Replace the numbers of an update."""
+    update.set_meta_prop(_NUMBERS, numbers)
+
+
+def set_anchor(message: Shareable, anchor: str) -> None:
+    """Add the number and digest of the last line of the site's audit log to a result."""
+    message.set_header(_ANCHOR, anchor)
+
+
+def get_anchor(message: Shareable) -> str | None:
+    """Return the number and digest of the last line of the site's audit log; None where it reports none."""
+    anchor = message.get_header(_ANCHOR)
+    return anchor if isinstance(anchor, str) else None
+
+
+def wait_reply(directive: Directive, pause: float = 0.0) -> Shareable:
+    """Return the server's reply to a site that waits.
+
+    Args:
+        directive: what to do.
+        pause: seconds until it asks again, unless the server sends a directive before.
+    """
+    reply = make_reply(ReturnCode.OK)
+    reply.set_header(_WAIT, directive)
+    reply.set_header(_PAUSE, pause)
+    return reply
+
+
+def get_directive(reply: Shareable) -> Directive | None:
+    """Return what the server tells a site that waits; None: nothing."""
+    directive: Directive | None = reply.get_header(_WAIT)
+    return directive
+
+
+def get_pause(reply: Shareable) -> float:
+    """Return seconds until a waiting site asks again."""
+    return float(reply.get_header(_PAUSE, 0.0))
+
+
+# --- before messages had classes; these go
+
+TASK_PREPARE, TASK_TRAIN, TASK_VALIDATE, TASK_COMBINE = TASKS
 
 
 def weights_message(
@@ -106,17 +358,6 @@ def read_weights_message(message: Shareable) -> tuple[Weights, int, str, Weights
     weights = {name: value for name, value in data.items() if not name.startswith(EXTRA)}
     given = {name.removeprefix(EXTRA): value for name, value in data.items() if name.startswith(EXTRA)}
     return weights, int(message.get_header(_ROUND, 0)), str(message.get_header(_SPLIT, "validation")), given
-
-
-def bytes_of(message: Shareable) -> int:
-    """Return how many bytes an answer's tensors and numbers have, framing and TLS aside."""
-    if message.get_return_code() != ReturnCode.OK:
-        return len(str(message.get_header(_REASON) or ""))
-    update = from_shareable(message)
-    tensors = [value for value in update.data.values() if isinstance(value, torch.Tensor)]
-    numbers = {name: value for name, value in update.data.items() if not isinstance(value, torch.Tensor)}
-    told = update.get_meta_prop(_NUMBERS, {})
-    return sum(tensor.nbytes for tensor in tensors) + len(json.dumps([numbers, told], default=str))
 
 
 def tell_refusal(message: Shareable, reason: str) -> None:
@@ -198,19 +439,6 @@ def read_combined_message(message: Shareable) -> tuple[Any, int, list[str], dict
     return sent, cases, list(message.get_header(_MISSING) or []), dict(message.get_header(_LEFT_OUT) or {})
 
 
-def wait_reply(word: Directive, pause: float = 0.0) -> Shareable:
-    """Return the server's answer to a site that waits.
-
-    Args:
-        word: what it is told.
-        pause: seconds until it asks again, unless it is told before that there is something.
-    """
-    reply = make_reply(ReturnCode.OK)
-    reply.set_header(_WAIT, word)
-    reply.set_header(_PAUSE, pause)
-    return reply
-
-
 def told_word(reply: Shareable) -> Directive | None:
     """Return what the server answered to a site that waits; None: it did not."""
     word: Directive | None = reply.get_header(_WAIT)
@@ -256,11 +484,6 @@ def numbers_message(numbers: dict[str, Any]) -> Shareable:
 def read_numbers_message(message: Shareable) -> dict[str, Any]:
     """Return the numbers of a site's message."""
     return dict(from_shareable(message).data)
-
-
-def replace_numbers(update: DXO, numbers: dict[str, Any]) -> None:
-    """Put other numbers beside an update."""
-    update.set_meta_prop(_NUMBERS, numbers)
 
 
 def tell_anchor(message: Shareable, anchor: str) -> None:

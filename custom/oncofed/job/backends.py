@@ -1,4 +1,4 @@
-"""Where a job runs on this machine: FLARE's real server and sites on loopback, or FLARE's simulator."""
+"""Runs a job here: real server and sites on loopback, or FLARE's simulator."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from oncofed.flare.folders import STATE_FOLDER
 from oncofed.locking import require_locks
 from oncofed.loopback import require_loopback
 from oncofed.packs.load import loaded_packs
-from oncofed.processes import AT_ONCE_VARIABLE, end_with_parent, places, process_environment, stop_processes
+from oncofed.processes import AT_ONCE_VARIABLE, compute_slots, end_with_parent, process_environment, stop_processes
 from oncofed.rounds.events import EVENTS_FILE
 
 Datasets = dict[str, dict[str, Path]]
 
 _END_TIMEOUT_SECONDS = 120.0
 _SECONDS_BETWEEN_STATUS = 2.0
-# What FLARE's simulator calls its job.
+# FLARE's simulator gives every job this id.
 _SIMULATED = "simulate_job"
 
 
@@ -40,30 +40,30 @@ class Running(Protocol):
 
     @property
     def events(self) -> Path:
-        """The server's record of the run; it may not be there yet, and may go when the job ends."""
+        """The server's record, absent before the start and perhaps after the end."""
 
     def require_going(self) -> None:
-        """Raise ``FederationError`` where the run can no longer finish."""
+        """Raise ``FederationError`` if the run cannot finish."""
 
     def ended(self) -> str | None:
-        """Return how the job ended and, where it is known, which site ended it; None while it runs."""
+        """Return how the job ended, and which site ended it if known; None while it runs."""
 
     def fetch(self) -> Path:
         """Wait for the job's end and return the folder with its record and models."""
 
 
 class FederatedJob:
-    """A job that was submitted to an alliance with the engineer's kit.
+    """A job submitted with the engineer's kit.
 
     Attributes:
-        id: FLARE's name for it.
+        id: FLARE's id of the job.
     """
 
     def __init__(self, alliance: LocalAlliance, job: Path, min_sites: int) -> None:
         self._alliance = alliance
         self._min_sites = min_sites
         self._session: Session = alliance.session()
-        self._asked = 0.0
+        self._polled = 0.0
         try:
             with quiet():
                 self.id: str = self._session.submit_job(str(job.resolve()))
@@ -76,7 +76,7 @@ class FederatedJob:
         return self._alliance.server_kit / STATE_FOLDER / self.id / EVENTS_FILE
 
     def require_going(self) -> None:
-        """Raise where the run can no longer finish."""
+        """Raise if the run cannot finish."""
         self._alliance.restart_killed()
         ended = self._alliance.ended()
         sites = [site for site in self._alliance.spec.sites if site not in ended]
@@ -85,9 +85,9 @@ class FederatedJob:
 
     def ended(self) -> str | None:
         """Return how the job ended; None while it runs."""
-        if time.monotonic() - self._asked < _SECONDS_BETWEEN_STATUS:
+        if time.monotonic() - self._polled < _SECONDS_BETWEEN_STATUS:
             return None
-        self._asked = time.monotonic()
+        self._polled = time.monotonic()
         try:
             with quiet():
                 status = str(self._session.get_job_status(self.id))
@@ -135,7 +135,7 @@ class _SimulatedJob:
         return None if code is None else f"status {code}"
 
     def fetch(self) -> Path:
-        # What the job leaves is put into its run folder after the last event was written.
+        # The simulator fills the run folder after the last event was written.
         try:
             self._process.wait(_END_TIMEOUT_SECONDS)
         except subprocess.TimeoutExpired:
@@ -150,13 +150,14 @@ class _SimulatedJob:
 
 
 def require_machine(folder: Path) -> None:
-    """Refuse a machine or a folder that no run can do with, before anything is read or started.
+    """Check that runs work on this machine and in this folder.
 
     Args:
-        folder: the run's.
+        folder: of the run.
 
     Raises:
-        FederationError: this machine cannot reach itself, or no file can be locked in the folder.
+        TransferError: this machine cannot reach itself.
+        FederationError: no file can be locked in the folder.
     """
     require_loopback()
     require_locks(folder, "Name a folder on a disk of this machine with --out.")
@@ -166,14 +167,16 @@ def require_machine(folder: Path) -> None:
 def federation(
     job: Path, datasets: Datasets, min_sites: int, workspace: Path, logs: Path, temporary: Path, port: int | None
 ) -> Iterator[Running]:
-    """Provision an alliance, start its server and sites, and submit a job with the engineer's kit; stop all on leaving.
+    """Run a job on a new alliance of processes on this machine.
+
+    The job is submitted with the engineer's kit. On leaving, server and sites are stopped.
 
     Args:
         job: the exported job folder.
         datasets: site -> dataset name -> folder.
         min_sites: fewest sites that the job needs.
         workspace: for startup kits and FLARE's files.
-        logs: for what the processes print.
+        logs: for the output of the processes.
         temporary: for the processes' temporary files.
         port: of the server; None takes a free one.
     """
@@ -185,13 +188,13 @@ def federation(
 
 @contextmanager
 def simulation(job: Path, datasets: Datasets, workspace: Path, logs: Path, temporary: Path) -> Iterator[Running]:
-    """Start FLARE's simulator on a job; on leaving, end it and all its processes.
+    """Run a job in FLARE's simulator; on leaving, end all its processes.
 
     Args:
         job: the exported job folder.
         datasets: site -> dataset name -> folder.
         workspace: the simulator's folder, new or empty.
-        logs: for what it prints.
+        logs: for its output.
         temporary: for the processes' temporary files.
     """
     local = workspace / "local"
@@ -214,7 +217,7 @@ def simulation(job: Path, datasets: Datasets, workspace: Path, logs: Path, tempo
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**process_environment(temporary, len(datasets)), AT_ONCE_VARIABLE: str(places(len(datasets)))},
+            env={**process_environment(temporary, len(datasets)), AT_ONCE_VARIABLE: str(compute_slots(len(datasets)))},
             start_new_session=True,
             preexec_fn=end_with_parent,  # noqa: PLW1509 - no other thread runs here
         )

@@ -1,4 +1,4 @@
-"""The card of a run's model, from what lies in the run's folder."""
+"""Writes the model card of a run."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from oncofed.report.result import Result
 
 
 def write_cards(spec: JobSpec, result: Result, folder: Path) -> None:
-    """Write ``model/card.json`` and ``model/card.md`` of a run, and the same into its bundle's ``docs``.
+    """Write a run's model card, also into its bundle's ``docs``.
 
     Args:
         spec: the job.
         result: of the run.
-        folder: the run's.
+        folder: of the run; gets ``model/card.json`` and ``model/card.md``.
     """
-    model, vouched = folder / "model", folder / PROVENANCE_FILE
+    model, provenance = folder / "model", folder / PROVENANCE_FILE
     card = make_card(
         result,
-        read_provenance(vouched) if vouched.is_file() else {},
-        spec.plan(),
-        spec.federation(),
-        {"licence": spec.licence, "contact": spec.contact},
-        read_evaluation(model / EVALUATION_FILE) if (model / EVALUATION_FILE).is_file() else None,
+        read_provenance(provenance) if provenance.is_file() else {},
+        plan=spec.plan(),
+        federation=spec.federation(),
+        named={"licence": spec.licence, "contact": spec.contact},
+        evaluation=read_evaluation(model / EVALUATION_FILE) if (model / EVALUATION_FILE).is_file() else None,
     )
     write_card(card, model)
     if (model / BUNDLE_NAME / "docs").is_dir():

@@ -1,4 +1,4 @@
-"""Several strategies over the same sites and seeds: one table and one plot."""
+"""Compares strategies over the same sites and seeds."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ COMPARISON_FILE = "comparison.json"
 
 
 class Row(BaseModel):
-    """One strategy's runs.
+    """Figures of one strategy.
 
     Attributes:
         strategy: its name.
         mean: over sites and seeds, of the metric on test patients.
-        by_seed: the mean over sites, by seed.
+        by_seed: mean over sites, by seed.
         sites: mean over seeds, by site.
         worst: of the sites.
         spread: standard deviation over the sites.
@@ -50,7 +50,7 @@ class Row(BaseModel):
 
 
 class Comparison(BaseModel):
-    """What ``oncofed job compare`` found; ``comparison.json``."""
+    """Content of ``comparison.json``."""
 
     job: str
     metric: str
@@ -66,14 +66,14 @@ class Comparison(BaseModel):
 
 @dataclass
 class Compare:
-    """Runs of one job that differ in their strategy alone.
+    """Runs a job with several strategies.
 
     Attributes:
         specs: the job with each strategy.
         sites: site name -> folder.
         seeds: each strategy runs once with each.
-        backend: where the runs go.
-        folder: gets one folder a run; what is there already and complete is not run again.
+        backend: of the runs.
+        folder: holds one folder a run; complete runs in it are not repeated.
         console: where progress is shown.
         baselines: also train each site alone and all data pooled, once.
     """
@@ -87,7 +87,7 @@ class Compare:
     baselines: bool = True
 
     def execute(self) -> Comparison:
-        """Run what is not there yet, and write ``comparison.json`` and ``comparison.svg``.
+        """Run what is missing; write ``comparison.json`` and ``comparison.svg``.
 
         Raises:
             SpecError: a strategy does not fit the job.
@@ -120,7 +120,7 @@ class Compare:
         return comparison
 
     def _all_seeds(self, spec: JobSpec) -> tuple[dict[int, Result], str | None]:
-        """Return the results by seed; a strategy that fails leaves the others their turn."""
+        """Return results by seed, and why a later run failed."""
         results: dict[int, Result] = {}
         try:
             for seed in self.seeds:
@@ -140,7 +140,14 @@ class Compare:
         baselines = self.baselines and spec is self.specs[0] and seed == self.seeds[0]
         self.console.rule(f"{spec.strategy.name}, seed {seed}")
         seeded = JobSpec.model_validate({**spec.model_dump(by_alias=True), "seed": seed})
-        return Run(seeded, self.sites, self.backend, folder, self.console, baselines=baselines).execute()
+        return Run(
+            spec=seeded,
+            sites=self.sites,
+            backend=self.backend,
+            folder=folder,
+            console=self.console,
+            baselines=baselines,
+        ).execute()
 
     def _write(self, comparison: Comparison) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -148,7 +155,9 @@ class Compare:
 
 
 def with_strategies(spec: JobSpec, names: Sequence[str]) -> Iterator[JobSpec]:
-    """Yield the job with each strategy; the one that it names itself keeps its settings.
+    """Yield the job with each strategy.
+
+    The job's own strategy keeps its settings.
 
     Raises:
         SpecError: a strategy is not known, or does not fit the job's rounds.
@@ -162,7 +171,7 @@ def _row(strategy: str, results: dict[int, Result], failed: str | None) -> Row:
     sites: dict[str, list[float]] = {}
     for result in results.values():
         for site, scores in result.sites.items():
-            # With a personal model (Ditto) that is what the site will use.
+            # Sites with a personal model (Ditto) use that one.
             score = scores.personal if scores.personal is not None else scores.federated
             if score is not None:
                 sites.setdefault(site, []).append(score)

@@ -1,6 +1,6 @@
-"""A job as a plain FLARE folder: JSON only.
+"""Exports a job as a FLARE job folder of JSON files.
 
-``nvflare job submit`` takes it, and no site runs code that it did not install itself.
+``nvflare job submit`` takes it, and sites run installed code only.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from oncofed.flare.runtime.job_recovery import job_mark
 from oncofed.flare.runtime.resources import ANY_SITE, GPU_MEMORY, GPUS
 from oncofed.flare.security.submission import job_asks
 from oncofed.flare.transfer.decomposer import LARGEST_WHOLE_BYTES, SMALLEST_BYTES
+from oncofed.flare.transfer.protocol import message_timeout
 from oncofed.flare.wire import TASKS
 from oncofed.job.spec import AnyJob, JobSpec, ProfileJobSpec
 from oncofed.models.foreign import fitting_weights
@@ -29,22 +30,20 @@ from oncofed.models.weights import Weights
 from oncofed.packs.load import loaded_packs
 from oncofed.tasks.calibration import Calibration, read_calibration
 
-# In a job's folder: the job as its engineer wrote it.
+# The job as its engineer wrote it, in the job folder.
 SPEC_FILE = "job.json"
-# The name that FLARE's statistics workflow gives its task.
+# FLARE's statistics workflow names its task so.
 _STATISTICS_TASK = "fed_stats"
-# FLARE's own default is two seconds; an idle site asks again after this many.
+# Interval at which idle sites fetch tasks; FLARE's default is two seconds.
 _IDLE_SECONDS = 0.05
-# FLARE's sites pause so long after each task; those of a training wait for the next one until they are told of it.
+# FLARE's sites pause after each task. A training needs no pause: its server answers once it has a task.
 _PAUSE_SECONDS = 0.001
-# A site that vanished is given up after this many seconds; FLARE's own default is a minute.
+# A silent site counts as lost after this time; FLARE's default is a minute.
 _LOST_AFTER_SECONDS = 10.0
 # FLARE's default fetches tensors 2 MiB at a time.
 _CHUNK_BYTES = 8 << 20
-# FLARE waits for ever for an answer to a site's question, also from a process that was killed.
-_ANSWER_SECONDS = 10.0
+# Without a timeout FLARE waits forever for a reply, also from a process that was killed.
 _TASK_CHECK_SECONDS = 1.0
-_SLOWEST_LINK_BYTES_PER_SECOND = 500_000
 
 
 def export_job(
@@ -61,12 +60,12 @@ def export_job(
         spec: the job.
         out: the folder to write; its name becomes FLARE's name for the job.
         force: replace ``out`` where it is a job folder already.
-        model: weights as safetensors that the job starts from; None: those that its seed gives.
+        model: initial weights as safetensors; None: drawn from the seed.
         evaluate_only: score that model at every site, and train nothing.
-        against: weights of another model that it is compared with on the same patients.
+        against: weights of another model to compare with on the same patients.
 
     Raises:
-        SpecError: ``out`` exists and may not be replaced, or what lies beside the model is broken.
+        SpecError: ``out`` exists and may not be replaced, or the model or its calibration cannot be read.
     """
     if out.exists():
         if not force or not (out / "meta.json").is_file():
@@ -86,10 +85,13 @@ def export_job(
         _write(out / "meta.json", {**_meta(spec.name, spec.min_sites), "custom_props": asks})
     else:
         calibration = read_calibration(model.parent) if model and evaluate_only else None
-        server, client = _server(spec, evaluate_only, calibration), _client(spec)
-        # A site that is not there yet joins later: the rounds know how many they need.
-        _write(out / "meta.json", {**_meta(spec.name, None), **_asked(spec), "custom_props": job_mark() | _told(spec)})
-        # For who fetches the result: FLARE gives back what a job brought.
+        transfer = _transfer(spec)
+        server, client = _server(spec, evaluate_only, calibration) | transfer, _client(spec) | transfer
+        # Any number of sites may start the job: others join later, and rounds check their own quorum.
+        _write(
+            out / "meta.json", {**_meta(spec.name, None), **_resources(spec), "custom_props": job_mark() | _facts(spec)}
+        )
+        # FLARE returns the job folder with the result: `oncofed job fetch` reads the job from it.
         _write(config / SPEC_FILE, spec.model_dump(mode="json", by_alias=True))
         if model and not spec.model.code:
             shutil.copy(model, config / INITIAL_MODEL)
@@ -99,13 +101,15 @@ def export_job(
 
 
 def _with_pack(spec: JobSpec, config: Path, model: Path | None, evaluate_only: bool) -> JobSpec:
-    """Put a job's code and first weights into its folder, and return the job with what its network is like.
+    """Add a job's code pack and initial weights to its folder.
 
-    Whoever does not run the code knows the network by that alone.
+    Returns:
+        The job with its network's layout declared, for readers that do not run the code.
     """
     pack = next((pack for pack in loaded_packs() if pack.digest == spec.model.code), None)
     if pack is None:
-        raise SpecError(f"the pack {str(spec.model.code)[:12]}… is not loaded: read the job from its job.yaml")
+        code = f"{str(spec.model.code)[:12]}…"
+        raise SpecError(f"the pack {code} is not loaded: read the job with its code (with_code=True)")
     plan = spec.plan()
     (config / JOB_PACK).write_bytes(pack.content)
     weights = plan.initial_weights()
@@ -117,13 +121,13 @@ def _with_pack(spec: JobSpec, config: Path, model: Path | None, evaluate_only: b
 
 
 def _add_other_model(spec: JobSpec, config: Path, against: Path) -> None:
-    """Put the weights of a model that the job's is compared with into its folder."""
+    """Add the weights of the model to compare with to the job folder."""
     weights = _brought(against, spec.plan().initial_weights(), True)
     save_file({n: v.contiguous() for n, v in weights.items()}, config / AGAINST_MODEL)
 
 
 def _brought(model: Path, own: Weights, all_of_them: bool) -> Weights:
-    """Return those of a file's weights that fit a network, which may have another output, and say where some do not."""
+    """Return a file's weights that fit the network, and warn of others."""
     try:
         fitting = fitting_weights(load_file(model), own, model)
     except (OSError, SafetensorError) as error:
@@ -154,24 +158,24 @@ def _meta(name: str, min_sites: int | None) -> dict[str, Any]:
     }
 
 
-def _asked(spec: JobSpec) -> dict[str, Any]:
-    """Return what a job needs of each site, as FLARE's resource managers are told."""
+def _resources(spec: JobSpec) -> dict[str, Any]:
+    """Return a job's resources in the form of FLARE's resource managers."""
     wanted: dict[str, float] = {GPUS: spec.resources.gpus}
     if spec.resources.gpu_memory_gb is not None:
         wanted[GPU_MEMORY] = spec.resources.gpu_memory_gb
     return {"resource_spec": {ANY_SITE: wanted}}
 
 
-def _told(spec: JobSpec) -> dict[str, Any]:
-    """Return what sites are told of a job when it is submitted."""
+def _facts(spec: JobSpec) -> dict[str, Any]:
+    """Return facts of a job that sites check on submission."""
     network, strategy = spec.model.network, spec.strategy.name
     return job_asks(spec.data.dataset, network, strategy, spec.model.code, spec.rounds.quorum or 0)
 
 
 def _transfer(spec: JobSpec) -> dict[str, Any]:
-    """Return FLARE's settings of how a model of this size travels."""
+    """Return FLARE's transfer settings for a model of this size."""
     size = spec.plan().layout().nbytes
-    longest = _ANSWER_SECONDS + size / _SLOWEST_LINK_BYTES_PER_SECOND
+    longest = message_timeout(size)
     chunk = 0 if size < SMALLEST_BYTES else LARGEST_WHOLE_BYTES if size < LARGEST_WHOLE_BYTES else _CHUNK_BYTES
     return {
         "tensor_download_chunk_size": chunk,
@@ -192,7 +196,7 @@ def _server(spec: JobSpec, evaluate_only: bool, calibration: Calibration | None)
             "calibration": calibration.model_dump(mode="json", by_alias=True) if calibration else None,
         },
     }
-    return {**_server_config(controller, _PAUSE_SECONDS), **_transfer(spec)}
+    return _server_config(controller, _PAUSE_SECONDS)
 
 
 def _server_config(controller: dict[str, Any], pause: float = _IDLE_SECONDS) -> dict[str, Any]:
@@ -212,7 +216,7 @@ def _client(spec: JobSpec) -> dict[str, Any]:
         "path": "oncofed.flare.executor.SiteExecutor",
         "args": {"plan": _plan(spec), "federation": spec.federation().model_dump(mode="json")},
     }
-    return _client_config(list(TASKS), executor, **_transfer(spec))
+    return _client_config(list(TASKS), executor)
 
 
 def _client_config(tasks: list[str], executor: dict[str, Any], **more: Any) -> dict[str, Any]:

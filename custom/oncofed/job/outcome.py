@@ -1,4 +1,4 @@
-"""From a run's record to its result."""
+"""Fills a run's result from its record."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ POOLED = "pooled"
 
 
 def begin_result(spec: JobSpec, backend: Backend, data_note: str = "") -> Result:
-    """Return the result of a run that has found nothing yet; it counts as failed until it is said otherwise."""
+    """Return an empty result, failed until a run sets its status."""
     task = spec.plan().build_task()
     return Result(
         job=spec.name,
@@ -42,25 +42,25 @@ def begin_result(spec: JobSpec, backend: Backend, data_note: str = "") -> Result
 
 
 def note_incidents(result: Result, state: RunProgress) -> None:
-    """Take over who took part and what did not go as usual, also of a run that failed."""
+    """Copy participation and incidents, also of a failed run."""
     result.lost_sites = state.lost
     result.participation = {str(number): who for number, who in sorted(state.participation.items())}
-    result.incidents = state.incidents
+    result.incidents = [incident.record() for incident in state.incidents]
 
 
 def note_rounds(result: Result, state: RunProgress, spec: JobSpec) -> None:
-    """Take over what the rounds took and how they went.
+    """Copy durations, losses and scores of the rounds.
 
     Args:
         result: to write to.
         state: of the run.
-        spec: the job, which says what travels, and how.
+        spec: the job; its model and compression give the bytes.
     """
     timing = result.timing
     timing.rounds_s = state.rounds_s
     timing.train_s_max_per_round = state.slowest_site_s
     over = [a - b for a, b in zip(state.rounds_s, state.slowest_site_s, strict=True)]
-    # A site that was asked again sent what it had: its seconds are those of another process.
+    # A site that was asked again may report the seconds of an earlier process.
     timing.overhead_s_per_round = max(sum(over) / len(over), 0.0) if over else None
     result.bytes = _bytes(spec, len(state.cases))
     result.curves = {
@@ -73,24 +73,24 @@ def note_rounds(result: Result, state: RunProgress, spec: JobSpec) -> None:
 def note_scores(
     result: Result, state: RunProgress, scores: Scores | None = None, skipped: Mapping[str, int] | None = None
 ) -> None:
-    """Take over how the best model does at each site, beside models that were trained alone or on pooled data.
+    """Copy the best model's test scores, with those of the baselines.
 
     Args:
         result: to write to.
         state: of a run that finished.
-        scores: of the models to compare with, where they were trained.
-        skipped: cases that were set aside, by site.
+        scores: of the baselines, where they were trained.
+        skipped: numbers of cases set aside, by site.
     """
     assert state.finished is not None
     scores, skipped = scores or {}, skipped or {}
-    result.best_round = state.finished["best_round"]
+    result.best_round = state.finished.best_round
     for site, cases in sorted(state.cases.items()):
-        federated = state.finished["test"].get(site, {"mean": None, "by_class": {}})
+        federated = state.finished.test.get(site, {"mean": None, "by_class": {}})
         alone = scores.get(site, {}).get(site)
         pooled = scores.get(POOLED, {}).get(site)
         compared = {name: e for name, e in (("alone", alone), ("pooled", pooled)) if e}
         by_class = {"federated": federated["by_class"], **{name: e.by_class for name, e in compared.items()}}
-        more = {"federated": federated.get("more", {}), **{name: e.more for name, e in compared.items()}}
+        more = {"federated": federated.get("more", {}), **{name: e.extra_metrics for name, e in compared.items()}}
         intervals = {"federated": federated.get("interval"), **{n: e.interval for n, e in compared.items()}}
         result.sites[site] = SiteResult(
             train_cases=cases["train"],
@@ -100,14 +100,16 @@ def note_scores(
             alone=alone.mean if alone else None,
             federated=federated["mean"],
             pooled=pooled.mean if pooled else None,
-            personal=(state.finished.get("personal") or {}).get(site, {}).get("mean"),
+            personal=(state.finished.personal or {}).get(site, {}).get("mean"),
             by_class=by_class,
             more=more,
             interval={name: interval for name, interval in intervals.items() if interval},
             **_patients(federated.get("patients")),
         )
-    result.cross_site = state.finished.get("cross_site")
-    note_pooled(result, state.finished)
+    result.cross_site = state.finished.cross_site
+    note_pooled(
+        result, pooled=state.finished.pooled, paired=state.finished.paired, calibration=state.finished.calibration
+    )
     known = {site: r.federated for site, r in result.sites.items() if r.federated is not None}
     if known:
         worst = min(known, key=lambda site: known[site])
@@ -120,16 +122,21 @@ def note_scores(
     )
 
 
-def _patients(said: Mapping[str, Any] | None) -> dict[str, dict[str, int]]:
-    """Return how many test patients a site says that it has, and behind which figure; of one that does not nothing."""
-    if not said:
+def _patients(reported: Mapping[str, Any] | None) -> dict[str, dict[str, int]]:
+    """Return numbers of test patients in all and behind each figure, if reported."""
+    if not reported:
         return {}
-    return {"patients": {"test": said["all"]}, "patients_behind": {**said["by_class"], **said["more"]}}
+    return {"patients": {"test": reported["all"]}, "patients_behind": {**reported["by_class"], **reported["more"]}}
 
 
-def note_pooled(result: Result, finished: Mapping[str, Any]) -> None:
-    """Take over what the sites' test patients say together, of a run whose record has it."""
-    calibration, pooled, paired = (finished.get(name) for name in ("calibration", "pooled", "paired"))
+def note_pooled(
+    result: Result,
+    *,
+    pooled: dict[str, Any] | None,
+    paired: dict[str, Any] | None,
+    calibration: dict[str, Any] | None,
+) -> None:
+    """Copy figures over the patients of all sites, as ``Finished`` has them."""
     result.calibration = Calibration.model_validate(calibration) if calibration else None
     result.pooled_test = PooledTest.model_validate(pooled) if pooled else None
     result.paired_test = Difference.model_validate(paired) if paired else None

@@ -1,4 +1,4 @@
-"""Running a federated profile on this machine, and the plan that follows from it."""
+"""Runs a federated profile here and plans a job from it."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
-from oncofed.data.manifest import write_whole
+from oncofed.atomic import write_whole
 from oncofed.data.planning import PlanFile, make_plan
 from oncofed.errors import FederationError
 from oncofed.job import backends
 from oncofed.job.flare import export_job
 from oncofed.job.spec import ProfileJobSpec
 from oncofed.processes import short_path
-from oncofed.rounds.events import EventReader
+from oncofed.rounds.events import PROFILE_EVENTS, EventReader, Failed, ProfileFinished
 
 PLAN_FILE = "plan.json"
 _POLL_SECONDS = 0.2
@@ -31,11 +30,11 @@ class ProfileRun:
         spec: the job.
         sites: site name -> folder of its dataset.
         backend: "federation" or "simulate".
-        folder: the run's folder, new.
+        folder: of the run, new.
         console: where progress is shown.
         port: of the server; None takes a free one.
-        keep: keep startup kits and FLARE's own files.
-        gpu_gib: memory of the smallest GPU among the sites, for the plan.
+        keep: keep startup kits and FLARE's files.
+        gpu_gib: memory of the smallest GPU of the sites in GiB, for the plan.
     """
 
     spec: ProfileJobSpec
@@ -48,7 +47,7 @@ class ProfileRun:
     gpu_gib: float = 8.0
 
     def execute(self) -> PlanFile:
-        """Run the profile, write ``plan.json`` to the run's folder, and return it.
+        """Run the profile, and return the plan that ``plan.json`` holds.
 
         Raises:
             FederationError: the run failed.
@@ -65,13 +64,13 @@ class ProfileRun:
                 shutil.rmtree(work, ignore_errors=True)
         plan = self.spec.profile
         try:
-            made = make_plan(finished["statistics"], finished["patients"], plan.modality, plan.dimensions, self.gpu_gib)
+            made = make_plan(finished.statistics, finished.patients, plan.modality, plan.dimensions, self.gpu_gib)
         except ValueError as error:
             raise FederationError(str(error)) from None
         write_whole(self.folder / PLAN_FILE, made.model_dump_json(indent=2, by_alias=True) + "\n")
         return made
 
-    def _run(self, work: Path) -> dict[str, Any]:
+    def _run(self, work: Path) -> ProfileFinished:
         job = export_job(self.spec, work / self.spec.name)
         logs = self.folder / "logs"
         datasets = {site: {self.spec.profile.dataset: folder} for site, folder in self.sites.items()}
@@ -85,15 +84,15 @@ class ProfileRun:
             with running as job_running:
                 return self._wait(job_running, logs)
 
-    def _wait(self, running: backends.Running, logs: Path) -> dict[str, Any]:
-        reader = EventReader(running.events)
+    def _wait(self, running: backends.Running, logs: Path) -> ProfileFinished:
+        reader = EventReader(running.events, PROFILE_EVENTS)
         while True:
             status = running.ended()
             for event in reader.read():
-                if event["kind"] == "finished":
-                    return dict(event)
-                if event["kind"] == "failed":
-                    raise FederationError(f"{event['reason']}. Logs: {logs}")
+                if isinstance(event, ProfileFinished):
+                    return event
+                if isinstance(event, Failed):
+                    raise FederationError(f"{event.reason}. Logs: {logs}")
             if status is not None:
                 raise FederationError(f"the profile ended early ({status}). Logs: {logs}")
             running.require_going()

@@ -1,4 +1,4 @@
-"""Jobs of an alliance, from the engineer's own machine, which may be switched off meanwhile."""
+"""Submits, watches and fetches jobs with an engineer's kit."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from oncofed.alliance.local import quiet
 from oncofed.artifacts.kept_bundle import complete_bundle
 from oncofed.artifacts.kept_job import copy_beside_model
 from oncofed.artifacts.provenance import PROVENANCE_FILE
-from oncofed.errors import FederationError, PolicyError, SpecError
+from oncofed.errors import FederationError, PolicyError, SpecError, TransferError
 from oncofed.job.card import write_cards
 from oncofed.job.flare import SPEC_FILE
 from oncofed.job.outcome import begin_result, note_incidents, note_rounds, note_scores
@@ -37,7 +37,7 @@ from oncofed.job.spec import JobSpec, parse_job
 from oncofed.job.watch import Curves, RunProgress, RunView
 from oncofed.report.html import write_report
 from oncofed.report.result import Result
-from oncofed.rounds.events import BEST_MODEL, EVENTS_FILE, MODELS_FOLDER, TOLD_GROUP, EventReader
+from oncofed.rounds.events import BEST_MODEL, EVENTS_FILE, MODELS_FOLDER, STATS_GROUP, Event, EventReader, read_event
 
 _SECONDS_BETWEEN_LOOKS = 2.0
 _SECONDS_BETWEEN_TRIES = 0.5
@@ -45,14 +45,14 @@ _CONNECT_SECONDS = 30.0
 
 
 class Engineer:
-    """A session with an alliance's server; use it as a context manager.
+    """A session with an alliance's server, as a context manager.
 
     Args:
         kit: the engineer's startup kit, the folder that holds ``startup``.
 
     Raises:
-        SpecError: that is no kit of a person.
-        FederationError: the server does not answer, or does not know the kit.
+        SpecError: it is no kit of a person.
+        TransferError: the server does not answer, or does not know the kit.
     """
 
     def __init__(self, kit: Path) -> None:
@@ -70,7 +70,7 @@ class Engineer:
         self._close()
 
     def submit(self, job: Path) -> str:
-        """Submit an exported job folder and return FLARE's id of it.
+        """Submit an exported job folder, and return FLARE's job id.
 
         Raises:
             FederationError: the server refused it.
@@ -85,11 +85,11 @@ class Engineer:
             raise PolicyError(f"{self._name} may not do this: {error}") from None
 
     def status(self, job_id: str) -> str:
-        """Return what FLARE calls the state of a job, such as RUNNING or FINISHED:COMPLETED.
+        """Return FLARE's status of a job, such as RUNNING or FINISHED:COMPLETED.
 
         Raises:
             SpecError: the alliance has no such job.
-            FederationError: the server did not answer.
+            TransferError: the server did not answer.
         """
         status = self._ask(job_id, lambda session: session.get_job_status(job_id))
         if status is None:
@@ -97,51 +97,52 @@ class Engineer:
         return str(status)
 
     def why_waiting(self, job_id: str) -> str:
-        """Return why a job was not started when the server last tried; empty where it did not try yet."""
+        """Return why the server could not start a job; empty before it tried."""
         meta = self._ask(job_id, lambda session: session.get_job_meta(job_id)) or {}
         history = meta.get(JobMetaKey.SCHEDULE_HISTORY.value) or [""]
-        # After the time, which has two colons but no space behind them.
+        # The reason follows the time, which has two colons but no space after them.
         return str(history[-1]).split(": ", 1)[-1]
 
     def connected(self) -> dict[str, datetime]:
-        """Return which sites are connected, and when each was last heard of.
+        """Return when each connected site was last heard from.
 
         Raises:
-            FederationError: the server did not answer.
+            TransferError: the server did not answer.
         """
         clients = self._ask("", lambda session: session.get_connected_client_list())
         return {client.name: datetime.fromtimestamp(client.last_connect_time or 0, timezone.utc) for client in clients}
 
-    def wait_for(self, sites: Sequence[str], told: Callable[[list[str]], None]) -> None:
+    def wait_for(self, sites: Sequence[str], report: Callable[[list[str]], None]) -> None:
         """Wait until sites are connected.
 
         Args:
             sites: their names.
-            told: is told which of them are missing, each time that this changes.
+            report: called with the missing ones whenever they change.
         """
         before = None
         while missing := sorted(set(sites) - set(self.connected())):
             if missing != before:
-                told(missing)
+                report(missing)
             before = missing
             time.sleep(_SECONDS_BETWEEN_LOOKS)
 
-    def events(self, job_id: str) -> list[dict[str, Any]]:
-        """Return what the server tells of a running job; nothing of one that does not run."""
+    def events(self, job_id: str) -> list[Event]:
+        """Return a digest of a running job's record; empty for any other job."""
 
         def question(session: Session) -> Any:
             with contextlib.suppress(JobNotRunning, JobNotFound):
                 return session.show_stats(job_id, TargetType.SERVER)
 
         server = (self._ask(job_id, question) or {}).get("server")
-        return list(server.get(TOLD_GROUP, {}).get("events", [])) if isinstance(server, dict) else []
+        lines = server.get(STATS_GROUP, {}).get("events", []) if isinstance(server, dict) else []
+        return [read_event(line) for line in lines]
 
     def stop(self, job_id: str) -> None:
         """Stop a job at the server and all sites."""
         self._ask(job_id, lambda session: session.abort_job(job_id))
 
     def download(self, job_id: str, folder: Path) -> Path:
-        """Download what a finished job left into ``folder`` and return the server's part of it."""
+        """Download a finished job's result, and return the server's part of it."""
         self._ask(job_id, lambda session: session.download_job_result(job_id, str(folder)))
         found = next(iter(folder.rglob(EVENTS_FILE)), None)
         if found is None:
@@ -154,24 +155,24 @@ class Engineer:
                 return question(self._connect())
         except JobNotFound:
             if tries > 1:
-                # FLARE finds no job while it writes its meta data anew.
+                # FLARE finds no job while it rewrites its metadata.
                 time.sleep(_SECONDS_BETWEEN_TRIES)
                 return self._ask(job_id, question, tries - 1)
             raise SpecError(_unknown(job_id)) from None
         except AuthorizationError as error:
             raise PolicyError(f"{self._name} may not do this: {error}") from None
         except Exception as error:  # noqa: BLE001 - see below
-            # The client library raises many types for a server that went away: the next question makes a new session.
+            # The client library raises many types for a server that went away: the next request opens a new session.
             self._close()
-            raise FederationError(f"the server did not answer ({type(error).__name__})") from None
+            raise TransferError(f"the server did not answer ({type(error).__name__})") from None
 
     def _connect(self) -> Session:
         if self._session is None:
             try:
                 with quiet():
                     self._session = new_secure_session(self._name, str(self._kit), timeout=_CONNECT_SECONDS)
-            except Exception as error:  # noqa: BLE001 - as many types as there are reasons
-                raise FederationError(
+            except Exception as error:  # noqa: BLE001 - of many types
+                raise TransferError(
                     f"no session with the server of the kit {self._kit.name} ({type(error).__name__}). Is it running, "
                     "and does this machine reach the host and port in startup/fed_admin.json?"
                 ) from None
@@ -185,32 +186,32 @@ class Engineer:
 
 
 def watch(engineer: Engineer, job_id: str, console: Console, curves: Path) -> str:
-    """Follow a job until it ends, also through restarts of the server, and return how it ended.
+    """Follow a job through restarts of the server, and return how it ended.
 
     Args:
         engineer: the session.
         job_id: FLARE's id of the job.
-        console: where progress is shown.
-        curves: folder for TensorBoard; what lay there is replaced.
+        console: for progress.
+        curves: folder for TensorBoard; is replaced.
     """
     shutil.rmtree(curves, ignore_errors=True)
     status = engineer.status(job_id)
-    last, waited_for = 0.0, ""
+    last, shown_why = 0.0, ""
 
     def look() -> str:
-        """Show what is new and return the job's state; a server that does not answer is asked again."""
-        nonlocal last, waited_for
+        """Show new events, and return the job's status; keep it if the server does not answer."""
+        nonlocal last, shown_why
         try:
-            events = [event for event in engineer.events(job_id) if event["time"] > last]
-            last = max([last, *(event["time"] for event in events)])
+            events = [event for event in engineer.events(job_id) if event.time > last]
+            last = max([last, *(event.time for event in events)])
             view.update(events)
             now = engineer.status(job_id)
             why = engineer.why_waiting(job_id) if now == RunStatus.SUBMITTED else ""
-            if why and why != waited_for:
+            if why and why != shown_why:
                 console.print(f"it waits: {why}", markup=False)
-            waited_for = why
+            shown_why = why
             return now
-        except FederationError as error:
+        except TransferError as error:
             console.print(f"{error}; trying again. Ctrl-C ends the watching, not the job", markup=False)
             return status
 
@@ -222,7 +223,7 @@ def watch(engineer: Engineer, job_id: str, console: Console, curves: Path) -> st
 
 
 def fetch(engineer: Engineer, job_id: str, folder: Path) -> Result:
-    """Download what a job left, and write its result, report, model and curves into ``folder``.
+    """Download a job's result, and write report, model and curves.
 
     Raises:
         FederationError: the job still runs, or left nothing.
@@ -247,7 +248,7 @@ def fetch(engineer: Engineer, job_id: str, folder: Path) -> Result:
     return _write(spec, events, folder)
 
 
-def _write(spec: JobSpec, events: list[dict[str, Any]], folder: Path) -> Result:
+def _write(spec: JobSpec, events: list[Event], folder: Path) -> Result:
     state, curves = RunProgress(), Curves(folder / "tensorboard")
     for event in events:
         state.apply(event)
@@ -267,12 +268,11 @@ def _write(spec: JobSpec, events: list[dict[str, Any]], folder: Path) -> Result:
         if bundle:
             complete_bundle(bundle, [model.parent, folder])
     else:
-        stopped = any(event["kind"] == "stopped" for event in events)
-        result.status = "stopped" if stopped and not state.failed else "failed"
+        result.status = "stopped" if state.stopped and not state.failed else "failed"
         result.error = state.failed or "the job was stopped before its end"
     if events:
         result.timing.startup_s = state.ready_s or 0.0
-        result.timing.total_s = result.timing.federation_s = events[-1]["time"] - events[0]["time"]
+        result.timing.total_s = result.timing.federation_s = events[-1].time - events[0].time
     result.write(folder)
     if result.status == "completed":
         write_cards(spec, result, folder)

@@ -1,4 +1,4 @@
-"""Running a job on this machine, each folder one site: the federation, what it is compared with, and the report."""
+"""Runs a job here: federation, baselines and report."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from oncofed.training import Trainer
 from oncofed.training.baselines import Baseline, BaselinePool
 
 _POLL_SECONDS = 0.2
-# What one more site takes with small images: a process of its own, or a fork in the simulator.
+# Memory of one site with small images: a process of its own, or a fork of the simulator.
 _GIB_OF_A_SITE: dict[Backend, float] = {"federation": 0.55, "simulate": 0.16}
 _STARTING: dict[Backend, str] = {
     "federation": "starting a server and {sites} sites from their startup kits …",
@@ -46,21 +46,21 @@ _STARTING: dict[Backend, str] = {
 
 @dataclass
 class Run:
-    """A run on this machine.
+    """A run of a job on this machine.
 
     Attributes:
         spec: the job.
         sites: site name -> folder of its data in Decathlon layout.
         backend: FLARE's real server and sites, or its simulator.
-        folder: the run's folder, new.
+        folder: of the run, new.
         console: where progress is shown.
         port: of the server; None takes a free one.
-        keep: keep startup kits and FLARE's own files.
+        keep: keep startup kits and FLARE's files.
         baselines: also train each site alone, and all data in one place.
-        data_note: what the report says of the data.
-        model: weights as safetensors that the job starts from; None: those that its seed gives.
+        data_note: sentence about the data, for the report.
+        model: initial weights as safetensors; None: drawn from the seed.
         evaluate_only: score that model at every site, and train nothing.
-        against: weights of another model that it is compared with on the same patients.
+        against: weights of another model to compare with on the same patients.
     """
 
     spec: JobSpec
@@ -79,16 +79,16 @@ class Run:
     _skipped: dict[str, int] = field(default_factory=dict)
 
     def execute(self) -> Result:
-        """Run everything and return the result, which is also written to the run's folder.
+        """Run everything, and return what ``result.json`` holds.
 
         Raises:
             DataError: the sites' data cannot be used; no folder is made.
             OncofedError: the run failed; ``result.json`` then says so.
         """
         started = time.monotonic()
-        # Its sites, baselines and pictures would each end with that, one after the other.
+        # Otherwise sites, baselines and pictures would fail one after the other.
         require_named_gpu()
-        self._check_data()  # before there is a folder: a run that never began leaves nothing
+        self._check_data()  # before the folder is made: a run that never began leaves none
         self.folder = self.folder.resolve()
         self.folder.mkdir(parents=True, exist_ok=True)
         backends.require_machine(self.folder)
@@ -172,7 +172,7 @@ class Run:
                     finally:
                         note_incidents(result, view.state)
                 ended = time.monotonic()
-                # The job's processes take seconds to end: train the baselines meanwhile.
+                # The job's processes take seconds to end: baselines train meanwhile.
                 if self._compares:
                     self.console.print("now each site alone, and all data in one place, for comparison …")
                     pool.start(self._baselines())
@@ -229,7 +229,7 @@ class Run:
 
     def _baselines(self) -> list[Baseline]:
         tests: dict[str, tuple[Case, ...]] = {site: cases.test for site, cases in self._cases.items()}
-        # Pooled first: it loads and tests the most.
+        # Pooled first: it takes the longest.
         trained = {POOLED: (pool_cases(self._cases), tests)}
         trained |= {site: (cases, {site: cases.test}) for site, cases in self._cases.items()}
         most = self.spec.evaluation.most_cases
@@ -246,7 +246,7 @@ class Run:
             return pool.collect(lambda done: bar.update(task, completed=done))
 
     def _pictures(self) -> dict[str, Picture]:
-        """Return what the federated model makes of one test case of each site."""
+        """Return the federated model's output on one test case a site."""
         first = next(iter(self._cases))
         trainer = Trainer(self.spec.plan(), self._cases[first], first)
         trainer.load_weights(load_file(self.folder / "model" / "model.safetensors"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -70,12 +70,25 @@ class JobSpec(StrictModel):
 
     @model_validator(mode="after")
     def _is_a_plan(self) -> JobSpec:
-        self.plan()
+        if not self.model.lacks_code:
+            self.plan()
         self.federation()
         return self
 
     def plan(self) -> Plan:
-        """Return what one site needs to know."""
+        """Return what one site needs to know.
+
+        Raises:
+            SpecError: it depends on the job's pack, which is not loaded.
+        """
+        if self.model.lacks_code:
+            raise SpecError(
+                f"the pack {str(self.model.code)[:12]}… is not loaded: read the job with its code (with_code=True)"
+            )
+        return self._plan
+
+    @cached_property
+    def _plan(self) -> Plan:
         return Plan(
             data=self.data,
             task=self.task,
@@ -135,22 +148,24 @@ class JobEntry:
     file: Path
 
 
-def read_job(job: str | Path) -> JobSpec:
+def read_job(job: str | Path, with_code: bool = False) -> JobSpec:
     """Read a job that trains a model, by name, by folder or by file.
 
     Args:
         job: a name that ``oncofed job list`` shows, a folder with ``job.yaml``, or the file itself.
+        with_code: also import the pack that the job names, which runs its code, and check the job against it. Without
+            it such a job can be shown and changed, and nothing built from it.
 
     Raises:
         SpecError: there is no such job, or its file is not valid; the message names file, line, what was found and
             what is allowed.
     """
-    return parse_job(find_job(job))
+    return parse_job(find_job(job), with_code)
 
 
-def read_any_job(job: str | Path) -> AnyJob:
+def read_any_job(job: str | Path, with_code: bool = False) -> AnyJob:
     """Read a job of whatever kind; see ``read_job``."""
-    return parse_any_job(find_job(job))
+    return parse_any_job(find_job(job), with_code)
 
 
 def find_job(job: str | Path) -> Path:
@@ -185,28 +200,37 @@ def jobs_folders() -> list[Path]:
     return [folder for folder in dict.fromkeys(candidates) if folder.is_dir()]
 
 
-def parse_job(file: Path) -> JobSpec:
+def parse_job(file: Path, with_code: bool = False) -> JobSpec:
     """Read one ``job.yaml`` of a job that trains a model.
+
+    Args:
+        file: to read.
+        with_code: see ``read_job``.
 
     Raises:
         SpecError: the file is not valid, or the job trains nothing.
     """
-    spec = parse_any_job(file)
+    spec = parse_any_job(file, with_code)
     if isinstance(spec, ProfileJobSpec):
         raise SpecError(f"{file}: the job {spec.name} has a section profile and trains nothing; name one that trains.")
     return spec
 
 
-def parse_any_job(file: Path) -> AnyJob:
+def parse_any_job(file: Path, with_code: bool = False) -> AnyJob:
     """Read one ``job.yaml``; a section ``profile`` makes it a job that trains nothing.
 
+    Args:
+        file: to read.
+        with_code: see ``read_job``.
+
     Raises:
-        SpecError: the file is not valid.
+        SpecError: the file is not valid, or its pack is missing or cannot be imported.
     """
     values, lines = read_yaml(file, "name: my_job")
     if "profile" in values:
         return _validate(ProfileJobSpec, values, str(file), lines)
-    _load_code(values, file)
+    if with_code:
+        _load_code(values, file)
     return _validate(JobSpec, values, str(file), lines)
 
 
@@ -216,7 +240,7 @@ def packs_folder() -> Path:
 
 
 def _load_code(values: dict[str, Any], file: Path) -> None:
-    """Import the pack that a job of one's own names, so that its network is known."""
+    """Import the pack that a job names, so that what it brings is known."""
     model = values.get("model")
     digest = model.get("code") if isinstance(model, dict) and not model.get("declared") else None
     if isinstance(digest, str):

@@ -1,10 +1,11 @@
-"""Following a run: from the server's events to a live view, TensorBoard curves and timings."""
+"""Follows a run: live view, TensorBoard curves, timings."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import singledispatchmethod
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,40 +24,49 @@ from rich.progress import (
 from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
-# What is told of a run that did not go as usual.
-_TOLD = {
-    "lost": "{site} was lost: {reason}",
-    "returned": "{site} is back",
-    "excluded": "{site} does not take part: {reason}",
-    "refused": "an update of {site} was refused in round {round}: {reason}",
-    "late": "the update of {site} for round {round} came after the round had ended",
-    "dropped": "an update of {site} came too late and was left out",
-    "resumed": "the server was started again; the run goes on with round {round}",
-    "not_kept": "the server could not keep round {round} ({reason}): free some space there",
-    "site_not_kept": "{site} could not keep its state of round {round} ({reason}): free some space there",
-    "early_stop": "no better score since round {best_round}: the run ends after round {round}",
-}
+from oncofed.rounds.events import (
+    Answered,
+    Event,
+    Excluded,
+    Failed,
+    Finished,
+    Incident,
+    Joined,
+    Late,
+    Lost,
+    Ready,
+    Refused,
+    Returned,
+    RoundEnded,
+    SiteProgress,
+    Started,
+    Stopped,
+    TaskSent,
+    Unknown,
+    Validated,
+)
+
 _STATES = {"prepare": "preparing", "train": "waiting", "validate": "waiting", "combine": "averaging"}
 
 
-# What a site tells the training's own steps of; in every other phase it counts cases.
+# In this phase sites report optimizer steps, in all others cases.
 _TRAINING = "training"
-# Without a terminal, how often a line says what the sites do in a round that takes long.
+# Interval of progress lines in a long round, without a terminal.
 _SECONDS_BETWEEN_LINES = 10.0
-# Sooner before the first round is over, wherever a site begins with something else: nobody knows yet that it works.
+# Interval before the end of the first round, if a site enters another phase: nobody knows yet that the run works.
 _FIRST_LINE_SECONDS = 2.0
 
 
 @dataclass
 class SiteState:
-    """What is known of one site now.
+    """State of one site.
 
     Attributes:
-        state: what it does.
+        state: activity, as shown.
         step: optimizer steps since the start of the run.
-        done: (cases done, cases in all) of what it does, where it does not train.
-        loss: of its last step.
-        validation: score of the global model there.
+        done: (cases done, all cases) of a phase other than training.
+        loss: of the last step.
+        validation: score of the global model at this site.
     """
 
     state: str = "starting"
@@ -66,7 +76,7 @@ class SiteState:
     validation: float | None = None
 
     def now(self, state: str) -> None:
-        """Note what it does from now on."""
+        """Enter another state."""
         self.state, self.done = state, None
 
     def __str__(self) -> str:
@@ -75,24 +85,29 @@ class SiteState:
 
 @dataclass
 class RunProgress:
-    """What the events so far say of a run.
+    """State of a run after its events so far.
 
     Attributes:
         sites: state by site.
-        metric: what the validation score is called.
-        round: the round that runs, from 1; 0 before the first.
-        rounds: how many there are.
+        metric: short name of the validation score.
+        round: number of the present round, from 1; 0 before the first.
+        rounds: planned number.
+        total_steps: optimizer steps of a site in all rounds.
+        started: time of the first start, by the server's clock.
         validation: mean validation score of the global model after each round, from round 0.
         validation_by_site: the same by site.
         losses: mean training loss by round and site.
         rounds_s: wall time of each round in seconds.
         slowest_site_s: training and validation time of each round's slowest site in seconds.
-        lost: why a site is not there now.
-        latest: when the server wrote its last event, by its own clock, as ``started``.
-        participation: who took part in each round, by round.
-        incidents: what did not go as usual, in order.
-        finished: what the server said at the end.
+        lost: reason by absent site.
+        latest: time of the last event, by the server's clock.
+        ready_s: seconds until the sites were ready.
+        cases: numbers of cases by site.
+        participation: ``RoundEnded.participation`` by round.
+        incidents: in order.
+        finished: last event of a run that ended well.
         failed: why the run failed.
+        stopped: whether somebody stopped it.
     """
 
     sites: dict[str, SiteState] = field(default_factory=dict)
@@ -111,139 +126,150 @@ class RunProgress:
     slowest_site_s: list[float] = field(default_factory=list)
     lost: dict[str, str] = field(default_factory=dict)
     participation: dict[int, dict[str, Any]] = field(default_factory=dict)
-    incidents: list[dict[str, Any]] = field(default_factory=list)
-    finished: dict[str, Any] | None = None
+    incidents: list[Incident] = field(default_factory=list)
+    finished: Finished | None = None
     failed: str | None = None
+    stopped: bool = False
 
-    def apply(self, event: dict[str, Any]) -> None:
-        """Take one event of the server into account."""
-        self.latest = event["time"]
-        handler = getattr(self, f"_on_{event['kind']}", None)
-        if handler:
-            handler(event)
+    def apply(self, event: Event) -> None:
+        """Apply one event."""
+        self.latest = event.time
+        if isinstance(event, Incident):
+            self.incidents.append(event)
+        self._take(event)
 
     def _site(self, name: str) -> SiteState:
         return self.sites.setdefault(name, SiteState())
 
-    def _on_started(self, event: dict[str, Any]) -> None:
-        self.started = self.started or event["time"]
-        self.metric = event.get("metric", self.metric)
-        self.rounds = event["rounds"]
-        self.total_steps = event["rounds"] * event["steps_per_round"]
-        self.sites = {site: self.sites.get(site, SiteState()) for site in event["sites"]}
+    @singledispatchmethod
+    def _take(self, event: Event) -> None:
+        """Apply an event of any class without a method of its own: no change."""
 
-    def _on_joined(self, event: dict[str, Any]) -> None:
-        self.cases[event["site"]] = event["cases"]
-        self._site(event["site"]).now("ready")
+    @_take.register
+    def _started(self, event: Started) -> None:
+        self.started = self.started or event.time
+        self.metric = event.metric or self.metric
+        self.rounds = event.rounds
+        self.total_steps = event.rounds * event.steps_per_round
+        self.sites = {site: self.sites.get(site, SiteState()) for site in event.sites}
 
-    def _on_returned(self, event: dict[str, Any]) -> None:
-        self.lost.pop(event["site"], None)
-        self._site(event["site"]).now("back")
-        self._note(event)
+    @_take.register
+    def _joined(self, event: Joined) -> None:
+        self.cases[event.site] = event.cases
+        self._site(event.site).now("ready")
 
-    def _on_refused(self, event: dict[str, Any]) -> None:
-        self._site(event["site"]).now("refused")
-        self._note(event)
+    @_take.register
+    def _returned(self, event: Returned) -> None:
+        self.lost.pop(event.site, None)
+        self._site(event.site).now("back")
 
-    def _on_late(self, event: dict[str, Any]) -> None:
-        self._site(event["site"]).now("late")
-        self._note(event)
+    @_take.register
+    def _refused(self, event: Refused) -> None:
+        self._site(event.site).now("refused")
 
-    def _on_excluded(self, event: dict[str, Any]) -> None:
-        self.lost[event["site"]] = event["reason"]
-        self._site(event["site"]).now("excluded")
-        self._note(event)
+    @_take.register
+    def _late(self, event: Late) -> None:
+        self._site(event.site).now("late")
 
-    def _on_resumed(self, event: dict[str, Any]) -> None:
-        self._note(event)
+    @_take.register
+    def _excluded(self, event: Excluded) -> None:
+        self.lost[event.site] = event.reason
+        self._site(event.site).now("excluded")
 
-    _on_not_kept = _on_site_not_kept = _on_early_stop = _on_dropped = _on_resumed
+    @_take.register
+    def _lost(self, event: Lost) -> None:
+        self.lost[event.site] = event.reason
+        self._site(event.site).now("lost")
 
-    def _note(self, event: dict[str, Any]) -> None:
-        self.incidents.append(event)
+    @_take.register
+    def _ready(self, event: Ready) -> None:
+        self.ready_s = self.ready_s or event.seconds
+        self.cases = event.sites
 
-    def _on_ready(self, event: dict[str, Any]) -> None:
-        self.ready_s = self.ready_s or event["seconds"]
-        self.cases = event["sites"]
+    @_take.register
+    def _task_sent(self, event: TaskSent) -> None:
+        self.round = max(self.round, event.round)
+        for site in event.sites:
+            self._site(site).now(_STATES.get(event.task, "waiting"))
 
-    def _on_task(self, event: dict[str, Any]) -> None:
-        self.round = max(self.round, event["round"])
-        for site in event["sites"]:
-            self._site(site).now(_STATES.get(event["task"], "waiting"))
-
-    def _on_progress(self, event: dict[str, Any]) -> None:
-        site = self._site(event["site"])
-        site.now(event.get("phase", site.state))
+    @_take.register
+    def _progress(self, event: SiteProgress) -> None:
+        site = self._site(event.site)
+        site.now(event.phase or site.state)
         if site.state == _TRAINING:
-            site.step = event.get("step", site.step)
-        elif "step" in event and "steps" in event:
-            site.done = event["step"], event["steps"]
-        site.loss = event.get("loss", site.loss)
+            site.step = event.step if event.step is not None else site.step
+        elif event.step is not None and event.steps is not None:
+            site.done = event.step, event.steps
+        site.loss = event.loss if event.loss is not None else site.loss
 
-    def _on_answer(self, event: dict[str, Any]) -> None:
-        self._site(event["site"]).now("done")
+    @_take.register
+    def _answered(self, event: Answered) -> None:
+        self._site(event.site).now("done")
 
-    def _on_lost(self, event: dict[str, Any]) -> None:
-        self.lost[event["site"]] = event["reason"]
-        self._site(event["site"]).now("lost")
-        self._note(event)
-
-    def _on_validation(self, event: dict[str, Any]) -> None:
-        self.validation_by_site[event["round"]] = event["sites"]
-        if event["mean"] is not None:
-            self.validation[event["round"]] = event["mean"]
-        for site, score in event["sites"].items():
+    @_take.register
+    def _validated(self, event: Validated) -> None:
+        self.validation_by_site[event.round] = event.sites
+        if event.mean is not None:
+            self.validation[event.round] = event.mean
+        for site, score in event.sites.items():
             self._site(site).validation = score
 
-    def _on_round(self, event: dict[str, Any]) -> None:
-        self.losses[event["round"]] = event["losses"]
-        self.participation[event["round"]] = event.get("participation", {})
-        self.rounds_s.append(event["seconds"])
-        self.slowest_site_s.append(event["slowest_site_s"])
+    @_take.register
+    def _round_ended(self, event: RoundEnded) -> None:
+        self.losses[event.round] = event.losses
+        self.participation[event.round] = event.participation or {}
+        self.rounds_s.append(event.seconds)
+        self.slowest_site_s.append(event.slowest_site_s)
 
-    def _on_finished(self, event: dict[str, Any]) -> None:
+    @_take.register
+    def _finished(self, event: Finished) -> None:
         self.finished = event
         for site in self.sites.values():
             if site.state != "lost":
                 site.now("finished")
 
-    def _on_failed(self, event: dict[str, Any]) -> None:
-        self.failed = event["reason"]
+    @_take.register
+    def _failed(self, event: Failed) -> None:
+        self.failed = event.reason
+
+    @_take.register
+    def _stopped(self, event: Stopped) -> None:
+        self.stopped = True
 
     @property
     def seconds_left(self) -> float | None:
-        """Estimate from the rounds so far; None before the first is over."""
+        """Estimate from past rounds; None before the first ended."""
         if not self.rounds_s:
             return None
-        usual = sum(self.rounds_s) / len(self.rounds_s)
-        return usual * (self.rounds - len(self.rounds_s))
+        mean = sum(self.rounds_s) / len(self.rounds_s)
+        return mean * (self.rounds - len(self.rounds_s))
 
 
 class Curves:
-    """Writes a run's curves as TensorBoard files, one folder a site and one for the mean."""
+    """Writes TensorBoard curves, one folder a site and one for the mean."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._writers: dict[str, SummaryWriter] = {}
         self._validation = "validation/score"
 
-    def write(self, event: dict[str, Any]) -> None:
-        """Add what an event says of a curve."""
-        if event["kind"] == "started" and "metric" in event:
-            self._validation = f"validation/{event['metric']}"
-        elif event["kind"] == "progress" and "loss" in event:
-            self._of(event["site"]).add_scalar("train/loss", event["loss"], event["step"])
-        elif event["kind"] == "validation":
-            for site, score in event["sites"].items():
+    def write(self, event: Event) -> None:
+        """Add an event's points."""
+        if isinstance(event, Started) and event.metric:
+            self._validation = f"validation/{event.metric}"
+        elif isinstance(event, SiteProgress) and event.loss is not None:
+            self._of(event.site).add_scalar("train/loss", event.loss, event.step)
+        elif isinstance(event, Validated):
+            for site, score in event.sites.items():
                 if score is not None:
-                    self._of(site).add_scalar(self._validation, score, event["round"])
-            if event["mean"] is not None:
-                self._of("mean").add_scalar(self._validation, event["mean"], event["round"])
-        elif event["kind"] == "round":
-            self._of("mean").add_scalar("time/round_s", event["seconds"], event["round"])
+                    self._of(site).add_scalar(self._validation, score, event.round)
+            if event.mean is not None:
+                self._of("mean").add_scalar(self._validation, event.mean, event.round)
+        elif isinstance(event, RoundEnded):
+            self._of("mean").add_scalar("time/round_s", event.seconds, event.round)
 
     def flush(self) -> None:
-        """Make what was written visible to a running TensorBoard."""
+        """Flush the files, for a running TensorBoard."""
         for writer in self._writers.values():
             writer.flush()
 
@@ -259,11 +285,11 @@ class Curves:
 
 
 class RunView:
-    """Shows a run while it goes: live on a terminal, a line for each round elsewhere.
+    """Shows a run: live on a terminal, elsewhere a line a round.
 
     Args:
-        console: where to show it.
-        curves: where its curves are written.
+        console: for the view.
+        curves: of the run.
     """
 
     def __init__(self, console: Console, curves: Curves) -> None:
@@ -271,9 +297,10 @@ class RunView:
         self._console = console
         self._curves = curves
         self._live: Live | None = None
-        self._heard = time.monotonic()
-        self._next_line = self._heard + _FIRST_LINE_SECONDS
-        self._said: dict[str, str] = {}
+        self._last_event = time.monotonic()
+        self._last_line = self._last_event + _FIRST_LINE_SECONDS - _SECONDS_BETWEEN_LINES
+        self._printed: dict[str, str] = {}
+        self._unknown: set[str] = set()
 
     def __enter__(self) -> RunView:
         if self._console.is_terminal:
@@ -288,67 +315,73 @@ class RunView:
             self._live.__exit__(kind, error, trace)
         self._curves.close()
 
-    def update(self, events: Iterable[dict[str, Any]]) -> None:
-        """Take new events into account and show them."""
+    def update(self, events: Iterable[Event]) -> None:
+        """Apply and show new events."""
         for event in events:
             self.state.apply(event)
-            self._heard = time.monotonic()
+            self._last_event = time.monotonic()
             self._curves.write(event)
             if not self._live:
-                self._tell(event)
+                self._print_event(event)
+            if isinstance(event, Unknown) and event.name not in self._unknown:
+                self._unknown.add(event.name)
+                self._console.print(str(event), markup=False, highlight=False)
         self._curves.flush()
         if self._live:
             self._live.update(self._table())
-        elif self.state.finished is None and time.monotonic() >= self._next_line - self._sooner():
-            self._say(self._now())
+        elif self.state.finished is None and time.monotonic() - self._last_line >= self._interval():
+            self._print(self._activity())
 
-    def _say(self, line: str) -> None:
+    def _print(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
-        self._next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
-        self._said = self._doing()
+        self._last_line = time.monotonic()
+        self._printed = self._states()
 
-    def _doing(self) -> dict[str, str]:
+    def _states(self) -> dict[str, str]:
         return {name: site.state for name, site in self.state.sites.items()}
 
-    def _sooner(self) -> float:
-        """Return by how many seconds the next line is due sooner, as there is news."""
-        news = not self.state.rounds_s and self._doing() != self._said
-        return _SECONDS_BETWEEN_LINES - _FIRST_LINE_SECONDS if news else 0.0
+    def _interval(self) -> float:
+        """Return the seconds between two lines."""
+        news = not self.state.rounds_s and self._states() != self._printed
+        return _FIRST_LINE_SECONDS if news else _SECONDS_BETWEEN_LINES
 
-    def _now(self) -> str:
-        """Return in a line what the sites do now, those that do the same together."""
+    def _activity(self) -> str:
+        """Return a line with each site's activity, grouped."""
         state = self.state
         if not state.sites:
             return "waiting for the job to start at all sites …"
-        doing: dict[str, list[str]] = {}
+        by_activity: dict[str, list[str]] = {}
         for name, site in sorted(state.sites.items()):
-            doing.setdefault(f"step {site.step}" if site.state == _TRAINING else str(site), []).append(name)
-        sites = "; ".join(f"{', '.join(names)}: {what}" for what, names in doing.items())
+            by_activity.setdefault(f"step {site.step}" if site.state == _TRAINING else str(site), []).append(name)
+        sites = "; ".join(f"{', '.join(names)}: {what}" for what, names in by_activity.items())
         return f"round {state.round}/{state.rounds or '?'}  {sites}" if state.round else sites
 
-    def _tell(self, event: dict[str, Any]) -> None:
+    def _print_event(self, event: Event) -> None:
         state = self.state
-        if event["kind"] == "ready":
-            cases = ", ".join(f"{site} {n['train']}" for site, n in sorted(event["sites"].items()))
-            self._say(f"sites ready after {event['seconds']:.0f} s; training cases: {cases}")
-        elif event["kind"] == "validation" and event["round"] > 0:
-            losses = state.losses.get(event["round"], {})
+        if isinstance(event, Ready):
+            cases = ", ".join(f"{site} {n['train']}" for site, n in sorted(event.sites.items()))
+            self._print(f"sites ready after {event.seconds:.0f} s; training cases: {cases}")
+        elif isinstance(event, Validated) and event.round > 0:
+            losses = state.losses.get(event.round, {})
             sites = "  ".join(
                 f"{site} loss {losses[site]:.3f} {state.metric} {_number(score)}"
-                for site, score in sorted(event["sites"].items())
+                for site, score in sorted(event.sites.items())
                 if site in losses
             )
             left = f"  {_clock(state.seconds_left)} left" if state.seconds_left else ""
-            score = f"mean validation {state.metric} {_number(event['mean'])}"
-            self._say(f"round {event['round']}/{state.rounds}  {score}  {sites}{left}")
-        elif event["kind"] in _TOLD:
-            self._say(_TOLD[event["kind"]].format(**event))
+            score = f"mean validation {state.metric} {_number(event.mean)}"
+            self._print(f"round {event.round}/{state.rounds}  {score}  {sites}{left}")
+        elif isinstance(event, Incident):
+            self._print(str(event))
 
-    def _so_far(self) -> float | None:
-        """Return how long the run has gone on: until its last event by the server's clock, and since then by ours."""
+    def _elapsed(self) -> float | None:
+        """Return the seconds since the start.
+
+        Up to the last event by the server's clock, after it by this machine's.
+        """
         if self.state.started is None:
             return None
-        return self.state.latest - self.state.started + time.monotonic() - self._heard
+        return self.state.latest - self.state.started + time.monotonic() - self._last_event
 
     def _table(self) -> Group:
         state = self.state
@@ -356,8 +389,8 @@ class RunView:
             return Group("waiting for the job to start at all sites …")
         mean = state.validation.get(max(state.validation)) if state.validation else None
         left = f", about {_clock(state.seconds_left)} left" if state.seconds_left else ""
-        so_far = self._so_far()
-        elapsed = f", {_clock(so_far)} so far" if so_far is not None else ""
+        seconds = self._elapsed()
+        elapsed = f", {_clock(seconds)} so far" if seconds is not None else ""
         title = (
             f"round {state.round}/{state.rounds or '?'}, mean validation {state.metric} {_number(mean)}{elapsed}{left}"
         )
@@ -377,14 +410,14 @@ class RunView:
 
 
 class _Lines(Progress):
-    """A bar that, where the output is not a terminal, is a line every ten seconds."""
+    """A progress bar; without a terminal, a line every ten seconds."""
 
     def __init__(self, *columns: ProgressColumn, console: Console) -> None:
         super().__init__(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._next_line = time.monotonic() + _FIRST_LINE_SECONDS
 
     def update(self, task_id: TaskID, **values: Any) -> None:
-        """Take how far a task is."""
+        """Set the progress of a task."""
         super().update(task_id, **values)
         if self.disable and time.monotonic() >= self._next_line:
             task = self._tasks[task_id]
@@ -393,7 +426,7 @@ class _Lines(Progress):
 
 
 def progress_bar(console: Console) -> Progress:
-    """Return a bar for work with a known end; a line now and then where the output is not a terminal."""
+    """Return a progress bar; without a terminal it prints lines now and then."""
     return _Lines(
         TextColumn("{task.description}"),
         BarColumn(),

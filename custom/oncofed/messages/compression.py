@@ -65,14 +65,39 @@ def travelling_bytes(weights: Weights, kind: ExchangeType) -> int:
     return whole + sum(value.numel() + 4 * (value.shape[0] if value.ndim > 1 else 1) for value in floating)
 
 
-class ReceivedUpdate(Mapping[str, Tensor]):
-    """An update as the strategies take it: each tensor is read, and brought back to its own type, when asked for.
+def with_extra(weights: Mapping[str, Tensor], extra: Mapping[str, Tensor]) -> Weights:
+    """Return weights and extra tensors as one message holds them."""
+    return {**weights, **{EXTRA + name: value for name, value in extra.items()}}
+
+
+def without_extra(chunks: Any) -> tuple[ChunkedTensors, ChunkedTensors]:
+    """Return the weights and the extra tensors of a message.
 
     Args:
-        sent: what arrived, by name: tensors, or FLARE's references to tensors that it keeps in a file.
+        chunks: by name: tensors, or FLARE's references to tensors that it keeps in a file.
+
+    Raises:
+        FederationError: they are something else, or one is missing.
+    """
+    if not isinstance(chunks, dict):
+        return ChunkedTensors(chunks), ChunkedTensors({})
+    named = {str(name): value for name, value in chunks.items()}
+    extra = {name.removeprefix(EXTRA): value for name, value in named.items() if name.startswith(EXTRA)}
+    return (
+        ChunkedTensors({name: value for name, value in named.items() if not name.startswith(EXTRA)}),
+        ChunkedTensors(extra),
+    )
+
+
+class ReceivedUpdate(Mapping[str, Tensor]):
+    """An update as algorithms take it: each tensor is read, and restored to its own type, on access.
+
+    Args:
+        sent: tensors by name, as ``Compressor`` made them.
         like: tensors as the global model has them; their values do not matter.
         kind: type of the updates.
-        extra: names of what comes beside the weights, which travels in its own type.
+        extra: the extra tensors, which travel in their own type.
+        extra_like: the extra tensors that sites may send; their values do not matter.
 
     Attributes:
         squares: the sum of the squares of each tensor whose values travel as they are.
@@ -81,26 +106,32 @@ class ReceivedUpdate(Mapping[str, Tensor]):
         FederationError: it is not an update of this model; names the first difference.
     """
 
-    def __init__(self, sent: Any, like: Weights, kind: ExchangeType, extra: Mapping[str, Tensor]) -> None:
-        joined = ChunkedTensors(sent)
-        self._sent, self._like, self._kind = joined, like, kind
+    def __init__(
+        self,
+        sent: Mapping[str, Tensor],
+        like: Weights,
+        kind: ExchangeType,
+        extra: Mapping[str, Tensor] | None = None,
+        extra_like: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self._sent, self._extra = _chunked(sent), _chunked(extra or {})
+        self._like, self._kind, extra_like = like, kind, extra_like or {}
         self.squares: dict[str, float] = {}
         scaled = [n for n, v in like.items() if kind == "int8" and v.is_floating_point()]
         expected = {*like, *(_SCALE + name for name in scaled)}
-        here = {name for name in joined if not str(name).startswith(EXTRA)}
-        if here != expected:
+        found = set(self._sent)
+        if found != expected:
             raise FederationError(
-                f"it sent other tensors than the model has (first difference: {sorted(map(str, here ^ expected))[:1]})"
+                f"it sent other tensors than the model has (first difference: {sorted(found ^ expected)[:1]})"
             )
-        strange = {name for name in joined if str(name).startswith(EXTRA)} - {EXTRA + name for name in extra}
-        if strange:
-            raise FederationError(f"it sent {min(strange)}, which the strategy does not ask for")
-        for name in sorted(here):
+        unknown = self._extra.keys() - extra_like.keys()
+        if unknown:
+            raise FederationError(f"it sent {EXTRA}{min(unknown)}, which the strategy does not ask for")
+        for name in sorted(found):
             self._check(name)
-        for name in extra:
-            if EXTRA + name in joined:
-                _require(EXTRA + name, joined.look(EXTRA + name), extra[name].shape, extra[name].dtype)
-        self.extra: Weights = {name: joined[EXTRA + name] for name in extra if EXTRA + name in joined}
+        for name in self._extra:
+            _require(EXTRA + name, self._extra.look(name), extra_like[name].shape, extra_like[name].dtype)
+        self.extra: Weights = {name: self._extra[name] for name in extra_like if name in self._extra}
 
     def _check(self, name: str) -> None:
         seen = self._sent.look(name)
@@ -130,12 +161,16 @@ class ReceivedUpdate(Mapping[str, Tensor]):
     @property
     def nbytes(self) -> int:
         """Bytes that travelled."""
-        return self._sent.nbytes
+        return self._sent.nbytes + self._extra.nbytes
 
     @property
     def floats(self) -> int:
         """How many numbers it has, but for whole ones."""
         return sum(value.numel() for value in self._like.values() if value.is_floating_point())
+
+
+def _chunked(tensors: Mapping[str, Tensor]) -> ChunkedTensors:
+    return tensors if isinstance(tensors, ChunkedTensors) else ChunkedTensors(dict(tensors))
 
 
 class NotFiniteError(FederationError):

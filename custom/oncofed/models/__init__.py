@@ -1,5 +1,5 @@
 """Names of networks -> MONAI networks with defaults that work."""
 
-from oncofed.models.networks import ModelSpec, Request, build_network, list_networks, register_network
+from oncofed.models.networks import ModelSpec, NetworkRequest, build_network, list_networks, register_network
 
-__all__ = ["ModelSpec", "Request", "build_network", "list_networks", "register_network"]
+__all__ = ["ModelSpec", "NetworkRequest", "build_network", "list_networks", "register_network"]

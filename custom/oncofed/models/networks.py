@@ -7,11 +7,7 @@ between scanners, and averaging them over sites makes a model that fits none. A 
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextvars import ContextVar
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -22,17 +18,25 @@ from torch import nn
 
 from oncofed.errors import SpecError
 from oncofed.models.foreign import EXPRESSIONS, Bundle, load_bundle_weights, read_bundle
-from oncofed.models.weights import Layout
+from oncofed.models.weights import WeightLayout
+from oncofed.plugins import MODULES_VARIABLE, NETWORKS, Kind, Network, is_loaded, register_network
 from oncofed.settings import StrictModel
 
-# What a network turns its input into: values for each voxel, for an image as a whole, or for a bag of features.
-Kind = Literal["dense", "image", "bag"]
-
-# Modules that a site installed beside oncofed, whose networks jobs may name; separated by commas.
-MODULES_VARIABLE = "ONCOFED_NETWORKS"
-
-# The pack whose code is being imported: what it registers is known under its digest alone.
-_PACK: ContextVar[str] = ContextVar("pack", default="")
+__all__ = [
+    "MODULES_VARIABLE",
+    "Declared",
+    "DeclaredTensor",
+    "Kind",
+    "ModelSpec",
+    "Network",
+    "NetworkRequest",
+    "build_network",
+    "find_network",
+    "list_networks",
+    "network_config",
+    "networks_of_pack",
+    "register_network",
+]
 
 # In names of arguments with which a network would fetch weights by itself, and of those with which it would open a
 # file, where their value is a name: drop_path_rate is a number.
@@ -63,7 +67,7 @@ class Declared(StrictModel):
     tensors: dict[str, DeclaredTensor] = Field(min_length=1, max_length=100_000)
 
     @classmethod
-    def of(cls, kind: Kind, divisor: int, layout: Layout) -> Declared:
+    def of(cls, kind: Kind, divisor: int, layout: WeightLayout) -> Declared:
         """Return it of a network's layout."""
         tensors = {
             name: DeclaredTensor(
@@ -76,9 +80,9 @@ class Declared(StrictModel):
         }
         return cls(kind=kind, divisor=divisor, tensors=tensors)
 
-    def layout(self) -> Layout:
+    def layout(self) -> WeightLayout:
         """Return it as a network's layout."""
-        return Layout(
+        return WeightLayout(
             {n: torch.empty(t.shape, dtype=getattr(torch, t.dtype), device="meta") for n, t in self.tensors.items()},
             frozenset(name for name, tensor in self.tensors.items() if tensor.travels),
             frozenset(name for name, tensor in self.tensors.items() if tensor.trained),
@@ -86,7 +90,11 @@ class Declared(StrictModel):
 
 
 class ModelSpec(StrictModel):
-    """Which network a job trains."""
+    """Which network a job trains.
+
+    Checking it imports no pack: of one that is not loaded nothing is known, ``lacks_code`` is true, and what needs to
+    know the network raises ``SpecError``.
+    """
 
     code: str | None = Field(
         None, pattern=r"^[0-9a-f]{64}$", description="digest of the pack that brings the network (oncofed job pack)"
@@ -115,9 +123,10 @@ class ModelSpec(StrictModel):
     @field_validator("network")
     @classmethod
     def _is_known(cls, name: str, info: ValidationInfo) -> str:
-        if not info.data.get("declared"):
+        code = info.data.get("code") or ""
+        if not info.data.get("declared") and (not code or is_loaded(code)):
             try:
-                find_network(name, info.data.get("code") or "")
+                find_network(name, code)
             except SpecError as error:
                 raise ValueError(str(error)) from None
         return name
@@ -140,10 +149,10 @@ class ModelSpec(StrictModel):
     def _fits_the_network(self) -> ModelSpec:
         if self.declared and not self.code:
             raise ValueError("declared goes with code")
-        if self.declared:
+        if self.declared or self.lacks_code:
             return self
         network = self._network
-        of_pack = network in networks_of_pack(self.code or "")
+        of_pack = self.code is not None and self.network in NETWORKS.names(self.code)
         if of_pack and (self.bundle or self.channels or self.norm or self.deep_supervision):
             raise ValueError(
                 "a pack's network takes model.arguments alone, no bundle, channels, norm, deep_supervision"
@@ -163,6 +172,11 @@ class ModelSpec(StrictModel):
         if self.deep_supervision > max(len(channels) - 2, 0):
             raise ValueError(f"deep_supervision is {self.deep_supervision}, expected at most {len(channels) - 2}")
         return self
+
+    @property
+    def lacks_code(self) -> bool:
+        """Whether only a pack that is not loaded knows what the network is like."""
+        return self.code is not None and self.declared is None and not is_loaded(self.code)
 
     @property
     def kind(self) -> Kind:
@@ -186,7 +200,7 @@ class ModelSpec(StrictModel):
 
 
 @dataclass(frozen=True)
-class Request:
+class NetworkRequest:
     """What a network is built for.
 
     Attributes:
@@ -209,30 +223,7 @@ class Request:
         return _NORMS[self.spec.norm or find_network(self.spec.network, self.spec.code or "").norm]
 
 
-@dataclass(frozen=True)
-class Network:
-    """An entry of the list of networks.
-
-    Attributes:
-        name: that a job writes.
-        kind: of its output.
-        config: what it is built from, as a MONAI bundle writes it: ``_target_`` and arguments.
-        channels: its own, where a job may choose them.
-        norm: its own.
-        divisor: of the input's sides; 0: follows from the channels.
-        dimensions: that it can have.
-    """
-
-    name: str
-    kind: Kind
-    config: Callable[[Request], dict[str, Any]]
-    channels: tuple[int, ...] = ()
-    norm: Literal["instance", "group", "batch"] = "group"
-    divisor: int = 0
-    dimensions: tuple[int, ...] = (2, 3)
-
-
-def network_config(request: Request) -> dict[str, Any]:
+def network_config(request: NetworkRequest) -> dict[str, Any]:
     """Return a network as a MONAI bundle writes it: ``_target_`` and arguments.
 
     Raises:
@@ -248,7 +239,7 @@ def network_config(request: Request) -> dict[str, Any]:
     return config if "network" in config else {**config, **request.spec.arguments}
 
 
-def build_network(request: Request, seed: int) -> nn.Module:
+def build_network(request: NetworkRequest, seed: int) -> nn.Module:
     """Return a network with initial weights that follow from ``seed`` alone.
 
     Args:
@@ -285,59 +276,9 @@ def _bundle_of(spec: ModelSpec) -> Bundle:
     return bundle
 
 
-def register_network(
-    name: str,
-    kind: Kind = "dense",
-    divisor: int = 1,
-    dimensions: Sequence[int] = (2, 3),
-) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:
-    """Make a function a network that jobs may name.
-
-    The function is called with ``in_channels``, ``out_channels``, ``spatial_dims`` and the job's ``model.arguments``.
-
-    Args:
-        name: that a job writes.
-        kind: of its output; see ``build_network``.
-        divisor: each axis of the input must be a multiple of it.
-        dimensions: axes that its input can have.
-    """
-
-    def keep(function: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-        target = f"{function.__module__}.{function.__qualname__}"
-
-        def config(request: Request) -> dict[str, Any]:
-            return {"_target_": target, **_channels(request), "spatial_dims": request.dimensions}
-
-        registry = _OF_PACKS[_PACK.get()] if _PACK.get() else _NETWORKS
-        registry[name] = Network(name, kind, config, divisor=divisor, dimensions=tuple(dimensions))
-        return function
-
-    return keep
-
-
-@contextlib.contextmanager
-def registering(pack: str) -> Iterator[None]:
-    """Have what is registered in the block known as a pack's.
-
-    Args:
-        pack: its digest.
-    """
-    token = _PACK.set(pack)
-    _OF_PACKS.setdefault(pack, {})
-    try:
-        yield
-    finally:
-        _PACK.reset(token)
-
-
-def current_pack() -> str:
-    """Return the digest of the pack whose code is being imported; empty: none is."""
-    return _PACK.get()
-
-
 def networks_of_pack(pack: str) -> list[Network]:
-    """Return what a pack that was loaded registered."""
-    return list(_OF_PACKS.get(pack, {}).values())
+    """Return the networks that a loaded pack registered."""
+    return [NETWORKS.find(name, pack) for name in NETWORKS.names(pack)]
 
 
 def find_network(name: str, pack: str = "") -> Network:
@@ -348,46 +289,29 @@ def find_network(name: str, pack: str = "") -> Network:
         pack: digest of the pack that brings it; empty: none does.
 
     Raises:
-        SpecError: there is none of that name.
+        SpecError: none has that name, or the pack is not loaded.
     """
+    if pack and not is_loaded(pack):
+        raise SpecError(f"the pack {pack[:12]}… is not loaded, which only a confined process does at a site")
+    found = (NETWORKS.get(name, pack) if pack else None) or NETWORKS.get(name)
+    if found:
+        return found
     if pack:
-        found = _OF_PACKS.get(pack)
-        if found is None:
-            raise SpecError(f"the pack {pack[:12]}… is not loaded, which only a confined process does at a site")
-        if name in found:
-            return found[name]
-        if name not in _NETWORKS:
-            names = ", ".join(sorted(found)) or "none"
-            raise SpecError(f"the pack {pack[:12]}… has no network {name!r}, nor has oncofed; the pack has {names}")
-    if name not in _NETWORKS:
-        _import_modules()
-    if name not in _NETWORKS:
-        raise SpecError(
-            f"unknown network {name!r}; known are {', '.join(sorted(_NETWORKS))}. One of your own is a registered "
-            f"function in a module that every site installs and names in {MODULES_VARIABLE}."
-        )
-    return _NETWORKS[name]
+        names = ", ".join(sorted(NETWORKS.names(pack))) or "none"
+        raise SpecError(f"the pack {pack[:12]}… has no network {name!r}, nor has oncofed; the pack has {names}")
+    raise SpecError(
+        f"unknown network {name!r}; known are {', '.join(sorted(NETWORKS.names()))}. One of your own is a registered "
+        f"function in a module that every site installs and names in {MODULES_VARIABLE}."
+    )
 
 
 def list_networks() -> list[Network]:
     """Return every network that a job may name here."""
-    _import_modules()
-    return sorted(_NETWORKS.values(), key=lambda network: (network.kind, network.name))
+    networks = (NETWORKS.find(name) for name in NETWORKS.names())
+    return sorted(networks, key=lambda network: (network.kind, network.name))
 
 
-def _import_modules() -> None:
-    for name in filter(None, map(str.strip, os.environ.get(MODULES_VARIABLE, "").split(","))):
-        _import(name)
-
-
-def _import(name: str) -> None:
-    try:
-        importlib.import_module(name)
-    except ImportError as error:
-        raise SpecError(f"{MODULES_VARIABLE} names the module {name}, which cannot be imported: {error}") from None
-
-
-def _normed(request: Request, config: dict[str, Any]) -> dict[str, Any]:
+def _normed(request: NetworkRequest, config: dict[str, Any]) -> dict[str, Any]:
     """Return a network, which MONAI builds with batch normalisation only, as the job wants it normalised."""
     if request.spec.norm == "batch":
         return config
@@ -395,14 +319,14 @@ def _normed(request: Request, config: dict[str, Any]) -> dict[str, Any]:
     return {"_target_": "oncofed.models.norms.without_batch_norm", "network": network}
 
 
-def _channels(request: Request) -> dict[str, int]:
+def _channels(request: NetworkRequest) -> dict[str, int]:
     return {"in_channels": request.in_channels, "out_channels": request.out_channels}
 
 
 # --- values for each voxel
 
 
-def _unet(request: Request) -> dict[str, Any]:
+def _unet(request: NetworkRequest) -> dict[str, Any]:
     channels = request.spec.feature_maps
     return {
         "_target_": "UNet",
@@ -416,7 +340,7 @@ def _unet(request: Request) -> dict[str, Any]:
     }
 
 
-def _dynunet(request: Request) -> dict[str, Any]:
+def _dynunet(request: NetworkRequest) -> dict[str, Any]:
     levels = len(request.spec.feature_maps)
     config = {
         "_target_": "DynUNet",
@@ -433,7 +357,7 @@ def _dynunet(request: Request) -> dict[str, Any]:
     return config
 
 
-def _segresnet(request: Request) -> dict[str, Any]:
+def _segresnet(request: NetworkRequest) -> dict[str, Any]:
     levels = len(request.spec.feature_maps)
     return {
         "_target_": "SegResNet",
@@ -446,16 +370,16 @@ def _segresnet(request: Request) -> dict[str, Any]:
     }
 
 
-def _swin_unetr(request: Request) -> dict[str, Any]:
+def _swin_unetr(request: NetworkRequest) -> dict[str, Any]:
     norm = {"norm_name": request.norm}
     return {"_target_": "SwinUNETR", **_channels(request), "spatial_dims": request.dimensions, **norm}
 
 
-def _hovernet(request: Request) -> dict[str, Any]:
+def _hovernet(request: NetworkRequest) -> dict[str, Any]:
     return _normed(request, {"_target_": "oncofed.models.hovernet.HoVerNetMaps", **_channels(request)})
 
 
-def _bundle(request: Request) -> dict[str, Any]:
+def _bundle(request: NetworkRequest) -> dict[str, Any]:
     network = _bundle_of(request.spec).network
     # A bundle's network is made for its own classes; the job says its own.
     names = {"in_channels": request.in_channels, "out_channels": request.out_channels}
@@ -465,12 +389,12 @@ def _bundle(request: Request) -> dict[str, Any]:
 # --- values for an image as a whole
 
 
-def _densenet(request: Request) -> dict[str, Any]:
+def _densenet(request: NetworkRequest) -> dict[str, Any]:
     norm = {"norm": request.norm}
     return {"_target_": "DenseNet121", **_channels(request), "spatial_dims": request.dimensions, **norm}
 
 
-def _efficientnet(request: Request) -> dict[str, Any]:
+def _efficientnet(request: NetworkRequest) -> dict[str, Any]:
     return {
         "_target_": "EfficientNetBN",
         "model_name": "efficientnet-b0",
@@ -482,8 +406,8 @@ def _efficientnet(request: Request) -> dict[str, Any]:
     }
 
 
-def _resnet(layers: int) -> Callable[[Request], dict[str, Any]]:
-    def config(request: Request) -> dict[str, Any]:
+def _resnet(layers: int) -> Callable[[NetworkRequest], dict[str, Any]]:
+    def config(request: NetworkRequest) -> dict[str, Any]:
         # A first stride of two, as the network was published with (He et al., CVPR 2016); MONAI's own default is one.
         shape = {"spatial_dims": request.dimensions, "n_input_channels": request.in_channels, "conv1_t_stride": 2}
         target = {"_target_": f"resnet{layers}", **shape, "num_classes": request.out_channels}
@@ -492,7 +416,7 @@ def _resnet(layers: int) -> Callable[[Request], dict[str, Any]]:
     return config
 
 
-def _vit(request: Request) -> dict[str, Any]:
+def _vit(request: NetworkRequest) -> dict[str, Any]:
     return {
         "_target_": "oncofed.models.vit.ViTClassifier",
         **_channels(request),
@@ -505,25 +429,22 @@ def _vit(request: Request) -> dict[str, Any]:
 # --- values for a bag
 
 
-def _attention_mil(request: Request) -> dict[str, Any]:
+def _attention_mil(request: NetworkRequest) -> dict[str, Any]:
     return {"_target_": "oncofed.models.mil.AttentionMIL", **_channels(request)}
 
 
-_OF_PACKS: dict[str, dict[str, Network]] = {}
-_NETWORKS = {
-    network.name: network
-    for network in (
-        Network("unet", "dense", _unet, (16, 32, 64, 128), "instance"),
-        Network("dynunet", "dense", _dynunet, (32, 64, 128, 256, 320), "instance"),
-        Network("segresnet", "dense", _segresnet, (16, 32, 64, 128)),
-        Network("swinunetr", "dense", _swin_unetr, norm="instance", divisor=32),
-        Network("hovernet", "dense", _hovernet, divisor=256, dimensions=(2,)),
-        Network("bundle", "dense", _bundle, divisor=1),
-        Network("densenet121", "image", _densenet, divisor=32),
-        Network("efficientnet-b0", "image", _efficientnet, divisor=32),
-        Network("resnet18", "image", _resnet(18), divisor=32),
-        Network("resnet50", "image", _resnet(50), divisor=32),
-        Network("vit", "image", _vit, divisor=16),
-        Network("attention_mil", "bag", _attention_mil, divisor=1),
-    )
-}
+for _network in (
+    Network("unet", "dense", _unet, (16, 32, 64, 128), "instance"),
+    Network("dynunet", "dense", _dynunet, (32, 64, 128, 256, 320), "instance"),
+    Network("segresnet", "dense", _segresnet, (16, 32, 64, 128)),
+    Network("swinunetr", "dense", _swin_unetr, norm="instance", divisor=32),
+    Network("hovernet", "dense", _hovernet, divisor=256, dimensions=(2,)),
+    Network("bundle", "dense", _bundle, divisor=1),
+    Network("densenet121", "image", _densenet, divisor=32),
+    Network("efficientnet-b0", "image", _efficientnet, divisor=32),
+    Network("resnet18", "image", _resnet(18), divisor=32),
+    Network("resnet50", "image", _resnet(50), divisor=32),
+    Network("vit", "image", _vit, divisor=16),
+    Network("attention_mil", "bag", _attention_mil, divisor=1),
+):
+    NETWORKS.register(_network.name)(_network)

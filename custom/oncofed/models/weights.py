@@ -76,7 +76,7 @@ def exchanged_names(network: nn.Module) -> frozenset[str]:
 
 
 @dataclass(frozen=True)
-class Layout:
+class WeightLayout:
     """What a network's weights are like, without their values.
 
     Attributes:
@@ -100,10 +100,10 @@ class Layout:
         return sum(value.nbytes for value in self.weights.values())
 
 
-def layout_of(network: nn.Module) -> Layout:
+def layout_of(network: nn.Module) -> WeightLayout:
     """Return what a network's weights are like."""
     weights = {name: value.to("meta") for name, value in weights_of(network).items()}
-    return Layout(weights, exchanged_names(network), trained_names(network))
+    return WeightLayout(weights, exchanged_names(network), trained_names(network))
 
 
 class Hash(Protocol):

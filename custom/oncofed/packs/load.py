@@ -13,8 +13,8 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 from oncofed.errors import SpecError
-from oncofed.models.networks import registering
 from oncofed.packs.pack import Pack
+from oncofed.plugins import registering
 
 _PREFIX = "oncofed_code_"
 _LOADED: dict[str, Pack] = {}

@@ -42,7 +42,7 @@ class Inference:
         if not sources:
             return
         task, network = self.model.task, self.model.network(self.device)
-        size = self.batch or task.assessed_at_once
+        size = self.batch or task.cases_at_once
         with contextlib.ExitStack() as resources:
             read = _reader(sources, task.inference_preparation(), self.device, resources)
             for start in range(0, len(sources), size):

@@ -104,7 +104,7 @@ def load_model(path: Path) -> TrainedModel:
     if is_bundle(path):
         return _of_bundle(path)
     folder, kept = _found(path)
-    job = parse_job((kept or folder) / JOB_FILE)
+    job = parse_job((kept or folder) / JOB_FILE, with_code=True)
     weights = read_weights(folder / MODEL_FOLDER / WEIGHTS_FILE)
     digest = digest_of(weights, hashlib.sha256).hexdigest()
     provenance = _provenance((kept or folder) / PROVENANCE_FILE, digest)

@@ -22,7 +22,7 @@ from oncofed.data.files import image_files
 from oncofed.data.label_mapping import LabelKind, match_classes, match_labels
 from oncofed.data.layouts.base import first_free
 from oncofed.data.manifest import Entry, Manifest, Task, read_manifest, write_whole
-from oncofed.data.register import SOURCE_LINK, Progress, Request, register
+from oncofed.data.register import SOURCE_LINK, Progress, RegisterOptions, register
 from oncofed.data.slides import TileSpec
 from oncofed.errors import DataError, SpecError
 from oncofed.job.spec import JobSpec
@@ -176,7 +176,7 @@ def _register(
 ) -> None:
     """Register and add the cases of files or a folder."""
     make_private(user_input.folder)
-    request = Request(
+    request = RegisterOptions(
         user_input.source,
         "predict",
         user_input.folder,

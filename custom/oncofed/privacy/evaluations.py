@@ -10,17 +10,14 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from oncofed.suppression import LEAST_PATIENTS, withheld_beside_a_mean, withheld_counts
+from oncofed.suppression import LEAST_PATIENTS, withheld_counts, withheld_groups
+from oncofed.tasks import metrics_that_may_leave
+from oncofed.tasks.metrics import Metric
 from oncofed.tasks.scores import Evaluation
 
 # Digits that nobody looks at could carry something else.
 DIGITS = 4
 _MOST_CASES = 10_000_000
-# Of an evaluation, beside the task's own figure; "of" a class, where the name goes on with ".CLASS".
-_SHARES = frozenset({"dice", "iou", "f1", "pq", "auprc", "balanced_accuracy", "calibration_error"})
-_SHARES_OF = frozenset({"surface_dice"})
-_MILLIMETRES_OF = frozenset({"hd95_mm"})
-_LONGEST_MM = 100_000.0
 
 
 def evaluation_numbers(evaluation: Evaluation) -> dict[str, Any]:
@@ -32,18 +29,18 @@ def evaluation_numbers(evaluation: Evaluation) -> dict[str, Any]:
     behind = evaluation.behind
     groups = {name: set(behind[name]) for name in evaluation.by_class if behind.get(name)}
     mean = set[str]().union(*groups.values()) or set(evaluation.patients)
-    hidden = withheld_beside_a_mean(groups, LEAST_PATIENTS)
+    hidden = withheld_groups(groups, LEAST_PATIENTS)
     told = [name for name in evaluation.by_class if name in groups and name not in hidden]
     more = [
         name
-        for name in evaluation.more
+        for name in evaluation.extra_metrics
         if len(behind.get(name, ())) >= LEAST_PATIENTS and name.partition(".")[2] in ("", *told)
     ]
     interval = evaluation.interval if len(mean) >= LEAST_PATIENTS else None
     return {
         "mean": None if evaluation.mean is None else round_figure(evaluation.mean),
         "by_class": _rounded({name: evaluation.by_class[name] for name in told}),
-        "more": _rounded({name: evaluation.more[name] for name in more}),
+        "more": _rounded({name: evaluation.extra_metrics[name] for name in more}),
         "interval": [round_figure(end) for end in interval] if interval else None,
         "cases": evaluation.cases,
         "patients": {
@@ -92,13 +89,16 @@ def withhold_evaluation(numbers: Mapping[str, Any], minimum: int) -> dict[str, A
     }
 
 
-def is_evaluation(value: Any, classes: Sequence[str], known: int = _MOST_CASES) -> bool:
+def is_evaluation(
+    value: Any, classes: Sequence[str], known: int = _MOST_CASES, metrics: Sequence[Metric] | None = None
+) -> bool:
     """Return whether a value is what ``evaluation_numbers`` makes.
 
     Args:
         value: as sent.
         classes: names of the job's classes.
         known: cases that the site has at most.
+        metrics: extra ones that the job's task declares; None: those of any installed task.
     """
     if not isinstance(value, Mapping) or set(value) != {"mean", "by_class", "more", "interval", "cases", "patients"}:
         return False
@@ -107,11 +107,12 @@ def is_evaluation(value: Any, classes: Sequence[str], known: int = _MOST_CASES) 
         return False
     if not _are_patients(value["patients"], by_class, more, value["cases"]):
         return False
+    metrics = metrics_that_may_leave() if metrics is None else metrics
     enough = value["patients"]["mean"] >= LEAST_PATIENTS
     return (
         (value["mean"] is None or is_share(value["mean"]))
         and all(name in classes and is_share(share) for name, share in by_class.items())
-        and all(_is_figure(name, number, by_class) for name, number in more.items())
+        and all(_is_figure(name, number, by_class, metrics) for name, number in more.items())
         and (interval is None or (enough and isinstance(interval, list) and _are_ends(interval)))
     )
 
@@ -158,13 +159,17 @@ def _are_ends(interval: Sequence[Any]) -> bool:
     return len(interval) == 2 and all(map(is_share, interval))
 
 
-def _is_figure(name: Any, value: Any, told: Mapping[str, Any]) -> bool:
+def _is_figure(name: Any, value: Any, told: Mapping[str, Any], metrics: Sequence[Metric]) -> bool:
+    """Return whether a figure is one that the task declares, of a class that is told, and within its bounds."""
     kind, dot, of = str(name).partition(".")
-    if dot and of not in told:
-        return False
-    if kind in (_MILLIMETRES_OF if dot else ()):
-        return is_number(value) and (math.isnan(value) or (0 <= value <= _LONGEST_MM and value == round_figure(value)))
-    return kind in (_SHARES_OF if dot else _SHARES) and is_share(value)
+    metric = next((metric for metric in metrics if (metric.name, metric.per_class) == (kind, bool(dot))), None)
+    return (
+        metric is not None
+        and (not dot or of in told)
+        and is_number(value)
+        and metric.admits(value)
+        and (math.isnan(value) or value == round_figure(value))
+    )
 
 
 def _is_count(value: Any, most: int) -> bool:

@@ -1,7 +1,7 @@
 """What may leave a site: numbers that a job declares, within bounds, and nothing that could carry more.
 
-Names are as telling as values: those of classes must be the job's, those of figures are listed here. No text leaves but
-from short lists.
+Names are as telling as values: those of classes must be the job's, those of figures its task's, as the site's installed
+class declares them. No text leaves but from short lists.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from oncofed.errors import PolicyError
 from oncofed.privacy.evaluations import is_evaluation, is_number, withhold_evaluation
 from oncofed.privacy.pooled import SUMS, is_paired, is_pooled, is_temperature_sums, keep_back_small
 from oncofed.suppression import LEAST_PATIENTS
+from oncofed.tasks.metrics import Metric
 
 Check = Callable[[Any], bool]
 
@@ -55,7 +56,11 @@ def check_counts(numbers: Mapping[str, Any], version: str, bins: Mapping[str, in
 
 
 def check_numbers(
-    numbers: Mapping[str, Any], classes: Sequence[str], sums: bool = False, most: int | None = None
+    numbers: Mapping[str, Any],
+    classes: Sequence[str],
+    sums: bool = False,
+    most: int | None = None,
+    metrics: Sequence[Metric] | None = None,
 ) -> None:
     """Check the numbers beside an update, or of a model's score.
 
@@ -64,6 +69,7 @@ def check_numbers(
         classes: names of the job's classes.
         sums: whether counts and sums over patients may be beside them (``privacy.pooled``), as beside a score.
         most: cases that the site has to score a model on, as it said before; None: not known.
+        metrics: extra ones that the job's task declares; None: those of any installed task.
 
     Raises:
         PolicyError: a name, a value or a type that the job does not declare.
@@ -81,8 +87,8 @@ def check_numbers(
             "loss": is_number,
             "train_s": _is_seconds,
             "validate_s": _is_seconds,
-            "evaluation": lambda value: is_evaluation(value, classes, most),
-            "personal": lambda value: is_evaluation(value, classes, most),
+            "evaluation": lambda value: is_evaluation(value, classes, most, metrics),
+            "personal": lambda value: is_evaluation(value, classes, most, metrics),
             "update": lambda value: value is None or _is_digest(value),
             "not_kept": lambda value: value in _SYSTEM_ERRORS,
         },

@@ -1,4 +1,4 @@
-"""A model's card: what it is for, what it was made of, how it does and for whom, from what a run wrote down.
+"""Model cards, from a run's result and provenance.
 
 Sections are those of Mitchell et al., Model Cards for Model Reporting (FAT* 2019). ``card.json`` holds them, and
 ``monai`` with the names that a MONAI bundle's metadata has for the same. ``card.md`` begins with the metadata of a
@@ -38,7 +38,7 @@ class _Part(BaseModel):
 
 
 class ModelDetails(_Part):
-    """What the model is."""
+    """The model."""
 
     name: str
     title: str
@@ -46,8 +46,8 @@ class ModelDetails(_Part):
     classes: dict[str, str] = Field(description="value of the output -> name")
     codes: dict[str, str] = Field({}, description="value of the output -> its code, such as SCT:78961009")
     network: str
-    parameters: int = Field(description="values of all weights, those of normalisation too")
-    digest: str | None = Field(description="SHA-256 of the weights; null: nothing vouches for them")
+    parameters: int = Field(description="number of values of all weights, with normalisation")
+    digest: str | None = Field(description="SHA-256 of the weights; null: no provenance")
     signed_by: str | None = Field(description="server that signed the provenance; null: it is not signed")
     ended: str | None = None
     licence: str | None = Field(None, description="as the job names it")
@@ -55,7 +55,7 @@ class ModelDetails(_Part):
 
 
 class TrainingSite(_Part):
-    """A site's part in the training."""
+    """A site's training data."""
 
     train_cases: int | str
     validation_cases: int | str
@@ -63,7 +63,7 @@ class TrainingSite(_Part):
 
 
 class TrainingData(_Part):
-    """What it was trained on; numbers of cases of few patients are not told, nor those of nobody knows how many."""
+    """Training data, without numbers of cases of few or uncounted patients."""
 
     dataset: str
     modality: str
@@ -75,7 +75,7 @@ class TrainingData(_Part):
 
 
 class Procedure(_Part):
-    """How it was trained."""
+    """The training."""
 
     strategy: str
     rounds: int
@@ -90,17 +90,17 @@ class Procedure(_Part):
 
 
 class SiteScores(_Part):
-    """How it does on a site's held-out patients."""
+    """Scores on a site's held-out patients."""
 
     test_cases: int | str
-    value: float | None = Field(description="the metric; null where fewer than five patients stand behind it")
+    value: float | None = Field(description="the metric; null for fewer than five patients")
     interval: Interval | None = Field(description="95 %, bootstrap over patients")
-    by_class: dict[str, float] = Field({}, description="of classes that five patients or more are known to have")
-    more: dict[str, float] = Field({}, description="further figures behind which as many are known to stand")
+    by_class: dict[str, float] = Field({}, description="of classes of at least five patients")
+    more: dict[str, float] = Field({}, description="further figures of at least five patients")
 
 
 class Fairness(_Part):
-    """How evenly it serves the sites whose scores are told."""
+    """Spread over the sites with published scores."""
 
     worst_site: str
     worst: float
@@ -113,7 +113,7 @@ class Quantitative(_Part):
     metric: str
     metric_name: str
     sites: dict[str, SiteScores]
-    mean: float | None = Field(description="over the sites whose scores are told")
+    mean: float | None = Field(description="over the sites with published scores")
     fairness: Fairness | None = None
     over_sites: PooledTest | None = Field(None, description="the test patients of all sites together")
     calibration: Calibration | None = Field(None, description="as calibration.json has it; null: it has none")
@@ -121,7 +121,7 @@ class Quantitative(_Part):
 
 
 class Privacy(_Part):
-    """What left the sites."""
+    """Data that left the sites."""
 
     travelled: str
     update: str = Field(description="type of the updates")
@@ -129,7 +129,7 @@ class Privacy(_Part):
 
 
 class Card(_Part):
-    """A model's card."""
+    """A model card."""
 
     schema_: Literal[1] = Field(1, alias="schema")
     model_details: ModelDetails
@@ -149,23 +149,23 @@ class Card(_Part):
 
 def make_card(
     result: Result,
-    said: Mapping[str, Any],
+    signed: Mapping[str, Any],
     plan: Plan,
     federation: FederationPlan,
     named: Mapping[str, str] | None = None,
     evaluation: EvaluationRecord | None = None,
 ) -> Card:
-    """Return a model's card.
+    """Return the card of a run's model.
 
     Args:
         result: of the run.
-        said: what ``provenance.json`` holds; empty where there is none.
-        plan: what was trained.
-        federation: how the sites worked together.
-        named: ``licence`` and ``contact``, where the job says them.
+        signed: content of ``provenance.json``; empty without one.
+        plan: of the training.
+        federation: of the rounds.
+        named: ``licence`` and ``contact`` of the job.
         evaluation: of the model on a dataset.
     """
-    provenance: Mapping[str, Any] = said.get("provenance", {})
+    provenance: Mapping[str, Any] = signed.get("provenance", {})
     environment = {**result.environment, **provenance.get("versions", {})}
     scores = _quantitative(result, evaluation)
     details = ModelDetails(
@@ -177,7 +177,7 @@ def make_card(
         network=plan.model.network,
         parameters=sum(values.numel() for values in plan.layout().weights.values()),
         digest=provenance.get("model"),
-        signed_by=signer(said) if said.get("signature") else None,
+        signed_by=signer(signed) if signed.get("signature") else None,
         ended=provenance.get("ended"),
         licence=(named or {}).get("licence") or None,
         contact=(named or {}).get("contact") or None,
@@ -195,7 +195,7 @@ def make_card(
 
 
 def write_card(card: Card, folder: Path) -> None:
-    """Write ``card.json`` and ``card.md`` into a folder, each whole or not at all."""
+    """Write ``card.json`` and ``card.md`` atomically."""
     from oncofed.report.card_text import to_markdown  # noqa: PLC0415 - it describes this module's cards
 
     write_whole(folder / CARD_JSON, card.to_json())
@@ -203,13 +203,16 @@ def write_card(card: Card, folder: Path) -> None:
 
 
 def _code(code: Any) -> str:
-    """Return a coded term as a job writes it."""
+    """Return a coded term in a job's notation."""
     values = code.model_dump() if isinstance(code, BaseModel) else {}
     return f"{values['scheme']}:{values['value']}" if {"scheme", "value"} <= set(values) else str(code)
 
 
 def _count(cases: int, patients: int | None) -> int | str:
-    """Return a number of cases where five patients or more have them; five cases may all be of one patient."""
+    """Return a number of cases, if of at least five patients.
+
+    Five cases may all be of one patient.
+    """
     if cases < LEAST_PATIENTS or (patients is not None and patients < LEAST_PATIENTS):
         return FEW
     return cases if patients is not None else NOT_TOLD
@@ -257,7 +260,7 @@ def _procedure(result: Result, plan: Plan, federation: FederationPlan) -> Proced
 def _quantitative(result: Result, evaluation: EvaluationRecord | None) -> Quantitative:
     sites = {}
     for name, site in sorted(result.sites.items()):
-        # There is an interval where five patients or more stand behind it.
+        # Only scores of at least five patients have an interval.
         interval = site.interval.get("federated")
         shown = interval is not None
         sites[name] = SiteScores(
@@ -285,7 +288,7 @@ def _quantitative(result: Result, evaluation: EvaluationRecord | None) -> Quanti
 
 
 def _of_enough(figures: Mapping[str, float], site: SiteResult) -> dict[str, float]:
-    """Return the figures behind each of which five patients or more of a site are known to stand."""
+    """Return figures of at least five patients of a site."""
     behind = site.patients_behind
     return {name: value for name, value in figures.items() if behind.get(name, 0) >= LEAST_PATIENTS}
 

@@ -1,4 +1,4 @@
-"""A model's card for people, ``card.md``: Markdown under the metadata of a Hugging Face model card."""
+"""``card.md``: a model card as Markdown, with Hugging Face metadata."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import yaml
 from oncofed.report.card import Card, Interval, Quantitative
 from oncofed.report.evaluation import EvaluationRecord
 
-# What Markdown (CommonMark, GitHub's) takes for its own within a line, and what makes a link of an address.
+# Characters with a meaning in a line of Markdown (CommonMark, GitHub's), and those that make an address a link.
 _MARKS = re.compile(r"([\\`*_\[\]|~#!^$@])")
 _ADDRESS = re.compile(r":(?=//)|(?<=\bwww)\.", re.IGNORECASE)
 _HF_TASKS = {"class": "image-classification", "mask": "image-segmentation"}
 
 
 def md(text: object) -> str:
-    """Return a text as it stands in Markdown, whoever wrote it: one line, no markup, no HTML, no link."""
+    """Escape untrusted text for Markdown: one line, no markup, HTML or link."""
     line = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
     line = _MARKS.sub(r"\\\1", line).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return _ADDRESS.sub(lambda found: f"\\{found[0]}", line)

@@ -12,10 +12,10 @@ from matplotlib import pyplot as plt
 
 
 def write_plot(comparison: dict[str, Any], path: Path) -> None:
-    """Write curves by round, and each strategy's sites, as SVG.
+    """Plot curves by round and each strategy's scores as SVG.
 
     Args:
-        comparison: ``comparison.json``.
+        comparison: content of ``comparison.json``.
         path: of the file.
     """
     rows = [row for row in comparison["rows"] if row["mean"] is not None]

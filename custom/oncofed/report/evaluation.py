@@ -1,4 +1,4 @@
-"""``evaluation.json``: how a model does on a dataset, in numbers that may be handed on; it names no case."""
+"""``evaluation.json``: a model's scores on a dataset, without names of cases."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class _Part(BaseModel):
 
 
 class ScoresRecord(_Part):
-    """Scores on some patients; figures behind which fewer than five stand are left out."""
+    """Scores on some patients, without figures of fewer than five."""
 
     patients: int | None = Field(None, description="null: fewer than five")
     cases: int | None = None
@@ -38,7 +38,7 @@ class GroupRecord(ScoresRecord):
 
 
 class DifferenceRecord(_Part):
-    """By how much the metric of a group is above that of the column's largest one."""
+    """A group's metric less that of the column's largest group."""
 
     group: str
     reference: str
@@ -47,16 +47,16 @@ class DifferenceRecord(_Part):
 
 
 class SubgroupsRecord(_Part):
-    """The groups of a column."""
+    """Groups of a column."""
 
     column: str
     groups: list[GroupRecord]
-    withheld_groups: int = Field(0, description="groups of which nothing may be told, not even their names")
+    withheld_groups: int = Field(0, description="groups too small to be named")
     differences: list[DifferenceRecord] = []
 
 
 class ComparisonRecord(_Part):
-    """The model beside another one, on the same patients."""
+    """Comparison with another model on the same patients."""
 
     other_model: str = Field(description="SHA-256 of its weights")
     patients: int | None
@@ -64,9 +64,9 @@ class ComparisonRecord(_Part):
     other_mean: float | None
     difference: float | None = Field(description="the model's metric less the other's")
     interval: Interval | None = Field(description="of the difference, 95 %, paired bootstrap over patients")
-    margin: float | None = Field(None, description="by how much the model may be worse and be called not inferior")
+    margin: float | None = Field(None, description="largest difference that counts as not inferior")
     not_inferior: bool | None = None
-    few_patients: bool = Field(False, description="so few that the interval may be too short")
+    few_patients: bool = Field(False, description="too few patients for a reliable interval")
 
 
 class EvaluationRecord(_Part):
@@ -81,9 +81,7 @@ class EvaluationRecord(_Part):
     split: Literal["test", "validation", "training", "all"]
     metric: str
     metric_name: str
-    temperature: float | None = Field(
-        None, description="that logits were divided by; null: by none, or there are no classes"
-    )
+    temperature: float | None = Field(None, description="divisor of the logits; null: none, or the task has no classes")
     set_aside: int = Field(0, description="cases that could not be used")
     scores: ScoresRecord
     subgroups: list[SubgroupsRecord] = []
@@ -93,13 +91,13 @@ class EvaluationRecord(_Part):
     environment: dict[str, str] = {}
 
     def write(self, folder: Path) -> Path:
-        """Write ``folder/evaluation.json`` whole or not at all, and return it."""
+        """Write ``folder/evaluation.json`` atomically, and return it."""
         path = folder / EVALUATION_FILE
         write_whole(path, self.to_json() + "\n")
         return path
 
     def to_json(self) -> str:
-        """Return what the file holds."""
+        """Return the file's content."""
         return self.model_dump_json(indent=2, by_alias=True)
 
 
@@ -107,7 +105,7 @@ def read_evaluation(path: Path) -> EvaluationRecord:
     """Read an ``evaluation.json``.
 
     Raises:
-        DataError: it is none.
+        DataError: it is not one.
     """
     try:
         return EvaluationRecord.model_validate_json(path.read_bytes())

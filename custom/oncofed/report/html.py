@@ -1,4 +1,4 @@
-"""``report.html``: one file with the table, the curves and the pictures of a run, readable without a network."""
+"""``report.html``: a run's table, curves and pictures in one file."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def write_report(result: Result, pictures: dict[str, Picture], folder: Path) -> 
     Args:
         result: of the run.
         pictures: one slice by site.
-        folder: the run's folder.
+        folder: of the run.
     """
     environment = Environment(loader=PackageLoader("oncofed.report"), autoescape=True, trim_blocks=True)
     template = environment.get_template("report.html")
@@ -54,7 +54,7 @@ def write_report(result: Result, pictures: dict[str, Picture], folder: Path) -> 
 
 
 def line_styles(classes: list[str]) -> list[tuple[str, str]]:
-    """Return (how its contour is drawn, name) of each class."""
+    """Return (line style, name) of each class."""
     return [(_style(index)[0], name) for index, name in enumerate(classes)]
 
 
@@ -63,7 +63,7 @@ def _style(index: int) -> tuple[str, str]:
 
 
 def svg(figure: Figure) -> Markup:
-    """Return a figure as it stands in a page, and close it."""
+    """Return a figure as SVG for a page, and close it."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
     plt.close(figure)
@@ -72,7 +72,7 @@ def svg(figure: Figure) -> Markup:
 
 
 def picture_svg(picture: Picture) -> Markup:
-    """Return one case's picture as it stands in a page, under its caption."""
+    """Return a case's picture with its caption as SVG."""
     return svg(_slices({"": picture}))
 
 

@@ -1,4 +1,7 @@
-"""A page to look at cases: image, contour, directions, scale, and why one should look. It stays at the site."""
+"""A page of cases to look at, for the site itself.
+
+It shows image, contour, directions and scale of each, and the reasons to look.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from oncofed.report.planes import Drawing, Drawn, colour, dash, draw
 
 PAGE_FILE = "look.html"
 _MOST_LISTED = 500
-# Voxels of all pictures together from which several processes draw.
+# Number of voxels of all pictures from which several processes draw.
 _LARGE = 300_000_000
 
 Progress = Callable[[str, int, int], None]
@@ -25,14 +28,14 @@ Progress = Callable[[str, int, int], None]
 def write_look_page(
     look: Look, folder: Path, path: Path, workers: int | None = None, progress: Progress | None = None
 ) -> Path:
-    """Write the page, whole or not at all, and return it.
+    """Write the page atomically, and return it.
 
     Args:
-        look: what there is to see.
-        folder: the dataset's.
+        look: cases to show.
+        folder: of the dataset.
         path: of the page.
-        workers: processes that read; None: one a core.
-        progress: called with (what is done, how many, of how many).
+        workers: reader processes; None: one a core.
+        progress: called with (activity, cases done, all cases).
 
     Raises:
         OSError: it cannot be written.
@@ -71,7 +74,7 @@ def _broke(drawing: Drawing) -> Drawn:
 
 
 def _facts(seen: Seen, names: dict[int, str]) -> str:
-    """Return what is known of a case in one line."""
+    """Return the facts of a case in one line."""
     entry = seen.entry
     parts = [seen.split if entry.split else "list dealt by the job", entry.modality or ""]
     parts.append(" × ".join(map(str, entry.shape or [])) + (" voxels" if len(entry.shape or []) == 3 else " pixels"))
@@ -90,6 +93,6 @@ def _facts(seen: Seen, names: dict[int, str]) -> str:
 
 
 def _legend(drawn: Drawn, names: dict[int, str]) -> list[tuple[str, str, str]]:
-    """Return (colour, dashes, name) of the labels that are seen."""
+    """Return (colour, dashes, name) of the visible labels."""
     named = {value: name if name.strip() != str(value) else f"label {value}" for value, name in names.items()}
     return [(colour(value), dash(value), named.get(value, f"label {value}")) for value in drawn.values]

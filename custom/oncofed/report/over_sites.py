@@ -1,4 +1,4 @@
-"""The plots of figures over all sites: how well classes are told apart, and whether the model is as sure as right."""
+"""ROC, precision-recall and reliability plots over all sites."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _BEFORE, _AFTER = "#b35900", "#0969da"
 
 
 def over_sites(test: PooledTest | None) -> Figure | None:
-    """Return ROC curves, precision-recall curves and a reliability diagram; None of a task that has none of them."""
+    """Return the three plots; None for a task without them."""
     if test is None or not (test.classes or test.reliability):
         return None
     figure, (roc, precision, sure) = plt.subplots(1, 3, figsize=(10, 3.5), constrained_layout=True)
@@ -44,7 +44,7 @@ def _curves(roc: Axes, precision: Axes, name: str, ranking: Ranking) -> None:
 
 
 def _reliability(axes: Axes, name: str, colour: str, found: Reliability) -> None:
-    points = sorted((one.confidence, one.right, one.patients) for one in found.bins)
+    points = sorted((part.confidence, part.right, part.patients) for part in found.bins)
     sure, right, patients = zip(*points, strict=True)
     label = f"{name}, error {found.calibration_error:.3f}"
     axes.plot(sure, right, color=colour, linewidth=1, label=label)

@@ -1,4 +1,4 @@
-"""One case as it is looked at: planes of its image, the label's contour, the body's directions, a scale bar."""
+"""Draws a case: planes, contours, anatomical directions, scale bar."""
 
 from __future__ import annotations
 
@@ -26,33 +26,33 @@ from oncofed.data.placement import is_oblique, upright
 from oncofed.data.slides import TileReader
 from oncofed.data.tiles import read_tiles
 
-# After Okabe and Ito (2008), lighter: they stand on black, and are told apart by who sees few colours.
+# After Okabe and Ito (2008), lighter for a black ground: distinct for colour-blind readers.
 COLOURS = ("#ffb000", "#56b4e9", "#3ddc97", "#f0e442", "#ff7fc8", "#ff6f61", "#b9a3ff", "#9ae6e6")
 _DASHES = ("", "5 2", "1.5 1.5", "7 2 1.5 2")
-_SIDE, FLAT_SIDE = 320, 480  # of a picture on the page
-_MOST_PIXELS = 640  # along a side of what is stored
+_SIDE, FLAT_SIDE = 320, 480  # of a picture on the page, in pixels
+_MOST_PIXELS = 640  # along a side of the stored picture
 _SMALL = 256
-_LEAST_BODY = 0.25  # of what the plane with most of a body shows of it
+_LEAST_BODY = 0.25  # share of the bright voxels of the fullest plane
 _MOST_OBJECTS = 800
 _MOST_TILES = 6000
 _SMALL_LABEL = 0.05
 _BAR = 0.3
-# Hounsfield units from black to white, for what a label's median is below.
+# (upper limit of a label's median, window) in Hounsfield units.
 _CT_WINDOWS = ((-300.0, (-1350.0, 150.0)), (250.0, (-160.0, 240.0)), (math.inf, (-450.0, 1050.0)))
 _AIR = -200
 
 
 @dataclass(frozen=True)
 class Plane:
-    """One picture. Rows run from top to bottom, columns from left to right, as they are shown.
+    """One picture, rows from top to bottom, columns from left to right.
 
     Attributes:
-        title: which plane of a volume; empty for a flat image.
+        title: name of a volume's plane; empty for a flat image.
         pixels: (row, column) or (row, column, 3) uint8.
-        labels: (row, column), whole numbers; None without a mask.
-        size: width and height in mm, or in pixels where no size is known.
-        ends: what lies to the left, right, top and bottom; empty where nothing says it.
-        calibrated: ``size`` is in mm.
+        labels: (row, column), integers; None without a mask.
+        size: width and height in mm, or in pixels if not calibrated.
+        ends: letters of the directions left, right, top and bottom; empty if unknown.
+        calibrated: whether ``size`` is in mm.
         tiles: left, top, width and height of each tile in pixels, with its label.
     """
 
@@ -67,13 +67,13 @@ class Plane:
 
 @dataclass(frozen=True)
 class Drawing:
-    """What to draw.
+    """A case to draw.
 
     Attributes:
         case: image and mask.
         is_ct: values are Hounsfield units.
-        most: planes show as much of the mask as any; else they go through its centre. Without a mask they go through
-            the middle of what is bright.
+        most: show the planes with most of the mask, not those through its centre. Without a mask, planes go through
+            the middle of the bright voxels.
     """
 
     case: Case
@@ -83,7 +83,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Drawn:
-    """One case's pictures as they stand in a page, the label values that they show, and what to know of them."""
+    """Pictures of a case, with the label values in them."""
 
     name: str
     pictures: tuple[Markup, ...] = ()
@@ -93,7 +93,7 @@ class Drawn:
 
 
 def draw(drawing: Drawing) -> Drawn:
-    """Read a case and draw it; one that cannot be read has a ``problem``."""
+    """Read and draw a case; ``problem`` says why it cannot be read."""
     case = drawing.case
     try:
         if case.tiles:
@@ -105,7 +105,7 @@ def draw(drawing: Drawing) -> Drawn:
             values = [1] if values else []
         pictures = tuple(svg(plane, case.name, case.instances) for plane in planes)
         return Drawn(case.name, pictures, tuple(values), note)
-    except Exception as error:  # noqa: BLE001 - readers raise whatever they like for a malformed file
+    except Exception as error:  # noqa: BLE001 - readers raise any type for a malformed file
         return Drawn(case.name, problem=case_facts.reason_of(error))
 
 
@@ -115,7 +115,7 @@ def colour(value: int) -> str:
 
 
 def dash(value: int) -> str:
-    """Return a label value's dashes: values that share a colour differ by them."""
+    """Return a label value's dashes, which tell values of one colour apart."""
     return _DASHES[(value - 1) // len(COLOURS) % len(_DASHES)]
 
 
@@ -157,7 +157,7 @@ def _volume(image: LoadedImage, mask: NDArray[Any] | None, drawing: Drawing) -> 
     at = _places(values, labels, drawing.most)
     window = _window(values, labels) if drawing.is_ct else None
     planes = []
-    # Seen as radiologists do: from the feet, the front, and the patient's left.
+    # Radiological view: from the feet, the front, and the patient's left.
     for title, axis, across, down, ends in (
         ("axial", 2, 0, 1, "RLAP"),
         ("coronal", 1, 0, 2, "RLSI"),
@@ -174,24 +174,24 @@ def _volume(image: LoadedImage, mask: NDArray[Any] | None, drawing: Drawing) -> 
 
 
 def _places(values: NDArray[Any], labels: NDArray[Any] | None, most: bool) -> tuple[int, ...]:
-    """Return along each axis the plane that is shown."""
+    """Return the plane to show, along each axis."""
     if labels is None or not (labels > 0).any():
         return _middle_of_body(values)
     return _fullest(labels, values) if most else _centre(labels)
 
 
 def _centre(labels: NDArray[Any]) -> tuple[int, ...]:
-    """Return the place of a label that is nearest to its centre."""
+    """Return the labelled voxel nearest to the label's centre."""
     found = np.argwhere(labels > 0)
     nearest = np.abs(found - found.mean(axis=0)).sum(axis=1).argmin()
     return tuple(int(n) for n in found[nearest])
 
 
 def _fullest(labels: NDArray[Any], values: NDArray[Any]) -> tuple[int, ...]:
-    """Return along each axis the plane that shows most of a label.
+    """Return the plane with most of a label, along each axis.
 
-    A plane that is nearly all air counts only where no other one shows any of it: what a model finds in the air beside
-    a body is no reason to show nothing but air.
+    A plane that is nearly all air counts only if the label is nowhere else: false positives in the air would
+    otherwise give a picture of air alone.
     """
     found = []
     for labelled, bright in zip(_by_plane(labels > 0), _by_plane(_bright(values)), strict=True):
@@ -201,7 +201,7 @@ def _fullest(labels: NDArray[Any], values: NDArray[Any]) -> tuple[int, ...]:
 
 
 def _middle_of_body(values: NDArray[Any]) -> tuple[int, ...]:
-    """Return the place on either side of which lies as much of what is brighter than the mean, along each axis."""
+    """Return the median plane of voxels brighter than the mean, along each axis."""
     sums = [np.cumsum(bright) for bright in _by_plane(_bright(values))]
     return tuple(int(np.searchsorted(s, s[-1] / 2)) if s[-1] else len(s) // 2 for s in sums)
 
@@ -212,13 +212,13 @@ def _bright(values: NDArray[Any]) -> NDArray[np.bool_]:
     return bright
 
 
-def _by_plane(there: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
-    """Return how many voxels are so in each plane, along each axis."""
-    return [there.sum(axis=tuple(other for other in range(there.ndim) if other != axis)) for axis in range(there.ndim)]
+def _by_plane(mask: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
+    """Return the number of voxels in each plane, along each axis."""
+    return [mask.sum(axis=tuple(other for other in range(mask.ndim) if other != axis)) for axis in range(mask.ndim)]
 
 
 def _window(values: NDArray[Any], labels: NDArray[Any] | None) -> tuple[float, float] | None:
-    """Return which Hounsfield units are black and white, by what is labelled; None: the values are none."""
+    """Return a CT window that suits the label; None if values are not Hounsfield units."""
     if values.min() >= _AIR:
         return None
     labelled = values[labels > 0] if labels is not None else values[:0]
@@ -262,12 +262,12 @@ def _values(plane: Plane) -> NDArray[Any]:
 
 
 def svg(plane: Plane, name: str, instances: bool = False) -> Markup:
-    """Return a plane as a picture in a page, with the size that it has in the body.
+    """Return a plane as SVG, in true proportions.
 
     Args:
         plane: to draw.
         name: of the case.
-        instances: labels number objects, all of one class.
+        instances: whether labels number objects of one class.
     """
     scale = (_SIDE if plane.title else FLAT_SIDE) / max(plane.size)
     width, height = (max(side * scale, 1.0) for side in plane.size)
@@ -297,9 +297,9 @@ def _encoded(pixels: NDArray[np.uint8]) -> str:
 
 
 def _contours(labels: NDArray[Any], pixel: tuple[float, float], instances: bool) -> Iterator[str]:
-    """Yield the outline of each class, or of each object, and a ring around labels that are too small to be seen."""
+    """Yield outlines of classes or objects, and a ring around small labels."""
     step = max(1, math.ceil(max(labels.shape) / (2 * _MOST_PIXELS)))
-    # Whatever a coarser grid would leave out is small: its largest value within a cell stays.
+    # The maximum of each cell keeps small labels on the coarser grid.
     coarse = ndimage.maximum_filter(labels, step)[::step, ::step] if step > 1 else labels
     numbers = np.unique(coarse[coarse > 0])
     if instances and len(numbers) > _MOST_OBJECTS:
@@ -319,7 +319,7 @@ def _contours(labels: NDArray[Any], pixel: tuple[float, float], instances: bool)
 
 def _outline(labels: NDArray[Any], number: int, box: tuple[slice, ...], pixel: tuple[float, float]) -> str:
     crop = np.pad((labels[box] == number).astype(np.float32), 1)
-    # A pixel's centre; the crop has a border of one pixel.
+    # Contours go through pixel centres; the crop has a border of one pixel.
     corner = np.array([box[1].start - 0.5, box[0].start - 0.5])
     lines = contour_generator(z=crop).lines(0.5)
     text = []
@@ -355,7 +355,7 @@ def _letters(ends: str, width: float, height: float) -> Iterator[str]:
 
 
 def _bar(width: float, height: float, scale: float) -> str:
-    """Return a bar of a round length, 1, 2 or 5 with zeros, and how long that is."""
+    """Return a labelled scale bar of 1, 2 or 5 times a power of ten."""
     longest = _BAR * width / scale
     power = 10 ** math.floor(math.log10(longest))
     length = max(factor * power for factor in (1, 2, 5) if factor * power <= longest * 1.0001)

@@ -1,4 +1,7 @@
-"""A site's profile as one page with histograms and pictures. It shows patients' images: it stays at the site."""
+"""A site's profile as a page with histograms and pictures.
+
+It shows patients' images: it stays at the site.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +35,8 @@ def write_profile_page(profile: Profile, manifest: Manifest, folder: Path, path:
 
     Args:
         profile: of the dataset.
-        manifest: with every fact.
-        folder: the dataset's.
+        manifest: of the dataset.
+        folder: of the dataset.
         path: of the page.
     """
     entries = [entry for entry in manifest.entries if entry.shape]

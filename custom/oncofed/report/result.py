@@ -1,4 +1,4 @@
-"""``result.json``: what a run found, in a form that other programs may rely on."""
+"""``result.json``: a run's result, for other programs too."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class _Part(BaseModel):
 
 
 class SiteResult(_Part):
-    """One site's held-out patients under each model, by the run's metric."""
+    """Scores of each model on a site's held-out patients."""
 
     train_cases: int
     validation_cases: int
@@ -76,7 +76,7 @@ class Timing(_Part):
 
 
 class Bytes(_Part):
-    """Tensor bytes that travel in a round, over all sites; framing and TLS come on top."""
+    """Tensor bytes of a round over all sites, without framing and TLS."""
 
     to_sites_per_round: int = 0
     to_server_per_round: int = 0
@@ -94,7 +94,7 @@ class Result(_Part):
     rounds: int
     best_round: int | None = None
     metric: str = "dice"
-    metric_name: str = Field("Dice", description="the metric as people call it")
+    metric_name: str = Field("Dice", description="name of the metric for people")
     classes: list[str] = []
     seed: int
     data_note: str = ""
@@ -110,16 +110,16 @@ class Result(_Part):
     paired_test: Difference | None = Field(None, description="this model less the one that it was compared with")
     lost_sites: dict[str, str] = {}
     participation: dict[str, dict[str, Any]] = Field(
-        default_factory=dict, description="round -> who was asked, came in time, late, was refused, lost or missing"
+        default_factory=dict, description="round -> sites asked, in time, late, refused, lost and missing"
     )
-    incidents: list[dict[str, Any]] = Field(default_factory=list, description="what did not go as usual, in order")
+    incidents: list[dict[str, Any]] = Field(default_factory=list, description="events for users, in order")
     curves: dict[str, Any] = Field(default_factory=dict, description="validation and training loss by round")
     timing: Timing = Timing()
     bytes: Bytes = Bytes()
     environment: dict[str, str] = {}
 
     def write(self, folder: Path) -> Path:
-        """Write ``folder/result.json`` whole or not at all, and return it."""
+        """Write ``folder/result.json`` atomically, and return it."""
         path = folder / "result.json"
         write_whole(path, self.model_dump_json(indent=2, by_alias=True) + "\n")
         return path
@@ -129,7 +129,7 @@ def read_result(folder: Path) -> Result:
     """Read ``folder/result.json``.
 
     Raises:
-        DataError: it is no result.
+        DataError: it is not a result.
         OSError: it cannot be read.
     """
     path = folder / "result.json"

@@ -22,8 +22,8 @@ from oncofed.errors import FederationError, PolicyError, one_line
 from oncofed.flare import wire
 from oncofed.flare.communicator import SiteTask
 from oncofed.flare.wire import TASK_TRAIN
-from oncofed.messages.compression import ReceivedUpdate
-from oncofed.models.weights import Layout, Weights
+from oncofed.messages.compression import ReceivedUpdate, without_extra
+from oncofed.models.weights import WeightLayout, Weights
 from oncofed.privacy.outbound import check_counts, check_numbers, most_scored
 from oncofed.rounds.round_state import RoundState
 from oncofed.rounds.run_state import RunState
@@ -74,7 +74,7 @@ class UpdateIntake:
     def __init__(
         self,
         federation: FederationPlan,
-        layout: Layout,
+        layout: WeightLayout,
         classes: Sequence[str],
         cases: Mapping[str, dict[str, Any]],
         record: Record,
@@ -128,7 +128,8 @@ class UpdateIntake:
     def _read(self, site: str, result: Shareable, given: ExpectedUpdate) -> tuple[Update, dict[str, Any]]:
         sent, cases, steps, numbers = wire.read_update_message(result)
         check_numbers(numbers, self._classes, most=most_scored(self._cases.get(site)))
-        delta = ReceivedUpdate(sent, given.like, self._federation.exchange.update, given.extra)
+        weights, extra = without_extra(sent)
+        delta = ReceivedUpdate(weights, given.like, self._federation.exchange.update, extra, given.extra)
         known = self._cases.get(site, {}).get("train")
         if cases != known:
             raise FederationError(f"it says that {cases} cases are behind its update, before it was {known}")
@@ -162,7 +163,7 @@ class UpdateIntake:
         if total != expected:
             raise FederationError(f"it says that {total} cases are behind the mean, expected {expected}")
         like = {name: value.to("meta") for name, value in memory.model.items() if name in self._layout.travelling}
-        received = ReceivedUpdate(sent, like, "native", {})
+        received = ReceivedUpdate(*without_extra(sent)[:1], like, "native")
         mean = Update(collector, received, total, squares=received.squares)
         looked_at = RoundState(updates=[mean])
         if not self.without_outliers(looked_at, memory):

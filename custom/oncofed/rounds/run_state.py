@@ -9,7 +9,7 @@ from typing import Any
 
 from oncofed.algorithms import Update
 from oncofed.models.weights import Weights
-from oncofed.training.checkpoint import part, read_checkpoint, write_checkpoint
+from oncofed.training.checkpoint import read_checkpoint, without_prefix, write_checkpoint
 
 _FILE = "server.safetensors"
 
@@ -63,9 +63,9 @@ def read_run_state(folder: Path) -> RunState | None:
     tensors, facts = read_checkpoint(path)
     best = facts["best_score"]
     return RunState(
-        part(tensors, "model"),
+        without_prefix(tensors, "model"),
         facts["round"],
-        part(tensors, "strategy"),
+        without_prefix(tensors, "strategy"),
         facts["best_round"],
         -math.inf if best is None else best,
         facts["lengths"],

@@ -1,1 +1,1 @@
-"""The site admin's side: opening a kit, looking whether all is ready, running the site."""
+"""The site admin's side: check, run and govern a site."""

@@ -1,7 +1,7 @@
-"""The site admin's page: what runs, what left, what waits for a decision. On this machine's loopback alone.
+"""The site admin's web page, on this machine's loopback only.
 
-Whoever has the address that was printed, with its token, is let in; the token becomes a cookie that no other page can
-send along. There is no password and no JavaScript. What is changed here is recorded as the commands record it.
+It shows the state, what left, and code to review. The printed address holds a token, which becomes a cookie that no
+other page can send. There is no password and no JavaScript. Changes go to the audit log, as with the commands.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from werkzeug.wrappers import Response as AnyResponse
 from oncofed.alliance.facts import read_facts
 from oncofed.audit import AuditLog
 from oncofed.client.status_file import read_report
-from oncofed.errors import FederationError, OncofedError
+from oncofed.errors import AllianceError, FederationError, OncofedError
 from oncofed.loopback import IPV4, IPV6, require_loopback
 from oncofed.packs.approvals import State, made_by
 from oncofed.site import auditing, packs, policies
@@ -35,7 +35,7 @@ _DAYS_SHOWN = 14
 _LAST_ENTRIES = 200
 _COLOURS = ("#2563a8", "#d9822b", "#3a8f5c", "#8a5aa8", "#b8455a", "#6b7280")
 _HEADERS = {
-    # Nothing from elsewhere, no script at all, no frame, no form that leads elsewhere.
+    # No outside content, no scripts, no frames, no forms to other sites.
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; "
     "frame-ancestors 'none'; base-uri 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -46,40 +46,40 @@ _HEADERS = {
 }
 
 
-class _Quiet(WSGIRequestHandler):
-    """Logs no address: the first one holds the token."""
+class _SilentHandler(WSGIRequestHandler):
+    """Logs no addresses, as the first one holds the token."""
 
     def log(self, type: str, message: str, *args: Any) -> None:  # noqa: A002 - werkzeug's name
         del type, message, args
 
 
 def make_app(folder: Path, token: str, port: int) -> Flask:
-    """Return the page as an application.
+    """Create the Flask application.
 
     Args:
         folder: the site's kit.
-        token: whoever shows it is let in.
-        port: that it is served on; requests for another host or port are refused.
+        token: grants access.
+        port: of the server; requests for another host or port are refused.
 
     Raises:
-        FederationError: the folder is no site's kit.
+        AllianceError: the folder is not a site's kit.
     """
     facts = read_facts(folder)
     if facts.kind != "site":
-        raise FederationError(f"{folder} is the kit of a {facts.kind}; this page is a site's")
+        raise AllianceError(f"{folder} is the kit of a {facts.kind}; this page is a site's")
     app = Flask("oncofed.site", template_folder="templates/admin")
     app.config["MAX_CONTENT_LENGTH"] = 1 << 20
     app.jinja_env.filters["size"] = decimal
     hosts = {f"{name}:{port}" for name in (IPV4, f"[{IPV6}]", "localhost")}
-    # Not the cookie itself: what a form holds may be copied with the page.
+    # Not the cookie: a copy of the page would contain it.
     form_token = hmac.new(token.encode(), b"form", "sha256").hexdigest()
 
     @app.before_request
-    def let_in() -> AnyResponse | None:
+    def authorize() -> AnyResponse | None:
         if request.host not in hosts:
-            abort(403)  # a page elsewhere whose name was pointed here
-        shown = request.args.get("token", "")
-        if request.method == "GET" and shown and _same(shown, token):
+            abort(403)  # DNS rebinding: another page's name that points here
+        given = request.args.get("token", "")
+        if request.method == "GET" and given and _same(given, token):
             AuditLog(folder).write(OPENED)
             answer = redirect(request.path)
             answer.set_cookie(_COOKIE, token, httponly=True, samesite="Strict")
@@ -88,18 +88,18 @@ def make_app(folder: Path, token: str, port: int) -> Flask:
             abort(403)
         if request.method == "POST":
             origin = request.headers.get("Origin", "")
-            sent = request.form.get("form_token", "")
-            if origin not in {f"http://{host}" for host in hosts} or not _same(sent, form_token):
+            form = request.form.get("form_token", "")
+            if origin not in {f"http://{host}" for host in hosts} or not _same(form, form_token):
                 abort(403)
         return None
 
     @app.after_request
-    def guard(answer: Response) -> Response:
+    def secure(answer: Response) -> Response:
         answer.headers.update(_HEADERS)
         return answer
 
     @app.context_processor
-    def known() -> dict[str, Any]:
+    def shared_values() -> dict[str, Any]:
         return {"facts": facts, "form_token": form_token}
 
     @app.errorhandler(OncofedError)
@@ -174,7 +174,7 @@ def _add_pages(app: Flask, folder: Path) -> None:
 
 
 def _chart(left: dict[str, dict[str, int]], names: dict[str, str]) -> dict[str, Any]:
-    """Return what left by day and job as bars of a drawing 100 high."""
+    """Return the bytes that left by day and job, as bars of a chart 100 units high."""
     days = sorted(left)[-_DAYS_SHOWN:]
     totals = {day: sum(left[day].values()) for day in days}
     highest = max(totals.values(), default=0) or 1
@@ -194,20 +194,22 @@ def _chart(left: dict[str, dict[str, int]], names: dict[str, str]) -> dict[str, 
 
 
 @contextmanager
-def served(folder: Path, port: int) -> Iterator[tuple[str, BaseWSGIServer]]:
-    """Yield the page's address, with its token, and the server that answers there once it is told to.
+def admin_server(folder: Path, port: int) -> Iterator[tuple[str, BaseWSGIServer]]:
+    """Yield the page's address, with its token, and its server, not yet serving.
 
     Args:
         folder: the site's kit.
         port: to listen on; 0 takes a free one.
 
     Raises:
-        FederationError: the port is taken, this machine has no loopback address, or the folder is no site's kit.
+        AllianceError: the folder is not a site's kit.
+        FederationError: the port is taken.
+        TransferError: this machine has no loopback address.
     """
     token = secrets.token_urlsafe(32)
     address = require_loopback()[0]
     try:
-        server = make_server(address, port, _nothing, threaded=True, request_handler=_Quiet)
+        server = make_server(address, port, _unavailable, threaded=True, request_handler=_SilentHandler)
     except (OSError, SystemExit):
         raise FederationError(f"port {port} is taken. Name another one with --port, or leave it away") from None
     try:
@@ -218,12 +220,12 @@ def served(folder: Path, port: int) -> Iterator[tuple[str, BaseWSGIServer]]:
         server.server_close()
 
 
-def _nothing(environment: Any, start: Any) -> list[bytes]:
+def _unavailable(environment: Any, start: Any) -> list[bytes]:
     del environment
     start("503 Service Unavailable", [])
     return []
 
 
-def _same(one: str, other: str) -> bool:
-    """Compare secrets in a time that tells nothing about them."""
-    return hmac.compare_digest(one.encode(), other.encode())
+def _same(secret: str, other: str) -> bool:
+    """Compare secrets in constant time."""
+    return hmac.compare_digest(secret.encode(), other.encode())

@@ -1,4 +1,4 @@
-"""A participant's audit log as its auditor sees it: checked against what the server kept, and exported."""
+"""An auditor's view of an audit log: verification and export."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _COLUMNS = ("n", "time", "who", "what")
 
 
 def site_anchors(folder: Path) -> dict[str, str]:
-    """Return, of a server's audit log, the last line of each site's own that the site told with its last answer."""
+    """Return site -> last line of its audit log, as a server's log recorded it."""
     return {
         str(entry["who"]): str(entry["anchor"]) for entry in AuditLog(folder).entries() if entry["what"] == ANCHORED
     }
 
 
 def read_anchors(file: Path, participant: str) -> tuple[Anchor, ...]:
-    """Return the anchor of a participant from a file that the server's admin made.
+    """Read a participant's anchor from a file of the server's admin.
 
     Raises:
-        SpecError: it is no such file, or does not know the participant.
+        SpecError: not such a file, or it lacks the participant.
     """
     try:
         anchors = json.loads(file.read_text(encoding="utf-8"))
@@ -41,18 +41,18 @@ def read_anchors(file: Path, participant: str) -> tuple[Anchor, ...]:
 
 
 def verify(folder: Path, anchors: Path | None) -> tuple[list[Problem], Anchor | None]:
-    """Return what is wrong with a participant's audit log, and its last line.
+    """Return an audit log's problems and its last line.
 
     Args:
-        folder: the kit.
-        anchors: file of the server's; without it a tail that was cut off is not found.
+        folder: the participant's kit.
+        anchors: file from the server; without it a cut-off tail is not found.
     """
     known = read_anchors(anchors, read_facts(folder).participant) if anchors else ()
     return AuditLog(folder).verify(known)
 
 
 def entries(folder: Path, job: str | None = None, what: str | None = None) -> list[dict[str, Any]]:
-    """Return the entries of a log, oldest first: of a job, or of one kind, where that is asked for."""
+    """Return a log's entries, oldest first, of one job or kind if given."""
     return [
         entry
         for entry in AuditLog(folder).entries()
@@ -61,7 +61,7 @@ def entries(folder: Path, job: str | None = None, what: str | None = None) -> li
 
 
 def bytes_left(folder: Path) -> dict[str, dict[str, int]]:
-    """Return how many bytes left a site: day in UTC -> job -> bytes, the oldest day first."""
+    """Return the bytes that left a site: day in UTC -> job -> bytes, oldest day first."""
     left: dict[str, dict[str, int]] = {}
     for entry in AuditLog(folder).entries():
         if entry["what"] == LEFT and "job" in entry:
@@ -71,7 +71,7 @@ def bytes_left(folder: Path) -> dict[str, dict[str, int]]:
 
 
 def jobs_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return what a log says of each job, the first one first: who asked, what was said to it, what left of it."""
+    """Summarise each job in a log: submitter, decision, messages and bytes that left; oldest first."""
     jobs: dict[str, dict[str, Any]] = {}
     for entry in rows:
         if "job" in entry:
@@ -89,37 +89,37 @@ def jobs_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return list(jobs.values())
 
 
-def facts_text(entry: dict[str, Any], whole: bool = False) -> str:
-    """Return what an entry tells beside who did what and when.
+def facts_text(entry: dict[str, Any], full: bool = False) -> str:
+    """Return an entry's facts as text, without time, person and kind.
 
     Args:
         entry: of the log.
-        whole: digests too; else they are shortened, for a person.
+        full: with complete digests; else they are shortened.
     """
     left_out = {*_COLUMNS, "hash", "previous"}
     parts = []
     for name, value in entry.items():
         if name in left_out or value is None:
             continue
-        is_digest = not whole and isinstance(value, str) and len(value) > 60 and value.replace(":", "").isalnum()
+        is_digest = not full and isinstance(value, str) and len(value) > 60 and value.replace(":", "").isalnum()
         parts.append(f"{name} {value[:20]}…" if is_digest else f"{name} {value}")
     return ", ".join(parts)
 
 
 def export_csv(folder: Path, out: Path) -> int:
-    """Write a log as CSV, one column for each fact, and return how many entries it has."""
+    """Write a log as CSV, one column per fact, and return its number of entries."""
     rows = entries(folder)
     columns = list(dict.fromkeys([*_COLUMNS, *(name for row in rows for name in row)]))
     with out.open("w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, columns)
         table.writeheader()
-        # A spreadsheet takes what begins so for a formula.
+        # A spreadsheet would read these as formulas.
         table.writerows({k: f"'{v}" if str(v)[:1] in "=+-@\t\r" else v for k, v in row.items()} for row in rows)
     return len(rows)
 
 
 def export_page(folder: Path, out: Path, anchors: Path | None) -> int:
-    """Write a log as an HTML page without outside parts: what ran, what left, who allowed it; return its entries."""
+    """Write a log as a self-contained HTML page, and return its number of entries."""
     rows = entries(folder)
     problems, last = verify(folder, anchors)
     environment = Environment(loader=PackageLoader("oncofed.site"), autoescape=True, trim_blocks=True)

@@ -1,4 +1,4 @@
-"""What the doctor found, one thing at a time."""
+"""One result of ``oncofed site doctor``."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ State = Literal["ok", "warn", "fail"]
 
 @dataclass(frozen=True)
 class Check:
-    """What was found.
+    """The result of one check.
 
     Attributes:
-        name: of what was looked at.
-        state: "ok", "warn" (works, not as it should) or "fail".
-        found: in words.
-        advice: what to do; empty where all is well.
+        name: of the check.
+        state: "ok", "warn" (works, but not as it should) or "fail".
+        found: description.
+        advice: what to do; empty if ok.
     """
 
     name: str
@@ -25,5 +25,5 @@ class Check:
     advice: str = ""
 
     def as_dict(self) -> dict[str, str]:
-        """Return it for JSON."""
+        """Return the fields for JSON."""
         return asdict(self)

@@ -1,4 +1,4 @@
-"""The doctor's look at registered datasets: there, fit for the alliance's jobs, free of what names a patient."""
+"""Checks of registered datasets: present, fit for jobs, de-identified."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from oncofed.training import Plan
 _REGISTER = "register the folder: oncofed data register FOLDER --dataset NAME --out DATASET"
 
 
-def look_at_datasets(datasets: Mapping[str, Path], jobs: Mapping[str, Plan]) -> Iterator[Check]:
-    """Yield what is found of a site's datasets.
+def check_datasets(datasets: Mapping[str, Path], jobs: Mapping[str, Plan]) -> Iterator[Check]:
+    """Check a site's datasets.
 
     Args:
-        datasets: name -> folder, as ``site.yaml`` has them.
-        jobs: name -> what the alliance's jobs train.
+        datasets: name -> folder, from ``site.yaml``.
+        jobs: name -> plan of the alliance's jobs.
     """
     missing = [name for name, folder in datasets.items() if not (folder / MANIFEST_FILE).is_file()]
     if missing:
@@ -34,12 +34,12 @@ def look_at_datasets(datasets: Mapping[str, Path], jobs: Mapping[str, Plan]) -> 
         yield Check("datasets", "ok", ", ".join(sorted(datasets)))
     for name, folder in datasets.items():
         if name not in missing:
-            yield from _look_for_phi(name, folder)
+            yield from _check_phi(name, folder)
     for job, plan in jobs.items():
-        yield _look_at_job(job, plan, datasets)
+        yield _check_job(job, plan, datasets)
 
 
-def _look_for_phi(name: str, folder: Path) -> Iterator[Check]:
+def _check_phi(name: str, folder: Path) -> Iterator[Check]:
     try:
         manifest = decided(read_manifest(folder))
     except DataError as error:
@@ -54,7 +54,7 @@ def _look_for_phi(name: str, folder: Path) -> Iterator[Check]:
         yield Check(f"patients in {name}", "ok", "nothing was found that identifies one")
 
 
-def _look_at_job(job: str, plan: Plan, datasets: Mapping[str, Path]) -> Check:
+def _check_job(job: str, plan: Plan, datasets: Mapping[str, Path]) -> Check:
     name, folder = plan.data.dataset, datasets.get(plan.data.dataset)
     if folder is None:
         return Check(f"job {job}", "fail", f"site.yaml names no dataset {name}", f"name it there; {_REGISTER}")

@@ -1,4 +1,4 @@
-"""``oncofed site doctor``: is this machine ready? One line for each thing that was looked at, and what to do."""
+"""``oncofed site doctor``: is this machine ready? One result per check."""
 
 from __future__ import annotations
 
@@ -24,33 +24,32 @@ from cryptography import x509
 from packaging.requirements import InvalidRequirement, Requirement
 
 import oncofed
-from oncofed.alliance.authority import fingerprint
+from oncofed.alliance.authority import EXPIRES_SOON_DAYS, fingerprint
 from oncofed.alliance.contents import CONSTRAINTS_FILE
 from oncofed.alliance.facts import KitFacts, read_facts
-from oncofed.alliance.kits import GUARD, PRIVACY_FILE
+from oncofed.alliance.kits import OUTBOUND_FILTER, PRIVACY_FILE
 from oncofed.alliance.sealing import ROOT_FILE, changed_files
 from oncofed.alliance.site_settings import read_settings
 from oncofed.audit import AuditLog
-from oncofed.errors import FederationError, OncofedError
+from oncofed.errors import FederationError, OncofedError, TransferError
 from oncofed.privacy.policy import read_policy
 from oncofed.proxy import open_tunnel, parse_proxy
 from oncofed.sandbox import what_is_missing
 from oncofed.site.check import Check
-from oncofed.site.datasets import look_at_datasets
-from oncofed.site.gpu_checks import look_at_gpus
+from oncofed.site.datasets import check_datasets
+from oncofed.site.gpu_checks import check_gpus
 from oncofed.site.packs import list_packs
 from oncofed.site.policies import policy_version
-from oncofed.site.service import is_own, readable_by_others, require_free_port, service_state
+from oncofed.site.service import is_site_file, readable_by_others, require_free_server_port, service_state
 from oncofed.training import Plan
 
 _CONNECT_SECONDS = 4.0
-_SOON_DAYS = 30
 _LEAST_DISK_GB, _GOOD_DISK_GB = 2, 20
 _GOOD_FILES = 4096
 _GOOD_SHARED_MB = 512
 _LARGEST_CLOCK_SECONDS = 60.0
 _RENEW = "oncofed site renew FILE"
-# What may not differ between sites: results would, or messages could not be read.
+# Versions that must be the same at all sites: else results differ, or messages cannot be read.
 _SAME_EVERYWHERE = ("nvflare", "monai", "torch", "numpy")
 
 
@@ -60,16 +59,16 @@ def examine(
     jobs: Mapping[str, Plan] = MappingProxyType({}),
     proxy: str | None = None,
 ) -> list[Check]:
-    """Look at everything; checks wait for the network side by side.
+    """Run all checks, in parallel as some wait for the network.
 
     Args:
-        folder: the kit; None: there is none yet.
-        server: host and port to look at where there is no kit.
-        jobs: name -> what the alliance's jobs train, to compare the datasets with.
-        proxy: on the way to the server; None: the one that the site's settings name, where they do.
+        folder: the kit; None: no kit yet.
+        server: host and port to check without a kit.
+        jobs: name -> plan of the alliance's jobs, to check the datasets for.
+        proxy: to the server; None: the one in the site's settings, if any.
     """
-    looks: list[Callable[[], Iterator[Check]]] = [_python, _limits]
-    looks += [lambda: _packages(folder), lambda: _gpus(folder), lambda: _disk(folder)]
+    checks: list[Callable[[], Iterator[Check]]] = [_python, _limits]
+    checks += [lambda: _packages(folder), lambda: _gpus(folder), lambda: _disk(folder)]
     facts = None
     if folder is not None:
         try:
@@ -77,7 +76,7 @@ def examine(
         except OncofedError as error:
             return [Check("kit", "fail", str(error), "open the kit that the alliance sent: oncofed site open FILE")]
         known = facts
-        looks += [
+        checks += [
             lambda: _kit(folder, known),
             lambda: _permissions(folder),
             lambda: _certificate(folder, known),
@@ -85,20 +84,20 @@ def examine(
             lambda: _audit(folder),
         ]
         if facts.kind == "site":
-            looks += [lambda: _policy(folder), lambda: _code(folder)]
+            checks += [lambda: _policy(folder), lambda: _code(folder)]
     if facts and facts.kind == "server":
         known = facts
-        looks.append(lambda: _own_port(folder, known))
+        checks.append(lambda: _own_port(folder, known))
     elif facts and facts.reaches and facts.reaches_port:
         route = (facts.reaches, facts.reaches_port)
-        looks.append(lambda: _route(route, proxy or _proxy(folder), folder, facts))
+        checks.append(lambda: _route(route, proxy or _proxy(folder), folder, facts))
     elif server:
-        looks.append(lambda: _route(server, proxy, None, None))
+        checks.append(lambda: _route(server, proxy, None, None))
     else:
-        looks.append(_no_kit)
-    with ThreadPoolExecutor(len(looks)) as pool:
-        found = pool.map(lambda look: list(_guarded(look)), looks)
-        return [check for checks in found for check in checks]
+        checks.append(_no_kit)
+    with ThreadPoolExecutor(len(checks)) as pool:
+        results = pool.map(lambda check: list(_run(check)), checks)
+        return [result for found in results for result in found]
 
 
 def _no_kit() -> Iterator[Check]:
@@ -106,12 +105,12 @@ def _no_kit() -> Iterator[Check]:
     yield Check("kit", "warn", "none in this folder", what)
 
 
-def _guarded(look: Callable[[], Iterator[Check]]) -> Iterator[Check]:
-    """Yield what a look finds; one that cannot be made is a finding, and the others go on."""
+def _run(check: Callable[[], Iterator[Check]]) -> Iterator[Check]:
+    """Yield a check's results; an exception is a failed check, and the others continue."""
     try:
-        yield from look()
-    except Exception as error:  # noqa: BLE001 - a doctor does not die of a finding
-        name = getattr(look, "__name__", "check").strip("_<>")
+        yield from check()
+    except Exception as error:  # noqa: BLE001 - one broken check must not hide the others
+        name = getattr(check, "__name__", "check").strip("_<>")
         yield Check(name, "fail", f"{type(error).__name__}: {error}", "tell the alliance; this should not happen")
 
 
@@ -184,7 +183,7 @@ def _installed(name: str) -> str | None:
 
 
 def _changed_since_installed(name: str) -> str | None:
-    """Return a Python file of a package that is not as its own list of digests says; None where all are."""
+    """Return the first Python file of a package that differs from its RECORD; None if none does."""
     try:
         files = importlib.metadata.distribution(name).files or []
     except importlib.metadata.PackageNotFoundError:
@@ -203,17 +202,19 @@ def _changed_since_installed(name: str) -> str | None:
 
 def _gpus(folder: Path | None) -> Iterator[Check]:
     lent = None
-    with contextlib.suppress(OncofedError):  # another look finds what is wrong with the settings
+    with contextlib.suppress(OncofedError):  # another check reports what is wrong with the settings
         lent = read_settings(folder).gpus if folder else None
-    yield from look_at_gpus(lent)
+    yield from check_gpus(lent)
 
 
 def _disk(folder: Path | None) -> Iterator[Check]:
-    place = folder or Path.cwd()
-    free = shutil.disk_usage(place).free / 1e9
+    target = folder or Path.cwd()
+    free = shutil.disk_usage(target).free / 1e9
     found = f"{free:.0f} GB free where {'the kit' if folder else 'this folder'} lies"
-    if not os.access(place, os.W_OK):
-        yield Check("disk", "fail", f"{place} cannot be written to", "give its owner the folder, or start as its owner")
+    if not os.access(target, os.W_OK):
+        yield Check(
+            "disk", "fail", f"{target} cannot be written to", "give its owner the folder, or start as its owner"
+        )
     elif free < _LEAST_DISK_GB:
         yield Check("disk", "fail", found, f"free some: jobs need {_LEAST_DISK_GB} GB at least")
     elif free < _GOOD_DISK_GB:
@@ -225,14 +226,14 @@ def _disk(folder: Path | None) -> Iterator[Check]:
 def _limits() -> Iterator[Check]:
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     enough = files == resource.RLIM_INFINITY or files >= _GOOD_FILES
-    told = "unlimited" if files == resource.RLIM_INFINITY else str(files)
+    shown = "unlimited" if files == resource.RLIM_INFINITY else str(files)
     yield Check(
         "open files",
         "ok" if enough else "warn",
-        f"{told} at once",
+        f"{shown} at once",
         "" if enough else f"ulimit -n {_GOOD_FILES}, or LimitNOFILE in the service",
     )
-    shared = Path("/dev/shm")  # noqa: S108 - looked at, not written to
+    shared = Path("/dev/shm")  # noqa: S108 - only its size is read
     if shared.is_dir():
         size = shutil.disk_usage(shared).total / 2**20
         small = size < _GOOD_SHARED_MB
@@ -246,14 +247,14 @@ def _limits() -> Iterator[Check]:
 
 def _kit(folder: Path, facts: KitFacts) -> Iterator[Check]:
     changed = changed_files(folder)
-    strange = [problem for problem in changed if not is_own(problem)]
+    foreign = [problem for problem in changed if not is_site_file(problem)]
     whose = f"{facts.kind} {facts.participant} of {facts.alliance}"
-    if strange:
-        more = f" and {len(strange) - 1} more" if len(strange) > 1 else ""
-        yield Check("kit", "fail", f"{whose}: {strange[0]}{more}", "open the kit again, or ask for another")
+    if foreign:
+        more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
+        yield Check("kit", "fail", f"{whose}: {foreign[0]}{more}", "open the kit again, or ask for another")
     else:
-        own = [problem for problem in changed if not problem.startswith("site.yaml")]
-        note = f"; yours: {', '.join(problem.split()[0] for problem in own)}" if own else ""
+        local = [problem for problem in changed if not problem.startswith("site.yaml")]
+        note = f"; yours: {', '.join(problem.split()[0] for problem in local)}" if local else ""
         yield Check("kit", "ok", f"{whose}, signed by the alliance{note}")
     if facts.oncofed != oncofed.__version__:
         yield Check(
@@ -278,7 +279,7 @@ def _certificate(folder: Path, facts: KitFacts) -> Iterator[Check]:
         certificate = facts.certificate(folder)
         root = x509.load_pem_x509_certificate((folder / ROOT_FILE).read_bytes())
         certificate.verify_directly_issued_by(root)
-    except Exception as error:  # noqa: BLE001 - several libraries' errors, one meaning
+    except Exception as error:  # noqa: BLE001 - several libraries' errors, all with the same meaning
         yield Check("certificate", "fail", f"not of this alliance ({type(error).__name__})", "ask for a new kit")
         return
     if fingerprint(root) != facts.root_fingerprint:
@@ -292,7 +293,7 @@ def _certificate(folder: Path, facts: KitFacts) -> Iterator[Check]:
         yield Check("certificate", "fail", f"holds from {since:%Y-%m-%d}", "look at this machine's clock")
     elif days < 0:
         yield Check("certificate", "fail", f"expired on {until:%Y-%m-%d}", f"ask for a new kit, then: {_RENEW}")
-    elif days < _SOON_DAYS:
+    elif days < EXPIRES_SOON_DAYS:
         yield Check("certificate", "warn", found, f"ask the alliance for a new kit before it ends, then: {_RENEW}")
     else:
         yield Check("certificate", "ok", found)
@@ -310,7 +311,7 @@ def _settings(folder: Path, facts: KitFacts, jobs: Mapping[str, Plan]) -> Iterat
         yield Check("site.yaml", "ok", "valid")
         return
     datasets = {name: folder / path for name, path in settings.datasets.items()}
-    yield from look_at_datasets(datasets, jobs)
+    yield from check_datasets(datasets, jobs)
 
 
 def _code(folder: Path) -> Iterator[Check]:
@@ -332,14 +333,14 @@ def _code(folder: Path) -> Iterator[Check]:
 def _policy(folder: Path) -> Iterator[Check]:
     try:
         policy = read_policy(folder / "local")
-        guarded = GUARD in (folder / "local" / PRIVACY_FILE).read_text(encoding="utf-8")
+        filtered = OUTBOUND_FILTER in (folder / "local" / PRIVACY_FILE).read_text(encoding="utf-8")
     except (OncofedError, OSError) as error:
         yield Check("policy", "fail", str(error), "open the kit again, or: oncofed site policy edit")
         return
     if policy is None:
         yield Check("policy", "fail", "there is none: nothing leaves", "ask the alliance for a new kit")
-    elif not guarded:
-        advice = f"put the component {GUARD} back into local/{PRIVACY_FILE}"
+    elif not filtered:
+        advice = f"put the component {OUTBOUND_FILTER} back into local/{PRIVACY_FILE}"
         yield Check("policy", "fail", "nothing looks at what leaves this site", advice)
     else:
         yield Check("policy", "ok", f"version {policy_version(folder)}, digest {policy.digest[:12]}")
@@ -359,7 +360,7 @@ def _own_port(folder: Path | None, facts: KitFacts) -> Iterator[Check]:
         yield Check("port", "ok", f"{facts.port}, in use by this server")
         return
     try:
-        require_free_port(facts)
+        require_free_server_port(facts)
     except FederationError as error:
         found, _, what = str(error).partition(". What listens there: ")
         yield Check("port", "fail", found, f"end what listens there; it is named by: {what}")
@@ -370,7 +371,7 @@ def _own_port(folder: Path | None, facts: KitFacts) -> Iterator[Check]:
 def _route(route: tuple[str, int], proxy: str | None, folder: Path | None, facts: KitFacts | None) -> Iterator[Check]:
     host, port = route
     if proxy:
-        yield from _through(proxy, route, folder, facts)
+        yield from _proxied(proxy, route, folder, facts)
         return
     try:
         addresses = sorted({str(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)})
@@ -389,13 +390,13 @@ def _route(route: tuple[str, int], proxy: str | None, folder: Path | None, facts
 
 
 def _proxy(folder: Path | None) -> str | None:
-    """Return the proxy that the site's settings name; what is wrong with them is another look's finding."""
+    """Return the proxy in the site's settings; another check reports if those are broken."""
     with contextlib.suppress(OncofedError):
         return read_settings(folder).proxy if folder else None
     return None
 
 
-def _through(proxy: str, route: tuple[str, int], folder: Path | None, facts: KitFacts | None) -> Iterator[Check]:
+def _proxied(proxy: str, route: tuple[str, int], folder: Path | None, facts: KitFacts | None) -> Iterator[Check]:
     parts, (host, port) = parse_proxy(proxy), route
     named = f"{parts.hostname}:{parts.port}"
     try:
@@ -404,7 +405,7 @@ def _through(proxy: str, route: tuple[str, int], folder: Path | None, facts: Kit
         why = "no answer" if isinstance(error, TimeoutError) else error.strerror or str(error)
         yield Check("proxy", "fail", f"{named}: {why}", "correct proxy in site.yaml, or ask who looks after the proxy")
         return
-    except FederationError as error:
+    except TransferError as error:
         advice = f"ask who looks after the proxy to let this machine out to {host}, TCP {port}, by CONNECT"
         yield Check("proxy", "fail", f"{named}: {error}", advice)
         return
@@ -423,36 +424,36 @@ def _reached(
 
 
 def _handshake(connection: socket.socket, folder: Path, facts: KitFacts) -> Iterator[Check]:
-    """Speak TLS with the server as the site does, and compare its clock with ours."""
+    """Do the site's TLS handshake with the server, and compare clocks."""
     context = ssl.create_default_context(cafile=str(folder / ROOT_FILE))
     context.check_hostname = False
-    own = facts.certificate_file(folder)
+    certificate = facts.certificate_file(folder)
     try:
-        context.load_cert_chain(own, own.with_suffix(".key"))
+        context.load_cert_chain(certificate, certificate.with_suffix(".key"))
         with context.wrap_socket(connection) as secured:
             secured.settimeout(_CONNECT_SECONDS)
             theirs = x509.load_der_x509_certificate(secured.getpeercert(binary_form=True) or b"")
-            # In TLS 1.3 a server that does not know our certificate says so in place of its first answer.
-            answer = _asked(secured)
+            # In TLS 1.3 a server rejects our certificate only with its first answer.
+            answer = _probe(secured)
             yield Check("server", "ok", f"{facts.reaches} proves to be of this alliance, {secured.version()}")
             days = (theirs.not_valid_after_utc - datetime.now(timezone.utc)).days
-            if days < _SOON_DAYS:
+            if days < EXPIRES_SOON_DAYS:
                 yield Check("server's certificate", "warn", f"holds {days} days more", "tell the alliance")
             yield from _clock(answer)
     except ssl.SSLCertVerificationError as error:
         yield Check("server", "fail", f"not of this alliance: {error.verify_message}", "tell the alliance at once")
     except (ssl.SSLError, ConnectionError) as error:
-        said = error.reason if isinstance(error, ssl.SSLError) and error.reason else type(error).__name__
+        reason = error.reason if isinstance(error, ssl.SSLError) and error.reason else type(error).__name__
         advice = (
             "a proxy that opens TLS must let this host through as it is; or the server does not know the certificate"
         )
-        yield Check("server", "fail", f"TLS failed: {said}", advice)
+        yield Check("server", "fail", f"TLS failed: {reason}", advice)
     except OSError as error:
         yield Check("server", "fail", f"TLS failed: {error}", "ask the alliance whether the server is well")
 
 
-def _asked(secured: ssl.SSLSocket) -> str:
-    """Return what the server answers to a question that it refuses; empty where it says nothing in time."""
+def _probe(secured: ssl.SSLSocket) -> str:
+    """Return the server's answer to a request that it refuses; empty after a timeout."""
     try:
         secured.sendall(b"HEAD / HTTP/1.1\r\nHost: oncofed\r\nConnection: close\r\n\r\n")
         return secured.recv(4096).decode("latin-1")
@@ -461,7 +462,7 @@ def _asked(secured: ssl.SSLSocket) -> str:
 
 
 def _clock(answer: str) -> Iterator[Check]:
-    """Compare clocks: the server's answer is dated."""
+    """Compare this machine's clock with the Date header of the server's answer."""
     dates = [line.partition(":")[2].strip() for line in answer.split("\r\n") if line.lower().startswith("date:")]
     if not dates:
         return

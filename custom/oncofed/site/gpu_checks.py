@@ -1,4 +1,4 @@
-"""What ``oncofed site doctor`` finds of GPUs: each that is lent computes, in a process of its own."""
+"""Checks of GPUs: each one offered to jobs computes, in a separate process."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from oncofed.site.check import Check
 
 _SECONDS = 120.0
 _AT_ONCE = 4
-_SAYS = "oncofed says: "  # libraries print too
-_TRIAL = f"from oncofed.devices import why_unusable; print({_SAYS!r} + (why_unusable() or ''))"
+_MARKER = "oncofed says: "  # libraries print too
+_TRIAL = f"from oncofed.devices import why_unusable; print({_MARKER!r} + (why_unusable() or ''))"
 
 
-def look_at_gpus(lent: tuple[int, ...] | None = None) -> Iterator[Check]:
-    """Look at each GPU, and let those compute that are lent.
+def check_gpus(lent: tuple[int, ...] | None = None) -> Iterator[Check]:
+    """Check each GPU, and compute on those that jobs may use.
 
     Args:
-        lent: their numbers; None: all.
+        lent: numbers of the GPUs that jobs may use; None: all.
     """
     try:
         gpus = read_gpus()
@@ -46,7 +46,7 @@ def look_at_gpus(lent: tuple[int, ...] | None = None) -> Iterator[Check]:
         trials = {gpu.device: pool.submit(_try, gpu) for gpu in gpus if lent is None or gpu.number in lent}
         for gpu in gpus:
             trial = trials.get(gpu.device)
-            yield from _look(gpu, trial.result() if trial else None)
+            yield from _result(gpu, trial.result() if trial else None)
     if lent and (absent := sorted(set(lent) - {gpu.number for gpu in gpus})):
         found = f"site.yaml lends GPU {', '.join(map(str, absent))}, which is not here"
         yield Check("gpu", "warn", found, "correct gpus in site.yaml; nvidia-smi -L lists them")
@@ -54,8 +54,13 @@ def look_at_gpus(lent: tuple[int, ...] | None = None) -> Iterator[Check]:
         yield _compiler()
 
 
-def _look(gpu: GPU, reason: str | None) -> Iterator[Check]:
-    """Tell of a GPU. ``reason``: why it cannot compute, empty where it did; None where it was not tried."""
+def _result(gpu: GPU, reason: str | None) -> Iterator[Check]:
+    """Return a GPU's check.
+
+    Args:
+        gpu: checked.
+        reason: why it cannot compute; empty if it can, None if it was not tried.
+    """
     found = f"{gpu.number}: {gpu.name}, driver {gpu.driver}, {gpu.free_gib:.0f} of {gpu.total_gib:.0f} GiB free"
     found += {None: ", not lent", "": ", computes"}.get(reason, "")
     if reason:
@@ -70,7 +75,7 @@ def _look(gpu: GPU, reason: str | None) -> Iterator[Check]:
 
 
 def _try(gpu: GPU) -> str:
-    """Return why a process cannot compute on a GPU and what to do; empty where it can."""
+    """Return why a process cannot compute on a GPU and what to do; empty if it can."""
     named = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", VISIBLE_VARIABLE: str(gpu.device)}
     try:
         done = subprocess.run(
@@ -84,15 +89,15 @@ def _try(gpu: GPU) -> str:
         )
     except subprocess.TimeoutExpired:
         return f"a convolution does not end within {_SECONDS:.0f} s. See nvidia-smi, or restart the machine"
-    said = [line.removeprefix(_SAYS) for line in done.stdout.splitlines() if line.startswith(_SAYS)]
-    if said:
-        return said[-1].strip()
+    reasons = [line.removeprefix(_MARKER) for line in done.stdout.splitlines() if line.startswith(_MARKER)]
+    if reasons:
+        return reasons[-1].strip()
     last = (done.stderr.strip().splitlines() or ["nothing"])[-1]
     return f"a process that computes there ended with status {done.returncode} ({last[:200]}). See nvidia-smi"
 
 
 def _compiler() -> Check:
-    """Look for what torch.compile needs to build programs for a GPU; without it training is slower."""
+    """Check what torch.compile needs to build GPU kernels; without it training is slower."""
     from oncofed.training.compiling import can_compile  # noqa: PLC0415 - two seconds, only where there is a GPU
 
     if why := can_compile():

@@ -1,4 +1,4 @@
-"""Code that engineers bring, as a site's admin sees it: looked at, approved, rejected, withdrawn."""
+"""A site admin's review of engineers' code: approve, reject, withdraw."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from oncofed.alliance.facts import read_facts
 from oncofed.audit import AuditLog
-from oncofed.errors import FederationError, PolicyError, SpecError
+from oncofed.errors import AllianceError, PolicyError, SpecError
 from oncofed.packs.approvals import (
     Decision,
     State,
@@ -27,17 +27,17 @@ from oncofed.site.policies import checked_reason
 
 @dataclass(frozen=True)
 class Review:
-    """What there is to know of a pack before a decision.
+    """The facts to decide about a pack.
 
     Attributes:
         pack: the code.
-        by: who signed it.
-        problems: why the signature does not hold; empty where it does.
-        decision: what the site decided before; None: nothing yet.
-        imports: modules from outside.
-        findings: what to look at first.
-        before: the last approved pack of that name; None: there is none.
-        changes: from that one, as a unified difference; the whole code where there is none.
+        by: its signer.
+        problems: why the signature is not valid; empty if it is.
+        decision: of the site so far; None: no decision yet.
+        imports: modules from outside the pack.
+        findings: of the static check.
+        before: the last approved pack of that name, or None.
+        changes: unified diff to ``before``; without one, all the code.
     """
 
     pack: Pack
@@ -50,11 +50,11 @@ class Review:
     changes: str
 
 
-def take_in(folder: Path, file: Path) -> Pack:
-    """Keep a pack that came by another way than with a job, and return it.
+def import_pack(folder: Path, file: Path) -> Pack:
+    """Store a pack that did not come with a job.
 
     Raises:
-        SpecError: it is none.
+        SpecError: not a pack.
     """
     _require_site(folder)
     try:
@@ -66,18 +66,18 @@ def take_in(folder: Path, file: Path) -> Pack:
 
 
 def list_packs(folder: Path) -> list[tuple[Pack, Decision | None]]:
-    """Return the packs that a site has, the oldest first, and what it decided about each."""
+    """Return a site's packs with its decisions, oldest first."""
     _require_site(folder)
     decisions = read_decisions(folder / "local")
     return [(pack, decisions.get(pack.digest)) for pack in kept_packs(folder)]
 
 
 def review(folder: Path, digest: str) -> Review:
-    """Return what there is to know of a pack.
+    """Collect the facts about a pack.
 
     Args:
         folder: the site's kit.
-        digest: of the pack, or the beginning of it.
+        digest: of the pack, or its beginning.
     """
     _require_site(folder)
     pack = kept_pack(folder, digest)
@@ -96,11 +96,11 @@ def review(folder: Path, digest: str) -> Review:
 
 
 def decide(folder: Path, digest: str, state: State, reason: str) -> Pack:
-    """Approve, reject or withdraw a pack, for jobs that start from now on; it is recorded before it is in force.
+    """Approve, reject or withdraw a pack for future jobs; recorded before it takes effect.
 
     Raises:
-        SpecError: there is no such pack, or no reason.
-        PolicyError: it is not signed by the alliance, or was not approved before it is to be withdrawn.
+        SpecError: no such pack, or no reason.
+        PolicyError: an approval of a pack that the alliance did not sign, or a withdrawal of one not approved.
     """
     found = review(folder, digest)
     reason = checked_reason(reason)
@@ -124,4 +124,4 @@ def _last_approved(folder: Path, pack: Pack) -> Pack | None:
 def _require_site(folder: Path) -> None:
     facts = read_facts(folder)
     if facts.kind != "site":
-        raise FederationError(f"{folder} is the kit of a {facts.kind}: code runs at sites alone")
+        raise AllianceError(f"{folder} is the kit of a {facts.kind}: code runs at sites alone")

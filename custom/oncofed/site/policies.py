@@ -1,4 +1,4 @@
-"""A site's policy as its admin sees it: shown, changed with a reason, compared with what it was, tried on a job."""
+"""A site admin's policy: show, change with a reason, compare versions."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pydantic import BaseModel
 
 from oncofed.algorithms import algorithm_names
 from oncofed.alliance.facts import read_facts
-from oncofed.alliance.files import write_private
 from oncofed.audit import AuditLog
-from oncofed.errors import FederationError, SpecError
+from oncofed.errors import AllianceError, SpecError
 from oncofed.privacy.policy import POLICY_FILE, Policy, read_policy
+from oncofed.private_files import write_private
 from oncofed.settings import StrictModel, read_yaml, validated
 
 CHANGED = "policy changed"
@@ -25,25 +25,25 @@ def current_policy(folder: Path) -> Policy:
     """Return the policy in force.
 
     Raises:
-        FederationError: the folder is no site's kit.
+        AllianceError: the folder is not a site's kit.
         PolicyError: the policy is broken.
     """
     facts = read_facts(folder)
     policy = read_policy(folder / "local") if facts.kind == "site" else None
     if policy is None:
-        raise FederationError(
+        raise AllianceError(
             f"{folder} is the kit of a {facts.kind}, or of an earlier version: it has no policy. Expected a site's"
         )
     return policy
 
 
 def policy_text(policy: Policy) -> str:
-    """Return a policy as YAML, with what each setting means."""
+    """Return a policy as YAML, each setting with its description."""
     return "\n".join(["# What may run at this site, and what may leave it.", *_lines(policy, "")]) + "\n"
 
 
 def change_policy(folder: Path, file: Path, reason: str) -> tuple[Policy, int]:
-    """Put a policy in force, for jobs that start from now on, and return it with its version.
+    """Set the policy for future jobs, and return it with its version.
 
     Args:
         folder: the site's kit.
@@ -51,8 +51,8 @@ def change_policy(folder: Path, file: Path, reason: str) -> tuple[Policy, int]:
         reason: for the audit log.
 
     Raises:
-        SpecError: it is not valid, names what nobody knows, changes nothing, or has no reason.
-        AuditError: the change cannot be recorded; then the old policy stays.
+        SpecError: not valid, has unknown names, changes nothing, or has no reason.
+        AuditError: the change cannot be recorded; the old policy stays.
     """
     before = current_policy(folder)
     policy = parse_policy(file)
@@ -70,10 +70,10 @@ def change_policy(folder: Path, file: Path, reason: str) -> tuple[Policy, int]:
 
 
 def checked_reason(reason: str) -> str:
-    """Return a reason as the audit log keeps it.
+    """Return a reason, stripped, for the audit log.
 
     Raises:
-        SpecError: it is too short to be one.
+        SpecError: too short.
     """
     if len(reason.strip()) < _SHORTEST_REASON:
         raise SpecError(f"--reason {reason!r}: expected a sentence that an auditor understands")
@@ -81,12 +81,12 @@ def checked_reason(reason: str) -> str:
 
 
 def parse_policy(file: Path) -> Policy:
-    """Return a policy from YAML.
+    """Read a policy from YAML.
 
     Raises:
         SpecError: one line for each mistake.
     """
-    from oncofed.models import list_networks  # noqa: PLC0415 - torch takes seconds, and who only looks needs none
+    from oncofed.models import list_networks  # noqa: PLC0415 - torch takes seconds, and showing a policy needs none
 
     values, lines = read_yaml(file, "networks: [unet]")
     policy = validated(Policy, values, str(file), lines, "settings")
@@ -103,20 +103,20 @@ def parse_policy(file: Path) -> Policy:
 
 
 def policy_versions(folder: Path) -> list[Path]:
-    """Return the files of all policies that were in force, oldest first; none before the first change."""
+    """Return the files of all past policies, oldest first; empty before the first change."""
     return sorted((folder / VERSIONS_FOLDER).glob("[0-9]*.yaml"))
 
 
 def policy_version(folder: Path) -> int:
-    """Return the number of the version in force."""
+    """Return the version of the policy in force."""
     return max(len(policy_versions(folder)), 1)
 
 
 def policy_difference(folder: Path, one: int | None = None, other: int | None = None) -> str:
-    """Return the difference of two versions as text; by default of the last two.
+    """Return a unified diff of two versions, by default of the last two.
 
     Raises:
-        SpecError: there is no such version.
+        SpecError: no such version.
     """
     versions = policy_versions(folder)
     if len(versions) < 2:

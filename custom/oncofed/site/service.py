@@ -1,4 +1,4 @@
-"""A site (or the server) as a service: one process that starts FLARE's, starts it again when it ends, and stops it."""
+"""A site or server as a service: starts, restarts and stops FLARE's process."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from typing import IO, Any
 import psutil
 
 from oncofed.alliance.facts import KIT_FILE, KitFacts, read_facts
-from oncofed.alliance.files import write_private
 from oncofed.alliance.kits import keep_storage_inside, start_process
 from oncofed.alliance.launchers import DEPLOY_FOLDER
 from oncofed.alliance.sealing import changed_files
 from oncofed.alliance.site_settings import SETTINGS_FILE, SiteSettings, read_settings
 from oncofed.client.datasets import DATASETS_FILE, datasets_entry
 from oncofed.client.status_file import RUN_FOLDER
-from oncofed.errors import FederationError, PolicyError
+from oncofed.errors import AllianceError, FederationError, PolicyError
 from oncofed.flare.runtime.resources import LENDING_FILE
-from oncofed.locking import not_lockable
+from oncofed.locking import lock_error
 from oncofed.loopback import ANY, why_not_bound
-from oncofed.processes import JOB_PROCESS, heeded, process_environment, short_path, stop_processes
+from oncofed.private_files import write_private
+from oncofed.processes import JOB_PROCESS, not_ignored, process_environment, short_path, stop_processes
 from oncofed.proxy import PROXY_VARIABLE, parse_proxy
 
 LOG_FILE = "console.log"
@@ -42,24 +42,24 @@ _LOCK_FILE = "lock"
 _STATE_FILE = "service.json"
 _LONGEST_BACK_OFF_SECONDS = 60.0
 _HOUR = 3600.0
-# One that ran so long did not fail for want of something that is missing at its start.
-_SOUND_SECONDS = 60.0
+# A process that ran this long did not fail for something missing at its start.
+_STABLE_SECONDS = 60.0
 _STOP_SECONDS = 60.0
-_SECONDS_BETWEEN_LOOKS = 2.0
+_SECONDS_BETWEEN_CHECKS = 2.0
 _TEMPORARY = "tmp"
 _COMPILED, _COMPILED_VARIABLE = "compiled", "TORCHINDUCTOR_CACHE_DIR"
 
 
 @dataclass(frozen=True)
 class ServiceState:
-    """How a site's service is.
+    """The state of a site's service.
 
     Attributes:
-        running: whether its process is there.
+        running: its process exists.
         pid: of that process.
-        since: when FLARE's process was started last.
-        restarts: how often it was started again.
-        trouble: why it ended, where it did not end by a stop.
+        since: time of FLARE's last start.
+        restarts: number of restarts.
+        trouble: why it ended; empty after a normal stop.
     """
 
     running: bool
@@ -73,43 +73,43 @@ class Service:
     """Runs a kit's server, relay or site in the foreground.
 
     Args:
-        folder: the kit; everything that is written lies in it.
-        told: is told what happens, one line at a time.
+        folder: the kit; everything that is written stays in it.
+        report: called with one line per event.
 
     Raises:
-        FederationError: the folder holds no kit of a machine.
+        AllianceError: the folder is not a machine's kit.
         PolicyError: the kit was changed.
     """
 
-    def __init__(self, folder: Path, told: Callable[[str], None]) -> None:
+    def __init__(self, folder: Path, report: Callable[[str], None]) -> None:
         self._folder = folder.resolve()
-        self._told = told
+        self._report = report
         self._read_kit()
         self._mark = self._folder / _TEMPORARY
         self._stop = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
         self._starts: list[float] = []
-        self._next_look = 0.0
+        self._next_check = 0.0
 
     def _read_kit(self) -> None:
-        self._kit_read = _changed_at(self._folder)
+        self._kit_seen_at = _kit_written_at(self._folder)
         self.facts = machine_facts(self._folder)
         self._settings = read_settings(self._folder)
         require_unchanged(self._folder)
         require_readable(self._folder)
-        self._until = self.facts.certificate(self._folder).not_valid_after_utc.timestamp()
+        self._expires = self.facts.certificate(self._folder).not_valid_after_utc.timestamp()
 
     def run(self) -> None:
-        """Run until it is stopped by SIGTERM or Ctrl-C.
+        """Run until SIGTERM or Ctrl-C.
 
         Raises:
-            FederationError: it runs already, or its process ends again and again.
+            FederationError: it runs already, or its process keeps ending.
         """
         (self._folder / RUN_FOLDER).mkdir(exist_ok=True, mode=0o700)
-        with _sole_owner(self._folder), short_path(self._folder / _TEMPORARY) as temporary, self._signals():
-            # What a service before this one left, when it was killed.
+        with _sole_service(self._folder), short_path(self._folder / _TEMPORARY) as temporary, self._signals():
+            # Left by an earlier service that was killed.
             stop_processes(self._mark)
-            require_free_port(self.facts)
+            require_free_server_port(self.facts)
             prepare(self._folder, self.facts, self._settings)
             try:
                 self._keep_running(temporary)
@@ -125,62 +125,62 @@ class Service:
                 break
             stop_processes(self._mark)
             if status is None:
-                self._told("its kit was renewed: it starts again with the new certificate")
+                self._report("its kit was renewed: it starts again with the new certificate")
                 self._read_kit()
                 prepare(self._folder, self.facts, self._settings)
                 self._starts.clear()
                 continue
             self._require_few_restarts(status)
-            was_sound = time.monotonic() - started > _SOUND_SECONDS
-            back_off = 1.0 if was_sound else min(back_off * 2, _LONGEST_BACK_OFF_SECONDS)
-            self._told(f"its process ended with status {status}; it is started again in {back_off:.0f} s")
+            was_stable = time.monotonic() - started > _STABLE_SECONDS
+            back_off = 1.0 if was_stable else min(back_off * 2, _LONGEST_BACK_OFF_SECONDS)
+            self._report(f"its process ended with status {status}; it is started again in {back_off:.0f} s")
             self._stop.wait(back_off)
-        self._note()
-        self._told("stopped")
+        self._write_state()
+        self._report("stopped")
 
     def _run_once(self, temporary: Path) -> int | None:
-        """Start FLARE's process, and return with which status it ended; None where it was ended for a newer kit."""
+        """Run FLARE's process, and return its exit status; None if it ended for a newer kit."""
         environment = process_environment(temporary, 1, self._mark)
         environment[_COMPILED_VARIABLE] = str(self._compiled())
         if self._settings.proxy:
             environment[PROXY_VARIABLE] = self._settings.proxy
         self._process = start_process(self._folder, subprocess.PIPE, environment)
         self._starts.append(time.monotonic())
-        self._note()
+        self._write_state()
         assert self._process.stdout
         pump = threading.Thread(target=self._write_log, args=(self._process.stdout,), name="log")
         pump.start()
-        renewed = False
-        while self._process.poll() is None and not self._stop.is_set() and not renewed:
+        renew = False
+        while self._process.poll() is None and not self._stop.is_set() and not renew:
             time.sleep(0.1)
-            renewed = self._is_to_renew(self._process.pid)
-        if self._stop.is_set() or renewed:
+            renew = self._should_renew(self._process.pid)
+        if self._stop.is_set() or renew:
             stop_processes(self._mark)
         status = self._process.wait()
         pump.join()
-        return None if renewed else status
+        return None if renew else status
 
     def _compiled(self) -> Path:
-        """Return the folder of programs that PyTorch compiled, which outlives this process: each takes minutes.
+        """Return the cache folder of programs that PyTorch compiled; each takes minutes.
 
-        What lies there is run, so nobody else may write to it.
+        Its content is executed, so only its owner may write to it.
         """
         folder = self._folder / RUN_FOLDER / _COMPILED
         folder.mkdir(mode=0o700, exist_ok=True)
         folder.chmod(0o700)
         return folder
 
-    def _is_to_renew(self, pid: int) -> bool:
-        """Return whether there is a newer kit, and no job that would be disturbed; near the old one's end, in any case.
+    def _should_renew(self, pid: int) -> bool:
+        """Return whether to restart for a newer kit: when no job runs, or just before the old one expires.
 
-        FLARE's processes read their certificate at their start alone.
+        FLARE's processes read their certificate only at their start.
         """
-        if time.monotonic() < self._next_look:
+        if time.monotonic() < self._next_check:
             return False
-        self._next_look = time.monotonic() + _SECONDS_BETWEEN_LOOKS
-        if _changed_at(self._folder) == self._kit_read:
+        self._next_check = time.monotonic() + _SECONDS_BETWEEN_CHECKS
+        if _kit_written_at(self._folder) == self._kit_seen_at:
             return False
-        return self._until - time.time() < _HOUR or not _has_job(pid)
+        return self._expires - time.time() < _HOUR or not _has_job(pid)
 
     def _write_log(self, printed: IO[bytes]) -> None:
         handler = logging.handlers.RotatingFileHandler(
@@ -196,10 +196,10 @@ class Service:
         recent = [at for at in self._starts if time.monotonic() - at < _HOUR]
         if len(recent) > self._settings.restarts_an_hour:
             trouble = f"its process ended {len(recent)} times within an hour, the last time with status {status}"
-            self._note(trouble)
+            self._write_state(trouble)
             raise FederationError(f"{trouble}. Look into {self._folder / LOG_FILE}, and run: oncofed site doctor")
 
-    def _note(self, trouble: str = "") -> None:
+    def _write_state(self, trouble: str = "") -> None:
         running = self._process is not None and self._process.poll() is None
         state = {
             "pid": os.getpid(),
@@ -215,7 +215,7 @@ class Service:
             self._stop.set()
 
         before = {
-            number: signal.signal(number, stop) for number in heeded(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+            number: signal.signal(number, stop) for number in not_ignored(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
         }
         try:
             yield
@@ -224,15 +224,15 @@ class Service:
                 signal.signal(number, handler)
 
 
-def _changed_at(folder: Path) -> int:
-    """Return when a folder's kit was put there, in ns; the file that is looked at is the last that a renewal writes."""
+def _kit_written_at(folder: Path) -> int:
+    """Return when a kit was written, in ns, by the file that a renewal writes last."""
     with contextlib.suppress(OSError):
         return (folder / KIT_FILE).stat().st_mtime_ns
     return 0
 
 
 def runs_job(folder: Path) -> bool:
-    """Return whether a job runs in a site's service."""
+    """Return whether a site's service runs a job."""
     state = service_state(folder)
     return state.running and _has_job(state.pid)
 
@@ -244,14 +244,14 @@ def _has_job(pid: int) -> bool:
 
 
 def machine_facts(folder: Path) -> KitFacts:
-    """Return whose kit a folder holds.
+    """Read the facts of a machine's kit.
 
     Raises:
-        FederationError: it holds none, or that of a person, who runs nothing.
+        AllianceError: the folder holds no kit, or that of a person.
     """
     facts = read_facts(folder)
     if facts.kind == "person":
-        raise FederationError(
+        raise AllianceError(
             f"{folder} is the kit of {facts.participant}, a person: nothing is started from it. Submit jobs with: "
             f"oncofed job submit JOB --kit {folder}"
         )
@@ -259,10 +259,10 @@ def machine_facts(folder: Path) -> KitFacts:
 
 
 def require_unchanged(folder: Path) -> None:
-    """Refuse a kit in which something was changed that is not the site's to change.
+    """Require that a kit's signed files are unchanged, except those of the site.
 
     Raises:
-        PolicyError: names the first file, or says that others can read the private key.
+        PolicyError: a file was changed, or others can read the private key.
     """
     readable = readable_by_others(folder)
     if readable:
@@ -270,7 +270,7 @@ def require_unchanged(folder: Path) -> None:
             f"others on this machine can read {readable[0]}: chmod -R go-rwx {folder}. Where somebody did, ask for a "
             "new kit."
         )
-    changed = [problem for problem in changed_files(folder) if not is_own(problem)]
+    changed = [problem for problem in changed_files(folder) if not is_site_file(problem)]
     if changed:
         raise PolicyError(
             f"{folder} is not as the alliance made it: {changed[0]}. Open the kit again, or ask for a new one."
@@ -278,22 +278,22 @@ def require_unchanged(folder: Path) -> None:
 
 
 def require_readable(folder: Path) -> None:
-    """Refuse a kit of which a file that its site may change is broken: FLARE's process would end again and again.
+    """Require that the site's own JSON files are valid; with a broken one FLARE's process would keep ending.
 
     Raises:
-        FederationError: names the file.
+        AllianceError: names the broken file.
     """
     for path in sorted((folder / "local").glob("*.json")):
         try:
             json.loads(path.read_bytes())
         except ValueError as error:  # noqa: PERF203 - a handful of files
-            raise FederationError(
+            raise AllianceError(
                 f"{path} is broken ({error}). Put back what was there, or open the kit anew and take its file"
             ) from None
 
 
-def require_free_port(facts: KitFacts) -> None:
-    """Refuse to start a server at whose port something else listens: FLARE would try again and again.
+def require_free_server_port(facts: KitFacts) -> None:
+    """Require that a server's port is free; FLARE would retry for ever.
 
     Raises:
         FederationError: names the port.
@@ -304,37 +304,37 @@ def require_free_port(facts: KitFacts) -> None:
 
 
 def readable_by_others(folder: Path) -> list[str]:
-    """Return which of a kit's secrets others than its owner can reach."""
+    """Return the secrets of a kit that other users can read."""
     secrets = [folder / "startup", *sorted((folder / "startup").glob("*.key"))]
     exposed = [path for path in secrets if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO)]
     return [path.relative_to(folder).as_posix() for path in exposed]
 
 
-def is_own(problem: str) -> bool:
-    """Return whether a changed file, as ``changed_files`` names it, is one that a site may change."""
+def is_site_file(problem: str) -> bool:
+    """Return whether a problem from ``changed_files`` is about a file that the site may change."""
     return problem.startswith(("local/", f"{DEPLOY_FOLDER}/", SETTINGS_FILE))
 
 
 def prepare(folder: Path, facts: KitFacts, settings: SiteSettings) -> None:
-    """Write what FLARE's processes read of a site's settings."""
+    """Write a site's settings in the files that FLARE's processes read."""
     if facts.kind == "site":
         datasets = {name: folder / path for name, path in settings.datasets.items()}
         write_private(folder / "local" / DATASETS_FILE, datasets_entry(facts.participant, datasets))
-        write_private(folder / "local" / LENDING_FILE, settings.lending.to_json())
+        write_private(folder / "local" / LENDING_FILE, settings.offer.to_json())
     if facts.kind == "server":
         keep_storage_inside(folder)
 
 
 def service_state(folder: Path) -> ServiceState:
-    """Return how a site's service is."""
+    """Return the state of a site's service."""
     values: dict[str, Any] = {}
     with contextlib.suppress(OSError, ValueError):
         values = json.loads((folder / RUN_FOLDER / _STATE_FILE).read_text(encoding="utf-8"))
-    return ServiceState(_is_held(folder), **values)
+    return ServiceState(_is_running(folder), **values)
 
 
 def stop_service(folder: Path) -> bool:
-    """Stop a site's service and all that it started; return whether there was one.
+    """Stop a site's service and its processes; return whether it was running.
 
     Raises:
         FederationError: it does not end.
@@ -355,7 +355,7 @@ def stop_service(folder: Path) -> bool:
 
 
 def is_connected(folder: Path) -> bool:
-    """Return whether a process of the site holds a connection to the server's port, or its proxy's."""
+    """Return whether a process of the site is connected to the server's port, or the proxy's."""
     facts, state = read_facts(folder), service_state(folder)
     if not state.running:
         return False
@@ -363,15 +363,15 @@ def is_connected(folder: Path) -> bool:
     port = parse_proxy(proxy).port if proxy else facts.reaches_port
     with contextlib.suppress(psutil.Error):
         for process in psutil.Process(state.pid).children(recursive=True):
-            there = [c for c in process.net_connections("tcp") if c.status == psutil.CONN_ESTABLISHED and c.raddr]
-            if any(connection.raddr.port == port for connection in there):
+            connections = process.net_connections("tcp")
+            if any(c.status == psutil.CONN_ESTABLISHED and c.raddr and c.raddr.port == port for c in connections):
                 return True
     return False
 
 
 @contextlib.contextmanager
-def _sole_owner(folder: Path) -> Iterator[None]:
-    """Hold a site's folder.
+def _sole_service(folder: Path) -> Iterator[None]:
+    """Lock a site's folder, so that one service runs at a time.
 
     Raises:
         FederationError: it runs already.
@@ -384,11 +384,11 @@ def _sole_owner(folder: Path) -> Iterator[None]:
             raise FederationError(f"{folder} runs already (process {pid}). Stop it with: oncofed site stop") from None
         except OSError as error:
             why = error.strerror or str(error)
-            raise not_lockable(folder, why, "Move the kit to a disk of this machine.") from None
+            raise lock_error(folder, why, "Move the kit to a disk of this machine.") from None
         yield
 
 
-def _is_held(folder: Path) -> bool:
+def _is_running(folder: Path) -> bool:
     try:
         with (folder / RUN_FOLDER / _LOCK_FILE).open("r") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -5,11 +5,13 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from oncofed.data.spec import DataSpec
+from oncofed.plugins import register_task
 from oncofed.settings import StrictModel
 from oncofed.tasks.base import Task
 from oncofed.tasks.classification import Classification, ClassificationSpec
+from oncofed.tasks.metrics import Metric
 from oncofed.tasks.objects import Objects, ObjectsSpec
-from oncofed.tasks.packed import DeclaredTask, PackedTaskSpec, build_packed_task, register_task, tasks_of_pack
+from oncofed.tasks.packed import DeclaredTask, PackedTaskSpec, build_packed_task
 from oncofed.tasks.scores import Evaluation, Scores
 from oncofed.tasks.segmentation import Segmentation, SegmentationSpec
 from oncofed.tasks.slides import SlideClassification, SlideClassificationSpec
@@ -49,12 +51,24 @@ def build_task(spec: TaskSpec, data: DataSpec, pack: str = "") -> Task[Any]:
     return task
 
 
+def metrics_that_may_leave(spec: StrictModel | None = None) -> tuple[Metric, ...]:
+    """Return the extra metrics that a task's installed class declares.
+
+    Args:
+        spec: section ``task`` of a job; of a pack, which nobody installed, and of None those of any installed task.
+    """
+    own = _TASKS.get(type(spec)) if spec else None
+    kinds = [own] if own else list(_TASKS.values())
+    return tuple(dict.fromkeys(metric for kind in kinds for metric in kind.extra_metrics))
+
+
 __all__ = [
     "TASK_SPECS",
     "Classification",
     "ClassificationSpec",
     "DeclaredTask",
     "Evaluation",
+    "Metric",
     "Objects",
     "ObjectsSpec",
     "PackedTaskSpec",
@@ -66,6 +80,6 @@ __all__ = [
     "Task",
     "TaskSpec",
     "build_task",
+    "metrics_that_may_leave",
     "register_task",
-    "tasks_of_pack",
 ]

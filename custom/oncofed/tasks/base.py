@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -15,16 +15,17 @@ from torch import Tensor, nn
 
 from oncofed.data.augment import Augmentation, Batch
 from oncofed.data.cases import Case
-from oncofed.data.inputs import Input, Preparation, Prepared
+from oncofed.data.inputs import BatchSource, Preparation, Prepared
 from oncofed.data.label_mapping import LabelKind
 from oncofed.data.prepared import PreparedCases, passing, prepare_one
 from oncofed.data.spec import DataSpec
 from oncofed.devices import free_memory, is_out_of_memory
 from oncofed.errors import SpecError, TrainingError
-from oncofed.models.networks import Kind
+from oncofed.plugins import Kind
 from oncofed.suppression import LEAST_PATIENTS
 from oncofed.tasks.differences import Part
 from oncofed.tasks.inferred import Inferred
+from oncofed.tasks.metrics import Metric
 from oncofed.tasks.pictures import Picture
 from oncofed.tasks.pooled import MEAN
 from oncofed.tasks.scores import Evaluation, Scores
@@ -56,7 +57,9 @@ class Task(ABC, Generic[Outcome]):
         loss_name: what training makes small, for people.
         label_kind: what a case is labelled with.
         network_kind: of the networks that fit.
-        assessed_at_once: cases that ``assess_all`` is given.
+        cases_at_once: cases that ``evaluate_cases`` is given.
+        extra_metrics: what ``Scores.extra_metrics`` may hold; nothing else leaves a site. The metric, and its value for
+            each class, are shares of one.
         averages: the metric is the mean over patients of each one's own. It holds for the class that defines
             ``summarise`` beside it.
         temperature: by which scores and pictures of a classification divide its logits; ``infer`` leaves them alone.
@@ -64,10 +67,11 @@ class Task(ABC, Generic[Outcome]):
 
     metric: str
     metric_name: str
+    extra_metrics: ClassVar[tuple[Metric, ...]] = ()
     loss_name = "the task's own"
     label_kind: LabelKind = "mask"
     network_kind: Kind = "dense"
-    assessed_at_once = 1
+    cases_at_once = 1
     averages = False
     temperature = 1.0
 
@@ -87,7 +91,7 @@ class Task(ABC, Generic[Outcome]):
         return len(self.data.channels)
 
     @abstractmethod
-    def input(self, augmentation: Augmentation) -> Input:
+    def input(self, augmentation: Augmentation) -> BatchSource:
         """Return how cases become batches."""
 
     def forward(self, network: Callable[..., Tensor], batch: Batch) -> Tensor:
@@ -99,7 +103,7 @@ class Task(ABC, Generic[Outcome]):
         """Return the loss, a scalar: the mean over a batch's samples, so that half batches make up a whole one."""
 
     def scoring_preparation(self) -> Preparation | None:
-        """Return how a case is made ready for ``assess``; None: ``assess`` reads files itself."""
+        """Return how a case is made ready for ``evaluate_case``; None: ``evaluate_case`` reads files itself."""
         return None
 
     def prepared(self, case: Case) -> Prepared:
@@ -158,21 +162,21 @@ class Task(ABC, Generic[Outcome]):
         return [infer(network, one, device) for one in prepared]
 
     @abstractmethod
-    def assess(self, network: nn.Module, case: Case, device: torch.device, detailed: bool) -> Outcome:
+    def evaluate_case(self, network: nn.Module, case: Case, device: torch.device, detailed: bool) -> Outcome:
         """Return what a network in evaluation mode does on one case; ``detailed`` also what takes long to find out."""
 
-    def assess_all(
+    def evaluate_cases(
         self, network: nn.Module, cases: Sequence[Case], device: torch.device, detailed: bool
     ) -> list[Outcome]:
-        """Return what ``assess`` finds, for a few cases at once."""
-        return [self.assess(network, case, device, detailed) for case in cases]
+        """Return what ``evaluate_case`` finds, for a few cases at once."""
+        return [self.evaluate_case(network, case, device, detailed) for case in cases]
 
     @abstractmethod
     def summarise(self, outcomes: Sequence[tuple[str, Outcome]]) -> Scores:
         """Return the scores over cases, each with its patient's key."""
 
     @abstractmethod
-    def figures(self, outcome: Outcome) -> dict[str, float | str]:
+    def case_metrics(self, outcome: Outcome) -> dict[str, float | str]:
         """Return what is to be said of one case."""
 
     def drawing(self, patients: Sequence[Sequence[Outcome]]) -> Callable[[NDArray[np.int64]], float | None]:
@@ -214,7 +218,7 @@ class Task(ABC, Generic[Outcome]):
         return dict(found)
 
     def patients_behind(self, outcomes: Sequence[tuple[str, Outcome]]) -> dict[str, set[str]]:
-        """Return on which patients each figure rests, by the names that ``Scores.by_class`` and ``Scores.more`` have.
+        """Return the patients behind each figure, by the names of ``Scores.by_class`` and ``Scores.extra_metrics``.
 
         Of a figure that compares two kinds of patients it is the fewer ones.
 
@@ -224,7 +228,7 @@ class Task(ABC, Generic[Outcome]):
         found: dict[str, set[str]] = defaultdict(set)
         for patient, outcome in outcomes:
             scores = self.summarise([("", outcome)])
-            for name, value in (*scores.by_class.items(), *scores.more.items()):
+            for name, value in (*scores.by_class.items(), *scores.extra_metrics.items()):
                 if not np.isnan(value):
                     found[name].add(patient)
         return dict(found)
@@ -306,7 +310,7 @@ class Task(ABC, Generic[Outcome]):
         self._held = held
         if held is None and how and not how.costly:
             self._held = PreparedCases(cases, how, device, plan=passing(cases))
-        assess, few = self._assessed()
+        evaluate, few = self._evaluator()
         outcomes: list[tuple[str, Outcome]] = []
         by_case = []
         try:
@@ -316,10 +320,10 @@ class Task(ABC, Generic[Outcome]):
                 batch = cases[first : first + few]
                 if self._held:
                     self._held.ahead_of(cases[first : first + 2 * few])
-                found = _within_memory(lambda few: assess(network, few, device, detailed), batch)
+                found = _within_memory(lambda few: evaluate(network, few, device, detailed), batch)
                 outcomes += [(case.patient, outcome) for case, outcome in zip(batch, found, strict=True)]
                 if detailed:
-                    by_case += [(c.name, self.figures(outcome)) for c, outcome in zip(batch, found, strict=True)]
+                    by_case += [(c.name, self.case_metrics(outcome)) for c, outcome in zip(batch, found, strict=True)]
                 if progress:
                     progress(len(outcomes), len(cases))
         finally:
@@ -331,7 +335,7 @@ class Task(ABC, Generic[Outcome]):
         return Evaluation(
             scores.mean,
             scores.by_class,
-            scores.more,
+            scores.extra_metrics,
             len(outcomes),
             interval,
             tuple(by_case),
@@ -339,12 +343,12 @@ class Task(ABC, Generic[Outcome]):
             {name: frozenset(patients) for name, patients in self.patients_behind(outcomes).items()},
         )
 
-    def _assessed(self) -> tuple[Callable[..., list[Outcome]], int]:
-        """Return what assesses cases, and how many at once: one by one where a subclass replaced ``assess`` alone."""
-        batched, single = (_defining(type(self), name) for name in ("assess_all", "assess"))
+    def _evaluator(self) -> tuple[Callable[..., list[Outcome]], int]:
+        """Return what evaluates cases, and how many at once: one where a subclass replaced ``evaluate_case`` alone."""
+        batched, single = (_defining(type(self), name) for name in ("evaluate_cases", "evaluate_case"))
         if issubclass(batched, single):
-            return self.assess_all, self.assessed_at_once
-        return partial(Task.assess_all, self), 1
+            return self.evaluate_cases, self.cases_at_once
+        return partial(Task.evaluate_cases, self), 1
 
 
 def _within_memory(look: Callable[[Sequence[Item]], list[Found]], items: Sequence[Item]) -> list[Found]:

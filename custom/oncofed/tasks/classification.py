@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from oncofed.data.augment import Augmentation, Batch
 from oncofed.data.cases import Case
-from oncofed.data.inputs import Input, Preparation, Prepared, WholeImages
+from oncofed.data.inputs import BatchSource, Preparation, Prepared, WholeImages
 from oncofed.data.label_mapping import LabelKind
 from oncofed.data.spec import DataSpec
 from oncofed.devices import inference_type
@@ -27,10 +27,16 @@ from oncofed.tasks.base import Task
 from oncofed.tasks.calibration import temperature_sums
 from oncofed.tasks.differences import Part, area_difference
 from oncofed.tasks.inferred import ClassScores, Inferred
+from oncofed.tasks.metrics import Metric
 from oncofed.tasks.pictures import Picture, middle_slice
 from oncofed.tasks.scores import Scores
 from oncofed.tasks.site_sums import classification_sums, grouped
 
+_FURTHER = (
+    Metric("auprc", "average precision (AUPRC)"),
+    Metric("balanced_accuracy"),
+    Metric("calibration_error"),
+)
 _BINS = 10
 # Images, and values of them all together, that are scored at once: large enough to fill a GPU, small enough for any.
 _IMAGES_AT_ONCE, _VALUES_AT_ONCE = 64, 1 << 22
@@ -87,6 +93,7 @@ class Classification(Task[Classified]):
 
     metric = "auroc"
     metric_name = "AUROC"
+    extra_metrics = _FURTHER
     loss_name = "cross-entropy"
     label_kind: LabelKind = "class"
     network_kind: Kind = "image"
@@ -95,14 +102,14 @@ class Classification(Task[Classified]):
         super().__init__(data, spec.classes)
         self.spec = spec
         values = math.prod(data.patch) * len(data.channels)
-        self.assessed_at_once = max(1, min(_IMAGES_AT_ONCE, _VALUES_AT_ONCE // values))
+        self.cases_at_once = max(1, min(_IMAGES_AT_ONCE, _VALUES_AT_ONCE // values))
 
     @property
     def out_channels(self) -> int:
         """Classes."""
         return len(self.classes)
 
-    def input(self, augmentation: Augmentation) -> Input:
+    def input(self, augmentation: Augmentation) -> BatchSource:
         """Return whole images."""
         return WholeImages(self.data, augmentation)
 
@@ -136,11 +143,11 @@ class Classification(Task[Classified]):
             logits = network(images)
         return [ClassScores(each) for each in logits.float().double().cpu().numpy()]
 
-    def assess(self, network: nn.Module, case: Case, device: torch.device, detailed: bool) -> Classified:
+    def evaluate_case(self, network: nn.Module, case: Case, device: torch.device, detailed: bool) -> Classified:
         """Return what a network says of one case."""
-        return self.assess_all(network, [case], device, detailed)[0]
+        return self.evaluate_cases(network, [case], device, detailed)[0]
 
-    def assess_all(
+    def evaluate_cases(
         self, network: nn.Module, cases: Sequence[Case], device: torch.device, detailed: bool
     ) -> list[Classified]:
         """Return what a network says of some cases, as one batch."""
@@ -177,7 +184,7 @@ class Classification(Task[Classified]):
                     return None
         return area_difference(first, second, labels, patients)
 
-    def figures(self, outcome: Classified) -> dict[str, float | str]:
+    def case_metrics(self, outcome: Classified) -> dict[str, float | str]:
         """Return the case's class and the probability of each."""
         said = {f"probability.{name}": float(outcome.probabilities[value]) for value, name in self.classes.items()}
         return {"class": self.classes[outcome.label], **said}
@@ -217,16 +224,13 @@ class Classification(Task[Classified]):
         others = {name: {p for p, one in outcomes if one.label != value} for value, name in self.classes.items()}
         behind = {name: min(having[name], others[name], key=len) for name in having}
         fewest = min((patients for patients in having.values() if patients), key=len, default=set[str]())
-        return {**behind, **dict.fromkeys(_FURTHER, fewest)}
+        return {**behind, **dict.fromkeys((metric.name for metric in _FURTHER), fewest)}
 
     def picture(self, network: nn.Module, case: Case, device: torch.device) -> Picture:
         """Return the image, with its class and what the network takes it for."""
-        found = self.assess(network, case, device, detailed=False)
+        found = self.evaluate_case(network, case, device, detailed=False)
         image = case.read_image()
         return middle_slice(image.values, image.affine, caption(found, self.classes))
-
-
-_FURTHER = ("auprc", "balanced_accuracy", "calibration_error")
 
 
 def _stacked(

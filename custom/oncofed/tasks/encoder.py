@@ -23,7 +23,7 @@ from oncofed.data.slides import Pixels
 from oncofed.data.tiles import SlideTiles, stream_tiles
 from oncofed.devices import free_memory, inference_type, is_out_of_memory
 from oncofed.errors import TrainingError
-from oncofed.models.networks import ModelSpec, Request, build_network
+from oncofed.models.networks import ModelSpec, NetworkRequest, build_network
 from oncofed.models.weights import load_weights
 from oncofed.settings import StrictModel
 
@@ -94,7 +94,7 @@ class Encoder:
             raise TrainingError(f"the encoder's weights cannot be read: {type(error).__name__}: {path.name}") from None
         norm: Literal["batch", "group"] = "batch" if any("running_mean" in name for name in weights) else "group"
         model = ModelSpec(network=spec.network, norm=norm, arguments={"feed_forward": False})
-        network = build_network(Request(model, 3, 2, 2, (256, 256)), 0)
+        network = build_network(NetworkRequest(model, 3, 2, 2, (256, 256)), 0)
         try:
             load_weights(network, {name: value for name, value in weights.items() if not name.startswith("fc.")})
         except (TrainingError, RuntimeError):

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from oncofed.data.augment import Augmentation, Batch
 from oncofed.data.cases import Case
-from oncofed.data.inputs import Input, Patches, Preparation, Prepared
+from oncofed.data.inputs import BatchSource, Patches, Preparation, Prepared
 from oncofed.data.references import Referenced, affine_of
 from oncofed.data.spec import DataSpec
 from oncofed.settings import StrictModel
@@ -28,9 +28,10 @@ from oncofed.tasks.dense import DenseTask
 from oncofed.tasks.entropy import entropy_bytes
 from oncofed.tasks.inferred import ObjectMap, target_grid
 from oncofed.tasks.losses import dice_ce
+from oncofed.tasks.metrics import Metric
 from oncofed.tasks.pictures import Picture, flat
 from oncofed.tasks.scores import Scores
-from oncofed.tasks.segmentation import deeply, file_grid
+from oncofed.tasks.segmentation import deep_supervision, file_grid
 from oncofed.tasks.windows import Windows
 
 Numbers = NDArray[np.int32]
@@ -68,6 +69,7 @@ class Objects(DenseTask[dict[str, float], ObjectMap]):
 
     metric = "pq"
     metric_name = "panoptic quality"
+    extra_metrics = (Metric("pq"), Metric("f1"), Metric("iou"), Metric("dice", "Dice"))
     loss_name = "Dice with cross-entropy, and the depth inside objects"
     averages = True
 
@@ -81,7 +83,7 @@ class Objects(DenseTask[dict[str, float], ObjectMap]):
         """Background, objects, and how deep inside an object a pixel lies."""
         return 3
 
-    def input(self, augmentation: Augmentation) -> Input:
+    def input(self, augmentation: Augmentation) -> BatchSource:
         """Return patches with the depth inside each object."""
         return Patches(self.data, augmentation, 2, objects=True)
 
@@ -96,7 +98,7 @@ class Objects(DenseTask[dict[str, float], ObjectMap]):
             depth = (wrong.sum(places) / inside.sum(places).clamp_min(1)).mean()
             return dice_ce(values[:, :2], batch["label"]) + self.spec.distance_weight * depth
 
-        return deeply(one, output, batch["label"])
+        return deep_supervision(one, output, batch["label"])
 
     def scoring_preparation(self) -> Preparation:
         """Return how image and reference are read."""
@@ -106,7 +108,7 @@ class Objects(DenseTask[dict[str, float], ObjectMap]):
         """Return the objects of one case on the grid of its label, (x, y[, z]): a number for each, zero elsewhere."""
         return self.infer(network, self.prepared(case), device).numbers
 
-    def assess(self, network: nn.Module, case: Case, device: torch.device, detailed: bool) -> dict[str, float]:
+    def evaluate_case(self, network: nn.Module, case: Case, device: torch.device, detailed: bool) -> dict[str, float]:
         """Return the case's figures by name; see ``object_scores``."""
         prepared = self.prepared(case)
         changed = type(self).predict is not Objects.predict
@@ -136,7 +138,7 @@ class Objects(DenseTask[dict[str, float], ObjectMap]):
         by_class = {} if quality is None else {self.classes[1]: quality}
         return Scores(quality, by_class, means)
 
-    def figures(self, outcome: dict[str, float]) -> dict[str, float | str]:
+    def case_metrics(self, outcome: dict[str, float]) -> dict[str, float | str]:
         """Return the case's figures."""
         return dict(outcome)
 

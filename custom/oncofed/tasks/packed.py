@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal, NoReturn, TypeVar
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, NoReturn
 
 import torch
 from pydantic import Field
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from oncofed.data.augment import Augmentation, Batch
 from oncofed.data.cases import Case
-from oncofed.data.inputs import Input
+from oncofed.data.inputs import BatchSource
 from oncofed.data.label_mapping import LabelKind
 from oncofed.data.spec import DataSpec
 from oncofed.errors import SpecError
-from oncofed.models.networks import Kind, current_pack
+from oncofed.plugins import TASKS, Kind
 from oncofed.settings import StrictModel
 from oncofed.tasks.base import Task
 from oncofed.tasks.pictures import Picture
@@ -60,30 +60,6 @@ class PackedTaskSpec(StrictModel):
         return self.classes
 
 
-TaskMaker = Callable[[PackedTaskSpec, DataSpec], Task[Any]]
-_Made = TypeVar("_Made", bound=TaskMaker)
-_TASKS: dict[tuple[str, str], TaskMaker] = {}
-
-
-def register_task(name: str) -> Callable[[_Made], _Made]:
-    """Make a class a task that a job may name in ``task: {type: pack, name: …}``.
-
-    It is made with the job's sections ``task`` (a ``PackedTaskSpec``) and ``data``. A site lets its figures leave as it
-    does those of oncofed's own tasks: shares from 0 to 1, by the names of the job's classes.
-    """
-
-    def keep(maker: _Made) -> _Made:
-        _TASKS[current_pack(), name] = maker
-        return maker
-
-    return keep
-
-
-def tasks_of_pack(pack: str) -> list[str]:
-    """Return the names of the tasks that a pack which was loaded registered."""
-    return [name for of, name in _TASKS if of == pack]
-
-
 def build_packed_task(spec: PackedTaskSpec, data: DataSpec, pack: str) -> Task[Any]:
     """Return a pack's task where the pack is loaded, else what the job declares of it.
 
@@ -95,11 +71,11 @@ def build_packed_task(spec: PackedTaskSpec, data: DataSpec, pack: str) -> Task[A
     Raises:
         SpecError: the pack has no such task, or cannot make it so.
     """
-    maker = _TASKS.get((pack, spec.name))
+    maker = TASKS.get(spec.name, pack)
     if maker is None and spec.declared:
         return _Elsewhere(spec, data, spec.declared)
     if maker is None:
-        known = ", ".join(tasks_of_pack(pack)) or "none"
+        known = ", ".join(TASKS.names(pack)) or "none"
         where = f"the pack {pack[:12]}… has no task {spec.name!r}; it has {known}" if pack else "no pack (model.code)"
         raise SpecError(f"task {spec.name!r} comes with a pack: {where}")
     try:
@@ -125,7 +101,7 @@ class _Elsewhere(Task[Any]):
         """Not known here."""
         self._refuse()
 
-    def input(self, augmentation: Augmentation) -> Input:
+    def input(self, augmentation: Augmentation) -> BatchSource:
         """Refuse."""
         self._refuse()
 
@@ -133,7 +109,7 @@ class _Elsewhere(Task[Any]):
         """Refuse."""
         self._refuse()
 
-    def assess(self, network: nn.Module, case: Case, device: torch.device, detailed: bool) -> Any:
+    def evaluate_case(self, network: nn.Module, case: Case, device: torch.device, detailed: bool) -> Any:
         """Refuse."""
         self._refuse()
 
@@ -141,7 +117,7 @@ class _Elsewhere(Task[Any]):
         """Refuse."""
         self._refuse()
 
-    def figures(self, outcome: Any) -> dict[str, float | str]:
+    def case_metrics(self, outcome: Any) -> dict[str, float | str]:
         """Refuse."""
         self._refuse()
 

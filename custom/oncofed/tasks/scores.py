@@ -13,12 +13,12 @@ class Scores:
     Attributes:
         mean: the task's metric; None where the cases cannot tell it.
         by_class: the same for each class that can be told.
-        more: other figures, by name.
+        extra_metrics: other figures, by name.
     """
 
     mean: float | None
     by_class: dict[str, float] = field(default_factory=dict)
-    more: dict[str, float] = field(default_factory=dict)
+    extra_metrics: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

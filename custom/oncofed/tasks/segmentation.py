@@ -17,7 +17,7 @@ from typing_extensions import Self
 
 from oncofed.data.augment import Augmentation, Batch
 from oncofed.data.cases import Case
-from oncofed.data.inputs import Input, Patches, Preparation, Prepared
+from oncofed.data.inputs import BatchSource, Patches, Preparation, Prepared
 from oncofed.data.label_mapping import IGNORED
 from oncofed.data.references import Referenced, affine_of
 from oncofed.data.spec import DataSpec
@@ -32,7 +32,7 @@ from oncofed.tasks.losses import dice_ce
 from oncofed.tasks.overlap import confusion, dice, keep_largest
 from oncofed.tasks.pictures import Picture, best_slice
 from oncofed.tasks.scores import Scores
-from oncofed.tasks.surfaces import surface_figures
+from oncofed.tasks.surfaces import SURFACE_METRICS, surface_figures
 from oncofed.tasks.windows import Planes, Windows
 
 
@@ -109,6 +109,7 @@ class Segmentation(DenseTask[dict[str, float], LabelMap]):
 
     metric = "dice"
     metric_name = "Dice"
+    extra_metrics = SURFACE_METRICS
     loss_name = "Dice with cross-entropy"
     averages = True
 
@@ -122,13 +123,15 @@ class Segmentation(DenseTask[dict[str, float], LabelMap]):
         """Classes with background."""
         return len(self.spec.classes) + 1
 
-    def input(self, augmentation: Augmentation) -> Input:
+    def input(self, augmentation: Augmentation) -> BatchSource:
         """Return patches around voxels of each class."""
         return Patches(self.data, augmentation, self.out_channels)
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         """Return Dice with cross-entropy; coarser outputs count half as much as the next finer one."""
-        return deeply(lambda logits: dice_ce(logits, batch["label"], self.spec.ignore), output, batch["label"])
+        return deep_supervision(
+            lambda logits: dice_ce(logits, batch["label"], self.spec.ignore), output, batch["label"]
+        )
 
     def scoring_preparation(self) -> Preparation:
         """Return how image and reference are read."""
@@ -145,7 +148,7 @@ class Segmentation(DenseTask[dict[str, float], LabelMap]):
         found = self._find(network, case, device)
         return Segmented(found.prediction.cpu().numpy(), found.reference.cpu().numpy(), found.affine)
 
-    def assess(self, network: nn.Module, case: Case, device: torch.device, detailed: bool) -> dict[str, float]:
+    def evaluate_case(self, network: nn.Module, case: Case, device: torch.device, detailed: bool) -> dict[str, float]:
         """Return the case's figures by name; see ``score``."""
         if type(self).predict is Segmentation.predict:
             found = self._find(network, case, device)
@@ -229,7 +232,7 @@ class Segmentation(DenseTask[dict[str, float], LabelMap]):
         more = {name: v for name, v in means.items() if name and not name.startswith("dice.")}
         return Scores(means.get(""), by_class, more)
 
-    def figures(self, outcome: dict[str, float]) -> dict[str, float | str]:
+    def case_metrics(self, outcome: dict[str, float]) -> dict[str, float | str]:
         """Return the case's figures."""
         return dict(outcome)
 
@@ -248,7 +251,7 @@ class Segmentation(DenseTask[dict[str, float], LabelMap]):
         return surface_figures(prediction, reference, self.classes, spacing, self.spec.surface_tolerance)
 
 
-def deeply(loss: Callable[[Tensor], Tensor], output: Tensor, label: Tensor) -> Tensor:
+def deep_supervision(loss: Callable[[Tensor], Tensor], output: Tensor, label: Tensor) -> Tensor:
     """Return a loss over all outputs of deep supervision, stacked along axis 1 finest first (Lee et al., 2015)."""
     if output.ndim == label.ndim:
         return loss(output)

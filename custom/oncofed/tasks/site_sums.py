@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from oncofed.suppression import LEAST_PATIENTS, withheld_beside_a_mean
+from oncofed.suppression import LEAST_PATIENTS, withheld_groups
 from oncofed.tasks.calibration import log_losses, tempered
 from oncofed.tasks.differences import share_below
 from oncofed.tasks.pooled import cells_of
@@ -89,7 +89,7 @@ def figure_sums(values: Mapping[str, Mapping[str, float]], whole: str) -> dict[s
     Args:
         values: name of a figure -> patient -> value.
         whole: the figure that all patients have, a mean of the others. Of others that would tell of a few beside it
-            nothing is sent (``suppression.withheld_beside_a_mean``).
+            nothing is sent (``suppression.withheld_groups``).
 
     Returns:
         patients: how many; figures: name -> [patients, sum, sum of squares].
@@ -98,7 +98,7 @@ def figure_sums(values: Mapping[str, Mapping[str, float]], whole: str) -> dict[s
     if people < LEAST_PATIENTS:
         return None
     groups = {name: set(of) for name, of in values.items() if name != whole}
-    hidden = withheld_beside_a_mean(groups, LEAST_PATIENTS, set(values[whole]))
+    hidden = withheld_groups(groups, LEAST_PATIENTS, set(values[whole]))
     kept = {name: list(of.values()) for name, of in values.items() if name not in hidden}
     return {
         "patients": people,

@@ -13,7 +13,7 @@ from torch import Generator, Tensor, nn
 
 from oncofed.data.augment import Augmentation, Batch
 from oncofed.data.cases import Case
-from oncofed.data.inputs import Input, Preparation, Prepared
+from oncofed.data.inputs import BatchSource, Preparation, Prepared
 from oncofed.data.slides import TileReader
 from oncofed.data.spec import DataSpec
 from oncofed.data.tiles import SlideTiles, read_tiles
@@ -39,7 +39,7 @@ class SlideClassificationSpec(ClassesSpec):
     most_tiles: int = Field(4096, ge=16, le=100_000, description="tiles of a slide that a training step looks at")
 
 
-class Bags(Input):
+class Bags(BatchSource):
     """The features of each slide's tiles.
 
     A batch holds bags (batch, tile, feature) float32, there (batch, tile) bool, and label (batch,) int64.
@@ -149,7 +149,7 @@ class SlideClassification(Classification):
         """Features of a tile."""
         return feature_count(self._spec.encoder)
 
-    def input(self, augmentation: Augmentation) -> Input:
+    def input(self, augmentation: Augmentation) -> BatchSource:
         """Return bags of features."""
         return self._input(training_device())
 
@@ -176,7 +176,7 @@ class SlideClassification(Classification):
             attention = network.attention(bags, there)[0].float().cpu().numpy()
         return SlideScores(logits, attention, prepared["places"].cpu().numpy())
 
-    def assess(self, network: nn.Module, case: Case, device: torch.device, detailed: bool) -> Classified:
+    def evaluate_case(self, network: nn.Module, case: Case, device: torch.device, detailed: bool) -> Classified:
         """Return what a network says of one slide, all its tiles taken together."""
         found = self.infer(network, self.prepared(case), device)
         return Classified(found.probabilities(self.temperature), case.class_label)

@@ -15,10 +15,15 @@ from numpy.typing import NDArray
 from scipy.ndimage import binary_erosion
 from scipy.spatial import KDTree
 
+from oncofed.tasks.metrics import Metric
 from oncofed.tasks.overlap import Labels, bounding_box
 
 Mask = NDArray[np.bool_]
 
+SURFACE_METRICS = (
+    Metric("surface_dice", "surface Dice", per_class=True),
+    Metric("hd95_mm", "95 % Hausdorff distance", per_class=True, unit="mm", bounds=(0.0, 100_000.0)),
+)
 # Built once for one query: larger leaves than scipy's own are faster.
 _LEAF = 32
 

@@ -27,7 +27,7 @@ from oncofed.errors import TrainingError
 from oncofed.models.weights import Weights
 from oncofed.packs.load import load_packs, loaded_packs
 from oncofed.packs.pack import Pack
-from oncofed.processes import deaf_to_interrupts, end_with_parent
+from oncofed.processes import block_interrupts, end_with_parent
 from oncofed.tasks import Evaluation
 from oncofed.training.plan import Plan
 from oncofed.training.trainer import Trainer
@@ -125,7 +125,7 @@ class BaselinePool:
         self._pool = ProcessPoolExecutor(
             self._workers, mp_context=self._context, initializer=_start_worker, initargs=(self._done, loaded_packs())
         )
-        with deaf_to_interrupts():
+        with block_interrupts():
             for baseline in baselines:
                 job = self._pool.submit(_train, self._plan, baseline, self._out, self._threads)
                 self._futures[baseline.name] = job

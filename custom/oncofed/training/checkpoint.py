@@ -82,7 +82,7 @@ def is_whole(path: Path) -> bool:
         return False
 
 
-def part(tensors: Tensors, prefix: str) -> Tensors:
+def without_prefix(tensors: Tensors, prefix: str) -> Tensors:
     """Return the tensors whose names start with ``prefix.``, without it."""
     return {name[len(prefix) + 1 :]: value for name, value in tensors.items() if name.startswith(f"{prefix}.")}
 

@@ -27,12 +27,12 @@ from oncofed.processes import end_with_parent
 
 _WAIT_FOR_GRADIENTS = timedelta(minutes=5)
 # Between two turns the others wait for as long as a round of the slowest site takes.
-_WAIT_FOR_ORDERS = timedelta(days=7)
+_WAIT_FOR_COMMANDS = timedelta(days=7)
 _LAST_WORDS_SECONDS = 2.0
 _STOP, _TRAIN, _PREPARE = 0, 1, 2
 
-# What a process of the group runs: called with its group, it returns what to do at an order (steps, steps done before);
-# None instead of steps: prepare, and no more.
+# Runs in a worker process: from its group to the function that a command (steps, steps done before) calls. None instead
+# of steps: prepare, and no more.
 Follower = Callable[["Group"], Callable[[int | None, int], object]]
 
 
@@ -56,28 +56,28 @@ class Group:
         dist.init_process_group(
             backend, init_method=f"file://{meeting}", rank=rank, world_size=size, timeout=_WAIT_FOR_GRADIENTS
         )
-        # Orders go between CPUs: a GPU never waits for them.
-        self._orders: Any = dist.new_group(backend="gloo", timeout=_WAIT_FOR_ORDERS)
+        # Commands go between CPUs: a GPU never waits for them.
+        self._commands: Any = dist.new_group(backend="gloo", timeout=_WAIT_FOR_COMMANDS)
 
     def wrap(self, network: nn.Module) -> nn.Module:
         """Return a network whose backward pass averages gradients over the group."""
         devices = [self.device.index] if self.device.type == "cuda" else None
         return DistributedDataParallel(network, devices)
 
-    def order(self, steps: int, done: int) -> None:
+    def command(self, steps: int, done: int) -> None:
         """Tell the others to take steps; for the first process."""
         self._tell(_TRAIN, steps, done)
 
-    def order_preparing(self, done: int) -> None:
+    def command_preparing(self, done: int) -> None:
         """Tell the others to prepare their data, after which all ``meet``; for the first process."""
         self._tell(_PREPARE, 0, done)
 
     def meet(self) -> None:
         """Wait until every process is here, for as long as that takes: large datasets take an hour to prepare."""
-        dist.barrier(self._orders)
+        dist.barrier(self._commands)
 
-    def orders(self) -> Iterator[tuple[int | None, int]]:
-        """Yield what the first process orders, until it is done; for the others."""
+    def commands(self) -> Iterator[tuple[int | None, int]]:
+        """Yield what the first process commands, until it is done; for the others."""
         while True:
             what, steps, done = self._tell(_STOP, 0, 0)
             if what == _STOP:
@@ -93,7 +93,7 @@ class Group:
     def agree(self, stop: bool) -> bool:
         """Return whether the first process wants to stop."""
         flag = torch.tensor([int(stop)])
-        dist.broadcast(flag, 0, group=self._orders)
+        dist.broadcast(flag, 0, group=self._commands)
         return bool(flag.item())
 
     def mean(self, value: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ class Group:
 
     def _tell(self, what: int, steps: int, done: int) -> tuple[int, int, int]:
         message = torch.tensor([what, steps, done])
-        dist.broadcast(message, 0, group=self._orders)
+        dist.broadcast(message, 0, group=self._commands)
         return int(message[0]), int(message[1]), int(message[2])
 
 
@@ -153,7 +153,7 @@ class WorkerProcesses:
         if ended:
             raise TrainingError(
                 f"{len(ended)} of {len(self._processes) + 1} processes that train together ended (status {ended[0]}), "
-                "perhaps for want of GPU memory: set training.micro_batch or training.checkpointing"
+                "perhaps for want of GPU memory: set training.micro_batch or training.recompute_activations"
             )
 
     def close(self) -> None:
@@ -172,7 +172,7 @@ def _follow(follower: Follower, rank: int, size: int, devices: str, meeting: Pat
     warnings.filterwarnings("ignore")
     group = Group(rank, size, _device(devices, rank), meeting)
     act = follower(group)
-    for steps, done in group.orders():
+    for steps, done in group.commands():
         act(steps, done)
     group.leave()
 

@@ -6,7 +6,7 @@ import fnmatch
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -15,18 +15,20 @@ from torch import nn
 from oncofed.data.augment import Augmentation
 from oncofed.data.spec import DataSpec
 from oncofed.errors import SpecError
-from oncofed.models import ModelSpec, Request, build_network
+from oncofed.models import ModelSpec, NetworkRequest, build_network
 from oncofed.models.bundle import write_bundle
 from oncofed.models.networks import Declared
-from oncofed.models.weights import Layout, Weights, layout_of, weights_of
+from oncofed.models.weights import WeightLayout, Weights, layout_of, weights_of
 from oncofed.packs.extensions import Loss, Transform, find_loss, find_transforms
-from oncofed.settings import StrictModel
+from oncofed.settings import RenamedSettings, StrictModel
 from oncofed.tasks import DeclaredTask, PackedTaskSpec, Task, TaskSpec, build_task
 from oncofed.tasks.bundled import answer_of
 
 
-class TrainingSpec(StrictModel):
-    """How a site trains in its turn."""
+class TrainingSpec(RenamedSettings):
+    """How a site trains in a round."""
+
+    renamed: ClassVar[Mapping[str, str]] = {"checkpointing": "recompute_activations"}
 
     steps_per_round: int = Field(50, ge=1, le=100_000, description="optimizer steps of each site in each round")
     batch_size: int = Field(2, ge=1, le=4096, description="patches, images or slides a step")
@@ -55,7 +57,7 @@ class TrainingSpec(StrictModel):
         description="torch.compile; auto, on CUDA GPUs: with deterministic true in runs of 8,000 steps and more alone, "
         "with false where measured steps say that it saves more than it takes, and then also as CUDA graphs",
     )
-    checkpointing: bool = Field(
+    recompute_activations: bool = Field(
         False,
         description="blocks of the network are computed again in the backward pass: less memory, a third more time",
     )
@@ -108,14 +110,14 @@ class Plan(StrictModel):
     @model_validator(mode="after")
     def _network_fits(self) -> Plan:
         try:
-            kind = self.build_task().network_kind
+            kind, given = self.build_task().network_kind, self.model.kind
         except SpecError as error:
             raise ValueError(str(error)) from None
-        if self.model.kind != kind:
+        if given != kind:
             what = {"dense": "values for each voxel", "image": "one class for an image", "bag": "one class for a slide"}
             raise ValueError(
                 f"the task {self.task.type} needs a network that gives {what[kind]}; {self.model.network} gives "
-                f"{what[self.model.kind]}. See: oncofed job networks"
+                f"{what[given]}. See: oncofed job networks"
             )
         divisor = self.model.divisor
         if any(side % divisor for side in self.data.patch):
@@ -156,10 +158,10 @@ class Plan(StrictModel):
         return build_task(self.task, self.data, self.model.code or "")
 
     @property
-    def network_request(self) -> Request:
+    def network_request(self) -> NetworkRequest:
         """What the plan's network is built for."""
         task = self.build_task()
-        return Request(self.model, task.in_channels, task.out_channels, self.data.dimensions, self.data.patch)
+        return NetworkRequest(self.model, task.in_channels, task.out_channels, self.data.dimensions, self.data.patch)
 
     def write_bundle(
         self, folder: Path, title: str, weights: Weights, job: Mapping[str, Any] | None = None
@@ -214,7 +216,7 @@ class Plan(StrictModel):
             values["task"]["declared"] = DeclaredTask.of(self.build_task()).model_dump()
         return Plan.model_validate(values)
 
-    def layout(self) -> Layout:
+    def layout(self) -> WeightLayout:
         """Return what the weights of the plan's network are like; of a pack's, what the job declares."""
         return self.model.declared.layout() if self.model.declared else layout_of(self.build_network())
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from oncofed.data.augment import Batch
-from oncofed.data.batches import Batches
+from oncofed.data.batches import BatchStream
 from oncofed.data.cases import Case, Cases
 from oncofed.data.prepared import PreparedCases, plan_cache
 from oncofed.devices import fitting, free_memory, inference_type, is_out_of_memory, training_device
@@ -35,7 +35,7 @@ from oncofed.training.memory_format import memory_format, overwrite, overwriting
 from oncofed.training.optimizer import StepScaler, build_optimizer, learning_rate
 from oncofed.training.parallel import Group, WorkerProcesses
 from oncofed.training.plan import Plan, TrainingSpec
-from oncofed.training.profile_ranges import part
+from oncofed.training.profile_ranges import profile_range
 from oncofed.training.writing import CheckpointWriter
 
 # Called with the steps done since the start of the run, and what reads the last loss: a GPU waits when it is called.
@@ -100,9 +100,10 @@ class Trainer:
             self._layout = memory_format(self.network, plan.data.dimensions)
             self.network = self.network.to(memory_format=self._layout)  # type: ignore[call-overload]
         self._activations = overwriting_activations(self.network)
-        if plan.training.checkpointing and not checkpoint_blocks(self.network):
+        if plan.training.recompute_activations and not checkpoint_blocks(self.network):
             _LOG.warning(
-                "%s has no blocks that can be computed twice: checkpointing changes nothing", plan.model.network
+                "%s has no blocks that can be computed twice: training.recompute_activations changes nothing",
+                plan.model.network,
             )
         self._shared = group.wrap(self.network) if group else None
         self._transforms, self._own_loss = plan.build_extensions()
@@ -112,7 +113,7 @@ class Trainer:
             deterministic=plan.training.deterministic,
             total_steps=plan.total_steps,
             device=self.device,
-            replayable=group is None and plan.model.kind != "bag" and not plan.training.checkpointing,
+            replayable=group is None and plan.model.kind != "bag" and not plan.training.recompute_activations,
             cache=checkpoint.parent if checkpoint else None,
             agree=group.agree if group else None,
         )
@@ -125,7 +126,7 @@ class Trainer:
         self._watch = alerts_told if plan.training.deterministic else contextlib.nullcontext
         self._batch_size = plan.training.batch_size // (group.size if group else 1)
         self._micro = min(plan.training.micro_batch or self._batch_size, self._batch_size)
-        self._batches: Batches | None = None
+        self._batches: BatchStream | None = None
         self._training: PreparedCases | None = None
         self._validation: PreparedCases | None = None
         self.gradient_hook: GradientHook | None = None
@@ -147,7 +148,7 @@ class Trainer:
         plainer: Form = "compiled" if form == "replayed" else form
         self._loss: Loss = self._own_loss or in_form(self.task.loss, plainer, deterministic)
 
-    def prepare(self, progress: Callable[[int, int], None] | None = None) -> Batches:
+    def prepare(self, progress: Callable[[int, int], None] | None = None) -> BatchStream:
         """Read and keep the training cases, if that was not done yet, and return the run's stream of batches.
 
         Args:
@@ -155,15 +156,15 @@ class Trainer:
         """
         if self._batches is None:
             if self._group and self._group.rank == 0:
-                self._group.order_preparing(self.steps_done)
+                self._group.command_preparing(self.steps_done)
             prepared = PreparedCases(self.cases.train, self.input, self.device, progress)
             self._training = prepared
             rank = self._group.rank if self._group else 0
             # The others of a group begin anew where the first one goes on: they draw what they have not drawn before.
             seed = self._seed if rank == 0 else _site_seed(self._seed, f"{rank} {self.steps_done}")
-            self._batches = Batches(prepared, self.input, self._batch_size, seed, self.device)
+            self._batches = BatchStream(prepared, self.input, self._batch_size, seed, self.device)
             if self._restored:
-                self._batches.restore(checkpoints.part(self._restored, "batches"))
+                self._batches.restore(checkpoints.without_prefix(self._restored, "batches"))
                 self._restored = None
             if self._group:
                 # The others wait at the GPUs' next exchange for minutes only.
@@ -204,7 +205,7 @@ class Trainer:
         """
         if self._group:
             self.prepare()
-            self._group.order(steps, self.steps_done)
+            self._group.command(steps, self.steps_done)
         if turn is None or turn != self.unfinished:
             self._tally = _LossSum()
         elif self.gradient_hook:
@@ -240,7 +241,7 @@ class Trainer:
             stop = bool(should_stop and should_stop())
             if self._group.agree(stop) if self._group else stop:
                 break
-            with part("input", self.device):
+            with profile_range("input", self.device):
                 batch = next(batches)
                 for transform in self._transforms:
                     batch = transform(batch)
@@ -337,15 +338,15 @@ class Trainer:
             raise StateError(
                 f"{path}: the checkpoint is of another job, site or network. Delete it to start from the beginning."
             )
-        self.load_weights(checkpoints.part(tensors, "network"))
-        checkpoints.restore_optimizer(self._optimizer, checkpoints.part(tensors, "optimizer"))
+        self.load_weights(checkpoints.without_prefix(tensors, "network"))
+        checkpoints.restore_optimizer(self._optimizer, checkpoints.without_prefix(tensors, "optimizer"))
         self._scaler.load_state_dict(facts["scaler"])
         self.steps_done, self._micro = facts["steps_done"], facts["micro_batch"]
         self.unfinished, self._tally = facts["turn"], _LossSum(**facts["tally"])
         torch.set_rng_state(tensors["random.cpu"])
         if self.device.type == "cuda" and "random.cuda" in tensors:
             torch.cuda.set_rng_state(tensors["random.cuda"], self.device)
-        self._restored, self._restored_turn = tensors, checkpoints.part(tensors, "turn")
+        self._restored, self._restored_turn = tensors, checkpoints.without_prefix(tensors, "turn")
 
     def _digest(self) -> str:
         names = sorted(case.name for case in self.cases.train)
@@ -360,7 +361,7 @@ class Trainer:
             while (loss := self._tried(batch)) is None:
                 self._optimizer.zero_grad(set_to_none=True)
                 free_memory()
-        with part("optimizer", self.device):
+        with profile_range("optimizer", self.device):
             self._scaler.unscale_(self._optimizer)
             if self.gradient_hook:
                 self.gradient_hook.apply(self.network)
@@ -401,11 +402,14 @@ class Trainer:
             last = first + self._micro >= size
             with self._alone() if not last else contextlib.nullcontext():
                 half = self._precision is not torch.float32
-                with part("forward", self.device), torch.autocast(self.device.type, self._precision, enabled=half):
+                with (
+                    profile_range("forward", self.device),
+                    torch.autocast(self.device.type, self._precision, enabled=half),
+                ):
                     output = self.task.forward(self._forward, few)
-                with part("loss", self.device):
+                with profile_range("loss", self.device):
                     loss = self._loss(output.float(), few) * share
-                with part("backward", self.device):
+                with profile_range("backward", self.device):
                     self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             total = total + loss.detach()
         return total
@@ -419,12 +423,12 @@ class Trainer:
         if self._group:  # the others wait for this one's gradients: it cannot take a step of its own
             raise TrainingError(
                 "a GPU ran out of memory while several train together. Set training.micro_batch to less than "
-                f"{self._micro}, or training.checkpointing: true"
+                f"{self._micro}, or training.recompute_activations: true"
             ) from None
         if self._micro == 1:
             raise TrainingError(
                 "one sample alone does not fit into the GPU's memory. Make data.patch smaller, or set "
-                "training.checkpointing: true"
+                "training.recompute_activations: true"
             ) from None
         self._micro = math.ceil(self._micro / 2)
         _LOG.warning("out of memory: %d samples at once from now on; gradients are added up", self._micro)

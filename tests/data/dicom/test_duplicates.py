@@ -11,10 +11,10 @@ from pydicom.dataset import Dataset
 from pydicom.uid import RLELossless, generate_uid
 
 from dicoms import make_series, make_xray, volume
-from oncofed.data.dicom import heap as module
+from oncofed.data.dicom import indexing as module
 from oncofed.data.dicom.series import JOINED
 from oncofed.data.files import FILES_TABLE
-from oncofed.data.register import Request, register
+from oncofed.data.register import RegisterOptions, register
 
 REPORTS = "healthcare-dicom-dicomweb-adapter#153, vtk-dicom#95, dcm2niix#211, dcm2niix#218"
 
@@ -27,7 +27,7 @@ def test_slices_of_one_uid_are_all_kept(tmp_path: Path, shared: int) -> None:
         dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID or "1.2.3"
 
     make_series(tmp_path / "in", change=repeat)
-    (entry,) = register(Request(tmp_path / "in", "demo", tmp_path / "out", workers=1)).entries
+    (entry,) = register(RegisterOptions(tmp_path / "in", "demo", tmp_path / "out", workers=1)).entries
     assert (entry.shape, entry.spacing) == ([12, 16, 8], [0.8, 0.7, 2.5])
 
 
@@ -39,7 +39,7 @@ def test_xrays_of_one_uid_are_all_kept(tmp_path: Path, patients: int) -> None:
         values = rng.integers(0, 4000, (20, 30)).astype(np.uint16)
         same = {"SOPInstanceUID": "1.2.3", "SeriesInstanceUID": "1.2.4", "PatientID": f"P{number % patients}"}
         make_xray(tmp_path / "in", values, f"{number}.dcm", **same)
-    manifest = register(Request(tmp_path / "in", "demo", tmp_path / "out", workers=1))
+    manifest = register(RegisterOptions(tmp_path / "in", "demo", tmp_path / "out", workers=1))
     assert len(manifest.entries) == 6
     assert len({entry.patient for entry in manifest.entries}) == patients
     assert len({entry.checksum for entry in manifest.entries}) == 6
@@ -59,7 +59,7 @@ def test_a_copy_is_one_whatever_its_header_says(tmp_path: Path, renewed: str) ->
         if renewed == "other description":
             dataset.SeriesDescription = "sent again"
         dataset.save_as(tmp_path / "in" / f"again-{number}.dcm")
-    (entry,) = register(Request(tmp_path / "in", "demo", tmp_path / "out", workers=1)).entries
+    (entry,) = register(RegisterOptions(tmp_path / "in", "demo", tmp_path / "out", workers=1)).entries
     assert entry.shape == [12, 16, 8]
     assert "2 files are copies of others of the series" in entry.notes
     table = (tmp_path / "out" / FILES_TABLE).read_text()
@@ -72,7 +72,7 @@ def test_what_shares_place_and_uid_but_not_pixels_is_no_copy(tmp_path: Path) -> 
     dataset = pydicom.dcmread(files[2])
     dataset.PixelData = volume(seed=9)[..., 5].T.tobytes()
     dataset.save_as(tmp_path / "in" / "other.dcm")
-    manifest = register(Request(tmp_path / "in", "demo", tmp_path / "out", workers=1))
+    manifest = register(RegisterOptions(tmp_path / "in", "demo", tmp_path / "out", workers=1))
     assert not manifest.entries
     assert "has 1 of 9 slices at positions of others, and no header tells them apart" in manifest.quarantine[0].reason
 
@@ -94,7 +94,7 @@ def test_pixels_of_no_other_files_are_compared(tmp_path: Path, monkeypatch: pyte
             names=lambda n, e=echo: f"{e}-{n}.dcm",
         )
     (tmp_path / "in" / "again-1-2.dcm").write_bytes((tmp_path / "in" / "1-2.dcm").read_bytes())
-    request = Request(tmp_path / "in", "demo", tmp_path / "out", workers=1)
+    request = RegisterOptions(tmp_path / "in", "demo", tmp_path / "out", workers=1)
     assert len(register(request).entries) == 2
     assert len(register(request).entries) == 2
     assert sorted(read) == ["1-2.dcm", "again-1-2.dcm"]
@@ -109,7 +109,7 @@ def test_series_whose_uids_are_gone_are_read(tmp_path: Path, uid: str) -> None:
 
     for folder in ("a", "b"):
         make_series(tmp_path / "in" / folder, volume(seed=ord(folder)), patient=folder, change=change)
-    manifest = register(Request(tmp_path / "in", "demo", tmp_path / "out", workers=1))
+    manifest = register(RegisterOptions(tmp_path / "in", "demo", tmp_path / "out", workers=1))
     assert [bad.reason for bad in manifest.quarantine] == []
     assert [entry.shape for entry in manifest.entries] == [[12, 16, 8]] * 2
     assert len({entry.checksum for entry in manifest.entries}) == 2
@@ -124,7 +124,7 @@ def test_volumes_in_folders_of_their_own_are_told_apart_where_no_header_does(tmp
 
     for number in range(3):
         make_series(tmp_path / "in" / str(number), volume(seed=number), patient="ANONYMOUS", change=same)
-    manifest = register(Request(tmp_path / "in", "demo", tmp_path / "out", workers=1, patient_from="folder"))
+    manifest = register(RegisterOptions(tmp_path / "in", "demo", tmp_path / "out", workers=1, patient_from="folder"))
     assert [entry.shape for entry in manifest.entries] == [[12, 16, 8]] * 3
     assert len({entry.patient for entry in manifest.entries}) == 3
     assert len({entry.checksum for entry in manifest.entries}) == 3

@@ -17,7 +17,7 @@ from dicoms import make_series, make_xray, volume
 from oncofed.data.deidentify import Options, deidentify
 from oncofed.data.dicom.headers import looks_like_dicom
 from oncofed.data.images import read_image
-from oncofed.data.register import Request, register
+from oncofed.data.register import RegisterOptions, register
 
 REPORTS = "pydicom#2231, pydicom#150, hazen#433, dcmjs#93"
 
@@ -78,14 +78,14 @@ def test_a_volume_is_read_however_its_files_begin(tmp_path: Path, implicit: bool
         target.parent.mkdir(exist_ok=True)
         target.write_bytes(bare(dataset, implicit, little, start))
         assert looks_like_dicom(target)
-    manifest = register(Request(tmp_path / "in", "demo", tmp_path / "out", workers=1))
+    manifest = register(RegisterOptions(tmp_path / "in", "demo", tmp_path / "out", workers=1))
     assert [bad.reason for bad in manifest.quarantine] == []
     (entry,) = manifest.entries
     found = np.asarray(nib.load(tmp_path / "out" / entry.images[0]).dataobj)
     np.testing.assert_allclose(found, volume() * 0.5 - 3)
     outcome = deidentify(tmp_path / "in", tmp_path / "copies", tmp_path / "secret" / "key", Options())
     assert (outcome.refused, outcome.written) == ({}, {"DICOM": 8})
-    (again,) = register(Request(tmp_path / "copies", "demo", tmp_path / "again", workers=1)).entries
+    (again,) = register(RegisterOptions(tmp_path / "copies", "demo", tmp_path / "again", workers=1)).entries
     assert again.intensity == entry.intensity
 
 
@@ -98,7 +98,7 @@ def test_compressed_pixels_are_known_by_how_they_begin(tmp_path: Path, syntax: p
     dataset.compress(syntax)
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.dcm").write_bytes(bare(dataset, False, True, "group 0008"))
-    (entry,) = register(Request(tmp_path / "in", "demo", tmp_path / "out", workers=1)).entries
+    (entry,) = register(RegisterOptions(tmp_path / "in", "demo", tmp_path / "out", workers=1)).entries
     np.testing.assert_array_equal(read_image(tmp_path / "out" / entry.images[0]).values[..., 0].T, values)
 
 
@@ -107,6 +107,6 @@ def test_other_files_are_not_taken_for_dicom(tmp_path: Path) -> None:
     make_series(tmp_path / "in")
     (tmp_path / "in" / "a.bin").write_bytes(b"\x08\x00\x05\x07" + bytes(200))
     (tmp_path / "in" / "b.bin").write_bytes(b"\x00\x08\x00\x05ab" + bytes(200))
-    manifest = register(Request(tmp_path / "in", "demo", tmp_path / "out", workers=1))
+    manifest = register(RegisterOptions(tmp_path / "in", "demo", tmp_path / "out", workers=1))
     assert len(manifest.entries) == 1
     assert sum(manifest.left_out.values()) == 2

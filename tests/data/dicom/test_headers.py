@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pydicom
 import pytest
 
+from dicoms import make_seg, make_series, make_wsi
 from oncofed.data.dicom import headers
 from oncofed.data.dicom.elements import any_elements, walked
+from oncofed.data.dicom.header_types import (
+    BrokenFile,
+    Directory,
+    ForeignFile,
+    ImageHeader,
+    LabelHeader,
+    OtherObject,
+    SlideHeader,
+    from_json,
+    to_json,
+)
 
 PYDICOM_FILES = sorted((Path(pydicom.__file__).parent / "data" / "test_files").glob("*.dcm"))
 
@@ -22,10 +36,23 @@ def test_both_ways_of_reading_agree_on_every_file_of_pydicom() -> None:
             if not elements:
                 continue
             quick += 1
-            found = headers._values(elements, file.tell())
-            expected = headers._values(any_elements(file, headers._WANTED)[0], file.tell())
+            found = headers._header(elements, file.tell())
+            expected = headers._header(any_elements(file, headers._WANTED)[0], file.tell())
         assert found == expected, path.name
     assert quick > len(PYDICOM_FILES) / 2
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_header_comes_back_from_the_index_as_it_was_read(tmp_path: Path) -> None:
+    files = make_series(tmp_path / "series")
+    label = make_seg(tmp_path / "seg.dcm", files, {"liver": np.ones((12, 16, 8), bool)})
+    slide = make_wsi(tmp_path / "slide", np.zeros((64, 64, 3), np.uint8))
+    found = [headers.read_header(path) for path in [*PYDICOM_FILES, *files[:1], label, slide]]
+    found += [Directory(), ForeignFile("text")]
+    kinds = {ImageHeader, LabelHeader, SlideHeader, OtherObject, Directory, BrokenFile, ForeignFile}
+    assert {type(header) for header in found} == kinds
+    for header in found:
+        assert from_json(json.loads(json.dumps(to_json(header)))) == header
 
 
 def test_a_file_that_says_explicit_and_is_implicit_is_read_all_the_same(tmp_path: Path) -> None:
@@ -43,7 +70,8 @@ def test_a_file_that_says_explicit_and_is_implicit_is_read_all_the_same(tmp_path
 
     header = headers.read_header(path)
 
-    assert (header["kind"], header["rows"], header["columns"]) == ("image", 128, 128)
+    assert isinstance(header, ImageHeader)
+    assert (header.rows, header.columns) == (128, 128)
 
 
 def test_of_a_damaged_header_nothing_is_told(tmp_path: Path) -> None:
@@ -56,7 +84,7 @@ def test_of_a_damaged_header_nothing_is_told(tmp_path: Path) -> None:
     content[at + 6 : at + 8] = (2000).to_bytes(2, "little")
     path.write_bytes(content)
     header = headers.read_header(path)
-    assert header["kind"] == "broken"
+    assert isinstance(header, BrokenFile)
     assert "Canary" not in str(header)
 
 
@@ -65,7 +93,8 @@ def test_a_vendor_that_is_no_text_is_none(tmp_path: Path) -> None:
     dataset.Manufacturer = "A" * 30 + "\x1b[31m"
     dataset.save_as(tmp_path / "a.dcm")
     header = headers.read_header(tmp_path / "a.dcm")
-    assert (header["kind"], header["vendor"]) == ("image", "")
+    assert isinstance(header, ImageHeader)
+    assert header.vendor == ""
 
 
 @pytest.mark.wild("standard: PS3.5 6.2 (DS)", "text where a header has numbers")
@@ -76,7 +105,6 @@ def test_a_number_that_is_none_is_named(tmp_path: Path) -> None:
     dataset.save_as(path)
     path.write_bytes(path.read_bytes().replace(b"1.234567", b"one     "))
     header = headers.read_header(path)
-    assert (header["kind"], header["reason"]) == (
-        "broken",
+    assert header == BrokenFile(
         "its header is damaged: what stands in its RescaleSlope is no number. Copy it again, or export it anew",
     )

@@ -11,7 +11,7 @@ import pytest
 
 from dicoms import AXIAL, OBLIQUE, make_multiframe, make_rtstruct, make_seg, make_series, volume
 from oncofed.data.manifest import Manifest
-from oncofed.data.register import Request, parse_labels, register
+from oncofed.data.register import RegisterOptions, parse_labels, register
 
 SHAPE = (12, 16, 8)
 
@@ -25,7 +25,7 @@ def _masks() -> dict[str, np.ndarray]:
 
 
 def _read(source: Path, tmp_path: Path, **settings: object) -> tuple[Manifest, np.ndarray, np.ndarray]:
-    manifest = register(Request(source, "demo", tmp_path / "out", **settings))  # type: ignore[arg-type]
+    manifest = register(RegisterOptions(source, "demo", tmp_path / "out", **settings))  # type: ignore[arg-type]
     assert [bad.reason for bad in manifest.quarantine] == []
     (entry,) = manifest.entries
     assert isinstance(entry.label, str)
@@ -62,8 +62,8 @@ def test_dicom_to_nifti_to_segmentation_and_back(tmp_path: Path) -> None:
     written = make_seg(tmp_path / "again" / "seg.dcm", again, {"tumour": label > 0})
     back = highdicom.seg.segread(written).get_volume(combine_segments=True, allow_missing_positions=True)
     assert back.array.sum() == _masks()["tumour"].sum()
-    register(Request(tmp_path / "again", "demo", tmp_path / "out2"))
-    (entry,) = register(Request(tmp_path / "again", "demo", tmp_path / "out2")).entries
+    register(RegisterOptions(tmp_path / "again", "demo", tmp_path / "out2"))
+    (entry,) = register(RegisterOptions(tmp_path / "again", "demo", tmp_path / "out2")).entries
     np.testing.assert_array_equal(np.asarray(nib.load(tmp_path / "out2" / str(entry.label)).dataobj), label)
 
 
@@ -88,18 +88,20 @@ def test_a_structure_set_is_filled_with_its_holes(tmp_path: Path) -> None:
 def test_a_label_that_names_nothing_wanted_sets_the_case_aside(tmp_path: Path) -> None:
     files = make_series(tmp_path / "in")
     make_seg(tmp_path / "in" / "seg.dcm", files, {"liver": _masks()["liver"]})
-    manifest = register(Request(tmp_path / "in", "demo", tmp_path / "out", labels={0: "background", 1: "kidney"}))
+    manifest = register(
+        RegisterOptions(tmp_path / "in", "demo", tmp_path / "out", labels={0: "background", 1: "kidney"})
+    )
     assert manifest.entries == []
     assert "its label names liver, expected some of kidney" in manifest.quarantine[0].reason
 
 
 def test_an_enhanced_multiframe_image_is_a_volume(tmp_path: Path) -> None:
     files = make_series(tmp_path / "plain", orientation=OBLIQUE)
-    (plain,) = register(Request(tmp_path / "plain", "demo", tmp_path / "out1")).entries
+    (plain,) = register(RegisterOptions(tmp_path / "plain", "demo", tmp_path / "out1")).entries
     (tmp_path / "in").mkdir()
     # A parametric map with the slices' own numbers has the geometry of an enhanced MR image.
     make_multiframe(tmp_path / "in" / "enhanced.dcm", files)
-    (entry,) = register(Request(tmp_path / "in", "demo", tmp_path / "out2")).entries
+    (entry,) = register(RegisterOptions(tmp_path / "in", "demo", tmp_path / "out2")).entries
     one, two = (nib.load(tmp_path / out / e.images[0]) for out, e in (("out1", plain), ("out2", entry)))
     canonical = [nib.as_closest_canonical(image) for image in (one, two)]
     np.testing.assert_allclose(canonical[0].affine, canonical[1].affine, atol=1e-3)
@@ -113,7 +115,7 @@ def test_a_colour_as_the_value_of_a_region_is_refused_in_words(tmp_path: Path) -
     mask[2:5, 3:9, 1:6] = True
     make_seg(tmp_path / "in" / "seg.dcm", files, {"t": mask})
     labels = parse_labels("#ff0000=t")
-    [bad] = register(Request(tmp_path / "in", "demo", tmp_path / "out", labels=labels, workers=1)).quarantine
+    [bad] = register(RegisterOptions(tmp_path / "in", "demo", tmp_path / "out", labels=labels, workers=1)).quarantine
     assert (
         "--labels gives the region t the value #ff0000, expected a number from 1 to 65,535, such as 1=t" in bad.reason
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -19,9 +20,9 @@ from pydicom.uid import generate_uid
 from dicoms import item, make_multiframe, make_rtstruct, make_seg, make_series, make_xray, volume
 from oncofed.data.dicom import matching
 from oncofed.data.dicom.headers import read_header
-from oncofed.data.dicom.stacks import Slice, Stack
+from oncofed.data.dicom.stacks import LabelFile, Slice, Stack
 from oncofed.data.manifest import Entry, Manifest
-from oncofed.data.register import Request, register
+from oncofed.data.register import RegisterOptions, register
 
 SHAPE = (12, 16, 8)
 ORIGIN = np.array([-30.0, -40, 10])
@@ -57,7 +58,7 @@ def _series(folder: Path, change: Change | None = None, **more: object) -> list[
 
 
 def _register(tmp_path: Path, **more: object) -> Manifest:
-    manifest = register(Request(tmp_path / "in", "demo", tmp_path / "out", **more))  # type: ignore[arg-type]
+    manifest = register(RegisterOptions(tmp_path / "in", "demo", tmp_path / "out", **more))  # type: ignore[arg-type]
     rows = list(csv.DictReader((tmp_path / "out" / "files.csv").open()))
     assert len(rows) == len({row["path"] for row in rows}) == sum(manifest.files.values())
     assert all(bool(row["reason"]) == (row["use"] == "left out") for row in rows)
@@ -414,11 +415,11 @@ def test_a_label_of_a_series_that_two_patients_share_lies_on_its_own(tmp_path: P
     stacks = []
     for patient in ("A", "B"):
         file = _series(tmp_path / patient, patient=patient)[3]
-        header = {**read_header(file), "series": "1.2", "instance": "1.2.3"}
+        header = replace(read_header(file), series="1.2", instance="1.2.3")
         stacks.append(Stack((Slice(f"{patient}/{file.name}", header),), "volume"))
     _label("seg", tmp_path / "label.dcm", _series(tmp_path / "B2", patient="B"))
-    header = {**read_header(tmp_path / "label.dcm"), "refers_to": {"1.2": ["1.2.3"]}}
-    placed, reasons = matching.match_labels(tmp_path, stacks, [Slice("label.dcm", header)])
+    header = replace(read_header(tmp_path / "label.dcm"), refers_to={"1.2": ["1.2.3"]})
+    placed, reasons = matching.match_labels(tmp_path, stacks, [LabelFile("label.dcm", header)])
     assert ([len(labels) for labels in placed], reasons) == ([0, 1], {})
 
 

@@ -19,7 +19,7 @@ from pydicom.uid import generate_uid
 
 from dicoms import AXIAL, CORONAL, OBLIQUE, make_seg, make_series, make_xray, volume
 from oncofed.data.manifest import Entry, Manifest
-from oncofed.data.register import Request, register
+from oncofed.data.register import RegisterOptions, register
 
 SHAPE = (12, 16, 8)
 few = settings(
@@ -39,7 +39,7 @@ TUMOUR = _mask((slice(2, 5), slice(3, 9), slice(1, 6)))
 
 
 def _register(tmp_path: Path) -> Manifest:
-    return register(Request(tmp_path / "in", "demo", tmp_path / "out"))
+    return register(RegisterOptions(tmp_path / "in", "demo", tmp_path / "out"))
 
 
 def _read(tmp_path: Path) -> tuple[np.ndarray, Entry]:

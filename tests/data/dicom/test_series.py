@@ -18,15 +18,15 @@ from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
 
 from dicoms import AXIAL, CORONAL, OBLIQUE, SAGITTAL, make_series, make_xray, slice_header, volume
-from oncofed.data.dicom.series import sort_heap
+from oncofed.data.dicom.series import group_series
 from oncofed.data.manifest import Entry, Manifest
 from oncofed.data.quality import loose_slices
-from oncofed.data.register import Request, register
+from oncofed.data.register import RegisterOptions, register
 from oncofed.errors import DataError
 
 
 def read(source: Path, tmp_path: Path) -> Manifest:
-    return register(Request(source, "demo", tmp_path / "out", workers=1))
+    return register(RegisterOptions(source, "demo", tmp_path / "out", workers=1))
 
 
 def reference(folder: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -326,7 +326,7 @@ def test_slices_are_sorted_along_their_normal(count: int, angles: tuple[float, f
         position = np.array([5.0, -7, 30]) + normal * gap * number
         headers.append((f"{number}", slice_header(position, (*row, *column))))
     random.Random(seed).shuffle(headers)
-    (stack,) = sort_heap(headers).stacks
+    (stack,) = group_series(headers).stacks
     assert stack.reason is None
     assert [int(item.path) for item in stack.slices] == list(range(count))
 
@@ -368,7 +368,7 @@ def test_the_lossless_syntaxes_give_the_same_voxels(tmp_path: Path) -> None:
     for name in names:
         (tmp_path / name).mkdir()
         (tmp_path / name / name).write_bytes(_pydicom_file(name).read_bytes())
-        (entry,) = register(Request(tmp_path / name, "demo", tmp_path / "out" / name)).entries
+        (entry,) = register(RegisterOptions(tmp_path / name, "demo", tmp_path / "out" / name)).entries
         volumes.append(np.asarray(nib.load(tmp_path / "out" / name / entry.images[0]).dataobj))
     assert all(np.array_equal(other, volumes[0]) for other in volumes[1:])
 

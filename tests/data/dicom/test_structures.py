@@ -16,7 +16,7 @@ from pydicom.sequence import Sequence as Items
 from dicoms import OBLIQUE, item, make_rtstruct, make_series, volume
 from oncofed.data.dicom.contours import Outline, Region
 from oncofed.data.manifest import Manifest
-from oncofed.data.register import Request, register
+from oncofed.data.register import RegisterOptions, register
 
 SHAPE = (40, 30, 10)
 ORIGIN = np.array([-20.0, -30, 5])
@@ -44,7 +44,7 @@ def _draw(tmp_path: Path, regions: dict[str, list[np.ndarray]], **more: object) 
 def _register(tmp_path: Path, regions: dict[str, list[np.ndarray]], **more: object) -> Manifest:
     files = make_series(tmp_path / "in", volume(SHAPE), spacing=(1, 1, STEP), origin=ORIGIN, modality="CT")
     make_rtstruct(tmp_path / "in" / "rs.dcm", files, regions, **more)  # type: ignore[arg-type]
-    return register(Request(tmp_path / "in", "demo", tmp_path / "out"))
+    return register(RegisterOptions(tmp_path / "in", "demo", tmp_path / "out"))
 
 
 def _by_slice(mask: np.ndarray) -> list[int]:
@@ -281,7 +281,7 @@ def test_contours_of_an_oblique_image(tmp_path: Path) -> None:
         corners = [(1.5, 2.5), (4.5, 2.5), (4.5, 8.5), (1.5, 8.5)]
         contours.append(np.array([(x, y, depth) for x, y in corners]) @ to_lps + ORIGIN)
     make_rtstruct(tmp_path / "in" / "rs.dcm", files, {"Block": contours})
-    (entry,) = register(Request(tmp_path / "in", "demo", tmp_path / "out")).entries
+    (entry,) = register(RegisterOptions(tmp_path / "in", "demo", tmp_path / "out")).entries
     mask = np.asarray(nib.load(tmp_path / "out" / str(entry.label)).dataobj)
     np.testing.assert_array_equal(mask > 0, values >= 500)
 
@@ -404,7 +404,9 @@ def test_names_are_read_in_their_encoding(tmp_path: Path, encoding: str) -> None
 def test_names_that_the_user_says_are_found_in_any_case(tmp_path: Path) -> None:
     files = make_series(tmp_path / "in", volume(SHAPE), spacing=(1, 1, STEP), origin=ORIGIN, modality="CT")
     make_rtstruct(tmp_path / "in" / "rs.dcm", files, {"LIVER ": [ONE], "Other": [box(1, 2, 1, 2, 5)]})
-    manifest = register(Request(tmp_path / "in", "demo", tmp_path / "out", labels={0: "background", 7: "liver"}))
+    manifest = register(
+        RegisterOptions(tmp_path / "in", "demo", tmp_path / "out", labels={0: "background", 7: "liver"})
+    )
     assert manifest.entries[0].label_values == {"0": 12000 - 320, "7": 320}
 
 
@@ -416,7 +418,7 @@ def test_two_structure_sets_of_one_image_are_joined_and_told(tmp_path: Path) -> 
     files = make_series(tmp_path / "in", volume(SHAPE), spacing=(1, 1, STEP), origin=ORIGIN, modality="CT")
     make_rtstruct(tmp_path / "in" / "rs1.dcm", files, {"Liver": [ONE]})
     make_rtstruct(tmp_path / "in" / "rs2.dcm", files, {"Liver": [box(15, 29, 5, 20, 3)]})
-    (entry,) = register(Request(tmp_path / "in", "demo", tmp_path / "out")).entries
+    (entry,) = register(RegisterOptions(tmp_path / "in", "demo", tmp_path / "out")).entries
     mask = np.asarray(nib.load(tmp_path / "out" / str(entry.label)).dataobj)
     assert int((mask > 0).sum()) == 400
     assert any("rs1.dcm, rs2.dcm" in note and "Liver" in note for note in entry.notes)

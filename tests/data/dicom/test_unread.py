@@ -8,11 +8,11 @@ import pytest
 
 from dicoms import make_series, volume
 from oncofed.data.manifest import Manifest
-from oncofed.data.register import Request, register
+from oncofed.data.register import RegisterOptions, register
 
 
 def _register(tmp_path: Path) -> Manifest:
-    return register(Request(tmp_path / "in", "demo", tmp_path / "out", workers=1))
+    return register(RegisterOptions(tmp_path / "in", "demo", tmp_path / "out", workers=1))
 
 
 def _named(number: int) -> str:

@@ -19,7 +19,7 @@ from oncofed.data.images import read_image
 from oncofed.data.manifest import Manifest
 from oncofed.data.mixtures import mixtures
 from oncofed.data.profile import make_profile
-from oncofed.data.register import Request, register
+from oncofed.data.register import RegisterOptions, register
 from oncofed.data.spec import SplitSpec
 from oncofed.report.profile import write_profile_page
 
@@ -27,7 +27,7 @@ REPORTS = "cornerstone3D#1925, ImageMagick#477, ImageMagick#485"
 
 
 def read(tmp_path: Path, **settings: Any) -> Manifest:
-    return register(Request(tmp_path / "in", "demo", tmp_path / "out", workers=1, **settings))
+    return register(RegisterOptions(tmp_path / "in", "demo", tmp_path / "out", workers=1, **settings))
 
 
 def values_of(tmp_path: Path, manifest: Manifest, number: int = 0) -> np.ndarray:

@@ -4,41 +4,43 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from dicoms import AXIAL, CORONAL, OBLIQUE, SAGITTAL, slice_header
-from oncofed.data.dicom.series import LOCALIZER, ODD_SLICE, Heap, sort_heap
+from oncofed.data.dicom.header_types import ImageHeader
+from oncofed.data.dicom.series import LOCALIZER, ODD_SLICE, DicomIndex, group_series
 
 Tells = Callable[[int], dict[str, str]]
 
 
 def stack_of(
     name: str, depth: int, tells: Tells = lambda k: {}, *, gap: float = 2.0, start: float = 0.0, **changed: Any
-) -> list[tuple[str, dict[str, Any]]]:
+) -> list[tuple[str, ImageHeader]]:
     """Return (path, header) of one volume's slices along the axis of the body."""
     return [(f"{name}/{k:03d}", slice_header((0, 0, start + gap * k), tells=tells(k), **changed)) for k in range(depth)]
 
 
-def found(*stacks: list[tuple[str, dict[str, Any]]], seed: int = 0) -> Heap:
+def found(*stacks: list[tuple[str, ImageHeader]], seed: int = 0) -> DicomIndex:
     """Sort the slices of several volumes, in any order and with names that say nothing of where they belong."""
     headers = [(path, header) for stack in stacks for path, header in stack]
     random.Random(seed).shuffle(headers)
     shuffled = [(f"{number:04d} {path}", header) for number, (path, header) in enumerate(headers)]
-    return sort_heap(shuffled)
+    return group_series(shuffled)
 
 
-def as_made(heap: Heap) -> list[list[str]]:
+def as_made(index: DicomIndex) -> list[list[str]]:
     """Return the paths of each volume's slices in their order, as they were made."""
-    assert [stack.reason for stack in heap.stacks if stack.reason] == []
-    return sorted([item.path.split(" ")[1] for item in stack.slices] for stack in heap.stacks)
+    assert [stack.reason for stack in index.stacks if stack.reason] == []
+    return sorted([item.path.split(" ")[1] for item in stack.slices] for stack in index.stacks)
 
 
-def paths(*stacks: list[tuple[str, dict[str, Any]]]) -> list[list[str]]:
+def paths(*stacks: list[tuple[str, ImageHeader]]) -> list[list[str]]:
     """Return the paths of volumes."""
     return sorted([path for path, _ in stack] for stack in stacks)
 
@@ -72,10 +74,10 @@ def always(**values: str) -> Tells:
 )
 def test_volumes_of_unequal_depth_are_told_apart_by_one_header(keyword: str, one: str, two: str) -> None:
     a, b = stack_of("a", 10, always(**{keyword: one})), stack_of("b", 14, always(**{keyword: two}))
-    heap = found(a, b)
-    assert as_made(heap) == paths(a, b)
+    index = found(a, b)
+    assert as_made(index) == paths(a, b)
     note = f"its series holds 2 volumes, which differ in {keyword}"
-    assert all(note in stack.notes for stack in heap.stacks)
+    assert all(note in stack.notes for stack in index.stacks)
 
 
 @pytest.mark.wild("vtk-dicom#220", "volumes of 2 and 5 mm in one series, at places of their own or not")
@@ -124,16 +126,16 @@ def test_two_headers_together_tell_volumes_apart() -> None:
         for e in (10, 80)
         for t in (1, 2, 3)
     ]
-    heap = found(*parts)
-    assert as_made(heap) == paths(*parts)
-    assert "which differ in EchoTime and TemporalPositionIdentifier" in " ".join(heap.stacks[0].notes)
+    index = found(*parts)
+    assert as_made(index) == paths(*parts)
+    assert "which differ in EchoTime and TemporalPositionIdentifier" in " ".join(index.stacks[0].notes)
 
 
 @pytest.mark.wild("dcm2niix#463", "odd and even slices acquired one after the other, twice")
 def test_halves_of_a_volume_are_no_volumes() -> None:
     """Each package of slices has a time of its own: four packages are two volumes, not four of twice the distance."""
 
-    def packages(*starts: int) -> list[list[tuple[str, dict[str, Any]]]]:
+    def packages(*starts: int) -> list[list[tuple[str, ImageHeader]]]:
         return [
             stack_of(f"t{t}", 10, lambda k, start=start: {"AcquisitionTime": str(start + 3 * (k % 2))})
             for t, start in enumerate(starts)
@@ -156,8 +158,8 @@ def test_headers_that_divide_slices_in_different_ways_are_refused() -> None:
 @pytest.mark.wild("monai-deploy-app-sdk#532", "one of two phases lacks a slice")
 def test_what_one_volume_lacks_is_said_of_that_one() -> None:
     a, b = stack_of("a", 10, always(AcquisitionNumber="1")), stack_of("b", 10, always(AcquisitionNumber="2"))
-    heap = found(a, b[:4] + b[5:])
-    assert sorted(stack.reason or "" for stack in heap.stacks) == [
+    index = found(a, b[:4] + b[5:])
+    assert sorted(stack.reason or "" for stack in index.stacks) == [
         "",
         "lacks 1 of 10 slices, the first at 8.0 mm. Copy them, too",
     ]
@@ -166,24 +168,24 @@ def test_what_one_volume_lacks_is_said_of_that_one() -> None:
 @pytest.mark.wild("standard: PS3.3 C.7.6.2", "two kernels whose slices lie between each other")
 def test_slices_of_two_kernels_are_not_one_volume_though_they_are_evenly_spaced() -> None:
     a, b = stack_of("a", 6, always(ConvolutionKernel="B30f"), gap=4), stack_of("b", 6, gap=4, start=2)
-    b = [(path, {**header, "tells": {"ConvolutionKernel": "B70f"}}) for path, header in b]
+    b = [(path, replace(header, tells={"ConvolutionKernel": "B70f"})) for path, header in b]
     assert as_made(found(a, b)) == paths(a, b)
 
 
 @pytest.mark.wild("OHIF#3537", "left and right of one body in one series")
 def test_volumes_beside_each_other_are_told_apart_by_their_place() -> None:
     a, b = stack_of("a", 6), stack_of("b", 6)
-    b = [(path, {**header, "position": [150.0, 3.0, header["position"][2]]}) for path, header in b]
+    b = [(path, replace(header, position=[150.0, 3.0, header.position[2]])) for path, header in b]
     assert as_made(found(a, b)) == paths(a, b)
 
 
 @pytest.mark.wild("healthcare-dicom-dicomweb-adapter#153, dcm2niix#211", "patients under one SeriesInstanceUID")
 def test_one_series_uid_for_several_patients() -> None:
     a, b = stack_of("a", 10, patient="A"), stack_of("b", 14, patient="B")
-    heap = found(a, b)
-    assert as_made(heap) == paths(a, b)
-    assert all("its series holds images of 2 patients" in stack.notes for stack in heap.stacks)
-    halves = [(path, {**header, "patient": "AB"[k % 2]}) for k, (path, header) in enumerate(stack_of("c", 10))]
+    index = found(a, b)
+    assert as_made(index) == paths(a, b)
+    assert all("its series holds images of 2 patients" in stack.notes for stack in index.stacks)
+    halves = [(path, replace(header, patient="AB"[k % 2])) for k, (path, header) in enumerate(stack_of("c", 10))]
     (stack,) = found(halves).stacks
     assert "has slices of 2 patients by their headers" in (stack.reason or "")
 
@@ -224,7 +226,7 @@ def test_directions_and_places_are_compared_with_tolerances(
         )
         for k in range(count)
     ]
-    (stack,) = sort_heap(headers).stacks
+    (stack,) = group_series(headers).stacks
     assert stack.reason is None
     assert [item.path for item in stack.slices] == [path for path, _ in headers]
 
@@ -240,7 +242,7 @@ def test_no_turn_splits_a_volume_in_silence(degrees: float, depth: int) -> None:
         for k in range(depth)
         for t in [(a, b)[k % 2]]
     ]
-    stacks = sort_heap(headers).stacks
+    stacks = group_series(headers).stacks
     if len(stacks) > 1:
         assert degrees > 2
         assert all("its series holds 2 orientations or sizes" in stack.notes for stack in stacks)
@@ -263,11 +265,18 @@ def test_places_that_differ_by_rounding_are_one_place() -> None:
 @pytest.mark.wild("standard: PS3.5 6.2 (DS)", "positions that are written in tenths of a millimetre")
 @settings(max_examples=40, deadline=None)
 @given(gap=st.floats(0.3, 6.0), start=st.floats(-200, 200), count=st.integers(3, 80), lacks=st.booleans())
+@example(gap=2.0, start=1.05, count=5, lacks=False)  # ties: steps of 1.9 to 2.1 mm
+@example(gap=3.0, start=0.35, count=5, lacks=False)
+@example(gap=0.61, start=0.05, count=3, lacks=False)
+@example(gap=0.42, start=1.75, count=4, lacks=True)
+@example(gap=0.3, start=0.05, count=5, lacks=True)
 def test_rounded_positions_are_even_and_a_missing_slice_is_still_missed(
     gap: float, start: float, count: int, lacks: bool
 ) -> None:
+    # Three slices 0.4 mm apart that lack one may be rounded to the very positions of three even ones of 0.6 mm.
+    assume(not lacks or count != 4 or gap > 0.41)
     made = [(f"{k:03d}", slice_header((0, 0, round(start + gap * k, 1)))) for k in range(count)]
-    (stack,) = sort_heap([*made[:1], *made[2:]] if lacks and count > 3 else made).stacks
+    (stack,) = group_series([*made[:1], *made[2:]] if lacks and count > 3 else made).stacks
     if lacks and count > 3:
         assert stack.reason is not None
     elif gap > 0.6:
@@ -281,12 +290,12 @@ def test_only_headers_make_a_localizer() -> None:
         for n, o in enumerate((AXIAL, SAGITTAL, CORONAL))
     ]
     assert as_made(found(*planes)) == paths(*planes)
-    named = [[(path, {**h, "image_type": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}) for path, h in p] for p in planes]
+    named = [[(path, replace(h, image_type=["ORIGINAL", "PRIMARY", "LOCALIZER"])) for path, h in p] for p in planes]
     assert set(found(*named).left_out.values()) == {LOCALIZER}
-    described = [(path, {**header, "description": "3-plane scout"}) for path, header in planes[1]]
-    heap = found(planes[0], described)
-    assert as_made(heap) == paths(planes[0])
-    assert set(heap.left_out.values()) == {LOCALIZER}
+    described = [(path, replace(header, description="3-plane scout")) for path, header in planes[1]]
+    index = found(planes[0], described)
+    assert as_made(index) == paths(planes[0])
+    assert set(index.left_out.values()) == {LOCALIZER}
     single = found(*[plane[:1] for plane in planes])
     assert [stack.reason for stack in single.stacks] == [
         "is one slice, in a series of 3 directions or sizes: no volume. Leave it out where it is a localizer"
@@ -299,9 +308,9 @@ def test_only_headers_make_a_localizer() -> None:
 @pytest.mark.wild("rse-panimg#126", "two pixel sizes in one series")
 def test_two_pixel_sizes_are_two_volumes() -> None:
     a, b = stack_of("a", 6), stack_of("b", 5, start=12, spacing=[0.5, 0.5])
-    heap = found(a, b)
-    assert as_made(heap) == paths(a, b)
-    assert [stack.header["spacing"][0] for stack in heap.stacks] in ([0.5, 1.0], [1.0, 0.5])
+    index = found(a, b)
+    assert as_made(index) == paths(a, b)
+    assert [stack.header.spacing[0] for stack in index.stacks] in ([0.5, 1.0], [1.0, 0.5])
     near = stack_of("c", 6, spacing=[1.004, 1.004], start=12)
     (stack,) = found(a, near).stacks
     assert stack.reason == "has slices with pixels of 1 to 1.004 mm"
@@ -317,7 +326,7 @@ def test_two_pixel_sizes_are_two_volumes() -> None:
     ],
 )
 def test_headers_that_say_no_place_are_refused(wrong: dict[str, list[float]]) -> None:
-    broken = [(path, {**header, **wrong}) for path, header in stack_of("a", 5)]
+    broken = [(path, replace(header, **wrong)) for path, header in stack_of("a", 5)]
     (stack,) = found(broken).stacks
     assert "has directions or positions that are none" in (stack.reason or "")
 
@@ -325,11 +334,16 @@ def test_headers_that_say_no_place_are_refused(wrong: dict[str, list[float]]) ->
 @pytest.mark.wild("Slicer#4019", "a dose report and screen saves in a heap of CT")
 def test_secondary_captures_beside_volumes_are_left_out() -> None:
     capture = slice_header((0, 0, 0), series="2", samples=3, modality="CT")
-    capture |= {"position": None, "orientation": None}
-    capture |= {"sop_class": "1.2.840.10008.5.1.4.1.1.7", "image_type": ["DERIVED", "SECONDARY", "SCREEN SAVE"]}
-    heap = found(stack_of("a", 6), [("report", capture)])
-    assert len(heap.stacks) == 1
-    assert "secondary capture" in next(iter(heap.left_out.values()))
+    capture = replace(
+        capture,
+        position=[],
+        orientation=[],
+        sop_class="1.2.840.10008.5.1.4.1.1.7",
+        image_type=["DERIVED", "SECONDARY", "SCREEN SAVE"],
+    )
+    index = found(stack_of("a", 6), [("report", capture)])
+    assert len(index.stacks) == 1
+    assert "secondary capture" in next(iter(index.left_out.values()))
     assert [stack.kind for stack in found([("photo", capture)]).stacks] == ["flat"]
-    xray = {**capture, "modality": "DX", "samples": 1}
+    xray = replace(capture, modality="DX", samples=1)
     assert len(found(stack_of("a", 6), [("xray", xray)]).stacks) == 2

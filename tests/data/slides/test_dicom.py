@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from pydicom.uid import generate_uid
 
 from dicoms import make_wsi
-from oncofed.data.dicom.series import Slice
+from oncofed.data.dicom.header_types import SlideHeader
+from oncofed.data.dicom.stacks import SlideFile
 from oncofed.data.dicom.whole_slides import whole_slides
 from oncofed.data.manifest import Manifest
-from oncofed.data.register import Request, register
+from oncofed.data.register import RegisterOptions, register
 from oncofed.data.slides import TileReader, TileSpec, open_slide
 from oncofed.errors import DataError
 from slide_files import halved, stained
@@ -24,6 +25,18 @@ from slide_files import halved, stained
 STUDY, FRAME = generate_uid(), generate_uid()
 ONE_SLIDE = {"StudyInstanceUID": STUDY, "FrameOfReferenceUID": FRAME, "ContainerIdentifier": "S1"}
 PIXELS = stained(1024, 1280)
+
+_UNSAID = [
+    "sop_class",
+    "instance",
+    "modality",
+    "vendor",
+    "body_part",
+    "description",
+    "photometric",
+    "burned_in",
+    "syntax",
+]
 
 
 def instance(folder: Path, pixels: np.ndarray, mpp: float = 0.5, tile: int = 256, **changes: Any) -> Path:
@@ -40,7 +53,7 @@ def of_type(kind: str) -> dict[str, Any]:
 
 
 def registered(tmp_path: Path) -> Manifest:
-    return register(Request(tmp_path / "in", "s", tmp_path / "out", tiles=TileSpec(128, 0.5)))
+    return register(RegisterOptions(tmp_path / "in", "s", tmp_path / "out", tiles=TileSpec(128, 0.5)))
 
 
 @pytest.mark.wild("openslide#511", "a pyramid whose levels are series of their own")
@@ -122,18 +135,19 @@ def test_the_order_of_files_says_nothing_of_what_is_one_slide(order: list[int], 
         level, slide = number // slides, number % slides
         width, height = 4096 >> level, 3000 >> level
         headers.append(
-            {
-                "patient": "P",
-                "study": "1",
-                "series": f"1.{number}",
-                "frame_of_reference": f"2.{slide}",
-                "container": f"S{slide}",
-                "image_type": ["DERIVED", "PRIMARY", "VOLUME"],
-                "matrix": [width, height],
-                "imaged_mm": [2.0, 1.5],
-            }
+            SlideHeader(
+                **dict.fromkeys(_UNSAID, ""),
+                patient="P",
+                study="1",
+                series=f"1.{number}",
+                frame_of_reference=f"2.{slide}",
+                container=f"S{slide}",
+                image_type=["DERIVED", "PRIMARY", "VOLUME"],
+                matrix=[width, height],
+                imaged_mm=[2.0, 1.5],
+            )
         )
-    found, left_out = whole_slides({f"1.{n}": [Slice(f"{n}.dcm", headers[n])] for n in order})
+    found, left_out = whole_slides({f"1.{n}": [SlideFile(f"{n}.dcm", headers[n])] for n in order})
     assert not left_out
     expected = {frozenset(f"{n}.dcm" for n in range(6) if n % slides == slide) for slide in range(slides)}
     assert {frozenset(item.path for item in slide.instances) for slide in found} == expected

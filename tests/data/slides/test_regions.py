@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from oncofed.data.register import Request, parse_labels, register
+from oncofed.data.register import RegisterOptions, parse_labels, register
 from oncofed.data.slides import TileSpec
 from oncofed.data.slides.regions import Drawn, draw, label_values, read_regions
 from oncofed.errors import DataError
@@ -236,7 +236,9 @@ def test_classes_without_values_are_told_apart_and_keep_their_names(tmp_path: Pa
         "b": [region("tumor", ring(0, 0, 512, 512)), region("Necrosis", ring(0, 256, 512, 512))],
     }
     source = _site(tmp_path / "in", files)
-    manifest = register(Request(source, "s", tmp_path / "out", "slides", table=source / "t.csv", tiles=TileSpec(128)))
+    manifest = register(
+        RegisterOptions(source, "s", tmp_path / "out", "slides", table=source / "t.csv", tiles=TileSpec(128))
+    )
     assert manifest.labels == {"0": "background", "1": "Necrosis", "2": "Stroma", "3": "Tumor"}
     counts = {entry.name: entry.label_values for entry in manifest.entries}
     assert counts == {"a": {"2": 8, "3": 8}, "b": {"1": 8, "3": 8}}
@@ -244,13 +246,17 @@ def test_classes_without_values_are_told_apart_and_keep_their_names(tmp_path: Pa
 
 def test_regions_without_any_class_are_one(tmp_path: Path) -> None:
     source = _site(tmp_path / "in", {"a": [feature(polygon(ring(0, 0, 256, 512)), None)]})
-    manifest = register(Request(source, "s", tmp_path / "out", "slides", table=source / "t.csv", tiles=TileSpec(128)))
+    manifest = register(
+        RegisterOptions(source, "s", tmp_path / "out", "slides", table=source / "t.csv", tiles=TileSpec(128))
+    )
     assert manifest.entries[0].label_values == {"0": 8, "1": 8}
 
 
 def test_names_of_the_user_go_first_and_left_out_regions_are_noted(tmp_path: Path) -> None:
     source = _site(tmp_path / "in", {"a": [region("Tumor", ring(0, 0, 256, 512)), feature(SQUARE, None)]})
-    request = Request(source, "s", tmp_path / "out", "slides", parse_labels("7=tumor"), source / "t.csv", TileSpec(128))
+    request = RegisterOptions(
+        source, "s", tmp_path / "out", "slides", parse_labels("7=tumor"), source / "t.csv", TileSpec(128)
+    )
     entry = register(request).entries[0]
     assert entry.label_values == {"0": 8, "7": 8}
     assert any("left out: 1 without a class" in note for note in entry.notes)
@@ -266,5 +272,7 @@ def test_a_mask_of_another_form_is_refused(tmp_path: Path) -> None:
     tiled(tmp_path / "in" / "a.tif", noisy(np.full((512, 512, 3), (200, 90, 160))))
     Image.fromarray(np.ones((64, 256), np.uint8)).save(tmp_path / "in" / "m.png")
     (tmp_path / "in" / "t.csv").write_text("image,label\na.tif,m.png\n")
-    manifest = register(Request(tmp_path / "in", "s", tmp_path / "out", "slides", table=tmp_path / "in" / "t.csv"))
+    manifest = register(
+        RegisterOptions(tmp_path / "in", "s", tmp_path / "out", "slides", table=tmp_path / "in" / "t.csv")
+    )
     assert "its mask has 256 x 64 pixels, expected the shape of the slide of 512 x 512" in manifest.quarantine[0].reason

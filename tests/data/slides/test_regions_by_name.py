@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from oncofed.data.folder import find_files
-from oncofed.data.layouts import Layout, find_layout
-from oncofed.data.register import Request, register
+from oncofed.data.layouts import FolderLayout, find_layout
+from oncofed.data.register import RegisterOptions, register
 from oncofed.data.slides import TileSpec
 from slide_files import noisy, tiled
 
@@ -24,7 +24,7 @@ def regions(x: int) -> str:
     return json.dumps({"type": "FeatureCollection", "features": [{**feature, "properties": properties}]})
 
 
-def layout_of(folder: Path, names: list[str], task: str | None = "slides") -> Layout:
+def layout_of(folder: Path, names: list[str], task: str | None = "slides") -> FolderLayout:
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(regions(0) if name.endswith("json") else "")
@@ -90,7 +90,9 @@ def test_regions_beside_slides_become_labels_without_a_table(tmp_path: Path) -> 
         tiled(tmp_path / "in" / f"{name}.tif", pixels)
     for name, x in (("A.ome", 0), ("B", 256), ("D", 0)):
         (tmp_path / "in" / f"{name}.geojson").write_text(regions(x))
-    manifest = register(Request(tmp_path / "in", "s", tmp_path / "out", "slides", tiles=TileSpec(128), workers=1))
+    manifest = register(
+        RegisterOptions(tmp_path / "in", "s", tmp_path / "out", "slides", tiles=TileSpec(128), workers=1)
+    )
     assert manifest.labels == {"0": "background", "1": "Tumour"}
     assert {entry.source: entry.label for entry in manifest.entries} == {
         "A.ome.tif": "source/A.ome.geojson",

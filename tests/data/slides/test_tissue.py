@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oncofed.data.register import Request, register
+from oncofed.data.register import RegisterOptions, register
 from oncofed.data.slides import TileSpec
 from oncofed.data.slides.tissue import find_tissue
 from slide_files import noisy, tiled
@@ -116,7 +116,7 @@ def test_the_scanners_fill_is_none() -> None:
 def test_tiles_lie_on_pale_tissue_and_not_on_a_pen(tmp_path: Path) -> None:
     tiled(tmp_path / "in" / "pale.tif", scene(TISSUES["pale"], PENS["blue"]))
     tiled(tmp_path / "in" / "pen.tif", scene((245, 245, 245), PENS["blue"]))
-    manifest = register(Request(tmp_path / "in", "s", tmp_path / "out", "slides", tiles=TileSpec(64)))
+    manifest = register(RegisterOptions(tmp_path / "in", "s", tmp_path / "out", "slides", tiles=TileSpec(64)))
     grid = np.load(tmp_path / "out" / "tiles" / "pale.npz")
     assert {(int(y) // 64, int(x) // 64) for x, y in zip(grid["x"], grid["y"], strict=True)} == {
         (row, column) for row in range(2, 6) for column in range(2, 6)

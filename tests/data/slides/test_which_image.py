@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oncofed.data.deidentify import Options, deidentify
-from oncofed.data.register import Request, register
+from oncofed.data.register import RegisterOptions, register
 from oncofed.data.slides import OpenSlideFile, TileReader, TileSpec, open_slide
 from oncofed.data.slides.resolution import OmeImage, of_aperio, of_tags
 from oncofed.errors import DataError
@@ -188,7 +188,7 @@ def test_a_slide_of_72_dpi_says_so(tmp_path: Path, more: dict[str, Any]) -> None
     if more:  # four channels, which OpenSlide reads
         pixels = np.dstack([pixels, np.full(pixels.shape[:2], 255, np.uint8)])
     tiled(tmp_path / "in" / "a.tif", pixels, None, resolution=(72, 72), resolutionunit="INCH", **more)
-    manifest = register(Request(tmp_path / "in", "s", tmp_path / "out", "slides"))
+    manifest = register(RegisterOptions(tmp_path / "in", "s", tmp_path / "out", "slides"))
     reason = manifest.quarantine[0].reason
     assert "72 pixels per inch, which software writes by default" in reason
     assert "does not say its resolution" in reason
@@ -231,7 +231,7 @@ def test_what_is_no_colour_slide_is_said_to_be_what_it_is(
     axes = "CYX" if pixels.ndim == 3 and pixels.shape[0] == 4 else "YXS" if pixels.ndim == 3 else "YX"
     sizes = {"PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5, **MICRON}
     tifffile.imwrite(path, pixels, ome=True, metadata={"axes": axes, **sizes}, **{"tile": (256, 256), **options})
-    manifest = register(Request(tmp_path / "in", "s", tmp_path / "out", "slides"))
+    manifest = register(RegisterOptions(tmp_path / "in", "s", tmp_path / "out", "slides"))
     assert [words in case.reason for case in manifest.quarantine] == [True], manifest.quarantine
 
 
@@ -269,7 +269,7 @@ def test_the_files_of_an_mrxs_slide_are_its_own(tmp_path: Path) -> None:
     for name in ("a.mrxs", "a/Slidedat.ini", "a/Data0000.dat"):
         (tmp_path / "in" / name).write_bytes(b"\xff\xd8\xff\xe0 no slide")
     (tmp_path / "in" / "b.dat").write_bytes(b"of nobody")
-    register(Request(tmp_path / "in", "s", tmp_path / "out", "slides"))
+    register(RegisterOptions(tmp_path / "in", "s", tmp_path / "out", "slides"))
     with (tmp_path / "out" / "files.csv").open() as file:
         cases = {row["path"]: row["case"] for row in csv.DictReader(file)}
     assert cases == {"a.mrxs": "a", "a/Slidedat.ini": "a", "a/Data0000.dat": "a", "b.dat": ""}

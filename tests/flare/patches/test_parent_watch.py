@@ -19,10 +19,10 @@ _PROGRAM = """
 import subprocess, sys, threading
 from nvflare.private.fed.app.utils import monitor_parent_process
 from nvflare.private.fed.client.client_app_runner import ClientAppRunner
-from oncofed.flare.patches.parent_watch import learn_of_parent
-from test_parent import client
+from oncofed.flare.patches.parent_watch import watch_parent
+from test_parent_watch import client
 
-learn_of_parent()
+watch_parent()
 runner = ClientAppRunner(time_out=1.0)
 parent = subprocess.Popen(["sleep", "2"])
 threading.Thread(target=parent.wait).start()

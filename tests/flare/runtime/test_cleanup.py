@@ -53,7 +53,7 @@ def _tell(kit: Path, told: Any, running: tuple[str, ...] = ()) -> Any:
     fl_ctx = FLContext()
     fl_ctx.set_prop(FLContextKey.WORKSPACE_OBJECT, workspace, private=True)
     fl_ctx.get_engine = lambda *args, **kwargs: engine  # type: ignore[method-assign]
-    return SiteCleanup()._forget_those("", Shareable({"jobs": told}), fl_ctx).get_header("oncofed.done")
+    return SiteCleanup()._delete_ended("", Shareable({"jobs": told}), fl_ctx).get_header("oncofed.done")
 
 
 def test_a_job_whose_processes_still_end_is_not_forgotten_yet(kit: Path) -> None:

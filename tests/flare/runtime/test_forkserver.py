@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from oncofed.flare.runtime.forkserver import MODULES, ForkServer, order
+from oncofed.flare.runtime.forkserver import ForkServer, JobCommand
+from oncofed.flare.runtime.preload import MODULES
 from stub_driver import build_driver
 
 # As nvJPEG does when a program loads it.
@@ -44,7 +45,7 @@ def test_nothing_that_jobs_import_calls_the_driver(folder: Path) -> None:
     codec.mkdir(parents=True)
     (codec / "__init__.py").write_text(_INITIALISES)
     script = (
-        f"{_LOADS}from oncofed.flare.runtime import forkserver; print('said', forkserver._import_all()); "
+        f"{_LOADS}from oncofed.flare.runtime import preload; print('said', preload.import_all()); "
         "import nvidia.nvimgcodec; from oncofed.gpus import cuda_is_initialised; print(cuda_is_initialised())"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
@@ -62,15 +63,15 @@ def test_a_driver_that_nobody_loaded_is_not_loaded_to_ask_it(folder: Path) -> No
 
 
 @contextmanager
-def _template(folder: Path, first: str) -> Iterator[ForkServer]:
+def _fork_server(folder: Path, first: str) -> Iterator[ForkServer]:
     """Start the process with something that happens before all else."""
     (folder / "sitecustomize.py").write_text(first)
     (folder / "job.py").write_text(_JOB)
-    template = ForkServer(dict(os.environ))
+    server = ForkServer(dict(os.environ))
     try:
-        yield template
+        yield server
     finally:
-        template.kill()
+        server.kill()
 
 
 @pytest.mark.slow
@@ -78,10 +79,10 @@ def _template(folder: Path, first: str) -> Iterator[ForkServer]:
 def test_a_job_can_use_the_gpu_whatever_was_imported_before(
     folder: Path, first: str, spoilt: bool, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with _template(folder, first) as template:
+    with _fork_server(folder, first) as server:
         environment = {name: os.environ[name] for name in ("PYTHONPATH", "LD_LIBRARY_PATH")}
-        line = order("job", [str(folder / "out"), "secret"], {**environment, "COLOUR": "blue"})
-        fork = template.fork(line)
+        command = JobCommand("job", [str(folder / "out"), "secret"], {**environment, "COLOUR": "blue"})
+        fork = server.fork(command)
         assert fork.wait(120) == 3
     before, started, colour, is_told, pid = (folder / "out").read_text().split()
     assert (colour, is_told, int(pid)) == ("blue", "False", fork.pid)

@@ -40,13 +40,13 @@ def test_a_job_of_ours_is_never_near_the_tries_after_which_flare_gives_it_up() -
     ours = {JobMetaKey.CUSTOM_PROPS.value: job_mark(), COUNT: 9, HISTORY: [f"try {n}" for n in range(500)]}
     others = {COUNT: 9, HISTORY: ["try 9"]}
     manager = _Manager(ours, others)
-    keeper = JobRecovery()
-    keeper._looked_at_waiting = -1e9
-    keeper._keep_waiting(_engine(manager))
+    recovery = JobRecovery()
+    recovery._waiting_checked = -1e9
+    recovery._keep_waiting(_engine(manager))
     assert ours[COUNT] < 9
     assert ours[HISTORY] == [f"try {n}" for n in range(480, 500)]
     assert others == {COUNT: 9, HISTORY: ["try 9"]}
     # Not at every look.
     ours[COUNT] = 9
-    keeper._keep_waiting(_engine(manager))
+    recovery._keep_waiting(_engine(manager))
     assert ours[COUNT] == 9

@@ -14,7 +14,7 @@ import pytest
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_context import FLContext
 
-from oncofed.flare.runtime.forkserver import ForkServer, order
+from oncofed.flare.runtime.forkserver import ForkServer, JobCommand
 from oncofed.flare.runtime.launchers import SiteJobLauncher
 
 _PROGRAM = """
@@ -36,14 +36,14 @@ def launcher(tmp_path, monkeypatch):
     made.handle_event(EventType.SYSTEM_END, FLContext())
 
 
-def _line(folder: Path) -> bytes:
+def _command(folder: Path) -> JobCommand:
     (folder / "program.py").write_text(_PROGRAM)
-    return order("program", [str(folder / "out.json")], {"SECRET": "a-token-of-the-server"})
+    return JobCommand("program", [str(folder / "out.json")], {"SECRET": "a-token-of-the-server"})
 
 
 def test_a_job_is_a_fork_that_becomes_what_it_is_told_and_shows_no_secret(launcher, tmp_path):
-    handle = launcher._start(_line(tmp_path))
-    assert psutil.Process(handle.pid).ppid() == launcher._template.pid
+    handle = launcher._start(_command(tmp_path))
+    assert psutil.Process(handle.pid).ppid() == launcher._fork_server.pid
     assert handle.wait() == handle.poll() == 3
     seen = json.loads((tmp_path / "out.json").read_text())
     assert seen["arguments"] == [str(tmp_path / "out.json")]
@@ -54,12 +54,12 @@ def test_a_job_is_a_fork_that_becomes_what_it_is_told_and_shows_no_secret(launch
 
 def test_a_job_that_is_killed_says_so_also_when_nobody_is_left_who_could_tell(launcher, tmp_path):
     (tmp_path / "program.py").write_text("import time; time.sleep(60)")
-    line = order("program", [], {})
-    killed, orphan = launcher._start(line), launcher._start(line)
+    command = JobCommand("program", [], {})
+    killed, orphan = launcher._start(command), launcher._start(command)
     assert os.getpgid(killed.pid) == killed.pid
     os.killpg(killed.pid, signal.SIGKILL)
     assert killed.wait() == -signal.SIGKILL
-    launcher._template.kill()
+    launcher._fork_server.kill()
     assert orphan.poll() is None
     os.killpg(orphan.pid, signal.SIGKILL)
     assert orphan.wait() == -signal.SIGKILL
@@ -71,29 +71,29 @@ def test_a_process_that_is_started_again_numbers_its_streams_anew(launcher, tmp_
     (tmp_path / "program.py").write_text(program + "Path(sys.argv[1]).write_text(str(gen_stream_id()))")
     numbers = []
     for name in ("one", "other"):
-        assert launcher._start(order("program", [str(tmp_path / name)], {})).wait() == 0
+        assert launcher._start(JobCommand("program", [str(tmp_path / name)], {})).wait() == 0
         numbers.append(int((tmp_path / name).read_text()))
     assert abs(numbers[0] - numbers[1]) > 1000
 
 
-def test_a_template_that_was_killed_costs_no_job(launcher, tmp_path):
-    before = launcher._template.pid
+def test_a_fork_server_that_was_killed_costs_no_job(launcher, tmp_path):
+    before = launcher._fork_server.pid
     os.kill(before, signal.SIGKILL)
-    assert launcher._start(_line(tmp_path)).wait() == 3
-    assert launcher._template.pid != before
+    assert launcher._start(_command(tmp_path)).wait() == 3
+    assert launcher._fork_server.pid != before
 
 
-def test_participants_of_a_machine_share_a_template_until_it_is_gone(tmp_path, monkeypatch):
+def test_participants_of_a_machine_share_a_fork_server_until_it_is_gone(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     shared = ForkServer()
-    monkeypatch.setenv("ONCOFED_JOB_TEMPLATE", str(os.dup(shared.fileno())))
+    monkeypatch.setenv("ONCOFED_FORK_SERVER", str(os.dup(shared.fileno())))
     made = SiteJobLauncher()
     made.handle_event(EventType.SYSTEM_START, FLContext())
-    handle = made._start(_line(tmp_path))
+    handle = made._start(_command(tmp_path))
     assert psutil.Process(handle.pid).ppid() == shared.pid
     assert handle.wait() == 3
     shared.kill()
-    assert made._start(_line(tmp_path)).wait() == 3
+    assert made._start(_command(tmp_path)).wait() == 3
     made.handle_event(EventType.SYSTEM_END, FLContext())
 
 
@@ -101,27 +101,27 @@ def test_a_fork_computes_with_as_many_threads_as_its_own_environment_says(tmp_pa
     (tmp_path / "threads.py").write_text(
         "import pathlib, sys, torch; pathlib.Path(sys.argv[1]).write_text(str(torch.get_num_threads()))"
     )
-    template = ForkServer({**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"})
+    server = ForkServer({**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"})
     for given, expected in (({"OMP_NUM_THREADS": "3,1"}, 3), ({}, len(os.sched_getaffinity(0)))):
         told = {"PYTHONPATH": str(tmp_path), **given}
-        assert template.fork(order("threads", [str(tmp_path / "out")], told)).wait() == 0
+        assert server.fork(JobCommand("threads", [str(tmp_path / "out")], told)).wait() == 0
         assert int((tmp_path / "out").read_text()) == expected
-    template.close()
+    server.close()
 
 
-def test_a_template_ends_with_its_parent():
+def test_a_fork_server_ends_with_its_parent():
     code = "import time; from oncofed.flare.runtime.forkserver import ForkServer; print(ForkServer().pid, flush=True)"
     parent = subprocess.Popen([sys.executable, "-c", f"{code}; time.sleep(60)"], stdout=subprocess.PIPE)
-    template = psutil.Process(int(parent.stdout.readline()))
+    server = psutil.Process(int(parent.stdout.readline()))
     parent.kill()
     parent.communicate()
-    template.wait(60)
+    server.wait(60)
 
 
-def test_no_template_waits_where_the_owner_wants_none(tmp_path, monkeypatch):
+def test_no_fork_server_waits_where_the_owner_wants_none(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     made = SiteJobLauncher(spare=False)
     made.handle_event(EventType.SYSTEM_START, FLContext())
-    assert made._template is None
-    assert made._start(_line(tmp_path)).wait() == 3
-    assert made._template is None
+    assert made._fork_server is None
+    assert made._start(_command(tmp_path)).wait() == 3
+    assert made._fork_server is None

@@ -16,9 +16,10 @@ import psutil
 import pytest
 
 from commands import wait_for
-from oncofed.flare.runtime import simulator
-from oncofed.flare.runtime.forkserver import Fork, ForkServer
-from oncofed.flare.runtime.simulator import Ports, Starter, start_site
+from oncofed.flare.patches import simulator_sites
+from oncofed.flare.patches.simulator_sites import OpenPorts, SiteStarter
+from oncofed.flare.runtime.forkserver import ForkedProcess, ForkServer
+from oncofed.flare.runtime.simulator import start_site
 
 _PROGRAM = """
 import os, pathlib, sys, time
@@ -54,24 +55,24 @@ time.sleep(60)
 
 
 @pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
     """The process that all sites here are forks of; it finds their programs."""
     folder = tmp_path_factory.mktemp("programs")
     (folder / "program_of_site.py").write_text(_PROGRAM)
     (folder / "program_of_flare.py").write_text(_OF_FLARE)
     (folder / "program_of_plots.py").write_text(_OF_PLOTS)
-    template = ForkServer({**os.environ, "PYTHONPATH": str(folder)})
-    yield template
-    template.kill()
+    server = ForkServer({**os.environ, "PYTHONPATH": str(folder)})
+    yield server
+    server.kill()
 
 
 @pytest.fixture
-def start(template: ForkServer, tmp_path: Path) -> Callable[[float, int], Fork]:
+def start(fork_server: ForkServer, tmp_path: Path) -> Callable[[float, int], ForkedProcess]:
     """Start a site that sleeps for so many seconds, and then ends with a status."""
 
-    def start(seconds: float, status: int) -> Fork:
+    def start(seconds: float, status: int) -> ForkedProcess:
         command = [sys.executable, "-m", "program_of_site", str(tmp_path / "out.txt"), str(seconds), str(status)]
-        return start_site(template, command, env={"COLOUR": "blue"}, shell=False, preexec_fn=os.setsid)
+        return start_site(fork_server, command, env={"COLOUR": "blue"}, shell=False, preexec_fn=os.setsid)
 
     return start
 
@@ -85,9 +86,9 @@ def test_a_site_runs_its_program_with_its_environment_and_says_how_it_ended(star
     assert pid == group == str(site.pid)
 
 
-def test_what_only_plots_need_is_imported_by_who_plots(template: ForkServer) -> None:
+def test_what_only_plots_need_is_imported_by_who_plots(fork_server: ForkServer) -> None:
     command = [sys.executable, "-m", "program_of_plots"]
-    assert start_site(template, command, env={}, shell=False, preexec_fn=os.setsid).wait(60) == 0
+    assert start_site(fork_server, command, env={}, shell=False, preexec_fn=os.setsid).wait(60) == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
@@ -103,13 +104,13 @@ def test_a_site_that_runs_on_is_waited_for_and_ended(start, tmp_path: Path, numb
 
 
 @pytest.mark.parametrize("what", ["its parent ended before", "its parent ends", "its work is over"])
-def test_a_site_ends_with_its_parent_or_its_work(template: ForkServer, tmp_path: Path, what: str) -> None:
+def test_a_site_ends_with_its_parent_or_its_work(fork_server: ForkServer, tmp_path: Path, what: str) -> None:
     parent = subprocess.Popen(["sleep", "60"])
     if what == "its parent ended before":
         parent.kill()
         parent.wait()
     command = [sys.executable, "-m", "program_of_flare", str(parent.pid), str(tmp_path / "begun"), what]
-    site = start_site(template, command, env={}, shell=False, preexec_fn=os.setsid)
+    site = start_site(fork_server, command, env={}, shell=False, preexec_fn=os.setsid)
     try:
         wait_for((tmp_path / "begun").exists, "the site runs")
         if what == "its parent ends":
@@ -136,7 +137,7 @@ def test_sites_are_forks_of_one_process(start) -> None:
 
 
 def test_sites_that_are_started_at_once_are_told_their_own_names() -> None:
-    starter = Starter("", SimpleNamespace(workspace="", set=None), [], None, None, {"rank": 1})
+    starter = SiteStarter("", SimpleNamespace(workspace="", set=None), [], None, None, {"rank": 1})
     both_wrote = threading.Barrier(2)
 
     def tell(name: str) -> dict[str, object]:
@@ -151,6 +152,6 @@ def test_sites_that_are_started_at_once_are_told_their_own_names() -> None:
 
 def test_no_port_is_given_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     found = iter([[1], [1], [2], [2, 3], [4]])
-    monkeypatch.setattr(simulator, "get_open_ports", lambda number: next(found))
-    ports = Ports()
+    monkeypatch.setattr(simulator_sites, "get_open_ports", lambda number: next(found))
+    ports = OpenPorts()
     assert [ports.take(1), ports.take(1), sorted(ports.take(2))] == [[1], [2], [3, 4]]

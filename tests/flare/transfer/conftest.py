@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from direct_ends import Exchange, Scissors, open_exchange
+from direct_ends import CutLink, Exchange, open_exchange
 from oncofed.alliance.authority import Authority
 from oncofed.alliance.kits import provision
 from oncofed.alliance.spec import AllianceSpec
@@ -41,12 +41,12 @@ def exchange(kits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 
 @pytest.fixture
-def scissors(exchange: Exchange) -> Iterator[Callable[..., Scissors]]:
+def cut_link(exchange: Exchange) -> Iterator[Callable[..., CutLink]]:
     """Make proxies before the server."""
-    made: list[Scissors] = []
+    made: list[CutLink] = []
 
-    def make(*after: int, up: bool = False) -> Scissors:
-        made.append(Scissors(exchange.port, list(after), up))
+    def make(*after: int, up: bool = False) -> CutLink:
+        made.append(CutLink(exchange.port, list(after), up))
         return made[-1]
 
     yield make

@@ -7,7 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from oncofed.errors import FederationError
+from oncofed.errors import TransferError
 from oncofed.flare.transfer.codec import read_body, travels
 from oncofed.models.serialized import Serialized
 from oncofed.models.weights import Weights
@@ -96,5 +96,5 @@ def said(begin: int, end: int, shape: Any = (1,), dtype: str = "F32") -> dict[st
     ids=range(24),
 )
 def test_what_is_not_of_the_format_is_refused(content: bytes) -> None:
-    with pytest.raises(FederationError, match="what arrived"):
+    with pytest.raises(TransferError, match="what arrived"):
         read(content)

@@ -18,9 +18,9 @@ import torch
 from nvflare.apis.signal import Signal
 
 from connect_proxy import ConnectProxy
-from direct_ends import JOB, LARGEST, ORIGIN, Exchange, Scissors, credentials
+from direct_ends import JOB, LARGEST, ORIGIN, CutLink, Exchange, credentials
 from oncofed.flare.transfer import client
-from oncofed.flare.transfer.protocol import LENGTH, PATH, context_of
+from oncofed.flare.transfer.protocol import LENGTH, PATH, tls_context
 from oncofed.messages.chunks import ChunkedTensors
 from oncofed.models.weights import Weights
 from oncofed.proxy import PROXY_VARIABLE
@@ -28,7 +28,7 @@ from oncofed.proxy import PROXY_VARIABLE
 MODEL: Weights = {"a": torch.randn(700, 1000), "b": torch.arange(9), "c": torch.randn(33).to(torch.bfloat16)}
 MB = 1_000_000
 
-Scissor = Callable[..., Scissors]
+MakeLink = Callable[..., CutLink]
 
 
 def same(one: Weights | None, other: Weights) -> bool:
@@ -36,27 +36,27 @@ def same(one: Weights | None, other: Weights) -> bool:
 
 
 def test_a_site_fetches_what_is_offered_until_it_is_withdrawn(exchange: Exchange) -> None:
-    exchange.counter.offer("model", MODEL)
-    north = exchange.courier()
-    assert same(north.collect(ORIGIN, "model"), MODEL)
-    assert same(exchange.courier("south").collect(ORIGIN, "model"), MODEL)
-    exchange.counter.withdraw("model")
-    assert north.collect(ORIGIN, "model") is None
-    assert north.collect("south.other", "model") is None
+    exchange.server.publish("model", MODEL)
+    north = exchange.client()
+    assert same(north.fetch(ORIGIN, "model"), MODEL)
+    assert same(exchange.client("south").fetch(ORIGIN, "model"), MODEL)
+    exchange.server.withdraw("model")
+    assert north.fetch(ORIGIN, "model") is None
+    assert north.fetch("south.other", "model") is None
     assert not exchange.others
 
 
 def test_a_site_brings_an_update_that_nobody_else_can_claim(exchange: Exchange) -> None:
-    exchange.courier().offer("update", MODEL)
-    assert exchange.counter.collect(f"south.{JOB}", "update") is None
-    assert exchange.counter.collect(f"north.{JOB}", "another") is None
-    assert same(exchange.counter.collect(f"north.{JOB}", "update"), MODEL)
-    assert exchange.counter.collect(f"north.{JOB}", "update") is None
+    exchange.client().publish("update", MODEL)
+    assert exchange.server.fetch(f"south.{JOB}", "update") is None
+    assert exchange.server.fetch(f"north.{JOB}", "another") is None
+    assert same(exchange.server.fetch(f"north.{JOB}", "update"), MODEL)
+    assert exchange.server.fetch(f"north.{JOB}", "update") is None
 
 
 def test_an_update_was_looked_at_when_it_is_collected(exchange: Exchange, monkeypatch: pytest.MonkeyPatch) -> None:
-    exchange.courier().offer("update", MODEL)
-    arrived = exchange.counter.collect(f"north.{JOB}", "update")
+    exchange.client().publish("update", MODEL)
+    arrived = exchange.server.fetch(f"north.{JOB}", "update")
     monkeypatch.setattr("oncofed.messages.chunks.sum_of_squares", lambda value: pytest.fail("nobody looked before"))
     joined = ChunkedTensors(arrived)
     assert all(joined.look(name).finite for name in joined)
@@ -64,13 +64,13 @@ def test_an_update_was_looked_at_when_it_is_collected(exchange: Exchange, monkey
 
 def test_many_at_once(exchange: Exchange) -> None:
     updates = {f"{number}": {"a": torch.full((300_000,), float(number))} for number in range(12)}
-    exchange.counter.offer("model", MODEL)
+    exchange.server.publish("model", MODEL)
     fetched: list[bool] = []
 
     def site(number: str) -> None:
-        one = exchange.courier("north" if int(number) % 2 else "south")
-        fetched.append(same(one.collect(ORIGIN, "model"), MODEL))
-        one.offer(number, updates[number])
+        one = exchange.client("north" if int(number) % 2 else "south")
+        fetched.append(same(one.fetch(ORIGIN, "model"), MODEL))
+        one.publish(number, updates[number])
 
     for pair in range(0, 12, 2):
         threads = [threading.Thread(target=site, args=(f"{number}",)) for number in (pair, pair + 1)]
@@ -79,37 +79,37 @@ def test_many_at_once(exchange: Exchange) -> None:
         for thread in threads:
             thread.join()
         for number, name in ((pair, "south"), (pair + 1, "north")):
-            assert same(exchange.counter.collect(f"{name}.{JOB}", f"{number}"), updates[f"{number}"])
+            assert same(exchange.server.fetch(f"{name}.{JOB}", f"{number}"), updates[f"{number}"])
     assert fetched == [True] * 12
 
 
 def test_an_update_that_is_still_held_is_not_written_over(exchange: Exchange) -> None:
-    north = exchange.courier()
+    north = exchange.client()
     held = []
     for number in range(3):
-        north.offer(f"{number}", {"a": torch.full((300_000,), float(number))})
-        held.append(exchange.counter.collect(f"north.{JOB}", f"{number}"))
+        north.publish(f"{number}", {"a": torch.full((300_000,), float(number))})
+        held.append(exchange.server.fetch(f"north.{JOB}", f"{number}"))
     assert [float(update["a"].mean()) for update in held if update] == [0.0, 1.0, 2.0]
 
 
 @pytest.mark.parametrize("up", [False, True])
-def test_what_was_cut_goes_on_where_it_was(exchange: Exchange, scissors: Scissor, up: bool) -> None:
-    between = scissors(MB, MB, 300_000, up=up)
-    north = exchange.courier(port=between.port)
+def test_what_was_cut_goes_on_where_it_was(exchange: Exchange, cut_link: MakeLink, up: bool) -> None:
+    between = cut_link(MB, MB, 300_000, up=up)
+    north = exchange.client(port=between.port)
     if up:
-        north.offer("update", MODEL)
-        assert same(exchange.counter.collect(f"north.{JOB}", "update"), MODEL)
+        north.publish("update", MODEL)
+        assert same(exchange.server.fetch(f"north.{JOB}", "update"), MODEL)
     else:
-        exchange.counter.offer("model", MODEL)
-        assert same(north.collect(ORIGIN, "model"), MODEL)
+        exchange.server.publish("model", MODEL)
+        assert same(north.fetch(ORIGIN, "model"), MODEL)
     assert between.connections == 4
 
 
 def test_a_way_that_never_opens_is_given_up_soon(
-    exchange: Exchange, scissors: Scissor, caplog: pytest.LogCaptureFixture
+    exchange: Exchange, cut_link: MakeLink, caplog: pytest.LogCaptureFixture
 ) -> None:
-    north = exchange.courier(port=scissors(*[0] * 1000).port)
-    assert north.collect(ORIGIN, "model") is None
+    north = exchange.client(port=cut_link(*[0] * 1000).port)
+    assert north.fetch(ORIGIN, "model") is None
     assert "goes through FLARE's messages" in caplog.text
 
 
@@ -117,9 +117,9 @@ def test_where_there_is_no_room_for_another_connection_a_site_waits(
     exchange: Exchange, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(client, "_FIRST_PATIENCE_SECONDS", 20.0)
-    exchange.counter._room = threading.BoundedSemaphore(1)
-    exchange.counter.offer("model", MODEL)
-    context = context_of(credentials(exchange.kits / "south"), JOB, False)
+    exchange.server._free_connections = threading.BoundedSemaphore(1)
+    exchange.server.publish("model", MODEL)
+    context = tls_context(credentials(exchange.kits / "south"), JOB, False)
     idle = context.wrap_socket(socket.create_connection(("localhost", exchange.port)))
     left = threading.Event()
 
@@ -128,16 +128,16 @@ def test_where_there_is_no_room_for_another_connection_a_site_waits(
         idle.close()
 
     threading.Timer(0.5, leave).start()
-    assert same(exchange.courier().collect(ORIGIN, "model"), MODEL)
+    assert same(exchange.client().fetch(ORIGIN, "model"), MODEL)
     assert left.is_set()
 
 
 def test_a_job_that_is_not_here_yet_is_waited_for(exchange: Exchange, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "_FIRST_PATIENCE_SECONDS", 20.0)
     folder = exchange.jobs.folders.pop(JOB)
-    exchange.counter.offer("model", MODEL)
+    exchange.server.publish("model", MODEL)
     threading.Timer(0.5, lambda: exchange.jobs.folders.update({JOB: folder})).start()
-    assert same(exchange.courier().collect(ORIGIN, "model"), MODEL)
+    assert same(exchange.client().fetch(ORIGIN, "model"), MODEL)
 
 
 def test_a_server_without_direct_connections_is_asked_once(
@@ -160,29 +160,29 @@ def test_a_server_without_direct_connections_is_asked_once(
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         threading.Thread(target=serve, args=(listener,), daemon=True).start()
-        north = exchange.courier(port=listener.getsockname()[1])
-        assert north.collect(ORIGIN, "model") is None
-        assert north.collect(ORIGIN, "model") is None
+        north = exchange.client(port=listener.getsockname()[1])
+        assert north.fetch(ORIGIN, "model") is None
+        assert north.fetch(ORIGIN, "model") is None
     assert len(taken) == 1
     assert "does not take direct connections" in caplog.text
 
 
 def test_a_stopped_job_is_not_waited_for(exchange: Exchange) -> None:
-    exchange.counter.offer("model", MODEL)
+    exchange.server.publish("model", MODEL)
     stop = Signal()
     stop.trigger("stopped")
-    north = exchange.courier()
-    assert north.collect(ORIGIN, "model", stop) is None
-    north.offer("update", MODEL, stop)
-    assert exchange.counter.collect(f"north.{JOB}", "update") is None
+    north = exchange.client()
+    assert north.fetch(ORIGIN, "model", stop) is None
+    north.publish("update", MODEL, stop)
+    assert exchange.server.fetch(f"north.{JOB}", "update") is None
 
 
 def test_a_hospitals_proxy_is_used(exchange: Exchange, monkeypatch: pytest.MonkeyPatch) -> None:
     proxy = ConnectProxy(exchange.port, "clinic:secret")
     monkeypatch.setenv(PROXY_VARIABLE, f"http://clinic:secret@127.0.0.1:{proxy.port}")
     monkeypatch.setenv("no_proxy", "")
-    exchange.counter.offer("model", MODEL)
-    assert same(exchange.courier().collect(ORIGIN, "model"), MODEL)
+    exchange.server.publish("model", MODEL)
+    assert same(exchange.client().fetch(ORIGIN, "model"), MODEL)
     assert len(proxy.opened) == 1
     proxy.close()
 
@@ -192,32 +192,32 @@ ATTACK = "fetching a model, or bringing an update, over a connection of one's ow
 
 @pytest.mark.attack(ATTACK, by="whoever has a certificate of another alliance", logged="nowhere: TLS ends it")
 def test_a_stranger_gets_nothing(exchange: Exchange, other_kits: Path) -> None:
-    exchange.counter.offer("model", MODEL)
-    stranger = exchange.courier(kits=other_kits)
-    assert stranger.collect(ORIGIN, "model") is None
-    stranger.offer("update", MODEL)
-    assert exchange.counter.collect(f"north.{JOB}", "update") is None
+    exchange.server.publish("model", MODEL)
+    stranger = exchange.client(kits=other_kits)
+    assert stranger.fetch(ORIGIN, "model") is None
+    stranger.publish("update", MODEL)
+    assert exchange.server.fetch(f"north.{JOB}", "update") is None
 
 
 @pytest.mark.attack(ATTACK, by="a person, with an engineer's certificate", logged="the person's own log")
 def test_a_person_is_no_site(exchange: Exchange) -> None:
-    exchange.counter.offer("model", MODEL)
+    exchange.server.publish("model", MODEL)
     person = next(kit.name for kit in exchange.kits.iterdir() if "@" in kit.name)
-    engineer = exchange.courier(person)
-    assert engineer.collect(ORIGIN, "model") is None
-    engineer.offer("update", MODEL)
-    assert exchange.counter.collect(f"{person}.{JOB}", "update") is None
+    engineer = exchange.client(person)
+    assert engineer.fetch(ORIGIN, "model") is None
+    engineer.publish("update", MODEL)
+    assert exchange.server.fetch(f"{person}.{JOB}", "update") is None
 
 
 @pytest.mark.attack(ATTACK, by="a site that was revoked meanwhile", logged="the site's own log")
 def test_a_site_that_is_out_gets_nothing(exchange: Exchange, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    exchange.counter.offer("model", MODEL)
-    exchange.welcome.discard("north")
-    north = exchange.courier()
-    assert north.collect(ORIGIN, "model") is None
-    north.offer("update", MODEL)
-    assert exchange.counter.collect(f"north.{JOB}", "update") is None
+    exchange.server.publish("model", MODEL)
+    exchange.participants.discard("north")
+    north = exchange.client()
+    assert north.fetch(ORIGIN, "model") is None
+    north.publish("update", MODEL)
+    assert exchange.server.fetch(f"north.{JOB}", "update") is None
     assert "Forbidden" in caplog.text
 
 
@@ -226,8 +226,8 @@ def test_a_site_that_is_out_gets_nothing(exchange: Exchange, caplog: pytest.LogC
 )
 def test_a_site_gives_nothing_to_who_is_not_the_server(exchange: Exchange, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    exchange.courier(server="federation.example.org").offer("update", MODEL)
-    assert exchange.counter.collect(f"north.{JOB}", "update") is None
+    exchange.client(server="federation.example.org").publish("update", MODEL)
+    assert exchange.server.fetch(f"north.{JOB}", "update") is None
     assert "not federation.example.org answers there" in caplog.text
 
 
@@ -236,9 +236,9 @@ def test_an_update_that_is_too_large_is_refused_before_it_is_sent(
     exchange: Exchange, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    exchange.courier().offer("update", {"a": torch.zeros(LARGEST // 4 + 1)})
+    exchange.client().publish("update", {"a": torch.zeros(LARGEST // 4 + 1)})
     assert "Too Large" in caplog.text
-    assert exchange.counter.collect(f"north.{JOB}", "update") is None
+    assert exchange.server.fetch(f"north.{JOB}", "update") is None
 
 
 # A server that does not read what it refuses may end the connection before its answer is there.
@@ -247,7 +247,7 @@ REFUSED_UNREAD = 0
 
 def request(exchange: Exchange, method: str, ref: str, headers: dict[str, str], body: bytes = b"") -> int:
     """Return how the server answers a request of a site that speaks for itself."""
-    context = context_of(credentials(exchange.kits / "north"), JOB, False)
+    context = tls_context(credentials(exchange.kits / "north"), JOB, False)
     with context.wrap_socket(socket.create_connection(("localhost", exchange.port))) as secured:
         connection = HTTPConnection("localhost")
         connection.sock = secured
@@ -263,9 +263,9 @@ def test_what_is_not_tensors_is_refused(exchange: Exchange) -> None:
     assert request(exchange, "HEAD", "update", {LENGTH: "100"}) == http.HTTPStatus.ACCEPTED
     headers = {"Content-Range": "bytes 0-99/100"}
     assert request(exchange, "PUT", "update", headers, bytes(100)) == http.HTTPStatus.BAD_REQUEST
-    assert exchange.counter.collect(f"north.{JOB}", "update") is None
-    exchange.courier().offer("update", MODEL)
-    assert same(exchange.counter.collect(f"north.{JOB}", "update"), MODEL)
+    assert exchange.server.fetch(f"north.{JOB}", "update") is None
+    exchange.client().publish("update", MODEL)
+    assert same(exchange.server.fetch(f"north.{JOB}", "update"), MODEL)
 
 
 def test_a_part_that_does_not_go_on_is_refused(exchange: Exchange) -> None:
@@ -283,16 +283,16 @@ def test_other_requests_are_answered(exchange: Exchange, method: str, path: str)
 
 def test_a_newer_update_takes_the_place_of_one_that_broke_off(exchange: Exchange) -> None:
     assert request(exchange, "HEAD", "older", {LENGTH: "100"}) == http.HTTPStatus.ACCEPTED
-    exchange.courier().offer("newer", MODEL)
-    assert same(exchange.counter.collect(f"north.{JOB}", "newer"), MODEL)
-    assert exchange.counter.collect(f"north.{JOB}", "older") is None
+    exchange.client().publish("newer", MODEL)
+    assert same(exchange.server.fetch(f"north.{JOB}", "newer"), MODEL)
+    assert exchange.server.fetch(f"north.{JOB}", "older") is None
 
 
-def test_a_counter_keeps_no_file_open_after_its_job(exchange: Exchange) -> None:
+def test_a_server_keeps_no_file_open_after_its_job(exchange: Exchange) -> None:
     before = psutil.Process().num_fds()
-    north = exchange.courier()
+    north = exchange.client()
     for number in range(3):
-        north.offer(f"{number}", {"a": torch.ones(300_000)})
-    exchange.counter.close()
+        north.publish(f"{number}", {"a": torch.ones(300_000)})
+    exchange.server.close()
     gc.collect()
     assert psutil.Process().num_fds() <= before

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from direct_ends import JOB, ORIGIN, Exchange, credentials
-from oncofed.flare.transfer.protocol import context_of, protocol
+from oncofed.flare.transfer.protocol import alpn_protocol, tls_context
 from oncofed.flare.transfer.shared_port import Jobs, SharedPort
 
 
@@ -52,11 +52,11 @@ def test_flares_own_connections_reach_it_whole(exchange: Exchange) -> None:
 
 
 def test_who_says_nothing_holds_nobody_up(exchange: Exchange) -> None:
-    exchange.counter.offer("model", {"a": torch.ones(3)})
+    exchange.server.publish("model", {"a": torch.ones(3)})
     with contextlib.ExitStack() as silent:
         for _ in range(20):
             silent.enter_context(socket.create_connection(("127.0.0.1", exchange.port)))
-        assert exchange.courier().collect(ORIGIN, "model")
+        assert exchange.client().fetch(ORIGIN, "model")
         assert not exchange.others
 
 
@@ -69,7 +69,7 @@ def test_of_too_many_that_say_nothing_the_first_are_flares(exchange: Exchange, m
 
 
 def test_a_first_message_may_come_in_parts(exchange: Exchange) -> None:
-    first = hello(context_of(credentials(exchange.kits / "north"), JOB, False))
+    first = hello(tls_context(credentials(exchange.kits / "north"), JOB, False))
     with socket.create_connection(("127.0.0.1", exchange.port)) as connection:
         for start in range(0, len(first), 100):
             connection.sendall(first[start : start + 100])
@@ -81,8 +81,8 @@ def test_a_first_message_may_come_in_parts(exchange: Exchange) -> None:
 
 @pytest.mark.parametrize("job", [JOB[:-1] + "f", "../../../etc", JOB.upper(), "x" * 36])
 def test_a_connection_for_no_job_of_this_server_leads_nowhere(exchange: Exchange, job: str, kits: Path) -> None:
-    context = context_of(credentials(kits / "north"), JOB, False)
-    context.set_alpn_protocols([protocol(job)])
+    context = tls_context(credentials(kits / "north"), JOB, False)
+    context.set_alpn_protocols([alpn_protocol(job)])
     with socket.create_connection(("127.0.0.1", exchange.port)) as connection:
         connection.sendall(hello(context))
         connection.settimeout(10.0)

@@ -17,7 +17,7 @@ from scipy import ndimage
 
 from oncofed.data.dicom.headers import read_header
 from oncofed.data.dicom.pixels import read_stack
-from oncofed.data.dicom.series import sort_heap
+from oncofed.data.dicom.series import group_series
 from oncofed.data.images import LoadedImage
 from oncofed.prediction.dicom.common import ModelIdentity
 from oncofed.prediction.dicom.labelled_series import LabelledSeries
@@ -32,7 +32,7 @@ SERIES = ("11-T1post-18670", "36468-FLAIRreg-58706", "11_HCropVolume")
 
 def _image(folder: Path) -> tuple[list[Path], LoadedImage]:
     files = sorted(folder.iterdir())
-    (stack,) = sort_heap([(file.name, read_header(file)) for file in files]).stacks
+    (stack,) = group_series([(file.name, read_header(file)) for file in files]).stacks
     return files, read_stack(folder, stack).image
 
 

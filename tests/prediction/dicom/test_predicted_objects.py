@@ -16,7 +16,7 @@ from PIL import Image
 from dicoms import OBLIQUE, make_series, make_xray, volume
 from oncofed.data.inputs import Prepared
 from oncofed.data.manifest import read_manifest
-from oncofed.data.register import Request, register
+from oncofed.data.register import RegisterOptions, register
 from oncofed.prediction.dicom.writers import coding_notes
 from oncofed.prediction.model import load_model
 from oncofed.prediction.outputs import case_rows as case_rows_module
@@ -77,7 +77,7 @@ def test_the_objects_of_a_volume_hold_what_its_nifti_holds(tmp_path: Path, monke
         make.mkdir()
         for path in (*(tmp_path / "in").iterdir(), file):
             (make / path.name).symlink_to(path)
-        (entry,) = register(Request(make, "demo", read)).entries
+        (entry,) = register(RegisterOptions(make, "demo", read)).entries
         names = {int(value): name for value, name in read_manifest(read).labels.items()}
         again = np.asarray(nib.load(read / str(entry.label)).dataobj)
         for value, name in ((1, "shell"), (2, "core")):

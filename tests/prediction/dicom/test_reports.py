@@ -13,7 +13,7 @@ from highdicom._standard_utils import check_required_attributes, get_iod_module_
 from pydicom.dataset import Dataset
 
 from dicoms import make_series, make_xray
-from oncofed.data.register import Request, register
+from oncofed.data.register import RegisterOptions, register
 from oncofed.errors import DataError
 from oncofed.prediction.dicom.common import ModelIdentity
 from oncofed.prediction.dicom.labelled_series import LabelledSeries
@@ -31,7 +31,7 @@ FIGURES = {
 def _written(tmp_path: Path) -> tuple[Dataset, Dataset]:
     """The SEG and the report of a series."""
     files = make_series(tmp_path / "in")
-    (entry,) = register(Request(tmp_path / "in", "demo", tmp_path / "out")).entries
+    (entry,) = register(RegisterOptions(tmp_path / "in", "demo", tmp_path / "out")).entries
     image = nib.load(tmp_path / "out" / str(entry.image))
     labels = np.zeros(image.shape[:3], np.uint8)
     labels[2:5, 3:9, 1:6] = 1

@@ -19,7 +19,7 @@ from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, SecondaryCapture
 
 from dicoms import AXIAL, CORONAL, OBLIQUE, SAGITTAL, make_multiframe, make_series, make_xray, volume
 from oncofed.data.manifest import Entry, read_manifest
-from oncofed.data.register import Request, register
+from oncofed.data.register import RegisterOptions, register
 from oncofed.errors import DataError
 from oncofed.prediction.dicom.common import ModelIdentity
 from oncofed.prediction.dicom.labelled_series import LabelledSeries
@@ -42,7 +42,7 @@ def _labels(shape: Sequence[int]) -> np.ndarray:
 
 
 def _register(folder: Path, out: Path) -> tuple[Path, Entry]:
-    manifest = register(Request(folder, "demo", out))
+    manifest = register(RegisterOptions(folder, "demo", out))
     assert [case.reason for case in manifest.quarantine] == []
     (entry,) = manifest.entries
     return out / entry.image, entry  # type: ignore[operator]

@@ -16,7 +16,7 @@ from scipy import ndimage
 
 from dicoms import CORONAL, OBLIQUE, make_multiframe, make_series, make_xray, volume
 from oncofed.data.manifest import read_manifest
-from oncofed.data.register import Request, register
+from oncofed.data.register import RegisterOptions, register
 from oncofed.errors import DataError
 from oncofed.prediction.dicom.common import ModelIdentity
 from oncofed.prediction.dicom.contours import mask_contours
@@ -114,7 +114,7 @@ def _labels(shape: Sequence[int]) -> np.ndarray:
 
 
 def _write(folder: Path, files: Sequence[Path], tmp_path: Path) -> tuple[np.ndarray, np.ndarray]:
-    (entry,) = register(Request(folder, "demo", tmp_path / "first")).entries
+    (entry,) = register(RegisterOptions(folder, "demo", tmp_path / "first")).entries
     image = nib.load(tmp_path / "first" / str(entry.image))
     labels = _labels(image.shape[:3])
     notes = write_structures(LabelledSeries(labels, files, image.affine, CLASSES, {}, MODEL), folder / "structures.dcm")
@@ -125,7 +125,7 @@ def _write(folder: Path, files: Sequence[Path], tmp_path: Path) -> tuple[np.ndar
 
 
 def _read_back(folder: Path, tmp_path: Path) -> np.ndarray:
-    manifest = register(Request(folder, "demo", tmp_path / "second"))
+    manifest = register(RegisterOptions(folder, "demo", tmp_path / "second"))
     (entry,) = manifest.entries
     found = np.asarray(nib.load(tmp_path / "second" / str(entry.label)).dataobj)
     names = {name: value for value, name in CLASSES.items()}
@@ -185,7 +185,7 @@ def test_frames_of_an_enhanced_image(tmp_path: Path) -> None:
 
 def test_contours_of_a_tilted_gantry_lie_on_its_own_slices(tmp_path: Path) -> None:
     files = make_series(tmp_path / "in", volume((24, 30, 8)), modality="CT", tilt=0.6)
-    (entry,) = register(Request(tmp_path / "in", "demo", tmp_path / "first")).entries
+    (entry,) = register(RegisterOptions(tmp_path / "in", "demo", tmp_path / "first")).entries
     image = nib.load(tmp_path / "first" / str(entry.image))
     labels = np.zeros(image.shape[:3], np.uint8)
     labels[5:15, 12:20, 1:7] = 1
@@ -214,7 +214,7 @@ def test_it_conforms_and_says_what_it_is_for(tmp_path: Path) -> None:
 def test_long_contours_are_written_whole(tmp_path: Path) -> None:
     """A comb has a contour of more text than explicit VR allows an element."""
     files = make_series(tmp_path / "in", volume((256, 40, 4)))
-    (entry,) = register(Request(tmp_path / "in", "demo", tmp_path / "first")).entries
+    (entry,) = register(RegisterOptions(tmp_path / "in", "demo", tmp_path / "first")).entries
     affine = nib.load(tmp_path / "first" / str(entry.image)).affine
     labels = np.zeros((256, 40, 4), np.uint8)
     labels[:, 0, 1] = 1

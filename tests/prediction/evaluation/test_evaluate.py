@@ -16,8 +16,7 @@ from safetensors.torch import save_file
 
 from oncofed.artifacts.provenance import write_provenance
 from oncofed.data.cases import usable_cases
-from oncofed.data.register import Request as ToRegister
-from oncofed.data.register import register
+from oncofed.data.register import RegisterOptions, register
 from oncofed.errors import DataError, SpecError
 from oncofed.job.spec import parse_job
 from oncofed.prediction.evaluation.evaluate import EvaluationRequest, EvaluationResult, evaluate, write_cases
@@ -175,7 +174,7 @@ def test_models_that_cannot_be_compared_are_refused(tmp_path: Path, data: Path) 
 
 def test_a_classification_is_evaluated_and_its_worst_are_the_least_sure(tmp_path: Path) -> None:
     images = make_textures(tmp_path / "in", ["thin", "wide"], each=12, colours=1)
-    register(ToRegister(images, "stripes", tmp_path / "set", "classification"))
+    register(RegisterOptions(images, "stripes", tmp_path / "set", "classification"))
     found = _evaluate(_run(tmp_path / "run", XRAY), tmp_path / "set", split="all")
     assert found.record.metric == "auroc"
     assert found.record.scores.mean is not None
@@ -198,7 +197,7 @@ def test_labels_of_another_job_and_none_are_refused_in_words(tmp_path: Path, dat
     with pytest.raises(DataError, match="none of its 20 cases has a mask as label, by which the job balls is scored"):
         _evaluate(model, data)
     images = make_textures(tmp_path / "in", ["shell", "core"], each=4, colours=1)
-    register(ToRegister(images, "flat", tmp_path / "flat", "classification"))
+    register(RegisterOptions(images, "flat", tmp_path / "flat", "classification"))
     with pytest.raises(DataError, match="has a mask as label"):
         _evaluate(model, tmp_path / "flat")
 

@@ -91,7 +91,7 @@ def test_a_class_that_few_of_a_group_have_has_no_figure_there_nor_where_it_would
     shown = [group.scores for group in found.groups]
     assert all(shown)
     assert [sorted(scores.by_class) for scores in shown if scores] == [["core", "shell"], ["shell"], ["shell"]]
-    assert ["hd95_mm.core" in scores.more for scores in shown if scores] == [True, False, False]
+    assert ["hd95_mm.core" in scores.extra_metrics for scores in shown if scores] == [True, False, False]
 
 
 def test_a_class_in_no_case_and_a_metric_that_none_tells_are_left_out() -> None:

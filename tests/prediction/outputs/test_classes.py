@@ -19,7 +19,7 @@ from made import COLOURS, made_model, made_predictions, made_source
 from oncofed.data.spec import DataSpec
 from oncofed.errors import DataError
 from oncofed.models import ModelSpec
-from oncofed.models.networks import Request, build_network
+from oncofed.models.networks import NetworkRequest, build_network
 from oncofed.prediction.case_prediction import CasePrediction
 from oncofed.prediction.model import load_model
 from oncofed.prediction.outputs.classes import class_rows, saliency_map, write_classes, write_saliency
@@ -104,7 +104,7 @@ def test_nothing_speaks_for_a_class_that_nothing_speaks_for() -> None:
 def test_the_last_map_of_features_is_found_in_each_network(name: str, layer: str | None) -> None:
     arguments = {"hidden_size": 24, "mlp_dim": 24, "num_layers": 2, "num_heads": 2} if name == "vit" else {}
     spec = ModelSpec(network=name, arguments=arguments)
-    network = build_network(Request(spec, 1, 2, 2, (128, 128)), 0).eval()
+    network = build_network(NetworkRequest(spec, 1, 2, 2, (128, 128)), 0).eval()
     assert feature_layer(network, torch.zeros(1, 1, 128, 128)) == layer
 
 
@@ -117,7 +117,7 @@ def test_a_branch_past_which_the_image_speaks_too_is_no_map_of_features() -> Non
 
 
 def test_a_network_is_left_as_it_was() -> None:
-    network = build_network(Request(ModelSpec(network="resnet18"), 3, 2, 2, (64, 64)), 0).eval()
+    network = build_network(NetworkRequest(ModelSpec(network="resnet18"), 3, 2, 2, (64, 64)), 0).eval()
     before = copy.deepcopy(network.state_dict())
     places = [getattr(module, "inplace", None) for module in network.modules()]
     image = torch.rand(3, 64, 64)

@@ -28,7 +28,7 @@ Values = NDArray[np.float64]
 
 def direction(item: Slice) -> list[float]:
     """Return the directions of a slice's rows and columns, in LPS."""
-    found: list[float] = item.header["orientation"]
+    found: list[float] = item.header.orientation
     return found
 
 
@@ -38,9 +38,9 @@ def by_plane(slices: Sequence[Slice]) -> list[tuple[list[Slice], str | None]]:
     wrong: list[Slice] = []
     for item, right in zip(slices, _are_directions(slices) if slices else (), strict=True):
         if right:
-            spacing = item.header["spacing"]
+            spacing = item.header.spacing
             sized = bool(spacing) and min(spacing) > 0 and all(map(math.isfinite, spacing))
-            sizes[item.header["rows"], item.header["columns"], sized].append(item)
+            sizes[item.header.rows, item.header.columns, sized].append(item)
         else:
             wrong.append(item)
     found: list[tuple[list[Slice], str | None]] = []
@@ -79,7 +79,7 @@ def together(values: Values, near: float) -> NDArray[np.int64]:
 
 def _are_directions(slices: Sequence[Slice]) -> NDArray[np.bool_]:
     """Return for each slice whether it has a position, and two perpendicular directions of length one."""
-    values = np.array([[*item.header["orientation"], *item.header["position"]] for item in slices])
+    values = np.array([[*item.header.orientation, *item.header.position] for item in slices])
     row, column = values[:, :3], values[:, 3:6]
     units = np.abs(np.linalg.norm(values[:, :6].reshape(-1, 2, 3), axis=2) - 1).max(axis=1)
     across = np.abs((row * column).sum(axis=1))
@@ -111,7 +111,7 @@ def _are_volumes_apart(parts: Sequence[tuple[list[Slice], Values]], turned: Valu
     normal = np.cross(mean[:3], mean[3:])
     ends = []
     for part, values in parts:
-        along = np.array([item.header["position"] for item in part]) @ normal
+        along = np.array([item.header.position for item in part]) @ normal
         if len(part) < 2 or _spread(values) > _SAME_DIRECTION:
             return False
         ends.append((along.min(), along.max()))
@@ -120,7 +120,7 @@ def _are_volumes_apart(parts: Sequence[tuple[list[Slice], Values]], turned: Valu
 
 
 def _by_size(group: list[Slice]) -> list[tuple[list[Slice], str | None]]:
-    values = np.log([item.header["spacing"] for item in group])
+    values = np.log([item.header.spacing for item in group])
     if _spread(values) <= _SAME_SIZE:
         return [(group, None)]
     found: list[tuple[list[Slice], str | None]] = []

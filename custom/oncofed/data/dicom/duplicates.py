@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from oncofed.data.dicom.header_types import ImageHeader
 from oncofed.data.dicom.stacks import Slice
 
 SAME_PLACE_MM = 0.02
@@ -18,7 +19,7 @@ _NOT_TELLING = {"InstanceNumber"}
 
 def place_tolerance(slices: Iterable[Slice]) -> float:
     """Return within how many mm two slices lie at one place: less where pixels are very small."""
-    sides = [side for item in slices for side in item.header["spacing"] or () if side > 0]
+    sides = [side for item in slices for side in item.header.spacing or () if side > 0]
     return min(SAME_PLACE_MM, 0.1 * min(sides)) if sides else SAME_PLACE_MM
 
 
@@ -32,10 +33,10 @@ def suspects(series: Sequence[Slice]) -> list[list[Slice]]:
     for item in series:
         header = item.header
         if is_placed(header):
-            tells = tuple((k, v) for k, v in header["tells"].items() if k not in _NOT_TELLING)
-            groups[header["patient"], header["rows"], header["columns"], tells].append(item)
-        elif header["instance"]:
-            groups[header["patient"], header["instance"]].append(item)
+            tells = tuple((k, v) for k, v in header.tells.items() if k not in _NOT_TELLING)
+            groups[header.patient, header.rows, header.columns, tells].append(item)
+        elif header.instance:
+            groups[header.patient, header.instance].append(item)
     found: list[list[Slice]] = []
     for group in groups.values():
         if len(group) > 1:
@@ -43,14 +44,14 @@ def suspects(series: Sequence[Slice]) -> list[list[Slice]]:
     return found
 
 
-def is_placed(header: Mapping[str, Any]) -> bool:
+def is_placed(header: ImageHeader) -> bool:
     """Return whether a header says where its one frame lies."""
-    return bool(header["position"] and header["orientation"]) and header["frames"] == 1
+    return bool(header.position and header.orientation) and header.frames == 1
 
 
 def at_one_place(group: Sequence[Slice]) -> list[list[Slice]]:
     """Return the slices that share a place and a direction with others."""
-    places = np.array([[*item.header["position"], *item.header["orientation"]] for item in group])
+    places = np.array([[*item.header.position, *item.header.orientation] for item in group])
     # A direction that no axis of a scanner is likely to be: few slices that lie elsewhere have the same distance along.
     along = places[:, :3] @ np.array([0.48, 0.62, 0.62])
     order = np.argsort(along, kind="stable")

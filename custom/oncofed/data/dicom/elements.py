@@ -90,14 +90,14 @@ def texts(elements: Elements, keyword: str) -> list[str]:
     return [part.strip() for part in found.split("\\")] if found else []
 
 
-def floats(elements: Elements, keyword: str, count: int) -> list[float] | None:
-    """Return numbers that are stored as text (DS); None where there are not so many.
+def floats(elements: Elements, keyword: str, count: int) -> list[float]:
+    """Return numbers that are stored as text (DS); none where their count is another.
 
     Raises:
         DataError: one is no number.
     """
     values = texts(elements, keyword)
-    return [_decimal(value, keyword) for value in values] if len(values) == count else None
+    return [_decimal(value, keyword) for value in values] if len(values) == count else []
 
 
 def number(elements: Elements, keyword: str, default: float) -> float:

@@ -1,4 +1,4 @@
-"""The headers of a heap of DICOM files, as plain values that fit into an index."""
+"""Read the header of one DICOM file."""
 
 from __future__ import annotations
 
@@ -9,19 +9,22 @@ from typing import Any
 
 from pydicom.datadict import tag_for_keyword
 from pydicom.tag import BaseTag, Tag
+from pydicom.uid import (
+    MediaStorageDirectoryStorage,
+    RTStructureSetStorage,
+    SegmentationStorage,
+    VLWholeSlideMicroscopyImageStorage,
+)
 
 from oncofed.data.dicom.elements import SYNTAX, Elements, any_elements, tag_of, text, walked
-from oncofed.data.dicom.image_header import PRIVATE, SLIDE_TAGS, TELLING, image_values, slide_values
+from oncofed.data.dicom.header_types import BrokenFile, Directory, Header, LabelHeader, OtherObject
+from oncofed.data.dicom.image_header import PRIVATE, SLIDE_TAGS, TELLING, image_header, slide_header
 from oncofed.data.dicom.projections import SIZE_TAGS
 from oncofed.data.dicom.references import LABEL_MAP, read_references
 from oncofed.errors import DataError
 
-Header = dict[str, Any]
-
-_SEG = {"1.2.840.10008.5.1.4.1.1.66.4", LABEL_MAP}
-_RTSTRUCT = "1.2.840.10008.5.1.4.1.1.481.3"
-_DICOMDIR = "1.2.840.10008.1.3.10"
-_WSI = "1.2.840.10008.5.1.4.1.1.77.1.6"
+_SEG = {SegmentationStorage, LABEL_MAP}
+_WITHOUT_PIXELS = {"RTDOSE", "RTPLAN", "SR", "PR", "KO", "ECG", "DOC", "REG", "RTRECORD"}
 
 _TAGS: list[Any] = [
     "SOPClassUID",
@@ -102,12 +105,7 @@ def looks_like_dicom(path: Path) -> bool:
 
 
 def read_header(path: Path) -> Header:
-    """Read what is needed of one file's header.
-
-    Returns:
-        ``kind`` ("image", "seg", "rtstruct", "slide", "dicomdir", "other") and, by kind, its values. Of a file that
-        cannot be read: kind "broken" and ``reason``.
-    """
+    """Read one file's header; one that cannot be read is a ``BrokenFile``, no error."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -116,54 +114,51 @@ def read_header(path: Path) -> Header:
                 if not elements:
                     elements, syntax = any_elements(file, _WANTED)
                 # pydicom leaves off where the pixels begin.
-                header = _values(elements, file.tell(), syntax)
-                if header["kind"] in {"seg", "rtstruct"}:
-                    header |= read_references(file, header["kind"])
-                return header
+                header = _header(elements, file.tell(), syntax)
+                return read_references(file, header) if isinstance(header, LabelHeader) else header
         except DataError as error:
-            return {"kind": "broken", "reason": str(error)}
+            return BrokenFile(reason=str(error))
         except Exception:  # noqa: BLE001 - a broken header raises whatever its bytes lead to
             size = path.stat().st_size
             reason = f"its header cannot be read: the file of {size} bytes is cut off or damaged. Copy it anew"
-            return {"kind": "broken", "reason": reason}
+            return BrokenFile(reason=reason)
 
 
-def _values(elements: Elements, pixels_at: int, syntax: str = "") -> Header:
-    header: Header = {name: text(elements, number) for name, number in _TEXT_TAGS.items()}
-    if text(elements, _MEDIA_CLASS) == _DICOMDIR:
-        return {"kind": "dicomdir"}
-    if not _CODE.fullmatch(header["modality"]):
-        reason = "its header is damaged: what stands in its Modality is no code. Copy it again, or export it anew"
-        return {"kind": "broken", "reason": reason}
-    if len(header["vendor"]) > _LONGEST_TEXT or not header["vendor"].isprintable():
-        header["vendor"] = ""
-    header["syntax"] = text(elements, SYNTAX) or syntax
-    header["kind"] = _kind(elements, header["sop_class"])
+def _header(elements: Elements, pixels_at: int, syntax: str = "") -> Header:
+    if text(elements, _MEDIA_CLASS) == MediaStorageDirectoryStorage:
+        return Directory()
+    common = {name: text(elements, number) for name, number in _TEXT_TAGS.items()}
+    if not _CODE.fullmatch(common["modality"]):
+        return BrokenFile(
+            reason="its header is damaged: what stands in its Modality is no code. Copy it again, or export it anew"
+        )
+    if len(common["vendor"]) > _LONGEST_TEXT or not common["vendor"].isprintable():
+        common["vendor"] = ""
     if tag_of("EncryptedAttributesSequence") in elements:
-        return {**header, "kind": "broken", "reason": "its attributes are encrypted; ask its source for the key"}
-    header["patient"] = _patient(elements)
-    if header["kind"] == "slide":
-        header |= slide_values(elements)
-    if header["kind"] == "image":
-        header |= image_values(elements)
-        header["pixels_at"] = pixels_at
-        if not header["rows"]:
-            reason = "its header has no Rows; it is cut off or no DICOM image. Copy it again, or export it anew"
-            return {"kind": "broken", "reason": reason}
-    return header
+        reason = "its attributes are encrypted; ask its source for the key"
+        return BrokenFile(reason=reason, series=common["series"])
+    common |= {"syntax": text(elements, SYNTAX) or syntax, "patient": _patient(elements)}
+    return _of_kind(elements, common, pixels_at)
 
 
-def _kind(elements: Elements, sop_class: str) -> str:
+def _of_kind(elements: Elements, common: dict[str, Any], pixels_at: int) -> Header:
+    """Return the header of an object, by its SOP class and modality."""
+    sop_class, modality = common["sop_class"], text(elements, tag_of("Modality"))
     # A segmentation of a kind yet to come is no image either.
-    if sop_class in _SEG or text(elements, tag_of("Modality")) == "SEG":
-        return "seg"
-    if sop_class == _RTSTRUCT:
-        return "rtstruct"
-    if sop_class == _WSI:
-        return "slide"
-    if text(elements, tag_of("Modality")) in {"RTDOSE", "RTPLAN", "SR", "PR", "KO", "ECG", "DOC", "REG", "RTRECORD"}:
-        return "other"
-    return "image" if tag_of("Rows") in elements or not sop_class else "other"
+    if sop_class in _SEG or modality == "SEG":
+        return LabelHeader(**common, kind="seg")
+    if sop_class == RTStructureSetStorage:
+        return LabelHeader(**common, kind="rtstruct")
+    if sop_class == VLWholeSlideMicroscopyImageStorage:
+        return slide_header(elements, common)
+    if modality in _WITHOUT_PIXELS or (tag_of("Rows") not in elements and sop_class):
+        return OtherObject(**common)
+    header = image_header(elements, common, pixels_at)
+    if not header.rows:
+        return BrokenFile(
+            reason="its header has no Rows; it is cut off or no DICOM image. Copy it again, or export it anew"
+        )
+    return header
 
 
 def _patient(elements: Elements) -> str:

@@ -1,15 +1,17 @@
-"""What the header of an image says of its pixels, of their place, and of what tells it from others of its series."""
+"""Read an image's header: its pixels, their place, and what tells it from others of its series."""
 
 from __future__ import annotations
 
 import contextlib
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 from pydicom.tag import Tag
 
 from oncofed.data.dicom.elements import Elements, binaries, floats, integer, number, shown, tag_of, text, texts
+from oncofed.data.dicom.header_types import ImageHeader, SlideHeader
 from oncofed.data.dicom.projections import pixel_size
 
 # What differs between volumes that scanners put into one series.
@@ -74,33 +76,49 @@ SLIDE_TAGS = (
 )
 
 
-def image_values(elements: Elements) -> dict[str, Any]:
-    """Return what a header says of an image, as plain values."""
+def image_header(elements: Elements, common: Mapping[str, str], pixels_at: int) -> ImageHeader:
+    """Return the header of an image.
+
+    Args:
+        elements: of its file.
+        common: the texts of every object, by field.
+        pixels_at: byte of the file at which the pixels begin.
+
+    Raises:
+        DataError: a number is none.
+    """
     image_type = texts(elements, "ImageType")
     told = {keyword: shown(elements, keyword) for tag, keyword in _TELLING_TAGS.items() if tag in elements}
-    return {
-        "rows": integer(elements, "Rows", 0),
-        "columns": integer(elements, "Columns", 0),
-        "frames": int(number(elements, "NumberOfFrames", 1)),
-        "samples": integer(elements, "SamplesPerPixel", 1),
-        "bits": integer(elements, "BitsAllocated", 16),
-        "bits_stored": integer(elements, "BitsStored", 16),
-        "signed": integer(elements, "PixelRepresentation", 0) == 1,
-        "image_type": image_type,
-        "position": floats(elements, "ImagePositionPatient", 3),
-        "orientation": floats(elements, "ImageOrientationPatient", 6),
-        **pixel_size(elements),
-        "thickness": number(elements, "SpacingBetweenSlices", 0) or number(elements, "SliceThickness", 0),
-        "turned": texts(elements, "PatientOrientation"),
-        "plain_values": tag_of("ModalityLUTSequence") not in elements,
-        "padding": _padding(elements),
-        "enhanced": tag_of("SharedFunctionalGroupsSequence") in elements,
-        "mosaic": "MOSAIC" in image_type or int(_SIEMENS_MOSAIC_IMAGES) in elements,
-        "units": text(elements, tag_of("Units")),
-        "intent": text(elements, tag_of("PresentationIntentType")),
-        "tells": {keyword: value for keyword, value in told.items() if value},
-        **_scaling(elements),
-    }
+    size, scaling = pixel_size(elements), _scaling(elements)
+    return ImageHeader(
+        **common,
+        rows=integer(elements, "Rows", 0),
+        columns=integer(elements, "Columns", 0),
+        frames=int(number(elements, "NumberOfFrames", 1)),
+        samples=integer(elements, "SamplesPerPixel", 1),
+        bits=integer(elements, "BitsAllocated", 16),
+        bits_stored=integer(elements, "BitsStored", 16),
+        signed=integer(elements, "PixelRepresentation", 0) == 1,
+        image_type=image_type,
+        position=floats(elements, "ImagePositionPatient", 3),
+        orientation=floats(elements, "ImageOrientationPatient", 6),
+        spacing=size.spacing,
+        magnified=size.magnified,
+        thickness=number(elements, "SpacingBetweenSlices", 0) or number(elements, "SliceThickness", 0),
+        turned=texts(elements, "PatientOrientation"),
+        plain_values=tag_of("ModalityLUTSequence") not in elements,
+        padding=_padding(elements),
+        enhanced=tag_of("SharedFunctionalGroupsSequence") in elements,
+        mosaic="MOSAIC" in image_type or int(_SIEMENS_MOSAIC_IMAGES) in elements,
+        units=text(elements, tag_of("Units")),
+        intent=text(elements, tag_of("PresentationIntentType")),
+        tells={keyword: value for keyword, value in told.items() if value},
+        has_slope=scaling.has_slope,
+        slope=scaling.slope,
+        intercept=scaling.intercept,
+        philips_scale=scaling.philips_scale,
+        pixels_at=pixels_at,
+    )
 
 
 def _padding(elements: Elements) -> list[int] | None:
@@ -113,7 +131,14 @@ def _padding(elements: Elements) -> list[int] | None:
     return sorted(limit - (1 << bits) if signed and limit >= 1 << (bits - 1) else limit for limit in limits)
 
 
-def _scaling(elements: Elements) -> dict[str, Any]:
+class _Scaling(NamedTuple):
+    has_slope: bool
+    slope: float
+    intercept: float
+    philips_scale: float | None = None
+
+
+def _scaling(elements: Elements) -> _Scaling:
     """Return slope and intercept from stored to real values: PS3.3, section C.11.1, or as Philips' MR means them.
 
     Philips' scanners store (measured x ScaleSlope - RescaleIntercept / RescaleSlope), with a scale of each image's own;
@@ -121,20 +146,18 @@ def _scaling(elements: Elements) -> dict[str, Any]:
     """
     has_slope = bool(text(elements, tag_of("RescaleSlope")))
     slope, intercept = number(elements, "RescaleSlope", 1), number(elements, "RescaleIntercept", 0)
-    found: dict[str, Any] = {"has_slope": has_slope, "slope": slope, "intercept": intercept, "philips_scale": None}
     is_philips = "philips" in text(elements, tag_of("Manufacturer")).lower()
-    if not is_philips or text(elements, tag_of("Modality")) != "MR":
-        return found
-    scale = _private(elements, _PHILIPS_SCALE)
+    scale = None
+    if is_philips and text(elements, tag_of("Modality")) == "MR":
+        scale = _private(elements, _PHILIPS_SCALE)
     if scale is None:
-        return found
+        return _Scaling(has_slope, slope, intercept)
     if not has_slope and (own := _private(elements, _PHILIPS_SLOPE, 0x14)):
-        slope, intercept = own, _private(elements, _PHILIPS_INTERCEPT, 0x14) or 0.0
-        found |= {"has_slope": True, "slope": slope, "intercept": intercept}
-    found["philips_scale"] = scale
-    if found["has_slope"] and math.isfinite(scale) and scale > 0 and slope:
-        found |= {"slope": 1 / scale, "intercept": intercept / (slope * scale)}
-    return found
+        has_slope, slope = True, own
+        intercept = _private(elements, _PHILIPS_INTERCEPT, 0x14) or 0.0
+    if has_slope and math.isfinite(scale) and scale > 0 and slope:
+        return _Scaling(has_slope, 1 / scale, intercept / (slope * scale), scale)
+    return _Scaling(has_slope, slope, intercept, scale)
 
 
 def _private(elements: Elements, element: int, block: int | None = None) -> float | None:
@@ -156,15 +179,16 @@ def _private(elements: Elements, element: int, block: int | None = None) -> floa
     return None
 
 
-def slide_values(elements: Elements) -> dict[str, Any]:
-    """Return what a header says of one level of a whole slide, as plain values."""
+def slide_header(elements: Elements, common: Mapping[str, str]) -> SlideHeader:
+    """Return the header of one instance of a whole slide; ``common`` are the texts of every object, by field."""
     width, height, columns, rows = (_one(elements, keyword) for keyword in SLIDE_TAGS[1:])
-    return {
-        "image_type": texts(elements, "ImageType"),
-        "container": text(elements, tag_of("ContainerIdentifier")),
-        "matrix": [int(columns), int(rows)],
-        "imaged_mm": [width, height] if width and height else None,
-    }
+    return SlideHeader(
+        **common,
+        image_type=texts(elements, "ImageType"),
+        container=text(elements, tag_of("ContainerIdentifier")),
+        matrix=[int(columns), int(rows)],
+        imaged_mm=[width, height] if width and height else [],
+    )
 
 
 def _one(elements: Elements, keyword: str) -> float:

@@ -105,7 +105,7 @@ def _draw(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            if label.header["kind"] == "seg":
+            if label.header.kind == "seg":
                 return draw_segmentation(path, canvas, wanted, image, stack, label)
             return draw_structures(path, canvas, wanted, image, label)
         except DataError:
@@ -113,7 +113,7 @@ def _draw(
         except (MemoryError, OSError):
             raise
         except Exception:  # noqa: BLE001 - a broken file raises whatever its bytes lead to
-            kind = "segmentation (SEG)" if label.header["kind"] == "seg" else "structure set (RT-STRUCT)"
+            kind = "segmentation (SEG)" if label.header.kind == "seg" else "structure set (RT-STRUCT)"
             raise DataError(
                 f"its label file {path.name} cannot be read: it is cut off or no {kind} as DICOM describes it. "
                 "Export it again"
@@ -122,8 +122,8 @@ def _draw(
 
 def _space_note(label: PlacedLabel, stack: Stack) -> list[str]:
     """Return a note where a label names an image, but says that it lies in another space."""
-    own = {label.header["frame_of_reference"], *label.header["frames_of_reference"].values()} - {""}
-    space = stack.header["frame_of_reference"]
+    own = {label.header.frame_of_reference, *label.header.frames_of_reference.values()} - {""}
+    space = stack.header.frame_of_reference
     if stack.kind == "flat" or not own or not space or space in own:
         return []
     return ["its label says another frame of reference than the image that it names: placed by its own positions"]

@@ -13,12 +13,13 @@ from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
+from pydicom.uid import SurfaceSegmentationStorage
 
+from oncofed.data.dicom.header_types import FrameGrid
 from oncofed.data.dicom.references import read_sources, regions_on, wanted_regions
-from oncofed.data.dicom.stacks import Slice, Stack
+from oncofed.data.dicom.stacks import LabelFile, Stack
 from oncofed.data.dicom.volumes import FOLDER
 
-_SURFACE = "1.2.840.10008.5.1.4.1.1.66.5"
 # Why a label file is left out.
 NO_REGION = "label that names no region: nothing in it can be drawn"
 SURFACE = "surface segmentation: surfaces are not read. Export it as a segmentation of pixels (SEG)"
@@ -54,7 +55,7 @@ UNWANTED = "label whose regions are not among those that --labels names"
 
 
 @dataclass(frozen=True)
-class PlacedLabel(Slice):
+class PlacedLabel(LabelFile):
     """A label file on one image.
 
     Attributes:
@@ -69,7 +70,7 @@ class PlacedLabel(Slice):
 def match_labels(
     root: Path,
     stacks: Sequence[Stack],
-    labels: Sequence[Slice],
+    labels: Sequence[LabelFile],
     wanted: Mapping[str, int] | None = None,
     slides: Container[str] = (),
 ) -> tuple[list[tuple[PlacedLabel, ...]], dict[str, str]]:
@@ -93,7 +94,7 @@ def match_labels(
     for label in labels:
         found = images.find(label)
         if isinstance(found, str):
-            on_slide = any(series in slides for series in label.header["refers_to"])
+            on_slide = any(series in slides for series in label.header.refers_to)
             reasons[label.path] = ON_SLIDE if on_slide else found
             continue
         for number, item in found.items():
@@ -107,7 +108,7 @@ def match_labels(
 
 def _wanted(labels: list[PlacedLabel], wanted: Mapping[str, int]) -> list[PlacedLabel]:
     """Return the files that hold a wanted region; all of them where none does, so that the image is set aside."""
-    return [label for label in labels if wanted_regions(label.header["labels"], wanted)] or labels
+    return [label for label in labels if wanted_regions(label.header.labels, wanted)] or labels
 
 
 class _Images:
@@ -119,40 +120,40 @@ class _Images:
         self._of_space: dict[str, list[int]] = defaultdict(list)
         self._of_instance: dict[str, set[int]] = defaultdict(set)
         for number, stack in enumerate(stacks):
-            self._of_series[stack.header["series"]].append(number)
-            self._of_space[stack.header["frame_of_reference"]].append(number)
+            self._of_series[stack.header.series].append(number)
+            self._of_space[stack.header.frame_of_reference].append(number)
             for item in stack.slices:
-                self._of_instance[item.header["instance"]].add(number)
+                self._of_instance[item.header.instance].add(number)
         self._of_space.pop("", None)
         self._of_instance.pop("", None)
 
-    def find(self, label: Slice) -> dict[int, PlacedLabel] | str:
+    def find(self, label: LabelFile) -> dict[int, PlacedLabel] | str:
         """Return the images that a label lies on, or why there are none."""
         header = label.header
-        if header["sop_class"] == _SURFACE:
+        if header.sop_class == SurfaceSegmentationStorage:
             return SURFACE
-        if not header["labels"]:
+        if not header.labels:
             return NO_REGION
-        if not header["refers_to"] and not header["refers_to_images"]:
+        if not header.refers_to and not header.refers_to_images:
             return self._in_space(label)
-        found = self._in_series(label) if header["refers_to"] else self._by_images(label)
+        found = self._in_series(label) if header.refers_to else self._by_images(label)
         found = self._in_its_folder(label, found) if isinstance(found, dict) else found
         if isinstance(found, str):
             return found
-        if header["kind"] == "rtstruct":
+        if header.kind == "rtstruct":
             found = {n: item for n, item in found.items() if self._stacks[n].kind != "flat"}
             if not found:
                 return CONTOURS_ON_FLAT
         return {n: item for n, item in found.items() if regions_on(header, self._stacks[n].header)} or OTHER_SPACE
 
-    def _by_images(self, label: Slice) -> dict[int, PlacedLabel] | str:
-        numbers = sorted({n for uid in label.header["refers_to_images"] for n in self._of_instance.get(uid, ())})
+    def _by_images(self, label: LabelFile) -> dict[int, PlacedLabel] | str:
+        numbers = sorted({n for uid in label.header.refers_to_images for n in self._of_instance.get(uid, ())})
         return self._placed(label, numbers) or NO_INSTANCE
 
-    def _in_series(self, label: Slice) -> dict[int, PlacedLabel] | str:
+    def _in_series(self, label: LabelFile) -> dict[int, PlacedLabel] | str:
         found: dict[int, PlacedLabel] = {}
         reason = NO_SERIES
-        for series, instances in label.header["refers_to"].items():
+        for series, instances in label.header.refers_to.items():
             numbers = self._of_series.get(series, [])
             here = self._named(numbers, instances)
             if len(numbers) > 1 and len(here) != 1:
@@ -167,16 +168,16 @@ class _Images:
                 notes = () if flat else _which(here, numbers, bool(instances))
                 found |= self._placed(label, here or numbers, notes)
         if not found and reason == NO_SERIES:
-            moved = sorted({n for i in label.header["refers_to"].values() for uid in i for n in self._of_instance[uid]})
+            moved = sorted({n for i in label.header.refers_to.values() for uid in i for n in self._of_instance[uid]})
             found = self._placed(label, moved, ("its label names images of this series, and another series",))
         return found or reason
 
-    def _by_regions(self, label: Slice, numbers: Sequence[int], named: bool) -> tuple[list[int], list[int]]:
+    def _by_regions(self, label: LabelFile, numbers: Sequence[int], named: bool) -> tuple[list[int], list[int]]:
         """Return those of several images that a label's regions reach, and those of them that the label names.
 
         Where a label lists the whole series, what each of its regions was drawn on may say more.
         """
-        sources, box = read_sources(self._root / label.path, label.header["kind"])
+        sources, box = read_sources(self._root / label.path, label.header.kind)
         volumes = [n for n in numbers if self._stacks[n].kind != "flat"] if box else []
         reached = [n for n in volumes or numbers if not box or _reaches(box, self._stacks[n])]
         return reached, self._named(reached, sources) or (reached if named else [])
@@ -185,42 +186,44 @@ class _Images:
         named = {n for uid in instances for n in self._of_instance.get(uid, ())}
         return [n for n in numbers if n in named]
 
-    def _placed(self, label: Slice, numbers: Sequence[int], notes: tuple[str, ...] = ()) -> dict[int, PlacedLabel]:
+    def _placed(self, label: LabelFile, numbers: Sequence[int], notes: tuple[str, ...] = ()) -> dict[int, PlacedLabel]:
         """Return the label on the images of its own patient; on another one's only where no image of its own is."""
-        patient = label.header["patient"]
-        own = [n for n in numbers if self._stacks[n].header["patient"] == patient]
+        patient = label.header.patient
+        own = [n for n in numbers if self._stacks[n].header.patient == patient]
         if numbers and not own and _is_identified(patient):
             notes = (*notes, "its label names another patient than its image")
-        return {n: PlacedLabel(label.path, label.header, True, notes) for n in own or numbers}
+        return {n: PlacedLabel(label.path, label.header, named=True, notes=notes) for n in own or numbers}
 
-    def _in_space(self, label: Slice) -> dict[int, PlacedLabel] | str:
+    def _in_space(self, label: LabelFile) -> dict[int, PlacedLabel] | str:
         header = label.header
-        spaces = {header["frame_of_reference"], *header["frames_of_reference"].values()} - {""}
+        spaces = {header.frame_of_reference, *header.frames_of_reference.values()} - {""}
         if not spaces:
             return NO_REFERENCE
         numbers = [n for space in sorted(spaces) for n in self._of_space.get(space, ())]
         numbers = [n for n in numbers if self._stacks[n].kind != "flat"]
         if not numbers:
             return NO_SPACE
-        patients = {header["patient"]} if _is_identified(header["patient"]) else set()
-        numbers = [n for n in numbers if not patients or self._stacks[n].header["patient"] in patients]
+        patients = {header.patient} if _is_identified(header.patient) else set()
+        numbers = [n for n in numbers if not patients or self._stacks[n].header.patient in patients]
         if not numbers:
             return OTHER_PATIENT
-        numbers = [n for n in numbers if _reaches(header["box"], self._stacks[n])]
+        numbers = [n for n in numbers if _reaches(header.box, self._stacks[n])]
         numbers = [n for n in numbers if regions_on(header, self._stacks[n].header)]
         if not numbers:
             return BESIDE
         # An anonymiser may have given all patients one frame of reference.
-        own = [n for n in numbers if header["study"] and self._stacks[n].header["study"] == header["study"]]
+        own = [n for n in numbers if header.study and self._stacks[n].header.study == header.study]
         numbers = own or numbers
-        numbers = [n for n in numbers if _same_grid(header["grid"], self._stacks[n])] or numbers
-        if len({(self._stacks[n].header["patient"], self._stacks[n].header["study"]) for n in numbers}) > 1:
+        numbers = [n for n in numbers if _same_grid(header.grid, self._stacks[n])] or numbers
+        if len({(self._stacks[n].header.patient, self._stacks[n].header.study) for n in numbers}) > 1:
             return SEVERAL_STUDIES
         more = f", as on {len(numbers) - 1} more of its frame of reference: {ON_EACH}" if len(numbers) > 1 else ""
-        note = f"{BY_SPACE}{more}" if own or not header["study"] else f"{BY_SPACE}, and is of another study{more}"
-        return self._in_its_folder(label, {n: PlacedLabel(label.path, header, False, (note,)) for n in numbers})
+        note = f"{BY_SPACE}{more}" if own or not header.study else f"{BY_SPACE}, and is of another study{more}"
+        return self._in_its_folder(
+            label, {n: PlacedLabel(label.path, header, named=False, notes=(note,)) for n in numbers}
+        )
 
-    def _in_its_folder(self, label: Slice, found: dict[int, PlacedLabel]) -> dict[int, PlacedLabel] | str:
+    def _in_its_folder(self, label: LabelFile, found: dict[int, PlacedLabel]) -> dict[int, PlacedLabel] | str:
         """Return the image of a label's own folder where nothing but the folder tells images apart."""
         if len(found) < 2 or not all(any(FOLDER in note for note in self._stacks[n].notes) for n in found):
             return found
@@ -254,29 +257,29 @@ def _is_identified(patient: str) -> bool:
 def _reaches(box: Sequence[Sequence[float]] | None, stack: Stack) -> bool:
     """Return whether a label's box touches an image's; True where either place is only known from inside the file."""
     header = stack.header
-    if box is None or not header["position"] or not header["orientation"] or not header["spacing"]:
+    if box is None or not header.position or not header.orientation or not header.spacing:
         return True
-    row, column = np.array(header["orientation"][:3]), np.array(header["orientation"][3:])
-    right = row * header["spacing"][1] * (header["columns"] - 0.5)
-    down = column * header["spacing"][0] * (header["rows"] - 0.5)
-    firsts = np.array([item.header["position"] for item in (stack.slices[0], stack.slices[-1])])
-    margin = max(header["thickness"] / 2, *header["spacing"])
+    row, column = np.array(header.orientation[:3]), np.array(header.orientation[3:])
+    right = row * header.spacing[1] * (header.columns - 0.5)
+    down = column * header.spacing[0] * (header.rows - 0.5)
+    firsts = np.array([item.header.position for item in (stack.slices[0], stack.slices[-1])])
+    margin = max(header.thickness / 2, *header.spacing)
     corners = np.concatenate([firsts + end for end in (0 * right, right, down, right + down)])
     low, high = corners.min(axis=0) - margin, corners.max(axis=0) + margin
     return bool((np.array(box[0]) <= high).all() and (np.array(box[1]) >= low).all())
 
 
-def _same_grid(grid: Mapping[str, list[float]] | None, stack: Stack) -> bool:
+def _same_grid(grid: FrameGrid | None, stack: Stack) -> bool:
     """Return whether a segmentation's frames lie pixel upon pixel on an image's slices."""
     header = stack.header
-    if grid is None or not header["position"] or not header["orientation"] or not header["spacing"]:
+    if grid is None or not header.position or not header.orientation or not header.spacing:
         return False
-    if grid["size"] != [header["rows"], header["columns"]]:
+    if grid.size != [header.rows, header.columns]:
         return False
-    shift = np.array(grid["position"]) - header["position"]
-    axes = np.array(header["orientation"]).reshape(2, 3)
+    shift = np.array(grid.position) - header.position
+    axes = np.array(header.orientation).reshape(2, 3)
     return (
-        bool(np.allclose(grid["spacing"], header["spacing"], rtol=1e-3))
-        and bool(np.allclose(grid["orientation"], header["orientation"], atol=1e-3))
-        and bool((np.abs(axes @ shift) < 0.1 * min(header["spacing"])).all())
+        bool(np.allclose(grid.spacing, header.spacing, rtol=1e-3))
+        and bool(np.allclose(grid.orientation, header.orientation, atol=1e-3))
+        and bool((np.abs(axes @ shift) < 0.1 * min(header.spacing)).all())
     )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from oncofed.data.dicom.headers import Header
+from oncofed.data.dicom.header_types import ObjectHeader
 
 PatientFrom = Literal["id", "study", "series", "folder"]
 
 
-def person(path: str, header: Header, rule: PatientFrom) -> str:
+def person(path: str, header: ObjectHeader, rule: PatientFrom) -> str:
     """Return a text that is alike for all images of one patient.
 
     Args:
@@ -18,9 +18,9 @@ def person(path: str, header: Header, rule: PatientFrom) -> str:
         rule: "id": PatientID, as it is. "study", "series": each is a patient, and no two PatientIDs are one. "folder":
             each folder at the top is a patient; a file outside of all goes by its PatientID.
     """
-    patient: str = header["patient"]
+    patient: str = header.patient
     if rule == "folder":
         folder, inside, _ = path.partition("/")
         return f"folder|{folder}" if inside else patient
-    uid = header["study"] if rule == "study" else header["series"] if rule == "series" else ""
+    uid = header.study if rule == "study" else header.series if rule == "series" else ""
     return f"{patient}|{rule} {uid}" if uid else patient

@@ -19,14 +19,14 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from oncofed.data.dicom.files import read_file
-from oncofed.data.dicom.headers import Header
+from oncofed.data.dicom.frames import mean_orientation
+from oncofed.data.dicom.header_types import ImageHeader
 from oncofed.data.dicom.projections import size_notes
 from oncofed.data.dicom.stacks import Stack
 from oncofed.data.dicom.values import bright_padding, meant, rescaled, smallest
+from oncofed.data.formats.common import LPS_TO_RAS
 from oncofed.data.images import LoadedImage, require_memory
 from oncofed.errors import DataError
-
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 _BLOCK = 1 << 20
 _CUT_OFF = re.compile(r"less than expected|cut off|truncated|end of (file|data)|not enough", re.I)
@@ -51,7 +51,7 @@ def read_stack(root: Path, stack: Stack) -> Pixels:
 
     Args:
         root: folder that the slices' paths start from.
-        stack: as ``sort_heap`` returns it.
+        stack: as ``group_series`` returns it.
 
     Returns:
         A volume (column, row, slice, 1) or a flat image (column, row, channel), rescaled; int16, int32 or float32.
@@ -62,8 +62,8 @@ def read_stack(root: Path, stack: Stack) -> Pixels:
     if stack.reason:
         raise DataError(stack.reason)
     header = stack.header
-    frames = max(header["frames"], len(stack.slices))
-    require_memory(header["rows"] * header["columns"] * frames * header["samples"] * 4)
+    frames = max(header.frames, len(stack.slices))
+    require_memory(header.rows * header.columns * frames * header.samples * 4)
     paths = [root / item.path for item in stack.slices]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -79,7 +79,7 @@ def read_stack(root: Path, stack: Stack) -> Pixels:
             raise DataError(f"its pixels cannot be read ({_why(error, header)})") from None
 
 
-def digest(path: Path, header: Header) -> str:
+def digest(path: Path, header: ImageHeader) -> str:
     """Return what is alike for files whose images have the same real values, however they are stored.
 
     Of several frames, and where pixels cannot be read, what is stored.
@@ -91,15 +91,15 @@ def digest(path: Path, header: Header) -> str:
         found.update(values.tobytes())
         return found.hexdigest()
     with path.open("rb") as file:
-        file.seek(header["pixels_at"])
+        file.seek(header.pixels_at)
         while block := file.read(_BLOCK):
             found.update(block)
     return found.hexdigest()
 
 
-def _lone_frame(path: Path, header: Header) -> NDArray[Any] | None:
+def _lone_frame(path: Path, header: ImageHeader) -> NDArray[Any] | None:
     """Return the values of an image of one frame; None where there are several, or they cannot be read."""
-    if header["frames"] > 1:
+    if header.frames > 1:
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -109,12 +109,12 @@ def _lone_frame(path: Path, header: Header) -> NDArray[Any] | None:
             return None
 
 
-def _why(error: Exception, header: Header) -> str:
+def _why(error: Exception, header: ImageHeader) -> str:
     """Return in words why pixels cannot be decoded; decoders say it in many ways."""
     said = str(error)
     if _CUT_OFF.search(said):
         return "the file is cut off: it holds fewer bytes of pixels than its header says. Copy it anew"
-    kind = UID(header["syntax"]).name if header["syntax"] else "not said"
+    kind = UID(header.syntax).name if header.syntax else "not said"
     if "12-bit" in said:
         return f"{kind} of 12-bit precision; pip install 'oncofed[jpeg12]' brings a decoder under the GPL"
     return f"transfer syntax {kind}: no decoder could read them; the file is damaged, or that is not how it is written"
@@ -139,7 +139,7 @@ def _volume(paths: Sequence[Path], stack: Stack) -> Pixels:
     affine = _affine(stack)
     if stack.tilt:
         values, affine = _straighten(values, affine)
-    image = LoadedImage(values[..., None], _LPS_TO_RAS @ affine, str(values.dtype))
+    image = LoadedImage(values[..., None], LPS_TO_RAS @ affine, str(values.dtype))
     return Pixels(image, notes)
 
 
@@ -147,24 +147,23 @@ def _affine(stack: Stack) -> NDArray[np.float64]:
     """Return (column, row, slice) -> LPS in mm; PS3.3, equation C.7.6.2.1-1, with the slices' own positions."""
     header = stack.header
     row, column = _directions(stack)
-    positions = np.array([item.header["position"] for item in stack.slices])
+    positions = np.array([item.header.position for item in stack.slices])
     affine = np.eye(4)
-    affine[:3, 0] = row * header["spacing"][1]
-    affine[:3, 1] = column * header["spacing"][0]
+    affine[:3, 0] = row * header.spacing[1]
+    affine[:3, 1] = column * header.spacing[0]
     if len(positions) > 1:
         affine[:3, 2] = (positions[-1] - positions[0]) / (len(positions) - 1)
     else:
-        affine[:3, 2] = np.cross(row, column) * (header["thickness"] or 1.0)
+        affine[:3, 2] = np.cross(row, column) * (header.thickness or 1.0)
     affine[:3, 3] = positions[0]
     return affine
 
 
 def _directions(stack: Stack) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the directions of rows and columns in LPS; where slices differ by rounding, in the middle of theirs."""
-    every = np.array([item.header["orientation"] for item in stack.slices])
-    mean = every[0] if (every == every[0]).all() else every.mean(axis=0)
+    mean = mean_orientation(stack.slices)
     row, column = mean[:3], mean[3:]
-    if mean is not every[0]:
+    if any(item.header.orientation != stack.header.orientation for item in stack.slices):
         row = row / np.linalg.norm(row)
         column = column - row * (row @ column)
         column = column / np.linalg.norm(column)
@@ -196,34 +195,34 @@ def _straighten(values: NDArray[Any], affine: NDArray[np.float64]) -> tuple[NDAr
     return moved, straight
 
 
-def _frame(path: Path, notes: list[str], header: Header) -> NDArray[Any]:
+def _frame(path: Path, notes: list[str], header: ImageHeader) -> NDArray[Any]:
     """Return one frame (row, column) or (row, column, 3): the values that the device meant."""
     plain = _plain_frame(path, notes, header)
     return meant(read_file(path), header, notes) if plain is None else plain
 
 
-def _plain_frame(path: Path, notes: list[str], header: Header) -> NDArray[Any] | None:
+def _plain_frame(path: Path, notes: list[str], header: ImageHeader) -> NDArray[Any] | None:
     """Return one frame of 16-bit grey straight from where its header ends, or None where it is anything else.
 
     Parsing a header a second time takes longer than all else about a slice that is not compressed.
     """
-    plain = header.get("syntax") in _PLAIN_SYNTAXES and header["bits"] == 16 and header["samples"] == 1
-    if not plain or header["photometric"] != "MONOCHROME2" or header["frames"] != 1 or not header["plain_values"]:
+    plain = header.syntax in _PLAIN_SYNTAXES and header.bits == 16 and header.samples == 1
+    if not plain or header.photometric != "MONOCHROME2" or header.frames != 1 or not header.plain_values:
         return None
     if bright_padding(header):
         return None
-    size = header["rows"] * header["columns"] * 2
+    size = header.rows * header.columns * 2
     with path.open("rb") as file:
-        file.seek(header["pixels_at"])
-        head = file.read(12 if header["syntax"] == ExplicitVRLittleEndian else 8)
+        file.seek(header.pixels_at)
+        head = file.read(12 if header.syntax == ExplicitVRLittleEndian else 8)
         content = file.read(size)
     # Tag (7FE0,0010), its VR where the syntax has one, and its length: PS3.5, section 7.1.
     length = int.from_bytes(head[-4:], "little")
     if head[:4] != b"\xe0\x7f\x10\x00" or length != size or len(content) != size:
         return None
-    stored = np.frombuffer(content, "<i2" if header["signed"] else "<u2").reshape(header["rows"], header["columns"])
-    bits = header["bits_stored"] - (1 if header["signed"] else 0)
-    if stored.max() >= 1 << bits or stored.min() < (-(1 << bits) if header["signed"] else 0):
+    stored = np.frombuffer(content, "<i2" if header.signed else "<u2").reshape(header.rows, header.columns)
+    bits = header.bits_stored - (1 if header.signed else 0)
+    if stored.max() >= 1 << bits or stored.min() < (-(1 << bits) if header.signed else 0):
         return None  # something else stands in the bits that are not stored: pydicom knows what to do
     return smallest(rescaled(stored, header, None, notes))
 
@@ -239,7 +238,7 @@ def _multiframe(path: Path) -> Pixels:
     # highdicom's axes are (slice, row, column).
     values = smallest(np.asarray(volume.array).transpose(2, 1, 0))
     affine = volume.affine[:, [2, 1, 0, 3]]
-    return Pixels(LoadedImage(values[..., None], _LPS_TO_RAS @ affine, str(values.dtype)))
+    return Pixels(LoadedImage(values[..., None], LPS_TO_RAS @ affine, str(values.dtype)))
 
 
 def _no_volume(image: Dataset) -> str:
@@ -258,10 +257,10 @@ def _no_volume(image: Dataset) -> str:
 
 
 def _flat(path: Path, stack: Stack) -> Pixels:
-    notes = size_notes(stack.header["magnified"]) if stack.header["spacing"] else []
+    notes = size_notes(stack.header.magnified) if stack.header.spacing else []
     values = _frame(path, notes, stack.header)
     values = values[..., None] if values.ndim == 2 else values
-    spacing = stack.header["spacing"]
+    spacing = stack.header.spacing
     affine = np.diag([spacing[1], spacing[0], 1.0, 1.0]) if spacing else np.eye(4)
     values = values.swapaxes(0, 1)
     values, affine = _upright(values, affine, stack, notes)
@@ -273,9 +272,9 @@ def _upright(
 ) -> tuple[NDArray[Any], NDArray[np.float64]]:
     """Turn a projection that its header says is sideways, upside down or mirrored."""
     header = stack.header
-    if header["modality"] not in {"CR", "DX", "RG"} or header["body_part"].upper() == "BREAST":
+    if header.modality not in {"CR", "DX", "RG"} or header.body_part.upper() == "BREAST":
         return values, affine
-    turned = header["turned"]
+    turned = header.turned
     if len(turned) != 2 or not all(turned):
         notes.append("its header does not say how it is turned (PatientOrientation)")
         return values, affine

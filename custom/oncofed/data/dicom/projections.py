@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import NamedTuple
 
 from oncofed.data.dicom.elements import Elements, floats, number, tag_of, text
 from oncofed.errors import DataError
@@ -23,11 +23,21 @@ _OF_DETECTOR = (
 )
 
 
-def pixel_size(elements: Elements) -> dict[str, Any]:
-    """Return ``spacing`` in mm between rows and columns, or None, and ``magnified``.
+class PixelSize(NamedTuple):
+    """How large pixels are.
 
-    ``magnified``: by how much the detector's spacing was divided; 0 where nothing says it; None where the spacing is
-    not the detector's.
+    Attributes:
+        spacing: mm between rows and between columns; empty: not stated.
+        magnified: by how much the detector's spacing was divided; 0 where nothing says it; None where the spacing is
+            not the detector's.
+    """
+
+    spacing: list[float]
+    magnified: float | None
+
+
+def pixel_size(elements: Elements) -> PixelSize:
+    """Return the size of an image's pixels.
 
     Raises:
         DataError: the spacing is no number.
@@ -36,22 +46,22 @@ def pixel_size(elements: Elements) -> dict[str, Any]:
     try:
         imager = floats(elements, "ImagerPixelSpacing", 2)
     except DataError:
-        if own is None:
+        if not own:
             raise
-        imager = None
+        imager = []
     is_calibrated = bool(text(elements, tag_of(SIZE_TAGS[0])))
-    if imager is None or (own is not None and (is_calibrated or own != imager)):
-        return {"spacing": own, "magnified": None}
+    if not imager or (own and (is_calibrated or own != imager)):
+        return PixelSize(own, None)
     factor = 0.0
     with contextlib.suppress(DataError):
         factor = number(elements, SIZE_TAGS[1], 0)
     if not math.isfinite(factor) or factor < 1:  # less than the detector's own size is none
-        return {"spacing": imager, "magnified": 0.0}
-    return {"spacing": [side / factor for side in imager], "magnified": factor}
+        return PixelSize(imager, 0.0)
+    return PixelSize([side / factor for side in imager], factor)
 
 
 def size_notes(magnified: float | None) -> list[str]:
-    """Return what is to be said of a flat image's pixel size; see ``pixel_size``."""
+    """Return what is to be said of a flat image's pixel size; see ``PixelSize``."""
     if magnified is None:
         return []
     if not magnified:

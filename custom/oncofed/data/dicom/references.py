@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,6 +17,9 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.tag import BaseTag, Tag
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+from oncofed.data.dicom.frames import frame_affine
+from oncofed.data.dicom.header_types import FrameGrid, ImageHeader, LabelHeader
 
 LABEL_MAP = "1.2.840.10008.5.1.4.1.1.66.7"  # SOP class Label Map Segmentation Storage
 _BACKGROUND = ("125040", "DCM")  # PS3.16, annex D
@@ -40,30 +44,27 @@ _PLACES: dict[str, list[BaseTag | int]] = {
 }
 
 
-def read_references(file: BinaryIO, kind: str) -> dict[str, Any]:
-    """Return what a label file says of its regions and of the images that it lies on.
+def read_references(file: BinaryIO, header: LabelHeader) -> LabelHeader:
+    """Return a label file's header with its regions and the images that they lie on.
+
+    Only a file that names no series is read as far as its regions.
 
     Args:
         file: open, at any position.
-        kind: "seg" or "rtstruct".
-
-    Returns:
-        ``labels``: number of a region -> its name. ``refers_to``: UID of a series -> the instances of it that the file
-        names. ``refers_to_images``: instances that it names without their series. ``frames_of_reference``: number of a
-        region -> the UID of the space that it is drawn in. ``series_frames``: series -> the space that the file says it
-        is in. ``box``: the lowest and highest corner of all regions, LPS in mm; None where the file names series or
-        places nothing in space. ``grid``: size, spacing, orientation and position of a segmentation's first frame, or
-        None. Only a file that names no series is read as far as its regions.
+        header: what every object says.
     """
     dataset = _read(file, _TAGS)
-    values = _of_segmentation(dataset) if kind == "seg" else _of_structures(dataset)
-    if not values["refers_to"]:
-        dataset = _read(file, _PLACES[kind])
-        instances, points = (_frames if kind == "seg" else _contours)(dataset)
-        values["refers_to_images"] = sorted({*values["refers_to_images"], *instances})
-        values["box"] = _box(points)
-        values["grid"] = _grid(dataset) if kind == "seg" else None
-    return values
+    header = _of_segmentation(dataset, header) if header.kind == "seg" else _of_structures(dataset, header)
+    if header.refers_to:
+        return header
+    dataset = _read(file, _PLACES[header.kind])
+    instances, points = (_frames if header.kind == "seg" else _contours)(dataset)
+    return replace(
+        header,
+        refers_to_images=sorted({*header.refers_to_images, *instances}),
+        box=_box(points),
+        grid=_grid(dataset) if header.kind == "seg" else None,
+    )
 
 
 def read_sources(path: Path, kind: str) -> tuple[set[str], list[list[float]] | None]:
@@ -100,7 +101,7 @@ def region_key(name: str) -> str:
     return name.strip().casefold()
 
 
-def named_twice(labels: Iterable[Mapping[str, Any]], image: Mapping[str, Any], values: Mapping[str, int]) -> list[str]:
+def named_twice(labels: Iterable[LabelHeader], image: ImageHeader, values: Mapping[str, int]) -> list[str]:
     """Return the names of the regions that more than one label file has on an image: two versions of one, perhaps.
 
     Args:
@@ -118,16 +119,16 @@ def named_twice(labels: Iterable[Mapping[str, Any]], image: Mapping[str, Any], v
     return sorted(written[key] for key, count in files.items() if count > 1)
 
 
-def regions_on(label: Mapping[str, Any], image: Mapping[str, Any]) -> dict[str, str]:
+def regions_on(label: LabelHeader, image: ImageHeader) -> dict[str, str]:
     """Return number -> name of the regions that are drawn in an image's space, of the label's and the image's headers.
 
     A structure set may hold regions in several frames of reference: PS3.3, C.8.8.5 (Referenced Frame of Reference UID).
     """
-    spaces = {"", image["frame_of_reference"], label["series_frames"].get(image["series"], "")}
-    frames = label["frames_of_reference"]
-    if not image["frame_of_reference"]:
-        return dict(label["labels"])
-    return {number: name for number, name in label["labels"].items() if frames.get(number, "") in spaces}
+    spaces = {"", image.frame_of_reference, label.series_frames.get(image.series, "")}
+    frames = label.frames_of_reference
+    if not image.frame_of_reference:
+        return dict(label.labels)
+    return {number: name for number, name in label.labels.items() if frames.get(number, "") in spaces}
 
 
 def source_instances(frame: Dataset) -> Iterator[str]:
@@ -142,7 +143,7 @@ def _read(file: BinaryIO, tags: list[BaseTag | int]) -> Dataset:
     return pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=tags)
 
 
-def _of_segmentation(dataset: Dataset) -> dict[str, Any]:
+def _of_segmentation(dataset: Dataset, header: LabelHeader) -> LabelHeader:
     series: dict[str, list[str]] = {}
     for part in (dataset, *(dataset.get("StudiesContainingOtherReferencedInstancesSequence") or ())):
         for item in part.get("ReferencedSeriesSequence") or ():
@@ -152,15 +153,12 @@ def _of_segmentation(dataset: Dataset) -> dict[str, Any]:
     padding = dataset.get("PixelPaddingValue")
     numbered = [s for s in dataset.get("SegmentSequence") or () if s.get("SegmentNumber") is not None]
     segments = [s for s in numbered if not _is_background(s, padding)]
-    return {
-        "labels": {str(s.SegmentNumber): _segment_name(s) for s in segments},
-        "refers_to": series,
-        "refers_to_images": _instances(dataset.get("SourceImageSequence") or ()),
-        "frames_of_reference": {},
-        "series_frames": {},
-        "box": None,
-        "grid": None,
-    }
+    return replace(
+        header,
+        labels={str(s.SegmentNumber): _segment_name(s) for s in segments},
+        refers_to=series,
+        refers_to_images=_instances(dataset.get("SourceImageSequence") or ()),
+    )
 
 
 def _is_background(segment: Dataset, padding: object) -> bool:
@@ -178,7 +176,7 @@ def _segment_name(segment: Dataset) -> str:
     return name or f"segment {segment.SegmentNumber}"
 
 
-def _of_structures(dataset: Dataset) -> dict[str, Any]:
+def _of_structures(dataset: Dataset, header: LabelHeader) -> LabelHeader:
     series: dict[str, list[str]] = {}
     spaces: dict[str, str] = {}
     for frame in dataset.get("ReferencedFrameOfReferenceSequence") or ():
@@ -190,15 +188,13 @@ def _of_structures(dataset: Dataset) -> dict[str, Any]:
     series.pop("", None)
     regions = [r for r in dataset.get("StructureSetROISequence") or () if r.get("ROINumber") is not None]
     listed = {str(f.get("FrameOfReferenceUID", "")) for f in dataset.get("ReferencedFrameOfReferenceSequence") or ()}
-    return {
-        "labels": {str(r.ROINumber): str(r.get("ROIName") or f"region {r.ROINumber}") for r in regions},
-        "refers_to": series,
-        "refers_to_images": [],
-        "frames_of_reference": {str(r.ROINumber): _space_of(r, listed) for r in regions},
-        "series_frames": spaces,
-        "box": None,
-        "grid": None,
-    }
+    return replace(
+        header,
+        labels={str(r.ROINumber): str(r.get("ROIName") or f"region {r.ROINumber}") for r in regions},
+        refers_to=series,
+        frames_of_reference={str(r.ROINumber): _space_of(r, listed) for r in regions},
+        series_frames=spaces,
+    )
 
 
 def _space_of(region: Dataset, listed: set[str]) -> str:
@@ -237,26 +233,22 @@ def frame_place(frame: Dataset, shared: Dataset) -> NDArray[np.float64] | None:
     spacing = _group(frame, shared, "PixelMeasuresSequence", "PixelSpacing")
     if not position or not orientation or not spacing:
         return None
-    row, column = np.array(orientation[:3], float), np.array(orientation[3:], float)
-    place = np.eye(4)
-    place[:3, 0], place[:3, 1] = row * float(spacing[1]), column * float(spacing[0])
-    place[:3, 2], place[:3, 3] = np.cross(row, column), np.array(position, float)
-    return place
+    return frame_affine(orientation, spacing, position)
 
 
-def _grid(dataset: Dataset) -> dict[str, list[float]] | None:
+def _grid(dataset: Dataset) -> FrameGrid | None:
     shared = (dataset.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
     frame = (dataset.get("PerFrameFunctionalGroupsSequence") or [Dataset()])[0]
     place = frame_place(frame, shared)
     if place is None:
         return None
     sizes = np.linalg.norm(place[:3, :2], axis=0)
-    return {
-        "size": [int(dataset.Rows), int(dataset.Columns)],
-        "spacing": [float(sizes[1]), float(sizes[0])],
-        "orientation": (place[:3, :2] / sizes).T.ravel().tolist(),
-        "position": place[:3, 3].tolist(),
-    }
+    return FrameGrid(
+        size=[int(dataset.Rows), int(dataset.Columns)],
+        spacing=[float(sizes[1]), float(sizes[0])],
+        orientation=(place[:3, :2] / sizes).T.ravel().tolist(),
+        position=place[:3, 3].tolist(),
+    )
 
 
 def _group(frame: Dataset, shared: Dataset, sequence: str, keyword: str) -> Any:

@@ -17,7 +17,10 @@ from oncofed.data.dicom.stacks import Slice, Stack, refused
 _SMALLEST_TILT_DEGREES = 0.5
 _SMALLEST_TILT = math.cos(math.radians(_SMALLEST_TILT_DEGREES))
 _EXACT = 1e-3  # of the distance between slices
-_TENTHS_MM, _TENTHS_SHARE = 0.1, 0.2  # twice half of a tenth, and of the distance between slices
+# Positions in tenths of a millimetre: both ends of the line and the slice are off by up to half of a tenth, ties by
+# exactly that, and the sums of such numbers by a little more.
+_TENTHS_MM = 0.1 + 1e-6
+_TENTHS_SHARE = 0.2  # of the distance between slices
 _STRAIGHTENED = ": straightened"  # ends the note of a tilted gantry
 EVEN = 0.02  # of the typical distance, by which distances may differ
 
@@ -25,7 +28,7 @@ EVEN = 0.02  # of the typical distance, by which distances may differ
 def as_volume(group: list[Slice]) -> Stack:
     """Return slices of one direction and size, no two at one place, as a volume, or with why they are none."""
     header = group[0].header
-    if not header["spacing"] or min(header["spacing"]) <= 0:
+    if not header.spacing or min(header.spacing) <= 0:
         return refused(
             group, "has no PixelSpacing: how large its pixels are is not known. Export the series again from its source"
         )
@@ -34,8 +37,8 @@ def as_volume(group: list[Slice]) -> Stack:
         return refused(group, reason)
     if len(group) == 1:
         return Stack(tuple(group), "volume", notes=("has one slice only",))
-    positions = np.array([item.header["position"] for item in group])
-    normal = np.cross(header["orientation"][:3], header["orientation"][3:])
+    positions = np.array([item.header.position for item in group])
+    normal = np.cross(header.orientation[:3], header.orientation[3:])
     along = positions @ normal
     order = np.argsort(along, kind="stable")
     ordered = tuple(group[i] for i in order)
@@ -43,7 +46,7 @@ def as_volume(group: list[Slice]) -> Stack:
         return Stack(ordered, "volume")
     from highdicom.spatial import get_volume_positions  # noqa: PLC0415 - see pixels.py
 
-    spacing, _ = get_volume_positions(positions.tolist(), header["orientation"], rtol=EVEN)
+    spacing, _ = get_volume_positions(positions.tolist(), header.orientation, rtol=EVEN)
     if spacing is not None:
         return Stack(ordered, "volume")
     return _irregular(ordered, positions[order], along[order], normal)
@@ -107,7 +110,7 @@ def _tilted(ordered: tuple[Slice, ...], positions: NDArray[np.float64], normal: 
 
 
 def _scaling_problem(group: Sequence[Slice]) -> str | None:
-    scales = {item.header["philips_scale"] for item in group}
+    scales = {item.header.philips_scale for item in group}
     wrong = [scale for scale in scales if scale is not None and not (math.isfinite(scale) and scale > 0)]
     if wrong:
         return f"has Philips' private scaling with a ScaleSlope of {wrong[0]:g}, expected a positive number"
@@ -118,7 +121,7 @@ def _scaling_problem(group: Sequence[Slice]) -> str | None:
             "has Philips' private scaling (ScaleSlope) in some of its slices only: their values cannot be compared. "
             "Export the whole series again with its private elements"
         )
-    if not all(item.header["has_slope"] for item in group):
+    if not all(item.header.has_slope for item in group):
         return (
             "has Philips' private scaling that differs between slices, and no RescaleSlope to read it by. Export the "
             "series again from the scanner or the archive"

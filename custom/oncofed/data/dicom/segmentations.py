@@ -22,10 +22,10 @@ from oncofed.data.dicom.pixels import as_turned
 from oncofed.data.dicom.planes import ROUNDING, Floats, reaches, voxels_near
 from oncofed.data.dicom.references import LABEL_MAP, frame_measure, frame_place, read_whole, source_instances
 from oncofed.data.dicom.stacks import Stack
+from oncofed.data.formats.common import LPS_TO_RAS
 from oncofed.data.images import LoadedImage
 from oncofed.errors import DataError
 
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _UNCOMPRESSED = {ImplicitVRLittleEndian, ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian}
 # Of the distance between two slices: frames that are no farther from slices lie on them.
 _ON_SLICES = 0.1
@@ -168,7 +168,14 @@ def _frames(dataset: Dataset) -> Iterator[_Frame]:
         spacing, thickness = (
             frame_measure(frame, shared, keyword) for keyword in ("SpacingBetweenSlices", "SliceThickness")
         )
-        yield _Frame(number, segment, np.zeros((4, 4)) if place is None else place, abs(spacing), thickness, sources)
+        yield _Frame(
+            number=number,
+            segment=segment,
+            place=np.zeros((4, 4)) if place is None else place,
+            spacing=abs(spacing),
+            thickness=thickness,
+            sources=sources,
+        )
 
 
 def _segment(frame: Dataset, shared: Dataset, dataset: Dataset) -> int:
@@ -192,9 +199,9 @@ def _on_pixels(
 ) -> set[int]:
     """Draw frames pixel for pixel, and return the label values that were drawn."""
     header = stack.header
-    own = [f for f in frames if header["instance"] in f.sources]
+    own = [f for f in frames if header.instance in f.sources]
     silent = [f for f in frames if not f.sources]
-    if silent and _names_others(label, header["instance"]):
+    if silent and _names_others(label, header.instance):
         raise DataError(
             "its label is of several flat images, and does not say which of its frames is whose. Export one label an "
             "image"
@@ -202,10 +209,10 @@ def _on_pixels(
     drawn: set[int] = set()
     for frame in own or silent:
         values = reader.frame(frame)
-        if values.shape != (header["rows"], header["columns"]):
+        if values.shape != (header.rows, header.columns):
             raise DataError(
                 f"its label has {values.shape[1]} x {values.shape[0]} pixels, expected the image's "
-                f"{header['columns']} x {header['rows']}"
+                f"{header.columns} x {header.rows}"
             )
         turned = as_turned(values.swapaxes(0, 1)[..., None], stack)[..., 0]
         for value in np.unique(turned[turned > 0]):
@@ -219,7 +226,7 @@ def _on_pixels(
 
 
 def _names_others(label: PlacedLabel, instance: str) -> bool:
-    named = {uid for uids in label.header["refers_to"].values() for uid in uids} | {*label.header["refers_to_images"]}
+    named = {uid for uids in label.header.refers_to.values() for uid in uids} | {*label.header.refers_to_images}
     return bool(named - {instance})
 
 
@@ -262,7 +269,7 @@ def _slabs(
             "its label's frames have no place in space (PlanePositionSequence), and its image is a volume. Export it "
             "again with its positions, or as NIfTI"
         )
-    to_lps = _LPS_TO_RAS @ image.affine
+    to_lps = LPS_TO_RAS @ image.affine
     for group in _by_direction(frames):
         normal = group[0].place[:3, 2]
         depths = np.array([normal @ frame.place[:3, 3] for frame in group])

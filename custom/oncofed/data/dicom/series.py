@@ -7,11 +7,22 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from pydicom.uid import SecondaryCaptureImageStorage
+
 from oncofed.data.dicom.directions import by_plane
 from oncofed.data.dicom.duplicates import copies_among, is_placed, suspects
-from oncofed.data.dicom.headers import Header
+from oncofed.data.dicom.header_types import (
+    BrokenFile,
+    Directory,
+    ForeignFile,
+    Header,
+    ImageHeader,
+    LabelHeader,
+    OtherObject,
+    SlideHeader,
+)
 from oncofed.data.dicom.regular import as_volume
-from oncofed.data.dicom.stacks import Digests, Slice, Stack, refused
+from oncofed.data.dicom.stacks import Digests, LabelFile, Slice, SlideFile, Stack, refused
 from oncofed.data.dicom.volumes import volumes
 
 # A note on a slice of CT, MR or the like, which is no volume, and taken as a flat image.
@@ -24,7 +35,6 @@ ODD_SLICE = "one slice of another direction or size than the rest of its series"
 _PROJECTIONS = {"CR", "DX", "MG", "RG", "RF", "XA", "XC", "IO", "PX", "US", "ES", "GM", "SM", "OP"}
 _FLAT_MODALITIES = {*_PROJECTIONS, "SC", "OT"}
 _VOLUMES = {"CT", "MR", "PT", "NM"}
-_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _CAPTURED = {"SECONDARY", "SCREEN SAVE", "SCREENSHOT"}
 _LOCALIZER_WORDS = ("localizer", "scout", "topogram", "surview", "survey")
 _MOST_OF_LOCALIZER = 15
@@ -32,65 +42,68 @@ _FEWEST_OF_VOLUME = 4
 
 
 @dataclass
-class Heap:
-    """What a heap of DICOM files holds.
+class DicomIndex:
+    """The DICOM objects of a folder, by what they are.
 
     Attributes:
         stacks: the images.
-        labels: SEG and RT-STRUCT files that lie on an image.
-        unplaced: those that lie on none.
+        labels: SEG and RT-STRUCT files; once matched, those that lie on an image.
+        unplaced: label files that lie on no image.
         slides: whole-slide instances by series.
         broken: path -> reason.
         left_out: path -> what it is, of files that are no image.
     """
 
     stacks: list[Stack] = field(default_factory=list)
-    labels: list[Slice] = field(default_factory=list)
-    unplaced: list[Slice] = field(default_factory=list)
-    slides: dict[str, list[Slice]] = field(default_factory=dict)
+    labels: list[LabelFile] = field(default_factory=list)
+    unplaced: list[LabelFile] = field(default_factory=list)
+    slides: dict[str, list[SlideFile]] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
 
     @property
-    def headers(self) -> Iterator[Header]:
+    def headers(self) -> Iterator[ImageHeader | SlideHeader]:
         """Of each image and each file of a slide."""
         yield from (stack.header for stack in self.stacks)
         yield from (item.header for instances in self.slides.values() for item in instances)
 
 
-def sort_heap(headers: Iterable[tuple[str, Header]], digests: Digests | None = None) -> Heap:
-    """Group the files of a heap into images.
+def group_series(headers: Iterable[tuple[str, Header]], digests: Digests | None = None) -> DicomIndex:
+    """Group DICOM files into images, labels and slides.
 
     Args:
         headers: path and header of each file, in any order.
-        digests: asked for the files that may be copies of others, and for no more; None: none are.
+        digests: called with the files that may be copies of others alone; None: no file is a copy.
     """
-    heap = Heap()
+    index = DicomIndex()
     by_series: dict[str, list[Slice]] = defaultdict(list)
     for path, header in sorted(headers, key=lambda item: item[0]):
-        kind = header["kind"]
-        if kind == "image":
-            by_series[header["series"]].append(Slice(path, header))
-        elif kind in {"seg", "rtstruct"}:
-            heap.labels.append(Slice(path, header))
-        elif kind == "slide":
-            heap.slides.setdefault(header["series"], []).append(Slice(path, header))
-        elif kind == "broken":
-            heap.broken[path] = header["reason"]
-        else:
-            name = "DICOMDIR" if kind == "dicomdir" else f"DICOM {header.get('modality') or 'object'} without pixels"
-            heap.left_out[path] = name
-    _leave_out_captures(by_series, heap)
+        match header:
+            case ImageHeader():
+                by_series[header.series].append(Slice(path, header))
+            case LabelHeader():
+                index.labels.append(LabelFile(path, header))
+            case SlideHeader():
+                index.slides.setdefault(header.series, []).append(SlideFile(path, header))
+            case OtherObject():
+                index.left_out[path] = f"DICOM {header.modality or 'object'} without pixels"
+            case Directory():
+                index.left_out[path] = "DICOMDIR"
+            case ForeignFile():
+                index.left_out[path] = header.what
+            case BrokenFile():
+                index.broken[path] = header.reason
+    _leave_out_captures(by_series, index)
     digests = digests or (lambda slices: {})
     alike = [group for series in by_series.values() for group in suspects(series)]
     copies = copies_among(alike, digests([item for group in alike for item in group])) if alike else set()
     for series in _joined(by_series):
         stacks, left_out = _stacks(series, copies, digests)
-        if len({item.header["series"] for item in series}) > 1:
+        if len({item.header.series for item in series}) > 1:
             stacks = [replace(stack, notes=(*stack.notes, JOINED)) for stack in stacks]
-        heap.stacks += [replace(stack, part=part) for part, stack in enumerate(stacks)]
-        heap.left_out |= left_out
-    return heap
+        index.stacks += [replace(stack, part=part) for part, stack in enumerate(stacks)]
+        index.left_out |= left_out
+    return index
 
 
 def _joined(by_series: Mapping[str, list[Slice]]) -> Iterator[list[Slice]]:
@@ -102,8 +115,8 @@ def _joined(by_series: Mapping[str, list[Slice]]) -> Iterator[list[Slice]]:
     for series in by_series.values():
         if len(series) == 1 and is_placed(series[0].header) and not _is_flat(series[0].header):
             header = series[0].header
-            tells = tuple((key, header["tells"].get(key)) for key in ("SeriesNumber", "SeriesDescription"))
-            alone[header["patient"], header["study"], header["rows"], header["columns"], tells].append(series[0])
+            tells = tuple((key, header.tells.get(key)) for key in ("SeriesNumber", "SeriesDescription"))
+            alone[header.patient, header.study, header.rows, header.columns, tells].append(series[0])
         else:
             yield series
     for slices in alone.values():
@@ -115,7 +128,7 @@ def _joined(by_series: Mapping[str, list[Slice]]) -> Iterator[list[Slice]]:
             yield from ([item] for item in slices)
 
 
-def _leave_out_captures(by_series: dict[str, list[Slice]], heap: Heap) -> None:
+def _leave_out_captures(by_series: dict[str, list[Slice]], index: DicomIndex) -> None:
     """Leave out pictures of screens and reports beside volumes; alone they may be what is meant."""
     placed = [
         item.header
@@ -123,23 +136,23 @@ def _leave_out_captures(by_series: dict[str, list[Slice]], heap: Heap) -> None:
         for item in series
         if is_placed(item.header) and not _is_flat(item.header)
     ]
-    patients = {header["patient"] for header in placed}
+    patients = {header.patient for header in placed}
     for series, items in by_series.items():
         captures = {
             item.path
             for item in items
             if _is_capture(item.header)
-            and (item.header["patient"] in patients or (placed and item.header["modality"] in _VOLUMES))
+            and (item.header.patient in patients or (placed and item.header.modality in _VOLUMES))
         }
         if captures:
-            heap.left_out |= dict.fromkeys(captures, CAPTURE)
+            index.left_out |= dict.fromkeys(captures, CAPTURE)
             by_series[series] = [item for item in items if item.path not in captures]
 
 
-def _is_capture(header: Header) -> bool:
-    if header["position"] or header["enhanced"] or header["modality"] in _PROJECTIONS:
+def _is_capture(header: ImageHeader) -> bool:
+    if header.position or header.enhanced or header.modality in _PROJECTIONS:
         return False
-    return header["sop_class"].startswith(_SECONDARY_CAPTURE) or bool(_CAPTURED & set(header["image_type"]))
+    return header.sop_class.startswith(SecondaryCaptureImageStorage) or bool(_CAPTURED & set(header.image_type))
 
 
 def _stacks(series: list[Slice], copies: set[str], digests: Digests) -> tuple[list[Stack], dict[str, str]]:
@@ -153,7 +166,7 @@ def _stacks(series: list[Slice], copies: set[str], digests: Digests) -> tuple[li
             continue
         if single is not None:
             stacks.append(single)
-        elif "LOCALIZER" in item.header["image_type"]:
+        elif "LOCALIZER" in item.header.image_type:
             left_out[item.path] = LOCALIZER
         else:
             classic.append(item)
@@ -189,12 +202,12 @@ def _stacks(series: list[Slice], copies: set[str], digests: Digests) -> tuple[li
 def _single(item: Slice) -> Stack | None:
     """Return an image that is a file of its own; None for a slice of a volume."""
     header = item.header
-    if header["mosaic"]:
+    if header.mosaic:
         reason = "is a Siemens mosaic: many slices in one flat image. Convert it with dcm2niix, register the NIfTI"
         return refused([item], reason)
-    if header["frames"] > 1:
+    if header.frames > 1:
         return _multiframe(item)
-    if not header["position"] or not header["orientation"] or _is_flat(header):
+    if not header.position or not header.orientation or _is_flat(header):
         return Stack((item,), "flat", notes=() if _is_flat(header) else (WITHOUT_PLACE,))
     return None
 
@@ -203,7 +216,7 @@ def _volumes(group: list[Slice], digests: Digests) -> tuple[list[Stack], set[str
     """Return the volumes of slices of one direction and size, each of one patient, and the paths of copies."""
     patients: dict[str, list[Slice]] = defaultdict(list)
     for item in group:
-        patients[item.header["patient"]].append(item)
+        patients[item.header.patient].append(item)
     if len(patients) > 1 and as_volume(group).reason is None:
         what = f"has slices of {len(patients)} patients by their headers (PatientID), in one volume"
         return [refused(group, f"{what}. Export each patient's slices as a series of their own")], set()
@@ -217,19 +230,19 @@ def _volumes(group: list[Slice], digests: Digests) -> tuple[list[Stack], set[str
     return stacks, copies
 
 
-def _is_flat(header: Header) -> bool:
-    return header["modality"] in _FLAT_MODALITIES or header["samples"] > 1
+def _is_flat(header: ImageHeader) -> bool:
+    return header.modality in _FLAT_MODALITIES or header.samples > 1
 
 
 def _is_described_as_localizer(item: Slice) -> bool:
-    said = item.header["description"].lower()
+    said = item.header.description.lower()
     return any(word in said for word in _LOCALIZER_WORDS)
 
 
 def _multiframe(item: Slice) -> Stack:
     header = item.header
-    if header["enhanced"]:
+    if header.enhanced:
         return Stack((item,), "multiframe")
-    kind = header["modality"] or "no modality"
-    what = f"has {header['frames']} frames without positions ({kind}): no volume in space"
+    kind = header.modality or "no modality"
+    what = f"has {header.frames} frames without positions ({kind}): no volume in space"
     return refused([item], f"{what}. Leave it out, or export the pictures that count as files of their own")

@@ -5,15 +5,31 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from oncofed.data.dicom.headers import Header
+from oncofed.data.dicom.header_types import ImageHeader, LabelHeader, SlideHeader
 
 
 @dataclass(frozen=True)
 class Slice:
-    """One file with its header."""
+    """The file of an image, or of one slice of it."""
 
     path: str
-    header: Header
+    header: ImageHeader
+
+
+@dataclass(frozen=True)
+class LabelFile:
+    """The file of a segmentation or a structure set."""
+
+    path: str
+    header: LabelHeader
+
+
+@dataclass(frozen=True)
+class SlideFile:
+    """The file of one instance of a whole slide."""
+
+    path: str
+    header: SlideHeader
 
 
 @dataclass(frozen=True)
@@ -37,7 +53,7 @@ class Stack:
     part: int = 0
 
     @property
-    def header(self) -> Header:
+    def header(self) -> ImageHeader:
         """Of the first slice."""
         return self.slices[0].header
 

@@ -23,10 +23,10 @@ from oncofed.data.dicom.contours import Outline, Region
 from oncofed.data.dicom.matching import PlacedLabel
 from oncofed.data.dicom.planes import ROUNDING, Floats, reaches, voxels_near
 from oncofed.data.dicom.references import contour_data
+from oncofed.data.formats.common import LPS_TO_RAS
 from oncofed.data.images import LoadedImage
 from oncofed.errors import DataError
 
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _XOR = "CLOSEDPLANAR_XOR"
 _NO_AREA = {"POINT": "points", "OPEN_PLANAR": "open contours", "OPEN_NONPLANAR": "open contours"}
 # Contours nearer to each other than this, in slices and in mm, lie in one plane.
@@ -164,7 +164,7 @@ def _draw_region(
 ) -> None:
     name = canvas.names[value]
     region = np.zeros(image.shape, bool)
-    to_voxels = np.linalg.inv(image.affine) @ _LPS_TO_RAS
+    to_voxels = np.linalg.inv(image.affine) @ LPS_TO_RAS
     flat: list[Outline] = []
     across: list[_Contour] = []
     for contour in contours:
@@ -265,7 +265,7 @@ def _draw_across(
     region: NDArray[np.bool_], contours: list[_Contour], image: LoadedImage, name: str, told: _Told
 ) -> None:
     """Fill the voxels whose centres a contour encloses, half way to the next plane of its direction."""
-    to_lps = _LPS_TO_RAS @ image.affine
+    to_lps = LPS_TO_RAS @ image.affine
     smallest = float(np.linalg.norm(to_lps[:3, :3], axis=0).min())
     for normal, group in _by_normal(contours, smallest, name):
         axes = _axes(normal)

@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.pixels.processing import apply_color_lut, apply_rescale
 
-from oncofed.data.dicom.headers import Header
+from oncofed.data.dicom.header_types import ImageHeader
 from oncofed.errors import DataError
 
 Values = NDArray[Any]
 _PHILIPS_NOTE = "values as measured: Philips' private ScaleSlope was read"
 
 
-def meant(dataset: Dataset, header: Header, notes: list[str]) -> Values:
+def meant(dataset: Dataset, header: ImageHeader, notes: list[str]) -> Values:
     """Return the values that the device meant by a frame.
 
     Args:
@@ -48,37 +48,37 @@ def meant(dataset: Dataset, header: Header, notes: list[str]) -> Values:
     values = stored
     if photometric == "MONOCHROME1":
         whole = stored.astype(np.int64)
-        values = -1 - whole if header["signed"] else (1 << int(dataset.get("BitsStored", 16))) - 1 - whole
+        values = -1 - whole if header.signed else (1 << int(dataset.get("BitsStored", 16))) - 1 - whole
         notes.append("MONOCHROME1: inverted, so that dense tissue is bright")
     return smallest(_unpadded(rescaled(values, header, dataset, notes), pad, notes))
 
 
-def rescaled(values: Values, header: Header, dataset: Dataset | None, notes: list[str]) -> Values:
+def rescaled(values: Values, header: ImageHeader, dataset: Dataset | None, notes: list[str]) -> Values:
     """Return stored values times slope plus intercept, or by the table that a data set has for them."""
-    if dataset is not None and not header["plain_values"]:
+    if dataset is not None and not header.plain_values:
         by_table: Values = apply_rescale(values, dataset)
         return by_table
-    if header["philips_scale"] is not None and header["has_slope"]:
+    if header.philips_scale is not None and header.has_slope:
         notes.append(_PHILIPS_NOTE)
-    if header["slope"] == 1 and header["intercept"] == 0:
+    if header.slope == 1 and header.intercept == 0:
         return values
-    real: Values = values.astype(np.float64) * header["slope"] + header["intercept"]
+    real: Values = values.astype(np.float64) * header.slope + header.intercept
     return real
 
 
-def bright_padding(header: Header) -> list[int] | None:
+def bright_padding(header: ImageHeader) -> list[int] | None:
     """Return the stored values that pad an image where they would be brighter than half of all; None elsewhere.
 
     Padding that is darker than tissue, as in CT, does no harm; what is bright would be the brightest of all.
     """
-    padding: list[int] | None = header["padding"]
+    padding: list[int] | None = header.padding
     if not padding:
         return None
-    middle = 0 if header["signed"] else 1 << (header["bits_stored"] - 1)
+    middle = 0 if header.signed else 1 << (header.bits_stored - 1)
     bright = padding[1] >= middle
-    if header["photometric"] == "MONOCHROME1":
+    if header.photometric == "MONOCHROME1":
         bright = not bright
-    if header["slope"] < 0:
+    if header.slope < 0:
         bright = not bright
     return padding if bright else None
 

@@ -113,8 +113,8 @@ class _Places:
 
     def __init__(self, group: Sequence[Slice]) -> None:
         self.group = group
-        positions = np.array([item.header["position"] for item in group])
-        turned = np.array([item.header["orientation"] for item in group]).mean(axis=0)
+        positions = np.array([item.header.position for item in group])
+        turned = np.array([item.header.orientation for item in group]).mean(axis=0)
         axes = np.stack([turned[:3], turned[3:], np.cross(turned[:3], turned[3:])], axis=1)
         self._in_plane = (positions @ axes)[:, :2]
         self.along = (positions @ axes)[:, 2]
@@ -142,13 +142,13 @@ class _Places:
             return _numbered(together(self._in_plane, 4 * max(self.reach, 0.05)).tolist())
         if keyword == FOLDER:
             return _numbered([item.path.rpartition("/")[0] for item in self.group])
-        said = [item.header["tells"].get(keyword, "") for item in self.group]
+        said = [item.header.tells.get(keyword, "") for item in self.group]
         return _numbered(_rounded(said) if keyword in _NUMBERS else said)
 
     def moments(self, keyword: str) -> list[float] | None:
         """Return each slice's time or number; None where one has none."""
         try:
-            return [float(item.header["tells"][keyword]) for item in self.group]
+            return [float(item.header.tells[keyword]) for item in self.group]
         except (KeyError, ValueError):
             return None
 
@@ -338,7 +338,7 @@ def _divided(group: list[Slice], partition: Partition) -> list[Stack]:
     for part in _parts_of(partition):
         slices = [group[number] for number in part]
         stack = as_volume(slices)
-        said = _values_of(partition.keys, slices[0].header["tells"])
+        said = _values_of(partition.keys, slices[0].header.tells)
         stacks.append(replace(stack, notes=(note, *said, *stack.notes)))
     return stacks
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from oncofed.data.dicom.headers import Header
-from oncofed.data.dicom.stacks import Slice
+from oncofed.data.dicom.header_types import SlideHeader
+from oncofed.data.dicom.stacks import SlideFile
 
 VOLUME = "VOLUME"
 _WHAT = {"LABEL": "label", "OVERVIEW": "overview", "THUMBNAIL": "thumbnail", "LOCALIZER": "overview"}
@@ -29,7 +29,7 @@ class WholeSlide:
     """
 
     series: str
-    instances: tuple[Slice, ...]
+    instances: tuple[SlideFile, ...]
 
 
 def image_kind(image_type: Sequence[str]) -> str:
@@ -38,14 +38,14 @@ def image_kind(image_type: Sequence[str]) -> str:
     return named or VOLUME
 
 
-def whole_slides(by_series: Mapping[str, Sequence[Slice]]) -> tuple[list[WholeSlide], dict[str, str]]:
-    """Return the slides of a heap, and path -> reason of the instances that are in none.
+def whole_slides(by_series: Mapping[str, Sequence[SlideFile]]) -> tuple[list[WholeSlide], dict[str, str]]:
+    """Return the slides of a folder, and path -> reason of the instances that are in none.
 
     Args:
         by_series: whole-slide instances by series.
     """
-    pyramids: list[list[Slice]] = []
-    beside: list[Slice] = []
+    pyramids: list[list[SlideFile]] = []
+    beside: list[SlideFile] = []
     volumes = []
     for instances in by_series.values():
         beside += [item for item in instances if image_kind(_image_type(item)) != VOLUME]
@@ -56,32 +56,32 @@ def whole_slides(by_series: Mapping[str, Sequence[Slice]]) -> tuple[list[WholeSl
             pyramids.append(series)
         else:
             found += series
-    slides = [WholeSlide(pyramid[0].header["series"], tuple(pyramid)) for pyramid in pyramids]
+    slides = [WholeSlide(pyramid[0].header.series, tuple(pyramid)) for pyramid in pyramids]
     left_out: dict[str, str] = {}
-    alone: dict[str, list[Slice]] = {}
+    alone: dict[str, list[SlideFile]] = {}
     for item in beside:
         if any(_same_slide(item.header, other.header) for pyramid in pyramids for other in pyramid[:1]):
             kind = image_kind(_image_type(item))
             left_out[item.path] = f"{_WHAT.get(kind, kind)} of a DICOM slide, which is no level of its pyramid"
         else:
-            alone.setdefault(item.header["series"], []).append(item)
+            alone.setdefault(item.header.series, []).append(item)
     return [*slides, *(WholeSlide(series, tuple(items)) for series, items in alone.items())], left_out
 
 
-def _image_type(item: Slice) -> list[str]:
-    return list(item.header.get("image_type") or [])
+def _image_type(item: SlideFile) -> list[str]:
+    return item.header.image_type
 
 
-def _width(series: Iterable[Slice]) -> int:
+def _width(series: Iterable[SlideFile]) -> int:
     return max(_size(item.header)[0] for item in series)
 
 
-def _size(header: Header) -> tuple[int, int]:
-    width, height = header.get("matrix") or (0, 0)
-    return int(width), int(height)
+def _size(header: SlideHeader) -> tuple[int, int]:
+    width, height = header.matrix
+    return width, height
 
 
-def _belongs(series: Sequence[Slice], pyramid: Sequence[Slice]) -> bool:
+def _belongs(series: Sequence[SlideFile], pyramid: Sequence[SlideFile]) -> bool:
     """Return whether all instances of a series are further levels of a pyramid."""
     finest = pyramid[0].header
     sizes = {_size(item.header) for item in pyramid}
@@ -91,18 +91,18 @@ def _belongs(series: Sequence[Slice], pyramid: Sequence[Slice]) -> bool:
     )
 
 
-def _same_slide(one: Header, other: Header) -> bool:
+def _same_slide(one: SlideHeader, other: SlideHeader) -> bool:
     """Return whether two headers are of one physical slide in one coordinate system."""
-    if (one["patient"], one["study"]) != (other["patient"], other["study"]):
+    if (one.patient, one.study) != (other.patient, other.study):
         return False
-    if one["series"] == other["series"]:
+    if one.series == other.series:
         return True
-    frames, containers = ({h.get(key) or "" for h in (one, other)} for key in ("frame_of_reference", "container"))
-    known = [found for found in (frames, containers) if "" not in found]
-    return bool(known) and all(len(found) == 1 for found in known)
+    pairs = ((one.frame_of_reference, other.frame_of_reference), (one.container, other.container))
+    known = [pair for pair in pairs if all(pair)]
+    return bool(known) and all(mine == theirs for mine, theirs in known)
 
 
-def _same_area(level: Header, finest: Header) -> bool:
+def _same_area(level: SlideHeader, finest: SlideHeader) -> bool:
     """Return whether a level shows what the finest one does, with fewer pixels."""
     (width, height), (full_width, full_height) = _size(level), _size(finest)
     if not (0 < width < full_width and 0 < height < full_height):
@@ -110,7 +110,6 @@ def _same_area(level: Header, finest: Header) -> bool:
     factor = full_width / width
     if abs(full_height / factor - height) > max(_ROUNDED, _SAME_ASPECT * height):
         return False
-    areas = [header.get("imaged_mm") for header in (level, finest)]
-    if not all(areas):
+    if not level.imaged_mm or not finest.imaged_mm:
         return True
-    return all(abs(a / b - 1) < _SAME_AREA for a, b in zip(*areas, strict=True) if a and b)
+    return all(abs(a / b - 1) < _SAME_AREA for a, b in zip(level.imaged_mm, finest.imaged_mm, strict=True) if a and b)

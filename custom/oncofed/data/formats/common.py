@@ -19,6 +19,9 @@ from oncofed.errors import DataError
 Values = NDArray[Any]
 Affine = NDArray[np.float64]
 
+# From DICOM's and ITK's world (left, posterior, superior) to NIfTI's (right, anterior, superior), and back.
+LPS_TO_RAS: Affine = np.diag([-1.0, -1.0, 1.0, 1.0])
+
 # Exif and TIFF tag 0x0112: 1 is upright; these swap rows and columns.
 SWAPPED = (5, 6, 7, 8)
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from isal import igzip
 
-from oncofed.data.formats.common import LoadedImage, is_invertible, require_memory, unreadable
+from oncofed.data.formats.common import LPS_TO_RAS, LoadedImage, is_invertible, require_memory, unreadable
 from oncofed.data.formats.units import millimetres
 from oncofed.errors import DataError
 
@@ -102,7 +102,7 @@ def _read(path: Path) -> LoadedImage:
     factors = _factors(fields, dimensions)
     affine[:dimensions] *= factors[:, None]
     if dimensions == 3:
-        affine = np.diag([-1.0, -1, 1, 1]) @ affine  # ITK's world is LPS+
+        affine = LPS_TO_RAS @ affine  # ITK's world is LPS+
     if not is_invertible(affine):
         raise DataError(
             "has axes that do not point in different directions: its header does not say where it lies. Export it again"

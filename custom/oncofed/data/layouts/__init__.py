@@ -7,7 +7,7 @@ they are masks.
 
 from __future__ import annotations
 
-from oncofed.data.layouts.base import Item, Layout, Part, patient_of
+from oncofed.data.layouts.base import FolderLayout, Item, Part, patient_of
 from oncofed.data.layouts.class_table import ClassTable, lists_images
 from oncofed.data.layouts.find import find_layout
 from oncofed.data.layouts.names import IMAGE_FOLDERS, LABEL_FOLDERS, kept_parts
@@ -19,8 +19,8 @@ __all__ = [
     "LABEL_FOLDERS",
     "SLIDES",
     "ClassTable",
+    "FolderLayout",
     "Item",
-    "Layout",
     "Part",
     "find_layout",
     "kept_parts",

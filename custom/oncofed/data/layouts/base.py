@@ -84,7 +84,7 @@ class Item:
 
 
 @dataclass
-class Layout:
+class FolderLayout:
     """What a folder holds.
 
     Attributes:
@@ -97,7 +97,7 @@ class Layout:
         left_out: path of a file that is no case -> why it is not.
         unlabelled: path of a case's first image -> why it has no label, where more is known than that none was found.
         tables: paths of the tables and manifests that it is read from.
-        heap: other files of the folder may be DICOM.
+        may_hold_dicom: other files of the folder may be DICOM.
         remarks: what was seen of the folder as a whole, for people.
     """
 
@@ -110,7 +110,7 @@ class Layout:
     left_out: dict[str, str] = field(default_factory=dict)
     unlabelled: dict[str, str] = field(default_factory=dict)
     tables: list[str] = field(default_factory=list)
-    heap: bool = False
+    may_hold_dicom: bool = False
     remarks: list[str] = field(default_factory=list)
 
 
@@ -134,7 +134,7 @@ def unique(items: Sequence[Item]) -> list[Item]:
     return [replace(item, name=name, patient=item.patient or name) for item, name in zip(items, names, strict=True)]
 
 
-def with_distinct_cases(layout: Layout) -> Layout:
+def with_distinct_cases(layout: FolderLayout) -> FolderLayout:
     """Return a layout of which no two cases have one name, those that cannot be used among them."""
     layout.items = unique(layout.items)
     taken = {item.name for item in layout.items}

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from oncofed.data.dicom.headers import looks_like_dicom
 from oncofed.data.images import image_format
-from oncofed.data.layouts.base import Layout
+from oncofed.data.layouts.base import FolderLayout
 
 BESIDE_DICOM = "picture beside DICOM"
 _PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif")
 _LOOKED_AT = 64
 
 
-def without_pictures(root: Path, files: Sequence[str], layout: Layout) -> Layout | None:
+def without_pictures(root: Path, files: Sequence[str], layout: FolderLayout) -> FolderLayout | None:
     """Return a layout less its pictures without a mask; None where it has none, or the folder is one of pictures.
 
     Args:

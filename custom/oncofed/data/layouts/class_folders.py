@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from oncofed.data.images import image_format
-from oncofed.data.layouts.base import SPLIT_NAMES, Item, Layout, name_of, patient_of, unique
+from oncofed.data.layouts.base import SPLIT_NAMES, FolderLayout, Item, name_of, patient_of, unique
 from oncofed.data.layouts.names import Named
 
 # Share of images beside all folders of classes that is no layout of its own.
@@ -40,14 +40,14 @@ def look_like_classes(images: Sequence[str]) -> list[str]:
     return tops if many and words and len(inside) > len(images) // 2 else []
 
 
-def class_folders(images: Sequence[str], masks: Sequence[str]) -> Layout:
+def class_folders(images: Sequence[str], masks: Sequence[str]) -> FolderLayout:
     """Return the cases of class folders.
 
     Args:
         images: paths of the images.
         masks: paths of masks that lie among them.
     """
-    layout = Layout("one folder a class", task="classification")
+    layout = FolderLayout("one folder a class", task="classification")
     tops = sorted({f.split("/", 1)[0] for f in images if "/" in f})
     split_names = {t: SPLIT_NAMES[t.lower()] for t in tops if t.lower() in SPLIT_NAMES}
     nested = len(split_names) == len(tops) and bool(tops)
@@ -60,7 +60,9 @@ def class_folders(images: Sequence[str], masks: Sequence[str]) -> Layout:
         parts = path.split("/")
         name = name_of(path)
         split = split_names[parts[0]] if nested else None
-        layout.items.append(Item(name, patient_of(path), (path,), numbers[parts[position]], split))
+        layout.items.append(
+            Item(name=name, patient=patient_of(path), images=(path,), label=numbers[parts[position]], split=split)
+        )
     layout.items = unique(layout.items)
     layout.left_out |= dict.fromkeys(sorted(set(images) - set(usable)), "image outside a class folder")
     layout.left_out |= dict.fromkeys(masks, MASK_BESIDE)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
+from oncofed.data.dicom.header_types import ObjectHeader
 from oncofed.data.layouts.base import SPLIT_NAMES
 from oncofed.data.layouts.tables import Row, Table, expected_columns, read_table
 from oncofed.data.layouts.written import without_zeros
-from oncofed.data.manifest import Quarantined
+from oncofed.data.manifest import Quarantined, Split
 from oncofed.errors import DataError
 
 _KEYS = ("series", "study", "patient")
@@ -42,7 +43,7 @@ class ClassTable:
         DataError: it cannot be read, or lacks the columns.
     """
 
-    def __init__(self, path: Path | None, headers: Iterable[Mapping[str, str]] = ()) -> None:
+    def __init__(self, path: Path | None, headers: Iterable[ObjectHeader] = ()) -> None:
         table = Table([], []) if path is None else read_table(path)
         columns = set(table.columns)
         if path and "image" not in columns and (not set(_KEYS) & columns or "label" not in columns):
@@ -67,14 +68,14 @@ class ClassTable:
             for key, text in _identities(header):
                 self._there[key, without_zeros(text)].add(text)
 
-    def find(self, header: Mapping[str, str]) -> tuple[int | None, str | None]:
+    def find(self, header: ObjectHeader) -> tuple[int | None, Split | None]:
         """Return class number and split of an image; None where the table does not say it."""
         rows = [row for key, text in _identities(header) if (row := self._row(key, text))]
         self._matched |= {row.line for row in rows}
         cells = rows[0].cells if rows else {}
         return self.classes.get(cells.get("label", "")), SPLIT_NAMES.get(cells.get("split", "").lower())
 
-    def doubt(self, header: Mapping[str, str]) -> str:
+    def doubt(self, header: ObjectHeader) -> str:
         """Return why an image gets no class from a row that may be meant for it; empty where there is none."""
         for key, text in _identities(header):
             alike = self._alike.get((key, without_zeros(text)), set())
@@ -120,7 +121,7 @@ class ClassTable:
         return not reason
 
 
-def _identities(header: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+def _identities(header: ObjectHeader) -> tuple[tuple[str, str], ...]:
     """Return what an image may be named by, from the narrowest."""
-    patient = header["patient"].split("|", 1)[-1]
-    return ("series", header["series"].strip()), ("study", header["study"].strip()), ("patient", patient.strip())
+    patient = header.patient.split("|", 1)[-1]
+    return ("series", header.series.strip()), ("study", header.study.strip()), ("patient", patient.strip())

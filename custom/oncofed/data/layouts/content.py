@@ -13,7 +13,7 @@ from nibabel.filebasedimages import ImageFileError
 from numpy.typing import NDArray
 from PIL import Image
 
-from oncofed.data.formats.common import LoadedImage
+from oncofed.data.formats.common import LPS_TO_RAS, LoadedImage
 from oncofed.data.images import image_format, read_stored
 from oncofed.data.layouts.names import Named, Words, has_mask_word, says_image
 from oncofed.data.masks import NEARLY_WHOLE, as_mask
@@ -267,4 +267,4 @@ def _itk_grid(path: Path) -> Grid | None:
     direction = np.asarray(reader.GetDirection()).reshape(3, 3) * np.asarray(reader.GetSpacing())
     affine = np.eye(4)
     affine[:3, :3], affine[:3, 3] = direction, reader.GetOrigin()
-    return size, tuple((np.diag([-1.0, -1, 1, 1]) @ affine).ravel())
+    return size, tuple((LPS_TO_RAS @ affine).ravel())

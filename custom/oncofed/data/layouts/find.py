@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from oncofed.data.images import image_format
-from oncofed.data.layouts.base import NO_IMAGE, Layout, with_distinct_cases
+from oncofed.data.layouts.base import NO_IMAGE, FolderLayout, with_distinct_cases
 from oncofed.data.layouts.beside_dicom import without_pictures
 from oncofed.data.layouts.class_folders import class_folders, is_class_folders, look_like_classes
 from oncofed.data.layouts.listed import listed
@@ -32,7 +32,7 @@ def find_layout(
     task: str | None,
     names: Mapping[int, str] | None = None,
     classes: Collection[str] | None = None,
-) -> Layout:
+) -> FolderLayout:
     """Return the cases of ``root``; the layout is called "nothing" where it has neither a known one nor an image file.
 
     Args:
@@ -48,7 +48,7 @@ def find_layout(
     """
     names = names or {}
     tables, others = _tables(root, files)
-    layout = _layout(root, files, table, tables, task, names, classes) or Layout("nothing", heap=True)
+    layout = _layout(root, files, table, tables, task, names, classes) or FolderLayout("nothing", may_hold_dicom=True)
     for path, reason in others.items():
         if path not in layout.tables:
             layout.left_out.setdefault(path, reason)
@@ -67,7 +67,7 @@ def _layout(
     task: str | None,
     names: Mapping[int, str],
     classes: Collection[str] | None,
-) -> Layout | None:
+) -> FolderLayout | None:
     if table is not None:
         return listed(root, table, files)
     if MANIFEST_FILE in files:
@@ -101,7 +101,7 @@ def _layout(
     return layout
 
 
-def _masks_beside(masks: Sequence[Named], images: Sequence[Named], layout: Layout) -> list[str]:
+def _masks_beside(masks: Sequence[Named], images: Sequence[Named], layout: FolderLayout) -> list[str]:
     """Return the paths of the masks that are no images of a class: all where one has an image, used or set aside."""
     alone = {path for path, reason in layout.left_out.items() if reason in {NO_IMAGE, LOOKS_LIKE_MASK}}
     if any(mask.path not in alone for mask in masks):

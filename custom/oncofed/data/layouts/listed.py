@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from oncofed.data.images import image_format
-from oncofed.data.layouts.base import SPLIT_NAMES, Item, Layout, name_of, patient_of, unique
+from oncofed.data.layouts.base import SPLIT_NAMES, FolderLayout, Item, name_of, patient_of, unique
 from oncofed.data.layouts.content import on_one_grid
 from oncofed.data.layouts.names import IMAGE_FOLDERS, LABEL_FOLDERS, Named
 from oncofed.data.layouts.pairing import Candidate, pair
@@ -21,7 +21,7 @@ from oncofed.errors import DataError
 _ONE_HOT = re.compile(r"[01](\.0+)?")
 
 
-def listed(root: Path, path: Path, files: Sequence[str]) -> Layout:
+def listed(root: Path, path: Path, files: Sequence[str]) -> FolderLayout:
     """Return the cases that a table lists.
 
     Raises:
@@ -30,7 +30,7 @@ def listed(root: Path, path: Path, files: Sequence[str]) -> Layout:
     table = read_table(path)
     if "image" not in table.columns:
         raise DataError(f"{path}: {expected_columns(table.columns)}.")
-    layout = Layout("table", tables=[name for name in files if root / name == path])
+    layout = FolderLayout("table", tables=[name for name in files if root / name == path])
     table = _with_classes(table)
     rows = _Rows(root, files, table)
     layout.labels = {number: name for name, number in rows.classes.items() if name != str(number)}
@@ -130,7 +130,16 @@ class _Rows:
         tags = {k: v for k, v in row.cells.items() if k not in WANTED and v}
         name = name_of(image)
         patient = row.cells.get("patient") or patient_of(image)
-        return Item(name, patient, (image,), label, split, row.cells.get("modality") or None, tags, notes)
+        return Item(
+            name=name,
+            patient=patient,
+            images=(image,),
+            label=label,
+            split=split,
+            modality=row.cells.get("modality") or None,
+            tags=tags,
+            notes=notes,
+        )
 
     def _file(self, row: Row, column: str, *places: Files) -> str:
         text = row.cells.get(column, "")

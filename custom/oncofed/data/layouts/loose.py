@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from oncofed.data.layouts.base import Layout
+from oncofed.data.layouts.base import FolderLayout
 from oncofed.data.layouts.content import masks_among, on_one_grid
 from oncofed.data.layouts.names import IMAGE_FOLDERS, LABEL_FOLDERS, Named, Words
 from oncofed.data.layouts.pairing import Candidate, as_layout, case_name, pair
@@ -23,7 +23,7 @@ LOOKS_LIKE_MASK = (
 _COUNTED = re.compile(r"\d{4}")
 
 
-def loose_images(root: Path, files: Sequence[str], masks: Sequence[Named], others: Sequence[Named]) -> Layout:
+def loose_images(root: Path, files: Sequence[str], masks: Sequence[Named], others: Sequence[Named]) -> FolderLayout:
     """Return the cases of a folder whose files' names and places alone say what they are.
 
     Args:

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from oncofed.data.images import image_format, stem
-from oncofed.data.layouts.base import NO_IMAGE, Item, Layout, name_of, patient_of, unique
+from oncofed.data.layouts.base import NO_IMAGE, FolderLayout, Item, name_of, patient_of, unique
 from oncofed.data.manifest import MANIFEST_FILE, Entry, Manifest, Quarantined, Split, manifest_of, manifest_values
 
 _NOT_NAMED = f"that {MANIFEST_FILE} does not name"
 _UNLABELLED = "unlabelled test image"
 
 
-def from_manifest(root: Path, files: Sequence[str], names: Mapping[int, str]) -> Layout:
+def from_manifest(root: Path, files: Sequence[str], names: Mapping[int, str]) -> FolderLayout:
     """Return the cases of a folder with a ``dataset.json``.
 
     Args:
@@ -44,8 +44,8 @@ def from_manifest(root: Path, files: Sequence[str], names: Mapping[int, str]) ->
     return _decathlon(files, manifest_of(values, path))
 
 
-def _decathlon(files: Sequence[str], manifest: Manifest) -> Layout:
-    layout = Layout("Decathlon", modality=manifest.modality, task=manifest.task, tables=[MANIFEST_FILE])
+def _decathlon(files: Sequence[str], manifest: Manifest) -> FolderLayout:
+    layout = FolderLayout("Decathlon", modality=manifest.modality, task=manifest.task, tables=[MANIFEST_FILE])
     layout.labels = {int(float(k)): v for k, v in manifest.labels.items()}
     known = set(files)
     channels = _channel_files(files)
@@ -71,7 +71,17 @@ def _decathlon(files: Sequence[str], manifest: Manifest) -> Layout:
             images = tuple(channels.get((folder, stem(Path(images[0]))), images))
         patient = entry.patient or patient_of(images[0])
         listed = split if dealt else entry.split
-        layout.items.append(Item(name, patient, images, label, listed, entry.modality, entry.tags))
+        layout.items.append(
+            Item(
+                name=name,
+                patient=patient,
+                images=images,
+                label=label,
+                split=listed,
+                modality=entry.modality,
+                tags=entry.tags,
+            )
+        )
     layout.items = unique(layout.items)
     layout.left_out = dict.fromkeys((path for path in bare if path not in tests), _UNLABELLED)
     for path in bare:
@@ -81,8 +91,8 @@ def _decathlon(files: Sequence[str], manifest: Manifest) -> Layout:
     return layout
 
 
-def _nnunet(files: Sequence[str], header: Manifest, values: Mapping[str, Any]) -> Layout:
-    layout = Layout("nnU-Net raw", modality=header.modality, task="segmentation", tables=[MANIFEST_FILE])
+def _nnunet(files: Sequence[str], header: Manifest, values: Mapping[str, Any]) -> FolderLayout:
+    layout = FolderLayout("nnU-Net raw", modality=header.modality, task="segmentation", tables=[MANIFEST_FILE])
     layout.labels = {int(k): v for k, v in header.labels.items()}
     listed = values.get("dataset")
     if isinstance(listed, dict):  # version 2 may name the files of each case
@@ -115,7 +125,7 @@ _SPLITS: dict[str, Split | None] = {
 }
 
 
-def _add(layout: Layout, name: str, images: tuple[str, ...], label: str | None, split: Split | None) -> None:
+def _add(layout: FolderLayout, name: str, images: tuple[str, ...], label: str | None, split: Split | None) -> None:
     expected = max(1, len(layout.modality))
     colour = expected == 3 and len(images) == 1 and image_format(Path(images[0])) == "raster"
     numbers = [int(stem(Path(image))[-4:]) for image in images if re.search(r"_\d{4}$", stem(Path(image)))]
@@ -134,7 +144,7 @@ def _add(layout: Layout, name: str, images: tuple[str, ...], label: str | None, 
             (*images[1:], *((label,) if label else ())), "file of a case that lacks a channel"
         )
     else:
-        layout.items.append(Item(name, patient_of(name), images, label, split))
+        layout.items.append(Item(name=name, patient=patient_of(name), images=images, label=label, split=split))
 
 
 def _channel_files(files: Sequence[str]) -> dict[tuple[str, str], list[str]]:
@@ -148,7 +158,7 @@ def _channel_files(files: Sequence[str]) -> dict[tuple[str, str], list[str]]:
     return {key: sorted(paths) for key, paths in channels.items()}
 
 
-def _tell_others(layout: Layout, files: Sequence[str]) -> None:
+def _tell_others(layout: FolderLayout, files: Sequence[str]) -> None:
     """Say of each image file that no case uses that it is not named."""
     used = {path for item in layout.items for path in (*item.images, *item.masks)}
     used |= {case.source for case in layout.bad if case.source}

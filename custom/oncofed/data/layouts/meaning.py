@@ -7,14 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from oncofed.data.label_mapping import name_key
-from oncofed.data.layouts.base import Item, Layout, Part
+from oncofed.data.layouts.base import FolderLayout, Item, Part
 from oncofed.data.layouts.value_names import Beside, ValueNames, in_file
 from oncofed.data.manifest import Quarantined
 
 _BY_USER = "its mask does not name its values: they are what --labels says"
 
 
-def with_meaning(root: Path, files: Sequence[str], layout: Layout, names: Mapping[int, str]) -> Layout:
+def with_meaning(root: Path, files: Sequence[str], layout: FolderLayout, names: Mapping[int, str]) -> FolderLayout:
     """Return a layout whose labels are named as its masks' files name them.
 
     Args:
@@ -52,7 +52,7 @@ def with_meaning(root: Path, files: Sequence[str], layout: Layout, names: Mappin
     return layout
 
 
-def _said(root: Path, layout: Layout, beside: Beside) -> dict[str, ValueNames | None]:
+def _said(root: Path, layout: FolderLayout, beside: Beside) -> dict[str, ValueNames | None]:
     """Return mask -> the names that it, or a file beside it, says."""
     masks = [item.label for item in layout.items if isinstance(item.label, str)]
     return {mask: in_file(root / mask) or beside.find(mask) for mask in masks}

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from oncofed.data.grouping import counted
-from oncofed.data.layouts.base import NO_IMAGE, Item, Layout, Part, name_of, patient_of, unique
+from oncofed.data.layouts.base import NO_IMAGE, FolderLayout, Item, Part, name_of, patient_of, unique
 from oncofed.data.layouts.names import IMAGE_FOLDERS, Named, Words, is_place, without_mask_words, without_zeros
 from oncofed.data.manifest import Quarantined
 
@@ -245,7 +245,9 @@ def _place(named: Named) -> Words:
     return tuple(word for word in named.place if named.split is not None or not is_place(word))
 
 
-def as_layout(kind: str, cases: Sequence[Candidate], lost: Iterable[tuple[Named, str]], channels: Words) -> Layout:
+def as_layout(
+    kind: str, cases: Sequence[Candidate], lost: Iterable[tuple[Named, str]], channels: Words
+) -> FolderLayout:
     """Return a layout of cases with their masks.
 
     Args:
@@ -254,7 +256,7 @@ def as_layout(kind: str, cases: Sequence[Candidate], lost: Iterable[tuple[Named,
         lost: masks that found no image, and why.
         channels: names of the channels of cases with several files.
     """
-    layout = Layout(kind, task="segmentation" if any(c.fitting for c in cases) else None, heap=True)
+    layout = FolderLayout(kind, task="segmentation" if any(c.fitting for c in cases) else None, may_hold_dicom=True)
     layout.left_out = {mask.path: reason for mask, reason in lost}
     layout.modality = {str(number): name for number, name in enumerate(channels)}
     classes = _one_file_a_class(cases)
@@ -278,7 +280,9 @@ def as_layout(kind: str, cases: Sequence[Candidate], lost: Iterable[tuple[Named,
         images = tuple(image.path for image in case.images)
         patient = patient_of(images[0], _patient(case))
         notes = _lacking(case, cases, set(numbers)) if isinstance(label, tuple) else ()
-        layout.items.append(Item(name, patient, images, label, case.first.split, notes=notes))
+        layout.items.append(
+            Item(name=name, patient=patient, images=images, label=label, split=case.first.split, notes=notes)
+        )
         if case.shared:
             layout.unlabelled[images[0]] = (
                 f"its mask may be of several images: {', '.join(mask.path for mask in case.shared[:3])}. "

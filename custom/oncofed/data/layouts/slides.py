@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
-from oncofed.data.layouts.base import NO_IMAGE, Item, Layout, name_of, patient_of, unique
+from oncofed.data.layouts.base import NO_IMAGE, FolderLayout, Item, name_of, patient_of, unique
 from oncofed.data.layouts.names import Named, Words, words
 from oncofed.data.layouts.pairing import Candidate, pair
 from oncofed.data.manifest import Quarantined
@@ -36,9 +36,9 @@ class _Bare(Named):
         return words(_bare(self.path))
 
 
-def slides(root: Path, files: Sequence[str]) -> Layout:
+def slides(root: Path, files: Sequence[str]) -> FolderLayout:
     """Return the slides of a folder, each with its regions where a file of them is called as it is."""
-    layout = Layout("slides", task="slides", heap=True)
+    layout = FolderLayout("slides", task="slides", may_hold_dicom=True)
     cases = [Candidate([_Bare(path)]) for path in files if path.lower().endswith(SLIDES)]
     lost = pair(cases, [_Bare(path) for path in files if _holds_regions(root, path)], _is_called_as)
     layout.left_out = {drawn.path: _OF_NO_SLIDE if reason == NO_IMAGE else _OF_SEVERAL for drawn, reason in lost}
@@ -57,12 +57,14 @@ def slides(root: Path, files: Sequence[str]) -> Layout:
             continue
         notes = (f"its regions are those of {drawn[0]}, by its name",) if drawn and not case.masks else ()
         label = drawn[0] if drawn else None
-        layout.items.append(Item(name_of(path), patient_of(path), (path,), label, modality="SM", notes=notes))
+        layout.items.append(
+            Item(name=name_of(path), patient=patient_of(path), images=(path,), label=label, modality="SM", notes=notes)
+        )
     layout.items = unique(layout.items)
     return layout
 
 
-def unread_regions(layout: Layout, files: Sequence[str]) -> dict[str, str]:
+def unread_regions(layout: FolderLayout, files: Sequence[str]) -> dict[str, str]:
     """Return why each file of regions is not read that a layout neither uses nor leaves out."""
     used = {mask for item in layout.items for mask in item.masks}
     reason = _UNNAMED if layout.kind == "table" else _OF_NO_SLIDE if layout.task == "slides" else _UNREAD

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from oncofed.data.label_mapping import name_key
-from oncofed.data.layouts.base import NO_IMAGE, Item, Layout
+from oncofed.data.layouts.base import NO_IMAGE, FolderLayout, Item
 from oncofed.data.layouts.class_folders import MASK_BESIDE
 from oncofed.data.layouts.loose import loose_images
 from oncofed.data.layouts.names import Named
@@ -15,7 +15,7 @@ from oncofed.data.layouts.names import Named
 
 def unclassified(
     root: Path, files: Sequence[str], images: Sequence[Named], masks: Collection[str], classes: Collection[str]
-) -> Layout:
+) -> FolderLayout:
     """Return each image as a case; its label is the class that one of its folders is called as, if one is.
 
     Args:

@@ -12,7 +12,7 @@ from typing import Any, cast
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
-from pydicom.uid import JPEGBaseline8Bit, JPEGExtended12Bit, RLELossless
+from pydicom.uid import JPEGBaseline8Bit, JPEGExtended12Bit, RLELossless, VLWholeSlideMicroscopyImageStorage
 
 from oncofed.data.dicom.whole_slides import VOLUME, image_kind
 from oncofed.data.slides import resolution
@@ -20,7 +20,6 @@ from oncofed.data.slides.colour import is_transformed, jpeg_colours, to_rgb
 from oncofed.data.slides.levels import WHITE, Level, Pixels
 from oncofed.errors import DataError
 
-_WSI = "1.2.840.10008.5.1.4.1.1.77.1.6"
 _JPEG = {JPEGBaseline8Bit, JPEGExtended12Bit}
 _COLOUR = {"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "XYB"}
 _TAGS = [
@@ -151,7 +150,11 @@ def _volumes(folder: Path) -> list[Path]:
         DataError: there is none, or it is of a kind that is not read.
     """
     headers = {path: _header(path) for path in sorted(folder.iterdir())}
-    slides = {path: header for path, header in headers.items() if header and header.get("SOPClassUID") == _WSI}
+    slides = {
+        path: header
+        for path, header in headers.items()
+        if header and header.get("SOPClassUID") == VLWholeSlideMicroscopyImageStorage
+    }
     kinds = {path: image_kind([str(part) for part in header.get("ImageType") or []]) for path, header in slides.items()}
     files = [path for path, kind in kinds.items() if kind == VOLUME]
     if not slides:

@@ -123,7 +123,7 @@ def _ome_images(xml: str) -> Iterator[OmeImage]:
         for pixels in image:
             if pixels.tag.endswith("Pixels"):
                 width, height = (int(number(pixels.get(f"Size{axis}"))) for axis in "XY")
-                yield OmeImage(image.get("Name") or "", width, height, dict(pixels.attrib))
+                yield OmeImage(name=image.get("Name") or "", width=width, height=height, sizes=dict(pixels.attrib))
 
 
 def of_tags(x: float, y: float, unit: int) -> Resolution:

@@ -1,6 +1,8 @@
-"""FLARE's connections within a machine on which ``localhost`` leads nowhere, or that has no 127.0.0.1.
+"""Connect FLARE's processes where 127.0.0.1 or ``localhost`` is missing.
 
-FLARE listens on 127.0.0.1 and asks for ``localhost``, whatever that stands for here.
+FLARE 2.9.0 listens on 127.0.0.1 and connects to ``localhost``, whatever that resolves to. Replaces
+``socket.getaddrinfo``, ``multiprocessing.connection.Listener``, and what FLARE's TCP driver and simulator use of
+sockets.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ _getaddrinfo = socket.getaddrinfo
 
 
 class _Own:
-    """The address over which this process reaches its machine.
+    """This machine's loopback address.
 
     Attributes:
         address: 127.0.0.1 or ::1.
@@ -30,41 +32,43 @@ class _Own:
 
 
 def use_own_loopback() -> bool:
-    """Have this process reach its machine over an address that it has; return whether that needed a change.
+    """Connect within this machine over an address that it has.
 
-    Where there is 127.0.0.1 and the name ``localhost`` leads to this machine, nothing is changed.
+    Returns:
+        Whether that needed a change: not where the machine has 127.0.0.1 and ``localhost`` resolves to an address of
+        it.
     """
     found = loopback_addresses()
     if not found or (IPV4 in found and _named() & set(found)):
         return False
     _Own.address = found[0]
     socket.getaddrinfo = _own_addresses
-    tcp_driver.socket = types.SimpleNamespace(**{**vars(socket), "socket": _Connecting})
+    tcp_driver.socket = types.SimpleNamespace(**{**vars(socket), "socket": _ClientSocket})
     tcp_driver.TcpStreamServer.address_family = _own_family()
     tcp_driver.TcpStreamServer.server_bind = _bind
     return True
 
 
 def simulate_over_own_loopback() -> None:
-    """Have FLARE's simulator and the processes of its sites do so too; they talk over sockets of Python's."""
-    # It does much as it is imported, which other processes need not.
+    """Do so in FLARE's simulator and its sites."""
+    # Imported here: it does much that other processes do not need. It uses Python's sockets, too.
     from nvflare.private.fed.app.simulator import simulator_runner  # noqa: PLC0415
 
     if use_own_loopback():
         simulator_runner.Client = _client
-        # A site's module is run as the main program, and imports it then.
+        # A site's module imports it later, when it is run as the main program.
         connection.Listener = _Listener  # type: ignore[misc]
 
 
 def _named() -> set[str]:
-    """Return the addresses that ``localhost`` stands for; none where it is not known."""
+    """Return the addresses of ``localhost``, if it resolves."""
     with contextlib.suppress(OSError):
         return {str(info[4][0]) for info in _getaddrinfo("localhost", None, type=socket.SOCK_STREAM)}
     return set()
 
 
 def _own_address(host: str) -> str:
-    """Return this machine's own address for it by any name, another host as it is."""
+    """Return this machine's address for any of its loopback names."""
     return _Own.address if is_loopback(host) else host
 
 
@@ -81,13 +85,13 @@ def _own_addresses(
     flags: int = 0,
 ) -> Any:
     if isinstance(host, str) and is_loopback(host):
-        # Not AI_ADDRCONFIG: it leaves ::1 out where the machine has no other address of IPv6.
+        # Not AI_ADDRCONFIG: it omits ::1 where the machine has no other IPv6 address.
         return _getaddrinfo(_Own.address, port, _own_family(), type, proto, flags & ~socket.AI_ADDRCONFIG)
     return _getaddrinfo(host, port, family, type, proto, flags)
 
 
-class _Connecting(socket.socket):
-    """A socket of FLARE's driver for connections within a machine."""
+class _ClientSocket(socket.socket):
+    """A socket that FLARE's TCP driver connects with."""
 
     def __init__(self, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM) -> None:
         del family

@@ -1,4 +1,9 @@
-"""A site's processes end with their parent: a simulated site's, and a job's that has yet to say that it began."""
+"""End a site's process together with its parent.
+
+FLARE 2.9.0 looks every second whether the parent lives, which costs 64 waiting sites some percent of two cores, and a
+job's process whose parent ended before the job began waits for ever. Replaces ``check_parent_alive``, and ``stop`` and
+``notify_job_status`` of ``ClientAppRunner``.
+"""
 
 from __future__ import annotations
 
@@ -11,56 +16,56 @@ from typing import Any
 from nvflare.private.fed.app import utils
 from nvflare.private.fed.client.client_app_runner import ClientAppRunner
 
-_end_by_looking = utils.check_parent_alive
-_notify, _stop = ClientAppRunner.notify_job_status, ClientAppRunner.stop
+_check_parent_alive = utils.check_parent_alive
+_notify_job_status, _stop = ClientAppRunner.notify_job_status, ClientAppRunner.stop
+# Set while this process, which runs one job, waits for its parent to acknowledge.
+_notifying = Event()
 
 
 def end_with_parent(parent: int, over: Event) -> None:
-    """End this process and all of its group once its parent has ended, or its work is over.
-
-    FLARE's own looks for both each second, which takes 64 sites that wait some percent of two cores; here the system
-    tells.
+    """End this process group with its parent or its work.
 
     Args:
-        parent: its number.
-        over: set when the work is.
+        parent: process id.
+        over: set when the work is done.
     """
     try:
         descriptor = os.pidfd_open(parent)
     except ProcessLookupError:
         over.set()
     except (AttributeError, OSError):
-        pass  # the system cannot tell, so FLARE's own looks
+        pass  # older than Linux 5.3: FLARE's own loop looks
     else:
         Thread(target=_set_at_end, args=(over, descriptor), daemon=True).start()
         over.wait()
-    _end_by_looking(parent, over)
+    _check_parent_alive(parent, over)
 
 
 def _set_at_end(over: Event, process: int) -> None:
-    """Set an event once the process has ended that a descriptor stands for."""
+    """Set an event once a descriptor's process has ended."""
     connection.wait([process])
     over.set()
 
 
-def notify_parent(runner: ClientAppRunner, *told: Any, retry_timeout: float | None = None, **how: Any) -> None:
-    """Tell the site's process what became of the job, twice a second until it hears.
+def notify_parent(runner: ClientAppRunner, *message: Any, retry_timeout: float | None = None, **options: Any) -> None:
+    """Report the job's status until the parent acknowledges it.
 
-    FLARE 2.9's own asks on without a pause once its time is over, and looks no more whether anybody is there.
+    It retries twice a second. FLARE's own retries without a pause once ``retry_timeout`` is over, and no longer looks
+    whether the parent lives.
     """
-    runner.asks_parent = True
-    _notify(runner, *told, retry_timeout=math.inf if retry_timeout else None, **how)
-    runner.asks_parent = False
+    _notifying.set()
+    _notify_job_status(runner, *message, retry_timeout=math.inf if retry_timeout else None, **options)
+    _notifying.clear()
 
 
 def stop_without_parent(runner: ClientAppRunner) -> None:
-    """Stop a job whose parent has ended; one that has not begun ends here and now."""
-    if getattr(runner, "asks_parent", False):
+    """Stop a job whose parent ended, begun or not."""
+    if _notifying.is_set():
         os._exit(1)
     _stop(runner)
 
 
-def learn_of_parent() -> None:
-    """Have FLARE call that in the processes of its sites and jobs."""
+def watch_parent() -> None:
+    """Use these functions in the processes of sites and jobs."""
     utils.check_parent_alive = end_with_parent
     ClientAppRunner.notify_job_status, ClientAppRunner.stop = notify_parent, stop_without_parent

@@ -1,4 +1,8 @@
-"""FLARE's processes through a hospital's proxy."""
+"""Connect FLARE through a hospital's proxy.
+
+FLARE 2.9.0 opens its HTTP connections with aiohttp, which reads the proxy's environment variables only on request:
+replaces ``ClientSession`` of ``aiohttp`` within its driver.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +17,7 @@ from oncofed.proxy import PROXY_VARIABLE
 
 
 def use_proxy_of_environment() -> None:
-    """Let FLARE's connections go through the proxy that ``wss_proxy`` names, where it names one.
-
-    FLARE's driver opens them with aiohttp, which looks at the environment where it is asked to, and is not.
-    """
+    """Connect through the proxy that ``wss_proxy`` names, if set."""
     if not os.environ.get(PROXY_VARIABLE):
         return
     session = partial(aiohttp.ClientSession, trust_env=True)

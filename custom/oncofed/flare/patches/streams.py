@@ -1,4 +1,9 @@
-"""FLARE's streams, in which it sends every message, with less work for each."""
+"""Send FLARE's messages with less work for each.
+
+FLARE 2.9.0 sends every message as a stream. For each it clears a buffer of a megabyte, runs through all streams that
+are not acknowledged yet, and formats all received bytes for a line of its log that is hardly ever written: 10 ms a
+megabyte. Replaces ``TxTask``, the class of ``reliable_retry_scheduler``, and ``ConsumableBufferList.__repr__``.
+"""
 
 from __future__ import annotations
 
@@ -9,22 +14,22 @@ from typing import Any
 from nvflare.fuel.f3.streaming import byte_streamer
 from nvflare.fuel.utils.buffer_list import ConsumableBufferList
 
-# FLARE sends again what was not acknowledged for seconds.
+# FLARE sends a stream again when it was not acknowledged for seconds.
 _SECONDS_BETWEEN_LOOKS = 1.0
 
 
-class _Retries(byte_streamer.ReliableRetryScheduler):
-    """Sends answers again that were not acknowledged.
+class _RetryScheduler(byte_streamer.ReliableRetryScheduler):
+    """Looks once a second for streams to send again.
 
-    FLARE's own looks at all of them whenever one is sent or acknowledged, through a pool of threads: with n sites that
-    are answered at the same time, some n² times. None is due before seconds have passed, so this one looks each second.
+    FLARE's own looks at all of them whenever one is sent or acknowledged, on a pool of threads: about n² times for n
+    sites that are answered at the same time. None is due before seconds have passed.
     """
 
     over: threading.Event
 
     @property
     def stopped(self) -> bool:
-        """Whether the process ends; what FLARE calls then, which it bound before, sets this."""
+        """Whether the process ends, as FLARE's ``shutdown`` sets it."""
         return self.over.is_set()
 
     @stopped.setter
@@ -51,27 +56,22 @@ class _Retries(byte_streamer.ReliableRetryScheduler):
                     looked.add_done_callback(lambda _, task=task: self._finish_inflight(task))
 
 
-class _Sending(byte_streamer.TxTask):
-    """A stream that is sent. FLARE's own has a buffer of a megabyte, cleared anew for each message of some bytes."""
+class _SmallTxTask(byte_streamer.TxTask):
+    """A sent stream with a buffer of its content's size."""
 
     def __init__(
         self, cell: Any, chunk_size: int, channel: str, topic: str, target: str, headers: Any, stream: Any, *more: Any
     ) -> None:
         room = min(chunk_size, stream.get_size() or chunk_size)
         super().__init__(cell, room, channel, topic, target, headers, stream, *more)
-        # What the other end is told: it reckons from it how many chunks may be on their way.
+        # The receiver reckons from it how many chunks may be on their way.
         self.chunk_size = chunk_size
 
 
 def lighten_streams() -> None:
-    """Have this process send and receive its messages so; to be called before the first.
-
-    FLARE also makes a text of every message that arrives, all of its bytes, for a line of its log that is hardly ever
-    written: 10 ms for each megabyte. It is told to name the message there.
-    """
-    retries = byte_streamer.reliable_retry_scheduler
-    if not isinstance(retries, _Retries):
-        retries.over = threading.Event()
-        retries.__class__ = _Retries
-    byte_streamer.TxTask = _Sending
+    """Change this process's streams; call it before the first message."""
+    if not isinstance(byte_streamer.reliable_retry_scheduler, _RetryScheduler):
+        byte_streamer.reliable_retry_scheduler.over = threading.Event()
+        byte_streamer.reliable_retry_scheduler.__class__ = _RetryScheduler
+    byte_streamer.TxTask = _SmallTxTask
     ConsumableBufferList.__repr__ = object.__repr__

@@ -1,1 +1,1 @@
-"""Processes of FLARE's server and sites: started, resumed, cleaned up after, given their GPUs."""
+"""Processes of FLARE's server and sites, and their resources."""

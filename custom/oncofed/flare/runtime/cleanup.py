@@ -1,7 +1,8 @@
-"""What a job keeps in order to go on goes once it has ended: at a site that is several times the size of its model.
+"""Delete what ended jobs kept in order to resume.
 
-The server knows from FLARE's record when a job has ended, and tells the sites; one that was away is told when it is
-back. The record of a job's rounds stays, and so does what a site keeps for itself.
+At a site that is several times the size of its model. The server knows from FLARE's record when a job has ended, and
+notifies the sites; one that was away is notified when it is back. The record of a job's rounds stays, and so does what
+a site keeps for itself.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from oncofed.flare.runtime.site_query import query_sites
 
 _TOPIC = "oncofed.ended"
 _JOBS, _DONE = "jobs", "oncofed.done"
-# One that could not be run may be put into the queue again.
+# A job that failed to run may be queued again.
 _ENDED = (
     RunStatus.FINISHED_COMPLETED,
     RunStatus.FINISHED_ABORTED,
@@ -35,32 +36,32 @@ _ENDED = (
 
 
 class JobCleanup:
-    """At the server: forgets what ended jobs kept, and has the sites forget it."""
+    """Deletes what ended jobs kept, everywhere."""
 
     def __init__(self) -> None:
         self._ended: set[str] = set()
         self._forgotten: dict[str, set[str]] = {}
 
-    def look(self, engine: Any, going_on: Collection[str]) -> bool:
-        """Look which jobs have ended, and return whether every connected site has forgotten them.
+    def run(self, engine: Any, resumed: Collection[str]) -> bool:
+        """Clean up; return whether every connected site has done so.
 
         Args:
             engine: of the server's main process.
-            going_on: ids of jobs that have not ended, whatever FLARE's record says.
+            resumed: ids of jobs that have not ended, whatever FLARE's record says.
         """
         root = Path(engine.args.workspace)
         kept = {path.name for path in (root / STATE_FOLDER).glob("*") if _is_job(path.name)}
         with engine.new_context() as fl_ctx:
-            for job_id in kept - self._ended - set(going_on):
+            for job_id in kept - self._ended - set(resumed):
                 if _has_ended(engine, job_id, fl_ctx):
                     _forget(root, job_id)
                     self._ended.add(job_id)
         missing = {client: self._ended - self._forgotten.get(client.name, set()) for client in engine.get_clients()}
         clients = [client for client, jobs in missing.items() if jobs]
-        news = set[str]().union(*missing.values())
-        for site, answer in query_sites(engine, _TOPIC, Shareable({_JOBS: sorted(news)}), clients).items():
-            done = answer.get_header(_DONE)
-            self._forgotten.setdefault(site, set()).update(news.intersection(done if isinstance(done, list) else ()))
+        new = set[str]().union(*missing.values())
+        for site, reply in query_sites(engine, _TOPIC, Shareable({_JOBS: sorted(new)}), clients).items():
+            done = reply.get_header(_DONE)
+            self._forgotten.setdefault(site, set()).update(new.intersection(done if isinstance(done, list) else ()))
         return all(self._ended <= self._forgotten.get(client.name, set()) for client in clients)
 
 
@@ -76,21 +77,21 @@ def _has_ended(engine: Any, job_id: str, fl_ctx: FLContext) -> bool:
 
 
 class SiteCleanup(FLComponent):
-    """At a site: forgets what the jobs kept of which the server says that they have ended."""
+    """Deletes what jobs kept that the server reports as ended."""
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
-        """Begin to listen when the site has started."""
+        """Register for the server's notice when the site has started."""
         if event_type == EventType.SYSTEM_START:
             engine: Any = fl_ctx.get_engine()
-            engine.register_aux_message_handler(_TOPIC, self._forget_those)
+            engine.register_aux_message_handler(_TOPIC, self._delete_ended)
 
-    def _forget_those(self, topic: str, request: Shareable, fl_ctx: FLContext) -> Shareable:
+    def _delete_ended(self, topic: str, request: Shareable, fl_ctx: FLContext) -> Shareable:
         del topic
         engine: Any = fl_ctx.get_engine()
         root = Path(fl_ctx.get_prop(FLContextKey.WORKSPACE_OBJECT).get_root_dir())
-        told = request.get(_JOBS)
-        jobs = [job for job in told if _is_job(job)] if isinstance(told, list) else []
-        # Its processes may still be ending; then it is told again.
+        reported = request.get(_JOBS)
+        jobs = [job for job in reported if _is_job(job)] if isinstance(reported, list) else []
+        # A job whose processes are still ending is reported again.
         running = set(engine.get_all_job_ids())
         ended = [job for job in jobs if job not in running]
         for job in ended:
@@ -108,7 +109,7 @@ def _forget(root: Path, job_id: str) -> None:
 
 
 def _is_job(name: Any) -> bool:
-    """Return whether something is a job's id, and not the way to another folder."""
+    """Return whether a name is a job's id."""
     try:
         return isinstance(name, str) and str(uuid.UUID(name)) == name
     except ValueError:

@@ -1,6 +1,7 @@
-"""Signs of life of a simulated site, by which the server knows that it still computes or waits for its turn.
+"""Send heartbeats of simulated sites.
 
-FLARE's job processes send a heartbeat every ten seconds; the processes of its simulator send none.
+FLARE's job processes send one every ten seconds, those of its simulator none: the server would take a site that
+computes, or waits for a compute slot, for lost.
 """
 
 from __future__ import annotations
@@ -15,32 +16,32 @@ from nvflare.apis.shareable import Shareable
 from nvflare.fuel.f3.cellnet.fqcn import FQCN
 from nvflare.private.fed.simulator.simulator_const import SimulatorConstants
 
-# As often as FLARE's job processes.
+# The interval of FLARE's job processes.
 _SECONDS_BETWEEN = 10.0
 
 
 class Heartbeat:
-    """Sends a sign from a thread whenever nothing else was sent for ten seconds, where a site is simulated."""
+    """Sends a heartbeat after ten seconds without another message."""
 
     def __init__(self) -> None:
         self._over = threading.Event()
         self.note_sent()
 
     def begin(self, fl_ctx: FLContext) -> None:
-        """Send from now on, unless FLARE does."""
+        """Start if the site is simulated."""
         if fl_ctx.get_job_id() == SimulatorConstants.JOB_NAME:
-            threading.Thread(target=self._send, args=[fl_ctx.get_engine()], name="signs-of-life", daemon=True).start()
+            threading.Thread(target=self._send, args=[fl_ctx.get_engine()], name="heartbeat", daemon=True).start()
 
     def note_sent(self) -> None:
-        """Note that the server hears of the site by another message now."""
+        """Note that the site sends another message now."""
         self._last = time.monotonic()
 
     def end(self) -> None:
-        """Send none any more."""
+        """Stop."""
         self._over.set()
 
     def _send(self, engine: Any) -> None:
-        # The thread wakes as seldom as can be: with many sites on one machine each time counts.
+        # Wake as rarely as possible: many sites share one machine.
         while not self._over.wait(max(self._last + _SECONDS_BETWEEN - time.monotonic(), 0.0)):
             if time.monotonic() - self._last < _SECONDS_BETWEEN:
                 continue

@@ -1,4 +1,4 @@
-"""What the server's main process does so that a job outlives the processes that it runs in."""
+"""Resume jobs after the server or a process was killed."""
 
 from __future__ import annotations
 
@@ -25,49 +25,49 @@ from oncofed.flare.folders import has_ended
 from oncofed.flare.runtime.cleanup import JobCleanup
 
 _LOOK_SECONDS = 1.0
-# How often sites are asked which jobs they run, and after how many times in vain a site is left alone.
+# How often sites are queried for the jobs they run, and how many times a site is given a job that it does not run.
 _SECONDS_BETWEEN_LOOKS_AT_SITES = 3.0
 _MOST_MISSED = 40
-# How often a job of a dead server is put into the queue, where FLARE could not start it.
+# How often a dead server's job is queued again if FLARE cannot start it.
 _MOST_TRIES = 5
-# FLARE gives up a job for which no site had room in ten tries.
+# FLARE gives up a job after ten tries without a site that has room.
 _SECONDS_BETWEEN_LOOKS_AT_WAITING = 20.0
 _TRIES_TO_COUNT = 4
 _KEPT_HISTORY = 20
-# How often is looked for jobs that have ended. A site that does not forget one is told again, ever more seldom.
-_SECONDS_BETWEEN_LOOKS_AT_ENDED = 20.0
-_FIRST_SECONDS_BETWEEN_TELLINGS, _LAST_SECONDS_BETWEEN_TELLINGS = 3.0, 600.0
-# What FLARE says of a job that a dead server ran, or that could not be started because a site still ran it.
+# How often ended jobs are cleaned up. A site that fails to do so is notified again, at growing intervals.
+_SECONDS_BETWEEN_CLEANUPS = 20.0
+_FIRST_SECONDS_BETWEEN_NOTICES, _LAST_SECONDS_BETWEEN_NOTICES = 3.0, 600.0
+# FLARE's status of a dead server's job, or of one that was not started because a site still ran it.
 _NOT_RUNNING = (RunStatus.RUNNING, RunStatus.DISPATCHED, RunStatus.FAILED_TO_RUN)
 
 MARK = "oncofed"
 
 
 class JobRecovery(FLComponent):
-    """Puts jobs that a dead server ran back into its queue, and brings sites that come late or back into running jobs.
+    """Queues interrupted jobs again, and adds sites to running ones.
 
     FLARE lists a job as running for ever when its server is killed, ends a job when one site's process fails, and gives
-    a job only to the sites that are there when it starts. All this holds for jobs of oncofed alone: their meta data
-    carry a mark, and their controllers know how to go on. What they kept for that goes when they have ended.
+    a job only to the sites that are connected when it starts. Only oncofed's jobs are resumed: their metadata has a
+    mark, and their controllers know how to resume. What they kept for that is deleted when they have ended.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._stop = threading.Event()
         self._missed: dict[tuple[str, str], int] = {}
-        self._looked = self._looked_at_waiting = self._look_at_ended = 0.0
-        self._ended, self._pause = JobCleanup(), _FIRST_SECONDS_BETWEEN_TELLINGS
-        # Jobs of a server process that died, and how often they were put into the queue again.
+        self._sites_checked = self._waiting_checked = self._next_cleanup = 0.0
+        self._cleanup, self._pause = JobCleanup(), _FIRST_SECONDS_BETWEEN_NOTICES
+        # Jobs of a server process that died, and how often they were queued again.
         self._interrupted: dict[str, int] = {}
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
-        """Begin when the server has started, end with it."""
+        """Start and stop with the server."""
         if event_type == EventType.SYSTEM_START:
             engine = fl_ctx.get_engine()
             self._note_interrupted(engine, fl_ctx)
-            threading.Thread(target=self._look_after, args=(engine,), name="job keeper", daemon=True).start()
+            threading.Thread(target=self._watch, args=(engine,), name="job recovery", daemon=True).start()
         elif event_type == EventType.JOB_COMPLETED:
-            self._look_at_ended, self._pause = 0.0, _FIRST_SECONDS_BETWEEN_TELLINGS
+            self._next_cleanup, self._pause = 0.0, _FIRST_SECONDS_BETWEEN_NOTICES
         elif event_type == EventType.SYSTEM_END:
             self._stop.set()
 
@@ -79,9 +79,9 @@ class JobRecovery(FLComponent):
                 self.log_info(fl_ctx, f"job {job.job_id} ran when the server ended: it goes on", fire_event=False)
 
     def _requeue(self, engine: Any) -> None:
-        """Put jobs of a dead server into the queue when no site runs them any more: FLARE gives up a job that one does.
+        """Queue a dead server's jobs once no site runs them.
 
-        It does so again where a site came back meanwhile that still ran it.
+        FLARE gives up a job that a site still runs. Where one comes back that does, the job is queued again.
         """
         manager = engine.get_component(SystemComponents.JOB_MANAGER)
         for job_id, tries in list(self._interrupted.items()):
@@ -98,7 +98,7 @@ class JobRecovery(FLComponent):
                     continue
                 if not self._is_free(engine, job_id, fl_ctx):
                     continue
-                # As if it had never been scheduled: FLARE passes over jobs that bear its mark for that.
+                # FLARE passes over jobs that it has scheduled before.
                 never = {JobMetaKey.SCHEDULE_COUNT.value: 0, JobMetaKey.LAST_SCHEDULE_TIME.value: 0.0}
                 manager.update_meta(job_id, never, fl_ctx)
                 (Path(manager.job_uri(job_id)) / "scheduled").unlink(missing_ok=True)
@@ -106,10 +106,10 @@ class JobRecovery(FLComponent):
                 self._interrupted[job_id] = tries + 1
 
     def _keep_waiting(self, engine: Any) -> None:
-        """Let jobs wait for as long as no site has room for them: for a night whose hours begin, for example."""
-        if time.monotonic() - self._looked_at_waiting < _SECONDS_BETWEEN_LOOKS_AT_WAITING:
+        """Let jobs wait until sites have room for them."""
+        if time.monotonic() - self._waiting_checked < _SECONDS_BETWEEN_LOOKS_AT_WAITING:
             return
-        self._looked_at_waiting = time.monotonic()
+        self._waiting_checked = time.monotonic()
         manager = engine.get_component(SystemComponents.JOB_MANAGER)
         with engine.new_context() as fl_ctx:
             for job in manager.get_jobs_by_status([RunStatus.SUBMITTED], fl_ctx):
@@ -118,40 +118,40 @@ class JobRecovery(FLComponent):
                     kept = {JobMetaKey.SCHEDULE_HISTORY.value: history[-_KEPT_HISTORY:]}
                     manager.update_meta(job.job_id, {JobMetaKey.SCHEDULE_COUNT.value: _TRIES_TO_COUNT, **kept}, fl_ctx)
 
-    def _forget_ended(self, engine: Any) -> None:
-        if time.monotonic() < self._look_at_ended:
+    def _clean_up(self, engine: Any) -> None:
+        if time.monotonic() < self._next_cleanup:
             return
-        if self._ended.look(engine, self._interrupted):
-            self._look_at_ended = time.monotonic() + _SECONDS_BETWEEN_LOOKS_AT_ENDED
+        if self._cleanup.run(engine, self._interrupted):
+            self._next_cleanup = time.monotonic() + _SECONDS_BETWEEN_CLEANUPS
             return
-        self._look_at_ended = time.monotonic() + self._pause
-        self._pause = min(2 * self._pause, _LAST_SECONDS_BETWEEN_TELLINGS)
+        self._next_cleanup = time.monotonic() + self._pause
+        self._pause = min(2 * self._pause, _LAST_SECONDS_BETWEEN_NOTICES)
 
     def _is_free(self, engine: Any, job_id: str, fl_ctx: FLContext) -> bool:
-        """Return whether a site is there and none runs a job of a dead server; those that do are told to end it."""
+        """Return whether no connected site runs a job; abort others."""
         running = _sites_that_run(engine, job_id)
         busy = [site for site, runs in running.items() if runs]
         if busy:
             engine.job_runner.abort_client_run(job_id, busy, fl_ctx)
         return bool(running) and not busy and not engine.run_processes.get(job_id)
 
-    def _look_after(self, engine: Any) -> None:
+    def _watch(self, engine: Any) -> None:
         while not self._stop.wait(_LOOK_SECONDS):
             try:
                 self._requeue(engine)
                 self._keep_waiting(engine)
-                self._forget_ended(engine)
+                self._clean_up(engine)
             except Exception as error:  # noqa: BLE001 - tried again in a second
                 self.logger.error("jobs that wait or have ended: %s: %s", type(error).__name__, error)
             for job_id, job in list(engine.job_runner.running_jobs.items()):
                 if not _is_ours(job):
                     continue
                 try:
-                    self._look_after_job(engine, job_id, job)
+                    self._watch_job(engine, job_id, job)
                 except Exception as error:  # noqa: BLE001 - this thread serves all jobs
                     self.logger.error("job %s: %s: %s", job_id, type(error).__name__, error)
 
-    def _look_after_job(self, engine: Any, job_id: str, job: Job) -> None:
+    def _watch_job(self, engine: Any, job_id: str, job: Job) -> None:
         runner, process = engine.job_runner, engine.run_processes.get(job_id)
         if not process:
             for client in engine.get_clients():
@@ -159,44 +159,44 @@ class JobRecovery(FLComponent):
             return
         participants: dict[str, Client] = process[RunProcessKey.PARTICIPANTS]
         for client in list(participants.values()):
-            # Whether a job goes on without a site is for its controller to say.
+            # Its controller decides whether a job goes on without a site.
             runner.resolve_client_outcome(job_id, client.name)
-        if time.monotonic() - self._looked < _SECONDS_BETWEEN_LOOKS_AT_SITES or has_ended(
+        if time.monotonic() - self._sites_checked < _SECONDS_BETWEEN_LOOKS_AT_SITES or has_ended(
             engine.args.workspace, job_id
         ):
             return
-        self._looked = time.monotonic()
+        self._sites_checked = time.monotonic()
         running = _sites_that_run(engine, job_id)
-        given = {client.name for client in participants.values()}
+        participating = {client.name for client in participants.values()}
         for client in engine.get_clients():
-            # A site of which nothing was heard was not asked in vain: it may run the job, or come back.
+            # A site that did not reply may run the job, or come back: that is no miss.
             runs = running.get(client.name)
-            if runs is not False and client.name in given:
+            if runs is not False and client.name in participating:
                 self._missed.pop((job_id, client.name), None)
-            # One may run it without having been given it: it came back just after a server that died had started anew.
-            elif runs is not None and self._is_to_come(job_id, client.name):
-                self._bring_in(engine, job, client, participants)
+            # A site that came back right after the server restarted may run it without being a participant.
+            elif runs is not None and self._is_to_join(job_id, client.name):
+                self._add_site(engine, job, client, participants)
 
-    def _is_to_come(self, job_id: str, site: str) -> bool:
-        """Return whether a site that does not run a job is to be given it: not at once, and not again and again."""
+    def _is_to_join(self, job_id: str, site: str) -> bool:
+        """Count a miss; return whether to add the site now."""
         missed = self._missed[job_id, site] = self._missed.get((job_id, site), 0) + 1
         return 2 <= missed <= _MOST_MISSED
 
-    def _bring_in(self, engine: Any, job: Job, client: Client, participants: dict[str, Client]) -> None:
-        """Give a running job to a site."""
+    def _add_site(self, engine: Any, job: Job, client: Client, participants: dict[str, Client]) -> None:
+        """Start a running job at one more site."""
         site, runner = client.name, engine.job_runner
         admin = engine.server.admin_server
         with engine.new_context() as fl_ctx:
             app = next((a for a, sites in job.get_deployment().items() if is_for(sites, site)), None)
             if app is None:
                 return
-            # Whatever of this job still runs there belongs to a server or a parent that is gone.
+            # What still runs there belongs to a server or a parent that is gone.
             runner.abort_client_run(job.job_id, [site], fl_ctx)
             meta = {**job.meta, JobMetaKey.RESOURCE_SPEC.value: job.resource_spec}
             wanted = get_resource_manager_spec(meta, site)
             answer = engine.check_client_resources(job, {site: wanted}, fl_ctx).get(site, (False, ""))
             if not answer[0]:
-                # It lends nothing now, or to another job: it was not asked in vain.
+                # It offers nothing now: that is no miss.
                 self._missed.pop((job.job_id, site), None)
                 return
             message = runner._make_deploy_message(job, job.get_application(app, fl_ctx), app, fl_ctx)
@@ -217,7 +217,7 @@ class JobRecovery(FLComponent):
 
 
 def _sites_that_run(engine: Any, job_id: str) -> dict[str, bool]:
-    """Return whether each site that answers runs a job."""
+    """Return whether each site that replies runs a job."""
     clients = {client.token: client.name for client in engine.get_clients()}
     message = Message(topic=TrainingTopic.CHECK_STATUS, body="")
     message.set_header(RequestHeader.REQUIRE_AUTHZ, "false")
@@ -236,11 +236,16 @@ def _is_ours(job: Job) -> bool:
 
 
 def is_for(sites: Any, site: str) -> bool:
-    """Return whether a part of a job's deployment, as its meta data name it, is for a site."""
+    """Return whether an app of a job is for a site.
+
+    Args:
+        sites: the app's entry in the job's metadata.
+        site: its name.
+    """
     names = sites.get("targets", []) if isinstance(sites, dict) else sites
     return any(str(name).upper() == "@ALL" or name == site for name in names)
 
 
 def job_mark() -> dict[str, str]:
-    """Return what a job's meta data hold so that the keeper knows it."""
+    """Return the custom properties that mark a job as ours."""
     return {MARK: oncofed.__version__}

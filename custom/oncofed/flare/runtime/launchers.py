@@ -1,7 +1,8 @@
-"""Job processes that start at once and are started again when they die. Kits' ``local/resources.json`` name these.
+"""Start job processes fast, and restart killed ones.
 
-FLARE ends a job when a job process of one site ends by itself. What a process of ours needs to go on is on disk, so the
-parent starts it again, and nobody but the run's record learns of it.
+Startup kits name these launchers in ``local/resources.json``. FLARE ends a job when a job process of one site ends by
+itself. All that a process of ours needs to go on is on disk, so its parent restarts it, and only the run's record shows
+it.
 """
 
 from __future__ import annotations
@@ -28,21 +29,21 @@ from nvflare.utils.job_launcher_utils import add_custom_dir_to_path, get_credent
 from oncofed.flare.folders import STATE_FOLDER
 from oncofed.flare.patches.own_loopback import use_own_loopback
 from oncofed.flare.patches.proxy import use_proxy_of_environment
-from oncofed.flare.runtime.forkserver import TEMPLATE_VARIABLE, Fork, ForkServer, ask, order
+from oncofed.flare.runtime.forkserver import FORK_SERVER_VARIABLE, ForkedProcess, ForkServer, JobCommand, request_fork
 from oncofed.flare.transfer.shared_port import share_port
 
-# So often in so many seconds; a process that dies more often has a reason that starting again does not mend.
+# A process that dies more often within this time has a reason that restarting does not mend.
 _MOST_RESTARTS = 5
 _WITHIN_SECONDS = 600.0
 _SECONDS_BEFORE_RESTART = 0.2
 
 
 class RestartedProcess(JobHandleSpec):
-    """A job's process as FLARE sees it: one that ends when it is done, or when starting it again does not help.
+    """FLARE's handle of a job's process that is restarted.
 
     Args:
         start: starts the process and returns FLARE's handle of it.
-        errors: exit statuses after which it is started again too, beside every end by a signal.
+        errors: exit statuses after which it is restarted, in addition to every end by a signal.
     """
 
     def __init__(self, start: Callable[[], JobHandleSpec], errors: frozenset[int]) -> None:
@@ -62,13 +63,13 @@ class RestartedProcess(JobHandleSpec):
             self._handle.terminate()
 
     def poll(self) -> JobReturnCode:
-        """Return how the process ended; unknown while it runs or is about to be started again."""
+        """Return how the process ended; unknown before that or a restart."""
         with self._lock:
             code = self._handle.poll()
             return code if not self._is_to_restart() else JobReturnCode.UNKNOWN
 
     def wait(self) -> None:
-        """Wait for the end, and start the process again where it was killed."""
+        """Wait for the end; restart the process if it was killed."""
         while self._wait_for_end():
             self._logger.warning("the job's process was killed and is started again (%d)", len(self._restarts))
             time.sleep(_SECONDS_BEFORE_RESTART)
@@ -78,7 +79,7 @@ class RestartedProcess(JobHandleSpec):
                 self._handle = self._start()
 
     def _wait_for_end(self) -> bool:
-        """Return whether the process is to be started again."""
+        """Return whether the process is to be restarted."""
         self._handle.wait()
         with self._lock:
             if not self._is_to_restart():
@@ -100,10 +101,10 @@ class RestartedProcess(JobHandleSpec):
 
 
 class _ReadyLauncher(ProcessJobLauncher):
-    """Starts jobs as forks of one process that has imported everything, so that a first step need not wait for that.
+    """Starts jobs as forks of a fork server.
 
     Args:
-        spare: have that process ready before there is a job; without it a job starts some seconds later, and an idle
+        spare: start the fork server before there is a job. Without it a job starts some seconds later, and an idle
             participant takes 0.4 GB less memory.
     """
 
@@ -111,26 +112,26 @@ class _ReadyLauncher(ProcessJobLauncher):
 
     def __init__(self, spare: bool = True) -> None:
         super().__init__()
-        # FLARE makes its components before it connects, and nothing else of ours.
+        # FLARE creates this component before it connects, and none other of ours.
         use_proxy_of_environment()
         use_own_loopback()
         self._keeps_spare = spare
-        self._template: ForkServer | None = None
+        self._fork_server: ForkServer | None = None
         self._lock = threading.Lock()
-        shared = os.environ.pop(TEMPLATE_VARIABLE, "")
+        shared = os.environ.pop(FORK_SERVER_VARIABLE, "")
         self._shared = socket.socket(fileno=int(shared)) if shared else None
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
-        """Get ready with the participant, and end with it."""
+        """Start and stop the fork server with the participant."""
         super().handle_event(event_type, fl_ctx)
         if event_type == EventType.SYSTEM_START and self._keeps_spare and not self._shared:
-            self._template = ForkServer()
-        elif event_type == EventType.SYSTEM_END and self._template:
-            self._template.close()
+            self._fork_server = ForkServer()
+        elif event_type == EventType.SYSTEM_END and self._fork_server:
+            self._fork_server.close()
 
     def launch_job(self, job_meta: dict[str, object], fl_ctx: FLContext) -> JobHandleSpec:
         """Start a job's process."""
-        # FLARE changes its context after the first start: what is needed is read now.
+        # FLARE changes its context after the first start: read everything now.
         workspace = fl_ctx.get_prop(FLContextKey.WORKSPACE_OBJECT)
         environment = dict(os.environ)
         folder = workspace.get_app_custom_dir(job_meta.get(JobConstants.JOB_ID))
@@ -139,36 +140,36 @@ class _ReadyLauncher(ProcessJobLauncher):
         environment.update(get_credential_env(fl_ctx.get_prop(FLContextKey.JOB_PROCESS_ARGS) or {}))
         command = shlex.split(self.get_command(job_meta, fl_ctx))
         module = command.index("-m") + 1
-        line = order(command[module], command[module + 1 :], environment)
-        return RestartedProcess(lambda: ProcessHandle(process=self._start(line)), self.restart_after)
+        job = JobCommand(command[module], command[module + 1 :], environment)
+        return RestartedProcess(lambda: ProcessHandle(process=self._start(job)), self.restart_after)
 
-    def _start(self, line: bytes) -> Fork:
+    def _start(self, job: JobCommand) -> ForkedProcess:
         with self._lock:
             if self._shared:
                 with contextlib.suppress(OSError):
-                    return ask(self._shared, line)
-                self._shared.close()  # it is gone: from now on a process of one's own
+                    return request_fork(self._shared, job)
+                self._shared.close()  # its server is gone: start one for this participant
                 self._shared = None
-            if self._template:
+            if self._fork_server:
                 with contextlib.suppress(OSError):
-                    return self._template.fork(line)
-                self._template.kill()  # it was killed: what is left of it goes too
-            self._template = ForkServer()
-            started = self._template.fork(line)
+                    return self._fork_server.fork(job)
+                self._fork_server.kill()  # it was killed: reap it
+            self._fork_server = ForkServer()
+            started = self._fork_server.fork(job)
             if not self._keeps_spare:
-                self._template.close()
-                self._template = None
+                self._fork_server.close()
+                self._fork_server = None
             return started
 
 
 class SiteJobLauncher(_ReadyLauncher, ClientProcessJobLauncher):
-    """Starts a site's job process, and starts it again when it is killed."""
+    """Starts a site's job processes; restarts those that are killed."""
 
 
 class ServerJobLauncher(_ReadyLauncher, ServerProcessJobLauncher):
-    """Starts the server's job process, and starts it again when it is killed, or when FLARE gave it up.
+    """Starts the server's job processes; restarts killed and failed ones.
 
-    FLARE ends it with status 1 when an update breaks off on its way, whichever site's link it was.
+    FLARE ends one with status 1 when an update breaks off on its way, whichever site's link it was.
     """
 
     restart_after = frozenset({1})
@@ -178,7 +179,7 @@ class ServerJobLauncher(_ReadyLauncher, ServerProcessJobLauncher):
         self._jobs = share_port()
 
     def launch_job(self, job_meta: dict[str, object], fl_ctx: FLContext) -> JobHandleSpec:
-        """Start a job's process, and let sites reach it."""
+        """Start a job's process, which sites can reach directly."""
         root, job_id = fl_ctx.get_prop(FLContextKey.WORKSPACE_OBJECT).get_root_dir(), str(job_meta[JobConstants.JOB_ID])
         self._jobs.folders[job_id] = Path(root) / STATE_FOLDER / job_id
         return super().launch_job(job_meta, fl_ctx)

@@ -1,4 +1,4 @@
-"""What a site lends to jobs: which GPUs, to how many at once, at which hours."""
+"""Offer a site's GPUs to jobs, within limits and hours."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.resource_manager_spec import ResourceConsumerSpec
 from nvflare.app_common.resource_managers.auto_clean_resource_manager import AutoCleanResourceManager
 
-from oncofed.errors import FederationError, PolicyError
+from oncofed.errors import AllianceError, FederationError, PolicyError
 from oncofed.gpus import GPU, VISIBLE_VARIABLE, read_gpus
 from oncofed.privacy.policy import read_policy
 from oncofed.privacy.time_windows import WINDOW, is_within
 
 LENDING_FILE = "lending.json"
-# FLARE's own names of what a job asks for, under the key for sites of which it says nothing else.
+# FLARE's names of what a job requests, and of the sites that it does not name.
 ANY_SITE, GPUS, GPU_MEMORY = "@default", "num_of_gpus", "mem_per_gpu_in_GiB"
 _RESERVED_SECONDS = 30
 _LOOK_SECONDS = 2.0
@@ -34,12 +34,12 @@ _JOB = "job"
 
 @dataclass(frozen=True)
 class SiteOffer:
-    """What a site lends.
+    """What a site offers.
 
     Attributes:
         gpus: their numbers; None: all.
-        jobs_at_once: jobs of the alliance; None: as many as there are GPUs for.
-        hours: from when to when by this machine's clock, ``18:00-07:00``; None: always.
+        jobs_at_once: most jobs of the alliance; None: as many as the GPUs allow.
+        hours: by this machine's clock, such as ``18:00-07:00``; None: always.
     """
 
     gpus: tuple[int, ...] | None = None
@@ -51,15 +51,15 @@ class SiteOffer:
         return (json.dumps(asdict(self), indent=2) + "\n").encode()
 
     def is_open(self, now: time) -> bool:
-        """Return whether jobs may run at an hour."""
+        """Return whether jobs may run at a time of day."""
         return self.hours is None or is_within(now, [self.hours])
 
 
 def read_lending(file: Path) -> SiteOffer:
-    """Return what a site lends; everything where its file says nothing.
+    """Return a site's offer; everything if there is no file.
 
     Raises:
-        FederationError: the file is broken.
+        AllianceError: the file is broken.
     """
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
@@ -70,26 +70,25 @@ def read_lending(file: Path) -> SiteOffer:
     except FileNotFoundError:
         return SiteOffer()
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise FederationError(f"{file} is broken ({type(error).__name__})") from None
+        raise AllianceError(f"{file} is broken ({type(error).__name__})") from None
 
 
 class SiteResources(AutoCleanResourceManager):
-    """Lends a site's GPUs, each to one job at a time, and ends the jobs when the hours are over.
+    """Gives each GPU to one job, and ends jobs after hours.
 
-    A job that is ended goes on where it was when the hours begin again: the server offers it anew until then. A site
-    without a GPU trains on its CPU, unless a job says how much GPU memory it needs; one whose GPUs cannot be asked
-    trains nothing.
+    A job that is ended resumes when the hours begin again: the server offers it until then. A site without a GPU trains
+    on its CPU, unless a job states how much GPU memory it needs; one whose GPUs cannot be queried trains nothing.
 
     Args:
-        gpus: says which there are; None: those that the environment named when this was made.
-        now: says how late it is.
+        gpus: returns this machine's; None: those that the environment named when this was created.
+        now: returns the time of day.
     """
 
     def __init__(
         self, gpus: Callable[[], list[GPU]] | None = None, now: Callable[[], time] = lambda: datetime.now().time()
     ) -> None:
         super().__init__({}, _RESERVED_SECONDS)
-        # From the first job on the environment names what was lent to the last.
+        # From the first job on, the environment names the last job's GPUs.
         self._gpus, self._now = gpus or partial(read_gpus, dict(os.environ)), now
         self._file = Path()
         self._in_use: set[int | str] = set()
@@ -99,7 +98,7 @@ class SiteResources(AutoCleanResourceManager):
         self._closed = threading.Event()
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
-        """Learn where the site's settings are, and look after the hours."""
+        """Find the site's settings, and watch its hours."""
         super().handle_event(event_type, fl_ctx)
         if event_type == EventType.SYSTEM_START:
             workspace = fl_ctx.get_prop(FLContextKey.WORKSPACE_OBJECT)
@@ -110,7 +109,7 @@ class SiteResources(AutoCleanResourceManager):
             self._closed.set()
 
     def check_resources(self, resource_requirement: dict[str, Any], fl_ctx: FLContext) -> tuple[bool, str]:
-        """Reserve what a job asks for; where that is not possible, FLARE shows the engineer why."""
+        """Reserve what a job requests, or tell its engineer why not."""
         enough, token = super().check_resources(resource_requirement, fl_ctx)
         return bool(enough), str(token) if enough else self._refusal
 
@@ -124,24 +123,24 @@ class SiteResources(AutoCleanResourceManager):
         return {_JOB: 1, GPUS: self._chosen}
 
     def _choose(self, wanted: dict[str, Any]) -> tuple[list[int | str], str]:
-        """Return how CUDA names the GPUs for a job, or why it gets none."""
-        lending = read_lending(self._file)
-        if reason := self._why_closed(lending):
+        """Return a job's GPUs by CUDA's names, or a refusal."""
+        offer = read_lending(self._file)
+        if reason := self._why_closed(offer):
             return [], reason
-        if lending.jobs_at_once is not None and self._jobs >= lending.jobs_at_once:
-            return [], f"it runs {self._jobs} of {lending.jobs_at_once} jobs at once"
+        if offer.jobs_at_once is not None and self._jobs >= offer.jobs_at_once:
+            return [], f"it runs {self._jobs} of {offer.jobs_at_once} jobs at once"
         count, memory = wanted.get(GPUS, 0), wanted.get(GPU_MEMORY, 0)
         try:
-            everything = self._gpus() if count else []
+            found = self._gpus() if count else []
         except FederationError as error:
             self.logger.error("no job is taken: %s", error)
             return [], "its GPUs cannot be asked; the site's own log says more"
-        if not everything:
+        if not found:
             return [], f"it has no GPU, and the job needs one with {memory} GiB" if memory else ""
-        lent = [gpu for gpu in everything if lending.gpus is None or gpu.number in lending.gpus]
+        offered = [gpu for gpu in found if offer.gpus is None or gpu.number in offer.gpus]
         if count > 1:
-            lent = [gpu for gpu in lent if not gpu.is_slice]  # slices cannot send each other anything
-        large = [gpu for gpu in lent if gpu.total_gib >= memory]
+            offered = [gpu for gpu in offered if not gpu.is_slice]  # slices cannot communicate with each other
+        large = [gpu for gpu in offered if gpu.total_gib >= memory]
         if len(large) < count:
             return [], f"it lends {len(large)} GPUs{f' with {memory} GiB' if memory else ''}, and the job needs {count}"
         free = [gpu for gpu in large if gpu.device not in self._in_use and gpu.free_gib >= memory]
@@ -157,14 +156,14 @@ class SiteResources(AutoCleanResourceManager):
                 )
         return [gpu.device for gpu in chosen], ""
 
-    def _why_closed(self, lending: SiteOffer) -> str | None:
-        """Return why no job may run at this hour, by the site's settings or its policy; None where one may."""
-        if not lending.is_open(self._now()):
-            return f"it lends nothing now, but at {lending.hours}"
+    def _why_closed(self, offer: SiteOffer) -> str | None:
+        """Return why no job may run now, or None."""
+        if not offer.is_open(self._now()):
+            return f"it lends nothing now, but at {offer.hours}"
         try:
             policy = read_policy(self._file.parent)
         except PolicyError:
-            return None  # the job's process says so, and the site's own log
+            return None  # the job's process reports it, and the site's own log
         windows = policy.windows if policy else None
         if windows is None or is_within(self._now(), windows):
             return None
@@ -181,7 +180,7 @@ class SiteResources(AutoCleanResourceManager):
         while not self._closed.wait(_LOOK_SECONDS):
             try:
                 self._end_jobs_after_hours(engine)
-            except Exception as error:  # noqa: BLE001, PERF203 - looked at again in two seconds
+            except Exception as error:  # noqa: BLE001, PERF203 - retried in two seconds
                 self.logger.error("the hours could not be looked at: %s: %s", type(error).__name__, error)
 
     def _end_jobs_after_hours(self, engine: Any) -> None:
@@ -193,9 +192,9 @@ class SiteResources(AutoCleanResourceManager):
 
 
 class GPUAssigner(ResourceConsumerSpec):
-    """Lets a job's process see the GPUs that were lent to it, and no others."""
+    """Shows a job's process its GPUs, and no others."""
 
     def consume(self, resources: dict[str, Any]) -> None:
-        """Set the environment that the job's process is started with; without a GPU it sees none."""
+        """Set the environment in which a job sees its GPUs."""
         os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
         os.environ[VISIBLE_VARIABLE] = ",".join(map(str, resources.get(GPUS, [])))

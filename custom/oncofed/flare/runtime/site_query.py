@@ -1,4 +1,4 @@
-"""What the server's main process asks those of the connected sites."""
+"""Query the connected sites from the server's main process."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from nvflare.fuel.f3.message import Message
 _SECONDS = 5.0
 
 
-def query_sites(engine: Any, topic: str, question: Shareable, sites: Collection[Client]) -> dict[str, Shareable]:
-    """Return the answers by site; one that does not answer within five seconds is not among them.
+def query_sites(engine: Any, topic: str, request: Shareable, sites: Collection[Client]) -> dict[str, Shareable]:
+    """Return the replies within five seconds, by site.
 
     Args:
         engine: of the server's main process.
-        topic: for which sites have registered a handler.
-        question: the same for all.
-        sites: who is asked.
+        topic: that the sites have registered a handler for.
+        request: the same for all.
+        sites: to query.
     """
     names = {client.get_fqcn(): client.name for client in sites}
     if not names:
         return {}
-    question.set_peer_props({"asks": True})
+    request.set_peer_props({"asks": True})
     replies = engine.get_cell().broadcast_request(
-        CellChannel.AUX_COMMUNICATION, topic, list(names), Message(payload=question), timeout=_SECONDS, optional=True
+        CellChannel.AUX_COMMUNICATION, topic, list(names), Message(payload=request), timeout=_SECONDS, optional=True
     )
-    answers = {names[cell]: reply.payload for cell, reply in (replies or {}).items()}
-    return {site: answer for site, answer in answers.items() if isinstance(answer, Shareable)}
+    payloads = {names[cell]: reply.payload for cell, reply in (replies or {}).items()}
+    return {site: payload for site, payload in payloads.items() if isinstance(payload, Shareable)}

@@ -8,11 +8,9 @@ import zlib
 from collections.abc import Callable
 from contextvars import ContextVar
 from pathlib import PurePosixPath
-from typing import Any
-
-from nvflare.private.fed.server.job_meta_validator import JobMetaValidator
 
 from oncofed.flare.folders import JOB_PACK
+from oncofed.flare.patches.job_validation import check_archives
 
 _MOST_FILES = 1000
 _LARGEST_BYTES = 16 << 30
@@ -71,15 +69,11 @@ def look_at_archives(refused: Callable[[str], None]) -> None:
     Args:
         refused: is told why.
     """
-    validate = JobMetaValidator.validate
 
-    def looked_at(self: JobMetaValidator, job_name: str, zip_file_name: str) -> tuple[bool, str, dict[str, Any]]:
-        problem = archive_problem(zip_file_name)
+    def problem_of(path: str) -> str | None:
+        problem = archive_problem(path)
         if problem:
             refused(problem)
-            return False, f"the job's archive: {problem}", {}
-        valid, error, meta = validate(self, job_name, zip_file_name)
-        _TAKEN.set(zip_file_name if valid else None)
-        return bool(valid), str(error), meta
+        return problem
 
-    JobMetaValidator.validate = looked_at
+    check_archives(problem_of, _TAKEN.set)

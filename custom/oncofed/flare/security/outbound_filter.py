@@ -33,13 +33,14 @@ from oncofed.client.datasets import DATASETS_FILE, dataset_folder
 from oncofed.errors import AuditError, FederationError, OncofedError, PolicyError
 from oncofed.flare import wire
 from oncofed.flare.wire import TASK_COMBINE, TASK_PREPARE, TASK_TRAIN, TASK_VALIDATE
-from oncofed.messages.compression import NotFiniteError, ReceivedUpdate, travelling_bytes
+from oncofed.messages.compression import NotFiniteError, ReceivedUpdate, travelling_bytes, without_extra
 from oncofed.models.weights import Digest, Weights, sum_of_squares
 from oncofed.packs.approvals import made_by, refusal_at_site
 from oncofed.packs.pack import Pack
 from oncofed.privacy.outbound import check_counts, check_numbers, most_scored, withhold
 from oncofed.privacy.policy import JobFacts, Policy, read_policy
 from oncofed.privacy.pooled import SUMS
+from oncofed.tasks import metrics_that_may_leave
 from oncofed.training import Plan
 
 STOPPED = "stopped by the site's outbound policy"
@@ -204,6 +205,7 @@ class OutboundPolicy:
     ) -> None:
         self._federation, self._policy, self._ends, self._sent = federation, policy, ends, sent
         self._classes = list(plan.task.classes.values())
+        self._metrics = metrics_that_may_leave(plan.task)
         self._bins = bins_of(plan.data)
         layout = plan.layout()
         self._like: Weights = layout.sent
@@ -259,7 +261,7 @@ class OutboundPolicy:
                 message.update_shareable(reply)
         elif task == TASK_VALIDATE:
             numbers = wire.read_numbers_message(reply)
-            check_numbers(numbers, self._classes, sums=True, most=self._cases)
+            check_numbers(numbers, self._classes, sums=True, most=self._cases, metrics=self._metrics)
             changed = self._without_sums_that_stay(numbers)
             if withhold(numbers, self._policy.leaves.minimum_patients) or changed:
                 message.data = numbers
@@ -286,7 +288,7 @@ class OutboundPolicy:
 
     def _check_update(self, task: str, message: Any, reply: Shareable) -> dict[str, Any]:
         tensors, cases, steps, numbers = wire.read_update_message(reply)
-        check_numbers(numbers, self._classes, most=self._cases)
+        check_numbers(numbers, self._classes, most=self._cases, metrics=self._metrics)
         if not all(isinstance(value, int) and 0 <= value < 1 << 40 for value in (cases, steps)):
             raise PolicyError("its counts of cases and steps are not within their bounds")
         if withhold(numbers, self._policy.leaves.minimum_patients):
@@ -296,7 +298,8 @@ class OutboundPolicy:
             return {}
         swarm = task == TASK_COMBINE
         kind = "native" if swarm else self._federation.exchange.update
-        update = ReceivedUpdate(tensors, self._like, kind, {} if swarm else self._extra)
+        delta, extra = without_extra(tensors)
+        update = ReceivedUpdate(delta, self._like, kind, extra, {} if swarm else self._extra)
         largest = travelling_bytes(self._like, kind) + travelling_bytes(self._extra, "native")
         allowed = (self._policy.leaves.mb_a_round or 0) * 1e6 or largest * _ALLOWANCE + _FRAMING_BYTES
         if update.nbytes > allowed:

@@ -13,19 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from cryptography import x509
-from nvflare.apis.client import Client
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_component import FLComponent
 from nvflare.apis.fl_constant import AdminCommandNames, FLContextKey
 from nvflare.apis.fl_context import FLContext
-from nvflare.fuel.f3.message import Message
-from nvflare.fuel.sec.authz import AuthorizationService, Authorizer, AuthzContext
-from nvflare.private.defs import CellMessageHeaderKeys, ClientType
+from nvflare.fuel.sec.authz import Authorizer, AuthzContext
 from nvflare.private.fed.server.client_manager import ClientManager
 from nvflare.security.security import COMMAND_CATEGORIES, CommandCategory
 
 from oncofed.audit import COMMANDED, LET_IN, AuditLog
 from oncofed.errors import AuditError, FederationError
+from oncofed.flare.patches.authorization import wrap_authorizer
+from oncofed.flare.patches.client_admission import check_clients
 from oncofed.flare.security.archives import look_at_archives
 from oncofed.signing import is_signed_by
 
@@ -112,14 +111,12 @@ class RevocationList(FLComponent):
             path, certificate = list_and_root(fl_ctx)
             root = x509.load_pem_x509_certificate(certificate.read_bytes())
             audit = AuditLog(Path(fl_ctx.get_prop(FLContextKey.WORKSPACE_OBJECT).get_root_dir()))
-            authorizer = AuthorizationService.get_authorizer()
-            if authorizer:
-                AuthorizationService.the_authorizer = _WithoutRevoked(authorizer, self, audit)
+            wrap_authorizer(lambda authorizer: _WithoutRevoked(authorizer, self, audit))
             engine = fl_ctx.get_engine()
             tell_people_from_sites(engine.server.client_manager, audit)
             look_at_archives(lambda why: self.log_warning(fl_ctx, f"a job was refused: {why}", fire_event=False))
             self._look(engine, path, root, fl_ctx)
-            watch = threading.Thread(target=self._watch, args=(engine, path, root), name="gate", daemon=True)
+            watch = threading.Thread(target=self._watch, args=(engine, path, root), name="revocation", daemon=True)
             watch.start()
         elif event_type == EventType.SYSTEM_END:
             self._stop.set()
@@ -159,7 +156,6 @@ def tell_people_from_sites(manager: ClientManager, audit: AuditLog) -> None:
     given the model, and send updates, as one more site. Names of people are e-mail addresses, those of sites and relays
     never are; that a name is the certificate's own is FLARE's to check.
     """
-    authenticate, heartbeat = manager.authenticate, manager.heartbeat
 
     def is_let_in(name: str, as_person: bool, fl_ctx: FLContext) -> bool:
         is_person = "@" in name
@@ -171,19 +167,8 @@ def tell_people_from_sites(manager: ClientManager, audit: AuditLog) -> None:
         _written(audit, "refused to let in", name, why=why)
         return False
 
-    def authenticate_by_kind(request: Message, fl_ctx: FLContext) -> Client | None:
-        name = str(request.get_header(CellMessageHeaderKeys.CLIENT_NAME))
-        as_person = request.get_header(CellMessageHeaderKeys.CLIENT_TYPE) == ClientType.ADMIN
-        client = authenticate(request, fl_ctx) if is_let_in(name, as_person, fl_ctx) else None
-        if client is None:
-            return None
-        # Nothing happens that is not recorded.
-        return client if _written(audit, LET_IN, name, person=as_person) else None
-
-    def heartbeat_of_sites(token: str, client_name: str, client_fqcn: str, fl_ctx: FLContext) -> bool:
-        return is_let_in(client_name, False, fl_ctx) and bool(heartbeat(token, client_name, client_fqcn, fl_ctx))
-
-    manager.authenticate, manager.heartbeat = authenticate_by_kind, heartbeat_of_sites
+    # Nothing happens that is not recorded.
+    check_clients(manager, is_let_in, lambda name, as_person: _written(audit, LET_IN, name, person=as_person))
 
 
 def _written(audit: AuditLog, what: str, who: str, **facts: Any) -> bool:

@@ -1,4 +1,7 @@
-"""Room for what arrives, used again and again: new pages cost the system more than what is written to them."""
+"""Reuse memory and files for what arrives.
+
+New pages cost the system more time than writing to them.
+"""
 
 from __future__ import annotations
 
@@ -12,22 +15,24 @@ import weakref
 from pathlib import Path
 from typing import cast
 
-# The most that is read at a time: few enough for a core's cache.
-_PIECE = 1 << 18
+# Bytes read at a time: these fit into a core's cache.
+_CHUNK = 1 << 18
 
 
 class Buffer:
-    """Room for one body, in memory or in a file without a name, of which nothing stays when its process is killed.
+    """A buffer for one body, in memory or on disk.
+
+    The file has no name: nothing of it stays when its process is killed.
 
     Args:
         size: bytes, at least one.
-        folder: where its file lies; None: it lies in memory.
+        folder: of its file; None: in memory.
 
     Attributes:
-        filled: bytes from its beginning on that have arrived.
+        filled: bytes that have arrived, from its beginning on.
 
     Raises:
-        OSError: there is no room for it.
+        OSError: memory or disk is full.
     """
 
     def __init__(self, size: int, folder: Path | None) -> None:
@@ -39,33 +44,33 @@ class Buffer:
                 self._mapped.madvise(mmap.MADV_HUGEPAGE)
             return
         with tempfile.TemporaryFile(dir=folder) as file:
-            # A disk that is full says so here, and not when a page is touched, which would end the process.
+            # A full disk raises here, and not when a page is touched, which would end the process.
             os.posix_fallocate(file.fileno(), 0, size)
             self._mapped = mmap.mmap(file.fileno(), size)
             self._file = os.dup(file.fileno())
-        self._piece = bytearray(_PIECE)
+        self._chunk = bytearray(_CHUNK)
         self._closed = weakref.finalize(self, os.close, self._file)
 
     def add(self, data: bytes) -> None:
-        """Add what has arrived."""
+        """Append bytes that have arrived."""
         self._write(memoryview(data))
 
     def receive(self, connection: ssl.SSLSocket) -> int:
-        """Add some of what arrives; return how many bytes: none where the connection has ended.
+        """Append what arrives next; return its size, 0 at the end.
 
         Raises:
             OSError: nothing arrives.
         """
-        wanted = min(self.size - self.filled, _PIECE)
+        wanted = min(self.size - self.filled, _CHUNK)
         if self._file is None:
             with self.view()[self.filled : self.filled + wanted] as target:
                 count = _fill(connection, target)
             self.filled += count
             return count
-        # Through the file: where it was mapped the system would look up each page before it is written.
-        piece = memoryview(self._piece)[:wanted]
-        count = _fill(connection, piece)
-        self._write(piece[:count])
+        # Through the file: the system looks up each mapped page before it is written.
+        chunk = memoryview(self._chunk)[:wanted]
+        count = _fill(connection, chunk)
+        self._write(chunk[:count])
         return count
 
     def view(self) -> memoryview:
@@ -73,7 +78,7 @@ class Buffer:
         return memoryview(self._mapped)
 
     def close(self) -> None:
-        """Give it back to the system. Nobody may look at its bytes any more."""
+        """Return it to the system; no views may be left."""
         self._mapped.close()
         if self._file is not None:
             self._closed()
@@ -89,10 +94,10 @@ class Buffer:
 
 
 def _fill(connection: ssl.SSLSocket, target: memoryview) -> int:
-    """Fill a part of memory, by a record of TLS at a time; return how much arrived."""
+    """Fill memory by TLS records; return how much arrived."""
     count, size = 0, len(target)
     while count < size:
-        # What ``recv_into`` calls: a record has 16 KB, so that a call more for each takes a twelfth of the time.
+        # ``recv_into`` calls this: one more call for each record of 16 KB takes a twelfth of the time.
         arrived = connection.read(size - count, target[count:])
         if not arrived:
             break
@@ -101,10 +106,10 @@ def _fill(connection: ssl.SSLSocket, target: memoryview) -> int:
 
 
 class BufferPool:
-    """Hands out room of any size; what nobody looks at any more is handed out again.
+    """Hands out buffers, and reuses those without a view.
 
     Args:
-        folder: where files lie; None: all lies in memory.
+        folder: of files; None: all buffers are in memory.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -114,37 +119,37 @@ class BufferPool:
         self._closed = False
 
     def take(self, size: int) -> Buffer:
-        """Return room for so many bytes.
+        """Return a buffer of ``size`` bytes.
 
         Raises:
-            OSError: there is none.
+            OSError: memory or disk is full.
         """
         with self._lock:
-            for number, space in enumerate(self._free):
-                if space.size == size:
-                    space.filled = 0
+            for number, buffer in enumerate(self._free):
+                if buffer.size == size:
+                    buffer.filled = 0
                     return self._free.pop(number)
-            # What travels has another size now.
+            # Bodies have another size now.
             while self._free:
                 self._free.pop().close()
         return Buffer(size, self._folder)
 
-    def read(self, space: Buffer) -> memoryview:
-        """Return what is in a space, which comes back by itself once nobody holds this or a part of it."""
-        view = space.view()
-        weakref.finalize(view, self.give_back, space).atexit = False
+    def read(self, buffer: Buffer) -> memoryview:
+        """Return a view, after which the buffer comes back by itself."""
+        view = buffer.view()
+        weakref.finalize(view, self.give_back, buffer).atexit = False
         return view
 
-    def give_back(self, space: Buffer) -> None:
-        """Take a space back in which nothing is of use."""
-        # Python may call this at any time, in the middle of ``take`` too: so there is no lock.
+    def give_back(self, buffer: Buffer) -> None:
+        """Take back a buffer whose content is no longer needed."""
+        # No lock: Python may call this at any time, in the middle of ``take`` too.
         if self._closed:
-            space.close()
+            buffer.close()
         else:
-            self._free.append(space)
+            self._free.append(buffer)
 
     def close(self) -> None:
-        """Keep no room any longer; what somebody looks at is given back later."""
+        """Close all buffers; those with a view are closed later."""
         self._closed = True
         while self._free:
             self._free.pop().close()

@@ -16,95 +16,95 @@ from urllib.request import proxy_bypass
 from nvflare.fuel.f3.cellnet.fqcn import FQCN
 from torch import Tensor
 
-from oncofed.errors import FederationError
+from oncofed.errors import FederationError, TransferError
 from oncofed.flare.transfer.buffers import Buffer, BufferPool
 from oncofed.flare.transfer.codec import read_body
-from oncofed.flare.transfer.protocol import LENGTH, OFFSET, PATH, STEP_SECONDS, name_of_peer, protocol
+from oncofed.flare.transfer.protocol import LENGTH, OFFSET, PATH, STEP_SECONDS, alpn_protocol, peer_name
 from oncofed.loopback import connect
 from oncofed.models.serialized import Serialized
 from oncofed.models.weights import Weights
 from oncofed.proxy import PROXY_VARIABLE, open_tunnel
 
-# A link that is cut may be mended; FLARE moves the tensors where nothing went this way for so long. Where nothing ever
-# did, as with a firewall between that knows better, it does so soon.
+# A cut link may be mended: FLARE moves the tensors after this long without progress. Where nothing was ever
+# transferred, as with a firewall in between that forbids it, much sooner.
 _PATIENCE_SECONDS, _FIRST_PATIENCE_SECONDS = 60.0, 5.0
 _SECONDS_BETWEEN_TRIES = 1.0
 _log = logging.getLogger(__name__)
 
 
-class _NoWayError(Exception):
-    """The server does not know direct connections, or this one leads elsewhere."""
+class _NotSupportedError(Exception):
+    """The server takes no direct connections, or another one answers."""
 
 
 class _RefusedError(Exception):
-    """The server does not give or take these tensors."""
+    """The server does not send or accept these tensors."""
 
 
 class TransferClient:
-    """Fetches what the server offers, and brings it what a site hands in.
+    """Downloads what the server publishes, uploads what a site returns.
 
     Args:
         address: of the server, as FLARE's own connections have it.
-        context: how it speaks TLS.
-        server: whose certificate the other end is to show.
+        context: TLS settings.
+        server: name that the other end's certificate must have.
         job_id: of the job.
 
     Attributes:
-        when_it_fails: called when FLARE is to move something instead.
+        on_fallback: called when FLARE moves tensors instead.
     """
 
     def __init__(self, address: tuple[str, int], context: ssl.SSLContext, server: str, job_id: str) -> None:
         self._address, self._context = address, context
         self._server, self._job_id = server, job_id
-        self._spaces = BufferPool()
-        self._goes = True
-        self.when_it_fails: Callable[[], None] = lambda: None
+        self._buffers = BufferPool()
+        self._is_supported = True
+        self.on_fallback: Callable[[], None] = lambda: None
         self._patience = _FIRST_PATIENCE_SECONDS
 
     def close(self) -> None:
-        """Give all room back."""
-        self._spaces.close()
+        """Free all buffers."""
+        self._buffers.close()
 
-    def collect(self, origin: str, ref: str, abort: Any = None) -> Weights | None:
-        """Return what the server offers; None: FLARE is to move it.
+    def fetch(self, origin: str, ref: str, abort: Any = None) -> Weights | None:
+        """Download what the server published; None: FLARE moves it.
 
         Args:
-            origin: FLARE's name of the process that offers it.
+            origin: FLARE's name of the process that published it.
             ref: its name.
-            abort: FLARE's signal that ends it.
+            abort: FLARE's signal that ends the download.
         """
         if origin != FQCN.join([FQCN.ROOT_SERVER, self._job_id]):
             return None
-        fetch = _Fetch(ref, self._spaces, abort)
+        download = _Download(ref, self._buffers, abort)
         try:
-            return fetch.content() if self._do(fetch, abort) else None
-        except FederationError as error:
+            return download.content() if self._run(download, abort) else None
+        except TransferError as error:
             _log.warning("from the server: %s", error)
             return None
         finally:
-            fetch.close()
+            download.close()
 
-    def offer(self, ref: str, tensors: Mapping[str, Tensor], abort: Any = None) -> None:
-        """Bring the server tensors; where that fails FLARE moves them, once the server asks for them."""
-        if not self._do(_Bring(ref, Serialized(tensors), abort), abort):
-            self.when_it_fails()
+    def publish(self, ref: str, tensors: Mapping[str, Tensor], abort: Any = None) -> None:
+        """Upload tensors; if that fails FLARE moves them on request."""
+        if not self._run(_Upload(ref, Serialized(tensors), abort), abort):
+            self.on_fallback()
 
     def withdraw(self, ref: str) -> None:
-        """Do nothing: what was brought is there."""
+        """Do nothing: the server has what was uploaded."""
 
-    def _do(self, transfer: _Fetch | _Bring, abort: Any) -> bool:
-        """Return whether a transfer was done; over a new connection where one breaks, while that leads anywhere."""
+    def _run(self, transfer: _Download | _Upload, abort: Any) -> bool:
+        """Complete a transfer, reconnecting; return whether it succeeded."""
         begun, moved = time.monotonic(), 0
         deadline = begun + self._patience
-        while self._goes and not (abort and abort.triggered):
+        while self._is_supported and not (abort and abort.triggered):
             try:
                 with contextlib.closing(self._connect()) as connection:
                     transfer.attempt(connection)
                 self._patience, took = _PATIENCE_SECONDS, time.monotonic() - begun
                 _log.info("%s %.1f MB directly in %.2f s", transfer.done, transfer.moved / 1e6, took)
                 return True
-            except _NoWayError as error:  # noqa: PERF203 - any of them may break
-                self._goes = False
+            except _NotSupportedError as error:  # noqa: PERF203 - each connection may break
+                self._is_supported = False
                 _log.info("weights go through FLARE's messages: %s", error)
             except (_RefusedError, ValueError) as error:
                 _log.info("the server does not take or give this directly: %s", error)
@@ -132,73 +132,73 @@ class TransferClient:
             plain.close()
             raise
         connection = HTTPConnection(host, port)
-        connection.sock, connection.auto_open = secured, 0  # another one it would open unprotected
-        if secured.selected_alpn_protocol() != protocol(self._job_id):
+        connection.sock, connection.auto_open = secured, 0  # it would open another one without TLS
+        if secured.selected_alpn_protocol() != alpn_protocol(self._job_id):
             connection.close()
-            raise _NoWayError("the server does not take direct connections")
-        if name_of_peer(secured) != self._server:
+            raise _NotSupportedError("the server does not take direct connections")
+        if peer_name(secured) != self._server:
             connection.close()
-            raise _NoWayError(f"not {self._server} answers there")
+            raise _NotSupportedError(f"not {self._server} answers there")
         return connection
 
 
-class _Fetch:
-    """Fetches something.
+class _Download:
+    """A download that goes on where a connection broke.
 
     Args:
-        ref: its name.
-        spaces: where there is room for it.
+        ref: name of the tensors.
+        buffers: hands out its buffer.
         abort: ends it.
     """
 
     done = "fetched"
 
-    def __init__(self, ref: str, spaces: BufferPool, abort: Any) -> None:
-        self._ref, self._spaces, self._abort = ref, spaces, abort
-        self._space: Buffer | None = None
+    def __init__(self, ref: str, buffers: BufferPool, abort: Any) -> None:
+        self._ref, self._buffers, self._abort = ref, buffers, abort
+        self._buffer: Buffer | None = None
 
     @property
     def moved(self) -> int:
-        """Bytes that are here."""
-        return self._space.filled if self._space else 0
+        """Bytes that have arrived."""
+        return self._buffer.filled if self._buffer else 0
 
     def attempt(self, connection: HTTPConnection) -> None:
-        """Fetch what is not here yet."""
+        """Download what has not arrived yet."""
         connection.request("GET", PATH + self._ref, headers={"Range": f"bytes={self.moved}-"} if self.moved else {})
         response = connection.getresponse()
         if response.status not in (http.HTTPStatus.OK, http.HTTPStatus.PARTIAL_CONTENT):
             raise _RefusedError(response.reason)
-        if self._space is None:
-            self._space = self._spaces.take(int(response.headers.get("Content-Length", "")))
-        # What the library read beyond the headers; the rest it would copy once more.
-        self._space.add(response.read1(self._space.size - self._space.filled))
-        while self._space.filled < self._space.size:
+        if self._buffer is None:
+            self._buffer = self._buffers.take(int(response.headers.get("Content-Length", "")))
+        # What the library read beyond the headers; it would copy the rest once more.
+        self._buffer.add(response.read1(self._buffer.size - self._buffer.filled))
+        while self._buffer.filled < self._buffer.size:
             if self._abort and self._abort.triggered:
                 raise _RefusedError("the job was stopped")
-            if not self._space.receive(cast("ssl.SSLSocket", connection.sock)):
+            if not self._buffer.receive(cast("ssl.SSLSocket", connection.sock)):
                 raise ConnectionResetError
 
     def content(self) -> Weights:
-        """Return what is here now.
+        """Return what was downloaded.
 
         Raises:
-            FederationError: it is not tensors.
+            TransferError: it is not tensors.
         """
-        space, self._space = self._space, None
-        assert space
-        return read_body(self._spaces.read(space))
+        buffer, self._buffer = self._buffer, None
+        assert buffer
+        return read_body(self._buffers.read(buffer))
 
     def close(self) -> None:
-        """Give back the room of what is not complete."""
-        if self._space:
-            self._spaces.give_back(self._space)
+        """Give back the buffer of an incomplete download."""
+        if self._buffer:
+            self._buffers.give_back(self._buffer)
 
 
-class _Bring:
-    """Brings something.
+class _Upload:
+    """An upload that goes on where a connection broke.
 
     Args:
-        ref: its name.
+        ref: name of the tensors.
         body: of the requests.
         abort: ends it.
 
@@ -213,10 +213,10 @@ class _Bring:
         self.moved = 0
 
     def attempt(self, connection: HTTPConnection) -> None:
-        """Bring what is not there yet."""
+        """Upload what the server does not have yet."""
         size = self._body.size
         connection.request("HEAD", self._path, headers={LENGTH: str(size)})
-        response = _answer(connection)
+        response = _accepted(connection)
         if response.status == http.HTTPStatus.OK:
             return
         start = int(response.headers.get(OFFSET, ""))
@@ -231,15 +231,15 @@ class _Bring:
             connection.send(part)
             start += len(part)
             self.moved = max(self.moved, start)
-        _answer(connection)
+        _accepted(connection)
 
 
-def _answer(connection: HTTPConnection) -> HTTPResponse:
-    """Return what the server answers, where it agrees."""
+def _accepted(connection: HTTPConnection) -> HTTPResponse:
+    """Return the server's response if it accepts the request."""
     response = connection.getresponse()
     response.read()
     if response.status == http.HTTPStatus.CONFLICT:
-        raise ConnectionResetError  # an earlier connection is still there, in the server's eyes
+        raise ConnectionResetError  # the server has not noticed yet that an earlier connection is gone
     if response.status >= http.HTTPStatus.BAD_REQUEST:
         raise _RefusedError(response.reason)
     return response

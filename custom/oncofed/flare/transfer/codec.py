@@ -1,4 +1,7 @@
-"""Tensors as the body of a request, a file of the format safetensors: which travel, and reading them where it lies."""
+"""Read tensors from the body of a request.
+
+A body is a file of the format safetensors; its tensors stay where it lies in memory.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from oncofed.errors import FederationError
+from oncofed.errors import TransferError
 from oncofed.models.serialized import LENGTH_BYTES, NAMES
 from oncofed.models.weights import Weights
 
@@ -30,44 +33,46 @@ _TYPES = {NAMES[dtype]: dtype for dtype in _TRAVELLING}
 
 
 def travels(value: Tensor) -> bool:
-    """Return whether tensors of this type travel so."""
+    """Return whether a body may hold tensors of this type."""
     return value.dtype in _TRAVELLING
 
 
 def read_body(content: memoryview) -> Weights:
-    """Return the tensors in a body, which lie in its own bytes.
+    """Return the tensors in a body, without a copy.
 
     Args:
-        content: the bytes, which can be written to.
+        content: the bytes, writable.
 
     Raises:
-        FederationError: it is not of the format.
+        TransferError: it is not of the format.
     """
     begin = LENGTH_BYTES + int.from_bytes(content[:LENGTH_BYTES], "little")
     if begin > min(len(content), _LARGEST_HEADER):
-        raise FederationError("what arrived is not tensors (its header has no end)")
+        raise TransferError("what arrived is not tensors (its header has no end)")
     try:
         header = json.loads(bytes(content[LENGTH_BYTES:begin]))
-        facts = sorted((_facts(name, said) for name, said in header.items()), key=lambda one: one.begin)
+        facts = sorted((_facts(name, entry) for name, entry in header.items()), key=lambda fact: fact.begin)
     except (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError) as error:
-        raise FederationError(f"what arrived is not tensors ({type(error).__name__})") from None
-    whole, tensors, end = torch.frombuffer(content, dtype=torch.uint8), Weights(), 0
-    for one in facts:
-        size = math.prod(one.shape) * one.dtype.itemsize
-        if one.begin != end or (begin + end) % one.dtype.itemsize:
-            raise FederationError(f"what arrived has {one.name} where it may not lie")
+        raise TransferError(f"what arrived is not tensors ({type(error).__name__})") from None
+    data, tensors, end = torch.frombuffer(content, dtype=torch.uint8), Weights(), 0
+    for fact in facts:
+        size = math.prod(fact.shape) * fact.dtype.itemsize
+        if fact.begin != end or (begin + end) % fact.dtype.itemsize:
+            raise TransferError(f"what arrived has {fact.name} where it may not lie")
         end += size
-        if one.end != end or begin + end > len(content):
-            raise FederationError(f"what arrived has another size of {one.name} than its shape says")
-        part = whole[begin + end - size : begin + end]
-        tensors[one.name] = part.view(one.dtype).view(one.shape) if size else torch.empty(one.shape, dtype=one.dtype)
+        if fact.end != end or begin + end > len(content):
+            raise TransferError(f"what arrived has another size of {fact.name} than its shape says")
+        part = data[begin + end - size : begin + end]
+        tensors[fact.name] = (
+            part.view(fact.dtype).view(fact.shape) if size else torch.empty(fact.shape, dtype=fact.dtype)
+        )
     if begin + end != len(content):
-        raise FederationError("what arrived has more bytes than its tensors")
+        raise TransferError("what arrived has more bytes than its tensors")
     return tensors
 
 
 class _Facts(NamedTuple):
-    """What a header says of a tensor: where it lies is counted from the header's end."""
+    """A header's entry; offsets count from the header's end."""
 
     begin: int
     end: int
@@ -76,8 +81,8 @@ class _Facts(NamedTuple):
     shape: tuple[int, ...]
 
 
-def _facts(name: str, said: dict[str, Any]) -> _Facts:
-    (begin, end), shape = said["data_offsets"], tuple(said["shape"])
+def _facts(name: str, entry: dict[str, Any]) -> _Facts:
+    (begin, end), shape = entry["data_offsets"], tuple(entry["shape"])
     if not all(type(number) is int and number >= 0 for number in (begin, end, *shape)):
         raise ValueError(name)
-    return _Facts(begin, end, name, _TYPES[said["dtype"]], shape)
+    return _Facts(begin, end, name, _TYPES[entry["dtype"]], shape)

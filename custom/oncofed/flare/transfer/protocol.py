@@ -14,32 +14,49 @@ from nvflare.fuel.f3.drivers.driver_params import DriverParams
 from nvflare.fuel.f3.drivers.net_utils import get_ssl_context
 from nvflare.fuel.hci.security import get_certificate_common_name
 
-from oncofed.errors import FederationError
+from oncofed.errors import TransferError
 
-# Requests are for ``PATH`` and the name that FLARE's message has for the tensors.
+# Requests are for this path and the name that FLARE's message gives the tensors.
 PATH = "/weights/"
-# How large an update is and how much of it has arrived, as in the IETF's draft for uploads that can be resumed.
+# Size of an update and how much of it has arrived, as in the IETF's draft for resumable uploads.
 LENGTH, OFFSET = "Upload-Length", "Upload-Offset"
-# A step of an exchange takes so long at most: then the link counts as cut.
+# A step of an exchange that takes longer means that the link was cut.
 STEP_SECONDS = 30.0
 
+_SLOWEST_LINK_BYTES_PER_SECOND = 500_000
+_ANSWER_SECONDS = 10.0
 _PREFIX = "oncofed-weights/"
 _IN_HELLO = re.compile(re.escape(_PREFIX).encode() + rb"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")
 
 
-def protocol(job_id: str) -> str:
-    """Return the protocol that a connection for a job asks for (ALPN, RFC 7301): readable before a key is agreed on."""
+def message_timeout(size: int) -> float:
+    """Return how long to wait for FLARE to answer a message.
+
+    Args:
+        size: of the message, in bytes.
+
+    Returns:
+        Seconds, enough for the slowest link.
+    """
+    return _ANSWER_SECONDS + size / _SLOWEST_LINK_BYTES_PER_SECOND
+
+
+def alpn_protocol(job_id: str) -> str:
+    """Return the ALPN protocol of a job's connections (RFC 7301).
+
+    It is readable before keys are agreed on.
+    """
     return _PREFIX + job_id
 
 
 def job_in_hello(hello: bytes) -> str | None:
-    """Return the job for which a connection is that begins with these bytes; None: it is one of FLARE's."""
+    """Return the job named in a ClientHello; None: FLARE's connection."""
     found = _IN_HELLO.search(hello)
     return found[1].decode() if found else None
 
 
-def context_of(credentials: dict[str, Any], job_id: str, server: bool) -> ssl.SSLContext:
-    """Return how an end speaks TLS: with the certificates of its kit, and only with members of its alliance.
+def tls_context(credentials: dict[str, Any], job_id: str, server: bool) -> ssl.SSLContext:
+    """Return TLS settings that admit members of the alliance only.
 
     Args:
         credentials: of FLARE's cell.
@@ -47,29 +64,29 @@ def context_of(credentials: dict[str, Any], job_id: str, server: bool) -> ssl.SS
         server: whether it is the server's end.
 
     Raises:
-        FederationError: FLARE's connections are not protected so either.
+        TransferError: FLARE's own connections are not protected so either.
     """
     try:
         context: ssl.SSLContext | None = get_ssl_context({**credentials, DriverParams.SCHEME.value: "https"}, server)
     except Exception as error:  # noqa: BLE001 - FLARE's helper raises whatever it likes
-        raise FederationError(f"no certificates for direct connections ({type(error).__name__})") from None
+        raise TransferError(f"no certificates for direct connections ({type(error).__name__})") from None
     if context is None or context.verify_mode != ssl.CERT_REQUIRED:
-        raise FederationError("FLARE's connections do not ask for certificates")
-    context.set_alpn_protocols([protocol(job_id)])
+        raise TransferError("FLARE's connections do not ask for certificates")
+    context.set_alpn_protocols([alpn_protocol(job_id)])
     return context
 
 
-def name_of_peer(connection: ssl.SSLSocket) -> str:
-    """Return whose certificate the other end showed."""
+def peer_name(connection: ssl.SSLSocket) -> str:
+    """Return the name in the other end's certificate."""
     return str(get_certificate_common_name(connection.getpeercert() or {}))
 
 
 @contextlib.contextmanager
-def door(folder: Path) -> Iterator[str]:
-    """Have the address of the socket through which a job's process is given connections.
+def handoff_socket(folder: Path) -> Iterator[str]:
+    """Yield the address at which a job's process receives connections.
 
     Args:
-        folder: the job's own. An address has 107 bytes at most, so that it is told by a descriptor of this folder.
+        folder: the job's own. Through a descriptor of it the address is short: the system allows 107 bytes.
     """
     number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:

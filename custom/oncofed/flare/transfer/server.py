@@ -1,4 +1,4 @@
-"""The server's end of direct connections, in a job's own process."""
+"""The server's end of direct connections, in a job's process."""
 
 from __future__ import annotations
 
@@ -19,84 +19,86 @@ from torch import Tensor
 from oncofed.errors import FederationError
 from oncofed.flare.transfer.buffers import Buffer, BufferPool
 from oncofed.flare.transfer.codec import read_body
-from oncofed.flare.transfer.protocol import LENGTH, OFFSET, PATH, STEP_SECONDS, door, name_of_peer
+from oncofed.flare.transfer.protocol import LENGTH, OFFSET, PATH, STEP_SECONDS, handoff_socket, peer_name
 from oncofed.messages.chunks import inspect_early
 from oncofed.models.serialized import Serialized
 from oncofed.models.weights import Weights
 
-# So many sites at a time; others try again.
+# Connections at a time; other sites try again.
 _MOST_CONNECTIONS = 256
 _log = logging.getLogger(__name__)
 
 
 class _Upload:
-    """An update that is on its way; who writes to its space, or gives it back, holds its lock.
+    """An update that is being uploaded.
 
     Args:
         ref: its name.
-        space: where it lies.
+        buffer: where it goes. Writing to it, or giving it back, needs the lock.
     """
 
-    def __init__(self, ref: str, space: Buffer) -> None:
-        self.ref, self.space = ref, space
+    def __init__(self, ref: str, buffer: Buffer) -> None:
+        self.ref, self.buffer = ref, buffer
         self.lock = threading.Lock()
 
 
 class TransferServer:
-    """Gives sites what is offered to them, and takes what they bring.
+    """Sends sites what is published, and receives their updates.
 
     Args:
-        folder: the job's own, where updates lie and its main process hands in connections.
-        context: how it speaks TLS.
-        is_welcome: whether a site, by its certificate, takes part.
-        largest: bytes that an update has at most.
+        folder: the job's own: of the buffers' files, and where the server's main process hands off connections.
+        context: TLS settings.
+        is_participant: given the name in a certificate, returns whether that site takes part.
+        max_bytes: of an update.
     """
 
-    def __init__(self, folder: Path, context: ssl.SSLContext, is_welcome: Callable[[str], bool], largest: int) -> None:
-        self.is_welcome, self.largest = is_welcome, largest
+    def __init__(
+        self, folder: Path, context: ssl.SSLContext, is_participant: Callable[[str], bool], max_bytes: int
+    ) -> None:
+        self.is_participant, self.max_bytes = is_participant, max_bytes
         self._context = context
-        self._spaces = BufferPool(folder)
+        self._buffers = BufferPool(folder)
         self._lock = threading.Lock()
-        self._offered: dict[str, Mapping[str, Tensor]] = {}
+        self._published: dict[str, Mapping[str, Tensor]] = {}
         self._uploads: dict[str, _Upload] = {}
         self._arrived: dict[str, tuple[str, Weights]] = {}
-        self._room = threading.BoundedSemaphore(_MOST_CONNECTIONS)
-        self._door = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        with door(folder) as address:
+        self._free_connections = threading.BoundedSemaphore(_MOST_CONNECTIONS)
+        self._handoff = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        with handoff_socket(folder) as address:
             Path(address).unlink(missing_ok=True)
-            self._door.bind(address)
+            self._handoff.bind(address)
             Path(address).chmod(0o600)
-        threading.Thread(target=self._take_connections, name="direct", daemon=True).start()
+        threading.Thread(target=self._accept_connections, name="direct", daemon=True).start()
 
     def close(self) -> None:
-        """Take no connection any more, and give all room back."""
+        """Accept no more connections, and free all buffers."""
         with contextlib.suppress(OSError):
-            self._door.shutdown(socket.SHUT_RDWR)
-        self._door.close()
+            self._handoff.shutdown(socket.SHUT_RDWR)
+        self._handoff.close()
         with self._lock:
-            self._offered.clear()
+            self._published.clear()
             self._arrived.clear()
             self._uploads.clear()
-        self._spaces.close()
+        self._buffers.close()
 
-    def offer(self, ref: str, tensors: Mapping[str, Tensor], abort: Any = None) -> None:
-        """Let sites fetch tensors until they are withdrawn."""
+    def publish(self, ref: str, tensors: Mapping[str, Tensor], abort: Any = None) -> None:
+        """Let sites download tensors until they are withdrawn."""
         del abort
         with self._lock:
-            self._offered[ref] = tensors
+            self._published[ref] = tensors
 
     def withdraw(self, ref: str) -> None:
-        """Offer something no longer; who is being given it gets the rest."""
+        """Start no more downloads; those that have begun are completed."""
         with self._lock:
-            self._offered.pop(ref, None)
+            self._published.pop(ref, None)
 
-    def collect(self, origin: str, ref: str, abort: Any = None) -> Weights | None:
-        """Return what a site brought; None: it has not, and FLARE is to move it.
+    def fetch(self, origin: str, ref: str, abort: Any = None) -> Weights | None:
+        """Return what a site uploaded; None: FLARE moves it.
 
         Args:
             origin: FLARE's name of the site's process.
             ref: its name.
-            abort: not needed: it is here, or it is not.
+            abort: not used: nothing is waited for.
         """
         del abort
         with self._lock:
@@ -104,108 +106,108 @@ class TransferServer:
             arrived, found = self._arrived.get(site, ("", None))
             return self._arrived.pop(site)[1] if found is not None and arrived == ref else None
 
-    def offered(self, ref: str) -> Mapping[str, Tensor] | None:
-        """Return what sites may fetch."""
+    def published(self, ref: str) -> Mapping[str, Tensor] | None:
+        """Return what sites may download."""
         with self._lock:
-            return self._offered.get(ref)
+            return self._published.get(ref)
 
-    def begin(self, site: str, ref: str, size: int) -> _Upload | None:
-        """Return where an update goes; None: it is here already. A site has one on its way at a time.
+    def begin_upload(self, site: str, ref: str, size: int) -> _Upload | None:
+        """Begin or resume a site's upload; None: it is complete.
 
         Raises:
-            OSError: there is no room for it.
+            OSError: memory or disk is full.
         """
         with self._lock:
             if self._arrived.get(site, ("",))[0] == ref:
                 return None
             before = self._uploads.get(site)
-            if before and before.ref == ref and before.space.size == size:
+            if before and before.ref == ref and before.buffer.size == size:
                 return before
             if before and before.lock.acquire(blocking=False):
-                self._spaces.give_back(before.space)
+                self._buffers.give_back(before.buffer)
                 before.lock.release()
-            upload = self._uploads[site] = _Upload(ref, self._spaces.take(size))
+            upload = self._uploads[site] = _Upload(ref, self._buffers.take(size))
             return upload
 
     def upload(self, site: str, ref: str) -> _Upload | None:
-        """Return where an update goes that was begun; None: it was not."""
+        """Return an upload that was begun; None: it was not."""
         with self._lock:
             upload = self._uploads.get(site)
             return upload if upload and upload.ref == ref else None
 
-    def take(self, site: str, upload: _Upload) -> None:
-        """Take an update that has arrived.
+    def finish_upload(self, site: str, upload: _Upload) -> None:
+        """Read and inspect an update that has arrived.
 
         Raises:
             FederationError: it is not tensors.
         """
         tensors = None
         try:
-            tensors = read_body(self._spaces.read(upload.space))
+            tensors = read_body(self._buffers.read(upload.buffer))
             inspect_early(tensors.values())
         finally:
             with self._lock:
-                # Another one may have been begun meanwhile.
+                # Another upload may have begun meanwhile.
                 if self._uploads.get(site) is upload:
                     del self._uploads[site]
                     if tensors is not None:
                         self._arrived[site] = (upload.ref, tensors)
 
-    def _take_connections(self) -> None:
+    def _accept_connections(self) -> None:
         while True:
             try:
-                message, numbers, _, _ = socket.recv_fds(self._door, 1, 1)
+                message, numbers, _, _ = socket.recv_fds(self._handoff, 1, 1)
             except OSError:
                 return
             if not message:
                 return
             for number in numbers:
-                if self._room.acquire(blocking=False):
+                if self._free_connections.acquire(blocking=False):
                     threading.Thread(target=self._serve, args=(number,), name="direct", daemon=True).start()
                 else:
                     os.close(number)
 
     def _serve(self, number: int) -> None:
-        """Answer a connection's requests. Where it breaks, its site tries again, or has FLARE move the tensors."""
+        """Serve a connection; its site retries if it breaks."""
         try:
             with socket.socket(fileno=number) as plain, contextlib.suppress(OSError, ValueError):
                 plain.settimeout(STEP_SECONDS)
                 with self._context.wrap_socket(plain, server_side=True) as connection:
-                    _Requests(connection, name_of_peer(connection), self)
+                    _Requests(connection, peer_name(connection), self)
         finally:
-            self._room.release()
+            self._free_connections.release()
 
 
 class _Requests(BaseHTTPRequestHandler):
     """Answers a site's requests.
 
-    ``GET`` gives what is offered, from where its ``Range`` begins. ``HEAD`` begins an update, and tells how much of it
-    is here; ``PUT`` takes the rest, whose place ``Content-Range`` tells.
+    ``GET`` sends what is published, from the start of its ``Range``. ``HEAD`` begins an upload, and returns how much of
+    it has arrived; ``PUT`` receives the rest, from the start of its ``Content-Range``.
     """
 
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "oncofed", ""
-    rbufsize = 0  # what follows the headers is read from the connection itself
+    rbufsize = 0  # the body is read from the connection itself
     client_address: Any
     server: Any
 
-    def __init__(self, connection: ssl.SSLSocket, site: str, counter: TransferServer) -> None:
-        self._site, self._counter = site, counter
+    def __init__(self, connection: ssl.SSLSocket, site: str, transfers: TransferServer) -> None:
+        self._site, self._transfers = site, transfers
         super().__init__(connection, (site, 0), None)  # type: ignore[arg-type]
 
     def parse_request(self) -> bool:
-        """Refuse whoever does not take part, whatever is asked for."""
+        """Refuse every request of others than participants."""
         if not super().parse_request():
             return False
-        if self._counter.is_welcome(self._site) and self.path.startswith(PATH):
+        if self._transfers.is_participant(self._site) and self.path.startswith(PATH):
             self._ref = self.path.removeprefix(PATH)
             return True
         self._refuse(http.HTTPStatus.FORBIDDEN)
         return False
 
     def do_GET(self) -> None:
-        """Give what is offered."""
-        tensors = self._counter.offered(self._ref)
+        """Send published tensors."""
+        tensors = self._transfers.published(self._ref)
         if tensors is None:
             self._refuse(http.HTTPStatus.NOT_FOUND)
             return
@@ -219,39 +221,39 @@ class _Requests(BaseHTTPRequestHandler):
             self.connection.sendall(part)
 
     def do_HEAD(self) -> None:
-        """Begin an update, or tell how much of it is here."""
+        """Begin an upload, or return its progress."""
         size = int(self.headers.get(LENGTH, "0"))
-        if not 0 < size <= self._counter.largest:
+        if not 0 < size <= self._transfers.max_bytes:
             self._refuse(http.HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
             return
         try:
-            upload = self._counter.begin(self._site, self._ref, size)
+            upload = self._transfers.begin_upload(self._site, self._ref, size)
         except OSError:
             self._refuse(http.HTTPStatus.INSUFFICIENT_STORAGE)
             return
         if upload is None:
             self._answer(http.HTTPStatus.OK, size)
         else:
-            self._answer(http.HTTPStatus.ACCEPTED, upload.space.filled)
+            self._answer(http.HTTPStatus.ACCEPTED, upload.buffer.filled)
 
     def do_PUT(self) -> None:
-        """Take an update that was begun, or the rest of it."""
-        upload, start = self._counter.upload(self._site, self._ref), self._start("Content-Range", "bytes ")
+        """Receive an upload, or the rest of it."""
+        upload, start = self._transfers.upload(self._site, self._ref), self._start("Content-Range", "bytes ")
         if upload is None:
             self._refuse(http.HTTPStatus.CONFLICT)
             return
-        size = upload.space.size
+        size = upload.buffer.size
         with upload.lock:
-            # A connection that was cut may not have noticed yet, or another update was begun.
-            if start != upload.space.filled or self._counter.upload(self._site, self._ref) is not upload:
+            # This connection may have been cut unnoticed, or another upload begun.
+            if start != upload.buffer.filled or self._transfers.upload(self._site, self._ref) is not upload:
                 self._refuse(http.HTTPStatus.CONFLICT)
                 return
-            while upload.space.filled < size:
-                if not upload.space.receive(self.connection):
+            while upload.buffer.filled < size:
+                if not upload.buffer.receive(self.connection):
                     self.close_connection = True
                     return
             try:
-                self._counter.take(self._site, upload)
+                self._transfers.finish_upload(self._site, upload)
             except FederationError as error:
                 _log.warning("%s: %s", self._site, error)
                 self._refuse(http.HTTPStatus.BAD_REQUEST)
@@ -269,7 +271,7 @@ class _Requests(BaseHTTPRequestHandler):
         self.end_headers()
 
     def _refuse(self, status: http.HTTPStatus) -> None:
-        """Refuse a request, of whose body nothing may have been read."""
+        """Refuse a request whose body may not have been read."""
         self.close_connection = True
         self.send_response(status)
         self.send_header("Content-Length", "0")
@@ -277,5 +279,5 @@ class _Requests(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - its name in the library
-        """Write nothing: FLARE's log tells of the message that the tensors belong to."""
+        """Log nothing: FLARE logs the message of these tensors."""
         del format, args

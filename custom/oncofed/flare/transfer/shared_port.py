@@ -1,8 +1,8 @@
-"""One port for FLARE's connections and direct ones: the server's main process hands the latter to their jobs, unread.
+"""Share one port between FLARE's connections and direct ones.
 
-What a connection is for its first message says, TLS's ClientHello, which is not enciphered: FLARE's own name no
-protocol, direct ones that of their job (see ``way``). Keys are agreed on, and certificates looked at, only where a
-connection ends.
+The server's main process hands direct connections to their jobs unread. It recognises them by their first message,
+TLS's ClientHello, which is not encrypted: FLARE's connections name no protocol there, direct ones that of their job
+(see ``protocol``). Keys are agreed on, and certificates checked, only at the process where a connection ends.
 """
 
 from __future__ import annotations
@@ -12,42 +12,39 @@ import selectors
 import socket
 import threading
 import time
-import types
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from aiohttp import web
-from nvflare.fuel.f3.drivers import aio_http_driver
-
-from oncofed.flare.transfer.protocol import door, job_in_hello
+from oncofed.flare.patches.listening_port import listen_with
+from oncofed.flare.transfer.protocol import handoff_socket, job_in_hello
 from oncofed.loopback import free_port, is_loopback, require_loopback
 
 _BACKLOG = 128
-# A connection that says nothing for so long is FLARE's, which shuts it.
+# A silent connection is FLARE's after this time, which closes it.
 _HELLO_SECONDS = 10.0
 _SECONDS_BETWEEN_LOOKS = 0.01
-# Of more than these, those that came first are FLARE's.
+# If more connections are silent, the oldest are FLARE's.
 _MOST_WAITING = 256
-# TLS's record: its type, its version, its length.
+# A TLS record: type, version, length.
 _RECORD_HEAD, _HANDSHAKE, _LARGEST_RECORD = 5, b"\x16", 1 << 14
 
 
 @dataclass
 class Jobs:
-    """Where running jobs take their connections: folders by id."""
+    """Where running jobs receive connections: folders by id."""
 
     folders: dict[str, Path] = field(default_factory=dict)
 
     def hand_over(self, connection: socket.socket, job_id: str) -> None:
-        """Hand a connection to a job's own process; where there is none it is closed, and the site tries again."""
+        """Hand a connection to its job, if that runs."""
         folder = self.folders.get(job_id)
         if folder is None:
             return
         with (
             contextlib.suppress(OSError),
             socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender,
-            door(folder) as address,
+            handoff_socket(folder) as address,
         ):
             sender.setblocking(False)
             sender.connect(address)
@@ -55,25 +52,21 @@ class Jobs:
 
 
 def share_port() -> Jobs:
-    """Have FLARE's driver share the port that it will listen on; return where jobs are to be named."""
+    """Share FLARE's port from now on; return its jobs, none yet."""
     jobs = Jobs()
-
-    def site(runner: web.BaseRunner, host: str, port: int, *, ssl_context: Any) -> web.BaseSite:
-        if ssl_context is None:
-            return web.TCPSite(runner, host, port)
-        return web.SockSite(runner, SharedPort(host, port, jobs), ssl_context=ssl_context, backlog=_BACKLOG)
-
-    aio_http_driver.web = types.SimpleNamespace(**{**vars(web), "TCPSite": site})
+    listen_with(lambda host, port: SharedPort(host, port, jobs))
     return jobs
 
 
 class SharedPort(socket.socket):
-    """To asyncio a socket that listens, and accepts FLARE's connections alone.
+    """A listening socket that accepts FLARE's connections only.
+
+    Asyncio uses it as any other.
 
     Args:
         host: to listen on.
         port: to listen on.
-        jobs: who gets the others.
+        jobs: which receive the other connections.
     """
 
     def __init__(self, host: str, port: int, jobs: Jobs) -> None:
@@ -86,17 +79,17 @@ class SharedPort(socket.socket):
 
     @property
     def addresses(self) -> list[tuple[str, int]]:
-        """Where it listens."""
+        """Addresses that it listens on."""
         return [listening.getsockname()[:2] for listening in self._listening]
 
     def listen(self, backlog: int = _BACKLOG) -> None:
         """Do nothing: it listens already."""
 
     def accept(self) -> tuple[socket.socket, Any]:
-        """Return the next of FLARE's connections, and whose it is.
+        """Return FLARE's next connection and its peer's address.
 
         Raises:
-            BlockingIOError: there is none now.
+            BlockingIOError: none is waiting.
         """
         message, numbers, _, _ = socket.recv_fds(self, 1, 1)
         if not message or not numbers:
@@ -109,7 +102,7 @@ class SharedPort(socket.socket):
             raise ConnectionAbortedError from None
 
     def close(self) -> None:
-        """Listen no longer."""
+        """Stop listening."""
         self._closed = True
         for listening in self._listening:
             with contextlib.suppress(OSError):
@@ -118,7 +111,7 @@ class SharedPort(socket.socket):
         super().close()
 
     def _sort(self) -> None:
-        """Accept connections, and hand each to whom it is for as soon as it has said so."""
+        """Accept connections; hand each on after its first message."""
         waiting: dict[socket.socket, float] = {}
         with selectors.DefaultSelector() as selector:
             for listening in self._listening:
@@ -139,9 +132,9 @@ class SharedPort(socket.socket):
                     selector.unregister(connection)
                     self._hand_over(connection, hello or b"")
                 if waiting:
-                    time.sleep(_SECONDS_BETWEEN_LOOKS)  # what has begun to speak is readable all the time
-        for one in (*self._listening, *waiting):
-            one.close()
+                    time.sleep(_SECONDS_BETWEEN_LOOKS)  # an incomplete message is always readable
+        for left in (*self._listening, *waiting):
+            left.close()
 
     def _hand_over(self, connection: socket.socket, hello: bytes) -> None:
         with connection:
@@ -154,40 +147,40 @@ class SharedPort(socket.socket):
 
 
 def _listen(host: str, port: int) -> list[socket.socket]:
-    """Return sockets that listen on all addresses of a host; this machine itself has 127.0.0.1, ::1 or both.
+    """Return sockets that listen on all of a host's addresses.
 
     Raises:
-        OSError: they cannot.
+        OSError: one cannot.
         FederationError: this machine cannot reach itself.
     """
-    # FLARE says 127.0.0.1 for "localhost", which may be another address here.
+    # FLARE turns "localhost" into 127.0.0.1, but this machine may have ::1 or both.
     own = bool(host) and is_loopback(host)
     hosts = require_loopback() if own else (host or None,)
     port = free_port() if own and not port else port
     found = [
         (int(info[0]), info[4])
-        for one in hosts
-        for info in socket.getaddrinfo(one, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for address in hosts
+        for info in socket.getaddrinfo(address, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     ]
     listening: list[socket.socket] = []
     try:
         for family, address in sorted(set(found), key=str):
-            one = socket.socket(socket.AddressFamily(family), socket.SOCK_STREAM)
-            listening.append(one)
-            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            opened = socket.socket(socket.AddressFamily(family), socket.SOCK_STREAM)
+            listening.append(opened)
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
-                one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            one.bind(address)
-            one.listen(_BACKLOG)
+                opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            opened.bind(address)
+            opened.listen(_BACKLOG)
     except OSError:
-        for one in listening:
-            one.close()
+        for opened in listening:
+            opened.close()
         raise
     return listening
 
 
 def _accepted(listening: socket.socket) -> socket.socket | None:
-    """Return the next connection; None: it is gone again, or there are too many."""
+    """Return the next connection, unless that fails."""
     try:
         connection, _ = listening.accept()
     except ConnectionAbortedError:
@@ -200,15 +193,15 @@ def _accepted(listening: socket.socket) -> socket.socket | None:
 
 
 def _hello(connection: socket.socket) -> bytes | None:
-    """Return a connection's first message, or what is there in its place; it stays to be read. None: not yet."""
+    """Return a connection's first message, without taking it; None: incomplete."""
     try:
-        there = connection.recv(_RECORD_HEAD + _LARGEST_RECORD, socket.MSG_PEEK)
+        received = connection.recv(_RECORD_HEAD + _LARGEST_RECORD, socket.MSG_PEEK)
     except BlockingIOError:
         return None
     except OSError:
         return b""
-    if there[:1] != _HANDSHAKE:
-        return there
-    length = int.from_bytes(there[3:_RECORD_HEAD], "big")
-    is_whole = len(there) >= _RECORD_HEAD + min(length, _LARGEST_RECORD)
-    return there if is_whole else None
+    if received[:1] != _HANDSHAKE:
+        return received
+    length = int.from_bytes(received[3:_RECORD_HEAD], "big")
+    is_complete = len(received) >= _RECORD_HEAD + min(length, _LARGEST_RECORD)
+    return received if is_complete else None

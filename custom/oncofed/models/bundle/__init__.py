@@ -19,7 +19,7 @@ from oncofed.models.bundle.answer import Answer, ImageClasses, LabelledVoxels, N
 from oncofed.models.bundle.inference import inference
 from oncofed.models.bundle.metadata import metadata, readme
 from oncofed.models.bundle.networks import exported
-from oncofed.models.networks import Request, build_network
+from oncofed.models.networks import NetworkRequest, build_network
 from oncofed.models.weights import Weights, digest_of, load_weights
 
 __all__ = [
@@ -43,7 +43,7 @@ WEIGHTS_IN_BUNDLE = Path("models", "model.pt")
 def write_bundle(
     folder: Path,
     title: str,
-    request: Request,
+    request: NetworkRequest,
     data: DataSpec,
     classes: dict[int, str],
     weights: Weights,
@@ -88,7 +88,7 @@ def write_bundle(
     return bundle
 
 
-def _usual(request: Request, data: DataSpec) -> Answer:
+def _usual(request: NetworkRequest, data: DataSpec) -> Answer:
     if request.spec.kind == "dense":
         return LabelledVoxels()
     return ImageClasses() if request.spec.kind == "image" else SlideClasses("", data.patch[0])

@@ -14,7 +14,7 @@ from oncofed.data.spec import DataSpec, Modality
 from oncofed.data.transforms import intensity_range
 from oncofed.models.bundle.answer import Answer, ImageClasses, LabelledVoxels, NumberedObjects, SlideClasses
 from oncofed.models.bundle.expressions import Config, plain
-from oncofed.models.networks import Request
+from oncofed.models.networks import NetworkRequest
 
 _SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 _USE = "Research only. Not a medical device."
@@ -42,7 +42,7 @@ _MODALITIES: dict[Modality, str] = {
 
 def metadata(
     title: str,
-    request: Request,
+    request: NetworkRequest,
     data: DataSpec,
     classes: dict[int, str],
     answer: Answer,
@@ -152,7 +152,7 @@ def _image(data: DataSpec) -> dict[str, Any]:
     }
 
 
-def _bag(request: Request) -> dict[str, Any]:
+def _bag(request: NetworkRequest) -> dict[str, Any]:
     return {
         "type": "tuples",
         "format": "latent",
@@ -166,7 +166,7 @@ def _bag(request: Request) -> dict[str, Any]:
     }
 
 
-def _output(request: Request, data: DataSpec, classes: dict[int, str]) -> dict[str, Any]:
+def _output(request: NetworkRequest, data: DataSpec, classes: dict[int, str]) -> dict[str, Any]:
     dense = request.spec.kind == "dense"
     names = {0: "background", **classes} if dense else dict(classes)
     # What the network gives beyond its classes: how deep inside its object a pixel lies.

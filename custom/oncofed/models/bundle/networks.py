@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from oncofed.models.bundle.expressions import Config, literal
-from oncofed.models.networks import Request, network_config
+from oncofed.models.networks import NetworkRequest, network_config
 
 _OURS = "oncofed."
 # MONAI's ResNet passes its argument norm on to its first layer only.
@@ -45,7 +45,7 @@ class Exported:
     module: str = ""
 
 
-def exported(request: Request) -> Exported:
+def exported(request: NetworkRequest) -> Exported:
     """Return a job's network for a process that has MONAI alone; its weights have the same names."""
     config = network_config(request)
     target = str(config["_target_"])

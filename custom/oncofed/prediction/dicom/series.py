@@ -16,15 +16,18 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
+from oncofed.data.dicom.frames import frame_affine
+from oncofed.data.dicom.header_types import BrokenFile, ImageHeader
 from oncofed.data.dicom.headers import read_header
+from oncofed.data.dicom.indexing import completed
 from oncofed.data.dicom.pixels import as_turned, digest
 from oncofed.data.dicom.references import frame_place
-from oncofed.data.dicom.series import sort_heap
+from oncofed.data.dicom.series import group_series
 from oncofed.data.dicom.stacks import Stack
+from oncofed.data.formats.common import LPS_TO_RAS
 from oncofed.errors import DataError
 
 Floats = NDArray[np.float64]
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _NAMES = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
 # Tolerances in slice distances and pixels, for positions rounded to tenths of a millimetre.
 _OFF_SLICE, _OFF_PIXEL = 0.3, 0.75
@@ -120,14 +123,11 @@ def read_series(files: Sequence[Path], labels: NDArray[Any], affine: Floats) -> 
 def _stacks(files: Sequence[Path]) -> list[Stack]:
     if not files:
         raise DataError("no DICOM file was named, expected those of the image")
-    headers = [(str(path), read_header(path)) for path in files]
+    headers = [(str(path), completed(str(path), read_header(path))) for path in files]
     for path, header in headers:
-        if header["kind"] == "broken":
-            raise DataError(f"{path}: {header['reason']}")
-        # As registration does: without a series UID, each folder is one series.
-        if "series" in header:
-            header["series"] = header["series"] or f"folder|{Path(path).parent}"
-    stacks = sort_heap(headers, lambda slices: {s.path: digest(Path(s.path), s.header) for s in slices}).stacks
+        if isinstance(header, BrokenFile):
+            raise DataError(f"{path}: {header.reason}")
+    stacks = group_series(headers, lambda slices: {s.path: digest(Path(s.path), s.header) for s in slices}).stacks
     if not stacks:
         raise DataError(f"{files[0].parent}: holds no DICOM image, expected the series that was predicted on")
     return stacks
@@ -161,12 +161,8 @@ def _frames(stack: Stack, headers: Sequence[Dataset]) -> list[Frame]:
     return [Frame(0, number, frame_place(group, shared)) for number, group in enumerate(groups, start=1)]
 
 
-def _place(header: dict[str, Any]) -> Floats:
-    row, column = np.array(header["orientation"][:3]), np.array(header["orientation"][3:])
-    place = np.eye(4)
-    place[:3, 0], place[:3, 1] = row * header["spacing"][1], column * header["spacing"][0]
-    place[:3, 2], place[:3, 3] = np.cross(row, column), header["position"]
-    return place
+def _place(header: ImageHeader) -> Floats:
+    return frame_affine(header.orientation, header.spacing, header.position)
 
 
 # --- labels on frames
@@ -175,7 +171,7 @@ def _place(header: dict[str, Any]) -> Floats:
 def _on_pixels(labels: NDArray[Any], stack: Stack) -> NDArray[Any] | None:
     """Return (1, row, column) labels in the stored orientation."""
     flat = labels[..., 0] if labels.ndim == 3 and labels.shape[2] == 1 else labels
-    size = (stack.header["columns"], stack.header["rows"])
+    size = (stack.header.columns, stack.header.rows)
     stored = as_turned(np.arange(size[0] * size[1]).reshape(*size, 1), stack)[..., 0]
     if flat.shape != stored.shape:
         return None
@@ -198,7 +194,7 @@ def _on_frames(labels: NDArray[Any], affine: Floats, series: Series) -> NDArray[
     if not lines:
         return None
     header = series.stack.header
-    placed = np.zeros((len(lines), header["rows"], header["columns"]), labels.dtype)
+    placed = np.zeros((len(lines), header.rows, header.columns), labels.dtype)
     for line, target in zip(lines, placed, strict=True):
         line.copy(labels, target)
     return placed
@@ -228,8 +224,8 @@ def _lines(shape: Sequence[int], affine: Floats, series: Series) -> list[_Lines]
     if len(shape) != 3 or not places or len(places) < len(series.frames):
         return None
     header = series.stack.header
-    rows, columns = header["rows"], header["columns"]
-    from_lps = np.linalg.inv(_LPS_TO_RAS @ affine)
+    rows, columns = header.rows, header.columns
+    from_lps = np.linalg.inv(LPS_TO_RAS @ affine)
     lines = []
     for place in places:
         line = _Lines.of(from_lps @ place, (columns, rows), shape, bool(series.stack.tilt))

@@ -18,6 +18,7 @@ from pydicom.sequence import Sequence as Items
 from pydicom.uid import EnhancedMRImageStorage, MRImageStorage, SecondaryCaptureImageStorage
 from pydicom.valuerep import DA, TM, DSfloat
 
+from oncofed.data.dicom.frames import mean_orientation
 from oncofed.prediction.dicom.common import derived_uid
 from oncofed.prediction.dicom.series import Series
 
@@ -127,11 +128,11 @@ def _put_place(header: Dataset, series: Series, number: int) -> None:
 def pixel_measures(series: Series) -> Dataset:
     """Return a PixelMeasuresSequence item (PS3.3, section C.7.6.16.2.1)."""
     own = _functional_group(series.first, "PixelMeasures") if series.has_frames else series.first
-    spacing = own.PixelSpacing if series.has_frames else series.stack.header["spacing"]
+    spacing = own.PixelSpacing if series.has_frames else series.stack.header.spacing
     gap = _slice_gap(series)
     measures = Dataset()
     measures.PixelSpacing = _numbers(spacing)
-    measures.SliceThickness = _thickness(own) or gap or series.stack.header["thickness"] or 1.0
+    measures.SliceThickness = _thickness(own) or gap or series.stack.header.thickness or 1.0
     if gap:
         measures.SpacingBetweenSlices = _numbers([gap])[0]
     return measures
@@ -158,9 +159,7 @@ def _orientation(series: Series) -> NDArray[np.float64]:
     if series.has_frames:
         directions = _functional_group(series.first, "PlaneOrientation")
         return np.array([float(value) for value in directions.ImageOrientationPatient])
-    every = np.array([item.header["orientation"] for item in series.stack.slices])
-    found: NDArray[np.float64] = every[0] if (every == every[0]).all() else every.mean(axis=0)
-    return found
+    return mean_orientation(series.stack.slices)
 
 
 def _functional_group(header: Dataset, name: str) -> Dataset:

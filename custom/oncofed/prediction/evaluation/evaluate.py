@@ -153,7 +153,7 @@ def evaluate(request: EvaluationRequest, device: torch.device, progress: Progres
     if comparison and request.against:
         remarks += caveats.of_comparison(model.job, request.against.job, comparison)
     scored_cases = [
-        ScoredCase(c, lists[c.name], task.figures(o), _score(task, o)) for c, o in zip(cases, found, strict=True)
+        ScoredCase(c, lists[c.name], task.case_metrics(o), _score(task, o)) for c, o in zip(cases, found, strict=True)
     ]
     record = EvaluationRecord(
         job=model.job.name,
@@ -349,6 +349,6 @@ def _score(task: Task[Any], outcome: Any) -> float | None:
     mean = task.summarise([("", outcome)]).mean
     if mean is not None:
         return mean
-    figures = task.figures(outcome)
+    figures = task.case_metrics(outcome)
     share = figures.get(f"probability.{figures.get('class')}")
     return share if isinstance(share, float) else None

@@ -17,15 +17,11 @@ from oncofed.prediction.evaluation.evaluate import EvaluationResult, Progress, S
 from oncofed.prediction.model import TrainedModel
 from oncofed.prediction.permissions import OWNER_ONLY_FILE
 from oncofed.report.html import line_styles, picture_svg
+from oncofed.tasks import metrics_that_may_leave
 from oncofed.tasks.pictures import Picture
 
 PAGE_FILE = "evaluation.html"
-_FIGURES = {
-    "hd95_mm": "95 % Hausdorff distance (mm)",
-    "surface_dice": "surface Dice",
-    "dice": "Dice",
-    "auprc": "average precision (AUPRC)",
-}
+_LABELS = {metric.name: metric.label for metric in metrics_that_may_leave()}
 
 
 def write_page(
@@ -71,7 +67,7 @@ def figure_name(name: str) -> str:
     Such as "95 % Hausdorff distance (mm), liver" for hd95_mm.liver.
     """
     figure, _, of = name.partition(".")
-    return ", ".join(part for part in (_FIGURES.get(figure, figure.replace("_", " ")), of) if part)
+    return ", ".join(part for part in (_LABELS.get(figure, figure.replace("_", " ")), of) if part)
 
 
 def _pictures(

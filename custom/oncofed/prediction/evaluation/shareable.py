@@ -58,5 +58,5 @@ def comparison_record(found: Comparison, other: str) -> ComparisonRecord:
 
 
 def _figures(scores: Scores, interval: tuple[float, float] | None) -> dict[str, Any]:
-    more = {name: value for name, value in scores.more.items() if not math.isnan(value)}
+    more = {name: value for name, value in scores.extra_metrics.items() if not math.isnan(value)}
     return {"mean": scores.mean, "interval": interval, "by_class": scores.by_class, "more": more}

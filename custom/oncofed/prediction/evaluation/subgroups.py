@@ -173,8 +173,8 @@ def _showing(task: Task[Any], outcomes: Outcomes, name: str) -> set[int]:
 
 def without_classes(scores: Scores, names: set[str]) -> Scores:
     """Return scores without some classes."""
-    more = {name: value for name, value in scores.more.items() if name.partition(".")[2] not in names}
-    return replace(scores, by_class={k: v for k, v in scores.by_class.items() if k not in names}, more=more)
+    more = {name: value for name, value in scores.extra_metrics.items() if name.partition(".")[2] not in names}
+    return replace(scores, by_class={k: v for k, v in scores.by_class.items() if k not in names}, extra_metrics=more)
 
 
 def _differences(groups: Sequence[Group], metrics: Sequence[NDArray[np.float64]]) -> tuple[Difference, ...]:

@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader
 from PIL import Image
 
 from oncofed.data.manifest import write_whole
-from oncofed.data.request import Progress
+from oncofed.data.register_options import Progress
 from oncofed.data.workers import BROKE_ITS_READER, Workers
 from oncofed.prediction.model import TrainedModel
 from oncofed.prediction.outputs.case_rows import display_table

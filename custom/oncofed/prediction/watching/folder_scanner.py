@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from oncofed.data.dicom.header_types import BrokenFile, ObjectHeader
 from oncofed.data.dicom.headers import looks_like_dicom, read_header
 from oncofed.prediction.watching.inbox import Inbox
 
@@ -119,7 +120,8 @@ class FolderScanner:
             name = file.name
             with contextlib.suppress(OSError):
                 if looks_like_dicom(file):
-                    series = read_header(file).get("series", "")
+                    header = read_header(file)
+                    series = header.series if isinstance(header, ObjectHeader | BrokenFile) else ""
                     name = f"series-{_digest(series.encode())}" if series else name
             self._series[file] = known = stamp, name
         return known[1]

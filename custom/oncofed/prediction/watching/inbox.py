@@ -21,6 +21,7 @@ from typing import BinaryIO
 
 from pydicom.uid import PYDICOM_IMPLEMENTATION_UID
 
+from oncofed.data.dicom.header_types import BrokenFile, ImageHeader, SlideHeader
 from oncofed.data.dicom.headers import read_header
 from oncofed.data.manifest import write_whole
 
@@ -33,8 +34,6 @@ _BETWEEN_LOOKS = 16 << 20  # bytes received between two checks of free space
 _FEWEST_FILES = 1_000
 # PS3.4, table B.2-1.
 SUCCESS, OUT_OF_RESOURCES, NOT_THAT_CLASS, NOT_UNDERSTOOD = 0x0000, 0xA700, 0xA900, 0xC000
-# Kinds of header that our reader treats as images.
-_KINDS = {"image", "slide"}
 
 
 @dataclass(frozen=True)
@@ -151,15 +150,15 @@ class Inbox:
 
     def _place(self, incoming: IncomingObject) -> Path:
         header = read_header(incoming.path)
-        if header["kind"] not in _KINDS:
-            why = "it cannot be read" if header["kind"] == "broken" else "it is no image"
+        if not isinstance(header, ImageHeader | SlideHeader):
+            why = "it cannot be read" if isinstance(header, BrokenFile) else "it is no image"
             raise StoreRefused(NOT_UNDERSTOOD, why)
-        if (header["sop_class"], header["instance"]) != (incoming.sop_class, incoming.instance):
+        if (header.sop_class, header.instance) != (incoming.sop_class, incoming.instance):
             raise StoreRefused(NOT_THAT_CLASS, "it is not the object that was announced")
-        if not (header["study"] and header["series"] and header["instance"]):
+        if not (header.study and header.series and header.instance):
             raise StoreRefused(NOT_UNDERSTOOD, "it does not say which study and series it is of")
         # Never use a received UID in a path: it may hold anything.
-        study, series, instance = (self._name(header[what]) for what in ("study", "series", "instance"))
+        study, series, instance = (self._name(uid) for uid in (header.study, header.series, header.instance))
         return self.folder / study / series / f"{instance}.dcm"
 
     def _name(self, uid: str) -> str:

@@ -1,4 +1,4 @@
-"""Where the time goes: a trace for Chrome or Perfetto, and a table of the ten largest kernels and gaps."""
+"""Profiles programs: a trace for Perfetto, a table of largest kernels and gaps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ROWS = 10
 
 @dataclass(frozen=True)
 class Span:
-    """Something that ran: on the GPU, or on a CPU one operation that no other one called.
+    """A kernel or copy on a GPU, or an outermost operation on a CPU.
 
     Attributes:
         name: of the kernel or operation.
@@ -35,9 +35,9 @@ class Gap:
     """A time in which nothing ran.
 
     Attributes:
-        after: name of what ended it began with.
-        before: name of what ended it.
-        microseconds: how long.
+        after: name of the span before it.
+        before: name of the span after it.
+        microseconds: duration.
     """
 
     after: str
@@ -46,15 +46,15 @@ class Gap:
 
 
 def write_profile(program: Callable[[], object], device: torch.device, folder: Path, name: str) -> str:
-    """Run a program under torch's profiler; write ``NAME.trace.json`` and ``NAME.txt``, and return the latter's text.
+    """Profile a program with torch; return the text of ``NAME.txt``.
 
-    The trace opens in https://ui.perfetto.dev or chrome://tracing; both work without a network once they are loaded.
+    Also writes ``NAME.trace.json``, which opens in https://ui.perfetto.dev or chrome://tracing.
 
     Args:
-        program: already warm.
-        device: on which it works.
+        program: warmed up.
+        device: of the program.
         folder: for the files.
-        name: of the files; what does not fit into a file's name becomes a dash.
+        name: of the files; characters unfit for file names become dashes.
     """
     folder.mkdir(parents=True, exist_ok=True)
     base = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")
@@ -72,7 +72,7 @@ def write_profile(program: Callable[[], object], device: torch.device, folder: P
 
 
 def busy_share(program: Callable[[], object], device: torch.device) -> float:
-    """Return the share of a program's time in which the GPU works on something."""
+    """Return the share of a program's time in which the GPU is busy."""
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
         program()
         torch.cuda.synchronize(device)
@@ -81,8 +81,8 @@ def busy_share(program: Callable[[], object], device: torch.device) -> float:
 
 
 def spans_of(events: Iterable[Any], cuda: bool) -> list[Span]:
-    """Return what ran, by start: kernels and copies of a GPU, or a CPU's outermost operations of the busiest thread."""
-    # Ranges that only name a part of the program hold other events, and are no work.
+    """Return spans by start: of a GPU, or of a CPU's busiest thread."""
+    # Ranges that name a part of the program contain other events: they are not work.
     if cuda:
         chosen = [event for event in events if event.device_type.name == "CUDA" and not event.is_user_annotation]
     else:
@@ -97,17 +97,17 @@ def spans_of(events: Iterable[Any], cuda: bool) -> list[Span]:
 
 
 def named_parts(events: Iterable[Any]) -> dict[str, float]:
-    """Return microseconds by name of the parts that a program named (``training.ranges``), as the CPU saw them."""
+    """Return CPU microseconds of each named part of a program (``profile_ranges``)."""
     sums: dict[str, float] = defaultdict(float)
     for event in events:
-        # The profiler names what it wraps itself, such as a step of an optimizer.
+        # The profiler adds ranges itself, such as an optimizer's step.
         if event.is_user_annotation and event.device_type.name == "CPU" and event.name.isidentifier():
             sums[event.name] += event.time_range.elapsed_us()
     return dict(sums)
 
 
 def busy(spans: Sequence[Span]) -> float:
-    """Return the microseconds in which at least one of the spans, which are sorted by start, ran."""
+    """Return the microseconds covered by spans, which are sorted by start."""
     covered, end = 0.0, float("-inf")
     for span in spans:
         covered += max(0.0, span.end - max(span.start, end))
@@ -116,7 +116,7 @@ def busy(spans: Sequence[Span]) -> float:
 
 
 def gaps(spans: Sequence[Span]) -> list[Gap]:
-    """Return the times between spans, which are sorted by start, longest first."""
+    """Return gaps between spans sorted by start, longest first."""
     found = []
     latest = spans[0] if spans else None
     for span in spans[1:]:
@@ -129,12 +129,12 @@ def gaps(spans: Sequence[Span]) -> list[Gap]:
 
 
 def table(spans: Sequence[Span], where: str, parts: Mapping[str, float] | None = None) -> str:
-    """Return as text the ten kernels that took longest, added up by name, and the ten longest gaps.
+    """Return a text of the ten longest kernels, summed by name, and the ten longest gaps.
 
     Args:
-        spans: what ran, sorted by start.
-        where: on a "GPU" or a "CPU".
-        parts: microseconds by named part of the program, which come first.
+        spans: sorted by start.
+        where: "GPU" or "CPU".
+        parts: microseconds by named part of the program, listed first.
     """
     if not spans:
         return f"nothing ran on the {where}"

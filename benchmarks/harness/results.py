@@ -1,4 +1,4 @@
-"""What a benchmark leaves: one JSON file a run, with every sample and what it depends on."""
+"""Result files: one JSON a run, with all samples and their settings."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class Beside(_Model):
-    """Another program that did the same work in the same run, in turn with oncofed's."""
+class Baseline(_Model):
+    """Another program with the same work, run in turn with oncofed's."""
 
-    name: str = Field(description="program and version or setting, as tables show it")
-    samples: list[float] = Field(default=[], description="in the figure's unit; the n-th was taken beside the n-th")
+    name: str = Field(description="program and version or setting, for tables")
+    samples: list[float] = Field(default=[], description="in the figure's unit; paired with the figure's samples")
     missing: str = Field("", description="why there are no samples")
 
     @property
@@ -36,14 +36,14 @@ class Beside(_Model):
 
 
 class Limit(_Model):
-    """What the machine could do at best, measured by itself in the same run."""
+    """A limit of the machine, measured in the same run."""
 
     name: str
     value: float = Field(description="in the figure's unit")
 
 
 class Target(_Model):
-    """What the figure should be.
+    """Target of a figure.
 
     ``of`` "value": the median itself, at least or at most, as ``better`` says; "baseline": times as good as the
     baseline; "limit": share of the limit.
@@ -54,20 +54,20 @@ class Target(_Model):
 
 
 class Figure(_Model):
-    """One thing that was measured."""
+    """A measurement."""
 
     name: str
     unit: str
     better: Better = "higher"
-    samples: list[float] = Field(default=[], description="of oncofed, in the order in which they were taken")
-    baseline: Beside | None = None
-    others: list[Beside] = []
+    samples: list[float] = Field(default=[], description="of oncofed, in the order of measurement")
+    baseline: Baseline | None = None
+    others: list[Baseline] = []
     limit: Limit | None = None
     target: Target | None = None
     settings: dict[str, str | int | float | bool | None] = Field(
         default={}, description="two figures of a name are compared only where these are the same"
     )
-    note: str = Field("", description="why a target is missed, or what to mind")
+    note: str = Field("", description="why a target is missed, or a caveat")
     skipped: str = Field("", description="why nothing was measured")
 
     @property
@@ -85,17 +85,17 @@ class Figure(_Model):
 
     @property
     def over_baseline(self) -> float | None:
-        """How many times as good as the baseline; above one is better, whatever the unit."""
+        """Factor to the baseline; above one is better, whatever the unit."""
         return self._over(self.baseline.value if self.baseline else None)
 
     @property
     def of_limit(self) -> float | None:
-        """Share of the limit that is reached; one is all of it, whatever the unit."""
+        """Share of the limit, whatever the unit."""
         return self._over(self.limit.value if self.limit else None)
 
     @property
     def met(self) -> bool | None:
-        """Whether the target is met; None where there is none, or nothing to tell it by."""
+        """Whether the target is met; None without a target or samples."""
         if self.target is None:
             return None
         if self.target.of == "value":
@@ -113,24 +113,24 @@ class Figure(_Model):
 
 
 class SuiteResult(_Model):
-    """One suite of a run."""
+    """Result of one suite."""
 
     name: str
     status: Literal["running", "complete", "failed", "interrupted"] = "running"
     seconds: float = 0.0
-    error: str = Field("", description="of a suite that failed: the last line of what it said")
-    disturbed_by: list[str] = Field(default=[], description="what else ran on the machine as the suite began")
+    error: str = Field("", description="last line of a failed suite's output")
+    disturbed_by: list[str] = Field(default=[], description="other work on the machine at the suite's start")
     figures: list[Figure] = []
 
 
 class BenchmarkRun(_Model):
-    """A run of one or several suites: the file ``benchmarks/results/ID.json``."""
+    """A run of suites, as ``benchmarks/results/ID.json`` holds it."""
 
     schema_: int = Field(SCHEMA, alias="schema")
     id: str = Field(description="time of the start in UTC, then the commit; that of a quick run begins with quick-")
     started: str = Field(description="UTC, ISO 8601")
     commit: str = Field(description="of the code, with '+' where files differ from it; empty where there is no git")
-    quick: bool = Field(description="little work: it runs, and the figures mean little")
+    quick: bool = Field(description="little work: figures do not measure speed")
     environment: dict[str, Any] = Field(
         description="machine, GPU, driver, versions; machine is a digest of the hardware"
     )
@@ -149,7 +149,7 @@ class BenchmarkRun(_Model):
                 yield suite.name, figure
 
     def write(self, folder: Path) -> Path:
-        """Write ``folder/ID.json``, whole or not at all, and return its path."""
+        """Write ``folder/ID.json`` atomically, and return its path."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self.id}.json"
         new = path.with_suffix(".new")
@@ -159,10 +159,10 @@ class BenchmarkRun(_Model):
 
 
 def read_run(path: Path) -> BenchmarkRun:
-    """Return a run from its file.
+    """Read a run from its file.
 
     Raises:
-        SpecError: it is no such file, or of a schema that this version does not know.
+        SpecError: it is not such a file, or has an unknown schema.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -190,7 +190,7 @@ def find_run(name: str, folder: Path) -> BenchmarkRun:
     """Return a run by its file, by the beginning of its id or commit, or as "last" or "previous".
 
     Raises:
-        SpecError: there is none, or several.
+        SpecError: none or several match.
     """
     if name.endswith(".json") or os.sep in name:
         return read_run(Path(name))
@@ -214,4 +214,4 @@ def find_run(name: str, folder: Path) -> BenchmarkRun:
 
 
 class BenchmarkError(OncofedError):
-    """A benchmark could not be run to its end."""
+    """A benchmark could not be completed."""

@@ -17,7 +17,7 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Request:
+class RegisterOptions:
     """What to register, and how.
 
     Attributes:

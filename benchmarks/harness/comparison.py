@@ -1,4 +1,4 @@
-"""Whether one run is faster than another: ratios with confidence intervals, and a verdict."""
+"""Compares runs: ratios with confidence intervals, and verdicts."""
 
 from __future__ import annotations
 
@@ -10,32 +10,33 @@ from typing import Literal
 
 from scipy import stats
 
-from oncofed.bench.results import BenchmarkRun, Figure
 from oncofed.errors import PolicyError
+
+from .results import BenchmarkRun, Figure
 
 Verdict = Literal["faster", "slower", "no difference", "no verdict"]
 
 _CONFIDENCE = 0.95
-# Less than this is nothing that anybody should act on, however sure it is.
+# Smaller changes are not worth acting on, however certain.
 _SMALLEST = 0.02
 
 
 @dataclass(frozen=True)
 class Change:
-    """How a figure of one run stands to the same of another.
+    """Change of a figure between two runs.
 
     Attributes:
-        suite: it belongs to.
-        figure: its name.
+        suite: of the figure.
+        figure: name of the figure.
         unit: of the values.
         before: median of the first run.
         after: median of the second.
-        ratio: how many times as long the second took, or as much it needed; below one is better, whatever the unit.
+        ratio: second to first, of times or memory; below one is better, whatever the unit.
         interval: of the ratio, with 95 % confidence; None for too few samples.
-        adjusted: whether the ratio is of the figures relative to their baselines, which ran in turn with them: what
-            made the machine slower for both is then left out.
-        verdict: faster or slower where the interval leaves out 1 and the ratio is off by more than 2 %.
-        why: where there is no verdict.
+        adjusted: whether the ratio is of figures relative to their baselines, which ran in turn with them: a slower
+            machine then has no effect.
+        verdict: faster or slower if the interval excludes 1 and the ratio is off by more than 2 %.
+        why: there is no verdict.
     """
 
     suite: str

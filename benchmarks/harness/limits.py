@@ -1,4 +1,4 @@
-"""What this machine can do at best, measured by itself: the figures that others are held against."""
+"""Limits of this machine, to compare figures with."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _CHUNK = 4 << 20
 
 
 class Limits:
-    """Measures each limit when it is asked for first.
+    """Measures each limit at its first use.
 
     Args:
-        device: whose memory and arithmetic are meant.
-        folder: on the disk that is meant.
-        known: limits that were measured before, by name; new ones are added.
-        found: called with name and value of each that is measured.
+        device: to measure memory and arithmetic of.
+        folder: on the disk to measure.
+        known: limits measured before, by name; new ones are added.
+        found: called with name and value of each new limit.
     """
 
     def __init__(
@@ -46,22 +46,22 @@ class Limits:
         self._known = known if known is not None else {}
 
     def memory_bandwidth(self) -> float:
-        """Return bytes a second that a large copy within the device's memory reads and writes, both counted."""
+        """Return bytes a second that a large copy in the device's memory reads plus writes."""
         return self._once(f"memory of {self._device.type}, bytes/s", self._measure_memory)
 
     def matrix_rate(self, dtype: torch.dtype) -> float:
-        """Return operations a second (FLOP/s) of a large square matrix product."""
+        """Return FLOP/s of a large square matrix product."""
         name = str(dtype).removeprefix("torch.")
         return self._once(
             f"matrix product of {name} on {self._device.type}, FLOP/s", lambda: self._measure_matrix(dtype)
         )
 
     def disk_read(self) -> float:
-        """Return bytes a second at which a file that the system does not hold in memory is read."""
+        """Return bytes a second of reading an uncached file."""
         return self._once("disk read, bytes/s", lambda: measure_disk(self._folder))
 
     def loopback_tls(self) -> float:
-        """Return bytes a second through one TLS 1.3 connection on loopback, both ends in this process."""
+        """Return bytes a second of one TLS 1.3 connection on loopback, both ends in this process."""
         return self._once("TLS over loopback, bytes/s", lambda: measure_tls(self._folder))
 
     def _once(self, name: str, measure: Callable[[], float]) -> float:
@@ -89,7 +89,7 @@ def _seconds(statement: str, values: dict[str, torch.Tensor]) -> float:
 
 
 def measure_disk(folder: Path) -> float:
-    """Return bytes a second at which a file in ``folder`` is read whose pages the system was asked to forget."""
+    """Return bytes a second of reading a file whose pages were dropped from the cache."""
     path = folder / "disk.bin"
     chunk = os.urandom(_CHUNK)
     with path.open("wb") as file:
@@ -111,11 +111,11 @@ def measure_disk(folder: Path) -> float:
 
 
 def measure_tls(folder: Path, size: int = _CHUNK) -> float:
-    """Return bytes a second through one TLS connection on loopback, from memory into other memory.
+    """Return bytes a second of one TLS connection on loopback, memory to memory.
 
     Args:
-        folder: where its key is made.
-        size: bytes of each memory, which are copied again and again. A few million stay in the processor's cache.
+        folder: for the key.
+        size: bytes of each buffer, which is copied repeatedly. A few million stay in the processor's cache.
     """
     key_file, certificate_file = _own_certificate(folder)
     server_side = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -123,7 +123,7 @@ def measure_tls(folder: Path, size: int = _CHUNK) -> float:
     client_side = ssl.create_default_context(cafile=str(certificate_file))
 
     times = max(1, _LOOPBACK_BYTES // size)
-    # Memory is the system's until it is written to.
+    # Pages are allocated at the first write.
     source, target = (memoryview(bytearray(b"w") * size) for _ in range(2))
 
     def serve(listener: socket.socket) -> None:

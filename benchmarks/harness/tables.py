@@ -1,4 +1,4 @@
-"""Results and comparisons as rows of text, for a terminal, Markdown and the page alike."""
+"""Rows of text for results and comparisons, in any format."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from string import ascii_uppercase
 
-from oncofed.bench.comparison import Change
-from oncofed.bench.results import BenchmarkRun, Figure, SuiteResult
+from .comparison import Change
+from .results import BenchmarkRun, Figure, SuiteResult
 
 
 @dataclass(frozen=True)
 class Row:
-    """A figure as a table shows it.
+    """A figure's row.
 
     Attributes:
         figure: its name and unit.
@@ -38,7 +38,7 @@ HEADINGS = ("figure", "oncofed", "baseline", "times as good", "limit", "of it", 
 
 
 def rows_of(figure: Figure) -> list[Row]:
-    """Return a figure's row, and one for each other program that took part."""
+    """Return a figure's row, and one for each other program."""
     if figure.skipped:
         return [Row(f"{figure.name}, {figure.unit}", f"not measured: {figure.skipped}", "", "", "", "", "")]
     ours = number(figure.value)
@@ -67,7 +67,7 @@ SHORT_HEADINGS = ("figure", "oncofed", "beside", "of the limit", "target")
 
 
 def short_row(figure: Figure) -> tuple[str, ...]:
-    """Return a figure as one row under ``SHORT_HEADINGS``, narrow enough for a terminal."""
+    """Return a figure's row under ``SHORT_HEADINGS``, for a terminal."""
     if figure.skipped:
         return (figure.name, "not measured", figure.skipped, "", "")
     beside = []
@@ -83,7 +83,7 @@ def short_row(figure: Figure) -> tuple[str, ...]:
 
 
 def by_machine(runs: Sequence[BenchmarkRun]) -> list[list[BenchmarkRun]]:
-    """Return runs, oldest first, in groups of a machine and kind: who measured last comes first, quick runs last."""
+    """Group runs, oldest first, by machine and kind: latest first, quick runs last."""
     groups: dict[tuple[str, bool], list[BenchmarkRun]] = defaultdict(list)
     for run in runs:
         groups[run.machine, run.quick].append(run)
@@ -92,13 +92,13 @@ def by_machine(runs: Sequence[BenchmarkRun]) -> list[list[BenchmarkRun]]:
 
 
 def newest(runs: Sequence[BenchmarkRun]) -> list[tuple[BenchmarkRun, SuiteResult]]:
-    """Return each suite as the last of several runs, oldest first, measured it, with that run, by name."""
+    """Return each suite's latest result with its run, by name."""
     found = {suite.name: (run, suite) for run in runs for suite in run.suites if suite.figures}
     return [found[name] for name in sorted(found)]
 
 
 def markdown(runs: Sequence[BenchmarkRun]) -> str:
-    """Return the last figures of each machine as one Markdown table, its machines, and its notes.
+    """Return a Markdown table of each machine's latest figures, with notes.
 
     Args:
         runs: oldest first; quick ones are left out.
@@ -118,7 +118,7 @@ def markdown(runs: Sequence[BenchmarkRun]) -> str:
 
 
 def machine_line(run: BenchmarkRun) -> str:
-    """Return in one line on what a run was made."""
+    """Return a line about a run's machine."""
     known = run.environment
     processor = (
         f"{known.get('processor') or known.get('device')}, {known.get('cores')} cores, {known.get('memory_gib')} GiB"
@@ -133,7 +133,7 @@ CHANGE_HEADINGS = ("figure", "before", "after", "time or need", "95 % interval",
 
 
 def change_row(change: Change) -> tuple[str, ...]:
-    """Return a change as a row under ``CHANGE_HEADINGS``."""
+    """Return a change's row under ``CHANGE_HEADINGS``."""
     interval = f"{change.interval[0]:.2f} to {change.interval[1]:.2f}" if change.interval else ""
     ratio = "" if change.ratio is None else f"× {change.ratio:.2f}" + (" *" if change.adjusted else "")
     verdict = f"{change.verdict}: {change.why}" if change.why else change.verdict
@@ -148,7 +148,7 @@ def change_row(change: Change) -> tuple[str, ...]:
 
 
 def number(value: float | None) -> str:
-    """Return a number with three significant digits, none in exponents."""
+    """Return a number with three significant digits, without exponent."""
     if value is None:
         return "–"
     if value == 0 or abs(value) >= 100:
@@ -173,7 +173,7 @@ def _target(figure: Figure) -> str:
 
 
 def _aim(figure: Figure) -> str:
-    """Return what was aimed at."""
+    """Return the text of a target."""
     target = figure.target
     assert target is not None
     return {

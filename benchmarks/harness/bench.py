@@ -1,4 +1,4 @@
-"""What a suite measures with: programs that do the same work, in turn, warmed up, every sample kept."""
+"""Measures programs that do the same work: warmed up, interleaved, all samples kept."""
 
 from __future__ import annotations
 
@@ -10,31 +10,32 @@ from typing import Any
 
 import torch
 
-from oncofed.bench.limits import Limits
-from oncofed.bench.profiling import write_profile
-from oncofed.bench.results import Beside, Better, Figure, Limit, Target
+from .limits import Limits
+from .profiling import write_profile
+from .results import Baseline, Better, Figure, Limit, Target
 
 Program = Callable[[], object]
 Settings = dict[str, str | int | float | bool | None]
 
 _REPEATS, _REPEATS_QUICK = 7, 2
+# Rounds of a federation that do not count: server and sites still take memory from the system, which later ones reuse.
+WARM_UP_ROUNDS = 3
 
 
 @dataclass
 class Bench:
-    """What a suite is given.
+    """Measuring tools of a suite.
 
     Attributes:
-        folder: for whatever it writes; it goes afterwards.
+        folder: for the suite's files; is deleted afterwards.
         device: to measure on.
-        quick: little work: the suite is to take less than a minute on two cores.
+        quick: little work: the suite should take less than a minute on two cores.
         limits: of this machine.
-        keep: takes each figure as soon as it is known.
-        doing: is told what is being measured.
-        repeats: samples of each program; None: as many as fit the kind of run.
-        first_use: whether what a program does only when it is called first (compiling, above all) is measured too, as a
-            figure of its own.
-        profile_to: folder for traces of the programs that are oncofed's; None: no trace is made.
+        keep: called with each figure as soon as it is known.
+        doing: called with what is being measured.
+        repeats: samples of each program; None: the default of the kind of run.
+        first_use: also measure the first call (mostly compiling) as a separate figure.
+        profile_to: folder for traces of oncofed's programs; None: no traces.
     """
 
     folder: Path
@@ -53,7 +54,7 @@ class Bench:
         return self.device.type == "cuda"
 
     def times(self) -> int:
-        """Return how many samples are taken of each program."""
+        """Return the number of samples of each program."""
         return self.repeats or (_REPEATS_QUICK if self.quick else _REPEATS)
 
     def race(
@@ -69,20 +70,20 @@ class Bench:
         missing: Mapping[str, str] | None = None,
         note: str = "",
     ) -> Figure:
-        """Run programs in turn, and keep a figure with every sample.
+        """Run programs in turn, and keep a figure with all samples.
 
-        Each program is called once before, which warms it up. Then they run in turn, every other time in the opposite
-        order, so that neither what the machine does meanwhile nor what a neighbour leaves in its caches favours one.
+        Each program is called once to warm it up. Then they run in turn, every other time in the opposite order:
+        neither other work on the machine nor warm caches favour one.
 
         Args:
             name: of the figure.
             programs: name -> program; the first is oncofed's, the second the baseline, others follow.
-            unit: of the figure: "s", or what is done in a second.
-            amount: what one call of a program does, in units; None: the figure is the seconds of a call.
+            unit: of the figure: "s", or units of work a second.
+            amount: units of work of one call; None: the figure is the seconds of a call.
             limit: in the figure's unit.
-            target: what is to be reached.
-            settings: what the figure depends on, beside the device.
-            missing: name -> why a program could not take part.
+            target: to reach.
+            settings: the figure's parameters other than the device.
+            missing: program -> why it was not run.
             note: for the table.
         """
         self.doing(name)
@@ -100,8 +101,8 @@ class Bench:
                 seconds = self.seconds(programs[who])
                 samples[who].append(seconds if amount is None else _of(amount, who) / seconds)
         ours, *others = samples
-        beside = [Beside(name=who, samples=samples[who]) for who in others]
-        beside += [Beside(name=who, missing=why) for who, why in (missing or {}).items()]
+        beside = [Baseline(name=who, samples=samples[who]) for who in others]
+        beside += [Baseline(name=who, missing=why) for who, why in (missing or {}).items()]
         better: Better = "lower" if amount is None else "higher"
         figure = Figure(
             name=name,
@@ -125,15 +126,15 @@ class Bench:
         settings: Settings | None = None,
         **more: Any,
     ) -> Figure:
-        """Keep a figure whose samples come from elsewhere, such as the rounds of a federation."""
+        """Keep a figure with given samples, such as the rounds of a federation."""
         return self.add(Figure(name=name, unit=unit, better=better, samples=list(samples), **more), settings)
 
     def skip(self, name: str, unit: str, why: str) -> Figure:
-        """Keep a row that says why nothing was measured."""
+        """Keep a row with the reason why nothing was measured."""
         return self.add(Figure(name=name, unit=unit, skipped=why))
 
     def add(self, figure: Figure, settings: Settings | None = None) -> Figure:
-        """Keep a figure. One of a quick run has no target: it says that something runs, not how fast."""
+        """Keep a figure, without its target in a quick run, which does not measure speed."""
         if self.quick:
             figure.target = None
         figure.settings = {"device": self.device.type, **(settings or {}), **figure.settings}
@@ -141,12 +142,12 @@ class Bench:
         return figure
 
     def best(self, program: Program, times: int = 5) -> float:
-        """Return the seconds of the fastest of some calls, after one that does not count: for limits."""
+        """Return the seconds of the fastest of some calls after a warm-up, for limits."""
         self.seconds(program)
         return min(self.seconds(program) for _ in range(times))
 
     def seconds(self, program: Program) -> float:
-        """Return the seconds of one call: on a GPU by CUDA events, from its first to its last work, gaps included."""
+        """Return the seconds of one call; on a GPU between CUDA events, gaps included."""
         if not self.cuda:
             begun = time.perf_counter()
             program()

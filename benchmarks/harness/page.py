@@ -1,4 +1,4 @@
-"""The page of results: bars beside baseline and limit, and each figure's history over commits."""
+"""Page of results: bars with baseline and limit, history over commits."""
 
 from __future__ import annotations
 
@@ -7,28 +7,30 @@ from dataclasses import astuple
 from pathlib import Path
 
 import matplotlib
-from jinja2 import Environment, PackageLoader
+from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
-from oncofed.bench.results import BenchmarkRun, Figure
-from oncofed.bench.tables import HEADINGS, by_machine, machine_line, newest, number, rows_of
 from oncofed.report.html import svg
+
+from .results import BenchmarkRun, Figure
+from .tables import HEADINGS, by_machine, machine_line, newest, number, rows_of
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure as Plot
 
+_TEMPLATES = Path(__file__).parent / "templates"
 _OURS, _BESIDE, _LIMIT = "#1f6f8b", "#b8b8b8", "#c0392b"
 
 
 def write_page(runs: Sequence[BenchmarkRun], path: Path) -> None:
-    """Write one HTML file without outside parts.
+    """Write one self-contained HTML file.
 
     Args:
-        runs: oldest first, at least one; the last of each machine and kind is shown in full, the others as its history.
+        runs: oldest first, at least one; the last of each machine and kind is shown in full, others as its history.
         path: of the file.
     """
-    environment = Environment(loader=PackageLoader("oncofed.bench"), autoescape=True, trim_blocks=True)
+    environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True, trim_blocks=True)
     sections = [_section(group) for group in by_machine(runs)]
     text = environment.get_template("page.html").render(sections=sections)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,7 +43,7 @@ def _section(runs: Sequence[BenchmarkRun]) -> dict[str, object]:
     for of, suite in newest(runs):
         measured = [figure for figure in suite.figures if figure.samples]
         rows = [(figure, astuple(row)) for figure in suite.figures for row in rows_of(figure)]
-        # A column in which no row has anything is left out.
+        # Empty columns are left out.
         shown = [n for n in range(len(HEADINGS)) if any(cells[n] for _, cells in rows)]
         suites.append(
             {
@@ -61,7 +63,7 @@ def _section(runs: Sequence[BenchmarkRun]) -> dict[str, object]:
 
 
 def _bars(figures: Sequence[Figure]) -> Plot:
-    """Return a row for each figure: baseline, oncofed and limit relative to oncofed, so that longer is better."""
+    """Return bars of baseline, oncofed and limit relative to oncofed: longer is better."""
     shown = [figure for figure in figures if figure.over_baseline or figure.of_limit]
     plot, axes = plt.subplots(figsize=(9, 0.5 + 0.62 * len(shown)), constrained_layout=True)
     labels = []
@@ -89,7 +91,7 @@ def _bars(figures: Sequence[Figure]) -> Plot:
 
 
 def _history(runs: Sequence[BenchmarkRun], suite: str, figures: Sequence[Figure]) -> Markup | str:
-    """Return one small plot for each figure that several runs measured with the same settings."""
+    """Return a small plot of each figure that several runs measured with the same settings."""
     series: dict[str, list[tuple[str, Figure]]] = {}
     for figure in figures:
         points = [

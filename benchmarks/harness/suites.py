@@ -1,4 +1,4 @@
-"""The suites: one script each in ``benchmarks/``, run in a process of its own."""
+"""Finds suites, and runs each in a separate process."""
 
 from __future__ import annotations
 
@@ -19,19 +19,24 @@ from typing import Any
 
 import psutil
 
-import oncofed
-from oncofed.bench.results import BenchmarkRun, Figure, SuiteResult
 from oncofed.errors import FederationError, SpecError
 from oncofed.gpus import read_gpus
 from oncofed.machine import fingerprint
 from oncofed.processes import process_environment, short_path, stop_processes
 
-# Told what is measured.
+from .results import BenchmarkRun, Figure, SuiteResult
+
+# Called with what is being measured.
 Progress = Callable[[str], None]
 
+_FOLDER = Path(__file__).parents[1]
+# The harness is installed nowhere, and search paths in the environment would reach all that a suite starts.
+_SUITE_PROCESS = (
+    "import sys; sys.path.insert(0, sys.argv.pop(1)); from harness import suite_process; suite_process.main()"
+)
 _LOOK_SECONDS = 0.2
 _STOP_SECONDS = 30.0
-# Shares of the machine that something else uses from which on figures cannot be trusted.
+# Other use of the machine from which figures are unreliable.
 _BUSY_CPU_PERCENT, _BUSY_GPU_PERCENT, _BUSY_GPU_GIB = 25.0, 5, 2.0
 
 
@@ -40,9 +45,9 @@ class Suite:
     """A suite.
 
     Attributes:
-        name: of its script, without ending.
+        name: of its script, without suffix.
         path: of its script.
-        title: the first sentence of what the script says of itself.
+        title: first sentence of the script's docstring.
     """
 
     name: str
@@ -52,14 +57,14 @@ class Suite:
 
 @dataclass(frozen=True)
 class Options:
-    """How suites are run.
+    """Options of a run.
 
     Attributes:
         quick: little work.
-        repeats: samples of each program; None: as many as fit the kind of run.
-        device: "cuda" or "cpu"; None: CUDA where it is.
-        first_use: measure also what happens only at first.
-        profile_to: folder for traces; None: none.
+        repeats: samples of each program; None: the default of the kind of run.
+        device: "cuda" or "cpu"; None: CUDA if present.
+        first_use: also measure first calls.
+        profile_to: folder for traces; None: no traces.
     """
 
     quick: bool = False
@@ -70,23 +75,13 @@ class Options:
 
 
 def suites_folder() -> Path:
-    """Return the folder ``benchmarks/`` of the working folder, or else of the code that is installed.
-
-    Raises:
-        SpecError: there is neither.
-    """
-    candidates = (Path.cwd() / "benchmarks", Path(oncofed.__file__).parents[2] / "benchmarks")
-    for folder in candidates:
-        if (folder / "train_step.py").is_file():
-            return folder
-    raise SpecError(
-        f"{candidates[0]}: no benchmarks there, and none with the installed package. Run this in a clone of oncofed's "
-        "repository, or in an unpacked benchmark bundle (make bench-bundle)"
-    )
+    """Return ``benchmarks/`` of the working folder if it has suites, else this code's."""
+    here = Path.cwd() / "benchmarks"
+    return here if (here / "train_step.py").is_file() else _FOLDER
 
 
 def list_suites(folder: Path) -> list[Suite]:
-    """Return the suites of a folder by name: scripts with a function ``run``."""
+    """Return a folder's suites by name: scripts with a function ``run``."""
     found = []
     for path in sorted(folder.glob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -97,7 +92,7 @@ def list_suites(folder: Path) -> list[Suite]:
 
 
 def choose(names: list[str], folder: Path) -> list[Suite]:
-    """Return suites by name; "all": every one.
+    """Return suites by name, or all for "all".
 
     Raises:
         SpecError: one is unknown.
@@ -112,7 +107,7 @@ def choose(names: list[str], folder: Path) -> list[Suite]:
 
 
 def new_run(quick: bool, folder: Path) -> BenchmarkRun:
-    """Return a run in which nothing was measured yet."""
+    """Return an empty run."""
     now = datetime.now(timezone.utc)
     commit = commit_of(folder)
     return BenchmarkRun(
@@ -126,16 +121,16 @@ def new_run(quick: bool, folder: Path) -> BenchmarkRun:
 
 
 def run_suite(suite: Suite, run: BenchmarkRun, options: Options, results: Path, progress: Progress) -> SuiteResult:
-    """Run one suite in a process of its own, and keep each figure in the run's file as soon as it is there.
+    """Run one suite in a separate process, and write each figure at once.
 
-    A suite that fails or is killed leaves what it measured; so does Ctrl-C.
+    The figures of a suite that fails, is killed or interrupted are kept.
 
     Args:
         suite: to run.
-        run: that it is part of, which is changed.
-        options: how.
+        run: gets the suite's result.
+        options: of the run.
         results: folder for the run's file.
-        progress: told what is measured.
+        progress: called with what is being measured.
     """
     result = SuiteResult(name=suite.name, disturbed_by=disturbances())
     run.suites.append(result)
@@ -152,7 +147,7 @@ def run_suite(suite: Suite, run: BenchmarkRun, options: Options, results: Path, 
                                 result.seconds = time.monotonic() - begun
                                 run.write(results)
                             time.sleep(_LOOK_SECONDS)
-                finally:  # what it told at last, however it ended
+                finally:  # its last messages, however it ended
                     _take(lines, result, run, progress)
         except BaseException:
             result.status = "interrupted"
@@ -171,7 +166,7 @@ def run_suite(suite: Suite, run: BenchmarkRun, options: Options, results: Path, 
 
 
 def disturbances() -> list[str]:
-    """Return what else this machine is doing that a figure would suffer from; ask before the benchmark uses the GPU."""
+    """Return other work on this machine that disturbs figures; call it before using the GPU."""
     found = []
     percent = psutil.cpu_percent(interval=0.5)
     if percent > _BUSY_CPU_PERCENT:
@@ -204,9 +199,9 @@ def _started(
         "profile_to": str(options.profile_to.absolute()) if options.profile_to else None,
         "limits": run.limits,
     }
-    command = [sys.executable, "-m", "oncofed.bench.suite_process", json.dumps(request)]
+    command = [sys.executable, "-c", _SUITE_PROCESS, str(_FOLDER), json.dumps(request)]
     with log.open("wb") as output:
-        # In a group of its own: a terminal's Ctrl-C reaches this process alone, which ends the suite in order.
+        # A separate session: a terminal's Ctrl-C reaches this process alone, which ends the suite in order.
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
     try:
         yield process
@@ -222,7 +217,7 @@ def _started(
 
 
 def _take(lines: Any, result: SuiteResult, run: BenchmarkRun, doing: Callable[[str], None]) -> bool:
-    """Take what the suite has told since; return whether there is something to keep."""
+    """Take new messages of the suite; return whether there is something to write."""
     kept = False
     while True:
         position = lines.tell()
@@ -242,13 +237,13 @@ def _take(lines: Any, result: SuiteResult, run: BenchmarkRun, doing: Callable[[s
 
 
 def _last_words(log: Path, status: int) -> str:
-    said = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     how = f"ended by signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
-    return ": ".join([how, *said[-1:]])
+    return ": ".join([how, *lines[-1:]])
 
 
 def commit_of(folder: Path) -> str:
-    """Return the commit of the code, with "+" where files of the repository were changed; empty without git."""
+    """Return the code's commit, with "+" if files were changed; empty without git."""
     stamp = folder.parent / "COMMIT"  # of a bundle
     if stamp.is_file():
         return stamp.read_text(encoding="utf-8").strip()

@@ -1,4 +1,4 @@
-"""The process in which one suite runs. It tells its figures to the process that started it, a line of JSON each."""
+"""Process of one suite, which sends its figures as lines of JSON."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from oncofed.bench.harness import Bench
-from oncofed.bench.limits import Limits
-from oncofed.bench.results import Figure
 from oncofed.devices import training_device
-from oncofed.processes import end_with_parent, heed_interrupts
+from oncofed.processes import enable_interrupts, end_with_parent
+
+from .bench import Bench
+from .limits import Limits
+from .results import Figure
 
 
 def main() -> None:
-    """Run the suite that the first argument asks for."""
+    """Run the suite of the request in the first argument."""
     end_with_parent()
-    heed_interrupts()
+    enable_interrupts()
     request = json.loads(sys.argv[1])
     folder = Path(request["folder"])
     script = Path(request["suite"])
@@ -32,20 +33,20 @@ def main() -> None:
     work.mkdir()
     with (folder / "messages.jsonl").open("a", encoding="utf-8", buffering=1) as messages:
 
-        def tell(**message: Any) -> None:
+        def send(**message: Any) -> None:
             messages.write(json.dumps(message) + "\n")
 
         def keep(figure: Figure) -> None:
-            tell(figure=figure.model_dump(exclude_defaults=True))
+            send(figure=figure.model_dump(exclude_defaults=True))
 
-        limits = Limits(device, folder, request["limits"], lambda name, value: tell(limit=name, value=value))
+        limits = Limits(device, folder, request["limits"], lambda name, value: send(limit=name, value=value))
         bench = Bench(
             folder=work,
             device=device,
             quick=request["quick"],
             limits=limits,
             keep=keep,
-            doing=lambda what: tell(doing=what),
+            doing=lambda what: send(doing=what),
             repeats=request["repeats"],
             first_use=request["first_use"],
             profile_to=Path(request["profile_to"]) if request["profile_to"] else None,
@@ -54,17 +55,13 @@ def main() -> None:
 
 
 def load_suite(script: Path) -> ModuleType:
-    """Return a suite's module. What suites share lies in ``lab/`` beside it, and what makes images in ``tests/``."""
+    """Import a suite; shared code is in ``lab/``, generators of images in ``tests/``."""
     for folder in (script.parent.parent / "tests", script.parent / "lab", script.parent):
         sys.path.insert(0, str(folder))
     spec = importlib.util.spec_from_file_location(script.stem, script)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[script.stem] = module  # where processes that it starts look for its functions
+    sys.modules[script.stem] = module  # processes that it starts look up its functions there
     spec.loader.exec_module(module)
     return module
-
-
-if __name__ == "__main__":
-    main()

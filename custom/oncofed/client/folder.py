@@ -1,0 +1,34 @@
+"""A job's state folder at a site: what it holds, and who may work in it."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from oncofed.client.locks import wait_for_lock
+from oncofed.errors import StateError
+
+# For the site's own use: figures of single cases, and the model.
+CASES_FILE = "test_cases.csv"
+OWN_MODEL = "model"
+OWNER_FILE = ".owner"
+_LONGEST_WAIT_SECONDS = 60.0
+
+
+@contextlib.contextmanager
+def sole_owner(folder: Path) -> Iterator[None]:
+    """Lock a job's folder while the block runs.
+
+    A process whose parent died works on for seconds, while its successor starts.
+
+    Raises:
+        StateError: another process held it for a minute.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / OWNER_FILE).open("w") as file:
+        deadline = time.monotonic() + _LONGEST_WAIT_SECONDS
+        if not wait_for_lock([file], lambda: time.monotonic() > deadline):
+            raise StateError(f"{folder}: another process works on this job; end it first")
+        yield

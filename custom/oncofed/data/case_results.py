@@ -1,0 +1,63 @@
+"""What reading a case ends with: a case that can be used, or the reason why it cannot."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from oncofed.data.manifest import Entry, Quarantined
+
+
+@dataclass(frozen=True)
+class CaseFound:
+    """A case that was read.
+
+    Attributes:
+        entry: as the manifest lists it; patient and study are those of the files, not yet hashed.
+        looks_like_mask: of an image without a label: it holds few whole numbers, read as a mask.
+        not_drawn: paths of label files that turned out to lie outside the image.
+    """
+
+    entry: Entry
+    looks_like_mask: bool = False
+    not_drawn: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The case's."""
+        return self.entry.name or ""
+
+
+@dataclass(frozen=True)
+class CaseRefused:
+    """A case that cannot be used, and why; ``source`` is its first file."""
+
+    name: str
+    reason: str
+    source: str
+
+    def quarantined(self) -> Quarantined:
+        """Return the case as the manifest lists it."""
+        return Quarantined(name=self.name, reason=self.reason, source=self.source)
+
+
+CaseResult = CaseFound | CaseRefused
+
+
+def to_json(result: CaseResult) -> dict[str, Any]:
+    """Return a result as JSON's values, for the index."""
+    if isinstance(result, CaseRefused):
+        return {"refused": asdict(result)}
+    entry = result.entry.model_dump(exclude_none=True)
+    return {"entry": entry, "looks_like_mask": result.looks_like_mask, "not_drawn": list(result.not_drawn)}
+
+
+def from_json(values: dict[str, Any]) -> CaseResult:
+    """Return the result that ``to_json`` made values of."""
+    if "refused" in values:
+        return CaseRefused(**values["refused"])
+    return CaseFound(
+        entry=Entry.model_validate(values["entry"]),
+        looks_like_mask=values["looks_like_mask"],
+        not_drawn=tuple(values["not_drawn"]),
+    )

@@ -1,0 +1,197 @@
+"""What is read of a DICOM file's header, one class for each kind of object.
+
+All values are plain, so that a header fits into the index of what was read; ``to_json`` and ``from_json`` are its two
+ways. UIDs and codes are as the standard has them (PS3.3); a text that a header does not have is empty.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+_shared = sys.intern
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectHeader:
+    """A DICOM object, whatever it shows.
+
+    Attributes:
+        patient: key of the patient, by PatientID, name and birth date, or study: see ``headers.read_header``.
+        syntax: the transfer syntax.
+        stamp: of the file: changes when the file does.
+        person: key of whom registering takes the object to be of: see ``patients.person``.
+    """
+
+    sop_class: str
+    instance: str
+    series: str
+    study: str
+    frame_of_reference: str
+    modality: str
+    vendor: str
+    body_part: str
+    description: str
+    photometric: str
+    burned_in: str
+    syntax: str
+    patient: str
+    stamp: str = ""
+    person: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageHeader(ObjectHeader):
+    """An image of one frame or several.
+
+    Attributes:
+        position: of the first pixel's centre, LPS in mm; empty: not stated.
+        orientation: direction cosines of rows and columns; empty: not stated.
+        spacing: mm between rows and between columns; empty: not stated.
+        magnified: see ``projections.pixel_size``.
+        thickness: mm between slices, else of one; 0: not stated.
+        turned: where the patient's rows and columns run to (PatientOrientation).
+        plain_values: the image has no table from stored to real values.
+        padding: smallest and largest stored value that is no pixel; None: not stated.
+        enhanced: its frames have places of their own.
+        mosaic: many slices are tiles of one flat image, as Siemens writes them.
+        intent: PresentationIntentType.
+        tells: keyword -> value of what tells volumes of one series apart.
+        has_slope: whether slope and intercept are in the header.
+        philips_scale: Philips' private ScaleSlope; None: not Philips' MR.
+        pixels_at: byte of the file at which the pixels begin.
+    """
+
+    rows: int
+    columns: int
+    frames: int
+    samples: int
+    bits: int
+    bits_stored: int
+    signed: bool
+    image_type: list[str]
+    position: list[float]
+    orientation: list[float]
+    spacing: list[float]
+    magnified: float | None
+    thickness: float
+    turned: list[str]
+    plain_values: bool
+    padding: list[int] | None
+    enhanced: bool
+    mosaic: bool
+    units: str
+    intent: str
+    tells: dict[str, str]
+    has_slope: bool
+    slope: float
+    intercept: float
+    philips_scale: float | None
+    pixels_at: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrameGrid:
+    """Where the first frame of a segmentation lies: rows and columns, and as an image's header."""
+
+    size: list[int]
+    spacing: list[float]
+    orientation: list[float]
+    position: list[float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelHeader(ObjectHeader):
+    """A segmentation (SEG) or a structure set (RT-STRUCT).
+
+    Attributes:
+        kind: which of both.
+        labels: number of a region -> its name.
+        refers_to: UID of a series -> the instances of it that the file names.
+        refers_to_images: instances that it names without their series.
+        frames_of_reference: number of a region -> UID of the space that it is drawn in.
+        series_frames: series -> the space that the file says it is in.
+        box: lowest and highest corner of all regions, LPS in mm; None where the file names series, or places nothing.
+        grid: of a segmentation that names no series.
+    """
+
+    kind: Literal["seg", "rtstruct"]
+    labels: dict[str, str] = field(default_factory=dict)
+    refers_to: dict[str, list[str]] = field(default_factory=dict)
+    refers_to_images: list[str] = field(default_factory=list)
+    frames_of_reference: dict[str, str] = field(default_factory=dict)
+    series_frames: dict[str, str] = field(default_factory=dict)
+    box: list[list[float]] | None = None
+    grid: FrameGrid | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlideHeader(ObjectHeader):
+    """One level, label or overview of a whole slide: PS3.3, C.8.12.
+
+    Attributes:
+        container: identifier of the physical slide.
+        matrix: columns and rows of the level.
+        imaged_mm: width and height of the imaged area; empty: not stated.
+    """
+
+    image_type: list[str]
+    container: str
+    matrix: list[int]
+    imaged_mm: list[float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OtherObject(ObjectHeader):
+    """An object without an image, such as a report, a plan or a dose."""
+
+
+@dataclass(frozen=True, slots=True)
+class Directory:
+    """A DICOMDIR: a list of files."""
+
+
+@dataclass(frozen=True, slots=True)
+class BrokenFile:
+    """A file that should be DICOM and cannot be read; ``series`` is empty where that cannot be read either."""
+
+    reason: str
+    series: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignFile:
+    """A file that is not DICOM by its first bytes, and what it is."""
+
+    what: str
+
+
+Header = ImageHeader | LabelHeader | SlideHeader | OtherObject | Directory | BrokenFile | ForeignFile
+_TYPES: dict[str, Callable[..., Header]] = {
+    kind.__name__: kind
+    for kind in (ImageHeader, LabelHeader, SlideHeader, OtherObject, Directory, BrokenFile, ForeignFile)
+}
+
+
+def to_json(header: Header) -> dict[str, Any]:
+    """Return a header as JSON's values."""
+    values = {item.name: getattr(header, item.name) for item in fields(header)}
+    if isinstance(header, LabelHeader) and header.grid:
+        values["grid"] = asdict(header.grid)
+    return {"type": type(header).__name__, **values}
+
+
+def from_json(values: dict[str, Any]) -> Header:
+    """Return the header that ``to_json`` made values of.
+
+    Equal texts are held once for all files: a folder has many thousands of them.
+    """
+    known: dict[str, Any] = {key: _shared(v) if isinstance(v, str) else v for key, v in values.items()}
+    kind = _TYPES[known.pop("type")]
+    if kind is ImageHeader:
+        known["tells"] = {_shared(key): _shared(value) for key, value in known["tells"].items()}
+    if known.get("grid"):
+        known["grid"] = FrameGrid(**known["grid"])
+    return kind(**known)

@@ -1,0 +1,89 @@
+"""Results that sites send to the server.
+
+None is trusted: ``rounds.intake`` checks each before it counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SiteFacts:
+    """A site's data.
+
+    Attributes:
+        numbers: those of ``privacy.outbound.check_counts``.
+    """
+
+    numbers: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """A site's update.
+
+    Attributes:
+        delta: trained weights minus received weights, by name, as ``messages.compression`` made them; of integer
+            counters the value itself. Empty where they went to a peer. Tensors may be read from a file on access.
+        extra: tensors of ``Algorithm.from_clients``, by name.
+        cases: training cases.
+        steps: optimizer steps.
+        numbers: those of ``privacy.outbound.check_numbers``.
+        turn_key: round, and digest of the model that it started from. It stays at the site.
+    """
+
+    delta: Mapping[str, Tensor]
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+    cases: int
+    steps: int
+    numbers: dict[str, Any]
+    turn_key: str = ""
+
+
+@dataclass(frozen=True)
+class EvaluateResult:
+    """A model's score at a site.
+
+    Attributes:
+        numbers: those of ``privacy.outbound.check_numbers``, with sums where the server wants them.
+    """
+
+    numbers: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CombineResult:
+    """The mean of a round's updates, from their collector.
+
+    Attributes:
+        mean: weighted by cases, by name; empty where updates are missing. Tensors may be read from a file on access.
+        cases: behind the mean.
+        missing: sites whose update did not arrive, or was lost with an earlier process.
+        left_out: reason by site of updates that do not count.
+    """
+
+    mean: Mapping[str, Tensor]
+    cases: int
+    missing: Sequence[str] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A site could not do its task.
+
+    Attributes:
+        reason: one line that may leave the site.
+        may_pass: it may be able to later, as after a full disk.
+    """
+
+    reason: str
+    may_pass: bool = False
+
+
+Result: TypeAlias = SiteFacts | TrainResult | EvaluateResult | CombineResult

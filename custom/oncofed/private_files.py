@@ -1,0 +1,47 @@
+"""Files that only their owner can read: keys, salts, kits, a site's own figures."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+from oncofed.atomic import write_whole
+
+_OWNER_ONLY = 0o600
+_SECRET_BYTES = 32
+
+
+def open_private(path: str | Path, flags: int) -> int:
+    """Open a file that only its owner can read.
+
+    An ``opener`` for ``open``: a file that it creates has these permissions from its first moment.
+    """
+    return os.open(path, flags, _OWNER_ONLY)
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Replace a private file in one step, and create its folder.
+
+    Args:
+        path: of the file; a folder that is created can be entered by its owner alone.
+        content: all of it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    write_whole(path, content, _OWNER_ONLY)
+
+
+def random_secret(path: Path) -> bytes:
+    """Return a file's random secret, created at first use.
+
+    Args:
+        path: of the file, which then holds 32 random bytes; its folder must exist.
+
+    Raises:
+        FileExistsError: another process created it at the same moment.
+    """
+    if not path.exists():
+        descriptor = open_private(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(secrets.token_bytes(_SECRET_BYTES))
+    return path.read_bytes()

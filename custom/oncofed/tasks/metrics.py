@@ -1,0 +1,40 @@
+"""The metrics that a task declares: what its scores may hold, and what may leave a site."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure of a model's scores, beyond the one that chooses the best round.
+
+    Attributes:
+        name: in ``Scores.extra_metrics`` and ``result.json``; that of a class is ``NAME.CLASS``.
+        title: for people; empty: the name.
+        per_class: each class has its own value.
+        unit: of the values; empty: none.
+        bounds: least and greatest value.
+
+    Example:
+        >>> distance = Metric("hd95_mm", "95 % Hausdorff distance", per_class=True, unit="mm", bounds=(0, 100_000))
+        >>> distance.label, distance.admits(3.2), distance.admits(-1)
+        ('95 % Hausdorff distance (mm)', True, False)
+    """
+
+    name: str
+    title: str = ""
+    per_class: bool = False
+    unit: str = ""
+    bounds: tuple[float, float] = (0.0, 1.0)
+
+    @property
+    def label(self) -> str:
+        """Title and unit."""
+        title = self.title or self.name.replace("_", " ")
+        return f"{title} ({self.unit})" if self.unit else title
+
+    def admits(self, value: float) -> bool:
+        """Return whether a value lies within the bounds; NaN, of what no case has, does."""
+        return math.isnan(value) or self.bounds[0] <= value <= self.bounds[1]

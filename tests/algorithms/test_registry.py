@@ -1,0 +1,118 @@
+"""An algorithm is one file: nothing else names it, and an installed package can bring one."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import oncofed
+from oncofed.algorithms import algorithm_class, algorithm_names, register_algorithm
+from oncofed.algorithms.fedavg import FedAvg
+from oncofed.errors import SpecError
+from oncofed.plugins import registering
+
+PACKAGE = Path(oncofed.__file__).parent
+
+_OF_PACKAGE = '''
+from typing import Literal
+
+from pydantic import Field
+
+from oncofed.algorithms import Algorithm, register_algorithm
+from oncofed.algorithms.settings import AlgorithmSettings
+
+
+class HalfSettings(AlgorithmSettings):
+    """A part of the mean update."""
+
+    name: Literal["half"]
+    part: float = Field(0.5, gt=0, le=1, description="of the mean update")
+
+
+@register_algorithm("half")
+class Half(Algorithm[HalfSettings]):
+    Settings = HalfSettings
+
+    def update_tensor(self, name, value, deltas, shares):
+        return value + self.settings.part * (super().update_tensor(name, value, deltas, shares) - value)
+'''
+
+_USES_IT = """
+import torch
+from oncofed.algorithms import Update, algorithm_names
+from oncofed.errors import SpecError
+from oncofed.job.spec import read_job
+import sys
+job = read_job(sys.argv[1])
+assert "half" in algorithm_names()
+changed = job.changed({"strategy": {"name": "half", "part": 0.25}})
+assert "part: 0.25" in changed.to_yaml()
+half = changed.federation().algorithm(frozenset({"w"}))
+print(half.aggregate({"w": torch.ones(1)}, [Update("a", {"w": torch.full((1,), 4.0)}, 1)], 1)["w"].item())
+try:
+    job.changed({"strategy": {"name": "half", "whole": 1}})
+except SpecError as error:
+    print(error)
+"""
+
+
+def test_an_installed_package_brings_an_algorithm(tmp_path: Path, job: Path) -> None:
+    (tmp_path / "half_updates.py").write_text(_OF_PACKAGE)
+    info = tmp_path / "half_updates-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: half-updates\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[oncofed.algorithms]\nhalf = half_updates\n")
+    path = f"{tmp_path}:{PACKAGE.parent}"
+    found = subprocess.run(
+        [sys.executable, "-c", _USES_IT, str(job)],
+        env={"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.stderr == ""
+    assert found.stdout.splitlines() == [
+        "2.0",
+        "the changed job: unknown setting strategy.whole; allowed here: name, part",
+    ]
+
+
+def test_a_package_that_cannot_be_imported_is_named(tmp_path: Path) -> None:
+    info = tmp_path / "broken-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[oncofed.algorithms]\nbroken = no_such_module\n")
+    program = "from oncofed.algorithms import algorithm_names; algorithm_names()"
+    path = f"{tmp_path}:{PACKAGE.parent}"
+    found = subprocess.run(
+        [sys.executable, "-c", program], env={"PYTHONPATH": path}, capture_output=True, text=True, check=False
+    )
+    assert "the package of the strategy 'broken' (no_such_module) cannot be imported" in found.stderr
+
+
+def test_a_pack_cannot_bring_one() -> None:
+    with registering("0" * 64), pytest.raises(SpecError, match="a pack cannot bring strategy 'evil'"):
+        register_algorithm("evil")(FedAvg)
+    assert "evil" not in algorithm_names()
+
+
+def test_no_other_file_knows_an_algorithm_by_name() -> None:
+    """Of names that are ordinary words, only the classes are looked for."""
+    words = {"median", "cyclic", "swarm"}
+    classes = {algorithm_class(name) for name in algorithm_names()} - {FedAvg}
+    forbidden = {kind.__name__ for kind in classes} | {kind.Settings.__name__ for kind in classes}
+    names = set(algorithm_names()) - words - {"fedavg"}
+    found = []
+    for file in PACKAGE.rglob("*.py"):
+        if file.parent == PACKAGE / "algorithms":
+            continue
+        for node in ast.walk(ast.parse(file.read_text())):
+            named = isinstance(node, ast.Name) and node.id in forbidden
+            written = isinstance(node, ast.Constant) and node.value in names
+            if named or written:
+                found.append(f"{file.relative_to(PACKAGE)}:{node.lineno}")
+    assert found == []
