@@ -9,12 +9,11 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader
-
 from oncofed.data.cases import case_of
 from oncofed.data.look import Look, Seen
 from oncofed.data.manifest import Manifest, write_whole
 from oncofed.data.workers import BROKE_ITS_READER, Workers
+from oncofed.report.pages import render
 from oncofed.report.planes import Drawing, Drawn, colour, dash, draw
 
 PAGE_FILE = "look.html"
@@ -40,10 +39,10 @@ def write_look_page(
     Raises:
         OSError: it cannot be written.
     """
-    environment = Environment(loader=PackageLoader("oncofed.report"), autoescape=True, trim_blocks=True)
     names = {int(float(value)): name for value, name in look.manifest.labels.items()}
     drawn = _draw(look, folder, workers, progress or (lambda what, done, total: None))
-    html = environment.get_template("look.html").render(
+    html = render(
+        "look.html",
         look=look,
         worst=look.worst,
         cases=[(seen, drawn[seen.name], _facts(seen, names), _legend(drawn[seen.name], names)) for seen in look.shown],

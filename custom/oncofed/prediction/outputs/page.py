@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader
 from PIL import Image
 
 from oncofed.data.manifest import write_whole
@@ -26,6 +25,7 @@ from oncofed.prediction.predictions import Predictions, describe_source
 from oncofed.prediction.results_folder import CASES_FOLDER, RESEARCH_ONLY
 from oncofed.prediction.sources import Source, Sources
 from oncofed.prediction.trust.summary import VERDICTS, common_warnings
+from oncofed.report.pages import render
 from oncofed.report.planes import FLAT_SIDE, Drawing, Drawn, colour, dash, draw
 
 PAGE_FILE = "predictions.html"
@@ -74,8 +74,8 @@ def write_page(
     by_name = {source.name: source for source in sources.cases}
     records = sorted(found.now, key=lambda record: (-_doubt(record), record["name"]))[:_MOST_SHOWN]
     drawn = _draw([_drawing(by_name[record["name"]], record, model, out) for record in records], workers, progress)
-    environment = Environment(loader=PackageLoader("oncofed.report"), autoescape=True, trim_blocks=True)
-    html = environment.get_template("predictions.html").render(
+    html = render(
+        "predictions.html",
         job=model.job,
         digest=model.digest,
         research_only=RESEARCH_ONLY,
