@@ -11,10 +11,9 @@ from pathlib import Path
 import torch
 
 from oncofed.data.grouping import counted
-from oncofed.data.manifest import write_whole
 from oncofed.prediction.evaluation.evaluate import EvaluationResult, Progress, ScoredCase
 from oncofed.prediction.model import TrainedModel
-from oncofed.prediction.permissions import OWNER_ONLY_FILE
+from oncofed.private_files import write_private
 from oncofed.report.html import line_styles, picture_svg
 from oncofed.report.pages import render
 from oncofed.tasks import metrics_that_may_leave
@@ -57,7 +56,7 @@ def write_page(
         counted=counted,
     )
     path = folder / PAGE_FILE
-    write_whole(path, html, OWNER_ONLY_FILE)
+    write_private(path, html.encode())
     return path
 
 
