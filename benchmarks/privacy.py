@@ -19,9 +19,11 @@ from oncofed.algorithms.plan import FederationPlan
 from oncofed.audit import AuditLog
 from oncofed.data.cases import read_cases
 from oncofed.flare import wire
-from oncofed.flare.security.outbound_filter import OutboundPolicy
-from oncofed.flare.wire import TASK_TRAIN, TASK_VALIDATE
+from oncofed.flare.security.outbound_filter import check_reply
+from oncofed.flare.security.outbound_policy import OutboundPolicy
 from oncofed.job.spec import read_job
+from oncofed.messages.requests import EvaluateRequest, TrainRequest
+from oncofed.messages.results import EvaluateResult, TrainResult
 from oncofed.models.weights import exchanged_names, weights_of
 from oncofed.privacy.policy import JobFacts, Policy, read_policy
 from oncofed.training import Plan, Trainer
@@ -85,13 +87,14 @@ def _checks(folder: Path, plan: Plan) -> float:
     travelling = exchanged_names(network)
     delta = {n: torch.randn_like(v) * 1e-3 for n, v in weights_of(network).items() if n in travelling}
     numbers = {"loss": 0.5, "train_s": 7.0, "validate_s": 1.0, "evaluation": _EVALUATION}
-    update = wire.update_message(delta, {}, 100, 60, numbers)
-    score = wire.numbers_message({"evaluation": _EVALUATION, "validate_s": 1.0})
-    outbound, log = OutboundPolicy(plan, FederationPlan(), Policy(schema=1)), AuditLog(folder)
+    update = wire.to_shareable(TrainResult(delta=delta, cases=100, steps=60, numbers=numbers))
+    score = wire.to_shareable(EvaluateResult({"evaluation": _EVALUATION, "validate_s": 1.0}))
+    policy = OutboundPolicy(plan=plan, federation=FederationPlan(), policy=Policy(schema=1))
+    log = AuditLog(folder)
     log.write("job admitted", "engineer")
     begun = time.perf_counter()
-    for task, message in ((TASK_TRAIN, update), (TASK_VALIDATE, score)):
-        log.write("message left", "engineer", task=task, **outbound.check(task, message))
+    for task, message in ((TrainRequest.task, update), (EvaluateRequest.task, score)):
+        log.write("message left", "engineer", task=task, **check_reply(policy, task, message))
     return time.perf_counter() - begun
 
 

@@ -157,7 +157,7 @@ def make_package(folder: Path, blocks: str = "") -> Path:
 
 
 class Voice:
-    """Keeps what a site's turns tell; see ``oncofed.client.local_training.Tell``."""
+    """Keeps what a site's training reports; see ``oncofed.client.local_training.ProgressReporter``."""
 
     def __init__(self) -> None:
         self.told: list[dict[str, Any]] = []

@@ -19,6 +19,7 @@ from oncofed import sandbox
 from oncofed.algorithms.plan import FederationPlan
 from oncofed.client.local_training import SiteContext
 from oncofed.client.sandboxed import SandboxedTraining
+from oncofed.messages.requests import TrainRequest
 from oncofed.packs.load import load_pack
 from oncofed.packs.pack import Pack, make_pack
 from oncofed.training import Plan
@@ -28,7 +29,7 @@ _SECONDS = 50.0
 
 
 def check(context: Context) -> None:
-    """Train in the real process; where that fails, look for what made it fail."""
+    """Train in the real process; if it fails, find the cause."""
     missing = sandbox.what_is_missing()
     if missing:
         context.report.skip("confined", f"this machine cannot confine a process: {missing}")
@@ -43,21 +44,21 @@ def check(context: Context) -> None:
 
 
 def _trains(context: Context, folder: Path) -> dict[str, Any]:
-    """Take a turn as a site does, and return its numbers."""
+    """Train like a site, and return its numbers."""
     pack = make_pack(make_package(folder / "wide_net"), None)
     plan, bare = _plans(context, pack)
-    place = SiteContext("here", dataset_of(context, BRAIN), folder / "state", None)
-    turns = SandboxedTraining(plan, FederationPlan(), place, Voice(), pack)
+    here = SiteContext(site="here", data=dataset_of(context, BRAIN), state=folder / "state")
+    training = SandboxedTraining(plan=plan, federation=FederationPlan(), context=here, reporter=Voice(), pack=pack)
     try:
-        device = turns.prepare()["device"]
-        answer = turns.train(bare.initial_weights(), 1, {}, lambda: False)
+        device = training.prepare()["device"]
+        result = training.train(TrainRequest(weights=bare.initial_weights(), round=1), lambda: False)
     finally:
-        turns.close()
-    return {"device": device, "loss": answer.numbers["loss"], "seconds": answer.numbers["train_s"]}
+        training.close()
+    return {"device": device, "loss": result.numbers["loss"], "seconds": result.numbers["train_s"]}
 
 
 def _plans(context: Context, pack: Pack) -> tuple[Plan, Plan]:
-    """Return the plan as a site is sent it, and the same of a process that may load the pack."""
+    """Return the plan as sent to a site, and as used by the sandboxed process."""
     load_pack(pack)
     training = {"steps_per_round": 5, "compile": "never"}
     values = plan_of(context, BRAIN, {"training": training}).model_dump()

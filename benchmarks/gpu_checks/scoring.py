@@ -19,7 +19,7 @@ _COARSER = 1.9
 
 
 def check(context: Context) -> None:
-    """Compare scores, take a case apart, score many classes."""
+    """Compare scores, profile a case, score many classes."""
     with context.report.attempt("scores", BRAIN):
         _same_scores(context)
     _one_case(context)

@@ -1,4 +1,4 @@
-"""A site that trains nothing: it sends an update of the model's size at once, so that only the exchange takes time."""
+"""A site without training, to measure the exchange alone."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from nvflare.apis.signal import Signal
 import oncofed
 from oncofed.flare import wire
 from oncofed.flare.executor import SiteExecutor
-from oncofed.flare.wire import TASK_PREPARE, TASK_TRAIN
 from oncofed.messages.compression import Compressor
+from oncofed.messages.requests import PrepareRequest, TrainRequest
+from oncofed.messages.results import EvaluateResult, Result, SiteFacts, TrainResult
 from oncofed.models.weights import Weights
 
 _OF_ONE = {"all": 1, "mean": 1, "by_class": {}, "more": {}}
@@ -27,16 +28,19 @@ class Echo(SiteExecutor):
     def execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
         """Return counts, an update that is a tenth of the first model, or a score."""
         del fl_ctx, abort_signal
-        if task_name == TASK_PREPARE:
+        return wire.to_shareable(self._echo(task_name, shareable))
+
+    def _echo(self, task_name: str, shareable: Shareable) -> Result:
+        if task_name == PrepareRequest.task:
             cases = {"train": 1, "validation": 1, "test": 1, "device": "cpu", "version": oncofed.__version__}
-            return wire.numbers_message(cases)
+            return SiteFacts(cases)
         numbers: dict[str, Any] = {"evaluation": _SCORE, "validate_s": 0.0}
-        if task_name != TASK_TRAIN:
-            return wire.numbers_message(numbers)
-        sent, _, _, _ = wire.read_weights_message(shareable)
+        request = wire.read_request(task_name, shareable)
+        if not isinstance(request, TrainRequest):
+            return EvaluateResult(numbers)
         if self._delta is None:
             # The same one in each round: making it is training, not exchange.
-            self._delta = {n: value * 0.1 if value.is_floating_point() else value for n, value in sent.items()}
+            self._delta = {n: v * 0.1 if v.is_floating_point() else v for n, v in request.weights.items()}
         compressed = Compressor(self._federation.exchange.update).compress(self._delta)
         numbers |= {"loss": 0.0, "train_s": 0.0}
-        return wire.update_message(compressed, {}, 1, 1, numbers)
+        return TrainResult(delta=compressed, cases=1, steps=1, numbers=numbers)

@@ -29,7 +29,7 @@ _NO_CLAIMS = (
     "a laptop without a GPU: about a minute",
     "a laptop without a GPU: two minutes",
     "a laptop without a GPU: about two minutes",
-    "neither the images nor a GPU were at hand",
+    "neither the images nor a GPU were available",
     # How benchmarks/README.md says that it measures.
     "measures the CPU of a machine that has a GPU",
     "A GPU or processor that is busy with something else is said",

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 
-@pytest.mark.parametrize("module", ["oncofed.client.sandboxed_process", "oncofed.client.sandboxed"])
+@pytest.mark.parametrize("module", ["oncofed.client.sandboxed_process", "oncofed.client.sandbox_worker"])
 def test_the_sandboxed_process_imports_no_flare(module: str) -> None:
     program = (
         f"import sys, {module}\n"

@@ -13,10 +13,12 @@ import pytest
 import torch
 
 from oncofed.algorithms.plan import FederationPlan
-from oncofed.client.local_training import InProcessTraining, SiteContext
+from oncofed.client.in_process import InProcessTraining
+from oncofed.client.local_training import SiteContext
 from oncofed.client.sandboxed import SandboxedTraining
 from oncofed.errors import DataError, TrainingError
 from oncofed.job.spec import JobSpec
+from oncofed.messages.requests import EvaluateRequest, TrainRequest
 from oncofed.models.weights import layout_of
 from oncofed.packs.load import load_pack
 from oncofed.packs.pack import Pack, make_pack
@@ -138,12 +140,12 @@ def voice() -> Voice:
 
 
 @pytest.fixture
-def place(two_sites: dict[str, Path], tmp_path: Path) -> SiteContext:
+def context(two_sites: dict[str, Path], tmp_path: Path) -> SiteContext:
     """A site whose images lie elsewhere, as those that were dealt to sites do."""
     (tmp_path / "store").mkdir()
     for image in sorted((two_sites["east"] / "imagesTr").iterdir()):
         image.symlink_to(image.rename(tmp_path / "store" / image.name))
-    return SiteContext("east", two_sites["east"], tmp_path / "state", None)
+    return SiteContext(site="east", data=two_sites["east"], state=tmp_path / "state")
 
 
 def _plan(spec: JobSpec, pack: Pack, **settings: Any) -> Plan:
@@ -151,6 +153,10 @@ def _plan(spec: JobSpec, pack: Pack, **settings: Any) -> Plan:
     load_pack(pack)
     model = {"code": pack.digest, "network": "wide_net"}
     return Plan.model_validate(spec.plan().model_dump() | {"model": model, **settings}).declared()
+
+
+def _sandboxed(plan: Plan, context: SiteContext, voice: Voice, pack: Pack) -> SandboxedTraining:
+    return SandboxedTraining(plan=plan, federation=FederationPlan(), context=context, reporter=voice, pack=pack)
 
 
 @pytest.fixture
@@ -161,28 +167,31 @@ def listener() -> Iterator[socket.socket]:
 
 
 def test_it_learns_what_it_learns_without_being_confined(
-    spec: JobSpec, place: SiteContext, voice: Voice, tmp_path: Path
+    spec: JobSpec, context: SiteContext, voice: Voice, tmp_path: Path
 ) -> None:
     pack = make_pack(make_package(tmp_path / "wide_net"), None)
     plan = _plan(spec, pack)
     federation = FederationPlan.model_validate({"strategy": {"name": "scaffold"}})
     bare = Plan.model_validate({**plan.model_dump(), "model": {"code": pack.digest, "network": "wide_net"}})
     weights = bare.initial_weights()
-    beside = {f"control.{name}": torch.zeros_like(value) for name, value in weights.items()}
-    turns = SandboxedTraining(plan, federation, place, voice, pack)
-    assert turns.prepare()["train"] == 5
-    answer = turns.train(weights, 1, beside, lambda: False)
-    numbers = turns.validate(weights, "test", lambda: False)
-    turns.close()
-    own = InProcessTraining(bare, federation, SiteContext("east", place.data, tmp_path / "own", None), Voice())
+    extra = {f"control.{name}": torch.zeros_like(value) for name, value in weights.items()}
+    train = TrainRequest(weights=weights, round=1, extra=extra)
+    test = EvaluateRequest(weights=weights, round=1, split="test")
+    training = SandboxedTraining(plan=plan, federation=federation, context=context, reporter=voice, pack=pack)
+    assert training.prepare()["train"] == 5
+    answer = training.train(train, lambda: False)
+    numbers = training.validate(test, lambda: False).numbers
+    training.close()
+    own_context = SiteContext(site="east", data=context.data, state=tmp_path / "own")
+    own = InProcessTraining(plan=bare, federation=federation, context=own_context, reporter=Voice())
     own.prepare()
-    expected = own.train(weights, 1, beside, lambda: False)
-    assert (answer.cases, answer.steps, answer.asked) == (expected.cases, expected.steps, expected.asked)
+    expected = own.train(train, lambda: False)
+    assert (answer.cases, answer.steps, answer.turn_key) == (expected.cases, expected.steps, expected.turn_key)
     assert answer.numbers["loss"] == expected.numbers["loss"]
     for found, wanted in ((answer.delta, expected.delta), (answer.extra, expected.extra)):
         assert found.keys() == wanted.keys()
         assert all(torch.equal(found[name], wanted[name]) for name in wanted)
-    assert numbers["evaluation"] == own.validate(weights, "test", lambda: False)["evaluation"]
+    assert numbers["evaluation"] == own.validate(test, lambda: False).numbers["evaluation"]
     own.close()
     assert {told["phase"] for told in voice.told} == {
         "checking data",
@@ -191,7 +200,7 @@ def test_it_learns_what_it_learns_without_being_confined(
         "training",
         "testing",
     }
-    assert (place.state / "test_cases.csv").is_file()
+    assert (context.state / "test_cases.csv").is_file()
 
 
 @pytest.mark.attack(
@@ -201,7 +210,7 @@ def test_it_learns_what_it_learns_without_being_confined(
 )
 def test_what_a_site_did_not_allow_is_out_of_reach(
     spec: JobSpec,
-    place: SiteContext,
+    context: SiteContext,
     voice: Voice,
     two_sites: dict[str, Path],
     listener: socket.socket,
@@ -209,15 +218,15 @@ def test_what_a_site_did_not_allow_is_out_of_reach(
 ) -> None:
     harmless = make_pack(make_package(tmp_path / "wide_net"), None)
     port = listener.getsockname()[1]
-    attacks = _ATTACKS.format(data=str(place.data), other=str(two_sites["west"]), port=port)
+    attacks = _ATTACKS.format(data=str(context.data), other=str(two_sites["west"]), port=port)
     pack = make_pack(make_package(tmp_path / "evil" / "wide_net", attacks), None)
     declared = _plan(spec, harmless).model_dump()
     plan = Plan.model_validate({**declared, "model": {**declared["model"], "code": pack.digest}})
     before = {path: path.read_bytes() for folder in two_sites.values() for path in folder.rglob("*") if path.is_file()}
-    turns = SandboxedTraining(plan, FederationPlan(), place, voice, pack)
-    assert turns.prepare()["train"] == 5
-    turns.close()
-    results = json.loads((place.state / "scratch" / "attacks.json").read_text())
+    training = _sandboxed(plan, context, voice, pack)
+    assert training.prepare()["train"] == 5
+    training.close()
+    results = json.loads((context.state / "scratch" / "attacks.json").read_text())
     assert set(results) == {"main", "thread"}
     for where, tried in results.items():
         others = {name: result for name, result in tried.items() if result not in ("PermissionError", "StopIteration")}
@@ -234,15 +243,15 @@ def test_what_a_site_did_not_allow_is_out_of_reach(
     by="the job's process, which lets words of the code stay at the site",
     logged="the site's log, on one line",
 )
-def test_its_words_stay_at_the_site(spec: JobSpec, place: SiteContext, voice: Voice, tmp_path: Path) -> None:
+def test_its_words_stay_at_the_site(spec: JobSpec, context: SiteContext, voice: Voice, tmp_path: Path) -> None:
     harmless = make_pack(make_package(tmp_path / "wide_net"), None)
     words = 'raise type("Pixels255_0_1", (Exception,), {})("patient 7\\nforged line\\x1b[2J")\n'
     pack = make_pack(make_package(tmp_path / "evil" / "wide_net", words), None)
     declared = _plan(spec, harmless).model_dump()
     plan = Plan.model_validate({**declared, "model": {**declared["model"], "code": pack.digest}})
-    turns = SandboxedTraining(plan, FederationPlan(), place, voice, pack)
+    training = _sandboxed(plan, context, voice, pack)
     with pytest.raises(TrainingError) as told:
-        turns.prepare()
+        training.prepare()
     assert str(told.value) == "its process of the pack wide_net ended in a SpecError; its own log says more"
     (note,) = voice.notes
     assert "patient 7 forged line" in note
@@ -256,13 +265,13 @@ def test_its_words_stay_at_the_site(spec: JobSpec, place: SiteContext, voice: Vo
     logged="the site's log",
 )
 def test_code_that_is_not_what_the_job_says_is_not_used(
-    spec: JobSpec, place: SiteContext, voice: Voice, tmp_path: Path
+    spec: JobSpec, context: SiteContext, voice: Voice, tmp_path: Path
 ) -> None:
     pack = make_pack(make_package(tmp_path / "wide_net"), None)
     plan = _plan(spec, pack)
     other = make_pack(make_package(tmp_path / "evil" / "wide_net", "X = 1\n"), None)
     with pytest.raises(TrainingError, match="PolicyError"):
-        SandboxedTraining(plan, FederationPlan(), place, voice, other).prepare()
+        _sandboxed(plan, context, voice, other).prepare()
     values = plan.model_dump()
     values["model"]["declared"]["tensors"]["pixels"] = {
         "dtype": "float32",
@@ -271,33 +280,33 @@ def test_code_that_is_not_what_the_job_says_is_not_used(
         "trained": True,
     }
     with pytest.raises(TrainingError, match="SpecError"):
-        SandboxedTraining(Plan.model_validate(values), FederationPlan(), place, voice, pack).prepare()
+        _sandboxed(Plan.model_validate(values), context, voice, pack).prepare()
     assert layout_of(
         Plan.model_validate({**values, "model": {"network": "wide_net", "code": pack.digest}}).build_network()
     )
 
 
 def test_errors_of_the_data_are_the_sites_and_a_killed_process_is_followed_by_another(
-    spec: JobSpec, place: SiteContext, voice: Voice, tmp_path: Path
+    spec: JobSpec, context: SiteContext, voice: Voice, tmp_path: Path
 ) -> None:
     pack = make_pack(make_package(tmp_path / "wide_net"), None)
     plan = _plan(spec, pack)
-    nowhere = SiteContext("east", tmp_path / "nowhere", place.state, None)
+    nowhere = SiteContext(site="east", data=tmp_path / "nowhere", state=context.state)
     with pytest.raises(DataError):
-        SandboxedTraining(plan, FederationPlan(), nowhere, voice, pack).prepare()
-    turns = SandboxedTraining(plan, FederationPlan(), place, voice, pack)
-    turns.prepare()
-    assert turns._process
-    os.kill(turns._process.pid, 9)
+        _sandboxed(plan, nowhere, voice, pack).prepare()
+    training = _sandboxed(plan, context, voice, pack)
+    training.prepare()
+    assert training._process
+    os.kill(training._process.pid, 9)
     weights = Plan.model_validate(
         {**plan.model_dump(), "model": {"code": pack.digest, "network": "wide_net"}}
     ).initial_weights()
     with pytest.raises(TrainingError, match="the process of the pack wide_net ended"):
-        turns.train(weights, 1, {}, lambda: False)
-    turns.prepare()
-    stopped = turns.train(weights, 1, {}, lambda: True)
+        training.train(TrainRequest(weights=weights, round=1), lambda: False)
+    training.prepare()
+    stopped = training.train(TrainRequest(weights=weights, round=1), lambda: True)
     assert stopped.steps <= spec.training.steps_per_round
-    turns.close()
+    training.close()
 
 
 @pytest.mark.attack(
@@ -307,7 +316,7 @@ def test_errors_of_the_data_are_the_sites_and_a_killed_process_is_followed_by_an
 )
 def test_a_gpus_driver_begins_before_the_code_comes_and_its_threads_are_bound_too(
     spec: JobSpec,
-    place: SiteContext,
+    context: SiteContext,
     voice: Voice,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -322,21 +331,21 @@ def test_a_gpus_driver_begins_before_the_code_comes_and_its_threads_are_bound_to
     pack = make_pack(make_package(tmp_path / "uses" / "wide_net", _USES_DRIVER), None)
     declared = _plan(spec, harmless).model_dump()
     plan = Plan.model_validate({**declared, "model": {**declared["model"], "code": pack.digest}})
-    turns = SandboxedTraining(plan, FederationPlan(), place, voice, pack)
-    assert turns.prepare()["train"] == 5, voice.notes
-    assert turns._process
-    begun = f"DRIVER {turns._process.pid} cuInit"
-    turns.close()
+    training = _sandboxed(plan, context, voice, pack)
+    assert training.prepare()["train"] == 5, voice.notes
+    assert training._process
+    begun = f"DRIVER {training._process.pid} cuInit"
+    training.close()
     assert begun in capfd.readouterr().err
 
 
 def test_a_gpu_that_cannot_be_used_is_told_and_the_cpu_does_not_train(
-    spec: JobSpec, place: SiteContext, voice: Voice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    spec: JobSpec, context: SiteContext, voice: Voice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
     pack = make_pack(make_package(tmp_path / "wide_net"), None)
     with pytest.raises(TrainingError, match=r"^the GPU cannot be used: .* Install "):
-        SandboxedTraining(_plan(spec, pack), FederationPlan(), place, voice, pack).prepare()
+        _sandboxed(_plan(spec, pack), context, voice, pack).prepare()
     assert "the GPU cannot be used" in voice.notes[0]
 
 
@@ -346,18 +355,18 @@ def test_a_gpu_that_cannot_be_used_is_told_and_the_cpu_does_not_train(
     logged="the site's log, on one line",
 )
 def test_the_code_cannot_speak_as_the_process_did_before_it_came(
-    spec: JobSpec, place: SiteContext, voice: Voice, tmp_path: Path
+    spec: JobSpec, context: SiteContext, voice: Voice, tmp_path: Path
 ) -> None:
     harmless = make_pack(make_package(tmp_path / "wide_net"), None)
     words = (
-        "from oncofed.errors import TrainingError\nimport oncofed.client.sandboxed as c\n"
-        "def tell(teller, error):\n    teller.tell('failed', {'type': 'TrainingError', 'text': 'patient 7'})\n"
-        "c._tell_failure = tell\nraise TrainingError('patient 7')\n"
+        "from oncofed.errors import TrainingError\nimport oncofed.client.sandbox_worker as c\n"
+        "def tell(events, error):\n    events.send('failed', {'type': 'TrainingError', 'text': 'patient 7'})\n"
+        "c._send_failure = tell\nraise TrainingError('patient 7')\n"
     )
     pack = make_pack(make_package(tmp_path / "evil" / "wide_net", words), None)
     declared = _plan(spec, harmless).model_dump()
     plan = Plan.model_validate({**declared, "model": {**declared["model"], "code": pack.digest}})
     with pytest.raises(TrainingError) as told:
-        SandboxedTraining(plan, FederationPlan(), place, voice, pack).prepare()
+        _sandboxed(plan, context, voice, pack).prepare()
     assert str(told.value) == "its process of the pack wide_net ended in a TrainingError; its own log says more"
     assert "patient 7" in voice.notes[0]

@@ -5,6 +5,7 @@ import threading
 from types import SimpleNamespace
 
 import pytest
+import torch
 from nvflare.apis.client import Client
 from nvflare.apis.fl_constant import ReservedKey
 from nvflare.apis.fl_context import FLContext
@@ -12,70 +13,73 @@ from nvflare.apis.shareable import Shareable
 
 from oncofed.flare import communicator as module
 from oncofed.flare import wire
-from oncofed.flare.communicator import PullCommunicator, SiteTask
+from oncofed.flare.communicator import PullCommunicator
+from oncofed.messages.requests import TrainRequest
+from oncofed.messages.results import Refusal, Result, TrainResult
+from oncofed.rounds.site_task import SiteTask
 
 
-def _waits(desk: PullCommunicator, site: str) -> Shareable:
+def _waits(communicator: PullCommunicator, site: str) -> Shareable:
     request = Shareable()
     request.set_peer_props({ReservedKey.IDENTITY_NAME: site})
-    return desk._wait("", request, FLContext())
+    return communicator._wait("", request, FLContext())
 
 
-def _question(*sites: str) -> SiteTask:
-    return SiteTask("train", 1, set(sites), lambda _: Shareable(), lambda *_: None)
+def _task(*sites: str) -> SiteTask:
+    return SiteTask("train", set(sites), lambda _: TrainRequest(weights={"w": torch.ones(1)}, round=1), lambda *_: None)
 
 
 def test_a_site_that_waits_is_told_as_soon_as_there_is_something_for_it() -> None:
-    desk, told = PullCommunicator(), []
-    waiting = threading.Thread(target=lambda: told.append(_waits(desk, "east")))
+    communicator, told = PullCommunicator(), []
+    waiting = threading.Thread(target=lambda: told.append(_waits(communicator, "east")))
     waiting.start()
-    desk.ask(_question("west"))
+    communicator.open(_task("west"))
     waiting.join(0.2)
     assert not told, "it is not asked"
-    desk.ask(_question("east"))
+    communicator.open(_task("east"))
     waiting.join(3)
-    assert wire.told_word(told[0]) == "come"
-    assert wire.told_pause(told[0]) == 0
-    assert desk.known() == {"east"}
+    assert wire.get_directive(told[0]) == "come"
+    assert wire.get_pause(told[0]) == 0
+    assert communicator.known() == {"east"}
 
 
 def test_sites_that_cannot_be_kept_waiting_are_sent_word(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_MOST_WAITING", 0)
     sent: list[tuple[list[str], str, str | None]] = []
-    desk = PullCommunicator()
-    desk._engine = SimpleNamespace(
+    communicator = PullCommunicator()
+    communicator._engine = SimpleNamespace(
         new_context=lambda: contextlib.nullcontext(FLContext()),
-        send_aux_request=lambda to, topic, word, *_, **__: sent.append((to, topic, wire.told_word(word))),
+        send_aux_request=lambda to, topic, word, *_, **__: sent.append((to, topic, wire.get_directive(word))),
     )
     for site in ("east", "west"):
-        reply = _waits(desk, site)
-        assert wire.told_word(reply) == "wait"
-        assert wire.told_pause(reply) > 0, "it would ask without a pause"
-    question = desk.ask(_question("east"))
+        reply = _waits(communicator, site)
+        assert wire.get_directive(reply) == "wait"
+        assert wire.get_pause(reply) > 0, "it would ask without a pause"
+    task = communicator.open(_task("east"))
     assert sent == [(["east"], wire.TOLD_TOPIC, "come")]
-    assert wire.told_word(_waits(desk, "east")) == "come"
-    desk.include(question, {"west"})
-    desk.ask(_question("west"))
+    assert wire.get_directive(_waits(communicator, "east")) == "come"
+    communicator.add_sites(task, {"west"})
+    communicator.open(_task("west"))
     assert sent[1:] == [(["west"], wire.TOLD_TOPIC, "come")], "once is enough"
 
 
 def test_sites_that_wait_are_told_that_the_job_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[tuple[list[str], str | None]] = []
-    desk = PullCommunicator()
-    desk._engine = SimpleNamespace(
+    communicator = PullCommunicator()
+    communicator._engine = SimpleNamespace(
         new_context=lambda: contextlib.nullcontext(FLContext()),
-        send_aux_request=lambda to, topic, word, *_, **__: sent.append((to, wire.told_word(word))),
+        send_aux_request=lambda to, topic, word, *_, **__: sent.append((to, wire.get_directive(word))),
     )
     told: list[Shareable] = []
-    held = threading.Thread(target=lambda: told.append(_waits(desk, "east")))
+    held = threading.Thread(target=lambda: told.append(_waits(communicator, "east")))
     held.start()
     held.join(0.2)
     assert not told
     monkeypatch.setattr(module, "_MOST_WAITING", 0)
-    assert wire.told_word(_waits(desk, "west")) == "wait"
-    desk.finalize_run(FLContext())
+    assert wire.get_directive(_waits(communicator, "west")) == "wait"
+    communicator.finalize_run(FLContext())
     held.join(3)
-    assert wire.told_word(told[0]) == "over"
+    assert wire.get_directive(told[0]) == "over"
     assert sent == [(["west"], "over")]
 
 
@@ -83,36 +87,36 @@ def test_sites_that_wait_are_told_that_the_job_is_over(monkeypatch: pytest.Monke
 def test_a_site_that_handed_in_is_sent_word_without_its_asking(known: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_MOST_WAITING", 0)
     sent: list[list[str]] = []
-    desk = PullCommunicator()
-    desk._engine = SimpleNamespace(
+    communicator = PullCommunicator()
+    communicator._engine = SimpleNamespace(
         new_context=lambda: contextlib.nullcontext(FLContext()),
         send_aux_request=lambda targets, *_, **__: sent.append(targets),
     )
     client = Client("east", "token")
-    desk.client_is_active("east", "", FLContext())
+    communicator.client_is_active("east", "", FLContext())
     if known:
-        question = desk.ask(_question("east"))
-        task, task_id, _ = desk.process_task_request(client, FLContext())
-        desk.process_submission(client, task, task_id, Shareable(), FLContext())
-        desk.close(question)
+        task = communicator.open(_task("east"))
+        name, task_id, _ = communicator.process_task_request(client, FLContext())
+        communicator.process_submission(client, name, task_id, Shareable(), FLContext())
+        communicator.close(task)
     else:
         peer, context = FLContext(), FLContext()
         peer.set_prop(ReservedKey.IDENTITY_NAME, "east", private=False, sticky=False)
         context.set_peer_context(peer)
-        assert not desk.process_task_check("of a server before this one", context)
+        assert not communicator.process_task_check("of a server before this one", context)
     assert not sent
-    desk.ask(_question("west"))
+    communicator.open(_task("west"))
     assert not sent
-    desk.ask(_question("east"))
+    communicator.open(_task("east"))
     assert sent == [["east"]]
-    desk.ask(_question("east"))
+    communicator.open(_task("east"))
     assert sent == [["east"]], "once is enough"
 
 
 def test_the_more_sites_wait_the_more_seldom_each_asks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_LONGEST_WAIT_SECONDS", 0.0)
-    desk = PullCommunicator()
-    pauses = [wire.told_pause(_waits(desk, f"site-{number}")) for number in range(100)]
+    communicator = PullCommunicator()
+    pauses = [wire.get_pause(_waits(communicator, f"site-{number}")) for number in range(100)]
     assert pauses[0] == 0, "the first are kept waiting"
     assert 0 < pauses[20] < 10
     assert 10 < pauses[50] < pauses[70] == pauses[99], "however many there are, a lost word is made up for"
@@ -120,8 +124,56 @@ def test_the_more_sites_wait_the_more_seldom_each_asks(monkeypatch: pytest.Monke
 
 def test_a_site_that_was_shut_out_is_kept_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_LONGEST_WAIT_SECONDS", 0.1)
-    desk = PullCommunicator()
-    desk.ask(_question("east"))
-    assert wire.told_word(_waits(desk, "east")) == "come"
-    desk.ban(frozenset({"east"}))
-    assert wire.told_word(_waits(desk, "east")) == "wait"
+    communicator = PullCommunicator()
+    communicator.open(_task("east"))
+    assert wire.get_directive(_waits(communicator, "east")) == "come"
+    communicator.ban(frozenset({"east"}))
+    assert wire.get_directive(_waits(communicator, "east")) == "wait"
+
+
+def test_a_result_reaches_its_task_as_a_class_also_once_that_is_closed() -> None:
+    communicator, results = PullCommunicator(), list[tuple[str, Result | Refusal, bool]]()
+    task = _task("east", "west")
+    task.on_result = lambda site, result, of: results.append((site, result, of.closed))
+    communicator.open(task)
+    given = {}
+    for site in ("east", "west"):
+        name, given[site], message = communicator.process_task_request(Client(site, "token"), FLContext())
+        assert (name, wire.read_request(name, message).task) == ("train", "train")
+    east = wire.to_shareable(TrainResult(delta={"w": torch.ones(1)}, cases=2, steps=1, numbers={}))
+    communicator.process_submission(Client("east", "token"), "train", given["east"], east, FLContext())
+    communicator.close(task)
+    west = wire.to_shareable(Refusal("its disk is full", may_pass=True))
+    communicator.process_submission(Client("west", "token"), "train", given["west"], west, FLContext())
+    assert [(site, type(result).__name__, late) for site, result, late in results] == [
+        ("east", "TrainResult", False),
+        ("west", "Refusal", True),
+    ]
+    assert task.done == {"east", "west"}
+
+
+def test_a_result_of_a_process_before_the_last_is_dropped() -> None:
+    communicator, results = PullCommunicator(), list[str]()
+    communicator._engine = SimpleNamespace(
+        new_context=lambda: contextlib.nullcontext(FLContext()), send_aux_request=lambda *_, **__: None
+    )
+    task = _task("east")
+    task.on_result = lambda site, result, of: results.append(site)
+    communicator.open(task)
+    _, first, _ = communicator.process_task_request(Client("east", "token"), FLContext())
+    _, second, _ = communicator.process_task_request(Client("east", "token"), FLContext())
+    reply = wire.to_shareable(Refusal("no"))
+    communicator.process_submission(Client("east", "token"), "train", first, reply, _of("east"))
+    assert not results
+    communicator.process_submission(Client("west", "token"), "train", second, reply, _of("west"))
+    assert not results, "it was given to another site"
+    _, third, _ = communicator.process_task_request(Client("east", "token"), FLContext())
+    communicator.ban(frozenset({"east"}))
+    communicator.process_submission(Client("east", "token"), "train", third, reply, _of("east"))
+    assert not results, "it is banned"
+
+
+def _of(site: str) -> FLContext:
+    context = FLContext()
+    context.set_prop(ReservedKey.IDENTITY_NAME, site, private=False, sticky=False)
+    return context

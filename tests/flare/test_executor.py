@@ -7,8 +7,10 @@ import hashlib
 import json
 import resource
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 from unittest.mock import Mock
 
 import monai.bundle
@@ -17,18 +19,22 @@ import torch
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
 from safetensors.torch import load_file
+from torch import Tensor
 
 import oncofed
 from oncofed.client.datasets import DATASETS_FILE
-from oncofed.client.local_training import InProcessTraining
+from oncofed.client.in_process import InProcessTraining
+from oncofed.client.local_training import LocalScore
 from oncofed.client.state import SiteState
-from oncofed.client.told_patients import PATIENTS_OF_SUMS
 from oncofed.data.cases import read_cases
 from oncofed.flare import wire
 from oncofed.flare.executor import SiteExecutor
 from oncofed.job.spec import JobSpec
+from oncofed.messages.requests import EvaluateRequest, PrepareRequest, Request, TrainRequest
+from oncofed.messages.results import EvaluateResult, Refusal, SiteFacts, TrainResult
 from oncofed.models.weights import Weights, norm_names
 from oncofed.prediction.model import load_model
 from oncofed.privacy.policy import Policy
@@ -71,21 +77,50 @@ def local(tmp_path: Path, two_sites: dict[str, Path]) -> Path:
     return folder
 
 
-def _do(executor: SiteExecutor, task: str, local: Path, message=None):  # type: ignore[no-untyped-def]
-    return executor.execute(task, message or wire.plain_message(), _Context(local), Signal())
+def _reply(executor: SiteExecutor, request: Request, local: Path) -> Shareable:
+    return executor.execute(request.task, wire.to_shareable(request), _Context(local), Signal())
+
+
+def _prepare(executor: SiteExecutor, local: Path, profile: bool = False) -> Mapping[str, Any]:
+    result = wire.read_result("prepare", _reply(executor, PrepareRequest(profile=profile), local))
+    assert isinstance(result, SiteFacts), result
+    return result.numbers
+
+
+def _train(executor: SiteExecutor, local: Path, weights: Weights, number: int = 1) -> TrainResult:
+    result = wire.read_result("train", _reply(executor, TrainRequest(weights=weights, round=number), local))
+    assert isinstance(result, TrainResult), result
+    return result
+
+
+def _test(executor: SiteExecutor, local: Path, weights: Weights, number: int = 1) -> Mapping[str, Any]:
+    request = EvaluateRequest(weights=weights, round=number, split="test")
+    result = wire.read_result("validate", _reply(executor, request, local))
+    assert isinstance(result, EvaluateResult), result
+    return result.numbers
+
+
+def _refusal(reply: Shareable) -> Refusal:
+    refusal = wire.read_result("prepare", reply)
+    assert isinstance(refusal, Refusal), refusal
+    return refusal
+
+
+def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
 
 
 def _end(executor: SiteExecutor, local: Path) -> None:
     executor.handle_event(EventType.END_RUN, _Context(local))
 
 
-def _turns(executor: SiteExecutor) -> InProcessTraining:
-    assert isinstance(executor._turns, InProcessTraining)
-    return executor._turns
+def _training(executor: SiteExecutor) -> InProcessTraining:
+    assert isinstance(executor._training, InProcessTraining)
+    return executor._training
 
 
 def _trainer(executor: SiteExecutor) -> Trainer:
-    return _turns(executor).trainer
+    return _training(executor).trainer
 
 
 def _executor(spec: JobSpec) -> SiteExecutor:
@@ -94,7 +129,7 @@ def _executor(spec: JobSpec) -> SiteExecutor:
 
 def test_sums_of_nearly_the_patients_of_an_earlier_job_stay(spec: JobSpec, local: Path) -> None:
     """Two jobs whose lists of test patients differ by one: the second one's sums would tell that patient's score."""
-    weights = wire.weights_message(spec.plan().initial_weights(), 1, "test")
+    weights = spec.plan().initial_weights()
     sums = {"paired": {"patients": 9, "difference": 0.1, "variance": 0.01}}
     left = []
     for policy, patients in (
@@ -105,50 +140,46 @@ def test_sums_of_nearly_the_patients_of_an_earlier_job_stay(spec: JobSpec, local
         (None, range(10)),  # in a simulation nobody's images are anybody else's
     ):
         executor = _executor(spec)
-        groups = {PATIENTS_OF_SUMS: [[f"p{n}" for n in patients]]} if patients else {}
-        executor._policy, executor._turns = policy, Mock()
-        executor._turns.validate.return_value = {"validate_s": 1.0, **sums, **groups}  # type: ignore[attr-defined]
-        numbers = wire.read_numbers_message(_do(executor, "validate", local, weights))
-        assert PATIENTS_OF_SUMS not in numbers
+        groups = [[f"p{n}" for n in patients]] if patients else []
+        executor._policy, executor._training = policy, Mock()
+        score = LocalScore({"validate_s": 1.0, **sums}, groups)
+        executor._training.validate.return_value = score  # type: ignore[attr-defined]
+        numbers = _test(executor, local, weights)
+        assert "p1" not in str(numbers)
         left.append("paired" in numbers)
     assert left == [True, False, True, False, True]
 
 
 def test_a_site_tells_how_many_cases_it_has_and_trains(spec: JobSpec, local: Path, two_sites: dict[str, Path]) -> None:
     executor = _executor(spec)
-    counts = wire.read_numbers_message(_do(executor, "prepare", local))
+    counts = _prepare(executor, local)
     expected = {"train": 3, "validation": 1, "test": 1, "device": "cpu", "version": oncofed.__version__, "policy": None}
     assert counts == {
         **expected,
         "dataset": hashlib.sha256((two_sites["west"] / "dataset.json").read_bytes()).hexdigest(),
     }
-    asked = wire.plain_message()
-    wire.ask_for_profile(asked)
     # Three training patients are too few to tell anything of.
-    assert wire.read_numbers_message(_do(executor, "prepare", local, asked)) == {**counts, "profile": {}}
+    assert _prepare(executor, local, profile=True) == {**counts, "profile": {}}
     weights = _trainer(executor).weights()
-    reply = _do(executor, "train", local, wire.weights_message(weights, 1))
-    update, cases, steps, numbers = wire.read_update_message(reply)
-    assert (cases, steps) == (3, 4)
-    assert set(numbers) == {"evaluation", "validate_s", "train_s", "loss"}
-    assert any(update[name].any() for name in weights)
+    result = _train(executor, local, weights)
+    assert (result.cases, result.steps) == (3, 4)
+    assert set(result.numbers) == {"evaluation", "validate_s", "train_s", "loss"}
+    assert any(result.delta[name].any() for name in weights)
 
 
 def test_a_site_that_is_asked_again_sends_the_same_update_also_from_a_later_process(spec: JobSpec, local: Path) -> None:
     executor = _executor(spec)
-    _do(executor, "prepare", local)
+    _prepare(executor, local)
     weights = _trainer(executor).weights()
-    first, *_ = wire.read_update_message(_do(executor, "train", local, wire.weights_message(weights, 1)))
+    first = _train(executor, local, weights).delta
     for again in (executor, _executor(spec)):
         if again is not executor:
             _end(executor, local)
-        reply = _do(again, "train", local, wire.weights_message(weights, 1))
-        update, *_ = wire.read_update_message(reply)
-        assert all(torch.equal(update[name], first[name]) for name in first)
+        assert _same(_train(again, local, weights).delta, first)
     _end(again, local)
     executor = _executor(spec)
     other = {name: value + 0.1 if value.is_floating_point() else value for name, value in weights.items()}
-    update, *_ = wire.read_update_message(_do(executor, "train", local, wire.weights_message(other, 1)))
+    update = _train(executor, local, other).delta
     assert any((update[name] != first[name]).any() for name in first)
 
 
@@ -157,17 +188,16 @@ def test_a_site_that_took_the_next_turn_already_still_has_its_answer_to_the_one_
 ) -> None:
     """A server that was killed before it had kept a round asks for that round again."""
     executor = _executor(spec)
-    _do(executor, "prepare", local)
+    _prepare(executor, local)
     weights = _trainer(executor).weights()
-    first = wire.weights_message(weights, 1)
-    second = wire.weights_message({n: v * 0.9 if v.is_floating_point() else v for n, v in weights.items()}, 2)
-    expected = [wire.read_update_message(_do(executor, "train", local, turn))[0] for turn in (first, second)]
+    first = (weights, 1)
+    second = ({n: v * 0.9 if v.is_floating_point() else v for n, v in weights.items()}, 2)
+    expected = [_train(executor, local, *turn).delta for turn in (first, second)]
     _end(executor, local)
     executor = _executor(spec)
-    _do(executor, "prepare", local)
+    _prepare(executor, local)
     for turn, update in zip((first, second, first), (*expected, expected[0]), strict=True):
-        again = wire.read_update_message(_do(executor, "train", local, turn))[0]
-        assert all(torch.equal(again[name], update[name]) for name in update)
+        assert _same(_train(executor, local, *turn).delta, update)
 
 
 @pytest.mark.parametrize("strategy", ["fednova", "scaffold", "feddyn", "ditto"])
@@ -180,19 +210,20 @@ def test_a_site_killed_between_training_and_keeping_its_update_sends_what_it_wou
         folder.mkdir()
         (folder / DATASETS_FILE).write_text((local / DATASETS_FILE).read_text())
         executor = _executor(spec)
-        _do(executor, "prepare", folder)
+        _prepare(executor, folder)
         weights = _trainer(executor).weights()
-        _do(executor, "train", folder, wire.weights_message(weights, 1))
-        second = wire.weights_message({n: v * 0.9 if v.is_floating_point() else v for n, v in weights.items()}, 2)
+        _train(executor, folder, weights)
+        second = ({n: v * 0.9 if v.is_floating_point() else v for n, v in weights.items()}, 2)
         if killed:
             with monkeypatch.context() as until:
                 until.setattr(SiteState, "write", lambda *a: None)
-                _do(executor, "train", folder, second)
+                _train(executor, folder, *second)
             _end(executor, folder)
             executor = _executor(spec)
-        update, _, steps, numbers = wire.read_update_message(_do(executor, "train", folder, second))
+        result = _train(executor, folder, *second)
+        update = {**result.delta, **{f"extra.{name}": value for name, value in result.extra.items()}}
         _end(executor, folder)
-        return update, steps, numbers["loss"]
+        return update, result.steps, result.numbers["loss"]
 
     update, *told = rounds(local / "undisturbed", killed=False)
     again, *told_again = rounds(local / "disturbed", killed=True)
@@ -204,12 +235,12 @@ def test_a_site_killed_between_training_and_keeping_its_update_sends_what_it_wou
 
 def test_only_what_is_trained_travels(spec: JobSpec, local: Path) -> None:
     executor = _executor(spec.changed({"training": {"trainable": ["model.2*"]}}))
-    _do(executor, "prepare", local)
+    _prepare(executor, local)
     trainer = _trainer(executor)
     assert trainer
     before = trainer.weights()
     sent = {name: value for name, value in before.items() if name.startswith("model.2")}
-    update, *_ = wire.read_update_message(_do(executor, "train", local, wire.weights_message(sent, 1)))
+    update = _train(executor, local, sent).delta
     assert set(update) == set(sent) < set(before)
     after = trainer.weights()
     assert all(torch.equal(after[name], before[name]) for name in set(before) - set(sent))
@@ -218,39 +249,39 @@ def test_only_what_is_trained_travels(spec: JobSpec, local: Path) -> None:
 def test_a_site_keeps_normalisation_layers_of_its_own_where_the_job_says_so(spec: JobSpec, local: Path) -> None:
     settings = {"strategy": {"name": "fedbn"}, "model": {"norm": "batch"}}
     executor = _executor(spec.changed(settings))
-    _do(executor, "prepare", local)
+    _prepare(executor, local)
     trainer = _trainer(executor)
     assert trainer
-    first = wire.weights_message(trainer.weights(), 1)
-    _do(executor, "train", local, first)
+    _train(executor, local, trainer.weights())
     update = trainer.weights()
     names = norm_names(trainer.network)
     assert any("running_mean" in name for name in names & set(update))
     elsewhere = {name: torch.zeros_like(value) for name, value in update.items()}
-    loaded = _turns(executor)._with_own_norm(elsewhere)
+    loaded = _training(executor)._weights_here(elsewhere)
     assert all(torch.equal(value, (update if name in names else elsewhere)[name]) for name, value in loaded.items())
 
 
 @pytest.mark.parametrize("strategy", ["fedavg", "fedbn", "ditto"])
 def test_a_site_keeps_the_model_as_it_serves_it(spec: JobSpec, local: Path, strategy: str) -> None:
     executor = _executor(spec.changed({"strategy": {"name": strategy}, "model": {"norm": "batch"}}))
-    _do(executor, "prepare", local)
-    trainer, turns = _trainer(executor), _turns(executor)
-    _do(executor, "train", local, wire.weights_message(trainer.weights(), 1))
+    _prepare(executor, local)
+    trainer, training = _trainer(executor), _training(executor)
+    _train(executor, local, trainer.weights())
     sent = {name: torch.zeros_like(value) for name, value in trainer.weights().items()}
     folder = local / "oncofed" / "job" / "model"
-    turns.validate(sent, "test", lambda: False)
+    request = EvaluateRequest(weights=sent, round=1, split="test")
+    training.validate(request, lambda: False)
     assert not folder.exists()
-    turns.validate(sent, "test", lambda: False, "spheres")
+    training.validate(request, lambda: False, "spheres")
     kept = load_file(folder / "model.safetensors")
-    expected = turns._personal.weights() if turns._personal else turns._with_own_norm(sent)
+    expected = training._personal.weights() if training._personal else training._weights_here(sent)
     assert all(torch.equal(kept[name], expected[name]) for name in sent)
     assert (strategy == "fedavg") == all(not value.any() for value in kept.values())
     network = monai.bundle.load("bundle", bundle_dir=folder)
     assert all(torch.equal(network.state_dict()[name], value) for name, value in kept.items())
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     model = load_model(folder.parent)
-    assert model.job.plan() == turns._plan
+    assert model.job.plan() == training._plan
     assert (model.job.name, model.provenance["kept_by"], model.folder) == ("spheres", "west", folder.parent)
     assert all(torch.equal(model.weights[name], value) for name, value in kept.items())
 
@@ -259,11 +290,10 @@ def test_a_model_that_cannot_be_kept_is_told_to_the_site_alone(
     spec: JobSpec, local: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     executor = _executor(spec)
-    _do(executor, "prepare", local)
-    monkeypatch.setattr(
-        "oncofed.client.local_training.save_file", Mock(side_effect=OSError(28, "No space left on device"))
-    )
-    numbers = _turns(executor).validate(_trainer(executor).weights(), "test", lambda: False, "spheres")
+    _prepare(executor, local)
+    monkeypatch.setattr("oncofed.client.kept_model.save_file", Mock(side_effect=OSError(28, "No space left on device")))
+    request = EvaluateRequest(weights=_trainer(executor).weights(), round=1, split="test")
+    numbers = _training(executor).validate(request, lambda: False, "spheres").numbers
     assert numbers.keys() == {"evaluation", "validate_s"}
     assert "the model could not be kept" in caplog.text
     assert not list((local / "oncofed" / "job").glob("model*"))
@@ -272,31 +302,27 @@ def test_a_model_that_cannot_be_kept_is_told_to_the_site_alone(
 def test_no_name_or_path_leaves_with_an_error(spec: JobSpec, local: Path, two_sites: dict[str, Path]) -> None:
     bad = read_cases(two_sites["west"], spec.data.split, spec.seed).train[0]
     bad.label.unlink()
-    reply = _do(_executor(spec), "prepare", local)
-    reason = str(wire.refusal_reason(reply))
-    assert reason == "its data did not pass the checks; the site's own log names the cases"
+    reply = _reply(_executor(spec), PrepareRequest(), local)
+    assert _refusal(reply).reason == "its data did not pass the checks; the site's own log names the cases"
     assert bad.name not in repr(dict(reply))
-    assert wire.refusal_reason(_do(_executor(spec.changed({"data": {"max_bad_share": 0.5}})), "prepare", local)) is None
+    assert _prepare(_executor(spec.changed({"data": {"max_bad_share": 0.5}})), local)["train"]
 
 
 def test_a_file_that_cannot_be_read_in_the_middle_may_pass(spec: JobSpec, local: Path, tmp_path: Path) -> None:
     executor = _executor(spec)
-    _do(executor, "prepare", local)
-    message = wire.weights_message(_trainer(executor).weights(), 1)
+    _prepare(executor, local)
+    weights = _trainer(executor).weights()
     image = _trainer(executor).cases.train[0].image
     away = image.rename(image.with_suffix(".away"))
-    reply = _do(executor, "train", local, message)
+    reply = _reply(executor, TrainRequest(weights=weights, round=1), local)
     reason = "it cannot read a file that it could read before; the site's own log names it"
-    assert wire.refusal_reason(reply) == reason
-    assert wire.may_pass(reply)
+    assert _refusal(reply) == Refusal(reason, may_pass=True)
     assert image.name not in repr(dict(reply))
     away.rename(image)
-    again = _do(executor, "train", local, message)
+    again = _train(executor, local, weights)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / DATASETS_FILE).write_text((local / DATASETS_FILE).read_text())
-    expected = _do(_executor(spec), "train", tmp_path / "other", message)
-    one, other = (wire.read_update_message(reply)[0] for reply in (again, expected))
-    assert all(torch.equal(value, other[name]) for name, value in one.items())
+    assert _same(again.delta, _train(_executor(spec), tmp_path / "other", weights).delta)
 
 
 def test_a_round_looks_at_no_more_validation_cases_than_the_job_says(
@@ -306,44 +332,43 @@ def test_a_round_looks_at_no_more_validation_cases_than_the_job_says(
     (local / DATASETS_FILE).write_text(json.dumps({"west": {"balls": str(many)}}))
     split = {"validation": 0.5, "test": 0.1}
     executor = _executor(spec.changed({"evaluation": {"most_cases": 5}, "data": {"split": split}}))
-    _do(executor, "prepare", local)
+    _prepare(executor, local)
     trainer, looked = _trainer(executor), []
     assert len(trainer.cases.validation) > 5
     evaluate = trainer.evaluate
     monkeypatch.setattr(trainer, "evaluate", lambda cases, *more: looked.append(cases) or evaluate(cases, *more))
-    message = wire.weights_message(trainer.weights(), 1)
-    numbers = wire.read_update_message(_do(executor, "train", local, message))[3]
+    numbers = _train(executor, local, trainer.weights()).numbers
     assert numbers["evaluation"]["cases"] == 5
-    _do(executor, "train", local, wire.weights_message(trainer.weights(), 2))
+    _train(executor, local, trainer.weights(), 2)
     assert looked[0] == looked[1]  # the same in each round
-    _do(executor, "validate", local, wire.weights_message(trainer.weights(), 2, split="test"))
+    _test(executor, local, trainer.weights(), 2)
     assert looked[2] == trainer.cases.test
 
 
 @pytest.mark.parametrize("content", ["{}", "{", '{"west": {"other": "/data"}}', '{"east": {"balls": "/data"}}'])
 def test_a_dataset_that_is_not_registered_is_refused(spec: JobSpec, local: Path, content: str) -> None:
     (local / DATASETS_FILE).write_text(content)
-    assert "did not pass the checks" in str(wire.refusal_reason(_do(_executor(spec), "prepare", local)))
+    assert "did not pass the checks" in _refusal(_reply(_executor(spec), PrepareRequest(), local)).reason
 
 
 def test_a_loss_that_is_not_finite_leaves_as_such(spec: JobSpec, local: Path) -> None:
     executor = _executor(spec)
-    _do(executor, "prepare", local)
+    _prepare(executor, local)
     weights = {k: v * float("nan") for k, v in _trainer(executor).weights().items()}
-    reason = wire.refusal_reason(_do(executor, "train", local, wire.weights_message(weights, 1)))
-    assert str(reason).startswith("the loss was not finite in 4 of 4 steps")
+    reply = _reply(executor, TrainRequest(weights=weights, round=1), local)
+    assert _refusal(reply).reason.startswith("the loss was not finite in 4 of 4 steps")
 
 
 def test_an_unknown_task_is_refused(spec: JobSpec, local: Path) -> None:
-    assert "does not know" in str(wire.refusal_reason(_do(_executor(spec), "delete_everything", local)))
+    reply = _executor(spec).execute("delete_everything", Shareable(), _Context(local), Signal())
+    assert "does not know" in _refusal(reply).reason
 
 
 def test_figures_of_single_cases_stay_at_the_site(spec: JobSpec, local: Path) -> None:
     executor = _executor(spec)
-    _do(executor, "prepare", local)
+    _prepare(executor, local)
     assert _trainer(executor)
-    message = wire.weights_message(_trainer(executor).weights(), 1, "test")
-    numbers = wire.read_numbers_message(_do(executor, "validate", local, message))
+    numbers = _test(executor, local, _trainer(executor).weights())
     table = local / "oncofed" / "job" / "test_cases.csv"
     rows = list(csv.DictReader(table.open()))
     assert [row["case"] for row in rows] == [case.name for case in _trainer(executor).cases.test]
@@ -354,30 +379,30 @@ def test_figures_of_single_cases_stay_at_the_site(spec: JobSpec, local: Path) ->
 
 def test_a_site_whose_kept_state_is_broken_begins_anew(spec: JobSpec, local: Path) -> None:
     first = _executor(spec)
-    _do(first, "prepare", local)
+    _prepare(first, local)
     weights = _trainer(first).weights()
-    _do(first, "train", local, wire.weights_message(weights, 1))
+    _train(first, local, weights)
     kept = local / "oncofed" / "job"
     for path in kept.glob("*.safetensors"):
         path.write_bytes(path.read_bytes()[:-100])
     _end(first, local)
     again = _executor(spec)
-    update, *_ = wire.read_update_message(_do(again, "train", local, wire.weights_message(weights, 1)))
+    update = _train(again, local, weights).delta
     assert any(update[name].any() for name in weights)
     assert {path.name for path in kept.glob("*.broken")} == {"site.broken", "checkpoint.broken"}
 
 
 def test_a_full_disk_costs_the_state_and_not_the_update(spec: JobSpec, local: Path) -> None:
     executor = _executor(spec)
-    _do(executor, "prepare", local)
+    _prepare(executor, local)
     weights = _trainer(executor).weights()
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (512, before[1]))
     try:
-        reply = _do(executor, "train", local, wire.weights_message(weights, 1))
+        result = _train(executor, local, weights)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    update, _, _, numbers = wire.read_update_message(reply)
+    update, numbers = result.delta, result.numbers
     assert any(update[name].any() for name in weights)
     assert numbers["not_kept"] == "File too large"
     assert str(local) not in repr(numbers)
@@ -391,9 +416,8 @@ def test_how_sure_the_model_is_stays_beside_the_one_that_it_was_learned_of(
     executor = _executor(spec.changed({"strategy": {"name": strategy}}))
     folder = local / "oncofed" / "job" / "model"
     folder.mkdir(parents=True)
-    message = wire.plain_message()
-    wire.let_keep(message, {"calibration.json": "{}", "training_profile.json": "{}", "../other.json": "{}"})
-    executor._keep_beside(message, _Context(local))
+    files = {"calibration.json": "{}", "training_profile.json": "{}", "../other.json": "{}"}
+    executor._keep_artifacts(files, _Context(local))
     expected = {"training_profile.json"} | ({"calibration.json"} if strategy == "fedavg" else set())
     assert {path.name for path in folder.iterdir()} == expected
 
@@ -406,8 +430,6 @@ def test_a_kept_bundle_gets_what_belongs_to_its_model(spec: JobSpec, local: Path
         "calibration.json": '{"temperature": 2.5, "patients": 20, "sites": ["west"], "log_loss": [1, 0.5]}',
         "training_profile.json": '{"sites": 1, "traits": {}}',
     }
-    message = wire.plain_message()
-    wire.let_keep(message, files)
-    _executor(spec)._keep_beside(message, _Context(local))
+    _executor(spec)._keep_artifacts(files, _Context(local))
     assert {name: (bundle / name).read_text() for name in files} == files
     assert "temperature" not in json.loads((bundle / "configs" / "inference.json").read_text())  # of a segmentation

@@ -14,9 +14,10 @@ from safetensors.torch import load_file, save
 from fault_lab import lab, undisturbed
 from oncofed.algorithms.plan import FederationPlan
 from oncofed.errors import FederationError
-from oncofed.flare import wire
-from oncofed.flare.peer_exchange import PeerExchange, PeerMean
+from oncofed.flare.peer_exchange import PeerExchange
 from oncofed.job.spec import JobSpec
+from oncofed.messages.requests import CombineRequest, PeerUpdate
+from oncofed.messages.results import CombineResult, EvaluateResult, Refusal, Result, TrainResult
 from oncofed.models.weights import WeightLayout
 from oncofed.rounds.intake import UpdateIntake
 from oncofed.rounds.run_state import RunState
@@ -26,17 +27,19 @@ PLAN = FederationPlan.model_validate({"strategy": {"name": "swarm"}})
 LIKE = {"w": torch.zeros(2, device="meta"), "count": torch.zeros((), dtype=torch.int64, device="meta")}
 
 
-def _given(peer: PeerExchange, number: int, **values: float) -> dict[str, dict[str, object]]:
-    wanted: dict[str, dict[str, object]] = {}
+def _given(peer: PeerExchange, number: int, **values: float) -> dict[str, PeerUpdate]:
+    wanted: dict[str, PeerUpdate] = {}
     for cases, (site, value) in enumerate(values.items(), 1):
         sent = save({"w": torch.full((2,), value), "count": torch.tensor(7)})
         peer._receive("", Shareable({"round": number, "update": sent}), None)  # type: ignore[arg-type]
-        wanted[site] = {"digest": hashlib.sha256(sent).hexdigest(), "cases": cases}
+        wanted[site] = PeerUpdate(hashlib.sha256(sent).hexdigest(), cases)
     return wanted
 
 
-def _combined(peer: PeerExchange, wanted: dict[str, dict[str, object]], number: int = 1) -> PeerMean:
-    return peer.combine(wanted, number, LIKE, frozenset({"w"}))
+def _combined(peer: PeerExchange, wanted: dict[str, PeerUpdate], number: int = 1) -> CombineResult:
+    return peer.combine(
+        CombineRequest(updates=wanted, round=number), WeightLayout(LIKE, frozenset(LIKE), frozenset({"w"}))
+    )
 
 
 def test_the_mean_is_weighted_by_the_cases_that_the_server_knows() -> None:
@@ -44,13 +47,13 @@ def test_the_mean_is_weighted_by_the_cases_that_the_server_knows() -> None:
     made = _combined(peer, _given(peer, 1, east=1.0, west=4.0))
     assert torch.equal(made.mean["w"], torch.full((2,), 3.0))
     assert made.mean["count"] == 7
-    assert (made.cases, made.missing, made.refused) == (3, [], {})
+    assert (made.cases, made.missing, made.left_out) == (3, (), {})
 
 
 def test_an_update_that_did_not_come_is_named_and_the_others_are_kept_for_the_next_try() -> None:
     peer = PeerExchange(PLAN)
     wanted = _given(peer, 1, east=1.0, west=4.0)
-    more = {**wanted, "north": {"digest": "0" * 64, "cases": 1}}
+    more = {**wanted, "north": PeerUpdate("0" * 64, 1)}
     assert _combined(peer, more).missing == ["north"]
     assert _combined(peer, wanted).cases == 3
     assert _combined(peer, wanted).missing == ["east", "west"]  # they were let go with their round
@@ -67,11 +70,11 @@ def test_what_is_not_an_update_is_left_out_and_said() -> None:
     peer = PeerExchange(PLAN)
     wanted = _given(peer, 1, east=1.0, west=float("nan"))
     peer._receive("", Shareable({"round": 1, "update": b"junk"}), None)  # type: ignore[arg-type]
-    wanted["north"] = {"digest": hashlib.sha256(b"junk").hexdigest(), "cases": 5}
+    wanted["north"] = PeerUpdate(hashlib.sha256(b"junk").hexdigest(), 5)
     made = _combined(peer, wanted)
     assert made.cases == 1
-    assert "not finite" in made.refused["west"]
-    assert made.refused["north"] == "it sent what is not tensors"
+    assert "not finite" in made.left_out["west"]
+    assert made.left_out["north"] == "it sent what is not tensors"
     with pytest.raises(FederationError, match="no update that counts"):
         _combined(peer, _given(peer, 2, west=float("inf")), 2)
 
@@ -79,12 +82,13 @@ def test_what_is_not_an_update_is_left_out_and_said() -> None:
 def test_an_update_many_times_as_long_as_the_others_is_left_out() -> None:
     peer = PeerExchange(PLAN)
     made = _combined(peer, _given(peer, 1, east=1.0, north=1.1, south=0.9, west=400.0))
-    assert list(made.refused) == ["west"]
+    assert list(made.left_out) == ["west"]
 
 
-def _door() -> UpdateIntake:
+def _intake() -> UpdateIntake:
     layout = WeightLayout(LIKE, frozenset(LIKE), frozenset({"w"}))
-    return UpdateIntake(PLAN, layout, (), {"east": {"train": 2}}, lambda kind, **values: None)
+    cases = {"east": {"train": 2}}
+    return UpdateIntake(federation=PLAN, layout=layout, classes=(), cases=cases, record=lambda event: None)
 
 
 MEAN = {"w": torch.ones(2), "count": torch.tensor(7)}
@@ -94,24 +98,25 @@ MEMORY = RunState({"w": torch.zeros(2), "count": torch.tensor(0)})
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
-        (wire.combined_message(MEAN, 9, [], {}), "9 cases are behind the mean, expected 2"),
-        (wire.combined_message({**MEAN, "w": torch.ones(3)}, 2, [], {}), r"expected \(2,\)"),
-        (wire.combined_message({**MEAN, "w": torch.full((2,), torch.nan)}, 2, [], {}), "not finite"),
-        (wire.refusal("its disk is full"), "its disk is full"),
-        (Shareable(), "its answer is malformed"),
+        (CombineResult(mean=MEAN, cases=9), "9 cases are behind the mean, expected 2"),
+        (CombineResult(mean={**MEAN, "w": torch.ones(3)}, cases=2), r"expected \(2,\)"),
+        (CombineResult(mean={**MEAN, "w": torch.full((2,), torch.nan)}, cases=2), "not finite"),
+        (Refusal("its disk is full"), "its disk is full"),
+        (EvaluateResult({}), "its answer is malformed"),
     ],
 )
-def test_a_collector_that_answers_something_else_is_not_believed(answer: Shareable, reason: str) -> None:
+def test_a_collector_that_answers_something_else_is_not_believed(answer: Result | Refusal, reason: str) -> None:
     with pytest.raises(FederationError, match=reason):
-        _door().combined("west", answer, 1, MEMORY, {"east": 2})
+        _intake().combined("west", answer, 1, MEMORY, {"east": 2})
 
 
 def test_the_server_refuses_to_see_a_sites_update() -> None:
-    door = _door()
-    given = door.given(1, MEMORY.model)
+    intake = _intake()
+    expected = intake.expected(1, MEMORY.model)
     with pytest.raises(FederationError, match="other tensors"):
-        door._read("east", wire.update_message(MEAN, {}, 2, 1, {}), given)
-    update, numbers = door._read("east", wire.update_message({}, {}, 2, 1, {"update": "f" * 64}), given)
+        intake._read("east", TrainResult(delta=MEAN, cases=2, steps=1, numbers={}), expected)
+    result = TrainResult(delta={}, cases=2, steps=1, numbers={"update": "f" * 64})
+    update, numbers = intake._read("east", result, expected)
     assert len(update.delta) == 0
     assert numbers == {"update": "f" * 64}
 

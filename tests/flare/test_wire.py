@@ -32,11 +32,13 @@ WEIGHTS = {"conv.weight": torch.randn(2, 3), "conv.bias": torch.zeros(2)}
 
 def test_weights_survive_flares_serializer_to_the_bit_and_are_no_pickle() -> None:
     wire.register_tensors()
-    blob = fobs.dumps(wire.weights_message(WEIGHTS, 4, "test", {"control.conv.bias": torch.ones(2)}))
-    weights, number, split, given = wire.read_weights_message(fobs.loads(blob))
-    assert (number, split) == (4, "test")
-    assert list(given) == ["control.conv.bias"]
-    assert all(torch.equal(weights[name], WEIGHTS[name]) for name in WEIGHTS)
+    request = TrainRequest(weights=WEIGHTS, round=4, extra={"control.conv.bias": torch.ones(2)})
+    blob = fobs.dumps(wire.to_shareable(request))
+    read = wire.read_request(TrainRequest.task, fobs.loads(blob))
+    assert isinstance(read, TrainRequest)
+    assert read.round == 4
+    assert list(read.extra) == ["control.conv.bias"]
+    assert all(torch.equal(read.weights[name], WEIGHTS[name]) for name in WEIGHTS)
     with pytest.raises(Exception):  # noqa: B017, PT011 - whatever pickletools says of what is not a pickle
         list(pickletools.genops(blob))
     assert b"__main__" not in blob
@@ -75,15 +77,18 @@ def test_an_update_carries_weights_cases_and_approved_numbers_only() -> None:
         "evaluation": evaluation_numbers(Evaluation(0.5, {"core": 0.5}, {"hd95_mm.core": 2.0}, 3, (0.4, 0.6))),
         "train_s": 1.5,
     }
-    weights, cases, steps, read = wire.read_update_message(wire.update_message(WEIGHTS, {}, 12, 3, numbers))
-    assert (cases, steps) == (12, 3)
-    assert read == numbers
-    assert set(weights) == set(WEIGHTS)
+    sent = wire.to_shareable(TrainResult(delta=WEIGHTS, cases=12, steps=3, numbers=numbers))
+    read = wire.read_result(TrainRequest.task, sent)
+    assert isinstance(read, TrainResult)
+    assert (read.cases, read.steps) == (12, 3)
+    assert read.numbers == numbers
+    assert set(read.delta) == set(WEIGHTS)
 
 
 def test_a_refusal_says_why() -> None:
-    assert wire.refusal_reason(wire.refusal("its data did not pass")) == "its data did not pass"
-    assert wire.refusal_reason(wire.numbers_message({})) is None
+    refusal = Refusal("its data did not pass")
+    assert wire.read_result(PrepareRequest.task, wire.to_shareable(refusal)) == refusal
+    assert wire.read_result(PrepareRequest.task, wire.to_shareable(SiteFacts({}))) == SiteFacts({})
 
 
 _W = torch.ones(2)

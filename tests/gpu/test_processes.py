@@ -16,6 +16,7 @@ from oncofed.client.local_training import SiteContext
 from oncofed.client.sandboxed import SandboxedTraining
 from oncofed.flare.runtime.forkserver import ForkServer, JobCommand
 from oncofed.job.spec import JobSpec
+from oncofed.messages.requests import TrainRequest
 from oncofed.packs.load import load_pack
 from oncofed.packs.pack import make_pack
 from oncofed.processes import process_environment
@@ -83,17 +84,17 @@ def test_a_packs_network_trains_on_the_gpu_in_its_confined_process(
     model = {"code": harmless.digest, "network": "wide_net"}
     declared = Plan.model_validate(spec.plan().model_dump() | {"model": model}).declared().model_dump()
     plan = Plan.model_validate({**declared, "model": {**declared["model"], "code": pack.digest}})
-    place, voice = SiteContext("east", two_sites["east"], tmp_path / "state", None), Voice()
+    context, voice = SiteContext(site="east", data=two_sites["east"], state=tmp_path / "state"), Voice()
     weights = Plan.model_validate({**declared, "model": model}).initial_weights()
-    turns = SandboxedTraining(plan, FederationPlan(), place, voice, pack)
+    training = SandboxedTraining(plan=plan, federation=FederationPlan(), context=context, reporter=voice, pack=pack)
     try:
-        assert turns.prepare()["train"] == 5, voice.notes
-        answer = turns.train(weights, 1, {}, lambda: False)
+        assert training.prepare()["train"] == 5, voice.notes
+        result = training.train(TrainRequest(weights=weights, round=1), lambda: False)
     finally:
-        turns.close()
-    assert answer.steps > 0
-    assert any(float(value.abs().sum()) > 0 for value in answer.delta.values())
-    assert (place.state / "scratch" / "devices.txt").read_text() == "cuda"
+        training.close()
+    assert result.steps > 0
+    assert any(float(value.abs().sum()) > 0 for value in result.delta.values())
+    assert (context.state / "scratch" / "devices.txt").read_text() == "cuda"
 
 
 def test_a_fork_of_the_process_that_imported_everything_uses_the_gpu(tmp_path: Path) -> None:

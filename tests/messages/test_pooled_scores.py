@@ -15,13 +15,13 @@ from safetensors.torch import save_file
 from oncofed.algorithms.plan import FederationPlan
 from oncofed.artifacts.kept_job import copy_beside_model
 from oncofed.client.case_sums import patients_of_sums, sums_of
-from oncofed.client.local_training import InProcessTraining, SiteContext
-from oncofed.client.told_patients import PATIENTS_OF_SUMS
+from oncofed.client.in_process import InProcessTraining
+from oncofed.client.local_training import SiteContext
 from oncofed.data.register import RegisterOptions, register
 from oncofed.flare import wire
 from oncofed.job.outcome import begin_result, note_pooled
 from oncofed.job.spec import read_job
-from oncofed.messages.requests import SumsAsked
+from oncofed.messages.requests import EvaluateRequest, Split, SumsAsked
 from oncofed.privacy.outbound import check_numbers
 from oncofed.report.html import write_report
 from oncofed.report.result import read_result
@@ -51,42 +51,45 @@ class _Quiet:
 
 
 @pytest.fixture(scope="module")
-def turns(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InProcessTraining]:
+def training(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InProcessTraining]:
     folder = tmp_path_factory.mktemp("site")
     make_textures(folder / "in", CLASSES, 24, colours=1)
     register(RegisterOptions(folder / "in", JOB.data.dataset, folder / "set"))
     other = {n: v + 0.05 if v.is_floating_point() else v for n, v in JOB.plan().initial_weights().items()}
     save_file({n: v.contiguous() for n, v in other.items()}, folder / "other.safetensors")
-    place = SiteContext("east", folder / "set", folder / "state", None, folder / "other.safetensors")
-    turns = InProcessTraining(JOB.plan(), FederationPlan(), place, _Quiet())
-    turns.prepare()
-    yield turns
-    turns.close()
+    context = SiteContext(
+        site="east", data=folder / "set", state=folder / "state", against=folder / "other.safetensors"
+    )
+    training = InProcessTraining(plan=JOB.plan(), federation=FederationPlan(), context=context, reporter=_Quiet())
+    training.prepare()
+    yield training
+    training.close()
 
 
-def _asked(turns: InProcessTraining, split: str, asked: SumsAsked | None) -> dict[str, Any]:
-    numbers = turns.validate(turns.trainer.weights(), split, lambda: False, None, asked)
-    groups = numbers.pop(PATIENTS_OF_SUMS, None)
-    assert bool(groups) == bool(asked), "the site knows of whom the sums are"
+def _asked(training: InProcessTraining, split: Split, asked: SumsAsked | None) -> dict[str, Any]:
+    request = EvaluateRequest(weights=training.trainer.weights(), round=1, split=split, sums=asked)
+    score = training.validate(request, lambda: False)
+    numbers = score.numbers
+    assert bool(score.patient_groups) == bool(asked), "the site knows of whom the sums are"
     assert json.loads(json.dumps(numbers)).keys() == numbers.keys()
     check_numbers(numbers, CLASSES, sums=True)
     return numbers
 
 
-def test_sums_come_where_they_are_asked_for_alone(turns: InProcessTraining) -> None:
-    weights = turns.trainer.weights()
-    assert set(_asked(turns, "test", None)) == {"evaluation", "validate_s"}
-    assert set(_asked(turns, "validation", SumsAsked())) == {"evaluation", "validate_s", "temperature"}
-    tested = _asked(turns, "test", SumsAsked(1.5))
+def test_sums_come_where_they_are_asked_for_alone(training: InProcessTraining) -> None:
+    weights = training.trainer.weights()
+    assert set(_asked(training, "test", None)) == {"evaluation", "validate_s"}
+    assert set(_asked(training, "validation", SumsAsked())) == {"evaluation", "validate_s", "temperature"}
+    tested = _asked(training, "test", SumsAsked(1.5))
     assert set(tested) == {"evaluation", "validate_s", "pooled", "paired"}
     assert tested["pooled"]["patients"] == tested["evaluation"]["cases"] == tested["paired"]["patients"]
     assert len(tested["pooled"]["reliability"]["brier"]) == 2
     # What is scored is the model that was sent, and it is there again after the other one.
-    assert all(torch.equal(value, turns.trainer.weights()[name]) for name, value in weights.items())
+    assert all(torch.equal(value, training.trainer.weights()[name]) for name, value in weights.items())
 
 
-def test_what_one_site_says_is_its_own_score(turns: InProcessTraining) -> None:
-    tested = _asked(turns, "test", SumsAsked(1.5))
+def test_what_one_site_says_is_its_own_score(training: InProcessTraining) -> None:
+    tested = _asked(training, "test", SumsAsked(1.5))
     found = together({"east": tested, "west": {"evaluation": {}}}, None, "auroc", 0.2, "ab" * 32)
     assert found.pooled
     assert found.pooled.auroc == pytest.approx(tested["evaluation"]["mean"], rel=1e-3)
@@ -95,18 +98,18 @@ def test_what_one_site_says_is_its_own_score(turns: InProcessTraining) -> None:
     assert (found.paired.margin, found.paired.against) == (0.2, "ab" * 32)
     assert found.calibration is None
     # The same model twice differs by nothing.
-    task, cases = turns.trainer.task, list[tuple[str, Any]]()
-    turns.trainer.evaluate(turns.trainer.cases.test, None, False, None, cases)
+    task, cases = training.trainer.task, list[tuple[str, Any]]()
+    training.trainer.evaluate(training.trainer.cases.test, None, False, None, cases)
     same = sums_of(task, "test", cases, cases, SumsAsked())
     assert same["paired"]["difference"] == same["paired"]["variance"] == 0
 
 
 def test_a_calibration_gets_the_reliability_of_the_test_and_goes_into_result_and_report(
-    turns: InProcessTraining, tmp_path: Path
+    training: InProcessTraining, tmp_path: Path
 ) -> None:
     # A model that was never trained is sure of nothing: which temperature is best says chance.
     learned = Calibration(temperature=1.5, patients=12, sites=["east"], log_loss=(0.7, 0.69))
-    found = together({"east": _asked(turns, "test", SumsAsked(1.5))}, learned, "auroc", 0.2, None)
+    found = together({"east": _asked(training, "test", SumsAsked(1.5))}, learned, "auroc", 0.2, None)
     assert found.calibration
     assert found.calibration.before
     assert found.calibration.after
@@ -132,8 +135,8 @@ def test_a_calibration_gets_the_reliability_of_the_test_and_goes_into_result_and
     assert (result.calibration, result.pooled_test, result.paired_test) == (None, None, None)
 
 
-def test_the_report_names_no_temperature_where_none_is_known(turns: InProcessTraining, tmp_path: Path) -> None:
-    found = together({"east": _asked(turns, "test", SumsAsked())}, None, "auroc", None, None)
+def test_the_report_names_no_temperature_where_none_is_known(training: InProcessTraining, tmp_path: Path) -> None:
+    found = together({"east": _asked(training, "test", SumsAsked())}, None, "auroc", None, None)
     result = begin_result(JOB, "simulate")
     note_pooled(result, **found.recorded())
     html = write_report(result, {}, tmp_path).read_text()
@@ -165,10 +168,9 @@ def test_sums_are_of_groups_that_are_large_enough() -> None:
     assert sorted(map(len, patients_of_sums(task, half))) == [6, 6, 12]
 
 
-def test_the_server_asks_in_the_message_itself() -> None:
-    message = wire.weights_message({"a": torch.zeros(2)}, 1, "test")
-    assert wire.sums_asked(message) is None
-    wire.ask_for_sums(message, SumsAsked(1.25))
-    assert wire.sums_asked(message) == SumsAsked(1.25)
-    wire.ask_for_sums(message, SumsAsked())
-    assert wire.sums_asked(message) == SumsAsked(None)
+@pytest.mark.parametrize("asked", [None, SumsAsked(1.25), SumsAsked()])
+def test_the_server_asks_in_the_message_itself(asked: SumsAsked | None) -> None:
+    request = EvaluateRequest(weights={"a": torch.zeros(2)}, round=1, split="test", sums=asked)
+    read = wire.read_request(EvaluateRequest.task, wire.to_shareable(request))
+    assert isinstance(read, EvaluateRequest)
+    assert read.sums == asked

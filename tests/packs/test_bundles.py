@@ -143,17 +143,19 @@ def test_a_site_runs_it_confined(bundle: Path, two_sites: dict[str, Path], tmp_p
     }
     harmless = make_bundle_pack(bundle, None)
     plan = _job(harmless, tmp_path / "job").plan().declared()
-    place = SiteContext("east", two_sites["east"], tmp_path / "state", None)
-    turns = SandboxedTraining(plan, FederationPlan(), place, Voice(), harmless)
-    assert turns.prepare()["train"] == 5
-    turns.close()
+    context = SiteContext(site="east", data=two_sites["east"], state=tmp_path / "state")
+    training = SandboxedTraining(
+        plan=plan, federation=FederationPlan(), context=context, reporter=Voice(), pack=harmless
+    )
+    assert training.prepare()["train"] == 5
+    training.close()
     (bundle / "configs" / "inference.json").write_text(json.dumps(config))
     pack = make_bundle_pack(bundle, None)
     evil = plan.model_copy(update={"model": plan.model.model_copy(update={"code": pack.digest})})
     quiet = Voice()
-    turns = SandboxedTraining(evil, FederationPlan(), place, quiet, pack)
+    training = SandboxedTraining(plan=evil, federation=FederationPlan(), context=context, reporter=quiet, pack=pack)
     with pytest.raises(TrainingError, match="its process of the pack own_net ended in a SpecError"):
-        turns.prepare()
-    turns.close()
+        training.prepare()
+    training.close()
     assert "Permission denied" in quiet.notes[0]
     assert not left.exists()

@@ -12,12 +12,11 @@ from safetensors.torch import load_file, save_file
 from oncofed.algorithms.plan import FederationPlan
 from oncofed.client.local_training import SiteContext
 from oncofed.client.sandboxed import SandboxedTraining
-from oncofed.client.told_patients import PATIENTS_OF_SUMS
 from oncofed.data.cases import read_cases
 from oncofed.errors import SpecError
 from oncofed.job.flare import export_job
 from oncofed.job.spec import JobSpec
-from oncofed.messages.requests import SumsAsked
+from oncofed.messages.requests import EvaluateRequest, SumsAsked, TrainRequest
 from oncofed.packs.load import load_pack
 from oncofed.packs.pack import Pack, make_pack
 from oncofed.privacy.outbound import check_numbers
@@ -120,14 +119,18 @@ def test_a_site_runs_it_confined_and_its_figures_are_bounded(
     weights = plan.initial_weights()
     other = tmp_path / "other.safetensors"
     save_file({name: value.contiguous() for name, value in weights.items()}, other)
-    place = SiteContext("east", two_sites["east"], tmp_path / "state", None, other)
-    turns = SandboxedTraining(plan.declared(), FederationPlan(), place, Voice(), pack)
-    assert turns.prepare()["test"] == 5
-    answer = turns.train(weights, 1, {}, lambda: False)
-    numbers = turns.validate(weights, "test", lambda: False, None, SumsAsked())
-    turns.close()
-    assert max(map(len, numbers.pop(PATIENTS_OF_SUMS))) == 5
-    assert answer.steps == spec.training.steps_per_round
+    context = SiteContext(site="east", data=two_sites["east"], state=tmp_path / "state", against=other)
+    training = SandboxedTraining(
+        plan=plan.declared(), federation=FederationPlan(), context=context, reporter=Voice(), pack=pack
+    )
+    assert training.prepare()["test"] == 5
+    result = training.train(TrainRequest(weights=weights, round=1), lambda: False)
+    request = EvaluateRequest(weights=weights, round=1, split="test", sums=SumsAsked())
+    score = training.validate(request, lambda: False)
+    training.close()
+    numbers = score.numbers
+    assert max(map(len, score.patient_groups)) == 5
+    assert result.steps == spec.training.steps_per_round
     assert 0 < numbers["evaluation"]["mean"] <= 1
     check_numbers(numbers, list(spec.task.classes.values()), sums=True)
     # Its metric is summed over patients as any task's, and beside another model, which is the same here.

@@ -1,4 +1,4 @@
-"""What comes through the door: updates of this round, late ones with less weight, none that is far too long."""
+"""Which results count: updates of this round, late ones with less weight, none that is far too long."""
 
 from __future__ import annotations
 
@@ -7,60 +7,64 @@ from typing import Any
 
 import pytest
 import torch
-from nvflare.apis.shareable import Shareable
 
 import oncofed
 from oncofed.algorithms.plan import FederationPlan
 from oncofed.errors import FederationError
-from oncofed.flare import wire
-from oncofed.flare.communicator import SiteTask
+from oncofed.messages.requests import TrainRequest
+from oncofed.messages.results import CombineResult, EvaluateResult, Refusal, SiteFacts, TrainResult
 from oncofed.models.weights import WeightLayout
-from oncofed.rounds.intake import UpdateIntake, bounded, counts
+from oncofed.rounds.events import Event
+from oncofed.rounds.intake import UpdateIntake, counts
+from oncofed.rounds.outliers import bounded
 from oncofed.rounds.round_state import RoundState
 from oncofed.rounds.run_state import RunState
+from oncofed.rounds.site_task import SiteTask
 
 _MODEL = {"weight": torch.zeros(4), "fixed": torch.ones(2)}
 _LAYOUT = WeightLayout(_MODEL, frozenset({"weight"}), frozenset({"weight"}))
 _CASES = {f"site-{n}": {"train": n} for n in range(1, 5)}
 
 
-class _Written(list[tuple[str, dict[str, Any]]]):
-    def __call__(self, kind: str, **values: Any) -> None:
-        self.append((kind, values))
+class _Record(list[Event]):
+    def __call__(self, event: Event) -> None:
+        self.append(event)
 
     @property
     def kinds(self) -> list[str]:
-        return [kind for kind, _ in self]
+        return [event.kind for event in self]
 
 
-def _door(written: _Written, **settings: Any) -> UpdateIntake:
+def _intake(record: _Record, **settings: Any) -> UpdateIntake:
     plan = FederationPlan.model_validate(settings)
-    return UpdateIntake(plan, _LAYOUT, ("core",), _CASES, written)
+    return UpdateIntake(federation=plan, layout=_LAYOUT, classes=("core",), cases=_CASES, record=record)
 
 
-def _update(value: float, cases: int) -> Shareable:
-    return wire.update_message({"weight": torch.full((4,), value)}, {}, cases, 5, {"loss": 0.1})
+def _update(value: float, cases: int, numbers: dict[str, Any] | None = None) -> TrainResult:
+    delta = {"weight": torch.full((4,), value)}
+    return TrainResult(delta=delta, cases=cases, steps=5, numbers=numbers or {"loss": 0.1})
 
 
-def _question() -> SiteTask:
-    return SiteTask(wire.TASK_TRAIN, 1, None, lambda site: Shareable(), lambda site, result, question: None)
+def _task() -> SiteTask:
+    request = TrainRequest(weights={}, round=1)
+    return SiteTask(TrainRequest.task, None, lambda site: request, lambda site, result, task: None)
 
 
 def test_an_update_counts_with_what_its_site_said() -> None:
-    written = _Written()
-    door, current = _door(written), RoundState()
-    door.take("site-2", _update(1.0, 2), _question(), current, door.given(1, _MODEL))
-    (update,) = door.without_outliers(current, RunState(_MODEL))
+    record = _Record()
+    intake, current = _intake(record), RoundState()
+    intake.accept("site-2", _update(1.0, 2), _task(), current, intake.expected(1, _MODEL))
+    (update,) = intake.without_outliers(current, RunState(_MODEL))
     assert (update.site, update.cases, update.steps) == ("site-2", 2, 5)
     assert torch.equal(update.delta["weight"], torch.ones(4))
     assert current.losses == {"site-2": 0.1}
-    assert written.kinds == ["answer"]
+    assert record.kinds == ["answer"]
 
 
 def test_a_clock_that_is_set_during_a_round_makes_no_answer_late(monkeypatch: pytest.MonkeyPatch) -> None:
-    door, current = _door(_Written()), RoundState()
+    intake, current = _intake(_Record()), RoundState()
     monkeypatch.setattr(time, "time", lambda: 4e9)
-    door.take("site-2", _update(1.0, 2), _question(), current, door.given(1, _MODEL))
+    intake.accept("site-2", _update(1.0, 2), _task(), current, intake.expected(1, _MODEL))
     assert 0 <= current.came["site-2"] < 60
 
 
@@ -91,21 +95,20 @@ _SCORE = {
     ],
 )
 def test_other_numbers_than_the_jobs_are_refused(numbers: dict[str, Any], said: str) -> None:
-    door, current = _door(_Written()), RoundState()
-    message = wire.update_message({"weight": torch.ones(4)}, {}, 2, 5, numbers)
-    door.take("site-2", message, _question(), current, door.given(1, _MODEL))
+    intake, current = _intake(_Record()), RoundState()
+    intake.accept("site-2", _update(1.0, 2, numbers), _task(), current, intake.expected(1, _MODEL))
     assert current.refused["site-2"] == f"its numbers are not those of the job: {said}"
     with pytest.raises(FederationError, match=r"are not those of the job|no score"):
-        door.scores("site-1", wire.numbers_message(numbers))
+        intake.scores("site-1", EvaluateResult(numbers))
 
 
 def test_an_answer_that_is_malformed_is_refused() -> None:
-    door, current = _door(_Written()), RoundState()
-    door.take("site-2", Shareable({"DXO": 7}), _question(), current, door.given(1, _MODEL))
+    intake, current = _intake(_Record()), RoundState()
+    intake.accept("site-2", EvaluateResult({}), _task(), current, intake.expected(1, _MODEL))
     assert current.refused["site-2"].startswith("its answer is malformed (")
     with pytest.raises(FederationError, match="its answer is malformed"):
-        door.scores("site-1", Shareable())
-    assert door.scores("site-1", wire.numbers_message({"evaluation": _SCORE}))["evaluation"] == _SCORE
+        intake.scores("site-1", CombineResult(mean={}, cases=1))
+    assert intake.scores("site-1", EvaluateResult({"evaluation": _SCORE}))["evaluation"] == _SCORE
 
 
 _COUNTS = {"train": 3, "validation": 1, "test": 1, "device": "cpu", "version": oncofed.__version__}
@@ -124,51 +127,54 @@ _COUNTS = {"train": 3, "validation": 1, "test": 1, "device": "cpu", "version": o
     ],
 )
 def test_what_a_site_says_of_its_data_is_held_to_bounds(said: dict[str, Any], reason: str | None) -> None:
-    message = wire.numbers_message(said)
+    facts = SiteFacts(said)
     if reason is None:
-        assert counts(message) == said
+        assert counts(facts) == said
         return
     with pytest.raises(FederationError, match=reason):
-        counts(message)
+        counts(facts)
 
 
-def test_a_reason_of_a_site_is_one_short_line() -> None:
-    reason = wire.refusal_reason(wire.refusal("its disk\n\x1b[31m is full" + "x" * 5000))
-    assert reason is not None
-    assert reason.startswith("its disk  [31m is full")
-    assert len(reason) == 600
+def test_a_sites_refusal_says_why_and_whether_it_may_pass() -> None:
+    intake, current = _intake(_Record()), RoundState()
+    for site, refusal in (("site-1", Refusal("its disk is full", may_pass=True)), ("site-2", Refusal("no cases"))):
+        intake.accept(site, refusal, _task(), current, intake.expected(1, _MODEL))
+    assert current.refused == {"site-1": "its disk is full", "site-2": "no cases"}
+    assert set(current.unable) == {"site-1"}
+    with pytest.raises(FederationError, match="its disk is full"):
+        counts(Refusal("its disk is full"))
 
 
 def test_other_numbers_of_cases_than_before_are_refused_and_the_site_can_be_asked_again() -> None:
-    written = _Written()
-    door, current = _door(written), RoundState()
-    door.take("site-2", _update(1.0, 900), _question(), current, door.given(1, _MODEL))
+    record = _Record()
+    intake, current = _intake(record), RoundState()
+    intake.accept("site-2", _update(1.0, 900), _task(), current, intake.expected(1, _MODEL))
     assert "900 cases" in current.refused["site-2"]
-    assert door.reasons["site-2"] == current.refused["site-2"]
+    assert intake.reasons["site-2"] == current.refused["site-2"]
     assert not current.updates
 
-    door.refuse(current, "site-3", "its disk is full", 1, may_pass=True)
+    intake.refuse(current, "site-3", "its disk is full", 1, may_pass=True)
     assert set(current.unable) == {"site-3"}
-    door.allow_retry(current, "site-3")
+    intake.allow_retry(current, "site-3")
     assert "site-3" not in current.refused
     assert not current.unable
 
 
 @pytest.mark.parametrize(("late", "counts"), [("discount", True), ("drop", False)])
 def test_what_comes_after_its_round_counts_less_in_the_next_or_not_at_all(late: str, counts: bool) -> None:
-    written = _Written()
-    door, question = _door(written, rounds={"late": late}), _question()
-    question.closed = True
-    first, second = RoundState(), RoundState()
-    door.take("site-1", _update(1.0, 1), question, first, door.given(1, _MODEL))
-    door.admit_late(second, 2)
+    record = _Record()
+    intake, task = _intake(record, rounds={"late": late}), _task()
+    task.closed = True
+    first, second = RoundState(), RoundState(asked=["site-1", "site-2"])
+    intake.accept("site-1", _update(1.0, 1), task, first, intake.expected(1, _MODEL))
+    intake.admit_late(second, 2)
     assert not first.updates
     assert [u.site for u in second.updates] == (["site-1"] if counts else [])
-    assert written.kinds == (["late"] if counts else ["late", "dropped"])
+    assert record.kinds == (["late"] if counts else ["late", "dropped"])
     if counts:
         assert second.updates[0].staleness == 1
         assert 0 < second.updates[0].discount < 1
-        assert second.participation(["site-1", "site-2"], {"site-2": "gone"}) == {
+        assert second.participation({"site-2": "gone"}) == {
             "asked": ["site-1", "site-2"],
             "in_time": [],
             "late": ["site-1"],
@@ -178,34 +184,34 @@ def test_what_comes_after_its_round_counts_less_in_the_next_or_not_at_all(late: 
             "seconds": {},
             "staleness": {"site-1": 1},
         }
-    door.admit_late(second, 3)
+    intake.admit_late(second, 3)
     assert len(second.updates) == counts
 
 
 def test_an_update_far_longer_than_the_others_is_left_out() -> None:
-    written = _Written()
-    door, current, memory = _door(written), RoundState(), RunState(_MODEL)
+    record = _Record()
+    intake, current, state = _intake(record), RoundState(), RunState(_MODEL)
     for site, value in (("site-1", 1.0), ("site-2", 1.1), ("site-3", 0.9), ("site-4", 50.0)):
-        door.take(site, _update(value, _CASES[site]["train"]), _question(), current, door.given(1, _MODEL))
-    assert {u.site for u in door.without_outliers(current, memory)} == {"site-1", "site-2", "site-3"}
-    assert "times as long as usual" in door.reasons["site-4"]
-    assert len(memory.lengths[-1]) == 3
+        intake.accept(site, _update(value, _CASES[site]["train"]), _task(), current, intake.expected(1, _MODEL))
+    assert {u.site for u in intake.without_outliers(current, state)} == {"site-1", "site-2", "site-3"}
+    assert "times as long as usual" in intake.reasons["site-4"]
+    assert len(state.lengths[-1]) == 3
 
 
 def test_only_scaffold_takes_more_than_weights() -> None:
-    assert _door(_Written()).given(1, _MODEL).extra == {}
-    given = _door(_Written(), strategy={"name": "scaffold"}).given(1, _MODEL)
-    assert {name: value.shape for name, value in given.extra.items()} == {"control.weight": torch.Size([4])}
-    assert set(given.like) == {"weight"}
+    assert _intake(_Record()).expected(1, _MODEL).extra == {}
+    expected = _intake(_Record(), strategy={"name": "scaffold"}).expected(1, _MODEL)
+    assert {name: value.shape for name, value in expected.extra.items()} == {"control.weight": torch.Size([4])}
+    assert set(expected.like) == {"weight"}
 
 
 def test_a_site_counts_once_in_a_round_also_where_two_of_its_processes_answer() -> None:
-    written = _Written()
-    door, current = _door(written), RoundState()
+    record = _Record()
+    intake, current = _intake(record), RoundState()
     for value in (1.0, 1.0):
-        door.take("site-2", _update(value, 2), _question(), current, door.given(1, _MODEL))
-    assert [update.site for update in door.without_outliers(current, RunState(_MODEL))] == ["site-2"]
-    assert written.kinds == ["answer", "dropped"]
+        intake.accept("site-2", _update(value, 2), _task(), current, intake.expected(1, _MODEL))
+    assert [update.site for update in intake.without_outliers(current, RunState(_MODEL))] == ["site-2"]
+    assert record.kinds == ["answer", "dropped"]
 
 
 @pytest.mark.attack(
@@ -218,7 +224,7 @@ def test_a_site_that_says_it_has_very_many_cases_does_not_make_the_model_alone()
     assert bounded({"a": 5, "b": 5000}, 20.0) == {"a": 5, "b": 100}
     assert bounded({"a": 260, "b": 50}, 20.0) == {"a": 260, "b": 50}
     assert bounded({"a": 7}, 1.0) == {"a": 7}
-    door, current = _door(_Written(), exchange={"largest_weight": 2.0}), RoundState()
+    intake, current = _intake(_Record(), exchange={"largest_weight": 2.0}), RoundState()
     for number in (1, 4):
-        door.take(f"site-{number}", _update(1.0, number), _question(), current, door.given(1, _MODEL))
-    assert [update.cases for update in door.without_outliers(current, RunState(_MODEL))] == [1, 2]
+        intake.accept(f"site-{number}", _update(1.0, number), _task(), current, intake.expected(1, _MODEL))
+    assert [update.cases for update in intake.without_outliers(current, RunState(_MODEL))] == [1, 2]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -21,6 +20,7 @@ from oncofed.alliance.authority import Authority
 from oncofed.alliance.contents import add_contents
 from oncofed.alliance.kits import keep_storage_inside, provision, start_process
 from oncofed.alliance.sealing import sign_folder
+from oncofed.alliance.session import quiet
 from oncofed.alliance.spec import AllianceSpec
 from oncofed.client.datasets import DATASETS_FILE, datasets_entry
 from oncofed.errors import FederationError, NotEnoughSitesError, TransferError
@@ -33,7 +33,7 @@ from oncofed.packs.approvals import write_decision
 from oncofed.packs.pack import Pack
 from oncofed.processes import THREADS_VARIABLE, process_environment, share_of_threads, stop_processes
 
-__all__ = ["LocalAlliance", "free_port", "quiet", "require_free_loopback_port"]
+__all__ = ["LocalAlliance", "free_port", "require_free_loopback_port"]
 
 _START_TIMEOUT_SECONDS = 90.0
 _MOST_RESTARTS = 3
@@ -285,10 +285,3 @@ def require_free_loopback_port(port: int) -> None:
         raise FederationError(
             f"port {port} is taken by another program. Give another with --port, or none to take a free one."
         )
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silence the output of FLARE's client library."""
-    with open(os.devnull, "w") as null, contextlib.redirect_stdout(null):
-        yield

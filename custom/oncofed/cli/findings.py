@@ -1,4 +1,4 @@
-"""What register and check print of files, labels and findings: counts, three examples a kind, and what to type."""
+"""Output of data register and check: counts, three examples per kind, and commands to type."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 def show_accounts(manifest: Manifest, folder: Path, dataset: str) -> None:
-    """Print what became of each file of a folder that was registered; the last line says who has labels.
+    """Print how each file of a registered folder was used; the last line counts the labels.
 
     Args:
-        manifest: what was found.
-        folder: the dataset's.
-        dataset: what to type for it.
+        manifest: of the dataset.
+        folder: of the dataset.
+        dataset: its name as the user types it.
     """
     from oncofed.data.accounts import advice, by_weight, labelled_share
     from oncofed.data.decisions import decided, in_words
@@ -55,7 +55,7 @@ def show_accounts(manifest: Manifest, folder: Path, dataset: str) -> None:
 
 
 def show_findings(report: Report, job: str, dataset: str) -> None:
-    """Print what a check found, by kind: how many, three examples, and the command that answers them all."""
+    """Print a check's findings by kind: count, three examples, and the command that settles them."""
     from oncofed.data.answers import answer_to, kind_of_reason
     from oncofed.data.grouping import by_kind, counted, told
 
@@ -81,7 +81,7 @@ def show_findings(report: Report, job: str, dataset: str) -> None:
 
 
 def commands(report: Report, job: str, dataset: str) -> dict[str, str]:
-    """Return kind of finding -> what to type to answer all of that kind with the usual decision."""
+    """Return kind of finding -> command that settles all of that kind with the usual decision."""
     from oncofed.data.answers import answer_to, kind_of_reason
 
     kinds = [kind_of_reason(problem.what) for problem in report.set_aside]

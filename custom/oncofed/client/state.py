@@ -1,12 +1,14 @@
-"""What a site keeps between its turns, so that a later process of it goes on."""
+"""A site's state between rounds, from which a later process goes on."""
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from oncofed.errors import StateError
+from oncofed.messages.results import TrainResult
 from oncofed.models.weights import Weights
 from oncofed.training import checkpoint
 
@@ -14,41 +16,76 @@ _FILE = "site.safetensors"
 
 
 class SiteState:
-    """Parts of a state, each tensors by name, in one file.
+    """The last result of a site, and tensors that its next round needs.
+
+    One file holds both, so that a result is never ahead of the state behind it.
 
     Args:
-        folder: of this job at this site; None keeps nothing.
-
-    Attributes:
-        facts: what an earlier process wrote beside its tensors; empty without it.
+        folder: of this job at this site; None keeps the result in memory only.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
         self._path = folder / _FILE if folder else None
         self._tensors: Weights = {}
-        self.facts: dict[str, Any] = {}
+        self._result: TrainResult | None = None
         if self._path and self._path.is_file():
-            self._tensors, self.facts = checkpoint.read_checkpoint(self._path)
+            self._tensors, facts = checkpoint.read_checkpoint(self._path)
+            self._result = _result_in(self._tensors, facts) if facts else None
 
     def part(self, name: str) -> Weights:
-        """Return one part of what an earlier process left; empty without it."""
+        """Return tensors that an earlier process kept; empty without them."""
         return checkpoint.without_prefix(self._tensors, name)
 
-    def write(self, parts: dict[str, Weights], facts: dict[str, Any]) -> None:
-        """Keep all parts; the file of the turn before stands until the new one is complete, and then beside it."""
-        if self._path:
-            tensors = {f"{part}.{name}": value for part, ws in parts.items() for name, value in ws.items()}
-            checkpoint.write_checkpoint(self._path, tensors, facts)
+    def result_of(self, turn_key: str) -> TrainResult | None:
+        """Return the result of an earlier request with this key; None without one.
 
-    def previous(self, **facts: Any) -> SiteState | None:
-        """Return what was kept before the last ``write``, where it has these facts; None where it has others."""
+        A server that is killed while it keeps a round goes on from the round before. It then requests that round
+        again, also from sites that have trained the next one already.
+        """
+        if self._result and self._result.turn_key == turn_key:
+            return self._result
+        return self._previous(turn_key)
+
+    def write(self, result: TrainResult, parts: Mapping[str, Weights]) -> None:
+        """Keep a result, and tensors by part and name.
+
+        The file of the round before stands until the new one is complete, and next to it from then on.
+
+        Raises:
+            OSError: they are kept in memory only.
+        """
+        self._result = result
+        if self._path:
+            every = {**parts, "delta": result.delta, "extra": result.extra}
+            tensors = {f"{part}.{name}": value for part, ws in every.items() for name, value in ws.items()}
+            checkpoint.write_checkpoint(self._path, tensors, _facts_of(result))
+
+    def forget_result(self) -> None:
+        """Release the memory of the last result."""
+        self._result = None
+
+    def _previous(self, turn_key: str) -> TrainResult | None:
         path = checkpoint.previous_of(self._path) if self._path else None
         if path is None or not path.is_file():
             return None
         with contextlib.suppress(StateError):
-            # Its tensors are as large as the model, and seldom wanted.
-            if facts.items() <= checkpoint.read_facts(path).items():
-                found = SiteState()
-                found._tensors, found.facts = checkpoint.read_checkpoint(path)
-                return found
+            # Its tensors are as large as the model, and seldom needed.
+            if checkpoint.read_facts(path).get("asked") == turn_key:
+                return _result_in(*checkpoint.read_checkpoint(path))
         return None
+
+
+def _facts_of(result: TrainResult) -> dict[str, Any]:
+    """Return a result without its tensors, as the file holds it."""
+    return {"asked": result.turn_key, "cases": result.cases, "steps": result.steps, "numbers": result.numbers}
+
+
+def _result_in(tensors: Weights, facts: Mapping[str, Any]) -> TrainResult:
+    return TrainResult(
+        turn_key=facts["asked"],
+        delta=checkpoint.without_prefix(tensors, "delta"),
+        extra=checkpoint.without_prefix(tensors, "extra"),
+        cases=facts["cases"],
+        steps=facts["steps"],
+        numbers=facts["numbers"],
+    )

@@ -183,7 +183,7 @@ def open_findings(manifest: Manifest, asked: Asked | None = None) -> list[Findin
 def _other_findings(manifest: Manifest, asked: Asked) -> list[Finding]:
     aside = {bad.name: bad.reason for bad in manifest.quarantine}
     aside |= {problem.case: problem.what for problem in asked.misfits if problem.case not in aside}
-    there = aside.keys() & {*map(name_of, manifest.entries), *(bad.name for bad in manifest.quarantine)}
+    known = aside.keys() & {*map(name_of, manifest.entries), *(bad.name for bad in manifest.quarantine)}
     found = [
         *shared_patients(manifest),
         *wrong_modality(manifest, asked.data),
@@ -191,7 +191,7 @@ def _other_findings(manifest: Manifest, asked: Asked) -> list[Finding]:
         *outliers(manifest),
         *loose_slices(manifest),
         *phi_warnings(manifest),
-        *(Finding(kind_of_reason(aside[name]), name, aside[name]) for name in aside if name in there),
+        *(Finding(kind_of_reason(aside[name]), name, aside[name]) for name in aside if name in known),
     ]
     return unsettled(manifest, found)
 
@@ -228,7 +228,7 @@ def _chosen(groups: Sequence[CopyGroup], answer: Answer, action: str, told: list
             f"{' …' if len(contradicting) > EXAMPLES else ''}. Leave those images out with --conflicting {LEAVE_OUT}"
             + (", or mend the wrong label; they are found still" if action == KEEP_ONE else "")
         )
-    # Which of two labels is right no rule can say.
+    # No rule can decide which of two labels is right.
     return [group for group in groups if action != KEEP_ONE or not group.contradiction()]
 
 

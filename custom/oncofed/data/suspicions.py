@@ -15,7 +15,7 @@ from oncofed.data.manifest import Entry, Manifest
 from oncofed.data.placement import ENDS, FLAT_ENDS, FLAT_MIRRORED, MIRRORED, Placement
 from oncofed.data.quality import find_all, phi_warnings
 
-# Fewer cases than this are too few to say what is usual among them.
+# Fewer cases than this do not show what is usual.
 _FEWEST = 8
 _FEWEST_ALIKE = 4
 # Standard deviations, by the median absolute deviation (Iglewicz and Hoaglin, 1993), beyond which a case is unlike the
@@ -26,7 +26,7 @@ _LEAST_FIT_SPREAD, _LEAST_SHARE_SPREAD, _LEAST_SIZE_SPREAD, _LEAST_PLACE_SPREAD 
 # Logarithm of the contrast where a mask lies over that elsewhere: below the first it lies better elsewhere, which
 # counts where others do not; below the second it counts by itself.
 _BETTER_ELSEWHERE, _FAR_BETTER_ELSEWHERE = -0.08, -0.3
-_MOST_TIMES = 100  # beyond which the number says nothing
+_MOST_TIMES = 100  # beyond which the number is meaningless
 _USUAL_PLACE = 0.5
 _MOST_WEIGHT = 20.0
 # Weight of what `oncofed data check` finds: it is shown, and ranks behind doubts about the label.

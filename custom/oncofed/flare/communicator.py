@@ -1,4 +1,4 @@
-"""Where sites ask the server what to do, and hand in what they did."""
+"""FLARE's communicator, as the round loop needs it: sites fetch tasks and hand in results."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import gc
 import threading
 import time
 import uuid
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 from nvflare.apis.client import Client
@@ -17,85 +15,52 @@ from nvflare.apis.impl.wf_comm_server import WFCommServer
 from nvflare.apis.shareable import ReservedHeaderKey, Shareable
 from nvflare.fuel.utils.msg_root_utils import delete_msg_root
 
+from oncofed.flare import wire
 from oncofed.flare.runtime.malloc import trim_heap
-from oncofed.flare.security.outbound_filter import keep_anchor
+from oncofed.flare.security.recording import keep_anchor
 from oncofed.flare.wire import TOLD_TOPIC, WAIT_TOPIC, Directive, wait_reply
+from oncofed.rounds.site_task import SiteTask
 
-# Nothing was heard of a site for so long: FLARE's job processes send a heartbeat every ten seconds.
+# A site that was not heard of for this long is lost: FLARE's job processes send a heartbeat every ten seconds.
 _SILENT_SECONDS = 30.0
-# A site's question "is there something to do?" is answered after this long at the latest.
+# A site that waits for a task gets a reply after this long at the latest.
 _LONGEST_WAIT_SECONDS = 2.5
-# Each waiting question holds one of the server's threads. More sites than this are sent a message instead, and ask
-# only in case that it was lost: together so often, but each after so long at the soonest and at the latest.
+# Each waiting site holds one of the server's threads. Of more sites than this, those that come later are sent a message
+# instead, and ask only in case that it was lost: together this often, each after a pause between these bounds.
 _MOST_WAITING = 16
-_QUESTIONS_A_SECOND = 3.0
+_REQUESTS_A_SECOND = 3.0
 _SHORTEST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 6.0, 20.0
 
 
-@dataclass
-class SiteTask:
-    """One task for some sites.
-
-    Attributes:
-        task: its name.
-        number: of the round.
-        sites: who is asked; None: whoever comes.
-        message: makes the message to one site.
-        answered: called once for each answer, with the site and what it sent; true where it counts.
-        again: a site that answered may be asked again.
-    """
-
-    task: str
-    number: int
-    sites: set[str] | None
-    message: Callable[[str], Shareable]
-    answered: Callable[[str, Shareable, SiteTask], None]
-    again: bool = False
-    closed: bool = False
-    done: set[str] = field(default_factory=set)
-    root: str = field(default_factory=lambda: str(uuid.uuid4()))
-
-    def is_for(self, site: str) -> bool:
-        """Return whether this site is to be asked now."""
-        if self.closed or (self.sites is not None and site not in self.sites):
-            return False
-        return self.again or site not in self.done
-
-
-def _nothing(site: str) -> Shareable:
-    del site
-    return Shareable()
-
-
 class PullCommunicator(WFCommServer):
-    """Gives each site that asks the question that stands for it, and takes answers whenever they come.
+    """Gives each site that asks the first open task for it; fulfils ``rounds.transport.Transport``.
 
     FLARE's own communicator sends a task to all sites, and forgets one that was given to a process which died. Here the
-    site asks, so that one which comes late, or comes back, is simply given what stands now; an answer to a question
-    that was closed meanwhile still reaches who asked it.
+    site asks, so that one which comes late, or comes back, is simply given what is open; a result of a task that was
+    closed meanwhile still reaches the loop.
 
     Attributes:
-        lost: why a site is not there, by name.
+        lost: sites that are away, with the reason.
         tidy: whether messages are large: FLARE's hold each other in circles, and with them the model that they carry,
-            until Python looks for such circles. Then it does so after each answer, and for young ones twice a second.
+            until Python looks for such circles. Then it does so after each result, and for young ones twice a second.
     """
 
     def __init__(self) -> None:
         super().__init__()
         lock = threading.RLock()
-        # Answers wake the rounds alone, new questions the sites alone: most threads that wait here are sites.
-        self._changed, self._asked = threading.Condition(lock), threading.Condition(lock)
-        self._questions: list[SiteTask] = []
-        self._given: dict[str, tuple[str, SiteTask]] = {}
+        # Results wake the round loop alone, new tasks the sites alone: most threads that wait here are sites.
+        self._changed, self._opened = threading.Condition(lock), threading.Condition(lock)
+        self._tasks: list[SiteTask] = []
+        self._in_work: dict[str, tuple[str, SiteTask]] = {}
         self._heard: dict[str, float] = {}
-        self._to_tell: set[str] = set()
+        self._to_notify: set[str] = set()
         self._ended = False
         self.lost: dict[str, str] = {}
         self._banned: frozenset[str] = frozenset()
         self.tidy = False
 
     def initialize_run(self, fl_ctx: FLContext) -> None:
-        """Begin to take questions; unlike FLARE's, without a thread that ends the job when sites are gone."""
+        """Begin to answer sites; unlike FLARE's, without a thread that ends the job when sites are gone."""
         engine = fl_ctx.get_engine()
         self._engine = engine
         engine.register_aux_message_handler(topic=WAIT_TOPIC, message_handle_func=self._wait)
@@ -103,53 +68,53 @@ class PullCommunicator(WFCommServer):
     def finalize_run(self, fl_ctx: FLContext) -> None:
         """Let every site go."""
         with self._changed:
-            for question in list(self._questions):
-                self.close(question)
-            self._given.clear()
+            for task in list(self._tasks):
+                self.close(task)
+            self._in_work.clear()
             self._ended = True
-        self._call()
+        self._notify_sites()
 
-    def ask(self, question: SiteTask) -> SiteTask:
-        """Let a question stand until it is closed; the first that fits a site is the one it gets."""
+    def open(self, task: SiteTask) -> SiteTask:
+        """Give a task to sites until it is closed, and return it."""
         with self._changed:
-            self._questions.append(question)
-        self._call()
-        return question
+            self._tasks.append(task)
+        self._notify_sites()
+        return task
 
-    def include(self, question: SiteTask, sites: set[str]) -> None:
-        """Ask more sites."""
+    def add_sites(self, task: SiteTask, sites: set[str]) -> None:
+        """Give an open task to more sites."""
         with self._changed:
-            question.sites = (question.sites or set()) | sites
-        self._call()
+            task.sites = (task.sites or set()) | sites
+        self._notify_sites()
 
-    def reopen(self, question: SiteTask, site: str) -> None:
-        """Ask a site again that has answered."""
+    def retry(self, task: SiteTask, site: str) -> None:
+        """Give an open task again to a site that has answered."""
         with self._changed:
-            question.done.discard(site)
-        self._call()
+            task.done.discard(site)
+        self._notify_sites()
 
-    def close(self, question: SiteTask) -> None:
-        """Ask nobody else. Who works on it may still answer."""
+    def close(self, task: SiteTask) -> None:
+        """Give a task to no site any more; those at work on it may still answer."""
         with self._changed:
-            question.closed = True
-            question.message = _nothing  # lets go of the model that it holds
-            if question in self._questions:
-                self._questions.remove(question)
-        delete_msg_root(question.root)
+            task.close()
+            if task in self._tasks:
+                self._tasks.remove(task)
+        delete_msg_root(task.key)
         self._tidy_up()
 
-    def _call(self) -> None:
-        """Let the sites know that wait for something to do."""
+    def _notify_sites(self) -> None:
+        """Let waiting sites know that a task is open for them."""
         with self._changed:
-            self._asked.notify_all()
-            told = [site for site in self._to_tell if not self._is_to_wait(site)]
-            self._to_tell.difference_update(told)
-        if told:
+            self._opened.notify_all()
+            notified = [site for site in self._to_notify if not self._has_to_wait(site)]
+            self._to_notify.difference_update(notified)
+        if notified:
+            reply = wait_reply(self._directive)
             with self._engine.new_context() as context:
-                self._engine.send_aux_request(told, TOLD_TOPIC, wait_reply(self._word), 0.0, context, optional=True)
+                self._engine.send_aux_request(notified, TOLD_TOPIC, reply, 0.0, context, optional=True)
 
     def wait(self, seconds: float) -> None:
-        """Wait until an answer came or a site was lost, at most so long."""
+        """Wait until a result arrives or a site is lost, at most this long."""
         with self._changed:
             self._changed.wait(seconds)
         if self.tidy:
@@ -157,7 +122,7 @@ class PullCommunicator(WFCommServer):
             trim_heap()
 
     def known(self) -> set[str]:
-        """Return the sites that were heard of."""
+        """Return the sites that were ever heard of in this process."""
         with self._changed:
             return set(self._heard)
 
@@ -167,14 +132,14 @@ class PullCommunicator(WFCommServer):
             return site in self._heard and site not in self._banned
 
     def ban(self, sites: frozenset[str]) -> None:
-        """Give these sites nothing to do, and take nothing from them, from now on."""
+        """Give these sites no task, and drop their results, from now on."""
         with self._changed:
             self._banned = sites
             self.lost.update(dict.fromkeys(sites & self._heard.keys(), "revoked by the alliance"))
             self._changed.notify_all()
 
     def mark_silent(self) -> None:
-        """Count sites of which nothing was heard for long as lost."""
+        """Count sites as lost that have not been heard of for long."""
         now = time.monotonic()
         with self._changed:
             silent = [s for s, at in self._heard.items() if now - at > _SILENT_SECONDS and s not in self.lost]
@@ -182,54 +147,54 @@ class PullCommunicator(WFCommServer):
             self.lost.update(dict.fromkeys(silent, reason))
 
     def process_task_request(self, client: Client, fl_ctx: FLContext) -> tuple[str, str, Shareable]:
-        """Answer a site's "what shall I do?" with a question, or with "try again"."""
+        """Return a task for a site that asks, or "try again"."""
         site = client.name
         with self._changed:
-            # Who asks has nothing in hand: a task that was given to it before went down with its process.
-            for task_id in [t for t, (to, _) in self._given.items() if to == site]:
-                del self._given[task_id]
-            question = self._question_for(site)
-            if question is None:
+            # A site that asks works on nothing: a task that it was given before was lost with its process.
+            for task_id in [t for t, (to, _) in self._in_work.items() if to == site]:
+                del self._in_work[task_id]
+            task = self._task_for(site)
+            if task is None:
                 return self._try_again()  # type: ignore[no-any-return]
             task_id = str(uuid.uuid4())
-            self._given[task_id] = (site, question)
-            make = question.message
-        message = make(site)
+            self._in_work[task_id] = (site, task)
+            make_request = task.make_request
+        message = wire.to_shareable(make_request(site))
         message.set_header(ReservedHeaderKey.TASK_ID, task_id)
-        message.set_header(ReservedHeaderKey.MSG_ROOT_ID, question.root)
-        return question.task, task_id, message
+        message.set_header(ReservedHeaderKey.MSG_ROOT_ID, task.key)
+        return task.name, task_id, message
 
-    def _question_for(self, site: str) -> SiteTask | None:
-        """Return the question that stands for a site; None where there is none, or it was shut out."""
-        return None if site in self._banned else next((q for q in self._questions if q.is_for(site)), None)
+    def _task_for(self, site: str) -> SiteTask | None:
+        """Return the first open task for a site; None without one, or where the site is banned."""
+        return None if site in self._banned else next((task for task in self._tasks if task.is_for(site)), None)
 
     def process_submission(
         self, client: Client, task_name: str, task_id: str, result: Shareable, fl_ctx: FLContext
     ) -> None:
-        """Hand an answer to who asked."""
+        """Pass a result on to its task."""
         with self._changed:
-            site, question = self._given.pop(task_id, ("", None))
+            site, task = self._in_work.pop(task_id, ("", None))
             banned = client.name in self._banned
-        if question is None or site != client.name or banned:
+        if task is None or site != client.name or banned:
             self.log_warning(fl_ctx, f"dropped an answer of {client.name} to a task that it does not have")
             self._expect(client.name)
             return
         keep_anchor(site, result, fl_ctx)
-        question.answered(site, result, question)
+        task.on_result(site, wire.read_result(task.name, result), task)
         with self._changed:
-            question.done.add(site)
+            task.done.add(site)
             self._changed.notify_all()
         if len(self._heard) > _MOST_WAITING:
             self._expect(site)
         self._tidy_up()
 
     def _expect(self, site: str) -> None:
-        """Let a site that handed in its answer know as soon as there is something to do, without its asking."""
+        """Notify a site that handed in its result as soon as a task is open for it, without its asking."""
         with self._changed:
-            self._to_tell.add(site)
-            waits = self._is_to_wait(site)
+            self._to_notify.add(site)
+            waits = self._has_to_wait(site)
         if not waits:
-            self._call()
+            self._notify_sites()
 
     def _tidy_up(self) -> None:
         if self.tidy:
@@ -237,30 +202,30 @@ class PullCommunicator(WFCommServer):
             trim_heap()
 
     def process_task_check(self, task_id: str, fl_ctx: FLContext) -> Any:
-        """Return what is truthy where an answer to a task is still wanted, late or not."""
+        """Return something truthy where a result of a task is still wanted, late or not."""
         with self._changed:
-            given = self._given.get(task_id)
-        if given is None:
+            in_work = self._in_work.get(task_id)
+        if in_work is None:
             self._expect(fl_ctx.get_peer_context().get_identity_name())
-        return given
+        return in_work
 
     def handle_exception(self, task_id: str, fl_ctx: FLContext) -> None:
         """Take a task back that could not be sent."""
         with self._changed:
-            self._given.pop(task_id, None)
+            self._in_work.pop(task_id, None)
 
     def process_dead_client_report(self, client_name: str, fl_ctx: FLContext) -> None:
         """Note that a site's job process ended; it counts as lost until it is heard of again."""
         self.lose(client_name, "its job process ended")
 
     def lose(self, site: str, reason: str) -> None:
-        """Note that a site is not there."""
+        """Count a site as lost until it is heard of again."""
         with self._changed:
             self.lost.setdefault(site, reason)
             self._changed.notify_all()
 
     def client_is_active(self, client_name: str, reason: str, fl_ctx: FLContext) -> None:
-        """Note that a site is there."""
+        """Note that a site was heard of."""
         with self._changed:
             self._heard[client_name] = time.monotonic()
             if client_name not in self._banned and self.lost.pop(client_name, None) is not None:
@@ -273,32 +238,32 @@ class PullCommunicator(WFCommServer):
         """Do nothing: there are no tasks of FLARE's own kind."""
 
     def _wait(self, topic: str, request: Shareable, fl_ctx: FLContext) -> Shareable:
-        """Hold a site's question until there is something for it to do, so that it need not ask again and again."""
+        """Hold a site's request until a task is open for it, so that it need not ask again and again."""
         del topic
         site = str(request.get_peer_prop(ReservedKey.IDENTITY_NAME, ""))
         deadline = time.monotonic() + _LONGEST_WAIT_SECONDS
         with self._changed:
             self._heard[site] = time.monotonic()
-            self._to_tell.discard(site)
-            if self._is_to_wait(site) and len(self._heard) > _MOST_WAITING:
-                self._to_tell.add(site)
+            self._to_notify.discard(site)
+            if self._has_to_wait(site) and len(self._heard) > _MOST_WAITING:
+                self._to_notify.add(site)
                 return wait_reply("wait", _pause(len(self._heard)))
-            while self._is_to_wait(site):
+            while self._has_to_wait(site):
                 left = deadline - time.monotonic()
                 if left <= 0:
                     return wait_reply("wait")
-                self._asked.wait(left)
-            return wait_reply(self._word)
+                self._opened.wait(left)
+            return wait_reply(self._directive)
 
     @property
-    def _word(self) -> Directive:
-        """What a site is told that need not wait."""
+    def _directive(self) -> Directive:
+        """What a site is to do that need not wait."""
         return "over" if self._ended else "come"
 
-    def _is_to_wait(self, site: str) -> bool:
-        return not self._ended and self._question_for(site) is None
+    def _has_to_wait(self, site: str) -> bool:
+        return not self._ended and self._task_for(site) is None
 
 
 def _pause(sites: int) -> float:
-    """Return after how many seconds each of so many sites that wait asks again."""
-    return min(max(_SHORTEST_PAUSE_SECONDS, sites / _QUESTIONS_A_SECOND), _LONGEST_PAUSE_SECONDS)
+    """Return seconds until a waiting site asks again, by the number of sites."""
+    return min(max(_SHORTEST_PAUSE_SECONDS, sites / _REQUESTS_A_SECOND), _LONGEST_PAUSE_SECONDS)

@@ -190,8 +190,7 @@ class Run:
         self._note_patients(result)
         values = self.spec.model_dump(mode="json", by_alias=True)
         bundle = self.spec.plan().write_bundle(model, self.spec.title, load_file(model / "model.safetensors"), values)
-        if bundle:
-            complete_bundle(bundle, [model, self.folder])
+        complete_bundle(bundle, [model, self.folder])
 
     def _note_patients(self, result: Result) -> None:
         for site, cases in self._cases.items():

@@ -90,7 +90,9 @@ class Serialized:
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, previous: Path | None = None
 ) -> None:
-    """Write tensors to a file; whoever reads ``path`` finds the old file or the new one.
+    """Write tensors to a file atomically.
+
+    A reader of ``path`` finds the old file or the new one.
 
     Args:
         path: of the file, which its owner alone can read.

@@ -22,7 +22,7 @@ _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
 def weights_of(network: nn.Module) -> Weights:
-    """Return a network's parameters and buffers, those that have several names under the first of them.
+    """Return a network's parameters and buffers by their first name.
 
     MONAI's DynUNet holds every layer under two names: sending both would double what travels.
 
@@ -64,20 +64,23 @@ def load_weights(network: nn.Module, weights: Weights) -> None:
 
 
 def trained_names(network: nn.Module) -> frozenset[str]:
-    """Return the names of the weights that training changes by gradients; all others are statistics or fixed."""
+    """Return the names of weights trained by gradients.
+
+    All others are statistics or fixed.
+    """
     known = weights_of(network)
     return frozenset(name for name, value in network.named_parameters() if value.requires_grad and name in known)
 
 
 def exchanged_names(network: nn.Module) -> frozenset[str]:
-    """Return the names of what training changes: the weights that are trained, and all statistics."""
+    """Return the names of trained weights and statistics."""
     fixed = {name for name, value in network.named_parameters() if not value.requires_grad}
     return frozenset(weights_of(network)) - fixed
 
 
 @dataclass(frozen=True)
 class WeightLayout:
-    """What a network's weights are like, without their values.
+    """A network's weights without their values.
 
     Attributes:
         weights: all of them by name, as tensors that have a shape and a type alone (device ``meta``).
@@ -101,7 +104,7 @@ class WeightLayout:
 
 
 def layout_of(network: nn.Module) -> WeightLayout:
-    """Return what a network's weights are like."""
+    """Return the layout of a network's weights."""
     weights = {name: value.to("meta") for name, value in weights_of(network).items()}
     return WeightLayout(weights, exchanged_names(network), trained_names(network))
 
@@ -121,7 +124,9 @@ class Hash(Protocol):
 
 
 class Digest:
-    """A digest of weights, their names and types, which are added one by one in the order of their names.
+    """A digest of weights: names, types and values.
+
+    Weights are added one by one, in the order of their names.
 
     Weights are named in each round. BLAKE3 (O'Connor, Aumasson, Neves, Wilcox-O'Hearn, 2020) is as hard to forge as
     SHA-256, which would take longer than sending them where the processor has no instructions for it.
@@ -155,7 +160,9 @@ def digest_of(weights: Weights, algorithm: Callable[[], Hash] = blake3) -> Diges
 
 
 def sum_of_squares(value: Tensor) -> float:
-    """Return the sum of a tensor's squares, right to some millionths; it is not finite where a value is not.
+    """Return a tensor's sum of squares, exact to some millionths.
+
+    It is not finite where a value is not.
 
     Example:
         >>> sum_of_squares(torch.tensor([3.0, -4.0]))

@@ -36,6 +36,11 @@ def read_own_bundle(folder: Path) -> tuple[JobSpec, Weights, str]:
         SpecError: the bundle is foreign or damaged, or its weights were changed.
     """
     job, digest = _read_job(folder)
+    if job.model.code:
+        raise SpecError(
+            f"{folder}: its model needs the code of the pack {job.model.code[:12]}…, which no bundle holds. Name the "
+            "folder of the run instead"
+        )
     stored = _read_weights(folder / WEIGHTS_IN_BUNDLE)
     # A layer may be registered under two names; the first one counts.
     names = weights_of(job.plan().build_network())

@@ -1,4 +1,6 @@
-"""What may leave a site: numbers that a job declares, within bounds, and nothing that could carry more.
+"""Numbers that may leave a site.
+
+A job declares them, they are within bounds, and nothing could carry more.
 
 Names are as telling as values: those of classes must be the job's, those of figures its task's, as the site's installed
 class declares them. No text leaves but from short lists.
@@ -27,7 +29,7 @@ _SYSTEM_ERRORS = frozenset(os.strerror(number) for number in errorcode)
 
 
 def check_counts(numbers: Mapping[str, Any], version: str, bins: Mapping[str, int] | None = None) -> None:
-    """Check what a site says of its data before the first round.
+    """Check a site's facts about its data, before the first round.
 
     Args:
         numbers: ``train``, ``validation``, ``test``, ``device``, ``version``; digests ``dataset`` and ``policy``;
@@ -62,7 +64,7 @@ def check_numbers(
     most: int | None = None,
     metrics: Sequence[Metric] | None = None,
 ) -> None:
-    """Check the numbers beside an update, or of a model's score.
+    """Check the numbers of an update or a score.
 
     Args:
         numbers: as ``federation.exchange`` sends them.
@@ -99,12 +101,15 @@ def check_numbers(
 
 
 def most_scored(counts: Mapping[str, Any] | None) -> int | None:
-    """Return on how many cases a site scores a model at most, by what it said first; None where it said nothing."""
+    """Return how many cases a site scores at most.
+
+    By its first message; None where it gave none.
+    """
     return max((int(count) for name, count in (counts or {}).items() if name in ("validation", "test")), default=None)
 
 
 def progress_that_may_leave(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return of what a site tells about its progress that which may leave: a known phase, counts, a rounded loss."""
+    """Return the progress that may leave: phase, counts, rounded loss."""
     kept: dict[str, Any] = {}
     if values.get("phase") in _PHASES:
         kept["phase"] = values["phase"]
@@ -118,7 +123,7 @@ def progress_that_may_leave(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def withhold(numbers: dict[str, Any], minimum: int) -> bool:
-    """Take scores away behind which too few patients stand; return whether there were any.
+    """Withhold scores of too few patients; return whether any.
 
     Args:
         numbers: as sent; changed in place.
@@ -135,7 +140,9 @@ def withhold(numbers: dict[str, Any], minimum: int) -> bool:
 
 
 def is_profile(value: Any, bins: Mapping[str, int], cases: Any = _MOST_CASES) -> bool:
-    """Return whether histograms may leave: those that the job declares, with at least five patients behind each number.
+    """Return whether histograms may leave.
+
+    Those that the job declares, with at least five patients behind each number.
 
     Args:
         value: name -> ``patients``, how many there are, and ``counts``, of each bin.
@@ -152,7 +159,7 @@ def is_profile(value: Any, bins: Mapping[str, int], cases: Any = _MOST_CASES) ->
 
 
 def _differ_by_enough(counts: set[int]) -> bool:
-    """Return whether no number of patients tells beside another how few lack something."""
+    """Return whether no two counts reveal a small difference."""
     return all(most - count >= LEAST_PATIENTS for most in [max(counts, default=0)] for count in counts - {most})
 
 

@@ -15,8 +15,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from oncofed.algorithms.plan import FederationPlan
+from oncofed.atomic import write_whole
 from oncofed.data.grouping import counted
-from oncofed.data.manifest import write_whole
 from oncofed.report.evaluation import EvaluationRecord
 from oncofed.report.result import Result, SiteResult
 from oncofed.signing import signer

@@ -9,9 +9,10 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+from oncofed.atomic import write_whole
 from oncofed.data.cases import case_of
 from oncofed.data.look import Look, Seen
-from oncofed.data.manifest import Manifest, write_whole
+from oncofed.data.manifest import Manifest
 from oncofed.report.pages import render
 from oncofed.report.planes import Drawing, Drawn, draw_all, legend
 

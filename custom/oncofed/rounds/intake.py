@@ -1,55 +1,46 @@
-"""The door that updates come through: each is looked at before it counts, and its site told why where it does not."""
+"""Checks each result before it counts."""
 
 from __future__ import annotations
 
 import dataclasses
-import statistics
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
-from nvflare.apis.shareable import Shareable
 from torch import Tensor
 
 import oncofed
 from oncofed.algorithms import Update
-from oncofed.algorithms.base import update_norm
 from oncofed.algorithms.plan import FederationPlan
 from oncofed.errors import FederationError, PolicyError, one_line
-from oncofed.flare import wire
-from oncofed.flare.communicator import SiteTask
-from oncofed.flare.wire import TASK_TRAIN
-from oncofed.messages.compression import ReceivedUpdate, without_extra
+from oncofed.messages.compression import ReceivedUpdate
+from oncofed.messages.requests import TrainRequest
+from oncofed.messages.results import CombineResult, EvaluateResult, Refusal, Result, SiteFacts, TrainResult
 from oncofed.models.weights import WeightLayout, Weights
 from oncofed.privacy.outbound import check_counts, check_numbers, most_scored
+from oncofed.rounds.events import Answered, Dropped, Event, Late, Refused, SiteNotKept
+from oncofed.rounds.outliers import OutlierFilter, bounded
 from oncofed.rounds.round_state import RoundState
 from oncofed.rounds.run_state import RunState
+from oncofed.rounds.site_task import SiteTask
 
 T = TypeVar("T")
+ResultT = TypeVar("ResultT", bound=Result)
+Record = Callable[[Event], None]
 
 _LONGEST_VERSION, _LONGEST_REASON = 40, 200
-# Lengths of updates that say what is usual: of so many rounds back.
-_ROUNDS_REMEMBERED = 5
-
-
-class Record(Protocol):
-    """Writes an event to the run's record."""
-
-    def __call__(self, kind: str, **values: Any) -> None:
-        """Write an event of a kind."""
 
 
 @dataclass(frozen=True)
 class ExpectedUpdate:
-    """What sites were asked for, in tensors that have a shape and a type but no values.
+    """What an update must look like, as tensors without values.
 
     Attributes:
-        round: its number.
-        like: the weights that an update has.
-        extra: what sites may send beside it.
+        round: number of the round.
+        like: the weights of an update.
+        extra: extra tensors that sites may send.
     """
 
     round: int
@@ -58,141 +49,151 @@ class ExpectedUpdate:
 
 
 class UpdateIntake:
-    """Takes updates or refuses them. Answers come on several threads.
+    """Accepts or refuses results. They arrive on several threads.
 
     Args:
         federation: the job's rules.
         layout: of the model.
         classes: names of the job's classes.
-        cases: each site's numbers of cases, as it gave them when it came.
-        record: writes to the run's record.
+        cases: numbers of cases by site, as each reported them when it joined.
+        record: writes an event to the run's record.
+        clock: monotonic, in seconds.
 
     Attributes:
-        reasons: why a site's data or last update was not taken, until it was told.
+        reasons: why a site's data or last update does not count, until the site was sent it.
     """
 
     def __init__(
         self,
+        *,
         federation: FederationPlan,
         layout: WeightLayout,
         classes: Sequence[str],
         cases: Mapping[str, dict[str, Any]],
         record: Record,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.reasons: dict[str, str] = {}
         self._federation = federation
         self._algorithm = federation.algorithm()
         self._layout = layout
         self._extra = self._algorithm.from_clients(layout)
+        self._outliers = OutlierFilter(federation.exchange, layout.trained)
         self._classes = classes
         self._cases = cases
         self._record = record
+        self._clock = clock
         self._lock = threading.Lock()
         self._late: list[tuple[Update, int]] = []
-        self._turns = 0
+        self._accepted = 0
 
-    def given(self, number: int, model: Weights) -> ExpectedUpdate:
-        """Return what sites that are sent a model in a round are asked for."""
-        shapes = {name: value.to("meta") for name, value in model.items()}
-        like = {name: value for name, value in shapes.items() if name in self._layout.travelling}
+    def expected(self, number: int, model: Weights) -> ExpectedUpdate:
+        """Return what updates to a model must look like in a round."""
         if not self._algorithm.schedule.reaches_server:
             return ExpectedUpdate(number, {}, {})  # updates go to the round's collector
+        like = {name: value.to("meta") for name, value in model.items() if name in self._layout.travelling}
         return ExpectedUpdate(number, like, self._extra)
 
-    def take(
-        self, site: str, result: Shareable, question: SiteTask, current: RoundState, given: ExpectedUpdate
+    def accept(
+        self, site: str, result: Result | Refusal, task: SiteTask, current: RoundState, expected: ExpectedUpdate
     ) -> None:
-        """Look at one site's answer and take it, or refuse it and say why."""
-        came = time.monotonic() - current.started
+        """Check a site's update, and count it or record why it does not count."""
+        came = self._clock() - current.started
         try:
-            update, numbers = read_answer(result, lambda answer: self._read(site, answer, given))
+            update, numbers = checked(result, TrainResult, lambda update: self._read(site, update, expected))
         except FederationError as error:
-            self.refuse(current, site, str(error), given.round, wire.may_pass(result))
+            self.refuse(current, site, str(error), expected.round, may_pass(result))
             return
         with self._lock:
-            if question.closed:
-                self._late.append((update, given.round))
-                self._record("late", site=site, round=given.round, seconds=came)
+            if task.closed:
+                self._late.append((update, expected.round))
+                self._record(Late(site=site, round=expected.round, seconds=came))
                 return
-            if not question.again and any(u.site == site and not u.staleness for u in current.updates):
-                # A process whose parent was killed answers once more, beside its successor: it would count twice.
-                self._record("dropped", site=site, task=TASK_TRAIN, round=given.round)
+            if not task.repeatable and any(u.site == site and not u.staleness for u in current.updates):
+                # A process whose parent was killed answers too, next to its successor: it would count twice.
+                self._record(Dropped(site=site, task=TrainRequest.task, round=expected.round))
                 return
             current.numbers[site] = numbers
             current.came[site] = came
             current.updates.append(update)
         if "not_kept" in numbers:
-            self._record("site_not_kept", site=site, round=given.round, reason=str(numbers["not_kept"]))
-        self._record("answer", site=site, task=TASK_TRAIN, round=given.round)
+            self._record(SiteNotKept(site=site, round=expected.round, reason=str(numbers["not_kept"])))
+        self._record(Answered(site=site, task=TrainRequest.task, round=expected.round))
 
-    def _read(self, site: str, result: Shareable, given: ExpectedUpdate) -> tuple[Update, dict[str, Any]]:
-        sent, cases, steps, numbers = wire.read_update_message(result)
-        check_numbers(numbers, self._classes, most=most_scored(self._cases.get(site)))
-        weights, extra = without_extra(sent)
-        delta = ReceivedUpdate(weights, given.like, self._federation.exchange.update, extra, given.extra)
+    def _read(self, site: str, result: TrainResult, expected: ExpectedUpdate) -> tuple[Update, dict[str, Any]]:
+        check_numbers(result.numbers, self._classes, most=most_scored(self._cases.get(site)))
+        kind = self._federation.exchange.update
+        delta = ReceivedUpdate(result.delta, expected.like, kind, result.extra, expected.extra)
         known = self._cases.get(site, {}).get("train")
-        if cases != known:
-            raise FederationError(f"it says that {cases} cases are behind its update, before it was {known}")
+        if result.cases != known:
+            raise FederationError(f"it says that {result.cases} cases are behind its update, before it was {known}")
         with self._lock:
-            self._turns += 1
-            turn = self._turns
-        update = Update(site, delta, cases, max(steps, 1), extra=delta.extra, turn=turn, squares=delta.squares)
-        return update, numbers
+            self._accepted += 1
+            turn = self._accepted
+        update = Update(
+            site,
+            delta,
+            result.cases,
+            steps=max(result.steps, 1),
+            extra=delta.extra,
+            turn=turn,
+            squares=delta.squares,
+        )
+        return update, dict(result.numbers)
 
     def combined(
-        self, collector: str, result: Shareable, number: int, memory: RunState, cases: Mapping[str, int]
+        self, collector: str, result: Result | Refusal, number: int, state: RunState, cases: Mapping[str, int]
     ) -> tuple[Mapping[str, Tensor] | None, list[str], dict[str, str]]:
-        """Return the mean that a round's collector made, whose updates it did not have, and why it left some out.
+        """Return a collector's mean, sites whose update it lacks, and reasons by site of those it left out.
 
         Args:
-            collector: the site that answers.
-            result: its answer.
+            collector: the site.
+            result: its result.
             number: of the round.
-            memory: of the run; its lengths are those of earlier means.
-            cases: behind the update of each site that it was to take.
+            state: of the run, with the norms of earlier means.
+            cases: behind the update of each site that it was to average.
 
         Raises:
-            FederationError: it did not do it, or its mean is not one of these updates.
+            FederationError: it could not do it, or its mean is not one of these updates.
         """
-        sent, total, missing, left_out = read_answer(result, wire.read_combined_message)
-        if missing:
-            return None, [site for site in cases if site in missing], {}
-        left_out = {site: one_line(str(why), _LONGEST_REASON) for site, why in left_out.items() if site in cases}
-        taken = {site: n for site, n in cases.items() if site not in left_out}
-        expected = sum(bounded(taken, self._federation.exchange.largest_weight).values())
-        if total != expected:
-            raise FederationError(f"it says that {total} cases are behind the mean, expected {expected}")
-        like = {name: value.to("meta") for name, value in memory.model.items() if name in self._layout.travelling}
-        received = ReceivedUpdate(*without_extra(sent)[:1], like, "native")
-        mean = Update(collector, received, total, squares=received.squares)
-        looked_at = RoundState(updates=[mean])
-        if not self.without_outliers(looked_at, memory):
-            raise FederationError(looked_at.refused[collector])
+        combined = checked(result, CombineResult, lambda combined: combined)
+        if combined.missing:
+            return None, [site for site in cases if site in combined.missing], {}
+        left_out = {s: one_line(str(why), _LONGEST_REASON) for s, why in combined.left_out.items() if s in cases}
+        counted = {site: n for site, n in cases.items() if site not in left_out}
+        expected = sum(bounded(counted, self._federation.exchange.largest_weight).values())
+        if combined.cases != expected:
+            raise FederationError(f"it says that {combined.cases} cases are behind the mean, expected {expected}")
+        like = {name: value.to("meta") for name, value in state.model.items() if name in self._layout.travelling}
+        received = checked(result, CombineResult, lambda combined: ReceivedUpdate(combined.mean, like, "native"))
+        mean = Update(collector, received, combined.cases, squares=received.squares)
+        alone = RoundState(updates=[mean])
+        if not self.without_outliers(alone, state):
+            raise FederationError(alone.refused[collector])
         return mean.delta, [], left_out
 
-    def scores(self, site: str, result: Shareable) -> dict[str, Any]:
-        """Return what a site says of a model's score.
+    def scores(self, site: str, result: Result | Refusal) -> dict[str, Any]:
+        """Return the numbers of a site's score.
 
         Raises:
-            FederationError: it could not do it, has none, or other numbers than are declared.
+            FederationError: it could not do it, has none, or other numbers than the job declares.
         """
-        return read_answer(result, partial(self._read_scores, site))
+        return checked(result, EvaluateResult, lambda scored: self._read_scores(site, scored))
 
-    def _read_scores(self, site: str, result: Shareable) -> dict[str, Any]:
-        numbers = wire.read_numbers_message(result)
-        check_numbers(numbers, self._classes, sums=True, most=most_scored(self._cases.get(site)))
-        if "evaluation" not in numbers:
+    def _read_scores(self, site: str, result: EvaluateResult) -> dict[str, Any]:
+        check_numbers(result.numbers, self._classes, sums=True, most=most_scored(self._cases.get(site)))
+        if "evaluation" not in result.numbers:
             raise PolicyError("it tells no score")
-        return numbers
+        return dict(result.numbers)
 
     def admit_late(self, current: RoundState, number: int) -> None:
-        """Take the answers that came after their own round had ended: with less weight, or not, as the job says."""
+        """Count updates that arrived after their round had ended: with less weight, or not, as the job says."""
         rounds = self._federation.rounds
         with self._lock:
-            for update, given in self._late:
-                stale = number - given
+            for update, of_round in self._late:
+                stale = number - of_round
                 if rounds.late == "drop" or not self._algorithm.schedule.takes_late:
-                    self._record("dropped", site=update.site, task=TASK_TRAIN, staleness=stale)
+                    self._record(Dropped(site=update.site, task=TrainRequest.task, staleness=stale))
                     continue
                 discount = (1 + stale) ** -rounds.staleness
                 current.updates.append(dataclasses.replace(update, staleness=stale, discount=discount))
@@ -200,59 +201,47 @@ class UpdateIntake:
             self._late.clear()
 
     def refuse(self, current: RoundState, site: str, reason: str, number: int, may_pass: bool = False) -> None:
-        """Leave a site's answer out; where what kept it from its task may pass, it can be asked again."""
+        """Leave a site's result out; where its reason may pass, the site can be asked again."""
         with self._lock:
             self._refuse(current, site, reason, number)
             if may_pass:
-                current.unable[site] = time.monotonic()
+                current.unable[site] = self._clock()
 
     def _refuse(self, current: RoundState, site: str, reason: str, number: int) -> None:
         current.refused[site] = reason
         self.reasons[site] = reason
-        self._record("refused", site=site, round=number, reason=reason)
+        self._record(Refused(site=site, round=number, reason=reason))
 
     def allow_retry(self, current: RoundState, site: str) -> None:
-        """Let a site answer again that could not."""
+        """Let a site that could not do its task try again."""
         with self._lock:
             del current.unable[site]
             current.refused.pop(site, None)
 
-    def without_outliers(self, current: RoundState, memory: RunState) -> list[Update]:
-        """Return the updates that count: without those many times as long as others of this round and the last ones."""
+    def without_outliers(self, current: RoundState, state: RunState) -> list[Update]:
+        """Return the updates that count, and note their norms: those that are far too long are refused."""
         with self._lock:
-            lengths = [update_norm(update, self._layout.trained) for update in current.updates]
-            known = lengths + [value for values in memory.lengths[-_ROUNDS_REMEMBERED:] for value in values]
-            factor = self._federation.exchange.largest_norm
-            kept, usual = [], statistics.median(known) if known else 0.0
-            for update, norm in zip(current.updates, lengths, strict=True):
-                if len(known) >= 3 and usual > 0 and norm > factor * usual:
-                    reason = (
-                        f"its update is {norm / usual:.1f} times as long as usual, expected at most {factor:g} times"
-                    )
-                    self._refuse(current, update.site, reason, memory.round + 1)
-                else:
-                    kept.append((update, norm))
-            bounds = bounded({u.site: u.cases for u, _ in kept}, self._federation.exchange.largest_weight)
-            current.updates = [dataclasses.replace(update, cases=bounds[update.site]) for update, _ in kept]
-            memory.lengths = [*memory.lengths[1 - _ROUNDS_REMEMBERED :], [norm for _, norm in kept]]
+            screened = self._outliers.screen(current.updates, state.lengths)
+            for site, reason in screened.refused.items():
+                self._refuse(current, site, reason, state.round + 1)
+            current.updates, state.lengths = screened.kept, screened.lengths
             return list(current.updates)
 
 
-def counts(result: Shareable, bins: Mapping[str, int] | None = None) -> dict[str, Any]:
-    """Return what a site says of its data when it comes.
+def counts(result: Result | Refusal, bins: Mapping[str, int] | None = None) -> dict[str, Any]:
+    """Return what a site reports of its data.
 
     Args:
-        result: its answer.
+        result: its result.
         bins: of each histogram that may be in it, by name.
 
     Raises:
-        FederationError: it could not do it, runs another oncofed, or says something else.
+        FederationError: it could not do it, runs another oncofed, or reports something else.
     """
-    return read_answer(result, lambda answer: _read_counts(answer, bins))
+    return checked(result, SiteFacts, lambda facts: _read_counts(dict(facts.numbers), bins))
 
 
-def _read_counts(result: Shareable, bins: Mapping[str, int] | None) -> dict[str, Any]:
-    numbers = wire.read_numbers_message(result)
+def _read_counts(numbers: dict[str, Any], bins: Mapping[str, int] | None) -> dict[str, Any]:
     theirs = numbers.get("version")
     if isinstance(theirs, str) and theirs != oncofed.__version__:
         raise FederationError(
@@ -263,16 +252,17 @@ def _read_counts(result: Shareable, bins: Mapping[str, int] | None) -> dict[str,
     return numbers
 
 
-def read_answer(result: Shareable, read: Callable[[Shareable], T]) -> T:
-    """Return what is read of a site's answer, which it can make of whatever it likes.
+def checked(result: Result | Refusal, kind: type[ResultT], read: Callable[[ResultT], T]) -> T:
+    """Return what is read of a site's result, which may hold anything.
 
     Raises:
-        FederationError: the site could not do its task, or the answer is not what the job declares.
+        FederationError: the site could not do its task, or the result is not what the job declares.
     """
-    reason = wire.refusal_reason(result)
-    if reason:
-        raise FederationError(reason)
+    if isinstance(result, Refusal):
+        raise FederationError(result.reason)
     try:
+        if not isinstance(result, kind):
+            raise TypeError(kind.__name__)
         return read(result)
     except FederationError:
         raise
@@ -282,14 +272,6 @@ def read_answer(result: Shareable, read: Callable[[Shareable], T]) -> T:
         raise FederationError(f"its answer is malformed ({type(error).__name__})") from None
 
 
-def bounded(cases: Mapping[str, int], factor: float) -> dict[str, int]:
-    """Return as how many cases each site counts: who says that it has very many would else make the model alone.
-
-    Args:
-        cases: of each site, as it says.
-        factor: most times the median, of two in the middle the lower one.
-    """
-    if not cases:
-        return {}
-    most = max(int(factor * statistics.median_low(cases.values())), 1)
-    return {site: min(count, most) for site, count in cases.items()}
+def may_pass(result: Result | Refusal) -> bool:
+    """Return whether what kept a site from its task may pass."""
+    return isinstance(result, Refusal) and result.may_pass

@@ -1,4 +1,4 @@
-"""What the sites answered to one question, and what of it is told in the run's record."""
+"""Results of one task."""
 
 from __future__ import annotations
 
@@ -12,21 +12,23 @@ from oncofed.algorithms import Update
 
 @dataclass
 class RoundState:
-    """What the sites answered to one question.
+    """The sites' results of one task.
 
     Attributes:
-        started: when it was asked; like all times here by the monotonic clock, since a machine's may be set meanwhile.
+        started: when it began; like all times here by the monotonic clock, since a machine's may be set meanwhile.
+        asked: sites that are to do it.
         updates: those that count.
-        numbers: what else each site said.
-        refused: why an update was not taken, by site.
-        came: seconds until each site's answer.
+        numbers: the other numbers of a result, by site.
+        refused: why a result does not count, by site.
+        came: seconds until the result, by site.
         late: sites whose update is of an earlier round.
-        unable: when sites said that they cannot answer now, by site.
-        collector: the site that puts the updates together; None: the server.
-        apart: when sites said that their update did not reach it, by site.
+        unable: when a site reported that it cannot do it now, by site.
+        collector: site that averages the updates; None for the server.
+        apart: when a site reported that its update did not reach the collector, by site.
     """
 
     started: float = field(default_factory=time.monotonic)
+    asked: list[str] = field(default_factory=list)
     updates: list[Update] = field(default_factory=list)
     numbers: dict[str, dict[str, Any]] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
@@ -36,9 +38,13 @@ class RoundState:
     collector: str | None = None
     apart: dict[str, float] = field(default_factory=dict)
 
+    def leave_out(self, site: str) -> None:
+        """Drop a site's updates."""
+        self.updates = [update for update in self.updates if update.site != site]
+
     @property
     def slowest_s(self) -> float:
-        """How long the slowest site that was in time trained and validated."""
+        """Seconds that the slowest site in time trained and validated."""
         in_time = (numbers for site, numbers in self.numbers.items() if site not in self.late)
         return max((n.get("train_s", 0.0) + n.get("validate_s", 0.0) for n in in_time), default=0.0)
 
@@ -47,16 +53,20 @@ class RoundState:
         """Each site's loss."""
         return {site: numbers["loss"] for site, numbers in sorted(self.numbers.items()) if "loss" in numbers}
 
-    def participation(self, asked: list[str], lost: Mapping[str, str]) -> dict[str, Any]:
-        """Return what became of every site that was asked; ``lost`` says why sites are not there."""
+    def participation(self, lost: Mapping[str, str]) -> dict[str, Any]:
+        """Return what became of every site.
+
+        Args:
+            lost: sites that are away, with the reason.
+        """
         taken = {update.site for update in self.updates}
         return {
-            "asked": asked,
+            "asked": self.asked,
             "in_time": sorted(taken - set(self.late)),
             "late": sorted(taken & set(self.late)),
             "refused": dict(sorted(self.refused.items())),
-            "lost": {site: lost[site] for site in asked if site in lost and site not in taken},
-            "missing": sorted(site for site in asked if site not in taken and site not in self.refused),
+            "lost": {site: lost[site] for site in self.asked if site in lost and site not in taken},
+            "missing": sorted(site for site in self.asked if site not in taken and site not in self.refused),
             "seconds": {site: round(seconds, 3) for site, seconds in sorted(self.came.items())},
             "staleness": {update.site: update.staleness for update in self.updates if update.staleness},
         }

@@ -1,4 +1,7 @@
-"""What is learned. A task ties loss, metric, inference and pictures together, and knows nothing of federation."""
+"""Tasks: loss, metric, inference and pictures in one object.
+
+They know nothing of federation.
+"""
 
 from typing import Annotated, Any
 

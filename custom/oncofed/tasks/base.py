@@ -1,4 +1,7 @@
-"""What a task is: one object that ties training input, loss, inference, scores and pictures together."""
+"""The interface of a task.
+
+One object ties training input, loss, inference, scores and pictures together.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,7 @@ Found = TypeVar("Found")
 
 
 class Task(ABC, Generic[Outcome]):
-    """What is learned.
+    """A task: input, loss, inference, scores and pictures.
 
     A script, a notebook, a test and a federation use a task the same way: ``input`` makes batches, ``forward`` and
     ``loss`` make a training step, ``evaluate`` scores cases.
@@ -95,19 +98,28 @@ class Task(ABC, Generic[Outcome]):
         """Return how cases become batches."""
 
     def forward(self, network: Callable[..., Tensor], batch: Batch) -> Tensor:
-        """Return what the network says to a batch."""
+        """Return the network's output for a batch."""
         return network(batch["image"])
 
     @abstractmethod
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
-        """Return the loss, a scalar: the mean over a batch's samples, so that half batches make up a whole one."""
+        """Return the loss, a scalar, as a mean over samples.
+
+        So the losses of half batches average to that of the whole one.
+        """
 
     def scoring_preparation(self) -> Preparation | None:
-        """Return how a case is made ready for ``evaluate_case``; None: ``evaluate_case`` reads files itself."""
+        """Return the preparation of a case for ``evaluate_case``.
+
+        None: ``evaluate_case`` reads files itself.
+        """
         return None
 
     def prepared(self, case: Case) -> Prepared:
-        """Return what ``scoring_preparation`` makes of a case: held, read ahead, or made now."""
+        """Return a case prepared by ``scoring_preparation``.
+
+        It is cached, read ahead, or made now.
+        """
         if self._held is not None and case in self._held:
             return self._held.of(case)
         how = self.scoring_preparation()
@@ -115,7 +127,7 @@ class Task(ABC, Generic[Outcome]):
         return prepare_one(case, how, keep=how.costly)
 
     def inference_preparation(self) -> Preparation:
-        """Return how a case that nobody labelled is made ready for ``infer``.
+        """Return the preparation of an unlabelled case for ``infer``.
 
         Raises:
             SpecError: the task only scores.
@@ -123,7 +135,7 @@ class Task(ABC, Generic[Outcome]):
         raise SpecError(f"the task {type(self).__name__} has no predictions: it is one of a pack, and defines no infer")
 
     def infer(self, network: nn.Module, prepared: Prepared, device: torch.device) -> Inferred:
-        """Return what a network in evaluation mode says of one prepared case, labelled or not.
+        """Return a network's answer for one prepared case.
 
         Args:
             network: on ``device``.
@@ -136,13 +148,18 @@ class Task(ABC, Generic[Outcome]):
         raise SpecError(f"the task {type(self).__name__} has no predictions: it is one of a pack, and defines no infer")
 
     def infer_with_entropy(self, network: nn.Module, prepared: Prepared, device: torch.device) -> Inferred:
-        """Return what ``infer`` does, of maps with their entropy; of a pack's task without it."""
+        """Return ``infer``'s answer, of maps with their entropy.
+
+        A pack's task answers without it.
+        """
         return self.infer(network, prepared, device)
 
     def infer_all(
         self, network: nn.Module, prepared: Sequence[Prepared], device: torch.device, entropy: bool = False
     ) -> list[Inferred]:
-        """Return what ``infer`` finds, for a few cases at once, taken in halves where memory is short.
+        """Return ``infer``'s answers for several cases.
+
+        They are taken in halves where memory is short.
 
         Args:
             network: on ``device``.
@@ -163,12 +180,15 @@ class Task(ABC, Generic[Outcome]):
 
     @abstractmethod
     def evaluate_case(self, network: nn.Module, case: Case, device: torch.device, detailed: bool) -> Outcome:
-        """Return what a network in evaluation mode does on one case; ``detailed`` also what takes long to find out."""
+        """Evaluate a network on one case.
+
+        The network is in evaluation mode; ``detailed`` adds figures that take long.
+        """
 
     def evaluate_cases(
         self, network: nn.Module, cases: Sequence[Case], device: torch.device, detailed: bool
     ) -> list[Outcome]:
-        """Return what ``evaluate_case`` finds, for a few cases at once."""
+        """Evaluate a network on several cases at once."""
         return [self.evaluate_case(network, case, device, detailed) for case in cases]
 
     @abstractmethod
@@ -177,10 +197,12 @@ class Task(ABC, Generic[Outcome]):
 
     @abstractmethod
     def case_metrics(self, outcome: Outcome) -> dict[str, float | str]:
-        """Return what is to be said of one case."""
+        """Return one case's figures by name, for people."""
 
     def drawing(self, patients: Sequence[Sequence[Outcome]]) -> Callable[[NDArray[np.int64]], float | None]:
-        """Return what gives the metric of patients that were drawn, by their numbers, one drawn twice being two.
+        """Return a function from drawn patients to the metric.
+
+        It takes their numbers; a patient drawn twice counts as two.
 
         Args:
             patients: the outcomes of each.
@@ -202,7 +224,10 @@ class Task(ABC, Generic[Outcome]):
         return average
 
     def classes_told(self, outcome: Outcome) -> set[str]:
-        """Return the names of the classes to whose figures one case contributes; see ``Scores.by_class``."""
+        """Return the classes that one case contributes to.
+
+        See ``Scores.by_class``.
+        """
         return set(self.summarise([("", outcome)]).by_class)
 
     def kinds(self, outcomes: Sequence[tuple[str, Outcome]]) -> dict[str, set[str]]:
@@ -236,7 +261,9 @@ class Task(ABC, Generic[Outcome]):
     def pooled(
         self, outcomes: Sequence[tuple[str, Outcome]], temperature: float | None = None
     ) -> dict[str, Any] | None:
-        """Return counts and sums that can be added to other sites'; None where fewer than five patients are behind.
+        """Return counts and sums to add to other sites'.
+
+        None where fewer than five patients are behind.
 
         Args:
             outcomes: of all cases, each with its patient's key.
@@ -252,12 +279,17 @@ class Task(ABC, Generic[Outcome]):
         return figure_sums(values, MEAN)
 
     def temperature_sums(self, outcomes: Sequence[tuple[str, Outcome]]) -> dict[str, Any] | None:
-        """Return what a temperature is learned from (``tasks.calibration``); None where the task has none."""
+        """Return sums to fit a temperature; None without one.
+
+        See ``tasks.calibration``.
+        """
         del outcomes
         return None
 
     def paired(self, outcomes: Sequence[tuple[str, Outcome]], others: Sequence[tuple[str, Outcome]]) -> Part | None:
-        """Return by how much one model is better than another on the same cases, by the metric.
+        """Return the metric's difference between two models.
+
+        On the same cases.
 
         Args:
             outcomes: of the first model.
@@ -279,7 +311,7 @@ class Task(ABC, Generic[Outcome]):
 
     @abstractmethod
     def picture(self, network: nn.Module, case: Case, device: torch.device) -> Picture:
-        """Return what a network in evaluation mode makes of one case, for people."""
+        """Return a picture of a network's answer for one case."""
 
     @torch.no_grad()
     def evaluate(
@@ -344,7 +376,10 @@ class Task(ABC, Generic[Outcome]):
         )
 
     def _evaluator(self) -> tuple[Callable[..., list[Outcome]], int]:
-        """Return what evaluates cases, and how many at once: one where a subclass replaced ``evaluate_case`` alone."""
+        """Return the function that evaluates cases, and its batch size.
+
+        One where a subclass replaced ``evaluate_case`` alone.
+        """
         batched, single = (_defining(type(self), name) for name in ("evaluate_cases", "evaluate_case"))
         if issubclass(batched, single):
             return self.evaluate_cases, self.cases_at_once
@@ -352,7 +387,7 @@ class Task(ABC, Generic[Outcome]):
 
 
 def _within_memory(look: Callable[[Sequence[Item]], list[Found]], items: Sequence[Item]) -> list[Found]:
-    """Return what is found of cases, taken in halves where memory is short."""
+    """Evaluate cases, in halves where memory is short."""
     try:
         return look(items)
     except RuntimeError as error:
@@ -370,12 +405,14 @@ def _within_memory(look: Callable[[Sequence[Item]], list[Found]], items: Sequenc
 
 
 def _defining(kind: type, name: str) -> type:
-    """Return the class of a type's ancestry that defines a method as the type has it."""
+    """Return the class that defines a type's method."""
     return next(ancestor for ancestor in kind.__mro__ if name in vars(ancestor))
 
 
 def confidence(task: Task[Outcome], outcomes: Sequence[tuple[str, Outcome]]) -> tuple[float, float] | None:
-    """Return the 95 % interval of a metric by the bootstrap over patients (Efron, 1979), percentile method.
+    """Return a metric's 95 % bootstrap interval over patients.
+
+    Efron (1979), percentile method.
 
     Args:
         task: that the outcomes are of.
@@ -393,7 +430,7 @@ def confidence(task: Task[Outcome], outcomes: Sequence[tuple[str, Outcome]]) -> 
 
 
 def between(metrics: NDArray[np.float64], tail: float) -> tuple[float, float] | None:
-    """Return the ends of a percentile interval; None where it would have no width.
+    """Return the ends of a percentile interval; None without width.
 
     A metric that is alike however patients are drawn, such as an AUROC of one, gives the bootstrap nothing to vary: its
     interval would be a point, which says nothing of other patients (Obuchowski and Lieber, Academic Radiology 2002).
@@ -409,7 +446,10 @@ def between(metrics: NDArray[np.float64], tail: float) -> tuple[float, float] | 
 
 
 def mean_over_patients(outcomes: Sequence[tuple[str, dict[str, float]]]) -> dict[str, float]:
-    """Return the mean of each figure over patients, each patient's cases counting as one; NaN is left out."""
+    """Return the mean of each figure over patients.
+
+    A patient's cases count as one; NaN is left out.
+    """
     by_name: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for patient, figures in outcomes:
         for name, value in figures.items():

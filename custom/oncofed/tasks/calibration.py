@@ -1,4 +1,6 @@
-"""How sure a classifier should be: one temperature that its logits are divided by (Guo et al., ICML 2017).
+"""Temperature scaling of a classifier.
+
+Guo et al., ICML 2017: one temperature divides the logits.
 
 It is learned over the validation patients of all sites without any patient's score leaving one: each site sends the sum
 of its patients' negative log likelihoods at fixed temperatures, and the lowest point of the sum of all is looked for.
@@ -16,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
-from oncofed.data.manifest import write_whole
+from oncofed.atomic import write_whole
 from oncofed.errors import SpecError
 from oncofed.settings import StrictModel, first_problem
 from oncofed.suppression import LEAST_PATIENTS
@@ -50,7 +52,7 @@ class Calibration(StrictModel):
 
 
 def read_calibration(folder: Path) -> Calibration | None:
-    """Return how sure a model should be; None where nobody knows.
+    """Return a model's calibration; None where unknown.
 
     Args:
         folder: of the model, such as ``RUN/model``.
@@ -93,7 +95,7 @@ def log_losses(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) ->
 def temperature_sums(
     probabilities: NDArray[np.float64], labels: NDArray[np.int64], patients: Sequence[str], step: float = STEP
 ) -> dict[str, Any] | None:
-    """Return what a site sends of its validation patients; None where they are too few.
+    """Return a site's sums over validation patients; None for too few.
 
     Args:
         probabilities: (image, class).
@@ -144,7 +146,9 @@ def learned(of_sites: Mapping[str, Mapping[str, Any]]) -> Calibration | None:
 
 
 def lowest(sums: NDArray[np.float64]) -> tuple[float, float] | None:
-    """Return where a curve over ``TEMPERATURES`` is lowest, and how low; None at its ends.
+    """Return position and value of a curve's minimum over ``TEMPERATURES``.
+
+    None at its ends.
 
     Between the temperatures a cubic in the logarithm of the temperature is laid through the points beside the lowest:
     over several of them what rounding did to each evens out.

@@ -43,7 +43,7 @@ _IMAGES_AT_ONCE, _VALUES_AT_ONCE = 64, 1 << 22
 
 
 class ClassesSpec(StrictModel):
-    """What a job learns that gives each image, or slide, one class."""
+    """Classes of an image or a slide."""
 
     classes: dict[int, str] = Field(min_length=2, description="label value -> name, from 0")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the certainty that training takes away")
@@ -63,14 +63,14 @@ class ClassesSpec(StrictModel):
 
 
 class ClassificationSpec(ClassesSpec):
-    """What a job learns that gives each image one class."""
+    """Settings of image classification."""
 
     type: Literal["classification"] = "classification"
 
 
 @dataclass(frozen=True)
 class Classified:
-    """What a model says of one image.
+    """One image's probabilities and label.
 
     Attributes:
         probabilities: of each class; they add up to one.
@@ -126,7 +126,7 @@ class Classification(Task[Classified]):
         return WholeImages(self.data, "none")
 
     def infer(self, network: nn.Module, prepared: Prepared, device: torch.device) -> ClassScores:
-        """Return what a network says of one image."""
+        """Return the logits of one image."""
         return self._scores(network, [prepared], device)[0]
 
     def _infer_few(
@@ -144,13 +144,13 @@ class Classification(Task[Classified]):
         return [ClassScores(each) for each in logits.float().double().cpu().numpy()]
 
     def evaluate_case(self, network: nn.Module, case: Case, device: torch.device, detailed: bool) -> Classified:
-        """Return what a network says of one case."""
+        """Evaluate a network on one case."""
         return self.evaluate_cases(network, [case], device, detailed)[0]
 
     def evaluate_cases(
         self, network: nn.Module, cases: Sequence[Case], device: torch.device, detailed: bool
     ) -> list[Classified]:
-        """Return what a network says of some cases, as one batch."""
+        """Evaluate a network on several cases, as one batch."""
         scores = self._scores(network, [self.prepared(case) for case in cases], device)
         return [
             Classified(one.probabilities(self.temperature), case.class_label)
@@ -158,24 +158,30 @@ class Classification(Task[Classified]):
         ]
 
     def summarise(self, outcomes: Sequence[tuple[str, Classified]]) -> Scores:
-        """Return AUROC and other figures; a patient's images of one class count as one, by their mean probabilities."""
+        """Return AUROC and other figures over patients.
+
+        A patient's images of one class count as one, by their mean probabilities.
+        """
         found, labels, _ = grouped(*_stacked(outcomes, len(self.classes)))
         return class_scores(found, labels, self.classes)
 
     def pooled(
         self, outcomes: Sequence[tuple[str, Classified]], temperature: float | None = None
     ) -> dict[str, Any] | None:
-        """Return counts of patients by how likely each class is, and sums that tell whether the model is calibrated."""
+        """Return counts by predicted probability, and sums for calibration."""
         return classification_sums(*_stacked(outcomes, len(self.classes)), self.classes, temperature)
 
     def temperature_sums(self, outcomes: Sequence[tuple[str, Classified]]) -> dict[str, Any] | None:
-        """Return what a temperature is learned from."""
+        """Return sums to fit a temperature."""
         return temperature_sums(*_stacked(outcomes, len(self.classes)))
 
     def paired(
         self, outcomes: Sequence[tuple[str, Classified]], others: Sequence[tuple[str, Classified]]
     ) -> Part | None:
-        """Return the difference of two areas on the same images; None where a class has, or lacks, too few patients."""
+        """Return the difference of two AUROCs on the same images.
+
+        None where a class has, or lacks, too few patients.
+        """
         first, labels, patients = grouped(*_stacked(outcomes, len(self.classes)))
         second, _, _ = grouped(*_stacked(others, len(self.classes)))
         for value in self.classes:
@@ -190,7 +196,10 @@ class Classification(Task[Classified]):
         return {"class": self.classes[outcome.label], **said}
 
     def drawing(self, patients: Sequence[Sequence[Classified]]) -> Callable[[NDArray[np.int64]], float | None]:
-        """Return what gives the metric of drawn patients, whose images of one class are put together once."""
+        """Return a function from drawn patients to the metric.
+
+        Their images of one class are averaged once.
+        """
         if type(self).summarise is not Classification.summarise:
             return super().drawing(patients)
         rows: list[tuple[int, NDArray[np.float64]]] = []
@@ -211,7 +220,10 @@ class Classification(Task[Classified]):
         return metric
 
     def classes_told(self, outcome: Classified) -> set[str]:
-        """Return the case's class; of two, both: the area of one is the other's mirror image."""
+        """Return the case's class; of two classes, both.
+
+        The area of one is the other's mirror image.
+        """
         return {self.classes[outcome.label]} if len(self.classes) > 2 else set(self.classes.values())
 
     def kinds(self, outcomes: Sequence[tuple[str, Classified]]) -> dict[str, set[str]]:
@@ -219,7 +231,10 @@ class Classification(Task[Classified]):
         return {name: {p for p, one in outcomes if one.label == value} for value, name in self.classes.items()}
 
     def patients_behind(self, outcomes: Sequence[tuple[str, Classified]]) -> dict[str, set[str]]:
-        """Return of each class the patients who have it, or another, whichever are fewer; of all else the fewest."""
+        """Return the patients behind each figure.
+
+        Of a class those with it or without it, whichever are fewer; of further figures the fewest.
+        """
         having = self.kinds(outcomes)
         others = {name: {p for p, one in outcomes if one.label != value} for value, name in self.classes.items()}
         behind = {name: min(having[name], others[name], key=len) for name in having}
@@ -227,7 +242,7 @@ class Classification(Task[Classified]):
         return {**behind, **dict.fromkeys((metric.name for metric in _FURTHER), fewest)}
 
     def picture(self, network: nn.Module, case: Case, device: torch.device) -> Picture:
-        """Return the image, with its class and what the network takes it for."""
+        """Return the image with label and prediction."""
         found = self.evaluate_case(network, case, device, detailed=False)
         image = case.read_image()
         return middle_slice(image.values, image.affine, caption(found, self.classes))
@@ -243,7 +258,7 @@ def _stacked(
 
 
 def caption(found: Classified, classes: dict[int, str]) -> str:
-    """Return in words what a case is and what it was taken for."""
+    """Return label and prediction in words."""
     best = int(found.probabilities.argmax())
     return f"{classes[found.label]}; model: {classes[best]} ({found.probabilities[best]:.0%})"
 
@@ -287,7 +302,9 @@ def class_scores(found: NDArray[np.float64], labels: NDArray[np.int64], classes:
 
 
 def ranking_scores(probability: NDArray[np.float64], truth: NDArray[np.bool_]) -> tuple[float, float]:
-    """Return the area under the ROC curve and the average precision; of equal probabilities none comes first.
+    """Return AUROC and average precision of one class.
+
+    Equal probabilities are tied.
 
     As MONAI's ``compute_roc_auc`` and ``compute_average_precision`` have them, which take the cases one by one: an
     interval asks for them thousands of times.

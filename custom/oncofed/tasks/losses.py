@@ -1,4 +1,8 @@
-"""Losses that MONAI has not, or not with labels to ignore, or not for many classes."""
+"""Dice with cross-entropy, in memory that does not grow with the number of classes.
+
+MONAI's ``DiceLoss(ignore_index=…)`` and ``DiceCELoss`` keep probabilities and one-hot labels for the backward pass, as
+large as the logits each; their cross-entropy is a mean over voxels of the batch, not over samples.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +18,14 @@ _TOGETHER_CPU, _TOGETHER_GPU = 1 << 18, 1 << 24
 
 
 def dice_ce(logits: Tensor, label: Tensor, ignore: int | None = None) -> Tensor:
-    """Return soft Dice plus cross-entropy, both as mean over samples; voxels to be ignored count in neither.
+    """Return soft Dice plus cross-entropy.
+
+    Both are means over samples; voxels to be ignored count in neither.
 
     Dice has squared predictions in its denominator (Milletari et al., 3DV 2016) and leaves background out.
 
-    Between the passes nothing is kept but what is given: for 105 classes, probabilities, and labels written as one
-    value a class, would each take as much memory as the logits. Sums and gradients repeat themselves to the bit on a
-    GPU too. There is no second derivative.
+    Between the passes only the inputs are kept: with 105 classes, probabilities and one-hot labels would each take as
+    much memory as the logits. Sums and gradients are the same bits each time, on a GPU too. No second derivative.
 
     Args:
         logits: (batch, class, x, y[, z]), float32 or float64.
@@ -32,7 +37,7 @@ def dice_ce(logits: Tensor, label: Tensor, ignore: int | None = None) -> Tensor:
 
 
 class _DiceCE(torch.autograd.Function):
-    """The loss with its gradient written out, a slab of voxels after the other."""
+    """The loss with its gradient, computed slab by slab."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, label: Tensor, ignore: int | None) -> Tensor:
@@ -88,7 +93,10 @@ class _DiceCE(torch.autograd.Function):
 
 
 def _step(logits: Tensor) -> int:
-    """Return how many voxels are looked at together; a compiler makes one pass of it all by itself."""
+    """Return the voxels of a slab.
+
+    A compiler fuses all passes by itself, and gets one slab.
+    """
     together = _TOGETHER_CPU if logits.device.type == "cpu" else _TOGETHER_GPU
     voxels = logits[0, 0].numel()
     return voxels if torch.compiler.is_compiling() else max(together // (logits.numel() // voxels), 1)

@@ -41,7 +41,7 @@ _SMOOTHING = 1.0  # pixels
 
 
 class ObjectsSpec(StrictModel):
-    """What a job learns that tells single objects apart."""
+    """Settings of instance segmentation."""
 
     type: Literal["objects"] = "objects"
     classes: dict[int, str] = Field({1: "object"}, min_length=1, max_length=1, description="1 -> name of the objects")
@@ -60,12 +60,15 @@ class ObjectsSpec(StrictModel):
 
     @property
     def vocabulary(self) -> dict[int, str]:
-        """Label values that a mask may hold, beside background."""
+        """Label values of a mask without background."""
         return self.classes
 
 
 class Objects(DenseTask[dict[str, float], ObjectMap]):
-    """A task that tells single objects apart; scored by panoptic quality (Kirillov et al., CVPR 2019)."""
+    """Instance segmentation, scored by panoptic quality.
+
+    Kirillov et al., CVPR 2019.
+    """
 
     metric = "pq"
     metric_name = "panoptic quality"
@@ -88,7 +91,7 @@ class Objects(DenseTask[dict[str, float], ObjectMap]):
         return Patches(self.data, augmentation, 2, objects=True)
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
-        """Return Dice with cross-entropy of the classes, and the error of the depth inside objects."""
+        """Return Dice with cross-entropy, plus the error of the depth."""
 
         def one(values: Tensor) -> Tensor:
             # Only inside objects is there a depth: elsewhere the class says all.
@@ -105,7 +108,10 @@ class Objects(DenseTask[dict[str, float], ObjectMap]):
         return Referenced(self.data, numbered=True)
 
     def predict(self, network: nn.Module, case: Case, device: torch.device) -> Numbers:
-        """Return the objects of one case on the grid of its label, (x, y[, z]): a number for each, zero elsewhere."""
+        """Return the objects of one case, (x, y[, z]).
+
+        Each has a number; background is zero. The grid is the label's.
+        """
         return self.infer(network, self.prepared(case), device).numbers
 
     def evaluate_case(self, network: nn.Module, case: Case, device: torch.device, detailed: bool) -> dict[str, float]:
@@ -154,7 +160,7 @@ class Objects(DenseTask[dict[str, float], ObjectMap]):
 
 
 def _maps(output: Tensor) -> Tensor:
-    """Return how likely an object is, and its depth there, of an output (3, …)."""
+    """Return object probability and depth of an output (3, …)."""
     return torch.cat([output[:2].softmax(0)[1:], output[2:]])
 
 
@@ -221,7 +227,7 @@ def object_scores(found: Numbers, reference: Numbers) -> dict[str, float]:
 
 
 def _outlined(numbers: NDArray[np.int32]) -> NDArray[np.uint8]:
-    """Return 1 inside objects and 0 on the edges between them, so that contours part what touches."""
+    """Return objects with edges cut out, for separate contours."""
     edges = np.zeros(numbers.shape, bool)
     for axis in range(numbers.ndim):
         step = np.diff(numbers, axis=axis) != 0

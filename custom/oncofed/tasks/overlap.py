@@ -1,4 +1,7 @@
-"""How far two label volumes overlap: all classes in one pass, on the device where they are."""
+"""Overlap of two label volumes.
+
+All classes in one pass, on their device.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ _WORD = 8
 
 
 def confusion(prediction: Tensor, reference: Tensor, classes: int, ignore: int | None = None) -> NDArray[np.int64]:
-    """Count voxels by what they are and what they were taken for.
+    """Return a confusion matrix of voxels.
 
     Args:
         prediction: label values below ``classes``, of an integer type.
@@ -63,7 +66,10 @@ def _count(found: Tensor, wanted: Tensor, classes: int, ignore: int | None) -> N
 
 
 def dice(counts: NDArray[np.int64]) -> list[float]:
-    """Return Dice of each class from 1 on, by counts as ``confusion`` has them; NaN where it is in neither volume."""
+    """Return Dice of each class from 1 on.
+
+    By counts of ``confusion``; NaN where the class is in neither volume.
+    """
     classes = counts.shape[1]
     sizes = counts.sum(axis=0) + counts[:classes].sum(axis=1)
     return [2.0 * int(counts[n, n]) / int(sizes[n]) if sizes[n] else float("nan") for n in range(1, classes)]
@@ -88,7 +94,7 @@ def keep_largest(labels: NDArray[np.uint8], value: int) -> None:
 
 
 def bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, ...] | None:
-    """Return the smallest box that holds all of a mask; None where it is empty."""
+    """Return a mask's bounding box; None where it is empty."""
     box: list[slice] = []
     for axis in range(mask.ndim):
         # What earlier axes have left out need not be looked at again.

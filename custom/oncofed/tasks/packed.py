@@ -1,4 +1,7 @@
-"""A task that a pack brings: the pack's class where its code runs, what the job declares of it everywhere else."""
+"""A task from a pack.
+
+The pack's class where its code runs; what the job declares of it everywhere else.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,10 @@ from oncofed.tasks.scores import Scores
 
 
 class DeclaredTask(StrictModel):
-    """What a pack's task is like, for those who do not run the pack: the server, and what guards a site."""
+    """A pack's task, as a job declares it.
+
+    For processes that do not run the pack: the server, and a site's outbound filter.
+    """
 
     metric: str = Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")
     metric_name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 _-]{0,39}$")
@@ -42,7 +48,7 @@ class DeclaredTask(StrictModel):
 
 
 class PackedTaskSpec(StrictModel):
-    """What a job learns whose task comes with a pack."""
+    """Settings of a task from a pack."""
 
     type: Literal["pack"] = "pack"
     name: str = Field(description="of the task, as the pack registers it (model.code)")
@@ -56,12 +62,12 @@ class PackedTaskSpec(StrictModel):
 
     @property
     def vocabulary(self) -> dict[int, str]:
-        """Label values that a case may have, beside a mask's background."""
+        """Label values of a case, without a mask's background."""
         return self.classes
 
 
 def build_packed_task(spec: PackedTaskSpec, data: DataSpec, pack: str) -> Task[Any]:
-    """Return a pack's task where the pack is loaded, else what the job declares of it.
+    """Return a pack's task, or what the job declares of it.
 
     Args:
         spec: the job's section ``task``.

@@ -1,4 +1,4 @@
-"""How well a model does, as a task says it."""
+"""Scores of a model."""
 
 from __future__ import annotations
 

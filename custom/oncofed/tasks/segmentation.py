@@ -1,4 +1,7 @@
-"""Segmentation of volumes and flat images: Dice with cross-entropy, sliding window, scores on the image's own grid."""
+"""Semantic segmentation of volumes and flat images.
+
+Dice with cross-entropy, sliding windows, scores on the image's own grid.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,7 @@ from oncofed.tasks.windows import Planes, Windows
 
 
 class SegmentationSpec(StrictModel):
-    """What a segmentation job learns."""
+    """Settings of segmentation."""
 
     type: Literal["segmentation"] = "segmentation"
     classes: dict[int, str] = Field(min_length=1, description="label value -> name, without background (0)")
@@ -69,7 +72,7 @@ class SegmentationSpec(StrictModel):
 
     @property
     def vocabulary(self) -> dict[int, str]:
-        """Label values that a mask may hold, beside background."""
+        """Label values of a mask without background."""
         return {**self.classes, **({self.ignore: IGNORED} if self.ignore else {})}
 
 
@@ -128,7 +131,10 @@ class Segmentation(DenseTask[dict[str, float], LabelMap]):
         return Patches(self.data, augmentation, self.out_channels)
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
-        """Return Dice with cross-entropy; coarser outputs count half as much as the next finer one."""
+        """Return Dice with cross-entropy over all outputs.
+
+        A coarser output counts half as much as the next finer one.
+        """
         return deep_supervision(
             lambda logits: dice_ce(logits, batch["label"], self.spec.ignore), output, batch["label"]
         )
@@ -187,7 +193,9 @@ class Segmentation(DenseTask[dict[str, float], LabelMap]):
         spare: bool,
         entropy: bool = False,
     ) -> Tensor:
-        """Return label values on the target grid, (1, x, y[, z]), and where it is wanted their entropy, (2, …).
+        """Return labels on the target grid, (1, x, y[, z]).
+
+        With their entropy on request, (2, …).
 
         Classes are told apart slab by slab: no volume of all classes is held.
         """
@@ -212,7 +220,9 @@ class Segmentation(DenseTask[dict[str, float], LabelMap]):
         return labels
 
     def score(self, prediction: NDArray[np.uint8], reference: NDArray[np.uint8]) -> dict[str, float]:
-        """Return Dice by class name; a class that is in neither volume has none (NaN).
+        """Return Dice by class name.
+
+        NaN for a class in neither volume.
 
         Args:
             prediction: label values, (x, y[, z]).
@@ -222,7 +232,10 @@ class Segmentation(DenseTask[dict[str, float], LabelMap]):
         return dict(zip(self.classes.values(), dice(counts), strict=True))
 
     def summarise(self, outcomes: Sequence[tuple[str, dict[str, float]]]) -> Scores:
-        """Return the mean over patients of the mean over the classes that a case has."""
+        """Return mean Dice over patients, and further figures.
+
+        Of each case it is the mean over its classes.
+        """
         with_mean = []
         for patient, figures in outcomes:
             dice = [v for k, v in figures.items() if k.startswith("dice.") and not math.isnan(v)]
@@ -252,7 +265,15 @@ class Segmentation(DenseTask[dict[str, float], LabelMap]):
 
 
 def deep_supervision(loss: Callable[[Tensor], Tensor], output: Tensor, label: Tensor) -> Tensor:
-    """Return a loss over all outputs of deep supervision, stacked along axis 1 finest first (Lee et al., 2015)."""
+    """Return a loss over all outputs of deep supervision (Lee et al., 2015).
+
+    MONAI's ``DeepSupervisionLoss`` does not normalise its weights, and copies a zero to the GPU at each step.
+
+    Args:
+        loss: of one output.
+        output: one output, (batch, class, x, y[, z]), or several, stacked along axis 1, finest first.
+        label: (batch, 1, x, y[, z]).
+    """
     if output.ndim == label.ndim:
         return loss(output)
     weights = [0.5**n for n in range(output.shape[1])]
@@ -287,7 +308,10 @@ def _alone(decide: Decide) -> Decide:
 
 
 def _with_entropy(logits: bool) -> Callable[[Decide], Decide]:
-    """Return what makes a decision tell the entropy too, of probabilities or of ``logits``."""
+    """Return a decorator of decisions that adds the entropy.
+
+    Of probabilities, or of ``logits``.
+    """
 
     def with_it(decide: Decide) -> Decide:
         def both(values: Tensor) -> Tensor:
@@ -301,7 +325,10 @@ def _with_entropy(logits: bool) -> Callable[[Decide], Decide]:
 
 
 def _difference(logits: Tensor) -> Tensor:
-    """Return by how much the second of two classes is likelier: of half as many values the same can be told."""
+    """Return the second class's logits minus the first's.
+
+    Half as many values decide the same.
+    """
     return logits[1:].sub_(logits[:1])
 
 

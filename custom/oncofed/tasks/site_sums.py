@@ -1,4 +1,6 @@
-"""What a site sends of its patients for figures over all sites: counts and sums, each of at least five patients.
+"""A site's counts and sums for pooled figures.
+
+Each is of at least five patients.
 
 Two numbers are also not sent where their difference would tell of fewer: of those it is the smaller one that stays.
 """
@@ -26,7 +28,9 @@ DIGITS, DIGITS_OF_FIGURES = 2, 4
 def grouped(
     probabilities: NDArray[np.float64], labels: NDArray[np.int64], patients: Sequence[str]
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], list[str]]:
-    """Return mean probabilities, classes and patients' keys, a patient's images of one class as one.
+    """Return mean probabilities, classes and patients' keys.
+
+    A patient's images of one class count as one.
 
     Args:
         probabilities: (image, class).
@@ -54,7 +58,7 @@ def classification_sums(
     classes: Mapping[int, str],
     temperature: float | None = None,
 ) -> dict[str, Any] | None:
-    """Return what a site sends of how it classifies its patients; None where they are too few.
+    """Return a classifier's counts and sums; None for too few.
 
     A patient's images of one class count as one, by their mean probabilities, as in ``Classification.summarise``.
 
@@ -84,7 +88,7 @@ def classification_sums(
 
 
 def figure_sums(values: Mapping[str, Mapping[str, float]], whole: str) -> dict[str, Any] | None:
-    """Return what a site sends of figures that each patient has; None where they are too few.
+    """Return sums of patients' figures; None for too few.
 
     Args:
         values: name of a figure -> patient -> value.
@@ -116,7 +120,10 @@ def figure_sums(values: Mapping[str, Mapping[str, float]], whole: str) -> dict[s
 def _by_class(
     found: NDArray[np.float64], truth: NDArray[np.int64], keys: Sequence[str], classes: Mapping[int, str]
 ) -> dict[str, dict[str, Any]]:
-    """Return cells of those with and without each class; of two classes the second alone, whose mirror the other is."""
+    """Return cells of patients with and without each class.
+
+    Of two classes the second alone: the other is its mirror image.
+    """
     told = {}
     hidden = _hidden(Counter(truth.tolist()))
     for value in sorted(classes)[1:] if len(classes) == 2 else sorted(classes):
@@ -135,7 +142,9 @@ def _by_class(
 
 
 def _hidden(counts: Counter[int]) -> set[int]:
-    """Return classes that are not told of, since too few patients have them, and a next one that would give them away.
+    """Return classes to withhold.
+
+    Those that too few patients have, and a next one that would give them away.
 
     The others' counts and that of all patients tell what is left over (complementary suppression).
     """
@@ -153,7 +162,7 @@ def _hidden(counts: Counter[int]) -> set[int]:
 def _sureness(
     found: Sequence[NDArray[np.float64]], truth: NDArray[np.int64], keys: Sequence[str]
 ) -> dict[str, list[Any]]:
-    """Return rows of groups of patients of whom the model is about equally sure, and sums over all.
+    """Return rows of patients grouped by confidence, and total sums.
 
     The same patients make a group with temperature as without: other groups would tell of those that moved.
     """

@@ -1,4 +1,7 @@
-"""Classification of whole slides from weak labels: bags of tiles' features, and attention over a slide's tiles."""
+"""Classification of whole slides from weak labels.
+
+Bags of tiles' features, and attention over a slide's tiles.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ _BYTES_OF_PLACES, _BYTES_OF_FEATURE = 8, 2
 
 
 class SlideClassificationSpec(ClassesSpec):
-    """What a job learns that gives each slide one class."""
+    """Settings of slide classification."""
 
     type: Literal["slide_classification"] = "slide_classification"
     encoder: EncoderSpec = EncoderSpec()
@@ -75,7 +78,10 @@ class Bags(BatchSource):
             yield number, {"bags": features, "places": places, "label": torch.tensor(cases[number].class_label)}
 
     def size(self, case: Case) -> int | None:
-        """Return how many bytes the prepared case takes, by how many tiles registering found on it."""
+        """Return a prepared case's size in bytes.
+
+        By the number of tiles found when it was registered.
+        """
         try:
             tiles = len(slide_tiles(case, self.spec))
         except DataError:  # which preparing it tells
@@ -83,14 +89,20 @@ class Bags(BatchSource):
         return tiles * (self._encoder.size * _BYTES_OF_FEATURE + _BYTES_OF_PLACES) + 8
 
     def draw(self, prepared: Prepared, generator: Generator) -> Prepared:
-        """Return the features of a slide's tiles, and which of them are drawn where a step does not look at all."""
+        """Return a slide's tile features, and the tiles to draw from.
+
+        Steps do not take all tiles.
+        """
         drawn = {"bags": prepared["bags"], "label": prepared["label"]}
         if len(drawn["bags"]) > self._most_tiles:
             drawn["chosen"] = torch.randperm(len(drawn["bags"]), generator=generator)[: self._most_tiles]
         return drawn
 
     def together(self, parts: Sequence[Prepared]) -> Batch:
-        """Return bags (bfloat16) filled up to the longest one, gathered where they lie; the host waits for nothing."""
+        """Return bags (bfloat16) padded to the longest one.
+
+        Gathered on their device, without the host waiting.
+        """
         counts = [len(part.get("chosen", part["bags"])) for part in parts]
         like = parts[0]["bags"]
         bags = like.new_empty(len(parts), max(counts), like.shape[1])
@@ -105,12 +117,15 @@ class Bags(BatchSource):
         return {"bags": bags, "there": there, "label": torch.stack([part["label"] for part in parts])}
 
     def change(self, batch: Batch, generator: Generator) -> Batch:
-        """Return the batch with float32 features: on the way to the device they take half."""
+        """Return the batch with float32 features.
+
+        They travel to the device in half the bytes.
+        """
         return {**batch, "bags": batch["bags"].float()}
 
 
 def _sent(values: Tensor, device: torch.device) -> Tensor:
-    """Return a tensor of the CPU on a device, without waiting for it to get there."""
+    """Copy a CPU tensor to a device without waiting."""
     return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
@@ -167,7 +182,7 @@ class SlideClassification(Classification):
 
     @torch.no_grad()
     def infer(self, network: nn.Module, prepared: Prepared, device: torch.device) -> SlideScores:
-        """Return what a network says of one slide, all its tiles taken together, and which of them spoke for it."""
+        """Return a network's answer for one slide, with attention."""
         bags = prepared["bags"].to(device).float()[None]
         there = torch.ones(bags.shape[:2], dtype=torch.bool, device=device)
         logits = network(bags, there)[0].float().double().cpu().numpy()
@@ -177,7 +192,7 @@ class SlideClassification(Classification):
         return SlideScores(logits, attention, prepared["places"].cpu().numpy())
 
     def evaluate_case(self, network: nn.Module, case: Case, device: torch.device, detailed: bool) -> Classified:
-        """Return what a network says of one slide, all its tiles taken together."""
+        """Evaluate a network on one slide, all tiles together."""
         found = self.infer(network, self.prepared(case), device)
         return Classified(found.probabilities(self.temperature), case.class_label)
 

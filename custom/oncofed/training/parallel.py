@@ -1,4 +1,6 @@
-"""Several GPUs of one site train one model: each takes its share of every batch, and gradients are averaged.
+"""Data-parallel training on several GPUs of one site.
+
+Each takes its share of every batch, and gradients are averaged.
 
 The process that everybody talks to is the first of the group; it starts the others, tells them when to train, and alone
 scores and keeps the model. On machines without CUDA the group runs on CPU cores, through gloo.
@@ -69,15 +71,21 @@ class Group:
         self._tell(_TRAIN, steps, done)
 
     def command_preparing(self, done: int) -> None:
-        """Tell the others to prepare their data, after which all ``meet``; for the first process."""
+        """Command the others to prepare their data; for the first process.
+
+        Then all ``meet``.
+        """
         self._tell(_PREPARE, 0, done)
 
     def meet(self) -> None:
-        """Wait until every process is here, for as long as that takes: large datasets take an hour to prepare."""
+        """Wait for every process, without a limit.
+
+        Large datasets take an hour to prepare.
+        """
         dist.barrier(self._commands)
 
     def commands(self) -> Iterator[tuple[int | None, int]]:
-        """Yield what the first process commands, until it is done; for the others."""
+        """Yield the first process's commands until it is done; for the others."""
         while True:
             what, steps, done = self._tell(_STOP, 0, 0)
             if what == _STOP:
@@ -116,7 +124,9 @@ class Group:
 
 
 class WorkerProcesses:
-    """Starts the other processes of a group and ends them; the group of the calling process is ``group``.
+    """Starts and ends the other processes of a group.
+
+    The group of the calling process is ``group``.
 
     Args:
         follower: what each of them runs, of a module's top level or a picklable object.
@@ -146,7 +156,7 @@ class WorkerProcesses:
         self.group = Group(0, size, _device(devices, 0), meeting)
 
     def require_alive(self) -> None:
-        """Raise where one of the processes has ended, or does so within two seconds."""
+        """Raise where a process has ended, or ends within two seconds."""
         for process in self._processes:
             process.join(_LAST_WORDS_SECONDS)
         ended = [process.exitcode for process in self._processes if process.exitcode is not None]

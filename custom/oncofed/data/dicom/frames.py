@@ -1,4 +1,7 @@
-"""Where a frame lies: from its pixels to LPS in mm (DICOM PS3.3, equation C.7.6.2.1-1)."""
+"""The place of a frame: from pixels to LPS in mm.
+
+DICOM PS3.3, equation C.7.6.2.1-1.
+"""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from oncofed.data.spec import DataSpec, Modality
 from oncofed.data.transforms import intensity_range
 from oncofed.models.bundle.answer import Answer, ImageClasses, LabelledVoxels, NumberedObjects, SlideClasses
 from oncofed.models.bundle.expressions import Config, plain
+from oncofed.models.bundle.without_code import reason
 from oncofed.models.networks import NetworkRequest
 
 _SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
@@ -62,6 +63,37 @@ def metadata(
     """
     slides = isinstance(answer, SlideClasses)
     found: Config = {
+        **_of_any(title, packages),
+        "limits": [*limits(data, answer), *([_OF_MODULE.format(module)] if module else [])],
+        "network_data_format": {
+            "inputs": {"bag" if slides else "image": _bag(request) if slides else _image(data)},
+            "outputs": {"pred": _output(request, data, classes)},
+        },
+    }
+    if isinstance(answer, SlideClasses):
+        found["encoder"] = {"digest": plain(answer.encoder), "features": request.in_channels}
+        found["tiling"] = {"tile_size_pixels": answer.tile, "microns_per_pixel": answer.microns}
+    return found
+
+
+def metadata_without_code(title: str, pack: str, classes: dict[int, str]) -> Config:
+    """Return the metadata of a model that answers only with a pack's code.
+
+    Args:
+        title: of the model.
+        pack: digest.
+        classes: label values and names that it learned.
+    """
+    return {
+        **_of_any(title, []),
+        "required_code": {"pack": pack, "classes": {str(value): plain(name) for value, name in classes.items()}},
+        "limits": [reason(pack)],
+        "network_data_format": {"inputs": {}, "outputs": {}},
+    }
+
+
+def _of_any(title: str, packages: Sequence[str]) -> Config:
+    return {
         "schema": _SCHEMA,
         "version": "1.0.0",
         "changelog": {"1.0.0": "trained in a federation"},
@@ -75,20 +107,14 @@ def metadata(
         "authors": "the sites of the federation",
         "copyright": "see the agreement of the alliance",
         "intended_use": _USE,
-        "limits": [*limits(data, answer), *([_OF_MODULE.format(module)] if module else [])],
-        "network_data_format": {
-            "inputs": {"bag" if slides else "image": _bag(request) if slides else _image(data)},
-            "outputs": {"pred": _output(request, data, classes)},
-        },
     }
-    if isinstance(answer, SlideClasses):
-        found["encoder"] = {"digest": plain(answer.encoder), "features": request.in_channels}
-        found["tiling"] = {"tile_size_pixels": answer.tile, "microns_per_pixel": answer.microns}
-    return found
 
 
 def limits(data: DataSpec, answer: Answer) -> list[str]:
-    """Return what the bundle does not do, one sentence each; its inference refuses such input."""
+    """Return the bundle's limits, a sentence each.
+
+    Its inference refuses input beyond them.
+    """
     if isinstance(answer, SlideClasses):
         return [_OF_SLIDES]
     if data.dimensions == 3:

@@ -46,7 +46,10 @@ class Exported:
 
 
 def exported(request: NetworkRequest) -> Exported:
-    """Return a job's network for a process that has MONAI alone; its weights have the same names."""
+    """Return a job's network for a process with MONAI alone.
+
+    Its weights have the same names.
+    """
     config = network_config(request)
     target = str(config["_target_"])
     if target == "oncofed.models.mil.AttentionMIL":

@@ -1,4 +1,4 @@
-"""A bundle's preprocessing: from a file to what the network sees, as ``data.transforms`` does it.
+"""A bundle's preprocessing, equal to ``data.transforms``.
 
 Steps are MONAI's own transforms; what it has no transform for is an expression of one line.
 """

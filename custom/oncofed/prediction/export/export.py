@@ -87,10 +87,11 @@ def export(model: TrainedModel, form: Format, out: Path, progress: Progress = la
         SpecError: the format cannot hold it, the folder exists, or a package is missing.
         TrainingError: the export answers differently; nothing is left of it.
     """
-    if model.job.model.code:
+    code = model.job.model.code
+    if code and form == "onnx":
         raise SpecError(
-            f"the job {model.job.name} trains a pack's code ({model.job.model.code[:12]}…), which neither a bundle nor "
-            "ONNX can vouch for. Hand on the run's folder together with the pack"
+            f"the job {model.job.name} trains a pack's code ({code[:12]}…), which ONNX cannot vouch for. Hand on the "
+            "run's folder together with the pack"
         )
     if form == "onnx":
         require_onnx()
@@ -121,11 +122,15 @@ def _export_bundle(model: TrainedModel, folder: Path, progress: Progress) -> str
     progress("writing the bundle")
     values = model.job.model_dump(mode="json", by_alias=True)
     written = model.job.plan().write_bundle(folder, model.job.title, model.weights, values)
-    assert written is not None  # only a pack's model has no bundle
     for path in written.iterdir():
         path.rename(folder / path.name)
     written.rmdir()
     _take_along(model, folder)
+    if model.job.model.code:
+        return (
+            f"it holds the weights and answers nothing: it needs the pack {model.job.model.code[:12]}…, whose code no "
+            "bundle holds. Hand on the run's folder together with the pack"
+        )
     images, answers = folder / EXAMPLE_NAME / "images", folder / EXAMPLE_NAME / "answers"
     images.mkdir(parents=True)
     progress("answering for the example")

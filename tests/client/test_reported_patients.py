@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from oncofed.client.told_patients import FOLDER, patients_in_common
+from oncofed.client.reported_patients import FOLDER, refuse_overlap
 from oncofed.errors import StateError
 
 PATIENTS = [f"MRN-{n:04}" for n in range(40)]
@@ -33,32 +33,32 @@ PATIENTS = [f"MRN-{n:04}" for n in range(40)]
 def test_of_patients_who_differ_by_few_from_an_earlier_job_nothing_is_told(
     tmp_path: Path, second: list[str], stays: bool
 ) -> None:
-    assert patients_in_common(tmp_path, "brains", [PATIENTS[:30]]) == ""
-    said = patients_in_common(tmp_path, "brains", [second])
+    assert refuse_overlap(tmp_path, "brains", [PATIENTS[:30]]) == ""
+    said = refuse_overlap(tmp_path, "brains", [second])
     assert bool(said) == stays
     assert "MRN" not in said
-    assert patients_in_common(tmp_path, "brains", [PATIENTS[:30]]) == "", "what stayed is not noted as told"
-    assert patients_in_common(tmp_path, "others", [second]) == "", "each dataset has its own"
+    assert refuse_overlap(tmp_path, "brains", [PATIENTS[:30]]) == "", "what stayed is not noted as told"
+    assert refuse_overlap(tmp_path, "others", [second]) == "", "each dataset has its own"
 
 
 def test_each_group_of_a_message_counts(tmp_path: Path) -> None:
-    assert patients_in_common(tmp_path, "brains", [PATIENTS[:30], PATIENTS[:12], PATIENTS[12:30]]) == ""
+    assert refuse_overlap(tmp_path, "brains", [PATIENTS[:30], PATIENTS[:12], PATIENTS[12:30]]) == ""
     # Six other patients, of whom one has the class.
-    assert "would tell of 1" in patients_in_common(tmp_path, "brains", [PATIENTS[:24], PATIENTS[:11]])
+    assert "would tell of 1" in refuse_overlap(tmp_path, "brains", [PATIENTS[:24], PATIENTS[:11]])
 
 
 def test_what_is_kept_names_nobody_and_is_the_sites_own(tmp_path: Path) -> None:
-    patients_in_common(tmp_path, "brains", [PATIENTS[:30]])
+    refuse_overlap(tmp_path, "brains", [PATIENTS[:30]])
     path = tmp_path / FOLDER / "brains.json"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     assert "MRN" not in path.read_text()
-    patients_in_common(tmp_path, "others", [PATIENTS[:30]])
+    refuse_overlap(tmp_path, "others", [PATIENTS[:30]])
     assert path.read_text() != (path.parent / "others.json").read_text(), "each has a salt of its own"
 
 
 def test_a_broken_file_lets_nothing_leave(tmp_path: Path) -> None:
-    patients_in_common(tmp_path, "brains", [PATIENTS[:30]])
+    refuse_overlap(tmp_path, "brains", [PATIENTS[:30]])
     (tmp_path / FOLDER / "brains.json").write_text("{")
     with pytest.raises(StateError, match=r"brains\.json: of whom sums left before cannot be read"):
-        patients_in_common(tmp_path, "brains", [PATIENTS[:30]])
+        refuse_overlap(tmp_path, "brains", [PATIENTS[:30]])

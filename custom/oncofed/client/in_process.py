@@ -1,0 +1,315 @@
+"""Local training in the calling process."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+import oncofed
+from oncofed.algorithms.plan import FederationPlan
+from oncofed.artifacts.training_profile import site_profile
+from oncofed.client.case_sums import patients_of_sums, sums_of
+from oncofed.client.case_table import write_case_table
+from oncofed.client.folder import CASES_FILE, OWN_MODEL, sole_owner
+from oncofed.client.kept_model import keep_model
+from oncofed.client.local_training import LocalScore, ProgressReporter, SiteContext, Stop
+from oncofed.client.personal import PersonalModel
+from oncofed.client.preparation import check_cases, draw_validation_cases, set_broken_files_aside, untrained_weights
+from oncofed.client.progress import SECONDS_BETWEEN_REPORTS, ThrottledProgress
+from oncofed.client.state import SiteState
+from oncofed.data.cases import Case
+from oncofed.data.prepared import plan_cache
+from oncofed.messages.compression import Compressor
+from oncofed.messages.requests import EvaluateRequest, Split, SumsAsked, TrainRequest
+from oncofed.messages.results import TrainResult
+from oncofed.models.weights import Weights, digest_of
+from oncofed.privacy.evaluations import evaluation_numbers
+from oncofed.training import Plan, Trainer, start_trainer
+
+_CHECKPOINT_FILE = "checkpoint.safetensors"
+_PERSONAL_FILE = "personal.safetensors"
+
+Outcomes = list[tuple[str, Any]]
+
+
+class InProcessTraining:
+    """Trains and scores in this process; see ``LocalTraining``.
+
+    Args:
+        plan: what to train.
+        federation: how the sites train together.
+        context: where this site trains.
+        reporter: receives progress and log lines.
+    """
+
+    def __init__(
+        self, *, plan: Plan, federation: FederationPlan, context: SiteContext, reporter: ProgressReporter
+    ) -> None:
+        self._plan, self._federation = plan, federation
+        self._context, self._reporter = context, reporter
+        self._progress = ThrottledProgress(reporter)
+        self._resources = contextlib.ExitStack()
+        self._trainer: Trainer | None = None
+        self._personal: PersonalModel | None = None
+        self._algorithm = federation.algorithm()
+        self._gradient_hook = self._algorithm.gradient_hook()
+        self._compressor = Compressor(federation.exchange.update)
+        self._state = SiteState()
+        self._validation_cases: tuple[Case, ...] = ()
+        self._profile: dict[str, Any] = {}
+        self._untrained: Weights = {}
+        self._kept_locally: Weights = {}
+        # How long the last score took: phases shorter than a report's interval are not reported.
+        self._evaluation_seconds = math.inf
+
+    @property
+    def trainer(self) -> Trainer:
+        """The site's trainer, from ``prepare`` on."""
+        assert self._trainer, "prepare comes first"
+        return self._trainer
+
+    # --- prepare
+
+    def prepare(self) -> dict[str, Any]:
+        """Check and load the cases, unless that was done."""
+        if self._trainer is None:
+            try:
+                self._trainer = self._load()
+            except BaseException:
+                self._resources.close()
+                raise
+        return {**_counts(self._trainer), "profile": self._profile}
+
+    def close(self) -> None:
+        """Release memory, and the job's folder."""
+        self._resources.close()
+        self._trainer = self._personal = None
+        self._state.forget_result()
+
+    def _load(self) -> Trainer:
+        context, plan = self._context, self._plan
+        self._progress.report(phase="checking data")
+        usable = check_cases(plan, context, self._progress, self._reporter)
+        self._progress.report(phase="loading data")
+        self._resources.enter_context(sole_owner(context.state))
+        set_broken_files_aside(context.state, self._reporter)
+        self._state = SiteState(context.state)
+        checkpoint = context.state / _CHECKPOINT_FILE
+        trainer = self._resources.enter_context(start_trainer(plan, usable.cases, context.site, checkpoint))
+        images = ((case.patient, usable.facts.get(case)) for case in usable.cases.train)
+        self._profile = site_profile(((patient, entry) for patient, entry in images if entry), plan.data)
+        self._reporter.note(plan_cache(usable.cases.train, trainer.input, trainer.device).note, logging.INFO)
+        trainer.prepare(self._progress.counter("loading data"))
+        trainer.gradient_hook = self._gradient_hook
+        self._personal = self._start_personal(trainer)
+        most = self._federation.evaluation.most_cases
+        self._validation_cases = draw_validation_cases(usable.cases.validation, most, plan.seed, self._reporter)
+        self._untrained = untrained_weights(trainer, plan, context.initial)
+        self._resume()
+        return trainer
+
+    def _start_personal(self, trainer: Trainer) -> PersonalModel | None:
+        hook = self._algorithm.personal_hook()
+        if hook is None:
+            return None
+        checkpoint = self._context.state / _PERSONAL_FILE
+        own = Trainer(self._plan, trainer.cases, self._context.site, trainer.device, checkpoint)
+        personal = PersonalModel(own, hook)
+        self._resources.callback(personal.close)
+        return personal
+
+    def _resume(self) -> None:
+        """Restore what an earlier process of this site kept."""
+        self._compressor.left_over = self._state.part("left_over")
+        self._kept_locally = self._state.part("norm")
+        if self._gradient_hook:
+            self._gradient_hook.restore(self._state.part("correction"))
+
+    # --- train
+
+    def train(self, request: TrainRequest, stop: Stop) -> TrainResult:
+        """Train the global model, or return an earlier process's result of the same request."""
+        received = {name: _full_precision(value) for name, value in request.weights.items()}
+        turn_key = f"{request.round} {digest_of(received)}"
+        earlier = self._state.result_of(turn_key)
+        if earlier:
+            return earlier
+        trainer, weights = self.trainer, self._weights_here(received)
+        # An earlier process may have been killed in this very round: its weights go on then, not the global ones.
+        halfway = trainer.weights() if trainer.unfinished == turn_key else None
+        numbers = self._evaluate("validation", weights, stop)
+        if self._gradient_hook:
+            self._gradient_hook.start(trainer.network, dict(request.extra))
+        first_step = (request.round - 1) * self._plan.training.steps_per_round
+        if halfway:
+            trainer.load_weights(halfway)
+        else:
+            # The schedule follows the run's rounds, also at a site that missed some.
+            trainer.steps_done = first_step
+        numbers |= self._take_steps(request.round, turn_key, weights, stop)
+        result = self._result(received, numbers, steps=trainer.steps_done - first_step, turn_key=turn_key)
+        # A result that counts is never ahead of the state that it came of.
+        self._settle()
+        if not stop():
+            not_kept = self._keep(result) or trainer.not_kept
+            if not_kept:
+                numbers["not_kept"] = not_kept
+        return result
+
+    def _take_steps(self, round_number: int, turn_key: str, weights: Weights, stop: Stop) -> dict[str, Any]:
+        """Train up to a round's last step; return the mean loss and the seconds that it took."""
+        trainer, total = self.trainer, self._plan.total_steps
+        last_step = round_number * self._plan.training.steps_per_round
+
+        def on_step(done: int, loss: Callable[[], float]) -> None:
+            if done == last_step or self._progress.is_due:
+                self._progress.report(phase="training", round=round_number, step=done, steps=total, loss=loss())
+
+        started = time.monotonic()
+        # The checkpoint is written meanwhile.
+        loss = trainer.train(last_step - trainer.steps_done, on_step, stop, turn_key, wait=False)
+        if self._personal:
+            self._personal.train(weights, last_step, turn_key, stop)
+        return {"loss": loss, "train_s": time.monotonic() - started}
+
+    def _result(self, received: Weights, numbers: dict[str, Any], *, steps: int, turn_key: str) -> TrainResult:
+        trainer = self.trainer
+        trained = trainer.weights()
+        self._kept_locally = {name: trained[name] for name in self._algorithm.kept_locally(trainer.network)}
+        delta = {n: trained[n] - v if v.is_floating_point() else trained[n] for n, v in received.items()}
+        extra = self._gradient_hook.finish(trainer.network) if self._gradient_hook else {}
+        return TrainResult(
+            delta=self._compressor.compress(delta),
+            extra=extra,
+            cases=len(trainer.cases.train),
+            steps=steps,
+            numbers=numbers,
+            turn_key=turn_key,
+        )
+
+    def _settle(self) -> None:
+        self.trainer.settle()
+        if self._personal:
+            self._personal.settle()
+
+    def _keep(self, result: TrainResult) -> str | None:
+        """Keep a result and the state behind it; return why that failed, or None."""
+        parts = {"left_over": self._compressor.left_over, "norm": self._kept_locally}
+        if self._gradient_hook:
+            parts["correction"] = self._gradient_hook.state
+        try:
+            self._state.write(result, parts)
+        except OSError as error:
+            self._reporter.note(f"the state of this site could not be kept: {error}", logging.ERROR)
+            return error.strerror or str(error)
+        return None
+
+    def _weights_here(self, received: Weights) -> Weights:
+        """Return the global weights as this site uses them: completed, and with those that it keeps (FedBN)."""
+        return {**self._untrained, **received, **self._kept_locally}
+
+    # --- validate
+
+    def validate(self, request: EvaluateRequest, stop: Stop, keep_as: str | None = None) -> LocalScore:
+        """Score the model."""
+        weights = self._weights_here({name: _full_precision(value) for name, value in request.weights.items()})
+        outcomes: Outcomes = []
+        numbers, patients = self._evaluate(request.split, weights, stop, outcomes), []
+        if request.sums and not stop():
+            sums = self._sums(request.split, outcomes, weights, request.sums, stop)
+            numbers |= sums
+            patients = patients_of_sums(self.trainer.task, outcomes) if sums else []
+        if request.split == "test" and self._personal:
+            numbers["personal"] = evaluation_numbers(self._personal.test(stop))
+        if keep_as and not stop():
+            self._keep_model(keep_as)
+        return LocalScore(numbers, patients)
+
+    def _sums(self, split: Split, outcomes: Outcomes, weights: Weights, asked: SumsAsked, stop: Stop) -> dict[str, Any]:
+        against = self._outcomes_of_other(stop) if split == "test" else None
+        sums = sums_of(self.trainer.task, split, outcomes, against, asked)
+        if against is not None:
+            self.trainer.load_weights(weights)
+        return sums
+
+    def _outcomes_of_other(self, stop: Stop) -> Outcomes | None:
+        """Return test outcomes of the model that the job compares with; None without one."""
+        if self._context.against is None:
+            return None
+        trainer, outcomes = self.trainer, Outcomes()
+        trainer.load_weights(load_file(self._context.against))
+        trainer.evaluate(trainer.cases.test, stop, False, None, outcomes)
+        return None if stop() else outcomes
+
+    def _keep_model(self, name: str) -> None:
+        """Keep the model as it serves this site: with local normalisation (FedBN), or the personal one (Ditto)."""
+        folder = self._context.state / OWN_MODEL
+        weights = (self._personal or self.trainer).weights()
+        try:
+            keep_model(
+                folder,
+                weights,
+                name=name,
+                site=self._context.site,
+                plan=self._plan,
+                federation=self._federation,
+            )
+        except OSError as error:
+            self._reporter.note(f"the model could not be kept in {folder}: {error}", logging.ERROR)
+        else:
+            self._reporter.note(f"the model is kept in {folder}", logging.INFO)
+
+    def _evaluate(self, split: Split, weights: Weights, stop: Stop, outcomes: Outcomes | None = None) -> dict[str, Any]:
+        """Load weights into the trainer, and score them on this site's cases.
+
+        Args:
+            split: whose cases.
+            weights: all of the model's.
+            stop: polled; true ends it early.
+            outcomes: filled with patient and outcome of each case.
+        """
+        trainer = self.trainer
+        phase = "testing" if split == "test" else "validating"
+        if split == "test" or self._evaluation_seconds >= SECONDS_BETWEEN_REPORTS:
+            self._progress.report(phase=phase)
+        started, count = time.monotonic(), self._progress.counter(phase)
+
+        def on_case(done: int, total: int) -> None:
+            if time.monotonic() - started >= SECONDS_BETWEEN_REPORTS:
+                count(done, total)
+
+        cases = trainer.cases.test if split == "test" else self._validation_cases
+        trainer.load_weights(weights)
+        evaluation = trainer.evaluate(cases, stop, split == "test", on_case, outcomes)
+        self._evaluation_seconds = time.monotonic() - started
+        if evaluation.by_case:
+            path = self._context.state / CASES_FILE
+            try:
+                write_case_table(path, evaluation.by_case)
+            except OSError as error:
+                self._reporter.note(f"{path} could not be written: {error}", logging.ERROR)
+        return {"evaluation": evaluation_numbers(evaluation), "validate_s": time.monotonic() - started}
+
+
+def _full_precision(value: torch.Tensor) -> torch.Tensor:
+    """Return a weight as the network holds it: the global model may travel in bfloat16."""
+    return value.float() if value.dtype is torch.bfloat16 else value
+
+
+def _counts(trainer: Trainer) -> dict[str, Any]:
+    """Return what may leave a site before training."""
+    cases = trainer.cases
+    return {
+        "train": len(cases.train),
+        "validation": len(cases.validation),
+        "test": len(cases.test),
+        "device": trainer.device.type,
+        "version": oncofed.__version__,
+    }

@@ -1,0 +1,96 @@
+"""A site's wait for its next task.
+
+FLARE polls twenty times a second. Here a site asks once: the server replies as soon as a task exists, or sends a
+directive later.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from nvflare.apis.fl_constant import ReturnCode
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import Shareable, make_reply
+from nvflare.apis.signal import Signal
+from nvflare.fuel.f3.cellnet.fqcn import FQCN
+
+from oncofed.flare import wire
+
+# A reply that was lost with a process of the server is waited for as long; the server replies sooner.
+_REPLY_SECONDS = 6.0
+# An abort is seen as late; a directive at once.
+_SECONDS_BETWEEN_POLLS = 2.0
+
+
+class TaskPull:
+    """Waits for directives of the server.
+
+    FLARE's runner fetches a task, executes it and submits the result, in one thread; ``before_submit`` and
+    ``after_submit`` are called around the last step.
+    """
+
+    def __init__(self) -> None:
+        self._received = threading.Event()
+        self._directive: wire.Directive | None = None
+        self._pause = 0.0
+        self._submitted = False
+
+    def listen(self, fl_ctx: FLContext) -> None:
+        """Receive directives from now on."""
+        fl_ctx.get_engine().register_aux_message_handler(wire.TOLD_TOPIC, self._receive)
+
+    def before_submit(self) -> None:
+        """Forget earlier directives: those from now on are about the next task."""
+        self._received.clear()
+
+    def after_submit(self) -> None:
+        """Expect a directive: the server has this site's result."""
+        self._submitted = True
+
+    def wait(self, fl_ctx: FLContext) -> bool:
+        """Wait for a task, or the job's end.
+
+        Returns:
+            Whether a task exists, as far as the server said.
+        """
+        signal = fl_ctx.get_run_abort_signal()
+        # A server that keeps no requests waiting sends a directive to each site that submitted a result.
+        pause, self._submitted = self._pause if self._submitted else 0.0, False
+        while True:
+            directive = self._receive_within(pause, signal)
+            if directive or (signal and signal.triggered):
+                return directive == "come"
+            self._received.clear()
+            reply = self._ask(fl_ctx)
+            directive = wire.get_directive(reply) if reply else None
+            if reply is None or directive != "wait":
+                return directive == "come"
+            pause = self._pause = wire.get_pause(reply)
+
+    def _ask(self, fl_ctx: FLContext) -> Shareable | None:
+        engine = fl_ctx.get_engine()
+        with engine.new_context() as context:
+            replies = engine.send_aux_request(
+                targets=[FQCN.ROOT_SERVER],
+                topic=wire.WAIT_TOPIC,
+                request=Shareable(),
+                timeout=_REPLY_SECONDS,
+                fl_ctx=context,
+                optional=True,
+            )
+        reply = (replies or {}).get(FQCN.ROOT_SERVER)
+        return reply if isinstance(reply, Shareable) else None
+
+    def _receive_within(self, seconds: float, signal: Signal | None) -> wire.Directive | None:
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0 and not (signal and signal.triggered):
+            if self._received.wait(min(left, _SECONDS_BETWEEN_POLLS)):
+                return self._directive
+        return None
+
+    def _receive(self, topic: str, request: Shareable, fl_ctx: FLContext) -> Shareable:
+        del topic, fl_ctx
+        self._directive = wire.get_directive(request)
+        self._received.set()
+        return make_reply(ReturnCode.OK)

@@ -1,0 +1,74 @@
+"""Admission of a job at a site, by the site's policy, before any data is read."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import partial
+
+from nvflare.apis.fl_context import FLContext
+
+import oncofed
+from oncofed.audit import ADMITTED, REFUSED
+from oncofed.client.datasets import DATASETS_FILE, dataset_folder
+from oncofed.errors import OncofedError, PolicyError
+from oncofed.flare.folders import kit_folder, local_folder
+from oncofed.flare.security.recording import name_and_person, record
+from oncofed.packs.approvals import made_by, refusal_at_site
+from oncofed.packs.pack import Pack
+from oncofed.privacy.policy import JobFacts, Policy, read_policy
+
+
+def admit_job(
+    fl_ctx: FLContext,
+    dataset: str,
+    network: str | None = None,
+    strategy: str | None = None,
+    pack: Pack | None = None,
+) -> Policy | None:
+    """Return the policy under which a job may run at this site; None in a simulation.
+
+    A pack that the site has not seen yet is kept for its admin to review.
+
+    Args:
+        fl_ctx: of the job's process.
+        dataset: that it asks for.
+        network: of the job; None where nothing is trained.
+        strategy: of the job.
+        pack: the code that it brings.
+
+    Raises:
+        PolicyError: the job may not run here; the text may leave the site.
+        AuditError: it cannot be recorded.
+    """
+    policy = read_policy(local_folder(fl_ctx))
+    if policy is None:
+        return None
+    facts = JobFacts(*name_and_person(fl_ctx), dataset, network, strategy)
+    reason = policy.refusal(facts)
+    if pack and not reason:
+        reason = refusal_at_site(kit_folder(fl_ctx), pack, partial(record, fl_ctx))
+    record(
+        fl_ctx,
+        REFUSED if reason else ADMITTED,
+        name=facts.name,
+        dataset=dataset,
+        dataset_digest=dataset_digest(fl_ctx, dataset),
+        network=network,
+        strategy=strategy,
+        code=f"oncofed {oncofed.__version__}",
+        **({"pack": pack.digest, "pack_by": made_by(pack)} if pack else {}),
+        policy=policy.digest,
+        **({"rule": reason} if reason else {}),
+    )
+    if reason:
+        raise PolicyError(reason)
+    return policy
+
+
+def dataset_digest(fl_ctx: FLContext, dataset: str) -> str | None:
+    """Return the digest of a registered dataset's manifest; None where it is missing."""
+    try:
+        folder = dataset_folder(local_folder(fl_ctx) / DATASETS_FILE, fl_ctx.get_identity_name(), dataset)
+        return hashlib.sha256((folder / "dataset.json").read_bytes()).hexdigest()
+    except (OSError, OncofedError):
+        return None

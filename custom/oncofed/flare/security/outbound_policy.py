@@ -1,0 +1,237 @@
+"""What one job may send from one site, and what it sent. Knows nothing of FLARE."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import singledispatchmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import oncofed
+from oncofed.algorithms.plan import FederationPlan
+from oncofed.artifacts.training_profile import bins_of
+from oncofed.errors import PolicyError
+from oncofed.messages.compression import ReceivedUpdate, travelling_bytes
+from oncofed.messages.results import CombineResult, EvaluateResult, Result, SiteFacts, TrainResult
+from oncofed.models.weights import Digest, Weights, sum_of_squares
+from oncofed.privacy.outbound import check_counts, check_numbers, most_scored, withhold
+from oncofed.privacy.policy import Policy
+from oncofed.privacy.pooled import SUMS
+from oncofed.tasks import metrics_that_may_leave
+from oncofed.training import Plan
+
+# Earlier rounds without which no update is unusual.
+_FEWEST_ROUNDS = 3
+# An update is unlike the job's others here when it points far less in its predecessor's direction than they do. It is
+# recorded, not held back: a learning rate that changes makes honest ones like that, too.
+_LEAST_SIMILARITY, _FAR_LESS = 0.05, 0.2
+_SAMPLED_NUMBERS = 1 << 18
+_ALLOWANCE = 1.1
+# A job asks for sums twice; once more each time that its server was killed meanwhile.
+_MOST_SUMS = 6
+# Names, framing and numbers of a message, in addition to its tensors.
+_FRAMING_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Approved:
+    """A result that may leave.
+
+    Attributes:
+        result: with the numbers that may leave. The very object that was checked where all may.
+        facts: for the audit log.
+    """
+
+    result: Result
+    facts: dict[str, Any]
+
+
+class OutboundPolicy:
+    """Checks each result of a job at a site before it leaves.
+
+    Args:
+        plan: of the job.
+        federation: of the job.
+        policy: of the site.
+        ends: when the job's hours here are over, as ``time.time``; None: never.
+        sent: bytes that left before, in an earlier process.
+    """
+
+    def __init__(
+        self, *, plan: Plan, federation: FederationPlan, policy: Policy, ends: float | None = None, sent: int = 0
+    ) -> None:
+        self._leaves = policy.leaves
+        self._ends, self._sent = ends, sent
+        self._exchange = federation.exchange
+        self._algorithm = federation.algorithm()
+        self._classes = list(plan.task.classes.values())
+        self._metrics = metrics_that_may_leave(plan.task)
+        self._bins = bins_of(plan.data)
+        layout = plan.layout()
+        self._like: Weights = layout.sent
+        self._extra: Weights = self._algorithm.from_clients(layout)
+        self._usual = UsualUpdates(policy.leaves.largest_norm)
+        self._sums_sent = 0
+        # Most cases to score a model on, as the site reported first; unknown to a later process of the job.
+        self._most_cases: int | None = None
+
+    def check(self, result: Result, size: int) -> Approved:
+        """Check a result.
+
+        Args:
+            result: as the job's process would send it.
+            size: its bytes.
+
+        Raises:
+            PolicyError: it may not leave.
+            FederationError: its tensors are not those that the job declares.
+        """
+        approved = self._check(result)
+        self._spend(size)
+        return replace(approved, facts={"bytes": size, **approved.facts})
+
+    @singledispatchmethod
+    def _check(self, result: Any) -> Approved:
+        raise PolicyError(f"no result of oncofed: {type(result).__name__}")
+
+    @_check.register
+    def _(self, result: SiteFacts) -> Approved:
+        check_counts(result.numbers, oncofed.__version__, self._bins)
+        self._most_cases = most_scored(result.numbers)
+        if "profile" in result.numbers and not self._leaves.training_profile:
+            numbers = {name: value for name, value in result.numbers.items() if name != "profile"}
+            return Approved(SiteFacts(numbers), {})
+        return Approved(result, {})
+
+    @_check.register
+    def _(self, result: EvaluateResult) -> Approved:
+        self._check_numbers(result.numbers, sums=True)
+        numbers = self._without_extra_sums(result.numbers)
+        withheld = withhold(numbers, self._leaves.minimum_patients)
+        changed = withheld or numbers.keys() != result.numbers.keys()
+        return Approved(EvaluateResult(numbers) if changed else result, {})
+
+    @_check.register
+    def _(self, result: TrainResult) -> Approved:
+        self._check_numbers(result.numbers)
+        _check_count(result.cases)
+        _check_count(result.steps)
+        numbers = dict(result.numbers)
+        if withhold(numbers, self._leaves.minimum_patients):
+            result = replace(result, numbers=numbers)
+        if not self._algorithm.schedule.reaches_server and not result.delta and not result.extra:
+            return Approved(result, {})
+        update = ReceivedUpdate(result.delta, self._like, self._exchange.update, result.extra, self._extra)
+        largest = travelling_bytes(self._like, self._exchange.update) + travelling_bytes(self._extra, "native")
+        return Approved(result, self._check_update(update, largest))
+
+    @_check.register
+    def _(self, result: CombineResult) -> Approved:
+        _check_count(result.cases)
+        if not result.mean:
+            return Approved(result, {})
+        update = ReceivedUpdate(result.mean, self._like, "native")
+        largest = travelling_bytes(self._like, "native") + travelling_bytes(self._extra, "native")
+        return Approved(result, self._check_update(update, largest))
+
+    def _check_numbers(self, numbers: Mapping[str, Any], sums: bool = False) -> None:
+        check_numbers(numbers, self._classes, sums=sums, most=self._most_cases, metrics=self._metrics)
+
+    def _without_extra_sums(self, numbers: Mapping[str, Any]) -> dict[str, Any]:
+        """Return numbers without counts and sums that the site keeps back, or sent often enough.
+
+        Those of one model show nobody; those of many models, or at many temperatures, would.
+        """
+        sums = SUMS & numbers.keys()
+        self._sums_sent += bool(sums)
+        if self._leaves.pooled_figures and self._sums_sent <= _MOST_SUMS:
+            return dict(numbers)
+        return {name: value for name, value in numbers.items() if name not in sums}
+
+    def _check_update(self, update: ReceivedUpdate, largest: int) -> dict[str, Any]:
+        """Check an update's bytes, norm and direction; return facts for the audit log."""
+        allowed = (self._leaves.mb_a_round or 0) * 1e6 or largest * _ALLOWANCE + _FRAMING_BYTES
+        if update.nbytes > allowed:
+            raise PolicyError(f"{update.nbytes / 1e6:.1f} MB, expected at most {allowed / 1e6:.1f}")
+        norm, digest, sample = _read_through(update)
+        self._usual.check_norm(norm)
+        return {"tensors": len(update), "digest": digest, **self._usual.compare_direction(sample)}
+
+    def _spend(self, size: int) -> None:
+        limit = self._leaves.mb_a_job
+        if limit is not None and self._sent + size > limit * 1e6:
+            raise PolicyError(f"the job has sent {self._sent / 1e6:.1f} of {limit:g} MB")
+        if self._ends is not None and time.time() > self._ends:
+            raise PolicyError("the job's hours here are over")
+        self._sent += size
+
+
+class UsualUpdates:
+    """Norms and directions of a job's updates at this site.
+
+    Args:
+        largest_norm: most times the usual norm.
+    """
+
+    def __init__(self, largest_norm: float) -> None:
+        self._largest_norm = largest_norm
+        self._norms: list[float] = []
+        self._similarities: list[float] = []
+        self._last_sample: Tensor | None = None
+
+    def check_norm(self, norm: float) -> None:
+        """Compare an update's norm with those before it.
+
+        Raises:
+            PolicyError: it is many times as long.
+        """
+        usual = statistics.median(self._norms) if len(self._norms) >= _FEWEST_ROUNDS else 0.0
+        if usual and norm > usual * self._largest_norm:
+            raise PolicyError(f"the update is {norm / usual:.0f} times as long as this job's usual one here")
+        self._norms.append(norm)
+
+    def compare_direction(self, sample: Tensor) -> dict[str, Any]:
+        """Return the cosine to the update before as ``similarity``, and ``unusual`` where it is far lower than before.
+
+        A picture in the place of an update, though it be as long as one, has another direction.
+
+        Args:
+            sample: of the update's numbers.
+        """
+        last, self._last_sample = self._last_sample, sample
+        if last is None or not sample.numel():
+            return {}
+        similarity = float(torch.nn.functional.cosine_similarity(last, sample, dim=0))
+        usual = statistics.median(self._similarities) if len(self._similarities) >= _FEWEST_ROUNDS else 0.0
+        self._similarities.append(similarity)
+        facts: dict[str, Any] = {"similarity": round(similarity, 3)}
+        if usual > _LEAST_SIMILARITY and similarity < usual * _FAR_LESS:
+            facts["unusual"] = f"usually {usual:.3f}"
+        return facts
+
+
+def _check_count(count: Any) -> None:
+    if not (isinstance(count, int) and 0 <= count < 1 << 40):
+        raise PolicyError("its counts of cases and steps are not within their bounds")
+
+
+def _read_through(update: ReceivedUpdate) -> tuple[float, str, Tensor]:
+    """Return an update's norm, its digest, and a sample of its numbers; one tensor is held at a time.
+
+    The sample is evenly spaced, as float32: enough to know the update's direction, and little to keep.
+    """
+    stride = max(1, update.floats // _SAMPLED_NUMBERS)
+    squares, digest, sample = 0.0, Digest(), []
+    for name in sorted(update):
+        value = update[name]
+        digest.add(name, value)
+        if value.is_floating_point():
+            squares += update.squares[name] if name in update.squares else sum_of_squares(value)
+            sample.append(value.reshape(-1)[::stride].to(torch.float32, copy=True))
+    return math.sqrt(squares), str(digest), torch.cat(sample) if sample else torch.empty(0)

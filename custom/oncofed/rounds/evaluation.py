@@ -1,0 +1,83 @@
+"""Sites score a model."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from functools import partial
+
+from oncofed.errors import FederationError
+from oncofed.messages.requests import EvaluateRequest
+from oncofed.messages.results import Refusal, Result
+from oncofed.rounds.context import RoundContext
+from oncofed.rounds.events import Answered, TaskSent
+from oncofed.rounds.intake import may_pass
+from oncofed.rounds.quorum import Goal
+from oncofed.rounds.round_state import RoundState
+from oncofed.rounds.site_task import SiteTask
+
+
+class Evaluation(Goal):
+    """Has every site that joined score a model.
+
+    Args:
+        context: of the run.
+        request: the model, and what to score it on.
+    """
+
+    def __init__(self, context: RoundContext, request: EvaluateRequest) -> None:
+        self._context = context
+        self._number, self._split = request.round, request.split
+        self._current = RoundState(started=context.clock())
+        self._current.asked = sorted(site for site in context.sites.cases if site not in context.sites.lost)
+        self._task = SiteTask(
+            EvaluateRequest.task, set(self._current.asked), partial(self._make_request, request), self._on_result
+        )
+        self.description = f"{request.split} after round {request.round}"
+
+    def run(self) -> RoundState:
+        """Return the sites' scores."""
+        context = self._context
+        context.transport.open(self._task)
+        # Sites that are away may still come back to answer.
+        context.transport.add_sites(self._task, set(context.sites.cases))
+        context.quorum.wait_for(self)
+        context.transport.close(self._task)
+        return self._current
+
+    def _make_request(self, request: EvaluateRequest, site: str) -> EvaluateRequest:
+        self._context.record(TaskSent(task=EvaluateRequest.task, round=self._number, split=self._split, sites=[site]))
+        return request
+
+    def _on_result(self, site: str, result: Result | Refusal, task: SiteTask) -> None:
+        del task
+        intake = self._context.intake
+        try:
+            self._current.numbers[site] = intake.scores(site, result)
+        except FederationError as error:
+            intake.refuse(self._current, site, str(error), self._number, may_pass(result))
+            return
+        self._context.record(Answered(site=site, task=EvaluateRequest.task, round=self._number))
+
+    def is_reached(self) -> bool:
+        """Return whether enough sites have scored it, and no other present site is still at it."""
+        return self._context.quorum.is_complete(self._task, self._current, enough=self.have >= self.needed)
+
+    @property
+    def have(self) -> int:
+        """Sites that scored it."""
+        return len(self._current.numbers)
+
+    @property
+    def needed(self) -> int:
+        """Sites that must score it."""
+        return self._context.quorum.needed(len(self._context.sites.cases), len(self._current.refused))
+
+    @property
+    def refused(self) -> Mapping[str, str]:
+        """Sites that could not."""
+        return self._current.refused
+
+    @property
+    def unable(self) -> Collection[str]:
+        """Those of them that may be able to later."""
+        return list(self._current.unable)

@@ -1,0 +1,56 @@
+"""The model that a job trains."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from oncofed.errors import FederationError
+from oncofed.models.weights import WeightLayout, Weights, digest_of, layout_of, weights_of
+from oncofed.training import Plan
+
+
+class JobModel:
+    """The model that a job trains.
+
+    Args:
+        plan: the job's.
+        initial: file of the weights that the job brings along; None where its seed gives them.
+        against: file of a model to compare with; None for none.
+    """
+
+    def __init__(self, plan: Plan, initial: Path | None = None, against: Path | None = None) -> None:
+        self._plan, self._initial, self._against = plan, initial, against
+
+    def layout(self) -> WeightLayout:
+        """Return what its weights are like."""
+        return self._plan.layout()
+
+    def initial(self) -> tuple[WeightLayout, Weights]:
+        """Return what its weights are like, and those that it starts from.
+
+        Raises:
+            FederationError: the job brings weights of another network.
+        """
+        if self._initial is None:
+            network = self._plan.build_network()
+            return layout_of(network), {name: value.clone() for name, value in weights_of(network).items()}
+        return self.layout(), self._fitting(self._initial)
+
+    def against(self) -> str | None:
+        """Return the digest of the model that the job compares with; None without one.
+
+        Raises:
+            FederationError: it is of another network.
+        """
+        if self._against is None:
+            return None
+        return digest_of(self._fitting(self._against), hashlib.sha256).hexdigest()
+
+    def _fitting(self, brought: Path) -> Weights:
+        layout, model = self.layout(), load_file(brought)
+        if {n: v.shape for n, v in model.items()} != {n: v.shape for n, v in layout.weights.items()}:
+            raise FederationError("a model that the job brings along is not one of its network")
+        return model

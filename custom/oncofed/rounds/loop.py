@@ -1,0 +1,365 @@
+"""The rounds of a job."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import random
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from oncofed.algorithms.base import Algorithm
+from oncofed.algorithms.plan import FederationPlan
+from oncofed.artifacts.training_profile import bins_of
+from oncofed.artifacts.training_profile import together as all_profiles
+from oncofed.errors import FederationError
+from oncofed.messages.requests import EvaluateRequest, Split, SumsAsked
+from oncofed.models.weights import Weights
+from oncofed.rounds.context import RoundContext, moved
+from oncofed.rounds.evaluation import Evaluation
+from oncofed.rounds.events import (
+    CrossSite,
+    EarlyStop,
+    Finished,
+    NotKept,
+    Resumed,
+    RoundEnded,
+    Started,
+    Validated,
+)
+from oncofed.rounds.intake import Record, UpdateIntake
+from oncofed.rounds.job_model import JobModel
+from oncofed.rounds.pooled_scores import calibration_of, together
+from oncofed.rounds.preparation import Preparation
+from oncofed.rounds.quorum import SECONDS_BETWEEN_TRIES, Quorum
+from oncofed.rounds.round_state import RoundState
+from oncofed.rounds.run_state import RunState
+from oncofed.rounds.schedules import runner_for
+from oncofed.rounds.selection import has_stalled, selected_score
+from oncofed.rounds.sites import Sites
+from oncofed.rounds.store import RunStore
+from oncofed.rounds.transport import Transport
+from oncofed.tasks.calibration import Calibration
+from oncofed.training import Plan
+
+
+def _nothing() -> None:
+    """Do nothing."""
+
+
+def _ignore(nbytes: int) -> None:
+    """Do nothing."""
+    del nbytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """What the round loop needs of the process that it runs in.
+
+    Attributes:
+        record: writes an event to the run's record.
+        sites: returns the sites that are registered now.
+        synchronize: learns of sites that registered or were revoked since; called every two seconds.
+        is_stopped: whether the job was aborted.
+        free_memory: gives memory back once all is loaded.
+        let_sites_fetch: prepares for a model of so many bytes.
+        keys: folder with the server's key and certificate; without them nothing is signed.
+        job: facts of the job for the model's provenance.
+        clock: monotonic, in seconds.
+    """
+
+    record: Record
+    sites: Callable[[], Collection[str]]
+    synchronize: Callable[[], None] = _nothing
+    is_stopped: Callable[[], bool] = bool
+    free_memory: Callable[[], None] = _nothing
+    let_sites_fetch: Callable[[int], None] = _ignore
+    keys: Path = Path("startup")
+    job: Mapping[str, Any] = field(default_factory=dict)
+    clock: Callable[[], float] = time.monotonic
+
+
+class RoundLoop:
+    """Runs a job's rounds.
+
+    Sites check and load their data as they join. In each round they score the global model on their validation cases,
+    train it, and send what changed; the algorithm makes the next model of that. After the last round they score the
+    final model too; the best one, by the job's rule, is scored once more on test cases.
+
+    What is needed to go on is kept after each round: a new loop on the same folder continues with the next round.
+
+    Args:
+        plan: the job's.
+        federation: how its sites train together.
+        transport: to the sites.
+        folder: keeps what must outlive the process.
+        server: the process.
+        model: where the model starts from; None for the plan's seed.
+        evaluate_only: score the model on test cases, and train nothing.
+        calibration: of that model; None where unknown.
+    """
+
+    def __init__(
+        self,
+        *,
+        plan: Plan,
+        federation: FederationPlan,
+        transport: Transport,
+        folder: Path,
+        server: Server,
+        model: JobModel | None = None,
+        evaluate_only: bool = False,
+        calibration: Calibration | None = None,
+    ) -> None:
+        self._plan, self._federation, self._server = plan, federation, server
+        self._task = plan.build_task()
+        self._transport = transport
+        self._model = model or JobModel(plan)
+        self._evaluate_only, self._calibration = evaluate_only, calibration
+        self._record, self._clock = server.record, server.clock
+        self._store = RunStore(folder, server.keys, server.record)
+        self._sites = Sites(
+            transport=transport,
+            registered=server.sites,
+            record=server.record,
+            synchronize=server.synchronize,
+            is_stopped=server.is_stopped,
+            clock=server.clock,
+        )
+        self._context: RoundContext
+        self._algorithm: Algorithm[Any]
+
+    def run(self) -> None:
+        """Run all rounds.
+
+        Raises:
+            FederationError: too few sites are left, or the best model cannot be written.
+            StoppedError: the job was aborted.
+        """
+        state = self._begin()
+        self._prepare()
+        if self._evaluate_only:
+            self._keep_best(state.model, 0)
+            self._write_provenance(state.model, 0, 0)
+            self._test(state.model, 0, None)
+            return
+        for number in range(state.round + 1, self._federation.rounds.number + 1):
+            if has_stalled(self._federation.evaluation, state):
+                self._record(EarlyStop(round=state.round, best_round=state.best_round))
+                break
+            self._run_round(number, state)
+        self._judge(state, state.round, self._score(state.model, state.round, "validation"))
+        matrix = self._cross_site(state) if self._federation.evaluation.cross_site else None
+        state.model = {}  # the last one; the best may be another, and one of them is enough to hold
+        best = self._store.read_best()
+        self._calibrate(best, state.best_round)
+        self._write_provenance(best, state.round, state.best_round)
+        self._test(best, state.best_round, state.best_score, matrix)
+
+    def close(self) -> None:
+        """Wait until what is being written is complete."""
+        self._store.finish_saving()
+
+    # --- steps of a run
+
+    def _begin(self) -> RunState:
+        """Return the state that an earlier process left, or that of a run that begins."""
+        plan, federation, record = self._plan, self._federation, self._record
+        state = self._store.read_state()
+        layout, initial = (self._model.layout(), {}) if state else self._model.initial()
+        intake = UpdateIntake(
+            federation=federation,
+            layout=layout,
+            classes=list(plan.task.classes.values()),
+            cases=self._sites.cases,
+            record=record,
+            clock=self._clock,
+        )
+        self._context = RoundContext(
+            seed=plan.seed,
+            federation=federation,
+            travelling=layout.travelling,
+            transport=self._transport,
+            sites=self._sites,
+            intake=intake,
+            quorum=Quorum(
+                rules=federation.rounds,
+                sites=self._sites,
+                intake=intake,
+                transport=self._transport,
+                clock=self._clock,
+            ),
+            record=record,
+            clock=self._clock,
+        )
+        self._server.let_sites_fetch(layout.nbytes)
+        self._algorithm = federation.algorithm(layout.trained)
+        if state:
+            self._algorithm.restore(state.strategy)
+            self._sites.earlier = set(state.sites)
+            record(Resumed(round=state.round + 1))
+        record(
+            Started(
+                sites=self._sites.all,
+                rounds=0 if self._evaluate_only else federation.rounds.number,
+                steps_per_round=plan.training.steps_per_round,
+                metric=self._task.metric,
+                strategy=federation.strategy.name,
+            )
+        )
+        return state or RunState(initial)
+
+    def _prepare(self) -> None:
+        """Wait for the sites that the job starts with."""
+        Preparation(self._context, profile=not self._evaluate_only, bins=bins_of(self._plan.data)).run()
+        self._server.free_memory()
+
+    def _run_round(self, number: int, state: RunState) -> None:
+        """Run one round and keep what follows from it."""
+        current = RoundState(started=self._clock(), asked=self._draw(number))
+        self._context.intake.admit_late(current, number)
+        result = runner_for(self._context, self._algorithm).run(number, state, current)
+        current, model = result.current, result.model
+        self._judge(state, number - 1, current)
+        if self._federation.evaluation.cross_site:
+            state.last, state.last_from = {u.site: u for u in current.updates}, dict(state.model)
+        if result.updates:
+            # The state that is being written is the one that this changes.
+            self._store.finish_saving()
+            sites = max(len(self._sites.cases), len(result.updates))
+            model = self._algorithm.aggregate(state.model, result.updates, sites)
+        state.model, state.round, state.strategy = model, number, dict(self._algorithm.state)
+        state.sites = sorted(self._sites.cases)
+        self._store.save_state(state)
+        self._record(
+            RoundEnded(
+                round=number,
+                seconds=self._clock() - current.started,
+                slowest_site_s=current.slowest_s,
+                losses=current.losses,
+                cases={update.site: update.cases for update in current.updates},
+                participation=current.participation(self._sites.lost),
+            )
+        )
+
+    def _draw(self, number: int) -> list[str]:
+        """Return the sites that train in a round: those with enough cases, or some of them, drawn by the seed."""
+        rounds = self._federation.rounds
+        able = self._sites.able(rounds.minimum_cases)
+        if not able:
+            raise FederationError(f"no site has {rounds.minimum_cases} training cases (rounds.minimum_cases)")
+        if rounds.sites_per_round is None or rounds.sites_per_round >= len(able):
+            return able
+        draw = random.Random(f"{self._plan.seed} {number}")  # noqa: S311 - not a secret
+        return sorted(draw.sample(able, rounds.sites_per_round))
+
+    # --- scores
+
+    def _score(
+        self, weights: Weights, number: int, split: Split, sums: SumsAsked | None = None, keep: bool = False
+    ) -> RoundState:
+        """Have the sites score a model, and keep it where it is what the job made."""
+        request = EvaluateRequest(
+            weights=self._context.outgoing(weights),
+            round=number,
+            split=split,
+            sums=sums,
+            keep=keep,
+            artifacts=self._store.artifacts() if keep else {},
+        )
+        return Evaluation(self._context, request).run()
+
+    def _judge(self, state: RunState, number: int, current: RoundState) -> None:
+        """Record the score of the model after a round, and keep the model where it is the best so far."""
+        evaluations = {s: n["evaluation"] for s, n in sorted(current.numbers.items()) if "evaluation" in n}
+        scores = {site: e["mean"] for site, e in evaluations.items()}
+        known = {site: score for site, score in scores.items() if score is not None}
+        mean = sum(known.values()) / len(known) if known else None
+        self._record(Validated(round=number, mean=mean, sites=scores))
+        if number == 0:
+            return
+        score = selected_score(self._federation.evaluation.select, known, self._sites.cases)
+        if state.best_round == 0 or (score is not None and score > state.best_score):
+            state.best_score = score if score is not None else state.best_score
+            state.best_round = number
+            self._keep_best(state.model, number)
+
+    def _cross_site(self, state: RunState) -> dict[str, dict[str, float | None]]:
+        """Return the test score of each site's own last model at every site: model's site -> site -> score."""
+        matrix: dict[str, dict[str, float | None]] = {}
+        base = state.last_from or state.model
+        for site, update in sorted(state.last.items()):
+            current = self._score(moved(base, update.delta), state.round, "test")
+            matrix[site] = {s: n["evaluation"]["mean"] for s, n in sorted(current.numbers.items())}
+            self._record(CrossSite(model=site, scores=matrix[site]))
+        return matrix
+
+    def _calibrate(self, model: Weights, number: int) -> None:
+        """Find out how sure the model should be from the sites' validation patients, for tasks with probabilities."""
+        if self._task.label_kind == "class":
+            self._keep_calibration(calibration_of(self._score(model, number, "validation", SumsAsked()).numbers))
+
+    def _test(self, weights: Weights, number: int, score: float | None, matrix: dict[str, Any] | None = None) -> None:
+        """Score the job's model on test cases, which ends the run."""
+        against = self._model.against()
+        asked = SumsAsked(self._calibration.temperature if self._calibration else None)
+        numbers = self._score(weights, number, "test", asked, keep=not self._evaluate_only).numbers
+        found = together(numbers, self._calibration, self._task.metric, self._federation.evaluation.margin, against)
+        self._keep_calibration(found.calibration)
+        self._record(
+            Finished(
+                best_round=number,
+                best_validation=score if score is not None and math.isfinite(score) else None,
+                test={site: n["evaluation"] for site, n in sorted(numbers.items())},
+                personal={site: n["personal"] for site, n in sorted(numbers.items()) if "personal" in n},
+                cross_site=matrix,
+                **found.recorded(),
+            )
+        )
+
+    # --- files
+
+    def _keep_best(self, weights: Weights, number: int) -> None:
+        """Write the best model so far; where the disk is full, try again until the job gives up."""
+        failed_since: float | None = None
+        while not self._store.write_best(weights):
+            if failed_since is None:
+                failed_since = self._clock()
+                self._record(NotKept(round=number, reason="the best model could not be written"))
+            if self._clock() - failed_since > self._federation.rounds.return_s:
+                raise FederationError(
+                    "the server could not write the best model, for want of space perhaps. Free some and run the job "
+                    "again"
+                )
+            self._sites.watch(SECONDS_BETWEEN_TRIES)
+
+    def _keep_calibration(self, calibration: Calibration | None) -> None:
+        self._calibration = calibration
+        if calibration:
+            self._store.write_calibration(calibration)
+
+    def _write_provenance(self, model: Weights, rounds: int, best_round: int) -> None:
+        """Write where the model comes from, and what its training images are like."""
+        known = ("train", "validation", "test", "dataset", "policy")
+        cases = self._sites.cases
+        settings = {"plan": self._plan.model_dump(mode="json"), "federation": self._federation.model_dump(mode="json")}
+        facts = {
+            **self._server.job,
+            "settings": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
+            "network": self._plan.model.network,
+            "strategy": self._federation.strategy.name,
+            "seed": self._plan.seed,
+            "rounds": rounds,
+            "best_round": best_round,
+            "ended": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "sites": {s: {k: v for k, v in cases[s].items() if k in known} for s in sorted(cases)},
+        }
+        self._store.write_provenance(model, facts)
+        profiles = [profile for profile in self._sites.profiles.values() if profile]
+        if profiles and not self._evaluate_only:
+            self._store.write_training_profile(all_profiles(profiles, self._plan.data))

@@ -1,0 +1,90 @@
+"""Sites load their data before the first round, or when they come."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from oncofed.errors import FederationError
+from oncofed.messages.requests import PrepareRequest
+from oncofed.messages.results import Refusal, Result
+from oncofed.rounds.context import RoundContext
+from oncofed.rounds.events import Excluded, Joined, Ready, TaskSent
+from oncofed.rounds.intake import counts
+from oncofed.rounds.quorum import Goal
+from oncofed.rounds.site_task import SiteTask
+
+# A site that was never heard of counts as lost after ``rounds.return_s``, within these bounds: its processes take time
+# to start, also next to a server that was restarted.
+_SHORTEST_COMING_SECONDS, _LONGEST_COMING_SECONDS = 30.0, 90.0
+
+
+class Preparation(Goal):
+    """Has sites load their data; the task stays open for those that come later.
+
+    Args:
+        context: of the run.
+        profile: ask for histograms of training images.
+        bins: of each such histogram, by name.
+    """
+
+    description = "before the first round"
+
+    def __init__(self, context: RoundContext, *, profile: bool, bins: Mapping[str, int]) -> None:
+        self._context = context
+        self._request = PrepareRequest(profile=profile)
+        self._bins = bins
+        self._expected = set(context.sites.all)
+        self._quorum = context.federation.rounds.quorum or len(self._expected)
+        self._started = context.clock()
+
+    def run(self) -> None:
+        """Wait for the sites that the job starts with."""
+        context = self._context
+        context.transport.open(SiteTask(PrepareRequest.task, None, self._make_request, self._on_result))
+        context.quorum.wait_for(self)
+        cases = dict(sorted(context.sites.cases.items()))
+        context.record(Ready(seconds=context.clock() - self._started, sites=cases))
+
+    def _make_request(self, site: str) -> PrepareRequest:
+        self._context.record(TaskSent(task=PrepareRequest.task, round=0, split="", sites=[site]))
+        return self._request
+
+    def _on_result(self, site: str, result: Result | Refusal, task: SiteTask) -> None:
+        del task
+        context = self._context
+        try:
+            numbers = counts(result, self._bins)
+        except FederationError as error:
+            context.intake.reasons[site] = str(error)
+            context.record(Excluded(site=site, reason=str(error)))
+            return
+        context.sites.profiles[site] = numbers.pop("profile", {})
+        context.sites.cases[site] = numbers
+        context.record(Joined(site=site, cases=numbers, started=context.clock() - self._started))
+
+    def is_reached(self) -> bool:
+        """Return whether every expected site joined, is excluded or lost, or enough joined when time is up."""
+        context, sites = self._context, self._context.sites
+        patience = min(max(context.federation.rounds.return_s, _SHORTEST_COMING_SECONDS), _LONGEST_COMING_SECONDS)
+        if context.clock() - self._started > patience:
+            for site in self._expected - sites.known():
+                context.transport.lose(site, "it did not come back")
+            if context.quorum.time_is_up(self._started) and self.have >= self._quorum:
+                return True  # sites that still load their data join later
+        settled = sites.cases.keys() | context.intake.reasons.keys() | sites.lost.keys()
+        return self._expected <= settled and self.have >= self._quorum
+
+    @property
+    def have(self) -> int:
+        """Sites that joined."""
+        return len(self._context.sites.cases)
+
+    @property
+    def needed(self) -> int:
+        """Sites that must join."""
+        return self._quorum
+
+    @property
+    def coming(self) -> Collection[str]:
+        """All that are registered."""
+        return self._expected

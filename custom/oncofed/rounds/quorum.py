@@ -1,0 +1,146 @@
+"""How many results are enough, and how long the server waits for them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Mapping
+
+from oncofed.algorithms.settings import RoundsSpec
+from oncofed.errors import FederationError
+from oncofed.rounds.intake import UpdateIntake
+from oncofed.rounds.round_state import RoundState
+from oncofed.rounds.site_task import SiteTask
+from oncofed.rounds.sites import Sites
+from oncofed.rounds.transport import Transport
+
+# How long the loop sleeps where nothing happens.
+LOOK_SECONDS = 0.5
+SECONDS_BETWEEN_TRIES = 5.0
+
+
+class Goal(ABC):
+    """What the server waits for.
+
+    Attributes:
+        description: completes "… has 1 of the 2 sites that it needs".
+    """
+
+    description: str
+
+    @abstractmethod
+    def is_reached(self) -> bool:
+        """Return whether the wait is over; called again and again, so it may also ask more sites."""
+
+    @property
+    @abstractmethod
+    def have(self) -> int:
+        """Sites that count so far."""
+
+    @property
+    @abstractmethod
+    def needed(self) -> int:
+        """Sites that must count."""
+
+    @property
+    def refused(self) -> Mapping[str, str]:
+        """Sites that do not count any more, unlike lost ones, with the reason."""
+        return {}
+
+    @property
+    def unable(self) -> Collection[str]:
+        """Refused sites that can be asked again."""
+        return ()
+
+    @property
+    def coming(self) -> Collection[str]:
+        """Sites that were perhaps not heard of yet, since their processes are being started."""
+        return ()
+
+
+class Quorum:
+    """Waits until enough sites have answered, and gives up where they cannot.
+
+    Args:
+        rules: the job's ``rounds``.
+        sites: which are present.
+        intake: knows why results do not count.
+        transport: to the sites.
+        clock: monotonic, in seconds.
+    """
+
+    def __init__(
+        self, *, rules: RoundsSpec, sites: Sites, intake: UpdateIntake, transport: Transport, clock: Callable[[], float]
+    ) -> None:
+        self._rules = rules
+        self._sites = sites
+        self._intake = intake
+        self._transport = transport
+        self._clock = clock
+
+    def wait_for(self, goal: Goal) -> None:
+        """Wait until a goal is reached.
+
+        Raises:
+            FederationError: too few sites are left, and none came back for as long as the job allows.
+        """
+        hopeless_since: float | None = None
+        while not goal.is_reached():
+            self._sites.watch(LOOK_SECONDS)
+            # Data that did not pass the checks does not change.
+            out = {site for site in list(self._intake.reasons) if site not in self._sites.cases} | set(goal.refused)
+            present = (self._sites.known() | set(goal.coming)) - set(self._sites.lost) - out
+            if len(present) >= goal.needed:
+                hopeless_since = None
+                continue
+            now = self._clock()
+            if hopeless_since is None:
+                hopeless_since = now
+            may_come = (set(self._sites.all) | self._sites.known()) - (out - set(goal.unable))
+            if len(may_come) < goal.needed or now - hopeless_since > self._rules.return_s:
+                raise FederationError(self.too_few(goal.description, goal.have, goal.needed))
+
+    def wait_for_site(self, task: SiteTask, site: str) -> None:
+        """Wait until one site has answered, is lost, or its time is up."""
+        started = self._clock()
+        while not task.done and site not in self._sites.lost and not self.time_is_up(started):
+            self._sites.watch(LOOK_SECONDS)
+
+    def needed(self, asked: int, refused: int) -> int:
+        """Return how many results are enough: the job's quorum, or all but those that were refused."""
+        if self._rules.quorum is not None:
+            return min(self._rules.quorum, asked)
+        return max(1, asked - refused)
+
+    def is_complete(self, task: SiteTask, current: RoundState, enough: bool) -> bool:
+        """Return whether there is enough, and time is up or no site is present that could still answer."""
+        if not enough:
+            self._retry(task, current)
+            return False
+        if self.time_is_up(current.started):
+            return True
+        lost = self._sites.lost
+        return all((site in task.done and site not in current.apart) or site in lost for site in current.asked)
+
+    def time_is_up(self, started: float) -> bool:
+        """Return whether what began then has taken as long as the job allows."""
+        deadline = self._rules.deadline_s
+        return deadline is not None and self._clock() - started > deadline
+
+    def _retry(self, task: SiteTask, current: RoundState) -> None:
+        """Ask sites again that could not do it: their disk may have been full. Until then they count as refused."""
+        now = self._clock()
+        if now - current.started > self._rules.return_s:
+            return
+        for site, since in list(current.unable.items()):
+            if now - since > SECONDS_BETWEEN_TRIES:
+                self._intake.allow_retry(current, site)
+                self._transport.retry(task, site)
+
+    def too_few(self, what: str, have: int, needed: int) -> str:
+        """Return why the job cannot go on."""
+        reasons = {**self._intake.reasons, **self._sites.lost}
+        why = "; ".join(f"{site}: {reason}" for site, reason in sorted(reasons.items()))
+        return (
+            f"{what} has {have} of the {needed} sites that it needs ({why or 'none answered'}). Repair the "
+            "site and run the job again, or set rounds.quorum lower to go on without it."
+        )

@@ -1,0 +1,394 @@
+"""How a round is carried out, by the algorithm's schedule."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Generic, TypeVar
+
+from torch import Tensor
+
+from oncofed.algorithms import Update
+from oncofed.algorithms.base import Algorithm
+from oncofed.algorithms.schedule import Buffered, PeerAveraged, Schedule, Sequential, Synchronous
+from oncofed.errors import FederationError
+from oncofed.messages.requests import CombineRequest, PeerUpdate, TrainRequest
+from oncofed.messages.results import Refusal, Result
+from oncofed.models.weights import Weights
+from oncofed.rounds.context import RoundContext, moved
+from oncofed.rounds.events import Answered, TaskSent
+from oncofed.rounds.intake import ExpectedUpdate
+from oncofed.rounds.quorum import LOOK_SECONDS, Goal
+from oncofed.rounds.round_state import RoundState
+from oncofed.rounds.run_state import RunState
+from oncofed.rounds.site_task import SiteTask
+
+ScheduleT = TypeVar("ScheduleT", bound=Schedule)
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """What a round gave.
+
+    Attributes:
+        current: results of its sites.
+        updates: those that the algorithm is to aggregate; none where the schedule made the next model.
+        model: that model.
+    """
+
+    current: RoundState
+    updates: list[Update] = dataclasses.field(default_factory=list)
+    model: Weights = dataclasses.field(default_factory=dict)
+
+
+class RoundRunner(ABC, Generic[ScheduleT]):
+    """Carries out the rounds of one schedule.
+
+    Args:
+        context: of the run.
+        algorithm: the job's.
+        schedule: the algorithm's.
+    """
+
+    def __init__(self, context: RoundContext, algorithm: Algorithm[Any], schedule: ScheduleT) -> None:
+        self._context = context
+        self._algorithm = algorithm
+        self._schedule = schedule
+
+    @abstractmethod
+    def run(self, number: int, state: RunState, current: RoundState) -> RoundResult:
+        """Carry out a round.
+
+        Args:
+            number: of the round.
+            state: of the run.
+            current: with the sites that are to train, and late updates of earlier rounds.
+
+        Raises:
+            FederationError: too few sites are left.
+        """
+
+    def _too_few(self, what: str) -> FederationError:
+        return FederationError(self._context.quorum.too_few(what, 0, 1))
+
+
+class Training(Goal):
+    """Sites train one model.
+
+    Args:
+        context: of the run.
+        request: with the model. Nothing here holds it once the task is closed, since late results keep this alive.
+        sites: those that are to train it.
+        current: takes their results.
+        expected: what updates must look like.
+        repeatable: sites train again and again.
+    """
+
+    # Whether a request says why the site's last update did not count.
+    _reports_refusals = True
+
+    def __init__(
+        self,
+        context: RoundContext,
+        *,
+        request: TrainRequest,
+        sites: Collection[str],
+        current: RoundState,
+        expected: ExpectedUpdate,
+        repeatable: bool = False,
+    ) -> None:
+        self._context = context
+        self._current = current
+        self._expected = expected
+        self.description = f"round {request.round}"
+        self.task = SiteTask(
+            TrainRequest.task, set(sites), partial(self._make_request, request), self._on_result, repeatable
+        )
+
+    def _make_request(self, request: TrainRequest, site: str) -> TrainRequest:
+        refusal = self._context.intake.reasons.pop(site, None) if self._reports_refusals else None
+        self._context.record(TaskSent(task=TrainRequest.task, round=request.round, split="validation", sites=[site]))
+        return dataclasses.replace(request, refusal=refusal)
+
+    def _on_result(self, site: str, result: Result | Refusal, task: SiteTask) -> None:
+        self._context.intake.accept(site, result, task, self._current, self._expected)
+
+    def run(self) -> None:
+        """Wait until the round has what it needs."""
+        self._context.transport.open(self.task)
+        self._context.quorum.wait_for(self)
+        self._context.transport.close(self.task)
+
+    def is_reached(self) -> bool:
+        """Return whether all present sites have answered, or the quorum when time is up."""
+        self._invite()
+        return self._context.quorum.is_complete(self.task, self._current, enough=self.have >= self.needed)
+
+    def _invite(self) -> None:
+        """Let sites that joined during the round take part in it, unless sites are drawn."""
+        rules, asked = self._context.federation.rounds, self._current.asked
+        new = set(self._context.sites.able(rules.minimum_cases)) - set(asked)
+        if new and rules.sites_per_round is None:
+            asked.extend(new)
+            asked.sort()
+            self._context.transport.add_sites(self.task, new)
+
+    @property
+    def have(self) -> int:
+        """Updates that count."""
+        return len(self._current.updates)
+
+    @property
+    def needed(self) -> int:
+        """Updates of a quorum."""
+        return self._context.quorum.needed(len(self._current.asked), len(self._current.refused))
+
+    @property
+    def refused(self) -> Mapping[str, str]:
+        """Sites whose update does not count."""
+        return self._current.refused
+
+    @property
+    def unable(self) -> Collection[str]:
+        """Those of them that may be able to train later."""
+        return list(self._current.unable)
+
+
+class _BufferedTraining(Training):
+    """Sites train again and again, until the buffer is full.
+
+    Args:
+        context: of the run.
+        size: of the buffer.
+        values: of ``Training``.
+    """
+
+    def __init__(self, context: RoundContext, *, size: int, **values: Any) -> None:
+        super().__init__(context, repeatable=True, **values)
+        self._size = size
+
+    def is_reached(self) -> bool:
+        """Return whether the buffer is full; updates of earlier rounds fill it too."""
+        self._context.intake.admit_late(self._current, self._expected.round)
+        return self.have >= self._size
+
+    @property
+    def needed(self) -> int:
+        """Size of the buffer."""
+        return self._size
+
+    @property
+    def refused(self) -> Mapping[str, str]:
+        """No site: one that was refused trains again."""
+        return {}
+
+    @property
+    def unable(self) -> Collection[str]:
+        """No site."""
+        return ()
+
+
+class SynchronousRunner(RoundRunner[ScheduleT]):
+    """All sites train the same model at the same time."""
+
+    def run(self, number: int, state: RunState, current: RoundState) -> RoundResult:
+        """Wait for the sites' updates."""
+        outgoing = self._context.outgoing(state.model)
+        self._training(
+            request=TrainRequest(weights=outgoing, round=number, extra=self._algorithm.for_clients()),
+            sites=current.asked,
+            current=current,
+            expected=self._context.intake.expected(number, state.model),
+        ).run()
+        updates = self._context.intake.without_outliers(current, state)
+        if not updates:
+            raise self._too_few(f"round {number} has no update that counts")
+        return RoundResult(current, updates)
+
+    def _training(self, **values: Any) -> Training:
+        return Training(self._context, **values)
+
+
+class BufferedRunner(SynchronousRunner[Buffered]):
+    """Sites never wait; a round ends whenever enough updates have arrived."""
+
+    def _training(self, **values: Any) -> Training:
+        return _BufferedTraining(self._context, size=self._schedule.size, **values)
+
+
+class _Turn(Training):
+    """One site trains."""
+
+    _reports_refusals = False
+
+
+class SequentialRunner(RoundRunner[Sequential]):
+    """One site after the other trains the model further, in an order that is drawn for each round."""
+
+    def run(self, number: int, state: RunState, current: RoundState) -> RoundResult:
+        """Wait for one site after the other; those that are away, or not done at their deadline, are left out."""
+        context, model = self._context, state.model
+        draw = random.Random(f"{context.seed} {number}")  # noqa: S311 - not a secret
+        expected = context.intake.expected(number, model)
+        for site in draw.sample(current.asked, len(current.asked)):
+            if site in context.sites.lost:
+                continue
+            before = len(current.updates)
+            request = TrainRequest(weights=context.outgoing(model), round=number)
+            task = _Turn(context, request=request, sites=[site], current=current, expected=expected).task
+            context.transport.open(task)
+            context.quorum.wait_for_site(task, site)
+            context.transport.close(task)
+            if len(current.updates) > before:
+                model = moved(model, current.updates[-1].delta)
+        if not current.updates:
+            raise self._too_few(f"round {number} has no update that counts")
+        return RoundResult(current, model=model)
+
+
+class _PeerTraining(Training):
+    """Sites train, and send their updates to a collector."""
+
+    def _on_result(self, site: str, result: Result | Refusal, task: SiteTask) -> None:
+        super()._on_result(site, result, task)
+        current = self._current
+        if site in current.numbers and not current.numbers[site].get("update"):
+            current.leave_out(site)
+            current.apart[site] = self._context.clock()
+
+    def is_reached(self) -> bool:
+        """Return whether all present sites have answered, or their collector is lost."""
+        if self._current.collector in self._context.sites.lost:
+            return True
+        self._retry_apart()
+        return super().is_reached()
+
+    def _retry_apart(self) -> None:
+        """Let sites try again whose update did not reach the collector, for as long as the job waits."""
+        context, current, now = self._context, self._current, self._context.clock()
+        for site, since in list(current.apart.items()):
+            if now - current.started > context.federation.rounds.return_s:
+                del current.apart[site]
+                reason = f"its update did not reach {current.collector}"
+                context.intake.refuse(current, site, reason, self._expected.round)
+            elif now - since > LOOK_SECONDS:
+                del current.apart[site]
+                context.transport.retry(self.task, site)
+
+
+class _Combining:
+    """A collector averages the updates that it was sent.
+
+    Args:
+        context: of the run.
+        request: which updates.
+        collector: the site.
+    """
+
+    def __init__(self, context: RoundContext, request: CombineRequest, collector: str) -> None:
+        self._context = context
+        self._request = request
+        self._collector = collector
+        self._results: list[Result | Refusal] = []
+
+    def run(self) -> Result | Refusal | None:
+        """Return its result; None where it did not answer in time."""
+        task = SiteTask(CombineRequest.task, {self._collector}, self._make_request, self._on_result)
+        self._context.transport.open(task)
+        self._context.quorum.wait_for_site(task, self._collector)
+        self._context.transport.close(task)
+        return self._results[0] if self._results else None
+
+    def _make_request(self, site: str) -> CombineRequest:
+        self._context.record(TaskSent(task=CombineRequest.task, round=self._request.round, split="", sites=[site]))
+        return self._request
+
+    def _on_result(self, site: str, result: Result | Refusal, task: SiteTask) -> None:
+        del task
+        self._results.append(result)
+        self._context.record(Answered(site=site, task=CombineRequest.task, round=self._request.round))
+
+
+class PeerAveragedRunner(RoundRunner[PeerAveraged]):
+    """Sites send their updates to one of them, which answers with the mean; to another one where it is lost."""
+
+    def run(self, number: int, state: RunState, current: RoundState) -> RoundResult:
+        """Wait for the mean."""
+        context = self._context
+        outgoing, expected = context.outgoing(state.model), context.intake.expected(number, state.model)
+        draw = random.Random(f"{context.seed} collector {number}")  # noqa: S311 - not a secret
+        order = draw.sample(current.asked, len(current.asked))
+        started, failed, missed_once, missed_twice = current.started, set[str](), set[str](), set[str]()
+        while True:
+            collector = self._collector([site for site in order if site not in failed], number, started)
+            current = RoundState(started=started, asked=current.asked, collector=collector)
+            request = TrainRequest(weights=outgoing, round=number, collector=collector)
+            _PeerTraining(context, request=request, sites=current.asked, current=current, expected=expected).run()
+            if collector in context.sites.lost:
+                continue
+            for site in missed_twice & {update.site for update in current.updates}:
+                self._leave_out(current, site, f"its update did not reach {collector}", number)
+            mean, missing = self._combine(collector, number, current, state)
+            if mean is not None:
+                return RoundResult(current, model=moved(state.model, mean))
+            # A collector that was restarted has nothing: sites send once more what they kept. Those that it misses
+            # again are left out.
+            if set(missing) <= missed_once:
+                failed.add(collector)
+            missed_twice |= missed_once & set(missing)
+            missed_once |= set(missing)
+
+    def _collector(self, able: list[str], number: int, started: float) -> str:
+        """Return the first of these sites that is present; wait for one."""
+        context = self._context
+        while able:
+            for site in able:
+                if site not in context.sites.lost:
+                    return site
+            if context.clock() - started > context.federation.rounds.return_s:
+                break
+            context.sites.watch(LOOK_SECONDS)
+        raise self._too_few(f"round {number} has no site that puts the updates together")
+
+    def _combine(
+        self, collector: str, number: int, current: RoundState, state: RunState
+    ) -> tuple[Mapping[str, Tensor] | None, list[str]]:
+        """Return the mean of a round's updates, or None and the sites whose update the collector lacks."""
+        context = self._context
+        cases = {update.site: update.cases for update in current.updates}
+        updates = {s: PeerUpdate(digest=str(current.numbers[s].get("update")), cases=n) for s, n in cases.items()}
+        result = _Combining(context, CombineRequest(updates=updates, round=number), collector).run()
+        if result is None:
+            if collector not in context.sites.lost:
+                context.intake.refuse(current, collector, "it did not put the updates together in time", number)
+            return None, []
+        try:
+            mean, missing, left_out = context.intake.combined(collector, result, number, state, cases)
+        except FederationError as error:
+            context.intake.refuse(current, collector, str(error), number)
+            return None, []
+        for site, reason in left_out.items():
+            self._leave_out(current, site, reason, number)
+        return mean, missing
+
+    def _leave_out(self, current: RoundState, site: str, reason: str, number: int) -> None:
+        self._context.intake.refuse(current, site, reason, number)
+        current.leave_out(site)
+
+
+_RUNNERS: Mapping[type[Schedule], type[RoundRunner[Any]]] = {
+    Synchronous: SynchronousRunner,
+    Buffered: BufferedRunner,
+    Sequential: SequentialRunner,
+    PeerAveraged: PeerAveragedRunner,
+}
+
+
+def runner_for(context: RoundContext, algorithm: Algorithm[Any]) -> RoundRunner[Any]:
+    """Return what carries out an algorithm's rounds."""
+    schedule = algorithm.schedule
+    return _RUNNERS[type(schedule)](context, algorithm, schedule)

@@ -1,0 +1,163 @@
+"""Tests of what the outbound policy lets leave a site, result by result."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+
+from oncofed.errors import FederationError, PolicyError
+from oncofed.flare.security.outbound_policy import Approved, OutboundPolicy
+from oncofed.job.spec import JobSpec
+from oncofed.messages.compression import Compressor, NotFiniteError
+from oncofed.messages.results import CombineResult, EvaluateResult, Result, SiteFacts, TrainResult
+from oncofed.models.weights import Weights
+from outbound_results import COUNTS, EVALUATION, NUMBERS, delta_of, policy_of
+
+
+def _update(delta: Mapping[str, torch.Tensor], extra: Weights | None = None, **numbers: Any) -> TrainResult:
+    return TrainResult(delta=delta, extra=extra or {}, cases=4, steps=4, numbers={**NUMBERS, **numbers})
+
+
+def _check(policy: OutboundPolicy, result: Result) -> Approved:
+    tensors = [*result.delta.values(), *result.extra.values()] if isinstance(result, TrainResult) else []
+    return policy.check(result, sum(value.nbytes for value in tensors))
+
+
+@pytest.mark.parametrize("kind", ["native", "bfloat16", "int8"])
+def test_an_update_as_the_job_declares_it_leaves_and_is_described(spec: JobSpec, kind: Any) -> None:
+    policy = policy_of(spec, {"exchange": {"update": kind}})
+    sent = _update(Compressor(kind).compress(delta_of(spec)))
+    approved = _check(policy, sent)
+    assert approved.result is sent
+    assert approved.facts["bytes"] > 1000
+    assert approved.facts["tensors"] == len(delta_of(spec))
+    again = _check(policy, sent).facts
+    assert again["digest"] == approved.facts["digest"]
+    other = _check(policy, _update(Compressor(kind).compress(delta_of(spec, 1)))).facts
+    assert other["digest"] != approved.facts["digest"]
+
+
+def test_what_scaffold_asks_for_leaves_with_scaffold_alone(spec: JobSpec) -> None:
+    delta = delta_of(spec)
+    control = {f"control.{name}": value for name, value in delta.items()}
+    _check(policy_of(spec, {"strategy": {"name": "scaffold"}}), _update(delta, control))
+    with pytest.raises(FederationError, match="the strategy does not ask for"):
+        _check(policy_of(spec), _update(delta, control))
+
+
+def test_other_tensors_shapes_and_types_do_not_leave(spec: JobSpec) -> None:
+    delta = delta_of(spec)
+    first = next(iter(delta))
+    for bad in (
+        {**delta, "pixels": torch.rand(8, 8)},
+        {name: value for name, value in delta.items() if name != first},
+        {**delta, first: delta[first].double()},
+        {**delta, first: delta[first][:1]},
+    ):
+        with pytest.raises(FederationError):
+            _check(policy_of(spec), _update(bad))
+        with pytest.raises(FederationError):
+            _check(policy_of(spec), CombineResult(mean=bad, cases=4))
+    with pytest.raises(NotFiniteError):
+        _check(policy_of(spec), _update({**delta, first: delta[first] * float("nan")}))
+
+
+def test_a_swarms_update_goes_to_its_peers_alone_and_their_mean_leaves(spec: JobSpec) -> None:
+    policy = policy_of(spec, {"strategy": {"name": "swarm"}})
+    assert _check(policy, _update({}, update="f" * 64)).facts == {"bytes": 0}
+    assert _check(policy, CombineResult(mean=delta_of(spec), cases=8)).facts["tensors"] == len(delta_of(spec))
+    assert _check(policy, CombineResult(mean={}, cases=0, missing=["west"])).facts == {"bytes": 0}
+    with pytest.raises(FederationError, match="other tensors"):
+        _check(policy_of(spec), _update({}))
+
+
+@pytest.mark.parametrize(
+    "counts", [{"cases": -4, "steps": 4}, {"cases": 4, "steps": 1 << 40}, {"cases": 4.5, "steps": 4}]
+)
+def test_counts_of_cases_and_steps_are_counts(spec: JobSpec, counts: dict[str, Any]) -> None:
+    with pytest.raises(PolicyError, match="not within their bounds"):
+        _check(policy_of(spec), TrainResult(delta=delta_of(spec), numbers=NUMBERS, **counts))
+
+
+def test_what_training_images_are_like_stays_where_the_policy_says_so(spec: JobSpec) -> None:
+    told = {"channels": {"patients": 9, "counts": [9, 0, 0, 0, 0]}}
+    for allowed in (True, False):
+        approved = _check(policy_of(spec, training_profile=allowed), SiteFacts({**COUNTS, "profile": told})).result
+        assert isinstance(approved, SiteFacts)
+        assert approved.numbers == ({**COUNTS, "profile": told} if allowed else COUNTS)
+    few = {"channels": {"patients": 9, "counts": [7, 2, 0, 0, 0]}}
+    with pytest.raises(PolicyError, match="profile is not within its bounds"):
+        _check(policy_of(spec), SiteFacts({**COUNTS, "profile": few}))
+
+
+@pytest.mark.attack(
+    "pixels inside a declared tensor's shape",
+    by="the outbound guard, by the update's length; one as long as usual that is unlike those before it is flagged",
+    logged="the site's audit log: message held back, or left and unusual",
+)
+def test_an_update_unlike_those_before_is_held_back_once_it_is_known_what_is_usual(spec: JobSpec) -> None:
+    policy = policy_of(spec)
+    for seed in range(3):
+        _check(policy, _update(delta_of(spec, seed)))
+    _check(policy, _update(delta_of(spec, 3, factor=5)))
+    with pytest.raises(PolicyError, match="20 times as long as this job's usual one"):
+        _check(policy, _update(delta_of(spec, 4, factor=20)))
+    # As long as an update, but with a picture in it.
+    policy, way = policy_of(spec), delta_of(spec)
+    for seed in range(1, 6):
+        noise = delta_of(spec, seed)
+        honest = {name: way[name] + noise[name] if way[name].is_floating_point() else way[name] for name in way}
+        facts = _check(policy, _update(honest)).facts
+        assert "unusual" not in facts
+    assert facts["similarity"] > 0.4
+    pixels = {n: torch.rand_like(v) * 2 if v.is_floating_point() else v for n, v in way.items()}
+    assert "unusual" in _check(policy, _update(pixels)).facts
+
+
+@pytest.mark.attack(
+    "a message, or a job, of more bytes than it declares",
+    by="the outbound guard",
+    logged="the site's audit log: message held back",
+)
+def test_bytes_and_hours_are_limited(spec: JobSpec) -> None:
+    size = sum(value.nbytes for value in delta_of(spec).values()) / 1e6
+    with pytest.raises(PolicyError, match="expected at most"):
+        _check(policy_of(spec, mb_a_round=size / 2), _update(delta_of(spec)))
+    policy = policy_of(spec, mb_a_job=size * 2.5)
+    for _ in range(2):
+        _check(policy, _update(delta_of(spec)))
+    with pytest.raises(PolicyError, match="the job has sent"):
+        _check(policy, _update(delta_of(spec)))
+    with pytest.raises(PolicyError, match="the job's hours here are over"):
+        _check(policy_of(spec, ends=time.time() - 1), _update(delta_of(spec)))
+
+
+@pytest.mark.attack(
+    "sums asked for again and again, of many models or at many temperatures",
+    by="the site's outbound check: after a few times they stay",
+    logged="nowhere: the scores leave as before",
+)
+def test_sums_over_patients_leave_a_few_times_alone(spec: JobSpec) -> None:
+    policy = policy_of(spec)
+    sums = {"patients": 9, "difference": 0.1, "variance": 0.01}
+    left = []
+    for _ in range(10):
+        approved = _check(policy, EvaluateResult({"evaluation": EVALUATION, "paired": sums})).result
+        assert isinstance(approved, EvaluateResult)
+        left.append("paired" in approved.numbers)
+    assert left == [True] * 6 + [False] * 4
+    result = EvaluateResult({"evaluation": EVALUATION, "paired": sums})
+    approved = _check(policy_of(spec, pooled_figures=False), result).result
+    assert isinstance(approved, EvaluateResult)
+    assert approved.numbers.keys() == {"evaluation"}
+
+
+def test_what_a_site_says_of_its_data_first(spec: JobSpec) -> None:
+    digests = {"dataset": "0" * 64, "policy": None}
+    _check(policy_of(spec), SiteFacts({**COUNTS, **digests}))
+    with pytest.raises(PolicyError):
+        _check(policy_of(spec), SiteFacts({**COUNTS, "dataset": "MRN-0001"}))

@@ -1,0 +1,597 @@
+"""The rounds of a job against sites in memory: quorum, deadline, lost and late sites, restarts, schedules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from oncofed.algorithms.plan import FederationPlan
+from oncofed.errors import FederationError
+from oncofed.messages.requests import CombineRequest, EvaluateRequest, PrepareRequest, Request, TrainRequest
+from oncofed.messages.results import CombineResult, Refusal, Result, TrainResult
+from oncofed.models.weights import Weights
+from oncofed.rounds.events import (
+    BEST_MODEL,
+    EVENTS_FILE,
+    MODELS_FOLDER,
+    EarlyStop,
+    Event,
+    EventLog,
+    EventReader,
+    Excluded,
+    Finished,
+    Joined,
+    Late,
+    Lost,
+    NotKept,
+    Refused,
+    Resumed,
+    Returned,
+    RoundEnded,
+    SiteNotKept,
+    Started,
+    Validated,
+)
+from oncofed.rounds.in_memory import Delayed, InMemorySites, Site
+from oncofed.rounds.run_state import read_run_state
+from oncofed.rounds.sites import StoppedError
+from oncofed.rounds.store import RunStore
+from tiny_federation import (
+    WEIGHTS,
+    Killed,
+    Recorder,
+    TinySite,
+    score_of,
+    tiny_loop,
+    tiny_sites,
+    trained_delta,
+)
+
+EventT = TypeVar("EventT", bound=Event)
+
+
+class _Run(list[Event]):
+    """A run's events, and what it left."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+
+    def of(self, kind: type[EventT]) -> list[EventT]:
+        return [event for event in self if isinstance(event, kind)]
+
+    @property
+    def rounds(self) -> list[dict[str, Any]]:
+        return [dict(event.participation or {}) for event in self.of(RoundEnded)]
+
+    @property
+    def best(self) -> Weights:
+        return load_file(self.folder / MODELS_FOLDER / BEST_MODEL)
+
+    @property
+    def last(self) -> Weights:
+        state = read_run_state(self.folder)
+        assert state
+        return state.model
+
+
+def _run(
+    folder: Path,
+    sites: Mapping[str, Site],
+    settings: dict[str, Any],
+    before_wait: Callable[[InMemorySites], None] | None = None,
+    **arguments: Any,
+) -> _Run:
+    run = _Run(folder)
+    loop = tiny_loop(folder, InMemorySites(sites, before_wait), run.append, settings=settings, **arguments)
+    try:
+        loop.run()
+    finally:
+        loop.close()
+    return run
+
+
+def _at(seconds: float, act: Callable[[InMemorySites], None]) -> Callable[[InMemorySites], None]:
+    """Return what acts once, when the clock has come so far."""
+    done: list[bool] = []
+
+    def before_wait(sites: InMemorySites) -> None:
+        if sites.now >= seconds and not done:
+            done.append(True)
+            act(sites)
+
+    return before_wait
+
+
+def _slow(site: Site, seconds: float, rounds: set[int]) -> Site:
+    """Return a site that takes long to train in some rounds."""
+
+    def work(request: Request) -> Result | Refusal | Delayed:
+        answer = site(request)
+        if isinstance(request, TrainRequest) and request.round in rounds and not isinstance(answer, Delayed):
+            return Delayed(answer, seconds)
+        return answer
+
+    return work
+
+
+def _refusing(site: Site, refusals: dict[int, list[Refusal]]) -> Site:
+    """Return a site that cannot train in some rounds, as often as refusals are given."""
+
+    def work(request: Request) -> Result | Refusal | Delayed:
+        if isinstance(request, TrainRequest) and refusals.get(request.round):
+            site(request)
+            return refusals[request.round].pop(0)
+        return site(request)
+
+    return work
+
+
+def _mean_of(model: Weights, **cases: int) -> Weights:
+    """Return the model after these sites trained it, weighted by cases."""
+    deltas = {site: trained_delta(site, model) for site in cases}
+    total = sum(cases.values())
+    moved = {
+        name: model[name] + sum(deltas[site][name] * (cases[site] / total) for site in sorted(cases))
+        for name in ("w", "mean")
+    }
+    return {**model, **moved, "count": model["count"] + 4}
+
+
+def _assert_close(model: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    assert model.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(model[name], value)
+
+
+def test_a_run_from_first_to_last_round(tmp_path: Path) -> None:
+    sites = tiny_sites(east=3, west=9)
+    run = _run(tmp_path, sites, {"rounds": {"number": 2}})
+    kinds = [event.kind for event in run if event.kind not in ("task", "answer")]
+    assert kinds == [
+        "started",
+        "joined",
+        "joined",
+        "ready",
+        *["validation", "round"] * 2,
+        "validation",
+        "finished",
+    ]
+    assert [type(request) for request in sites["east"].requests] == [
+        PrepareRequest,
+        TrainRequest,
+        TrainRequest,
+        EvaluateRequest,
+        EvaluateRequest,
+    ]
+    first, second = (request for request in sites["east"].requests if isinstance(request, TrainRequest))
+    assert "fixed" not in first.weights, "no site trains it"
+    after_one = _mean_of(WEIGHTS, east=3, west=9)
+    _assert_close(second.weights, {name: value for name, value in after_one.items() if name != "fixed"})
+    _assert_close(run.last, _mean_of(after_one, east=3, west=9))
+    _assert_close(run.best, run.last)
+    (finished,) = run.of(Finished)
+    assert finished.best_round == 2
+    assert finished.best_validation == run.of(Validated)[-1].mean
+    assert set(finished.test) == {"east", "west"}
+    test = sites["east"].requests[-1]
+    assert isinstance(test, EvaluateRequest)
+    assert (test.split, test.keep, test.sums is not None) == ("test", True, True)
+
+
+def test_a_deadline_ends_a_round_that_has_its_quorum_and_the_late_update_weighs_less(tmp_path: Path) -> None:
+    sites = tiny_sites(east=3, north=3, west=3)
+    slow = {**sites, "north": _slow(sites["north"], 100.0, {1})}
+    run = _run(tmp_path, slow, {"rounds": {"number": 3, "quorum": 2, "deadline_s": 60.0}})
+    assert run.rounds[0]["missing"] == ["north"]
+    assert run.of(RoundEnded)[0].seconds == pytest.approx(60, abs=1)
+    (late,) = run.of(Late)
+    assert (late.site, late.round, late.seconds) == ("north", 1, 100.0)
+    later = next(who for who in run.rounds[1:] if who["late"])
+    assert later["late"] == ["north"]
+    assert later["staleness"] == {"north": 1} or later["staleness"] == {"north": 2}
+
+
+@pytest.mark.parametrize(("late", "kinds"), [("discount", ["late"]), ("drop", ["late", "dropped"])])
+def test_a_late_update_is_dropped_where_the_job_says_so(tmp_path: Path, late: str, kinds: list[str]) -> None:
+    sites = tiny_sites(east=3, north=3, west=3)
+    slow = {"east": _slow(sites["east"], 50.0, {2}), "north": _slow(sites["north"], 100.0, {1}), "west": sites["west"]}
+    run = _run(tmp_path, slow, {"rounds": {"number": 4, "quorum": 2, "deadline_s": 60.0, "late": late}})
+    assert [event.kind for event in run if event.kind in ("late", "dropped")] == kinds
+
+
+def test_a_round_without_its_quorum_waits_past_its_deadline(tmp_path: Path) -> None:
+    sites = tiny_sites(east=3, west=3)
+    slow = {**sites, "west": _slow(sites["west"], 100.0, {1})}
+    run = _run(tmp_path, slow, {"rounds": {"number": 1, "quorum": 2, "deadline_s": 10.0}})
+    assert run.rounds[0]["in_time"] == ["east", "west"]
+    assert run.of(RoundEnded)[0].seconds == pytest.approx(100, abs=1)
+
+
+def test_a_site_that_is_lost_and_comes_back_takes_part_again(tmp_path: Path) -> None:
+    sites = tiny_sites(east=3, west=3)
+    slow = {name: _slow(site, 10.0, {1, 2, 3}) for name, site in sites.items()}
+
+    def before_wait(transport: InMemorySites) -> None:
+        if 5 < transport.now < 8:
+            transport.lose("west", "its process ended")
+        elif transport.now > 15:
+            transport.come_back("west")
+
+    run = _run(tmp_path, slow, {"rounds": {"number": 3, "quorum": 1}}, before_wait)
+    assert [(event.site, event.reason) for event in run.of(Lost)] == [("west", "its process ended")]
+    assert [event.site for event in run.of(Returned)] == ["west"]
+    assert run.rounds[0]["lost"] == {"west": "its process ended"}
+    assert run.rounds[0]["in_time"] == ["east"]
+    assert run.rounds[2]["in_time"] == ["east", "west"]
+
+
+def test_a_run_waits_for_a_lost_site_and_then_gives_up(tmp_path: Path) -> None:
+    sites = tiny_sites(east=3, west=3)
+    slow = {name: _slow(site, 10.0, {1}) for name, site in sites.items()}
+    settings = {"rounds": {"number": 3, "quorum": 2, "return_s": 50.0}}
+    back = _at(40.0, lambda transport: transport.come_back("west"))
+    lost = _at(5.0, lambda transport: transport.lose("west", "its process ended"))
+
+    def both(transport: InMemorySites) -> None:
+        lost(transport)
+        back(transport)
+
+    assert len(_run(tmp_path / "back", slow, settings, both).rounds) == 3
+    with pytest.raises(FederationError) as caught:
+        _run(tmp_path / "gone", slow, settings, _at(5.0, lambda transport: transport.lose("west", "its process ended")))
+    assert str(caught.value) == (
+        "round 1 has 1 of the 2 sites that it needs (west: its process ended). Repair the site and run the job again, "
+        "or set rounds.quorum lower to go on without it."
+    )
+
+
+def test_a_refusal_that_may_pass_is_tried_again_and_another_one_is_reported_to_the_site(tmp_path: Path) -> None:
+    sites = tiny_sites(east=3, north=3, west=3)
+    full = [Refusal("its disk is full", may_pass=True)] * 2
+    refusing = {
+        **sites,
+        "north": _refusing(sites["north"], {1: full}),
+        "west": _refusing(sites["west"], {1: [Refusal("its training failed")]}),
+    }
+    run = _run(tmp_path, refusing, {"rounds": {"number": 2, "quorum": 2}})
+    assert [(event.site, event.reason) for event in run.of(Refused)] == [
+        ("north", "its disk is full"),
+        ("west", "its training failed"),
+        ("north", "its disk is full"),
+    ]
+    assert run.rounds[0]["in_time"] == ["east", "north"]
+    assert run.rounds[0]["refused"] == {"west": "its training failed"}
+    assert run.rounds[1]["in_time"] == ["east", "north", "west"]
+    refusals = [request.refusal for request in sites["west"].requests if isinstance(request, TrainRequest)]
+    assert refusals == [None, "its training failed"], "once"
+
+
+def test_a_job_whose_sites_all_refuse_ends_with_their_reasons(tmp_path: Path) -> None:
+    sites = tiny_sites(east=3, west=3)
+    refusing = {name: _refusing(site, {1: [Refusal(f"{name} is broken")]}) for name, site in sites.items()}
+    with pytest.raises(FederationError, match=r"round 1 has 0 of the 1 sites .*east: east is broken; west: west is br"):
+        _run(tmp_path, refusing, {"rounds": {"number": 1}})
+
+
+def test_a_site_whose_data_does_not_pass_is_excluded(tmp_path: Path) -> None:
+    sites = tiny_sites(east=3, west=3)
+    bad: dict[str, Site] = {**sites, "north": lambda request: Refusal("its data did not pass the checks")}
+    run = _run(tmp_path, bad, {"rounds": {"number": 1, "quorum": 2}})
+    assert [(event.site, event.reason) for event in run.of(Excluded)] == [("north", "its data did not pass the checks")]
+    with pytest.raises(FederationError, match="before the first round has 2 of the 3 sites"):
+        _run(tmp_path / "all", bad, {"rounds": {"number": 1}})
+
+
+def test_a_site_that_never_comes_is_missed_after_half_a_minute_and_joins_when_it_does(tmp_path: Path) -> None:
+    sites = tiny_sites(east=3, west=3)
+    slow: dict[str, Site] = {**sites, "east": _slow(sites["east"], 100.0, {1, 2, 3})}
+
+    def before_wait(transport: InMemorySites) -> None:
+        if transport.now < 60:
+            transport.lost["west"] = "it did not come"
+        else:
+            transport.come_back("west")
+
+    settings = {"rounds": {"number": 3, "quorum": 1, "deadline_s": 200.0, "return_s": 1.0}}
+    run = _run(tmp_path, slow, settings, before_wait)
+    assert [event.site for event in run.of(Joined)] == ["east", "west"]
+    assert run.rounds[0]["asked"] == ["east", "west"], "it came during the round"
+    assert run.rounds[0]["in_time"] == ["east", "west"]
+
+
+def test_of_two_rounds_with_the_same_score_the_first_is_kept(tmp_path: Path) -> None:
+    scores = {0: 0.1, 4: 0.5, 8: 0.5, 12: 0.4}
+    sites = tiny_sites(east=3)
+    sites["east"].score = lambda site, weights: scores[int(weights["count"])]
+    run = _run(tmp_path, sites, {"rounds": {"number": 3}})
+    (finished,) = run.of(Finished)
+    assert (finished.best_round, finished.best_validation) == (1, 0.5)
+    assert int(run.best["count"]) == 4
+    assert int(run.last["count"]) == 12
+    assert int(sites["east"].requests[-1].weights["count"]) == 4  # type: ignore[attr-defined]
+
+
+def test_a_run_ends_early_where_scores_stay_and_without_any_score_the_first_model_is_kept(tmp_path: Path) -> None:
+    sites = tiny_sites(east=3)
+    sites["east"].score = lambda site, weights: 0.5
+    run = _run(tmp_path / "same", sites, {"rounds": {"number": 9}, "evaluation": {"patience": 2}})
+    assert [(event.round, event.best_round) for event in run.of(EarlyStop)] == [(4, 1)]
+    sites["east"].score = lambda site, weights: None
+    run = _run(tmp_path / "none", sites, {"rounds": {"number": 2}})
+    assert run.of(Finished)[0].best_validation is None
+    assert run.of(Finished)[0].best_round == 1
+
+
+def test_sites_are_drawn_by_the_seed_and_small_ones_only_score(tmp_path: Path) -> None:
+    sites = tiny_sites(a=3, b=3, c=3, small=1)
+    settings = {"rounds": {"number": 4, "sites_per_round": 2, "minimum_cases": 2}}
+    run, again = _run(tmp_path / "one", sites, settings), _run(tmp_path / "two", sites, settings)
+    asked = [who["asked"] for who in run.rounds]
+    assert asked == [who["asked"] for who in again.rounds]
+    assert all(len(who) == 2 and "small" not in who for who in asked)
+    assert len({tuple(who) for who in asked}) > 1
+    assert set(run.of(Finished)[0].test) == {"a", "b", "c", "small"}
+    with pytest.raises(FederationError, match="no site has 9 training cases"):
+        _run(tmp_path / "none", sites, {"rounds": {"number": 1, "minimum_cases": 9}})
+
+
+def test_a_buffer_fills_with_whatever_comes(tmp_path: Path) -> None:
+    sites = tiny_sites(fast=3, slow=3)
+    every = set(range(20))
+    paced = {"fast": _slow(sites["fast"], 1.0, every), "slow": _slow(sites["slow"], 7.0, every)}
+    run = _run(tmp_path, paced, {"rounds": {"number": 5}, "strategy": {"name": "fedbuff", "buffer": 2}})
+    assert run.of(RoundEnded)[0].seconds == pytest.approx(2, abs=0.1), "the fast one twice"
+    assert any("slow" in who["late"] for who in run.rounds)
+    assert 0 < sum(len(who["late"]) for who in run.rounds) <= len(run.of(Late))
+
+
+def test_one_site_after_the_other_trains_the_model_further(tmp_path: Path) -> None:
+    sites = tiny_sites(east=3, north=3, west=3)
+    run = _run(tmp_path, sites, {"rounds": {"number": 1}, "strategy": "cyclic"})
+    started = {name: site.requests[1].weights for name, site in sites.items()}  # type: ignore[attr-defined]
+    order = sorted(started, key=lambda name: int(started[name]["count"]))
+    model = dict(WEIGHTS)
+    for name in order:
+        assert torch.equal(started[name]["w"], model["w"])
+        delta = trained_delta(name, model)
+        model = {**model, "w": model["w"] + delta["w"], "mean": model["mean"] + delta["mean"], "count": delta["count"]}
+    assert all(torch.equal(run.last[name], model[name]) for name in model)
+
+
+def test_a_turn_that_takes_too_long_is_left_out(tmp_path: Path) -> None:
+    sites = tiny_sites(east=3, north=3, west=3)
+    slow = {**sites, "north": _slow(sites["north"], 100.0, {1})}
+    run = _run(tmp_path, slow, {"rounds": {"number": 6, "deadline_s": 30.0}, "strategy": "cyclic"})
+    assert run.rounds[0]["missing"] == ["north"]
+    assert [event.kind for event in run if event.kind in ("late", "dropped")] == ["late", "dropped"]
+
+
+def test_a_lost_site_is_left_out_of_a_turn_and_scores_once_it_is_back(tmp_path: Path) -> None:
+    slow = {name: _slow(site, 10.0, {1}) for name, site in tiny_sites(east=3, north=3, west=3).items()}
+    busy: list[str] = []
+
+    def before_wait(transport: InMemorySites) -> None:
+        if not busy and transport.now > 5:  # one is at work: lose one of the others
+            busy.extend(transport.known() - set(transport._in_work))
+            transport.lose(busy[0], "gone")
+        elif transport.now > 30:
+            transport.come_back(busy[0])
+
+    run = _run(tmp_path, slow, {"rounds": {"number": 1}, "strategy": "cyclic"}, before_wait)
+    assert busy[0] not in run.rounds[0]["in_time"]
+    assert len(run.rounds[0]["in_time"]) == 2
+    assert set(run.of(Finished)[0].test) == {"east", "north", "west"}
+
+
+def test_peers_average_and_another_collector_takes_over_from_one_that_is_lost(tmp_path: Path) -> None:
+    sites = tiny_sites(east=3, north=3, west=9)
+    expected = _run(tmp_path / "fedavg", tiny_sites(east=3, north=3, west=9), {"rounds": {"number": 2}})
+    run = _run(tmp_path / "swarm", sites, {"rounds": {"number": 2}, "strategy": "swarm"})
+    assert all(torch.equal(run.last[name], value) for name, value in expected.last.items())
+    requests = [request for site in sites.values() for request in site.requests]
+    assert sum(isinstance(request, CombineRequest) for request in requests) == 2
+    collectors = [request.collector for request in sites["east"].requests if isinstance(request, TrainRequest)]
+
+    def collector_dies(request: Request) -> Result | Refusal | Delayed:
+        if isinstance(request, CombineRequest):
+            return Delayed(None, 0.0)
+        return sites[str(collectors[0])](request)
+
+    broken: dict[str, Site] = {**sites, str(collectors[0]): collector_dies}
+    lose = _at(20.0, lambda transport: transport.lose(str(collectors[0]), "its process ended"))
+    run = _run(tmp_path / "lost", broken, {"rounds": {"number": 1, "quorum": 2}, "strategy": "swarm"}, lose)
+    others = {name: site.cases for name, site in sites.items() if name != collectors[0]}
+    assert run.rounds[0]["in_time"] == sorted(others)
+    torch.testing.assert_close(run.last["w"], _mean_of(WEIGHTS, **others)["w"])
+
+
+def test_a_collector_that_was_restarted_is_sent_the_updates_once_more(tmp_path: Path) -> None:
+    sites = tiny_sites(east=3, north=3, west=9)
+    lost: list[bool] = []
+
+    def forgetful(site: TinySite) -> Site:
+        def work(request: Request) -> Result | Refusal | Delayed:
+            if isinstance(request, CombineRequest) and not lost:
+                lost.append(True)
+                site.mailbox.clear()
+            return site(request)
+
+        return work
+
+    run = _run(
+        tmp_path,
+        {name: forgetful(site) for name, site in sites.items()},
+        {"rounds": {"number": 1}, "strategy": "swarm"},
+    )
+    torch.testing.assert_close(run.last["w"], _mean_of(WEIGHTS, east=3, north=3, west=9)["w"])
+    assert not run.of(Refused)
+
+
+def test_an_update_that_does_not_reach_the_collector_is_left_out_after_a_while(tmp_path: Path) -> None:
+    sites = tiny_sites(east=3, north=3, west=9)
+
+    def cut_off(request: Request) -> Result | Refusal | Delayed:
+        result = sites["west"](request)
+        if isinstance(result, TrainResult):
+            return Delayed(TrainResult(delta={}, cases=9, steps=4, numbers={**result.numbers, "update": None}), 1.0)
+        return result
+
+    settings = {"rounds": {"number": 1, "quorum": 2, "return_s": 30.0}, "strategy": "swarm"}
+    run = _run(tmp_path, {**sites, "west": cut_off}, settings)
+    assert run.rounds[0]["in_time"] == ["east", "north"]
+
+
+def test_a_mean_that_is_not_one_of_the_updates_is_refused(tmp_path: Path) -> None:
+    sites = tiny_sites(east=3, north=3, west=9)
+
+    def lying(site: TinySite) -> Site:
+        def work(request: Request) -> Result | Refusal | Delayed:
+            result = site(request)
+            return CombineResult(mean=result.mean, cases=99) if isinstance(result, CombineResult) else result
+
+        return work
+
+    with pytest.raises(FederationError, match="no site that puts the updates together"):
+        _run(
+            tmp_path,
+            {name: lying(site) for name, site in sites.items()},
+            {"rounds": {"number": 1, "return_s": 5.0}, "strategy": "swarm"},
+        )
+
+
+def test_each_sites_own_model_is_tested_at_every_site(tmp_path: Path) -> None:
+    run = _run(tmp_path, tiny_sites(east=3, west=3), {"rounds": {"number": 1}, "evaluation": {"cross_site": True}})
+    matrix = run.of(Finished)[0].cross_site
+    assert matrix
+    own = {site: {"w": WEIGHTS["w"] + trained_delta(site, WEIGHTS)["w"]} for site in ("east", "west")}
+    assert matrix == {model: {site: score_of(site, own[model]) for site in own} for model in own}
+
+
+def test_a_model_is_only_tested_where_nothing_is_trained(tmp_path: Path) -> None:
+    sites = tiny_sites(east=3)
+    run = _run(tmp_path, sites, {"rounds": {"number": 3}}, evaluate_only=True)
+    assert [event.rounds for event in run.of(Started)] == [0]
+    prepare, test = sites["east"].requests
+    assert prepare == PrepareRequest(profile=False)
+    assert isinstance(test, EvaluateRequest)
+    assert (test.split, test.keep) == ("test", False)
+    assert (run.of(Finished)[0].best_round, run.of(Finished)[0].best_validation) == (0, None)
+    assert all(torch.equal(run.best[name], value) for name, value in WEIGHTS.items())
+
+
+def test_a_site_that_could_not_keep_its_state_is_recorded(tmp_path: Path) -> None:
+    sites = tiny_sites(east=3)
+
+    def full(request: Request) -> Result | Refusal | Delayed:
+        result = sites["east"](request)
+        if isinstance(result, TrainResult):
+            result.numbers["not_kept"] = "No space left on device"
+        return result
+
+    (event,) = _run(tmp_path, {"east": full}, {"rounds": {"number": 1}}).of(SiteNotKept)
+    assert (event.site, event.round, event.reason) == ("east", 1, "No space left on device")
+
+
+def test_a_best_model_that_cannot_be_written_is_tried_again_until_the_job_gives_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, failures = RunStore.write_best, [True, True]
+
+    def full(store: RunStore, weights: Weights) -> bool:
+        return not (failures and failures.pop()) and write(store, weights)
+
+    monkeypatch.setattr(RunStore, "write_best", full)
+    run = _run(tmp_path / "a", tiny_sites(east=3), {"rounds": {"number": 1}})
+    assert [event.round for event in run.of(NotKept)] == [1]
+    assert run.best
+    monkeypatch.setattr(RunStore, "write_best", lambda store, weights: False)
+    with pytest.raises(FederationError, match="could not write the best model"):
+        _run(tmp_path / "b", tiny_sites(east=3), {"rounds": {"number": 1, "return_s": 20.0}})
+
+
+def test_a_state_that_cannot_be_written_does_not_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("oncofed.rounds.store.write_run_state", full)
+    run = _run(tmp_path, tiny_sites(east=3), {"rounds": {"number": 2}})
+    assert [(event.round, event.reason) for event in run.of(NotKept)] == [
+        (1, "No space left on device"),
+        (2, "No space left on device"),
+    ]
+    assert run.of(Finished)
+
+
+def test_an_aborted_job_stops(tmp_path: Path) -> None:
+    clock: list[float] = []
+    sites = {"east": _slow(tiny_sites(east=3)["east"], 100.0, {1})}
+    with pytest.raises(StoppedError):
+        _run(tmp_path, sites, {}, lambda transport: clock.append(transport.now), is_stopped=lambda: clock[-1] > 50)
+    assert clock[-1] < 60
+
+
+def test_a_site_that_is_revoked_during_a_round_counts_no_more(tmp_path: Path) -> None:
+    sites = tiny_sites(east=3, west=3)
+    slow = {name: _slow(site, 10.0, {1, 2}) for name, site in sites.items()}
+    ban = _at(5.0, lambda transport: transport.ban(frozenset({"west"})))
+    run = _run(tmp_path, slow, {"rounds": {"number": 2, "quorum": 1}}, ban)
+    assert [(event.site, event.reason) for event in run.of(Lost)] == [("west", "revoked by the alliance")]
+    assert [who["in_time"] for who in run.rounds] == [["east"], ["east"]]
+    assert set(run.of(Finished)[0].test) == {"east"}
+
+
+_SCHEDULES = {
+    "fedavg": {"strategy": "fedavg"},
+    "fedadam": {"strategy": "fedadam"},
+    "fedbuff": {"strategy": {"name": "fedbuff", "buffer": 2}},
+    "cyclic": {"strategy": "cyclic"},
+    "swarm": {"strategy": "swarm"},
+    "drawn": {"rounds": {"number": 3, "sites_per_round": 2}},
+    "bfloat16": {"exchange": {"model": "bfloat16"}},
+}
+
+
+@pytest.mark.parametrize("name", _SCHEDULES)
+@pytest.mark.parametrize("state_is_written", [True, False])
+def test_a_server_that_is_killed_at_any_event_ends_with_the_same_bits(
+    name: str, state_is_written: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"rounds": {"number": 3}, **_SCHEDULES[name]}
+    FederationPlan.model_validate(settings)
+    expected = _run(tmp_path / "undisturbed", tiny_sites(a=3, b=5, c=4), settings)
+    for number in range(len(expected) - 1):
+        folder = tmp_path / f"killed-{number}"
+        with pytest.raises(Killed):
+            _process(folder, settings, kill_after=number, finish_saving=state_is_written)
+        _process(folder, settings)
+        events = EventReader(folder / EVENTS_FILE).read()
+        ended = _Run(folder)
+        ended.extend(events)
+        best, last = ended.best, ended.last
+        assert all(torch.equal(best[n], value) for n, value in expected.best.items()), (number, expected[number])
+        assert all(torch.equal(last[n], value) for n, value in expected.last.items()), (number, expected[number])
+        assert ended.of(Finished)[-1].test == expected.of(Finished)[0].test
+        assert len(ended.of(Finished)) == 1
+        if any(isinstance(event, Resumed) for event in events):
+            assert [event.round for event in ended.of(RoundEnded)].count(3) == 1 or state_is_written
+
+
+def _process(folder: Path, settings: dict[str, Any], kill_after: int | None = None, finish_saving: bool = True) -> None:
+    """Run the job in a new process of the server, and perhaps kill it."""
+    log = EventLog(folder / EVENTS_FILE)
+    sites = InMemorySites(tiny_sites(a=3, b=5, c=4))
+    loop = tiny_loop(folder, sites, Recorder(log, kill_after), settings=settings)
+    if not finish_saving:
+        loop._store._write_state = lambda state: None  # type: ignore[method-assign]
+    try:
+        loop.run()
+    finally:
+        loop.close()
+        log.close()
