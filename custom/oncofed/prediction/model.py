@@ -135,11 +135,11 @@ def _of_bundle(bundle: Path) -> TrainedModel:
     If the bundle lies next to the run's own model, the run is loaded with all its records.
     """
     job, weights, digest = read_own_bundle(bundle)
-    beside = bundle.absolute().parent
-    if (beside / WEIGHTS_FILE).is_file() and beside.name == MODEL_FOLDER:
-        whole = load_model(beside)
-        if whole.digest == digest:
-            return whole
+    bundle_parent = bundle.absolute().parent
+    if (bundle_parent / WEIGHTS_FILE).is_file() and bundle_parent.name == MODEL_FOLDER:
+        run_model = load_model(bundle_parent)
+        if run_model.digest == digest:
+            return run_model
     return TrainedModel(bundle, job, weights, digest, _provenance(bundle / PROVENANCE_FILE, digest))
 
 

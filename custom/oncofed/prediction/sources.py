@@ -28,6 +28,7 @@ from oncofed.data.slides import TileSpec
 from oncofed.errors import DataError, SpecError
 from oncofed.job.spec import JobSpec
 from oncofed.prediction.inputs import HIDDEN_FOLDER, PredictionInput, resolve_inputs
+from oncofed.prediction.outputs.records import json_text
 from oncofed.prediction.permissions import make_private
 from oncofed.prediction.stale import RefusedImages
 
@@ -302,7 +303,7 @@ def _named(sources: Sources, out: Path) -> Sources:
             taken.add(known[key])
         cases.append(replace(source, name=known[key]))
     make_private(path.parent)
-    write_whole(path, json.dumps(known, indent=1, ensure_ascii=False) + "\n")
+    write_whole(path, json_text(known))
     now = {source.name for source in cases}
     return replace(sources, cases=cases, earlier={path: name for path, name in known.items() if name not in now})
 
