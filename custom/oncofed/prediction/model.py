@@ -108,7 +108,7 @@ def load_model(path: Path) -> TrainedModel:
     weights = read_weights(folder / MODEL_FOLDER / WEIGHTS_FILE)
     digest = digest_of(weights, hashlib.sha256).hexdigest()
     provenance = _provenance((kept or folder) / PROVENANCE_FILE, digest)
-    return TrainedModel(folder, job, weights, digest, provenance)
+    return TrainedModel(folder=folder, job=job, weights=weights, digest=digest, provenance=provenance)
 
 
 def _found(path: Path) -> tuple[Path, Path | None]:
@@ -140,7 +140,8 @@ def _of_bundle(bundle: Path) -> TrainedModel:
         run_model = load_model(bundle_parent)
         if run_model.digest == digest:
             return run_model
-    return TrainedModel(bundle, job, weights, digest, _provenance(bundle / PROVENANCE_FILE, digest))
+    provenance = _provenance(bundle / PROVENANCE_FILE, digest)
+    return TrainedModel(folder=bundle, job=job, weights=weights, digest=digest, provenance=provenance)
 
 
 def _provenance(path: Path, digest: str) -> Mapping[str, Any]:

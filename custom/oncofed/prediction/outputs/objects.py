@@ -116,7 +116,14 @@ def measure(numbers: Numbers, spacing: Sequence[float] | None) -> ObjectTable:
     spread = np.linalg.eigvalsh(covariance)  # rising
     eccentricity = np.sqrt(np.clip(1 - spread[:, 0] / spread[:, -1], 0, 1))
     known = None if spacing is None else tuple(float(side) for side in spacing)
-    return ObjectTable(present, sizes, centres + 0.5, eccentricity, numbers.shape, known)
+    return ObjectTable(
+        numbers=present,
+        sizes=sizes,
+        centres=centres + 0.5,
+        eccentricity=eccentricity,
+        shape=numbers.shape,
+        spacing=known,
+    )
 
 
 def object_features(numbers: Numbers, table: ObjectTable, name: str, key: str) -> list[dict[str, Any]]:
