@@ -80,7 +80,7 @@ def bins_of(data: DataSpec) -> dict[str, int]:
     return {name: trait.bins for name, trait in traits(data).items()}
 
 
-def together(profiles: Iterable[SiteProfile], data: DataSpec) -> TrainingProfile:
+def combined_profile(profiles: Iterable[SiteProfile], data: DataSpec) -> TrainingProfile:
     """Return the sum of several sites' profiles."""
     every = list(profiles)
     ranges: dict[str, TraitRange] = {}

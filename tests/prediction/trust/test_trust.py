@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from commands import Outcome
-from oncofed.artifacts.training_profile import TrainingProfile, site_profile, together, write_training_profile
+from oncofed.artifacts.training_profile import TrainingProfile, combined_profile, site_profile, write_training_profile
 from oncofed.data.case_facts import measure
 from oncofed.data.cases import Case
 from oncofed.data.images import read_image
@@ -48,7 +48,7 @@ def _entry(slices: float = 1.0, modality: str | None = "MR", low: float = -1000,
 
 def _profile(data: DataSpec, *entries: Entry) -> TrainingProfile:
     images = [(f"p{n}", entry) for n, entry in enumerate(entries)]
-    return together([site_profile(images, data)], data)
+    return combined_profile([site_profile(images, data)], data)
 
 
 def _reasons(entry: Entry, data: DataSpec, profile: TrainingProfile | None) -> dict[str, Deviation]:
@@ -190,7 +190,9 @@ def test_images_outside_are_left_to_a_person_where_that_is_asked(model: TrainedM
     out = tmp_path / "out"
     learned = gather([tmp_path / "images"], tmp_path / "profiled", model.job, tmp_path)
     images = [(source.name, source.entry) for source in learned.cases]
-    write_training_profile(model.folder / "model", together([site_profile(images, model.job.data)], model.job.data))
+    write_training_profile(
+        model.folder / "model", combined_profile([site_profile(images, model.job.data)], model.job.data)
+    )
     thick = _volume(tmp_path / "new" / "thick.nii.gz", 30, 4.0)
     usual = _volume(tmp_path / "new" / "usual.nii.gz", 31)
     sources = gather([thick, usual], out, model.job, tmp_path)
