@@ -23,9 +23,11 @@ from nvflare.security.security import COMMAND_CATEGORIES, CommandCategory
 
 from oncofed.audit import COMMANDED, LET_IN, AuditLog
 from oncofed.errors import AllianceError, AuditError
+from oncofed.flare.folders import local_folder
 from oncofed.flare.patches.authorization import wrap_authorizer
 from oncofed.flare.patches.client_admission import check_clients
 from oncofed.flare.security.archives import check_submissions
+from oncofed.flare.security.recording import audit_log
 from oncofed.signing import is_signed_by
 
 REVOKED_FILE = "revoked.json"
@@ -87,8 +89,8 @@ def read_revoked(path: Path, root: x509.Certificate) -> Revoked:
 
 def list_and_root(fl_ctx: FLContext) -> tuple[Path, Path]:
     """Return the paths of a server's list of revoked names and of its root certificate."""
-    workspace = fl_ctx.get_prop(FLContextKey.WORKSPACE_OBJECT)
-    return Path(workspace.get_site_config_dir()) / REVOKED_FILE, Path(workspace.get_startup_kit_dir()) / "rootCA.pem"
+    startup = Path(fl_ctx.get_prop(FLContextKey.WORKSPACE_OBJECT).get_startup_kit_dir())
+    return local_folder(fl_ctx) / REVOKED_FILE, startup / "rootCA.pem"
 
 
 class RevocationList(FLComponent):
@@ -110,7 +112,7 @@ class RevocationList(FLComponent):
         if event_type == EventType.SYSTEM_START:
             path, certificate = list_and_root(fl_ctx)
             root = x509.load_pem_x509_certificate(certificate.read_bytes())
-            audit = AuditLog(Path(fl_ctx.get_prop(FLContextKey.WORKSPACE_OBJECT).get_root_dir()))
+            audit = audit_log(fl_ctx)
             wrap_authorizer(lambda authorizer: _WithoutRevoked(authorizer, self, audit))
             engine = fl_ctx.get_engine()
             bind_certificates(engine.server.client_manager, audit)

@@ -18,11 +18,13 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.job_def import JobMetaKey
 from nvflare.apis.shareable import Shareable, make_reply
 
-from oncofed.audit import REFUSED, AuditLog
+from oncofed.audit import REFUSED
 from oncofed.errors import AuditError, PolicyError, SpecError, one_line
+from oncofed.flare.folders import kit_folder
 from oncofed.flare.runtime.job_recovery import is_for
 from oncofed.flare.runtime.site_query import query_sites
 from oncofed.flare.security.archives import pack_of_submission
+from oncofed.flare.security.recording import audit_log
 from oncofed.flare.security.revocation import submitter
 from oncofed.packs.approvals import refusal_at_site
 from oncofed.packs.pack import read_pack
@@ -99,7 +101,6 @@ class SubmissionReplies(FLComponent):
 
     def _reply(self, topic: str, request: Shareable, fl_ctx: FLContext) -> Shareable:
         del topic
-        workspace = fl_ctx.get_prop(FLContextKey.WORKSPACE_OBJECT)
         reply = make_reply(ReturnCode.OK)
         facts = JobFacts(
             _text(request.get("name")) or "",
@@ -109,8 +110,7 @@ class SubmissionReplies(FLComponent):
             _text(request.get("strategy")),
         )
         pack = _text(request.get("pack"))
-        kit = Path(workspace.get_root_dir())
-        log = AuditLog(kit)
+        kit, log = kit_folder(fl_ctx), audit_log(fl_ctx)
 
         def record(what: str, **values: Any) -> None:
             log.write(what, facts.person or "unknown", **values)
