@@ -52,7 +52,7 @@ def _one_case(context: Context) -> None:
     first = context.seconds(lambda: trainer.evaluate(case))
     again = context.seconds(lambda: trainer.evaluate(case))
     detailed = context.seconds(lambda: trainer.evaluate(case, detailed=True))
-    windows = Windows(trainer.plan.data, trainer.plan.task.overlap, False)  # type: ignore[union-attr]
+    windows = Windows(trainer.plan.data, trainer.plan.task.overlap, False)  # type: ignore[attr-defined]
     image = torch.randn(1, *((274, 274, 125) if context.cuda else (24, 24, 24)))
     with torch.no_grad():
         network = context.seconds(lambda: windows(trainer.network, image, context.device))

@@ -31,7 +31,7 @@ from oncofed.job.flare import export_job
 from oncofed.job.spec import JobSpec
 from oncofed.job.watch import RunProgress
 from oncofed.processes import JOB_PROCESS, short_path
-from oncofed.rounds.events import EventReader, Excluded
+from oncofed.rounds.events import EventReader, Excluded, Unknown
 
 _SO_ATTACH_FILTER = 26
 _PROCESS_MODULES = {
@@ -165,6 +165,7 @@ class Lab:
     def look(self) -> RunProgress:
         """Return the present state."""
         for event in self._reader.read():
+            assert not isinstance(event, Unknown), event
             self.state.apply(event)
         return self.state
 

@@ -32,10 +32,10 @@ _NO_CLAIMS = (
     "neither the images nor a GPU were available",
     # How benchmarks/README.md says that it measures.
     "measures the CPU of a machine that has a GPU",
-    "A GPU or processor that is busy with something else is said",
+    "Other work on GPU or processor is reported",
     "On a GPU the time is that between two CUDA events",
     "On a GPU machine without a network",
-    "Carry it to a machine that has Python, torch and CUDA",
+    "Copy it to a machine with Python, torch and CUDA",
     "No figure here was taken on a GPU",
     "graphs, changes beside the training) a GPU would show",
     "Every claim about GPUs in the documents is checked",

@@ -571,7 +571,7 @@ def test_a_server_that_is_killed_at_any_event_ends_with_the_same_bits(
         with pytest.raises(Killed):
             _process(folder, settings, kill_after=number, finish_saving=state_is_written)
         _process(folder, settings)
-        events = EventReader(folder / EVENTS_FILE).read()
+        events = list(EventReader(folder / EVENTS_FILE).read())
         ended = _Run(folder)
         ended.extend(events)
         best, last = ended.best, ended.last

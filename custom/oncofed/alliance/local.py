@@ -41,7 +41,9 @@ _SESSION_SECONDS = 60.0
 
 
 class LocalAlliance:
-    """Provisions, starts and stops an alliance on loopback; use it as a context manager.
+    """Provisions, starts and stops an alliance on loopback.
+
+    Use it as a context manager.
 
     Args:
         spec: the participants; the server must be this machine.
@@ -132,7 +134,10 @@ class LocalAlliance:
         return self._session
 
     def renew_session(self) -> Session:
-        """Replace the session, as a restarted server does not know the old one."""
+        """Replace the session after a restart of the server.
+
+        A restarted server does not know the old one.
+        """
         with contextlib.suppress(Exception), quiet():
             if self._session is not None:
                 self._session.close()
@@ -168,7 +173,10 @@ class LocalAlliance:
         return {name: code for name, process in self._processes.items() if (code := process.poll()) is not None}
 
     def restart_killed(self) -> None:
-        """Restart killed processes a few times, as a real site's service does."""
+        """Restart killed processes a few times.
+
+        A real site's service does the same.
+        """
         for name, code in self.ended().items():
             if (code < 0 or code == 128 + signal.SIGKILL) and self._restarts.get(name, 0) < _MOST_RESTARTS:
                 self._restarts[name] = self._restarts.get(name, 0) + 1
@@ -186,7 +194,10 @@ class LocalAlliance:
             raise FederationError(f"{role} {ended}. Its log: {self._console(name)}{self._last_words(name)}")
 
     def site_that_failed(self, job_id: str) -> str | None:
-        """Return the site whose failed job process made the server end the job; None without one."""
+        """Return the site whose failure made the server end the job.
+
+        None if there is none.
+        """
         log = self._console(self.spec.server).read_text(encoding="utf-8", errors="replace")
         found = re.search(rf"Failing job {re.escape(job_id)} due to reported failure from (\S+?):", log)
         return found[1] if found else None

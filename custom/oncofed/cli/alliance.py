@@ -298,7 +298,10 @@ def _add(
 
 
 def _make(kits: Iterator[SealedKit], count: int, passwords: Path | None, console: Console, json: bool) -> None:
-    """Make kits and show their passwords, even when interrupted: a password that is not shown is lost."""
+    """Make kits and show their passwords, even when interrupted.
+
+    A password that is not shown is lost.
+    """
     made: list[SealedKit] = []
     try:
         made.extend(track(kits, "Sealed kits", count, console=console, transient=True))

@@ -107,7 +107,15 @@ def evaluate(
     other = load_model(against) if against else None
     if card and not (model / "result.json").is_file():
         raise SpecError(f"--card: {model} holds no result.json, from which the card follows. Name a run's folder")
-    request = EvaluationRequest(load_model(model), folder, split.value, wanted, table, other, margin)
+    request = EvaluationRequest(
+        model=load_model(model),
+        folder=folder,
+        split=split.value,
+        by=wanted,
+        table=table,
+        against=other,
+        margin=margin,
+    )
     target = out or workspace / "evaluations" / f"{request.model.job.name}-{folder.resolve().name}"
     where = training_device(device.value if device else None)
     make_private(target)
@@ -152,9 +160,9 @@ def _show(found: EvaluationResult) -> None:
 
 
 def _set_aside(found: EvaluationResult) -> list[str]:
-    from oncofed.data.grouping import told
+    from oncofed.data.grouping import finding_lines
 
-    return told((problem.case, problem.what) for problem in found.set_aside)
+    return finding_lines((problem.case, problem.what) for problem in found.set_aside)
 
 
 def _groups(column: Subgroups, metric: str) -> Table:

@@ -203,7 +203,7 @@ def _values(found: Predictions, page: Path | None) -> dict[str, Any]:
 
 
 def _show(found: Predictions, page: Path | None) -> None:
-    from oncofed.data.grouping import told
+    from oncofed.data.grouping import finding_lines
     from oncofed.prediction.outputs.case_rows import display_table
     from oncofed.prediction.predictions import MEASUREMENTS_FILE, PREDICTIONS_FILE, SET_ASIDE_FILE, describe_source
     from oncofed.prediction.trust.summary import warning_lines
@@ -231,7 +231,7 @@ def _show(found: Predictions, page: Path | None) -> None:
             console.print(f"[yellow]no {output}[/] of {escape(record['name'])}: {escape(reason)}")
     for what, line in warning_lines(records):
         console.print(f"[yellow]{what}[/]: {escape(line)}")
-    for line in told((bad.name, bad.reason) for bad in found.set_aside):
+    for line in finding_lines((bad.name, bad.reason) for bad in found.set_aside):
         console.print(f"[yellow]set aside[/] {escape(line)}")
     before = f", {len(found.kept)} of them before" if found.kept else ""
     aside = f"; {len(found.set_aside)} set aside ({found.folder / SET_ASIDE_FILE})" if found.set_aside else ""

@@ -304,7 +304,10 @@ def logs(
 def _opener(
     file: Path, password_file: Path | None, identity: Path | None, request: Path | None
 ) -> Callable[[Path], object]:
-    """Return a function that opens a sealed kit into a folder, by password, key or request folder."""
+    """Return a function that opens a sealed kit into a folder.
+
+    By password, key or request folder.
+    """
     from oncofed.alliance.request import open_answer
     from oncofed.alliance.sealing import unseal
 
@@ -371,7 +374,7 @@ def _show_status(shown: dict[str, Any]) -> None:
 
 
 def _wait_for_round(folder: Path) -> None:
-    """Wait until the site's job has submitted its result of this round."""
+    """Wait until the site's job has submitted this round's result."""
     from oncofed.client.status_file import ENDED, WAITING, read_report
     from oncofed.site.service import runs_job
 
@@ -386,7 +389,9 @@ def _wait_for_round(folder: Path) -> None:
 
 
 def _start_in_background(folder: Path) -> None:
-    """Start ``oncofed site start`` as a separate process, and wait until it has locked the folder.
+    """Start ``oncofed site start`` as a separate process.
+
+    Returns once it has locked the folder.
 
     Raises:
         FederationError: it ended at once.

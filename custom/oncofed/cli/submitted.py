@@ -80,7 +80,7 @@ def _names(text: str | None) -> list[str]:
 
 
 def _show_sites(engineer: EngineerSession, kit: Path, spec: AnyJob, wait_for: list[str], console: Console) -> None:
-    """Show which sites will take part, and wait for the named ones."""
+    """Show which sites will take part, and await named ones."""
     from oncofed.alliance.facts import sites_of
     from oncofed.job.spec import JobSpec
 

@@ -115,7 +115,7 @@ def account(reading: Reading, manifest: Manifest) -> tuple[Files, Manifest]:
         ],
     }
     for split in SPLITS:
-        values[split] = [_told(entry, unlabelled, lacks) for entry in getattr(manifest, split)]
+        values[split] = [_annotated(entry, unlabelled, lacks) for entry in getattr(manifest, split)]
     return files, manifest.model_copy(update=values)
 
 
@@ -184,7 +184,7 @@ def _inside(path: Path | None, folder: Path) -> list[str]:
     return [str(absolute.relative_to(root))] if absolute and absolute.is_relative_to(root) else []
 
 
-def _told(entry: Entry | str, unlabelled: Mapping[str, str], lacks: Mapping[str, list[str]]) -> Entry | str:
+def _annotated(entry: Entry | str, unlabelled: Mapping[str, str], lacks: Mapping[str, list[str]]) -> Entry | str:
     if isinstance(entry, str):
         return entry
     if entry.label is not None:

@@ -122,8 +122,8 @@ class Augment:
             (s.brightness[0], lambda image: image * self._drawn(image, *s.brightness[1:])),
             (s.contrast[0], self._stretched),
             (s.coarse[0], self._coarser),
-            (s.inverted_gamma[0], lambda image: -self._bent(-image, *s.inverted_gamma[1:])),
-            (s.gamma[0], lambda image: self._bent(image, *s.gamma[1:])),
+            (s.inverted_gamma[0], lambda image: -self._gamma_corrected(-image, *s.inverted_gamma[1:])),
+            (s.gamma[0], lambda image: self._gamma_corrected(image, *s.gamma[1:])),
             (s.tint[0], lambda image: image + self._drawn(image, -s.tint[1], s.tint[1], image.shape[1])),
         ]
         for probability, change in changes:
@@ -195,7 +195,7 @@ class Augment:
             image[number] = functional.interpolate(small, size=image.shape[2:], mode=mode)[0]
         return image
 
-    def _bent(self, image: Tensor, low_exponent: float, high_exponent: float) -> Tensor:
+    def _gamma_corrected(self, image: Tensor, low_exponent: float, high_exponent: float) -> Tensor:
         """Apply gamma, keeping mean and spread."""
         places = _places(image)
         mean, spread = image.mean(places, keepdim=True), image.std(places, keepdim=True)

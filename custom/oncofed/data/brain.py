@@ -135,7 +135,10 @@ HOSPITALS = (
 
 @lru_cache(maxsize=1)
 def _atlas() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return the T1 image (x, y, z) in [0, 1] and the tissue maps (2, x, y, z) in [0, 1], at 1 mm in RAS."""
+    """Return the T1 image and tissue maps, at 1 mm in RAS.
+
+    The image is (x, y, z), the maps are (2, x, y, z), both in [0, 1].
+    """
     spec = importlib.util.find_spec("nilearn")
     if spec is None or spec.origin is None:
         raise DataError(
@@ -164,7 +167,10 @@ def _scanned_atlas(voxel_mm: tuple[float, float, float]) -> tuple[NDArray[np.flo
 def _smooth_field(
     shape: tuple[int, int, int], knots: int, sigma: float, rng: np.random.Generator
 ) -> NDArray[np.float32]:
-    """Return a smooth random field of ``shape``: a cubic spline through ``knots``³ normal values, axis by axis."""
+    """Return a smooth random field of ``shape``.
+
+    A cubic spline through ``knots``³ normal values, axis by axis.
+    """
     spline = make_interp_spline(np.arange(knots), np.eye(knots))
     x, y, z = (spline(np.linspace(0, knots - 1, n)).astype(np.float32) for n in shape)
     coarse = rng.normal(0.0, sigma, (knots,) * 3).astype(np.float32)

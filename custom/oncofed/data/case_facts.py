@@ -51,7 +51,7 @@ def read_case(
         DataError: one cannot be read, or the channels do not lie on one grid; the message says "its image" or "its
             label" and names no path.
     """
-    parts = [_told("image", path, read_image) for path in images]
+    parts = [_read_as("image", path, read_image) for path in images]
     first = parts[0]
     parts = [first, *(turned_onto(first, part, "one of its channels") for part in parts[1:])]
     for path, part in zip(images[1:], parts[1:], strict=True):
@@ -64,7 +64,7 @@ def read_case(
         first = replace(first, values=values, texts=texts, notes=notes)
     if label is None:
         return first, None
-    mask = _told("label", label, lambda path: read_mask(path, by_colour, named))
+    mask = _read_as("label", label, lambda path: read_mask(path, by_colour, named))
     return first, turned_onto(first, mask, "its label")
 
 
@@ -204,7 +204,7 @@ def _is_coloured(image: LoadedImage) -> bool:
     return image.dimensions == 2 and image.values.shape[-1] == 3 and image.values.dtype == np.uint8
 
 
-def _told(kind: str, path: Path, reader: Callable[[Path], LoadedImage]) -> LoadedImage:
+def _read_as(kind: str, path: Path, reader: Callable[[Path], LoadedImage]) -> LoadedImage:
     """Read a file, and say in errors which it is."""
     try:
         return reader(path)

@@ -19,7 +19,7 @@ from scipy import ndimage
 from oncofed.data import case_facts
 from oncofed.data.decisions import decided
 from oncofed.data.formats.common import LoadedImage
-from oncofed.data.grouping import millimetres, told
+from oncofed.data.grouping import finding_lines, millimetres
 from oncofed.data.images import stem
 from oncofed.data.label_mapping import LabelKind, match_classes, match_labels
 from oncofed.data.manifest import (
@@ -275,7 +275,7 @@ def usable_cases(
     set_aside = [*map(_from_quarantine, manifest.quarantine), *problems]
     everything = total + len(manifest.quarantine)
     if set_aside and len(set_aside) > data.max_bad_share * everything:
-        listed = "\n  ".join(told((problem.case, problem.what) for problem in set_aside))
+        listed = "\n  ".join(finding_lines((problem.case, problem.what) for problem in set_aside))
         raise DataError(
             f"{where}: {len(set_aside)} of {everything} cases cannot be used, more than the share of "
             f"{data.max_bad_share:g} that may be set aside (data.max_bad_share):\n  {listed}\n"
@@ -470,7 +470,7 @@ def _between(pair: tuple[float, float]) -> str:
 
 
 def label_faults(case: Case, entry: Entry, classes: Sequence[int]) -> list[str]:
-    """Return a fault where a label holds values that the job does not know."""
+    """Return the faults of a label with unknown values."""
     if case.instances or entry.label_values is None or isinstance(case.label, int):
         return []
     known = dict(case.label_values) if case.label_values is not None else {value: value for value in classes}

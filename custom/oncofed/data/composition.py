@@ -74,7 +74,7 @@ def compose(
     """
     entries: list[Entry] = []
     quarantine = list(layout.bad)
-    masks = _taken_for_images(results)
+    mask_reasons = _taken_for_images(results)
     quarantine += [
         Quarantined(name=hashed_key(salt, path, 12), reason=reason, source=path)
         for path, reason in dicom.broken.items()
@@ -82,8 +82,10 @@ def compose(
     for result in results:
         if isinstance(result, CaseRefused):
             quarantine.append(result.quarantined())
-        elif result.name in masks:
-            quarantine.append(Quarantined(name=result.name, reason=masks[result.name], source=result.entry.source))
+        elif result.name in mask_reasons:
+            quarantine.append(
+                Quarantined(name=result.name, reason=mask_reasons[result.name], source=result.entry.source)
+            )
         else:
             entries.append(_pseudonymous(result.entry, salt))
     # Numbered objects are such by their numbers, with a palette or without.

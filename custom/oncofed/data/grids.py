@@ -81,7 +81,9 @@ class Axis:
 
 
 def transfer(source: Affine, target: Affine, dimensions: int) -> Affine:
-    """Return the index matrix between two grids, (dimensions + 1, dimensions + 1).
+    """Return the index matrix between two grids.
+
+    (dimensions + 1, dimensions + 1).
 
     Args:
         source: of the grid whose indices come out, (4, 4) from voxels to mm.

@@ -23,7 +23,7 @@ def by_kind(items: Iterable[tuple[str, str]]) -> dict[str, list[tuple[str, str]]
     return dict(sorted(kinds.items(), key=lambda item: -len(item[1])))
 
 
-def told(items: Iterable[tuple[str, str]]) -> list[str]:
+def finding_lines(items: Iterable[tuple[str, str]]) -> list[str]:
     """Return lines of findings; many as kind and three examples.
 
     Args:

@@ -1,4 +1,6 @@
-"""Read an image file of any format: NIfTI, NRRD, MetaImage, PNG, JPEG, WebP, BMP, TIFF.
+"""Read an image file of any format.
+
+NIfTI, NRRD, MetaImage, PNG, JPEG, WebP, BMP, TIFF.
 
 MONAI's ``LoadImage`` tries other readers where the one asked for fails. Here a file is read by the format that it
 claims to be, or refused with what it looks like instead.

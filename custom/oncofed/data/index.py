@@ -100,7 +100,7 @@ class Index:
         except sqlite3.OperationalError as error:
             if not _is_locked(error):
                 raise OSError(f"{self._path}: the index of what was read cannot be opened: {error}") from None
-            self._tell_of_others()
+            self._warn_of_others()
             return self._in_memory()
         except sqlite3.DatabaseError:
             return self._anew()
@@ -120,12 +120,12 @@ class Index:
             raise OSError(f"{self._path}: the index of what was read cannot be used: {error}") from None
         self._connection.close()
         if isinstance(error, sqlite3.OperationalError):
-            self._tell_of_others()
+            self._warn_of_others()
             self._connection = self._in_memory()
         else:
             self._connection = self._in_memory() if self._writes_copies else self._anew()
 
-    def _tell_of_others(self) -> None:
+    def _warn_of_others(self) -> None:
         _log.warning(
             "note: another command registers in %s at the same time. The one that ends last decides what dataset.json "
             "holds: wait for the other, or name another folder with --out.",

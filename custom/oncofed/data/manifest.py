@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from oncofed.atomic import write_whole as write_whole  # noqa: PLC0414 - callers import it from here
+from oncofed.atomic import write_whole
 from oncofed.data.label_names import named_values
 from oncofed.errors import DataError
 

@@ -96,7 +96,7 @@ def as_mask(image: LoadedImage, by_colour: bool = False, named: Collection[int] 
     if image.values.shape[-1] != 1:
         return image
     if image.values.dtype.kind == "f":
-        image = _whole(image)
+        image = _as_integers(image)
     return _crisp(image, _are_several(named))
 
 
@@ -244,7 +244,7 @@ def _is_blended(numbers: Values, found: Values, counts: Values) -> bool:
     return len(areas) >= 2 and len(thin) >= _FEWEST_BLENDED and share < 0.5
 
 
-def _whole(image: LoadedImage) -> LoadedImage:
+def _as_integers(image: LoadedImage) -> LoadedImage:
     """Return nearly whole floats as integers.
 
     Soft edges are left for ``_crisp``.

@@ -90,7 +90,10 @@ class Unreferenced(Preparation):
 
 
 def _size(case: Case, spec: DataSpec, of_label: int) -> int | None:
-    """Return about how many bytes an image on the working grid takes, with so many for each voxel of its file."""
+    """Return the approximate bytes of a prepared case, or None.
+
+    With ``of_label`` bytes for each voxel of the file, besides the image on the working grid.
+    """
     entry = case.entry
     if entry is None or not entry.shape:
         return None

@@ -24,7 +24,7 @@ from oncofed.data.dicom.indexing import index_folder
 from oncofed.data.dicom.matching import PlacedLabel, match_labels
 from oncofed.data.dicom.series import DicomIndex
 from oncofed.data.dicom.whole_slides import whole_slides
-from oncofed.data.folder import find_files
+from oncofed.data.folder import Found, find_files
 from oncofed.data.index import Index
 from oncofed.data.layouts import ClassTable, FolderLayout, Item, find_layout, lists_images
 from oncofed.data.layouts.kinds import DICOM, NOTHING
@@ -77,13 +77,8 @@ def register(options: RegisterOptions, progress: Progress | None = None) -> Mani
         options = replace(options, patient_from=before.patient_from if before else "id")
     prefix = _link(source, out)
     progress("looking for files", 0, 0)
-    found = find_files(source)
+    found = _files_to_read(source, out)
     files = found.files
-    if out.is_relative_to(source):
-        own = f"{out.relative_to(source)}/"
-        files = [path for path in files if not path.startswith(own)]
-        found.left_out = {path: why for path, why in found.left_out.items() if not path.startswith(own)}
-        found.left_out[own] = "the dataset's own folder"
     with Index(out / _INDEX_FILE) as index, Workers(options.workers) as workers:
         listing = options.table if lists_images(options.table) else None
         layout = find_layout(source, files, listing, options.task, options.labels, options.classes)
@@ -129,6 +124,17 @@ def register(options: RegisterOptions, progress: Progress | None = None) -> Mani
     became.write(out)
     _remove_stale(out, manifest)
     return manifest
+
+
+def _files_to_read(source: Path, out: Path) -> Found:
+    """Return a folder's files, without those of the dataset."""
+    found = find_files(source)
+    if out.is_relative_to(source):
+        own = f"{out.relative_to(source)}/"
+        found.files = [path for path in found.files if not path.startswith(own)]
+        found.left_out = {path: why for path, why in found.left_out.items() if not path.startswith(own)}
+        found.left_out[own] = "the dataset's own folder"
+    return found
 
 
 def _link(source: Path, out: Path) -> str:

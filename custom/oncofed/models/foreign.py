@@ -26,13 +26,13 @@ from oncofed.models.weights import Weights
 # Where bundles lie that a job names by a relative path.
 FOLDER_VARIABLE = "ONCOFED_BUNDLES"
 
-# With what a string begins that MONAI's bundle parser evaluates or replaces.
+# First characters of strings that MONAI's bundle parser evaluates or replaces.
 EXPRESSIONS = frozenset("$@%")
 
 # Configurations of a bundle that define its network, and under which keys.
 CONFIGS = ("inference", "train", "evaluate")
 NETWORK_KEYS = ("network_def", "network")
-# Where oncofed says in mm what a transform has in other units.
+# Key of the voxel size in mm, where a transform has it in other units.
 VOXEL_SIZE = "voxel_size"
 _CONFIG_FOLDER, _CONFIG_KINDS = "configs", (".json", ".yaml", ".yml")
 _NETWORKS = "monai.networks.nets"

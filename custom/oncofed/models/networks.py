@@ -390,7 +390,7 @@ def _hovernet(request: NetworkRequest) -> dict[str, Any]:
 
 def _bundle(request: NetworkRequest) -> dict[str, Any]:
     network = _bundle_of(request.spec).network
-    # A bundle's network is made for its own classes; the job says its own.
+    # A bundle's network is made for other classes than the job's.
     names = {"in_channels": request.in_channels, "out_channels": request.out_channels}
     return {**network, **{name: value for name, value in names.items() if name in network}}
 

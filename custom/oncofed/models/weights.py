@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from oncofed.errors import TrainingError
 
 Weights = dict[str, Tensor]
-# The squares of so many values are added up in single precision: their sum is right to some millionths. So many blocks
-# are looked at together.
+# Values of a block, whose squares add up in single precision to some millionths, and blocks that are summed at once.
 _BLOCK, _BLOCKS = 1 << 15, 1 << 6
 # Sums of squares in single precision hold within these.
 _LEAST, _MOST = 1e-30, 1e38
@@ -174,8 +173,8 @@ def sum_of_squares(value: Tensor) -> float:
 def _squares(values: Tensor) -> float:
     if values.dtype != torch.float64 and len(values):
         single = values.float()
-        whole = len(values) // _BLOCK * _BLOCK
-        blocks = [single[:whole].view(-1, _BLOCK), single[whole:].view(1, -1)]
+        blocked = len(values) // _BLOCK * _BLOCK
+        blocks = [single[:blocked].view(-1, _BLOCK), single[blocked:].view(1, -1)]
         norms = torch.cat([torch.linalg.vector_norm(block, dim=1) for block in blocks if block.numel()])
         squares = norms.double().square()
         if bool(((squares > _LEAST) & (squares < _MOST)).all()):

@@ -78,8 +78,8 @@ def refusal_of(local: Path, pack: Pack) -> str | None:
     decision = read_decisions(local).get(pack.digest)
     if decision is not None and decision.state == "approved":
         return None
-    said = f"was {decision.state}" if decision else "is not approved"
-    return f"the pack {pack.name} ({pack.digest[:12]}…) {said} there: its admin looks at it with `oncofed site review`"
+    state = f"was {decision.state}" if decision else "is not approved"
+    return f"the pack {pack.name} ({pack.digest[:12]}…) {state} there: its admin looks at it with `oncofed site review`"
 
 
 def refusal_at_site(kit: Path, pack: Pack, record: Callable[..., object]) -> str | None:

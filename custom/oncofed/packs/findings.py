@@ -43,7 +43,7 @@ _CALLS = {
     "open": "files",
     "input": "hidden ways",
 }
-# Of whatever object: what torch, numpy and pandas read and write.
+# Methods of any object with which torch, numpy and pandas read and write.
 _METHODS = {
     "system": "other processes",
     "popen": "other processes",

@@ -20,7 +20,7 @@ from oncofed.plugins import registering
 
 _PREFIX = "oncofed_code_"
 _LOADED: dict[str, Pack] = {}
-# As which a MONAI bundle's configuration and scripts import what lies in the folder of that name.
+# The package under which a MONAI bundle's configuration imports the folder of that name.
 _SCRIPTS = "scripts"
 
 

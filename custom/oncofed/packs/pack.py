@@ -137,7 +137,7 @@ def read_pack(content: bytes, where: str) -> Pack:
     """Read a pack; nothing of it is run or written.
 
     Args:
-        content: of the file, from anybody.
+        content: of the file; not trusted.
         where: it comes from, for messages.
 
     Raises:
@@ -146,8 +146,8 @@ def read_pack(content: bytes, where: str) -> Pack:
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             members = _members(archive, where)
-            manifest, said = members.pop(_MANIFEST), members.pop(_SIGNATURE)
-        values, signature = json.loads(manifest), json.loads(said)
+            manifest, signed_text = members.pop(_MANIFEST), members.pop(_SIGNATURE)
+        values, signature = json.loads(manifest), json.loads(signed_text)
         name, digests, schema = values["name"], dict(values["files"]), values["schema"]
     except SpecError:
         raise

@@ -29,8 +29,6 @@ def read_own_bundle(folder: Path) -> tuple[JobSpec, Weights, str]:
 
     Nothing is evaluated: the job is read like ``job.yaml``, and the weights as plain tensors.
 
-    Nothing of the bundle is evaluated: of it the job is read as ``job.yaml`` is, and the weights as tensors alone.
-
     Args:
         folder: of the bundle, with ``configs/``, ``models/`` and ``oncofed.json``.
 

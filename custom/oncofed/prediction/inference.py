@@ -1,4 +1,4 @@
-"""Runs the network over cases, while the next ones are read."""
+"""Runs the network over cases, reading ahead."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def _set_aside(source: Source, reason: str) -> SetAside:
 def _reader(
     sources: Sequence[Source], preparation: Preparation, device: torch.device, resources: contextlib.ExitStack
 ) -> Callable[[Sequence[Source], Sequence[Source]], list[Prepared | str]]:
-    """Return a function that prepares cases, or says why it cannot.
+    """Return a function that prepares cases or reports problems.
 
     Its second argument names the cases to read ahead.
     """

@@ -116,7 +116,7 @@ def _folder(path: Path, text: str, out: Path) -> PredictionInput:
         # Earlier predictions are no input.
         source = _emptied(hidden / "links")
         _link_all_but(whole, target, source)
-    return PredictionInput(text, None, source, hidden / "dataset")
+    return PredictionInput(text, source=source, folder=hidden / "dataset")
 
 
 def _link_all_but(folder: Path, left_out: Path, target: Path) -> None:
@@ -149,7 +149,7 @@ def _files(paths: Sequence[Path], out: Path) -> list[PredictionInput]:
         for name, path in placed.items():
             (links / name).symlink_to(path)
         shown = str(folder or ", ".join(path.name for path in members[:3]))
-        found.append(PredictionInput(shown, None, links, hidden / "dataset", named))
+        found.append(PredictionInput(shown, source=links, folder=hidden / "dataset", named=named))
     return found
 
 

@@ -108,7 +108,7 @@ def load_model(path: Path) -> TrainedModel:
     weights = read_weights(folder / MODEL_FOLDER / WEIGHTS_FILE)
     digest = digest_of(weights, hashlib.sha256).hexdigest()
     provenance = _provenance((kept or folder) / PROVENANCE_FILE, digest)
-    return TrainedModel(folder, job, weights, digest, provenance)
+    return TrainedModel(folder=folder, job=job, weights=weights, digest=digest, provenance=provenance)
 
 
 def _found(path: Path) -> tuple[Path, Path | None]:
@@ -135,12 +135,13 @@ def _of_bundle(bundle: Path) -> TrainedModel:
     If the bundle lies next to the run's own model, the run is loaded with all its records.
     """
     job, weights, digest = read_own_bundle(bundle)
-    beside = bundle.absolute().parent
-    if (beside / WEIGHTS_FILE).is_file() and beside.name == MODEL_FOLDER:
-        whole = load_model(beside)
-        if whole.digest == digest:
-            return whole
-    return TrainedModel(bundle, job, weights, digest, _provenance(bundle / PROVENANCE_FILE, digest))
+    bundle_parent = bundle.absolute().parent
+    if (bundle_parent / WEIGHTS_FILE).is_file() and bundle_parent.name == MODEL_FOLDER:
+        run_model = load_model(bundle_parent)
+        if run_model.digest == digest:
+            return run_model
+    provenance = _provenance(bundle / PROVENANCE_FILE, digest)
+    return TrainedModel(folder=bundle, job=job, weights=weights, digest=digest, provenance=provenance)
 
 
 def _provenance(path: Path, digest: str) -> Mapping[str, Any]:

@@ -1,12 +1,14 @@
-"""Permissions that keep patient data private to their owner."""
+"""Folders that only their owner can enter.
+
+For private files see ``oncofed.private_files``.
+"""
 
 from __future__ import annotations
 
 import contextlib
 from pathlib import Path
 
-OWNER_ONLY_FOLDER = 0o700
-OWNER_ONLY_FILE = 0o600
+_OWNER_ONLY = 0o700
 
 
 def make_private(folder: Path) -> None:
@@ -19,7 +21,7 @@ def make_private(folder: Path) -> None:
     """
     for path in (*reversed(folder.parents), folder):
         if not path.is_dir():
-            path.mkdir(OWNER_ONLY_FOLDER, exist_ok=True)
+            path.mkdir(_OWNER_ONLY, exist_ok=True)
 
 
 def enforce_private(folder: Path) -> None:
@@ -30,4 +32,4 @@ def enforce_private(folder: Path) -> None:
     """
     make_private(folder)
     with contextlib.suppress(OSError):  # owned by another user, or a drive without permissions
-        folder.chmod(OWNER_ONLY_FOLDER)
+        folder.chmod(_OWNER_ONLY)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from oncofed.data.manifest import write_whole
 from oncofed.prediction.model import TrainedModel
 from oncofed.prediction.outputs.classes import class_rows
+from oncofed.prediction.outputs.records import json_text
 from oncofed.prediction.outputs.tables import write_table
-from oncofed.prediction.permissions import OWNER_ONLY_FILE
 from oncofed.prediction.results_folder import CASES_FOLDER, RESEARCH_ONLY, SCHEMA, Record, ResultsFolder
 from oncofed.prediction.sources import SetAside
+from oncofed.private_files import write_private
 
 PREDICTIONS_FILE = "predictions.json"
 SET_ASIDE_FILE = "set_aside.csv"
@@ -52,8 +51,8 @@ class Predictions:
     def write_summary(self, model: TrainedModel, settings: Mapping[str, Any], complete: bool) -> None:
         """Write ``predictions.json`` and, once complete, the tables."""
         self.done = ResultsFolder(self.folder).records()
-        text = json.dumps(self._summary(model, settings, complete), indent=1, ensure_ascii=False)
-        write_whole(self.folder / PREDICTIONS_FILE, text + "\n", OWNER_ONLY_FILE)
+        summary = json_text(self._summary(model, settings, complete))
+        write_private(self.folder / PREDICTIONS_FILE, summary.encode())
         if complete:
             self._write_tables()
 
@@ -88,5 +87,5 @@ class Predictions:
 
 
 def describe_source(record: Mapping[str, Any]) -> str:
-    """Return a case's origin: its DICOM series, if any, and path."""
+    """Return a case's origin: DICOM series and path."""
     return ", ".join(part for part in (record.get("series"), str(record["source"])) if part)

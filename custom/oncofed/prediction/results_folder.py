@@ -9,20 +9,20 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from oncofed.data.manifest import write_whole
+from oncofed.atomic import flush_to_disk, write_whole
 from oncofed.errors import DataError, SpecError
 from oncofed.prediction.case_prediction import CasePrediction
 from oncofed.prediction.dicom.series_label import series_label
 from oncofed.prediction.inputs import HIDDEN_FOLDER
 from oncofed.prediction.model import TrainedModel
 from oncofed.prediction.outputs.case_rows import case_rows
+from oncofed.prediction.outputs.records import json_text
 from oncofed.prediction.outputs.registry import outputs_for
 from oncofed.prediction.permissions import enforce_private
 from oncofed.prediction.sources import Source, Sources
@@ -103,7 +103,7 @@ class ResultsFolder:
                 )
 
     def is_done(self, source: Source, digest: str, settings: Mapping[str, Any]) -> bool:
-        """Return whether a case is predicted with this model and settings."""
+        """Return whether a case is predicted with these settings."""
         folder = self.cases / source.name
         known = _read_record(folder / CASE_FILE)
         if known is None:
@@ -139,7 +139,7 @@ class ResultsFolder:
                 "notes": list(source.entry.notes),
                 "trust": prediction.trust.to_json() if prediction.trust else None,
             }
-            write_whole(unfinished / CASE_FILE, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+            write_whole(unfinished / CASE_FILE, json_text(record))
             _flush(unfinished)
             if (self.cases / source.name).exists():
                 (self.cases / source.name).replace(before)
@@ -153,7 +153,7 @@ class ResultsFolder:
 
 
 def _read_record(path: Path) -> Record | None:
-    """Return a case's record; None if absent or of another version."""
+    """Return a case's record; None: absent or another version."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -164,7 +164,7 @@ def _read_record(path: Path) -> Record | None:
 def _write_outputs(
     prediction: CasePrediction, model: TrainedModel, folder: Path, chosen: Sequence[str]
 ) -> tuple[dict[str, list[str]], dict[str, str]]:
-    """Write a case's outputs; return file names and failures by output."""
+    """Write a case's outputs; return files and failures."""
     files: dict[str, list[str]] = {}
     missing: dict[str, str] = {}
     for output in outputs_for(prediction.found, chosen):
@@ -184,8 +184,4 @@ def _flush(folder: Path) -> None:
     """
     for path in folder.rglob("*"):
         if path.is_file():
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            flush_to_disk(path)

@@ -1,4 +1,4 @@
-"""Predicts cases into a folder, resuming where an earlier call ended."""
+"""Predicts cases into a folder, resuming earlier calls."""
 
 from __future__ import annotations
 
@@ -134,7 +134,10 @@ def _without_outside(sources: Sources, checks: TrustChecks, folder: ResultsFolde
 
 
 def _settings(model: TrainedModel, options: Options, checks: TrustChecks) -> dict[str, Any]:
-    """Return all that determines a case's files, besides image and weights."""
+    """Return all that determines a case's files.
+
+    Besides image and weights.
+    """
     return {
         "oncofed": oncofed.__version__,
         "job": model.job.name,

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from oncofed.atomic import write_whole
 from oncofed.data import case_facts
 from oncofed.data.accounts import by_weight
 from oncofed.data.cases import Case, case_of, contract_faults, known_facts, label_faults
@@ -21,12 +22,13 @@ from oncofed.data.decisions import decided
 from oncofed.data.files import image_files
 from oncofed.data.label_mapping import LabelKind, match_classes, match_labels
 from oncofed.data.layouts.base import first_free
-from oncofed.data.manifest import Entry, Manifest, Task, read_manifest, write_whole
+from oncofed.data.manifest import Entry, Manifest, Task, read_manifest
 from oncofed.data.register import SOURCE_LINK, Progress, RegisterOptions, register
 from oncofed.data.slides import TileSpec
 from oncofed.errors import DataError, SpecError
 from oncofed.job.spec import JobSpec
 from oncofed.prediction.inputs import HIDDEN_FOLDER, PredictionInput, resolve_inputs
+from oncofed.prediction.outputs.records import json_text
 from oncofed.prediction.permissions import make_private
 from oncofed.prediction.stale import RefusedImages
 
@@ -301,7 +303,7 @@ def _named(sources: Sources, out: Path) -> Sources:
             taken.add(known[key])
         cases.append(replace(source, name=known[key]))
     make_private(path.parent)
-    write_whole(path, json.dumps(known, indent=1, ensure_ascii=False) + "\n")
+    write_whole(path, json_text(known))
     now = {source.name for source in cases}
     return replace(sources, cases=cases, earlier={path: name for path, name in known.items() if name not in now})
 

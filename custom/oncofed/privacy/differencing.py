@@ -33,11 +33,11 @@ def releasable_groups(
     """
     if len(whole) < least:
         return set()
-    told, chosen = [whole], set[int]()
+    released, chosen = [whole], set[int]()
     for number in sorted(range(len(groups)), key=lambda n: (-len(groups[n]), n)):
         group = groups[number]
-        if number not in hidden and len(group) >= least and not discloses([*told, group], least):
-            told.append(group)
+        if number not in hidden and len(group) >= least and not discloses([*released, group], least):
+            released.append(group)
             chosen.add(number)
     return chosen
 
@@ -157,6 +157,6 @@ def _has_pair(free: NDArray[np.float64]) -> bool:
 
 
 def _without(free: NDArray[np.float64], columns: tuple[int, ...]) -> NDArray[np.float64]:
-    block, beside = free[np.ix_(columns, columns)], free[:, list(columns)]
-    left: NDArray[np.float64] = free - beside @ np.linalg.solve(block, beside.T)
+    block, columns_block = free[np.ix_(columns, columns)], free[:, list(columns)]
+    left: NDArray[np.float64] = free - columns_block @ np.linalg.solve(block, columns_block.T)
     return left

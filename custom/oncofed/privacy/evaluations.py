@@ -17,7 +17,7 @@ from oncofed.tasks import metrics_that_may_leave
 from oncofed.tasks.metrics import Metric
 from oncofed.tasks.scores import Evaluation
 
-# Digits that nobody looks at could carry something else.
+# Further digits could carry hidden information.
 DIGITS = 4
 _MOST_CASES = 10_000_000
 

@@ -24,7 +24,7 @@ Check = Callable[[Any], bool]
 _MOST_CASES = 10_000_000
 _PHASES = frozenset({"checking data", "loading data", "training", "validating", "testing"})
 _DIGITS = 4
-# What a system says when a file cannot be written: a list that no site can add to.
+# The system's messages for files that cannot be written: a list that no site can add to.
 _SYSTEM_ERRORS = frozenset(os.strerror(number) for number in errorcode)
 
 
@@ -69,8 +69,8 @@ def check_numbers(
     Args:
         numbers: as ``federation.exchange`` sends them.
         classes: names of the job's classes.
-        sums: whether counts and sums over patients may be beside them (``privacy.pooled``), as beside a score.
-        most: cases that the site has to score a model on, as it said before; None: not known.
+        sums: whether counts and sums over patients may come along (``privacy.pooled``), as with a score.
+        most: cases that the site has to score a model on, by its first message; None: unknown.
         metrics: extra ones that the job's task declares; None: those of any installed task.
 
     Raises:
@@ -95,8 +95,8 @@ def check_numbers(
             "not_kept": lambda value: value in _SYSTEM_ERRORS,
         },
     )
-    there = numbers["evaluation"]["patients"]["all"] if "evaluation" in numbers else most
-    if sums and any(numbers[name]["patients"] > there for name in SUMS & numbers.keys()):
+    patients = numbers["evaluation"]["patients"]["all"] if "evaluation" in numbers else most
+    if sums and any(numbers[name]["patients"] > patients for name in SUMS & numbers.keys()):
         raise PolicyError("sums are of more patients than the score beside them")
 
 
@@ -117,7 +117,7 @@ def progress_that_may_leave(values: Mapping[str, Any]) -> dict[str, Any]:
         if _is_count(values.get(name)):
             kept[name] = values[name]
     if is_number(values.get("loss")):
-        # Digits that nobody looks at could carry something else.
+        # Further digits could carry hidden information.
         kept["loss"] = float(f"{values['loss']:.{_DIGITS}g}")
     return kept
 
@@ -178,7 +178,7 @@ def _check(found: Any, expected: Mapping[str, Check]) -> None:
         raise PolicyError(f"numbers by name were declared, found a {type(found).__name__}")
     strange = [name for name in found if name not in expected]
     if strange:
-        # What it is called may be what somebody wants to know.
+        # A name may itself be the secret.
         raise PolicyError(f"{len(strange)} numbers that the job does not declare")
     for name, value in found.items():
         if not expected[name](value):

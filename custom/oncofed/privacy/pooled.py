@@ -52,9 +52,9 @@ def is_pooled(value: Any, classes: Sequence[str], most: int = _MOST_PATIENTS) ->
     # A patient with images of two classes counts in both.
     totals = {_in(one["with"]) + _in(one["without"]) for one in by_class.values()}
     totals |= {sum(row[0] for row in sure["cells"])} if sure else set()
-    told = sum(_in(one["with"]) for one in by_class.values())
+    with_class = sum(_in(one["with"]) for one in by_class.values())
     return len(totals) <= 1 and all(
-        value["patients"] <= total <= most and (not by_class or _is_part(told, total)) for total in totals
+        value["patients"] <= total <= most and (not by_class or _is_part(with_class, total)) for total in totals
     )
 
 
@@ -117,8 +117,12 @@ def keep_back_small(numbers: dict[str, Any], minimum: int) -> bool:
             by_class[name] = {**one, **cells}
     sure = pooled["reliability"]
     rows = coarser_rows(sure["cells"], minimum) if sure else []
-    told = [[*map(int, row[:2]), *(round(float(part), DIGITS) for part in row[2:])] for row in rows]
-    numbers["pooled"] = {**pooled, "classes": by_class, "reliability": {**sure, "cells": told} if told else None}
+    coarse_rows = [[*map(int, row[:2]), *(round(float(part), DIGITS) for part in row[2:])] for row in rows]
+    numbers["pooled"] = {
+        **pooled,
+        "classes": by_class,
+        "reliability": {**sure, "cells": coarse_rows} if coarse_rows else None,
+    }
     return changed or numbers["pooled"] != pooled
 
 

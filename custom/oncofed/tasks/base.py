@@ -32,6 +32,7 @@ from oncofed.tasks.metrics import Metric
 from oncofed.tasks.pictures import Picture
 from oncofed.tasks.pooled import MEAN
 from oncofed.tasks.scores import Evaluation, Scores
+from oncofed.tasks.settings import TaskSettings
 from oncofed.tasks.site_sums import figure_sums
 
 RESAMPLES = 500
@@ -55,6 +56,8 @@ class Task(ABC, Generic[Outcome]):
         classes: label value -> name, as the job learns them.
 
     Attributes:
+        Settings: of the job's section ``task``.
+        is_installed: its code is a part of an installed package, not of a pack.
         metric: the figure that chooses the best round, as ``result.json`` names it.
         metric_name: the same for people.
         loss_name: what training makes small, for people.
@@ -68,6 +71,8 @@ class Task(ABC, Generic[Outcome]):
         temperature: by which scores and pictures of a classification divide its logits; ``infer`` leaves them alone.
     """
 
+    Settings: ClassVar[type[TaskSettings]]
+    is_installed: ClassVar[bool] = True
     metric: str
     metric_name: str
     extra_metrics: ClassVar[tuple[Metric, ...]] = ()
@@ -82,6 +87,18 @@ class Task(ABC, Generic[Outcome]):
         self.data = data
         self.classes = classes
         self._held: PreparedCases | None = None
+
+    @classmethod
+    def build(cls, settings: Any, data: DataSpec, pack: str) -> Task[Any]:
+        """Return the task of a job.
+
+        Args:
+            settings: the job's section ``task``.
+            data: its section ``data``.
+            pack: digest of the pack that the job brings; empty: none.
+        """
+        del pack
+        return cls(settings, data)  # type: ignore[arg-type] # subclasses take (settings, data)
 
     @property
     @abstractmethod
@@ -122,9 +139,9 @@ class Task(ABC, Generic[Outcome]):
         """
         if self._held is not None and case in self._held:
             return self._held.of(case)
-        how = self.scoring_preparation()
-        assert how, "only a task with a preparation asks for it"
-        return prepare_one(case, how, keep=how.costly)
+        preparation = self.scoring_preparation()
+        assert preparation, "only a task with a preparation asks for it"
+        return prepare_one(case, preparation, keep=preparation.costly)
 
     def inference_preparation(self) -> Preparation:
         """Return the preparation of an unlabelled case for ``infer``.
@@ -176,7 +193,7 @@ class Task(ABC, Generic[Outcome]):
         self, network: nn.Module, prepared: Sequence[Prepared], device: torch.device, entropy: bool
     ) -> list[Inferred]:
         infer = self.infer_with_entropy if entropy else self.infer
-        return [infer(network, one, device) for one in prepared]
+        return [infer(network, case, device) for case in prepared]
 
     @abstractmethod
     def evaluate_case(self, network: nn.Module, case: Case, device: torch.device, detailed: bool) -> Outcome:
@@ -214,12 +231,15 @@ class Task(ABC, Generic[Outcome]):
 
         if not vars(_defining(type(self), "summarise")).get("averages", False):
             return metric
-        known = [self.summarise([("", outcome) for outcome in own]).mean if own else None for own in patients]
+        known = [
+            self.summarise([("", outcome) for outcome in of_patient]).mean if of_patient else None
+            for of_patient in patients
+        ]
         values = np.array([np.nan if mean is None else mean for mean in known])
 
         def average(drawn: NDArray[np.int64]) -> float | None:
-            told = values[drawn][~np.isnan(values[drawn])]
-            return float(told.mean()) if told.size else None
+            present = values[drawn][~np.isnan(values[drawn])]
+            return float(present.mean()) if present.size else None
 
         return average
 
@@ -307,7 +327,7 @@ class Task(ABC, Generic[Outcome]):
         groups: dict[str, list[tuple[str, Outcome]]] = defaultdict(list)
         for patient, outcome in outcomes:
             groups[patient].append((patient, outcome))
-        return {patient: self.summarise(own) for patient, own in groups.items()}
+        return {patient: self.summarise(of_patient) for patient, of_patient in groups.items()}
 
     @abstractmethod
     def picture(self, network: nn.Module, case: Case, device: torch.device) -> Picture:
@@ -332,27 +352,27 @@ class Task(ABC, Generic[Outcome]):
             cases: of one site.
             device: where the network is.
             detailed: also find what takes long, and the interval of confidence.
-            should_stop: asked before each case; true ends the evaluation early.
+            should_stop: called before each case; true ends the evaluation early.
             held: the cases as ``scoring_preparation`` makes them, where they are kept for another time.
             progress: called with (cases scored, cases in all).
             keep: gets what was found of each case, with its patient's key: for ``pooled`` and the like.
         """
         network.eval()
-        how = self.scoring_preparation()
+        preparation = self.scoring_preparation()
         self._held = held
-        if held is None and how and not how.costly:
-            self._held = PreparedCases(cases, how, device, plan=passing(cases))
-        evaluate, few = self._evaluator()
+        if held is None and preparation and not preparation.costly:
+            self._held = PreparedCases(cases, preparation, device, plan=passing(cases))
+        evaluate, at_once = self._evaluator()
         outcomes: list[tuple[str, Outcome]] = []
         by_case = []
         try:
-            for first in range(0, len(cases), few):
+            for first in range(0, len(cases), at_once):
                 if should_stop and should_stop():
                     break
-                batch = cases[first : first + few]
+                batch = cases[first : first + at_once]
                 if self._held:
-                    self._held.ahead_of(cases[first : first + 2 * few])
-                found = _within_memory(lambda few: evaluate(network, few, device, detailed), batch)
+                    self._held.ahead_of(cases[first : first + 2 * at_once])
+                found = _within_memory(lambda some: evaluate(network, some, device, detailed), batch)
                 outcomes += [(case.patient, outcome) for case, outcome in zip(batch, found, strict=True)]
                 if detailed:
                     by_case += [(c.name, self.case_metrics(outcome)) for c, outcome in zip(batch, found, strict=True)]

@@ -26,8 +26,8 @@ from oncofed.tasks.pooled import Reliability
 
 CALIBRATION_FILE = "calibration.json"
 TEMPERATURES = np.geomspace(1 / 4, 8, 21)
-# Sums are told to a tenth of what one patient adds who is off by a factor of e. So rounded the whole curve holds about
-# as much as four numbers would, and its patients are five at least: nobody's score can be computed from it.
+# Sums are rounded to a tenth of what a patient adds whose likelihood is off by a factor of e. The rounded curve holds
+# about as much as four numbers would, of at least five patients: no patient's score follows from it.
 STEP = 0.1
 _NEIGHBOURS = 3
 _SMALLEST = 1e-300
@@ -87,8 +87,8 @@ def tempered(probabilities: NDArray[np.float64], temperature: float) -> NDArray[
 
 def log_losses(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return each image's negative log likelihood, (image,)."""
-    said = probabilities[np.arange(len(labels)), labels]
-    found: NDArray[np.float64] = -np.log(np.maximum(said, _SMALLEST))
+    likelihood = probabilities[np.arange(len(labels)), labels]
+    found: NDArray[np.float64] = -np.log(np.maximum(likelihood, _SMALLEST))
     return found
 
 
@@ -158,8 +158,8 @@ def lowest(sums: NDArray[np.float64]) -> tuple[float, float] | None:
     middle = int(ties[np.argmin(np.abs(places[ties]))])
     if middle in (0, len(sums) - 1):
         return None
-    beside = slice(max(middle - _NEIGHBOURS, 0), middle + _NEIGHBOURS + 1)
-    curve = np.polynomial.Polynomial.fit(places[beside], sums[beside], 3)
+    neighbours = slice(max(middle - _NEIGHBOURS, 0), middle + _NEIGHBOURS + 1)
+    curve = np.polynomial.Polynomial.fit(places[neighbours], sums[neighbours], 3)
     fine = np.linspace(places[middle - 1], places[middle + 1], 401)
     heights = curve(fine)
     best = int(np.argmin(heights))

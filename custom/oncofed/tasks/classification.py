@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -21,7 +21,6 @@ from oncofed.data.label_mapping import LabelKind
 from oncofed.data.spec import DataSpec
 from oncofed.devices import inference_type
 from oncofed.models.networks import Kind
-from oncofed.settings import StrictModel
 from oncofed.suppression import LEAST_PATIENTS
 from oncofed.tasks.base import Task
 from oncofed.tasks.calibration import temperature_sums
@@ -29,7 +28,9 @@ from oncofed.tasks.differences import Part, area_difference
 from oncofed.tasks.inferred import ClassScores, Inferred
 from oncofed.tasks.metrics import Metric
 from oncofed.tasks.pictures import Picture, middle_slice
+from oncofed.tasks.registry import register_task_type
 from oncofed.tasks.scores import Scores
+from oncofed.tasks.settings import TaskSettings
 from oncofed.tasks.site_sums import classification_sums, grouped
 
 _FURTHER = (
@@ -42,7 +43,7 @@ _BINS = 10
 _IMAGES_AT_ONCE, _VALUES_AT_ONCE = 64, 1 << 22
 
 
-class ClassesSpec(StrictModel):
+class ClassesSpec(TaskSettings):
     """Classes of an image or a slide."""
 
     classes: dict[int, str] = Field(min_length=2, description="label value -> name, from 0")
@@ -81,6 +82,7 @@ class Classified:
     label: int
 
 
+@register_task_type("classification")
 class Classification(Task[Classified]):
     """A task that gives each image one class.
 
@@ -91,6 +93,7 @@ class Classification(Task[Classified]):
         0.693
     """
 
+    Settings: ClassVar[type[TaskSettings]] = ClassificationSpec
     metric = "auroc"
     metric_name = "AUROC"
     extra_metrics = _FURTHER
@@ -138,7 +141,7 @@ class Classification(Task[Classified]):
 
     @torch.no_grad()
     def _scores(self, network: nn.Module, prepared: Sequence[Prepared], device: torch.device) -> list[ClassScores]:
-        images = torch.stack([one["image"] for one in prepared]).to(device)
+        images = torch.stack([case["image"] for case in prepared]).to(device)
         with torch.autocast(device.type, inference_type(device), enabled=device.type == "cuda"):
             logits = network(images)
         return [ClassScores(each) for each in logits.float().double().cpu().numpy()]
@@ -153,8 +156,8 @@ class Classification(Task[Classified]):
         """Evaluate a network on several cases, as one batch."""
         scores = self._scores(network, [self.prepared(case) for case in cases], device)
         return [
-            Classified(one.probabilities(self.temperature), case.class_label)
-            for one, case in zip(scores, cases, strict=True)
+            Classified(score.probabilities(self.temperature), case.class_label)
+            for score, case in zip(scores, cases, strict=True)
         ]
 
     def summarise(self, outcomes: Sequence[tuple[str, Classified]]) -> Scores:
@@ -192,8 +195,8 @@ class Classification(Task[Classified]):
 
     def case_metrics(self, outcome: Classified) -> dict[str, float | str]:
         """Return the case's class and the probability of each."""
-        said = {f"probability.{name}": float(outcome.probabilities[value]) for value, name in self.classes.items()}
-        return {"class": self.classes[outcome.label], **said}
+        figures = {f"probability.{name}": float(outcome.probabilities[value]) for value, name in self.classes.items()}
+        return {"class": self.classes[outcome.label], **figures}
 
     def drawing(self, patients: Sequence[Sequence[Classified]]) -> Callable[[NDArray[np.int64]], float | None]:
         """Return a function from drawn patients to the metric.
@@ -228,7 +231,7 @@ class Classification(Task[Classified]):
 
     def kinds(self, outcomes: Sequence[tuple[str, Classified]]) -> dict[str, set[str]]:
         """Return the patients who have each class."""
-        return {name: {p for p, one in outcomes if one.label == value} for value, name in self.classes.items()}
+        return {name: {p for p, outcome in outcomes if outcome.label == value} for value, name in self.classes.items()}
 
     def patients_behind(self, outcomes: Sequence[tuple[str, Classified]]) -> dict[str, set[str]]:
         """Return the patients behind each figure.
@@ -236,7 +239,9 @@ class Classification(Task[Classified]):
         Of a class those with it or without it, whichever are fewer; of further figures the fewest.
         """
         having = self.kinds(outcomes)
-        others = {name: {p for p, one in outcomes if one.label != value} for value, name in self.classes.items()}
+        others = {
+            name: {p for p, outcome in outcomes if outcome.label != value} for value, name in self.classes.items()
+        }
         behind = {name: min(having[name], others[name], key=len) for name in having}
         fewest = min((patients for patients in having.values() if patients), key=len, default=set[str]())
         return {**behind, **dict.fromkeys((metric.name for metric in _FURTHER), fewest)}
@@ -279,12 +284,12 @@ def class_scores(found: NDArray[np.float64], labels: NDArray[np.int64], classes:
     if not len(labels):
         return Scores(None)
     areas, precisions, recalls = {}, {}, {}
-    said = found.argmax(axis=1)
+    predicted = found.argmax(axis=1)
     for value, name in classes.items():
         is_it = labels == value
         if not is_it.any():
             continue
-        recalls[name] = float((said[is_it] == value).mean())
+        recalls[name] = float((predicted[is_it] == value).mean())
         if is_it.all():
             continue
         areas[name], precisions[name] = ranking_scores(found[:, value], is_it)
@@ -294,7 +299,7 @@ def class_scores(found: NDArray[np.float64], labels: NDArray[np.int64], classes:
     }
     if not areas:
         return Scores(None, {}, more)
-    # Of two classes one area is the other's mirror image: the second class is what is looked for.
+    # Of two classes one area is the other's mirror image: the second class is the positive one.
     shown = list(classes.values())[1:] if len(classes) == 2 else list(areas)
     mean = float(np.mean([areas[name] for name in shown if name in areas]))
     more["auprc"] = float(np.mean([precisions[name] for name in shown if name in precisions]))

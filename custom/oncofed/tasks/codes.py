@@ -28,12 +28,12 @@ class CodedTerm(StrictModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _short(cls, given: Any) -> Any:
-        if not isinstance(given, str):
-            return given
-        found = _SHORT.fullmatch(given.strip())
+    def _short(cls, text: Any) -> Any:
+        if not isinstance(text, str):
+            return text
+        found = _SHORT.fullmatch(text.strip())
         if found is None:
-            raise ValueError(f"found {given!r}, expected SCHEME:CODE, such as SCT:78961009")
+            raise ValueError(f"found {text!r}, expected SCHEME:CODE, such as SCT:78961009")
         return found.groupdict()
 
     @field_validator("scheme", "value", "meaning")

@@ -31,7 +31,7 @@ class Comparison:
         first: the model's metric; None where the cases cannot tell it.
         second: the other's.
         interval: of the difference, 95 %; None of fewer than five patients.
-        margin: by how much the first may be worse, in units of the metric; None: nobody said.
+        margin: by how much the first may be worse, in units of the metric; None: none given.
     """
 
     patients: int

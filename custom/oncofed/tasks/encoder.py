@@ -157,7 +157,7 @@ class Encoder:
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            # What the network held goes with the error, that is, once this has returned.
+            # The error's traceback holds the network's memory until this returns.
             return None
 
     def _halve(self, tiles: int) -> None:

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-# Entropy is held as a byte: so many are the largest, that of classes all as likely.
+# Entropy is held as a byte: this is the largest, of equally likely classes.
 LARGEST = 255
 
 

@@ -103,7 +103,7 @@ def _oblique(
         held = values if last is None else torch.cat([last, values], 1)
         begun = first - (last is not None)
         stop = first + values.shape[1]
-        # What lies past the last plane but one needs the next plane, unless there is none.
+        # Voxels past the last plane but one need the next plane, unless it was the last.
         reach = (begun, stop - 1 if stop < shape[0] else np.inf)
         for places, indices in _within(matrix, shape, file_shape, reach, values.device):
             indices[0] -= begun

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 _SMOOTH = 1e-5
-# Values of a class and voxel that are looked at together: what a core's cache holds, and what keeps a GPU busy.
+# Values (classes times voxels) of a slab: as many as a core's cache holds, or as keep a GPU busy.
 _TOGETHER_CPU, _TOGETHER_GPU = 1 << 18, 1 << 24
 
 
@@ -30,7 +30,7 @@ def dice_ce(logits: Tensor, label: Tensor, ignore: int | None = None) -> Tensor:
     Args:
         logits: (batch, class, x, y[, z]), float32 or float64.
         label: (batch, 1, x, y[, z]), whole numbers.
-        ignore: label value of voxels that nobody labelled.
+        ignore: label value of unlabelled voxels.
     """
     loss: Tensor = _DiceCE.apply(logits, label[:, 0], ignore)  # type: ignore[no-untyped-call]
     return loss
@@ -45,8 +45,8 @@ class _DiceCE(torch.autograd.Function):
         batch, classes = logits.shape[:2]
         # Of each sample: cross-entropy and voxels that count; of each of its classes: as Dice has them.
         entropy, counted = logits.new_zeros(batch), logits.new_zeros(batch)
-        overlap, squares, wanted = (logits.new_zeros(batch, classes) for _ in range(3))
-        for values, target, there, counts in _slabs(logits, label, ignore):
+        overlap, squares, sizes_of_label = (logits.new_zeros(batch, classes) for _ in range(3))
+        for values, target, one_hot, counts in _slabs(logits, label, ignore):
             log_p = values.log_softmax(dim=1)
             each = log_p.gather(1, target[:, None].long())[:, 0]
             found = log_p.exp_()
@@ -54,10 +54,10 @@ class _DiceCE(torch.autograd.Function):
                 each, found = each * counts, found.mul_(counts[:, None])
             entropy = entropy - each.sum(dim=1)
             counted = counted + (target.shape[1] if counts is None else counts.sum(dim=1))
-            overlap = overlap + (found * there).sum(dim=2)
+            overlap = overlap + (found * one_hot).sum(dim=2)
             squares = squares + found.square_().sum(dim=2)
-            wanted = wanted + there.sum(dim=2)
-        sizes = (squares + wanted)[:, 1:] + _SMOOTH
+            sizes_of_label = sizes_of_label + one_hot.sum(dim=2)
+        sizes = (squares + sizes_of_label)[:, 1:] + _SMOOTH
         doubled = 2 * overlap[:, 1:] + _SMOOTH
         counted = counted.clamp_min(1)
         ctx.save_for_backward(logits, label, counted, sizes, doubled)
@@ -79,17 +79,17 @@ class _DiceCE(torch.autograd.Function):
         by_square[:, 1:] = doubled / sizes.square() / doubled.numel()
         by_overlap, by_square = (by_overlap * gradient)[:, :, None], (2 * by_square * gradient)[:, :, None]
         by_entropy = (gradient / counted / batch)[:, None]
-        whole = torch.empty_like(logits).flatten(2)
-        parts = torch.split(whole, _step(logits), dim=2)
-        for part, (values, _, there, counts) in zip(parts, _slabs(logits, label, ctx.ignore), strict=True):
+        result = torch.empty_like(logits).flatten(2)
+        parts = torch.split(result, _step(logits), dim=2)
+        for part, (values, _, one_hot, counts) in zip(parts, _slabs(logits, label, ctx.ignore), strict=True):
             p = values.softmax(dim=1)
             torch.mul(p, by_square, out=part)
-            part.addcmul_(there, by_overlap).mul_(p)
+            part.addcmul_(one_hot, by_overlap).mul_(p)
             part.addcmul_(p, (by_entropy - part.sum(dim=1))[:, None])
-            part.addcmul_(there, by_entropy[:, None], value=-1)
+            part.addcmul_(one_hot, by_entropy[:, None], value=-1)
             if counts is not None:
                 part.mul_(counts[:, None])
-        return whole.reshape(logits.shape), None, None
+        return result.reshape(logits.shape), None, None
 
 
 def _step(logits: Tensor) -> int:
@@ -97,9 +97,9 @@ def _step(logits: Tensor) -> int:
 
     A compiler fuses all passes by itself, and gets one slab.
     """
-    together = _TOGETHER_CPU if logits.device.type == "cpu" else _TOGETHER_GPU
+    values = _TOGETHER_CPU if logits.device.type == "cpu" else _TOGETHER_GPU
     voxels = logits[0, 0].numel()
-    return voxels if torch.compiler.is_compiling() else max(together // (logits.numel() // voxels), 1)
+    return voxels if torch.compiler.is_compiling() else max(values // (logits.numel() // voxels), 1)
 
 
 def _slabs(logits: Tensor, label: Tensor, ignore: int | None) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
@@ -114,7 +114,7 @@ def _slabs(logits: Tensor, label: Tensor, ignore: int | None) -> Iterator[tuple[
     pieces = zip(torch.split(logits.flatten(2), step, 2), torch.split(label.flatten(1), step, 1), strict=True)
     for values, labels in pieces:
         ignored = None if ignore is None else labels == ignore
-        # What is to be ignored reads as background, which Dice leaves out.
+        # Ignored voxels read as background, which Dice leaves out.
         target = labels if ignored is None else labels.masked_fill(ignored, 0)
         counts = None if ignored is None else (~ignored).to(values.dtype)
         yield values, target, (target[:, None] == classes).to(values.dtype), counts

@@ -22,10 +22,10 @@ from scipy import stats
 from oncofed.settings import StrictModel
 from oncofed.suppression import LEAST_PATIENTS
 
-# A task's metric among a patient's figures, beside those of classes.
+# Key of a task's metric among a patient's figures by class.
 MEAN = "mean"
 BINS = 100
-# On the scale of log odds: between 0.999 and 1 there is as much to tell apart as between 0.5 and 0.9.
+# On the scale of log odds, which resolves 0.999 to 1 as finely as 0.5 to 0.9.
 _EDGES = np.linspace(-9.8, 9.8, BINS - 1)
 _WIDTH, FURTHEST = 0.2, 10.0
 _MIDDLES = np.linspace(-9.9, 9.9, BINS)
@@ -177,21 +177,21 @@ def ranking(of_sites: Sequence[Mapping[str, Any]]) -> Ranking | None:
         of_sites: of each site ``with`` and ``without``, the cells of the patients who have the class and who have not;
             ``pairs``, in how many pairs the one who has it is ahead.
     """
-    ill, well = (_spans(one[kind] for one in of_sites) for kind in ("with", "without"))
+    ill, well = (_spans(site[kind] for site in of_sites) for kind in ("with", "without"))
     if not len(ill) or not len(well):
         return None
     counts = int(ill[:, 2].sum()), int(well[:, 2].sum())
     pairs = counts[0] * counts[1]
     hits, misses = np.zeros(BINS), np.zeros(BINS)
     area, certain, certainly_not = 0.0, _ahead(ill, well), _ahead(well, ill)
-    for one in of_sites:
-        own = [_spans([one[kind]]) for kind in ("with", "without")]
-        spread = [_spread(one[kind]) for kind in ("with", "without")]
+    for site in of_sites:
+        own = [_spans([site[kind]]) for kind in ("with", "without")]
+        spread = [_spread(site[kind]) for kind in ("with", "without")]
         hits, misses = hits + spread[0], misses + spread[1]
         all_own = int(own[0][:, 2].sum()) * int(own[1][:, 2].sum())
-        area += one["pairs"] - _pairs(*spread)
-        certain += one["pairs"] - _ahead(*own)
-        certainly_not += all_own - one["pairs"] - _ahead(*reversed(own))
+        area += site["pairs"] - _pairs(*spread)
+        certain += site["pairs"] - _ahead(*own)
+        certainly_not += all_own - site["pairs"] - _ahead(*reversed(own))
     low = certain / pairs
     high = max(1 - certainly_not / pairs, low)
     area = min(max((area + _pairs(hits, misses)) / pairs, low), high)
@@ -277,12 +277,12 @@ def _curve(
     sensitivity, missed = right / right[-1], wrong / wrong[-1]
     precision = right / np.maximum(right + wrong, 1e-12)
     thresholds = np.append(1 / (1 + np.exp(-_EDGES[::-1])), 0.0)
-    told = [
+    points = [
         (round(float(t), 6), round(float(s), 6), round(float(m), 6), round(float(p), 6))
         for t, s, m, p, n in zip(thresholds, sensitivity, missed, precision, right + wrong, strict=True)
         if n >= 0.5  # before the first patient there is nothing to tell
     ]
-    return told, float((np.diff(sensitivity, prepend=0.0) * precision).sum())
+    return points, float((np.diff(sensitivity, prepend=0.0) * precision).sum())
 
 
 def area_interval(area: float, with_it: int, without: int) -> tuple[float, float]:

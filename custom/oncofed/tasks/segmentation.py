@@ -24,7 +24,6 @@ from oncofed.data.inputs import BatchSource, Patches, Preparation, Prepared
 from oncofed.data.label_mapping import IGNORED
 from oncofed.data.references import Referenced, affine_of
 from oncofed.data.spec import DataSpec
-from oncofed.settings import StrictModel
 from oncofed.tasks.base import mean_over_patients
 from oncofed.tasks.codes import ClassCode, require_known
 from oncofed.tasks.dense import DenseTask
@@ -34,12 +33,14 @@ from oncofed.tasks.inferred import LabelMap, TargetGrid, target_grid
 from oncofed.tasks.losses import dice_ce
 from oncofed.tasks.overlap import confusion, dice, keep_largest
 from oncofed.tasks.pictures import Picture, best_slice
+from oncofed.tasks.registry import register_task_type
 from oncofed.tasks.scores import Scores
+from oncofed.tasks.settings import TaskSettings
 from oncofed.tasks.surfaces import SURFACE_METRICS, surface_figures
 from oncofed.tasks.windows import Planes, Windows
 
 
-class SegmentationSpec(StrictModel):
+class SegmentationSpec(TaskSettings):
     """Settings of segmentation."""
 
     type: Literal["segmentation"] = "segmentation"
@@ -100,6 +101,7 @@ class _Found:
     affine: NDArray[np.float64]
 
 
+@register_task_type("segmentation")
 class Segmentation(DenseTask[dict[str, float], LabelMap]):
     """A segmentation task.
 
@@ -110,6 +112,7 @@ class Segmentation(DenseTask[dict[str, float], LabelMap]):
         True
     """
 
+    Settings = SegmentationSpec
     metric = "dice"
     metric_name = "Dice"
     extra_metrics = SURFACE_METRICS
@@ -159,8 +162,10 @@ class Segmentation(DenseTask[dict[str, float], LabelMap]):
         if type(self).predict is Segmentation.predict:
             found = self._find(network, case, device)
         else:  # a subclass changes what is predicted
-            given = self.predict(network, case, device)
-            found = _Found(torch.from_numpy(given.prediction), torch.from_numpy(given.reference), given.affine)
+            predicted = self.predict(network, case, device)
+            found = _Found(
+                torch.from_numpy(predicted.prediction), torch.from_numpy(predicted.reference), predicted.affine
+            )
         counts = confusion(found.prediction, found.reference, self.out_channels, self.spec.ignore)
         figures = {f"dice.{k}": v for k, v in zip(self.classes.values(), dice(counts), strict=True)}
         return figures | (self._surfaces(found) if detailed else {})
@@ -206,16 +211,16 @@ class Segmentation(DenseTask[dict[str, float], LabelMap]):
         labels = torch.empty(
             1 + entropy, *shape, dtype=_type_of(self.out_channels), device=torch.device("cpu") if spare else device
         )
-        told = _with_entropy(grid.whole) if entropy else _alone
+        decorate = _with_entropy(grid.whole) if entropy else _alone
         # Between two voxels lie probabilities; in a voxel itself the largest logit is the largest probability too.
         if two:
             limit = 0.0 if grid.whole else 0.5
             # A bool is a byte of 0 or 1: no copy is needed to make it a label.
-            decide = told(lambda v: (v > limit).view(torch.uint8))
+            decide = decorate(lambda v: (v > limit).view(torch.uint8))
             grid.fill(planes if grid.whole else _sigmoid(planes), labels, decide)
         else:
             # As argmax, first of equals included, in a seventh of the time on a CPU.
-            decide = told(lambda v: v.max(0, keepdim=True).indices)
+            decide = decorate(lambda v: v.max(0, keepdim=True).indices)
             grid.fill(planes if grid.whole else _softmax(planes), labels, decide)
         return labels
 
@@ -258,8 +263,8 @@ class Segmentation(DenseTask[dict[str, float], LabelMap]):
         """Return surface Dice and the Hausdorff distance's 95th percentile by class; see ``surface_figures``."""
         prediction, reference = found.prediction.cpu().numpy(), found.reference.cpu().numpy()
         if self.spec.ignore:
-            nobody = reference == self.spec.ignore
-            prediction, reference = np.where(nobody, 0, prediction), np.where(nobody, 0, reference)
+            unlabelled = reference == self.spec.ignore
+            prediction, reference = np.where(unlabelled, 0, prediction), np.where(unlabelled, 0, reference)
         spacing = voxel_sizes(found.affine)[: reference.ndim].tolist()
         return surface_figures(prediction, reference, self.classes, spacing, self.spec.surface_tolerance)
 

@@ -21,7 +21,7 @@ from oncofed.tasks.pooled import cells_of
 
 # More groups of equally sure patients than these make a diagram no clearer.
 _MOST_GROUPS = 20
-# Digits that nobody looks at could carry something else.
+# Further digits could carry hidden information.
 DIGITS, DIGITS_OF_FIGURES = 2, 4
 
 
@@ -124,21 +124,21 @@ def _by_class(
 
     Of two classes the second alone: the other is its mirror image.
     """
-    told = {}
+    cells = {}
     hidden = _hidden(Counter(truth.tolist()))
     for value in sorted(classes)[1:] if len(classes) == 2 else sorted(classes):
         is_it = truth == value
         ill, well = ([keys[index] for index in np.flatnonzero(kind).tolist()] for kind in (is_it, ~is_it))
         if value in hidden or any(0 < len(set(people)) < LEAST_PATIENTS for people in (ill, well)):
             continue
-        said = found[:, value]
-        ahead = share_below(said[is_it], np.sort(said[~is_it])).sum() * len(well) if ill and well else 0.0
-        told[classes[value]] = {
-            "with": cells_of(said[is_it], ill),
-            "without": cells_of(said[~is_it], well),
+        likely = found[:, value]
+        ahead = share_below(likely[is_it], np.sort(likely[~is_it])).sum() * len(well) if ill and well else 0.0
+        cells[classes[value]] = {
+            "with": cells_of(likely[is_it], ill),
+            "without": cells_of(likely[~is_it], well),
             "pairs": round(float(ahead) * 2) / 2,
         }
-    return told
+    return cells
 
 
 def _hidden(counts: Counter[int]) -> set[int]:
@@ -150,12 +150,12 @@ def _hidden(counts: Counter[int]) -> set[int]:
     """
     ordered = sorted((count, value) for value, count in counts.items())
     hidden: set[int] = set()
-    together = 0
+    total = 0
     for count, value in ordered:
-        if count >= LEAST_PATIENTS and (not together or together >= LEAST_PATIENTS):
+        if count >= LEAST_PATIENTS and (not total or total >= LEAST_PATIENTS):
             break
         hidden.add(value)
-        together += count
+        total += count
     return hidden
 
 
@@ -166,10 +166,13 @@ def _sureness(
 
     The same patients make a group with temperature as without: other groups would tell of those that moved.
     """
-    said = found[0].argmax(axis=1)
+    predicted = found[0].argmax(axis=1)
     places = np.arange(len(truth))
-    order = np.argsort(-found[0][places, said], kind="stable")
-    sums = np.stack([np.ones(len(truth)), said == truth, *(one[places, said] for one in found)], axis=1)
+    order = np.argsort(-found[0][places, predicted], kind="stable")
+    sums = np.stack(
+        [np.ones(len(truth)), predicted == truth, *(probabilities[places, predicted] for probabilities in found)],
+        axis=1,
+    )
     least = max(LEAST_PATIENTS, -(-len(truth) // _MOST_GROUPS))
     rows: list[NDArray[np.float64]] = []
     begun = 0
@@ -183,6 +186,6 @@ def _sureness(
     right = np.eye(found[0].shape[1])[truth]
     return {
         "cells": [[int(row[0]), int(row[1]), *(round(float(value), DIGITS) for value in row[2:])] for row in rows],
-        "brier": [round(float(np.square(one - right).sum()), DIGITS) for one in found],
-        "log_loss": [round(float(log_losses(one, truth).sum()), DIGITS) for one in found],
+        "brier": [round(float(np.square(probabilities - right).sum()), DIGITS) for probabilities in found],
+        "log_loss": [round(float(log_losses(probabilities, truth).sum()), DIGITS) for probabilities in found],
     }

@@ -28,9 +28,10 @@ from oncofed.tasks.classification import ClassesSpec, Classification, Classified
 from oncofed.tasks.encoder import Encoder, EncoderSpec, extract, feature_count
 from oncofed.tasks.inferred import SlideScores
 from oncofed.tasks.pictures import Picture
+from oncofed.tasks.registry import register_task_type
 
 _SAME_RESOLUTION = 0.02
-# Of a tile that lies in a bag: two places of 32 bits beside its features of 16 bits each.
+# Bytes of a tile in a bag besides its features: two coordinates of 32 bits.
 _BYTES_OF_PLACES, _BYTES_OF_FEATURE = 8, 2
 
 
@@ -113,8 +114,8 @@ class Bags(BatchSource):
                 bag[:count] = part["bags"]
             bag[count:] = 0
         lengths = _sent(torch.tensor(counts), like.device)
-        there = torch.arange(bags.shape[1], device=like.device)[None] < lengths[:, None]
-        return {"bags": bags, "there": there, "label": torch.stack([part["label"] for part in parts])}
+        present = torch.arange(bags.shape[1], device=like.device)[None] < lengths[:, None]
+        return {"bags": bags, "there": present, "label": torch.stack([part["label"] for part in parts])}
 
     def change(self, batch: Batch, generator: Generator) -> Batch:
         """Return the batch with float32 features.
@@ -138,9 +139,9 @@ def slide_tiles(case: Case, data: DataSpec) -> SlideTiles:
     if case.tiles is None:
         raise DataError("it was not registered as a slide: oncofed data register FOLDER --dataset NAME --task slides")
     tiles = read_tiles(case.image, case.tiles)
-    size, wanted = tiles.spec.size, data.patch[0]
-    if size != wanted or set(data.patch) != {wanted}:
-        raise DataError(f"its tiles have {size} pixels a side, expected {wanted}; register it with --tile {wanted}")
+    size, expected = tiles.spec.size, data.patch[0]
+    if size != expected or set(data.patch) != {expected}:
+        raise DataError(f"its tiles have {size} pixels a side, expected {expected}; register it with --tile {expected}")
     if data.spacing and abs(tiles.spec.mpp / (data.spacing[0] * 1000) - 1) > _SAME_RESOLUTION:
         mpp = data.spacing[0] * 1000
         raise DataError(
@@ -149,9 +150,11 @@ def slide_tiles(case: Case, data: DataSpec) -> SlideTiles:
     return tiles
 
 
+@register_task_type("slide_classification")
 class SlideClassification(Classification):
     """A task that gives each slide one class by attention over its tiles."""
 
+    Settings = SlideClassificationSpec
     network_kind: Kind = "bag"
 
     def __init__(self, spec: SlideClassificationSpec, data: DataSpec) -> None:
@@ -184,11 +187,11 @@ class SlideClassification(Classification):
     def infer(self, network: nn.Module, prepared: Prepared, device: torch.device) -> SlideScores:
         """Return a network's answer for one slide, with attention."""
         bags = prepared["bags"].to(device).float()[None]
-        there = torch.ones(bags.shape[:2], dtype=torch.bool, device=device)
-        logits = network(bags, there)[0].float().double().cpu().numpy()
+        present = torch.ones(bags.shape[:2], dtype=torch.bool, device=device)
+        logits = network(bags, present)[0].float().double().cpu().numpy()
         attention = None
         if isinstance(network, AttentionMIL):
-            attention = network.attention(bags, there)[0].float().cpu().numpy()
+            attention = network.attention(bags, present)[0].float().cpu().numpy()
         return SlideScores(logits, attention, prepared["places"].cpu().numpy())
 
     def evaluate_case(self, network: nn.Module, case: Case, device: torch.device, detailed: bool) -> Classified:
@@ -209,8 +212,8 @@ class SlideClassification(Classification):
             for weight, (x, y) in zip(shares, found.places / scale, strict=True):
                 heat[int(y) : int(y + step) + 1, int(x) : int(x + step) + 1] = weight
         shown = np.ascontiguousarray(overview.swapaxes(0, 1))
-        said = caption(Classified(found.probabilities(self.temperature), case.class_label), self.classes)
-        return Picture(shown, heat=heat.T, caption=said, downwards=True)
+        text = caption(Classified(found.probabilities(self.temperature), case.class_label), self.classes)
+        return Picture(shown, heat=heat.T, caption=text, downwards=True)
 
     def _input(self, device: torch.device) -> Bags:
         if self._bags is None:

@@ -59,14 +59,14 @@ def surface_figures(
     return figures
 
 
-def _one(found: Mask, wanted: Mask, spacing: Sequence[float], tolerance: float) -> tuple[float, float | None]:
-    boxes = [bounding_box(found), bounding_box(wanted)]
+def _one(found: Mask, expected: Mask, spacing: Sequence[float], tolerance: float) -> tuple[float, float | None]:
+    boxes = [bounding_box(found), bounding_box(expected)]
     if boxes[0] is None or boxes[1] is None:
         return (float("nan") if boxes[0] is boxes[1] else 0.0), None
     box = tuple(
         slice(min(one.start, other.start), max(one.stop, other.stop)) for one, other in zip(*boxes, strict=True)
     )
-    edges = [_edges(mask[box]) * np.asarray(spacing) for mask in (found, wanted)]
+    edges = [_edges(mask[box]) * np.asarray(spacing) for mask in (found, expected)]
     distances = [_nearest(edges[0], edges[1]), _nearest(edges[1], edges[0])]
     near = sum(int((each <= tolerance).sum()) for each in distances)
     share = near / (len(edges[0]) + len(edges[1]))

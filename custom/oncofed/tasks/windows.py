@@ -27,10 +27,10 @@ _LOG = logging.getLogger(__name__)
 # As many windows go through the network at once as give so much output, and no more than these: on a CPU as much as its
 # caches may still hold when it is weighed.
 _WINDOWS_AT_ONCE, _BYTES_AT_ONCE, _BYTES_AT_ONCE_GPU = 4, 1 << 24, 1 << 26
-# Of finished planes so many values are handed on at once: on a CPU as many as its caches hold.
+# Values of finished planes that are handed on at once: on a CPU as many as its caches hold.
 _VALUES_AT_ONCE, _VALUES_AT_ONCE_GPU = 1 << 20, 1 << 25
 
-# The first plane's number, and values (out, planes, other axes): they are written over once the next are asked for.
+# The first plane's number, and values (out, planes, other axes), which the next planes overwrite.
 Planes = tuple[int, Tensor]
 Result = TypeVar("Result")
 
@@ -76,14 +76,14 @@ class Windows:
 
         For an image (channel, x, y[, z]).
         """
-        whole: Tensor | None = None
+        total: Tensor | None = None
         axis = self.axis(image.shape[1:])
         for first, planes in self.slabs(network, image, device):
-            if whole is None:
-                whole = planes.new_empty(len(planes), image.shape[1 + axis], *planes.shape[2:])
-            whole[:, first : first + planes.shape[1]] = planes
-        assert whole is not None
-        return whole.movedim(1, 1 + axis).contiguous()
+            if total is None:
+                total = planes.new_empty(len(planes), image.shape[1 + axis], *planes.shape[2:])
+            total[:, first : first + planes.shape[1]] = planes
+        assert total is not None
+        return total.movedim(1, 1 + axis).contiguous()
 
     def axis(self, shape: Sequence[int]) -> int:
         """Return the axis of the smallest slabs."""

@@ -110,6 +110,6 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Tensors) -> Non
     for name, value in tensors.items():
         number, _, key = name.partition(".")
         parameter = parameters[int(number)]
-        whole = value.shape == parameter.shape
-        place = torch.empty_like(parameter) if whole else torch.empty_like(value, device=parameter.device)
+        full = value.shape == parameter.shape
+        place = torch.empty_like(parameter) if full else torch.empty_like(value, device=parameter.device)
         optimizer.state[parameter][key] = place.copy_(value)

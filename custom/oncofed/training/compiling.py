@@ -36,7 +36,7 @@ _SAVED_SHARE = 0.25
 _SAVED_SECONDS = 0.005
 # A step is bound by launches where the host, alone with an idle GPU, takes nearly as long to launch it as it takes.
 _LAUNCHING_SHARE = 0.9
-# Less than this is within what two measurements of the same differ by.
+# Smaller differences are noise of two measurements.
 _LEAST_SAVED_SHARE = 0.03
 _WARM_STEPS, _TIMED_STEPS = 45, 5
 _WARM_COMPILED_STEPS = 10
@@ -253,8 +253,8 @@ class Compiling:
     def fall_back(self, error: Exception) -> None:
         """Go on in a plainer form, since this one failed."""
         plainer: Form = "compiled" if self.form == "replayed" else "eager"
-        what = "a step as CUDA graphs" if self.form == "replayed" else "torch.compile"
-        _LOG.warning("%s failed (%s); training goes on without it", what, str(error).partition("\n")[0])
+        form = "a step as CUDA graphs" if self.form == "replayed" else "torch.compile"
+        _LOG.warning("%s failed (%s); training goes on without it", form, str(error).partition("\n")[0])
         self._measures = self._measures and plainer != "eager"
         self._change(plainer)
 

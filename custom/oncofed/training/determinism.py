@@ -18,7 +18,7 @@ from monai.utils import set_determinism
 from torch import Tensor, nn
 from torch.nn import functional
 
-# As torch says it of an operation that has no deterministic form on the device.
+# PyTorch's message for an operation without a deterministic form on the device.
 _ALERT = re.compile(r"(\S+) does not have a deterministic implementation")
 _LINEAR = frozenset({"linear", "bilinear", "trilinear"})
 _LOG = logging.getLogger(__name__)
@@ -145,7 +145,7 @@ class _BlockMean(nn.Module):
     def forward(self, values: Tensor) -> Tensor:
         for axis, side in enumerate(self._block):
             first = 2 + 2 * axis
-            whole = values.shape[first] // side
-            values = values.narrow(first, 0, whole * side)
-            values = values.reshape(*values.shape[:first], whole, side, *values.shape[first + 1 :])
+            count = values.shape[first] // side
+            values = values.narrow(first, 0, count * side)
+            values = values.reshape(*values.shape[:first], count, side, *values.shape[first + 1 :])
         return values.mean((3, 5, 7))

@@ -87,10 +87,10 @@ class Group:
     def commands(self) -> Iterator[tuple[int | None, int]]:
         """Yield the first process's commands until it is done; for the others."""
         while True:
-            what, steps, done = self._tell(_STOP, 0, 0)
-            if what == _STOP:
+            kind, steps, done = self._tell(_STOP, 0, 0)
+            if kind == _STOP:
                 return
-            yield None if what == _PREPARE else steps, done
+            yield None if kind == _PREPARE else steps, done
 
     def same_weights(self, network: nn.Module) -> None:
         """Give every process the weights of the first one."""
@@ -117,8 +117,8 @@ class Group:
                 self._tell(_STOP, 0, 0)
         dist.destroy_process_group()
 
-    def _tell(self, what: int, steps: int, done: int) -> tuple[int, int, int]:
-        message = torch.tensor([what, steps, done])
+    def _tell(self, kind: int, steps: int, done: int) -> tuple[int, int, int]:
+        message = torch.tensor([kind, steps, done])
         dist.broadcast(message, 0, group=self._commands)
         return int(message[0]), int(message[1]), int(message[2])
 
@@ -138,11 +138,11 @@ class WorkerProcesses:
     """
 
     def __init__(self, follower: Follower, size: int, devices: str) -> None:
-        there = torch.cuda.device_count()
-        if devices == "cuda" and there < size:
+        gpus = torch.cuda.device_count()
+        if devices == "cuda" and gpus < size:
             raise TrainingError(
-                f"the job asks for {size} GPUs at a site (resources.gpus), found {there}. Lower it or run it elsewhere."
-                + (f" No GPU can be used: {reason}" if not there and (reason := why_unusable()) else "")
+                f"the job asks for {size} GPUs at a site (resources.gpus), found {gpus}. Lower it or run it elsewhere."
+                + (f" No GPU can be used: {reason}" if not gpus and (reason := why_unusable()) else "")
             )
         self._folder = tempfile.TemporaryDirectory(prefix="oncofed-group-")
         meeting = Path(self._folder.name) / "meeting"

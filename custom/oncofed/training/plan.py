@@ -21,7 +21,7 @@ from oncofed.models.networks import Declared
 from oncofed.models.weights import WeightLayout, Weights, layout_of, weights_of
 from oncofed.packs.extensions import Loss, Transform, find_loss, find_transforms
 from oncofed.settings import RenamedSettings, StrictModel
-from oncofed.tasks import DeclaredTask, PackedTaskSpec, Task, TaskSpec, build_task
+from oncofed.tasks import DeclaredTask, PackedTaskSpec, Task, TaskSection, build_task
 from oncofed.tasks.bundled import answer_of
 
 
@@ -91,7 +91,7 @@ class Plan(StrictModel):
     """A site's plan of training over ``rounds`` rounds."""
 
     data: DataSpec
-    task: TaskSpec
+    task: TaskSection
     model: ModelSpec = ModelSpec()
     training: TrainingSpec = TrainingSpec()
     resources: ResourcesSpec = ResourcesSpec()
@@ -114,10 +114,14 @@ class Plan(StrictModel):
         except SpecError as error:
             raise ValueError(str(error)) from None
         if given != kind:
-            what = {"dense": "values for each voxel", "image": "one class for an image", "bag": "one class for a slide"}
+            gives = {
+                "dense": "values for each voxel",
+                "image": "one class for an image",
+                "bag": "one class for a slide",
+            }
             raise ValueError(
-                f"the task {self.task.type} needs a network that gives {what[kind]}; {self.model.network} gives "
-                f"{what[given]}. See: oncofed job networks"
+                f"the task {self.task.type} needs a network that gives {gives[kind]}; {self.model.network} gives "
+                f"{gives[given]}. See: oncofed job networks"
             )
         divisor = self.model.divisor
         if any(side % divisor for side in self.data.patch):
@@ -251,10 +255,10 @@ class Plan(StrictModel):
                 f"{self.model.network} does not take a patch of {list(self.data.patch)} (data.patch): "
                 f"{str(error).splitlines()[0]}"
             ) from None
-        wanted = (1, task.out_channels, *(self.data.patch if task.network_kind == "dense" else ()))
-        found = tuple(output[:, 0].shape if output.ndim > len(wanted) else output.shape)
-        if found != wanted:
-            raise SpecError(f"{self.model.network} answers with the shape {found}, the task expects {wanted}")
+        expected = (1, task.out_channels, *(self.data.patch if task.network_kind == "dense" else ()))
+        found = tuple(output[:, 0].shape if output.ndim > len(expected) else output.shape)
+        if found != expected:
+            raise SpecError(f"{self.model.network} answers with the shape {found}, the task expects {expected}")
         return network
 
     @property

@@ -122,7 +122,7 @@ class Trainer:
             self._optimizer = build_optimizer(plan.training, self.network)
         self._precision = _precision(plan.training, self.device)
         self._scaler = StepScaler(self.device.type, self._precision)
-        # What has no deterministic form is told of once, in the first step.
+        # Operations without a deterministic form are reported once, in the first step.
         self._watch = alerts_told if plan.training.deterministic else contextlib.nullcontext
         self._batch_size = plan.training.batch_size // (group.size if group else 1)
         self._micro = min(plan.training.micro_batch or self._batch_size, self._batch_size)
@@ -144,7 +144,7 @@ class Trainer:
         """Take the next steps in another form; see ``Compiling``."""
         deterministic = self.plan.training.deterministic
         self._forward: Callable[..., Tensor] = in_form(self._shared or self.network, form, deterministic)
-        # A pack's loss may be more than a compiler knows. What is given to the loss is no part of a graph.
+        # A compiler may not know a pack's loss. The loss's arguments are no part of a graph.
         plainer: Form = "compiled" if form == "replayed" else form
         self._loss: Loss = self._own_loss or in_form(self.task.loss, plainer, deterministic)
 
@@ -162,7 +162,7 @@ class Trainer:
             prepared = PreparedCases(self.cases.train, self.input, self.device, progress)
             self._training = prepared
             rank = self._group.rank if self._group else 0
-            # The others of a group begin anew where the first one goes on: they draw what they have not drawn before.
+            # The others of a group restart where the first one resumes: their batches are new ones.
             seed = self._seed if rank == 0 else _site_seed(self._seed, f"{rank} {self.steps_done}")
             self._batches = BatchStream(prepared, self.input, self._batch_size, seed, self.device)
             if self._restored:
@@ -197,7 +197,7 @@ class Trainer:
         Args:
             steps: how many.
             on_step: called after each step.
-            should_stop: asked before each step; true ends the training early.
+            should_stop: called before each step; true ends the training early.
             turn: a name for these steps. Where it is that of the ``unfinished`` turn, the steps that an earlier
                 process took in it count in its loss and its gradient hook too, and ``steps`` are what is left of it.
             wait: until the checkpoint is on disk; otherwise ``settle`` does.
@@ -217,7 +217,7 @@ class Trainer:
             loss = self.take_turn(steps, on_step, should_stop)
             self._keep()
         except BaseException:
-            # Whoever orders this turn again, because what failed may have passed, goes on with it.
+            # A retry of this round, after a failure that may have passed, resumes it.
             self.unfinished, self._restored_turn = (
                 turn,
                 dict(self.gradient_hook.round_state) if self.gradient_hook else {},
@@ -290,13 +290,13 @@ class Trainer:
 
         None for others, and for those outside the first evaluation.
         """
-        how = self.task.scoring_preparation()
-        if not how or not cases or not set(cases) <= set(self.cases.validation):
+        preparation = self.task.scoring_preparation()
+        if not preparation or not cases or not set(cases) <= set(self.cases.validation):
             return None
         if self._validation is None:
             memory = torch.device("cpu")
-            plan = plan_cache(cases, how, memory, self._training.promised if self._training else 0)
-            self._validation = PreparedCases(cases, how, memory, progress, plan)
+            plan = plan_cache(cases, preparation, memory, self._training.promised if self._training else 0)
+            self._validation = PreparedCases(cases, preparation, memory, progress, plan)
         return self._validation if all(case in self._validation for case in cases) else None
 
     def close(self) -> None:
@@ -414,9 +414,9 @@ class Trainer:
             self._compiling.take_in_parts()
         total = torch.zeros((), device=self.device)
         for first in range(0, size, self._micro):
-            few = {name: values[first : first + self._micro] for name, values in batch.items()}
-            if self._layout is not torch.contiguous_format and "image" in few:
-                few["image"] = few["image"].to(memory_format=self._layout)
+            part = {name: values[first : first + self._micro] for name, values in batch.items()}
+            if self._layout is not torch.contiguous_format and "image" in part:
+                part["image"] = part["image"].to(memory_format=self._layout)
             share = min(self._micro, size - first) / size
             last = first + self._micro >= size
             with self._alone() if not last else contextlib.nullcontext():
@@ -425,9 +425,9 @@ class Trainer:
                     profile_range("forward", self.device),
                     torch.autocast(self.device.type, self._precision, enabled=half),
                 ):
-                    output = self.task.forward(self._forward, few)
+                    output = self.task.forward(self._forward, part)
                 with profile_range("loss", self.device):
-                    loss = self._loss(output.float(), few) * share
+                    loss = self._loss(output.float(), part) * share
                 with profile_range("backward", self.device):
                     self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             total = total + loss.detach()

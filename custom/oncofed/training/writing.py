@@ -55,8 +55,8 @@ class CheckpointWriter:
             write_checkpoint(self._path, tensors, facts)
             return
         copies = self._copied(tensors)
-        there = [_now_on(device) for device in {value.device for value in tensors.values()} if device.type == "cuda"]
-        self._thread = threading.Thread(target=self._run, args=(copies, facts, there), name="checkpoint")
+        events = [_now_on(device) for device in {value.device for value in tensors.values()} if device.type == "cuda"]
+        self._thread = threading.Thread(target=self._run, args=(copies, facts, events), name="checkpoint")
         self._thread.start()
 
     def wait(self) -> None:
@@ -71,9 +71,9 @@ class CheckpointWriter:
         if failed:
             raise failed
 
-    def _run(self, tensors: Tensors, facts: dict[str, Any], there: list[torch.cuda.Event]) -> None:
+    def _run(self, tensors: Tensors, facts: dict[str, Any], events: list[torch.cuda.Event]) -> None:
         try:
-            for event in there:
+            for event in events:
                 event.synchronize()
             write_checkpoint(self._path, tensors, facts)
         except BaseException as error:  # noqa: BLE001 - whoever waits is told

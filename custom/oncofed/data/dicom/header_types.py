@@ -94,7 +94,10 @@ class ImageHeader(ObjectHeader):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrameGrid:
-    """The grid of a segmentation's first frame: rows and columns, then as in an image's header."""
+    """The grid of a segmentation's first frame.
+
+    ``size`` is rows and columns; the rest as in an image's header.
+    """
 
     size: list[int]
     spacing: list[float]

@@ -192,7 +192,7 @@ def slide_header(elements: Elements, common: Mapping[str, str]) -> SlideHeader:
 
     ``common`` are the texts of every object, by field.
     """
-    width, height, columns, rows = (_one(elements, keyword) for keyword in SLIDE_TAGS[1:])
+    width, height, columns, rows = (_single_number(elements, keyword) for keyword in SLIDE_TAGS[1:])
     return SlideHeader(
         **common,
         image_type=texts(elements, "ImageType"),
@@ -202,7 +202,7 @@ def slide_header(elements: Elements, common: Mapping[str, str]) -> SlideHeader:
     )
 
 
-def _one(elements: Elements, keyword: str) -> float:
+def _single_number(elements: Elements, keyword: str) -> float:
     """Return one binary number; 0 without it."""
     found = binaries(elements, keyword)
     return (found or [0.0])[0] if found is not None else number(elements, keyword, 0)

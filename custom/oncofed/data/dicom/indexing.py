@@ -14,7 +14,7 @@ from oncofed.data.dicom.patients import PatientFrom, person
 from oncofed.data.dicom.pixels import digest
 from oncofed.data.dicom.series import DicomIndex, group_series
 from oncofed.data.dicom.stacks import Slice
-from oncofed.data.dicom.unread import tell_unread
+from oncofed.data.dicom.unread import note_unread
 from oncofed.data.files import no_image
 from oncofed.data.images import image_format, looks_like
 from oncofed.data.index import Index
@@ -87,7 +87,7 @@ def index_folder(
     foreign = {path: header.what for path, header in headers.items() if isinstance(header, ForeignFile)}
     found = group_series(((path, header) for path, header in headers.items() if path not in foreign), digests)
     found.left_out |= foreign
-    found.stacks = tell_unread(found.stacks, found.broken, foreign)
+    found.stacks = note_unread(found.stacks, found.broken, foreign)
     return found
 
 

@@ -69,7 +69,7 @@ def draw_structures(
     items: dict[int, list[Dataset]] = {}
     for item in dataset.get("ROIContourSequence") or ():
         items.setdefault(int(item.ReferencedROINumber), []).extend(item.get("ContourSequence") or ())
-    seen = _Told()
+    seen = _Observations()
     for number, value in sorted(wanted.items(), key=lambda pair: pair[1]):
         name = canvas.names[value]
         contours = list(_closed(items.get(number, ()), name, seen))
@@ -92,7 +92,7 @@ def draw_structures(
     return list(seen.notes())
 
 
-class _Told:
+class _Observations:
     """Observations in a structure set, by region."""
 
     def __init__(self) -> None:
@@ -129,7 +129,7 @@ class _Told:
             yield f"no voxel inside the contours of {', '.join(sorted(self.empty))}"
 
 
-def _closed(items: Sequence[Dataset], name: str, seen: _Told) -> Iterator[_Contour]:
+def _closed(items: Sequence[Dataset], name: str, seen: _Observations) -> Iterator[_Contour]:
     """Yield the contours that enclose an area."""
     for item in items:
         kind = str(item.get("ContourGeometricType") or "CLOSED_PLANAR").strip().upper().replace(" ", "_")
@@ -163,7 +163,7 @@ def _numbers(item: Dataset, name: str) -> Floats:
 
 
 def _draw_region(
-    canvas: Canvas, value: int, contours: list[_Contour], image: LoadedImage, label: PlacedLabel, seen: _Told
+    canvas: Canvas, value: int, contours: list[_Contour], image: LoadedImage, label: PlacedLabel, seen: _Observations
 ) -> None:
     name = canvas.names[value]
     region = np.zeros(image.shape, bool)
@@ -192,7 +192,7 @@ def _draw_region(
         canvas.draw((x, y, number), value)
 
 
-def _look_outside(voxels: Floats, shape: Sequence[int], name: str, seen: _Told) -> None:
+def _look_outside(voxels: Floats, shape: Sequence[int], name: str, seen: _Observations) -> None:
     """Count a contour that leaves the image by more than a voxel.
 
     A drawing at the image's border may end within one.
@@ -210,7 +210,7 @@ def _look_outside(voxels: Floats, shape: Sequence[int], name: str, seen: _Told) 
 
 
 def _draw_slices(
-    region: NDArray[np.bool_], outlines: list[Outline], image: LoadedImage, named: bool, name: str, seen: _Told
+    region: NDArray[np.bool_], outlines: list[Outline], image: LoadedImage, named: bool, name: str, seen: _Observations
 ) -> None:
     thickness = float(np.linalg.norm(image.affine[:3, 2]))
     planes = _planes(outlines, min(_SAME_PLANE_SLICES, _SAME_PLANE_MM / thickness))
@@ -270,7 +270,7 @@ def _fill_slice(mask: NDArray[np.bool_], plane: Region, only_new: bool = False) 
 
 
 def _draw_across(
-    region: NDArray[np.bool_], contours: list[_Contour], image: LoadedImage, name: str, seen: _Told
+    region: NDArray[np.bool_], contours: list[_Contour], image: LoadedImage, name: str, seen: _Observations
 ) -> None:
     """Fill the voxels that contours across slices enclose.
 

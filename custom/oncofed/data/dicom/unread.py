@@ -17,7 +17,7 @@ from oncofed.data.dicom.stacks import Stack
 from oncofed.data.grouping import named
 
 
-def tell_unread(stacks: Sequence[Stack], broken: Iterable[str], foreign: Iterable[str]) -> list[Stack]:
+def note_unread(stacks: Sequence[Stack], broken: Iterable[str], foreign: Iterable[str]) -> list[Stack]:
     """Return images, with notes where a last slice may lack.
 
     Args:

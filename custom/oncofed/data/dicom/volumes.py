@@ -47,7 +47,7 @@ _PHYSICAL = (
 )
 # The same, where slices are not one volume anyway.
 _IMAGED = {*_PHYSICAL, "SliceThickness", "KVP", "FlipAngle"}
-_SAID = {*_IMAGED, "TemporalPositionIdentifier", "AcquisitionNumber"}
+_SHOWN = {*_IMAGED, "TemporalPositionIdentifier", "AcquisitionNumber"}
 # Independent of the acquisition, and changed when an image is sent again.
 _OF_SENDING = {
     "SeriesNumber",
@@ -91,7 +91,7 @@ def volumes(group: list[Slice], digests: Digests) -> tuple[list[Stack], set[str]
     places = _Places(group)
     if places.is_free(np.arange(len(group))):
         return _without_collision(group, places), set()
-    found, why_not = _told_apart(places)
+    found, why_not = _divide(places)
     copies = _copied(places, found, digests)
     if found is not None and not copies:
         return _divided(group, found), set()
@@ -199,7 +199,7 @@ def _without_collision(group: list[Slice], places: _Places) -> list[Stack]:
     return _divided(group, best) if best is not None else [stack]
 
 
-def _told_apart(places: _Places) -> tuple[Partition | None, str]:
+def _divide(places: _Places) -> tuple[Partition | None, str]:
     """Return a partition of slices that share places, or why none."""
     keys, times = _single(places, (*_KEYS, IN_PLANE)), _single(places, _TIMES)
     for candidates in (
@@ -363,4 +363,4 @@ def _values_of(keys: Iterable[str], tells: Mapping[str, str]) -> list[str]:
 
     Numbers and codes only: free text may name somebody.
     """
-    return [f"{key} {tells[key][:_LONGEST_VALUE]}" for key in keys if key in _SAID and tells.get(key)]
+    return [f"{key} {tells[key][:_LONGEST_VALUE]}" for key in keys if key in _SHOWN and tells.get(key)]

@@ -92,10 +92,10 @@ def few_whole_numbers(values: NDArray[Any]) -> bool:
     flat = values.ravel(order="K")
     most = min(_MOST_VALUES, flat.size // _VOXELS_A_VALUE)
     sample = np.unique(flat[:: max(1, flat.size // _SAMPLED)])
-    if len(sample) > most or not _whole(sample):
+    if len(sample) > most or not _are_integers(sample):
         return False
     found, counts = np.unique(flat, return_counts=True)
-    if len(found) > most or not _whole(found):
+    if len(found) > most or not _are_integers(found):
         return False
     # No image has so few levels; one of some dozens is noisy where it is not empty.
     return len(found) <= _SURELY_FEW or _even_share(values, found[counts.argmax()]) >= _LEAST_EVEN
@@ -115,7 +115,7 @@ def _even_share(values: NDArray[Any], background: Any) -> float:
     return equal / pairs if pairs else 1.0
 
 
-def _whole(values: NDArray[Any]) -> bool:
+def _are_integers(values: NDArray[Any]) -> bool:
     return bool(np.isfinite(values).all() and np.array_equal(values, np.rint(values)))
 
 

@@ -89,7 +89,7 @@ def _decathlon(files: Sequence[str], manifest: Manifest) -> FolderLayout:
     for path in bare:
         of_path = channels.get((path.rpartition("/")[0], stem(Path(path))), [])
         layout.left_out |= dict.fromkeys((f for f in of_path if path not in tests and path not in known), _UNLABELLED)
-    _tell_others(layout, files, _NOT_NAMED)
+    _leave_out_others(layout, files, _NOT_NAMED)
     return layout
 
 
@@ -115,7 +115,7 @@ def _nnunet(files: Sequence[str], header: Manifest, values: Mapping[str, Any]) -
     layout.items = unique(layout.items)
     used = {mask for item in layout.items for mask in item.masks}
     layout.left_out |= dict.fromkeys(sorted(set(labels.values()) - used), NO_IMAGE)
-    _tell_others(layout, files, _WITHOUT_CHANNEL)
+    _leave_out_others(layout, files, _WITHOUT_CHANNEL)
     return layout
 
 
@@ -160,11 +160,11 @@ def _channel_files(files: Sequence[str]) -> dict[tuple[str, str], list[str]]:
     return {key: sorted(paths) for key, paths in channels.items()}
 
 
-def _tell_others(layout: FolderLayout, files: Sequence[str], reason: str) -> None:
-    """Leave out each unused image file, for a reason."""
+def _leave_out_others(layout: FolderLayout, files: Sequence[str], trait: str) -> None:
+    """Leave out each unused image file, with what it lacks."""
     used = {path for item in layout.items for path in (*item.images, *item.masks)}
     used |= {case.source for case in layout.bad if case.source}
     for path in files:
         if image_format(Path(path)) and path not in used and path not in layout.left_out:
             kind = "mask" if path.startswith("labels") else "image"
-            layout.left_out[path] = f"{kind} {reason}"
+            layout.left_out[path] = f"{kind} {trait}"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from oncofed.data.label_mapping import name_key
 from oncofed.data.layouts.base import FolderLayout, Item, Part
-from oncofed.data.layouts.value_names import Beside, ValueNames, in_file
+from oncofed.data.layouts.value_names import NamingFiles, ValueNames, in_file
 from oncofed.data.manifest import Quarantined
 
 _BY_USER = "its mask does not name its values: they are what --labels says"
@@ -23,8 +23,8 @@ def with_meaning(root: Path, files: Sequence[str], layout: FolderLayout, names: 
         layout: as names and places tell it.
         names: label value -> name, where the user says it; goes before all else where all files agree on their numbers.
     """
-    beside = Beside(root, files)
-    names_of = _said(root, layout, beside)
+    beside = NamingFiles(root, files)
+    names_of = _stated_names(root, layout, beside)
     found = {path: values for path, values in names_of.items() if values}
     if not found:
         return layout
@@ -52,7 +52,7 @@ def with_meaning(root: Path, files: Sequence[str], layout: FolderLayout, names: 
     return layout
 
 
-def _said(root: Path, layout: FolderLayout, beside: Beside) -> dict[str, ValueNames | None]:
+def _stated_names(root: Path, layout: FolderLayout, beside: NamingFiles) -> dict[str, ValueNames | None]:
     """Return mask -> names stated by it or a file next to it."""
     masks = [item.label for item in layout.items if isinstance(item.label, str)]
     return {mask: in_file(root / mask) or beside.find(mask) for mask in masks}

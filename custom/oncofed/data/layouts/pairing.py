@@ -89,7 +89,7 @@ def pair(cases: Sequence[Candidate], masks: Iterable[Named], on_one_grid: Fits) 
     masks = list(masks)
     again = Counter(mask.key for mask in {(mask.folder, mask.key): mask for mask in masks}.values())
     finders = [_Finder(cases, key) for key in _KEYS]
-    nearby = _Beside(cases)
+    nearby = _Nearby(cases)
     for mask in masks:
         found: tuple[list[Candidate], Words, bool] | None = None
         for finder in finders:
@@ -132,7 +132,7 @@ def _on_its_grid(found: list[Candidate], like: list[Candidate], mask: Named, on_
     return found
 
 
-class _Beside:
+class _Nearby:
     """The images by their folders and cases."""
 
     def __init__(self, cases: Sequence[Candidate]) -> None:

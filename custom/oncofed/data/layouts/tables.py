@@ -28,7 +28,7 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 _SEPARATORS = (",", ";", "\t", "|")
-_SAID = re.compile(r'^"?sep=(.)"?[,;\t| ]*(?:\r\n|\r|\n)', re.IGNORECASE)
+_DECLARED = re.compile(r'^"?sep=(.)"?[,;\t| ]*(?:\r\n|\r|\n)', re.IGNORECASE)
 _LARGEST = 1 << 28
 _HEAD = 1 << 16
 
@@ -125,7 +125,7 @@ def _decoded(path: Path, data: bytes, encoding: str, cut: bool) -> str:
 
 
 def _parse(path: Path, text: str, strict: bool = True) -> Table:
-    declared = _SAID.match(text)
+    declared = _DECLARED.match(text)
     skipped = 1 if declared else 0
     text = text[declared.end() :] if declared else text
     separator = declared[1] if declared else _separator(text)

@@ -112,7 +112,7 @@ class _FolderNames:
     all: tuple[str, dict[int, str]] | None
 
 
-class Beside:
+class NamingFiles:
     """Files that name the values of masks.
 
     Each is of the mask with its name, or of all in its folder.

@@ -35,7 +35,10 @@ class TileSpec:
 
 @dataclass(frozen=True)
 class Level:
-    """One level of a slide: pixels, and microns per pixel (0: not known)."""
+    """One level of a slide.
+
+    Its size in pixels, and microns per pixel (0: not known).
+    """
 
     width: int
     height: int

@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 BUNDLE_NAME = "bundle"
-# Of the job that trained it, and the digest of its weights: beside configs/, where MONAI looks for none.
+# The job that trained it, and its weights' digest. Next to configs/, where MONAI looks for no files.
 JOB_IN_BUNDLE = "oncofed.json"
 WEIGHTS_IN_BUNDLE = Path("models", "model.pt")
 
@@ -65,7 +65,7 @@ def write_bundle(
         classes: label values and names of its output.
         weights: of the network.
         answer: what is made of its output; None: what its kind of network is for.
-        job: that trained it, as ``job.yaml`` holds it; None: nobody can read the model from the bundle alone.
+        job: that trained it, as ``job.yaml`` holds it; None: the bundle alone does not give the model back.
     """
     bundle = _folders(folder)
     # Under every name that the network has for them, as MONAI asks for.
@@ -76,10 +76,10 @@ def write_bundle(
     answer = answer or _usual(request, data)
     alone = exported(request)
     inferring, packages = inference(alone, data, answer, classes)
-    said = metadata(title, request, data, classes, answer, packages, alone.module)
-    _write(bundle / "configs" / "metadata.json", said)
+    described = metadata(title, request, data, classes, answer, packages, alone.module)
+    _write(bundle / "configs" / "metadata.json", described)
     _write(bundle / "configs" / "inference.json", inferring)
-    # monai.bundle.load looks for the network in train.json unless told otherwise.
+    # By default monai.bundle.load looks for the network in train.json.
     _write(bundle / "configs" / "train.json", alone.definition)
     (bundle / "docs" / "README.md").write_text(readme(title, data, classes, answer), encoding="utf-8")
     _write_job(bundle, weights, job)

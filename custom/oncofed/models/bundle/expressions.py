@@ -23,8 +23,8 @@ def plain(text: str) -> str:
 
     A string that begins with one of ``$@%`` would be evaluated or replaced, as ``@#`` and ``%#`` would within one.
     """
-    apart = _RELATIVE.sub(lambda found: f"{found[0][0]} #", text)
-    return f" {apart}" if apart[:1] in EXPRESSIONS else apart
+    escaped = _RELATIVE.sub(lambda found: f"{found[0][0]} #", text)
+    return f" {escaped}" if escaped[:1] in EXPRESSIONS else escaped
 
 
 def literal(value: object) -> str:
@@ -49,6 +49,6 @@ def unless(conditions: list[str], why: str) -> str:
 
     Args:
         conditions: on ``image``, as expressions.
-        why: what is said of another one, without quotes.
+        why: message of the refusal, without quotes.
     """
     return f"$lambda image: image if {' and '.join(conditions)} else @refuse('{why}')"

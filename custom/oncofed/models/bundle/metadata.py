@@ -58,7 +58,7 @@ def metadata(
         data: grid and normalisation of its input.
         classes: label values and names of its output.
         answer: what is made of its output.
-        packages: that must be installed beside MONAI.
+        packages: that it needs in addition to MONAI.
         module: from which the network comes that is not MONAI's; empty: it is.
     """
     slides = isinstance(answer, SlideClasses)
@@ -195,7 +195,7 @@ def _bag(request: NetworkRequest) -> dict[str, Any]:
 def _output(request: NetworkRequest, data: DataSpec, classes: dict[int, str]) -> dict[str, Any]:
     dense = request.spec.kind == "dense"
     names = {0: "background", **classes} if dense else dict(classes)
-    # What the network gives beyond its classes: how deep inside its object a pixel lies.
+    # A further output: the depth of a pixel inside its object.
     names |= dict.fromkeys(range(len(names), request.out_channels), "depth inside the object")
     return {
         "type": "image" if dense else "probabilities",

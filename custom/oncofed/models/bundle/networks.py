@@ -37,7 +37,7 @@ class Exported:
     Attributes:
         definition: entries of a configuration, ``network_def`` among them.
         predictor: entries that make a function of it, ``predictor`` among them.
-        module: that must be installed beside MONAI for it; empty: none.
+        module: that it needs in addition to MONAI; empty: none.
     """
 
     definition: Config

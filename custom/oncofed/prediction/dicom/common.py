@@ -13,7 +13,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
 from oncofed import __version__
-from oncofed.data.manifest import write_whole
+from oncofed.atomic import write_whole
 from oncofed.prediction.dicom.codes import clean
 
 if TYPE_CHECKING:

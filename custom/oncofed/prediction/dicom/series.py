@@ -185,10 +185,6 @@ def _on_frames(labels: NDArray[Any], affine: Floats, series: Series) -> NDArray[
     """Return (frame, row, column) labels; None: they do not fit.
 
     Frames of a tilted gantry were shifted onto a rectangular grid: each pixel takes the nearest voxel's label.
-
-    Frames of a tilted gantry were shifted onto a rectangular grid: each pixel takes the nearest voxel's label.
-
-    Frames of a tilted gantry were shifted onto a grid with right angles: each pixel takes the nearest voxel's label.
     """
     lines = _lines(labels.shape, affine, series)
     if not lines:
@@ -204,8 +200,6 @@ def labels_within_frames(labels: NDArray[Any], affine: Floats, series: Series) -
     """Zero labels on voxels that no frame acquired.
 
     Such voxels arise where slices of a tilted gantry were shifted.
-
-    Those are where slices of a tilted gantry were moved away from: nothing was acquired there.
 
     Args:
         labels: see ``read_series``.

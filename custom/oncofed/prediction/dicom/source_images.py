@@ -58,8 +58,6 @@ def placeholder_headers(series: Series) -> list[Dataset]:
     """Return the series' headers with all that highdicom requires.
 
     Their SOP class is a generic one and they share one series; objects made from them need ``restore``.
-
-    Their class is a plain one of their kind, and their series one: what was written of them needs ``restore``.
     """
     found = []
     for number, header in enumerate(series.headers):

@@ -16,7 +16,7 @@ import torch
 
 from oncofed.data.cases import Case, Cases, Problem, check_cases, deal_cases
 from oncofed.data.decisions import decided
-from oncofed.data.grouping import counted, told
+from oncofed.data.grouping import counted, finding_lines
 from oncofed.data.layouts.base import distinct_names
 from oncofed.data.manifest import MANIFEST_FILE, Manifest, read_manifest
 from oncofed.errors import DataError, SpecError
@@ -269,7 +269,7 @@ def _usable(request: EvaluationRequest, cases: Sequence[Case], progress: Progres
         problems |= {p.case: p for p in check_cases(cases, vocabulary, model.job.data, progress=advance)}
     left = [case for case in cases if case.name not in problems]
     if not left:
-        listed = "\n  ".join(told((problem.case, problem.what) for problem in problems.values()))
+        listed = "\n  ".join(finding_lines((problem.case, problem.what) for problem in problems.values()))
         raise DataError(f"{request.folder}: none of its {counted(len(cases), 'case')} fits the job:\n  {listed}")
     return left, list(problems.values())
 

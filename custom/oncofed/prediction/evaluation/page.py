@@ -9,14 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from jinja2 import Environment, PackageLoader
 
 from oncofed.data.grouping import counted
-from oncofed.data.manifest import write_whole
 from oncofed.prediction.evaluation.evaluate import EvaluationResult, Progress, ScoredCase
 from oncofed.prediction.model import TrainedModel
-from oncofed.prediction.permissions import OWNER_ONLY_FILE
+from oncofed.private_files import write_private
 from oncofed.report.html import line_styles, picture_svg
+from oncofed.report.pages import render
 from oncofed.tasks import metrics_that_may_leave
 from oncofed.tasks.pictures import Picture
 
@@ -45,8 +44,8 @@ def write_page(
     shown = [one for one in evaluated.scored_cases if one.score is not None][:worst]
     pictures = _pictures(shown, model, device, progress or (lambda what, done, total: None))
     drawn = [picture_svg(picture) for picture in pictures]
-    environment = Environment(loader=PackageLoader("oncofed.report"), autoescape=True, trim_blocks=True)
-    html = environment.get_template("evaluation.html").render(
+    html = render(
+        "evaluation.html",
         found=evaluated,
         record=evaluated.record,
         worst=list(zip(shown, drawn, strict=True)),
@@ -57,7 +56,7 @@ def write_page(
         counted=counted,
     )
     path = folder / PAGE_FILE
-    write_whole(path, html, OWNER_ONLY_FILE)
+    write_private(path, html.encode())
     return path
 
 

@@ -258,8 +258,6 @@ def group_cases(wanted: ColumnChoice, values: Values, cases: Sequence[str], part
     Numbers are split into the given ranges, or into quantiles with equal counts; few distinct numbers count as codes.
     Cases without a value form the group "not said".
 
-    Numbers go into the ranges that are wanted, or into parts of as many cases each; few different ones are codes.
-
     Args:
         wanted: the column.
         values: value of each case.

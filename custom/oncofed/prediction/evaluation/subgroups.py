@@ -105,8 +105,6 @@ def by_subgroup(
     Together, the groups of all columns disclose nothing about few patients. Patients are resampled with all their
     cases, once for all groups: a patient in two groups is drawn for both.
 
-    Patients are drawn with all their cases, once for all groups: a patient who is in two of them is drawn for both.
-
     Args:
         task: the model's task.
         outcomes: of all cases.
@@ -129,8 +127,8 @@ def by_subgroup(
                 scores = without_classes(task.summarise(outcomes.patient_outcomes(own)), silent[number])
                 groups.append(Group(name, count, len(own), scores, interval(metrics[-1], len(telling))))
             elif own:
-                few = len(telling) < LEAST_PATIENTS
-                reason = f"fewer than {LEAST_PATIENTS} patients" if few else "it would give others away"
+                is_small = len(telling) < LEAST_PATIENTS
+                reason = f"fewer than {LEAST_PATIENTS} patients" if is_small else "it would give others away"
                 groups.append(Group(name, count, len(own), None, None, reason))
         first += len(of_column)
         found.append(Subgroups(column.name, tuple(groups), _differences(groups, metrics)))
@@ -141,8 +139,8 @@ def by_subgroup(
 def shareable_scores(task: Task[Any], outcomes: Outcomes) -> Scores:
     """Return overall scores, without classes of few patients."""
     with_it = {name: outcomes.cases_by_patient(_showing(task, outcomes, name)) for name in task.classes.values()}
-    few = {name for name, patients in with_it.items() if len(patients) < LEAST_PATIENTS}
-    return without_classes(task.summarise(outcomes.patient_outcomes()), few)
+    small_groups = {name for name, patients in with_it.items() if len(patients) < LEAST_PATIENTS}
+    return without_classes(task.summarise(outcomes.patient_outcomes()), small_groups)
 
 
 def _told(task: Task[Any], outcomes: Outcomes, groups: Sequence[Sequence[int]]) -> tuple[set[int], list[set[str]]]:
@@ -150,18 +148,18 @@ def _told(task: Task[Any], outcomes: Outcomes, groups: Sequence[Sequence[int]]) 
     telling = {n for n in range(len(outcomes)) if task.classes_told(outcomes.found[n])}
     behind = [outcomes.cases_by_patient(telling.intersection(own)) for own in groups]
     people = [outcomes.cases_by_patient(own) for own in groups]
-    few = frozenset(number for number, patients in enumerate(people) if len(patients) < LEAST_PATIENTS)
+    small_groups = frozenset(number for number, patients in enumerate(people) if len(patients) < LEAST_PATIENTS)
     # Groups without a contributing case disclose nobody.
-    nothing = {number for number, patients in enumerate(behind) if not patients and number not in few}
-    shown = nothing | releasable_groups(outcomes.cases_by_patient(telling), behind, LEAST_PATIENTS, few)
+    nothing = {number for number, patients in enumerate(behind) if not patients and number not in small_groups}
+    shown = nothing | releasable_groups(outcomes.cases_by_patient(telling), behind, LEAST_PATIENTS, small_groups)
     silent: list[set[str]] = [set() for _ in groups]
     for name in task.classes.values():
         cases = _showing(task, outcomes, name)
         with_it = [outcomes.cases_by_patient(cases.intersection(own)) for own in groups]
         hidden = frozenset(range(len(groups))) - shown
-        told = releasable_groups(outcomes.cases_by_patient(cases), with_it, LEAST_PATIENTS, hidden)
+        releasable = releasable_groups(outcomes.cases_by_patient(cases), with_it, LEAST_PATIENTS, hidden)
         for number in range(len(groups)):
-            if with_it[number] and number not in told:
+            if with_it[number] and number not in releasable:
                 silent[number].add(name)
     return shown, silent
 

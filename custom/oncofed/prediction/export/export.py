@@ -1,8 +1,6 @@
 """Exports a model as MONAI bundle or ONNX.
 
 Each export is checked on an example, which stays next to it.
-
-The check's example stays next to the export.
 """
 
 from __future__ import annotations
@@ -144,10 +142,10 @@ def _export_bundle(model: TrainedModel, folder: Path, progress: Progress) -> str
 
 def _take_along(model: TrainedModel, bundle: Path) -> None:
     """Copy the model's records and card into its bundle."""
-    beside, docs = model.folder / MODEL_FOLDER, Path("docs")
-    complete_bundle(bundle, [beside, model.folder])
+    model_folder, docs = model.folder / MODEL_FOLDER, Path("docs")
+    complete_bundle(bundle, [model_folder, model.folder])
     for name in (CARD_JSON, CARD_MARKDOWN):
-        for path in (beside / name, model.folder / docs / name):
+        for path in (model_folder / name, model.folder / docs / name):
             if path.is_file():
                 shutil.copyfile(path, bundle / docs / name)
                 break

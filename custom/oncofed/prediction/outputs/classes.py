@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from oncofed.data.transforms import load_whole
 from oncofed.prediction.case_prediction import CasePrediction
 from oncofed.prediction.model import TrainedModel
 from oncofed.prediction.outputs.heatmap import overlay_heatmap, to_rgb
+from oncofed.prediction.outputs.records import json_text
 from oncofed.prediction.outputs.saliency import Explainer, SaliencyMap, resample_heat
 
 # One explainer per network, since finding its feature layer takes time.
@@ -62,10 +62,7 @@ def write_classes(prediction: CasePrediction, model: TrainedModel, folder: Path)
     record = {"case": prediction.source.name, "model": model.digest}
     record |= class_record(shares, prediction.temperature is not None)
     path = folder / f"{prediction.source.name}_classes.json"
-    path.write_text(
-        json.dumps({**record, "temperature": prediction.temperature}, indent=1, ensure_ascii=False) + "\n",
-        encoding="utf-8",
-    )
+    path.write_text(json_text({**record, "temperature": prediction.temperature}), encoding="utf-8")
     return [path]
 
 
@@ -90,7 +87,7 @@ def write_saliency(prediction: CasePrediction, model: TrainedModel, folder: Path
     record = {"case": name, "model": model.digest, "value": value, "name": model.task.classes[value]}
     record["method"] = evidence.method
     record_path = folder / f"{name}_evidence.json"
-    record_path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    record_path.write_text(json_text(record), encoding="utf-8")
     return [path, record_path]
 
 

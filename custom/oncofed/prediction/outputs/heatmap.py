@@ -41,8 +41,6 @@ def to_rgb(values: NDArray[Any]) -> Pixels:
     """Convert a flat image to (row, column, 3) uint8.
 
     Colours stay as they are. Values other than bytes are scaled to their 0.5th to 99.5th percentile.
-
-    All but the lowest and highest 0.5 % of other values than bytes are spread over the shades.
     """
     turned = values.swapaxes(0, 1)
     if turned.shape[-1] != 3:

@@ -82,7 +82,11 @@ def measure(
         box = boxes[value - 1]
         if box is None:
             volume, area = (0.0, None) if labels.ndim == 3 else (None, 0.0)
-            found.append(SegmentMeasurements(value, name, 0, 0, volume, area, calibrated=calibrated))
+            found.append(
+                SegmentMeasurements(
+                    value, name, voxels=0, pieces=0, volume_ml=volume, area_mm2=area, calibrated=calibrated
+                )
+            )
         else:
             found.append(_measure(value, name, labels[box] == value, [s.start for s in box], affine, calibrated))
     return found
@@ -120,8 +124,8 @@ def _measure(
     return SegmentMeasurements(
         value,
         name,
-        voxels,
-        int(count),
+        voxels=voxels,
+        pieces=int(count),
         volume_ml=size / _MM3_PER_ML if dimensions == 3 else None,
         area_mm2=size if dimensions == 2 else None,
         longest_mm=longest.length if longest else None,

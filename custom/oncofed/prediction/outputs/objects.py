@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from oncofed.prediction.model import TrainedModel
 from oncofed.prediction.outputs import geojson
 from oncofed.prediction.outputs.labels import labels_image
 from oncofed.prediction.outputs.polygons import object_polygons
+from oncofed.prediction.outputs.records import json_text
 from oncofed.prediction.outputs.tables import write_rows
 from oncofed.tasks.inferred import ObjectMap
 
@@ -116,7 +116,14 @@ def measure(numbers: Numbers, spacing: Sequence[float] | None) -> ObjectTable:
     spread = np.linalg.eigvalsh(covariance)  # rising
     eccentricity = np.sqrt(np.clip(1 - spread[:, 0] / spread[:, -1], 0, 1))
     known = None if spacing is None else tuple(float(side) for side in spacing)
-    return ObjectTable(present, sizes, centres + 0.5, eccentricity, numbers.shape, known)
+    return ObjectTable(
+        numbers=present,
+        sizes=sizes,
+        centres=centres + 0.5,
+        eccentricity=eccentricity,
+        shape=numbers.shape,
+        spacing=known,
+    )
 
 
 def object_features(numbers: Numbers, table: ObjectTable, name: str, key: str) -> list[dict[str, Any]]:
@@ -156,7 +163,7 @@ def write_objects(prediction: CasePrediction, model: TrainedModel, folder: Path)
     paths = {end: folder / f"{source.name}_objects.{end}" for end in ("csv", "json")}
     write_table(table, name, paths["csv"])
     summary = {"case": source.name, "model": model.digest, **table.summary(name)}
-    paths["json"].write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    paths["json"].write_text(json_text(summary), encoding="utf-8")
     if found.numbers.ndim == 2:
         paths["geojson"] = folder / f"{source.name}_objects.geojson"
         key = f"{source.entry.checksum or source.name}/{model.digest}"

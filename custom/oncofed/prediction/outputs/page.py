@@ -12,21 +12,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader
 from PIL import Image
 
-from oncofed.data.manifest import write_whole
 from oncofed.data.register_options import Progress
-from oncofed.data.workers import BROKE_ITS_READER, Workers
 from oncofed.prediction.model import TrainedModel
 from oncofed.prediction.outputs.case_rows import display_table
 from oncofed.prediction.outputs.heatmap import css_gradient
-from oncofed.prediction.permissions import OWNER_ONLY_FILE
 from oncofed.prediction.predictions import Predictions, describe_source
 from oncofed.prediction.results_folder import CASES_FOLDER, RESEARCH_ONLY
 from oncofed.prediction.sources import Source, Sources
 from oncofed.prediction.trust.summary import VERDICTS, common_warnings
-from oncofed.report.planes import FLAT_SIDE, Drawing, Drawn, colour, dash, draw
+from oncofed.private_files import write_private
+from oncofed.report.pages import render
+from oncofed.report.planes import FLAT_SIDE, Drawing, Drawn, draw_all, legend
 
 PAGE_FILE = "predictions.html"
 _MOST_SHOWN = 100
@@ -42,12 +40,12 @@ class _Shown:
     record: Mapping[str, Any]
     drawn: Drawn | None
     images: Sequence[Mapping[str, Any]]
-    told: str
+    verdict: str
     series: str
     legend: Sequence[tuple[str, str, str]]
     headings: Sequence[str]
     rows: Sequence[Sequence[str]]
-    doubts: Sequence[str]
+    reasons: Sequence[str]
 
 
 def write_page(
@@ -73,9 +71,10 @@ def write_page(
     """
     by_name = {source.name: source for source in sources.cases}
     records = sorted(found.now, key=lambda record: (-_doubt(record), record["name"]))[:_MOST_SHOWN]
-    drawn = _draw([_drawing(by_name[record["name"]], record, model, out) for record in records], workers, progress)
-    environment = Environment(loader=PackageLoader("oncofed.report"), autoescape=True, trim_blocks=True)
-    html = environment.get_template("predictions.html").render(
+    drawings = [_drawing(by_name[record["name"]], record, model, out) for record in records]
+    drawn = draw_all(drawings, workers, _FEWEST_FOR_PROCESSES, progress)
+    html = render(
+        "predictions.html",
         job=model.job,
         digest=model.digest,
         research_only=RESEARCH_ONLY,
@@ -88,7 +87,7 @@ def write_page(
         cases=[_shown(record, drawn.get(record["name"]), model, out) for record in records],
     )
     path = out / PAGE_FILE
-    write_whole(path, html, OWNER_ONLY_FILE)
+    write_private(path, html.encode())
     return path
 
 
@@ -115,36 +114,20 @@ def _drawing(source: Source, record: Mapping[str, Any], model: TrainedModel, out
     return Drawing(case, is_ct, most=True)
 
 
-def _draw(drawings: Sequence[Drawing], workers: int | None, progress: Progress | None) -> dict[str, Drawn]:
-    drawn: dict[str, Drawn] = {}
-    with Workers(workers) as pool:
-        for one in pool.map(draw, drawings, _FEWEST_FOR_PROCESSES, _broke):
-            drawn[one.name] = one
-            if progress:
-                progress("drawing", len(drawn), len(drawings))
-    return drawn
-
-
-def _broke(drawing: Drawing) -> Drawn:
-    return Drawn(drawing.case.name, problem=BROKE_ITS_READER)
-
-
 def _shown(record: Mapping[str, Any], drawn: Drawn | None, model: TrainedModel, out: Path) -> _Shown:
     headings, rows = display_table(record["figures"])
     trust = record["trust"] or {}
-    values = drawn.values if drawn else ()
-    legend = [(colour(value), dash(value), model.task.classes.get(value, f"label {value}")) for value in values]
     folder = out / CASES_FOLDER / record["name"]
     return _Shown(
-        record,
-        drawn,
-        list(_images(record, folder)),
-        VERDICTS.get(trust.get("verdict", ""), ""),
-        describe_source(record),
-        legend,
-        headings,
-        rows,
-        trust.get("reasons") or (),
+        record=record,
+        drawn=drawn,
+        images=list(_images(record, folder)),
+        verdict=VERDICTS.get(trust.get("verdict", ""), ""),
+        series=describe_source(record),
+        legend=legend(drawn.values if drawn else (), model.task.classes),
+        headings=headings,
+        rows=rows,
+        reasons=trust.get("reasons") or (),
     )
 
 
@@ -174,8 +157,6 @@ def _small(path: Path) -> tuple[str, int]:
     """Return a picture as base64 PNG, and its display width.
 
     It is drawn as large as the case's image next to it, or at its own size if it shows a part of it.
-
-    It is as large as the case's image beside it, or as it is where it is a part of it.
     """
     buffer = io.BytesIO()
     with Image.open(path) as picture:

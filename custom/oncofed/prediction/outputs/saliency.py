@@ -176,9 +176,6 @@ def feature_layer(network: nn.Module, like: Tensor) -> str | None:
     Found by running the network: the layer's output for one image replaces that for another image, and the answer must
     then be that of the first image.
 
-    Which it is shows by running the network: its output is put in place of what another image gives there, and the
-    answer must become that of the first image.
-
     Args:
         network: in evaluation mode.
         like: an input, (1, channel, x, y[, z]).

@@ -8,8 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from oncofed.data.manifest import write_whole
-from oncofed.prediction.permissions import OWNER_ONLY_FILE
+from oncofed.private_files import write_private
 
 # Characters that can begin a formula.
 _BEGINS_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
@@ -20,8 +19,6 @@ def escape_formula(cell: Any) -> Any:
 
     Such text gets an apostrophe in front: names of files and classes come from anybody. Numbers, also written as text,
     are kept.
-
-    Names of files and classes may be anybody's. Numbers, also those written as text, stay as they are.
     """
     if not isinstance(cell, str) or not cell.startswith(_BEGINS_FORMULA):
         return cell
@@ -43,7 +40,7 @@ def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]
     text = io.StringIO()
     table = csv.writer(text)
     table.writerows([escape_formula(cell) for cell in row] for row in (columns, *rows))
-    write_whole(path, text.getvalue(), OWNER_ONLY_FILE)
+    write_private(path, text.getvalue().encode())
 
 
 def write_table(path: Path, rows: Sequence[dict[str, Any]], first: Sequence[str]) -> None:

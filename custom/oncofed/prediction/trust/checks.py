@@ -26,7 +26,7 @@ from oncofed.data.traits import intensity_of_image, traits_of
 from oncofed.errors import DataError
 from oncofed.prediction.model import MODEL_FOLDER, TrainedModel, network_of, read_weights
 from oncofed.prediction.sources import Source
-from oncofed.prediction.trust.ensemble import Disagreement, disagreement, ensemble_members
+from oncofed.prediction.trust.ensemble import Disagreement, disagreement, ensemble_members, shannon_entropy
 from oncofed.prediction.trust.out_of_distribution import Deviation, find_deviations
 from oncofed.tasks.entropy import mean_entropy
 from oncofed.tasks.inferred import ClassScores, Inferred, LabelMap
@@ -185,8 +185,7 @@ def verdict_of(
 
 def entropy_of(probabilities: NDArray[np.float64]) -> float:
     """Return the normalised entropy of probabilities, 0 to 1."""
-    likely = probabilities[probabilities > 0]
-    return float(max(-(likely * np.log(likely)).sum(), 0.0) / math.log(max(len(probabilities), 2)))
+    return max(shannon_entropy(probabilities), 0.0) / math.log(max(len(probabilities), 2))
 
 
 def _is_uncertain(classes: bool, entropy: float | None) -> bool:

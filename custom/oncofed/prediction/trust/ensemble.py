@@ -108,10 +108,11 @@ def _mean(values: list[float]) -> float | None:
 def _divergence(likely: NDArray[np.float64]) -> float:
     """Return the normalised Jensen-Shannon divergence of (model, class)."""
     largest = math.log(max(min(likely.shape), 2))
-    between = _entropy(likely.mean(axis=0)) - float(np.mean([_entropy(row) for row in likely]))
+    between = shannon_entropy(likely.mean(axis=0)) - float(np.mean([shannon_entropy(row) for row in likely]))
     return float(np.clip(between / largest, 0, 1))
 
 
-def _entropy(likely: NDArray[np.float64]) -> float:
+def shannon_entropy(likely: NDArray[np.float64]) -> float:
+    """Return the entropy of probabilities in nats."""
     positive = likely[likely > 0]
     return float(-(positive * np.log(positive)).sum())

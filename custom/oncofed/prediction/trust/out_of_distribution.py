@@ -39,8 +39,6 @@ def find_deviations(
 
     The job's own modality, and Hounsfield units of CT, are checked without a profile too.
 
-    What the job itself says, its modality and that CT is in Hounsfield units, holds without a profile too.
-
     Args:
         found: the image's traits; see ``data.traits.traits_of``.
         modality: as registered, such as MR; None: unknown.

@@ -28,13 +28,13 @@ def warning_lines(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]
     Args:
         records: contents of ``case.json``.
     """
-    return [(told, _line(cases, len(records))) for told, cases in _kinds(records)]
+    return [(verdict, _line(cases, len(records))) for verdict, cases in _kinds(records)]
 
 
 def common_warnings(records: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return warnings that hold for most cases."""
     of = len(records)
-    return [f"{told}: {_line(cases, of)}" for told, cases in _kinds(records) if _are_most(len(cases), of)]
+    return [f"{verdict}: {_line(cases, of)}" for verdict, cases in _kinds(records) if _are_most(len(cases), of)]
 
 
 def _kinds(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[tuple[str, str]]]]:
@@ -48,7 +48,7 @@ def _kinds(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[tuple[s
         for reason in trust.get("reasons") or ():
             kind = VERDICTS[trust["verdict"]], _NUMBER.sub("#", reason)
             kinds.setdefault(kind, []).append((record["name"], reason))
-    return sorted(((told, cases) for (told, _), cases in kinds.items()), key=lambda one: -len(one[1]))
+    return sorted(((verdict, cases) for (verdict, _), cases in kinds.items()), key=lambda one: -len(one[1]))
 
 
 def _are_most(count: int, of: int) -> bool:

@@ -53,8 +53,6 @@ class FolderScanner:
 
     Each subfolder is one input, and so is each file. Loose DICOM files are one input per series, as in an inbox.
 
-    Each folder in it is one thing, as is each file; loose DICOM files are one thing a series, as each is in an inbox.
-
     Args:
         folder: watched folder.
         settle: seconds without a change after which an input counts as complete.

@@ -21,9 +21,9 @@ from typing import BinaryIO
 
 from pydicom.uid import PYDICOM_IMPLEMENTATION_UID
 
+from oncofed.atomic import flush_to_disk, write_whole
 from oncofed.data.dicom.header_types import BrokenFile, ImageHeader, SlideHeader
 from oncofed.data.dicom.headers import read_header
-from oncofed.data.manifest import write_whole
 
 KEY_FILE = ".key"  # of the hashes; also marks a folder as an inbox
 _COMING = ".coming"  # holds files while they are received
@@ -117,7 +117,7 @@ class Inbox:
                 incoming.discard()
             else:
                 incoming.path.replace(path)
-                _sync(series)
+                flush_to_disk(series)
         except OSError as error:
             raise _unwritten(error) from None
         finally:
@@ -290,16 +290,7 @@ def _unwritten(error: OSError) -> StoreRefused:
 def _make_private_folder(folder: Path) -> None:
     if not folder.is_dir():
         folder.mkdir(mode=0o700, exist_ok=True)
-        _sync(folder.parent)
-
-
-def _sync(folder: Path) -> None:
-    """Flush a folder's entries to disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        flush_to_disk(folder.parent)
 
 
 def _key(folder: Path) -> bytes:

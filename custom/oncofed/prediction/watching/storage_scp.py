@@ -2,9 +2,6 @@
 
 The port is exposed to unauthenticated peers: lengths are bounded, data go to disk rather than memory, and nothing a
 peer sends becomes part of a path or of printed text unchecked.
-
-Whoever reaches the port may send anything, before it has said who it is: lengths are bounded, what comes in goes to
-disk and not to memory, and nothing that was sent becomes part of a path or of a line that is printed.
 """
 
 from __future__ import annotations
@@ -101,8 +98,6 @@ def decodable_syntaxes() -> list[UID]:
     """Return the transfer syntaxes that can be decoded here.
 
     Deflated data are excluded: one megabyte may expand to a gigabyte when read.
-
-    Not the deflated one: a megabyte of it may become a gigabyte as it is read.
     """
     plain = [ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian]
     return plain + [s for s in AllTransferSyntaxes if s.is_compressed and _is_decodable(s)]
