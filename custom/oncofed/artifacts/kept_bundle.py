@@ -1,4 +1,4 @@
-"""Further files of a model's bundle, so that it says as much of the model as its run does."""
+"""Further files of a model's bundle, as its run has them."""
 
 from __future__ import annotations
 

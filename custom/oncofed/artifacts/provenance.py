@@ -78,7 +78,10 @@ def problems_of(provenance: Mapping[str, Any], model: Path, root: x509.Certifica
 
 
 def _digest(model: Weights) -> str:
-    """Return a model's digest, by a standard (FIPS 180-4): it outlives the run, and others may have to check it."""
+    """Return a model's digest.
+
+    It follows a standard (FIPS 180-4): it outlives the run, and others may have to check it.
+    """
     return digest_of(model, hashlib.sha256).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""Traits of the images that a federation learned from, as ranges kept with the model.
+"""Traits of a federation's training images, kept with the model.
 
 Each site counts its training patients in histograms whose ends and bins ``data.traits`` fixes, merges bins of fewer
 than five patients or hides them, and the server adds the sites up. It holds no smallest or largest value of a patient.
@@ -100,7 +100,9 @@ def write_training_profile(folder: Path, profile: TrainingProfile) -> Path:
 
 
 def read_training_profile(folder: Path) -> TrainingProfile | None:
-    """Return the profile next to a model's weights; None without one, as of runs at older sites.
+    """Return the profile next to a model's weights.
+
+    It is None without one, as of runs at older sites.
 
     Raises:
         SpecError: it cannot be read as one.

@@ -1,4 +1,4 @@
-"""A table of a model's figures on single test cases, for the site alone."""
+"""A model's figures on single test cases, for the site alone."""
 
 from __future__ import annotations
 

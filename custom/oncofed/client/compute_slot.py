@@ -1,4 +1,4 @@
-"""Slots to compute in, for several sites on one machine: of its GPU, or of its cores in a simulation."""
+"""Slots to compute in, shared by the sites of one machine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ _SECONDS_BETWEEN_POLLS = 0.01
 
 
 def give_gpu_memory_back() -> None:
-    """Release GPU memory that PyTorch caches, where other processes share this machine; tensors stay."""
+    """Release cached GPU memory, if other processes share this machine.
+
+    Tensors stay.
+    """
     if sharing_processes() > 1 and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.empty_cache()
 
@@ -65,7 +68,7 @@ class ComputeSlot:
 
     @contextlib.contextmanager
     def hold(self, give_up: Callable[[], bool]) -> Iterator[None]:
-        """Hold a slot while the block runs; line up first where that was not done.
+        """Hold a slot while the block runs; line up if needed.
 
         Args:
             give_up: polled while it waits; once true, the block runs without a slot.

@@ -1,4 +1,4 @@
-"""A job's state folder at a site: what it holds, and who may work in it."""
+"""A job's state folder at a site: its files and its lock."""
 
 from __future__ import annotations
 

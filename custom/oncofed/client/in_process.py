@@ -135,7 +135,7 @@ class InProcessTraining:
     # --- train
 
     def train(self, request: TrainRequest, stop: Stop) -> TrainResult:
-        """Train the global model, or return an earlier process's result of the same request."""
+        """Train the global model, unless a result is kept already."""
         received = {name: _full_precision(value) for name, value in request.weights.items()}
         turn_key = f"{request.round} {digest_of(received)}"
         earlier = self._state.result_of(turn_key)
@@ -164,7 +164,7 @@ class InProcessTraining:
         return result
 
     def _take_steps(self, round_number: int, turn_key: str, weights: Weights, stop: Stop) -> dict[str, Any]:
-        """Train up to a round's last step; return the mean loss and the seconds that it took."""
+        """Train up to a round's last step; return loss and seconds."""
         trainer, total = self.trainer, self._plan.total_steps
         last_step = round_number * self._plan.training.steps_per_round
 
@@ -200,7 +200,7 @@ class InProcessTraining:
             self._personal.settle()
 
     def _keep(self, result: TrainResult) -> str | None:
-        """Keep a result and the state behind it; return why that failed, or None."""
+        """Keep a result and its state; return why that failed."""
         parts = {"left_over": self._compressor.left_over, "norm": self._kept_locally}
         if self._gradient_hook:
             parts["correction"] = self._gradient_hook.state
@@ -212,7 +212,10 @@ class InProcessTraining:
         return None
 
     def _weights_here(self, received: Weights) -> Weights:
-        """Return the global weights as this site uses them: completed, and with those that it keeps (FedBN)."""
+        """Return the global weights as this site uses them.
+
+        Weights that do not travel are added, and those that it keeps locally replaced (FedBN).
+        """
         return {**self._untrained, **received, **self._kept_locally}
 
     # --- validate
@@ -240,7 +243,7 @@ class InProcessTraining:
         return sums
 
     def _outcomes_of_other(self, stop: Stop) -> Outcomes | None:
-        """Return test outcomes of the model that the job compares with; None without one."""
+        """Return test outcomes of the model to compare with, if any."""
         if self._context.against is None:
             return None
         trainer, outcomes = self.trainer, Outcomes()
@@ -249,7 +252,10 @@ class InProcessTraining:
         return None if stop() else outcomes
 
     def _keep_model(self, name: str) -> None:
-        """Keep the model as it serves this site: with local normalisation (FedBN), or the personal one (Ditto)."""
+        """Keep the model as it serves this site.
+
+        With FedBN that is the one with local normalisation, with Ditto the personal one.
+        """
         folder = self._context.state / OWN_MODEL
         weights = (self._personal or self.trainer).weights()
         try:
@@ -299,7 +305,7 @@ class InProcessTraining:
 
 
 def _full_precision(value: torch.Tensor) -> torch.Tensor:
-    """Return a weight as the network holds it: the global model may travel in bfloat16."""
+    """Return a received weight in the network's type, which bfloat16 never is."""
     return value.float() if value.dtype is torch.bfloat16 else value
 
 

@@ -48,7 +48,7 @@ def keep_model(folder: Path, weights: Weights, *, name: str, site: str, plan: Pl
 
 
 def add_artifacts(folder: Path, files: Mapping[str, str], *, personal: bool) -> None:
-    """Write the small files that belong to a kept model, and complete its bundle with them.
+    """Write a kept model's small files, and complete its bundle.
 
     Args:
         folder: of the model; nothing is written where it is missing.

@@ -42,7 +42,7 @@ def wait_for_lock(
 
 
 def wait_in_line(file: IO[str], others: Sequence[IO[str]], give_up: Callable[[], bool]) -> IO[str] | None:
-    """Wait in the system's queue for a file's lock, or until another file is free.
+    """Queue for a file's lock, or until another file is free.
 
     Waiting takes no processor time, and the lock is handed on at once. The other files are polled every two seconds:
     the process that holds the first may hang.

@@ -44,7 +44,7 @@ def check_cases(plan: Plan, context: SiteContext, progress: ThrottledProgress, r
 
 
 def set_broken_files_aside(folder: Path, reporter: ProgressReporter) -> None:
-    """Rename state files that an earlier process left broken, by a bad disk for example.
+    """Rename broken state files, as after a bad disk.
 
     Args:
         folder: of the state.
@@ -75,7 +75,9 @@ def draw_validation_cases(
 
 
 def untrained_weights(trainer: Trainer, plan: Plan, initial: Path | None) -> Weights:
-    """Return weights that no site trains: each site has them from the job, so they do not travel.
+    """Return the weights that no site trains.
+
+    Each site has them from the job, so they do not travel.
 
     Args:
         trainer: of the job's network.

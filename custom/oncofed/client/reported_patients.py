@@ -1,7 +1,7 @@
-"""Patients behind the sums that a site sent, so that the difference of two jobs' sums shows no single patient.
+"""Patients behind the sums that a site sent.
 
-They are kept for each dataset next to the state of the site's jobs: salted hashes, which its own account alone can
-read.
+The difference of two jobs' sums must not show a single patient. Patients are kept for each dataset next to the state of
+the site's jobs: salted hashes, which its own account alone can read.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _LONGEST_WAIT_SECONDS = 60.0
 
 
 def refuse_overlap(folder: Path, dataset: str, groups: Sequence[Sequence[str]]) -> str:
-    """Record groups of patients whose sums are to leave; return why they may not, or "".
+    """Record groups of patients whose sums leave; return why they may not.
 
     They may not where a group differs from a recorded one by one to four patients. The same group again reveals
     nothing new.
@@ -34,6 +34,9 @@ def refuse_overlap(folder: Path, dataset: str, groups: Sequence[Sequence[str]]) 
         folder: of the states of this site's jobs.
         dataset: of the patients.
         groups: keys of each group's patients.
+
+    Returns:
+        A reason; "" where they may leave.
 
     Raises:
         StateError: the record cannot be read or written.

@@ -1,7 +1,7 @@
-"""Messages between a job's process and its sandboxed process: JSON and tensors over a socket.
+"""Messages between a job's process and its sandboxed process.
 
-Imports the standard library alone, and starts no thread: the sandboxed process reads its first message before it gives
-up its files.
+They are JSON and tensors over a socket. Imports the standard library alone, and starts no thread: the sandboxed process
+reads its first message before it gives up its files.
 """
 
 from __future__ import annotations

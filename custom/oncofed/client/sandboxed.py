@@ -1,7 +1,7 @@
-"""Local training in a process without network, for code that an engineer brought; see ``oncofed.sandbox``.
+"""Local training in a process without network, for an engineer's code.
 
-That process (``sandboxed_process``, ``sandbox_worker``) reads the job's own data, writes to the job's own folder, and
-answers with JSON and safetensors. Its answers are checked as if they came from a stranger.
+That process (``sandboxed_process``, ``sandbox_worker``; see ``oncofed.sandbox``) reads the job's own data, writes to
+the job's own folder, and answers with JSON and safetensors. Its answers are checked as if they came from a stranger.
 """
 
 from __future__ import annotations
@@ -145,7 +145,10 @@ class SandboxedTraining:
     def _command(
         self, facts: dict[str, Any], tensors: Weights | None = None, stop: Stop = lambda: False
     ) -> tuple[dict[str, Any], Weights]:
-        """Have a command executed, by a new process where none runs; return facts and tensors of its result."""
+        """Have a command executed; return facts and tensors of its result.
+
+        A process is started where none runs.
+        """
         try:
             if self._socket is None:
                 self._start()
@@ -223,7 +226,7 @@ class SandboxedTraining:
             raise ValueError("an unknown event")
 
     def _error(self, kind: str, text: str) -> OncofedError:
-        """Return a failure as an error for the executor, without words that the code may have chosen."""
+        """Return an error for the executor, without words of the code."""
         self._reporter.note(f"the pack {self._pack.name}: {kind[:60]}: {text}", logging.ERROR)
         if kind in _KEPT_AT_SITE:
             return _KEPT_AT_SITE[kind](text)

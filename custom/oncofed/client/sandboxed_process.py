@@ -1,4 +1,6 @@
-"""The sandboxed process, from its start: it gives up files before anything starts threads.
+"""Start of the sandboxed process.
+
+It gives up files before anything starts threads.
 
 ``python -m oncofed.client.sandboxed_process`` takes its commands from standard input, a socket. No module imported here
 starts a thread. numpy, torch and a GPU's driver do; they are imported and started once Landlock binds their threads
@@ -47,7 +49,7 @@ def main() -> None:
 
 
 def accessible_paths(data: Path, state: Path, models: Sequence[Path] = ()) -> tuple[list[Path], list[Path]]:
-    """Return the paths that the process may read, and those that it may write too.
+    """Return the readable paths, and the writable ones.
 
     Args:
         data: folder of the dataset.

@@ -227,9 +227,10 @@ class SiteExecutor(Executor):
         return InProcessTraining(plan=plan, federation=self._federation, context=context, reporter=reporter)
 
     def _without_overlap(self, score: LocalScore, fl_ctx: FLContext) -> dict[str, Any]:
-        """Return a score without sums that would show few patients next to those of an earlier job.
+        """Return a score without sums that would show few patients.
 
-        In a simulation all sums stay: its sites are no hospitals.
+        They would by their difference to those of an earlier job. In a simulation all sums stay: its sites are no
+        hospitals.
         """
         sums = SUMS & score.numbers.keys()
         if not sums or not self._policy:
@@ -247,7 +248,7 @@ class SiteExecutor(Executor):
         return {name: value for name, value in score.numbers.items() if name not in sums}
 
     def _keep_artifacts(self, files: Mapping[str, str], fl_ctx: FLContext) -> None:
-        """Keep the small files that belong to a model next to it, where the site kept it."""
+        """Keep a model's small files next to it, if it is kept."""
         folder = state_folder(fl_ctx) / OWN_MODEL
         try:
             add_artifacts(folder, files, personal=self._federation.algorithm().personal_hook() is not None)
@@ -255,7 +256,7 @@ class SiteExecutor(Executor):
             self.log_error(fl_ctx, f"what belongs to the model in {folder} is not beside it: {error}", fire_event=False)
 
     def _send_to_peer(self, result: TrainResult, request: TrainRequest, fl_ctx: FLContext) -> TrainResult:
-        """Send an update to the round's collector; return what the server gets in its place."""
+        """Send an update to the round's collector; return the server's part."""
         collector = str(request.collector)
         if self._policy and collector != fl_ctx.get_identity_name():
             facts = {

@@ -1,4 +1,4 @@
-"""Folders of a job, at the server and at each site, found from FLARE's context."""
+"""Folders of a job, at server and sites."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def against_model(fl_ctx: FLContext) -> Path | None:
 
 
 def hand_over(fl_ctx: FLContext) -> None:
-    """Copy a job's record and models to FLARE's run folder, from where they are fetched."""
+    """Copy a job's record and models to where FLARE fetches them."""
     state = state_folder(fl_ctx)
     run_dir = Path(fl_ctx.get_prop(FLContextKey.WORKSPACE_OBJECT).get_run_dir(fl_ctx.get_job_id()))
     if (state / MODELS_FOLDER).is_dir():
@@ -79,7 +79,7 @@ def _link_or_copy(source: str, target: str) -> None:
 
 
 def note_end(fl_ctx: FLContext) -> None:
-    """Mark a job as ended by itself, so that the server's main process starts it at no site again."""
+    """Mark a job as ended by itself: no site starts it again."""
     (state_folder(fl_ctx) / _ENDED).touch()
 
 

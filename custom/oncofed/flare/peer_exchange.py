@@ -1,8 +1,9 @@
-"""Swarm learning: in each round one site averages the updates of its peers; the server sees no site's update.
+"""Swarm learning: each round one site averages its peers' updates.
 
-Peers send each other their updates over the alliance's connections, encrypted from site to site: the server relays what
-it cannot read (Warnat-Herresthal et al., Nature 2021). Unlike in FLARE's swarm workflow the server still leads the
-rounds, so that quorum, deadline, lost sites, model selection and restarts are those of every algorithm.
+The server sees no site's update. Peers send each other their updates over the alliance's connections, encrypted from
+site to site: the server relays what it cannot read (Warnat-Herresthal et al., Nature 2021). Unlike in FLARE's swarm
+workflow the server still leads the rounds, so that quorum, deadline, lost sites, model selection and restarts are those
+of every algorithm.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ _MOST_HELD = 1000
 
 
 class PeerExchange(FLComponent):
-    """A site among its peers: sends its update to the round's collector, and averages updates where it is that one.
+    """Sends updates to the round's collector, and averages them as collector.
 
     Args:
         federation: the job's rules.

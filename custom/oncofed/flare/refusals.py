@@ -1,4 +1,7 @@
-"""Reasons that leave a site whose task failed: none names a case, a path or a patient."""
+"""Reasons that leave a site whose task failed.
+
+None names a case, a path or a patient.
+"""
 
 from __future__ import annotations
 

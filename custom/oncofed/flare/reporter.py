@@ -1,4 +1,4 @@
-"""Progress of a site's local training, for the server and for the site itself."""
+"""Progress of a site's local training, for server and site."""
 
 from __future__ import annotations
 

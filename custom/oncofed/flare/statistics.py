@@ -171,7 +171,7 @@ class CaseStatistics(Statistics):
 
 
 class SmallCounts(FLComponent, StatisticsPrivacyCleanser):
-    """Removes statistics of too few patients, and adds noise where the job wants it.
+    """Removes statistics of too few patients, and can add noise.
 
     A feature of too few patients is removed as a whole; for bins see ``without_small``.
 

@@ -1,4 +1,4 @@
-"""Admission of a job at a site, by the site's policy, before any data is read."""
+"""Admission of a job by a site's policy, before data is read."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def admit_job(
     strategy: str | None = None,
     pack: Pack | None = None,
 ) -> Policy | None:
-    """Return the policy under which a job may run at this site; None in a simulation.
+    """Return the site's policy, if it admits the job.
 
-    A pack that the site has not seen yet is kept for its admin to review.
+    In a simulation it is None. A pack that the site has not seen yet is kept for its admin to review.
 
     Args:
         fl_ctx: of the job's process.
@@ -43,7 +43,8 @@ def admit_job(
     policy = read_policy(local_folder(fl_ctx))
     if policy is None:
         return None
-    facts = JobFacts(*name_and_person(fl_ctx), dataset, network, strategy)
+    name, person = name_and_person(fl_ctx)
+    facts = JobFacts(name=name, person=person, dataset=dataset, network=network, strategy=strategy)
     reason = policy.refusal(facts)
     if pack and not reason:
         reason = refusal_at_site(kit_folder(fl_ctx), pack, partial(record, fl_ctx))

@@ -46,9 +46,9 @@ def archive_problem(path: str) -> str | None:
 
 
 def pack_of_submission() -> bytes | None:
-    """Return the pack of the job that this thread accepts; None without one that can be read.
+    """Return the pack of the job that this thread accepts.
 
-    Only its size was checked.
+    It is None without one that can be read. Only its size was checked.
     """
     path = _ACCEPTED.get()
     if path is None:

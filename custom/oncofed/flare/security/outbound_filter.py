@@ -32,9 +32,10 @@ _SECONDS_PER_HOUR = 3600.0
 
 
 class OutboundFilter(FLComponent):
-    """Checks each result of a site's job process after all filters, and replaces one that may not leave.
+    """Checks each result before it leaves a site, after all other filters.
 
-    A site's kit names it, not a job. An error in it holds a result back, too.
+    One that may not leave is replaced by a refusal. A site's kit names it, not a job. An error in it holds a result
+    back, too.
     """
 
     def __init__(self) -> None:
@@ -74,7 +75,10 @@ class OutboundFilter(FLComponent):
         wire.set_anchor(reply, str(anchor))
 
     def _refusal(self, error: Exception) -> Refusal:
-        """Return the refusal that leaves in place of a result; the site's policy stops the job for good."""
+        """Return the refusal for a result that was held back.
+
+        Where the policy held it back, the job sends nothing more.
+        """
         if isinstance(error, NotFiniteError):
             return Refusal(str(error))
         if isinstance(error, PolicyError | FederationError):
@@ -90,7 +94,9 @@ class OutboundFilter(FLComponent):
 
 
 def policy_of_job(fl_ctx: FLContext) -> OutboundPolicy:
-    """Return the outbound policy for the job of this process, from its configuration as the site received it.
+    """Return the outbound policy for the job of this process.
+
+    It follows the configuration that the site received.
 
     Raises:
         PolicyError: the site has no policy, or the job is none of oncofed's.
@@ -152,7 +158,10 @@ def _read(task: str, reply: Shareable) -> Result:
 
 
 def _require_mean_alone(reply: Shareable) -> None:
-    """Refuse a collector's reply that holds more than a mean: its message has room for all that an update has."""
+    """Refuse a collector's reply that holds more than a mean.
+
+    Its message has room for all that an update has.
+    """
     update = wire.read_result(TrainRequest.task, reply)
     if not isinstance(update, TrainResult) or update.extra or update.numbers or update.steps != 1:
         raise PolicyError("a collector sends a mean, its cases, and nothing else")

@@ -144,7 +144,7 @@ class OutboundPolicy:
         check_numbers(numbers, self._classes, sums=sums, most=self._most_cases, metrics=self._metrics)
 
     def _without_extra_sums(self, numbers: Mapping[str, Any]) -> dict[str, Any]:
-        """Return numbers without counts and sums that the site keeps back, or sent often enough.
+        """Return numbers without sums that stay, or left often enough.
 
         Those of one model show nobody; those of many models, or at many temperatures, would.
         """
@@ -197,9 +197,10 @@ class UsualUpdates:
         self._norms.append(norm)
 
     def compare_direction(self, sample: Tensor) -> dict[str, Any]:
-        """Return the cosine to the update before as ``similarity``, and ``unusual`` where it is far lower than before.
+        """Compare an update's direction with the one before.
 
-        A picture in the place of an update, though it be as long as one, has another direction.
+        Returns ``similarity``, the cosine, and ``unusual`` where it is far lower than before. A picture in the place of
+        an update, though it be as long as one, has another direction.
 
         Args:
             sample: of the update's numbers.
@@ -222,9 +223,10 @@ def _check_count(count: Any) -> None:
 
 
 def _read_through(update: ReceivedUpdate) -> tuple[float, str, Tensor]:
-    """Return an update's norm, its digest, and a sample of its numbers; one tensor is held at a time.
+    """Return an update's norm, its digest, and a sample of its numbers.
 
-    The sample is evenly spaced, as float32: enough to know the update's direction, and little to keep.
+    One tensor is held at a time. The sample is evenly spaced, as float32: enough to know the update's direction, and
+    little to keep.
     """
     stride = max(1, update.floats // _SAMPLED_NUMBERS)
     squares, digest, sample = 0.0, Digest(), []

@@ -32,9 +32,9 @@ def record(fl_ctx: FLContext, what: str, **facts: Any) -> Anchor:
 
 
 def keep_anchor(site: str, result: Shareable, fl_ctx: FLContext) -> None:
-    """At the server: record the last line of a site's audit log, as its result reports it.
+    """At the server: record the anchor of a site's audit log.
 
-    Anything else than an anchor is ignored: a site may send anything.
+    The anchor is the log's last line, as a result reports it. Anything else is ignored: a site may send anything.
     """
     try:
         anchor = Anchor.parse(wire.get_anchor(result) or "")
@@ -47,7 +47,7 @@ def keep_anchor(site: str, result: Shareable, fl_ctx: FLContext) -> None:
 
 
 def name_and_person(fl_ctx: FLContext) -> tuple[str, str | None]:
-    """Return a job's name, and the person that submitted it; None where FLARE does not say."""
+    """Return a job's name, and who submitted it, if known."""
     meta = fl_ctx.get_prop(FLContextKey.JOB_META) or {}
     person = meta.get(JobMetaKey.SUBMITTER_NAME.value)
     return str(meta.get(JobMetaKey.JOB_NAME.value, "")), str(person) if person else None

@@ -1,4 +1,7 @@
-"""Revoked sites and people: a list that the alliance signs, in force on a running server within seconds."""
+"""Revoked sites and people: a list that the alliance signs.
+
+A new list is in force on a running server within seconds.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +26,11 @@ from nvflare.security.security import COMMAND_CATEGORIES, CommandCategory
 
 from oncofed.audit import COMMANDED, LET_IN, AuditLog
 from oncofed.errors import AllianceError, AuditError
+from oncofed.flare.folders import local_folder
 from oncofed.flare.patches.authorization import wrap_authorizer
 from oncofed.flare.patches.client_admission import check_clients
 from oncofed.flare.security.archives import check_submissions
+from oncofed.flare.security.recording import audit_log
 from oncofed.signing import is_signed_by
 
 REVOKED_FILE = "revoked.json"
@@ -39,7 +44,7 @@ _SUBMITTER: ContextVar[str | None] = ContextVar("submitter", default=None)
 
 
 def submitter() -> str | None:
-    """Return the person that submits the job which this thread accepts; None where unknown."""
+    """Return who submits the job that this thread accepts, if known."""
     return _SUBMITTER.get()
 
 
@@ -86,9 +91,9 @@ def read_revoked(path: Path, root: x509.Certificate) -> Revoked:
 
 
 def list_and_root(fl_ctx: FLContext) -> tuple[Path, Path]:
-    """Return the paths of a server's list of revoked names and of its root certificate."""
-    workspace = fl_ctx.get_prop(FLContextKey.WORKSPACE_OBJECT)
-    return Path(workspace.get_site_config_dir()) / REVOKED_FILE, Path(workspace.get_startup_kit_dir()) / "rootCA.pem"
+    """Return the paths of a server's list and root certificate."""
+    startup = Path(fl_ctx.get_prop(FLContextKey.WORKSPACE_OBJECT).get_startup_kit_dir())
+    return local_folder(fl_ctx) / REVOKED_FILE, startup / "rootCA.pem"
 
 
 class RevocationList(FLComponent):
@@ -110,7 +115,7 @@ class RevocationList(FLComponent):
         if event_type == EventType.SYSTEM_START:
             path, certificate = list_and_root(fl_ctx)
             root = x509.load_pem_x509_certificate(certificate.read_bytes())
-            audit = AuditLog(Path(fl_ctx.get_prop(FLContextKey.WORKSPACE_OBJECT).get_root_dir()))
+            audit = audit_log(fl_ctx)
             wrap_authorizer(lambda authorizer: _WithoutRevoked(authorizer, self, audit))
             engine = fl_ctx.get_engine()
             bind_certificates(engine.server.client_manager, audit)
@@ -150,11 +155,11 @@ class RevocationList(FLComponent):
 
 
 def bind_certificates(manager: ClientManager, audit: AuditLog) -> None:
-    """Bind certificates to a role: nobody joins as a site with a person's, or logs in with a site's. Record each.
+    """Bind certificates to a role, and record who enters.
 
-    FLARE checks a certificate's signature and name, but not its role: an engineer's key would receive the model, and
-    send updates, as one more site. Names of people are e-mail addresses, those of sites and relays never are. FLARE
-    checks that a name is the certificate's.
+    Nobody joins as a site with a person's certificate, or logs in with a site's. FLARE checks a certificate's signature
+    and name, but not its role: an engineer's key would receive the model, and send updates, as one more site. Names of
+    people are e-mail addresses, those of sites and relays never are. FLARE checks that a name is the certificate's.
 
     Args:
         manager: of the server.

@@ -1,4 +1,4 @@
-"""A submitted job is refused at once, with reasons, where too few sites would run it.
+"""Refusal of submitted jobs that too few sites would run.
 
 Policies stay at the sites: the server sends what a job declares, and each connected site replies which rule the job
 breaks, if any. That is advice: a site decides when the job starts, by what it then receives.
@@ -18,11 +18,13 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.job_def import JobMetaKey
 from nvflare.apis.shareable import Shareable, make_reply
 
-from oncofed.audit import REFUSED, AuditLog
+from oncofed.audit import REFUSED
 from oncofed.errors import AuditError, PolicyError, SpecError, one_line
+from oncofed.flare.folders import kit_folder
 from oncofed.flare.runtime.job_recovery import is_for
 from oncofed.flare.runtime.site_query import query_sites
 from oncofed.flare.security.archives import pack_of_submission
+from oncofed.flare.security.recording import audit_log
 from oncofed.flare.security.revocation import submitter
 from oncofed.packs.approvals import refusal_at_site
 from oncofed.packs.pack import read_pack
@@ -53,7 +55,7 @@ def job_asks(
 
 
 class SubmissionCheck(FLComponent):
-    """At the server: refuses a submitted job that too few connected sites would run."""
+    """At the server: refuses jobs that too few sites would run."""
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Query the sites about a submitted job."""
@@ -72,7 +74,7 @@ class SubmissionCheck(FLComponent):
             fl_ctx.set_prop(FLContextKey.JOB_BLOCK_REASON, text, sticky=False, private=True)
 
     def _query(self, meta: dict[str, Any], asks: dict[str, Any], fl_ctx: FLContext) -> tuple[int, dict[str, str]]:
-        """Return the number of queried sites, and the reasons of those that would not run the job."""
+        """Return the number of queried sites, and refusals by site."""
         engine: Any = fl_ctx.get_engine()
         placed = meta.get(JobMetaKey.DEPLOY_MAP.value, {}).values()
         clients = [c for c in engine.get_clients() if any(is_for(sites, c.name) for sites in placed)]
@@ -89,7 +91,10 @@ class SubmissionCheck(FLComponent):
 
 
 class SubmissionReplies(FLComponent):
-    """At a site: replies whether its policy, and its decisions about code, would let a job run."""
+    """At a site: replies whether it would run a job.
+
+    That depends on its policy and its decisions about code.
+    """
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Reply from the start of the site on."""
@@ -99,18 +104,16 @@ class SubmissionReplies(FLComponent):
 
     def _reply(self, topic: str, request: Shareable, fl_ctx: FLContext) -> Shareable:
         del topic
-        workspace = fl_ctx.get_prop(FLContextKey.WORKSPACE_OBJECT)
         reply = make_reply(ReturnCode.OK)
         facts = JobFacts(
-            _text(request.get("name")) or "",
-            _text(request.get("person")),
-            _text(request.get("dataset")) or "",
-            _text(request.get("network")),
-            _text(request.get("strategy")),
+            name=_text(request.get("name")) or "",
+            person=_text(request.get("person")),
+            dataset=_text(request.get("dataset")) or "",
+            network=_text(request.get("network")),
+            strategy=_text(request.get("strategy")),
         )
         pack = _text(request.get("pack"))
-        kit = Path(workspace.get_root_dir())
-        log = AuditLog(kit)
+        kit, log = kit_folder(fl_ctx), audit_log(fl_ctx)
 
         def record(what: str, **values: Any) -> None:
             log.write(what, facts.person or "unknown", **values)
@@ -134,7 +137,10 @@ class SubmissionReplies(FLComponent):
 
 
 def _refusal_of_code(kit: Path, digest: str, content: Any, record: Callable[..., object]) -> str | None:
-    """Return why a job's pack may not run at a site; None where it may. The text may leave the site."""
+    """Return why a job's pack may not run; None where it may.
+
+    The text may leave the site.
+    """
     if not isinstance(content, bytes):
         return f"the job names a pack ({digest[:12]}…) that it does not bring"
     try:
