@@ -52,6 +52,11 @@ class Goal(ABC):
         return ()
 
     @property
+    def idle(self) -> Collection[str]:
+        """Sites that joined but are not asked, so that nobody waits for them."""
+        return ()
+
+    @property
     def coming(self) -> Collection[str]:
         """Sites that were perhaps not heard of yet, since their processes are being started."""
         return ()
@@ -87,7 +92,8 @@ class Quorum:
         while not goal.is_reached():
             self._sites.watch(LOOK_SECONDS)
             # Data that did not pass the checks does not change.
-            out = {site for site in list(self._intake.reasons) if site not in self._sites.cases} | set(goal.refused)
+            out = {site for site in list(self._intake.reasons) if site not in self._sites.cases}
+            out |= set(goal.refused) | set(goal.idle)
             present = (self._sites.known() | set(goal.coming)) - set(self._sites.lost) - out
             if len(present) >= goal.needed:
                 hopeless_since = None

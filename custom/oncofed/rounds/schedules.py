@@ -157,6 +157,11 @@ class Training(Goal):
         """Those of them that may be able to train later."""
         return list(self._current.unable)
 
+    @property
+    def idle(self) -> Collection[str]:
+        """Sites that were not drawn, or have too few cases."""
+        return self._context.sites.cases.keys() - set(self._current.asked)
+
 
 class _BufferedTraining(Training):
     """Sites train again and again, until the buffer is full.
